@@ -1,0 +1,64 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+PORT ?= 8188
+PY := .venv/bin/python
+
+.PHONY: help venv hosts demo serve lint types tests check test clean
+
+help:
+	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
+	@echo "make serve   ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
+	@echo "make test    lint, types and all tests, two real hosts included"
+	@echo "make check   the same gate, named as in CONTRIBUTING"
+	@echo "make clean   remove .venv and the fetched hosts"
+
+# --- set-up, once -----------------------------------------------------------------------------------------------------
+
+venv: .venv/.installed
+
+# torch first and by its plain name: whatever the index offers for this machine is right.
+.venv/.installed: pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check torch torchvision
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+hosts: .hosts/.prepared
+
+.hosts/.prepared: .venv/.installed tests/host/comfyui.py
+	@$(PY) tests/host/comfyui.py prepare
+	@touch $@
+
+.hosts/.frontend: .hosts/.prepared
+	@$(PY) tests/host/comfyui.py prepare --frontend
+	@touch $@
+
+# --- see it -----------------------------------------------------------------------------------------------------------
+
+demo: .hosts/.prepared
+	@$(PY) tests/host/demo.py
+
+serve: .hosts/.frontend
+	@$(PY) tests/host/comfyui.py serve --port $(PORT)
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/.installed
+	.venv/bin/pyright
+
+# The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
+tests: .hosts/.prepared
+	.venv/bin/pytest $(PYTEST)
+
+check: lint types tests
+
+test: check
+
+clean:
+	rm -rf .venv .hosts build

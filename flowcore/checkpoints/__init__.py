@@ -1,0 +1,1 @@
+"""Model files: our format, public checkpoints, shipped weights."""

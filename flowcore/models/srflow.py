@@ -1,0 +1,137 @@
+"""SRFlow: super-resolution as sampling from a conditional flow.
+
+Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV 2020).
+Two fields go beyond the paper: ``residual`` measures the image from the encoder's own enlargement instead of from zero, and
+``mixing`` chooses how the 1x1 convolutions start. Both default to the published behaviour.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..condition import Condition
+from ..flow import Flow, Level
+from ..networks import Conditioner, RRDBEncoder, ScaledConv
+from ..transforms import ActNorm, Chain, Coupling, FlowError, Injector, InvertibleConv, Split, Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRFlowConfig:
+    """Everything that says how an SRFlow is built; the defaults are the published DF2K 4X network.
+
+    Attributes:
+        scale: Integer factor from LR to HR: 2, 4 or 8.
+        levels: Squeeze scales; at most log2(scale) + 1. The deepest may work at half the LR resolution.
+        steps: Conditional steps per level.
+        transition_steps: Steps without injector and coupling at the start of each level.
+        hidden: Width of the networks in injectors and couplings.
+        hidden_layers: Hidden convolutions of these networks.
+        hidden_kernel: Side of those convolutions: 1 or 3.
+        encoder_blocks: RRDBs of the encoder.
+        encoder_width: Its channels.
+        encoder_growth: Channels that each of its dense convolutions adds.
+        stacked_blocks: Indices of the RRDBs whose outputs all levels see.
+        affine_eps: Smallest scale of injectors and couplings.
+        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
+        residual: Measure the image from the encoder's own enlargement.
+        mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level from the
+            principal axes of the first batch, the others as channel reversals.
+    """
+
+    scale: int = 4
+    levels: int = 3
+    steps: int = 16
+    transition_steps: int = 2
+    hidden: int = 64
+    hidden_layers: int = 1
+    hidden_kernel: int = 1
+    encoder_blocks: int = 23
+    encoder_width: int = 64
+    encoder_growth: int = 32
+    stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
+    affine_eps: float = 1e-4
+    quant_bins: int = 32
+    residual: bool = False
+    mixing: Literal["orthogonal", "principal"] = "orthogonal"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            FlowError: Naming the field, its value and what it may be.
+        """
+        object.__setattr__(self, "stacked_blocks", tuple(self.stacked_blocks))  # JSON has lists
+        if self.scale not in (2, 4, 8):
+            raise FlowError(f"scale must be 2, 4 or 8; got {self.scale!r}.")
+        if self.levels not in range(1, round(math.log2(self.scale)) + 2):
+            raise FlowError(f"levels must be 1 to {round(math.log2(self.scale)) + 1} at scale {self.scale}; got {self.levels!r}.")
+        limits = {
+            "steps": (1, 256), "transition_steps": (0, 16), "hidden": (1, 4096), "hidden_layers": (0, 64), "encoder_blocks": (1, 256),
+            "encoder_width": (1, 4096), "encoder_growth": (1, 4096), "quant_bins": (1, 65536),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise FlowError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+        if self.hidden_kernel not in (1, 3):
+            raise FlowError(f"hidden_kernel must be 1 or 3; got {self.hidden_kernel!r}.")
+        if any(type(i) is not int or not 0 <= i < self.encoder_blocks for i in self.stacked_blocks):
+            raise FlowError(f"stacked_blocks must be indices below encoder_blocks={self.encoder_blocks}; got {self.stacked_blocks}.")
+        if not 0 <= self.affine_eps < 1:
+            raise FlowError(f"affine_eps must lie in [0, 1); got {self.affine_eps!r}.")
+        if self.mixing not in ("orthogonal", "principal"):
+            raise FlowError(f"mixing must be 'orthogonal' or 'principal'; got {self.mixing!r}.")
+
+
+def srflow(config: SRFlowConfig) -> Flow:
+    """Build an SRFlow.
+
+    Its condition's source is the LR image, ``(B, 3, h, w)`` in [0, 1]; its images are HR, ``(B, 3, scale * h, scale * w)``.
+
+    Args:
+        config: See ``SRFlowConfig``.
+
+    Returns:
+        The flow, with random weights.
+    """
+    features = config.encoder_width * (1 + len(config.stacked_blocks))
+    levels: list[Level] = []
+    channels = 3
+    for number in range(1, config.levels + 1):
+        channels *= 4
+        steps: list[Transform] = []
+        for k in range(config.transition_steps + config.steps):
+            parts: list[Transform] = [ActNorm(channels), _mixing(channels, config, first=k == 0)]
+            if k >= config.transition_steps:
+                parts += [
+                    Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps),
+                    Coupling(_conditioner(channels // 2 + features, channels, config), eps=config.affine_eps),
+                ]
+            steps.append(Chain(*parts))
+        splits = number < config.levels - 1  # as published: none after the last two levels
+        levels.append(Level(steps, Split(ScaledConv(channels // 2, channels)) if splits else None))
+        channels = channels // 2 if splits else channels
+    encoder = RRDBEncoder(config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks)
+
+    def encode(network: nn.Module, lr: Tensor) -> Condition:
+        assert isinstance(network, RRDBEncoder)
+        features, origin = network(lr, config.levels, with_picture=config.residual)
+        return Condition(features=tuple(features), origin=origin)
+
+    return Flow(
+        levels, channels=3, config=config, architecture="srflow", encoder=encoder, encode=encode, condition_scale=config.scale
+    )  # fmt: skip
+
+
+def _mixing(channels: int, config: SRFlowConfig, *, first: bool) -> InvertibleConv:
+    if config.mixing == "orthogonal":
+        return InvertibleConv(channels)
+    return InvertibleConv(channels, start="principal" if first else "reverse")
+
+
+def _conditioner(inputs: int, outputs: int, config: SRFlowConfig) -> Conditioner:
+    return Conditioner(inputs, config.hidden, outputs, layers=config.hidden_layers, kernel=config.hidden_kernel)

@@ -1,0 +1,174 @@
+"""The LR encoder of SRFlow: residual-in-residual dense blocks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..resize import enlarge
+
+
+class DenseBlock(nn.Module):
+    """Five 3x3 convolutions, each of which sees the input and all outputs before it; a residual scaled by 0.2."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        """Draw the weights as ESRGAN does: Kaiming normal times 0.1, biases zero.
+
+        Args:
+            width: Channels in and out.
+            growth: Channels that each of the first four convolutions adds.
+        """
+        super().__init__()
+        outputs = [growth] * 4 + [width]
+        self.convs = nn.ModuleList(_conv(width + growth * k, outputs[k]) for k in range(5))
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data.mul_(0.1)
+            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: ``(B, width, H, W)``.
+
+        Returns:
+            ``(B, width, H, W)``.
+        """
+        seen = [x]
+        for conv in self.convs[:-1]:
+            seen.append(_activate(conv(torch.cat(seen, dim=1))))
+        return x + 0.2 * self.convs[-1](torch.cat(seen, dim=1))
+
+
+class RRDB(nn.Module):
+    """Three dense blocks in series; a residual scaled by 0.2.
+
+    Source: Wang et al., "ESRGAN", section 3.1.
+    """
+
+    def __init__(self, width: int, growth: int) -> None:
+        """Build the blocks.
+
+        Args:
+            width: Channels in and out.
+            growth: As in ``DenseBlock``.
+        """
+        super().__init__()
+        self.dense = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: ``(B, width, H, W)``.
+
+        Returns:
+            ``(B, width, H, W)``.
+        """
+        return x + 0.2 * self.dense(x)
+
+
+class RRDBEncoder(nn.Module):
+    """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
+
+    Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of the
+    first convolution's; the features are the activated tensors; there is a half-resolution grid.
+
+    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement (``picture``) is bicubic plus the learned residual; the published
+    network has that branch, too, without the bicubic, and does not use it.
+    """
+
+    def __init__(self, scale: int, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
+        """Build the network.
+
+        Args:
+            scale: Integer factor from LR to HR: 2, 4 or 8.
+            blocks: Number of RRDBs.
+            width: Channels of the trunk.
+            growth: Channels that each dense convolution adds.
+            stacked_blocks: Indices of the RRDBs whose outputs every grid is given, in this order.
+        """
+        super().__init__()
+        self.scale = scale
+        self.stacked_blocks = stacked_blocks
+        self.conv_first = _conv(3, width)
+        self.blocks = nn.ModuleList(RRDB(width, growth) for _ in range(blocks))
+        self.conv_trunk = _conv(width, width)
+        self.conv_up = nn.ModuleList(_conv(width, width) for _ in range(round(math.log2(scale))))
+        self.conv_hr = _conv(width, width)
+        self.conv_last = _conv(width, 3)
+
+    def forward(self, lr: Tensor, levels: int, *, with_picture: bool = False) -> tuple[list[Tensor], Tensor | None]:
+        """Compute the features for the flow.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` asks for the half-resolution grid.
+            levels: Number of grids, finest first; the first has half as many pixels a side as HR.
+            with_picture: Whether to compute the enlargement as well.
+
+        Returns:
+            Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native features first,
+            then the stacked blocks' outputs, resized by nearest neighbour. And ``picture(lr)``, or None.
+        """
+        trunk, stack = self._trunk(lr)
+        native = {1: trunk}
+        features = trunk
+        for k, conv in enumerate(self.conv_up[:-1]):
+            features = _enlarged(conv, features)
+            native[2 ** (k + 1)] = features
+        picture = self._picture(lr, features) if with_picture else None
+        result: list[Tensor] = []
+        for level in range(1, levels + 1):
+            if 2**level <= self.scale:
+                own = native[self.scale // 2**level]
+            else:  # the half-resolution grid; bilinear with half-pixel centres is the mean of 2x2 pixels
+                own = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
+            if self.stacked_blocks:
+                own = torch.cat([own, F.interpolate(stack, own.shape[-2:], mode="nearest")], dim=1)
+            result.append(own)
+        return result, picture
+
+    def picture(self, lr: Tensor) -> Tensor:
+        """Enlarge the image the ordinary way: one sharp guess, trained with L1.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1].
+
+        Returns:
+            ``(B, 3, scale * h, scale * w)``, not clamped.
+        """
+        features = self._trunk(lr)[0]
+        for conv in self.conv_up[:-1]:
+            features = _enlarged(conv, features)
+        return self._picture(lr, features)
+
+    def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
+        features = _enlarged(self.conv_up[-1], features)
+        residual = self.conv_last(_activate(self.conv_hr(features)))
+        return enlarge(lr, self.scale) + residual.to(lr.dtype)
+
+    def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.conv_first(lr)
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            features = block(features)
+            outputs.append(features)
+        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
+        return features + self.conv_trunk(features), stack
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _enlarged(conv: nn.Module, x: Tensor) -> Tensor:
+    return _activate(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)

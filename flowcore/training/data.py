@@ -1,0 +1,156 @@
+"""Training data: a folder of photographs, decoded once, cut into pairs of HR and LR crops."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..resize import shrink
+from ..transforms import ImageError
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the cache.
+
+    Attributes:
+        name: File it came from, relative to the data folder.
+        height: HR rows.
+        width: HR columns.
+        offset: Where its HR pixels start in the cache, in bytes; its LR pixels follow.
+    """
+
+    name: str
+    height: int
+    width: int
+    offset: int
+
+
+class Photographs:
+    """Pairs of HR and LR images, memory-mapped, both 8 bit as the papers' PNG files are.
+
+    LR images are made from whole images (antialiased bicubic, rounded to 8 bits), so crops have no border effects. Which crops a
+    training step sees is a function of (seed, step) alone: that is what makes resuming exact.
+    """
+
+    def __init__(self, folder: Path, cache: Path, *, scale: int, pyramid: tuple[float, ...] = (1.0,), validation: int = 0) -> None:
+        """Open the cache, or decode the folder into it.
+
+        Args:
+            folder: Any tree of images; files that cannot be decoded are skipped and listed in ``skipped``.
+            cache: Folder to keep the decoded pixels in.
+            scale: Factor between HR and LR.
+            pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their originals.
+            validation: How many photographs to keep out of training, spread evenly over the sorted names.
+
+        Raises:
+            ImageError: If the folder holds no image.
+        """
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files:
+            raise ImageError(f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth.")
+        described = [[str(p.relative_to(folder)), p.stat().st_size] for p in files]
+        key = hashlib.sha256(json.dumps([described, scale, pyramid]).encode()).hexdigest()[:16]
+        pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
+        if not index.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            _decode(folder, files, scale, pyramid, pixels, index)
+        content: dict[str, Any] = json.loads(index.read_text())
+        entries = [Entry(*row) for row in content["entries"]]
+        self.scale = scale
+        self.skipped: list[str] = content["skipped"]
+        if not entries:
+            raise ImageError(f"None of the {len(files)} files in {folder} could be used. Skipped: {'; '.join(self.skipped[:3])}.")
+        self._pixels = np.memmap(pixels, dtype=np.uint8, mode="r")
+        names = sorted({entry.name for entry in entries})
+        held = {names[round(k * len(names) / validation)] for k in range(validation)} if validation else set[str]()
+        self.training = [entry for entry in entries if entry.name not in held]
+        self.held_out = [entry for entry in entries if entry.name in held]
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Cut the crops of one step, turned and mirrored at random.
+
+        Args:
+            size: B.
+            crop: Side of the HR crops, a multiple of the scale.
+            seed: Of the run.
+            step: Number of the step.
+            held_out: Whether to cut from the validation photographs.
+
+        Returns:
+            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1].
+
+        Raises:
+            ImageError: If no image is as large as the crop.
+        """
+        entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
+        if not entries:
+            raise ImageError(f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a smaller crop.")
+        areas = np.array([e.height * e.width for e in entries], dtype=np.float64)
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        pairs = [self._crop(entries[i], crop, rng) for i in rng.choice(len(entries), size, p=areas / areas.sum())]
+        return _batch([hr for hr, _ in pairs]), _batch([lr for _, lr in pairs])
+
+    def _crop(self, entry: Entry, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        hr, lr = self._images(entry)
+        s, small = self.scale, crop // self.scale
+        top = int(rng.integers(0, lr.shape[0] - small + 1))
+        left = int(rng.integers(0, lr.shape[1] - small + 1))
+        turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
+        crops = hr[top * s : top * s + crop, left * s : left * s + crop], lr[top : top + small, left : left + small]
+        turned = [np.rot90(c, turn) for c in crops]
+        return tuple(c[:, ::-1] if mirror else c for c in turned)  # pyright: ignore[reportReturnType]
+
+    def _images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        small = entry.height // self.scale, entry.width // self.scale
+        middle = entry.offset + entry.height * entry.width * 3
+        end = middle + small[0] * small[1] * 3
+        return self._pixels[entry.offset : middle].reshape(entry.height, entry.width, 3), self._pixels[middle:end].reshape(*small, 3)
+
+
+def _batch(crops: list[np.ndarray]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(crops))  # (B, H, W, 3) uint8
+    return stacked.permute(0, 3, 1, 2).float() / 255  # stays channels-last in memory
+
+
+def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, ...], pixels: Path, index: Path) -> None:
+    """Write the pixels of all files, then the index: a cache without an index does not exist."""
+    entries: list[tuple[str, int, int, int]] = []
+    skipped: list[str] = []
+    partial = pixels.with_suffix(f".{os.getpid()}.partial")
+    multiple = 2 * scale
+    with partial.open("wb") as out:
+        for file in files:
+            name = str(file.relative_to(folder))
+            try:
+                with Image.open(file) as opened:
+                    image = opened.convert("RGB")
+            except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                skipped.append(f"{name}: {error}")
+                continue
+            for factor in pyramid:
+                sides = round(image.width * factor), round(image.height * factor)
+                sized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
+                height, width = sized.height // multiple * multiple, sized.width // multiple * multiple
+                if min(height, width) < multiple:
+                    skipped.append(f"{name}: {sized.width}x{sized.height} is too small")
+                    continue
+                hr = np.asarray(sized.crop((0, 0, width, height)))
+                lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0]
+                entries.append((name, height, width, out.tell()))
+                out.write(hr.tobytes())
+                out.write((lr.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes())
+    os.replace(partial, pixels)
+    index.with_suffix(".partial").write_text(json.dumps({"entries": entries, "skipped": skipped}))
+    os.replace(index.with_suffix(".partial"), index)

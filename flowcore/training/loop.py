@@ -1,0 +1,376 @@
+"""The training loop: stages, averaged weights, exact resume, sample sheets.
+
+Everything random is a function of (seed, step): crops, noise, initial weights. So the state of a run is its step, the weights, their
+average and the optimiser's moments, and a run that was stopped goes on to the same parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.file import read, save
+from ..flow import Flow
+from ..likelihood import bits_per_dim, dequantize, log_prob
+from ..models import build
+from ..networks import RRDBEncoder
+from ..prior import sample_latents
+from ..resize import enlarge, shrink
+from ..transforms import FlowError
+from .data import Photographs
+from .recipe import Recipe, Stage
+
+SHEET_TEMPERATURES = (0.0, 0.8, 0.8)
+GIVE_UP = 50  # non-finite steps in a row after which the run stops
+
+
+@dataclass
+class Progress:
+    """What a run remembers between checkpoints besides tensors.
+
+    Attributes:
+        step: Finished steps, over all stages.
+        skipped: Steps that were not made because the loss or gradient was not finite.
+        precision: "float32" or "bfloat16", once chosen.
+        seconds: Time spent training.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    precision: str = ""
+    seconds: float = 0.0
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    *,
+    device: str = "cpu",
+    encoder_from: Path | None = None,
+    stop_after: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Path:
+    """Run a recipe to its end, from wherever the run folder says it has come.
+
+    Args:
+        recipe: What to train.
+        data: Folder of photographs.
+        run: Folder for the checkpoint, the model file, sample sheets, the log and the decoded photographs.
+        device: Torch device.
+        encoder_from: A model file whose encoder to start from.
+        stop_after: Stop (with a checkpoint) after this many steps in all; None for the recipe's end.
+        log: Where lines of progress go; None for the standard error stream.
+
+    Returns:
+        Path of the model file, ``run/model.safetensors``.
+
+    Raises:
+        FlowError: If too many steps in a row were not finite.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    say = _logger(run / "log.txt", log)
+    photographs = Photographs(data, run / "cache", scale=recipe.model.scale, pyramid=recipe.pyramid, validation=recipe.validation)
+    say(f"{len(photographs.training)} images to train on, {len(photographs.held_out)} held out, {len(photographs.skipped)} skipped")
+    for line in photographs.skipped:
+        say(f"skipped {line}")
+
+    torch.manual_seed(recipe.seed)
+    flow = build(recipe.architecture, recipe.model)
+    if encoder_from is not None:
+        _take_encoder(flow, encoder_from)
+    flow.to(device=device, memory_format=torch.channels_last)
+    average = copy.deepcopy(flow).requires_grad_(False)
+    progress = Progress()
+    optimiser_state = _restore(run / "checkpoint.pt", recipe, flow, average, progress)
+    if progress.step:
+        say(f"going on after step {progress.step}")
+    total = sum(stage.steps for stage in recipe.stages)
+    limit = total if stop_after is None else min(total, stop_after)
+
+    first = 0
+    for stage in recipe.stages:
+        if first <= progress.step < min(first + stage.steps, limit):
+            if progress.step == first:
+                flow.load_state_dict(average.state_dict())
+                if stage.objective == "likelihood":
+                    _initialise(flow, photographs, recipe, stage, device)
+                average.load_state_dict(flow.state_dict())
+                optimiser_state = None
+            runner = _StageRunner(recipe, stage, first, flow, average, photographs, progress, device, say)
+            runner.go(min(first + stage.steps, limit), optimiser_state, run)
+            optimiser_state = None
+        first += stage.steps
+    model = run / "model.safetensors"
+    say(f"{progress.step} of {total} steps, {progress.skipped} skipped, {progress.seconds / 60:.1f} minutes: {model}")
+    return model
+
+
+class _StageRunner:
+    """The steps of one stage."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        first: int,
+        flow: Flow,
+        average: Flow,
+        photographs: Photographs,
+        progress: Progress,
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.stage, self.first = recipe, stage, first
+        self.flow, self.average = flow, average
+        self.photographs, self.progress = photographs, progress
+        self.device, self.say = device, say
+        self.parameters = list(_encoder(flow).parameters() if stage.objective == "l1" else flow.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=stage.learning_rate, betas=(0.9, 0.99))
+
+    def go(self, until: int, optimiser_state: dict[str, Any] | None, run: Path) -> None:
+        """Train up to a step, with checkpoints on the way."""
+        progress, every = self.progress, self.recipe.checkpoint_every
+        if optimiser_state is not None:
+            self.optimiser.load_state_dict(optimiser_state)
+        if not progress.precision:
+            progress.precision = self._choose_precision()
+            self.say(f"precision of conditioners and encoder: {progress.precision}")
+        bad, waited, started, shown = 0, 0.0, time.monotonic(), time.monotonic()
+        recent: list[float] = []
+        while progress.step < until:
+            begun = time.monotonic()
+            hr, lr = self._batch(progress.step)
+            waited += time.monotonic() - begun
+            value = self._step(hr, lr)
+            if value is None:
+                progress.skipped += 1
+                bad += 1
+                if bad >= GIVE_UP:
+                    raise FlowError(
+                        f"{bad} steps in a row were not finite, the last at step {progress.step}. Lower the learning rate of stage "
+                        f"{self.stage.name} ({self.stage.learning_rate}); the last good checkpoint is in {run}."
+                    )
+            else:
+                bad = 0
+                recent.append(value)
+            progress.step += 1
+            now = time.monotonic()
+            if now - shown > 20 or progress.step == until:
+                self._show(recent, len(recent) / max(now - shown, 1e-9), waited / max(now - started, 1e-9))
+                recent, shown = [], now
+            if progress.step % every == 0 or progress.step == until:
+                progress.seconds += time.monotonic() - started
+                self._checkpoint(run)
+                started, waited = time.monotonic(), 0.0
+
+    def _step(self, hr: Tensor, lr: Tensor) -> float | None:
+        """Make one optimiser step; None if it was not finite and therefore not made."""
+        done = self.progress.step - self.first
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.stage.learning_rate * _rate(self.stage, done)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._loss(self.flow, hr, lr)
+        if not math.isfinite(loss.item()):
+            return None
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
+        if not math.isfinite(norm.item()):
+            return None
+        self.optimiser.step()
+        decay = min(self.recipe.ema, (1 + done) / (10 + done))
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self.flow.parameters(), strict=True)
+            torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), weight=1 - decay)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+        return loss.item()
+
+    def _loss(self, flow: Flow, hr: Tensor, lr: Tensor, *, step: int | None = None) -> Tensor:
+        step = self.progress.step if step is None else step
+        stage = self.stage
+        with torch.autocast(hr.device.type, torch.bfloat16, enabled=self.progress.precision == "bfloat16"):
+            if stage.objective == "l1":
+                picture = _encoder(flow).picture(lr)
+                loss = F.l1_loss(picture, hr)
+                if stage.lr_consistency:
+                    loss = loss + stage.lr_consistency * F.l1_loss(shrink(picture, flow.config.scale), lr)
+                return loss
+            frozen = step - self.first < stage.train_encoder_after * stage.steps
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                cond = flow.encode_condition(lr)
+            generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
+            noisy = dequantize(hr, flow.config.quant_bins, generator)
+            return bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        hr, lr = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)
+        return hr.to(self.device), lr.to(self.device)
+
+    def _choose_precision(self) -> str:
+        if self.recipe.precision != "auto":
+            return self.recipe.precision
+        hr, lr = self._batch(self.progress.step)
+        seconds: dict[str, float] = {}
+        for precision in ("float32", "bfloat16"):
+            self.progress.precision = precision
+            for attempt in range(4):
+                if attempt == 1:  # the first one warms up
+                    seconds[precision] = -time.monotonic()
+                loss = self._loss(self.flow, hr, lr)
+                loss.backward()
+                loss.item()
+            seconds[precision] += time.monotonic()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.say("seconds per step: " + ", ".join(f"{name} {value / 3:.2f}" for name, value in seconds.items()))
+        return min(seconds, key=lambda name: seconds[name])
+
+    def _show(self, recent: list[float], rate: float, waiting: float) -> None:
+        done = self.progress.step - self.first
+        unit = "L1" if self.stage.objective == "l1" else "bits/dim"
+        mean = sum(recent) / len(recent) if recent else math.nan
+        left = (self.stage.steps - done) / max(rate, 1e-9) / 60
+        bar = "#" * round(20 * done / self.stage.steps)
+        self.say(
+            f"{self.stage.name} [{bar:<20}] {done}/{self.stage.steps} {unit} {mean:.4f} {rate:.2f} steps/s "
+            f"data wait {waiting:.1%} skipped {self.progress.skipped} {left:.0f} min left"
+        )
+
+    @torch.no_grad()
+    def _checkpoint(self, run: Path) -> None:
+        progress = self.progress
+        content = {
+            "flow": self.flow.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": vars(progress).copy(),
+            "recipe": _fingerprint(self.recipe),
+        }
+        _atomically(run / "checkpoint.pt", lambda partial: torch.save(content, partial))
+        if not self.photographs.held_out:
+            save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, {}))
+            return
+        hr, lr = self.photographs.batch(8, 4 * self.stage.crop // 4, 0, 0, held_out=True)
+        hr, lr = hr.to(self.device), lr.to(self.device)
+        metrics = {"validation_" + self.stage.objective: round(float(self._loss(self.average, hr, lr, step=0)), 4)}
+        pictures = [enlarge(lr, self.average.config.scale)]
+        if self.stage.objective == "l1":
+            pictures.append(_encoder(self.average).picture(lr))
+            names = ["bicubic", "l1"]
+        else:
+            cond = self.average.encode_condition(lr)
+            shapes = self.average.latent_shapes(*hr.shape[-2:])
+            for k, tau in enumerate(SHEET_TEMPERATURES):
+                latents = [z.to(self.device) for z in sample_latents(shapes, len(hr), tau, seed=k * len(hr))]
+                pictures.append(self.average.inverse(latents, cond))
+            names = ["bicubic", *(f"tau{tau}" for tau in SHEET_TEMPERATURES[:-1])]
+        for name, picture in zip(names, pictures, strict=False):
+            metrics[f"psnr_{name}"] = round(float(-10 * (picture.clamp(0, 1) - hr).square().mean().log10()), 2)
+            consistency = shrink(picture.clamp(0, 1), self.average.config.scale) - lr
+            metrics[f"lr_psnr_{name}"] = round(float(-10 * consistency.square().mean().log10()), 2)
+        save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
+        _sheet(run / "sheets" / f"{progress.step:06d}.png", [*pictures, hr])
+        self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
+
+
+def _initialise(flow: Flow, photographs: Photographs, recipe: Recipe, stage: Stage, device: str) -> None:
+    """Set the flow's data-dependent parameters from one large batch."""
+    hr, lr = (t.to(device) for t in photographs.batch(recipe.init_batch, stage.crop, recipe.seed + 1, 0))
+    with torch.no_grad():
+        noisy = dequantize(hr, flow.config.quant_bins, torch.Generator("cpu").manual_seed(recipe.seed))
+        flow.initialise(noisy, flow.encode_condition(lr))
+
+
+def _rate(stage: Stage, done: int) -> float:
+    rise = min(1.0, (done + 1) / max(stage.warmup, 1))
+    part = done / stage.steps
+    if stage.schedule == "cosine":
+        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+    if stage.schedule == "halving":
+        return rise * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
+    return rise
+
+
+def _encoder(flow: Flow) -> RRDBEncoder:
+    if not isinstance(flow.encoder, RRDBEncoder):
+        raise FlowError(f"Objective l1 trains an LR encoder; a {flow.architecture} model has none. Use objective likelihood.")
+    return flow.encoder
+
+
+def _take_encoder(flow: Flow, path: Path) -> None:
+    source, target = _encoder(read(path)).state_dict(), _encoder(flow)
+    try:
+        target.load_state_dict(source)
+    except RuntimeError as error:
+        raise FlowError(f"The encoder of {path.name} does not fit this recipe's encoder_* fields: {error}.") from error
+
+
+def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Progress) -> dict[str, Any] | None:
+    """Read a checkpoint into its places, if there is one; return the optimiser's state."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if content["recipe"] != _fingerprint(recipe):
+        raise FlowError(f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another --run folder.")
+    flow.load_state_dict(content["flow"])
+    average.load_state_dict(content["average"])
+    for name, value in content["progress"].items():
+        setattr(progress, name, value)
+    return content["optimiser"]
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    relevant = (recipe.architecture, recipe.model, recipe.stages, recipe.seed, recipe.pyramid, recipe.validation, recipe.ema, recipe.init_batch)
+    return hashlib.sha256(repr(relevant).encode()).hexdigest()
+
+
+def _provenance(recipe: Recipe, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "source": f"trained by flowcore, recipe {recipe.name}",
+        "licence": recipe.licence,
+        "steps": progress.step,
+        "minutes": round(progress.seconds / 60, 1),
+        "recipe": recipe.text,
+        "metrics": metrics,
+    }
+
+
+def _sheet(path: Path, columns: list[Tensor]) -> None:
+    """Save pictures side by side: a row an image."""
+    from PIL import Image
+
+    rows = torch.cat([c.clamp(0, 1).cpu().float() for c in columns], dim=3)  # (B, 3, H, columns * W)
+    sheet = torch.cat(list(rows), dim=1)  # (3, B * H, columns * W)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(path)
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _logger(path: Path, log: Callable[[str], None] | None) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(stamped + "\n")
+        if log is not None:
+            log(stamped)
+        else:
+            sys.stderr.write(stamped + "\n")
+            sys.stderr.flush()
+
+    return say

@@ -1,0 +1,168 @@
+"""Recipes: what to train, in TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..models import configure
+from ..transforms import FlowError
+
+Objective = Literal["l1", "likelihood"]
+Schedule = Literal["constant", "cosine", "halving"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One part of a training run.
+
+    Attributes:
+        name: Shown in the progress line.
+        objective: "l1": the encoder as an ordinary upscaler, mean absolute error of its enlargement; "likelihood": the whole model,
+            bits per dimension of dequantized HR images.
+        steps: Number of optimiser steps.
+        batch: Crops per step.
+        crop: Side of the HR crops in pixels.
+        learning_rate: Peak rate of Adam.
+        schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published).
+        warmup: Steps over which the rate rises from 0.
+        clip: Largest norm of the gradient; 0 for no clipping.
+        train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
+        lr_consistency: Weight of the mean absolute error, on the LR grid, of the enlargement (objective "l1").
+    """
+
+    name: str
+    objective: Objective
+    steps: int
+    batch: int = 16
+    crop: int = 96
+    learning_rate: float = 5e-4
+    schedule: Schedule = "cosine"
+    warmup: int = 100
+    clip: float = 10.0
+    train_encoder_after: float = 0.5
+    lr_consistency: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        name: Of the model.
+        architecture: A model of ``flowcore.models``.
+        model: Its configuration.
+        stages: In order.
+        seed: Of weights, crops and noise.
+        pyramid: Sizes at which every photograph is used; see ``data.Photographs``.
+        validation: Photographs kept out of training.
+        ema: Decay per step of the averaged weights, which are what is saved; 0 for none.
+        precision: Of conditioners and encoder; "auto" times both and takes the faster.
+        checkpoint_every: Steps between checkpoints, sample sheets and validation.
+        init_batch: Crops of the batch that initialises the flow.
+        licence: Of the resulting weights, for their header.
+    """
+
+    name: str
+    architecture: str
+    model: Any
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    pyramid: tuple[float, ...] = (1.0,)
+    validation: int = 4
+    ema: float = 0.999
+    precision: Precision = "auto"
+    checkpoint_every: int = 500
+    init_batch: int = 32
+    licence: str = "unspecified"
+    text: str = field(default="", repr=False)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A TOML file, or the name of a recipe that flowcore brings, e.g. "srflow-x4".
+
+    Returns:
+        The recipe, checked.
+
+    Raises:
+        FlowError: Naming the key and the choices.
+    """
+    path = Path(path)
+    if not path.exists() and (FOLDER / f"{path.name.removesuffix('.toml')}.toml").exists():
+        path = FOLDER / f"{path.name.removesuffix('.toml')}.toml"
+    if not path.exists():
+        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {', '.join(sorted(p.stem for p in FOLDER.glob('*.toml')))}.")
+    text = path.read_text(encoding="utf-8")
+    return parse_recipe(text)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Parse a recipe.
+
+    Args:
+        text: TOML.
+
+    Returns:
+        The recipe, checked.
+
+    Raises:
+        FlowError: Naming the key and the choices.
+    """
+    raw = _toml(text)
+    stages = raw.pop("stages", None)
+    if not isinstance(stages, list) or not stages:
+        raise FlowError("A recipe needs at least one [[stages]] table with name, objective and steps.")
+    architecture = raw.get("architecture")
+    model = raw.pop("model", {})
+    raw["model"] = configure(str(architecture), model)
+    raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    raw["text"] = text
+    return _checked(Recipe, raw, "")
+
+
+def _toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib as toml
+    else:
+        try:
+            import tomli as toml
+        except ModuleNotFoundError as error:
+            raise FlowError("Reading recipes on Python 3.10 needs the package tomli: pip install tomli.") from error
+    try:
+        return toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise FlowError(f"The recipe is not valid TOML: {error}.") from error
+
+
+def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
+    """Build a dataclass from plain values, checking names, types and choices."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in raw:
+        if key not in fields:
+            raise FlowError(f"Unknown recipe key {prefix}{key}. Choices: {', '.join(sorted(fields.keys() - {'text'}))}.")
+    for name, f in fields.items():
+        if f.default is dataclasses.MISSING and name not in raw:
+            raise FlowError(f"The recipe lacks {prefix}{name}.")
+    values: dict[str, Any] = {}
+    choices = {"Objective": Objective, "Schedule": Schedule, "Precision": Precision}
+    for key, value in raw.items():
+        expected = str(fields[key].type)
+        if expected in choices and value not in get_args(choices[expected]):
+            raise FlowError(f"Recipe key {prefix}{key} must be one of {', '.join(get_args(choices[expected]))}; got {value!r}.")
+        if expected == "float" and type(value) is int:
+            value = float(value)
+        if expected in ("int", "float", "str") and type(value).__name__ != expected:
+            raise FlowError(f"Recipe key {prefix}{key} must be of type {expected}; got {value!r}.")
+        if expected in ("int", "float") and value < 0:
+            raise FlowError(f"Recipe key {prefix}{key} must not be negative; got {value!r}.")
+        values[key] = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return kind(**values)

@@ -1,0 +1,80 @@
+"""Affine injector: the condition alone decides how every channel is shifted and scaled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .coupling import affine, initialise_network
+from .transform import ConditionError, Transform
+
+
+class Injector(Transform):
+    """Shift and scale all channels by what a conditioner makes of the condition.
+
+    With ``shift, scale = affine(conditioner(cond))``: forward: ``z = (x + shift) * scale``; logdet: ``sum log scale``;
+    inverse: ``x = z / scale - shift``.
+
+    Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector").
+    """
+
+    def __init__(self, conditioner: nn.Module, *, eps: float = 0.0) -> None:
+        """Hold the conditioner.
+
+        Args:
+            conditioner: Network from ``(B, Cc, H, W)`` to ``(B, 2C, H, W)``.
+            eps: Added to every scale; see ``coupling.affine``.
+        """
+        super().__init__()
+        self.conditioner = conditioner
+        self.eps = eps
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Features on the same grid, ``(B, Cc, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)`` and logdet ``(B,)``.
+        """
+        shift, scale, log_scale = affine(self.conditioner(_checked(x, cond)), self.eps, like=x)
+        return (x + shift) * scale, log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Map latent to data; see the class.
+
+        Args:
+            z: ``(B, C, H, W)``.
+            cond: As in ``forward``.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        shift, scale, _ = affine(self.conditioner(_checked(z, cond)), self.eps, like=z)
+        return z / scale - shift
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Initialise the conditioner from this batch's condition.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: As in ``forward``.
+
+        Returns:
+            The injected batch.
+        """
+        initialise_network(self.conditioner, _checked(x, cond))
+        return self.forward(x, cond)[0]
+
+
+def _checked(x: Tensor, cond: Tensor | None) -> Tensor:
+    if cond is None or cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
+        came = "none" if cond is None else f"{cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid"
+        raise ConditionError(
+            f"An injector needs a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {came}. "
+            "Pass flow.encode_condition(source) of a source of the matching size and batch."
+        )
+    return cond

@@ -1,0 +1,120 @@
+"""Invertible 1x1 convolution: a learned mixing of channels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .transform import Transform
+
+Start = Literal["orthogonal", "principal", "reverse"]
+
+
+class InvertibleConv(Transform):
+    """Multiply the channels of every pixel by one matrix W.
+
+    Forward: ``z = W x`` per pixel; logdet: ``H * W_image * log|det W|``; inverse: ``x = W^-1 z``, with W^-1 and the determinant
+    computed in float64.
+
+    With ``lu=True``, ``W = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower and U
+    strictly upper triangular, so that ``log|det W| = sum(log_diagonal)`` costs nothing.
+
+    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: "principal" makes the explicit ``initialise`` call set
+    W to the principal axes of its batch (largest variance first), "reverse" starts as the reversal of the channels, which
+    makes successive couplings take turns without mixing what "principal" has just sorted.
+    """
+
+    def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
+        """Draw or set the first matrix.
+
+        Args:
+            channels: C.
+            lu: Whether to hold the matrix as its LU factors.
+            start: The first matrix: random orthogonal, or as the class describes.
+        """
+        super().__init__()
+        self.lu = lu
+        self.start = start
+        weight = torch.eye(channels).flip(0) if start == "reverse" else nn.init.orthogonal_(torch.empty(channels, channels))
+        if lu:
+            permutation, lower, upper = torch.linalg.lu(weight)
+            diagonal = upper.diagonal()
+            self.register_buffer("permutation", permutation)
+            self.register_buffer("sign", diagonal.sign())
+            self.lower = nn.Parameter(lower.tril(-1))
+            self.upper = nn.Parameter(upper.triu(1))
+            self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        else:
+            self.weight = nn.Parameter(weight)
+
+    def matrix(self) -> Tensor:
+        """Build the mixing matrix.
+
+        Returns:
+            W, ``(C, C)``, rows are outputs.
+        """
+        if not self.lu:
+            return self.weight
+        permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
+        identity = torch.eye(self.lower.shape[0], dtype=self.lower.dtype, device=self.lower.device)
+        lower = self.lower.tril(-1) + identity
+        upper = self.upper.triu(1) + torch.diag(sign * self.log_diagonal.exp())
+        return permutation @ lower @ upper
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)`` and logdet ``(B,)``.
+        """
+        weight = self.matrix()
+        if self.lu:
+            log_det = self.log_diagonal.sum()
+        else:
+            log_det = torch.linalg.slogdet(_float64(weight))[1].to(device=x.device, dtype=x.dtype)
+        return _mix(x, weight), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see the class.
+
+        Args:
+            z: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        return _mix(z, torch.linalg.inv(_float64(self.matrix())).to(z))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+        """With ``start="principal"``, take the principal axes of the batch as the matrix; otherwise change nothing.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            The mixed batch.
+        """
+        if self.start == "principal" and not self.lu:
+            pixels = _float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
+            axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1)  # columns, largest variance first
+            self.weight.copy_(axes.T)
+        return self.forward(x)[0]
+
+
+def _mix(x: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
+        return F.conv2d(x, weight[:, :, None, None])
+
+
+def _float64(x: Tensor) -> Tensor:
+    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()  # Apple's device has no float64

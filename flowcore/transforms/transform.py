@@ -1,0 +1,183 @@
+"""What is invertible, and the law that every such thing obeys.
+
+The law
+-------
+``forward(x, cond) -> (z, logdet)`` goes from data to latent. ``inverse(z, cond) -> x`` goes back and returns the data only.
+``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never contains the prior.
+Neither changes its arguments, its module or global state. There is no ``reverse=`` flag and no other sign in the package.
+
+``initialise(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it once;
+sampling, loading and ``forward`` never do.
+
+Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and encoders
+drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class FlowError(ValueError):
+    """Something the caller can mend; the message says what was expected, what came, and what to do."""
+
+
+class ShapeError(FlowError):
+    """A tensor has a shape that the model cannot take."""
+
+
+class ConditionError(FlowError):
+    """A condition is missing, superfluous or does not fit the image."""
+
+
+class CheckpointError(FlowError):
+    """A file is not a model that flowcore can read."""
+
+
+class PrecisionError(FlowError):
+    """A precision was asked for in which a flow is no longer invertible."""
+
+
+class ImageError(FlowError):
+    """An image holds values or a size that no task can use."""
+
+
+class Transform(nn.Module):
+    """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module."""
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
+        """Map data to latent.
+
+        Args:
+            x: Data, ``(B, C, H, W)``.
+            cond: What the transform depends on besides ``x``; see the subclass.
+
+        Returns:
+            The latent, and ``log|det dz/dx|`` in nats, ``(B,)``.
+        """
+        raise NotImplementedError
+
+    def inverse(self, z: Any, cond: Any = None) -> Tensor:
+        """Map latent to data.
+
+        Args:
+            z: What ``forward`` returned first.
+            cond: The same condition as in ``forward``.
+
+        Returns:
+            The data, ``(B, C, H, W)``.
+        """
+        raise NotImplementedError
+
+    def initialise(self, x: Tensor, cond: Any = None) -> Any:
+        """Set the parameters that are derived from a first batch, and pass the batch on.
+
+        Args:
+            x: A batch of data, ``(B, C, H, W)``.
+            cond: The condition of that batch.
+
+        Returns:
+            ``forward(x, cond)[0]`` with the new parameters.
+        """
+        return self.forward(x, cond)[0]
+
+    def half(self) -> Self:
+        """Refuse: a flow in float16 is not invertible.
+
+        Raises:
+            PrecisionError: Always.
+        """
+        raise precision_error(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """Refuse: a flow in bfloat16 is not invertible.
+
+        Raises:
+            PrecisionError: Always.
+        """
+        raise precision_error(torch.bfloat16)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or widen like ``torch.nn.Module.to``; low precisions are refused.
+
+        Args:
+            args: As in torch.
+            kwargs: As in torch.
+
+        Returns:
+            This module.
+
+        Raises:
+            PrecisionError: For float16 or bfloat16.
+        """
+        for argument in (*args, *kwargs.values()):
+            dtype = argument.dtype if isinstance(argument, Tensor) else argument
+            if dtype in LOW_PRECISION:
+                raise precision_error(dtype)
+        return super().to(*args, **kwargs)
+
+
+def precision_error(dtype: torch.dtype) -> PrecisionError:
+    """Build the error for a flow that was asked to run in a low precision.
+
+    Args:
+        dtype: What was asked for.
+
+    Returns:
+        The error, to be raised.
+    """
+    return PrecisionError(
+        f"A flow keeps its parameters and latents in float32 or float64; got {dtype}. "
+        "For speed, run its conditioners in low precision instead: precision='bfloat16' in upscale, or torch.autocast."
+    )
+
+
+class Chain(Transform):
+    """Several transforms, one after the other.
+
+    Forward: ``z = f_n(...f_1(x))``; logdet: the sum of the parts; inverse: the parts' inverses in reverse order.
+    Every part is given the same condition.
+    """
+
+    def __init__(self, *transforms: Transform) -> None:
+        """Hold the parts.
+
+        Args:
+            transforms: In the order of the data-to-latent direction.
+        """
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+
+    def parts(self) -> list[Transform]:
+        """List the parts.
+
+        Returns:
+            The transforms in the order of the data-to-latent direction.
+        """
+        return list(self.transforms)  # pyright: ignore[reportReturnType]
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class."""
+        logdet = x.new_zeros(x.shape[0])
+        for part in self.parts():
+            x, change = part(x, cond)
+            logdet = logdet + change
+        return x, logdet
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see the class."""
+        for part in reversed(self.parts()):
+            z = part.inverse(z, cond)
+        return z
+
+    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Initialise every part from what the parts before it make of the batch."""
+        for part in self.parts():
+            x = part.initialise(x, cond)
+        return x

@@ -1,0 +1,215 @@
+"""The host: the only file that imports anything of ComfyUI.
+
+Everything that differs between its versions ends here. The pack asks for 0.20.0 and still loads on 0.3.75, where
+arguments that the host does not know are left out.
+"""
+
+# The host is not installed in the environment that checks types.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.v0_0_2 import ComfyExtension, io
+from comfyui_version import __version__ as host_version
+from PIL import Image
+from server import PromptServer
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+FLOOR = "0.20.0"
+FOLDER = "flows"
+SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
+
+log = logging.getLogger("flowcore")
+
+
+class Extension(ComfyExtension):
+    """What the host asks for our nodes."""
+
+    def __init__(self, nodes: list[type]) -> None:
+        """Make `models/flows` known, and say so when the host is older than we ask for.
+
+        Args:
+            nodes: Node classes, in the order of the menu.
+        """
+        super().__init__()
+        self._nodes = nodes
+        # Here and not in on_load, which 0.3.75 never calls.
+        _register_folder()
+        if _version(host_version) < _version(FLOOR):
+            log.warning(
+                "flowcore needs ComfyUI >= %s and this is %s: its nodes work, some of their looks are missing.",
+                FLOOR,
+                host_version,
+            )
+
+    async def get_node_list(self) -> list[type]:
+        """Return the node classes."""
+        return self._nodes
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# schemas
+
+
+def make(kind: type[T], *positional: Any, **fields: Any) -> T:
+    """Build a Schema or an input of the host, leaving out the fields that this version does not know.
+
+    Args:
+        kind: The host's class, for example `io.Schema` or `io.Float.Input`.
+        *positional: Passed on as they are.
+        **fields: Passed on when the class has them.
+
+    Returns:
+        The new object.
+    """
+    known = inspect.signature(kind).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        fields = {name: value for name, value in fields.items() if name in known}
+    return kind(*positional, **fields)
+
+
+def gradient_slider() -> Any:
+    """Return the display mode of a slider with a coloured track, or of a plain one where there is no such."""
+    return getattr(io.NumberDisplay, "gradient_slider", io.NumberDisplay.slider)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# model files
+
+
+def _register_folder() -> None:
+    # extra_model_paths.yaml may have made the name already, with an empty set of suffixes, which means "every file".
+    paths, suffixes = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    ours = os.path.join(folder_paths.models_dir, FOLDER)
+    if ours not in paths:
+        paths.append(ours)
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(suffixes) | SUFFIXES)
+
+
+def model_files() -> list[str]:
+    """List the files in `models/flows` and in the folders of `extra_model_paths`, as the host names them."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def model_folders() -> list[str]:
+    """List the folders where model files are looked for."""
+    return folder_paths.get_folder_paths(FOLDER)
+
+
+def model_path(name: str) -> Path | None:
+    """Find a model file.
+
+    Args:
+        name: Its name as in `model_files`.
+
+    Returns:
+        Its path, or None when there is no such file.
+    """
+    path = folder_paths.get_full_path(FOLDER, name)
+    return Path(path) if path else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# memory and devices
+
+
+def wrap(model: torch.nn.Module) -> Any:
+    """Give a model into the host's care, which moves it between devices and frees it under pressure.
+
+    Args:
+        model: A module on the CPU.
+
+    Returns:
+        The host's ModelPatcher. Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
+    """
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device()
+    )
+
+
+def bring(patcher: Any, working_memory: int) -> torch.device:
+    """Bring a wrapped model to its device, whole, with room to work.
+
+    Args:
+        patcher: What `wrap` returned.
+        working_memory: Bytes needed beside the weights.
+
+    Returns:
+        The device where the model is now.
+    """
+    memory.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
+    return patcher.load_device
+
+
+def hand_over(image: torch.Tensor) -> torch.Tensor:
+    """Move a result to the device and dtype in which the host passes images between nodes."""
+    dtype = memory.intermediate_dtype() if hasattr(memory, "intermediate_dtype") else image.dtype
+    return image.to(device=memory.intermediate_device(), dtype=dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# while a node runs
+
+
+def stop_if_cancelled() -> bool:
+    """Raise the host's own interruption when the person has pressed Cancel.
+
+    Returns:
+        False, always: it either raises or there is no reason to stop.
+    """
+    memory.throw_exception_if_processing_interrupted()
+    return False
+
+
+class Progress:
+    """The progress bar on a node, and the pictures that appear in it."""
+
+    def __init__(self) -> None:
+        """Start an empty bar for the node that is running."""
+        self._bar = comfy.utils.ProgressBar(1)
+
+    def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
+        """Move the bar.
+
+        Args:
+            done: Units of work done.
+            total: Units of work in all.
+            preview: A finished picture (3, H, W) in [0, 1], or None.
+        """
+        shown = None
+        if preview is not None:
+            pixels = preview.detach().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            shown = ("JPEG", Image.fromarray(pixels), getattr(args, "preview_size", 512))
+        self._bar.update_absolute(done, total, shown)
+
+
+def say(text: str, node_id: str | None) -> None:
+    """Show a line of text on a node while it runs.
+
+    Args:
+        text: What to show.
+        node_id: The hidden `unique_id` of the node.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if node_id is not None and server is not None:
+        server.send_progress_text(text, node_id)

@@ -1,0 +1,144 @@
+"""Upscale: several sharp, different enlargements of a photograph."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from .. import flowcore
+from ..flowcore.tasks.upscale import memory_required
+from .host import Progress, bring, gradient_slider, io, make, say, stop_if_cancelled
+from .sockets import FlowModel, from_image, to_image
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("flowcore")
+
+COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
+
+
+class FlowcoreUpscale(io.ComfyNode):
+    """IMAGE in, IMAGE out: all samples of the first image, then of the second."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Describe the node. Saved workflows hold widget values by position: append, never reorder."""
+        return make(
+            io.Schema,
+            node_id="FlowcoreUpscale",
+            display_name="Flow Upscale",
+            category="flowcore/upscaling",
+            description="Draws sharp enlargements from a flow. The temperature says how much detail the model may "
+            "invent, the seed which; every seed gives another picture that fits the same small image.",
+            search_aliases=["upscale", "super resolution", "srflow", "flow upscale", "enlarge", "4x", "upscale image"],
+            inputs=[
+                make(
+                    io.Image.Input,
+                    "image",
+                    tooltip="One image or a batch, of any size. An alpha channel is kept and resized the ordinary way; "
+                    "a single channel becomes a colour image.",
+                ),
+                make(FlowModel.Input, "model", tooltip="An upscaling flow from Load Flow Model."),
+                make(
+                    io.Float.Input,
+                    "temperature",
+                    default=0.8,
+                    min=0.0,
+                    max=1.5,
+                    step=0.01,
+                    display_mode=gradient_slider(),
+                    gradient_stops=[
+                        {"offset": 0.0, "color": COLD},
+                        {"offset": 0.55, "color": MILD},
+                        {"offset": 1.0, "color": HOT},
+                    ],
+                    tooltip="How lively the detail is. 0: the calm, most likely picture, the same for every seed. "
+                    "0.7 to 0.9: sharp and varied. Above 1: more than the model believes.",
+                ),
+                make(
+                    io.Int.Input,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Which of the possible pictures. Sample s of every image uses seed + s, and the same seed "
+                    "gives the same picture whatever the tile size, device or place in a batch.",
+                ),
+                make(
+                    io.Int.Input,
+                    "samples",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="Pictures per input image. They share most of the work, so four take less than four times "
+                    "as long as one.",
+                ),
+                make(
+                    io.Int.Input,
+                    "tile",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Side of a tile in pixels of the small image; 0 chooses. It changes the memory needed, not "
+                    "the picture. When memory runs out the tile is halved, and the node says so.",
+                ),
+                make(
+                    io.Combo.Input,
+                    "precision",
+                    options=["float32", "bfloat16"],
+                    default="float32",
+                    optional=True,
+                    tooltip="bfloat16 computes the networks inside the flow in half the memory; the picture changes "
+                    "slightly. The flow itself always stays in float32.",
+                ),
+            ],
+            outputs=[
+                make(
+                    io.Image.Output,
+                    "images",
+                    display_name="images",
+                    tooltip="A batch: all samples of the first image, then of the second.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        model: Any,
+        temperature: float,
+        seed: int,
+        samples: int = 1,
+        tile: int = 0,
+        precision: str = "float32",
+    ) -> Any:
+        """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
+        notes: list[str] = []
+
+        def notify(message: str) -> None:
+            notes.append(message)
+            log.warning("Flow Upscale: %s", message)
+            say(message, cls.hidden.unique_id)
+
+        flow = model.model
+        height, width = image.shape[1:3]
+        device = bring(model, memory_required(flow, height, width, tile))
+        pictures = flowcore.upscale(
+            flow,
+            from_image(image, device),
+            temperature=temperature,
+            seed=seed,
+            samples=samples,
+            tile=tile,
+            precision=precision,
+            progress=Progress(),
+            cancelled=stop_if_cancelled,
+            notify=notify,
+        )
+        return io.NodeOutput(to_image(pictures), ui={"text": notes} if notes else None)

