@@ -1,0 +1,46 @@
+"""flowcore: normalizing flows for images, self-contained.
+
+    image -> task -> flow (+ condition) -> latents -> flow -> image
+
+Reading order, for someone who wants to learn how flows work:
+
+1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.
+2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
+3. ``prior.py``, ``likelihood.py``: where the latents come from, and what a density is worth in bits.
+4. ``networks/``, ``condition.py``: what is not invertible, and how a flow is told about an image.
+5. ``models/srflow.py``: a whole model on one page.
+6. ``tasks/``: image in, image out.
+7. ``checkpoints/``, ``training/``: where weights come from.
+"""
+
+from .checkpoints import load
+from .condition import Condition
+from .flow import Flow
+from .tasks import Cancelled
+from .tasks.upscale import upscale
+from .transforms import (
+    CheckpointError,
+    ConditionError,
+    FlowError,
+    ImageError,
+    PrecisionError,
+    ShapeError,
+    Transform,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled",
+    "CheckpointError",
+    "Condition",
+    "ConditionError",
+    "Flow",
+    "FlowError",
+    "ImageError",
+    "PrecisionError",
+    "ShapeError",
+    "Transform",
+    "load",
+    "upscale",
+]

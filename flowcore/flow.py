@@ -30,7 +30,7 @@ class Level(nn.Module):
 
 
 class Flow(Transform):
-    """A bijection between images and lists of latents, finest first, with an optional encoder for what it is conditioned on.
+    """A bijection between images and lists of latents, finest first, with or without a condition.
 
     Forward: per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last level's ``x`` is the last latent.
     Logdet: the sum over all steps and splits. Levels without a split hand all their channels on.
@@ -119,7 +119,7 @@ class Flow(Transform):
         multiple = max(1, self.size_multiple // self.condition_scale)
         if source.ndim != 4 or source.shape[1] != 3:
             raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(source.shape)}.")
-        if source.shape[-2] % multiple or source.shape[-1] % multiple:
+        if min(source.shape[-2:]) < 1 or source.shape[-2] % multiple or source.shape[-1] % multiple:
             raise ShapeError(
                 f"{self.architecture} {self.condition_scale}x needs sides divisible by {multiple} here; "
                 f"got {source.shape[-2]}x{source.shape[-1]}. Use flowcore.upscale, which pads for you."
@@ -213,19 +213,29 @@ class Flow(Transform):
 
     def _features(self, cond: Condition | None) -> Sequence[Tensor | None]:
         if (cond is None) != (self.encoder is None):
-            expected = "a condition; make one with flow.encode_condition(source)" if cond is None else "no condition; pass None"
+            expected = (
+                "a condition; make one with flow.encode_condition(source)"
+                if cond is None
+                else "no condition; pass None"
+            )
             raise ConditionError(f"This {self.architecture} model takes {expected}.")
         if cond is None:
             return [None] * len(self.levels)
         if len(cond.features) != len(self.levels):
-            raise ConditionError(f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's encode_condition.")
+            raise ConditionError(
+                f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's "
+                "encode_condition."
+            )
         return cond.features
 
     def _check_sides(self, height: int, width: int) -> None:
         m = self.size_multiple
         if height < 1 or width < 1 or height % m or width % m:
-            fits = " or ".join(f"{max(m, side // m * m)}" for side in (height, width))
-            raise ShapeError(f"This model takes images with sides divisible by {m}; got {height}x{width}. Crop (to {fits}) or pad it.")
+            fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
+            raise ShapeError(
+                f"This model takes images with sides divisible by {m}; got {height}x{width}. "
+                f"Crop (to {fits}) or pad it."
+            )
 
     def _check_latents(self, latents: Sequence[Tensor]) -> None:
         deepest = latents[-1] if latents else None
@@ -236,6 +246,9 @@ class Flow(Transform):
         came = [tuple(z.shape[1:]) for z in latents]
         if came != expected:
             raise ShapeError(f"Expected latents of shapes {expected} per item, finest first; got {came}.")
+        batches = [z.shape[0] for z in latents]
+        if len(set(batches)) > 1:
+            raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")
 
     def _check_origin(self, origin: Tensor, shape: torch.Size) -> None:
         if origin.shape != shape:

@@ -48,7 +48,8 @@ def dequantize(x: Tensor, bins: int, generator: torch.Generator | None = None) -
 
     Args:
         x: Image, ``(B, C, H, W)`` in [0, 1].
-        bins: Number of bins in [0, 1]; SRFlow uses 32, wider than the 8-bit step on purpose: it keeps densities bounded.
+        bins: Number of bins in [0, 1]; SRFlow uses 32, wider than the 8-bit step on purpose: it keeps densities
+            bounded.
         generator: A CPU generator to draw from; None for torch's own.
 
     Returns:

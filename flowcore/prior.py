@@ -38,38 +38,51 @@ def sample_latents(
 ) -> list[Tensor]:
     """Draw latents: ``tau * N(0, 1)``.
 
-    All draws are float32 from generators on the CPU, over the whole image, so that a seed means the same image on every device,
-    at every batch position and at every tile size.
+    All draws are float32 from generators on the CPU, over the whole image, so that a seed means the same image on every
+    device, at every batch position and at every tile size.
 
     Args:
         shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` gives them.
         n: Number of items.
         temperature: Standard deviation tau: one for all levels, or one per level. 0 gives the mode of the latents.
         seed: Item i is drawn from a generator of its own, seeded with ``seed + i``.
-        order: "item" as above; "published" draws all items from one generator, deepest level first, as the published program of
-            SRFlow does (with temperature 0 that program still consumes the split draws, which makes no difference here).
+        order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
+            program of SRFlow does (with temperature 0 that program still consumes the split draws, which makes no
+            difference here).
 
     Returns:
         Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
 
     Raises:
-        FlowError: If a temperature is negative or not finite, or the seed lies outside [0, 2^64).
+        FlowError: If a temperature is negative or not finite, the seed lies outside [0, 2^64), or n is less than 1.
         ShapeError: If there are not as many temperatures as levels.
     """
-    taus = [float(temperature)] * len(shapes) if isinstance(temperature, (int, float)) else [float(t) for t in temperature]
+    taus = (
+        [float(temperature)] * len(shapes) if isinstance(temperature, (int, float)) else [float(t) for t in temperature]
+    )
     if len(taus) != len(shapes):
-        raise ShapeError(f"This model has {len(shapes)} levels of latents; got {len(taus)} temperatures. Give one, or one per level.")
+        raise ShapeError(
+            f"This model has {len(shapes)} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
+        )
     for tau in taus:
         if not (math.isfinite(tau) and tau >= 0):
-            raise FlowError(f"Temperature must be a finite number >= 0; got {tau}. 0 is the calmest, 1 the model's own spread.")
-    if not 0 <= seed < 2**64:
-        raise FlowError(f"A seed must lie in [0, 2^64); got {seed}.")
+            raise FlowError(
+                f"Temperature must be a finite number >= 0; got {tau}. 0 is the calmest, 1 the model's own spread."
+            )
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+    if n < 1:
+        raise FlowError(f"The number of samples must be at least 1; got {n}.")
     if order == "published":
         generator = torch.Generator("cpu").manual_seed(seed)
-        drawn = [torch.randn((n, *shape), generator=generator) for shape in reversed(shapes)]
+        drawn = [_normal((n, *shape), generator) for shape in reversed(shapes)]
         return [tau * z for tau, z in zip(taus, reversed(drawn), strict=True)]
     items: list[list[Tensor]] = []
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
-        items.append([tau * torch.randn(shape, generator=generator) for tau, shape in zip(taus, shapes, strict=True)])
+        items.append([tau * _normal(shape, generator) for tau, shape in zip(taus, shapes, strict=True)])
     return [torch.stack([item[level] for item in items]) for level in range(len(shapes))]
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")  # whatever torch's defaults are

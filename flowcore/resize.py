@@ -1,8 +1,8 @@
 """The bicubic resize of the super-resolution literature.
 
 The kernel is Keys' cubic with a = -0.5, stretched by the factor when shrinking (antialiased), over an image continued
-symmetrically beyond its border: what MATLAB's ``imresize`` does and what the papers' LR images were made with. The kernel is
-torch's; only the border is ours, since torch cuts the kernel off there.
+symmetrically beyond its border: what MATLAB's ``imresize`` does and what the papers' LR images were made with. The
+kernel is torch's; only the border is ours, since torch cuts the kernel off there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def shrink(image: Tensor, factor: int) -> Tensor:
     """
     height, width = image.shape[-2:]
     if height % factor or width % factor:
-        raise ShapeError(f"Shrinking by {factor} needs sides divisible by {factor}; got {height}x{width}. Crop the image first.")
+        raise ShapeError(
+            f"Shrinking by {factor} needs sides divisible by {factor}; got {height}x{width}. Crop the image first."
+        )
     return _resize(image, REACH * factor, (height // factor, width // factor), REACH)
 
 

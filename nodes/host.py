@@ -5,7 +5,7 @@ arguments that the host does not know are left out.
 """
 
 # The host is not installed in the environment that checks types.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 from comfy.cli_args import args
-from comfy_api.v0_0_2 import ComfyExtension, io
+from comfy_api.v0_0_2 import ComfyExtension
+from comfy_api.v0_0_2 import io as host_io
 from comfyui_version import __version__ as host_version
 from PIL import Image
 from server import PromptServer
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+# Not typed: what it holds depends on the host's version.
+io: Any = host_io
 
 FLOOR = "0.20.0"
 FOLDER = "flows"
@@ -199,7 +203,9 @@ class Progress:
         shown = None
         if preview is not None:
             pixels = preview.detach().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-            shown = ("JPEG", Image.fromarray(pixels), getattr(args, "preview_size", 512))
+            # The host would blow a small picture up to the size it is given.
+            size = min(max(pixels.shape), getattr(args, "preview_size", 512))
+            shown = ("JPEG", Image.fromarray(pixels), size)
         self._bar.update_absolute(done, total, shown)
 
 

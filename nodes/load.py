@@ -45,6 +45,8 @@ class FlowcoreLoadModel(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            # What the node says reaches the history of every run, also of those that find the model in the cache.
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
 from ..flowcore.tasks.upscale import memory_required
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flowcore")
 
+ORDINARY_TILE = 512  # pixels of the small image
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 
 
@@ -89,11 +90,11 @@ class FlowcoreUpscale(io.ComfyNode):
                 make(
                     io.Combo.Input,
                     "precision",
-                    options=["float32", "bfloat16"],
+                    options=["float32", "bfloat16", "float16"],
                     default="float32",
                     optional=True,
-                    tooltip="bfloat16 computes the networks inside the flow in half the memory; the picture changes "
-                    "slightly. The flow itself always stays in float32.",
+                    tooltip="bfloat16 and float16 compute the networks inside the flow in half the memory; the picture "
+                    "changes slightly. The flow itself always stays in float32.",
                 ),
             ],
             outputs=[
@@ -105,6 +106,7 @@ class FlowcoreUpscale(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -116,7 +118,7 @@ class FlowcoreUpscale(io.ComfyNode):
         seed: int,
         samples: int = 1,
         tile: int = 0,
-        precision: str = "float32",
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> Any:
         """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
         notes: list[str] = []
@@ -128,7 +130,8 @@ class FlowcoreUpscale(io.ComfyNode):
 
         flow = model.model
         height, width = image.shape[1:3]
-        device = bring(model, memory_required(flow, height, width, tile))
+        # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
+        device = bring(model, memory_required(flow, height, width, tile or ORDINARY_TILE))
         pictures = flowcore.upscale(
             flow,
             from_image(image, device),

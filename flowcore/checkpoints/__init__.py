@@ -1,1 +1,44 @@
 """Model files: our format, public checkpoints, shipped weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..flow import Flow
+from ..transforms import CheckpointError
+from . import catalog
+from .convert import SOURCES, Source, convert
+from .file import Header, is_ours, read, read_header, save
+
+__all__ = ["SOURCES", "Header", "Source", "catalog", "convert", "is_ours", "load", "read", "read_header", "save"]
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> Flow:
+    """Load a model: a shipped one by name, a file of ours, or a public checkpoint, which is converted in memory.
+
+    Args:
+        path: Name of a shipped model (see ``catalog.names``), or a file. A shipped model's name goes before a file's.
+        device: Where the model shall live.
+        config_overrides: Configuration fields that replace the file's, or supply what a public checkpoint cannot tell,
+            e.g. ``stacked_blocks=(1, 8, 15, 22)``.
+
+    Returns:
+        The flow, in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: If there is no such model, or the file is none that flowcore can read.
+    """
+    if str(path) in catalog.names():
+        file = catalog.path(str(path))
+    else:
+        file = Path(path).expanduser()
+        if not file.exists():
+            shipped = ", ".join(catalog.names()) or "none"
+            raise CheckpointError(
+                f"There is no file {file}, and no shipped model of that name (shipped: {shipped}). Check the name."
+            )
+    flow = read(file, config_overrides) if is_ours(file) else convert(file, config_overrides)
+    return flow.to(device)

@@ -1,7 +1,7 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
-The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance says source, sha256 of the original,
-licence and metrics. Reading it costs no tensor.
+The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance says source, sha256
+of the original, licence and metrics. Reading it costs no tensor.
 """
 
 from __future__ import annotations
@@ -63,13 +63,21 @@ def read_header(path: str | Path) -> Header:
     try:
         raw = json.loads(metadata[KEY])
         header = Header(
-            architecture=raw["architecture"], format=raw["format"], config=dict(raw["config"]), provenance=dict(raw["provenance"])
+            architecture=raw["architecture"],
+            format=raw["format"],
+            config=dict(raw["config"]),
+            provenance=dict(raw["provenance"]),
         )
+        if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
+            raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The flowcore header of {Path(path).name} is damaged ({error}). Fetch the file again.") from error
-    if not isinstance(header.format, int) or header.format > FORMAT:
         raise CheckpointError(
-            f"{Path(path).name} was written by a newer flowcore (format {header.format}; this one reads up to {FORMAT}). Update flowcore."
+            f"The flowcore header of {Path(path).name} is damaged ({error}). Fetch the file again."
+        ) from error
+    if header.format > FORMAT:
+        raise CheckpointError(
+            f"{Path(path).name} was written by a newer flowcore (format {header.format}; this one reads up to "
+            f"{FORMAT}). Update flowcore."
         )
     return header
 
@@ -89,7 +97,9 @@ def is_ours(path: str | Path) -> bool:
         return False
 
 
-def save(flow: Flow, path: str | Path, *, provenance: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    flow: Flow, path: str | Path, *, provenance: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> None:
     """Write a model, whole or not at all.
 
     Args:
@@ -160,7 +170,11 @@ def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[
     differences = [
         *(f"{key} is missing" for key in expected.keys() - came.keys()),
         *(f"{key} is not known" for key in came.keys() - expected.keys()),
-        *(f"{key} is {came[key]} instead of {expected[key]}" for key in expected.keys() & came.keys() if came[key] != expected[key]),
+        *(
+            f"{key} is {came[key]} instead of {expected[key]}"
+            for key in expected.keys() & came.keys()
+            if came[key] != expected[key]
+        ),
     ]
     if differences:
         shown = "; ".join(sorted(differences)[:3])
@@ -178,6 +192,7 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a safetensors file, or it is truncated ({error}). Supported: flowcore models (.safetensors) "
+            f"{path.name} is not a safetensors file, or it is truncated ({error}). Supported: flowcore models "
+            "(.safetensors) "
             "and published SRFlow checkpoints (.pth, .safetensors)."
         ) from error

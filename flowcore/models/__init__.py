@@ -28,7 +28,9 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
         FlowError: If a value is not allowed.
     """
     if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"Unknown architecture {architecture!r}; this flowcore knows {', '.join(ARCHITECTURES)}. Update flowcore.")
+        raise CheckpointError(
+            f"Unknown architecture {architecture!r}; this flowcore knows {', '.join(ARCHITECTURES)}. Update flowcore."
+        )
     config_type = ARCHITECTURES[architecture][0]
     known = {field.name for field in dataclasses.fields(config_type)}
     unknown = sorted(set(fields) - known)

@@ -1,15 +1,16 @@
 """SRFlow: super-resolution as sampling from a conditional flow.
 
-Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV 2020).
-Two fields go beyond the paper: ``residual`` measures the image from the encoder's own enlargement instead of from zero, and
-``mixing`` chooses how the 1x1 convolutions start. Both default to the published behaviour.
+Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV
+2020). Two fields go beyond the paper: ``residual`` measures the image from the encoder's own enlargement instead of
+from zero, and ``mixing`` chooses how the 1x1 convolutions start. Both default to the published behaviour.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -38,8 +39,8 @@ class SRFlowConfig:
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         residual: Measure the image from the encoder's own enlargement.
-        mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level from the
-            principal axes of the first batch, the others as channel reversals.
+        mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level
+            from the principal axes of the first batch, the others as channel reversals.
     """
 
     scale: int = 4
@@ -64,25 +65,40 @@ class SRFlowConfig:
         Raises:
             FlowError: Naming the field, its value and what it may be.
         """
-        object.__setattr__(self, "stacked_blocks", tuple(self.stacked_blocks))  # JSON has lists
-        if self.scale not in (2, 4, 8):
+        given: Any = self.stacked_blocks
+        blocks: tuple[Any, ...] | None = tuple(given) if type(given) in (list, tuple) else None  # JSON has lists
+        if _not_in(self.scale, (2, 4, 8)):
             raise FlowError(f"scale must be 2, 4 or 8; got {self.scale!r}.")
-        if self.levels not in range(1, round(math.log2(self.scale)) + 2):
-            raise FlowError(f"levels must be 1 to {round(math.log2(self.scale)) + 1} at scale {self.scale}; got {self.levels!r}.")
+        if _not_in(self.levels, range(1, round(math.log2(self.scale)) + 2)):
+            raise FlowError(
+                f"levels must be 1 to {round(math.log2(self.scale)) + 1} at scale {self.scale}; got {self.levels!r}."
+            )
         limits = {
-            "steps": (1, 256), "transition_steps": (0, 16), "hidden": (1, 4096), "hidden_layers": (0, 64), "encoder_blocks": (1, 256),
-            "encoder_width": (1, 4096), "encoder_growth": (1, 4096), "quant_bins": (1, 65536),
-        }  # fmt: skip
+            "steps": (1, 256),
+            "transition_steps": (0, 16),
+            "hidden": (1, 4096),
+            "hidden_layers": (0, 64),
+            "encoder_blocks": (1, 256),
+            "encoder_width": (1, 4096),
+            "encoder_growth": (1, 4096),
+            "quant_bins": (1, 65536),
+        }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
+            if _not_in(value, range(low, high + 1)):
                 raise FlowError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
-        if self.hidden_kernel not in (1, 3):
+        if _not_in(self.hidden_kernel, (1, 3)):
             raise FlowError(f"hidden_kernel must be 1 or 3; got {self.hidden_kernel!r}.")
-        if any(type(i) is not int or not 0 <= i < self.encoder_blocks for i in self.stacked_blocks):
-            raise FlowError(f"stacked_blocks must be indices below encoder_blocks={self.encoder_blocks}; got {self.stacked_blocks}.")
-        if not 0 <= self.affine_eps < 1:
+        if blocks is None or any(_not_in(i, range(self.encoder_blocks)) for i in blocks):
+            shown = given if blocks is None else blocks
+            raise FlowError(
+                f"stacked_blocks must be indices below encoder_blocks={self.encoder_blocks}; got {shown!r}."
+            )
+        object.__setattr__(self, "stacked_blocks", blocks)
+        if type(self.affine_eps) not in (int, float) or not 0 <= self.affine_eps < 1:
             raise FlowError(f"affine_eps must lie in [0, 1); got {self.affine_eps!r}.")
+        if type(self.residual) is not bool:
+            raise FlowError(f"residual must be true or false; got {self.residual!r}.")
         if self.mixing not in ("orthogonal", "principal"):
             raise FlowError(f"mixing must be 'orthogonal' or 'principal'; got {self.mixing!r}.")
 
@@ -90,7 +106,8 @@ class SRFlowConfig:
 def srflow(config: SRFlowConfig) -> Flow:
     """Build an SRFlow.
 
-    Its condition's source is the LR image, ``(B, 3, h, w)`` in [0, 1]; its images are HR, ``(B, 3, scale * h, scale * w)``.
+    Its condition's source is the LR image, ``(B, 3, h, w)`` in [0, 1]; its images are HR, ``(B, 3, scale * h, scale *
+    w)``.
 
     Args:
         config: See ``SRFlowConfig``.
@@ -115,7 +132,9 @@ def srflow(config: SRFlowConfig) -> Flow:
         splits = number < config.levels - 1  # as published: none after the last two levels
         levels.append(Level(steps, Split(ScaledConv(channels // 2, channels)) if splits else None))
         channels = channels // 2 if splits else channels
-    encoder = RRDBEncoder(config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks)
+    encoder = RRDBEncoder(
+        config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
+    )
 
     def encode(network: nn.Module, lr: Tensor) -> Condition:
         assert isinstance(network, RRDBEncoder)
@@ -123,8 +142,18 @@ def srflow(config: SRFlowConfig) -> Flow:
         return Condition(features=tuple(features), origin=origin)
 
     return Flow(
-        levels, channels=3, config=config, architecture="srflow", encoder=encoder, encode=encode, condition_scale=config.scale
-    )  # fmt: skip
+        levels,
+        channels=3,
+        config=config,
+        architecture="srflow",
+        encoder=encoder,
+        encode=encode,
+        condition_scale=config.scale,
+    )
+
+
+def _not_in(value: Any, allowed: Container[int]) -> bool:
+    return type(value) is not int or value not in allowed  # True and 4.0 are equal to whole numbers, but are none
 
 
 def _mixing(channels: int, config: SRFlowConfig, *, first: bool) -> InvertibleConv:

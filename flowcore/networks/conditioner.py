@@ -12,8 +12,8 @@ from ..transforms import ActNorm
 class NormalisedConv(nn.Module):
     """A bias-free convolution followed by an actnorm, computed as one convolution.
 
-    ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes over the
-    activations. Its log-determinant is nobody's business: a conditioner need not be invertible.
+    ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes
+    over the activations. Its log-determinant is nobody's business: a conditioner need not be invertible.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:

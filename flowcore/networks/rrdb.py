@@ -76,10 +76,11 @@ class RRDB(nn.Module):
 class RRDBEncoder(nn.Module):
     """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
 
-    Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of the
-    first convolution's; the features are the activated tensors; there is a half-resolution grid.
+    Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of
+    the first convolution's; the features are the activated tensors; there is a half-resolution grid.
 
-    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement (``picture``) is bicubic plus the learned residual; the published
+    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement (``picture``) is bicubic plus the learned residual;
+        the published
     network has that branch, too, without the bicubic, and does not use it.
     """
 
@@ -112,8 +113,9 @@ class RRDBEncoder(nn.Module):
             with_picture: Whether to compute the enlargement as well.
 
         Returns:
-            Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native features first,
-            then the stacked blocks' outputs, resized by nearest neighbour. And ``picture(lr)``, or None.
+            Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native
+            features first, then the stacked blocks' outputs, resized by nearest neighbour. And ``picture(lr)``, or
+            None.
         """
         trunk, stack = self._trunk(lr)
         native = {1: trunk}

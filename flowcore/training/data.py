@@ -40,18 +40,21 @@ class Entry:
 class Photographs:
     """Pairs of HR and LR images, memory-mapped, both 8 bit as the papers' PNG files are.
 
-    LR images are made from whole images (antialiased bicubic, rounded to 8 bits), so crops have no border effects. Which crops a
-    training step sees is a function of (seed, step) alone: that is what makes resuming exact.
+    LR images are made from whole images (antialiased bicubic, rounded to 8 bits), so crops have no border effects.
+    Which crops a training step sees is a function of (seed, step) alone: that is what makes resuming exact.
     """
 
-    def __init__(self, folder: Path, cache: Path, *, scale: int, pyramid: tuple[float, ...] = (1.0,), validation: int = 0) -> None:
+    def __init__(
+        self, folder: Path, cache: Path, *, scale: int, pyramid: tuple[float, ...] = (1.0,), validation: int = 0
+    ) -> None:
         """Open the cache, or decode the folder into it.
 
         Args:
             folder: Any tree of images; files that cannot be decoded are skipped and listed in ``skipped``.
             cache: Folder to keep the decoded pixels in.
             scale: Factor between HR and LR.
-            pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their originals.
+            pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their
+                originals.
             validation: How many photographs to keep out of training, spread evenly over the sorted names.
 
         Raises:
@@ -59,7 +62,9 @@ class Photographs:
         """
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise ImageError(f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth.")
+            raise ImageError(
+                f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth."
+            )
         described = [[str(p.relative_to(folder)), p.stat().st_size] for p in files]
         key = hashlib.sha256(json.dumps([described, scale, pyramid]).encode()).hexdigest()[:16]
         pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
@@ -71,7 +76,9 @@ class Photographs:
         self.scale = scale
         self.skipped: list[str] = content["skipped"]
         if not entries:
-            raise ImageError(f"None of the {len(files)} files in {folder} could be used. Skipped: {'; '.join(self.skipped[:3])}.")
+            raise ImageError(
+                f"None of the {len(files)} files in {folder} could be used. Skipped: {'; '.join(self.skipped[:3])}."
+            )
         self._pixels = np.memmap(pixels, dtype=np.uint8, mode="r")
         names = sorted({entry.name for entry in entries})
         held = {names[round(k * len(names) / validation)] for k in range(validation)} if validation else set[str]()
@@ -96,7 +103,10 @@ class Photographs:
         """
         entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
         if not entries:
-            raise ImageError(f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a smaller crop.")
+            raise ImageError(
+                f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a "
+                "smaller crop."
+            )
         areas = np.array([e.height * e.width for e in entries], dtype=np.float64)
         rng = np.random.default_rng([seed, step, int(held_out)])
         pairs = [self._crop(entries[i], crop, rng) for i in rng.choice(len(entries), size, p=areas / areas.sum())]
@@ -116,7 +126,9 @@ class Photographs:
         small = entry.height // self.scale, entry.width // self.scale
         middle = entry.offset + entry.height * entry.width * 3
         end = middle + small[0] * small[1] * 3
-        return self._pixels[entry.offset : middle].reshape(entry.height, entry.width, 3), self._pixels[middle:end].reshape(*small, 3)
+        return self._pixels[entry.offset : middle].reshape(entry.height, entry.width, 3), self._pixels[
+            middle:end
+        ].reshape(*small, 3)
 
 
 def _batch(crops: list[np.ndarray]) -> Tensor:

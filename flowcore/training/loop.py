@@ -1,7 +1,7 @@
 """The training loop: stages, averaged weights, exact resume, sample sheets.
 
-Everything random is a function of (seed, step): crops, noise, initial weights. So the state of a run is its step, the weights, their
-average and the optimiser's moments, and a run that was stopped goes on to the same parameters.
+Everything random is a function of (seed, step): crops, noise, initial weights. So the state of a run is its step, the
+weights, their average and the optimiser's moments, and a run that was stopped goes on to the same parameters.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     say = _logger(run / "log.txt", log)
-    photographs = Photographs(data, run / "cache", scale=recipe.model.scale, pyramid=recipe.pyramid, validation=recipe.validation)
-    say(f"{len(photographs.training)} images to train on, {len(photographs.held_out)} held out, {len(photographs.skipped)} skipped")
+    photographs = Photographs(
+        data, run / "cache", scale=recipe.model.scale, pyramid=recipe.pyramid, validation=recipe.validation
+    )
+    say(
+        f"{len(photographs.training)} images to train on, {len(photographs.held_out)} held out, "
+        f"{len(photographs.skipped)} skipped"
+    )
     for line in photographs.skipped:
         say(f"skipped {line}")
 
@@ -161,7 +166,8 @@ class _StageRunner:
                 bad += 1
                 if bad >= GIVE_UP:
                     raise FlowError(
-                        f"{bad} steps in a row were not finite, the last at step {progress.step}. Lower the learning rate of stage "
+                        f"{bad} steps in a row were not finite, the last at step {progress.step}. Lower the learning "
+                        "rate of stage "
                         f"{self.stage.name} ({self.stage.learning_rate}); the last good checkpoint is in {run}."
                     )
             else:
@@ -193,8 +199,8 @@ class _StageRunner:
         self.optimiser.step()
         decay = min(self.recipe.ema, (1 + done) / (10 + done))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.flow.parameters(), strict=True)
-            torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), weight=1 - decay)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+            for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
         return loss.item()
 
     def _loss(self, flow: Flow, hr: Tensor, lr: Tensor, *, step: int | None = None) -> Tensor:
@@ -304,7 +310,9 @@ def _rate(stage: Stage, done: int) -> float:
 
 def _encoder(flow: Flow) -> RRDBEncoder:
     if not isinstance(flow.encoder, RRDBEncoder):
-        raise FlowError(f"Objective l1 trains an LR encoder; a {flow.architecture} model has none. Use objective likelihood.")
+        raise FlowError(
+            f"Objective l1 trains an LR encoder; a {flow.architecture} model has none. Use objective likelihood."
+        )
     return flow.encoder
 
 
@@ -322,7 +330,9 @@ def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Pr
         return None
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if content["recipe"] != _fingerprint(recipe):
-        raise FlowError(f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another --run folder.")
+        raise FlowError(
+            f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another --run folder."
+        )
     flow.load_state_dict(content["flow"])
     average.load_state_dict(content["average"])
     for name, value in content["progress"].items():
@@ -331,7 +341,16 @@ def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Pr
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    relevant = (recipe.architecture, recipe.model, recipe.stages, recipe.seed, recipe.pyramid, recipe.validation, recipe.ema, recipe.init_batch)
+    relevant = (
+        recipe.architecture,
+        recipe.model,
+        recipe.stages,
+        recipe.seed,
+        recipe.pyramid,
+        recipe.validation,
+        recipe.ema,
+        recipe.init_batch,
+    )
     return hashlib.sha256(repr(relevant).encode()).hexdigest()
 
 

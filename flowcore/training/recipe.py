@@ -24,13 +24,14 @@ class Stage:
 
     Attributes:
         name: Shown in the progress line.
-        objective: "l1": the encoder as an ordinary upscaler, mean absolute error of its enlargement; "likelihood": the whole model,
-            bits per dimension of dequantized HR images.
+        objective: "l1": the encoder as an ordinary upscaler, mean absolute error of its enlargement; "likelihood": the
+            whole model, bits per dimension of dequantized HR images.
         steps: Number of optimiser steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
         learning_rate: Peak rate of Adam.
-        schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published).
+        schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as
+            published).
         warmup: Steps over which the rate rises from 0.
         clip: Largest norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
@@ -100,7 +101,8 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.exists() and (FOLDER / f"{path.name.removesuffix('.toml')}.toml").exists():
         path = FOLDER / f"{path.name.removesuffix('.toml')}.toml"
     if not path.exists():
-        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {', '.join(sorted(p.stem for p in FOLDER.glob('*.toml')))}.")
+        brought = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {brought}.")
     text = path.read_text(encoding="utf-8")
     return parse_recipe(text)
 
@@ -148,7 +150,9 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in raw:
         if key not in fields:
-            raise FlowError(f"Unknown recipe key {prefix}{key}. Choices: {', '.join(sorted(fields.keys() - {'text'}))}.")
+            raise FlowError(
+                f"Unknown recipe key {prefix}{key}. Choices: {', '.join(sorted(fields.keys() - {'text'}))}."
+            )
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in raw:
             raise FlowError(f"The recipe lacks {prefix}{name}.")
@@ -157,7 +161,9 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     for key, value in raw.items():
         expected = str(fields[key].type)
         if expected in choices and value not in get_args(choices[expected]):
-            raise FlowError(f"Recipe key {prefix}{key} must be one of {', '.join(get_args(choices[expected]))}; got {value!r}.")
+            raise FlowError(
+                f"Recipe key {prefix}{key} must be one of {', '.join(get_args(choices[expected]))}; got {value!r}."
+            )
         if expected == "float" and type(value) is int:
             value = float(value)
         if expected in ("int", "float", "str") and type(value).__name__ != expected:

@@ -107,7 +107,8 @@ def beside(x: Tensor, cond: Tensor | None) -> Tensor:
     if cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
         raise ConditionError(
             f"A condition of {cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid came with "
-            f"{x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid. Encode the condition from an image of the matching size and batch."
+            f"{x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid. Encode the condition from an image of the "
+            "matching size and batch."
         )
     return torch.cat([x, cond], dim=1)
 
@@ -115,8 +116,8 @@ def beside(x: Tensor, cond: Tensor | None) -> Tensor:
 def affine(raw: Tensor, eps: float, *, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Read shift and scale off a conditioner's output.
 
-    Even channels are the shift, odd channels the raw scale r, with ``scale = sigmoid(r + 2) + eps``, so that a conditioner that
-    outputs zeros is nearly the identity and no scale exceeds ``1 + eps``.
+    Even channels are the shift, odd channels the raw scale r, with ``scale = sigmoid(r + 2) + eps``, so that a
+    conditioner that outputs zeros is nearly the identity and no scale exceeds ``1 + eps``.
 
     Args:
         raw: ``(B, 2C, H, W)``, possibly in low precision.

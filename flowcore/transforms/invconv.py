@@ -16,15 +16,17 @@ Start = Literal["orthogonal", "principal", "reverse"]
 class InvertibleConv(Transform):
     """Multiply the channels of every pixel by one matrix W.
 
-    Forward: ``z = W x`` per pixel; logdet: ``H * W_image * log|det W|``; inverse: ``x = W^-1 z``, with W^-1 and the determinant
+    Forward: ``z = W x`` per pixel; logdet: ``H * W_image * log|det W|``; inverse: ``x = W^-1 z``, with W^-1 and the
+        determinant
     computed in float64.
 
-    With ``lu=True``, ``W = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower and U
-    strictly upper triangular, so that ``log|det W| = sum(log_diagonal)`` costs nothing.
+    With ``lu=True``, ``W = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower
+    and U strictly upper triangular, so that ``log|det W| = sum(log_diagonal)`` costs nothing.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: "principal" makes the explicit ``initialise`` call set
-    W to the principal axes of its batch (largest variance first), "reverse" starts as the reversal of the channels, which
-    makes successive couplings take turns without mixing what "principal" has just sorted.
+    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: "principal" makes the explicit
+        ``initialise`` call set
+    W to the principal axes of its batch (largest variance first), "reverse" starts as the reversal of the channels,
+    which makes successive couplings take turns without mixing what "principal" has just sorted.
     """
 
     def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
@@ -38,15 +40,16 @@ class InvertibleConv(Transform):
         super().__init__()
         self.lu = lu
         self.start = start
-        weight = torch.eye(channels).flip(0) if start == "reverse" else nn.init.orthogonal_(torch.empty(channels, channels))
+        weight = (
+            torch.eye(channels).flip(0) if start == "reverse" else nn.init.orthogonal_(torch.empty(channels, channels))
+        )
         if lu:
-            permutation, lower, upper = torch.linalg.lu(weight)
-            diagonal = upper.diagonal()
+            permutation, sign, lower, upper, log_diagonal = _factors(weight)
             self.register_buffer("permutation", permutation)
-            self.register_buffer("sign", diagonal.sign())
-            self.lower = nn.Parameter(lower.tril(-1))
-            self.upper = nn.Parameter(upper.triu(1))
-            self.log_diagonal = nn.Parameter(diagonal.abs().log())
+            self.register_buffer("sign", sign)
+            self.lower = nn.Parameter(lower)
+            self.upper = nn.Parameter(upper)
+            self.log_diagonal = nn.Parameter(log_diagonal)
         else:
             self.weight = nn.Parameter(weight)
 
@@ -62,7 +65,8 @@ class InvertibleConv(Transform):
         identity = torch.eye(self.lower.shape[0], dtype=self.lower.dtype, device=self.lower.device)
         lower = self.lower.tril(-1) + identity
         upper = self.upper.triu(1) + torch.diag(sign * self.log_diagonal.exp())
-        return permutation @ lower @ upper
+        with torch.autocast(lower.device.type, enabled=False):
+            return permutation @ lower @ upper
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         """Map data to latent; see the class.
@@ -104,11 +108,29 @@ class InvertibleConv(Transform):
         Returns:
             The mixed batch.
         """
-        if self.start == "principal" and not self.lu:
+        if self.start == "principal":
             pixels = _float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
             axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1)  # columns, largest variance first
-            self.weight.copy_(axes.T)
+            if self.lu:
+                places = (
+                    self.get_buffer("permutation"),
+                    self.get_buffer("sign"),
+                    self.lower,
+                    self.upper,
+                    self.log_diagonal,
+                )
+                for place, factor in zip(places, _factors(axes.T), strict=True):
+                    place.copy_(factor)
+            else:
+                self.weight.copy_(axes.T)
         return self.forward(x)[0]
+
+
+def _factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Part a matrix into permutation, sign, lower, upper and log_diagonal."""
+    permutation, lower, upper = torch.linalg.lu(weight)
+    diagonal = upper.diagonal()
+    return permutation, diagonal.sign(), lower.tril(-1), upper.triu(1), diagonal.abs().log()
 
 
 def _mix(x: Tensor, weight: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ class Split(Transform):
     """Send the second part of the channels out, whitened by a prior that the first part predicts.
 
     With ``x = [kept, gone]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels):
-    forward: ``latent = (gone - mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``gone = mean + exp(log_std) * latent``.
+    forward: ``latent = (gone - mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``gone = mean + exp(log_std)
+        * latent``.
     The latent side is the pair ``(kept, latent)``.
 
-    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow, written as an affine
+    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow, written as
+        an affine
     map, which makes its log-determinant honest and every latent standard normal.
     """
 

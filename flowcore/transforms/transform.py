@@ -2,15 +2,16 @@
 
 The law
 -------
-``forward(x, cond) -> (z, logdet)`` goes from data to latent. ``inverse(z, cond) -> x`` goes back and returns the data only.
-``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never contains the prior.
-Neither changes its arguments, its module or global state. There is no ``reverse=`` flag and no other sign in the package.
+``forward(x, cond) -> (z, logdet)`` goes from data to latent. ``inverse(z, cond) -> x`` goes back and returns the data
+only. ``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never
+contains the prior. Neither changes its arguments, its module or global state. There is no ``reverse=`` flag and no
+other sign in the package.
 
-``initialise(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it once;
-sampling, loading and ``forward`` never do.
+``initialise(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it
+once; sampling, loading and ``forward`` never do.
 
-Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and encoders
-drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
+Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and
+encoders drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
 """
 
 from __future__ import annotations

@@ -235,6 +235,8 @@ def running(
     *,
     port: int = 0,
     frontend: bool = False,
+    name: str = PACK_NAME,
+    packs: tuple[Path, ...] = (),
     flags: tuple[str, ...] = (),
     timeout: float = 180,
 ) -> Iterator[Server]:
@@ -245,6 +247,8 @@ def running(
         base: Base directory of the server, made when it does not exist.
         port: Loopback port; 0 takes a free one.
         frontend: Serve the installed frontend; otherwise an empty page.
+        name: Name of the folder in which this pack is installed.
+        packs: Other node packs to install beside ours.
         flags: More arguments for main.py.
         timeout: Seconds to wait for the first answer.
 
@@ -256,9 +260,9 @@ def running(
     """
     for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    pack = base / "custom_nodes" / PACK_NAME
-    if not pack.exists():
-        pack.symlink_to(ROOT, target_is_directory=True)
+    for link, source in {name: ROOT, **{pack.name: pack for pack in packs}}.items():
+        (base / "custom_nodes" / link).unlink(missing_ok=True)
+        (base / "custom_nodes" / link).symlink_to(source, target_is_directory=True)
     extra = base / "extra_model_paths.yaml"
     extra.write_text(f"flowcore_tests:\n    base_path: {base / 'extra'}\n    flows: flows\n")
 
@@ -329,7 +333,7 @@ def serve(port: int) -> None:
     # What a template's LoadImage points to in every fresh ComfyUI; an own base directory has none.
     shutil.copyfile(ROOT / "workflows" / "photo.png", base / "input" / "example.png")
     print("starting ComfyUI ...", flush=True)  # noqa: T201
-    with running(tree(), base, port=port, frontend=True) as server:
+    with running(tree(), base, port=port, frontend=True, name="flowcore") as server:
         print(f"{server.url}  (Ctrl+C stops it; its console is {server.log})", flush=True)  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
             server.process.wait()

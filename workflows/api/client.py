@@ -141,7 +141,7 @@ class Client:
             The run's entry in the server's history.
 
         Raises:
-            RunError: A node failed.
+            RunError: A node failed, or the run was cancelled.
             TimeoutError: It did not end in time.
         """
         deadline = time.monotonic() + timeout
@@ -159,6 +159,8 @@ class Client:
         for kind, data in entry["status"]["messages"]:
             if kind == "execution_error":
                 raise RunError(f"{data['node_type']}: {data['exception_message'].strip()}", data)
+            if kind == "execution_interrupted":
+                raise RunError(f"{data['node_type']}: cancelled", data)
         return entry
 
     def pictures(self, entry: Json) -> list[bytes]:

@@ -1,0 +1,227 @@
+"""The command line: ``python -m flowcore COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from . import __version__, load
+from .checkpoints import catalog
+from .checkpoints.file import read_header, save
+from .tasks.upscale import upscale
+from .training.evaluate import evaluate_upscaler, table
+from .training.loop import train
+from .training.recipe import read_recipe
+from .transforms import FlowError, ImageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words of the command line; None for the process's own.
+
+    Returns:
+        0, or 1 after a sentence about what was wrong.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run_command(options)
+    except FlowError as error:
+        sys.stderr.write(f"flowcore: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("flowcore: stopped\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flowcore", description="Normalizing flows for images.")
+    parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("upscale", help="enlarge photographs")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _model_options(command)
+    command.add_argument("--out", type=Path, default=Path("output"), help="folder for the results (default: output)")
+    command.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is calm, 1 the model's own spread (default: 0.8)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ..."
+    )
+    command.add_argument("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
+    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    command.set_defaults(run_command=_upscale)
+
+    command = commands.add_parser("convert", help="write a public checkpoint as a flowcore model")
+    command.add_argument("source", type=Path, metavar="IN")
+    command.add_argument("target", type=Path, metavar="OUT")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="what the file cannot tell, e.g. stacked_blocks=1,8,15,22",
+    )
+    command.set_defaults(run_command=_convert)
+
+    command = commands.add_parser("inspect", help="say what a model file is, without loading a tensor")
+    command.add_argument("model", help="a flowcore model file, or a shipped model by name")
+    command.set_defaults(run_command=_inspect)
+
+    command = commands.add_parser("train", help="train a model from a folder of photographs")
+    command.add_argument("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
+    command.add_argument("--data", type=Path, required=True, help="folder of photographs, any depth")
+    command.add_argument(
+        "--run", type=Path, help="folder for checkpoint, model, sample sheets (default: runs/NAME); resumes there"
+    )
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument(
+        "--encoder-from", type=Path, metavar="MODEL", help="start from the encoder of another model file"
+    )
+    command.add_argument(
+        "--stop-after", type=int, metavar="STEPS", help="stop, with a checkpoint, after so many steps in all"
+    )
+    command.set_defaults(run_command=_train)
+
+    command = commands.add_parser("eval", help="measure a model on folders of HR images")
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    _model_options(command)
+    command.add_argument(
+        "--temperature", type=float, action="append", help="may be given several times (default: 0 and 0.8)"
+    )
+    command.add_argument("--samples", type=int, default=8, help="samples for the diversity (default: 8)")
+    command.add_argument("--json", type=Path, help="write the numbers there, too")
+    command.set_defaults(run_command=_eval)
+    return parser
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="srflow-x4", help="a model file, or a shipped model by name (default: srflow-x4)"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a configuration field that the file cannot tell",
+    )
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _upscale(options: argparse.Namespace) -> None:
+    flow = load(options.model, options.device, **_fields(options.set))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in options.images:
+        image = _read(path)
+
+        def show(done: int, total: int, preview: Tensor | None = None, name: str = path.name) -> None:
+            sys.stderr.write(f"\r{name}: {done / total:4.0%}" + ("\n" if done == total else ""))
+
+        pictures = upscale(
+            flow,
+            image,
+            temperature=options.temperature,
+            seed=options.seed,
+            samples=options.samples,
+            tile=options.tile,
+            precision=options.precision,
+            progress=show,
+            notify=_say,
+        )
+        for s, picture in enumerate(pictures):
+            target = (
+                options.out / f"{path.stem}_x{flow.config.scale}_tau{options.temperature:g}_seed{options.seed + s}.png"
+            )
+            _write(target, picture)
+            _say(str(target))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    flow = load(options.source, **_fields(options.set))
+    save(flow, options.target)
+    _say(f"{options.target}: {flow.architecture}, licence: {flow.provenance.get('licence', 'unknown')}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
+    sys.stdout.write(json.dumps(dataclasses.asdict(read_header(path)), indent=2) + "\n")
+
+
+def _train(options: argparse.Namespace) -> None:
+    recipe = read_recipe(options.recipe)
+    run = options.run or Path("runs") / recipe.name
+    train(
+        recipe,
+        options.data,
+        run,
+        device=options.device,
+        encoder_from=options.encoder_from,
+        stop_after=options.stop_after,
+    )
+
+
+def _eval(options: argparse.Namespace) -> None:
+    flow = load(options.model, options.device, **_fields(options.set))
+    temperatures = options.temperature or [0.0, 0.8]
+    results = {
+        folder.name: evaluate_upscaler(flow, folder, temperatures=temperatures, samples=options.samples, log=_say)
+        for folder in options.folders
+    }
+    sys.stdout.write(table(results) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _fields(settings: Sequence[str]) -> dict[str, Any]:
+    """Read FIELD=VALUE words: 1,8,15,22 is a tuple, other values are Python literals or plain words."""
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise FlowError(f"--set takes FIELD=VALUE, e.g. stacked_blocks=1,8,15,22; got {setting!r}.")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields
+
+
+def _read(path: Path) -> Tensor:
+    """Read an image as (1, 3 or 4, h, w) in [0, 1], turned as its camera says."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            array = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+    except OSError as error:
+        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+
+
+def _write(path: Path, picture: Tensor) -> None:
+    array = (picture * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    Image.fromarray(array).save(path)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Tiles: windows over an image that is too large to work on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .transforms import FlowError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A tile and what is read around it, in pixels of one axis pair.
+
+    Attributes:
+        top: First row of the tile.
+        bottom: Row after its last.
+        left: First column of the tile.
+        right: Column after its last.
+        halo_top: First row that is read.
+        halo_bottom: Row after the last that is read.
+        halo_left: First column that is read.
+        halo_right: Column after the last that is read.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    halo_top: int
+    halo_bottom: int
+    halo_left: int
+    halo_right: int
+
+
+def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Window]:
+    """Cover an image with tiles that do not overlap, each with a halo that does.
+
+    Args:
+        height: Of the image, a multiple of ``multiple``.
+        width: Likewise.
+        tile: Largest side of a tile, without its halo.
+        halo: Pixels read on every side of a tile, less at the image's border.
+        multiple: All edges are multiples of this, so that every tile is squeezed on the same grid as the whole image.
+
+    Returns:
+        The windows, row by row.
+
+    Raises:
+        FlowError: If the tile is smaller than ``multiple`` or the halo negative.
+    """
+    if tile < multiple or halo < 0:
+        raise FlowError(
+            f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."
+        )
+    rows, columns = (_axis(n, tile, halo, multiple) for n in (height, width))
+    return [
+        Window(top, bottom, left, right, halo_top, halo_bottom, halo_left, halo_right)
+        for top, bottom, halo_top, halo_bottom in rows
+        for left, right, halo_left, halo_right in columns
+    ]
+
+
+def _axis(n: int, tile: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """Part one axis into equal tiles: (start, end, start with halo, end with halo)."""
+    units, largest = n // multiple, tile // multiple
+    parts = -(-units // largest)
+    edges = [units * k // parts * multiple for k in range(parts + 1)]
+    reach = -(-halo // multiple) * multiple
+    return [(a, b, max(0, a - reach), min(n, b + reach)) for a, b in pairwise(edges)]

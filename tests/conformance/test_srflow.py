@@ -1,0 +1,246 @@
+"""SRFlow against tensors recorded from the published program; see srflow/README.md.
+
+Tolerances: float64 1e-9 absolute; float32 5e-5 for images, features and latents, 2e-6 relative for logdet. The
+published "logdet" contains the log density of the latents that splits send out; ours never contains a prior, so the
+tests add it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowcore import likelihood, prior
+from flowcore.checkpoints.convert import srflow_names
+from flowcore.transforms import Split
+
+PIXELS = 48 * 40  # of the recorded HR images
+SINGLE, DOUBLE = 5e-5, 1e-9
+
+
+def precision(flow) -> str:
+    return "f64" if next(flow.parameters()).dtype == torch.float64 else "f32"
+
+
+def near(ours: Tensor, theirs: Tensor, tolerance: float = DOUBLE, relative: float = 0.0) -> None:
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours.double(), theirs.double(), atol=tolerance, rtol=relative)
+
+
+def near_for(flow, ours: Tensor, theirs: Tensor) -> None:
+    near(ours, theirs, DOUBLE if precision(flow) == "f64" else SINGLE)
+
+
+def near_logdet(flow, ours: Tensor, theirs: Tensor) -> None:
+    near(ours, theirs, DOUBLE) if precision(flow) == "f64" else near(ours, theirs, 0, 2e-6)
+
+
+def near_running(flow, ours: Tensor, theirs: Tensor) -> None:
+    # A sum of thousands that passes through zero: in float32 only its absolute error means something.
+    near(ours, theirs, DOUBLE if precision(flow) == "f64" else 1e-3)
+
+
+def inputs(flow, recorded) -> tuple[Tensor, Tensor]:
+    dtype = next(flow.parameters()).dtype
+    return recorded["gt"].to(dtype), recorded["lr"].to(dtype)
+
+
+def published_nll(log_prob: Tensor) -> Tensor:
+    return -log_prob / (math.log(2) * PIXELS)  # bits per HR pixel of three subpixels
+
+
+def published_logdet(latents: list[Tensor], logdet: Tensor) -> Tensor:
+    return logdet + prior.log_prob(latents[:-1])
+
+
+# --- whole network ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_encode(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    t = precision(flow)
+    latents, logdet = flow(gt, flow.encode_condition(lr))
+    assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes(48, 40)
+    near_for(flow, latents[0], recorded[f"{t}.enc.eps0"])
+    near_for(flow, latents[1], recorded[f"{t}.enc.z"])
+    near_logdet(flow, published_logdet(latents, logdet), recorded[f"{t}.enc.logdet"])
+
+
+@torch.no_grad()
+def test_likelihood(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    nll = recorded[f"{precision(flow)}.enc.nll"]
+    log_prob = likelihood.log_prob(flow, gt, flow.encode_condition(lr))
+    near(published_nll(log_prob), nll, DOUBLE if precision(flow) == "f64" else 2e-5)
+    bits = likelihood.bits_per_dim(log_prob, 3 * PIXELS)
+    near(bits, nll / 3, DOUBLE if precision(flow) == "f64" else 2e-5)
+    near(likelihood.bits_per_dim(log_prob, 3 * PIXELS, bin_width=1 / 256), bits.double() + 8, DOUBLE, 1e-6)
+
+
+@torch.no_grad()
+def test_decode_what_was_encoded(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    cond = flow.encode_condition(lr)
+    x = flow.inverse(flow(gt, cond)[0], cond)
+    near_for(flow, x, recorded[f"{precision(flow)}.recon.x"])
+    near_for(flow, x, gt)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["given", "tau0"])
+def test_decode_latents(flow, recorded, case):
+    gt, lr = inputs(flow, recorded)
+    latents = [recorded["given.eps0"].to(gt), recorded["given.z"].to(gt)]
+    if case == "tau0":
+        latents = [torch.zeros_like(z) for z in latents]
+    cond = flow.encode_condition(lr)
+    x = flow.inverse(latents, cond)
+    t = precision(flow)
+    near_for(flow, x, recorded[f"{t}.{case}.x"])
+    # Decoding's logdet is the negative of encoding what was decoded.
+    near_logdet(flow, -published_logdet(latents, flow(x, cond)[1]), recorded[f"{t}.{case}.logdet"])
+
+
+@torch.no_grad()
+def test_seeded_draw_in_published_order(flow, recorded):
+    _, lr = inputs(flow, recorded)
+    drawn = prior.sample_latents(flow.latent_shapes(48, 40), 2, 0.9, 1234, order="published")
+    assert torch.equal(drawn[0], recorded["f32.seed1234.draw0"])
+    assert torch.equal(drawn[1], recorded["f32.seed1234.z"])
+    cond = flow.encode_condition(lr)
+    latents = [z.to(lr) for z in drawn]
+    x = flow.inverse(latents, cond)
+    near(x, recorded["f32.seed1234.x"], SINGLE)
+    near(-published_logdet(latents, flow(x, cond)[1]), recorded["f32.seed1234.logdet"], 0, 2e-6)
+
+
+@torch.no_grad()
+def test_dequantised_encode(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    u, bins = recorded["f32.noise.u"].to(gt), flow.config.quant_bins
+    latents, logdet = flow(gt + (u - 0.5) / bins, flow.encode_condition(lr))
+    near(latents[1], recorded["f32.noise.z"], SINGLE)
+    # The published constant counts pixels, not subpixels.
+    constant = -math.log(bins) * PIXELS
+    near(published_logdet(latents, logdet) + constant, recorded["f32.noise.logdet"], 0, 2e-6)
+    near(published_nll(prior.log_prob(latents) + logdet + constant), recorded["f32.noise.nll"], 2e-5)
+
+
+def test_dequantize_is_the_published_formula(recorded):
+    noise = torch.rand(recorded["gt"].shape, generator=torch.Generator().manual_seed(3))
+    ours = likelihood.dequantize(recorded["gt"], 32, torch.Generator().manual_seed(3))
+    assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
+
+
+# --- layer by layer, the first image ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_conditioning_features(flow, recorded):
+    _, lr = inputs(flow, recorded)
+    features = flow.encode_condition(lr[:1]).features
+    for feature, name in zip(features, ("fea_up2", "fea_up1", "fea_up0"), strict=True):
+        near(feature, recorded[f"f32.cond.{name}"], SINGLE)
+
+
+def layers(flow, features):
+    """Everything that the published program counts as a layer, in its order, with its condition."""
+    for level, feature in zip(flow.levels, features, strict=True):
+        yield level.squeeze, None
+        for step in level.steps.parts():
+            yield step, feature
+        if level.split is not None:
+            yield level.split, None
+
+
+@torch.no_grad()
+def test_every_layer_of_encode(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    x, logdet = gt[:1], gt.new_zeros(1)
+    for index, (layer, feature) in enumerate(layers(flow, flow.encode_condition(lr[:1]).features)):
+        x, change = layer(x, feature)
+        if isinstance(layer, Split):
+            x, latent = x
+            change = change + prior.log_prob([latent])
+        logdet = logdet + change
+        near(x, recorded[f"f32.enc.layer{index:02d}"], SINGLE)
+        near_running(flow, logdet, recorded[f"{precision(flow)}.enc.logdet{index:02d}"])
+    assert index == 15
+
+
+@torch.no_grad()
+def test_every_layer_of_decode(flow, recorded):
+    gt, lr = inputs(flow, recorded)
+    given = [recorded["given.eps0"][:1].to(gt), recorded["given.z"][:1].to(gt)]
+    z, logdet = given.pop(), gt.new_zeros(1)
+    everything = list(enumerate(layers(flow, flow.encode_condition(lr[:1]).features)))
+    assert len(everything) == 16
+    for index, (layer, feature) in reversed(everything):
+        if isinstance(layer, Split):
+            latent = given.pop()
+            z = layer.inverse((z, latent))
+            logdet = logdet - layer(z)[1] - prior.log_prob([latent])
+        else:
+            z = layer.inverse(z, feature)
+            logdet = logdet - layer(z, feature)[1]
+        near(z, recorded[f"f32.dec.layer{index:02d}"], SINGLE)
+        near_running(flow, logdet, recorded[f"{precision(flow)}.dec.logdet{index:02d}"])
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_gradients(flow64, recorded):
+    gt, lr = inputs(flow64, recorded)
+    published_nll(likelihood.log_prob(flow64, gt, flow64.encode_condition(lr))).mean().backward()
+    parameters = dict(flow64.named_parameters())
+    seen = set()
+    for ours, name in srflow_names(flow64.config):
+        gradient = parameters.pop(ours).grad
+        if gradient is None:
+            assert f"f64.gradnorm_none.{name}" in recorded, f"{ours} should have a gradient"
+            continue
+        seen.add(name)
+        near(gradient.norm().reshape(1), recorded[f"f64.gradnorm.{name}"], DOUBLE)
+        if f"f64.grad.{name}" in recorded:
+            near(gradient, recorded[f"f64.grad.{name}"].reshape(gradient.shape), DOUBLE)
+    assert not parameters
+    assert seen == {key.removeprefix("f64.gradnorm.") for key in recorded if key.startswith("f64.gradnorm.")}
+
+
+@torch.no_grad()
+def test_data_dependent_initialisation(flow64, recorded):
+    gt, lr = inputs(flow64, recorded)
+    state = flow64.state_dict()
+    names = {name: ours for ours, name in srflow_names(flow64.config)}
+    actnorms = [name for name in names if ".actnorm." in name]
+    for name in actnorms:
+        state[names[name]].zero_()
+    cond = flow64.encode_condition(lr)
+    latents = flow64.initialise(gt, cond)
+    for name in actnorms:
+        near(state[names[name]], recorded[f"f64.init.{name}"].flatten(), DOUBLE)
+    assert len(actnorms) == sum(key.startswith("f64.init.flowUpsamplerNet.") for key in recorded)
+    again, logdet = flow64(gt, cond)
+    for first, second in zip(latents, again, strict=True):
+        near(first, second, DOUBLE)
+    near(published_logdet(again, logdet), recorded["f64.init.logdet"], DOUBLE)
+    near(published_nll(prior.log_prob(again) + logdet), recorded["f64.init.nll"], DOUBLE)
+
+
+@torch.no_grad()
+def test_initialisation_happens_on_request_only(flow64, recorded):
+    gt, lr = inputs(flow64, recorded)
+    state = flow64.state_dict()
+    for ours, name in srflow_names(flow64.config):
+        if ".actnorm." in name:
+            state[ours].zero_()
+    before = {name: t.clone() for name, t in flow64.state_dict().items()}
+    flow64.train()
+    cond = flow64.encode_condition(lr)
+    flow64.inverse(flow64(gt, cond)[0], cond)
+    assert all(torch.equal(t, before[name]) for name, t in flow64.state_dict().items())

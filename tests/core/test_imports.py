@@ -1,0 +1,250 @@
+"""The direction of imports, read off the source: never back, never sideways, never the host."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("flowcore", "nodes")
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "execution",
+    "server",
+}
+
+# A room may import the rooms before its row, and its own row; a leaf stands next to flow and may import the first row and leaves.
+ROWS = [
+    {"transforms"},
+    {"networks"},
+    {"flow", "condition", "prior", "latents", "likelihood"},
+    {"models"},
+    {"checkpoints", "tasks"},
+    {"training"},
+    {"__main__"},
+]
+LEAVES = {"resize", "metrics", "tiling", "color"}
+RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
+
+
+def sources(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path, tree=None):
+    """Every import of a file, at any depth, as (line, level, absolute parts, names); level is 0 for absolute imports."""
+    tree = tree or ast.parse(path.read_text(encoding="utf-8"))
+    here = module_name(path)
+    package = here if path.name == "__init__.py" else here[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, 0, tuple(alias.name.split(".")), ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            parts = (*base, *(node.module.split(".") if node.module else ()))
+            found.append((node.lineno, node.level, parts, tuple(alias.name for alias in node.names)))
+    return found
+
+
+def is_module(parts):
+    path = ROOT.joinpath(*parts)
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def targets(parts, names):
+    """What an import brings in, as modules: `from . import prior` is an import of prior."""
+    return [(*parts, name) if is_module((*parts, name)) else parts for name in names] or [parts]
+
+
+def internal(path, tree=None):
+    """The modules of flowcore that a file imports, with line numbers, as paths below flowcore."""
+    found = []
+    for line, level, parts, names in imports(path, tree):
+        if level and parts[:1] == ("flowcore",):
+            found += [(line, target[1:]) for target in targets(parts, names)]
+    return found
+
+
+def violations(path, tree=None):
+    """Say what is wrong with the imports of one file of flowcore."""
+    here = module_name(path)[1:]
+    if not here:
+        return []  # flowcore/__init__.py is the list of public names
+    room, wrong = here[0], []
+    for line, target in internal(path, tree):
+        where = f"{path.relative_to(ROOT)}:{line} imports {'.'.join(target) or 'flowcore itself'}"
+        if not target and room != "__main__":
+            wrong.append(f"{where}: rooms do not go through the front door")
+        elif not target:
+            continue
+        elif target[0] == room:
+            if room == "models" and len(here) > 1 and len(target) > 1 and target[1] != here[1]:
+                wrong.append(f"{where}: models do not import each other")
+        elif target[0] not in RANK and target[0] not in LEAVES:
+            wrong.append(f"{where}: a room without a place in the order of imports")
+        elif room in LEAVES:
+            if target[0] != "transforms" and target[0] not in LEAVES:
+                wrong.append(f"{where}: leaf rooms import transforms and leaves only")
+        elif target[0] in LEAVES:
+            if RANK[room] == 0:
+                wrong.append(f"{where}: transforms come before everything")
+        elif RANK[target[0]] > RANK[room]:
+            wrong.append(f"{where}: that is backwards")
+    return wrong
+
+
+@pytest.mark.parametrize("path", sources("flowcore"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    assert violations(path) == []
+
+
+def test_every_room_has_a_place():
+    rooms = {
+        p.stem if p.is_file() else p.name
+        for p in (ROOT / "flowcore").iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert rooms - {"__init__"} <= RANK.keys() | LEAVES
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {}
+    for path in sources("flowcore"):
+        here = module_name(path)[1:]
+        graph[here] = {target for _, target in internal(path) if target and target != here}
+    done, open_ = set(), []
+
+    def visit(module):
+        if module in open_:
+            circle = [*open_[open_.index(module) :], module]
+            pytest.fail("imports in a circle: " + " -> ".join(".".join(m) or "flowcore" for m in circle))
+        if module in done:
+            return
+        open_.append(module)
+        for target in graph.get(module, ()):
+            visit(target)
+        open_.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("transforms/coupling.py", "from ..networks import Conditioner", "backwards"),
+        ("transforms/coupling.py", "from ..resize import shrink", "before everything"),
+        ("networks/conditioner.py", "from .. import flow", "backwards"),
+        ("flow.py", "def late():\n    from .models import build", "backwards"),
+        ("models/glow.py", "from .srflow import SRFlowConfig", "each other"),
+        ("models/glow.py", "from . import srflow", "each other"),
+        ("tasks/upscale.py", "from ..training import data", "backwards"),
+        ("resize.py", "from .flow import Flow", "leaf"),
+        ("models/srflow.py", "from .. import Flow", "front door"),
+        ("prior.py", "from .helpers import thing", "without a place"),
+    ],
+)
+def test_a_wrong_import_is_seen(file, line, complaint):
+    found = violations(ROOT / "flowcore" / file, ast.parse(line))
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_relative_imports_inside_the_pack(package):
+    """The host loads the pack under the name of its folder, where `import flowcore` would find nothing, or another copy."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in [*sources(package), ROOT / "__init__.py"]
+        for line, level, parts, _ in imports(path)
+        if not level and parts[0] in PACKAGES
+    ]
+    assert wrong == []
+
+
+def test_flowcore_imports_neither_the_host_nor_the_nodes():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(parts)}"
+        for path in sources("flowcore")
+        for line, level, parts, _ in imports(path)
+        if (not level and parts[0] in HOST) or (level and parts[:1] != ("flowcore",))
+    ]
+    assert wrong == []
+
+
+def test_only_host_py_imports_the_host():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(parts)}"
+        for path in [*sources("nodes"), ROOT / "__init__.py"]
+        for line, level, parts, _ in imports(path)
+        if not level and parts[0] in HOST and path != ROOT / "nodes" / "host.py"
+    ]
+    assert wrong == []
+
+
+def test_the_door_imports_nothing_of_ours_before_it_is_opened():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in tree.body)
+    names = {
+        t.id for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
+    }
+    assert "NODE_CLASS_MAPPINGS" not in names  # even empty, it would stop the host from calling comfy_entrypoint
+
+
+def test_no_room_is_called_after_nothing():
+    vague = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+    assert [
+        str(p) for package in (*PACKAGES, "tests") for p in sources(package) if {p.stem, p.parent.name} & vague
+    ] == []
+
+
+def test_importing_everything_opens_no_connection_and_no_host():
+    """In a process of its own, where every socket, download and child process would be noticed."""
+    program = textwrap.dedent(
+        """
+        import importlib, pkgutil, sys
+        seen = []
+        def watch(event, arguments):
+            if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethostby", "urllib.", "subprocess.Popen", "os.system")):
+                seen.append(event)
+        sys.path.insert(0, sys.argv[1])
+        import torch, numpy, PIL.Image, safetensors.torch  # these are the host's; what they do is theirs
+        state = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+        sys.addaudithook(watch)
+        import flowcore
+        slow = sorted({"kornia", "torchvision", "matplotlib", "scipy"} & sys.modules.keys())
+        for module in pkgutil.walk_packages(flowcore.__path__, "flowcore."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+        assert torch.equal(state[0], torch.get_rng_state())
+        assert state[1:] == (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+        host = sorted(set(sys.argv[2:]) & {name.split(".")[0] for name in sys.modules})
+        print({"seen": seen, "slow": slow, "host": host})
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT), *sorted(HOST)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT / "tests",
+    )
+    assert result.returncode == 0, result.stderr
+    assert ast.literal_eval(result.stdout) == {"seen": [], "slow": [], "host": []}

@@ -1,0 +1,137 @@
+"""The draws: a seed means the same image everywhere, and temperature is one factor."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flowcore.prior import log_prob, sample_latents
+from flowcore.transforms import FlowError, ShapeError
+
+SHAPES = [(6, 4, 6), (12, 2, 3)]
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_item_i_is_the_only_item_of_seed_plus_i(i):
+    together = sample_latents(SHAPES, 3, 0.8, seed=5)
+    assert equal([z[i : i + 1] for z in together], sample_latents(SHAPES, 1, 0.8, seed=5 + i))
+
+
+def test_items_and_seeds_differ():
+    a, b = sample_latents(SHAPES, 2, seed=5)[0]
+    assert not torch.equal(a, b)
+    assert not equal(sample_latents(SHAPES, 1, seed=5), sample_latents(SHAPES, 1, seed=6))
+
+
+def test_shapes_dtype_and_device():
+    latents = sample_latents(SHAPES, 2)
+    assert [z.shape for z in latents] == [(2, 6, 4, 6), (2, 12, 2, 3)]
+    assert {(z.dtype, z.device.type) for z in latents} == {(torch.float32, "cpu")}
+
+
+@pytest.mark.parametrize("order", ["item", "published"])
+def test_temperature_is_one_multiply(order):
+    unit = sample_latents(SHAPES, 2, 1.0, seed=9, order=order)
+    for tau in (0.3, 0.8, 1.5):
+        assert equal(sample_latents(SHAPES, 2, tau, seed=9, order=order), [tau * z for z in unit])
+
+
+@pytest.mark.parametrize("order", ["item", "published"])
+def test_temperature_zero_is_all_zeros(order):
+    assert all(not z.any() for z in sample_latents(SHAPES, 2, 0, seed=9, order=order))
+
+
+@pytest.mark.parametrize("order", ["item", "published"])
+def test_one_temperature_per_level_finest_first(order):
+    unit = sample_latents(SHAPES, 2, seed=9, order=order)
+    assert equal(sample_latents(SHAPES, 2, [0.5, 0.0], seed=9, order=order), [0.5 * unit[0], 0.0 * unit[1]])
+
+
+def test_draws_do_not_depend_on_the_global_generator_nor_disturb_it():
+    expected = sample_latents(SHAPES, 2, seed=3)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert equal(sample_latents(SHAPES, 2, seed=3), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_do_not_depend_on_the_default_device():
+    expected = [sample_latents(SHAPES, 2, seed=3, order=order) for order in ("item", "published")]
+    with torch.device("meta"):
+        came = [sample_latents(SHAPES, 2, seed=3, order=order) for order in ("item", "published")]
+    assert {z.device.type for latents in came for z in latents} == {"cpu"}
+    assert equal([*came[0], *came[1]], [*expected[0], *expected[1]])
+
+
+def test_draws_do_not_depend_on_the_default_dtype():
+    expected = sample_latents(SHAPES, 2, seed=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert equal(sample_latents(SHAPES, 2, seed=3), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_draws():
+    expected = sample_latents(SHAPES, 2, seed=3)
+    with torch.device("cuda"):
+        assert equal([z.cpu() for z in sample_latents(SHAPES, 2, seed=3)], expected)
+
+
+def test_the_published_order_draws_the_deepest_level_first_for_all_items_at_once():
+    generator = torch.Generator().manual_seed(11)
+    deep = torch.randn(2, 12, 2, 3, generator=generator)
+    fine = torch.randn(2, 6, 4, 6, generator=generator)
+    assert equal(sample_latents(SHAPES, 2, 0.9, seed=11, order="published"), [0.9 * fine, 0.9 * deep])
+
+
+def test_draws_are_standard_normal():
+    z = sample_latents([(50, 32, 32)], 2, seed=1)[0].double()
+    assert abs(z.mean()) < 5 / math.sqrt(z.numel())
+    assert abs(z.var() - 1) < 0.02
+    assert abs(z.pow(4).mean() - 3) < 0.1
+
+
+def test_the_largest_seed_works_and_the_next_item_wraps_round():
+    latents = sample_latents(SHAPES, 2, seed=2**64 - 1)
+    assert equal([z[1:] for z in latents], sample_latents(SHAPES, 1, seed=0))
+
+
+@pytest.mark.parametrize("tau", [-0.1, float("nan"), float("inf"), [0.5, -1.0], [float("nan"), 1.0]], ids=str)
+def test_a_wrong_temperature_is_refused(tau):
+    with pytest.raises(FlowError, match="Temperature must be a finite number >= 0"):
+        sample_latents(SHAPES, 1, tau)
+
+
+@pytest.mark.parametrize("taus", [[], [1.0], [1.0, 1.0, 1.0]], ids=str)
+def test_a_wrong_number_of_temperatures_is_refused_with_the_numbers(taus):
+    with pytest.raises(ShapeError, match=f"2 levels of latents; got {len(taus)} temperatures"):
+        sample_latents(SHAPES, 1, taus)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "7", None], ids=repr)
+@pytest.mark.parametrize("order", ["item", "published"])
+def test_a_wrong_seed_is_refused(seed, order):
+    with pytest.raises(FlowError, match="seed"):
+        sample_latents(SHAPES, 1, seed=seed, order=order)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_items_are_refused(n):
+    with pytest.raises(FlowError, match=f"{n}"):
+        sample_latents(SHAPES, n)
+
+
+def test_log_prob_is_the_standard_normal_density():
+    latents = [z.double() for z in sample_latents(SHAPES, 3, 0.7, seed=2)]
+    expected = sum(torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) for z in latents)
+    came = log_prob(latents)
+    assert came.shape == (3,)
+    assert torch.allclose(came, expected, atol=1e-9)

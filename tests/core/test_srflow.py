@@ -1,0 +1,368 @@
+"""SRFlow as a whole: the law at every scale, its shapes, its configuration, its refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from flowcore import flow as flow_module
+from flowcore.models import build, configure
+from flowcore.models.srflow import SRFlowConfig
+from flowcore.prior import sample_latents
+from flowcore.transforms import ActNorm, CheckpointError, ConditionError, FlowError, PrecisionError, ShapeError
+
+from .laws import check, perturbed
+
+TINY = {
+    "steps": 1,
+    "transition_steps": 1,
+    "hidden": 8,
+    "encoder_blocks": 2,
+    "encoder_width": 4,
+    "encoder_growth": 3,
+    "stacked_blocks": (1,),
+}
+LEVELS = {2: 2, 4: 3, 8: 4}
+
+
+def tiny(scale=4, **fields):
+    torch.manual_seed(4)
+    return build("srflow", configure("srflow", {**TINY, "scale": scale, "levels": LEVELS[scale], **fields}))
+
+
+def lr(height=2, width=4, batch=2):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def hr(height, width, batch=2):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(6))
+
+
+def encoding(source):
+    """The condition as the flow makes it, in the precision of the flow."""
+    return lambda flow: flow.encode_condition(source.to(next(flow.parameters()).dtype))
+
+
+def unused(scale):
+    """Parameters of the published encoder whose outputs nothing uses."""
+    last_up = f"conv_up.{LEVELS[scale] - 2}"
+    return [f"encoder.{name}.{kind}" for name in ("conv_hr", "conv_last", last_up) for kind in ("weight", "bias")]
+
+
+# --- the law ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["published", "residual"])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_srflow_obeys_the_law_with_its_encoder(scale, residual):
+    flow = tiny(scale, residual=residual)
+    source = lr()
+    strength = 0.02 if scale == 8 else 0.05  # 192 channels: stronger noise makes the mixing matrix ill-conditioned
+    check(flow, hr(2 * scale, 4 * scale), encoding(source), dead=[] if residual else unused(scale), strength=strength)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"affine_eps": 0.0},
+        {"mixing": "principal"},
+        {"stacked_blocks": ()},
+        {"stacked_blocks": (1, 0, 1)},
+        {"levels": 1},
+        {"levels": 2},
+        {"transition_steps": 0},
+        {"hidden_layers": 2, "hidden_kernel": 3},
+    ],
+    ids=str,
+)
+def test_every_variant_of_srflow_obeys_the_law(fields):
+    source = lr()
+    check(tiny(4, **fields), hr(8, 16), encoding(source), dead=unused(4), strength=0.05)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "levels"), [(s, k) for s, most in LEVELS.items() for k in range(1, most + 1)])
+def test_latent_shapes_are_those_of_the_latents_and_add_up(scale, levels):
+    flow = tiny(scale, levels=levels)
+    height, width = 2 * scale, 4 * scale
+    shapes = flow.latent_shapes(height, width)
+    assert sum(c * h * w for c, h, w in shapes) == 3 * height * width
+    latents, _ = flow(hr(height, width), flow.encode_condition(lr()))
+    assert [tuple(z.shape[1:]) for z in latents] == shapes
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (4, [(6, 80, 48), (96, 20, 12)]),  # no split after the last two levels
+        (8, [(6, 80, 48), (12, 40, 24), (192, 10, 6)]),
+    ],
+)
+def test_latent_shapes_of_the_published_networks(scale, expected):
+    assert tiny(scale).latent_shapes(160, 96) == expected
+
+
+def test_size_multiple_is_two_to_the_levels():
+    assert [tiny(s).size_multiple for s in (2, 4, 8)] == [4, 8, 16]
+    assert tiny(4, levels=2).size_multiple == 4
+
+
+def test_any_size_that_fits_goes_round():
+    flow = tiny(4, levels=2)
+    for height, width in [(1, 1), (1, 5), (3, 2)]:
+        cond = flow.encode_condition(lr(height, width))
+        x = hr(4 * height, 4 * width)
+        assert torch.allclose(flow.inverse(flow(x, cond)[0], cond), x, atol=1e-4)
+
+
+def test_the_published_channels():
+    """12, 24, 96 at 4X, read off the actnorms in front of each level's first step."""
+    channels = [len(next(m for m in level.modules() if isinstance(m, ActNorm)).bias) for level in tiny(4).levels]
+    assert channels == [12, 24, 96]
+
+
+# --- what depends on what ---------------------------------------------------------------------------------------------
+
+
+def test_a_condition_of_one_image_serves_several_samples():
+    flow = perturbed(tiny(), 0.05)
+    one = flow.encode_condition(lr(batch=1))
+    latents = sample_latents(flow.latent_shapes(8, 16), 3, seed=7)
+    expanded = one.expand(3)
+    assert expanded.batch == 3
+    assert all(e.data_ptr() == f.data_ptr() for e, f in zip(expanded.features, one.features, strict=True))
+    together = flow.inverse(latents, expanded)
+    for i in range(3):
+        alone = flow.inverse([z[i : i + 1] for z in latents], one)
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
+
+
+def test_residual_measures_from_the_encoders_picture():
+    flow = perturbed(tiny(residual=True), 0.05).double()
+    source, x = lr().double(), hr(8, 16).double()
+    cond = flow.encode_condition(source)
+    assert torch.equal(cond.origin, flow.encoder.picture(source))
+    from_zero = dataclasses.replace(cond, origin=torch.zeros_like(cond.origin))
+    for one, two in zip(flow(x, cond)[0], flow(x - cond.origin, from_zero)[0], strict=True):
+        assert torch.equal(one, two)
+    assert tiny(residual=False).encode_condition(lr()).origin is None
+
+
+def test_latents_depend_on_the_condition():
+    flow = perturbed(tiny(), 0.05)
+    x = hr(8, 16)
+    one, two = (flow(x, flow.encode_condition(source))[0] for source in (lr(), 1 - lr()))
+    assert not torch.allclose(one[0], two[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"residual": True}, {"mixing": "principal"}], ids=str)
+def test_initialise_normalises_every_actnorm_of_the_flow(fields):
+    flow = tiny(**fields).double()
+    # more pixels on the deepest grid than its 96 channels
+    source, x = lr(4, 8, batch=16).double(), hr(16, 32, batch=16).double()
+    cond = flow.encode_condition(source)
+    latents = flow.initialise(x, cond)
+    again = flow(x, cond)[0]
+    assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(latents, again, strict=True))
+
+    seen = []
+
+    def look(module, arguments, result):
+        seen.append(result[0])
+
+    hooks = [
+        m.register_forward_hook(look)
+        for level in flow.levels
+        for chain in level.steps.parts()
+        for m in chain.parts()[:1]
+    ]
+    flow(x, cond)
+    assert len(seen) == len(hooks) == 3 * 2
+    for z in seen:
+        assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-9
+        assert (z.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+
+
+def test_initialise_is_the_only_call_that_writes():
+    flow = tiny()
+    before = {name: t.clone() for name, t in flow.state_dict().items()}
+    cond = flow.encode_condition(lr())
+    flow.train()(hr(8, 16), cond)
+    flow.inverse(sample_latents(flow.latent_shapes(8, 16), 2), cond)
+    assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
+    flow.initialise(hr(8, 16), cond)
+    changed = {name for name, t in flow.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed
+    assert all(".actnorm." in name or name.endswith((".bias", ".log_scale")) for name in changed)
+    assert not any(name.startswith("encoder.") for name in changed)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_does_not_fit_is_refused_with_the_sizes_that_would():
+    flow = tiny()
+    with pytest.raises(ShapeError, match=r"divisible by 8; got 20x33.*16x32"):
+        flow(hr(20, 33), flow.encode_condition(lr()))
+    with pytest.raises(ShapeError, match="divisible by 8; got 0x8"):
+        flow.latent_shapes(0, 8)
+
+
+def test_an_image_with_other_channels_is_refused():
+    flow = tiny()
+    with pytest.raises(ShapeError, match=r"\(B, 3, H, W\); got \(2, 4, 8, 16\)"):
+        flow(torch.zeros(2, 4, 8, 16), flow.encode_condition(lr()))
+    with pytest.raises(ShapeError, match=r"got \(3, 8, 16\)"):
+        flow(torch.zeros(3, 8, 16), flow.encode_condition(lr()))
+
+
+def test_a_source_that_does_not_fit_is_refused_with_the_numbers():
+    with pytest.raises(ShapeError, match=r"srflow 4x needs sides divisible by 2 here; got 3x5.*pads for you"):
+        tiny().encode_condition(lr(3, 5))
+    with pytest.raises(ShapeError, match=r"RGB source of shape \(B, 3, h, w\); got \(1, 1, 4, 4\)"):
+        tiny().encode_condition(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ShapeError, match="got 0x4"):
+        tiny().encode_condition(torch.zeros(1, 3, 0, 4))
+
+
+def test_a_missing_or_superfluous_condition_is_refused():
+    flow = tiny()
+    latents = sample_latents(flow.latent_shapes(8, 16), 2)
+    with pytest.raises(ConditionError, match="encode_condition"):
+        flow(hr(8, 16))
+    with pytest.raises(ConditionError, match="encode_condition"):
+        flow.inverse(latents)
+    unconditional = flow_module.Flow(
+        [flow_module.Level([ActNorm(12)], None)], channels=3, config=None, architecture="plain"
+    )
+    with pytest.raises(ConditionError, match="no condition"):
+        unconditional(hr(8, 16), flow.encode_condition(lr()))
+    with pytest.raises(ConditionError, match="unconditional"):
+        unconditional.encode_condition(lr())
+
+
+def test_a_condition_of_another_model_or_image_is_refused():
+    flow = tiny(residual=True)
+    with pytest.raises(ConditionError, match="3 levels; the condition has 4"):
+        flow(hr(16, 32), tiny(8).encode_condition(lr()))
+    with pytest.raises(ConditionError, match=r"\(2, 3, 8, 16\); got \(2, 3, 16, 16\)"):
+        flow(hr(16, 16), flow.encode_condition(lr()))
+    with pytest.raises(ConditionError, match="grid"):
+        tiny()(hr(16, 16), tiny().encode_condition(lr()))
+    with pytest.raises(ConditionError, match="grid"):
+        tiny()(hr(8, 16, batch=3), tiny().encode_condition(lr()))
+
+
+@pytest.mark.parametrize("wrong", ["none", "fewer", "more", "flat", "channels", "another size", "another batch"])
+def test_latents_that_do_not_fit_are_refused(wrong):
+    flow = tiny()
+    cond = flow.encode_condition(lr())
+    fine, deep = sample_latents(flow.latent_shapes(8, 16), 2)
+    latents = {
+        "none": [],
+        "fewer": [deep],
+        "more": [fine, fine, deep],
+        "flat": [fine, deep.flatten(1)],
+        "channels": [fine, deep[:, :48]],
+        "another size": [fine[..., :4], deep],
+        "another batch": [fine[:1], deep],
+    }[wrong]
+    with pytest.raises(ShapeError, match="Expected"):
+        flow.inverse(latents, cond)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda f: f.half(), lambda f: f.bfloat16(), lambda f: f.to(torch.float16), lambda f: f.to(dtype=torch.bfloat16)],
+    ids=["half", "bfloat16", "to", "to dtype"],
+)
+def test_low_precision_is_refused_with_the_way_out(ask):
+    flow = tiny()
+    with pytest.raises(PrecisionError, match="conditioners in low precision instead"):
+        ask(flow)
+    assert {p.dtype for p in flow.parameters()} == {torch.float32}
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_published_4x_network():
+    config = SRFlowConfig()
+    assert (config.scale, config.levels, config.steps, config.transition_steps) == (4, 3, 16, 2)
+    assert (config.encoder_blocks, config.encoder_width, config.encoder_growth) == (23, 64, 32)
+    assert (config.hidden, config.stacked_blocks, config.affine_eps, config.quant_bins) == (
+        64,
+        (1, 8, 15, 22),
+        1e-4,
+        32,
+    )
+    with torch.device("meta"):
+        flow = build("srflow", config)
+    flow_parameters = sum(p.numel() for level in flow.levels for p in level.parameters())
+    encoder_parameters = sum(p.numel() for p in flow.encoder.parameters())
+    assert encoder_parameters == 16_697_987
+    assert flow_parameters == 22_843_824 - 276_576  # without the published network's unused part
+
+
+def test_a_configuration_survives_json():
+    config = SRFlowConfig(
+        scale=8, levels=4, stacked_blocks=(1, 3, 5, 7), residual=True, mixing="principal", affine_eps=0.0
+    )
+    back = configure("srflow", json.loads(json.dumps(dataclasses.asdict(config))))
+    assert back == config
+    assert hash(back) == hash(config)
+
+
+def test_a_configuration_is_frozen_and_by_keyword():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SRFlowConfig().scale = 8  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TypeError):
+        SRFlowConfig(8)  # pyright: ignore[reportCallIssue]
+
+
+WRONG = {
+    "scale": [3, 0, -4, "4", 4.0, None, True],
+    "levels": [0, 4, -1, "3", 3.0, None, True],
+    "steps": [0, -1, 257, 1.5, "16", None, True],
+    "transition_steps": [-1, 17, 0.5, None],
+    "hidden": [0, 5000, "64", None],
+    "hidden_layers": [-1, 65, 1.0],
+    "hidden_kernel": [0, 2, 5, "3", 3.0, None, True],
+    "encoder_blocks": [0, 1000, None],
+    "encoder_width": [0, 5000],
+    "encoder_growth": [0, 5000],
+    "stacked_blocks": [(23,), (-1,), (1.0,), "12", 3, None, (True,)],
+    "affine_eps": [-1e-4, 1, 2.0, float("nan"), float("inf"), "1e-4", None],
+    "quant_bins": [0, -1, 65537, 32.0],
+    "residual": [1, 0, "yes", None],
+    "mixing": ["", "random", None, 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values], ids=repr
+)
+def test_a_wrong_value_is_named(field, value):
+    with pytest.raises(FlowError, match=field) as caught:
+        configure("srflow", {field: value})
+    shown = repr(tuple(value)) if isinstance(value, (tuple, list)) else repr(value)
+    assert shown in str(caught.value)
+
+
+def test_every_field_has_wrong_values_in_this_file():
+    assert WRONG.keys() == {f.name for f in dataclasses.fields(SRFlowConfig)}
+
+
+def test_an_unknown_field_was_written_by_a_newer_flowcore():
+    with pytest.raises(CheckpointError, match=r"'colour'.*written by a newer flowcore.*Known: .*scale"):
+        configure("srflow", {"colour": 1})
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(CheckpointError, match=r"'tarflow'.*srflow"):
+        configure("tarflow", {})

@@ -1,0 +1,137 @@
+"""Recipes: what a person may write in TOML, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowcore.models.srflow import SRFlowConfig
+from flowcore.training.recipe import FOLDER, Recipe, Stage, parse_recipe, read_recipe
+from flowcore.transforms import CheckpointError, FlowError
+
+GOOD = """
+name = "tiny"
+architecture = "srflow"
+seed = 3
+pyramid = [1, 0.5]
+
+[model]
+scale = 2
+levels = 2
+encoder_blocks = 1
+stacked_blocks = [0]
+
+[[stages]]
+name = "encoder"
+objective = "l1"
+steps = 10
+learning_rate = 1
+
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = 20
+schedule = "halving"
+"""
+
+
+def test_a_recipe_is_read():
+    recipe = parse_recipe(GOOD)
+    assert isinstance(recipe, Recipe)
+    assert (recipe.name, recipe.seed, recipe.pyramid) == ("tiny", 3, (1.0, 0.5))
+    assert recipe.model == SRFlowConfig(scale=2, levels=2, encoder_blocks=1, stacked_blocks=(0,))
+    assert [type(stage) for stage in recipe.stages] == [Stage, Stage]
+    assert recipe.stages[0].learning_rate == 1.0
+    assert recipe.stages[1].schedule == "halving"
+    assert recipe.text == GOOD
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.toml")))
+def test_every_recipe_that_flowcore_brings_is_valid(name):
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert recipe == read_recipe(f"{name}.toml")
+    assert recipe == read_recipe(FOLDER / f"{name}.toml")
+    for stage in recipe.stages:
+        assert stage.crop % (recipe.model.scale * 2) == 0
+
+
+def test_a_file_of_ones_own_is_read(tmp_path):
+    (tmp_path / "mine.toml").write_text(GOOD)
+    assert read_recipe(tmp_path / "mine.toml") == parse_recipe(GOOD)
+
+
+def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
+    with pytest.raises(FlowError, match=r"no recipe .*nothing\.toml.*srflow-x4"):
+        read_recipe(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        # a key that there is not
+        ("seed = 3", "sed = 3", ["sed", "Choices:", "seed"]),
+        ("steps = 10", "steps = 10\nlr = 1", [r"stages[0].lr", "Choices:", "learning_rate"]),
+        ("[model]", "[model]\ncolour = 1", ["'colour'", "Known:", "encoder_blocks"]),
+        # a key that is not there
+        ('name = "tiny"', "", ["lacks name"]),
+        ("steps = 20", "", ["lacks stages[1].steps"]),
+        ('architecture = "srflow"', "", ["lacks architecture"]),
+        # a choice that is none
+        ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, likelihood", "'l2'"]),
+        ('schedule = "halving"', 'schedule = "linear"', ["stages[1].schedule", "constant, cosine, halving", "'linear'"]),
+        ("seed = 3", 'precision = "half"', ["precision", "auto, float32, bfloat16", "'half'"]),
+        ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, likelihood"]),
+        ('architecture = "srflow"', 'architecture = "glow3"', ["'glow3'", "srflow"]),
+        # a value of another kind
+        ("seed = 3", 'seed = "3"', ["seed", "int", "'3'"]),
+        ("seed = 3", "seed = 1.5", ["seed", "int", "1.5"]),
+        ("steps = 10", "steps = true", ["stages[0].steps", "int", "True"]),
+        ("learning_rate = 1", 'learning_rate = "fast"', ["stages[0].learning_rate", "float", "'fast'"]),
+        ('name = "tiny"', "name = 3", ["name", "str", "3"]),
+        ("pyramid = [1, 0.5]", "pyramid = 0.5", ["pyramid", "0.5"]),
+        ("pyramid = [1, 0.5]", 'pyramid = ["half"]', ["pyramid", "half"]),
+        ("pyramid = [1, 0.5]", "pyramid = [0.0]", ["pyramid", "0.0"]),
+        ("pyramid = [1, 0.5]", "pyramid = []", ["pyramid"]),
+        ("scale = 2", "scale = 3", ["scale", "3"]),
+        # a value out of range
+        ("seed = 3", "seed = -1", ["seed", "-1"]),
+        ("learning_rate = 1", "learning_rate = nan", ["stages[0].learning_rate", "nan"]),
+        ("learning_rate = 1", "learning_rate = inf", ["stages[0].learning_rate", "inf"]),
+        ("steps = 10", "steps = 0", ["stages[0].steps", "0"]),
+        ("steps = 10", "steps = 10\nbatch = 0", ["stages[0].batch", "0"]),
+        ("steps = 10", "steps = 10\ncrop = 0", ["stages[0].crop", "0"]),
+        ("seed = 3", "checkpoint_every = 0", ["checkpoint_every", "0"]),
+        ("seed = 3", "ema = 1.5", ["ema", "1.5"]),
+        ("steps = 20", "steps = 20\ntrain_encoder_after = 1.5", ["stages[1].train_encoder_after", "1.5"]),
+        # crops that the model cannot take
+        ("steps = 20", "steps = 20\ncrop = 42", ["stages[1].crop", "42", "4"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_recipe_is_refused_naming_key_and_choices(old, new, named):
+    assert old in GOOD
+    with pytest.raises(FlowError) as caught:
+        parse_recipe(GOOD.replace(old, new, 1))
+    for part in named:
+        assert part in str(caught.value)
+
+
+def test_no_stages_are_refused():
+    for text in (GOOD.split("[[stages]]")[0], "stages = []\n" + GOOD.split("[[stages]]")[0], "stages = [1]\n" + GOOD.split("[[stages]]")[0]):
+        with pytest.raises(FlowError, match=r"\[\[stages\]\]"):
+            parse_recipe(text)
+
+
+def test_a_model_that_is_no_table_is_refused():
+    with pytest.raises(FlowError, match=r"\[model\]"):
+        parse_recipe("model = 3\n" + GOOD.split("[model]")[0] + "[[stages]]" + GOOD.split("[[stages]]")[1])
+
+
+def test_text_that_is_no_toml_is_refused():
+    with pytest.raises(FlowError, match="not valid TOML"):
+        parse_recipe("name = ")
+
+
+def test_an_unknown_model_field_says_so_as_a_file_of_a_newer_flowcore_would():
+    with pytest.raises(CheckpointError, match="written by a newer flowcore, or misspelt"):
+        parse_recipe(GOOD.replace("levels = 2", "depth = 2"))

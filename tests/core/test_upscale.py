@@ -1,0 +1,246 @@
+"""The upscale task: any size, any layout, one seed one picture."""
+
+import math
+
+import pytest
+import torch
+
+import flowcore
+from flowcore import Cancelled, FlowError, ImageError, upscale
+from flowcore.flow import Flow
+from flowcore.models.srflow import SRFlowConfig, srflow
+from flowcore.networks.rrdb import RRDBEncoder
+from flowcore.resize import enlarge
+from flowcore.tasks import upscale as task
+
+
+def tiny(scale: int = 4, *, residual: bool = True) -> Flow:
+    torch.manual_seed(0)
+    levels = 3 if scale == 4 else 4
+    config = SRFlowConfig(
+        scale=scale,
+        levels=levels,
+        steps=2,
+        hidden=8,
+        encoder_blocks=2,
+        encoder_width=8,
+        encoder_growth=4,
+        stacked_blocks=(1,),
+        residual=residual,
+    )
+    flow = srflow(config).eval()
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if not name.startswith("encoder"):
+                parameter += 0.02 * torch.randn_like(parameter)
+    return flow
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    return tiny()
+
+
+def picture(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (2, 2), (7, 8), (9, 5)])
+@pytest.mark.parametrize("scale", [4, 8])
+def test_any_size_comes_out_scaled(size: tuple[int, int], scale: int) -> None:
+    result = upscale(tiny(scale), picture(1, 3, *size), temperature=0.5)
+    assert result.shape == (1, 3, scale * size[0], scale * size[1])
+    assert result.isfinite().all()
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+def test_samples_of_image_0_come_before_those_of_image_1(flow: Flow) -> None:
+    lr = picture(2, 3, 6, 8)
+    both = upscale(flow, lr, samples=3, seed=5, temperature=0.7)
+    for image in range(2):
+        for sample in range(3):
+            alone = upscale(flow, lr[image : image + 1], seed=5 + sample, temperature=0.7)
+            assert torch.allclose(both[3 * image + sample], alone[0], atol=1e-6)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_a_tile_changes_nothing(flow: Flow) -> None:
+    lr = picture(1, 3, 95, 83)
+    whole = upscale(flow, lr, seed=1, temperature=0.8, tile=95 + 83)
+    for tile in (32, 48):
+        assert (upscale(flow, lr, seed=1, temperature=0.8, tile=tile) - whole).abs().max() <= 1 / 255
+
+
+def test_without_a_halo_tiles_do_show(flow: Flow) -> None:
+    """So that the test above can fail."""
+    lr = picture(1, 3, 64, 64)
+    whole = upscale(flow, lr, seed=1, temperature=0.8, tile=64)
+    assert (upscale(flow, lr, seed=1, temperature=0.8, tile=32, halo=0) - whole).abs().max() > 1 / 255
+
+
+def test_temperature_0_ignores_the_seed_and_temperature_spreads(flow: Flow) -> None:
+    lr = picture(1, 3, 8, 8)
+    assert torch.equal(upscale(flow, lr, temperature=0, seed=1), upscale(flow, lr, temperature=0, seed=2))
+    spreads = [upscale(flow, lr, temperature=tau, samples=6).std(0).mean() for tau in (0.2, 0.8)]
+    assert spreads[0] < spreads[1]
+
+
+def test_the_encoder_runs_once_per_image_whatever_the_number_of_samples(flow: Flow) -> None:
+    calls: list[int] = []
+    assert isinstance(flow.encoder, RRDBEncoder)
+    hook = flow.encoder.conv_first.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        upscale(flow, picture(2, 3, 6, 6), samples=4)
+    finally:
+        hook.remove()
+    assert len(calls) == 2
+
+
+def test_alpha_is_enlarged_the_ordinary_way_and_grey_becomes_rgb(flow: Flow) -> None:
+    rgba = picture(2, 4, 6, 10)
+    result = upscale(flow, rgba, samples=2)
+    assert result.shape == (4, 4, 24, 40)
+    assert torch.allclose(result[:2, 3:], enlarge(rgba[:1, 3:], 4).clamp(0, 1).expand(2, -1, -1, -1))
+    assert torch.equal(result[:, :3], upscale(flow, rgba[:, :3], samples=2))
+    grey = picture(1, 1, 6, 6)
+    assert torch.equal(upscale(flow, grey), upscale(flow, grey.expand(-1, 3, -1, -1)))
+
+
+def test_layouts_precisions_and_ranges_of_the_input(flow: Flow) -> None:
+    lr = (picture(1, 3, 8, 6) * 255).round() / 255
+    plain = upscale(flow, lr)
+    assert torch.equal(upscale(flow, (lr * 255).round().to(torch.uint8)), plain)
+    assert torch.equal(upscale(flow, lr.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)), plain)
+    assert (upscale(flow, lr.half()) - plain).abs().max() < 0.05
+    loud = lr.clone()
+    loud[0, 0, 0, 0], loud[0, 1, 0, 0] = 7, -3
+    clamped = loud.clamp(0, 1)
+    assert torch.equal(upscale(flow, loud), upscale(flow, clamped))
+    assert loud[0, 0, 0, 0] == 7
+    with torch.inference_mode():
+        assert torch.equal(upscale(flow, lr.clone()), plain)
+
+
+def test_bad_input_is_named(flow: Flow) -> None:
+    lr = picture(1, 3, 4, 4)
+    broken = lr.clone()
+    broken[0, 0, 0, :2] = math.nan
+    for image, words in [
+        (broken, "2 values"),
+        (lr[:0], "empty"),
+        (lr[:, :2], r"\(1, 2, 4, 4\)"),
+        (lr[0], "Expected images"),
+        (lr[..., :0], "no pixels"),
+    ]:
+        with pytest.raises(ImageError, match=words):
+            upscale(flow, image)
+    for arguments, words in [
+        ({"temperature": -0.1}, "-0.1"),
+        ({"temperature": math.nan}, "nan"),
+        ({"temperature": [0.5]}, "2 levels"),
+        ({"samples": 0}, "samples"),
+        ({"seed": -1}, "seed"),
+        ({"precision": "float8"}, "float8"),
+    ]:
+        with pytest.raises(FlowError, match=words):
+            upscale(flow, lr, **arguments)
+
+
+def test_bfloat16_conditioners_stay_near_float32(flow: Flow) -> None:
+    lr = picture(1, 3, 8, 8)
+    assert (upscale(flow, lr, precision="bfloat16") - upscale(flow, lr)).abs().mean() < 0.02
+
+
+def test_progress_counts_up_and_previews_every_sample(flow: Flow) -> None:
+    calls: list[tuple[int, int, torch.Tensor | None]] = []
+    result = upscale(
+        flow, picture(2, 3, 40, 36), samples=2, tile=32, progress=lambda d, t, p=None: calls.append((d, t, p))
+    )
+    assert [done for done, _, _ in calls] == list(range(1, calls[0][1] + 1))
+    previews = [p for _, _, p in calls if p is not None]
+    assert len(previews) == 4
+    for preview, sample in zip(previews, result, strict=True):
+        assert torch.equal(preview, sample)
+
+
+def test_cancel_stops_between_layers_and_leaves_the_model_as_it_was(flow: Flow) -> None:
+    lr = picture(1, 3, 8, 8)
+    before = upscale(flow, lr)
+    asked: list[int] = []
+
+    def soon() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    with pytest.raises(Cancelled):
+        upscale(flow, lr, samples=50, cancelled=soon)
+    assert len(asked) == 6
+    assert all(not module._forward_pre_hooks for module in flow.modules())
+    assert torch.equal(upscale(flow, lr), before)
+
+
+def test_running_out_of_memory_halves_the_tile_and_says_so(flow: Flow) -> None:
+    """A hook that raises what torch raises stands in for a device that is too small for the larger tiles."""
+    assert isinstance(flow.encoder, RRDBEncoder)
+
+    def small_device(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[-1] > 80:
+            raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
+
+    said: list[str] = []
+    lr = picture(1, 3, 16, 200)
+    expected = upscale(flow, lr, tile=32)
+    hook = flow.encoder.conv_first.register_forward_pre_hook(small_device)
+    try:
+        result = upscale(flow, lr, notify=said.append)
+        assert (result - expected).abs().max() <= 1 / 255
+        assert len(said) >= 1
+        assert "Out of memory" in said[0]
+        assert "100" in said[0]
+    finally:
+        hook.remove()
+    hook = flow.encoder.conv_first.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
+    )
+    try:
+        with pytest.raises(FlowError, match="Out of memory even with tiles"):
+            upscale(flow, lr, notify=said.append)
+    finally:
+        hook.remove()
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(flow: Flow) -> None:
+    assert isinstance(flow.encoder, RRDBEncoder)
+    hook = flow.encoder.conv_first.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(RuntimeError("something else"))
+    )
+    try:
+        with pytest.raises(RuntimeError, match="something else"):
+            upscale(flow, picture(1, 3, 4, 4))
+    finally:
+        hook.remove()
+
+
+def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow: Flow) -> None:
+    small, large = task.memory_required(flow, 64, 64), task.memory_required(flow, 128, 64)
+    assert large == pytest.approx(2 * small, rel=1e-6)
+    assert task.memory_required(flow, 2048, 2048, tile=64) < task.memory_required(flow, 2048, 2048) / 100
+
+
+def test_public_names_are_there() -> None:
+    for name in flowcore.__all__:
+        assert hasattr(flowcore, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_picture_on_a_gpu(flow: Flow) -> None:
+    lr = picture(1, 3, 24, 20)
+    expected = upscale(flow, lr, seed=3)
+    try:
+        result = upscale(flow.to("cuda"), lr, seed=3)
+    finally:
+        flow.to("cpu")
+    assert result.device.type == "cpu"
+    assert (result - expected).abs().max() <= 1 / 255

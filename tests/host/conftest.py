@@ -1,0 +1,34 @@
+"""Real ComfyUI servers for the tests: each boots once, with this pack and a probe pack installed."""
+
+from __future__ import annotations
+
+import comfyui
+import pytest
+from PIL import Image
+from talk import HERE, WORKFLOWS, Host
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session", params=list(comfyui.trees()))
+def server(request, tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    with comfyui.running(comfyui.tree(request.param), base, packs=(HERE / "probe",)) as server:
+        yield server
+
+
+@pytest.fixture
+def host(server):
+    """The server, seen by a script; whatever a test has done to it, it lives on."""
+    yield Host(server)
+    assert server.alive(), "the server has died:\n" + server.console()[-2000:]
+
+
+@pytest.fixture
+def photo(host):
+    """A small, textured piece of the sample photograph in the server's input folder; 24 wide, 16 high."""
+    return host.put("small.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 144, 56)))

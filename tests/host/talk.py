@@ -1,0 +1,80 @@
+"""How the tests talk to a server: workflows as small variations of the shipped one, outputs as pictures and facts."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfyui
+from client import Client
+from PIL import Image
+
+HERE = Path(__file__).parent
+WORKFLOWS = comfyui.ROOT / "workflows"
+
+
+class Host(Client):
+    """What the tests say to a server, in their own words."""
+
+    def __init__(self, server: comfyui.Server) -> None:
+        super().__init__(server.url)
+        self.server = server
+        self.version = self.get_json("/system_stats")["system"]["comfyui_version"]
+
+    def run(self, workflow: dict[str, Any], on_event=None) -> dict[str, Any]:
+        """Run a workflow and return its outputs by node id."""
+        return self.wait(self.queue(workflow), on_event, timeout=120)
+
+    def images(self, workflow: dict[str, Any], on_event=None) -> list[Image.Image]:
+        """Run a workflow and return the pictures it has saved."""
+        return [Image.open(io.BytesIO(data)) for data in self.pictures(self.run(workflow, on_event))]
+
+    def forget(self) -> None:
+        """Make the server forget models and results."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)  # the queue's thread does it when it next wakes up
+
+    def put(self, name: str, image: Image.Image) -> str:
+        """Put a picture into the input folder."""
+        image.save(self.server.base / "input" / name)
+        return name
+
+
+def newer(version: str, than: str) -> bool:
+    """Compare two versions, for what only some hosts have."""
+    return [int(x) for x in version.split(".")[:3]] >= [int(x) for x in than.split(".")]
+
+
+def upscale(**inputs: Any) -> dict[str, Any]:
+    """Return the shipped API workflow, one sample, with other values: of Flow Upscale, `photo` and `model_name`."""
+    workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
+    for node in ("photo", "model"):
+        (name,) = workflow[node]["inputs"]
+        workflow[node]["inputs"][name] = inputs.pop(
+            name if node == "model" else "photo", workflow[node]["inputs"][name]
+        )
+    workflow["upscale"]["inputs"] |= {"samples": 1} | inputs
+    return workflow
+
+
+def probe(**inputs: Any) -> dict[str, Any]:
+    """Return a workflow that upscales an image of the probe pack and reports on the result."""
+    made = {"batch": 1, "height": 6, "width": 8, "channels": 3, "fill": "gradient", "dtype": "float32"}
+    workflow = upscale(**{name: value for name, value in inputs.items() if name not in made})
+    workflow["photo"] = {
+        "class_type": "FlowcoreTestImage",
+        "inputs": {name: inputs.get(name, value) for name, value in made.items()},
+    }
+    workflow["save"] = {"class_type": "FlowcoreTestReport", "inputs": {"image": ["upscale", 0]}}
+    return workflow
+
+
+def inputs(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """All inputs of a node in the order of its schema: (name, type or options, properties)."""
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in info["input"].get(group, {}).items():
+            yield name, kind, (rest[0] if rest else {})

@@ -1,0 +1,230 @@
+"""Flow Upscale over the API: what it draws, what it refuses, and that it stops when asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import comfyui
+import numpy as np
+import pytest
+from client import RunError
+from PIL import Image
+from talk import HERE, WORKFLOWS, Host, newer, probe, upscale
+
+ONE = 1.001 / 255  # the last bit of a picture
+
+
+def array(image):
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+def test_the_api_workflow_gives_sharp_pictures_of_the_photograph(host, photo):
+    pictures = host.images(upscale(photo=photo, samples=2, temperature=0.8, seed=3))
+    small = Image.open(host.server.base / "input" / photo)
+    assert [picture.size for picture in pictures] == [(96, 64)] * 2
+    for picture in pictures:
+        assert picture.mode == "RGB"
+        # The picture fits the small one it was made from ...
+        back = array(picture.resize(small.size, Image.Resampling.BICUBIC))
+        assert np.sqrt(np.mean((back - array(small)) ** 2)) < 0.03
+        # ... and holds detail that an ordinary enlargement does not.
+        soft = array(small.resize(picture.size, Image.Resampling.BICUBIC))
+        assert np.abs(np.diff(array(picture), axis=1)).mean() > np.abs(np.diff(soft, axis=1)).mean()
+        # SaveImage puts the recipe into the file.
+        assert json.loads(picture.text["prompt"])["upscale"]["inputs"]["seed"] == 3
+    assert np.abs(array(pictures[0]) - array(pictures[1])).mean() > 1 / 255
+
+
+def test_the_history_names_the_files_and_the_model(host, photo):
+    host.forget()
+    # The second run finds the model in the host's cache; newer hosts repeat what it said.
+    for seed in (17, 18) if newer(host.version, "0.19.0") else (17,):
+        entry = host.run(upscale(photo=photo, samples=2, seed=seed))
+        assert entry["status"]["status_str"] == "success"
+        assert len(entry["outputs"]["save"]["images"]) == 2
+        model = entry["outputs"]["model"]
+        assert model["architecture"] == ["srflow"]
+        assert model["scale"] == [4]
+        assert model["licence"][0]
+        assert "scale: 4" in model["text"][0]
+
+
+def test_a_seed_is_a_picture(host, photo):
+    def draw(seed, samples=1, **inputs):
+        workflow = upscale(photo=photo, seed=seed, samples=samples, **inputs)
+        return [array(picture) for picture in host.images(workflow)]
+
+    (first,) = draw(5)
+    host.forget()  # or it would answer from its cache
+    (again,) = draw(5)
+    (other,) = draw(6)
+    both = draw(5, samples=2)
+    assert np.array_equal(first, again)
+    assert np.abs(first - other).mean() > 1 / 255
+    assert np.abs(both[0] - first).max() <= ONE
+    assert np.abs(both[1] - other).max() <= ONE
+
+
+def test_the_tile_size_does_not_change_the_picture(host):
+    photo = host.put("wide.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((100, 30, 170, 70)))
+    whole, tiled = (array(host.images(upscale(photo=photo, seed=5, tile=tile))[0]) for tile in (4096, 32))
+    assert np.abs(tiled - whole).max() <= ONE
+
+
+def test_temperature_zero_is_the_same_for_every_seed(host, photo):
+    first, second = (host.images(upscale(photo=photo, seed=seed, temperature=0.0))[0] for seed in (1, 2))
+    assert np.array_equal(array(first), array(second))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_changes_the_picture_only_slightly(host, photo, precision):
+    wide, narrow = (array(host.images(upscale(photo=photo, precision=p))[0]) for p in ("float32", precision))
+    assert np.abs(wide - narrow).mean() < 0.02
+
+
+def test_samples_of_the_first_image_come_first(host):
+    (one,) = report(host, probe(batch=1, samples=2, seed=4))
+    (two,) = report(host, probe(batch=2, samples=2, seed=4))
+    assert one["shape"] == [2, 24, 32, 3]
+    assert two["shape"] == [4, 24, 32, 3]
+    for rows in (two["rows"][:2], two["rows"][2:]):
+        assert np.abs(np.array(rows) - np.array(one["rows"])).max() <= ONE
+
+
+def report(host, workflow):
+    return [output for name, output in host.run(workflow)["outputs"].items() if name == "save"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        ({"height": 1, "width": 1}, [1, 4, 4, 3]),
+        ({"height": 7, "width": 5}, [1, 28, 20, 3]),
+        ({"channels": 1}, [1, 24, 32, 3]),
+        ({"channels": 4}, [1, 24, 32, 4]),
+        ({"dtype": "float16"}, [1, 24, 32, 3]),
+        ({"dtype": "float64"}, [1, 24, 32, 3]),
+        ({"fill": "3.5"}, [1, 24, 32, 3]),
+        ({"fill": "-2"}, [1, 24, 32, 3]),
+    ],
+)
+def test_unusual_images_work(host, inputs, shape):
+    (facts,) = report(host, probe(**inputs))
+    assert facts["shape"] == shape
+    assert facts["dtype"] == ["float32"]
+    assert 0 <= facts["range"][0] <= facts["range"][1] <= 1
+
+
+def test_alpha_of_a_picture_is_kept(host):
+    image = Image.new("RGBA", (8, 6), (200, 60, 20, 255))
+    image.paste((20, 60, 200, 0), (0, 0, 4, 6))
+    workflow = probe()
+    # LoadImage hands alpha over as a mask; JoinImageWithAlpha puts the two together again.
+    workflow["file"] = {"class_type": "LoadImage", "inputs": {"image": host.put("alpha.png", image)}}
+    workflow["photo"] = {
+        "class_type": "JoinImageWithAlpha",
+        "inputs": {"image": ["file", 0], "alpha": ["file", 1]},
+    }
+    (facts,) = report(host, workflow)
+    assert facts["shape"] == [1, 24, 32, 4]
+    alpha = np.array(facts["rows"]).reshape(24, 32, 4)[..., 3]
+    assert alpha[:, :12].max() < 0.1 or alpha[:, 20:].max() < 0.1
+    assert max(alpha[:, :12].mean(), alpha[:, 20:].mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"fill": "nan"}, ["144", "NaN"]),
+        ({"fill": "inf"}, ["144"]),
+        ({"batch": 0}, ["empty"]),
+        ({"channels": 2}, ["1, 3 or 4", "(1, 2, 6, 8)"]),
+        ({"temperature": float("nan")}, ["temperature", "nan"]),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_the_next_run_works(host, inputs, words):
+    with pytest.raises(RunError) as refused:
+        host.run(probe(**inputs))
+    for word in words:
+        assert word.lower() in str(refused.value).lower()
+    assert report(host, probe())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"temperature": -0.1}, ["temperature", "smaller than min of 0.0"]),
+        ({"temperature": 1.6}, ["temperature", "bigger than max of 1.5"]),
+        ({"samples": 0}, ["samples", "smaller than min of 1"]),
+        ({"tile": -8}, ["tile", "smaller than min of 0"]),
+        ({"precision": "float64"}, ["precision", "float64"]),
+    ],
+)
+def test_values_outside_their_range_are_refused(host, inputs, words):
+    with pytest.raises(RunError) as refused:
+        host.run(probe(**inputs))
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_progress_moves_and_every_sample_is_shown_as_it_is_finished(host, photo):
+    events = []
+    host.run(upscale(photo=photo, samples=3, seed=100), events.append)
+    values = [
+        (event["data"]["value"], event["data"]["max"])
+        for event in events
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "upscale"
+    ]
+    assert values == sorted(values)
+    assert values[-1][0] == values[-1][1]
+    assert len({value for value, _ in values}) >= 3
+    previews = [event for event in events if isinstance(event, bytes) and event[:4] == b"\0\0\0\1"]
+    assert [Image.open(io.BytesIO(preview[8:])).size for preview in previews] == [(96, 64)] * 3
+
+
+def test_cancel_stops_within_a_second_and_the_next_run_works(host):
+    long = upscale(samples=64, temperature=0.9)
+    long["photo"] = {
+        "class_type": "FlowcoreTestImage",
+        "inputs": {"batch": 4, "height": 96, "width": 96, "channels": 3, "fill": "gradient", "dtype": "float32"},
+    }
+    asked = ended = None
+
+    def watch(event):
+        nonlocal asked, ended
+        if not isinstance(event, dict):
+            return
+        if asked is None and event["type"] == "progress" and event["data"]["node"] == "upscale":
+            host.cancel()
+            asked = time.monotonic()
+        elif event["type"] == "execution_interrupted":
+            ended = time.monotonic()
+
+    with pytest.raises(RunError, match="cancelled"):
+        host.run(long, watch)
+    assert ended - asked < 1.0
+    assert report(host, probe())
+
+
+def test_too_little_memory_halves_the_tile_and_says_so(host):
+    photo = host.put("square.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((100, 30, 164, 94)))
+    workflow = upscale(photo=photo, seed=9)
+    (whole,) = host.images(workflow)
+    workflow["little"] = {"class_type": "FlowcoreTestSmallMemory", "inputs": {"model": ["model", 0], "pixels": 3500}}
+    workflow["upscale"]["inputs"]["model"] = ["little", 0]
+    entry = host.wait(host.queue(workflow))
+    assert "out of memory" in entry["outputs"]["upscale"]["text"][0].lower()
+    assert "tiles of 32" in entry["outputs"]["upscale"]["text"][0]
+    (tiled,) = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
+    assert np.abs(array(tiled) - array(whole)).max() <= ONE
+
+
+def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
+    tree = comfyui.tree()
+    with comfyui.running(tree, tmp_path, packs=(HERE / "probe",), flags=("--fp16-intermediates",)) as server:
+        host = Host(server)
+        assert newer(host.version, "0.18.0")
+        (facts,) = report(host, probe(dtype="float16"))
+        assert facts["dtype"] == ["float16"]

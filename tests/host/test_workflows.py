@@ -1,0 +1,141 @@
+"""The shipped workflows: listed with a picture, aligned with the live schema, and the same story in both formats."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import comfyui
+import pytest
+from PIL import Image
+from talk import WORKFLOWS, inputs
+
+STORIES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+CONTROL = ("fixed", "increment", "decrement", "randomize")
+VIRTUAL = {"MarkdownNote", "Note"}
+
+
+def widgets(info):
+    """The widgets of a node in the order in which the frontend stores their values, hidden ones included."""
+    for name, kind, properties in inputs(info):
+        if isinstance(kind, list) or kind == "COMBO":
+            yield name, kind if isinstance(kind, list) else properties["options"], properties
+        elif kind in ("INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
+            yield name, kind, properties
+        if properties.get("control_after_generate"):
+            yield None, list(CONTROL), {}
+        if properties.get("image_upload"):
+            yield None, ["image"], {}
+
+
+def to_api(workflow, every):
+    """Turn a workflow from the frontend's format into that of the API, as the frontend does."""
+    wires = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    api = {}
+    for node in workflow["nodes"]:
+        if node["type"] in VIRTUAL:
+            continue
+        named = list(widgets(every[node["type"]]))
+        assert len(named) == len(node["widgets_values"]), node["type"]
+        values = {n: value for (n, _, _), value in zip(named, node["widgets_values"], strict=True) if n}
+        linked = {i["name"]: wires[i["link"]] for i in node["inputs"] if i.get("link") is not None}
+        api[str(node["id"])] = {"class_type": node["type"], "inputs": values | linked}
+    return api
+
+
+def canonical(api):
+    """A workflow with its node ids replaced by the nodes' types."""
+    kinds = {name: node["class_type"] for name, node in api.items()}
+    assert len(set(kinds.values())) == len(kinds)
+    return {
+        node["class_type"]: {
+            name: [kinds[value[0]], value[1]] if isinstance(value, list) else value
+            for name, value in node["inputs"].items()
+        }
+        for node in api.values()
+    }
+
+
+@pytest.fixture(params=STORIES)
+def story(request):
+    return json.loads((WORKFLOWS / f"{request.param}.json").read_text())
+
+
+def test_the_template_browser_lists_each_story_once_and_nothing_else(host):
+    assert sorted(host.get_json("/workflow_templates")[comfyui.PACK_NAME]) == STORIES
+    assert STORIES
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_template_opens_and_has_a_picture(host, name):
+    served = host.get_json(f"/api/workflow_templates/{comfyui.PACK_NAME}/{name}.json")
+    assert served == json.loads((WORKFLOWS / f"{name}.json").read_text())
+    picture = Image.open(io.BytesIO(host.get(f"/api/workflow_templates/{comfyui.PACK_NAME}/{name}.jpg")))
+    assert picture.format == "JPEG"
+    assert min(picture.size) >= 200
+
+
+def test_values_line_up_with_the_live_schema(host, story):
+    every = host.get_json("/object_info")
+    for node in story["nodes"]:
+        if node["type"] in VIRTUAL:
+            continue
+        named = list(widgets(every[node["type"]]))
+        assert len(named) == len(node["widgets_values"]), node["type"]
+        for (name, kind, properties), value in zip(named, node["widgets_values"], strict=True):
+            place = f"{node['type']}.{name}: {value!r}"
+            if properties.get("image_upload"):
+                assert isinstance(value, str), place
+            elif isinstance(kind, list):
+                assert value in kind, place
+            elif kind in ("INT", "FLOAT"):
+                assert isinstance(value, int | float), place
+                assert not isinstance(value, bool), place
+                assert kind == "FLOAT" or isinstance(value, int), place
+                assert properties["min"] <= value <= properties["max"], place
+            else:
+                assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
+
+
+def test_slots_and_wires_agree_with_each_other_and_with_the_live_schema(host, story):
+    every = host.get_json("/object_info")
+    nodes = {node["id"]: node for node in story["nodes"]}
+    for node in nodes.values():
+        if node["type"] not in VIRTUAL:
+            names = [name for name, _, _ in inputs(every[node["type"]])]
+            assert [i["name"] for i in node["inputs"] if i["name"] != "upload"] == names
+            kinds = [o["type"] for o in node["outputs"]]
+            # Core nodes may have grown outputs since; ours are named in full.
+            assert kinds == every[node["type"]]["output"][: None if "Flowcore" in node["type"] else len(kinds)]
+    for link, source, output, target, slot, kind in story["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        assert nodes[source]["outputs"][output]["type"] == kind
+        assert nodes[target]["inputs"][slot]["link"] == link
+        assert nodes[target]["inputs"][slot]["type"] == kind
+    assert story["last_node_id"] == max(nodes)
+    assert story["last_link_id"] == max(link[0] for link in story["links"])
+
+
+def test_our_nodes_say_which_pack_they_come_from(story):
+    ours = [node for node in story["nodes"] if node["type"].startswith("Flowcore")]
+    assert ours
+    for node in ours:
+        assert node["properties"]["cnr_id"] == "flowcore"
+        assert node["properties"]["ver"]
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_both_formats_tell_the_same_story(host, name):
+    story = json.loads((WORKFLOWS / f"{name}.json").read_text())
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    assert canonical(to_api(story, host.get_json("/object_info"))) == canonical(api)
+    # A host that replaces nodes reads the titles without asking whether there are any.
+    assert all(node["_meta"]["title"] for node in api.values())
+
+
+def test_a_template_runs(host, story, photo):
+    workflow = to_api(story, host.get_json("/object_info"))
+    for node in workflow.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = photo
+    assert [picture.size for picture in host.images(workflow)] == [(96, 64)] * 4
