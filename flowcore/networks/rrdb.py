@@ -156,11 +156,12 @@ class RRDBEncoder(nn.Module):
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         features = self.conv_first(lr)
-        outputs: list[Tensor] = []
-        for block in self.blocks:
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
             features = block(features)
-            outputs.append(features)
-        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
+            if number in self.stacked_blocks:
+                kept[number] = features
+        stack = torch.cat([kept[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
         return features + self.conv_trunk(features), stack
 
 

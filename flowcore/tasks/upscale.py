@@ -139,7 +139,9 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     per_lr_pixel += fine * (
         features + 2 * config.hidden + 6 * 12
     )  # level 1: features beside x1, hidden layers, shift and scale
-    per_lr_pixel += 9 * config.encoder_width  # a dense block and what is kept beside it
+    per_lr_pixel += (
+        2 * features + 12 * config.encoder_width
+    )  # the stacked blocks' outputs, a dense block and its surroundings
     per_lr_pixel += config.scale**2 * ((2 * config.encoder_width if config.residual else 0) + 5 * 3)
     return round(4 * per_lr_pixel * rows * columns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,16 @@ from ..transforms import FlowError
 Objective = Literal["l1", "likelihood"]
 Schedule = Literal["constant", "cosine", "halving"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+LIMITS = {  # of keys that may not be 0, or not any larger number
+    "steps": (1, math.inf),
+    "batch": (1, math.inf),
+    "crop": (1, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "init_batch": (1, math.inf),
+    "ema": (0, 1),
+    "train_encoder_after": (0, 1),
+}
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -120,15 +131,26 @@ def parse_recipe(text: str) -> Recipe:
         FlowError: Naming the key and the choices.
     """
     raw = _toml(text)
-    stages = raw.pop("stages", None)
-    if not isinstance(stages, list) or not stages:
+    stages: Any = raw.pop("stages", None)
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise FlowError("A recipe needs at least one [[stages]] table with name, objective and steps.")
-    architecture = raw.get("architecture")
-    model = raw.pop("model", {})
-    raw["model"] = configure(str(architecture), model)
+    if "architecture" not in raw:
+        raise FlowError("The recipe lacks architecture.")
+    model: Any = raw.pop("model", {})
+    if not isinstance(model, dict):
+        raise FlowError(f"[model] must be a table of the model's configuration; got {model!r}.")
+    raw["model"] = configure(str(raw["architecture"]), model)
     raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     raw["text"] = text
-    return _checked(Recipe, raw, "")
+    recipe: Recipe = _checked(Recipe, raw, "")
+    for k, stage in enumerate(recipe.stages):
+        scale, levels = getattr(recipe.model, "scale", 1), getattr(recipe.model, "levels", 0)
+        multiple = scale if stage.objective == "l1" else max(scale, 2**levels)
+        if stage.crop % multiple:
+            raise FlowError(
+                f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
+            )
+    return recipe
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -168,7 +190,20 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
             value = float(value)
         if expected in ("int", "float", "str") and type(value).__name__ != expected:
             raise FlowError(f"Recipe key {prefix}{key} must be of type {expected}; got {value!r}.")
-        if expected in ("int", "float") and value < 0:
-            raise FlowError(f"Recipe key {prefix}{key} must not be negative; got {value!r}.")
+        low, high = LIMITS.get(key, (0, math.inf))
+        if expected in ("int", "float") and not (low <= value <= high and math.isfinite(value)):
+            most = "" if high == math.inf else f" and at most {high}"
+            raise FlowError(f"Recipe key {prefix}{key} must be a finite number, at least {low}{most}; got {value!r}.")
+        if key == "pyramid":
+            value = _sizes(value)
         values[key] = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return kind(**values)
+
+
+def _sizes(value: Any) -> tuple[float, ...]:
+    numbers = isinstance(value, (list, tuple)) and all(
+        type(size) in (int, float) and 0 < size < math.inf for size in value
+    )
+    if not numbers or not value:
+        raise FlowError(f"Recipe key pyramid must be a list of finite numbers above 0, e.g. [1.0, 0.5]; got {value!r}.")
+    return tuple(float(size) for size in value)

@@ -385,6 +385,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     "form", ["torch", "old torch", "pickle 0", "pickle 2", "pickle 5", "beside weights", "among weights"]
 )

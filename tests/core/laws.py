@@ -1,8 +1,8 @@
 """The law of ``flowcore/transforms/transform.py``, as checks that any transform must pass.
 
-``check`` runs all of them. It perturbs every parameter first: a coupling that starts at zero is nearly the identity, and lets a wrong
-inverse pass. Every violation is an AssertionError whose first words name the law, so that ``test_laws_bite.py`` can see that a wrong
-transform is refused for the right reason.
+``check`` runs all of them. It perturbs every parameter first: a coupling that starts at zero is nearly the identity,
+and lets a wrong inverse pass. Every violation is an AssertionError whose first words name the law, so that
+``test_laws_bite.py`` can see that a wrong transform is refused for the right reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def check(
         x: Data, ``(B, C, H, W)`` with B > 1 and H != W, so that a mix-up of axes shows.
         cond: Its condition, or a function from the transform to the condition where the transform encodes it itself.
         dead: Names of the parameters that are known to have no gradient; exactly these may have none.
-        networks: Whether the transform holds networks that may run in low precision. Without, autocast must change nothing at all.
+        networks: Whether the transform holds networks that may run in low precision. Without, autocast must change
+            nothing at all.
         strength: Standard deviation of the perturbation.
     """
     assert x.ndim == 4
@@ -66,7 +67,7 @@ def perturbed(transform: nn.Module, strength: float = 0.1) -> nn.Module:
 
 
 def check_untouched(transform: nn.Module, x: Tensor, cond: Any = None) -> None:
-    """Neither direction changes its arguments, its module or global state, and asking twice gives the same answer twice."""
+    """Neither direction changes its arguments, its module or global state; asking twice gives one answer."""
     for training in (True, False):
         transform.train(training)
         cond_now = condition(transform, x, cond)

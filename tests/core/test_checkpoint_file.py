@@ -203,13 +203,13 @@ def test_a_newer_format_is_refused_with_both_numbers(file):
 def test_a_field_that_is_not_known_was_written_by_a_newer_flowcore(file):
     header = header_of(file)
     rewrite(file, header={**header, "config": {**header["config"], "colour": 3}})
-    with pytest.raises(CheckpointError, match="'colour'.*written by a newer flowcore"):
+    with pytest.raises(CheckpointError, match=r"'colour'.*written by a newer flowcore"):
         read(file)
 
 
 def test_another_architecture_is_refused_by_name(file):
     rewrite(file, header={**header_of(file), "architecture": "tarflow"})
-    with pytest.raises(CheckpointError, match="'tarflow'.*srflow"):
+    with pytest.raises(CheckpointError, match=r"'tarflow'.*srflow"):
         read(file)
 
 

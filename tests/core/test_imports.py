@@ -23,7 +23,7 @@ HOST = {
     "server",
 }
 
-# A room may import the rooms before its row, and its own row; a leaf stands next to flow and may import the first row and leaves.
+# A room may import the rows before its own, and its own; a leaf stands next to flow and imports transforms and leaves.
 ROWS = [
     {"transforms"},
     {"networks"},
@@ -47,7 +47,7 @@ def module_name(path):
 
 
 def imports(path, tree=None):
-    """Every import of a file, at any depth, as (line, level, absolute parts, names); level is 0 for absolute imports."""
+    """Every import of a file, at any depth: (line, level, absolute parts, names); level 0 is an absolute import."""
     tree = tree or ast.parse(path.read_text(encoding="utf-8"))
     here = module_name(path)
     package = here if path.name == "__init__.py" else here[:-1]
@@ -169,7 +169,7 @@ def test_a_wrong_import_is_seen(file, line, complaint):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_only_relative_imports_inside_the_pack(package):
-    """The host loads the pack under the name of its folder, where `import flowcore` would find nothing, or another copy."""
+    """The host loads the pack under the name of its folder: `import flowcore` would find nothing, or another copy."""
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in [*sources(package), ROOT / "__init__.py"]
@@ -222,7 +222,7 @@ def test_importing_everything_opens_no_connection_and_no_host():
         import importlib, pkgutil, sys
         seen = []
         def watch(event, arguments):
-            if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethostby", "urllib.", "subprocess.Popen", "os.system")):
+            if event.split(".")[0] in ("socket", "urllib", "subprocess") and event != "socket.gethostname":
                 seen.append(event)
         sys.path.insert(0, sys.argv[1])
         import torch, numpy, PIL.Image, safetensors.torch  # these are the host's; what they do is theirs

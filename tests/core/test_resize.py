@@ -69,7 +69,7 @@ def impulse_response(resize, factor, n, at):
 
 
 def test_the_weights_of_factor_4_in_closed_form():
-    """A pixel of the LR image sits at 1.5 between pixels: distances 1/8, 3/8, ... 15/8 of a coarse pixel; sum of weights 4."""
+    """An LR pixel lies midway between HR pixels: at 1/8, 3/8, ... 15/8 of its own width; the weights add up to 4."""
     distances = [1 / 8, 3 / 8, 5 / 8, 7 / 8, 9 / 8, 11 / 8, 13 / 8, 15 / 8]
     exact = [987 / 1024, 745 / 1024, 399 / 1024, 93 / 1024, -49 / 1024, -75 / 1024, -45 / 1024, -7 / 1024]
     assert [keys(d) for d in distances] == exact

@@ -78,7 +78,11 @@ def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
         ('architecture = "srflow"', "", ["lacks architecture"]),
         # a choice that is none
         ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, likelihood", "'l2'"]),
-        ('schedule = "halving"', 'schedule = "linear"', ["stages[1].schedule", "constant, cosine, halving", "'linear'"]),
+        (
+            'schedule = "halving"',
+            'schedule = "linear"',
+            ["stages[1].schedule", "constant, cosine, halving", "'linear'"],
+        ),
         ("seed = 3", 'precision = "half"', ["precision", "auto, float32, bfloat16", "'half'"]),
         ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, likelihood"]),
         ('architecture = "srflow"', 'architecture = "glow3"', ["'glow3'", "srflow"]),
@@ -117,7 +121,11 @@ def test_a_wrong_recipe_is_refused_naming_key_and_choices(old, new, named):
 
 
 def test_no_stages_are_refused():
-    for text in (GOOD.split("[[stages]]")[0], "stages = []\n" + GOOD.split("[[stages]]")[0], "stages = [1]\n" + GOOD.split("[[stages]]")[0]):
+    for text in (
+        GOOD.split("[[stages]]")[0],
+        "stages = []\n" + GOOD.split("[[stages]]")[0],
+        "stages = [1]\n" + GOOD.split("[[stages]]")[0],
+    ):
         with pytest.raises(FlowError, match=r"\[\[stages\]\]"):
             parse_recipe(text)
 

@@ -195,7 +195,7 @@ def _pip(*arguments: str) -> None:
 # The server reads its standard input, whose other end we hold: when this process ends, however it ends, so does that.
 BOOT = """
 import os, runpy, sys, threading
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
 sys.path[0] = os.getcwd()
 runpy.run_path("main.py", run_name="__main__")
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -24,6 +25,9 @@ from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside
 
 def main() -> None:
     """Run the demo."""
+    parser = argparse.ArgumentParser(description="Upscale a photograph in a real, headless ComfyUI.")
+    parser.add_argument("--thumbnail", action="store_true", help="also renew workflows/upscale.jpg from the result")
+    options = parser.parse_args()
     OUTPUT.mkdir(exist_ok=True)
     say("starting ComfyUI 0.30.0 without a window ...")
     with (
@@ -44,6 +48,10 @@ def main() -> None:
     path = OUTPUT / "side-by-side.png"
     side_by_side(dict(list(panels.items())[:4])).save(path)
     say(f"saved {path}")
+    if options.thumbnail:
+        path = WORKFLOWS / "upscale.jpg"
+        before_and_after(bicubic, pictures[1]).save(path, quality=88)
+        say(f"saved {path}")
 
 
 def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
@@ -73,6 +81,15 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
             picture.crop(detail).resize((width, height), Image.Resampling.NEAREST), (left, label + height + gap)
         )
     return sheet
+
+
+def before_and_after(before: Image.Image, after: Image.Image) -> Image.Image:
+    """Show the left half of one picture and the right half of another, around the detail, as a template's thumbnail."""
+    width, height = before.size
+    sheet = before.copy()
+    sheet.paste(after.crop((width * 5 // 8, 0, width, height)), (width * 5 // 8, 0))
+    ImageDraw.Draw(sheet).line([(width * 5 // 8, 0), (width * 5 // 8, height)], fill="white", width=3)
+    return sheet.crop((width // 4, 0, width, height * 3 // 4)).resize((600, 400), Image.Resampling.LANCZOS)
 
 
 def say(text: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import comfyui
 import pytest
@@ -139,3 +141,19 @@ def test_a_template_runs(host, story, photo):
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = photo
     assert [picture.size for picture in host.images(workflow)] == [(96, 64)] * 4
+
+
+def test_the_script_beside_the_workflow_runs_it(host, tmp_path):
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 144, 56))
+    photo.save(tmp_path / "corner.png")
+    command = [sys.executable, WORKFLOWS / "api" / "client.py", tmp_path / "corner.png", "--url", host.url]
+    command += ["--seed", "7", "--samples", "2", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["corner-7.png", "corner-8.png"]
+    assert [Image.open(file).size for file in files] == [(96, 64)] * 2
+    assert "100%" in done.stdout
+    refused = subprocess.run([*command, "--model", "nope"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "no flow model 'nope'" in refused.stderr
