@@ -151,18 +151,14 @@ def wrap(model: torch.nn.Module) -> Any:
     )
 
 
-def bring(patcher: Any, working_memory: int) -> torch.device:
+def bring(patcher: Any, working_memory: int) -> None:
     """Bring a wrapped model to its device, whole, with room to work.
 
     Args:
         patcher: What `wrap` returned.
         working_memory: Bytes needed beside the weights.
-
-    Returns:
-        The device where the model is now.
     """
     memory.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
-    return patcher.load_device
 
 
 def hand_over(image: torch.Tensor) -> torch.Tensor:

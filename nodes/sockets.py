@@ -11,15 +11,14 @@ from .host import hand_over, io
 FlowModel = io.Custom("FLOW_MODEL")
 
 
-def from_image(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+def from_image(image: torch.Tensor) -> torch.Tensor:
     """Take an IMAGE of the host.
 
     Args:
         image: (B, H, W, C) in any dtype, on any device.
-        device: Where to put it.
 
     Returns:
-        (B, C, H, W) float32 on the device.
+        (B, C, H, W) float32, on the same device.
 
     Raises:
         ImageError: It does not have four dimensions.
@@ -29,7 +28,7 @@ def from_image(image: torch.Tensor, device: torch.device) -> torch.Tensor:
             f"expected an IMAGE of shape (batch, height, width, channels); got {tuple(image.shape)}. "
             "For a video, pass its frames as a batch."
         )
-    return image.to(device=device, dtype=torch.float32).permute(0, 3, 1, 2).contiguous()
+    return image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
 
 
 def to_image(pixels: torch.Tensor) -> torch.Tensor:

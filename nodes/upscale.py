@@ -129,12 +129,13 @@ class FlowcoreUpscale(io.ComfyNode):
             say(message, cls.hidden.unique_id)
 
         flow = model.model
-        height, width = image.shape[1:3]
+        pixels = from_image(image)
+        height, width = pixels.shape[-2:]
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
-        device = bring(model, memory_required(flow, height, width, tile or ORDINARY_TILE))
+        bring(model, memory_required(flow, height, width, tile or ORDINARY_TILE))
         pictures = flowcore.upscale(
             flow,
-            from_image(image, device),
+            pixels,
             temperature=temperature,
             seed=seed,
             samples=samples,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..resize import shrink
@@ -55,7 +55,8 @@ class Photographs:
             scale: Factor between HR and LR.
             pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their
                 originals.
-            validation: How many photographs to keep out of training, spread evenly over the sorted names.
+            validation: How many photographs to keep out of training, spread evenly over the sorted names; at least one
+                is always trained on.
 
         Raises:
             ImageError: If the folder holds no image.
@@ -65,7 +66,7 @@ class Photographs:
             raise ImageError(
                 f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth."
             )
-        described = [[str(p.relative_to(folder)), p.stat().st_size] for p in files]
+        described = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         key = hashlib.sha256(json.dumps([described, scale, pyramid]).encode()).hexdigest()[:16]
         pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
         if not index.exists():
@@ -81,7 +82,8 @@ class Photographs:
             )
         self._pixels = np.memmap(pixels, dtype=np.uint8, mode="r")
         names = sorted({entry.name for entry in entries})
-        held = {names[round(k * len(names) / validation)] for k in range(validation)} if validation else set[str]()
+        kept_out = min(validation, len(names) - 1)
+        held = {names[round(k * len(names) / kept_out)] for k in range(kept_out)}
         self.training = [entry for entry in entries if entry.name not in held]
         self.held_out = [entry for entry in entries if entry.name in held]
 
@@ -101,7 +103,7 @@ class Photographs:
         Raises:
             ImageError: If no image is as large as the crop.
         """
-        entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
+        entries = self.fitting(crop, held_out=held_out)
         if not entries:
             raise ImageError(
                 f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a "
@@ -111,6 +113,18 @@ class Photographs:
         rng = np.random.default_rng([seed, step, int(held_out)])
         pairs = [self._crop(entries[i], crop, rng) for i in rng.choice(len(entries), size, p=areas / areas.sum())]
         return _batch([hr for hr, _ in pairs]), _batch([lr for _, lr in pairs])
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
+        """List the images that a crop fits into.
+
+        Args:
+            crop: Side of the HR crops.
+            held_out: Whether to look among the validation photographs.
+
+        Returns:
+            Entries with both sides at least as long as the crop.
+        """
+        return [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
 
     def _crop(self, entry: Entry, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self._images(entry)
@@ -147,7 +161,7 @@ def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, .
             name = str(file.relative_to(folder))
             try:
                 with Image.open(file) as opened:
-                    image = opened.convert("RGB")
+                    image = ImageOps.exif_transpose(opened).convert("RGB")
             except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
                 skipped.append(f"{name}: {error}")
                 continue

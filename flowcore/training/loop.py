@@ -79,7 +79,8 @@ def train(
         Path of the model file, ``run/model.safetensors``.
 
     Raises:
-        FlowError: If too many steps in a row were not finite.
+        FlowError: If a stage does not suit the data or the model, the run folder belongs to another recipe, or too many
+            steps in a row were not finite.
     """
     run.mkdir(parents=True, exist_ok=True)
     say = _logger(run / "log.txt", log)
@@ -97,6 +98,8 @@ def train(
     flow = build(recipe.architecture, recipe.model)
     if encoder_from is not None:
         _take_encoder(flow, encoder_from)
+    for stage in recipe.stages:  # now, not hours later
+        _check_stage(stage, recipe, photographs, flow)
     flow.to(device=device, memory_format=torch.channels_last)
     average = copy.deepcopy(flow).requires_grad_(False)
     progress = Progress()
@@ -167,8 +170,8 @@ class _StageRunner:
                 if bad >= GIVE_UP:
                     raise FlowError(
                         f"{bad} steps in a row were not finite, the last at step {progress.step}. Lower the learning "
-                        "rate of stage "
-                        f"{self.stage.name} ({self.stage.learning_rate}); the last good checkpoint is in {run}."
+                        f"rate of stage {self.stage.name} ({self.stage.learning_rate}); a checkpoint, if there is "
+                        f"one, is in {run}."
                     )
             else:
                 bad = 0
@@ -264,10 +267,10 @@ class _StageRunner:
             "recipe": _fingerprint(self.recipe),
         }
         _atomically(run / "checkpoint.pt", lambda partial: torch.save(content, partial))
-        if not self.photographs.held_out:
+        if not self.photographs.fitting(self.stage.crop, held_out=True):
             save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, {}))
             return
-        hr, lr = self.photographs.batch(8, 4 * self.stage.crop // 4, 0, 0, held_out=True)
+        hr, lr = self.photographs.batch(8, self.stage.crop, 0, 0, held_out=True)
         hr, lr = hr.to(self.device), lr.to(self.device)
         metrics = {"validation_" + self.stage.objective: round(float(self._loss(self.average, hr, lr, step=0)), 4)}
         pictures = [enlarge(lr, self.average.config.scale)]
@@ -288,6 +291,25 @@ class _StageRunner:
         save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
         _sheet(run / "sheets" / f"{progress.step:06d}.png", [*pictures, hr])
         self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
+
+
+def _check_stage(stage: Stage, recipe: Recipe, photographs: Photographs, flow: Flow) -> None:
+    """Refuse a stage whose crop fits no photograph, or whose first batch is too small to find principal axes in."""
+    if not photographs.fitting(stage.crop):
+        raise FlowError(
+            f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
+            f"images "
+            "or a smaller crop."
+        )
+    if stage.objective == "likelihood" and getattr(recipe.model, "mixing", "") == "principal":
+        channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]
+        pixels = recipe.init_batch * height * width
+        if pixels <= channels:
+            raise FlowError(
+                f"mixing = 'principal' needs more pixels than channels on the deepest grid; stage {stage.name} has "
+                f"{pixels} "
+                f"pixels for {channels} channels. Raise init_batch to at least {channels // (height * width) + 1}."
+            )
 
 
 def _initialise(flow: Flow, photographs: Photographs, recipe: Recipe, stage: Stage, device: str) -> None:

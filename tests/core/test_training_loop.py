@@ -431,9 +431,6 @@ def test_training_without_held_out_photographs_works(photos, tmp_path):
     assert read_header(model).provenance["steps"] == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first checkpoint fails, after the steps before it, and leaves no model file"
-)
 def test_held_out_photographs_smaller_than_the_crop_do_not_lose_a_run(tmp_path):
     """The one that is held out is smaller than the crop: this must show before hours of work, or not at all."""
     folder = photographs(tmp_path / "photos", [(12, 12), (48, 64), (56, 40)])
@@ -444,3 +441,17 @@ def test_held_out_photographs_smaller_than_the_crop_do_not_lose_a_run(tmp_path):
         assert not (tmp_path / "run" / "checkpoint.pt").exists()
     else:
         assert read_header(model).provenance["steps"] == 3
+
+
+def test_a_first_batch_too_small_for_principal_axes_is_refused_before_the_first_step(tmp_path):
+    folder = photographs(tmp_path / "photos", [(48, 64), (56, 40), (64, 64)])
+    small = recipe(("init_batch = 8", "init_batch = 1"), ("[model]", '[model]\nmixing = "principal"'))
+    with pytest.raises(FlowError, match="init_batch"):
+        train(small, folder, tmp_path / "run", log=lambda _: None)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_crop_that_fits_no_photograph_is_refused_before_the_first_step(tmp_path):
+    folder = photographs(tmp_path / "photos", [(12, 12), (12, 24)])
+    with pytest.raises(FlowError, match="crop of stage"):
+        train(recipe(), folder, tmp_path / "run", log=lambda _: None)

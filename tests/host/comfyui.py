@@ -104,13 +104,18 @@ def trees() -> dict[str, Path]:
     return {source.version: HOSTS / f"ComfyUI-{source.version}" for source in SOURCES}
 
 
-def tree(version: str | None = None) -> Path:
+def tree(name: str | None = None) -> Path:
     """Return one ComfyUI tree that is in place, the newest by default."""
     found = trees()
-    path = found[version] if version else next(iter(found.values()))
+    path = found[name] if name else next(iter(found.values()))
     if not (path / "main.py").is_file():
         raise HostError(f"no ComfyUI at {path}: {PREPARE}.")
     return path
+
+
+def version(tree: Path) -> str:
+    """Read the version of a ComfyUI tree."""
+    return re.findall(r'__version__ = "(.+?)"', (tree / "comfyui_version.py").read_text())[0]
 
 
 def prepare(*, frontend: bool = False) -> None:
@@ -353,6 +358,8 @@ def main() -> None:
             serve(options.port)
     except HostError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
     """Put labelled pictures of one size beside each other, each with a detail at twice the size below."""
     width, height = next(iter(panels.values())).size
     label, gap = 40, 8
-    detail = (width // 2, height // 4, width, height * 3 // 4)
+    detail = (width * 3 // 8, height // 8, width * 7 // 8, height * 5 // 8)
     sheet = Image.new("RGB", ((width + gap) * len(panels) - gap, label + 2 * height + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (name, picture) in enumerate(panels.items()):
@@ -86,10 +86,11 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
 def before_and_after(before: Image.Image, after: Image.Image) -> Image.Image:
     """Show the left half of one picture and the right half of another, around the detail, as a template's thumbnail."""
     width, height = before.size
+    middle = width * 5 // 8
     sheet = before.copy()
-    sheet.paste(after.crop((width * 5 // 8, 0, width, height)), (width * 5 // 8, 0))
-    ImageDraw.Draw(sheet).line([(width * 5 // 8, 0), (width * 5 // 8, height)], fill="white", width=3)
-    return sheet.crop((width // 4, 0, width, height * 3 // 4)).resize((600, 400), Image.Resampling.LANCZOS)
+    sheet.paste(after.crop((middle, 0, width, height)), (middle, 0))
+    ImageDraw.Draw(sheet).line([(middle, 0), (middle, height)], fill="white", width=3)
+    return sheet.crop((width * 3 // 8, 0, width * 7 // 8, height // 2))
 
 
 def say(text: str) -> None:
@@ -103,3 +104,5 @@ if __name__ == "__main__":
         main()
     except (comfyui.HostError, RunError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

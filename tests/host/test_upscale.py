@@ -52,9 +52,8 @@ def test_the_history_names_the_files_and_the_model(host, photo):
 
 
 def test_a_seed_is_a_picture(host, photo):
-    def draw(seed, samples=1, **inputs):
-        workflow = upscale(photo=photo, seed=seed, samples=samples, **inputs)
-        return [array(picture) for picture in host.images(workflow)]
+    def draw(seed, samples=1):
+        return [array(picture) for picture in host.images(upscale(photo=photo, seed=seed, samples=samples))]
 
     (first,) = draw(5)
     host.forget()  # or it would answer from its cache
@@ -141,6 +140,7 @@ def test_alpha_of_a_picture_is_kept(host):
         ({"fill": "inf"}, ["144"]),
         ({"batch": 0}, ["empty"]),
         ({"channels": 2}, ["1, 3 or 4", "(1, 2, 6, 8)"]),
+        ({"dtype": "video"}, ["(batch, height, width, channels)", "(1, 1, 6, 8, 3)", "frames"]),
         ({"temperature": float("nan")}, ["temperature", "nan"]),
     ],
 )
@@ -223,8 +223,8 @@ def test_too_little_memory_halves_the_tile_and_says_so(host):
 
 def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
     tree = comfyui.tree()
+    if not newer(comfyui.version(tree), "0.18.0"):
+        pytest.skip("this host always passes float32")
     with comfyui.running(tree, tmp_path, packs=(HERE / "probe",), flags=("--fp16-intermediates",)) as server:
-        host = Host(server)
-        assert newer(host.version, "0.18.0")
-        (facts,) = report(host, probe(dtype="float16"))
+        (facts,) = report(Host(server), probe(dtype="float16"))
         assert facts["dtype"] == ["float16"]

@@ -15,7 +15,7 @@ class TestImage:
     @classmethod
     def INPUT_TYPES(cls):
         sizes = {name: ("INT", {"default": 1, "min": 0}) for name in ("batch", "height", "width", "channels")}
-        return {"required": sizes | {"fill": ("STRING", {}), "dtype": (["float32", "float16", "float64"],)}}
+        return {"required": sizes | {"fill": ("STRING", {}), "dtype": (["float32", "float16", "float64", "video"],)}}
 
     def run(self, batch, height, width, channels, fill, dtype):
         shape = (batch, height, width, channels)
@@ -24,6 +24,8 @@ class TestImage:
             image = (rows[None, :, None, None] + columns[None, None, :, None]).div(2).expand(shape).clone()
         else:
             image = torch.full(shape, float(fill))
+        if dtype == "video":  # (batch, frames, height, width, channels), as some packs pass it on
+            return (image[None],)
         return (image.to(getattr(torch, dtype)),)
 
 
