@@ -77,7 +77,7 @@ class FlowcoreLoadModel(io.ComfyNode):
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
         facts = _facts(flow)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        say(info, cls.hidden.unique_id)
+        say(info.replace("\n", ", "), cls.hidden.unique_id)
         return io.NodeOutput(wrap(flow), info, ui={"text": [info], **{name: [value] for name, value in facts.items()}})
 
 

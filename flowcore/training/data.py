@@ -29,12 +29,14 @@ class Entry:
         height: HR rows.
         width: HR columns.
         offset: Where its HR pixels start in the cache, in bytes; its LR pixels follow.
+        factor: Its size relative to the file's.
     """
 
     name: str
     height: int
     width: int
     offset: int
+    factor: float
 
 
 class Photographs:
@@ -109,7 +111,8 @@ class Photographs:
                 f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a "
                 "smaller crop."
             )
-        areas = np.array([e.height * e.width for e in entries], dtype=np.float64)
+        # in proportion to the file's own area: all sizes of a photograph are equally likely
+        areas = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
         rng = np.random.default_rng([seed, step, int(held_out)])
         pairs = [self._crop(entries[i], crop, rng) for i in rng.choice(len(entries), size, p=areas / areas.sum())]
         return _batch([hr for hr, _ in pairs]), _batch([lr for _, lr in pairs])
@@ -152,7 +155,7 @@ def _batch(crops: list[np.ndarray]) -> Tensor:
 
 def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, ...], pixels: Path, index: Path) -> None:
     """Write the pixels of all files, then the index: a cache without an index does not exist."""
-    entries: list[tuple[str, int, int, int]] = []
+    entries: list[tuple[str, int, int, int, float]] = []
     skipped: list[str] = []
     partial = pixels.with_suffix(f".{os.getpid()}.partial")
     multiple = 2 * scale
@@ -174,7 +177,7 @@ def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, .
                     continue
                 hr = np.asarray(sized.crop((0, 0, width, height)))
                 lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0]
-                entries.append((name, height, width, out.tell()))
+                entries.append((name, height, width, out.tell(), factor))
                 out.write(hr.tobytes())
                 out.write((lr.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes())
     os.replace(partial, pixels)

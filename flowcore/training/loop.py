@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.file import read, save
+from ..condition import Condition
 from ..flow import Flow
 from ..likelihood import bits_per_dim, dequantize, log_prob
 from ..models import build
@@ -33,7 +34,8 @@ from ..transforms import FlowError
 from .data import Photographs
 from .recipe import Recipe, Stage
 
-SHEET_TEMPERATURES = (0.0, 0.8, 0.8)
+SAMPLE_TEMPERATURE = 0.8
+SHEET_TEMPERATURES = (0.0, SAMPLE_TEMPERATURE, SAMPLE_TEMPERATURE)
 GIVE_UP = 50  # non-finite steps in a row after which the run stops
 
 
@@ -110,11 +112,12 @@ def train(
     limit = total if stop_after is None else min(total, stop_after)
 
     first = 0
+    initialised = False  # by the first likelihood stage
     for stage in recipe.stages:
         if first <= progress.step < min(first + stage.steps, limit):
             if progress.step == first:
                 flow.load_state_dict(average.state_dict())
-                if stage.objective == "likelihood":
+                if stage.objective == "likelihood" and not initialised:
                     _initialise(flow, photographs, recipe, stage, device)
                 average.load_state_dict(flow.state_dict())
                 optimiser_state = None
@@ -122,6 +125,7 @@ def train(
             runner.go(min(first + stage.steps, limit), optimiser_state, run)
             optimiser_state = None
         first += stage.steps
+        initialised = initialised or stage.objective == "likelihood"
     model = run / "model.safetensors"
     say(f"{progress.step} of {total} steps, {progress.skipped} skipped, {progress.seconds / 60:.1f} minutes: {model}")
     return model
@@ -206,14 +210,14 @@ class _StageRunner:
                 mean.lerp_(value, 1 - decay)
         return loss.item()
 
-    def _loss(self, flow: Flow, hr: Tensor, lr: Tensor, *, step: int | None = None) -> Tensor:
-        step = self.progress.step if step is None else step
+    def _loss(self, flow: Flow, hr: Tensor, lr: Tensor, *, validating: bool = False) -> Tensor:
+        step = 0 if validating else self.progress.step
         stage = self.stage
         with torch.autocast(hr.device.type, torch.bfloat16, enabled=self.progress.precision == "bfloat16"):
             if stage.objective == "l1":
                 picture = _encoder(flow).picture(lr)
                 loss = F.l1_loss(picture, hr)
-                if stage.lr_consistency:
+                if stage.lr_consistency and not validating:
                     loss = loss + stage.lr_consistency * F.l1_loss(shrink(picture, flow.config.scale), lr)
                 return loss
             frozen = step - self.first < stage.train_encoder_after * stage.steps
@@ -221,7 +225,18 @@ class _StageRunner:
                 cond = flow.encode_condition(lr)
             generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
             noisy = dequantize(hr, flow.config.quant_bins, generator)
-            return bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
+            loss = bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
+            if not validating and (stage.lr_consistency or stage.fidelity):
+                loss = loss + self._sample_loss(flow, hr, lr, cond)
+            return loss
+
+    def _sample_loss(self, flow: Flow, hr: Tensor, lr: Tensor, cond: Condition) -> Tensor:
+        """Decode every other item at temperature 0, the rest at a sampling temperature, and judge the pictures."""
+        latents = sample_latents(flow.latent_shapes(*hr.shape[-2:]), len(hr), SAMPLE_TEMPERATURE, self.progress.step)
+        calm = (torch.arange(len(hr)) % 2 == 0)[:, None, None, None]
+        picture = flow.inverse([torch.where(calm, 0.0, z).to(hr) for z in latents], cond)
+        consistency = F.l1_loss(shrink(picture, flow.config.scale), lr)
+        return self.stage.lr_consistency * consistency + self.stage.fidelity * F.l1_loss(picture[0::2], hr[0::2])
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         hr, lr = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)
@@ -272,7 +287,9 @@ class _StageRunner:
             return
         hr, lr = self.photographs.batch(8, self.stage.crop, 0, 0, held_out=True)
         hr, lr = hr.to(self.device), lr.to(self.device)
-        metrics = {"validation_" + self.stage.objective: round(float(self._loss(self.average, hr, lr, step=0)), 4)}
+        metrics = {
+            "validation_" + self.stage.objective: round(float(self._loss(self.average, hr, lr, validating=True)), 4)
+        }
         pictures = [enlarge(lr, self.average.config.scale)]
         if self.stage.objective == "l1":
             pictures.append(_encoder(self.average).picture(lr))
