@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from ..flow import Flow
 from ..models import build, configure
-from ..transforms import CheckpointError
+from ..transforms import CheckpointError, FlowError
 
 FORMAT = 1
 KEY = "flowcore"
@@ -119,7 +119,7 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={KEY: json.dumps(header)})
+        partial.write_bytes(serialise(tensors, metadata={KEY: json.dumps(header)}))  # save_file would make it private
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -140,7 +140,10 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
     """
     path = Path(path)
     header = read_header(path)
-    config = configure(header.architecture, {**header.config, **(overrides or {})})
+    try:
+        config = configure(header.architecture, {**header.config, **(overrides or {})})
+    except FlowError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
     with torch.device("meta"):  # the configuration is from a stranger: look at shapes before allocating anything
         flow = build(header.architecture, config)
     expected = {name: tuple(t.shape) for name, t in flow.state_dict().items()}

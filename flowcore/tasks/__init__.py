@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -31,32 +31,35 @@ class Progress(Protocol):
 
 
 @contextmanager
-def interruptible(flow: Flow, cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
-    """Ask, before every network inside a flow runs, whether to stop.
+def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None, None]:
+    """Call something before every network inside a flow runs: to count, and to stop.
 
     Args:
         flow: The model that the body of the ``with`` statement runs.
-        cancelled: Returns True to stop, or raises by itself; None never stops.
+        before_each: Called without arguments; what it raises ends the body.
 
     Yields:
         Nothing.
-
-    Raises:
-        Cancelled: From inside the body, when asked to stop.
     """
-    if cancelled is None:
-        yield
-        return
 
-    def check(*_: Any) -> None:
-        if cancelled():
-            raise Cancelled("Stopped on request.")
+    def hook(*_: object) -> None:
+        before_each()
 
-    check()
-    networks = [m for m in flow.modules() if isinstance(m, (Conditioner, DenseBlock))]
-    hooks = [network.register_forward_pre_hook(check) for network in networks]
+    handles = [network.register_forward_pre_hook(hook) for network in networks(flow)]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def networks(flow: Flow) -> list[Conditioner | DenseBlock]:
+    """List the networks that ``watched`` watches.
+
+    Args:
+        flow: A model.
+
+    Returns:
+        Its conditioners and the dense blocks of its encoder, where nearly all of the time is spent.
+    """
+    return [m for m in flow.modules() if isinstance(m, (Conditioner, DenseBlock))]

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flow import Flow
+from ..networks import Conditioner
 from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, windows
 from ..transforms import FlowError, ImageError
-from . import Progress, interruptible
+from . import Cancelled, Progress, networks, watched
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -73,8 +74,7 @@ def upscale(
 
     Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours.
     """
-    if flow.architecture != "srflow":
-        raise FlowError(f"upscale needs an SRFlow model; got a {flow.architecture} model.")
+    _check_model(flow)
     if samples < 1:
         raise FlowError(f"samples must be at least 1; got {samples}.")
     if tile < 0 or halo < 0:
@@ -90,8 +90,7 @@ def upscale(
     side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
     while True:
         try:
-            with interruptible(flow, cancelled):
-                pictures = _run(flow, rgb, temperature, seed, samples, side, halo, precision, progress)
+            pictures = _run(flow, rgb, temperature, seed, samples, side, halo, precision, progress, cancelled)
             break
         except RuntimeError as error:  # what torch raises when memory runs out, on every device
             if not _is_out_of_memory(error):
@@ -130,7 +129,11 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
 
     Returns:
         Bytes.
+
+    Raises:
+        FlowError: If the model is no SRFlow.
     """
+    _check_model(flow)
     rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
     config = flow.config
     features = config.encoder_width * (1 + len(config.stacked_blocks))
@@ -144,6 +147,11 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     )  # the stacked blocks' outputs, a dense block and its surroundings
     per_lr_pixel += config.scale**2 * ((2 * config.encoder_width if config.residual else 0) + 5 * 3)
     return round(4 * per_lr_pixel * rows * columns)
+
+
+def _check_model(flow: Flow) -> None:
+    if flow.architecture != "srflow":
+        raise FlowError(f"upscale needs an SRFlow model; got a {flow.architecture} model.")
 
 
 def _checked(image: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -181,6 +189,7 @@ def _run(
     halo: int,
     precision: Precision,
     progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
 ) -> Tensor:
     """Enlarge every image, tile by tile; the encoder runs once per tile, whatever the number of samples."""
     batch, _, height, width = rgb.shape
@@ -193,23 +202,34 @@ def _run(
     shapes = flow.latent_shapes(rows * scale, columns * scale)
     latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
     result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-    done, total = 0, batch * len(tiles) * (samples + 1)  # one unit for the encoder, one per sample
-    for image, pictures in zip(rgb, result, strict=True):
-        padded = _pad(image[None], rows, columns)
-        for number, window in enumerate(tiles):
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    decoders = sum(isinstance(network, Conditioner) for network in networks(flow))
+    encoders = len(networks(flow)) - decoders
+    meter = _Meter(batch * len(tiles) * (encoders + samples * (decoders + 1)), progress, cancelled)
+    with watched(flow, meter.advance), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for image, pictures in zip(rgb, result, strict=True):
+            padded = _pad(image[None], rows, columns)
+            for number, window in enumerate(tiles):
                 cond = flow.encode_condition(_cut(padded, window, 1).to(device))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-                for s in range(samples):
+                for picture, s in zip(pictures, range(samples), strict=True):
                     z = [_cut(level[s : s + 1], window, level.shape[-2] / rows).to(device) for level in latents]
-                    picture = flow.inverse(z, cond)
-                    _place(picture, window, scale, pictures[s])
-                    done += 1
-                    if progress is not None:
-                        progress(done, total, pictures[s] if number == len(tiles) - 1 else None)
+                    _place(flow.inverse(z, cond), window, scale, picture)
+                    meter.advance(picture if number == len(tiles) - 1 else None)
     return result.flatten(0, 1)
+
+
+class _Meter:
+    """Counts networks that have started and samples that are finished; asks each time whether to stop."""
+
+    def __init__(self, total: int, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
+        self._done, self._total = 0, total
+        self._progress, self._cancelled = progress, cancelled
+
+    def advance(self, preview: Tensor | None = None) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled("Stopped on request.")
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total, preview)
 
 
 def _pad(image: Tensor, rows: int, columns: int) -> Tensor:

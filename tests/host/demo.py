@@ -17,7 +17,7 @@ OUTPUT = comfyui.ROOT / "output"
 PHOTO = WORKFLOWS / "photo.png"
 
 # (temperature, seed). The first three appear in the side-by-side picture.
-SAMPLES = [(0.0, 1), (0.8, 1), (0.8, 2), (0.5, 1)]
+SAMPLES = [(0.0, 1), (0.8, 1), (0.8, 2), (0.8, 3)]
 
 sys.path.insert(0, str(WORKFLOWS / "api"))
 from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside the workflows, for people to copy)
