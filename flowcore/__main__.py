@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     command.set_defaults(run_command=_upscale)
 
-    command = commands.add_parser("convert", help="write a public checkpoint as a flowcore model")
+    command = commands.add_parser(
+        "convert", help="write a public checkpoint, or a model of ours, as a flowcore model file"
+    )
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT")
     command.add_argument(
@@ -76,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="what the file cannot tell, e.g. stacked_blocks=1,8,15,22",
+    )
+    command.add_argument(
+        "--half", action="store_true", help="store in float16: half the size; shipped models change by less than 1/255"
     )
     command.set_defaults(run_command=_convert)
 
@@ -154,7 +159,7 @@ def _upscale(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     flow = load(options.source, **_fields(options.set))
-    save(flow, options.target)
+    save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
     _say(f"{options.target}: {flow.architecture}, licence: {flow.provenance.get('licence', 'unknown')}")
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..flow import Flow
-from ..networks import Conditioner
-from ..networks.rrdb import DenseBlock
+from ..networks.conditioner import NormalisedConv, ScaledConv
 
 
 class Cancelled(Exception):
@@ -32,7 +31,7 @@ class Progress(Protocol):
 
 @contextmanager
 def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None, None]:
-    """Call something before every network inside a flow runs: to count, and to stop.
+    """Call something before every convolution of a flow's networks runs: to count, and to stop.
 
     Args:
         flow: The model that the body of the ``with`` statement runs.
@@ -45,7 +44,7 @@ def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None
     def hook(*_: object) -> None:
         before_each()
 
-    handles = [network.register_forward_pre_hook(hook) for network in networks(flow)]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers(flow)]
     try:
         yield
     finally:
@@ -53,13 +52,13 @@ def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None
             handle.remove()
 
 
-def networks(flow: Flow) -> list[Conditioner | DenseBlock]:
-    """List the networks that ``watched`` watches.
+def layers(model: nn.Module) -> list[nn.Module]:
+    """List the convolutions that ``watched`` watches: where nearly all of the time is spent.
 
     Args:
-        flow: A model.
+        model: A flow, or a part of one.
 
     Returns:
-        Its conditioners and the dense blocks of its encoder, where nearly all of the time is spent.
+        The convolutions of its conditioners and of its encoder.
     """
-    return [m for m in flow.modules() if isinstance(m, (Conditioner, DenseBlock))]
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, NormalisedConv, ScaledConv))]

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..flow import Flow
-from ..networks import Conditioner
 from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, windows
 from ..transforms import FlowError, ImageError
-from . import Cancelled, Progress, networks, watched
+from . import Cancelled, Progress, layers, watched
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-HALO = 24  # LR pixels; see memory_required and docs/decisions for what it is measured on
+HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
+CPU_TILE = 256  # LR pixels; larger ones make single layers run for seconds, and Cancel waits for a layer to end
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
 
 log = logging.getLogger("flowcore")
@@ -60,7 +60,7 @@ def upscale(
         halo: LR pixels read around every tile.
         precision: Of encoder and conditioners; the flow itself stays in float32.
         progress: Called with ``(done, total, preview)``; a preview with every finished sample.
-        cancelled: Asked every few network layers; returns True (or raises) to stop.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when memory ran out and the tile was halved; None logs it.
 
     Returns:
@@ -202,9 +202,7 @@ def _run(
     shapes = flow.latent_shapes(rows * scale, columns * scale)
     latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
     result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-    decoders = sum(isinstance(network, Conditioner) for network in networks(flow))
-    encoders = len(networks(flow)) - decoders
-    meter = _Meter(batch * len(tiles) * (encoders + samples * (decoders + 1)), progress, cancelled)
+    meter = _Meter(batch * len(tiles) * _units(flow, samples), progress, cancelled)
     with watched(flow, meter.advance), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for image, pictures in zip(rgb, result, strict=True):
             padded = _pad(image[None], rows, columns)
@@ -217,8 +215,15 @@ def _run(
     return result.flatten(0, 1)
 
 
+def _units(flow: Flow, samples: int) -> int:
+    """Count what a meter counts on one tile: the encoder's layers, and per sample the decoder's and one for the end."""
+    encoder, decoder = len(layers(cast(nn.Module, flow.encoder))), len(layers(flow.levels))
+    unused = 0 if flow.config.residual else 3  # the published network's HR branch
+    return encoder - unused + samples * (decoder + 1)
+
+
 class _Meter:
-    """Counts networks that have started and samples that are finished; asks each time whether to stop."""
+    """Counts layers that have started and samples that are finished; asks each time whether to stop."""
 
     def __init__(self, total: int, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
         self._done, self._total = 0, total
@@ -259,17 +264,15 @@ def _place(picture: Tensor, window: Window, scale: int, canvas: Tensor) -> None:
 
 
 def _automatic_tile(flow: Flow, height: int, width: int, halo: int, device: torch.device) -> int:
-    """Choose the whole image if half of the free memory holds it, else the largest of a few sizes that it holds."""
+    """Choose the largest tile that memory holds, up to the whole image; on a CPU also one that is quick to cancel."""
     if device.type == "cuda":
         budget = torch.cuda.mem_get_info(device)[0] // 2
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         budget = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     else:
         budget = 2 * 2**30
-    sizes = [
-        max(height, width),
-        *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < max(height, width)),
-    ]
+    largest = max(height, width) if device.type != "cpu" else min(max(height, width), CPU_TILE)
+    sizes = [largest, *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < largest)]
     fitting = [size for size in sizes if memory_required(flow, height, width, size, halo) <= budget]
     return fitting[0] if fitting else sizes[-1]
 

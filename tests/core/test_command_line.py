@@ -89,6 +89,17 @@ def test_inspect_prints_the_header_as_json(model: Path, capsys: pytest.CaptureFi
     assert shown["provenance"]["licence"] == "CC0-1.0"
 
 
+def test_convert_copies_our_own_files_too_and_may_halve_them(model: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    assert main(["convert", str(model), str(half), "--half"]) == 0
+    assert half.stat().st_size < 0.7 * model.stat().st_size
+    assert half.stat().st_mode & 0o044
+    original, copy = flowcore.load(model), flowcore.load(half)
+    assert copy.provenance == original.provenance
+    lr = torch.rand(1, 3, 8, 8)
+    assert (upscale(copy, lr, temperature=0.8) - upscale(original, lr, temperature=0.8)).abs().max() <= 1 / 255
+
+
 def test_errors_are_one_sentence_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"not a model")

@@ -152,10 +152,15 @@ def test_bfloat16_conditioners_stay_near_float32(flow: Flow) -> None:
     assert (upscale(flow, lr, precision="bfloat16") - upscale(flow, lr)).abs().mean() < 0.02
 
 
-def test_progress_counts_up_and_previews_every_sample(flow: Flow) -> None:
+@pytest.mark.parametrize("residual", [True, False])
+def test_progress_counts_up_and_previews_every_sample(residual: bool) -> None:
     calls: list[tuple[int, int, torch.Tensor | None]] = []
     result = upscale(
-        flow, picture(2, 3, 40, 36), samples=2, tile=32, progress=lambda d, t, p=None: calls.append((d, t, p))
+        tiny(residual=residual),
+        picture(2, 3, 40, 36),
+        samples=2,
+        tile=32,
+        progress=lambda d, t, p=None: calls.append((d, t, p)),
     )
     assert [done for done, _, _ in calls] == list(range(1, calls[0][1] + 1))
     previews = [p for _, _, p in calls if p is not None]
