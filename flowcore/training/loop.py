@@ -287,9 +287,8 @@ class _StageRunner:
             return
         hr, lr = self.photographs.batch(8, self.stage.crop, 0, 0, held_out=True)
         hr, lr = hr.to(self.device), lr.to(self.device)
-        metrics = {
-            "validation_" + self.stage.objective: round(float(self._loss(self.average, hr, lr, validating=True)), 4)
-        }
+        measure = "l1" if self.stage.objective == "l1" else "bits_per_dim"
+        metrics = {f"validation_{measure}": round(float(self._loss(self.average, hr, lr, validating=True)), 4)}
         pictures = [enlarge(lr, self.average.config.scale)]
         if self.stage.objective == "l1":
             pictures.append(_encoder(self.average).picture(lr))
