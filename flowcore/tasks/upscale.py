@@ -58,10 +58,10 @@ def upscale(
         tile: Side of the tiles in LR pixels, at least 32; 0 chooses by free memory. Changes memory and time, not the
             picture (at most 1/255).
         halo: LR pixels read around every tile.
-        precision: Of encoder and conditioners; the flow itself stays in float32.
+        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
         progress: Called with ``(done, total, preview)``; a preview with every finished sample.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when memory ran out and the tile was halved; None logs it.
+        notify: Called with a sentence when something is done otherwise than asked (tile, precision); None logs it.
 
     Returns:
         ``(B * samples, 3 or 4, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then
@@ -85,6 +85,10 @@ def upscale(
         raise FlowError(f"precision must be float32, bfloat16 or float16; got {precision!r}.")
     rgb, alpha = _checked(lr)
     device = next(flow.parameters()).device
+    say = notify or log.warning
+    if precision == "float16" and device.type == "cpu":
+        say("float16 is many times slower than float32 on a CPU: going on in float32.")
+        precision = "float32"
     height, width = rgb.shape[-2:]
     sides = _padded_sides(flow, height, width)
     side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
@@ -102,9 +106,7 @@ def upscale(
                     "or free memory on the device."
                 ) from error
         side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
-        (notify or log.warning)(
-            f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there."
-        )
+        say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if alpha is not None:

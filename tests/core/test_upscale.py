@@ -152,6 +152,12 @@ def test_bfloat16_conditioners_stay_near_float32(flow: Flow) -> None:
     assert (upscale(flow, lr, precision="bfloat16") - upscale(flow, lr)).abs().mean() < 0.02
 
 
+def test_float16_on_a_cpu_becomes_float32_and_says_so(flow: Flow) -> None:
+    lr, said = picture(1, 3, 8, 8), list[str]()
+    assert torch.equal(upscale(flow, lr, precision="float16", notify=said.append), upscale(flow, lr))
+    assert "float32" in said[0]
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_progress_counts_up_and_previews_every_sample(residual: bool) -> None:
     calls: list[tuple[int, int, torch.Tensor | None]] = []
