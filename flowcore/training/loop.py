@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.file import read, save
-from ..condition import Condition
 from ..flow import Flow
 from ..likelihood import bits_per_dim, dequantize, log_prob
 from ..models import build
@@ -34,8 +33,7 @@ from ..transforms import FlowError
 from .data import Photographs
 from .recipe import Recipe, Stage
 
-SAMPLE_TEMPERATURE = 0.8
-SHEET_TEMPERATURES = (0.0, SAMPLE_TEMPERATURE, SAMPLE_TEMPERATURE)
+SHEET_TEMPERATURES = (0.0, 0.8, 0.8)
 GIVE_UP = 50  # non-finite steps in a row after which the run stops
 
 
@@ -225,18 +223,7 @@ class _StageRunner:
                 cond = flow.encode_condition(lr)
             generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
             noisy = dequantize(hr, flow.config.quant_bins, generator)
-            loss = bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
-            if not validating and (stage.lr_consistency or stage.fidelity):
-                loss = loss + self._sample_loss(flow, hr, lr, cond)
-            return loss
-
-    def _sample_loss(self, flow: Flow, hr: Tensor, lr: Tensor, cond: Condition) -> Tensor:
-        """Decode every other item at temperature 0, the rest at a sampling temperature, and judge the pictures."""
-        latents = sample_latents(flow.latent_shapes(*hr.shape[-2:]), len(hr), SAMPLE_TEMPERATURE, self.progress.step)
-        calm = (torch.arange(len(hr)) % 2 == 0)[:, None, None, None]
-        picture = flow.inverse([torch.where(calm, 0.0, z).to(hr) for z in latents], cond)
-        consistency = F.l1_loss(shrink(picture, flow.config.scale), lr)
-        return self.stage.lr_consistency * consistency + self.stage.fidelity * F.l1_loss(picture[0::2], hr[0::2])
+            return bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         hr, lr = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)

@@ -46,9 +46,7 @@ class Stage:
         warmup: Steps over which the rate rises from 0.
         clip: Largest norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
-        lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement (objective "l1"), or of
-            samples that are decoded on the way (objective "likelihood", which then takes twice the time per step).
-        fidelity: Weight of the mean absolute error of the decode at temperature 0 (objective "likelihood", likewise).
+        lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
     """
 
     name: str
@@ -62,7 +60,6 @@ class Stage:
     clip: float = 10.0
     train_encoder_after: float = 0.5
     lr_consistency: float = 0.0
-    fidelity: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
