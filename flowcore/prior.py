@@ -45,8 +45,8 @@ def sample_latents(
         shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` gives them.
         n: Number of items.
         temperature: Standard deviation tau: one for all levels, or one per level. 0 gives the mode of the latents.
-        seed: Item i is drawn from a generator of its own, seeded with ``seed + i``. Torch's CPU generator reads 32 bits:
-            seeds that differ by a multiple of 2^32 give the same noise.
+        seed: Item i is drawn from a generator of its own, seeded with ``seed + i``. On the CPU torch reads 32 bits of a
+            seed: those that differ by a multiple of 2^32 give the same noise.
         order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
             program of SRFlow does (with temperature 0 that program still consumes the split draws, which makes no
             difference here).
