@@ -102,18 +102,17 @@ def upscale(
             if side <= SMALLEST_TILE:
                 raise FlowError(
                     f"Out of memory even with tiles of {SMALLEST_TILE} LR pixels. Enlarge a smaller image, ask for "
-                    "fewer samples at once, "
-                    "or free memory on the device."
+                    "fewer samples at once, or free memory on the device."
                 ) from error
         side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
         say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if alpha is not None:
-        pictures = torch.cat(
-            [pictures, enlarge(alpha, flow.config.scale).clamp(0, 1).repeat_interleave(samples, 0)], dim=1
-        )
-    return pictures.to(lr.device)
+    pictures = pictures.to(lr.device)
+    if alpha is None:
+        return pictures
+    alpha = enlarge(alpha, flow.config.scale).clamp(0, 1).repeat_interleave(samples, 0)
+    return torch.cat([pictures, alpha], dim=1)
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO) -> int:
@@ -141,12 +140,10 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     per_lr_pixel = features * sum((config.scale / 2**level) ** 2 for level in range(1, config.levels + 1))
     fine = (config.scale / 2) ** 2
-    per_lr_pixel += fine * (
-        features + 2 * config.hidden + 6 * 12
-    )  # level 1: features beside x1, hidden layers, shift and scale
-    per_lr_pixel += (
-        2 * features + 12 * config.encoder_width
-    )  # the stacked blocks' outputs, a dense block and its surroundings
+    # level 1: features beside x1, hidden layers, shift and scale
+    per_lr_pixel += fine * (features + 2 * config.hidden + 6 * 12)
+    # the stacked blocks' outputs, a dense block and its surroundings
+    per_lr_pixel += 2 * features + 12 * config.encoder_width
     per_lr_pixel += config.scale**2 * ((2 * config.encoder_width if config.residual else 0) + 5 * 3)
     return round(4 * per_lr_pixel * rows * columns)
 

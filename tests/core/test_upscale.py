@@ -245,7 +245,19 @@ def test_public_names_are_there() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_image_that_lies_on_a_gpu_gives_pictures_there(flow: Flow, channels: int) -> None:
+    lr = picture(1, channels, 24, 20)
+    expected = upscale(flow, lr, seed=3)
+    try:
+        result = upscale(flow.to("cuda"), lr.to("cuda"), seed=3)
+    finally:
+        flow.to("cpu")
+    assert result.device.type == "cuda"
+    assert (result.cpu() - expected).abs().max() <= 1 / 255
+
+
+@pytest.mark.gpu
 def test_the_same_picture_on_a_gpu(flow: Flow) -> None:
     lr = picture(1, 3, 24, 20)
     expected = upscale(flow, lr, seed=3)
