@@ -74,8 +74,8 @@ class FlowcoreUpscale(io.ComfyNode):
                     min=1,
                     max=64,
                     optional=True,
-                    tooltip="Pictures per input image. They share most of the work, so four take less than four times "
-                    "as long as one.",
+                    tooltip="Pictures per input image. They share the analysis of the image, so four take about three "
+                    "times as long as one.",
                 ),
                 make(
                     io.Int.Input,
@@ -93,8 +93,8 @@ class FlowcoreUpscale(io.ComfyNode):
                     options=["float32", "bfloat16", "float16"],
                     default="float32",
                     optional=True,
-                    tooltip="bfloat16 and float16 compute the networks inside the flow in half the memory; the picture "
-                    "changes slightly. The flow itself always stays in float32.",
+                    tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on "
+                    "hardware made for it, and the picture changes slightly. The flow itself always stays in float32.",
                 ),
             ],
             outputs=[
