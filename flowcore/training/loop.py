@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..checkpoints.file import read, save
 from ..flow import Flow
 from ..likelihood import bits_per_dim, dequantize, log_prob
+from ..metrics import lr_psnr, psnr
 from ..models import build
 from ..networks import RRDBEncoder
 from ..prior import sample_latents
@@ -288,9 +289,10 @@ class _StageRunner:
                 pictures.append(self.average.inverse(latents, cond))
             names = ["bicubic", *(f"tau{tau}" for tau in SHEET_TEMPERATURES[:-1])]
         for name, picture in zip(names, pictures, strict=False):
-            metrics[f"psnr_{name}"] = round(float(-10 * (picture.clamp(0, 1) - hr).square().mean().log10()), 2)
-            consistency = shrink(picture.clamp(0, 1), self.average.config.scale) - lr
-            metrics[f"lr_psnr_{name}"] = round(float(-10 * consistency.square().mean().log10()), 2)
+            # over the whole batch at once, since a crop of its own may be met exactly
+            sr, target, small = (t.flatten(0, 1)[None] for t in (picture.clamp(0, 1), hr, lr))
+            metrics[f"psnr_{name}"] = round(float(psnr(sr, target)), 2)
+            metrics[f"lr_psnr_{name}"] = round(float(lr_psnr(sr, small)), 2)
         save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
         _sheet(run / "sheets" / f"{progress.step:06d}.png", [*pictures, hr])
         self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
@@ -301,8 +303,7 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Photographs, flow: F
     if not photographs.fitting(stage.crop):
         raise FlowError(
             f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
-            f"images "
-            "or a smaller crop."
+            "images or a smaller crop."
         )
     if stage.objective == "likelihood" and getattr(recipe.model, "mixing", "") == "principal":
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]
@@ -310,8 +311,8 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Photographs, flow: F
         if pixels <= channels:
             raise FlowError(
                 f"mixing = 'principal' needs more pixels than channels on the deepest grid; stage {stage.name} has "
-                f"{pixels} "
-                f"pixels for {channels} channels. Raise init_batch to at least {channels // (height * width) + 1}."
+                f"{pixels} pixels for {channels} channels. Raise init_batch to at least "
+                f"{channels // (height * width) + 1}."
             )
 
 
