@@ -18,3 +18,17 @@ class Condition:
 
     features: tuple[Tensor, ...]
     origin: Tensor | None = None
+
+    def expand(self, samples: int) -> Condition:
+        """Give one image's condition to several samples without copying it.
+
+        Args:
+            samples: Number of samples; the condition must be of one image.
+
+        Returns:
+            A condition of batch ``samples`` that shares memory with this one.
+        """
+        return Condition(
+            features=tuple(f.expand(samples, -1, -1, -1) for f in self.features),
+            origin=None if self.origin is None else self.origin.expand(samples, -1, -1, -1),
+        )
