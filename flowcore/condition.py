@@ -19,6 +19,11 @@ class Condition:
     features: tuple[Tensor, ...]
     origin: Tensor | None = None
 
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return self.features[0].shape[0]
+
     def expand(self, samples: int) -> Condition:
         """Give one image's condition to several samples without copying it.
 
