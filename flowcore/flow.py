@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,31 +10,52 @@ import torch
 from torch import Tensor, nn
 
 from .condition import Condition
-from .prior import Shape
-from .transforms import Chain, ConditionError, ShapeError, Split, Squeeze, Transform
+from .prior import Shape, log_density
+from .transforms import Chain, ConditionError, ShapeError, Split, Squeeze, Transform, spread
 
 
 class Level(nn.Module):
     """One grid of a flow: squeeze, steps, and a split unless all channels go on."""
 
-    def __init__(self, steps: Sequence[Transform], split: Split | None) -> None:
+    def __init__(
+        self, steps: Sequence[Transform], split: Split | None, *, squeeze: Transform | None = None, fold: int = 2
+    ) -> None:
         """Hold the parts.
 
         Args:
             steps: In the data-to-latent direction.
             split: What sends half of the channels out; None for none.
+            squeeze: What comes first; None for ``Squeeze``. An empty ``Chain()`` for nothing.
+            fold: By how much squeeze and steps together shrink the sides: 2, 1, or 0 for all of it, to a single
+                position.
         """
         super().__init__()
-        self.squeeze = Squeeze()
+        self.squeeze = Squeeze() if squeeze is None else squeeze
         self.steps = Chain(*steps)
         self.split = split
+        self.fold = fold
+
+    def shape(self, channels: int, height: int, width: int) -> Shape:
+        """Say what squeeze and steps make of an image.
+
+        Args:
+            channels: C.
+            height: H.
+            width: W.
+
+        Returns:
+            Channels and sides after them.
+        """
+        if self.fold == 0:
+            return channels * height * width, 1, 1
+        return channels * self.fold**2, height // self.fold, width // self.fold
 
 
 class Flow(Transform):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
-    Forward: per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last level's ``x`` is the last latent.
-    Logdet: the sum over all steps and splits. Levels without a split hand all their channels on.
+    Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
+    ``top(x)``. Logdet: the sum over all of them. Levels without a split hand all their channels on.
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3.
     """
@@ -45,9 +67,16 @@ class Flow(Transform):
         channels: int,
         config: Any,
         architecture: str,
+        prelude: Transform | None = None,
+        top: Transform | None = None,
         encoder: nn.Module | None = None,
-        encode: Callable[[nn.Module, Tensor], Condition] | None = None,
+        encode: Callable[[Flow, Tensor], Condition] | None = None,
         condition_scale: int = 1,
+        classes: int = 0,
+        image_size: tuple[int, int] | None = None,
+        fixed_size: bool = False,
+        dequantizer: nn.Module | None = None,
+        styles: Sequence[str] = (),
     ) -> None:
         """Hold the parts; recipes in ``models`` build them.
 
@@ -56,24 +85,42 @@ class Flow(Transform):
             channels: Channels of the image.
             config: The frozen configuration that the flow was built from.
             architecture: Name of the recipe.
-            encoder: Network that reads the condition's source; None for an unconditional flow.
-            encode: From encoder and source to the condition.
+            prelude: From pixels in [0, 1] to the range of the first level; None for nothing.
+            top: Whitens what the last level ends with; None for nothing. It is given the labels, as splits are.
+            encoder: Network that reads the condition's source, if one is needed.
+            encode: From this flow and the source to the condition; None for an unconditional flow.
             condition_scale: Integer factor from the source's sides to the image's.
+            classes: Number of labels that the flow is conditioned on; 0 for none.
+            image_size: Height and width of the images that it was made for; None if it tells nothing.
+            fixed_size: Whether it takes images of that size only.
+            dequantizer: Model of the dequantization noise that was trained with the flow; no part of the bijection.
+            styles: Names of directions among the latents of ``image_size``, to be stored with the weights.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
         self.channels = channels
         self.config = config
         self.architecture = architecture
+        self.prelude = prelude
+        self.top = top
         self.encoder = encoder
         self.condition_scale = condition_scale
+        self.classes = classes
+        self.image_size = image_size
+        self.fixed_size = fixed_size
+        self.dequantizer = dequantizer
         self.provenance: dict[str, Any] = {}
         self._encode = encode
+        self._style_names = tuple(styles)
+        if styles:
+            assert image_size is not None
+            dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*image_size))
+            self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
 
     @property
     def size_multiple(self) -> int:
         """What the sides of an image must be multiples of."""
-        return 2 ** len(self.levels)
+        return math.prod(max(1, level.fold) for level in self._levels())
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
         """Say which latents an image has.
@@ -91,21 +138,32 @@ class Flow(Transform):
         self._check_sides(height, width)
         shapes: list[Shape] = []
         channels = self.channels
-        for k, level in enumerate(self._levels()):
-            channels *= 4
-            height, width = height // 2, width // 2
+        for level in self._levels():
+            channels, height, width = level.shape(channels, height, width)
             if level.split is not None:
                 shapes.append((channels - channels // 2, height, width))
                 channels //= 2
-            if k == len(self.levels) - 1:
-                shapes.append((channels, height, width))
-        return shapes
+        return [*shapes, (channels, height, width)]
+
+    @property
+    def styles(self) -> dict[str, list[Tensor]]:
+        """Named directions among the latents, each a list of latents of batch 1, to be added with a strength."""
+        if not self._style_names:
+            return {}
+        assert self.image_size is not None
+        shapes = self.latent_shapes(*self.image_size)
+        sizes = [math.prod(shape) for shape in shapes]
+        return {
+            name: [part.reshape(1, *shape) for part, shape in zip(direction.split(sizes), shapes, strict=True)]
+            for name, direction in zip(self._style_names, self.get_buffer("style_directions"), strict=True)
+        }
 
     def encode_condition(self, source: Tensor) -> Condition:
         """Read what the flow is conditioned on; once per image, whatever the number of samples.
 
         Args:
-            source: What the model's recipe says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]).
+            source: What the model's recipe says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional
+                models: labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
 
         Returns:
             The condition to pass to ``forward`` and ``inverse``.
@@ -114,17 +172,9 @@ class Flow(Transform):
             ConditionError: If the flow is unconditional.
             ShapeError: If the source does not fit.
         """
-        if self.encoder is None or self._encode is None:
+        if self._encode is None:
             raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
-        multiple = max(1, self.size_multiple // self.condition_scale)
-        if source.ndim != 4 or source.shape[1] != 3:
-            raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(source.shape)}.")
-        if min(source.shape[-2:]) < 1 or source.shape[-2] % multiple or source.shape[-1] % multiple:
-            raise ShapeError(
-                f"{self.architecture} {self.condition_scale}x needs sides divisible by {multiple} here; "
-                f"got {source.shape[-2]}x{source.shape[-1]}. Use flowcore.upscale, which pads for you."
-            )
-        return self._encode(self.encoder, source)
+        return self._encode(self, source)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -143,20 +193,20 @@ class Flow(Transform):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
         self._check_sides(x.shape[-2], x.shape[-1])
-        features = self._features(cond)
-        if cond is not None and cond.origin is not None:
-            self._check_origin(cond.origin, x.shape)
-            x = x - cond.origin
+        features, labels = self._told(cond)
+        x, logdet = self._start(x, cond)
         latents: list[Tensor] = []
-        logdet = x.new_zeros(x.shape[0])
         for level, feature in zip(self._levels(), features, strict=True):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
             x, change = level.steps(x, feature)
             logdet = logdet + change
             if level.split is not None:
-                (x, latent), change = level.split(x)  # each (B, 2C, H/2, W/2)
+                (x, latent), change = level.split(x, labels)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
                 logdet = logdet + change
+        if self.top is not None:
+            x, change = self.top(x, labels)
+            logdet = logdet + change
         return [*latents, x], logdet
 
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None) -> Tensor:
@@ -174,18 +224,56 @@ class Flow(Transform):
             ConditionError: If the condition does not.
         """
         self._check_latents(z)
-        features = self._features(cond)
+        features, labels = self._told(cond)
         rest = list(z)
         x = rest.pop()
+        if self.top is not None:
+            x = self.top.inverse(x, labels)
         for level, feature in zip(reversed(self._levels()), reversed(features), strict=True):
             if level.split is not None:
-                x = level.split.inverse((x, rest.pop()))
+                x = level.split.inverse((x, rest.pop()), labels)
             x = level.steps.inverse(x, feature)
             x = level.squeeze.inverse(x)
         if cond is not None and cond.origin is not None:
             self._check_origin(cond.origin, x.shape)
             x = x + cond.origin
-        return x
+        return x if self.prelude is None else self.prelude.inverse(x)
+
+    def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Encode images, and say which level and which pixel their log density comes from.
+
+        Every level's share holds the logdet of its grid and the prior of its latents; what has no place (an actnorm, a
+        1x1 convolution) is spread evenly, and what belongs to a coarse position evenly over its pixels. Receptive
+        fields overlap, so this shows where the model finds the image likely, not why.
+
+        Args:
+            x: As in ``forward``.
+            cond: As in ``forward``.
+
+        Returns:
+            Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
+            and pixels is ``likelihood.log_prob``.
+        """
+        latents = self.forward(x, cond)[0]
+        features, labels = self._told(cond)
+        height, width = x.shape[-2:]
+        pending = x.new_zeros(x.shape[0], height, width)
+        if self.prelude is not None:
+            pending = self.prelude.by_position(x)[1]
+        x = self._start(x, cond)[0]
+        shares: list[Tensor] = []
+        for level, feature in zip(self._levels(), features, strict=True):
+            x = level.squeeze(x)[0]
+            x, change = level.steps.by_position(x, feature)
+            pending = pending + spread(change, height, width)
+            if level.split is not None:
+                (x, latent), change = level.split.by_position(x, labels)
+                shares.append(pending + spread(change + log_density(latent).sum(1), height, width))
+                pending = torch.zeros_like(pending)
+        if self.top is not None:
+            x, change = self.top.by_position(x, labels)
+            pending = pending + spread(change, height, width)
+        return latents, [*shares, pending + spread(log_density(x).sum(1), height, width)]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
@@ -198,21 +286,32 @@ class Flow(Transform):
         Returns:
             The batch's latents.
         """
-        if cond is not None and cond.origin is not None:
-            x = x - cond.origin
+        features, labels = self._told(cond)
+        x = self._start(x, cond)[0]
         latents: list[Tensor] = []
-        for level, feature in zip(self._levels(), self._features(cond), strict=True):
+        for level, feature in zip(self._levels(), features, strict=True):
             x = level.steps.initialise(level.squeeze(x)[0], feature)
             if level.split is not None:
-                x, latent = level.split.initialise(x)
+                x, latent = level.split.initialise(x, labels)
                 latents.append(latent)
-        return [*latents, x]
+        return [*latents, x if self.top is None else self.top.initialise(x, labels)]
+
+    def _start(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
+        """From pixels to what the first level takes, with the logdet so far."""
+        logdet = x.new_zeros(x.shape[0])
+        if self.prelude is not None:
+            x, logdet = self.prelude(x)
+        if cond is not None and cond.origin is not None:
+            self._check_origin(cond.origin, x.shape)
+            x = x - cond.origin
+        return x, logdet
 
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
-    def _features(self, cond: Condition | None) -> Sequence[Tensor | None]:
-        if (cond is None) != (self.encoder is None):
+    def _told(self, cond: Condition | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        """Features by level, and labels."""
+        if (cond is None) != (self._encode is None):
             expected = (
                 "a condition; make one with flow.encode_condition(source)"
                 if cond is None
@@ -220,15 +319,20 @@ class Flow(Transform):
             )
             raise ConditionError(f"This {self.architecture} model takes {expected}.")
         if cond is None:
-            return [None] * len(self.levels)
+            return [None] * len(self.levels), None
         if len(cond.features) != len(self.levels):
             raise ConditionError(
                 f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's "
                 "encode_condition."
             )
-        return cond.features
+        return cond.features, cond.labels
 
     def _check_sides(self, height: int, width: int) -> None:
+        if self.fixed_size and (height, width) != self.image_size:
+            raise ShapeError(
+                f"This model takes images of {'x'.join(map(str, self.image_size or ()))} only; got {height}x{width}. "
+                "Resize the image."
+            )
         m = self.size_multiple
         if height < 1 or width < 1 or height % m or width % m:
             fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
@@ -242,7 +346,8 @@ class Flow(Transform):
         if deepest is None or deepest.ndim != 4:
             raise ShapeError("Expected a list of latents, finest first, each (B, C, H, W).")
         m = self.size_multiple
-        expected = self.latent_shapes(deepest.shape[-2] * m, deepest.shape[-1] * m)
+        sides = deepest.shape[-2] * m, deepest.shape[-1] * m
+        expected = self.latent_shapes(*(self.image_size if self.fixed_size and self.image_size else sides))
         came = [tuple(z.shape[1:]) for z in latents]
         if came != expected:
             raise ShapeError(f"Expected latents of shapes {expected} per item, finest first; got {came}.")

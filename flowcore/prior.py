@@ -25,7 +25,19 @@ def log_prob(latents: Sequence[Tensor]) -> Tensor:
     Returns:
         Nats per image, ``(B,)``.
     """
-    return torch.stack([-0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) for z in latents]).sum(0)
+    return torch.stack([log_density(z).flatten(1).sum(1) for z in latents]).sum(0)
+
+
+def log_density(z: Tensor) -> Tensor:
+    """Evaluate the standard-normal log density, element by element.
+
+    Args:
+        z: Any shape.
+
+    Returns:
+        ``-(z^2 + log(2 pi)) / 2`` in nats, the same shape.
+    """
+    return -0.5 * (z.square() + math.log(2 * math.pi))
 
 
 def sample_latents(

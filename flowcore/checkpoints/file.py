@@ -115,7 +115,10 @@ def save(
         "config": dataclasses.asdict(flow.config),
         "provenance": flow.provenance if provenance is None else provenance,
     }
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in flow.state_dict().items()}
+    tensors = {
+        name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
+        for name, t in flow.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -151,7 +154,8 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             refuse_mismatch(path.name, expected, shapes)
-            state = {name: file.get_tensor(name).float() for name in expected}
+            tensors = ((name, file.get_tensor(name)) for name in expected)
+            state = {name: t.float() if t.is_floating_point() else t for name, t in tensors}
     except SafetensorError as error:
         raise CheckpointError(f"{path.name} is truncated or damaged ({error}). Fetch the file again.") from error
     flow.load_state_dict(state, assign=True)

@@ -8,9 +8,17 @@ from typing import Any
 
 from ..flow import Flow
 from ..transforms import CheckpointError, FlowError
+from .class_conditional import ClassConditionalConfig, class_conditional
+from .glow import GlowConfig, glow
+from .realnvp import RealNVPConfig, realnvp
 from .srflow import SRFlowConfig, srflow
 
-ARCHITECTURES: dict[str, tuple[type[Any], Callable[[Any], Flow]]] = {"srflow": (SRFlowConfig, srflow)}
+ARCHITECTURES: dict[str, tuple[type[Any], Callable[[Any], Flow]]] = {
+    "srflow": (SRFlowConfig, srflow),
+    "glow": (GlowConfig, glow),
+    "realnvp": (RealNVPConfig, realnvp),
+    "class_conditional": (ClassConditionalConfig, class_conditional),
+}
 
 
 def configure(architecture: str, fields: Mapping[str, Any]) -> Any:

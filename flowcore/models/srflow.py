@@ -12,12 +12,12 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..condition import Condition
 from ..flow import Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
-from ..transforms import ActNorm, Chain, Coupling, FlowError, Injector, InvertibleConv, Split, Transform
+from ..transforms import ActNorm, Chain, Coupling, FlowError, Injector, InvertibleConv, ShapeError, Split, Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +136,30 @@ def srflow(config: SRFlowConfig) -> Flow:
         config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
     )
 
-    def encode(network: nn.Module, lr: Tensor) -> Condition:
-        assert isinstance(network, RRDBEncoder)
-        features, origin = network(lr, config.levels, with_picture=config.residual)
-        return Condition(features=tuple(features), origin=origin)
-
     return Flow(
         levels,
         channels=3,
         config=config,
         architecture="srflow",
         encoder=encoder,
-        encode=encode,
+        encode=_encode,
         condition_scale=config.scale,
     )
+
+
+def _encode(flow: Flow, lr: Tensor) -> Condition:
+    scale = flow.condition_scale
+    multiple = max(1, flow.size_multiple // scale)
+    if lr.ndim != 4 or lr.shape[1] != 3:
+        raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(lr.shape)}.")
+    if min(lr.shape[-2:]) < 1 or lr.shape[-2] % multiple or lr.shape[-1] % multiple:
+        raise ShapeError(
+            f"srflow {scale}x needs sides divisible by {multiple} here; got {lr.shape[-2]}x{lr.shape[-1]}. "
+            "Use flowcore.upscale, which pads for you."
+        )
+    assert isinstance(flow.encoder, RRDBEncoder)
+    features, origin = flow.encoder(lr, len(flow.levels), with_picture=flow.config.residual)
+    return Condition(features=tuple(features), origin=origin)
 
 
 def _not_in(value: Any, allowed: Container[int]) -> bool:

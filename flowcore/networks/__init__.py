@@ -1,6 +1,18 @@
 """What is not invertible, and may run in low precision."""
 
-from .conditioner import Conditioner, ScaledConv
+from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
+from .prior import TablePrior, TopPrior
+from .residual import ResidualConditioner
 from .rrdb import RRDBEncoder
 
-__all__ = ["Conditioner", "RRDBEncoder", "ScaledConv"]
+__all__ = [
+    "Conditioner",
+    "DenseConditioner",
+    "Edge",
+    "PlainConditioner",
+    "RRDBEncoder",
+    "ResidualConditioner",
+    "ScaledConv",
+    "TablePrior",
+    "TopPrior",
+]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transforms import ActNorm
+
+Edge = Literal["zeros", "ones", "flag"]
 
 
 class NormalisedConv(nn.Module):
@@ -16,17 +20,22 @@ class NormalisedConv(nn.Module):
     over the activations. Its log-determinant is nobody's business: a conditioner need not be invertible.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
+    ) -> None:
         """Draw the weights from N(0, 0.05^2), as Glow does.
 
         Args:
             inputs: Channels in.
             outputs: Channels out.
             kernel: Side of the kernel, odd; the grid keeps its size.
+            edge: What lies beyond the border; see ``convolve``. A 1x1 kernel sees no border.
+            log_factor: Of the actnorm.
         """
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel) * 0.05)
-        self.actnorm = ActNorm(outputs)
+        self.edge: Edge = edge if kernel > 1 else "zeros"
+        self.weight = nn.Parameter(torch.randn(outputs, inputs + (self.edge == "flag"), kernel, kernel) * 0.05)
+        self.actnorm = ActNorm(outputs, log_factor=log_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise.
@@ -37,9 +46,9 @@ class NormalisedConv(nn.Module):
         Returns:
             ``(B, outputs, H, W)``.
         """
-        scale = self.actnorm.log_scale.exp()
-        padding = self.weight.shape[-1] // 2
-        return F.conv2d(x, self.weight * scale[:, None, None, None], self.actnorm.bias * scale, padding=padding)
+        scale = self.actnorm.logs().exp()
+        weight, bias = self.weight * scale[:, None, None, None], self.actnorm.bias * scale
+        return convolve(x, weight, bias, self.edge)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
@@ -51,7 +60,7 @@ class NormalisedConv(nn.Module):
         Returns:
             The normalised output.
         """
-        return self.actnorm.initialise(F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2))
+        return self.actnorm.initialise(convolve(x, self.weight, None, self.edge))
 
 
 class ScaledConv(nn.Module):
@@ -62,15 +71,18 @@ class ScaledConv(nn.Module):
     Source: Kingma & Dhariwal, "Glow", section 3.3 and its program.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, edge: Edge = "zeros") -> None:
         """Start at zero.
 
         Args:
-            inputs: Channels in.
+            inputs: Channels in; 0 for a constant (and, with the edge "flag", what the border adds to it).
             outputs: Channels out.
+            edge: What lies beyond the border; see ``convolve``.
         """
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs, 3, 3))
+        self.edge: Edge = edge
+        inputs += edge == "flag"
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, 3, 3)) if inputs else None
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.log_scale = nn.Parameter(torch.zeros(outputs))
 
@@ -84,7 +96,9 @@ class ScaledConv(nn.Module):
             ``(B, outputs, H, W)``.
         """
         scale = torch.exp(3 * self.log_scale)
-        return F.conv2d(x, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
+        if self.weight is None:
+            return (self.bias * scale)[:, None, None].expand(x.shape[0], -1, *x.shape[2:])
+        return convolve(x, self.weight * scale[:, None, None, None], self.bias * scale, self.edge)
 
 
 class Conditioner(nn.Module):
@@ -95,7 +109,17 @@ class Conditioner(nn.Module):
     Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, layers: int = 1, kernel: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        layers: int = 1,
+        kernel: int = 1,
+        edge: Edge = "zeros",
+        log_factor: float = 1.0,
+    ) -> None:
         """Build the network.
 
         Args:
@@ -104,11 +128,15 @@ class Conditioner(nn.Module):
             outputs: Channels out.
             layers: Hidden convolutions between the first and the last.
             kernel: Their side: 1 or 3.
+            edge: What lies beyond the border; see ``convolve``.
+            log_factor: Of the actnorms.
         """
         super().__init__()
-        self.hidden = nn.ModuleList([NormalisedConv(inputs, hidden, 3)])
-        self.hidden.extend(NormalisedConv(hidden, hidden, kernel) for _ in range(layers))
-        self.last = ScaledConv(hidden, outputs)
+        self.hidden = nn.ModuleList([NormalisedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
+        self.hidden.extend(
+            NormalisedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
+        )
+        self.last = ScaledConv(hidden, outputs, edge=edge)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network.
@@ -133,3 +161,100 @@ class Conditioner(nn.Module):
         for conv in self.hidden:
             assert isinstance(conv, NormalisedConv)
             x = F.relu(conv.initialise(x))
+
+
+class PlainConditioner(nn.Module):
+    """The network of a coupling without actnorms: 3x3, 1x1 and 3x3 convolutions with biases, ReLU between.
+
+    Source: re-implementations of Glow whose checkpoints need it; the paper's is ``Conditioner``.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, edge: Edge = "zeros", scaled: bool = True) -> None:
+        """Build the network.
+
+        Args:
+            inputs: Channels in.
+            hidden: Channels of the hidden layers.
+            outputs: Channels out.
+            edge: What lies beyond the border for the last convolution; see ``convolve``.
+            scaled: Whether the last convolution is a ``ScaledConv``; else a plain one that starts at zero.
+        """
+        super().__init__()
+        self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)])
+        self.last = ScaledConv(hidden, outputs, edge=edge) if scaled else nn.Conv2d(hidden, outputs, 3, padding=1)
+        for conv in self.hidden:
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
+            nn.init.normal_(conv.weight, std=0.05)
+            nn.init.zeros_(conv.bias)
+        if isinstance(self.last, nn.Conv2d):
+            assert self.last.bias is not None
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, outputs, H, W)``.
+        """
+        for conv in self.hidden:
+            x = F.relu(conv(x))
+        return self.last(x)
+
+
+class DenseConditioner(nn.Module):
+    """A fully connected network for couplings on a single position: linear, ReLU, linear that starts at zero.
+
+    Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), MNIST model.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        """Build the network.
+
+        Args:
+            inputs: Channels in.
+            hidden: Width of the hidden layer.
+            outputs: Channels out.
+        """
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.last = nn.Linear(hidden, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: ``(B, inputs, 1, 1)``.
+
+        Returns:
+            ``(B, outputs, 1, 1)``.
+        """
+        return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:
+    """Convolve on the same grid.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        weight: ``(outputs, C, k, k)``, k odd; ``(outputs, C + 1, k, k)`` for the edge "flag".
+        bias: ``(outputs,)`` or None.
+        edge: What lies beyond the border: "zeros"; "ones": the constant 1; or "flag": zeros, and one more, last channel
+            that is 1 beyond the border and 0 inside, by which a convolution can tell where it is (Glow's program).
+
+    Returns:
+        ``(B, outputs, H, W)``.
+    """
+    around = weight.shape[-1] // 2
+    if edge == "zeros":
+        return F.conv2d(x, weight, bias, padding=around)
+    if edge == "ones":
+        return F.conv2d(F.pad(x, (around,) * 4, value=1), weight, bias)
+    flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), (around,) * 4, value=1)
+    return F.conv2d(torch.cat([F.pad(x, (around,) * 4), flag], dim=1), weight, bias)

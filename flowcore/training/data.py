@@ -1,10 +1,12 @@
-"""Training data: a folder of photographs, decoded once, cut into pairs of HR and LR crops."""
+"""Training data: photographs, decoded once and cut into crops (pairs for upscalers), or labelled digits."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,25 +42,33 @@ class Entry:
 
 
 class Photographs:
-    """Pairs of HR and LR images, memory-mapped, both 8 bit as the papers' PNG files are.
+    """Images, memory-mapped, 8 bit; for upscalers pairs of HR and LR, both 8 bit as the papers' PNG files are.
 
     LR images are made from whole images (antialiased bicubic, rounded to 8 bits), so crops have no border effects.
     Which crops a training step sees is a function of (seed, step) alone: that is what makes resuming exact.
     """
 
     def __init__(
-        self, folder: Path, cache: Path, *, scale: int, pyramid: tuple[float, ...] = (1.0,), validation: int = 0
+        self,
+        folder: Path,
+        cache: Path,
+        *,
+        scale: int,
+        pyramid: tuple[float, ...] = (1.0,),
+        validation: int = 0,
+        turn: bool = True,
     ) -> None:
         """Open the cache, or decode the folder into it.
 
         Args:
             folder: Any tree of images; files that cannot be decoded are skipped and listed in ``skipped``.
             cache: Folder to keep the decoded pixels in.
-            scale: Factor between HR and LR.
+            scale: Factor between HR and LR; 1 for images alone.
             pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their
                 originals.
             validation: How many photographs to keep out of training, spread evenly over the sorted names; at least one
                 is always trained on.
+            turn: Whether crops are turned by quarters at random; they are mirrored in any case.
 
         Raises:
             ImageError: If the folder holds no image.
@@ -77,6 +87,8 @@ class Photographs:
         content: dict[str, Any] = json.loads(index.read_text())
         entries = [Entry(*row) for row in content["entries"]]
         self.scale = scale
+        self.turn = turn
+        self._fitting: dict[tuple[int, bool], list[Entry]] = {}
         self.skipped: list[str] = content["skipped"]
         if not entries:
             raise ImageError(
@@ -89,7 +101,9 @@ class Photographs:
         self.training = [entry for entry in entries if entry.name not in held]
         self.held_out = [entry for entry in entries if entry.name in held]
 
-    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Cut the crops of one step, turned and mirrored at random.
 
         Args:
@@ -100,7 +114,8 @@ class Photographs:
             held_out: Whether to cut from the validation photographs.
 
         Returns:
-            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1].
+            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; with scale 1,
+            None for LR.
 
         Raises:
             ImageError: If no image is as large as the crop.
@@ -115,7 +130,7 @@ class Photographs:
         areas = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
         rng = np.random.default_rng([seed, step, int(held_out)])
         pairs = [self._crop(entries[i], crop, rng) for i in rng.choice(len(entries), size, p=areas / areas.sum())]
-        return _batch([hr for hr, _ in pairs]), _batch([lr for _, lr in pairs])
+        return _batch([hr for hr, _ in pairs]), _batch([lr for _, lr in pairs]) if self.scale > 1 else None
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the images that a crop fits into.
@@ -127,25 +142,119 @@ class Photographs:
         Returns:
             Entries with both sides at least as long as the crop.
         """
-        return [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
+        key = crop, held_out
+        if key not in self._fitting:
+            entries = self.held_out if held_out else self.training
+            self._fitting[key] = [e for e in entries if min(e.height, e.width) >= crop]
+        return self._fitting[key]
 
     def _crop(self, entry: Entry, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self._images(entry)
         s, small = self.scale, crop // self.scale
         top = int(rng.integers(0, lr.shape[0] - small + 1))
         left = int(rng.integers(0, lr.shape[1] - small + 1))
-        turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
+        turn, mirror = int(rng.integers(4)) if self.turn else 0, bool(rng.integers(2))
         crops = hr[top * s : top * s + crop, left * s : left * s + crop], lr[top : top + small, left : left + small]
         turned = [np.rot90(c, turn) for c in crops]
         return tuple(c[:, ::-1] if mirror else c for c in turned)  # pyright: ignore[reportReturnType]
 
     def _images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        hr = self._pixels[entry.offset : entry.offset + entry.height * entry.width * 3]
+        hr = hr.reshape(entry.height, entry.width, 3)
+        if self.scale == 1:
+            return hr, hr
         small = entry.height // self.scale, entry.width // self.scale
-        middle = entry.offset + entry.height * entry.width * 3
-        end = middle + small[0] * small[1] * 3
-        return self._pixels[entry.offset : middle].reshape(entry.height, entry.width, 3), self._pixels[
-            middle:end
-        ].reshape(*small, 3)
+        middle = entry.offset + hr.size
+        lr = self._pixels[middle : middle + small[0] * small[1] * 3]
+        return hr, lr.reshape(*small, 3)
+
+
+class Digits:
+    """Labelled grey images in the four files of MNIST: ``train-`` and ``t10k-``, ``images-idx3-ubyte`` and ``labels-``.
+
+    Which digits a training step sees is a function of (seed, step) alone.
+
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
+    """
+
+    skipped: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, *, validation: int = 0, unlabelled: float = 0.0) -> None:
+        """Read the training files.
+
+        Args:
+            folder: Where they are, gzipped or not.
+            validation: How many digits, the last ones, to keep out of training.
+            unlabelled: Part of the digits that are shown with the label "none given".
+
+        Raises:
+            ImageError: If a file is missing or damaged.
+        """
+        self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
+        self.labels = read_idx(folder, "train-labels-idx1-ubyte")
+        self.classes = int(self.labels.max()) + 1
+        self.unlabelled = unlabelled
+        kept = len(self.images) - min(validation, len(self.images) - 1)
+        self.training, self.held_out = np.arange(kept), np.arange(kept, len(self.images))
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Draw the digits of one step.
+
+        Args:
+            size: B.
+            crop: Not used: digits are shown whole.
+            seed: Of the run.
+            step: Number of the step.
+            held_out: Whether to draw from those kept out of training; all of these keep their labels.
+
+        Returns:
+            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``.
+        """
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        chosen = rng.choice(self.held_out if held_out else self.training, size)
+        labels = self.labels[chosen].astype(np.int64)
+        if not held_out:
+            labels[rng.random(size) < self.unlabelled] = self.classes
+        return torch.from_numpy(self.images[chosen])[:, None].float() / 255, torch.from_numpy(labels)
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
+        """List the digits: all of them fit.
+
+        Args:
+            crop: Not used.
+            held_out: Whether to list those kept out of training.
+
+        Returns:
+            Their numbers.
+        """
+        return self.held_out if held_out else self.training
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """Read one of MNIST's files.
+
+    Args:
+        folder: Where it is.
+        name: Its name, without ``.gz``.
+
+    Returns:
+        Its numbers, uint8.
+
+    Raises:
+        ImageError: If it is missing or damaged.
+    """
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise ImageError(f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST.")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        kind, dimensions = content[2], content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
+        if content[:2] != b"\0\0" or kind != 8:
+            raise ValueError(f"it starts with {content[:4]!r}")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise ImageError(f"{path.name} is no file of MNIST, or damaged ({error}). Fetch it again.") from error
 
 
 def _batch(crops: list[np.ndarray]) -> Tensor:
@@ -158,7 +267,7 @@ def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, .
     entries: list[tuple[str, int, int, int, float]] = []
     skipped: list[str] = []
     partial = pixels.with_suffix(f".{os.getpid()}.partial")
-    multiple = 2 * scale
+    multiple = 2 * scale if scale > 1 else 1
     with partial.open("wb") as out:
         for file in files:
             name = str(file.relative_to(folder))
@@ -176,9 +285,11 @@ def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, .
                     skipped.append(f"{name}: {sized.width}x{sized.height} is too small")
                     continue
                 hr = np.asarray(sized.crop((0, 0, width, height)))
-                lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0]
                 entries.append((name, height, width, out.tell(), factor))
                 out.write(hr.tobytes())
+                if scale == 1:
+                    continue
+                lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0]
                 out.write((lr.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes())
     os.replace(partial, pixels)
     index.with_suffix(".partial").write_text(json.dumps({"entries": entries, "skipped": skipped}))

@@ -23,19 +23,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.file import read, save
+from ..condition import Condition
 from ..flow import Flow
-from ..likelihood import bits_per_dim, dequantize, log_prob
+from ..likelihood import (
+    Uniform,
+    VariationalDequantizer,
+    bits_per_dim,
+    dequantize,
+    log_prob,
+    log_weight,
+    quantisation,
+    to_integers,
+)
 from ..metrics import lr_psnr, psnr
 from ..models import build
 from ..networks import RRDBEncoder
 from ..prior import sample_latents
 from ..resize import enlarge, shrink
-from ..transforms import FlowError
-from .data import Photographs
+from ..transforms import FlowError, batch_moments
+from .data import Digits, Photographs
 from .recipe import Recipe, Stage
 
-SHEET_TEMPERATURES = (0.0, 0.8, 0.8)
+SHEET_TEMPERATURES = (0.0, 0.8, 0.8)  # of upscalers
+UNCONDITIONAL_TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
 GIVE_UP = 50  # non-finite steps in a row after which the run stops
+
+
+Data = Photographs | Digits
 
 
 @dataclass
@@ -85,9 +99,7 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     say = _logger(run / "log.txt", log)
-    photographs = Photographs(
-        data, run / "cache", scale=recipe.model.scale, pyramid=recipe.pyramid, validation=recipe.validation
-    )
+    photographs = open_data(recipe, data, run / "cache")
     say(
         f"{len(photographs.training)} images to train on, {len(photographs.held_out)} held out, "
         f"{len(photographs.skipped)} skipped"
@@ -140,7 +152,7 @@ class _StageRunner:
         first: int,
         flow: Flow,
         average: Flow,
-        photographs: Photographs,
+        photographs: Data,
         progress: Progress,
         device: str,
         say: Callable[[str], None],
@@ -150,7 +162,7 @@ class _StageRunner:
         self.photographs, self.progress = photographs, progress
         self.device, self.say = device, say
         self.parameters = list(_encoder(flow).parameters() if stage.objective == "l1" else flow.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=stage.learning_rate, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam(self.parameters, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
 
     def go(self, until: int, optimiser_state: dict[str, Any] | None, run: Path) -> None:
         """Train up to a step, with checkpoints on the way."""
@@ -164,9 +176,9 @@ class _StageRunner:
         recent: list[float] = []
         while progress.step < until:
             begun = time.monotonic()
-            hr, lr = self._batch(progress.step)
+            x, source = self._batch(progress.step)
             waited += time.monotonic() - begun
-            value = self._step(hr, lr)
+            value = self._step(x, source)
             if value is None:
                 progress.skipped += 1
                 bad += 1
@@ -189,13 +201,14 @@ class _StageRunner:
                 self._checkpoint(run)
                 started, waited = time.monotonic(), 0.0
 
-    def _step(self, hr: Tensor, lr: Tensor) -> float | None:
+    def _step(self, x: Tensor, source: Tensor | None) -> float | None:
         """Make one optimiser step; None if it was not finite and therefore not made."""
         done = self.progress.step - self.first
         for group in self.optimiser.param_groups:
             group["lr"] = self.stage.learning_rate * _rate(self.stage, done)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(self.flow, hr, lr)
+        with batch_moments(self.flow):
+            loss = self._loss(self.flow, x, source)
         if not math.isfinite(loss.item()):
             return None
         loss.backward()
@@ -207,40 +220,42 @@ class _StageRunner:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
+            for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
+                mean.copy_(value)  # fixed orders, and moments that are running means already
         return loss.item()
 
-    def _loss(self, flow: Flow, hr: Tensor, lr: Tensor, *, validating: bool = False) -> Tensor:
+    def _loss(self, flow: Flow, x: Tensor, source: Tensor | None, *, validating: bool = False) -> Tensor:
         step = 0 if validating else self.progress.step
         stage = self.stage
-        with torch.autocast(hr.device.type, torch.bfloat16, enabled=self.progress.precision == "bfloat16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.progress.precision == "bfloat16"):
             if stage.objective == "l1":
-                picture = _encoder(flow).picture(lr)
-                loss = F.l1_loss(picture, hr)
+                assert source is not None
+                picture = _encoder(flow).picture(source)
+                loss = F.l1_loss(picture, x)
                 if stage.lr_consistency and not validating:
-                    loss = loss + stage.lr_consistency * F.l1_loss(shrink(picture, flow.config.scale), lr)
+                    loss = loss + stage.lr_consistency * F.l1_loss(shrink(picture, flow.config.scale), source)
                 return loss
             frozen = step - self.first < stage.train_encoder_after * stage.steps
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-                cond = flow.encode_condition(lr)
+                cond = None if source is None else flow.encode_condition(source)
             generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
-            noisy = dequantize(hr, flow.config.quant_bins, generator)
-            return bits_per_dim(log_prob(flow, noisy, cond), hr[0].numel()).mean()
+            return _bits(flow, x, cond, generator).mean()
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        hr, lr = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)
-        return hr.to(self.device), lr.to(self.device)
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        x, source = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)
+        return x.to(self.device), None if source is None else source.to(self.device)
 
     def _choose_precision(self) -> str:
         if self.recipe.precision != "auto":
             return self.recipe.precision
-        hr, lr = self._batch(self.progress.step)
+        x, source = self._batch(self.progress.step)
         seconds: dict[str, float] = {}
         for precision in ("float32", "bfloat16"):
             self.progress.precision = precision
             for attempt in range(4):
                 if attempt == 1:  # the first one warms up
                     seconds[precision] = -time.monotonic()
-                loss = self._loss(self.flow, hr, lr)
+                loss = self._loss(self.flow, x, source)
                 loss.backward()
                 loss.item()
             seconds[precision] += time.monotonic()
@@ -270,13 +285,36 @@ class _StageRunner:
             "recipe": _fingerprint(self.recipe),
         }
         _atomically(run / "checkpoint.pt", lambda partial: torch.save(content, partial))
-        if not self.photographs.fitting(self.stage.crop, held_out=True):
+        if not len(self.photographs.fitting(self.stage.crop, held_out=True)):
             save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, {}))
             return
-        hr, lr = self.photographs.batch(8, self.stage.crop, 0, 0, held_out=True)
-        hr, lr = hr.to(self.device), lr.to(self.device)
+        metrics, columns = self._validate()
+        save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
+        _sheet(run / "sheets" / f"{progress.step:06d}.png", columns)
+        self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
+
+    def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
+        """Measure the averaged weights on held-out images, and make the columns of a sample sheet."""
+        upscaler = self.photographs.scale > 1 if isinstance(self.photographs, Photographs) else False
+        x, source = self.photographs.batch(8 if upscaler else 64, self.stage.crop, 0, 0, held_out=True)
+        x, source = x.to(self.device), None if source is None else source.to(self.device)
         measure = "l1" if self.stage.objective == "l1" else "bits_per_dim"
-        metrics = {f"validation_{measure}": round(float(self._loss(self.average, hr, lr, validating=True)), 4)}
+        metrics = {f"validation_{measure}": round(float(self._loss(self.average, x, source, validating=True)), 4)}
+        if upscaler and source is not None:
+            return self._validate_upscaler(x, source, metrics)
+        if source is not None:
+            source = torch.arange(8, device=self.device) % max(1, self.average.classes)
+        cond = None if source is None else self.average.encode_condition(source)
+        shapes = self.average.latent_shapes(*x.shape[-2:])
+        columns: list[Tensor] = []
+        for tau in UNCONDITIONAL_TEMPERATURES:  # a row a seed, a column a temperature
+            latents = [z.to(self.device) for z in sample_latents(shapes, 8, tau)]
+            columns.append(self.average.inverse(latents, cond))
+        return metrics, [*columns, x[:8]]
+
+    def _validate_upscaler(
+        self, hr: Tensor, lr: Tensor, metrics: dict[str, float]
+    ) -> tuple[dict[str, float], list[Tensor]]:
         pictures = [enlarge(lr, self.average.config.scale)]
         if self.stage.objective == "l1":
             pictures.append(_encoder(self.average).picture(lr))
@@ -293,14 +331,45 @@ class _StageRunner:
             sr, target, small = (t.flatten(0, 1)[None] for t in (picture.clamp(0, 1), hr, lr))
             metrics[f"psnr_{name}"] = round(float(psnr(sr, target)), 2)
             metrics[f"lr_psnr_{name}"] = round(float(lr_psnr(sr, small)), 2)
-        save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
-        _sheet(run / "sheets" / f"{progress.step:06d}.png", [*pictures, hr])
-        self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
+        return metrics, [*pictures, hr]
 
 
-def _check_stage(stage: Stage, recipe: Recipe, photographs: Photographs, flow: Flow) -> None:
+def open_data(recipe: Recipe, data: Path, cache: Path) -> Data:
+    """Open what a recipe trains on.
+
+    Args:
+        recipe: The recipe.
+        data: A folder of images at any depth, or of the four files of MNIST for class-conditional models.
+        cache: Where decoded pixels are kept.
+
+    Returns:
+        The data.
+    """
+    if recipe.architecture == "class_conditional":
+        return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
+    return Photographs(
+        data,
+        cache,
+        scale=getattr(recipe.model, "scale", 1),
+        pyramid=recipe.pyramid,
+        validation=recipe.validation,
+        turn=recipe.turn,
+    )
+
+
+def _bits(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Generator) -> Tensor:
+    """Bits per dimension of dequantized images, with the noise that the model's configuration names."""
+    quant_bins = getattr(flow.config, "quant_bins", 0)
+    if quant_bins:  # wider than the 8-bit step on purpose
+        return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, generator), cond), x[0].numel())
+    k = to_integers(x, quantisation(flow).n_bits)[0]
+    dequantizer = flow.dequantizer if isinstance(flow.dequantizer, VariationalDequantizer) else None
+    return bits_per_dim(log_weight(flow, k, cond, dequantizer=dequantizer, noise=generator), x[0].numel())
+
+
+def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) -> None:
     """Refuse a stage whose crop fits no photograph, or whose first batch is too small to find principal axes in."""
-    if not photographs.fitting(stage.crop):
+    if not len(photographs.fitting(stage.crop)):
         raise FlowError(
             f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
             "images or a smaller crop."
@@ -316,12 +385,22 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Photographs, flow: F
             )
 
 
-def _initialise(flow: Flow, photographs: Photographs, recipe: Recipe, stage: Stage, device: str) -> None:
+def _initialise(flow: Flow, photographs: Data, recipe: Recipe, stage: Stage, device: str) -> None:
     """Set the flow's data-dependent parameters from one large batch."""
-    hr, lr = (t.to(device) for t in photographs.batch(recipe.init_batch, stage.crop, recipe.seed + 1, 0))
+    x, source = photographs.batch(recipe.init_batch, stage.crop, recipe.seed + 1, 0)
+    generator = torch.Generator("cpu").manual_seed(recipe.seed)
+    quant_bins = getattr(flow.config, "quant_bins", 0)
     with torch.no_grad():
-        noisy = dequantize(hr, flow.config.quant_bins, torch.Generator("cpu").manual_seed(recipe.seed))
-        flow.initialise(noisy, flow.encode_condition(lr))
+        cond = None if source is None else flow.encode_condition(source.to(device))
+        if quant_bins:
+            noisy = dequantize(x.to(device), quant_bins, generator)
+        else:
+            bins = quantisation(flow)
+            k = to_integers(x, bins.n_bits)[0].to(device)
+            noisy = bins.place(k, Uniform().draw(k, generator)[0]).to(x)
+            if isinstance(flow.dequantizer, VariationalDequantizer):
+                flow.dequantizer.initialise(torch.randn(k.shape, generator=generator).to(k), k)
+        flow.initialise(noisy, cond)
 
 
 def _rate(stage: Stage, done: int) -> float:
@@ -367,7 +446,8 @@ def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Pr
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    relevant = (
+    # in the order in which keys came: those that came later only where a recipe uses them, so that old runs resume
+    relevant: tuple[Any, ...] = (
         recipe.architecture,
         recipe.model,
         recipe.stages,
@@ -376,6 +456,7 @@ def _fingerprint(recipe: Recipe) -> str:
         recipe.validation,
         recipe.ema,
         recipe.init_batch,
+        *((recipe.turn, recipe.unlabelled) if not recipe.turn or recipe.unlabelled else ()),
     )
     return hashlib.sha256(repr(relevant).encode()).hexdigest()
 
@@ -395,7 +476,8 @@ def _sheet(path: Path, columns: list[Tensor]) -> None:
     """Save pictures side by side: a row an image."""
     from PIL import Image
 
-    rows = torch.cat([c.clamp(0, 1).cpu().float() for c in columns], dim=3)  # (B, 3, H, columns * W)
+    columns = [c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns]
+    rows = torch.cat(columns, dim=3)  # (B, 3, H, columns * W)
     sheet = torch.cat(list(rows), dim=1)  # (3, B * H, columns * W)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(path)

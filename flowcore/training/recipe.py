@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..models import configure
+import torch
+
+from ..models import build, configure
 from ..transforms import FlowError
 
 Objective = Literal["l1", "likelihood"]
@@ -24,6 +26,7 @@ LIMITS = {  # of keys that may not be 0, or not any larger number
     "init_batch": (1, math.inf),
     "ema": (0, 1),
     "train_encoder_after": (0, 1),
+    "unlabelled": (0, 1),
 }
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -78,6 +81,9 @@ class Recipe:
         precision: Of conditioners and encoder; "auto" times both and takes the faster.
         checkpoint_every: Steps between checkpoints, sample sheets and validation.
         init_batch: Crops of the batch that initialises the flow.
+        turn: Whether crops are turned by quarters at random.
+        unlabelled: Part of the labelled images that are shown as "no label given", by which a class-conditional model
+            learns to do without.
         licence: Of the resulting weights, for their header.
     """
 
@@ -92,6 +98,8 @@ class Recipe:
     precision: Precision = "auto"
     checkpoint_every: int = 500
     init_batch: int = 32
+    turn: bool = True
+    unlabelled: float = 0.0
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
@@ -144,13 +152,18 @@ def parse_recipe(text: str) -> Recipe:
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
     for k, stage in enumerate(recipe.stages):
-        scale, levels = getattr(recipe.model, "scale", 1), getattr(recipe.model, "levels", 0)
-        multiple = scale if stage.objective == "l1" else max(scale, 2**levels)
+        scale = getattr(recipe.model, "scale", 1)
+        multiple = scale if stage.objective == "l1" else max(scale, _side_multiple(recipe))
         if stage.crop % multiple:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
             )
     return recipe
+
+
+def _side_multiple(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        return build(recipe.architecture, recipe.model).size_multiple
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -188,7 +201,7 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
             )
         if expected == "float" and type(value) is int:
             value = float(value)
-        if expected in ("int", "float", "str") and type(value).__name__ != expected:
+        if expected in ("int", "float", "str", "bool") and type(value).__name__ != expected:
             raise FlowError(f"Recipe key {prefix}{key} must be of type {expected}; got {value!r}.")
         low, high = LIMITS.get(key, (0, math.inf))
         if expected in ("int", "float") and not (low <= value <= high and math.isfinite(value)):

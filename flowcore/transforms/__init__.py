@@ -1,11 +1,15 @@
 """Bijections, one to a file; ``transform.py`` states the law that all of them obey."""
 
-from .actnorm import ActNorm
-from .coupling import Coupling
+from .actnorm import ActNorm, SignedActNorm
+from .batchnorm import BatchNorm, batch_moments
+from .checkerboard import CheckerboardCoupling
+from .coupling import Coupling, Scaling
 from .injector import Injector
 from .invconv import InvertibleConv
-from .split import Split
-from .squeeze import Squeeze
+from .permutation import Permutation
+from .pixels import Logit, PixelMap
+from .split import Split, Whiten
+from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unsqueeze
 from .transform import (
     Chain,
     CheckpointError,
@@ -15,21 +19,35 @@ from .transform import (
     PrecisionError,
     ShapeError,
     Transform,
+    spread,
 )
 
 __all__ = [
     "ActNorm",
+    "BatchNorm",
     "Chain",
+    "CheckerboardCoupling",
     "CheckpointError",
     "ConditionError",
     "Coupling",
+    "Flatten",
     "FlowError",
     "ImageError",
     "Injector",
     "InvertibleConv",
+    "Logit",
+    "OrderedSqueeze",
+    "Permutation",
+    "PixelMap",
     "PrecisionError",
+    "Scaling",
     "ShapeError",
+    "SignedActNorm",
     "Split",
     "Squeeze",
     "Transform",
+    "Unsqueeze",
+    "Whiten",
+    "batch_moments",
+    "spread",
 ]

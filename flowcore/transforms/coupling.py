@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +11,38 @@ from torch import Tensor, nn
 
 from .transform import ConditionError, Transform
 
+Scaling = Literal["sigmoid", "atan", "exp", "none"]
+ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it
+
 
 class Coupling(Transform):
-    """Shift and scale the second part of the channels by what a conditioner makes of the first part and the condition.
+    """Shift and scale one part of the channels by what a conditioner makes of the other part and the condition.
 
     With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``:
     forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``.
-    ``x1`` has ``C // 2`` channels.
+    ``x1`` has ``C // 2`` channels. With ``swap`` the two parts change roles: the second conditions the first.
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrisation; with a condition, SRFlow section 3.3
-    ("conditional affine coupling").
+    ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
     """
 
-    def __init__(self, conditioner: nn.Module, *, eps: float = 0.0) -> None:
+    def __init__(
+        self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid", swap: bool = False
+    ) -> None:
         """Hold the conditioner.
 
         Args:
-            conditioner: Network from ``(B, C // 2 + condition channels, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``.
+            conditioner: Network from ``(B, C // 2 + condition channels, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``;
+                half as many outputs for "none". With ``swap``, the two sizes change places.
             eps: Added to every scale; see ``affine``.
+            scaling: How the raw scale becomes a scale; see ``affine``. "none": shift only.
+            swap: Whether the second part conditions the first.
         """
         super().__init__()
         self.conditioner = conditioner
         self.eps = eps
+        self.scaling: Scaling = scaling
+        self.swap = swap
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to latent; see the class.
@@ -44,9 +54,8 @@ class Coupling(Transform):
         Returns:
             ``(B, C, H, W)`` and logdet ``(B,)``.
         """
-        x1, x2 = halves(x)
-        shift, scale, log_scale = affine(self.conditioner(beside(x1, cond)), self.eps, like=x)
-        return torch.cat([x1, (x2 + shift) * scale], dim=1), log_scale.flatten(1).sum(1)
+        z, log_scale = self._couple(x, cond)
+        return z, log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """Map latent to data; see the class.
@@ -58,9 +67,14 @@ class Coupling(Transform):
         Returns:
             ``(B, C, H, W)``.
         """
-        z1, z2 = halves(z)
-        shift, scale, _ = affine(self.conditioner(beside(z1, cond)), self.eps, like=z)
-        return torch.cat([z1, z2 / scale - shift], dim=1)
+        z1, z2 = self._parts(z)
+        shift, scale, _ = self._affine(z1, cond)
+        return self._join(z1, z2 / scale - shift)
+
+    def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position: the log-scales, summed over channels."""
+        z, log_scale = self._couple(x, cond)
+        return z, log_scale.sum(1)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -73,8 +87,23 @@ class Coupling(Transform):
         Returns:
             The coupled batch.
         """
-        initialise_network(self.conditioner, beside(halves(x)[0], cond))
+        initialise_network(self.conditioner, beside(self._parts(x)[0], cond))
         return self.forward(x, cond)[0]
+
+    def _couple(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        x1, x2 = self._parts(x)
+        shift, scale, log_scale = self._affine(x1, cond)
+        return self._join(x1, (x2 + shift) * scale), log_scale
+
+    def _affine(self, x1: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return affine(self.conditioner(beside(x1, cond)), self.eps, like=x1, scaling=self.scaling)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = halves(x)
+        return (second, first) if self.swap else (first, second)
+
+    def _join(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,27 +142,38 @@ def beside(x: Tensor, cond: Tensor | None) -> Tensor:
     return torch.cat([x, cond], dim=1)
 
 
-def affine(raw: Tensor, eps: float, *, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:
     """Read shift and scale off a conditioner's output.
 
-    Even channels are the shift, odd channels the raw scale r, with ``scale = sigmoid(r + 2) + eps``, so that a
-    conditioner that outputs zeros is nearly the identity and no scale exceeds ``1 + eps``.
+    Even channels are the shift, odd channels the raw scale r:
+
+    - "sigmoid": ``scale = sigmoid(r + 2) + eps``: a conditioner that outputs zeros is nearly the identity, and no scale
+      exceeds ``1 + eps`` (Glow, SRFlow);
+    - "atan": ``scale = exp(1.2 * 0.636 * atan(r))``, between 0.30 and 3.3 (Ardizzone et al. 2019);
+    - "exp": ``scale = exp(r)``, for conditioners that bound r themselves (Real NVP);
+    - "none": all channels are the shift, ``scale = 1`` (NICE).
 
     Args:
-        raw: ``(B, 2C, H, W)``, possibly in low precision.
-        eps: The smallest scale (SRFlow: 1e-4; Glow: 0).
+        raw: ``(B, 2C, H, W)``, or ``(B, C, H, W)`` for "none"; possibly in low precision.
+        eps: The smallest scale (SRFlow: 1e-4; Glow: 0); only for "sigmoid".
         like: A tensor of the precision in which to go on.
+        scaling: As above.
 
     Returns:
         Shift, scale and log scale, each ``(B, C, H, W)``.
     """
     raw = raw.to(like.dtype)
-    shift, logit = raw[:, 0::2], raw[:, 1::2] + 2
-    log_scale = F.logsigmoid(logit)
+    if scaling == "none":
+        return raw, torch.ones_like(raw), torch.zeros_like(raw)
+    shift, r = raw[:, 0::2], raw[:, 1::2]
+    if scaling != "sigmoid":
+        log_scale = r if scaling == "exp" else ATAN_LIMIT * 0.636 * torch.atan(r)
+        return shift, log_scale.exp(), log_scale
+    log_scale = F.logsigmoid(r + 2)
     if eps == 0:
         return shift, log_scale.exp(), log_scale
     floor = torch.full((), math.log(eps), dtype=raw.dtype, device=raw.device)
-    return shift, torch.sigmoid(logit) + eps, torch.logaddexp(log_scale, floor)
+    return shift, torch.sigmoid(r + 2) + eps, torch.logaddexp(log_scale, floor)
 
 
 def initialise_network(network: nn.Module, x: Tensor) -> None:

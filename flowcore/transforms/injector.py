@@ -55,6 +55,11 @@ class Injector(Transform):
         shift, scale, _ = affine(self.conditioner(_checked(z, cond)), self.eps, like=z)
         return z / scale - shift
 
+    def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position: the log-scales, summed over channels."""
+        shift, scale, log_scale = affine(self.conditioner(_checked(x, cond)), self.eps, like=x)
+        return (x + shift) * scale, log_scale.sum(1)
+
     @torch.no_grad()
     def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Initialise the conditioner from this batch's condition.

@@ -88,6 +88,20 @@ class Transform(nn.Module):
         """
         return self.forward(x, cond)[0]
 
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
+        """Map data to latent, and say where in the image the log-determinant comes from.
+
+        Args:
+            x: Data, ``(B, C, H, W)``.
+            cond: As in ``forward``.
+
+        Returns:
+            What ``forward`` returns first, and its logdet as a sum over positions, ``(B, H, W)``. Here: spread evenly,
+            which is right for everything that treats all positions alike.
+        """
+        z, logdet = self.forward(x, cond)
+        return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
+
     def half(self) -> Self:
         """Refuse: a flow in float16 is not invertible.
 
@@ -139,6 +153,21 @@ def precision_error(dtype: torch.dtype) -> PrecisionError:
     )
 
 
+def spread(amounts: Tensor, height: int, width: int) -> Tensor:
+    """Divide what belongs to the cells of a coarse grid evenly among the positions of a finer one.
+
+    Args:
+        amounts: ``(B, h, w)``.
+        height: Of the finer grid, a multiple of h.
+        width: Likewise, a multiple of w.
+
+    Returns:
+        ``(B, height, width)``, with the same sum.
+    """
+    rows, columns = height // amounts.shape[-2], width // amounts.shape[-1]
+    return (amounts / (rows * columns)).repeat_interleave(rows, -2).repeat_interleave(columns, -1)
+
+
 class Chain(Transform):
     """Several transforms, one after the other.
 
@@ -176,6 +205,15 @@ class Chain(Transform):
         for part in reversed(self.parts()):
             z = part.inverse(z, cond)
         return z
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position of ``x``'s grid; see ``Transform.by_position``."""
+        height, width = x.shape[-2:]
+        total = x.new_zeros(x.shape[0], height, width)
+        for part in self.parts():
+            x, change = part.by_position(x, cond)  # on the grid of this part's input
+            total = total + spread(change, height, width)
+        return x, total
 
     def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
         """Initialise every part from what the parts before it make of the batch."""

@@ -1,0 +1,109 @@
+"""Class-conditional flow: the label says which digit, the latents say how it is written.
+
+Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
+(2019), section 4.1 and its MNIST program: fixed permutations of all pixels between two-sided couplings with fully
+connected networks, which see the label. Style directions are ours: see ``tasks.styles``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..flow import Flow, Level
+from ..networks import DenseConditioner
+from ..transforms import Coupling, Flatten, FlowError, Permutation, PixelMap, Transform
+from .fields import check_choice, check_number, check_whole, image_size
+from .labels import one_hot
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConditionalConfig:
+    """Everything that says how a class-conditional flow is built; the defaults are a third of the published network.
+
+    Attributes:
+        channels: Of the image: 1 or 3.
+        image_size: Height and width, or the side of a square; it takes no other size.
+        classes: Number of labels. One more, ``classes``, stands for "no label given".
+        steps: Pairs of couplings.
+        hidden: Width of their networks.
+        shift: Pixel value that becomes 0.
+        width: Difference in pixel value that becomes 1.
+        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
+        styles: Names of the style directions that the file holds.
+    """
+
+    channels: int = 1
+    image_size: tuple[int, int] = (28, 28)
+    classes: int = 10
+    steps: int = 10
+    hidden: int = 256
+    shift: float = 0.128
+    width: float = 0.305
+    n_bits: int = 8
+    grid: Literal["bins", "levels"] = "bins"
+    styles: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            FlowError: Naming the field, its value and what it may be.
+        """
+        check_choice(self, channels=(1, 3), grid=("bins", "levels"))
+        check_whole(self, classes=(1, 1000), steps=(1, 64), hidden=(1, 4096), n_bits=(1, 8))
+        check_number(self, shift=(-10, 10), width=(1e-6, 100))
+        size = image_size(self, 1)
+        if size is None or self.channels * size[0] * size[1] > 2**16:
+            raise FlowError(f"image_size must be given, and have at most 65536 subpixels; got {self.image_size!r}.")
+        object.__setattr__(self, "image_size", size)
+        names: Any = self.styles
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnknownVariableType]
+            raise FlowError(f"styles must be a list of names; got {names!r}.")
+        object.__setattr__(self, "styles", tuple(names))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def class_conditional(config: ClassConditionalConfig) -> Flow:
+    """Build a class-conditional flow.
+
+    Its images are ``(B, channels, H, W)`` in [0, 1]; its condition's source are labels.
+
+    Args:
+        config: See ``ClassConditionalConfig``.
+
+    Returns:
+        The flow, with random weights.
+    """
+    size = config.channels * config.image_size[0] * config.image_size[1]
+    inputs, outputs = size // 2, size - size // 2
+    told = config.classes + 1
+    steps: list[Transform] = []
+    for _ in range(config.steps):
+        steps += [
+            Permutation(torch.randperm(size)),
+            Coupling(DenseConditioner(inputs + told, config.hidden, 2 * outputs), scaling="atan"),
+            Coupling(DenseConditioner(outputs + told, config.hidden, 2 * inputs), scaling="atan", swap=True),
+        ]
+    return Flow(
+        [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), fold=0)],
+        channels=config.channels,
+        config=config,
+        architecture="class_conditional",
+        prelude=PixelMap(config.shift, config.width),
+        encode=_encode,
+        classes=config.classes,
+        image_size=config.image_size,
+        fixed_size=True,
+        styles=config.styles,
+    )
+
+
+def _encode(flow: Flow, labels: Tensor) -> Condition:
+    if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
+        labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
+    return Condition(features=(one_hot(labels, flow.classes + 1)[:, :, None, None],))

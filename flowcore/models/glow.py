@@ -1,0 +1,198 @@
+"""Glow: images from noise and back, by levels of actnorm, 1x1 convolution and coupling.
+
+Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (NeurIPS 2018). The fields from
+``pixels`` on are what distinguishes published programs of it; their defaults are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..condition import Condition
+from ..flow import Flow, Level
+from ..likelihood import VariationalDequantizer
+from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
+from ..transforms import (
+    ActNorm,
+    Chain,
+    Coupling,
+    FlowError,
+    InvertibleConv,
+    Permutation,
+    PixelMap,
+    SignedActNorm,
+    Split,
+    Transform,
+    Whiten,
+)
+from .fields import check_choice, check_number, check_whole, image_size
+from .labels import one_hot
+
+Mixing = Literal["reverse", "shuffle", "conv", "lu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlowConfig:
+    """Everything that says how a Glow is built; the defaults are the paper's CIFAR-10 network.
+
+    Attributes:
+        channels: Of the image: 1 or 3.
+        levels: Squeeze scales.
+        steps: Steps per level.
+        hidden: Width of the networks in couplings.
+        coupling: "affine" or "additive".
+        mixing: What comes before every coupling: "reverse" or "shuffle" (fixed), a learned 1x1 convolution ("conv"), or
+            one held as its LU factors ("lu"): the ablation of the paper.
+        mixing_start: How "conv" starts: "orthogonal" at random as in the paper, or "principal": the first of each level
+            from the principal axes of the first batch, the others as channel reversals.
+        affine_eps: Smallest scale of affine couplings; 0 in the paper.
+        learned_top: Whether mean and deviation of the last latents are learned.
+        classes: Labels that the last latents' prior depends on; 0 for none.
+        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
+            k / (2^n_bits - 1) is the middle of its bin.
+        image_size: Height and width, or the side of a square, that it was made for; None if it tells nothing.
+        dequantizer_steps: Steps of a variational dequantizer, trained with the flow; 0 for none.
+        pixels: What the first level sees: "centred" (x - 1/2) or "unit" (x).
+        edge: What convolutions of couplings and priors see beyond the border: "zeros", "ones", or a "flag" channel.
+        network: Of couplings: with "actnorm", or "plain" convolutions with biases.
+        actnorm: How scales are stored: "log", "log3" (a third of the log), or "signed" (as they are).
+        scaled: Whether the last convolution of couplings has a learned scale.
+        split_prior: What the prior of a split sees: the half that stays ("conv"), or place and label only ("table").
+        last_mixing: ``mixing`` of the last level, if it differs; "" for the same.
+    """
+
+    channels: int = 3
+    levels: int = 3
+    steps: int = 32
+    hidden: int = 512
+    coupling: Literal["affine", "additive"] = "affine"
+    mixing: Mixing = "lu"
+    mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
+    affine_eps: float = 0.0
+    learned_top: bool = True
+    classes: int = 0
+    n_bits: int = 8
+    grid: Literal["bins", "levels"] = "bins"
+    image_size: tuple[int, int] | None = None
+    dequantizer_steps: int = 0
+    pixels: Literal["centred", "unit"] = "centred"
+    edge: Edge = "zeros"
+    network: Literal["actnorm", "plain"] = "actnorm"
+    actnorm: Literal["log", "log3", "signed"] = "log"
+    scaled: bool = True
+    split_prior: Literal["conv", "table"] = "conv"
+    last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            FlowError: Naming the field, its value and what it may be.
+        """
+        check_whole(self, levels=(1, 8), steps=(1, 256), hidden=(1, 4096), classes=(0, 10_000), n_bits=(1, 8))
+        check_whole(self, dequantizer_steps=(0, 64))
+        check_number(self, affine_eps=(0, 1))
+        check_choice(self, channels=(1, 3), coupling=("affine", "additive"), pixels=("centred", "unit"))
+        check_choice(self, mixing=("reverse", "shuffle", "conv", "lu"), mixing_start=("orthogonal", "principal"))
+        check_choice(self, last_mixing=("", "reverse", "shuffle", "conv", "lu"), grid=("bins", "levels"))
+        check_choice(self, edge=("zeros", "ones", "flag"), network=("actnorm", "plain"), scaled=(True, False))
+        check_choice(self, actnorm=("log", "log3", "signed"), split_prior=("conv", "table"), learned_top=(True, False))
+        object.__setattr__(self, "image_size", image_size(self, 2**self.levels))
+        if self.split_prior == "table" and self.image_size is None:
+            raise FlowError('split_prior "table" holds a number per pixel, so it needs image_size, e.g. 32.')
+        if self.network == "actnorm" and not self.scaled:
+            raise FlowError('scaled must be true for network "actnorm".')
+        if self.network == "plain" and self.edge == "flag":
+            raise FlowError('edge must be "zeros" or "ones" for network "plain".')
+
+
+def glow(config: GlowConfig) -> Flow:
+    """Build a Glow.
+
+    Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition's source are labels.
+
+    Args:
+        config: See ``GlowConfig``.
+
+    Returns:
+        The flow, with random weights.
+    """
+    levels: list[Level] = []
+    channels = config.channels
+    for number in range(1, config.levels + 1):
+        channels *= 4
+        last = number == config.levels
+        steps = [Chain(*_step(channels, config, first=k == 0, last=last)) for k in range(config.steps)]
+        split = None if last else _split(channels, number, config)
+        levels.append(Level(steps, split))
+        channels = channels if last else channels // 2
+    return Flow(
+        levels,
+        channels=config.channels,
+        config=config,
+        architecture="glow",
+        prelude=PixelMap(0.5) if config.pixels == "centred" else None,
+        top=_top(channels, config),
+        encode=_encode if config.classes else None,
+        classes=config.classes,
+        image_size=config.image_size,
+        fixed_size=config.split_prior == "table",
+        dequantizer=VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
+        if config.dequantizer_steps
+        else None,
+    )
+
+
+def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> list[Transform]:
+    inputs, outputs = channels // 2, channels - channels // 2
+    outputs *= 2 if config.coupling == "affine" else 1
+    log_factor = 3.0 if config.actnorm == "log3" else 1.0
+    if config.network == "actnorm":
+        network: nn.Module = Conditioner(inputs, config.hidden, outputs, edge=config.edge, log_factor=log_factor)
+    else:
+        network = PlainConditioner(inputs, config.hidden, outputs, edge=config.edge, scaled=config.scaled)
+    normalise = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
+    scaling = "sigmoid" if config.coupling == "affine" else "none"
+    return [
+        normalise,
+        _mixing(channels, config, first, last),
+        Coupling(network, eps=config.affine_eps, scaling=scaling),
+    ]
+
+
+def _mixing(channels: int, config: GlowConfig, first: bool, last: bool) -> Transform:
+    mixing = (config.last_mixing if last else "") or config.mixing
+    if mixing == "reverse":
+        return Permutation(torch.arange(channels).flip(0))
+    if mixing == "shuffle":
+        return Permutation(torch.randperm(channels))
+    if config.mixing_start == "principal":
+        return InvertibleConv(channels, lu=mixing == "lu", start="principal" if first else "reverse")
+    return InvertibleConv(channels, lu=mixing == "lu")
+
+
+def _split(channels: int, number: int, config: GlowConfig) -> Split:
+    if config.split_prior == "conv":
+        return Split(ScaledConv(channels // 2, channels, edge=config.edge))
+    assert config.image_size is not None
+    height, width = (side // 2**number for side in config.image_size)
+    return Split(TablePrior(channels // 2, height, width, classes=config.classes), labelled=config.classes > 0)
+
+
+def _top(channels: int, config: GlowConfig) -> Transform | None:
+    if config.split_prior == "table":
+        assert config.image_size is not None
+        height, width = (side // 2**config.levels for side in config.image_size)
+        return Whiten(TablePrior(channels, height, width, classes=config.classes))
+    if not config.learned_top and not config.classes:
+        return None
+    return Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
+
+
+def _encode(flow: Flow, labels: Tensor) -> Condition:
+    return Condition(features=(None,) * len(flow.levels), labels=one_hot(labels, flow.classes))

@@ -1,0 +1,36 @@
+"""Labels as what flows are told about an image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..transforms import ConditionError
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Turn labels into weights of classes.
+
+    Args:
+        labels: Whole numbers in [0, classes), ``(B,)``; or weights already, ``(B, classes)``, which pass unchanged.
+        classes: K.
+
+    Returns:
+        ``(B, K)``, float.
+
+    Raises:
+        ConditionError: If they are neither.
+    """
+    if labels.ndim == 2 and labels.shape[1] == classes and labels.is_floating_point():
+        return labels
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ConditionError(
+            f"Expected labels as whole numbers of shape (B,), or as weights of shape (B, {classes}); got "
+            f"{tuple(labels.shape)} {labels.dtype}."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConditionError(
+            f"This model knows the labels 0 to {classes - 1}; got {int(labels.min())} to {int(labels.max())}."
+        )
+    return F.one_hot(labels.long(), classes).float()

@@ -1,0 +1,117 @@
+"""Real NVP: checkerboards and channel halves take turns, with residual networks between.
+
+Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 2017). The fields ``batch_norm``,
+``mask_channel`` and ``rescale`` let checkpoints of a re-implementation load, which leaves the first two out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..flow import Flow, Level
+from ..networks import ResidualConditioner
+from ..transforms import (
+    BatchNorm,
+    Chain,
+    CheckerboardCoupling,
+    Coupling,
+    Logit,
+    OrderedSqueeze,
+    Split,
+    Squeeze,
+    Transform,
+    Unsqueeze,
+)
+from .fields import check_choice, check_number, check_whole, image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealNVPConfig:
+    """Everything that says how a Real NVP is built; the defaults are the paper's CIFAR-10 network.
+
+    Attributes:
+        channels: Of the image: 1 or 3.
+        scales: Number of scales; all but the last factor half of the dimensions out.
+        hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
+        blocks: Residual blocks per network.
+        batch_norm: Whether a batch-norm layer of the flow follows every coupling.
+        mask_channel: Whether checkerboard networks see their mask.
+        alpha: Of the logit: how far pixels keep from 0 and 1.
+        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
+            k / (2^n_bits - 1) is the middle of its bin.
+        image_size: Height and width, or the side of a square, that it was made for; None if it tells nothing.
+    """
+
+    channels: int = 3
+    scales: int = 2
+    hidden: int = 64
+    blocks: int = 8
+    batch_norm: bool = True
+    mask_channel: bool = True
+    alpha: float = 0.05
+    n_bits: int = 8
+    grid: Literal["bins", "levels"] = "bins"
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            FlowError: Naming the field, its value and what it may be.
+        """
+        check_whole(self, scales=(1, 8), hidden=(1, 4096), blocks=(0, 64), n_bits=(1, 8))
+        check_choice(self, channels=(1, 3), batch_norm=(True, False), mask_channel=(True, False))
+        check_choice(self, grid=("bins", "levels"))
+        check_number(self, alpha=(1e-6, 0.5))
+        object.__setattr__(self, "image_size", image_size(self, 2 ** (self.scales - 1)))
+
+
+def realnvp(config: RealNVPConfig) -> Flow:
+    """Build a Real NVP.
+
+    Its images are ``(B, channels, H, W)`` in [0, 1].
+
+    Args:
+        config: See ``RealNVPConfig``.
+
+    Returns:
+        The flow, with random weights.
+    """
+    levels: list[Level] = []
+    channels, hidden = config.channels, config.hidden
+    for _ in range(config.scales - 1):
+        steps = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0)]
+        steps.append(Squeeze())
+        steps += [_channelwise(4 * channels, 2 * hidden, swap, config) for swap in (True, False, True)]
+        steps += [Unsqueeze(), OrderedSqueeze()]
+        levels.append(Level(steps, Split(None), squeeze=Chain()))
+        channels, hidden = 2 * channels, 2 * hidden
+    last = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0, 1)]
+    levels.append(Level(last, None, squeeze=Chain(), fold=1))
+    return Flow(
+        levels,
+        channels=config.channels,
+        config=config,
+        architecture="realnvp",
+        prelude=Logit(config.alpha),
+        image_size=config.image_size,
+    )
+
+
+def _checkerboard(channels: int, hidden: int, parity: int, config: RealNVPConfig) -> Transform:
+    inputs = channels + config.mask_channel
+    network = ResidualConditioner(inputs, hidden, channels, blocks=config.blocks, double=True, rescale=0.0)
+    coupling = CheckerboardCoupling(network, parity=parity, mask_channel=config.mask_channel)
+    return _normalised(coupling, channels, config)
+
+
+def _channelwise(channels: int, hidden: int, swap: bool, config: RealNVPConfig) -> Transform:
+    half = channels // 2  # channels are a multiple of 4 here
+    network = ResidualConditioner(half, hidden, half, blocks=config.blocks, double=False, rescale=1.0)
+    return _normalised(Coupling(network, scaling="exp", swap=swap), channels, config)
+
+
+def _normalised(coupling: Transform, channels: int, config: RealNVPConfig) -> Transform:
+    return Chain(coupling, BatchNorm(channels)) if config.batch_norm else coupling

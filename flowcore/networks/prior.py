@@ -1,0 +1,117 @@
+"""Networks that predict means and deviations of latents from nothing but the grid and the labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .conditioner import Edge, ScaledConv
+
+
+class ScaledLinear(nn.Module):
+    """A linear map with a learned scale per output, all zero at first: ``y = (W x + bias) * exp(3 * log_scale)``.
+
+    Source: Kingma & Dhariwal's program for Glow ("linear_zeros").
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Start at zero.
+
+        Args:
+            inputs: Numbers in.
+            outputs: Numbers out.
+        """
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.log_scale = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map.
+
+        Args:
+            x: ``(B, inputs)``.
+
+        Returns:
+            ``(B, outputs)``.
+        """
+        return (x @ self.weight.T + self.bias) * torch.exp(3 * self.log_scale)
+
+
+class TopPrior(nn.Module):
+    """Mean and log-deviation of a flow's last latents: learned constants, what the border adds, what the label adds.
+
+    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid sees nothing but its own padding, so
+    that it gives a constant per channel, and another at the border if the padding is not zero.
+
+    Source: Kingma & Dhariwal's program for Glow ("learntop", "ycond").
+    """
+
+    def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
+        """Start at mean 0 and deviation 1.
+
+        Args:
+            channels: C of the latents.
+            learned: Whether there are learned constants.
+            edge: Padding of their convolution. With "zeros" it has no kernel, since that would see only zeros.
+            classes: Number of labels; 0 for none.
+        """
+        super().__init__()
+        self.channels = channels
+        self.inputs = channels if edge == "ones" else 0
+        self.constants = ScaledConv(self.inputs, 2 * channels, edge=edge) if learned else None
+        self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
+
+    def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict.
+
+        Args:
+            like: ``(B, C, H, W)``; only its shape, dtype and device are read.
+            labels: One-hot ``(B, K)`` for class-conditional priors.
+
+        Returns:
+            ``(B or 1, 2 * C, H, W)``: means on even, log-deviations on odd channels.
+        """
+        batch, _, height, width = like.shape
+        raw = like.new_zeros(1, 2 * self.channels, height, width)
+        if self.constants is not None:
+            raw = raw + self.constants(like.new_zeros(1, self.inputs, height, width))
+        if self.by_label is not None:
+            assert labels is not None
+            raw = raw + self.by_label(labels.to(like.dtype))[:, :, None, None]
+        return raw.expand(batch, -1, -1, -1)
+
+
+class TablePrior(nn.Module):
+    """Mean and log-deviation of latents, a learned number each for every channel, position and label.
+
+    Source: Stimper et al., "normflows: A PyTorch Package for Normalizing Flows" (class-conditional diagonal Gaussian).
+    """
+
+    def __init__(self, channels: int, height: int, width: int, *, classes: int = 0) -> None:
+        """Start at mean 0 and deviation 1.
+
+        Args:
+            channels: C.
+            height: H.
+            width: W.
+            classes: K; 0 for one table whatever the label.
+        """
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
+        self.log_std = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
+
+    def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Look up.
+
+        Args:
+            like: ``(B, any, H, W)``; only its dtype is read.
+            labels: One-hot ``(B, K)``.
+
+        Returns:
+            ``(B or 1, 2 * C, H, W)``: means on even, log-deviations on odd channels.
+        """
+        tables = torch.stack([self.mean, self.log_std], dim=2).flatten(1, 2)  # (K, 2C, H, W)
+        if labels is not None:
+            tables = torch.tensordot(labels.to(tables.dtype), tables, dims=1)  # (B, 2C, H, W)
+        return tables.to(like.dtype)

@@ -1,0 +1,169 @@
+"""The residual network inside Real NVP's couplings: weight-normalised convolutions, batch normalisation, skip sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..transforms import BatchNorm, batch_moments
+
+
+class WeightNormConv(nn.Module):
+    """A convolution whose kernels are given by direction and length: ``w_o = g_o * v_o / |v_o|``.
+
+    Source: Salimans & Kingma, "Weight Normalization" (2016).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
+        """Draw the directions as torch draws kernels, and start at their lengths.
+
+        Args:
+            inputs: Channels in.
+            outputs: Channels out.
+            kernel: Side of the kernel, odd; the grid keeps its size.
+            bias: Whether there is one.
+        """
+        super().__init__()
+        direction = nn.Conv2d(inputs, outputs, kernel).weight.detach()
+        self.direction = nn.Parameter(direction)
+        self.length = nn.Parameter(_lengths(direction))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, outputs, H, W)``.
+        """
+        weight = self.direction * (self.length / _lengths(self.direction))[:, None, None, None]
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
+
+
+class NetworkNorm(nn.Module):
+    """Batch normalisation inside a network: that of the flow without its logdet, with a learned scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        """Start without scale and shift.
+
+        Args:
+            channels: C.
+        """
+        super().__init__()
+        self.norm = BatchNorm(channels, eps=1e-5)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        return self.norm(x)[0] * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv3x3(relu(norm(conv3x3(relu(norm(x))))))``."""
+
+    def __init__(self, channels: int) -> None:
+        """Build the block.
+
+        Args:
+            channels: C.
+        """
+        super().__init__()
+        self.norms = nn.ModuleList([NetworkNorm(channels), NetworkNorm(channels)])
+        self.convs = nn.ModuleList(
+            [WeightNormConv(channels, channels, 3, bias=False), WeightNormConv(channels, channels, 3)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        y = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y = conv(F.relu(norm(y)))
+        return x + y
+
+
+class ResidualConditioner(nn.Module):
+    """Shift and bounded log-scale of a Real NVP coupling.
+
+    The normalised input and its negative enter together; every block's output reaches the end by a 1x1 skip
+    convolution; ``log_scale = rescale * tanh(raw)`` with a learned ``rescale`` keeps scales bounded.
+
+    Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its program.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, blocks: int, double: bool, rescale: float) -> None:
+        """Build the network.
+
+        Args:
+            inputs: Channels in.
+            hidden: Channels of the residual blocks.
+            outputs: Channels of the shift, and of the log-scale.
+            blocks: Residual blocks.
+            double: Whether the normalised input is doubled, as for checkerboard masks, which blank half of it.
+            rescale: What the learned bound of the log-scales starts with.
+        """
+        super().__init__()
+        self.gain = 2 if double else 1
+        self.norm_in = NetworkNorm(inputs)
+        self.conv_in = WeightNormConv(2 * inputs, hidden, 3)
+        self.blocks = nn.ModuleList(ResidualBlock(hidden) for _ in range(blocks))
+        self.skips = nn.ModuleList(WeightNormConv(hidden, hidden, 1) for _ in range(blocks + 1))
+        self.norm_out = NetworkNorm(hidden)
+        self.conv_out = WeightNormConv(hidden, 2 * outputs, 1)
+        self.rescale = nn.Parameter(torch.full((outputs,), rescale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, 2 * outputs, H, W)``: shift on even, log-scale on odd channels.
+        """
+        x = self.norm_in(x) * self.gain
+        x = self.conv_in(F.relu(torch.cat([x, -x], dim=1)))  # (B, hidden, H, W)
+        total = self.skips[0](x)
+        for block, skip in zip(self.blocks, self.skips[1:], strict=True):
+            x = block(x)
+            total = total + skip(x)
+        raw = self.conv_out(F.relu(self.norm_out(total)))
+        shift, log_scale = raw[:, 0::2], self.rescale[:, None, None] * torch.tanh(raw[:, 1::2])
+        return torch.stack([shift, log_scale], dim=2).flatten(1, 2)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Take the moments of every normalisation from this batch, one after the other.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+        """
+        norms = [part for part in self.modules() if isinstance(part, BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        with batch_moments(self):  # each sees what the ones before it make of the batch
+            self.forward(x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _lengths(direction: Tensor) -> Tensor:
+    return direction.flatten(1).norm(dim=1)

@@ -1,0 +1,116 @@
+"""Batch normalisation as a step of a flow: fixed moments in use, the batch's own while training."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .transform import Transform
+
+
+class BatchNorm(Transform):
+    """Normalise every channel by moments measured in training.
+
+    Forward: ``z = (x - mean) / sqrt(var + eps)``; logdet: ``-H * W * sum(log(var + eps)) / 2``;
+    inverse: ``x = z * sqrt(var + eps) + mean``.
+
+    ``mean`` and ``var`` are buffers, the same for every image, in training mode and in evaluation mode: that is what
+    makes this a bijection. Only inside ``with batch_moments(model):``, which training opens around its forward pass,
+    are the moments those of the batch (then the images of a batch depend on each other), and the buffers follow them.
+
+    Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-4, momentum: float = 0.05) -> None:
+        """Start as the identity, up to eps.
+
+        Args:
+            channels: C.
+            eps: Added to the variance.
+            momentum: Weight of a batch in the running moments.
+        """
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.measuring = False
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)`` and logdet ``(B,)``.
+        """
+        mean, var = self._batch_moments(x) if self.measuring else (self.get_buffer("mean"), self.get_buffer("var"))
+        logs = -0.5 * torch.log(var + self.eps)
+        z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
+        return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see the class.
+
+        Args:
+            z: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        deviation = torch.sqrt(self.get_buffer("var") + self.eps)
+        return z * deviation[:, None, None] + self.get_buffer("mean")[:, None, None]
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Take the moments of this batch.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            The normalised batch.
+        """
+        for name, value in zip(("mean", "var"), _moments(x), strict=True):
+            self.get_buffer(name).copy_(value)
+        return self.forward(x)[0]
+
+    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        moments = _moments(x)
+        with torch.no_grad():
+            for name, value in zip(("mean", "var"), moments, strict=True):
+                self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), self.momentum)
+        return moments
+
+
+@contextmanager
+def batch_moments(model: nn.Module) -> Generator[None, None, None]:
+    """Let every ``BatchNorm`` of a model normalise by the moments of its batch, and remember a running mean of them.
+
+    Args:
+        model: A flow, or a network in one.
+
+    Yields:
+        Nothing.
+    """
+    parts = [part for part in model.modules() if isinstance(part, BatchNorm)]
+    for part in parts:
+        part.measuring = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.measuring = False
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(dim=(0, 2, 3))
+    return mean, (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))

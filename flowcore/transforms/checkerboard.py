@@ -1,0 +1,96 @@
+"""Checkerboard coupling: the white squares decide how the black ones are shifted and scaled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .coupling import affine, initialise_network
+from .transform import Transform
+
+
+class CheckerboardCoupling(Transform):
+    """Shift and scale every second pixel by what a conditioner makes of the others.
+
+    With the mask ``b`` (1 where ``(row + column) % 2 != parity``) and ``shift, log_scale = conditioner(b * x)``:
+    forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) * log_scale``;
+    inverse: ``x = b * z + (1 - b) * (z * exp(-log_scale) - shift)``.
+
+    Source: Dinh et al., "Real NVP", section 3.4, with the order of operations of its program: (x + t) * exp(s).
+    """
+
+    def __init__(self, conditioner: nn.Module, *, parity: int, mask_channel: bool = False) -> None:
+        """Hold the conditioner.
+
+        Args:
+            conditioner: Network from ``(B, C, H, W)`` to ``(B, 2C, H, W)``: shift on even, log-scale on odd channels.
+            parity: 0: the top left pixel is transformed; 1: it conditions.
+            mask_channel: Whether the conditioner sees the mask as one more channel.
+        """
+        super().__init__()
+        self.conditioner = conditioner
+        self.parity = parity
+        self.mask_channel = mask_channel
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)`` and logdet ``(B,)``.
+        """
+        z, log_density = self.by_position(x, cond)
+        return z, log_density.sum((1, 2))
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see the class.
+
+        Args:
+            z: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        kept = self._mask(z)
+        shift, log_scale = self._affine(z, kept)
+        return torch.where(kept, z, z * torch.exp(-log_scale) - shift)
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position: the log-scales of the transformed squares."""
+        kept = self._mask(x)
+        shift, log_scale = self._affine(x, kept)
+        z = torch.where(kept, x, (x + shift) * torch.exp(log_scale))
+        return z, torch.where(kept, 0, log_scale).sum(1)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Initialise the conditioner (if it has anything to initialise) from this batch.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            The coupled batch.
+        """
+        initialise_network(self.conditioner, self._input(x, self._mask(x)))
+        return self.forward(x, cond)[0]
+
+    def _affine(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        shift, _, log_scale = affine(self.conditioner(self._input(x, kept)), 0, like=x, scaling="exp")
+        return shift, log_scale
+
+    def _input(self, x: Tensor, kept: Tensor) -> Tensor:
+        masked = torch.where(kept, x, 0)
+        return torch.cat([masked, kept.to(x).expand(x.shape[0], 1, -1, -1)], dim=1) if self.mask_channel else masked
+
+    def _mask(self, x: Tensor) -> Tensor:
+        rows = torch.arange(x.shape[-2], device=x.device)[:, None]
+        columns = torch.arange(x.shape[-1], device=x.device)[None]
+        return ((rows + columns) % 2 != self.parity)[None, None]  # (1, 1, H, W)

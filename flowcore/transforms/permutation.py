@@ -1,0 +1,64 @@
+"""Permutation: the channels in another, fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .transform import FlowError, Transform
+
+
+class Permutation(Transform):
+    """Reorder the channels.
+
+    Forward: ``z[:, c] = x[:, order[c]]``; logdet: 0; inverse: ``x[:, order[c]] = z[:, c]``.
+
+    Source: Kingma & Dhariwal, "Glow", section 3.2: the fixed reversal and the fixed shuffle that the learned 1x1
+    convolution is compared with.
+    """
+
+    def __init__(self, order: Tensor) -> None:
+        """Fix the order.
+
+        Args:
+            order: ``(C,)`` whole numbers, each of 0 to C - 1 once.
+
+        Raises:
+            FlowError: If it is no permutation.
+        """
+        super().__init__()
+        if order.ndim != 1 or (
+            order.device.type != "meta" and not torch.equal(order.sort()[0], torch.arange(len(order)))
+        ):
+            raise FlowError(f"A permutation lists each of 0 to C - 1 once; got {order.tolist()}.")
+        self.register_buffer("order", order.long())
+
+    @property
+    def _order(self) -> Tensor:
+        return self.get_buffer("order")
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Reorder.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)`` and zeros ``(B,)``.
+        """
+        return x[:, self._order], x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Put the channels back.
+
+        Args:
+            z: ``(B, C, H, W)``.
+            cond: Not used.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        return z[:, self._order.argsort()]
