@@ -6,9 +6,10 @@ Reading order, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.
 2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
-3. ``prior.py``, ``likelihood.py``: where the latents come from, and what a density is worth in bits.
+3. ``prior.py``, ``likelihood.py``, ``latents.py``: where the latents come from, what a density is worth in bits, and
+   what can be done to latents.
 4. ``networks/``, ``condition.py``: what is not invertible, and how a flow is told about an image.
-5. ``models/srflow.py``: a whole model on one page.
+5. ``models/``: a whole model on one page each; ``glow.py`` first.
 6. ``tasks/``: image in, image out.
 7. ``checkpoints/``, ``training/``: where weights come from.
 """
@@ -16,7 +17,10 @@ Reading order, for someone who wants to learn how flows work:
 from .checkpoints import load
 from .condition import Condition
 from .flow import Flow
+from .latents import interpolate
 from .tasks import Cancelled
+from .tasks.generate import decode, encode, sample
+from .tasks.score import Score, score
 from .tasks.upscale import upscale
 from .transforms import (
     CheckpointError,
@@ -39,8 +43,14 @@ __all__ = [
     "FlowError",
     "ImageError",
     "PrecisionError",
+    "Score",
     "ShapeError",
     "Transform",
+    "decode",
+    "encode",
+    "interpolate",
     "load",
+    "sample",
+    "score",
     "upscale",
 ]

@@ -16,13 +16,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from . import __version__, load
+from . import __version__, decode, encode, interpolate, load, sample, score
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
+from .flow import Flow
+from .prior import sample_latents
+from .tasks.generate import apply_style
 from .tasks.upscale import upscale
-from .training.evaluate import evaluate_upscaler, table
+from .training.data import Digits
+from .training.evaluate import density_table, evaluate_density, evaluate_upscaler, read_sized, table
 from .training.loop import train
 from .training.recipe import read_recipe
+from .training.styles import measure_styles
 from .transforms import FlowError, ImageError
 
 
@@ -67,6 +72,36 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     command.set_defaults(run_command=_upscale)
 
+    command = commands.add_parser("sample", help="make images out of noise")
+    _model_options(command, "glow-photos")
+    command.add_argument("--out", type=Path, default=Path("output"), help="folder for the results (default: output)")
+    command.add_argument("--samples", type=int, default=8, help="images, with seeds SEED, SEED + 1, ...")
+    command.add_argument("--temperature", type=float, default=0.7, help="0 is calm, 1 the model's own spread")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
+    command.add_argument("--labels", type=int, nargs="+", help="what to show, for models with labels; cyclically")
+    command.add_argument(
+        "--style", action="append", default=[], metavar="NAME=STRENGTH", help="for models with styles, e.g. bold=2"
+    )
+    command.set_defaults(run_command=_sample)
+
+    command = commands.add_parser("interpolate", help="morph one image into another, through their latents")
+    command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
+    _model_options(command, "glow-photos")
+    command.add_argument("--out", type=Path, default=Path("output"), help="folder for the frames (default: output)")
+    command.add_argument("--frames", type=int, default=16)
+    command.add_argument("--mode", default="slerp", choices=["slerp", "linear", "norm"])
+    command.set_defaults(run_command=_interpolate)
+
+    command = commands.add_parser("score", help="rank images by the bits that a model needs for them")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _model_options(command, "glow-photos")
+    command.add_argument("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
+    command.add_argument("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--json", type=Path, help="write the numbers there, too")
+    command.set_defaults(run_command=_score)
+
     command = commands.add_parser(
         "convert", help="write a public checkpoint, or a model of ours, as a flowcore model file"
     )
@@ -103,21 +138,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run_command=_train)
 
-    command = commands.add_parser("eval", help="measure a model on folders of HR images")
+    command = commands.add_parser("styles", help="measure style directions on MNIST, and put them into a model")
+    command.add_argument("model", type=Path, metavar="IN", help="a class-conditional model")
+    command.add_argument("target", type=Path, metavar="OUT")
+    command.add_argument("--data", type=Path, required=True, help="folder of the four files of MNIST")
+    command.add_argument("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+    command.set_defaults(run_command=_styles)
+
+    command = commands.add_parser("eval", help="measure a model on folders of images")
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     _model_options(command)
     command.add_argument(
         "--temperature", type=float, action="append", help="may be given several times (default: 0 and 0.8)"
     )
-    command.add_argument("--samples", type=int, default=8, help="samples for the diversity (default: 8)")
+    command.add_argument(
+        "--samples", type=int, help="upscalers: samples for the diversity (default: 8); others: draws for the bound (1)"
+    )
     command.add_argument("--json", type=Path, help="write the numbers there, too")
     command.set_defaults(run_command=_eval)
     return parser
 
 
-def _model_options(command: argparse.ArgumentParser) -> None:
+def _model_options(command: argparse.ArgumentParser, default: str = "srflow-x4") -> None:
     command.add_argument(
-        "--model", default="srflow-x4", help="a model file, or a shipped model by name (default: srflow-x4)"
+        "--model", default=default, help=f"a model file, or a shipped model by name (default: {default})"
     )
     command.add_argument(
         "--set",
@@ -157,6 +201,80 @@ def _upscale(options: argparse.Namespace) -> None:
             _say(str(target))
 
 
+def _sample(options: argparse.Namespace) -> None:
+    flow = load(options.model, options.device, **_fields(options.set))
+    size = options.size if options.size is None or len(options.size) > 1 else options.size[0]
+    labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
+    wanted = _fields(options.style)
+    if wanted:
+        height, width = _sides(flow, size)
+        drawn = sample_latents(flow.latent_shapes(height, width), options.samples, options.temperature, options.seed)
+        cond = None if labels is None else flow.encode_condition(torch.tensor(labels))
+        pictures = decode(flow, apply_style(flow, drawn, wanted), cond).clamp(0, 1)
+    else:
+        pictures = sample(
+            flow,
+            options.samples,
+            size=size if size is None or isinstance(size, int) else tuple(size),
+            temperature=options.temperature,
+            seed=options.seed,
+            labels=labels,
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(pictures):
+        target = options.out / f"{Path(options.model).stem}_tau{options.temperature:g}_seed{options.seed + i}.png"
+        _write(target, picture)
+        _say(str(target))
+
+
+def _interpolate(options: argparse.Namespace) -> None:
+    flow = load(options.model, options.device, **_fields(options.set))
+    first, last = (encode(flow, read_sized(flow, path)[None].float() / 255) for path in options.images)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for k in range(options.frames):
+        t = k / max(1, options.frames - 1)
+        picture = decode(flow, interpolate(first, last, t, mode=options.mode))[0].clamp(0, 1)
+        target = options.out / f"{options.images[0].stem}_{options.images[1].stem}_{k:03d}.png"
+        _write(target, picture)
+        _say(str(target))
+
+
+def _score(options: argparse.Namespace) -> None:
+    flow = load(options.model, options.device, **_fields(options.set))
+    rows: list[dict[str, Any]] = []
+    for path in options.images:
+        result = score(
+            flow,
+            read_sized(flow, path)[None],
+            dequantization=options.dequantization,
+            samples=options.samples,
+            seed=options.seed,
+        )
+        corrected = result.complexity_corrected
+        rows.append(
+            {
+                "image": str(path),
+                "bits_per_dim": float(result.bits_per_dim),
+                "complexity_corrected": None if corrected is None else float(corrected),
+                "per_level": result.per_level[0].tolist(),
+                "notes": list(result.notes),
+            }
+        )
+    rows.sort(key=lambda row: row["bits_per_dim"])
+    lines = ["| image | bits per dimension | minus those of a lossless file |", "|---|---|---|"]
+    lines += [f"| {row['image']} | {row['bits_per_dim']:.4f} | {row['complexity_corrected']:.4f} |" for row in rows]
+    sys.stdout.write("\n".join(lines) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _styles(options: argparse.Namespace) -> None:
+    digits = Digits(options.data)
+    images = torch.from_numpy(digits.images[: options.count])[:, None].float() / 255
+    labels = torch.from_numpy(digits.labels[: options.count]).long()
+    save(measure_styles(load(options.model), images, labels, log=_say), options.target)
+
+
 def _convert(options: argparse.Namespace) -> None:
     flow = load(options.source, **_fields(options.set))
     save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
@@ -183,9 +301,15 @@ def _train(options: argparse.Namespace) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     flow = load(options.model, options.device, **_fields(options.set))
+    if flow.architecture != "srflow":
+        densities = {path.name: evaluate_density(flow, path, samples=options.samples or 1) for path in options.folders}
+        sys.stdout.write(density_table(densities) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(densities, indent=2) + "\n")
+        return
     temperatures = options.temperature or [0.0, 0.8]
     results = {
-        folder.name: evaluate_upscaler(flow, folder, temperatures=temperatures, samples=options.samples, log=_say)
+        folder.name: evaluate_upscaler(flow, folder, temperatures=temperatures, samples=options.samples or 8, log=_say)
         for folder in options.folders
     }
     sys.stdout.write(table(results) + "\n")
@@ -207,6 +331,15 @@ def _fields(settings: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
+def _sides(flow: Flow, size: int | Sequence[int] | None) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    sides = flow.image_size if size is None else size
+    if sides is None or len(sides) != 2:
+        raise FlowError("This model does not say which size it was made for. Give --size, e.g. --size 32.")
+    return sides[0], sides[1]
+
+
 def _read(path: Path) -> Tensor:
     """Read an image as (1, 3 or 4, h, w) in [0, 1], turned as its camera says."""
     try:
@@ -221,7 +354,7 @@ def _read(path: Path) -> Tensor:
 
 def _write(path: Path, picture: Tensor) -> None:
     array = (picture * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-    Image.fromarray(array).save(path)
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
 
 
 def _say(line: str) -> None:

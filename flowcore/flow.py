@@ -193,7 +193,7 @@ class Flow(Transform):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
         self._check_sides(x.shape[-2], x.shape[-1])
-        features, labels = self._told(cond)
+        features, labels = self._told(cond, x.shape[0])
         x, logdet = self._start(x, cond)
         latents: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
@@ -224,7 +224,7 @@ class Flow(Transform):
             ConditionError: If the condition does not.
         """
         self._check_latents(z)
-        features, labels = self._told(cond)
+        features, labels = self._told(cond, z[0].shape[0])
         rest = list(z)
         x = rest.pop()
         if self.top is not None:
@@ -255,7 +255,7 @@ class Flow(Transform):
             and pixels is ``likelihood.log_prob``.
         """
         latents = self.forward(x, cond)[0]
-        features, labels = self._told(cond)
+        features, labels = self._told(cond, x.shape[0])
         height, width = x.shape[-2:]
         pending = x.new_zeros(x.shape[0], height, width)
         if self.prelude is not None:
@@ -286,7 +286,7 @@ class Flow(Transform):
         Returns:
             The batch's latents.
         """
-        features, labels = self._told(cond)
+        features, labels = self._told(cond, x.shape[0])
         x = self._start(x, cond)[0]
         latents: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
@@ -309,7 +309,7 @@ class Flow(Transform):
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
-    def _told(self, cond: Condition | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    def _told(self, cond: Condition | None, batch: int) -> tuple[Sequence[Tensor | None], Tensor | None]:
         """Features by level, and labels."""
         if (cond is None) != (self._encode is None):
             expected = (
@@ -324,6 +324,11 @@ class Flow(Transform):
             raise ConditionError(
                 f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's "
                 "encode_condition."
+            )
+        if cond.labels is not None and tuple(cond.labels.shape) not in ((1, self.classes), (batch, self.classes)):
+            raise ConditionError(
+                f"Expected labels of {batch} items and {self.classes} classes; the condition has "
+                f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, with a label per image."
             )
         return cond.features, cond.labels
 

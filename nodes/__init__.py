@@ -1,6 +1,35 @@
 """The nodes of the pack, in the order of the menu."""
 
+from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
+from .latents import (
+    FlowcoreAttributeDirection,
+    FlowcoreInterpolate,
+    FlowcoreLoadLatents,
+    FlowcoreMixLatents,
+    FlowcoreNormalizeLatents,
+    FlowcoreSaveLatents,
+    FlowcoreScaleLatents,
+    FlowcoreStyle,
+    FlowcoreVaryLatents,
+)
 from .load import FlowcoreLoadModel
+from .score import FlowcoreScore
 from .upscale import FlowcoreUpscale
 
-NODES = [FlowcoreLoadModel, FlowcoreUpscale]
+NODES = [
+    FlowcoreLoadModel,
+    FlowcoreUpscale,
+    FlowcoreSample,
+    FlowcoreEncode,
+    FlowcoreDecode,
+    FlowcoreInterpolate,
+    FlowcoreMixLatents,
+    FlowcoreVaryLatents,
+    FlowcoreNormalizeLatents,
+    FlowcoreScaleLatents,
+    FlowcoreStyle,
+    FlowcoreAttributeDirection,
+    FlowcoreSaveLatents,
+    FlowcoreLoadLatents,
+    FlowcoreScore,
+]

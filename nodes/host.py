@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,7 @@ io: Any = host_io
 FLOOR = "0.20.0"
 FOLDER = "flows"
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
+STEPS = 10_000  # of a progress bar that several tasks share
 
 log = logging.getLogger("flowcore")
 
@@ -134,6 +136,67 @@ def model_path(name: str) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# input and output folders
+
+
+def input_files(subfolder: str, suffix: str) -> list[str]:
+    """List files of the input folder and of one of its sub-folders.
+
+    Args:
+        subfolder: Name of the sub-folder; it need not exist.
+        suffix: What their names end with.
+
+    Returns:
+        Names relative to the input folder, with forward slashes, sorted.
+    """
+    base = Path(folder_paths.get_input_directory())
+    files = (file for folder in (base, base / subfolder) if folder.is_dir() for file in folder.iterdir())
+    return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
+
+
+def input_path(name: str) -> Path | None:
+    """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
+
+    Args:
+        name: Its name as in `input_files`.
+
+    Returns:
+        Its path, or None when there is no such file, or the name leads out of the folder.
+    """
+    plain, folder = folder_paths.annotated_filepath(name)
+    folder = os.path.realpath(folder or folder_paths.get_input_directory())
+    try:
+        # Not the host's own check: 0.3.75 has none.
+        path = os.path.realpath(os.path.join(folder, plain))
+        inside = os.path.commonpath((folder, path)) == folder
+    except ValueError:  # a zero byte in the name, or another drive
+        return None
+    return Path(path) if inside and os.path.isfile(path) else None
+
+
+def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
+    """Choose the next free name in the output folder, as the host's own saving nodes do.
+
+    Args:
+        prefix: Sub-folders and beginning of the name; may hold the host's %date% words.
+        suffix: What the name ends with.
+
+    Returns:
+        The path, whose folder exists, and how the history names it; or None when the prefix leads out of the folder.
+    """
+    base = os.path.realpath(folder_paths.get_output_directory())
+    try:
+        asked = os.path.realpath(os.path.join(base, prefix))
+        if "\0" in prefix or os.path.commonpath((base, asked)) != base:
+            return None
+    except ValueError:
+        return None
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    file = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # memory and devices
 
 
@@ -194,15 +257,62 @@ class Progress:
         Args:
             done: Units of work done.
             total: Units of work in all.
-            preview: A finished picture (3, H, W) in [0, 1], or None.
+            preview: A finished picture (1 or 3, H, W) in [0, 1], or None.
         """
         shown = None
         if preview is not None:
-            pixels = preview.detach().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            colours = preview.detach().expand(3, -1, -1)
+            pixels = colours.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
             # The host would blow a small picture up to the size it is given.
             size = min(max(pixels.shape), getattr(args, "preview_size", 512))
             shown = ("JPEG", Image.fromarray(pixels), size)
         self._bar.update_absolute(done, total, shown)
+
+    def part(self, start: float, share: float) -> Callable[..., None]:
+        """Give a task a piece of the bar, where several follow each other.
+
+        Args:
+            start: Where the piece begins, in [0, 1].
+            share: Its length.
+
+        Returns:
+            What to pass to the task as its progress.
+        """
+
+        def move(done: int, total: int, preview: torch.Tensor | None = None) -> None:
+            self(round(STEPS * (start + share * done / total)), STEPS, preview)
+
+        return move
+
+
+class Notes:
+    """What there is to say about a run: shown on the node, logged, and kept for the history."""
+
+    def __init__(self, node: str, node_id: str | None) -> None:
+        """Start with nothing to say.
+
+        Args:
+            node: Display name of the node, for the log.
+            node_id: Its hidden `unique_id`.
+        """
+        self.lines: list[str] = []
+        self._node, self._node_id = node, node_id
+
+    def __call__(self, message: str) -> None:
+        """Say a sentence; the same one only once.
+
+        Args:
+            message: The sentence.
+        """
+        if message not in self.lines:
+            self.lines.append(message)
+            log.warning("%s: %s", self._node, message)
+            say(message, self._node_id)
+
+    @property
+    def ui(self) -> dict[str, list[str]] | None:
+        """What a node that says nothing else returns as its `ui`."""
+        return {"text": self.lines} if self.lines else None
 
 
 def say(text: str, node_id: str | None) -> None:

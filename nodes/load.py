@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import flowcore
 from ..flowcore.checkpoints import catalog
 from .host import io, make, model_files, model_folders, model_path, say, wrap
-from .sockets import FlowModel
+from .sockets import FlowModel, name_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,8 @@ class FlowcoreLoadModel(io.ComfyNode):
                     io.Combo.Input,
                     "model_name",
                     options=_choices(),
+                    # What was first while it was the only one.
+                    default="srflow-x4",
                     tooltip="Models that come with flowcore first, then the files in models/flows and in the folders "
                     "that extra_model_paths.yaml names `flows`.",
                 ),
@@ -41,7 +43,7 @@ class FlowcoreLoadModel(io.ComfyNode):
                     io.String.Output,
                     "info",
                     display_name="info",
-                    tooltip="Architecture, scale, licence and source, one per line.",
+                    tooltip="Architecture, scale or size, labels, styles, licence and source, one per line.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -75,6 +77,7 @@ class FlowcoreLoadModel(io.ComfyNode):
         if path is None:
             raise flowcore.CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
+        name_model(flow, model_name)
         facts = _facts(flow)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         say(info.replace("\n", ", "), cls.hidden.unique_id)
@@ -95,6 +98,12 @@ def _facts(flow: flowcore.Flow) -> dict[str, str | int]:
     scale = getattr(flow.config, "scale", None)
     if scale is not None:
         facts["scale"] = scale
+    if flow.image_size is not None:
+        facts["size"] = "{}x{}".format(*flow.image_size)
+    if flow.classes:
+        facts["labels"] = f"0 to {flow.classes - 1}"
+    if flow.styles:
+        facts["styles"] = ", ".join(flow.styles)
     facts["licence"] = str(flow.provenance.get("licence", "not stated"))
     facts["source"] = str(flow.provenance.get("source", "not stated"))
     return facts

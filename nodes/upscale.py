@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
 from ..flowcore.tasks.upscale import memory_required
-from .host import Progress, bring, gradient_slider, io, make, say, stop_if_cancelled
-from .sockets import FlowModel, from_image, to_image
+from .host import Notes, Progress, bring, io, make, stop_if_cancelled
+from .sockets import FlowModel, from_image, seed_input, temperature_input, to_image
 
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("flowcore")
-
 ORDINARY_TILE = 512  # pixels of the small image
-COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 
 
 class FlowcoreUpscale(io.ComfyNode):
@@ -41,30 +37,14 @@ class FlowcoreUpscale(io.ComfyNode):
                     "a single channel becomes a colour image.",
                 ),
                 make(FlowModel.Input, "model", tooltip="An upscaling flow from Load Flow Model."),
-                make(
-                    io.Float.Input,
-                    "temperature",
-                    default=0.8,
-                    min=0.0,
-                    max=1.5,
-                    step=0.01,
-                    display_mode=gradient_slider(),
-                    gradient_stops=[
-                        {"offset": 0.0, "color": COLD},
-                        {"offset": 0.55, "color": MILD},
-                        {"offset": 1.0, "color": HOT},
-                    ],
-                    tooltip="How lively the detail is. 0: the calm, most likely picture, the same for every seed. "
+                temperature_input(
+                    0.8,
+                    "How lively the detail is. 0: the calm, most likely picture, the same for every seed. "
                     "0.7 to 0.9: sharp and varied. Above 1: more than the model believes.",
                 ),
-                make(
-                    io.Int.Input,
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Which of the possible pictures. Sample s of every image uses seed + s, and the same seed "
+                seed_input(
+                    0,
+                    "Which of the possible pictures. Sample s of every image uses seed + s, and the same seed "
                     "gives the same picture whatever the tile size, device or place in a batch.",
                 ),
                 make(
@@ -121,13 +101,7 @@ class FlowcoreUpscale(io.ComfyNode):
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> Any:
         """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
-        notes: list[str] = []
-
-        def notify(message: str) -> None:
-            notes.append(message)
-            log.warning("Flow Upscale: %s", message)
-            say(message, cls.hidden.unique_id)
-
+        notes = Notes("Flow Upscale", cls.hidden.unique_id)
         flow = model.model
         pixels = from_image(image)
         height, width = pixels.shape[-2:]
@@ -143,6 +117,6 @@ class FlowcoreUpscale(io.ComfyNode):
             precision=precision,
             progress=Progress(),
             cancelled=stop_if_cancelled,
-            notify=notify,
+            notify=notes,
         )
-        return io.NodeOutput(to_image(pictures), ui={"text": notes} if notes else None)
+        return io.NodeOutput(to_image(pictures), ui=notes.ui)

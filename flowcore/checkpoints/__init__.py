@@ -10,8 +10,9 @@ import torch
 from ..flow import Flow
 from ..transforms import CheckpointError
 from . import catalog
-from .convert import SOURCES, Source, convert
+from .convert import convert
 from .file import Header, is_ours, read, read_header, save
+from .sources import SOURCES, Source
 
 __all__ = ["SOURCES", "Header", "Source", "catalog", "convert", "is_ours", "load", "read", "read_header", "save"]
 
@@ -23,7 +24,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         path: Name of a shipped model (see ``catalog.names``), or a file. A shipped model's name goes before a file's.
         device: Where the model shall live.
         config_overrides: Configuration fields that replace the file's, or supply what a public checkpoint cannot tell,
-            e.g. ``stacked_blocks=(1, 8, 15, 22)``.
+            e.g. ``stacked_blocks=(1, 8, 15, 22)`` or ``n_bits=5``.
 
     Returns:
         The flow, in float32 and evaluation mode.

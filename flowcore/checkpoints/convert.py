@@ -1,8 +1,8 @@
 """Public checkpoints: from the file that someone published to our Flow, in memory.
 
-One ``Source`` for each published layout. This is the only place that guesses hyper-parameters from tensor names and
-shapes. The files are from strangers: they are opened with ``weights_only=True`` and nothing else, names and shapes are
-compared with a model on torch's meta device before anything is allocated, and a refusal says what was seen.
+One ``Source`` for each published layout, in ``sources``; here the file is read and its source found. The files are from
+strangers: they are opened with ``weights_only=True`` and nothing else, names and shapes are compared with a model on
+torch's meta device before anything is allocated, and a refusal says what was seen.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..flow import Flow
-from ..models import build, configure
-from ..models.srflow import SRFlowConfig
 from ..transforms import CheckpointError, FlowError
-from .file import KEY, refuse_mismatch
+from .file import KEY
+from .sources import SOURCES
+from .sources.source import Source, State
 
-State = Mapping[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A published layout.
-
-    Attributes:
-        name: Of the published program.
-        licence: Note on the licence of the published weights, for the provenance of what is converted from them.
-        detect: Whether tensor names and shapes are of this layout, possibly incomplete or damaged.
-        convert: From a state dict of this layout and configuration overrides to a flow; raises FlowError with the
-            reason if it cannot.
-    """
-
-    name: str
-    licence: str
-    detect: Callable[[Shapes], bool]
-    convert: Callable[[State, Mapping[str, Any]], Flow]
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flow:
@@ -68,7 +48,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     path = Path(path)
     try:
         source, state = _find(_read(path))
-        _refuse_odd(state, path.stat().st_size)
+        _refuse_odd(source, state, path.stat().st_size)
         flow = source.convert(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
@@ -81,218 +61,6 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
         raise CheckpointError(f"{path.name}: {error}") from error
     return flow
 
-
-# --- SRFlow -----------------------------------------------------------------------------------------------------------
-
-# What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
-STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
-
-
-def srflow_names(config: SRFlowConfig) -> Iterator[tuple[str, str]]:
-    """Pair our parameter names with those of the published SRFlow.
-
-    The published program counts all layers of the flow in one list: per level a squeeze (without parameters), plain
-    steps, coupled steps, a split. Shapes differ: ``(1, C, 1, 1)`` or ``(C, 1, 1)`` there where we have ``(C,)``.
-
-    Args:
-        config: Of the model.
-
-    Yields:
-        (our name, published name), for every parameter.
-    """
-    convs = [
-        ("conv_first", "conv_first"),
-        ("conv_trunk", "trunk_conv"),
-        ("conv_hr", "HRconv"),
-        ("conv_last", "conv_last"),
-    ]
-    convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(config.scale.bit_length() - 1)]
-    convs += [
-        (f"blocks.{n}.dense.{d}.convs.{k}", f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}")
-        for n in range(config.encoder_blocks)
-        for d in range(3)
-        for k in range(5)
-    ]
-    for ours, published in convs:
-        for part in ("weight", "bias"):
-            yield f"encoder.{ours}.{part}", f"RRDB.{published}.{part}"
-
-    layer = 0
-    for level in range(config.levels):
-        layer += 1  # the squeeze
-        for step in range(config.transition_steps + config.steps):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from _actnorm_names(f"{ours}.0", f"{published}.actnorm")
-            yield f"{ours}.1.weight", f"{published}.invconv.weight"
-            if step >= config.transition_steps:
-                yield from _subnet_names(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config.hidden_layers)
-                yield from _subnet_names(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config.hidden_layers)
-            layer += 1
-        if level + 1 < config.levels - 1:
-            yield from _scaled_conv_names(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
-            layer += 1
-
-
-def _subnet_names(ours: str, published: str, hidden_layers: int) -> Iterator[tuple[str, str]]:
-    for k in range(hidden_layers + 1):
-        yield f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight"  # the odd indices are activations
-        yield from _actnorm_names(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
-    yield from _scaled_conv_names(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
-
-
-def _actnorm_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
-    yield f"{ours}.bias", f"{published}.bias"
-    yield f"{ours}.log_scale", f"{published}.logs"
-
-
-def _scaled_conv_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
-    yield f"{ours}.weight", f"{published}.weight"
-    yield f"{ours}.bias", f"{published}.bias"
-    yield f"{ours}.log_scale", f"{published}.logs"
-
-
-def srflow_shape(published: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """Say which shape a parameter has in the published SRFlow.
-
-    Args:
-        published: Its published name.
-        ours: Its shape in our model.
-
-    Returns:
-        The published shape.
-    """
-    if ".actnorm." in published:
-        return (1, *ours, 1, 1)
-    return (*ours, 1, 1) if published.endswith(".logs") else ours
-
-
-def _srflow_detect(shapes: Shapes) -> bool:
-    return any(name.startswith("flowUpsamplerNet.") for name in shapes)
-
-
-def _srflow_convert(state: State, overrides: Mapping[str, Any]) -> Flow:
-    # Never used by the published program either: a head that nothing reads.
-    shapes = {name: tuple(t.shape) for name, t in state.items() if not name.startswith("flowUpsamplerNet.f.")}
-    config = _srflow_config(shapes, overrides)
-    with torch.device("meta"):
-        flow = build("srflow", config)
-    ours = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
-    names = dict(srflow_names(config))
-    assert names.keys() == ours.keys()
-    refuse_mismatch(
-        "this SRFlow checkpoint", {names[o]: srflow_shape(names[o], shape) for o, shape in ours.items()}, shapes
-    )
-    # A copy, since the file's tensors are views of the file.
-    weights = {o: state[names[o]].to(torch.float32, copy=True).reshape(shape) for o, shape in ours.items()}
-    flow.load_state_dict(weights, assign=True)
-    return flow.eval()
-
-
-def _srflow_config(shapes: Shapes, overrides: Mapping[str, Any]) -> SRFlowConfig:
-    levels, transition_steps, steps, coupled = _srflow_layers(shapes)
-    subnet = f"flowUpsamplerNet.layers.{coupled}.affine.fFeatures."
-    convs = [name for name in shapes if name.startswith(subnet) and name.endswith(".weight")]
-    hidden_layers = len(convs) - 2
-    hidden, condition = _shape(shapes, f"{subnet}0.weight", 4)[:2]
-    blocks = _indices(shapes, r"RRDB\.RRDB_trunk\.(\d+)\.")
-    detected: dict[str, Any] = {
-        "scale": 2 ** min(8, len(_indices(shapes, r"RRDB\.upconv(\d+)\."))),
-        "levels": levels,
-        "steps": steps,
-        "transition_steps": transition_steps,
-        "hidden": hidden,
-        "hidden_layers": hidden_layers,
-        "hidden_kernel": _shape(shapes, f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
-        "encoder_blocks": max(blocks, default=-1) + 1,
-        "encoder_width": _shape(shapes, "RRDB.conv_first.weight", 4)[0],
-        "encoder_growth": _shape(shapes, "RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
-    }
-    fields = {**detected, **overrides}
-    fields["stacked_blocks"] = _stacked_blocks(detected, condition, overrides.get("stacked_blocks"))
-    return configure("srflow", fields)
-
-
-def _srflow_layers(shapes: Shapes) -> tuple[int, int, int, int]:
-    """Read levels, plain steps and coupled steps per level, and the index of a coupled step, off the layer list."""
-    kinds: dict[int, str] = {}
-    for name in shapes:
-        match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
-        if match:
-            kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
-            kinds[int(match[1])] = min(kind, kinds.get(int(match[1]), kind))  # c comes before p
-    sequence = "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
-    parts = [re.fullmatch(r"(p*)(c+)(d?)", part) for part in sequence.split("s")[1:]]
-    shape = {(len(part[1]), len(part[2])) for part in parts if part}
-    splits = [bool(part[3]) for part in parts if part]
-    regular = sequence.startswith("s") and None not in parts and len(shape) == 1
-    if not regular or splits != [number < len(parts) - 1 for number in range(1, len(parts) + 1)]:
-        raise CheckpointError(
-            "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
-            "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
-            f"the last two; came {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
-        )
-    ((transition_steps, steps),) = shape
-    return len(parts), transition_steps, steps, sequence.index("c")
-
-
-def _stacked_blocks(detected: Mapping[str, Any], condition: int, given: Any) -> tuple[int, ...]:
-    scale, blocks, width = detected["scale"], detected["encoder_blocks"], detected["encoder_width"]
-    count, rest = divmod(condition - width, width) if width else (-1, 0)
-    if rest or count < 0:
-        raise CheckpointError(
-            f"the condition in this SRFlow checkpoint has {condition} channels, which is no multiple of the encoder's "
-            f"width, {width}. The file is damaged, or the variant is not supported."
-        )
-    if given is not None:
-        stacked = (given,) if isinstance(given, int) else given
-        if not isinstance(stacked, (list, tuple)):
-            raise CheckpointError(f"stacked_blocks must be block indices such as (1, 8, 15, 22); got {given!r}.")
-        if len(stacked) != count:
-            raise CheckpointError(
-                f"stacked_blocks={tuple(stacked)} names {len(stacked)} blocks, but the condition in this checkpoint "
-                f"has {condition} channels: {width} native ones and {width} of each of {count} blocks. "
-                f"Give {count} indices."
-            )
-        return tuple(stacked)
-    known = STACKED_BLOCKS.get((scale, blocks), ())
-    if len(known) == count:
-        return known
-    if count == 0:
-        return ()
-    example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
-    raise CheckpointError(
-        f"the field stacked_blocks is missing: which {count} of the encoder's {blocks} blocks every level sees. No "
-        f"checkpoint holds it, and no released {scale}x model has {blocks} blocks and stacks {count} of them. Find it "
-        f"in the training configuration and give it, for example: flowcore.load(..., stacked_blocks={tuple(example)}) "
-        f"or, on the command line, --set stacked_blocks={','.join(map(str, example))}. A wrong guess loads, and gives "
-        "wrong pictures."
-    )
-
-
-def _indices(shapes: Shapes, pattern: str) -> set[int]:
-    found = (re.match(pattern, name) for name in shapes)
-    return {int(match[1][:9]) for match in found if match}
-
-
-def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
-    shape = shapes.get(name)
-    if shape is None or len(shape) != dimensions:
-        came = "it is missing" if shape is None else f"it has shape {shape}"
-        raise CheckpointError(
-            f"an SRFlow checkpoint has a tensor {name} of {dimensions} dimensions; {came}. "
-            "The file is damaged or incomplete; fetch it again."
-        )
-    return shape
-
-
-SRFLOW = Source(
-    name="SRFlow",
-    licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
-    detect=_srflow_detect,
-    convert=_srflow_convert,
-)
-
-SOURCES = (SRFLOW,)
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -320,6 +88,9 @@ FIRST_BYTES = {
 
 # Names that give an architecture away, tried in this order.
 LOOKS = (
+    (r"blocks\.\d+\.attn_blocks\.\d+\.", "TarFlow, a transformer flow, which flowcore does not build"),
+    (r"blocks\.\d+\.dnn\.(encoder|init_proj|pos_emb)", "Jet, a transformer flow, which flowcore does not build"),
+    (r"flows\.(next\.)*steps\.\d+\.(norm|conv|coup)\.", "Glow by chrischute, a variant that is not supported"),
     (r"levels\.0\.steps\.", "a flowcore model without its header (write it with flowcore.checkpoints.save)"),
     (r"lora_(up|down|A|B)\b|\.lora_", "a LoRA"),
     (r"diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.embedders\.", "Stable Diffusion"),
@@ -507,15 +278,14 @@ def _without_prefixes(state: State) -> State:
     return bare
 
 
-def _refuse_odd(state: State, size: int) -> None:
+def _refuse_odd(source: Source, state: State, size: int) -> None:
     """Refuse tensors that are no plain numbers, or that are views which would grow beyond the file when copied."""
-    odd = [
-        name for name, t in state.items() if not t.is_floating_point() or t.layout != torch.strided or t.is_quantized
-    ]
-    if odd:
-        raise CheckpointError(
-            f"{odd[0]} is a {state[odd[0]].dtype} {state[odd[0]].layout} tensor; expected plain floating point."
-        )
+    for name, t in state.items():
+        whole = bool(source.whole.fullmatch(name))
+        plain = t.is_floating_point() or (whole and t.dtype in WHOLE)
+        if not plain or t.layout != torch.strided or t.is_quantized:
+            expected = "plain whole numbers" if whole else "plain floating point"
+            raise CheckpointError(f"{name} is a {t.dtype} {t.layout} tensor; expected {expected}.")
     claimed = sum(t.numel() * t.element_size() for t in state.values())
     if claimed > size:
         raise CheckpointError(f"the tensors claim {claimed} bytes in a file of {size}. The file is damaged.")

@@ -58,7 +58,7 @@ def read_header(path: str | Path) -> Header:
     if KEY not in metadata:
         raise CheckpointError(
             f"{Path(path).name} is a safetensors file without a flowcore header, so not a converted model. "
-            "If it holds a published SRFlow, convert it: python -m flowcore convert IN OUT."
+            "If it holds a published SRFlow, Glow or Real NVP, convert it: python -m flowcore convert IN OUT."
         )
     try:
         raw = json.loads(metadata[KEY])
@@ -200,6 +200,5 @@ def _metadata(path: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path.name} is not a safetensors file, or it is truncated ({error}). Supported: flowcore models "
-            "(.safetensors) "
-            "and published SRFlow checkpoints (.pth, .safetensors)."
+            "(.safetensors) and published checkpoints of SRFlow, Glow and Real NVP (.pth, .pt, .safetensors)."
         ) from error

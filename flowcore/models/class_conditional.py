@@ -63,8 +63,9 @@ class ClassConditionalConfig:
             raise FlowError(f"image_size must be given, and have at most 65536 subpixels; got {self.image_size!r}.")
         object.__setattr__(self, "image_size", size)
         names: Any = self.styles
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnknownVariableType]
-            raise FlowError(f"styles must be a list of names; got {names!r}.")
+        named = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)  # pyright: ignore[reportUnknownVariableType]
+        if not named or len(set(names)) < len(names):  # pyright: ignore[reportUnknownArgumentType]
+            raise FlowError(f"styles must be a list of different names; got {names!r}.")
         object.__setattr__(self, "styles", tuple(names))  # pyright: ignore[reportUnknownArgumentType]
 
 

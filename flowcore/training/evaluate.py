@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..flow import Flow
 from ..metrics import diversity, lr_psnr, psnr, ssim
 from ..resize import enlarge, shrink
+from ..tasks.score import score
 from ..tasks.upscale import upscale
-from ..transforms import ImageError
-from .data import SUFFIXES
+from ..transforms import FlowError, ImageError
+from .data import SUFFIXES, read_idx
 
 
 def evaluate_upscaler(
@@ -70,6 +71,88 @@ def evaluate_upscaler(
     }
 
 
+def evaluate_density(
+    flow: Flow, data: Path, *, samples: int = 1, seed: int = 0, limit: int = 10_000, batch: int = 50
+) -> dict[str, float]:
+    """Measure the bits per dimension of images under a model, with uniform noise.
+
+    Images larger than the model's size are shrunk (antialiased) until their shorter side fits, and cut to the middle.
+
+    Args:
+        flow: A model with an ``image_size``.
+        data: A folder of images at any depth, or, for class-conditional models, of the test files of MNIST.
+        samples: Draws per image for the importance-weighted bound; 1 for the plain bound.
+        seed: Image i is scored with ``seed + i``.
+        limit: At most so many images, evenly spread over the sorted names.
+        batch: Images scored at once.
+
+    Returns:
+        "images", "bits_per_dim" (mean) and "standard_error" of that mean.
+
+    Raises:
+        FlowError: If the model has no size.
+        ImageError: If the folder holds no image.
+    """
+    images, labels = (
+        _labelled_digits(data) if flow.classes and flow.channels == 1 else (_sized(flow, data, limit), None)
+    )
+    images, labels = images[:limit], None if labels is None else labels[:limit]
+    values: list[Tensor] = []
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        cond = None if labels is None else flow.encode_condition(labels[part])
+        values.append(
+            score(flow, images[part], cond, samples=samples, seed=seed + start, complexity=False).bits_per_dim
+        )
+    bits = torch.cat(values).double()
+    return {
+        "images": len(bits),
+        "bits_per_dim": float(bits.mean()),
+        "standard_error": float(bits.std() / len(bits) ** 0.5),
+    }
+
+
+def read_sized(flow: Flow, path: Path) -> Tensor:
+    """Read an image at a model's size: shrunk or enlarged to cover it, and cut to the middle.
+
+    Args:
+        flow: A model with an ``image_size``.
+        path: The file.
+
+    Returns:
+        ``(C, H, W)`` uint8.
+
+    Raises:
+        FlowError: If the model has no size.
+        ImageError: If the file cannot be read.
+    """
+    if flow.image_size is None:
+        raise FlowError("This model does not say which size it was made for. Load it with image_size=..., e.g. 32.")
+    height, width = flow.image_size
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("L" if flow.channels == 1 else "RGB")
+    except OSError as error:
+        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
+    pixels = torch.from_numpy(np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)))
+    return pixels.reshape(height, width, flow.channels).permute(2, 0, 1)
+
+
+def density_table(results: dict[str, dict[str, float]]) -> str:
+    """Lay results out as a Markdown table.
+
+    Args:
+        results: Set name to what ``evaluate_density`` returned.
+
+    Returns:
+        The table.
+    """
+    lines = ["| set | images | bits per dimension | standard error |", "|---|---|---|---|"]
+    for name, row in results.items():
+        lines.append(f"| {name} | {row['images']:.0f} | {row['bits_per_dim']:.4f} | {row['standard_error']:.4f} |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Lay results out as a Markdown table.
 
@@ -103,3 +186,17 @@ def _read(file: Path, multiple: int) -> Tensor:
         array = np.asarray(opened.convert("RGB"))
     height, width = (side // multiple * multiple for side in array.shape[:2])
     return torch.from_numpy(array[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _labelled_digits(folder: Path) -> tuple[Tensor, Tensor]:
+    images, labels = read_idx(folder, "t10k-images-idx3-ubyte"), read_idx(folder, "t10k-labels-idx1-ubyte")
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+
+
+def _sized(flow: Flow, folder: Path, limit: int) -> Tensor:
+    """Read images at a model's size: (N, C, H, W) uint8."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ImageError(f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}.")
+    chosen = files[:: max(1, -(-len(files) // limit))]
+    return torch.stack([read_sized(flow, file) for file in chosen])

@@ -296,7 +296,7 @@ class _StageRunner:
     def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
         """Measure the averaged weights on held-out images, and make the columns of a sample sheet."""
         upscaler = self.photographs.scale > 1 if isinstance(self.photographs, Photographs) else False
-        x, source = self.photographs.batch(8 if upscaler else 64, self.stage.crop, 0, 0, held_out=True)
+        x, source = self.photographs.batch(8 if upscaler else 256, self.stage.crop, 0, 0, held_out=True)
         x, source = x.to(self.device), None if source is None else source.to(self.device)
         measure = "l1" if self.stage.objective == "l1" else "bits_per_dim"
         metrics = {f"validation_{measure}": round(float(self._loss(self.average, x, source, validating=True)), 4)}

@@ -27,7 +27,7 @@ class Split(Transform):
         """Hold the conditioner.
 
         Args:
-            conditioner: Network from ``(B, C // 2, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``; None for a
+            conditioner: Network from ``(B, C // 2, H, W)`` to ``(B or 1, 2 * (C - C // 2), H, W)``; None for a
                 standard-normal prior.
             labelled: Whether it is given the labels, too.
         """
@@ -73,7 +73,8 @@ class Split(Transform):
         if self.conditioner is None:
             return (kept, gone), x.new_zeros(x.shape[0], *x.shape[2:])
         mean, log_std = _prior(self.conditioner, kept, cond if self.labelled else None)
-        return (kept, (gone - mean) * torch.exp(-log_std)), -log_std.sum(1)
+        log_density = -log_std.sum(1).expand(x.shape[0], -1, -1)  # a prior may be one for the whole batch
+        return (kept, (gone - mean) * torch.exp(-log_std)), log_density
 
 
 class Whiten(Transform):

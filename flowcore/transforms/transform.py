@@ -154,16 +154,19 @@ def precision_error(dtype: torch.dtype) -> PrecisionError:
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:
-    """Divide what belongs to the cells of a coarse grid evenly among the positions of a finer one.
+    """Divide what belongs to the cells of a coarse grid evenly among the positions of a finer one, or add up what does.
 
     Args:
         amounts: ``(B, h, w)``.
-        height: Of the finer grid, a multiple of h.
-        width: Likewise, a multiple of w.
+        height: Of the other grid, a multiple of h, or a divisor of it.
+        width: Likewise, for w.
 
     Returns:
         ``(B, height, width)``, with the same sum.
     """
+    if amounts.shape[-2] > height or amounts.shape[-1] > width:  # after an ``Unsqueeze``
+        blocks = amounts.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
+        return blocks.sum((-3, -1))
     rows, columns = height // amounts.shape[-2], width // amounts.shape[-1]
     return (amounts / (rows * columns)).repeat_interleave(rows, -2).repeat_interleave(columns, -1)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowcore.checkpoints.convert import SRFLOW, srflow_names
+from flowcore.checkpoints.sources.srflow import SRFLOW, srflow_names
 from flowcore.flow import Flow
 from flowcore.models import build, configure
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from flowcore.checkpoints import catalog, convert, file, load
-from flowcore.checkpoints.convert import SRFLOW
+from flowcore.checkpoints.sources import SRFLOW
 from flowcore.transforms import CheckpointError, FlowError
 
 STACKED = (2, 0, 3, 1)  # of the fixture small_state
@@ -304,7 +304,10 @@ OTHERS = {
     "LoRA": ["lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"],
     "autoencoder": ["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"],
     "text encoder": ["text_model.embeddings.token_embedding.weight"],
-    "flow of another program": ["module.blocks.0.flows.0.actnorm.loc", "module.blocks.0.flows.0.invconv.w_s"],
+    "flow of another program": ["net.0.actnorm.loc", "net.0.inv_conv.w_s"],
+    "TarFlow, a transformer flow": ["blocks.0.attn_blocks.0.attention.qkv.weight", "blocks.0.pos_embed"],
+    "Jet, a transformer flow": ["blocks.0.dnn.init_proj.weight", "channel_projections"],
+    "Glow by chrischute": ["module.flows.steps.0.norm.mean", "module.flows.next.steps.0.conv.weight"],
     "without its header": ["levels.0.steps.transforms.0.transforms.0.bias"],
     "No architecture that flowcore knows": ["layer1.weight", "layer1.bias", "layer2.weight", "layer3.weight"],
 }
@@ -319,9 +322,8 @@ def test_another_architecture(tmp_path, what, suffix):
     message = refusal(path)
     assert what in message
     assert OTHERS[what][0] in message
-    assert (
-        "Supported: flowcore models (.safetensors) and the checkpoints of SRFlow (.pth, .pt, .safetensors)" in message
-    )
+    assert "Supported: flowcore models (.safetensors) and the checkpoints of SRFlow, Glow by y0ast, " in message
+    assert "Real NVP by chrischute (.pth, .pt, .safetensors)" in message
 
 
 def test_another_architecture_within_a_dictionary(tmp_path):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowcore.checkpoints.convert import SRFLOW, srflow_names, srflow_shape
+from flowcore.checkpoints.sources.srflow import SRFLOW, srflow_names, srflow_shape
 from flowcore.models.srflow import SRFlowConfig
 
 RECORDED = Path(__file__).parent / "srflow"

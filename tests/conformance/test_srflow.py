@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowcore import likelihood, prior
-from flowcore.checkpoints.convert import srflow_names
+from flowcore.checkpoints.sources.srflow import srflow_names
 from flowcore.transforms import Split
 
 PIXELS = 48 * 40  # of the recorded HR images

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ def check(
     check_logdet(transform, x, cond)
     check_items_independent(transform, x, cond)
     check_round_trip(transform, x, cond)
+    check_by_position(transform, x, cond)
     check_gradients(transform, x, cond, dead)
     check_precision(transform.float(), x.float(), cond, networks)
 
@@ -111,6 +113,28 @@ def check_round_trip(transform: nn.Module, x: Tensor, cond: Any = None) -> None:
     again = transform.forward(transform.inverse(drawn, cond), cond)[0]
     for one, two in zip(tensors(again), tensors(drawn), strict=True):
         _close(one, two, "round trip: forward(inverse(z)) differs from z")
+
+
+def check_by_position(transform: nn.Module, x: Tensor, cond: Any = None) -> None:
+    """By position, there is the same latent, and amounts on the grid of the data that add up to logdet.
+
+    A flow gives one grid per latent, each with the standard-normal density of that latent in it.
+    """
+    cond = condition(transform, x, cond)
+    latent, expected = transform.forward(x, cond)
+    again, amounts = _watched(transform, (x, cond), transform.by_position)
+    for one, two in zip(tensors(again), tensors(latent), strict=True):
+        _close(one, two, "by position: the latent differs from forward's")
+    if isinstance(latent, list):
+        assert isinstance(amounts, list), "by position: not one grid per latent"
+        assert len(amounts) == len(latent), "by position: not one grid per latent"
+        expected = expected - sum(0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1) for z in latent)
+    for grid in tensors(amounts):
+        shape = (x.shape[0], *x.shape[2:])
+        assert grid.shape == shape, f"by position: shape {tuple(grid.shape)} instead of {shape}"
+        assert grid.dtype == x.dtype, f"by position: dtype {grid.dtype} for data of {x.dtype}"
+    total = torch.stack(tensors(amounts)).sum((0, 2, 3))
+    _close(total, expected, "by position: the sum differs from logdet")
 
 
 def check_items_independent(transform: nn.Module, x: Tensor, cond: Any = None) -> None:
@@ -285,6 +309,8 @@ def _assert_gradients(
 
 def _close(came: Tensor, expected: Tensor, law: str) -> None:
     assert came.shape == expected.shape, f"{law}: shape {tuple(came.shape)} instead of {tuple(expected.shape)}"
+    for side, values in (("what came", came), ("what was expected", expected)):
+        assert values.isfinite().all(), f"{law}: {side} is not finite"  # infinity is within any tolerance of infinity
     error = (came - expected).abs().max().item()
     scale = max(1.0, expected.abs().max().item())
     assert error <= TOLERANCE * scale, f"{law}: by {error:.3g}"

@@ -11,8 +11,11 @@ from PIL import Image
 import flowcore
 from flowcore.__main__ import main
 from flowcore.checkpoints.file import save
+from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.tasks.upscale import upscale
+
+from .digits import write_mnist
 
 RECIPE = """
 name = "tiny"
@@ -98,6 +101,78 @@ def test_convert_copies_our_own_files_too_and_may_halve_them(model: Path, tmp_pa
     assert copy.provenance == original.provenance
     lr = torch.rand(1, 3, 8, 8)
     assert (upscale(copy, lr, temperature=0.8) - upscale(original, lr, temperature=0.8)).abs().max() <= 1 / 255
+
+
+@pytest.fixture
+def small_glow(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    flow = build("glow", configure("glow", {"levels": 2, "steps": 1, "hidden": 4, "image_size": 16, "mixing": "conv"}))
+    path = tmp_path / "small-glow.safetensors"
+    save(flow, path, provenance={"licence": "CC0-1.0"})
+    return path
+
+
+def test_sample_writes_what_the_task_makes(small_glow: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["sample", "--model", str(small_glow), "--out", str(out), "--samples", "2", "--seed", "5", "--device", "cpu"]
+    assert main([*words, "--temperature", "0.2"]) == 0
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["small-glow_tau0.2_seed5.png", "small-glow_tau0.2_seed6.png"]
+    expected = flowcore.sample(flowcore.load(small_glow), 2, temperature=0.2, seed=5)
+    assert (pixels(out / names[1]) - expected[1]).abs().max() <= 0.51 / 255
+    assert main([*words, "--size", "32", "8"]) == 0
+    assert pixels(out / "small-glow_tau0.7_seed5.png").shape == (3, 32, 8)
+
+
+def test_interpolate_ends_at_its_images(small_glow: Path, tmp_path: Path) -> None:
+    images = [photograph(tmp_path / "in" / f"{name}.png", (16, 16), seed=k) for k, name in enumerate("ab")]
+    out = tmp_path / "out"
+    words = ["interpolate", *map(str, images), "--model", str(small_glow), "--out", str(out), "--frames", "3"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a_b_000.png", "a_b_001.png", "a_b_002.png"]
+    assert torch.equal(pixels(out / "a_b_000.png"), pixels(images[0]))
+    assert torch.equal(pixels(out / "a_b_002.png"), pixels(images[1]))
+    assert not torch.equal(pixels(out / "a_b_001.png"), pixels(images[1]))
+
+
+def test_score_ranks_images(small_glow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat, noise = tmp_path / "flat.png", tmp_path / "noise.png"
+    Image.new("RGB", (16, 16), (120, 120, 120)).save(flat)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(noise)
+    numbers = tmp_path / "numbers.json"
+    words = ["score", str(noise), str(flat), "--model", str(small_glow), "--device", "cpu", "--json", str(numbers)]
+    assert main(words) == 0
+    rows = json.loads(numbers.read_text())
+    assert [row["image"] for row in rows] == [str(flat), str(noise)]
+    assert rows[0]["bits_per_dim"] < rows[1]["bits_per_dim"]
+    assert sum(rows[0]["per_level"]) == pytest.approx(rows[0]["bits_per_dim"])
+    expected = flowcore.score(flowcore.load(small_glow), (pixels(flat)[None] * 255).round().byte())
+    assert rows[0]["bits_per_dim"] == pytest.approx(float(expected.bits_per_dim))
+    assert f"| {flat} | {rows[0]['bits_per_dim']:.4f} |" in capsys.readouterr().out
+
+
+def test_styles_are_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_mnist(tmp_path / "digits", 60)
+    plain, styled, out = tmp_path / "plain.safetensors", tmp_path / "styled.safetensors", tmp_path / "out"
+    torch.manual_seed(0)
+    config = {"classes": 3, "steps": 1, "hidden": 8}
+    save(build("class_conditional", configure("class_conditional", config)), plain, provenance={"licence": "CC0-1.0"})
+    assert main(["styles", str(plain), str(styled), "--data", str(folder)]) == 0
+    assert list(flowcore.load(styled).styles) == ["bold", "wide", "slanted", "messy"]
+    words = ["sample", "--model", str(styled), "--out", str(out), "--labels", "2", "--samples", "2", "--device", "cpu"]
+    assert main(words) == 0
+    as_drawn = pixels(out / "styled_tau0.7_seed1.png")
+    assert main([*words, "--style", "bold=2"]) == 0
+    assert not torch.equal(pixels(out / "styled_tau0.7_seed1.png"), as_drawn)
+    assert main([*words, "--style", "curly=2"]) == 1
+    assert "bold" in capsys.readouterr().err  # names those that there are
+    assert main(["eval", str(folder), "--model", str(styled), "--device", "cpu"]) == 0
+    assert "| digits | 30 |" in capsys.readouterr().out
+
+
+def pixels(path: Path) -> torch.Tensor:
+    with Image.open(path) as opened:
+        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def test_errors_are_one_sentence_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

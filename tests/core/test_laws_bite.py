@@ -10,11 +10,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowcore.networks import Conditioner
-from flowcore.transforms import ActNorm, Coupling, InvertibleConv, Split, Squeeze, Transform
+from flowcore.flow import Flow
+from flowcore.models import build, configure
+from flowcore.networks import Conditioner, DenseConditioner, TablePrior, TopPrior
+from flowcore.transforms import (
+    ActNorm,
+    BatchNorm,
+    Chain,
+    CheckerboardCoupling,
+    Coupling,
+    Flatten,
+    InvertibleConv,
+    Logit,
+    OrderedSqueeze,
+    Permutation,
+    PixelMap,
+    SignedActNorm,
+    Split,
+    Squeeze,
+    Transform,
+    Unsqueeze,
+    Whiten,
+    batch_moments,
+)
 from flowcore.transforms.coupling import affine, halves
 
-from .laws import check, check_gradients, check_logdet, check_round_trip, check_untouched
+from .laws import check, check_by_position, check_gradients, check_logdet, check_round_trip, check_untouched
 
 
 def batch(channels=4):
@@ -358,6 +379,474 @@ def test_forward_that_depends_on_training_mode():
     bites(Wrong(4), r"untouched: forward depends on train\(\)")
 
 
+# --- mistakes in the younger transforms -------------------------------------------------------------------------------
+
+
+def turned_over():
+    """A signed actnorm with scales of both signs, for subclasses to be filled with."""
+    return torch.tensor([1.3, -0.7, 0.4, -2.1])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda scale: scale.log().sum(), "logdet: differs.* what came is not finite"),  # NaN below zero
+        (lambda scale: scale.clamp(min=1e-6).log().sum(), "logdet: differs.* by"),
+        (lambda scale: scale.abs().log().sum() / 24, "logdet: differs.* by"),  # without H * W
+        (lambda scale: scale.sum(), "logdet: differs.* by"),  # as if it were the log
+    ],
+    ids=["log of the scale", "clamped", "one pixel", "no log"],
+)
+def test_signed_actnorms_logdet(mistake, reason):
+    class Wrong(SignedActNorm):
+        def forward(self, x, cond=None):
+            return super().forward(x)[0], (24 * mistake(self.scale)).expand(len(x))
+
+    wrong = Wrong(4)
+    with torch.no_grad():
+        wrong.scale.copy_(turned_over())
+    with pytest.raises(AssertionError, match=reason):
+        check_logdet(wrong.double(), batch())
+
+
+def test_signed_actnorm_that_takes_the_scale_for_its_magnitude():
+    class Wrong(SignedActNorm):
+        def inverse(self, z, cond=None):
+            return z / self.scale.abs()[:, None, None] - self.bias[:, None, None]
+
+    wrong = Wrong(4)
+    with torch.no_grad():
+        wrong.scale.copy_(turned_over())
+    bites(wrong, "round trip: inverse")
+
+
+def test_scaled_actnorm_that_forgets_the_factor_in_its_logdet():
+    class Wrong(ActNorm):
+        def forward(self, x, cond=None):
+            return super().forward(x)[0], (24 * self.log_scale.sum()).expand(len(x))
+
+    bites(Wrong(4, log_factor=3.0), "logdet: differs")
+
+
+def test_scaled_actnorm_that_forgets_the_factor_on_the_way_back():
+    class Wrong(ActNorm):
+        def inverse(self, z, cond=None):
+            return z * torch.exp(-self.log_scale)[:, None, None] - self.bias[:, None, None]
+
+    bites(Wrong(4, log_factor=3.0), "round trip: inverse")
+
+
+def measured(norm):
+    norm.mean.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1]))
+    norm.var.copy_(torch.tensor([0.5, 2.0, 0.1, 3.0]))
+    return norm
+
+
+def test_batch_norm_that_takes_the_batch_in_training_mode():
+    """What torch's own batch norm does."""
+
+    class Wrong(BatchNorm):
+        def forward(self, x, cond=None):
+            self.measuring = self.training
+            try:
+                return super().forward(x)
+            finally:
+                self.measuring = False
+
+    bites(measured(Wrong(4)), "untouched: forward changed the module's state, mean")
+
+
+def test_batch_norm_that_takes_the_batch_without_remembering_it():
+    class Wrong(BatchNorm):
+        def forward(self, x, cond=None):
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            logs = -0.5 * torch.log(var + self.eps)
+            return (x - mean[:, None, None]) * logs.exp()[:, None, None], (24 * logs.sum()).expand(len(x))
+
+    bites(measured(Wrong(4)), "logdet: differs|items:")
+
+
+def test_batch_norm_that_is_left_in_batch_moments():
+    with batch_moments(norm := measured(BatchNorm(4))):
+        bites(norm, "untouched: forward changed the module's state, mean")
+
+
+def test_batch_norm_with_the_whole_log_of_its_variance():
+    class Wrong(BatchNorm):
+        def forward(self, x, cond=None):
+            z, logdet = super().forward(x)
+            return z, 2 * logdet
+
+    bites(measured(Wrong(4)), "logdet: differs")
+
+
+def test_batch_norm_without_eps_on_the_way_back():
+    class Wrong(BatchNorm):
+        def inverse(self, z, cond=None):
+            return z * self.var.sqrt()[:, None, None] + self.mean[:, None, None]
+
+    bites(measured(Wrong(4)), "round trip: inverse")
+
+
+def checkerboard(kind, **options):
+    return kind(Conditioner(4, 6, 8), parity=0, **options)
+
+
+def test_checkerboard_with_the_other_colour_on_the_way_back():
+    class Wrong(CheckerboardCoupling):
+        def inverse(self, z, cond=None):
+            return CheckerboardCoupling(self.conditioner, parity=1 - self.parity).inverse(z)
+
+    bites(checkerboard(Wrong), "round trip: inverse")
+
+
+def test_checkerboard_that_counts_all_squares():
+    class Wrong(CheckerboardCoupling):
+        def by_position(self, x, cond=None):
+            z = super().by_position(x)[0]
+            return z, self._affine(x, self._mask(x))[1].sum(1)
+
+    bites(checkerboard(Wrong), "logdet: differs")
+
+
+def test_checkerboard_that_looks_at_what_it_changes():
+    class Wrong(CheckerboardCoupling):
+        def _input(self, x, kept):
+            return x
+
+    bites(checkerboard(Wrong), "logdet: differs")
+
+
+def test_checkerboard_that_shifts_before_it_divides():
+    class Wrong(CheckerboardCoupling):
+        def inverse(self, z, cond=None):
+            kept = self._mask(z)
+            shift, log_scale = self._affine(z, kept)
+            return torch.where(kept, z, (z - shift) * torch.exp(-log_scale))
+
+    bites(checkerboard(Wrong), "round trip: inverse")
+
+
+def test_swapped_coupling_that_swaps_only_forward():
+    class Wrong(Coupling):
+        def inverse(self, z, cond=None):
+            return Coupling(self.conditioner, scaling=self.scaling).inverse(z)
+
+    bites(Wrong(Conditioner(2, 6, 4), swap=True), "round trip: inverse")
+
+
+def test_swapped_coupling_that_joins_in_the_wrong_order():
+    class Wrong(Coupling):
+        def _join(self, x1, x2):
+            return torch.cat([x1, x2], dim=1)
+
+    bites(Wrong(Conditioner(2, 6, 4), swap=True), "round trip: inverse")
+
+
+def test_additive_coupling_with_an_affine_logdet():
+    class Wrong(Coupling):
+        def forward(self, x, cond=None):
+            shift = self.conditioner(halves(x)[0])
+            return super().forward(x)[0], shift.flatten(1).sum(1)
+
+    bites(Wrong(Conditioner(2, 6, 2), scaling="none"), "logdet: differs")
+
+
+def test_additive_coupling_that_adds_both_ways():
+    class Wrong(Coupling):
+        def inverse(self, z, cond=None):
+            return self.forward(z)[0]
+
+    bites(Wrong(Conditioner(2, 6, 2), scaling="none"), "round trip: inverse")
+
+
+def test_permutation_that_is_applied_twice_instead_of_undone():
+    class Wrong(Permutation):
+        def inverse(self, z, cond=None):
+            return z[:, self.order]
+
+    bites(Wrong(torch.tensor([1, 2, 3, 0])), "round trip: inverse")
+
+
+def test_permutation_that_takes_a_channel_twice():
+    class Wrong(Permutation):
+        def forward(self, x, cond=None):
+            return x[:, [0, 0, 1, 2]], x.new_zeros(len(x))
+
+    bites(Wrong(torch.arange(4)), "logdet: differs.* what was expected is not finite")
+
+
+def test_ordered_squeeze_with_the_usual_order_on_the_way_back():
+    class Wrong(OrderedSqueeze):
+        def inverse(self, z, cond=None):
+            return F.pixel_shuffle(z, 2)
+
+    bites(Wrong(), "round trip: inverse")
+
+
+def test_ordered_squeeze_with_two_groups_mixed_up_on_the_way_back():
+    class Wrong(OrderedSqueeze):
+        def inverse(self, z, cond=None):
+            first, diagonal, right, below = z.chunk(4, dim=1)
+            return super().inverse(torch.cat([first, diagonal, below, right], dim=1))
+
+    bites(Wrong(), "round trip: inverse")
+
+
+def test_unsqueeze_that_is_undone_in_another_order():
+    class Wrong(Unsqueeze):
+        def inverse(self, z, cond=None):
+            return OrderedSqueeze()(z)[0]
+
+    bites(Wrong(), "round trip: inverse", x=batch(8))  # of one channel, only the order of the groups would differ
+
+
+def test_unsqueeze_with_a_logdet_of_its_own():
+    class Wrong(Unsqueeze):
+        def forward(self, x, cond=None):
+            return super().forward(x)[0], x.new_full((len(x),), math.log(4))
+
+    bites(Wrong(), "logdet: differs")
+
+
+def test_flatten_with_rows_and_columns_mixed_up():
+    class Wrong(Flatten):
+        def inverse(self, z, cond=None):
+            channels, height, width = self.shape
+            return z.reshape(len(z), channels, width, height).transpose(2, 3)
+
+    bites(Wrong(4, 4, 6), "round trip: inverse")
+
+
+def test_flatten_that_mixes_the_items():
+    class Wrong(Flatten):
+        def forward(self, x, cond=None):
+            return x.transpose(0, 1).reshape(len(x), -1, 1, 1), x.new_zeros(len(x))
+
+        def inverse(self, z, cond=None):
+            channels, height, width = self.shape
+            return z.reshape(channels, len(z), height, width).transpose(0, 1)
+
+    bites(Wrong(4, 4, 6), "items: a latent depends on the rest of the batch")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda shift, width: 72 * math.log(width),  # the sign
+        lambda shift, width: -4 * math.log(width),  # without H * W
+        lambda shift, width: -96 * math.log(width) - 96 * shift,
+        lambda shift, width: -96 * width,  # without the log
+    ],
+    ids=["sign", "one pixel", "shift", "no log"],
+)
+def test_pixel_maps_logdet(mistake):
+    class Wrong(PixelMap):
+        def forward(self, x, cond=None):
+            return super().forward(x)[0], x.new_full((len(x),), mistake(self.shift, self.width))
+
+    bites(Wrong(0.3, 0.7), "logdet: differs")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda log_p, log_q, inside: -log_p - log_q,  # as if x were p
+        lambda log_p, log_q, inside: inside + log_p + log_q,
+        lambda log_p, log_q, inside: inside - log_p,
+        lambda log_p, log_q, inside: -inside - log_p - log_q,
+    ],
+    ids=["without the ends", "sign", "half of it", "sign of the ends"],
+)
+def test_logits_logdet(mistake):
+    class Wrong(Logit):
+        def by_position(self, x, cond=None):
+            p = self.alpha + (1 - 2 * self.alpha) * x
+            amounts = mistake(p.log(), torch.log1p(-p), math.log(1 - 2 * self.alpha))
+            return super().by_position(x)[0], amounts.sum(1)
+
+    bites(Wrong(0.05), "logdet: differs", x=batch().sigmoid())
+
+
+def test_logit_that_forgets_to_stretch_on_the_way_back():
+    class Wrong(Logit):
+        def inverse(self, z, cond=None):
+            return torch.sigmoid(z)
+
+    bites(Wrong(0.05), "round trip: inverse", x=batch().sigmoid())
+
+
+def test_logit_that_clamps_what_it_returns():
+    class Wrong(Logit):
+        def inverse(self, z, cond=None):
+            return super().inverse(z).clamp(0, 1)
+
+    # pixels come back as they were; latents beyond black and white do not
+    x = batch().sigmoid()
+    x[0, 0, 0, 0] = 0.5
+    with pytest.raises(AssertionError, match=r"round trip: forward\(inverse"):
+        check_round_trip(Wrong(0.2), x)
+
+
+class Reads(TopPrior):
+    """A prior that looks at what it is the prior of."""
+
+    def forward(self, like, labels=None):
+        return super().forward(like) + 0.1 * like.repeat_interleave(2, dim=1)
+
+
+def test_whiten_that_reads_the_values_of_its_argument():
+    bites(Whiten(Reads(4)), "logdet: differs")
+
+
+def test_whiten_that_reads_the_values_for_the_mean_only():
+    """A mean alone would leave the logdet of a triangular map right, if it were one."""
+
+    class Wrong(TopPrior):
+        def forward(self, like, labels=None):
+            raw = super().forward(like).clone()
+            raw[:, 0:2:2] += like[:, 1:2]
+            return raw
+
+    bites(Whiten(Wrong(4)), "round trip: inverse")
+
+
+def test_whiten_with_the_sign_of_the_deviations_wrong():
+    class Wrong(Whiten):
+        def forward(self, x, cond=None):
+            z, logdet = super().forward(x)
+            return z, -logdet
+
+    bites(Wrong(TopPrior(4)), "logdet: differs")
+
+
+def test_whiten_that_forgets_the_label_on_the_way_back():
+    class Wrong(Whiten):
+        def inverse(self, z, cond=None):
+            return super().inverse(z, torch.ones_like(cond) / 3)
+
+    told = torch.eye(3)[:2]
+    bites(Wrong(TablePrior(4, 4, 6, classes=3)), "round trip: inverse", cond=told, networks=False)
+
+
+def test_split_that_sends_out_the_first_half_on_the_way_back():
+    class Wrong(Split):
+        def inverse(self, z, cond=None):
+            return super().inverse(z).roll(2, dims=1)
+
+    bites(Wrong(None), "round trip: inverse")
+
+
+def test_split_whose_prior_is_one_for_the_batch_and_so_is_its_logdet():
+    class Wrong(Split):
+        def forward(self, x, cond=None):
+            z, logdet = super().forward(x)
+            return z, logdet[:1]
+
+    bites(Wrong(TablePrior(2, 4, 6)), "logdet: shape", networks=False)
+
+
+# --- by position ------------------------------------------------------------------------------------------------------
+
+
+def wrong_place(kind, amounts, *arguments, **options):
+    """The transform, with amounts by position that come from the right ones through a mistake."""
+
+    class Wrong(kind):
+        def by_position(self, x, cond=None):
+            z, right = super().by_position(x, cond)
+            return amounts(z, right)
+
+    return Wrong(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda z, right: (z, right * right[0].numel()), "sum differs"),  # the whole logdet at every position
+        (lambda z, right: (z, -right), "sum differs"),
+        (lambda z, right: (z, right.mean(0, keepdim=True).expand(2, -1, -1)), "sum differs"),
+        (lambda z, right: (z, right.flip(0)), "sum differs"),
+        (lambda z, right: (z, right.sum((1, 2))), r"shape \(2,\) instead of \(2, 4, 6\)"),
+        (lambda z, right: (z, right.transpose(1, 2)), r"shape \(2, 6, 4\)"),
+        (lambda z, right: (z, right.float()), "dtype torch.float32"),
+        (lambda z, right: (z + 1e-6, right), "the latent differs"),
+    ],
+    ids=["not divided", "sign", "averaged over items", "items mixed up", "one number", "axes", "float32", "latent"],
+)
+def test_a_coupling_with_wrong_amounts(mistake, reason):
+    bites(wrong_place(Coupling, mistake, Conditioner(2, 6, 4)), f"by position: .*{reason}")
+
+
+def test_a_chain_that_forgets_to_spread():
+    class Wrong(Chain):
+        def by_position(self, x, cond=None):
+            total = 0
+            for part in self.parts():
+                x, amounts = part.by_position(x)
+                total = total + amounts.sum((1, 2), keepdim=True)
+            return x, total
+
+    bites(Wrong(Squeeze(), ActNorm(16)), r"by position: shape \(2, 1, 1\)")
+
+
+def test_a_chain_that_repeats_instead_of_dividing():
+    class Wrong(Chain):
+        def by_position(self, x, cond=None):
+            z, amounts = self.parts()[1].by_position(self.parts()[0](x)[0])
+            return z, amounts.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+    bites(Wrong(Squeeze(), ActNorm(16)), "by position: the sum differs")
+
+
+def test_amounts_that_are_kept_in_the_module():
+    class Wrong(Logit):
+        def by_position(self, x, cond=None):
+            self.last = super().by_position(x)
+            return self.last
+
+        def forward(self, x, cond=None):
+            z, amounts = super().by_position(x)
+            return z, amounts.sum((1, 2))
+
+    with pytest.raises(AssertionError, match=r"untouched: by_position keeps something in the module, \.last"):
+        check_by_position(Wrong(0.05), batch().sigmoid())
+
+
+def tiny_glow():
+    torch.manual_seed(0)
+    return build("glow", configure("glow", {"channels": 1, "levels": 2, "steps": 1, "hidden": 4}))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda latents, shares: (latents, sum(shares)), "not one grid per latent"),
+        (lambda latents, shares: (latents, shares[:1]), "not one grid per latent"),
+        (lambda latents, shares: (latents, [shares[0], 4 * shares[1]]), "the sum differs"),
+        (lambda latents, shares: (latents[::-1], shares), "the latent differs"),
+        (
+            # without the prior of the last latents
+            lambda latents, shares: (
+                latents,
+                [shares[0], shares[1] + 0.5 * latents[1].square().sum((1, 2, 3))[:, None, None] / 32],
+            ),
+            "the sum differs",
+        ),
+    ],
+    ids=["one grid", "a level missing", "not divided", "coarsest first", "no prior"],
+)
+def test_a_flow_with_wrong_amounts(mistake, reason):
+    class Wrong(Flow):
+        def by_position(self, x, cond=None):
+            return mistake(*super().by_position(x, cond))
+
+    flow = tiny_glow()
+    flow.__class__ = Wrong
+    x = torch.rand(2, 1, 4, 8, generator=torch.Generator().manual_seed(1))
+    bites(flow, f"by position: .*{reason}", x=x)
+
+
 # --- items, gradients, precision --------------------------------------------------------------------------------------
 
 
@@ -432,9 +921,27 @@ def test_an_exponential_in_low_precision():
 # --- and the honest ones pass -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transform", [ActNorm(4), InvertibleConv(4), Squeeze()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ActNorm(4),
+        InvertibleConv(4),
+        Squeeze(),
+        measured(BatchNorm(4)),
+        Logit(0.05),
+        Flatten(4, 4, 6),
+        Whiten(TopPrior(4)),
+    ],
+    ids=lambda t: type(t).__name__,
+)
 def test_honest_transforms_pass(transform):
-    check(transform, batch(), networks=False)
+    check(transform, batch().sigmoid(), networks=False)
+
+
+def test_honest_networks_pass():
+    check(checkerboard(CheckerboardCoupling), batch())
+    check(Chain(Flatten(4, 4, 6), Coupling(DenseConditioner(48, 6, 96))), batch())
+    check(tiny_glow(), torch.rand(2, 1, 4, 8))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Networks: folded convolutions equal the plain ones, and the encoder hands out what SRFlow's paper and program do."""
+"""Networks: each computes what its docstring says, and the encoder hands out what SRFlow's paper and program do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowcore.networks import Conditioner, RRDBEncoder, ScaledConv
-from flowcore.networks.conditioner import NormalisedConv
+from flowcore.networks import (
+    Conditioner,
+    DenseConditioner,
+    PlainConditioner,
+    ResidualConditioner,
+    RRDBEncoder,
+    ScaledConv,
+    TablePrior,
+    TopPrior,
+)
+from flowcore.networks.conditioner import NormalisedConv, convolve
+from flowcore.networks.residual import NetworkNorm, WeightNormConv
 from flowcore.resize import enlarge
+from flowcore.transforms import BatchNorm
 
 from .laws import perturbed
 
@@ -21,27 +32,66 @@ def encoder(scale=4, stacked=(1, 0), blocks=2):
     return perturbed(RRDBEncoder(scale, blocks, 5, 3, stacked), 0.02).double()
 
 
+# --- convolutions and what they see beyond the border -----------------------------------------------------------------
+
+
+def around(x, edge):
+    """The image with a ring of one pixel around it, made by hand."""
+    batch, channels, height, width = x.shape
+    ring = x.new_full((batch, channels, height + 2, width + 2), 1.0 if edge == "ones" else 0.0)
+    ring[:, :, 1:-1, 1:-1] = x
+    if edge != "flag":
+        return ring
+    flag = x.new_ones(batch, 1, height + 2, width + 2)
+    flag[:, :, 1:-1, 1:-1] = 0
+    return torch.cat([ring, flag], dim=1)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
+def test_convolutions_see_what_is_said_beyond_the_border(edge):
+    weight = torch.randn(4, 3 + (edge == "flag"), 3, 3, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    came = convolve(image(), weight, bias, edge)
+    assert torch.allclose(came, F.conv2d(around(image(), edge), weight, bias), atol=1e-13)
+    # inside, no edge differs from another
+    assert torch.allclose(came[..., 1:-1, 1:-1], F.conv2d(image(), weight[:, :3], bias), atol=1e-13)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel):
-    conv = perturbed(NormalisedConv(3, 5, kernel)).double()
-    plain = conv.actnorm(F.conv2d(image(), conv.weight, padding=kernel // 2))[0]
-    assert torch.allclose(conv(image()), plain, atol=1e-13)
+def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
+    conv = perturbed(NormalisedConv(3, 5, kernel, edge=edge, log_factor=3.0)).double()
+    plain = F.conv2d(image() if kernel == 1 else around(image(), edge), conv.weight)
+    expected = (plain + conv.actnorm.bias[:, None, None]) * torch.exp(3 * conv.actnorm.log_scale)[:, None, None]
+    assert torch.allclose(conv(image()), expected, atol=1e-13)
 
 
-def test_a_normalised_convolution_initialises_to_mean_0_and_variance_1():
-    conv = NormalisedConv(3, 5, 3).double()
+@pytest.mark.parametrize("options", [{}, {"edge": "ones", "log_factor": 3.0}, {"edge": "flag"}], ids=str)
+def test_a_normalised_convolution_initialises_to_mean_0_and_variance_1(options):
+    conv = NormalisedConv(3, 5, 3, **options).double()
     y = conv.initialise(image())
     assert torch.allclose(conv(image()), y, atol=1e-12)
     assert torch.allclose(y.mean(dim=(0, 2, 3)), torch.zeros(5, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(y.var(dim=(0, 2, 3), correction=0), torch.ones(5, dtype=torch.float64), atol=1e-3)
 
 
-def test_a_scaled_convolution_starts_at_zero_and_scales_by_exp_of_three_log_scale():
-    conv = ScaledConv(3, 4).double()
+@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
+def test_a_scaled_convolution_starts_at_zero_and_scales_by_exp_of_three_log_scale(edge):
+    conv = ScaledConv(3, 4, edge=edge).double()
     assert conv(image()).abs().max() == 0
     conv = perturbed(conv)
-    plain = F.conv2d(image(), conv.weight, conv.bias, padding=1)
+    plain = F.conv2d(around(image(), edge), conv.weight, conv.bias)
     assert torch.allclose(conv(image()), plain * torch.exp(3 * conv.log_scale)[:, None, None], atol=1e-13)
+
+
+def test_a_scaled_convolution_of_nothing_is_a_constant():
+    conv = perturbed(ScaledConv(0, 4)).double()
+    assert conv.weight is None
+    y = conv(image()[:, :0])
+    assert torch.allclose(y, (conv.bias * torch.exp(3 * conv.log_scale))[:, None, None].expand(2, 4, 6, 8), atol=1e-13)
+
+
+# --- conditioners -----------------------------------------------------------------------------------------------------
 
 
 def test_a_conditioner_initialises_every_hidden_layer_on_what_comes_before():
@@ -59,6 +109,183 @@ def test_a_conditioner_keeps_the_grid(layers, kernel):
     network = Conditioner(3, 6, 4, layers=layers, kernel=kernel).double()
     assert len(network.hidden) == layers + 1
     assert network(image(5, 7)).shape == (2, 4, 5, 7)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("edge", ["zeros", "ones"])
+def test_a_plain_conditioner_is_three_convolutions_with_biases(edge, scaled):
+    network = PlainConditioner(3, 6, 4, edge=edge, scaled=scaled).double()
+    assert network(image()).abs().max() == 0
+    assert not hasattr(network, "initialise")
+    network = perturbed(network)
+    first, second = network.hidden
+    y = F.relu(F.conv2d(around(image(), "zeros"), first.weight, first.bias))
+    y = F.relu(F.conv2d(y, second.weight, second.bias))
+    y = F.conv2d(around(y, edge if scaled else "zeros"), network.last.weight, network.last.bias)
+    factor = torch.exp(3 * network.last.log_scale)[:, None, None] if scaled else 1
+    assert torch.allclose(network(image()), y * factor, atol=1e-13)
+
+
+def test_a_dense_conditioner_is_two_linear_maps():
+    network = DenseConditioner(5, 6, 4).double()
+    x = torch.randn(2, 5, 1, 1, dtype=torch.float64)
+    assert network(x).shape == (2, 4, 1, 1)
+    assert network(x).abs().max() == 0
+    network = perturbed(network)
+    hidden = (x[:, :, 0, 0] @ network.first.weight.T + network.first.bias).clamp(min=0)
+    expected = hidden @ network.last.weight.T + network.last.bias
+    assert torch.allclose(network(x)[:, :, 0, 0], expected, atol=1e-13)
+
+
+# --- the residual conditioner -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_weight_normalised_convolution_is_torchs(kernel):
+    conv = perturbed(WeightNormConv(3, 5, kernel)).double()
+    plain = torch.nn.Conv2d(3, 5, kernel, padding=kernel // 2, dtype=torch.float64)
+    theirs = torch.nn.utils.parametrizations.weight_norm(plain)
+    with torch.no_grad():
+        theirs.parametrizations.weight.original0.copy_(conv.length[:, None, None, None])
+        theirs.parametrizations.weight.original1.copy_(conv.direction)
+        theirs.bias.copy_(conv.bias)
+    assert torch.allclose(conv(image()), theirs(image()), atol=1e-13)
+
+
+def test_a_weight_normalised_convolution_starts_at_the_kernels_it_drew():
+    conv = WeightNormConv(3, 5, 3, bias=False).double()
+    assert conv.bias is None
+    assert torch.allclose(conv(image()), F.conv2d(image(), conv.direction, padding=1), atol=1e-6)
+
+
+def test_a_network_norm_is_torchs_in_evaluation_mode_and_has_no_training_mode():
+    norm = perturbed(NetworkNorm(3)).double()
+    norm.norm.mean.copy_(torch.tensor([0.3, -1.0, 2.0]))
+    norm.norm.var.copy_(torch.tensor([0.5, 2.0, 1.0]))
+    expected = F.batch_norm(image(), norm.norm.mean, norm.norm.var, norm.weight, norm.bias, eps=1e-5)
+    for training in (True, False):
+        assert torch.allclose(norm.train(training)(image()), expected, atol=1e-12)
+
+
+def residual(**options):
+    options = {"blocks": 2, "double": True, "rescale": 0.7, **options}
+    network = perturbed(ResidualConditioner(3, 4, 2, **options)).double()
+    network.initialise(3 * image() - 1)  # moments that are not those of the batch it is asked about
+    return network
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_a_residual_conditioner_computes_what_the_paper_says(double):
+    network = residual(double=double)
+
+    def normal(part, y):
+        return F.batch_norm(y, part.norm.mean, part.norm.var, part.weight, part.bias, eps=1e-5)
+
+    x = normal(network.norm_in, image())
+    x = 2 * x if double else x
+    x = network.conv_in(torch.cat([x.clamp(min=0), (-x).clamp(min=0)], dim=1))
+    skips = [network.skips[0](x)]
+    for k in range(2):
+        block = network.blocks[k]
+        y = block.convs[0](F.relu(normal(block.norms[0], x)))
+        x = x + block.convs[1](F.relu(normal(block.norms[1], y)))
+        skips.append(network.skips[k + 1](x))
+    raw = network.conv_out(F.relu(normal(network.norm_out, sum(skips))))
+    came = network(image())
+    assert torch.allclose(came[:, 0::2], raw[:, 0::2], atol=1e-12)
+    assert torch.allclose(came[:, 1::2], network.rescale[:, None, None] * raw[:, 1::2].tanh(), atol=1e-12)
+
+
+def test_a_residual_conditioner_bounds_its_log_scales():
+    network = residual()
+    with torch.no_grad():
+        network.conv_out.length.fill_(1e4)
+        network.rescale.copy_(torch.tensor([0.5, -2.0]))
+    log_scale = network(image())[:, 1::2]
+    assert (log_scale.abs().amax((0, 2, 3)) <= torch.tensor([0.5, 2.0])).all()
+    assert (log_scale.abs().amax((0, 2, 3)) > torch.tensor([0.4, 1.6])).all()
+
+
+def test_a_residual_conditioner_with_rescale_0_starts_without_scaling():
+    network = ResidualConditioner(3, 4, 2, blocks=1, double=True, rescale=0.0).double()
+    assert network(image())[:, 1::2].abs().max() == 0
+    assert network(image())[:, 0::2].abs().max() > 0
+
+
+def test_a_residual_conditioner_initialises_every_norm_on_what_comes_before():
+    network = perturbed(ResidualConditioner(3, 4, 2, blocks=2, double=False, rescale=1.0)).double()
+    network.initialise(image())
+    seen = []
+    norms = [part for part in network.modules() if isinstance(part, BatchNorm)]
+    hooks = [part.register_forward_hook(lambda part, arguments, result: seen.append(result[0])) for part in norms]
+    network(image())
+    assert len(seen) == len(hooks) == 6
+    for y in seen:
+        assert y.mean((0, 2, 3)).abs().max() < 1e-9
+        assert (y.var((0, 2, 3), correction=0) - 1).abs().max() < 0.01
+    assert {(norm.momentum, norm.measuring) for norm in norms} == {(0.05, False)}
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def grid(height=4, width=5, channels=3, batch=2):
+    return torch.full((batch, channels, height, width), float("nan"), dtype=torch.float64)  # values are not to be read
+
+
+@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
+def test_a_top_prior_is_a_convolution_of_an_empty_grid(edge):
+    prior = TopPrior(3, edge=edge).double()
+    assert prior(grid()).abs().max() == 0
+    prior = perturbed(prior)
+    raw = prior(grid())
+    constants = prior.constants
+    weight = torch.zeros(6, 1, 3, 3, dtype=torch.float64) if constants.weight is None else constants.weight
+    zeros = torch.zeros(1, weight.shape[1] - (edge == "flag"), 4, 5, dtype=torch.float64)
+    expected = F.conv2d(around(zeros, edge), weight, constants.bias) * torch.exp(3 * constants.log_scale)[:, None, None]
+    assert torch.allclose(raw, expected.expand(2, -1, -1, -1), atol=1e-13)
+    inside = raw[:, :, 1:-1, 1:-1]
+    assert torch.allclose(inside, inside[:, :, :1, :1].expand_as(inside), atol=1e-13)
+    assert (raw[:, :, 0, 0] == raw[:, :, 1, 1]).all() == (edge == "zeros")
+
+
+def test_a_top_prior_adds_what_the_label_says():
+    prior = perturbed(TopPrior(3, classes=4)).double()
+    told = torch.eye(4, dtype=torch.float64)[[2, 0]]
+    linear = prior.by_label
+    added = (linear.weight[:, [2, 0]].T + linear.bias) * torch.exp(3 * linear.log_scale)
+    alone = perturbed(TopPrior(3, classes=4)).double()
+    alone.by_label = None
+    expected = alone(grid()) + added[:, :, None, None]
+    assert torch.allclose(prior(grid(), told), expected, atol=1e-13)
+
+
+def test_a_top_prior_that_learns_nothing_else_has_only_labels():
+    prior = TopPrior(3, learned=False, classes=4)
+    assert {name.split(".")[0] for name, _ in prior.named_parameters()} == {"by_label"}
+    assert [p.numel() for p in prior.parameters()] == [24, 6, 6]
+
+
+def test_a_table_prior_looks_up_the_label():
+    prior = TablePrior(3, 4, 5, classes=4).double()
+    told = torch.eye(4, dtype=torch.float64)[[2, 0]]
+    assert prior(grid(), told).abs().max() == 0
+    prior = perturbed(prior)
+    raw = prior(grid(), told)
+    assert torch.equal(raw[:, 0::2], prior.mean[[2, 0]])
+    assert torch.equal(raw[:, 1::2], prior.log_std[[2, 0]])
+    mixed = prior(grid(), torch.tensor([[0.5, 0, 0.5, 0]]))
+    assert torch.allclose(mixed, (raw[:1] + raw[1:]) / 2, atol=1e-13)
+
+
+def test_a_table_prior_without_labels_is_one_for_all():
+    prior = perturbed(TablePrior(3, 4, 5)).double()
+    raw = prior(grid())
+    assert raw.shape == (1, 6, 4, 5)
+    assert torch.equal(raw[:, 0::2], prior.mean)
+
+
+# --- the encoder ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "levels"), [(2, 2), (4, 3), (8, 4)])

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowcore.networks import Conditioner, ScaledConv
+from flowcore.networks import (
+    Conditioner,
+    DenseConditioner,
+    PlainConditioner,
+    ResidualConditioner,
+    ScaledConv,
+    TablePrior,
+    TopPrior,
+)
 from flowcore.transforms import (
     ActNorm,
+    BatchNorm,
     Chain,
+    CheckerboardCoupling,
     ConditionError,
     Coupling,
+    Flatten,
+    FlowError,
     Injector,
     InvertibleConv,
+    Logit,
+    OrderedSqueeze,
+    Permutation,
+    PixelMap,
     PrecisionError,
     ShapeError,
+    SignedActNorm,
     Split,
     Squeeze,
+    Unsqueeze,
+    Whiten,
+    batch_moments,
+    spread,
 )
 
 from .laws import check, perturbed
@@ -34,6 +57,31 @@ def data(channels=3, height=4, width=6, batch=2, seed=1):
 
 def network(inputs, outputs, **options):
     return Conditioner(inputs, 6, outputs, **options)
+
+
+def local(inputs, outputs):
+    """A network that sees nothing but the pixel it is at."""
+    return nn.Sequential(nn.Conv2d(inputs, 6, 1), nn.Tanh(), nn.Conv2d(6, outputs, 1)).double()
+
+
+def labels(classes=3, batch=2):
+    """Weights of classes, a different mixture for each item."""
+    return torch.softmax(data(1, batch, classes, batch=1)[0, 0], dim=1)
+
+
+def measured(norm, seed=9):
+    """Give every batch norm the moments of some training."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in norm.modules():
+        if isinstance(part, BatchNorm):
+            part.mean.copy_(torch.randn(part.mean.shape, generator=generator))
+            part.var.copy_(0.1 + 2 * torch.rand(part.var.shape, generator=generator))
+    return norm
+
+
+def changed(one, two):
+    """Positions, as (row, column), at which any item differs."""
+    return {(i, j) for _, i, j in (one != two).nonzero().tolist()}
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------
@@ -80,9 +128,143 @@ def test_split_obeys_the_law(channels):
     check(Split(ScaledConv(kept, 2 * (channels - kept))), data(channels))
 
 
+def test_split_without_a_prior_obeys_the_law():
+    check(Split(None), data(5), networks=False)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_split_by_place_and_label_obeys_the_law(classes):
+    split = Split(TablePrior(3, 4, 6, classes=classes), labelled=classes > 0)
+    check(split, data(5), labels() if classes else None, networks=False)
+
+
 @pytest.mark.parametrize("options", [{"layers": 0}, {"layers": 2}, {"layers": 1, "kernel": 3}], ids=str)
 def test_coupling_with_other_conditioners_obeys_the_law(options):
     check(Coupling(network(2, 6, **options)), data(5))
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["", "swap"])
+@pytest.mark.parametrize("scaling", ["sigmoid", "atan", "exp", "none"])
+@pytest.mark.parametrize("cond_channels", [0, 3])
+def test_every_kind_of_coupling_obeys_the_law(scaling, swap, cond_channels):
+    kept, other = (3, 2) if swap else (2, 3)
+    raw = network(kept + cond_channels, other * (1 if scaling == "none" else 2))
+    coupling = Coupling(raw, scaling=scaling, swap=swap)
+    check(coupling, data(5), data(cond_channels, seed=2) if cond_channels else None)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
+def test_coupling_with_every_edge_obeys_the_law(edge):
+    check(Coupling(network(2, 6, edge=edge, log_factor=3.0)), data(5))
+
+
+@pytest.mark.parametrize("options", [{}, {"edge": "ones"}, {"scaled": False}], ids=str)
+def test_coupling_with_a_plain_conditioner_obeys_the_law(options):
+    check(Coupling(PlainConditioner(2, 6, 6, **options)), data(5))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_coupling_with_a_residual_conditioner_obeys_the_law(double):
+    residual = ResidualConditioner(2, 4, 3, blocks=2, double=double, rescale=1.0)
+    check(Coupling(measured(residual), scaling="exp"), data(5))
+
+
+@pytest.mark.parametrize("mask_channel", [False, True], ids=["", "mask"])
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 4, 3)], ids=str)  # odd sides have more squares of one colour
+def test_checkerboard_coupling_obeys_the_law(shape, parity, mask_channel):
+    channels, height, width = shape
+    coupling = CheckerboardCoupling(
+        network(channels + mask_channel, 2 * channels), parity=parity, mask_channel=mask_channel
+    )
+    check(coupling, data(channels, height, width))
+
+
+def test_checkerboard_coupling_with_a_residual_conditioner_obeys_the_law():
+    residual = ResidualConditioner(4, 4, 3, blocks=1, double=True, rescale=0.0)
+    check(CheckerboardCoupling(measured(residual), parity=1, mask_channel=True), data())
+
+
+def test_scaled_actnorm_obeys_the_law():
+    check(ActNorm(5, log_factor=3.0), data(5), networks=False)
+
+
+def test_signed_actnorm_obeys_the_law_with_negative_scales():
+    actnorm = SignedActNorm(5)
+    with torch.no_grad():
+        actnorm.scale.copy_(torch.tensor([1.3, -0.7, 0.4, -2.1, 1.0]))
+    check(actnorm, data(5), networks=False)
+
+
+def test_batch_norm_obeys_the_law():
+    norm = measured(BatchNorm(5))
+    assert (norm.var - 1).abs().min() > 0.01
+    check(norm, data(5), networks=False)
+
+
+def test_permutation_obeys_the_law():
+    check(Permutation(torch.tensor([3, 0, 4, 1, 2])), data(5), networks=False)
+
+
+def test_pixel_map_obeys_the_law():
+    check(PixelMap(0.3, 0.7), data(), networks=False)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-3])
+def test_logit_obeys_the_law(alpha):
+    check(Logit(alpha), data().sigmoid(), networks=False)
+
+
+@pytest.mark.parametrize(
+    ("transform", "x"),
+    [
+        (OrderedSqueeze(), data()),
+        (Unsqueeze(), data(12)),
+        (Unsqueeze(), data(4, 3, 5)),
+        (Flatten(3, 3, 5), data(3, 3, 5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(tuple(value.shape)),
+)
+def test_reordering_obeys_the_law(transform, x):
+    check(transform, x, networks=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"edge": "ones"}, {"edge": "flag"}, {"classes": 3}, {"learned": False, "classes": 3, "edge": "flag"}],
+    ids=str,
+)
+def test_whitening_by_the_top_prior_obeys_the_law(options):
+    check(Whiten(TopPrior(5, **options)), data(5), labels() if "classes" in options else None)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_whitening_by_a_table_obeys_the_law(classes):
+    whiten = Whiten(TablePrior(5, 4, 6, classes=classes))
+    check(whiten, data(5), labels() if classes else None, networks=False)
+
+
+def test_a_chain_that_flattens_obeys_the_law():
+    chain = Chain(
+        Flatten(1, 3, 5),
+        Permutation(torch.randperm(15)),
+        Coupling(DenseConditioner(7 + 3, 6, 16), scaling="atan"),
+        Coupling(DenseConditioner(8 + 3, 6, 14), scaling="atan", swap=True),
+    )
+    check(chain, data(1, 3, 5), labels()[:, :, None, None])
+
+
+def test_a_chain_that_folds_and_unfolds_obeys_the_law():
+    chain = Chain(
+        CheckerboardCoupling(network(1, 2), parity=0),
+        Squeeze(),
+        Coupling(network(2, 4), scaling="exp", swap=True),
+        Unsqueeze(),
+        measured(BatchNorm(1)),
+        OrderedSqueeze(),
+        ActNorm(4),
+    )
+    check(chain, data(1))
 
 
 def test_chain_obeys_the_law():
@@ -204,14 +386,462 @@ def test_split_whitens_with_the_predicted_prior():
 
 
 class _Constant(nn.Module):
-    """A conditioner whose output is given."""
+    """A conditioner whose output is given; it keeps what it saw."""
 
     def __init__(self, raw):
         super().__init__()
         self.raw = raw
 
-    def forward(self, x):
+    def forward(self, x, told=None):
+        self.saw, self.told = x, told
         return self.raw
+
+
+def test_scaled_actnorm_is_an_actnorm_with_a_multiple_of_the_log_scale():
+    scaled, plain = perturbed(ActNorm(5, log_factor=3.0)).double(), ActNorm(5).double()
+    with torch.no_grad():
+        plain.bias.copy_(scaled.bias)
+        plain.log_scale.copy_(3 * scaled.log_scale)
+    for one, two in zip(scaled(data(5)), plain(data(5)), strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
+
+
+def test_signed_actnorm_with_a_negative_scale_turns_the_channel_over():
+    actnorm = SignedActNorm(2).double()
+    with torch.no_grad():
+        actnorm.scale.copy_(torch.tensor([-2.0, 0.5]))
+        actnorm.bias.copy_(torch.tensor([1.0, 0.0]))
+    z, logdet = actnorm(torch.ones(1, 2, 3, 4, dtype=torch.float64))
+    assert z[0, :, 0, 0].tolist() == [-4.0, 0.5]
+    assert logdet.abs().max() < 1e-12  # 12 * (log 2 + log 1/2)
+
+
+@pytest.mark.parametrize("actnorm", [ActNorm(5, log_factor=3.0), SignedActNorm(5)], ids=["log3", "signed"])
+def test_other_actnorms_initialise_like_the_usual_one(actnorm):
+    x = 3 * data(5, batch=4) + 7
+    usual = ActNorm(5).double()
+    z = actnorm.double().initialise(x)
+    assert torch.allclose(z, usual.initialise(x), atol=1e-12)
+    assert torch.allclose(actnorm(x)[1], usual(x)[1], atol=1e-9)
+
+
+def test_signed_actnorm_initialise_survives_a_constant_channel():
+    actnorm = SignedActNorm(3)
+    assert actnorm.initialise(torch.full((2, 3, 4, 6), 0.25)).abs().max() == 0
+    assert actnorm.scale.isfinite().all()
+
+
+# --- batch normalisation ----------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_normalises_by_its_moments_whatever_the_batch():
+    norm = measured(BatchNorm(3)).double()
+    for training in (True, False):
+        z, _ = norm.train(training)(data())
+        expected = F.batch_norm(data(), norm.mean, norm.var, eps=1e-4)
+        assert torch.allclose(z, expected, atol=1e-12)
+
+
+def test_batch_norm_starts_as_the_identity():
+    x = data()
+    z, logdet = BatchNorm(3, eps=1e-5).double()(x)
+    assert torch.allclose(z, x, rtol=1e-4)
+    assert logdet.abs().max() < 1e-3
+
+
+def test_inside_batch_moments_the_batch_is_normalised_by_its_own():
+    norm = measured(BatchNorm(3)).double()
+    x = 3 * data(batch=4) + 7
+    before = norm.mean.clone(), norm.var.clone()
+    with batch_moments(norm):
+        z, logdet = norm(x)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    assert torch.allclose(z, F.batch_norm(x, None, None, training=True, eps=1e-4), atol=1e-12)
+    # the logdet is that of a map with these moments, held fixed
+    fixed = BatchNorm(3).double()
+    fixed.mean.copy_(mean)
+    fixed.var.copy_(var)
+    check(fixed, x, networks=False)
+    assert torch.allclose(logdet, fixed(x)[1], atol=1e-12)
+    assert torch.allclose(logdet, (-12 * torch.log(var + 1e-4).sum()).expand(4), atol=1e-10)  # 4 * 6 / 2
+    # the running moments follow, a twentieth of the way
+    assert torch.allclose(norm.mean, 0.95 * before[0] + 0.05 * mean, atol=1e-12)
+    assert torch.allclose(norm.var, 0.95 * before[1] + 0.05 * var, atol=1e-12)
+
+
+def test_outside_batch_moments_nothing_follows():
+    norm = measured(BatchNorm(3)).double().train()
+    with batch_moments(norm):
+        norm(data())
+    state = {name: t.clone() for name, t in norm.state_dict().items()}
+    z, _ = norm(data())
+    assert torch.allclose(z, F.batch_norm(data(), state["mean"], state["var"], eps=1e-4), atol=1e-12)
+    assert torch.allclose(norm.inverse(z), data(), atol=1e-12)
+    assert all(torch.equal(t, state[name]) for name, t in norm.state_dict().items())
+
+
+def test_batch_moments_ends_with_an_error_too():
+    norm = BatchNorm(3)
+    with pytest.raises(RuntimeError), batch_moments(norm):
+        raise RuntimeError
+    norm(data().float() + 5)
+    assert norm.mean.abs().max() == 0
+
+
+def test_gradients_flow_through_batch_moments():
+    norm = BatchNorm(3).double()
+    x = data().requires_grad_()
+    with batch_moments(norm):
+        z, logdet = norm(x)
+    (gradient,) = torch.autograd.grad((z * data(seed=3)).sum() + logdet.sum(), x)
+    expected_z = F.batch_norm(x, None, None, training=True, eps=1e-4)
+    logs = -0.5 * torch.log(x.var((0, 2, 3), correction=0) + 1e-4)
+    (expected,) = torch.autograd.grad((expected_z * data(seed=3)).sum() + 2 * 24 * logs.sum(), x)
+    assert torch.allclose(gradient, expected, atol=1e-12)
+    assert not norm.mean.requires_grad
+
+
+def test_batch_moments_reaches_the_norms_of_a_whole_chain():
+    chain = Chain(BatchNorm(3), Coupling(ResidualConditioner(1, 4, 2, blocks=1, double=False, rescale=1.0))).double()
+    norms = [part for part in chain.modules() if isinstance(part, BatchNorm)]
+    with batch_moments(chain):
+        chain(data() + 1)
+    assert len(norms) == 5
+    assert all(norm.mean.abs().max() > 0 for norm in norms)
+    assert not any(norm.measuring for norm in norms)
+
+
+def test_batch_norm_initialise_takes_the_moments_of_the_batch():
+    norm = measured(BatchNorm(3)).double()
+    x = 3 * data(batch=4) + 7
+    z = norm.initialise(x)
+    assert torch.equal(z, norm(x)[0])
+    assert torch.allclose(norm.mean, x.mean((0, 2, 3)), atol=1e-12)
+    assert torch.allclose(norm.var, x.var((0, 2, 3), correction=0), atol=1e-12)
+
+
+# --- couplings of the whole family ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scaling", "log_scale"),
+    [
+        ("sigmoid", lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
+        ("atan", lambda r: 1.2 * 0.636 * torch.atan(r)),
+        ("exp", lambda r: r),
+    ],
+    ids=["sigmoid", "atan", "exp"],
+)
+def test_the_scalings_follow_their_formulas(scaling, log_scale):
+    raw, x = 2 * data(6, seed=5), data(5)
+    z, logdet = Coupling(_Constant(raw), scaling=scaling)(x)
+    logs = log_scale(raw[:, 1::2])
+    assert torch.allclose(z[:, 2:], (x[:, 2:] + raw[:, 0::2]) * logs.exp(), atol=1e-12)
+    assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
+
+
+def test_an_additive_coupling_only_shifts():
+    raw, x = data(3, seed=5), data(5)
+    z, logdet = Coupling(_Constant(raw), scaling="none")(x)
+    assert torch.equal(z, torch.cat([x[:, :2], x[:, 2:] + raw], dim=1))
+    assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_swapped_coupling_keeps_the_second_part_and_looks_at_it():
+    raw, x, cond = data(4, seed=5), data(5), data(1, seed=6)
+    conditioner = _Constant(raw)
+    z, _ = Coupling(conditioner, scaling="exp", swap=True)(x, cond)
+    assert torch.equal(conditioner.saw, torch.cat([x[:, 2:], cond], dim=1))
+    assert torch.equal(z[:, 2:], x[:, 2:])
+    assert torch.allclose(z[:, :2], (x[:, :2] + raw[:, 0::2]) * raw[:, 1::2].exp(), atol=1e-12)
+
+
+# what a published Real NVP conditions on (1) and transforms (0), unless "reversed"
+CHECKERBOARD = [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+REVERSED = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(("parity", "mask"), [(0, CHECKERBOARD), (1, REVERSED)])
+def test_the_squares_of_the_checkerboard(parity, mask):
+    mask = torch.tensor(mask, dtype=torch.float64)
+    raw, x = data(6, 4, 4, seed=5), data(3, 4, 4)
+    conditioner = _Constant(raw)
+    coupling = CheckerboardCoupling(conditioner, parity=parity, mask_channel=True)
+    z, logdet = coupling(x)
+    assert torch.equal(conditioner.saw, torch.cat([x * mask, mask.expand(2, 1, 4, 4)], dim=1))
+    shift, logs = raw[:, 0::2], raw[:, 1::2]
+    assert torch.equal(z * mask, x * mask)
+    assert torch.allclose(z * (1 - mask), (x + shift) * logs.exp() * (1 - mask), atol=1e-12)
+    assert torch.allclose(logdet, ((1 - mask) * logs).flatten(1).sum(1), atol=1e-12)
+
+
+def test_without_its_channel_the_mask_is_not_seen():
+    conditioner = _Constant(data(6, seed=5))
+    CheckerboardCoupling(conditioner, parity=0)(data())
+    assert conditioner.saw.shape == (2, 3, 4, 6)
+
+
+# --- reordering -------------------------------------------------------------------------------------------------------
+
+# 0 to 47 in three channels, folded by a published Real NVP in its two orders
+FOLDED = [
+    [[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]],
+    [[16, 18], [24, 26]], [[17, 19], [25, 27]], [[20, 22], [28, 30]], [[21, 23], [29, 31]],
+    [[32, 34], [40, 42]], [[33, 35], [41, 43]], [[36, 38], [44, 46]], [[37, 39], [45, 47]],
+]  # fmt: skip
+FOLDED_IN_ORDER = [
+    [[0, 2], [8, 10]], [[16, 18], [24, 26]], [[32, 34], [40, 42]],
+    [[5, 7], [13, 15]], [[21, 23], [29, 31]], [[37, 39], [45, 47]],
+    [[1, 3], [9, 11]], [[17, 19], [25, 27]], [[33, 35], [41, 43]],
+    [[4, 6], [12, 14]], [[20, 22], [28, 30]], [[36, 38], [44, 46]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("squeeze", "folded"), [(Squeeze(), FOLDED), (OrderedSqueeze(), FOLDED_IN_ORDER)])
+def test_both_orders_of_squeeze_are_the_published_ones(squeeze, folded):
+    x = torch.arange(48.0).view(1, 3, 4, 4)
+    z, logdet = squeeze(x)
+    assert z.tolist() == [folded]
+    assert logdet.tolist() == [0]
+    assert torch.equal(squeeze.inverse(z), x)
+
+
+def test_ordered_squeeze_and_split_keep_a_checkerboard():
+    x = data(1, 4, 4)
+    (kept, gone), _ = Split(None)(OrderedSqueeze()(x)[0])
+    mask = torch.tensor(CHECKERBOARD) == 0
+    for half, squares in ((kept, x[:, 0, mask]), (gone, x[:, 0, ~mask])):
+        assert torch.equal(half.flatten(1).sort()[0], squares.sort()[0])
+
+
+def test_unsqueeze_undoes_a_squeeze():
+    x = data()
+    assert torch.equal(Unsqueeze()(Squeeze()(x)[0])[0], x)
+    assert torch.equal(Unsqueeze().inverse(x), Squeeze()(x)[0])
+
+
+def test_ordered_squeeze_refuses_odd_sides():
+    with pytest.raises(ShapeError, match="4x5"):
+        OrderedSqueeze()(data(width=5))
+
+
+def test_flatten_lays_pixels_out_row_by_row_and_channel_by_channel():
+    x = data(2, 3, 5)
+    z, _ = Flatten(2, 3, 5)(x)
+    assert z.shape == (2, 30, 1, 1)
+    for c, i, j in ((0, 0, 0), (0, 2, 1), (1, 1, 4)):
+        assert torch.equal(z[:, (c * 3 + i) * 5 + j, 0, 0], x[:, c, i, j])
+
+
+def test_flatten_refuses_another_size():
+    with pytest.raises(ShapeError, match=r"\(B, 2, 3, 5\); got \(2, 2, 5, 3\)"):
+        Flatten(2, 3, 5)(data(2, 5, 3))
+
+
+def test_permutation_reorders_as_documented():
+    x = data(3)
+    z, logdet = Permutation(torch.tensor([2, 0, 1]))(x)
+    assert torch.equal(z, torch.stack([x[:, 2], x[:, 0], x[:, 1]], dim=1))
+    assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1], [1, 2, 3], [0, -1, 1], [[0, 1], [1, 0]]], ids=str)
+def test_what_is_no_permutation_is_refused(order):
+    with pytest.raises(FlowError, match="each of 0 to C - 1 once") as caught:
+        Permutation(torch.tensor(order))
+    assert str(order) in str(caught.value)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def test_pixel_map_moves_and_scales():
+    z, logdet = PixelMap(0.5, 0.25)(torch.full((2, 3, 4, 6), 0.75, dtype=torch.float64))
+    assert torch.equal(z, torch.ones_like(z))
+    assert torch.allclose(logdet, torch.full((2,), 72 * math.log(4), dtype=torch.float64))
+    assert torch.equal(PixelMap(0.5)(data())[1], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_logit_follows_its_formula(value):
+    z, logdet = Logit(0.05)(torch.full((1, 1, 1, 2), value, dtype=torch.float64))
+    p = 0.05 + 0.9 * value
+    assert z.flatten().tolist() == pytest.approx([math.log(p / (1 - p))] * 2, abs=1e-12)
+    assert float(logdet) == pytest.approx(2 * (math.log(0.9) - math.log(p) - math.log(1 - p)), abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-5])
+def test_a_uniform_density_stays_one_of_0_nats_after_the_logit(alpha):
+    """What x ~ U[0, 1] becomes has the density ``sigmoid'(z) / (1 - 2 alpha)``; with the logdet, all of it cancels."""
+    x = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z, logdet = Logit(alpha)(x)
+    density = torch.sigmoid(z) * torch.sigmoid(-z) / (1 - 2 * alpha)
+    assert (density.log().flatten(1).sum(1) + logdet).abs().max() < 1e-9
+
+
+def test_black_and_white_stay_finite_and_the_way_back_ends_near_them():
+    logit = Logit(0.05)
+    z, logdet = logit(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2))
+    assert z.isfinite().all()
+    assert logdet.isfinite().all()
+    ends = logit.inverse(torch.tensor([-100.0, 100.0]).view(1, 1, 1, 2))
+    assert torch.allclose(ends.flatten(), torch.tensor([-0.05 / 0.9, 1 + 0.05 / 0.9]))
+
+
+# --- priors as maps ---------------------------------------------------------------------------------------------------
+
+
+def test_split_without_a_prior_only_parts():
+    x = data(5)
+    (kept, latent), logdet = Split(None)(x)
+    assert torch.equal(torch.cat([kept, latent], dim=1), x)
+    assert kept.shape[1] == 2
+    assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
+
+
+def test_only_a_labelled_split_is_told_the_labels():
+    for labelled in (False, True):
+        prior = _Constant(data(4, seed=5))
+        split = Split(prior, labelled=labelled)
+        z, _ = split(data(4), labels())
+        assert (prior.told is not None) == labelled
+        assert torch.allclose(split.inverse(z, labels()), data(4), atol=1e-12)
+        assert (prior.told is not None) == labelled
+
+
+def test_whiten_gives_the_density_of_its_prior():
+    raw, x = data(6, seed=5), data(3)
+    z, logdet = Whiten(_Constant(raw))(x)
+    density = torch.distributions.Normal(raw[:, 0::2], raw[:, 1::2].exp()).log_prob(x).flatten(1).sum(1)
+    whitened = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
+    assert torch.allclose(whitened + logdet, density, atol=1e-10)
+
+
+def test_a_prior_of_one_serves_every_item():
+    whiten = Whiten(_Constant(data(6, seed=5, batch=1)))
+    z, logdet = whiten(data())
+    assert logdet.shape == (2,)
+    assert whiten.by_position(data())[1].shape == (2, 4, 6)
+    assert torch.allclose(whiten.inverse(z), data(), atol=1e-12)
+
+
+# --- by position ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("scaling", ["sigmoid", "atan", "exp"])
+def test_a_couplings_logdet_lands_where_its_network_looks(scaling, swap):
+    kept, other = (3, 2) if swap else (2, 3)
+    coupling = Coupling(local(kept, 2 * other), scaling=scaling, swap=swap)
+    x = data(5)
+    moved = x.clone()
+    moved[:, 4 if swap else 0, 1, 4] += 1
+    before, after = (coupling.by_position(image)[1] for image in (x, moved))
+    assert changed(before, after) == {(1, 4)}
+    # one item at one position, by itself, is worth what it says
+    alone = coupling(x[1:, :, 2:3, 3:4])[1]
+    assert torch.allclose(before[1, 2, 3], alone[0], atol=1e-12)
+
+
+def test_an_additive_coupling_has_nothing_anywhere():
+    amounts = Coupling(local(2, 3), scaling="none").by_position(data(5))[1]
+    assert torch.equal(amounts, torch.zeros(2, 4, 6, dtype=torch.float64))
+
+
+def test_an_injectors_logdet_lands_where_its_network_looks():
+    injector = Injector(local(3, 10))
+    cond = data(3, seed=2)
+    moved = cond.clone()
+    moved[:, 0, 3, 0] += 1
+    before, after = (injector.by_position(data(5), told)[1] for told in (cond, moved))
+    assert changed(before, after) == {(3, 0)}
+
+
+@pytest.mark.parametrize(("parity", "mask"), [(0, CHECKERBOARD), (1, REVERSED)])
+def test_a_checkerboards_logdet_lies_on_the_squares_that_change(parity, mask):
+    raw = data(6, 4, 4, seed=5)
+    amounts = CheckerboardCoupling(_Constant(raw), parity=parity).by_position(data(3, 4, 4))[1]
+    assert torch.allclose(amounts, raw[:, 1::2].sum(1) * (1 - torch.tensor(mask)), atol=1e-12)
+
+
+def test_a_logits_logdet_lies_at_its_pixels():
+    x = data().sigmoid()
+    amounts = Logit(0.05).by_position(x)[1]
+    p = 0.05 + 0.9 * x
+    assert torch.allclose(amounts, torch.log(0.9 / (p * (1 - p))).sum(1), atol=1e-12)
+
+
+def test_a_priors_logdet_lies_where_its_deviations_do():
+    raw = data(6, seed=5)
+    expected = -raw[:, 1::2].sum(1)
+    assert torch.allclose(Whiten(_Constant(raw)).by_position(data())[1], expected, atol=1e-12)
+    assert torch.allclose(Split(_Constant(raw)).by_position(data(6))[1], expected, atol=1e-12)
+    table = perturbed(TablePrior(3, 4, 6)).double()
+    at_places = Whiten(table).by_position(data())[1]
+    assert torch.allclose(at_places, -table.log_std.sum(1).expand(2, -1, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        perturbed(ActNorm(5, log_factor=3.0)),
+        perturbed(SignedActNorm(5)),
+        perturbed(InvertibleConv(5)),
+        measured(BatchNorm(5)),
+        PixelMap(0.3, 0.7),
+    ],
+    ids=lambda t: type(t).__name__,
+)
+def test_what_treats_all_positions_alike_is_spread_evenly(transform):
+    transform = transform.double()
+    amounts = transform.by_position(data(5))[1]
+    expected = transform(data(5))[1][:, None, None] / 24
+    assert expected.abs().min() > 1e-3
+    assert torch.allclose(amounts, expected.expand(2, 4, 6), atol=1e-12)
+
+
+def test_in_a_squeezed_chain_the_logdet_covers_the_block_of_pixels():
+    chain = Chain(Squeeze(), Coupling(local(2, 4)), OrderedSqueeze(), Coupling(local(8, 16))).double()
+    x = data(1, 4, 8)
+    moved = x.clone()
+    moved[:, 0, 0, 5] += 1  # in an upper row, so among the channels that condition
+    before, after = (chain.by_position(image)[1] for image in (x, moved))
+    assert changed(before, after) == {(i, j) for i in range(4) for j in range(4, 8)}
+    first = Chain(*chain.parts()[:2])
+    change = (lambda one, two: two - one)(*(first.by_position(image)[1] for image in (x, moved)))
+    assert {(i, j) for _, i, j in change.nonzero().tolist()} == {(0, 4), (0, 5), (1, 4), (1, 5)}
+    assert torch.allclose(change[:, :2, 4:6], change[:, :1, 4:5].expand(2, 2, 2), atol=1e-12)
+
+
+def test_after_an_unsqueeze_the_logdet_returns_to_the_pixels():
+    chain = Chain(Squeeze(), Unsqueeze(), Coupling(local(1, 2)))
+    x = data(2)
+    moved = x.clone()
+    moved[:, 0, 1, 4] += 1
+    before, after = (chain.by_position(image)[1] for image in (x, moved))
+    assert changed(before, after) == {(1, 4)}
+
+
+def test_a_chain_that_starts_on_a_coarse_grid_adds_up_what_lies_in_its_cells():
+    coupling = Coupling(local(1, 4))
+    x = data(12)
+    fine = coupling.by_position(Unsqueeze()(x)[0])[1]  # (B, 8, 12)
+    amounts = Chain(Unsqueeze(), coupling).by_position(x)[1]
+    assert torch.allclose(amounts[:, 1, 2], fine[:, 2:4, 4:6].sum((1, 2)), atol=1e-12)
+    check(Chain(Chain(Squeeze(), ActNorm(8)), Chain(Unsqueeze(), Coupling(network(1, 2)))), data(2))
+
+
+def test_of_a_flattened_image_every_pixel_has_the_same_share():
+    chain = Chain(Flatten(1, 3, 5), perturbed(Coupling(DenseConditioner(7, 6, 16))).double())
+    amounts = chain.by_position(data(1, 3, 5))[1]
+    assert torch.allclose(amounts, (chain(data(1, 3, 5))[1] / 15)[:, None, None].expand(2, 3, 5), atol=1e-12)
+
+
+def test_spread_divides_evenly_and_adds_up():
+    amounts = torch.tensor([[[6.0, 12.0]]])
+    assert spread(amounts, 2, 6).tolist() == [[[1, 1, 1, 2, 2, 2]] * 2]
+    assert torch.equal(spread(spread(amounts, 2, 6), 1, 2), amounts)
+    assert spread(torch.arange(8.0).view(1, 2, 4), 1, 2).tolist() == [[[0 + 1 + 4 + 5, 2 + 3 + 6 + 7]]]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +850,9 @@ class _Constant(nn.Module):
         Coupling(network(2 + 3, 6), eps=1e-4),
         Injector(network(3, 10)),
         Chain(ActNorm(5), InvertibleConv(5, start="principal"), Coupling(network(2 + 3, 6))),
+        Chain(CheckerboardCoupling(network(5, 10), parity=0), BatchNorm(5)),
+        Chain(CheckerboardCoupling(ResidualConditioner(5, 4, 5, blocks=1, double=True, rescale=0.0), parity=1)),
+        Chain(Coupling(network(3 + 3, 4), swap=True), SignedActNorm(5)),
     ],
     ids=lambda t: type(t).__name__,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfyui
 import pytest
+import small_flows
 from PIL import Image
 from talk import HERE, WORKFLOWS, Host
 
@@ -32,3 +33,15 @@ def host(server):
 def photo(host):
     """A small, textured piece of the sample photograph in the server's input folder; 24 wide, 16 high."""
     return host.put("small.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 144, 56)))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("flows")
+
+
+@pytest.fixture
+def flows(host, store):
+    """The small flows are in the server's models/flows: name in `small_flows` to name in the loader."""
+    models = host.server.base / "models" / "flows"
+    return {name: small_flows.install(name, models, store) for name in small_flows.KINDS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,25 @@ def probe(**inputs: Any) -> dict[str, Any]:
     }
     workflow["save"] = {"class_type": "FlowcoreTestReport", "inputs": {"image": ["upscale", 0]}}
     return workflow
+
+
+def graph(**nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write a workflow shortly: node id to class and inputs; an input `"id.0"` is the wire from an output."""
+
+    def wired(value: Any) -> Any:
+        found = re.fullmatch(r"(\w+)\.(\d)", value) if isinstance(value, str) else None
+        return [found[1], int(found[2])] if found and found[1] in nodes else value
+
+    return {
+        name: {"class_type": kind, "inputs": {key: wired(value) for key, value in values.items()}}
+        for name, (kind, values) in nodes.items()
+    }
+
+
+def picture(**facts: Any) -> tuple[str, dict[str, Any]]:
+    """An image of the probe pack, for `graph`: a colour gradient unless it says otherwise."""
+    made = {"batch": 1, "height": 12, "width": 16, "channels": 3, "fill": "gradient", "dtype": "float32"}
+    return "FlowcoreTestImage", made | facts
 
 
 def inputs(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

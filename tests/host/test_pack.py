@@ -19,8 +19,137 @@ INPUTS = {
         ("tile", "INT"),
         ("precision", "COMBO"),
     ],
+    "FlowcoreSample": [
+        ("model", "FLOW_MODEL"),
+        ("samples", "INT"),
+        ("temperature", "FLOAT"),
+        ("seed", "INT"),
+        ("labels", "STRING"),
+        ("width", "INT"),
+        ("height", "INT"),
+        ("temperatures", "STRING"),
+    ],
+    "FlowcoreEncode": [
+        ("image", "IMAGE"),
+        ("model", "FLOW_MODEL"),
+        ("fit", "COMBO"),
+        ("label", "INT"),
+        ("source", "IMAGE"),
+    ],
+    "FlowcoreDecode": [
+        ("latents", "FLOW_LATENTS"),
+        ("model", "FLOW_MODEL"),
+        ("labels", "STRING"),
+        ("source", "IMAGE"),
+        ("temperature", "FLOAT"),
+    ],
+    "FlowcoreInterpolate": [
+        ("a", "FLOW_LATENTS"),
+        ("b", "FLOW_LATENTS"),
+        ("frames", "INT"),
+        ("mode", "COMBO"),
+        ("coarse_first", "FLOAT"),
+        ("loop", "BOOLEAN"),
+    ],
+    "FlowcoreMixLatents": [
+        ("a", "FLOW_LATENTS"),
+        ("b", "FLOW_LATENTS"),
+        ("coarse", "FLOAT"),
+        ("fine", "FLOAT"),
+        ("levels", "STRING"),
+    ],
+    "FlowcoreVaryLatents": [
+        ("latents", "FLOW_LATENTS"),
+        ("seed", "INT"),
+        ("strength", "FLOAT"),
+        ("temperature", "FLOAT"),
+    ],
+    "FlowcoreNormalizeLatents": [
+        ("latents", "FLOW_LATENTS"),
+        ("strength", "FLOAT"),
+        ("per", "COMBO"),
+        ("window", "INT"),
+    ],
+    "FlowcoreScaleLatents": [
+        ("latents", "FLOW_LATENTS"),
+        ("temperature", "FLOAT"),
+        ("temperatures", "STRING"),
+    ],
+    "FlowcoreStyle": [
+        ("latents", "FLOW_LATENTS"),
+        ("model", "FLOW_MODEL"),
+        ("bold", "FLOAT"),
+        ("wide", "FLOAT"),
+        ("slanted", "FLOAT"),
+        ("messy", "FLOAT"),
+        ("direction", "FLOW_LATENTS"),
+        ("strength", "FLOAT"),
+    ],
+    "FlowcoreAttributeDirection": [
+        ("model", "FLOW_MODEL"),
+        ("with_attribute", "IMAGE"),
+        ("without_attribute", "IMAGE"),
+        ("fit", "COMBO"),
+        ("label", "INT"),
+    ],
+    "FlowcoreSaveLatents": [("latents", "FLOW_LATENTS"), ("filename_prefix", "STRING")],
+    "FlowcoreLoadLatents": [("file", "COMBO")],
+    "FlowcoreScore": [
+        ("image", "IMAGE"),
+        ("model", "FLOW_MODEL"),
+        ("dequantization", "COMBO"),
+        ("samples", "INT"),
+        ("seed", "INT"),
+        ("fit", "COMBO"),
+        ("label", "INT"),
+        ("source", "IMAGE"),
+    ],
 }
-OUTPUTS = {"FlowcoreLoadModel": ["FLOW_MODEL", "STRING"], "FlowcoreUpscale": ["IMAGE"]}
+OUTPUTS = {
+    "FlowcoreLoadModel": [("model", "FLOW_MODEL"), ("info", "STRING")],
+    "FlowcoreUpscale": [("images", "IMAGE")],
+    "FlowcoreSample": [("images", "IMAGE"), ("latents", "FLOW_LATENTS")],
+    "FlowcoreEncode": [("latents", "FLOW_LATENTS"), ("error", "FLOAT"), ("image", "IMAGE")],
+    "FlowcoreDecode": [("images", "IMAGE")],
+    "FlowcoreInterpolate": [("latents", "FLOW_LATENTS")],
+    "FlowcoreMixLatents": [("latents", "FLOW_LATENTS")],
+    "FlowcoreVaryLatents": [("latents", "FLOW_LATENTS")],
+    "FlowcoreNormalizeLatents": [("latents", "FLOW_LATENTS")],
+    "FlowcoreScaleLatents": [("latents", "FLOW_LATENTS")],
+    "FlowcoreStyle": [("latents", "FLOW_LATENTS")],
+    "FlowcoreAttributeDirection": [("direction", "FLOW_LATENTS")],
+    "FlowcoreSaveLatents": [],
+    "FlowcoreLoadLatents": [("latents", "FLOW_LATENTS"), ("info", "STRING")],
+    "FlowcoreScore": [
+        ("bits_per_dim", "FLOAT"),
+        ("heat_map", "IMAGE"),
+        ("mask", "MASK"),
+        ("ranked", "IMAGE"),
+        ("report", "STRING"),
+    ],
+}
+# What an API prompt may leave out; all else is required.
+OPTIONAL = {
+    "FlowcoreUpscale": {"samples", "tile", "precision"},
+    "FlowcoreSample": {"labels", "width", "height", "temperatures"},
+    "FlowcoreEncode": {"fit", "label", "source"},
+    "FlowcoreDecode": {"labels", "source", "temperature"},
+    "FlowcoreInterpolate": {"coarse_first", "loop"},
+    "FlowcoreMixLatents": {"levels"},
+    "FlowcoreVaryLatents": {"temperature"},
+    "FlowcoreNormalizeLatents": {"window"},
+    "FlowcoreScaleLatents": {"temperatures"},
+    "FlowcoreStyle": {"direction", "strength"},
+    "FlowcoreAttributeDirection": {"fit", "label"},
+    "FlowcoreScore": {"dequantization", "samples", "seed", "fit", "label", "source"},
+}
+# Whether a seed has a widget behind it for what comes after a run: it shifts the values of those that follow.
+CONTROLS = {
+    ("FlowcoreUpscale", "seed"): True,
+    ("FlowcoreSample", "seed"): True,
+    ("FlowcoreVaryLatents", "seed"): True,
+    ("FlowcoreScore", "seed"): False,
+}
 
 
 def test_the_pack_loads_quickly_and_without_complaint(host):
@@ -38,7 +167,10 @@ def test_ids_inputs_and_outputs_are_the_published_ones(host):
     for name, info in ours.items():
         kinds = [(i, "COMBO" if isinstance(kind, list) else kind) for i, kind, _ in inputs(info)]
         assert kinds == INPUTS[name]
-        assert info["output"] == OUTPUTS[name]
+        assert list(zip(info["output_name"], info["output"], strict=True)) == OUTPUTS[name]
+        assert set(info["input"].get("optional", {})) == OPTIONAL.get(name, set())
+        for i, _, properties in inputs(info):
+            assert properties.get("control_after_generate") == CONTROLS.get((name, i))
 
 
 def test_every_input_has_a_tooltip_and_every_node_a_place_in_the_menu(host):
@@ -83,7 +215,9 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
         notes.unlink()
     _, kind, properties = next(inputs(info))
     options = kind if isinstance(kind, list) else properties["options"]
-    assert options[0] == "srflow-x4"
+    shipped = sorted(file.stem for file in (comfyui.ROOT / "flowcore" / "weights").glob("*.safetensors"))
+    assert options[: len(shipped)] == shipped
+    assert properties["default"] == "srflow-x4"
     assert "elsewhere.safetensors" in options
     assert "notes.txt" not in options
 

@@ -22,6 +22,9 @@ class TestImage:
         if fill == "gradient":
             rows, columns = torch.linspace(0, 1, height), torch.linspace(0, 1, width)
             image = (rows[None, :, None, None] + columns[None, None, :, None]).div(2).expand(shape).clone()
+        elif fill.startswith("noise"):  # on the 8-bit grid, as pictures of files are; another number, another picture
+            generator = torch.Generator().manual_seed(int(fill.removeprefix("noise") or 0))
+            image = torch.randint(0, 256, shape, generator=generator) / 255
         else:
             image = torch.full(shape, float(fill))
         if dtype == "video":  # (batch, frames, height, width, channels), as some packs pass it on
@@ -51,6 +54,60 @@ class TestReport:
         return {"ui": facts}
 
 
+class TestImages:
+    """Two IMAGEs as a list."""
+
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("IMAGE",), "second": ("IMAGE",)}}
+
+    def run(self, first, second):
+        return ([first, second],)
+
+
+class TestLatents:
+    """Puts FLOW_LATENTS into the history, number by number."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latents": ("FLOW_LATENTS",)}}
+
+    def run(self, latents):
+        facts = {
+            "levels": [z.tolist() for z in latents.levels],
+            "labels": [] if latents.labels is None else latents.labels.tolist(),
+            "source": [] if latents.source is None else latents.source.tolist(),
+            "model": [latents.model_name, latents.architecture, latents.model_sha256],
+            "types": sorted({f"{z.dtype} {z.device}" for z in latents.levels}),
+        }
+        return {"ui": facts}
+
+
+class TestWrong:
+    """Things that are not what their sockets say."""
+
+    RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL")
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1)
+
+
 class TestSmallMemory:
     """A flow on a device whose memory is too small for more than some pixels at a time."""
 
@@ -76,6 +133,9 @@ class TestSmallMemory:
 
 NODE_CLASS_MAPPINGS = {
     "FlowcoreTestImage": TestImage,
+    "FlowcoreTestImages": TestImages,
     "FlowcoreTestReport": TestReport,
+    "FlowcoreTestLatents": TestLatents,
+    "FlowcoreTestWrong": TestWrong,
     "FlowcoreTestSmallMemory": TestSmallMemory,
 }

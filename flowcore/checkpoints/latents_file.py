@@ -1,0 +1,259 @@
+"""Latents in a file: safetensors, with the model that they belong to named in the header.
+
+The tensors are ``level0`` (finest), ``level1``, ..., float32, each ``(B, C_l, H_l, W_l)``. The header key
+``flowcore_latents`` holds one JSON string: ``{"format", "model_sha256", "model_name", "architecture", "shapes",
+"extra"}``. Latents mean nothing without their model, so a file of another one is refused by name. Nothing is ever
+unpickled, and no tensor is read before the header has been checked against what the file holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from ..flow import Flow
+from ..transforms import CheckpointError, FlowError, ShapeError
+from . import file
+
+FORMAT = 1
+KEY = "flowcore_latents"
+MOST_LEVELS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsHeader:
+    """What a file of latents says about itself.
+
+    Attributes:
+        format: Version of this file format.
+        model_sha256: Fingerprint of the model that they belong to, see ``model_sha256``.
+        model_name: What that model was called where the latents were made.
+        architecture: Its recipe, e.g. "glow".
+        shapes: ``(B, C_l, H_l, W_l)`` per level, finest first.
+        extra: What else was noted: label, size, seed, labels.
+    """
+
+    format: int
+    model_sha256: str
+    model_name: str
+    architecture: str
+    shapes: tuple[tuple[int, int, int, int], ...]
+    extra: dict[str, Any]
+
+
+def model_sha256(flow: Flow) -> str:
+    """Fingerprint a model: what it computes, not how it is stored.
+
+    SHA-256 over, in this order: the architecture; the configuration as JSON with sorted keys; then per tensor of the
+    state dict, sorted by name: the name, the shape as JSON and the values as little-endian float32. Each text is ended
+    by a zero byte. The device, the memory layout and the file do not matter; a configuration field that was given
+    anew, or weights that were rounded to float16, make another model.
+
+    Args:
+        flow: The model.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+
+    def take(text: str) -> None:
+        digest.update(text.encode() + b"\0")
+
+    take(flow.architecture)
+    take(json.dumps(dataclasses.asdict(flow.config), sort_keys=True))
+    for name, tensor in sorted(flow.state_dict().items()):
+        take(name)
+        take(json.dumps(list(tensor.shape)))
+        values = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
+        digest.update(values.numpy().astype("<f4", copy=False))
+    return digest.hexdigest()
+
+
+def save_latents(
+    path: str | Path,
+    latents: Sequence[Tensor],
+    *,
+    model: str,
+    architecture: str,
+    model_name: str = "",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write latents, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced atomically.
+        latents: Finest first, each ``(B, C_l, H_l, W_l)``; stored as float32.
+        model: Fingerprint of their model, from ``model_sha256``.
+        architecture: Of their model.
+        model_name: What a message shall call their model; the architecture if left out.
+        extra: What else to note, as JSON takes it: label, size, seed, labels.
+
+    Raises:
+        FlowError: If the latents hold values that are not finite, the fingerprint is none, or ``extra`` is not JSON.
+        ShapeError: If these are no latents.
+    """
+    path = Path(path)
+    levels = list(latents)
+    if not levels or any(z.ndim != 4 or 0 in z.shape for z in levels) or len({z.shape[0] for z in levels}) > 1:
+        raise ShapeError(
+            "Expected a list of latents of one batch, finest first, each (B, C, H, W); got "
+            f"{[tuple(z.shape) for z in levels]}."
+        )
+    if not _is_sha256(model):
+        raise FlowError(f"A model's fingerprint has 64 hexadecimal digits; got {model!r}. Use model_sha256(flow).")
+    tensors = {f"level{k}": z.detach().to("cpu", torch.float32).contiguous() for k, z in enumerate(levels)}
+    if not all(z.isfinite().all() for z in tensors.values()):
+        raise FlowError("The latents hold values that are not finite in float32. Leave out what they come from.")
+    header = {
+        "format": FORMAT,
+        "model_sha256": model,
+        "model_name": model_name or architecture,
+        "architecture": architecture,
+        "shapes": [list(z.shape) for z in levels],
+        "extra": dict(extra or {}),
+    }
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FlowError(f"What is noted beside the latents must be plain JSON values: {error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(serialise(tensors, metadata={KEY: text}))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_latents_header(path: str | Path) -> LatentsHeader:
+    """Read what a file of latents says about itself, without reading a tensor.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The header.
+
+    Raises:
+        CheckpointError: If the file is not there, broken, holds no latents, or was written by a newer flowcore.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path.name} in {path.parent}. Check the name.")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a safetensors file, or it is truncated ({error}). Expected latents that were saved "
+            "with save_latents."
+        ) from error
+    if KEY not in metadata:
+        what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
+        raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
+    try:
+        return _parsed(path.name, json.loads(metadata[KEY]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, FlowError):
+            raise
+        raise CheckpointError(
+            f"The flowcore_latents header of {path.name} is damaged ({error}). Save the latents again."
+        ) from error
+
+
+def load_latents(
+    path: str | Path, expected_model: str | None = None, *, expected_name: str = "another one"
+) -> tuple[list[Tensor], LatentsHeader]:
+    """Read latents, and refuse those of another model.
+
+    Args:
+        path: The file.
+        expected_model: Fingerprint of the model that shall decode them, from ``model_sha256``; None reads any.
+        expected_name: What a message shall call that model.
+
+    Returns:
+        Latents, finest first, float32, on the CPU; and the header.
+
+    Raises:
+        CheckpointError: If the file is not there, broken, holds no latents, other tensors than its header claims or
+            values that are not finite, or belongs to another model.
+    """
+    path = Path(path)
+    header = read_latents_header(path)
+    if expected_model is not None and header.model_sha256 != expected_model:
+        raise CheckpointError(
+            f"These latents were made with {_short(header.model_name)} (sha {header.model_sha256[:12]}); the model "
+            f"given is {_short(expected_name)} (sha {expected_model[:12]}). Load the model that they were made with."
+        )
+    expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
+    try:
+        with safe_open(path, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            came = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            types = sorted({str(part.get_dtype()) for part in slices.values()})
+            if came != expected or types != ["F32"]:
+                raise CheckpointError(
+                    f"The header of {path.name} claims latents of shapes {list(header.shapes)} in F32; the file holds "
+                    f"{dict(sorted(came.items())[:3])} in {', '.join(types) or 'nothing'}. It is damaged: save the "
+                    "latents again."
+                )
+            # cloned, because safetensors lends out the file's own pages, and the file may be replaced
+            latents = [opened.get_tensor(name).clone() for name in expected]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is truncated or damaged ({error}). Save the latents again.") from error
+    wrong = sum(int((~z.isfinite()).sum()) for z in latents)
+    if wrong:
+        raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")
+    return latents, header
+
+
+def _parsed(name: str, raw: Any) -> LatentsHeader:
+    """Check the parsed header of a file; a ValueError, KeyError or TypeError says that it is damaged."""
+    version = raw["format"]
+    if type(version) is not int or version < 1:
+        raise TypeError(f"format {version!r}")
+    fields = {field.name for field in dataclasses.fields(LatentsHeader)}
+    if version > FORMAT or raw.keys() - fields:
+        raise CheckpointError(
+            f"{name} was written by a newer flowcore (format {version}; this one reads up to {FORMAT}). Update "
+            "flowcore."
+        )
+    shapes = tuple(tuple(shape) for shape in raw["shapes"])
+    if (
+        not 1 <= len(shapes) <= MOST_LEVELS
+        or any(len(shape) != 4 or any(type(side) is not int or side < 1 for side in shape) for shape in shapes)
+        or len({shape[0] for shape in shapes}) != 1
+    ):
+        raise ValueError(f"shapes {str(shapes)[:80]}")
+    if not _is_sha256(raw["model_sha256"]):
+        raise ValueError("no fingerprint of a model")
+    if type(raw["model_name"]) is not str or type(raw["architecture"]) is not str or type(raw["extra"]) is not dict:
+        raise TypeError("a name that is no text, or notes that are no object")
+    return LatentsHeader(
+        format=version,
+        model_sha256=raw["model_sha256"],
+        model_name=raw["model_name"],
+        architecture=raw["architecture"],
+        shapes=shapes,  # pyright: ignore[reportArgumentType]
+        extra=raw["extra"],
+    )
+
+
+def _is_sha256(text: Any) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else name[:77] + "..."

@@ -1,0 +1,215 @@
+"""The published SRFlow: three upscalers, and variants of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...flow import Flow
+from ...models import configure
+from ...models.srflow import SRFlowConfig
+from ...transforms import CheckpointError
+from .source import (
+    Form,
+    Layout,
+    Shapes,
+    Source,
+    State,
+    assemble,
+    has,
+    indices,
+    missing_field,
+    shape_of,
+    shapes_of,
+    take,
+)
+
+PROGRAM = "SRFlow"
+
+# What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
+STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
+
+
+def srflow_names(config: SRFlowConfig) -> Iterator[tuple[str, str]]:
+    """Pair our parameter names with those of the published SRFlow.
+
+    The published program counts all layers of the flow in one list: per level a squeeze (without parameters), plain
+    steps, coupled steps, a split. Shapes differ: ``(1, C, 1, 1)`` or ``(C, 1, 1)`` there where we have ``(C,)``.
+
+    Args:
+        config: Of the model.
+
+    Yields:
+        (our name, published name), for every parameter.
+    """
+    convs = [
+        ("conv_first", "conv_first"),
+        ("conv_trunk", "trunk_conv"),
+        ("conv_hr", "HRconv"),
+        ("conv_last", "conv_last"),
+    ]
+    convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(config.scale.bit_length() - 1)]
+    convs += [
+        (f"blocks.{n}.dense.{d}.convs.{k}", f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}")
+        for n in range(config.encoder_blocks)
+        for d in range(3)
+        for k in range(5)
+    ]
+    for ours, published in convs:
+        for part in ("weight", "bias"):
+            yield f"encoder.{ours}.{part}", f"RRDB.{published}.{part}"
+
+    layer = 0
+    for level in range(config.levels):
+        layer += 1  # the squeeze
+        for step in range(config.transition_steps + config.steps):
+            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
+            yield from _actnorm_names(f"{ours}.0", f"{published}.actnorm")
+            yield f"{ours}.1.weight", f"{published}.invconv.weight"
+            if step >= config.transition_steps:
+                yield from _subnet_names(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config.hidden_layers)
+                yield from _subnet_names(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config.hidden_layers)
+            layer += 1
+        if level + 1 < config.levels - 1:
+            yield from _scaled_conv_names(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            layer += 1
+
+
+def _subnet_names(ours: str, published: str, hidden_layers: int) -> Iterator[tuple[str, str]]:
+    for k in range(hidden_layers + 1):
+        yield f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight"  # the odd indices are activations
+        yield from _actnorm_names(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
+    yield from _scaled_conv_names(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
+
+
+def _actnorm_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
+    yield f"{ours}.bias", f"{published}.bias"
+    yield f"{ours}.log_scale", f"{published}.logs"
+
+
+def _scaled_conv_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
+    yield f"{ours}.weight", f"{published}.weight"
+    yield f"{ours}.bias", f"{published}.bias"
+    yield f"{ours}.log_scale", f"{published}.logs"
+
+
+def srflow_shape(published: str, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """Say which shape a parameter has in the published SRFlow.
+
+    Args:
+        published: Its published name.
+        ours: Its shape in our model.
+
+    Returns:
+        The published shape.
+    """
+    if ".actnorm." in published:
+        return (1, *ours, 1, 1)
+    return (*ours, 1, 1) if published.endswith(".logs") else ours
+
+
+def _convert(state: State, overrides: Mapping[str, Any]) -> Flow:
+    # "f" is never used by the published program either: a head that nothing reads.
+    unused = re.compile(r"flowUpsamplerNet\.f\..*")
+    shapes = {name: shape for name, shape in shapes_of(state).items() if not unused.fullmatch(name)}
+    config = _config(shapes, overrides)
+    origins = [take(ours, published, _form(published)) for ours, published in srflow_names(config)]
+    return assemble(
+        Layout(program=PROGRAM, architecture="srflow", config=config, origins=origins, unused=unused), state
+    )
+
+
+def _form(published: str) -> Form:
+    vector = ".actnorm." in published or published.endswith(".logs")
+    return Form(lambda ours: srflow_shape(published, ours), lambda t: t.flatten() if vector else t)
+
+
+def _config(shapes: Shapes, overrides: Mapping[str, Any]) -> SRFlowConfig:
+    levels, transition_steps, steps, coupled = _layers(shapes)
+    subnet = f"flowUpsamplerNet.layers.{coupled}.affine.fFeatures."
+    convs = [name for name in shapes if name.startswith(subnet) and name.endswith(".weight")]
+    hidden_layers = len(convs) - 2
+    hidden, condition = shape_of(PROGRAM, shapes, f"{subnet}0.weight", 4)[:2]
+    blocks = indices(shapes, r"RRDB\.RRDB_trunk\.(\d+)\.")
+    detected: dict[str, Any] = {
+        "scale": 2 ** min(8, len(indices(shapes, r"RRDB\.upconv(\d+)\."))),
+        "levels": levels,
+        "steps": steps,
+        "transition_steps": transition_steps,
+        "hidden": hidden,
+        "hidden_layers": hidden_layers,
+        "hidden_kernel": shape_of(PROGRAM, shapes, f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
+        "encoder_blocks": max(blocks, default=-1) + 1,
+        "encoder_width": shape_of(PROGRAM, shapes, "RRDB.conv_first.weight", 4)[0],
+        "encoder_growth": shape_of(PROGRAM, shapes, "RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
+    }
+    fields = {**detected, **overrides}
+    fields["stacked_blocks"] = _stacked_blocks(detected, condition, overrides.get("stacked_blocks"))
+    return configure("srflow", fields)
+
+
+def _layers(shapes: Shapes) -> tuple[int, int, int, int]:
+    """Read levels, plain steps and coupled steps per level, and the index of a coupled step, off the layer list."""
+    kinds: dict[int, str] = {}
+    for name in shapes:
+        match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
+        if match:
+            kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
+            kinds[int(match[1])] = min(kind, kinds.get(int(match[1]), kind))  # c comes before p
+    sequence = "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
+    parts = [re.fullmatch(r"(p*)(c+)(d?)", part) for part in sequence.split("s")[1:]]
+    shape = {(len(part[1]), len(part[2])) for part in parts if part}
+    splits = [bool(part[3]) for part in parts if part]
+    regular = sequence.startswith("s") and None not in parts and len(shape) == 1
+    if not regular or splits != [number < len(parts) - 1 for number in range(1, len(parts) + 1)]:
+        raise CheckpointError(
+            "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
+            "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
+            f"the last two; came {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+        )
+    ((transition_steps, steps),) = shape
+    return len(parts), transition_steps, steps, sequence.index("c")
+
+
+def _stacked_blocks(detected: Mapping[str, Any], condition: int, given: Any) -> tuple[int, ...]:
+    scale, blocks, width = detected["scale"], detected["encoder_blocks"], detected["encoder_width"]
+    count, rest = divmod(condition - width, width) if width else (-1, 0)
+    if rest or count < 0:
+        raise CheckpointError(
+            f"the condition in this SRFlow checkpoint has {condition} channels, which is no multiple of the encoder's "
+            f"width, {width}. The file is damaged, or the variant is not supported."
+        )
+    if given is not None:
+        stacked = (given,) if isinstance(given, int) else given
+        if not isinstance(stacked, (list, tuple)):
+            raise CheckpointError(f"stacked_blocks must be block indices such as (1, 8, 15, 22); got {given!r}.")
+        if len(stacked) != count:
+            raise CheckpointError(
+                f"stacked_blocks={tuple(stacked)} names {len(stacked)} blocks, but the condition in this checkpoint "
+                f"has {condition} channels: {width} native ones and {width} of each of {count} blocks. "
+                f"Give {count} indices."
+            )
+        return tuple(stacked)
+    known = STACKED_BLOCKS.get((scale, blocks), ())
+    if len(known) == count:
+        return known
+    if count == 0:
+        return ()
+    example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
+    raise missing_field(
+        "stacked_blocks",
+        f"which {count} of the encoder's {blocks} blocks every level sees. No checkpoint holds it, and no released "
+        f"{scale}x model has {blocks} blocks and stacks {count} of them.",
+        str(tuple(example)),
+        ",".join(map(str, example)),
+        "gives wrong pictures",
+    )
+
+
+SRFLOW = Source(
+    name=PROGRAM,
+    licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
+    detect=has(r"flowUpsamplerNet\."),
+    convert=_convert,
+)

@@ -1,0 +1,586 @@
+"""Latents as material: mix them, vary them, bring them to unit statistics, and find directions that mean something.
+
+Every function takes a list of latents, finest first, each ``(B, C_l, H_l, W_l)``, and returns new ones; none writes
+into its arguments. Two lists fit together when they come from the same model and image size; where one has a batch of
+1, it serves every item of the other.
+
+Everything works on whitened latents (standard normal under the model). The split prior is inside the flow, so what is
+mixed here keeps its meaning at every level: the raw halves of a Glow, whose prior depends on the deeper level, would
+not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .prior import Shape, sample_latents
+from .transforms import FlowError, ShapeError
+from .transforms.transform import LOW_PRECISION, precision_error
+
+Direction = list[Tensor]  # latents of batch 1, finest first: a way to move through latent space
+Mode = Literal["slerp", "linear", "norm"]
+Per = Literal["level", "channel", "local"]
+
+SMALLEST_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
+OPPOSITE = 1e-3  # radians short of half a turn; beyond, the plane of the arc is rounding noise
+SMALLEST_STD = 1e-3  # of latents that should have 1: what is flatter holds nothing to stretch
+FEWEST_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that it is 0
+
+
+# --- mixing two lists -------------------------------------------------------------------------------------------------
+
+
+def interpolate(
+    a: Sequence[Tensor], b: Sequence[Tensor], t: float | Sequence[float], *, mode: Mode = "slerp"
+) -> list[Tensor]:
+    """Walk from one list of latents to another, level by level and item by item.
+
+    With x and y one level of one item of ``a`` and ``b``, flattened, and w the angle between them::
+
+        linear   (1 - t) x + t y
+        slerp    sin((1 - t) w) / sin(w) x + sin(t w) / sin(w) y
+        norm     m ((1 - t) |x| + t |y|) / |m|   with m = (1 - t) x + t y
+
+    In D dimensions independent normal latents have norms near sqrt(D) and lie at right angles, so the linear midpoint
+    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp takes x and y as they
+    are (not normalised) and keeps the norm where both norms are equal; norm follows the norms exactly even where they
+    are not, as those of encoded photographs are not.
+
+    slerp falls back to linear where the arc is undefined: at angles below ``SMALLEST_ANGLE`` (no difference), within
+    ``OPPOSITE`` of half a turn, and for a zero vector. norm leaves a vanishing m as it is.
+
+    Args:
+        a: Where t = 0 is.
+        b: Where t = 1 is.
+        t: One position for all levels, or one per level, finest first: with the deepest ahead, coarse structure changes
+            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], linear goes on along the line; the formulas
+            of the others go on, too, but promise nothing there (norm keeps its target at 0 or above).
+        mode: As above.
+
+    Returns:
+        Latents of the larger batch.
+
+    Raises:
+        FlowError: If t is not finite or the mode is unknown.
+        ShapeError: If the two do not fit together, or there are not as many t as levels.
+
+    Source: Shoemake, "Animating rotation with quaternion curves" (slerp); Kingma & Dhariwal, "Glow", section 6
+    (linear).
+    """
+    pairs = _pairs(a, b)
+    walks: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"slerp": _slerp, "linear": _linear, "norm": _norm}
+    if mode not in walks:
+        raise FlowError(f"mode must be one of {', '.join(walks)}; got {mode!r}.")
+    positions = _per_level(t, len(pairs), "t")
+    walk = walks[mode]
+    return [
+        x.clone() if position == 0 else y.clone() if position == 1 else walk(x, y, position)
+        for (x, y), position in zip(pairs, positions, strict=True)
+    ]
+
+
+def mix_levels(
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    levels: Sequence[bool] | Iterable[int] | None = None,
+    *,
+    weights: float | Sequence[float] | None = None,
+) -> list[Tensor]:
+    """Take some levels from another list: the structure of one image with the detail of another.
+
+    Give ``levels`` to swap whole levels, or ``weights`` to blend: ``sqrt(1 - w) a + sqrt(w) b``, which is standard
+    normal again when a and b are independent standard normals. For latents that are alike (two neighbours on a walk, an
+    image and its variation) that formula makes too much of what they share; ``interpolate`` with one t per level is
+    for them.
+
+    Args:
+        a: What is kept where nothing is taken from b.
+        b: What is taken.
+        levels: What to take whole: a truth value per level, or the numbers of the levels; 0 is the finest, -1 the
+            deepest.
+        weights: How much of b: one in [0, 1], or one per level. 0 and 1 give a and b bit for bit.
+
+    Returns:
+        Latents of the larger batch.
+
+    Raises:
+        FlowError: If neither or both of ``levels`` and ``weights`` are given, a level does not exist, or a weight lies
+            outside [0, 1].
+        ShapeError: If the two do not fit together, or there are not as many values as levels.
+    """
+    pairs = _pairs(a, b)
+    if (levels is None) == (weights is None):
+        raise FlowError("mix_levels takes levels (to swap whole levels) or weights (to blend): exactly one of the two.")
+    name = "truth values" if weights is None else "weights"
+    shares = _per_level(_chosen(levels, len(pairs)) if weights is None else weights, len(pairs), name)
+    if any(not 0 <= share <= 1 for share in shares):
+        raise FlowError(f"A weight must lie in [0, 1]; got {shares}. 0 keeps a, 1 takes b.")
+    return [
+        x.clone() if share == 0 else y.clone() if share == 1 else math.sqrt(1 - share) * x + math.sqrt(share) * y
+        for (x, y), share in zip(pairs, shares, strict=True)
+    ]
+
+
+# --- one list ---------------------------------------------------------------------------------------------------------
+
+
+def scale(latents: Sequence[Tensor], temperature: float | Sequence[float]) -> list[Tensor]:
+    """Multiply by a temperature: ``tau_l z_l``.
+
+    For latents that were drawn at temperature 1 this is what ``sample_latents`` does; for those of an encoded image it
+    makes the image calmer (below 1) or livelier (above).
+
+    Args:
+        latents: Finest first.
+        temperature: tau >= 0: one, or one per level, finest first.
+
+    Returns:
+        The scaled latents.
+
+    Raises:
+        FlowError: If a temperature is negative or not finite.
+        ShapeError: If there are not as many temperatures as levels.
+    """
+    checked = _checked(latents)
+    taus = _per_level(temperature, len(checked), "temperatures")
+    if min(taus) < 0:
+        raise FlowError(f"Temperature must be >= 0; got {taus}. 0 is the calmest, 1 changes nothing.")
+    return [tau * z for tau, z in zip(taus, checked, strict=True)]
+
+
+def vary(
+    latents: Sequence[Tensor],
+    seed: int,
+    strength: float | Sequence[float],
+    *,
+    temperature: float | Sequence[float] = 1.0,
+) -> list[Tensor]:
+    """Make a variation: turn the latents a little towards fresh noise.
+
+    ``cos(theta) z + sin(theta) tau e``, with e standard normal and ``theta = strength pi / 2``. If z is tau N(0, I) and
+    independent of e, so is the result, at every strength: a variation is as probable as what it varies.
+
+    Args:
+        latents: Finest first.
+        seed: Of the fresh noise: item i draws with ``seed + i``, as in ``sample_latents``. Not the seed that the
+            latents themselves were drawn with.
+        strength: In [0, 1], one or one per level: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
+        temperature: tau of the fresh noise, one or one per level; give the one that the latents were drawn with.
+
+    Returns:
+        The variation.
+
+    Raises:
+        FlowError: If the strength lies outside [0, 1], the seed is that of the latents, or an argument is refused by
+            ``sample_latents``.
+        ShapeError: If there are not as many values as levels.
+    """
+    checked = _checked(latents)
+    strengths = _per_level(strength, len(checked), "strengths")
+    if any(not 0 <= s <= 1 for s in strengths):
+        raise FlowError(f"strength must lie in [0, 1]; got {strengths}. 0 changes nothing, 1 is only fresh noise.")
+    shapes: list[Shape] = [(z.shape[1], z.shape[2], z.shape[3]) for z in checked]
+    drawn = [e.to(z) for e, z in zip(sample_latents(shapes, checked[0].shape[0], 1.0, seed), checked, strict=True)]
+    if any(strengths):
+        _refuse_same_noise(checked, drawn, seed)
+    return [
+        z.clone() if s == 0 else e if s == 1 else math.cos(s * math.pi / 2) * z + math.sin(s * math.pi / 2) * e
+        for z, e, s in zip(checked, scale(drawn, temperature), strengths, strict=True)
+    ]
+
+
+def normalise(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "level", *, window: int = 9) -> list[Tensor]:
+    """Bring latents to the statistics that the prior expects: ``z + strength ((z - mean) / std - z)``.
+
+    An image that the model finds unlikely (pasted, compressed, blurred) has latents whose mean and standard deviation
+    are not 0 and 1. Corrected and decoded, it looks more like what the model knows.
+
+    Mean and (population) standard deviation are taken per item, over
+
+    * "level": everything of the level: one number each;
+    * "channel": the positions of each channel;
+    * "local": the ``window x window`` positions around each position, per channel, cut off at the border; for images
+      that are unlikely in places.
+
+    Where a channel has fewer than ``FEWEST_POSITIONS`` positions (the deepest levels of small images), "channel" and
+    "local" use the statistics of the level: those of a single number would wipe it out. A standard deviation below
+    ``SMALLEST_STD`` counts as that.
+
+    Args:
+        latents: Finest first.
+        strength: In [0, 1]: 0 changes nothing (bit for bit), 1 normalises fully.
+        per: As above.
+        window: Side of the local window in positions of the level, odd, at least 5.
+
+    Returns:
+        The normalised latents.
+
+    Raises:
+        FlowError: If an argument is out of its range.
+
+    Source: Lugmayr et al., "SRFlow", latent space normalization; the blending, the window's treatment at the border and
+    the floor of the standard deviation are ours.
+    """
+    checked = _checked(latents)
+    if not 0 <= strength <= 1:
+        raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 changes nothing, 1 normalises fully.")
+    if per not in ("level", "channel", "local"):
+        raise FlowError(f"per must be level, channel or local; got {per!r}.")
+    if window < 5 or window % 2 == 0:
+        raise FlowError(f"window must be an odd number of positions, at least 5; got {window}.")
+    if strength == 0:
+        return [z.clone() for z in checked]
+    result: list[Tensor] = []
+    for z in checked:
+        wide = _wide(z)
+        mean, std = _moments(wide, per, window)
+        target = (wide - mean) / std.clamp_min(SMALLEST_STD)
+        result.append((wide + strength * (target - wide)).to(z))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelStatistics:
+    """How far one level of latents is from what the prior expects.
+
+    Attributes:
+        mean: Per item, ``(B,)``; 0 is expected.
+        std: Population standard deviation per item, ``(B,)``; 1 is expected.
+        radius: ``|z| / sqrt(D)`` per item, ``(B,)``; 1 is expected, with a standard deviation of ``1 / sqrt(2 D)``.
+        dimensions: D, the numbers in this level of one item.
+    """
+
+    mean: Tensor
+    std: Tensor
+    radius: Tensor
+    dimensions: int
+
+
+def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
+    """Measure every level: mean, standard deviation and norm.
+
+    Args:
+        latents: Finest first.
+
+    Returns:
+        Per level, finest first; numbers in float64.
+    """
+    result: list[LevelStatistics] = []
+    for z in _checked(latents):
+        flat = _wide(z).flatten(1)
+        result.append(
+            LevelStatistics(
+                mean=flat.mean(1),
+                std=flat.std(1, correction=0),
+                radius=flat.square().mean(1).sqrt(),
+                dimensions=flat.shape[1],
+            )
+        )
+    return result
+
+
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+class RunningMean:
+    """The mean of many latents, of which only the sum is kept: ``(1 / n) sum over items of z``, in float64."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, latents: Sequence[Tensor]) -> None:
+        """Take in a batch.
+
+        Args:
+            latents: Finest first; every item counts once.
+
+        Raises:
+            ShapeError: If they do not fit those before.
+            FlowError: If they hold values that are not finite, which would spoil the mean for good.
+        """
+        checked = _checked(latents)
+        if not all(z.isfinite().all() for z in checked):
+            raise FlowError("The latents hold values that are not finite numbers. Leave out the image they come from.")
+        sums = [_wide(z).sum(0, keepdim=True).cpu() for z in checked]
+        if self._sums:
+            _pairs(self._sums, sums)
+            sums = [before + new for before, new in zip(self._sums, sums, strict=True)]
+        self._sums = sums
+        self.count += checked[0].shape[0]
+
+    @property
+    def mean(self) -> list[Tensor]:
+        """The mean so far: latents of batch 1, float64, on the CPU.
+
+        Raises:
+            FlowError: If nothing was added.
+        """
+        if not self.count:
+            raise FlowError("There is no mean of no latents. Add at least one batch.")
+        return [total / self.count for total in self._sums]
+
+
+def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterable[Sequence[Tensor]]) -> Direction:
+    """Find the direction of an attribute: mean latents with it minus mean latents without it.
+
+    Both are read batch by batch, so that a generator over a folder needs the memory of one batch.
+
+    Args:
+        positives: Batches of latents of images that have the attribute (smiling, bold, wide).
+        negatives: Batches of latents of images that do not.
+
+    Returns:
+        The direction, float32, on the CPU; ``add(latents, direction, 1)`` moves from one mean to the other.
+
+    Raises:
+        FlowError: If one side is empty, or holds values that are not finite.
+        ShapeError: If not all latents fit together.
+
+    Source: Kingma & Dhariwal, "Glow", section 6, whose program also multiplies by 1.6; here that is the strength of
+    ``add``.
+    """
+    means: list[list[Tensor]] = []
+    for side, batches in (("with", positives), ("without", negatives)):
+        running = RunningMean()
+        for batch in batches:
+            running.add(batch)
+        if not running.count:
+            raise FlowError(f"There are no latents {side} the attribute. A direction needs at least one on each side.")
+        means.append(running.mean)
+    return [(p - n).float() for p, n in _pairs(*means)]
+
+
+def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float | Sequence[float]) -> list[Tensor]:
+    """Move along a direction: ``z_l + strength_l d_l``.
+
+    Args:
+        latents: Finest first.
+        direction: Of the same shapes, of batch 1 or as many as the latents.
+        strength: One, or one per level; negative moves the other way. 0 changes nothing (bit for bit).
+
+    Returns:
+        The moved latents.
+
+    Raises:
+        FlowError: If a strength is not finite.
+        ShapeError: If the two do not fit together, or there are not as many strengths as levels.
+    """
+    pairs = _pairs(latents, direction)
+    strengths = _per_level(strength, len(pairs), "strengths")
+    return [z.clone() if s == 0 else z + s * d for (z, d), s in zip(pairs, strengths, strict=True)]
+
+
+def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
+    """Measure how much of a direction latents hold: ``z . d / |d|^2``, over all levels together.
+
+    ``add(latents, direction, s)`` raises it by s.
+
+    Args:
+        latents: Finest first.
+        direction: Of the same shapes, of batch 1 or as many as the latents.
+
+    Returns:
+        Per item, ``(B,)``, float64.
+
+    Raises:
+        FlowError: If the direction is zero.
+        ShapeError: If the two do not fit together.
+    """
+    pairs = [(_wide(z).flatten(1), _wide(d).flatten(1)) for z, d in _pairs(latents, direction)]
+    squared = torch.stack([d.square().sum(1) for _, d in pairs]).sum(0)
+    if not bool((squared > 0).all()):
+        raise FlowError("The direction is zero everywhere: nothing can be measured along it.")
+    return torch.stack([(z * d).sum(1) for z, d in pairs]).sum(0) / squared
+
+
+def orthogonalise(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Direction:
+    """Take out of a direction what it shares with others, so that moving along it leaves their projections alone.
+
+    ``d - sum over i of (d . q_i) q_i``, with q an orthonormal basis of the space that the others span.
+
+    Args:
+        direction: Latents of batch 1.
+        others: Directions of the same shapes, in any number; they need not be orthogonal to each other.
+
+    Returns:
+        The rest of the direction, not rescaled.
+
+    Raises:
+        FlowError: If nothing is left: the direction is a mixture of the others.
+        ShapeError: If they do not fit together, or are not of batch 1.
+    """
+    checked = _checked(direction)
+    if any(z.shape[0] != 1 for z in (*checked, *(z for other in others for z in _checked(other)))):
+        raise ShapeError("A direction is a list of latents of batch 1; got a larger batch. Pass one item of it.")
+    basis: list[Tensor] = []
+    for other in others:
+        vector = _joined([d for _, d in _pairs(checked, other)])
+        rest = _without(vector, basis)
+        if rest.norm() > 1e-9 * vector.norm():  # else it adds nothing to the space of those before
+            basis.append(rest / rest.norm())
+    whole = _joined(checked)
+    rest = _without(whole, basis)
+    if not rest.norm() > 1e-6 * whole.norm():
+        raise FlowError("Nothing is left of the direction: it is a mixture of the others. Leave one of them out.")
+    pieces = rest.split([z.numel() for z in checked])
+    return [piece.view(z.shape).to(z) for piece, z in zip(pieces, checked, strict=True)]
+
+
+# --- one level of one pair --------------------------------------------------------------------------------------------
+
+
+def _linear(x: Tensor, y: Tensor, t: float) -> Tensor:
+    return (1 - t) * x + t * y
+
+
+def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
+    one, two = _wide(x).flatten(1), _wide(y).flatten(1)  # (B, D)
+    cosine = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))  # (B,), not a number where a norm is zero
+    angle = cosine.clamp(-1, 1).acos()
+    arc = (angle > SMALLEST_ANGLE) & (angle < math.pi - OPPOSITE)
+    angle = torch.where(arc, angle, 1.0)
+    first = torch.where(arc, ((1 - t) * angle).sin() / angle.sin(), 1 - t)
+    second = torch.where(arc, (t * angle).sin() / angle.sin(), t)
+    return _factor(first, x) * x + _factor(second, y) * y
+
+
+def _norm(x: Tensor, y: Tensor, t: float) -> Tensor:
+    mixed = _linear(x, y, t)
+    lengths = [_wide(z).flatten(1).norm(dim=1) for z in (x, y, mixed)]  # each (B,)
+    target = ((1 - t) * lengths[0] + t * lengths[1]).clamp_min(0)
+    sound = lengths[2] > 1e-6 * (lengths[0] + lengths[1])
+    return _factor(torch.where(sound, target / torch.where(sound, lengths[2], 1.0), 1.0), x) * mixed
+
+
+def _factor(weights: Tensor, z: Tensor) -> Tensor:
+    """Shape one weight per item, (B,), for multiplication with a level."""
+    return weights.to(z)[:, None, None, None]
+
+
+# --- statistics and vectors -------------------------------------------------------------------------------------------
+
+
+def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over level, channel or window, in a shape that broadcasts to z."""
+    if per == "level" or z.shape[2] * z.shape[3] < FEWEST_POSITIONS:
+        return z.mean((1, 2, 3), keepdim=True), z.std((1, 2, 3), correction=0, keepdim=True)
+    if per == "channel":
+        return z.mean((2, 3), keepdim=True), z.std((2, 3), correction=0, keepdim=True)
+    mean = _blurred(z, window)
+    return mean, (_blurred(z.square(), window) - mean.square()).clamp_min(0).sqrt()
+
+
+def _blurred(z: Tensor, window: int) -> Tensor:
+    """Average every window, over the positions of it that exist."""
+    return F.avg_pool2d(z, window, stride=1, padding=window // 2, count_include_pad=False)
+
+
+def _joined(latents: Sequence[Tensor]) -> Tensor:
+    """All levels of one item as one vector, in float64."""
+    return torch.cat([_wide(z).flatten() for z in latents])
+
+
+def _without(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
+    for _ in range(2):  # the second time takes out what rounding left
+        for axis in basis:
+            vector = vector - vector.dot(axis) * axis
+    return vector
+
+
+def _refuse_same_noise(latents: Sequence[Tensor], drawn: Sequence[Tensor], seed: int) -> None:
+    """Notice latents that are the very noise that is to vary them: the mixture would only be louder."""
+    same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=_wide(latents[0]).device)  # (B,)
+    empty = torch.ones_like(same)
+    for z, e in zip(latents, drawn, strict=True):
+        one, two = _wide(z).flatten(1), _wide(e).flatten(1)
+        zero = (one == 0).all(1)  # drawn at temperature 0, which says nothing about the seed
+        same &= zero | (F.cosine_similarity(one, two, dim=1) > 1 - 1e-6)
+        empty &= zero
+    if bool((same & ~empty).any()):
+        raise FlowError(
+            f"The latents were themselves drawn with seed {seed}, or one counted from it: their own noise cannot vary "
+            "them. Choose another seed for the variation."
+        )
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to("cpu", torch.float64) if z.device.type == "mps" else z.double()  # Apple's device has no float64
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(latents: Sequence[Tensor]) -> list[Tensor]:
+    levels: list[Any] = [] if isinstance(latents, Tensor) else list(latents)
+    if not levels or any(not isinstance(z, Tensor) or z.ndim != 4 or 0 in z.shape for z in levels):
+        came = (
+            f"a tensor of shape {tuple(latents.shape)}"
+            if isinstance(latents, Tensor)
+            else [tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__ for z in levels]
+        )
+        raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {came}.")
+    for z in levels:
+        if not z.is_floating_point() or z.dtype in LOW_PRECISION:
+            raise precision_error(z.dtype)
+    if len({z.shape[0] for z in levels}) > 1:
+        raise ShapeError(
+            f"All levels must be of one batch; got {[z.shape[0] for z in levels]} items, finest level first. Take the "
+            "same items of every level."
+        )
+    return levels
+
+
+def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Check that two lists fit together, and give both the larger batch, the wider precision and the device of a."""
+    one, two = _checked(a), _checked(b)
+    shapes = [[tuple(z.shape[1:]) for z in latents] for latents in (one, two)]
+    if shapes[0] != shapes[1]:
+        raise ShapeError(
+            f"These latents do not fit together: per item, finest first, {shapes[0]} and {shapes[1]}. Both must come "
+            "from the same model and from images of the same size."
+        )
+    batches = one[0].shape[0], two[0].shape[0]
+    if batches[0] != batches[1] and 1 not in batches:
+        raise ShapeError(
+            f"These latents do not fit together: {batches[0]} items and {batches[1]}. Give as many of one as of the "
+            "other, or a single one."
+        )
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for x, y in zip(one, two, strict=True):
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        size = (max(batches), *x.shape[1:])
+        pairs.append((x.to(dtype).expand(size), y.to(x.device, dtype).expand(size)))
+    return pairs
+
+
+def _per_level(value: float | Sequence[float], levels: int, name: str) -> list[float]:
+    """One number per level out of one number, or out of one per level."""
+    values = [float(value)] * levels if isinstance(value, (int, float)) else [float(v) for v in value]
+    if len(values) != levels:
+        raise ShapeError(f"These latents have {levels} levels; got {len(values)} {name}. Give one, or one per level.")
+    if not all(math.isfinite(v) for v in values):
+        raise FlowError(f"{name} must be finite numbers; got {values}.")
+    return values
+
+
+def _chosen(levels: Sequence[bool] | Iterable[int] | None, count: int) -> list[float]:
+    """A weight of 0 or 1 per level, out of truth values or of level numbers."""
+    given = list(levels or ())
+    if given and all(type(level) is bool for level in given):
+        return [float(level) for level in given]
+    if any(type(n) is not int or not -count <= n < count for n in given):
+        raise FlowError(
+            f"These latents have levels 0 (finest) to {count - 1} (deepest); got {given}. Give their numbers, or one "
+            "truth value per level."
+        )
+    taken = {n % count for n in given}
+    return [float(n in taken) for n in range(count)]

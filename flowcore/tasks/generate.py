@@ -1,0 +1,721 @@
+"""Generate: images out of nothing but a seed, and images through their latents: exact, editable, and back.
+
+    seed -> latents -> image          sample
+    image -> latents -> image         encode, decode, reconstruct
+    image -> latents -> other image   style_transfer, content_transfer, apply_style
+
+What is done to latents in between is in ``flowcore/latents.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..condition import Condition
+from ..flow import Flow
+from ..latents import Direction, Per, add, attribute_direction, normalise
+from ..likelihood import rows
+from ..prior import sample_latents
+from ..transforms import ConditionError, FlowError, ImageError, ShapeError
+from ..transforms.transform import LOW_PRECISION, precision_error
+from . import Cancelled, Progress, layers, watched
+
+Labels = int | Sequence[int] | Tensor
+
+PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+MOST_AT_ONCE = 64  # more than this is no faster
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@torch.no_grad()
+def sample(
+    flow: Flow,
+    n: int,
+    *,
+    size: int | tuple[int, int] | None = None,
+    temperature: float | Sequence[float] = 0.7,
+    seed: int = 0,
+    labels: Labels | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Make images out of noise.
+
+    Args:
+        flow: An unconditional model, or one that is conditioned on labels.
+        n: Number of images.
+        size: Height and width, or the side of a square; None for the size that the model was made for.
+        temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is calm, 1 the
+            model's own spread.
+        seed: Image i is made from ``seed + i``, whatever n and the batch.
+        labels: For conditioned models what to show: one label for all images, or one per image; or weights of the
+            labels, ``(n or 1, classes)``.
+        batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (but for
+            rounding).
+        progress: Called with ``(done, total, preview)``; a preview with every finished image.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        ``(n, C, H, W)`` float32 in [0, 1], on the CPU.
+
+    Raises:
+        FlowError: If the model makes images from an image, an argument is out of its range, the size is missing, or
+            an image comes out with values that are not numbers.
+        ConditionError: If labels are missing, superfluous, or not as many as images.
+        ShapeError: If the model cannot make that size.
+        Cancelled: If stopped.
+    """
+    if flow.architecture == "srflow":
+        raise FlowError(
+            "An SRFlow makes images from a small image, not from nothing. Use flowcore.upscale(flow, image, samples=n)."
+        )
+    device, dtype = _home(flow)
+    height, width = _size(flow, size)
+    latents = sample_latents(flow.latent_shapes(height, width), n, temperature, seed)
+    wanted = _labels(flow, labels, n)
+    result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
+    meter = _Meter(flow, n, progress, cancelled)
+
+    def some(start: int, stop: int) -> None:
+        cond = None if wanted is None else _told(flow, wanted[start:stop])
+        pictures = flow.inverse([z[start:stop].to(device, dtype) for z in latents], cond).to("cpu", torch.float32)
+        wrong = [start + i for i, picture in enumerate(pictures) if not picture.isfinite().all()]
+        if wrong:
+            raise FlowError(
+                f"Image {wrong[0]} (seed {seed + wrong[0]}) came out with values that are not finite numbers: the "
+                "model is unstable there. Lower the temperature or choose another seed."
+            )
+        result[start:stop] = pictures.clamp(0, 1)
+        meter.finish(result[start:stop])
+
+    _run(flow, n, batch or _fitting(height, width), meter, some)
+    return result
+
+
+@torch.no_grad()
+def encode(
+    flow: Flow,
+    image: Tensor,
+    cond: Condition | None = None,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Tensor]:
+    """Find the latents of images, exactly: what ``decode`` makes of them is the image again, up to rounding.
+
+    Runs in the flow's own precision, whatever autocast is in force: in low precision the way back would miss.
+
+    Args:
+        flow: The model.
+        image: ``(B, C, H, W)`` of a size that the model takes: float in [0, 1], passed on as it is, or uint8, divided
+            by 255.
+        cond: From ``flow.encode_condition``, of one image or of as many as there are; None for unconditional models.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total)``.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        Latents, finest first, float32 (float64 if the flow is), on the device of the image.
+
+    Raises:
+        ImageError: If there are no pixels, or values that are not finite numbers or have no finite latents.
+        ShapeError: If the model does not take images of that shape.
+        ConditionError: If the condition is missing, superfluous, or not of as many images.
+        PrecisionError: If the flow was brought into a low precision.
+        Cancelled: If stopped.
+    """
+    pixels = _pixels(flow, image)
+    return _encode(flow, pixels, cond, batch, _Meter(flow, len(pixels), progress, cancelled))
+
+
+@torch.no_grad()
+def decode(
+    flow: Flow,
+    latents: Sequence[Tensor],
+    cond: Condition | None = None,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Turn latents into images.
+
+    Runs in the flow's own precision, whatever autocast is in force.
+
+    Args:
+        flow: The model.
+        latents: Finest first, each ``(B, C_l, H_l, W_l)``, as ``encode`` returned them.
+        cond: As in ``encode``.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)``; a preview with every finished image.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        ``(B, C, H, W)``, not clamped, float32 (float64 if the flow is), on the device of the latents.
+
+    Raises:
+        ShapeError: If the latents are not of this model.
+        ConditionError: If the condition is missing, superfluous, or not of as many images.
+        PrecisionError: If the flow was brought into a low precision.
+        Cancelled: If stopped.
+    """
+    levels = _levels(latents)
+    return _decode(flow, levels, cond, batch, _Meter(flow, levels[0].shape[0], progress, cancelled))
+
+
+@torch.no_grad()
+def reconstruct(
+    flow: Flow,
+    image: Tensor,
+    cond: Condition | None = None,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Send images through their latents and back, and measure what is lost: nothing, up to rounding.
+
+    Args:
+        flow: The model.
+        image: As in ``encode``.
+        cond: As in ``encode``.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)``; a preview with every finished image.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        The images again, as ``decode`` returns them; and per image the largest absolute error, ``(B,)``. An error of
+        1/510 is half an 8-bit step: up to there, not one pixel changes.
+
+    Raises:
+        FlowError: As in ``encode`` and ``decode``.
+        Cancelled: If stopped.
+    """
+    pixels = _pixels(flow, image)
+    meter = _Meter(flow, 2 * len(pixels), progress, cancelled)
+    again = _decode(flow, _encode(flow, pixels, cond, batch, meter), cond, batch, meter)
+    return again, (again - pixels).abs().flatten(1).amax(1)
+
+
+@torch.no_grad()
+def style_transfer(
+    flow: Flow,
+    image: Tensor,
+    label: Labels,
+    labels: Labels,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Show other things in the style of an image: encode it with its own label, decode the same latents with others.
+
+    In a model that is conditioned on labels the latents hold everything but the label: of a digit its stroke, slant and
+    width.
+
+    Args:
+        flow: A model that is conditioned on labels.
+        image: As in ``encode``.
+        label: What the image shows: one label, or one per image.
+        labels: What to show instead.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)``; a preview with every finished image.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        ``(B * number of labels, C, H, W)`` in [0, 1], on the device of the image: all labels of image 0, then of image
+        1.
+
+    Raises:
+        ConditionError: If the model is not conditioned on labels, or a label does not exist.
+        FlowError: As in ``encode``.
+        Cancelled: If stopped.
+
+    Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks", section 4.1.
+    """
+    pixels = _pixels(flow, image)
+    own = _labels(flow, label, len(pixels))
+    others = _labels(flow, labels, None)
+    assert own is not None  # models without labels have been refused
+    assert others is not None
+    meter = _Meter(flow, len(pixels) * (1 + len(others)), progress, cancelled)
+    latents = _encode(flow, pixels, _told(flow, own), batch, meter)
+    repeated = [z.repeat_interleave(len(others), 0) for z in latents]
+    cond = _told(flow, torch.cat([others] * len(pixels)))
+    return _decode(flow, repeated, cond, batch, meter).clamp(0, 1)
+
+
+@torch.no_grad()
+def content_transfer(
+    flow: Flow,
+    edited: Tensor,
+    lr: Tensor,
+    *,
+    strength: float = 1.0,
+    per: Per = "local",
+    window: int = 9,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Make an edited image look as if it had never been edited, with an SRFlow.
+
+    The edited HR image (something pasted in, drawn over, or restored badly) is encoded under the LR image of what the
+    result shall be; its latents are brought to the statistics that the model expects and decoded under the same LR
+    image. The LR image holds the colours and shapes, the latents the pasted detail. Without normalisation, strength 0,
+    nothing would change: a flow is a bijection.
+
+    Args:
+        flow: An SRFlow.
+        edited: HR images, ``(B, 3, s * h, s * w)``, as in ``encode``.
+        lr: LR images of the target, ``(B or 1, 3, h, w)``, float in [0, 1] or uint8.
+        strength: How far to normalise, in [0, 1]; see ``latents.normalise``.
+        per: Over what the statistics are taken; see ``latents.normalise``.
+        window: Side of the local window; see ``latents.normalise``.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)``; a preview with every finished image.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        ``(B, 3, s * h, s * w)`` in [0, 1], on the device of ``edited``.
+
+    Raises:
+        FlowError: If the model is no SRFlow, or an argument is out of its range.
+        ShapeError: If the sizes do not fit together or the model does not take them.
+        Cancelled: If stopped.
+
+    Source: Lugmayr et al., "SRFlow", image content transfer and image restoration.
+    """
+    if flow.architecture != "srflow":
+        raise FlowError(f"content_transfer needs an SRFlow model; got a {flow.architecture} model.")
+    device, dtype = _home(flow)
+    pixels = _pixels(flow, edited)
+    small = _finite(lr, 3, dtype)
+    sides = tuple(flow.condition_scale * side for side in small.shape[-2:])
+    if tuple(pixels.shape[-2:]) != sides or small.shape[0] not in (1, len(pixels)):
+        raise ShapeError(
+            f"The edited images must be {flow.condition_scale} times as large as the LR images, and as many; got "
+            f"{tuple(edited.shape)} and {tuple(lr.shape)}. Crop or resize one of the two."
+        )
+    if small.shape[0] == 1:
+        small = small.expand(len(pixels), -1, -1, -1)
+    result = torch.empty_like(pixels)
+    meter = _Meter(flow, 2 * len(pixels), progress, cancelled)
+
+    def some(start: int, stop: int) -> None:
+        cond = flow.encode_condition(small[start:stop].to(device))
+        latents = flow(pixels[start:stop].to(device), cond)[0]
+        _refuse_not_finite(latents, pixels[start:stop], start)
+        latents = normalise(latents, strength, per, window=window)
+        meter.finish()
+        result[start:stop] = flow.inverse(latents, cond).clamp(0, 1).to(result.device)
+        meter.finish(result[start:stop])
+
+    _run(flow, len(pixels), batch or _fitting(*pixels.shape[-2:]), meter, some)
+    return result
+
+
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderDirection:
+    """A direction that was measured on two folders.
+
+    Attributes:
+        direction: Latents of batch 1, float32, on the CPU.
+        counts: Images that were used with the attribute, and without.
+        skipped: Files that could not be used, and why.
+    """
+
+    direction: Direction
+    counts: tuple[int, int]
+    skipped: list[str]
+
+
+@torch.no_grad()
+def attribute_direction_from_folders(
+    flow: Flow,
+    positives: str | Path,
+    negatives: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    label: int | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> FolderDirection:
+    """Find the direction of an attribute from a folder of images that have it and one of images that do not.
+
+    Images are read, resized to cover the size, cropped to its middle, encoded and added up batch by batch: the folders
+    may be of any size.
+
+    Args:
+        flow: An unconditional model, or one that is conditioned on labels.
+        positives: Folder of images with the attribute, at any depth.
+        negatives: Folder of images without.
+        size: Height and width, or the side of a square; None for the size that the model was made for.
+        label: For conditioned models what all of these images show.
+        batch: Images at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total)``.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+
+    Returns:
+        The direction, how many images it rests on, and what was skipped.
+
+    Raises:
+        ImageError: If a folder holds no image that can be used.
+        FlowError: If the model makes images from an image, or the size is missing.
+        ConditionError: If the label is missing or superfluous.
+        Cancelled: If stopped.
+
+    Source: as for ``latents.attribute_direction``.
+    """
+    if flow.architecture == "srflow":
+        raise FlowError(
+            "An SRFlow's latents belong to an LR image: directions are for models that sample from nothing."
+        )
+    if flow.channels not in (1, 3):
+        raise FlowError(f"Image files have 1 or 3 channels; this model takes {flow.channels}.")
+    dtype = _home(flow)[1]
+    height, width = _size(flow, size)
+    flow.latent_shapes(height, width)  # refuses a size that does not fit, before anything is read
+    wanted = _labels(flow, label, 1)
+    cond = None if wanted is None else _told(flow, wanted)
+    folders = Path(positives), Path(negatives)
+    files = [_files(folder) for folder in folders]
+    at_once = batch or _fitting(height, width)
+    skipped: list[str] = []
+    counts = [0, 0]
+    meter = _Meter(flow, sum(map(len, files)), progress, cancelled)
+
+    def batches(side: int) -> Generator[list[Tensor], None, None]:
+        for start in range(0, len(files[side]), at_once):
+            images: list[Tensor] = []
+            names: list[str] = []
+            for file in files[side][start : start + at_once]:
+                try:
+                    images.append(_read(file, flow.channels, height, width))
+                    names.append(file.name)
+                except Exception as error:  # of many classes, if the bytes are damaged
+                    skipped.append(f"{file.name}: {error}")
+                    meter.skip()
+            if not images:
+                continue
+            latents = _encode(flow, torch.stack(images).to(dtype), cond, at_once, meter, strict=False)
+            sound = _sound(latents)
+            skipped.extend(
+                f"{name}: its latents are not finite" for name, good in zip(names, sound, strict=True) if not good
+            )
+            counts[side] += int(sound.sum())
+            if sound.any():
+                yield [z[sound] for z in latents]
+        if not counts[side]:
+            raise ImageError(
+                f"None of the {len(files[side])} images in {folders[side]} could be used. Skipped: "
+                f"{'; '.join(skipped[-3:])}."
+            )
+
+    direction = attribute_direction(batches(0), batches(1))
+    return FolderDirection(direction=direction, counts=(counts[0], counts[1]), skipped=skipped)
+
+
+def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:
+    """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
+
+    Args:
+        flow: The model; ``flow.styles`` are its directions.
+        latents: Finest first.
+        styles: Name to strength, one or one per level; negative for the opposite.
+
+    Returns:
+        The moved latents.
+
+    Raises:
+        FlowError: If the model has no such style.
+        ShapeError: If the latents are not of the size that the styles were measured at.
+    """
+    known: dict[str, list[Tensor]] = flow.styles
+    unknown = [name for name in styles if name not in known]
+    if unknown:
+        raise FlowError(
+            f"This model has no style {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(sorted(known)) or 'none at all'}."
+        )
+    result = [z.clone() for z in latents]
+    for name, strength in styles.items():
+        result = add(result, known[name], strength)
+    return result
+
+
+# --- passes through the flow ------------------------------------------------------------------------------------------
+
+
+class _Meter:
+    """Counts passes of images through a flow, layer by layer; asks before each layer whether to stop."""
+
+    def __init__(
+        self, flow: Flow, passes: int, progress: Progress | None, cancelled: Callable[[], bool] | None
+    ) -> None:
+        # what else the flow owns may or may not run on the way; a pass that ends sets the count right
+        beside = {id(layer) for part in (flow.encoder, flow.dequantizer) if part is not None for layer in layers(part)}
+        self._layers = sum(id(layer) not in beside for layer in layers(flow))
+        self._total = passes * (self._layers + 1)
+        self._progress, self._cancelled = progress, cancelled
+        self._done = self._images = self._seen = 0
+
+    def begin(self, images: int) -> None:
+        """So many images set out together, or set out again with fewer beside them."""
+        self._images, self._seen = images, 0
+        self._ask()
+
+    def advance(self) -> None:
+        """A layer is about to run."""
+        self._ask()
+        self._seen = min(self._seen + 1, self._layers)
+        self._report(self._done + self._images * self._seen, None)
+
+    def finish(self, pictures: Tensor | None = None) -> None:
+        """The images have arrived."""
+        self._seen = 0
+        self._done += self._images * self._layers
+        for i in range(self._images):
+            self._done += 1
+            self._report(self._done, None if pictures is None else pictures[i])
+
+    def skip(self) -> None:
+        """One image will not come."""
+        self._done += self._layers + 1
+        self._report(self._done, None)
+
+    def _ask(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled("Stopped on request.")
+
+    def _report(self, done: int, preview: Tensor | None) -> None:
+        if self._progress is not None:
+            self._progress(min(done, self._total), self._total, preview)
+
+
+def _run(flow: Flow, count: int, batch: int, meter: _Meter, some: Callable[[int, int], None]) -> None:
+    """Work through all images, batch by batch, in the flow's own precision; with fewer at once if memory runs out."""
+    if batch < 1:
+        raise FlowError(f"batch must be at least 1; got {batch}.")
+    device = _home(flow)[0]
+    start = 0
+    with watched(flow, meter.advance), torch.autocast(device.type, enabled=False):
+        while start < count:
+            stop = min(count, start + batch)
+            meter.begin(stop - start)
+            try:
+                some(start, stop)
+                start = stop
+                continue
+            except RuntimeError as error:  # what torch raises when memory runs out, on every device
+                if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+                    raise
+                if stop - start == 1:
+                    raise FlowError(
+                        "Out of memory even with one image at a time. Choose a smaller size, or free memory on the "
+                        "device."
+                    ) from error
+            batch = (stop - start) // 2
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _encode(
+    flow: Flow, pixels: Tensor, cond: Condition | None, batch: int | None, meter: _Meter, *, strict: bool = True
+) -> list[Tensor]:
+    device = _home(flow)[0]
+    parts: list[list[Tensor]] = []
+
+    def some(start: int, stop: int) -> None:
+        latents = flow(pixels[start:stop].to(device), _rows(flow, cond, start, stop, len(pixels)))[0]
+        if strict:
+            _refuse_not_finite(latents, pixels[start:stop], start)
+        parts.append([z.to(pixels.device) for z in latents])
+        meter.finish()
+
+    _run(flow, len(pixels), batch or _fitting(*pixels.shape[-2:]), meter, some)
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _decode(flow: Flow, latents: Sequence[Tensor], cond: Condition | None, batch: int | None, meter: _Meter) -> Tensor:
+    device, dtype = _home(flow)
+    count = latents[0].shape[0]
+    parts: list[Tensor] = []
+
+    def some(start: int, stop: int) -> None:
+        told = _rows(flow, cond, start, stop, count)
+        pictures = flow.inverse([z[start:stop].to(device, dtype) for z in latents], told).to(latents[0].device)
+        parts.append(pictures)
+        meter.finish(pictures.clamp(0, 1))
+
+    numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
+    _run(flow, count, batch or _fitting(1, numbers // flow.channels), meter, some)
+    return torch.cat(parts)
+
+
+def _sound(latents: Sequence[Tensor]) -> Tensor:
+    """Say which items are finite at all levels, (B,)."""
+    return torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)
+
+
+def _refuse_not_finite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> None:
+    sound = _sound(latents)
+    if not sound.all():
+        i = int((~sound).nonzero()[0])
+        low, high = float(pixels[i].min()), float(pixels[i].max())
+        raise ImageError(
+            f"Image {first + i} has no finite latents: the model is unstable there, or does not reach it. Its values "
+            f"go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another image."
+        )
+
+
+def _told(flow: Flow, labels: Tensor) -> Condition:
+    """What labels tell a flow, in its precision."""
+    device, dtype = _home(flow)
+    return _mapped(flow.encode_condition(labels.to(device)), lambda t: t.to(dtype))
+
+
+def _rows(flow: Flow, cond: Condition | None, start: int, stop: int, count: int) -> Condition | None:
+    """Cut the condition of some images out of that of all; one image's serves every image."""
+    if cond is None:
+        return None
+    device, dtype = _home(flow)
+    if cond.batch not in (1, count):
+        raise ConditionError(
+            f"The condition is of {cond.batch} images; got {count}. Encode the condition of the same images, or of one "
+            "for all."
+        )
+    return _mapped(rows(cond, torch.arange(start, stop)), lambda t: t.to(device, dtype))
+
+
+def _mapped(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+    """Change every tensor of a condition."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        return change(value) if isinstance(value, Tensor) else value
+
+    return dataclasses.replace(cond, **{f.name: changed(getattr(cond, f.name)) for f in dataclasses.fields(cond)})
+
+
+def _home(flow: Flow) -> tuple[torch.device, torch.dtype]:
+    """Where a flow lives, and in which precision."""
+    parameter = next(flow.parameters())
+    if parameter.dtype in LOW_PRECISION:
+        raise precision_error(parameter.dtype)
+    return parameter.device, parameter.dtype
+
+
+def _fitting(height: int, width: int) -> int:
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _size(flow: Flow, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    chosen = flow.image_size if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    if chosen is None:
+        raise FlowError(
+            "This model does not say which size it was made for. Give one: size=(height, width), multiples of "
+            f"{flow.size_multiple}."
+        )
+    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
+        raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
+    return chosen
+
+
+def _labels(flow: Flow, labels: Labels | None, n: int | None) -> Tensor | None:
+    """Bring labels into whole numbers (n,) or weights (n, classes); whether they exist, the model decides."""
+    if not flow.classes:
+        if labels is not None:
+            raise ConditionError(f"This {flow.architecture} model is not conditioned on labels. Leave them out.")
+        return None
+    known = f"labels 0 to {flow.classes - 1}"
+    if labels is None:
+        raise ConditionError(f"This model is conditioned on {known}; got none. Say what to show.")
+    tensor = torch.as_tensor(labels)
+    whole = tensor.ndim < 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
+    weights = tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[1] == flow.classes
+    if not (whole or weights) or not tensor.numel():
+        raise ConditionError(
+            f"This model is conditioned on {known}: expected one whole number, several, or weights of shape (n, "
+            f"{flow.classes}); got a {str(tensor.dtype).removeprefix('torch.')} tensor of shape {tuple(tensor.shape)}."
+        )
+    if whole:
+        tensor = tensor.long().reshape(-1)
+    if n is None or len(tensor) == n:
+        return tensor
+    if len(tensor) != 1:
+        raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
+    return tensor.expand(n, *tensor.shape[1:])
+
+
+def _pixels(flow: Flow, image: Tensor) -> Tensor:
+    """Check images and bring them into the flow's precision, on the device that they are on."""
+    pixels = _finite(image, flow.channels, _home(flow)[1])
+    flow.latent_shapes(*pixels.shape[-2:])  # refuses a size that does not fit
+    return pixels
+
+
+def _levels(latents: Sequence[Tensor]) -> list[Tensor]:
+    """Check that latents are a list of one batch; whether they are this model's, the flow decides."""
+    levels = [] if isinstance(latents, Tensor) else list(latents)
+    if not levels or any(z.ndim != 4 or z.shape[0] != levels[0].shape[0] or 0 in z.shape for z in levels):
+        came = [tuple(z.shape) for z in latents]
+        raise ShapeError(f"Expected a list of latents of one batch, finest first, each (B, C, H, W); got {came}.")
+    return levels
+
+
+def _finite(image: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    if image.ndim != 4 or image.shape[1] != channels:
+        hint = " Convert colour to grey first." if channels == 1 and image.ndim == 4 else ""
+        raise ShapeError(f"Expected images of shape (B, {channels}, H, W); got {tuple(image.shape)}.{hint}")
+    if 0 in image.shape:
+        raise ImageError(
+            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
+        )
+    if image.dtype == torch.uint8:
+        return image.to(dtype) / 255
+    if not image.is_floating_point():
+        raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
+    wrong = int((~image.isfinite()).sum())
+    if wrong:
+        raise ImageError(
+            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Mend the node or file it "
+            "comes from."
+        )
+    return image.to(dtype)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise ImageError(
+            f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth."
+        )
+    return files
+
+
+def _read(path: Path, channels: int, height: int, width: int) -> Tensor:
+    """Read an image as (C, H, W) in [0, 1]: turned as its camera says, resized to cover the size, and cropped to it."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+    fitted = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+    return torch.from_numpy(fitted.reshape(height, width, channels)).permute(2, 0, 1).float() / 255

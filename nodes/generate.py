@@ -1,0 +1,598 @@
+"""Sample, encode, decode: between images and latents, both ways."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError
+from ..flowcore.latents import scale, statistics
+from ..flowcore.prior import sample_latents
+from ..flowcore.resize import shrink
+from ..flowcore.tasks import generate, upscale
+from .host import Notes, Progress, bring, io, make, stop_if_cancelled
+from .sockets import (
+    FlowLatents,
+    FlowModel,
+    belonging,
+    finite_or_none,
+    flow_of,
+    from_image,
+    label_numbers,
+    latents_of,
+    numbers,
+    seed_input,
+    temperature_input,
+    temperatures_input,
+    to_image,
+)
+
+Fit = Literal["resize", "crop"]
+
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as everywhere for digits and photographs
+
+
+class FlowcoreSample(io.ComfyNode):
+    """Images out of nothing but a seed, and the latents that they are made from."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Describe the node. Saved workflows hold widget values by position: append, never reorder."""
+        return make(
+            io.Schema,
+            node_id="FlowcoreSample",
+            display_name="Flow Sample",
+            category="flowcore/sampling",
+            description="Makes images out of noise with a flow, in one pass and without a prompt: every seed is an "
+            "image. Its latents come along, to be mixed, varied and decoded again.",
+            search_aliases=["flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist"],
+            inputs=[
+                make(FlowModel.Input, "model", tooltip="A flow from Load Flow Model that makes images from noise."),
+                make(io.Int.Input, "samples", default=4, min=1, max=256, tooltip="Number of images."),
+                temperature_input(
+                    0.7,
+                    "How lively the images are. 0: the calmest image, the same for every seed. 0.7: fewer oddities "
+                    "and less variety. 1: the model's own spread. Above 1: more than the model believes.",
+                ),
+                seed_input(
+                    0,
+                    "Which images. Image i, counted from 0, is made from seed + i, whatever the number of samples and "
+                    "the device.",
+                ),
+                make(
+                    io.String.Input,
+                    "labels",
+                    default="",
+                    optional=True,
+                    tooltip="For models with labels, what to show: `7`, or `3, 5`, or `0-9`. Image i takes the i-th "
+                    "label, and they start again at the end. Empty: all labels in turn.",
+                ),
+                make(
+                    io.Int.Input,
+                    "width",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Width in pixels; 0 is the size that the model was made for. Other sizes work where the "
+                    "model allows them, and look less like what it knows.",
+                ),
+                make(
+                    io.Int.Input,
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Height in pixels; 0 is the size that the model was made for.",
+                ),
+                temperatures_input(),
+            ],
+            outputs=[
+                make(io.Image.Output, "images", display_name="images", tooltip="The images, as one batch."),
+                make(
+                    FlowLatents.Output,
+                    "latents",
+                    display_name="latents",
+                    tooltip="What they were made from: Flow Decode gives the same images again.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        samples: int,
+        temperature: float,
+        seed: int,
+        labels: str = "",
+        width: int = 0,
+        height: int = 0,
+        temperatures: str = "",
+    ) -> Any:
+        """Call the task; the latents are drawn once more for the wire, which gives the same."""
+        notes = Notes("Flow Sample", cls.hidden.unique_id)
+        flow = flow_of(model)
+        size = _size(flow, width, height)
+        shown = _in_turn(flow, labels, samples, notes)
+        taus = numbers(temperatures, "temperatures") or temperature
+        bring(model, working_memory(flow, samples, *size))
+        images = generate.sample(
+            flow,
+            samples,
+            size=size,
+            temperature=taus,
+            seed=seed,
+            labels=shown,
+            progress=Progress(),
+            cancelled=stop_if_cancelled,
+        )
+        levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)
+        return io.NodeOutput(to_image(images), latents_of(flow, levels, labels=shown), ui=notes.ui)
+
+
+class FlowcoreEncode(io.ComfyNode):
+    """The latents of images, exactly, and the proof of it."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Describe the node. Saved workflows hold widget values by position: append, never reorder."""
+        return make(
+            io.Schema,
+            node_id="FlowcoreEncode",
+            display_name="Flow Encode",
+            category="flowcore/sampling",
+            description="Finds the latents of images with a flow. Nothing is lost: decoded, they are the images again, "
+            "and the node measures how exactly.",
+            search_aliases=[
+                "flow",
+                "glow",
+                "encode image",
+                "invert image",
+                "image to latents",
+                "vae encode",
+                "latents",
+            ],
+            inputs=[
+                make(
+                    io.Image.Input,
+                    "image",
+                    tooltip="One image or a batch. Grey and colour are converted to what the model takes; an alpha "
+                    "channel is left out.",
+                ),
+                make(FlowModel.Input, "model", tooltip="A flow from Load Flow Model."),
+                fit_input(),
+                label_input(),
+                source_input(),
+            ],
+            outputs=[
+                make(FlowLatents.Output, "latents", display_name="latents", tooltip="The latents of the images."),
+                make(
+                    io.Float.Output,
+                    "error",
+                    display_name="error",
+                    tooltip="Largest absolute difference between an image and what its latents decode to, over all "
+                    "values in [0, 1]. Below 0.00196 not one 8-bit value changes.",
+                ),
+                make(
+                    io.Image.Output,
+                    "encoded",
+                    display_name="image",
+                    tooltip="What was encoded: the images after resizing and cutting.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, model: Any, fit: Fit = "resize", label: int = -1, source: Tensor | None = None
+    ) -> Any:
+        """Call the task there and back, and show what the latents look like."""
+        notes = Notes("Flow Encode", cls.hidden.unique_id)
+        flow = flow_of(model)
+        subject = prepared(flow, image, fit, label, source, notes)
+        bring(model, working_memory(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+        progress, cond = Progress(), condition(flow, subject.labels, subject.source)
+        levels = generate.encode(
+            flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled
+        )
+        again = generate.decode(flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled)
+        error = float((again - subject.pixels).abs().max())
+        measured = statistics(levels)
+        means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
+        lines = [f"largest error of image -> latents -> image: {error:.3g}"]
+        for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
+            lines.append(f"level {number}{_place(number, len(means))}: mean {mean:+.3f}, deviation {std:.3f}")
+        lines.append("A typical image has mean 0 and deviation 1 on every level.")
+        return io.NodeOutput(
+            latents_of(flow, levels, labels=subject.labels, source=subject.source),
+            error,
+            to_image(subject.pixels),
+            ui={
+                "text": ["\n".join([*lines, *notes.lines])],
+                "error": [finite_or_none(error)],
+                "mean": [finite_or_none(mean) for mean in means],
+                "deviation": [finite_or_none(std) for std in stds],
+            },
+        )
+
+
+class FlowcoreDecode(io.ComfyNode):
+    """The images that latents stand for."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Describe the node. Saved workflows hold widget values by position: append, never reorder."""
+        return make(
+            io.Schema,
+            node_id="FlowcoreDecode",
+            display_name="Flow Decode",
+            category="flowcore/sampling",
+            description="Turns latents into images with the flow that they belong to. Other labels show other things "
+            "in the same style; another source puts the same detail on another small image.",
+            search_aliases=["flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode"],
+            inputs=[
+                make(FlowLatents.Input, "latents", tooltip="From Flow Sample, Flow Encode or any node in between."),
+                make(FlowModel.Input, "model", tooltip="The flow that the latents were made with."),
+                make(
+                    io.String.Input,
+                    "labels",
+                    default="",
+                    optional=True,
+                    tooltip="For models with labels. Empty: what each item was made to show. Otherwise every item is "
+                    "decoded with every label given, such as `7`, `3, 5` or `0-9`: the same hand writes other digits.",
+                ),
+                make(
+                    io.Image.Input,
+                    "source",
+                    optional=True,
+                    tooltip="For upscaling models: another small image to put the detail of the latents on, of the "
+                    "same size as theirs. Leave it open to use their own.",
+                ),
+                temperature_input(
+                    1.0,
+                    "Factor on the latents: 1 decodes them as they are, less is calmer, more is livelier.",
+                    optional=True,
+                ),
+            ],
+            outputs=[
+                make(
+                    io.Image.Output,
+                    "images",
+                    display_name="images",
+                    tooltip="One image per item; with labels given, all labels of the first item, then of the second.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, latents: Any, model: Any, labels: str = "", source: Tensor | None = None, temperature: float = 1.0
+    ) -> Any:
+        """Call the task with the labels and the source that were asked for, or with the latents' own."""
+        notes = Notes("Flow Decode", cls.hidden.unique_id)
+        flow = flow_of(model)
+        latents = belonging(latents, flow)
+        levels = scale(latents.levels, temperature)
+        shown = latents.labels
+        wanted = label_numbers(labels, flow.classes) if flow.classes else None
+        if labels.strip() and not flow.classes:
+            notes("labels is ignored: this model knows no labels.")
+        if wanted is not None:
+            levels = [z.repeat_interleave(len(wanted), 0) for z in levels]
+            shown = torch.tensor(wanted).repeat(latents.items)
+        if flow.classes and shown is None:
+            raise ConditionError(
+                f"These latents do not say what they show. Set labels to one or more of 0 to {flow.classes - 1}."
+            )
+        small = _small(flow, latents.source if source is None else from_image(source), latents.levels, notes)
+        count, height, width = len(levels[0]), *_sides(flow, levels)
+        bring(model, working_memory(flow, count, height, width))
+        images = generate.decode(
+            flow, levels, condition(flow, shown, small), progress=Progress(), cancelled=stop_if_cancelled
+        )
+        wrong = [i for i, image in enumerate(images) if not image.isfinite().all()]
+        if wrong:
+            raise FlowError(
+                f"Image {wrong[0]} came out with values that are not finite numbers: its latents lie outside what the "
+                "model can decode. Lower the temperature, or move them less far."
+            )
+        return io.NodeOutput(to_image(images.clamp(0, 1)), ui=notes.ui)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# inputs that the nodes which read images share
+
+
+def fit_input() -> Any:
+    """Describe the choice `fit`."""
+    return make(
+        io.Combo.Input,
+        "fit",
+        options=["resize", "crop"],
+        default="resize",
+        optional=True,
+        tooltip="How an image gets a size that the model takes. resize: shrink or enlarge it until it covers the "
+        "model's own size, and cut that out of the middle. crop: only cut, to the largest size that the model takes. "
+        "Models without a size of their own always cut.",
+    )
+
+
+def label_input() -> Any:
+    """Describe the number `label`."""
+    return make(
+        io.Int.Input,
+        "label",
+        default=-1,
+        min=-1,
+        max=9999,
+        optional=True,
+        tooltip="For models with labels: what the images show, such as the digit. -1: none, for all other models.",
+    )
+
+
+def source_input() -> Any:
+    """Describe the image `source`."""
+    return make(
+        io.Image.Input,
+        "source",
+        optional=True,
+        tooltip="For upscaling models: the small image that belongs to the image, smaller by exactly the model's "
+        "scale. Left open, the image itself is shrunk.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# images as models take them
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """Images as a model takes them, and what it is told about them.
+
+    Attributes:
+        pixels: (B, C, H, W) in [0, 1], on the CPU.
+        labels: (B,), for models with labels.
+        source: (1 or B, 3, h, w), for upscaling models.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    source: Tensor | None
+
+
+def prepared(
+    flow: Flow,
+    image: Tensor,
+    fit: Fit,
+    label: int,
+    source: Tensor | None,
+    notes: Notes,
+    *,
+    own_size: bool = False,
+) -> Subject:
+    """Bring an IMAGE into the channels and a size that a model takes, and collect what it is told about it.
+
+    Args:
+        flow: The model.
+        image: IMAGE of the host.
+        fit: As the widget says.
+        label: Likewise; -1 for none.
+        source: IMAGE of the host, or None.
+        notes: Takes what is done otherwise than asked.
+        own_size: Whether only the model's own size will do, if it tells one.
+
+    Returns:
+        What can be encoded.
+
+    Raises:
+        ImageError: If the batch is empty, or an image is too small or has a wrong number of channels.
+        ConditionError: If the label is missing.
+        ShapeError: If the source does not fit the image.
+    """
+    pixels = _coloured(flow.channels, from_image(image).cpu())
+    small = None if source is None else _coloured(3, from_image(source).cpu())
+    if flow.architecture != "srflow" and small is not None:
+        notes("source is ignored: only upscaling models are told a small image.")
+        small = None
+    if small is None:
+        pixels = _fitted(flow, pixels, fit, own_size=own_size)
+        if flow.architecture == "srflow":
+            small = shrink(pixels, flow.condition_scale).clamp(0, 1)
+            notes(f"No source was given: the image, shrunk {flow.condition_scale} times, stands in for it.")
+    else:
+        pixels, small = _paired(flow, pixels, small)
+    labels = None
+    if flow.classes:
+        if not 0 <= label < flow.classes:
+            raise ConditionError(
+                f"This model must be told what an image shows: set label to 0 to {flow.classes - 1}; got {label}."
+            )
+        labels = torch.full((len(pixels),), label)
+    elif label >= 0:
+        notes("label is ignored: this model knows no labels.")
+    return Subject(pixels=pixels, labels=labels, source=small)
+
+
+def condition(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
+    """Tell a flow what it wants to know, on its device.
+
+    Args:
+        flow: The model, where it will run.
+        labels: (B,), for models with labels.
+        source: (1 or B, 3, h, w), for upscaling models.
+
+    Returns:
+        The condition; None for unconditional models.
+    """
+    told = labels if flow.classes else source
+    return None if told is None else flow.encode_condition(told.to(next(flow.parameters()).device))
+
+
+def working_memory(flow: Flow, images: int, height: int, width: int) -> int:
+    """Estimate the working memory of one pass, beyond the weights, for as many images as go through at once.
+
+    Counts, for every pixel, what lives at the widest moment: the image and its neighbours in the chain, eight times
+    its channels; and inside one network input, hidden layers and sum, three to four times the hidden width. A Real NVP
+    runs its networks at every pixel, a Glow at every fourth; dense networks add nothing to speak of.
+
+    Args:
+        flow: The model.
+        images: Images in all; as many as the task takes at once count.
+        height: Of an image.
+        width: Likewise.
+
+    Returns:
+        Bytes.
+    """
+    at_once = max(1, min(images, generate.MOST_AT_ONCE, generate.PIXELS_AT_ONCE // max(1, height * width)))
+    if flow.architecture == "srflow":
+        small = (-(-side // flow.condition_scale) for side in (height, width))
+        return at_once * upscale.memory_required(flow, *small)
+    hidden = {"glow": 3 / 4, "realnvp": 4.0}.get(flow.architecture, 0.0) * flow.config.hidden
+    return round(4 * at_once * height * width * (8 * flow.channels + hidden))
+
+
+def _coloured(channels: int, pixels: Tensor) -> Tensor:
+    """Bring images into 1 or 3 channels and into [0, 1]; alpha is left out."""
+    if 0 in pixels.shape:
+        raise ImageError(
+            f"The batch is empty or an image has no pixels, {tuple(pixels.shape)}. Pass at least one image."
+        )
+    if pixels.shape[1] not in (1, 3, 4):
+        raise ImageError(f"Expected images of 1, 3 or 4 channels; got {pixels.shape[1]}, {tuple(pixels.shape)}.")
+    pixels = pixels[:, :3].clamp(0, 1)
+    if channels == 1 and pixels.shape[1] == 3:
+        return (pixels * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    return pixels.expand(-1, channels, -1, -1)
+
+
+def _fitted(flow: Flow, pixels: Tensor, fit: Fit, *, own_size: bool) -> Tensor:
+    """Bring images into a size that the model takes, see `fit_input`."""
+    height, width = pixels.shape[-2:]
+    multiple = math.lcm(flow.size_multiple, flow.condition_scale)
+    target = height // multiple * multiple, width // multiple * multiple
+    own = flow.image_size
+    if own is not None and fit == "resize":
+        return _middle(_covering(pixels, *own), *own)
+    if own is not None and (own_size or flow.fixed_size):
+        target = own
+    if min(target) < 1 or height < target[0] or width < target[1]:
+        least = own if own is not None else (multiple, multiple)
+        raise ImageError(
+            f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
+            f"cannot be cut to that. {'Set fit to resize.' if own is not None else 'Pass a larger image.'}"
+        )
+    return _middle(pixels, *target)
+
+
+def _covering(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Shrink or enlarge so that one side fits and the other is at least as long: antialiased bicubic."""
+    sides = pixels.shape[-2:]
+    factor = max(height / sides[0], width / sides[1])
+    target = max(height, round(sides[0] * factor)), max(width, round(sides[1] * factor))
+    if target == tuple(sides):
+        return pixels
+    return F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
+
+
+def _paired(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut a large image and its small one to a size that the model takes, at the same place."""
+    factor = flow.condition_scale
+    sides = tuple(factor * side for side in source.shape[-2:])
+    if tuple(pixels.shape[-2:]) != sides or len(source) not in (1, len(pixels)):
+        raise ShapeError(
+            f"source must be {factor} times smaller than the image, and one image or as many: expected images of "
+            f"{sides[0]}x{sides[1]} for a source of {source.shape[-2]}x{source.shape[-1]}; got {len(pixels)} images of "
+            f"{pixels.shape[-2]}x{pixels.shape[-1]} and {len(source)} sources. Resize one of the two."
+        )
+    step = math.lcm(flow.size_multiple, factor) // factor
+    height, width = (side // step * step for side in source.shape[-2:])
+    if min(height, width) < 1:
+        raise ImageError(
+            f"This model takes sources of at least {step}x{step}; got {source.shape[-2]}x{source.shape[-1]}. Pass a "
+            "larger image."
+        )
+    top, left = (source.shape[-2] - height) // 2, (source.shape[-1] - width) // 2
+    small = source[..., top : top + height, left : left + width]
+    top, left, height, width = (factor * n for n in (top, left, height, width))
+    return pixels[..., top : top + height, left : left + width], small
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# details of one node
+
+
+def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
+    """Height and width of what is to be made."""
+    if flow.architecture == "srflow":
+        raise FlowError("An SRFlow makes images from a small image, not from nothing. Use the node Flow Upscale.")
+    own = flow.image_size or (0, 0)
+    size = height or own[0], width or own[1]
+    if 0 in size:
+        raise FlowError(
+            "This model does not say which size it was made for. Set width and height, to multiples of "
+            f"{flow.size_multiple}."
+        )
+    return size
+
+
+def _in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor | None:
+    """What each of the images shall show, (count,)."""
+    if not flow.classes:
+        if text.strip():
+            notes("labels is ignored: this model knows no labels.")
+        return None
+    chosen = label_numbers(text, flow.classes) or range(flow.classes)
+    return torch.tensor([chosen[i % len(chosen)] for i in range(count)])
+
+
+def _small(flow: Flow, source: Tensor | None, levels: list[Tensor], notes: Notes) -> Tensor | None:
+    """The small image under which latents of an upscaling model are decoded."""
+    if flow.architecture != "srflow":
+        if source is not None:
+            notes("source is ignored: only upscaling models are told a small image.")
+        return None
+    if source is None:
+        raise ConditionError(
+            "These latents of an upscaling model came without their small image. Connect it, or another one of its "
+            "size, as source."
+        )
+    small = _coloured(3, source.cpu())
+    sides = tuple(side // flow.condition_scale for side in _sides(flow, levels))
+    if tuple(small.shape[-2:]) != sides or len(small) not in (1, len(levels[0])):
+        raise ShapeError(
+            f"source must be one image or {len(levels[0])}, of {sides[0]}x{sides[1]} (height x width) for these "
+            f"latents; got {len(small)} of {small.shape[-2]}x{small.shape[-1]}. Resize or cut it to that."
+        )
+    return small
+
+
+def _sides(flow: Flow, levels: list[Tensor]) -> tuple[int, int]:
+    """Height and width of the image that latents stand for."""
+    if flow.fixed_size and flow.image_size is not None:
+        return flow.image_size
+    return levels[-1].shape[-2] * flow.size_multiple, levels[-1].shape[-1] * flow.size_multiple
+
+
+def _place(number: int, levels: int) -> str:
+    if levels == 1:
+        return ""
+    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "")

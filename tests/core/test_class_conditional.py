@@ -1,0 +1,167 @@
+"""The class-conditional flow: the law, its labels, its fixed size, its style directions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flowcore import likelihood
+from flowcore.checkpoints.file import read, read_header, save
+from flowcore.models import build, configure
+from flowcore.models.class_conditional import ClassConditionalConfig
+from flowcore.transforms import ConditionError, Coupling, Permutation, ShapeError
+
+from .laws import check, perturbed
+
+TINY = {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6}
+
+
+def tiny(**fields):
+    torch.manual_seed(4)
+    return build("class_conditional", configure("class_conditional", {**TINY, **fields}))
+
+
+def image(channels=1, height=3, width=4, batch=2):
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(6))
+
+
+def labels(*values):
+    return lambda flow: flow.encode_condition(torch.tensor(values))
+
+
+# --- the law ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"channels": 3}, {"image_size": (3, 5), "channels": 3}, {"shift": 0.0, "width": 2.0}, {"classes": 1}],
+    ids=str,
+)
+def test_every_variant_obeys_the_law(fields):
+    flow = tiny(**fields)
+    check(flow, image(flow.channels, *flow.image_size), labels(0, flow.classes), strength=0.1)
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def test_permutations_and_two_sided_couplings_take_turns():
+    steps = tiny().levels[0].steps.parts()
+    assert [type(part) for part in steps] == [Permutation, Coupling, Coupling] * 2
+    assert [part.swap for part in steps if isinstance(part, Coupling)] == [False, True] * 2
+    assert {part.scaling for part in steps if isinstance(part, Coupling)} == {"atan"}
+    first, second = (part.order.tolist() for part in steps if isinstance(part, Permutation))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+
+
+def test_the_latents_are_one_vector():
+    assert tiny().latent_shapes(3, 4) == [(12, 1, 1)]
+    assert tiny(channels=3).latent_shapes(3, 4) == [(36, 1, 1)]
+    assert tiny().size_multiple == 1
+
+
+def test_the_defaults_are_for_digits():
+    config = ClassConditionalConfig()
+    assert (config.channels, config.image_size, config.classes) == (1, (28, 28), 10)
+
+
+def test_a_fresh_model_only_maps_pixels():
+    """Its networks give zero, so that it is the affine pixel map, in another order."""
+    flow = tiny(shift=0.25, width=0.5).double()
+    x = image().double()
+    (z,), logdet = flow(x, flow.encode_condition(torch.tensor([0, 1])))
+    expected = ((x - 0.25) / 0.5).flatten(1)
+    assert torch.allclose(z.flatten(1).sort()[0], expected.sort()[0], atol=1e-12)
+    assert torch.allclose(logdet, torch.full((2,), 12 * math.log(2), dtype=torch.float64), atol=1e-12)
+
+
+def test_every_pixel_has_the_same_share_of_a_vector():
+    flow = perturbed(tiny()).double()
+    (share,) = flow.by_position(image().double(), flow.encode_condition(torch.tensor([0, 1])))[1]
+    assert torch.allclose(share, share[:, :1, :1].expand_as(share), atol=1e-12)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def log_prob(flow, given):
+    return likelihood.log_prob(flow, image().double(), flow.encode_condition(given))
+
+
+def test_no_label_is_a_label_of_its_own():
+    flow = perturbed(tiny()).double()
+    every = torch.stack([log_prob(flow, torch.tensor([k, k])) for k in range(4)])  # 3 is none
+    assert (every[:, None] - every[None]).abs().amax(2)[~torch.eye(4, dtype=torch.bool)].min() > 1e-3
+    with pytest.raises(ConditionError, match="labels 0 to 3; got 4 to 4"):
+        flow.encode_condition(torch.tensor([4]))
+
+
+def test_weights_may_leave_out_the_missing_label():
+    flow = perturbed(tiny()).double()
+    expected = log_prob(flow, torch.tensor([2, 0]))
+    assert torch.equal(log_prob(flow, torch.eye(3)[[2, 0]]), expected)
+    assert torch.equal(log_prob(flow, torch.eye(4)[[2, 0]]), expected)
+    assert torch.equal(log_prob(flow, torch.eye(4)[[3, 3]]), log_prob(flow, torch.tensor([3, 3])))
+
+
+def test_the_label_is_seen_by_every_coupling():
+    flow = tiny()
+    inputs = [m.conditioner.first.in_features for m in flow.modules() if isinstance(m, Coupling)]
+    assert inputs == [6 + 4] * 4
+
+
+def test_an_odd_number_of_pixels_is_parted_unevenly():
+    flow = tiny(image_size=(3, 5))
+    sizes = [
+        (m.conditioner.first.in_features, m.conditioner.last.out_features)
+        for m in flow.modules()
+        if isinstance(m, Coupling)
+    ]
+    assert sizes == [(7 + 4, 16), (8 + 4, 14)] * 2
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4, 3), (6, 4), (3, 5)], ids=str)
+def test_it_takes_one_size_only(size):
+    flow = tiny()
+    cond = flow.encode_condition(torch.tensor([0, 1]))
+    with pytest.raises(ShapeError, match=f"images of 3x4 only; got {size[0]}x{size[1]}. Resize the image."):
+        flow(image(1, *size), cond)
+    with pytest.raises(ShapeError, match=r"shapes \[\(12, 1, 1\)\] per item"):
+        flow.inverse([torch.zeros(2, size[0] * size[1] + 1, 1, 1)], cond)
+
+
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_styles_there_is_nothing_of_them():
+    flow = tiny()
+    assert flow.styles == {}
+    assert "style_directions" not in flow.state_dict()
+
+
+def test_styles_are_directions_among_the_latents():
+    flow = tiny(styles=("bold", "slanted"))
+    assert flow.config.styles == ("bold", "slanted")
+    directions = flow.state_dict()["style_directions"]
+    assert directions.shape == (2, 12)
+    directions.copy_(torch.arange(24.0).view(2, 12))
+    assert list(flow.styles) == ["bold", "slanted"]
+    assert [z.shape for z in flow.styles["slanted"]] == [(1, 12, 1, 1)]
+    assert flow.styles["slanted"][0].flatten().tolist() == list(range(12, 24))
+    cond = flow.encode_condition(torch.tensor([0, 1]))
+    (z,), _ = flow(image(), cond)
+    assert flow.inverse([z + flow.styles["bold"][0]], cond).shape == (2, 1, 3, 4)
+
+
+def test_styles_are_saved_with_the_weights_and_named_in_the_header(tmp_path):
+    flow = tiny(styles=("bold",))
+    flow.get_buffer("style_directions").copy_(torch.randn(1, 12))
+    save(flow, tmp_path / "model.safetensors")
+    assert read_header(tmp_path / "model.safetensors").config["styles"] == ["bold"]
+    assert torch.equal(read(tmp_path / "model.safetensors").styles["bold"][0], flow.styles["bold"][0])

@@ -1,0 +1,372 @@
+"""Files of latents: what goes in comes out, for its own model only, and a bad file gets a clear sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flowcore.checkpoints import latents_file
+from flowcore.checkpoints.file import read, save
+from flowcore.checkpoints.latents_file import (
+    FORMAT,
+    KEY,
+    load_latents,
+    model_sha256,
+    read_latents_header,
+    save_latents,
+)
+from flowcore.models import build, configure
+from flowcore.prior import sample_latents
+from flowcore.transforms import CheckpointError, FlowError, ShapeError
+
+from .laws import perturbed
+
+SHA = "0123456789abcdef" * 4
+OTHER = "f" * 64
+SHAPES = [(6, 8, 10), (12, 4, 5), (24, 2, 3)]
+
+
+@pytest.fixture
+def latents():
+    return sample_latents(SHAPES, 2, 0.7, 3)
+
+
+@pytest.fixture
+def file(latents, tmp_path):
+    path = tmp_path / "face.safetensors"
+    save_latents(
+        path,
+        latents,
+        model=SHA,
+        model_name="glow-photos",
+        architecture="glow",
+        extra={"label": "é", "size": [16, 20], "seed": 3, "labels": [1, 2]},
+    )
+    return path
+
+
+def rewrite(file, *, tensors=None, raw=None, **fields):
+    """Write the file again with other tensors or another header."""
+    with file.open("rb") as opened:
+        size = struct.unpack("<Q", opened.read(8))[0]
+        metadata = json.loads(opened.read(size))["__metadata__"]
+    header = {**json.loads(metadata[KEY]), **fields}
+    header = {name: value for name, value in header.items() if value != "left out"}
+    save_file(tensors or load_file(file), file, metadata={KEY: json.dumps(header) if raw is None else raw})
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(latents, file):
+    back, header = load_latents(file, SHA)
+    assert len(back) == 3
+    assert all(torch.equal(x, y) and y.dtype == torch.float32 for x, y in zip(latents, back, strict=True))
+    assert (header.format, header.model_sha256, header.model_name) == (FORMAT, SHA, "glow-photos")
+    assert header.architecture == "glow"
+    assert header.shapes == ((2, 6, 8, 10), (2, 12, 4, 5), (2, 24, 2, 3))
+    assert header.extra == {"label": "é", "size": [16, 20], "seed": 3, "labels": [1, 2]}
+    assert read_latents_header(file) == header
+    assert load_latents(file)[1] == header
+
+
+def test_levels_are_float32_and_named_by_number(file):
+    tensors = load_file(file)
+    assert tensors.keys() == {"level0", "level1", "level2"}
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+def test_more_than_ten_levels_keep_their_order(tmp_path):
+    many = [torch.full((1, 1, 1, 1), float(k)) for k in range(12)]
+    save_latents(tmp_path / "z.safetensors", many, model=SHA, architecture="glow")
+    assert [z.item() for z in load_latents(tmp_path / "z.safetensors")[0]] == list(range(12))
+
+
+def test_any_precision_and_memory_order_is_saved(latents, tmp_path):
+    odd = [z.double().to(memory_format=torch.channels_last).requires_grad_() for z in latents]
+    save_latents(tmp_path / "new folder" / "z.safetensors", odd, model=SHA, architecture="glow")
+    back, header = load_latents(tmp_path / "new folder" / "z.safetensors")
+    assert all(torch.equal(x, y) for x, y in zip(latents, back, strict=True))
+    assert header.model_name == "glow"
+
+
+def test_loaded_latents_do_not_hang_on_the_file(latents, file):
+    back, _ = load_latents(file)
+    save_latents(file, [2 * z for z in latents], model=SHA, architecture="glow")
+    with file.open("r+b") as opened:
+        opened.truncate(0)
+    assert all(torch.equal(x, y) for x, y in zip(latents, back, strict=True))
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_rest(latents, file, monkeypatch):
+    before = file.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_latents(file, latents, model=SHA, architecture="glow")
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_what_cannot_be_saved_is_refused(latents, tmp_path):
+    path = tmp_path / "z.safetensors"
+    with pytest.raises(ShapeError, match="finest first"):
+        save_latents(path, [], model=SHA, architecture="glow")
+    with pytest.raises(ShapeError, match="one batch"):
+        save_latents(path, [latents[0], latents[1][:1]], model=SHA, architecture="glow")
+    with pytest.raises(FlowError, match="64 hexadecimal"):
+        save_latents(path, latents, model="glow-photos", architecture="glow")
+    with pytest.raises(FlowError, match="not finite"):
+        save_latents(path, [z / 0 for z in latents], model=SHA, architecture="glow")
+    with pytest.raises(FlowError, match="not finite"):
+        save_latents(path, [z.double() * 1e60 for z in latents], model=SHA, architecture="glow")
+    for extra in ({"flow": object()}, {"seed": float("nan")}):
+        with pytest.raises(FlowError, match="JSON"):
+            save_latents(path, latents, model=SHA, architecture="glow", extra=extra)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- another model ----------------------------------------------------------------------------------------------------
+
+
+def test_latents_of_another_model_are_refused_by_name(file):
+    with pytest.raises(CheckpointError) as caught:
+        load_latents(file, OTHER, expected_name="glow-faces")
+    assert "made with glow-photos (sha 0123456789ab)" in str(caught.value)
+    assert "the model given is glow-faces (sha ffffffffffff)" in str(caught.value)
+
+
+TINY = {"levels": 2, "steps": 1, "hidden": 4, "image_size": 8}
+
+
+@pytest.fixture(scope="module")
+def flow():
+    torch.manual_seed(1)
+    return perturbed(build("glow", configure("glow", TINY)))
+
+
+def test_a_fingerprint_is_of_what_a_model_computes(flow, tmp_path):
+    sha = model_sha256(flow)
+    assert len(sha) == 64
+    assert model_sha256(flow) == sha
+    save(flow, tmp_path / "model.safetensors")
+    assert model_sha256(read(tmp_path / "model.safetensors")) == sha
+    again = build("glow", flow.config)
+    again.load_state_dict(flow.state_dict())
+    assert model_sha256(again.to(memory_format=torch.channels_last)) == sha
+    assert model_sha256(again.double()) == sha
+
+
+def test_a_fingerprint_notices_every_weight_and_field(flow):
+    sha = model_sha256(flow)
+    for name, tensor in flow.state_dict().items():
+        if tensor.is_floating_point():
+            other = build("glow", flow.config)
+            other.load_state_dict(flow.state_dict())
+            value = other.state_dict()[name].view(-1)
+            value[-1] = torch.nextafter(value[-1], torch.tensor(9e9))
+            assert model_sha256(other) != sha, name
+    other = build("glow", configure("glow", {**TINY, "n_bits": 5}))
+    other.load_state_dict(flow.state_dict())
+    assert model_sha256(other) != sha
+    other = build("glow", flow.config)
+    other.load_state_dict(flow.state_dict())
+    other.architecture = "realnvp"
+    assert model_sha256(other) != sha
+
+
+def test_a_fingerprint_does_not_confuse_names_shapes_and_values():
+    class Bare:
+        architecture = "glow"
+        config = configure("glow", TINY)
+
+        def __init__(self, **tensors):
+            self.tensors = tensors
+
+        def state_dict(self):
+            return self.tensors
+
+    one, two = torch.ones(2), torch.zeros(2)
+    fingerprints = {
+        model_sha256(Bare(**tensors))
+        for tensors in (
+            {"a": one, "b": two},
+            {"b": one, "a": two},
+            {"a": torch.cat([one, two])},
+            {"a": torch.cat([one, two]).view(2, 2)},
+            {"a": torch.cat([one, two]).view(1, 4)},
+            {"a": one, "b": two, "c": torch.zeros(0)},
+        )
+    }
+    assert len(fingerprints) == 6
+    assert model_sha256(Bare(b=two, a=one)) == model_sha256(Bare(a=one, b=two))
+
+
+# --- bad files --------------------------------------------------------------------------------------------------------
+
+
+def refused(file, *words):
+    """Loading says so, and reads no tensor to find out."""
+    with pytest.raises(CheckpointError) as caught:
+        load_latents(file)
+    for word in (file.name, *words):
+        assert word in str(caught.value)
+
+
+def test_no_file(tmp_path):
+    refused(tmp_path / "z.safetensors", "no file")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\xff" * 64, pickle.dumps({"level0": 1}), b"PK\x03\x04" + bytes(60)]
+)
+def test_a_file_of_another_kind(tmp_path, content):
+    path = tmp_path / "z.safetensors"
+    path.write_bytes(content)
+    refused(path, "not a safetensors file")
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.9, 0.999])
+def test_a_truncated_file(file, kept):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    refused(file, "truncated")
+
+
+def test_a_model_or_any_other_safetensors_file_holds_no_latents(flow, file, tmp_path):
+    save(flow, tmp_path / "model.safetensors")
+    refused(tmp_path / "model.safetensors", "a flowcore model", "save_latents")
+    save_file(load_file(file), file)
+    refused(file, "without a flowcore_latents header")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "null",
+        '"text"',
+        "{}",
+        "[" * 100_000,
+        '{"format": 1}',
+    ],
+)
+def test_a_damaged_header(file, raw):
+    rewrite(file, raw=raw)
+    refused(file, "damaged")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"format": "1"},
+        {"format": 0},
+        {"format": True},
+        {"model_sha256": "left out"},
+        {"model_sha256": 7},
+        {"model_sha256": SHA.upper()},
+        {"model_sha256": SHA[:-1]},
+        {"model_name": 7},
+        {"architecture": None},
+        {"extra": []},
+        {"extra": "left out"},
+        {"shapes": []},
+        {"shapes": 7},
+        {"shapes": [7]},
+        {"shapes": [[2, 6, 8]]},
+        {"shapes": [[2, 6, 8, 0]]},
+        {"shapes": [[2, 6, 8, 10.0]]},
+        {"shapes": [[2, 6, 8, 10], [1, 12, 4, 5]]},
+        {"shapes": [[1, 1, 1, 1]] * 65},
+    ],
+    ids=str,
+)
+def test_a_header_with_a_wrong_field(file, field):
+    rewrite(file, **field)
+    refused(file, "damaged")
+
+
+@pytest.mark.parametrize("field", [{"format": 2}, {"colour": "red"}])
+def test_a_newer_format(file, field):
+    rewrite(file, **field)
+    refused(file, "newer flowcore")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [[2, 6, 8, 10], [2, 12, 4, 5]],
+        [[2, 6, 8, 10], [2, 12, 4, 5], [2, 24, 3, 2]],
+        [[2, 6, 8, 10], [2, 12, 4, 5], [2, 24, 2, 3], [2, 1, 1, 1]],
+        [[2, 6, 8, 10], [2, 12, 4, 5], [2, 24, 2**30, 2**30]],
+    ],
+)
+def test_a_header_that_does_not_match_its_tensors(file, shapes):
+    rewrite(file, shapes=shapes)
+    refused(file, "claims")
+
+
+def test_tensors_that_do_not_match_the_header(file):
+    good = load_file(file)
+    half = {name: t.half() for name, t in good.items()}
+    named = {name.replace("level2", "deepest"): t for name, t in good.items()}
+    for tensors in (half, named, {**good, "more": torch.zeros(1)}, {**good, "level1": good["level1"].double()}):
+        rewrite(file, tensors=tensors)
+        refused(file, "claims")
+    rewrite(file, tensors=good)
+    load_latents(file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(file, value):
+    tensors = load_file(file)
+    tensors["level1"][0, 3, 2, 1] = value
+    rewrite(file, tensors=tensors)
+    refused(file, "1 values that are not finite")
+
+
+def test_no_tensor_is_read_before_the_header_is_checked(file, monkeypatch):
+    opened = []
+
+    class Watched:
+        def __init__(self, *arguments, **keywords):
+            self.file = real(*arguments, **keywords)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *arguments):
+            return self.file.__exit__(*arguments)
+
+        def __getattr__(self, name):
+            opened.append(name)
+            return getattr(self.file, name)
+
+    real = latents_file.safe_open
+    monkeypatch.setattr(latents_file, "safe_open", Watched)
+    with pytest.raises(CheckpointError):
+        load_latents(file, OTHER)
+    rewrite(file, shapes=[[2, 6, 8, 10]])
+    with pytest.raises(CheckpointError):
+        load_latents(file)
+    assert "get_tensor" not in opened
+
+
+def test_long_names_of_strangers_are_cut(file):
+    rewrite(file, model_name="x" * 10_000)
+    with pytest.raises(CheckpointError) as caught:
+        load_latents(file, OTHER)
+    assert len(str(caught.value)) < 400

@@ -1,0 +1,551 @@
+"""What every registered model keeps to, whatever it is made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from flowcore import likelihood
+from flowcore.checkpoints.file import read, save
+from flowcore.condition import Condition
+from flowcore.models import ARCHITECTURES, build, configure
+from flowcore.prior import sample_latents
+from flowcore.transforms import BatchNorm, CheckpointError, ConditionError, FlowError, ShapeError
+
+from .laws import check, perturbed
+
+# architecture, fields of a small one, its image (C, H, W)
+SMALL = {
+    "srflow": (
+        "srflow",
+        {
+            "scale": 2,
+            "levels": 2,
+            "steps": 1,
+            "transition_steps": 1,
+            "hidden": 4,
+            "encoder_blocks": 2,
+            "encoder_width": 4,
+            "encoder_growth": 3,
+            "stacked_blocks": (1,),
+            "residual": True,
+        },
+        (3, 4, 8),
+    ),
+    "glow": ("glow", {"levels": 2, "steps": 1, "hidden": 6, "mixing": "shuffle"}, (3, 4, 8)),
+    "glow with labels": (
+        "glow",
+        {"channels": 1, "levels": 2, "steps": 1, "hidden": 6, "classes": 3, "dequantizer_steps": 1},
+        (1, 4, 8),
+    ),
+    "glow by table": (
+        "glow",
+        {
+            "channels": 1,
+            "levels": 2,
+            "steps": 1,
+            "hidden": 6,
+            "classes": 3,
+            "split_prior": "table",
+            "image_size": (4, 8),
+            "network": "plain",
+            "actnorm": "signed",
+            "last_mixing": "conv",
+        },
+        (1, 4, 8),
+    ),
+    "realnvp": ("realnvp", {"scales": 2, "hidden": 4, "blocks": 1}, (3, 4, 6)),
+    "class_conditional": (
+        "class_conditional",
+        {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6, "styles": ("bold", "slanted")},
+        (1, 3, 4),
+    ),
+}
+every_model = pytest.mark.parametrize("model", SMALL)
+
+
+def small(model, seed=4):
+    """A small model away from its start, buffers included, in float32."""
+    architecture, fields, _ = SMALL[model]
+    torch.manual_seed(seed)
+    flow = perturbed(build(architecture, configure(architecture, fields)), 0.05)
+    generator = torch.Generator().manual_seed(seed)
+    for part in flow.modules():
+        if isinstance(part, BatchNorm):
+            part.mean.copy_(0.3 * torch.randn(part.mean.shape, generator=generator))
+            part.var.copy_(0.5 + torch.rand(part.var.shape, generator=generator))
+    if flow.styles:
+        directions = flow.get_buffer("style_directions")
+        directions.copy_(torch.randn(directions.shape, generator=generator))
+    return flow
+
+
+def image(model, batch=2, seed=6):
+    return torch.rand(batch, *SMALL[model][2], generator=torch.Generator().manual_seed(seed))
+
+
+def source(model, batch=2):
+    """What the model is conditioned on; None for nothing."""
+    if model == "srflow":
+        return torch.rand(batch, 3, 2, 4, generator=torch.Generator().manual_seed(5))
+    return torch.tensor([2, 1, 0, 1])[:batch] if small(model).classes else None
+
+
+def told(flow, model, batch=2):
+    given = source(model, batch)
+    if given is None:
+        return None
+    return flow.encode_condition(given.to(next(flow.parameters()).dtype) if given.is_floating_point() else given)
+
+
+def outputs(flow, model):
+    """Latents, logdet and an image from noise, flat."""
+    cond = told(flow, model)
+    with torch.no_grad():
+        latents, logdet = flow(image(model), cond)
+        drawn = sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2, seed=3)
+        return torch.cat([*(z.flatten() for z in latents), logdet, flow.inverse(drawn, cond).flatten()])
+
+
+def test_every_architecture_is_here():
+    assert {architecture for architecture, _, _ in SMALL.values()} == ARCHITECTURES.keys()
+
+
+# --- what it says about itself ----------------------------------------------------------------------------------------
+
+
+@every_model
+def test_a_model_says_what_it_is(model):
+    architecture, fields, (channels, height, width) = SMALL[model]
+    flow = small(model)
+    assert flow.architecture == architecture
+    assert flow.channels == channels
+    assert flow.config == configure(architecture, fields)
+    assert flow.image_size == fields.get("image_size")
+    assert flow.classes == (fields.get("classes") or 0)
+    assert (flow.dequantizer is not None) == bool(fields.get("dequantizer_steps"))
+    assert flow.fixed_size == (model in ("glow by table", "class_conditional"))
+    assert height % flow.size_multiple == width % flow.size_multiple == 0
+
+
+@every_model
+def test_latent_shapes_are_those_of_the_latents_and_add_up(model):
+    flow = small(model)
+    x = image(model)
+    shapes = flow.latent_shapes(*x.shape[-2:])
+    assert sum(c * h * w for c, h, w in shapes) == x[0].numel()
+    assert [tuple(z.shape[1:]) for z in flow(x, told(flow, model))[0]] == shapes
+
+
+@every_model
+def test_images_go_round(model):
+    flow = small(model).double()
+    x, cond = image(model).double(), told(flow, model)
+    assert torch.allclose(flow.inverse(flow(x, cond)[0], cond), x, atol=1e-9)
+
+
+# --- by position ------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_levels_and_pixels_add_up_to_the_log_density(model):
+    flow = small(model).double()
+    x, cond = image(model).double(), told(flow, model)
+    latents, shares = flow.by_position(x, cond)
+    expected = likelihood.log_prob(flow, x, cond)
+    assert torch.allclose(sum(share.sum((1, 2)) for share in shares), expected, rtol=1e-12, atol=1e-11)
+    assert [share.shape for share in shares] == [(2, *x.shape[-2:])] * len(latents)
+    assert all(torch.equal(one, two) for one, two in zip(latents, flow(x, cond)[0], strict=True))
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [m for m in SMALL if source(m) is None])
+def test_an_unconditional_model_refuses_a_condition(model):
+    flow = small(model)
+    x = image(model)
+    with pytest.raises(ConditionError, match=f"{flow.architecture} model is unconditional"):
+        flow.encode_condition(torch.tensor([0, 1]))
+    cond = Condition(features=(None,) * len(flow.levels), labels=torch.eye(3)[:2])
+    for ask in (
+        lambda: flow(x, cond),
+        lambda: flow.inverse(flow(x)[0], cond),
+        lambda: flow.by_position(x, cond),
+        lambda: flow.initialise(x, cond),
+    ):
+        with pytest.raises(ConditionError, match="takes no condition"):
+            ask()
+
+
+@pytest.mark.parametrize("model", [m for m in SMALL if source(m) is not None])
+def test_a_conditional_model_asks_for_its_condition(model):
+    flow = small(model)
+    x = image(model)
+    latents = flow(x, told(flow, model))[0]
+    for ask in (lambda: flow(x), lambda: flow.inverse(latents), lambda: flow.by_position(x)):
+        with pytest.raises(ConditionError, match="takes a condition; make one with"):
+            ask()
+
+
+labelled = pytest.mark.parametrize("model", [m for m in SMALL if small(m).classes])
+
+
+@labelled
+def test_whole_numbers_and_one_hot_weights_are_the_same_labels(model):
+    flow = small(model)
+    x = image(model)
+    results = [
+        flow(x, flow.encode_condition(labels))
+        for labels in (torch.tensor([2, 1]), torch.tensor([2, 1], dtype=torch.int32), torch.eye(3)[[2, 1]])
+    ]
+    for latents, logdet in results[1:]:
+        assert torch.equal(logdet, results[0][1])
+        assert all(torch.equal(one, two) for one, two in zip(latents, results[0][0], strict=True))
+
+
+@labelled
+def test_labels_change_the_density_of_their_own_item_only(model):
+    flow = small(model).double()
+    x = image(model).double()
+    one, two = (
+        likelihood.log_prob(flow, x, flow.encode_condition(torch.tensor(labels))) for labels in ([2, 1], [0, 1])
+    )
+    assert abs(one[0] - two[0]) > 1e-3
+    assert torch.allclose(one[1], two[1], atol=1e-12)
+
+
+@labelled
+def test_mixed_labels_lie_between(model):
+    flow = small(model).double()
+    x = image(model, batch=1).double()
+    weights = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    mixed, first, second = (
+        flow(x, flow.encode_condition(labels))[0][-1] for labels in (weights, torch.tensor([0]), torch.tensor([1]))
+    )
+    assert not torch.allclose(mixed, first, atol=1e-6)
+    assert not torch.allclose(mixed, second, atol=1e-6)
+
+
+@labelled
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([0, 4], "knows the labels 0 to .*; got 0 to 4"),
+        ([-1, 1], "knows the labels 0 to .*; got -1 to 1"),
+        ([0.0, 1.0], r"whole numbers of shape \(B,\).*got \(2,\) torch.float32"),
+        ([True, False], r"whole numbers.*got \(2,\) torch.bool"),
+        ([[0, 1], [1, 0]], r"got \(2, 2\) torch.int64"),
+        ([[0.5, 0.5]], r"weights of shape \(B, .*got \(1, 2\) torch.float32"),
+        (1, r"got \(\) torch.int64"),
+    ],
+    ids=str,
+)
+def test_wrong_labels_are_refused_with_what_came(model, labels, sentence):
+    with pytest.raises(ConditionError, match=sentence):
+        small(model).encode_condition(torch.tensor(labels))
+
+
+@labelled
+def test_labels_of_another_batch_are_refused(model):
+    flow = small(model)
+    cond = flow.encode_condition(torch.tensor([0, 1, 2]))
+    for ask in (lambda: flow(image(model), cond), lambda: flow.inverse(flow(image(model), told(flow, model))[0], cond)):
+        with pytest.raises(ConditionError, match="2 items"):
+            ask()
+
+
+def test_labels_of_another_model_are_refused():
+    flow = small("glow with labels")
+    cond = dataclasses.replace(flow.encode_condition(torch.tensor([0, 1])), labels=torch.eye(5)[:2])
+    with pytest.raises(ConditionError, match="2 items and 3 classes; the condition has 2 and 5"):
+        flow(image("glow with labels"), cond)
+
+
+def test_the_label_of_one_serves_several_images():
+    model = "glow with labels"
+    flow = small(model)
+    one = flow(image(model), flow.encode_condition(torch.tensor([2])))
+    each = flow(image(model), flow.encode_condition(torch.tensor([2, 2])))
+    assert torch.allclose(one[1], each[1], atol=1e-5)
+
+
+@labelled
+def test_a_condition_knows_its_batch_and_expands(model):
+    cond = small(model).encode_condition(torch.tensor([2]))
+    assert cond.batch == 1
+    several = cond.expand(3)
+    assert several.batch == 3
+    flow = small(model)
+    alone = flow(image(model)[:1], cond)[1]
+    assert torch.allclose(flow(image(model)[:1].expand(3, -1, -1, -1), several)[1], alone.expand(3), atol=1e-4)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_other_channels_are_refused(model):
+    flow = small(model)
+    with pytest.raises(ShapeError, match=rf"\(B, {flow.channels}, H, W\); got \(2, 5, 4, 8\)"):
+        flow(torch.zeros(2, 5, 4, 8), told(flow, model))
+
+
+@every_model
+def test_another_size_is_refused_with_what_would_do(model):
+    flow = small(model)
+    height, width = SMALL[model][2][1:]
+    if flow.fixed_size:
+        sentence = f"images of {height}x{width} only; got {height + 1}x{width}. Resize the image."
+    else:
+        m = flow.size_multiple
+        sentence = f"sides divisible by {m}; got {height + 1}x{width}. Crop \\(to {height}x{width}\\) or pad it."
+    for ask in (
+        lambda: flow(torch.zeros(2, flow.channels, height + 1, width), told(flow, model)),
+        lambda: flow.latent_shapes(height + 1, width),
+    ):
+        with pytest.raises(ShapeError, match=sentence):
+            ask()
+
+
+@every_model
+@pytest.mark.parametrize("wrong", ["none", "more", "flat", "channels", "another batch"])
+def test_latents_that_do_not_fit_are_refused(model, wrong):
+    flow = small(model)
+    *rest, deep = sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)
+    latents = {
+        "none": [],
+        "more": [*rest, deep, deep],
+        "flat": [*rest, deep.flatten(1)],
+        "channels": [*rest, deep[:, :-1]],
+        "another batch": [*rest, deep[:1]] if rest else [],
+    }[wrong]
+    with pytest.raises(ShapeError, match="Expected"):
+        flow.inverse(latents, told(flow, model))
+
+
+@pytest.mark.parametrize("model", ["glow by table", "class_conditional"])
+def test_latents_of_another_size_are_refused_where_there_is_only_one(model):
+    flow = small(model)
+    latents = [torch.cat([z, z], dim=-1) for z in sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)]
+    with pytest.raises(ShapeError, match="Expected latents of shapes"):
+        flow.inverse(latents, told(flow, model))
+
+
+# --- copies and files -------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_a_copy_is_independent_of_the_original(model):
+    """Closures over the original would make a moving average of weights run with the original's."""
+    flow = small(model)
+    twin = copy.deepcopy(flow)
+    before = outputs(flow, model)
+    assert torch.equal(outputs(twin, model), before)
+    ours = {t.data_ptr() for t in flow.state_dict().values()}
+    assert not ours & {t.data_ptr() for t in twin.state_dict().values()}
+    with torch.no_grad():
+        for t in flow.state_dict().values():
+            t.zero_()  # whatever the original becomes
+    assert torch.equal(outputs(twin, model), before)
+
+
+@every_model
+def test_a_file_gives_the_model_back(model, tmp_path):
+    flow = small(model)
+    flow.provenance = {"source": "made for a test"}
+    save(flow, tmp_path / "model.safetensors")
+    back = read(tmp_path / "model.safetensors")
+    assert back.config == flow.config
+    assert back.architecture == flow.architecture
+    assert back.provenance == flow.provenance
+    state, came = flow.state_dict(), back.state_dict()
+    assert came.keys() == state.keys()
+    assert all(torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in came.items())
+    assert torch.equal(outputs(back, model), outputs(flow, model))
+
+
+@every_model
+def test_a_file_in_float16_keeps_whole_numbers_and_rounds_the_rest(model, tmp_path):
+    flow = small(model)
+    save(flow, tmp_path / "model.safetensors", dtype=torch.float16)
+    back = read(tmp_path / "model.safetensors")
+    state = flow.state_dict()
+    for name, t in back.state_dict().items():
+        assert t.dtype == state[name].dtype
+        assert torch.equal(t, state[name].half().float() if t.is_floating_point() else state[name])
+    x, cond = image(model), told(back, model)
+    assert torch.allclose(back.inverse(back(x, cond)[0], cond), x, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["glow", "class_conditional"])
+def test_fixed_permutations_are_saved(model, tmp_path):
+    """They are drawn when a model is built, so a file without them would hold another model."""
+    flow, other = small(model, seed=4), small(model, seed=5)
+    orders = {name: t for name, t in flow.state_dict().items() if name.endswith(".order")}
+    assert orders
+    assert {t.dtype for t in orders.values()} == {torch.int64}
+    assert not all(torch.equal(t, other.state_dict()[name]) for name, t in orders.items())
+    save(flow, tmp_path / "model.safetensors", dtype=torch.float16)
+    back = read(tmp_path / "model.safetensors").state_dict()
+    assert all(torch.equal(t, back[name]) for name, t in orders.items())
+
+
+def test_a_file_of_another_size_is_refused(tmp_path):
+    save(small("glow by table"), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"(?s)do not fit its configuration.*prior"):
+        read(tmp_path / "model.safetensors", {"image_size": (8, 8)})
+
+
+@every_model
+def test_a_model_builds_on_the_meta_device(model):
+    architecture, fields, _ = SMALL[model]
+    with torch.device("meta"):
+        flow = build(architecture, configure(architecture, fields))
+    assert {t.device.type for t in flow.state_dict().values()} == {"meta"}
+    expected = {name: (t.shape, t.dtype) for name, t in small(model).state_dict().items()}
+    assert {name: (t.shape, t.dtype) for name, t in flow.state_dict().items()} == expected
+
+
+# --- the one call that writes -----------------------------------------------------------------------------------------
+
+
+@every_model
+def test_initialise_returns_the_latents_that_forward_then_makes(model):
+    flow = small(model).double()
+    x, cond = image(model, batch=4).double(), told(flow, model, batch=4)
+    before = {name: t.clone() for name, t in flow.state_dict().items()}
+    latents = flow.initialise(x, cond)
+    after = {name: t.clone() for name, t in flow.state_dict().items()}
+    written = {name for name, t in after.items() if not torch.equal(t, before[name])}
+    assert bool(written) == (model != "class_conditional")  # that has nothing that depends on data
+    endings = (".bias", ".log_scale", ".scale", ".mean", ".var")
+    assert all(name.endswith(endings) for name in written)
+    assert not any(name.startswith(("encoder", "dequantizer", "top")) for name in written)
+    for training in (True, False):
+        again = flow.train(training)(x, cond)[0]
+        for one, two in zip(again, latents, strict=True):
+            assert torch.allclose(one, two, atol=1e-9)
+    flow.inverse(latents, cond)
+    flow.by_position(x, cond)
+    assert all(torch.equal(t, after[name]) for name, t in flow.state_dict().items())
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_a_configuration_survives_json(model):
+    architecture, fields, _ = SMALL[model]
+    config = configure(architecture, fields)
+    back = configure(architecture, json.loads(json.dumps(dataclasses.asdict(config))))
+    assert back == config
+    assert hash(back) == hash(config)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_default_configuration_is_valid_and_frozen(architecture):
+    config = configure(architecture, {})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_unknown_field_was_written_by_a_newer_flowcore(architecture):
+    with pytest.raises(CheckpointError, match=f"Unknown {architecture} field 'hue'.*newer flowcore, or misspelt"):
+        configure(architecture, {"hue": 1})
+
+
+N_BITS = [0, 9, 8.0, "8", None, True]
+CHANNELS = [0, 2, 4, "3", 3.0, None, True]
+GRID = ["", "Bins", None, 0]
+SWITCH = [1, 0, "yes", None]
+SIZE = [0, -4, 4.0, "4", (4,), (4, 4, 4), (4, "4"), (4.0, 4.0), True, (True, 4), 16388]
+WRONG = {
+    "glow": {
+        "channels": CHANNELS,
+        "levels": [0, 9, 1.0, None, True],
+        "steps": [0, 257, 1.5, "8", None],
+        "hidden": [0, 4097, None],
+        "coupling": ["", "Affine", None, 1],
+        "mixing": ["", "1x1", None],
+        "mixing_start": ["", "reverse", None],
+        "affine_eps": [-1e-4, 1, float("nan"), float("inf"), "0", None, True],
+        "learned_top": SWITCH,
+        "classes": [-1, 10_001, 1.0, None, True],
+        "n_bits": N_BITS,
+        "grid": GRID,
+        "image_size": [*SIZE, 12, (8, 12)],  # not multiples of 2^3
+        "dequantizer_steps": [-1, 65, 1.0, None],
+        "pixels": ["", "logit", None],
+        "edge": ["", "reflect", None],
+        "network": ["", "dense", None],
+        "actnorm": ["", "exp", None],
+        "scaled": SWITCH,
+        "split_prior": ["", "none", None],
+        "last_mixing": ["1x1", None, 0],
+    },
+    "realnvp": {
+        "channels": CHANNELS,
+        "scales": [0, 9, 2.0, None, True],
+        "hidden": [0, 4097, 1.5],
+        "blocks": [-1, 65, 1.5, None],
+        "batch_norm": SWITCH,
+        "mask_channel": SWITCH,
+        "alpha": [0, 0.5, -0.1, float("nan"), "0.05", None, True],
+        "n_bits": N_BITS,
+        "grid": GRID,
+        "image_size": [*SIZE, 3, (4, 3)],  # not multiples of 2
+    },
+    "class_conditional": {
+        "channels": CHANNELS,
+        "image_size": [*SIZE, None, 257],  # more than 2^16 subpixels
+        "classes": [0, 1001, 1.0, None, True],
+        "steps": [0, 65, None],
+        "hidden": [0, 4097, 1.5],
+        "shift": [-11, 10, float("nan"), "0", None],
+        "width": [0, -1.0, 100, float("inf"), float("nan"), None],
+        "n_bits": N_BITS,
+        "grid": GRID,
+        "styles": ["bold", 3, None, ("bold", 3), [None], ("bold", "bold"), ("",)],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "field", "value"),
+    [(a, field, value) for a, fields in WRONG.items() for field, values in fields.items() for value in values],
+    ids=str,
+)
+def test_a_wrong_value_is_named(architecture, field, value):
+    with pytest.raises(FlowError, match=f"^{field} must") as caught:
+        configure(architecture, {field: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", WRONG)
+def test_every_field_has_wrong_values_in_this_file(architecture):
+    assert WRONG[architecture].keys() == {f.name for f in dataclasses.fields(ARCHITECTURES[architecture][0])}
+
+
+def test_every_architecture_but_srflow_has_wrong_values_in_this_file():
+    assert WRONG.keys() == ARCHITECTURES.keys() - {"srflow"}  # which has its own
+
+
+@pytest.mark.parametrize("architecture", WRONG)
+def test_a_square_is_given_by_its_side(architecture):
+    assert configure(architecture, {"image_size": 16}).image_size == (16, 16)
+    assert configure(architecture, {"image_size": [16, 8]}).image_size == (16, 8)
+
+
+# --- the law, once more, where nothing of it is special ---------------------------------------------------------------
+
+
+@every_model
+def test_small_models_obey_the_law(model):
+    dead = [name for name, _ in small(model).named_parameters() if name.startswith("dequantizer.")]
+    check(small(model), image(model), lambda flow: told(flow, model), dead=dead, strength=0.05)

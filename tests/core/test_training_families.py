@@ -1,0 +1,217 @@
+"""Training of models other than upscalers: each learns, resumes exactly, and says what it was trained on."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+import flowcore
+from flowcore.likelihood import VariationalDequantizer, to_integers
+from flowcore.models import build, configure
+from flowcore.training.data import Digits, read_idx
+from flowcore.training.evaluate import density_table, evaluate_density
+from flowcore.training.loop import train
+from flowcore.training.recipe import parse_recipe
+from flowcore.training.styles import STYLES, attributes, measure_styles
+from flowcore.transforms import BatchNorm, FlowError, ImageError
+
+from .digits import digits, write_idx, write_mnist
+from .photographs import photographs
+
+RECIPE = """
+name = "tiny"
+architecture = "{architecture}"
+validation = {validation}
+checkpoint_every = 1000
+init_batch = 16
+precision = "float32"
+turn = false
+unlabelled = {unlabelled}
+licence = "CC0-1.0"
+[model]
+{model}
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = {steps}
+batch = 8
+crop = {crop}
+warmup = 5
+learning_rate = 2e-3
+"""
+MODELS = {
+    "glow": 'levels = 2\nsteps = 2\nhidden = 8\nmixing = "conv"\nmixing_start = "principal"\nn_bits = 5\nimage_size = 16',
+    "realnvp": "scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16",
+    "class_conditional": "classes = 3\nsteps = 2\nhidden = 16\nn_bits = 4",
+}
+
+
+def recipe(architecture, steps, model=None):
+    digit = architecture == "class_conditional"
+    return parse_recipe(
+        RECIPE.format(
+            architecture=architecture,
+            model=MODELS[architecture] if model is None else model,
+            steps=steps,
+            crop=28 if digit else 16,
+            validation=16 if digit else 1,
+            unlabelled=0.2 if digit else 0.0,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    photographs(folder / "photos", [(40, 56), (48, 40), (32, 32)])
+    write_mnist(folder / "digits")
+    return folder
+
+
+def folder_for(architecture, data):
+    return data / ("digits" if architecture == "class_conditional" else "photos")
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_it_learns_and_leaves_a_model_and_a_sheet(architecture, data, tmp_path):
+    torch.manual_seed(0)
+    made = recipe(architecture, 40)
+    model = train(made, folder_for(architecture, data), tmp_path, log=lambda line: None)
+    flow = flowcore.load(model)
+    assert flow.provenance["licence"] == "CC0-1.0"
+    assert flow.provenance["steps"] == 40
+    assert list((tmp_path / "sheets").glob("*.png"))
+    assert flow.provenance["metrics"]["validation_bits_per_dim"] < made.model.n_bits  # better than guessing
+    trained = evaluate_density(flow, folder_for(architecture, data))
+    untrained = evaluate_density(build(architecture, made.model).eval(), folder_for(architecture, data))
+    assert trained["bits_per_dim"] < untrained["bits_per_dim"]
+    assert f"{trained['bits_per_dim']:.4f}" in density_table({"set": trained})
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_stopped_run_goes_on_to_the_same_parameters(architecture, data, tmp_path):
+    made = recipe(architecture, 6)
+    for run, stops in (("once", (None,)), ("twice", (3, None))):
+        for stop in stops:
+            train(made, folder_for(architecture, data), tmp_path / run, stop_after=stop, log=lambda line: None)
+    once, twice = (flowcore.load(tmp_path / run / "model.safetensors").state_dict() for run in ("once", "twice"))
+    assert once.keys() == twice.keys()
+    for name, value in once.items():
+        assert torch.equal(value, twice[name]), name
+
+
+def test_batch_norm_measures_in_training_only(data, tmp_path):
+    flow = flowcore.load(train(recipe("realnvp", 5), data / "photos", tmp_path, log=lambda line: None))
+    norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
+    assert norms
+    assert all(not norm.measuring for norm in norms)
+    assert any((norm.get_buffer("mean") != 0).any() for norm in norms)
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    flow(torch.rand(2, 3, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+def test_a_variational_dequantizer_is_trained_with_its_model_and_stored_with_it(data, tmp_path):
+    made = recipe("glow", 8, MODELS["glow"] + "\ndequantizer_steps = 2")
+    flow = flowcore.load(train(made, data / "photos", tmp_path, log=lambda line: None))
+    assert isinstance(flow.dequantizer, VariationalDequantizer)
+    torch.manual_seed(made.seed)
+    start = build("glow", made.model).dequantizer
+    assert start is not None
+    moved = [not torch.equal(a, b) for a, b in zip(flow.dequantizer.parameters(), start.parameters(), strict=True)]
+    assert sum(moved) > len(moved) // 2
+    image = (torch.rand(1, 3, 16, 16) * 255).byte()
+    bits = {kind: flowcore.score(flow, image, dequantization=kind).bits_per_dim for kind in ("uniform", "variational")}
+    assert bits["uniform"] != bits["variational"]
+    k = to_integers(image, 5)[0]
+    with torch.no_grad():
+        u, log_q = flow.dequantizer.draw(k, torch.Generator().manual_seed(0))
+    assert 0 < float(u.min()) < float(u.max()) < 1
+    assert log_q.isfinite().all()
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_digits_are_read_as_they_were_written(tmp_path, zipped):
+    write_mnist(tmp_path, 40, zipped=zipped)
+    images, labels = digits(40)[:2]
+    read = Digits(tmp_path, validation=8)
+    assert np.array_equal(read.images, images)
+    assert np.array_equal(read.labels, labels)
+    assert (len(read.training), len(read.held_out), read.classes) == (32, 8, 3)
+
+
+def test_batches_of_digits_are_a_function_of_seed_and_step(tmp_path):
+    read = Digits(write_mnist(tmp_path, 40), validation=8, unlabelled=0.5)
+    one, two = read.batch(16, 28, 1, 2), read.batch(16, 28, 1, 2)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[0], read.batch(16, 28, 1, 3)[0])
+    assert one[0].shape == (16, 1, 28, 28)
+    assert 0 <= float(one[0].min()) < float(one[0].max()) <= 1
+    assert 0 < int((one[1] == 3).sum()) < 16  # some are shown without a label
+    held_out = read.batch(64, 28, 0, 0, held_out=True)
+    assert int(held_out[1].max()) < 3
+    images = {read.images[i].tobytes() for i in read.held_out}
+    assert {(x * 255).round().byte().numpy().tobytes() for x in held_out[0]} <= images
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\x89PNG....", gzip.compress(b"\0\0\x08\x03\0\0")])
+def test_what_is_no_mnist_is_refused(tmp_path, content):
+    name = "train-images-idx3-ubyte" + (".gz" if content[:2] == b"\x1f\x8b" else "")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match="no file of MNIST"):
+        read_idx(tmp_path, "train-images-idx3-ubyte")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte", digits(3)[0])
+    with pytest.raises(ImageError, match="no train-labels-idx1-ubyte"):
+        Digits(tmp_path)
+
+
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+def test_attributes_measure_what_digits_were_drawn_with():
+    images, labels, thickness, slant = digits(120, classes=1)
+    measured = attributes(torch.from_numpy(images)[:, None] / 255)
+    assert measured.shape == (120, len(STYLES))
+    assert np.corrcoef(measured[:, 0], thickness)[0, 1] > 0.95
+    assert np.corrcoef(measured[:, 2], slant)[0, 1] > 0.98
+    assert np.abs(measured[:, 2].numpy() - slant).mean() < 0.1  # in pixels to the right for every pixel upwards
+    assert labels.max() == 0
+
+
+def test_directions_move_the_attribute_that_they_are_named_after():
+    """On an untrained flow latents are shuffled pixels, so a direction is a picture of what the attribute changes."""
+    torch.manual_seed(0)
+    config = configure("class_conditional", {"classes": 2, "steps": 1, "hidden": 8, "n_bits": 8})
+    images, labels, thickness, _ = digits(400, classes=2)
+    x, y = torch.from_numpy(images)[:, None] / 255, torch.from_numpy(labels).long()
+    plain = build("class_conditional", config).eval()
+    said: list[str] = []
+    flow = measure_styles(plain, x, y, log=said.append)
+    assert plain.styles == {}
+    assert list(flow.styles) == list(STYLES)
+    assert "bold" in said[0]
+    cond = flow.encode_condition(y)
+    latents = flow(x, cond)[0]
+    base = attributes(flow.inverse(latents, cond))
+    for k, name in ((0, "bold"), (2, "slanted")):
+        moved = [latents[0] + s * flow.styles[name][0] for s in (-1, 1)]
+        less, more = (attributes(flow.inverse([z], cond))[:, k].mean() for z in moved)
+        assert less < base[:, k].mean() < more, name
+    assert thickness.std() > 0.5
+    assert torch.equal(flow(x, cond)[0][0], plain(x, cond)[0][0])  # the same model otherwise
+
+
+def test_styles_are_for_class_conditional_models():
+    flow = build("glow", configure("glow", {"levels": 1, "steps": 1, "hidden": 4}))
+    with pytest.raises(FlowError, match="class_conditional"):
+        measure_styles(flow, torch.rand(2, 3, 8, 8), torch.zeros(2).long())

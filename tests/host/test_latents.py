@@ -1,0 +1,450 @@
+"""The nodes between Encode and Decode over the API: the numbers are those of Python, and files come back."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from client import RunError
+from PIL import Image
+from small_flows import flow
+from talk import graph, inputs, picture
+from test_generate import encoding, noise, pixels, refusal, sampling
+
+from flowcore import latents as material
+from flowcore.checkpoints import save
+from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
+from flowcore.prior import sample_latents
+from flowcore.tasks import generate
+
+GLOW = "small-glow.safetensors"
+DIGITS = "small-digits.safetensors"
+
+
+def drawn(count, seed, temperature=1.0, model="small-glow"):
+    made = flow(model)
+    return sample_latents(made.latent_shapes(*made.image_size), count, temperature, seed)
+
+
+def working(kind, name=GLOW, other=None, samples=(1, 1), labels=("", ""), **values):
+    """Two samplings, seeds 10 and 20, and a node that works on them, reported number by number."""
+    two = "model.0" if other is None else "other.0"
+    return graph(
+        model=("FlowcoreLoadModel", {"model_name": name}),
+        other=("FlowcoreLoadModel", {"model_name": other or name}),
+        one=(
+            "FlowcoreSample",
+            {"model": "model.0", "samples": samples[0], "temperature": 1.0, "seed": 10, "labels": labels[0]},
+        ),
+        two=(
+            "FlowcoreSample",
+            {"model": two, "samples": samples[1], "temperature": 1.0, "seed": 20, "labels": labels[1]},
+        ),
+        node=(kind, values),
+        report=("FlowcoreTestLatents", {"latents": "node.0"}),
+    )
+
+
+def walk(samples=(1, 1), model=GLOW, other=None, labels=("", ""), **values):
+    asked = {"a": "one.1", "b": "two.1", "frames": 5, "mode": "slerp"} | values
+    return working("FlowcoreInterpolate", model, other, samples, labels, **asked)
+
+
+def levels(host, workflow):
+    return [torch.tensor(level) for level in host.run(workflow)["outputs"]["report"]["levels"]]
+
+
+def same(ours, known, within=0.0):
+    assert len(ours) == len(known)
+    for z, expected in zip(ours, known, strict=True):
+        assert z.shape == expected.shape
+        assert (z - expected).abs().max() <= within
+
+
+# --- interpolate ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["slerp", "linear", "norm"])
+def test_a_walk_begins_and_ends_exactly_where_it_should(host, flows, mode):
+    frames = levels(host, walk(mode=mode))
+    a, b = drawn(1, 10), drawn(1, 20)
+    assert len(frames[0]) == 5
+    same([z[:1] for z in frames], a)
+    same([z[4:] for z in frames], b)
+    same([z[1:2] for z in frames], material.interpolate(a, b, 0.25, mode=mode), 1e-6)
+
+
+def test_frames_of_the_first_pair_come_first(host, flows):
+    frames = levels(host, walk(samples=(2, 2), frames=3))
+    a, b = drawn(2, 10), drawn(2, 20)
+    same([z[[0, 3]] for z in frames], a)
+    same([z[[2, 5]] for z in frames], b)
+    one_to_two = levels(host, walk(samples=(1, 2), frames=3))
+    same([z[[0, 3]] for z in one_to_two], [z[[0, 0]] for z in a])
+    same([z[[2, 5]] for z in one_to_two], b)
+    refusal(host, walk(samples=(2, 3)), "2 items and 3")
+
+
+def test_a_loop_goes_back_without_repeating_its_ends(host, flows):
+    there = levels(host, walk(frames=4))
+    loop = levels(host, walk(frames=4, loop=True))
+    same([z[[0, 1, 2, 3, 2, 1]] for z in there], loop)
+    assert len(levels(host, walk(frames=2, loop=True))[0]) == 2
+
+
+def test_coarse_levels_run_ahead(host, flows):
+    a, b = drawn(1, 10), drawn(1, 20)
+    frames = levels(host, walk(frames=5, coarse_first=1.0))
+    same([z[[0]] for z in frames], a)
+    same([z[[4]] for z in frames], b)
+    same([z[[2]] for z in frames], [a[0], b[1]])  # the deepest has arrived, the finest has not set out
+    frames = levels(host, walk(frames=5, coarse_first=0.5))
+    expected = material.interpolate(a, b, [(0.5 - 0.25) / 0.75, 0.5 / 0.75])
+    same([z[[2]] for z in frames], expected, 1e-6)
+
+
+def test_frames_show_the_label_of_the_nearer_end(host, flows):
+    outputs = host.run(walk(model=DIGITS, samples=(2, 2), labels=("0, 1", "2, 1"), frames=4))["outputs"]
+    assert outputs["report"]["labels"] == [0, 0, 2, 2, 1, 1, 1, 1]
+    assert "different labels" in outputs["node"]["text"][0]
+    outputs = host.run(walk(model=DIGITS, labels=("1", "1"), frames=2))["outputs"]
+    assert outputs["report"]["labels"] == [1, 1]
+    assert "node" not in outputs
+
+
+def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
+    a = encoding(flows["small-srflow"], picture(fill="noise", height=16, width=12))
+    b = encoding(flows["small-srflow"], picture(fill="noise1", height=16, width=12))
+    b["model"] = b["decode"] = None
+    renamed = {f"b_{name}": node for name, node in b.items() if name in ("image", "encode")}
+    renamed["b_encode"]["inputs"]["image"] = ["b_image", 0]
+    workflow = (
+        {name: node for name, node in a.items() if name in ("model", "image", "encode")}
+        | renamed
+        | graph(node=("FlowcoreInterpolate", {"frames": 3, "mode": "linear"}), report=("FlowcoreTestLatents", {}))
+        | graph(decode=("FlowcoreDecode", {}), images=("FlowcoreTestReport", {}))
+    )
+    workflow["node"]["inputs"] |= {"a": ["encode", 0], "b": ["b_encode", 0]}
+    workflow["report"]["inputs"] = {"latents": ["node", 0]}
+    workflow["decode"]["inputs"] = {"latents": ["node", 0], "model": ["model", 0]}
+    workflow["images"]["inputs"] = {"image": ["decode", 0]}
+    outputs = host.run(workflow)["outputs"]
+    source = torch.tensor(outputs["report"]["source"])
+    assert (source[1] - (source[0] + source[2]) / 2).abs().max() < 1e-6
+    images = pixels(outputs["images"])
+    assert (images[0] - noise(1, 3, 16, 12)).abs().max() < 1e-4
+    assert (images[2] - noise(1, 3, 16, 12, number=1)).abs().max() < 1e-4
+
+
+def test_a_walk_becomes_an_animation(host, flows):
+    workflow = walk(frames=6, loop=True) | graph(
+        decode=("FlowcoreDecode", {}),
+        save=(
+            "SaveAnimatedWEBP",
+            {"filename_prefix": "walk", "fps": 12.0, "lossless": True, "quality": 80, "method": "fastest"},
+        ),
+    )
+    workflow["decode"]["inputs"] = {"latents": ["node", 0], "model": ["model", 0]}
+    workflow["save"]["inputs"]["images"] = ["decode", 0]
+    (film,) = host.images(workflow)
+    assert film.n_frames == 10
+    film.seek(0)
+    first = np.asarray(film.convert("RGB"), dtype=float) / 255
+    known = generate.decode(flow("small-glow"), drawn(1, 10)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    assert np.abs(first - known).max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("kind", ["FlowcoreInterpolate", "FlowcoreMixLatents"])
+def test_latents_of_two_models_do_not_go_together(host, flows, kind):
+    more = {"frames": 3, "mode": "slerp"} if kind == "FlowcoreInterpolate" else {"coarse": 1.0, "fine": 0.0}
+    workflow = working(kind, other="other-glow.safetensors", a="one.1", b="two.1", **more)
+    refusal(host, workflow, "made with small-glow.safetensors", "with other-glow.safetensors")
+
+
+# --- mix, vary, normalize, scale --------------------------------------------------------------------------------------
+
+
+def mix(coarse, fine, model=GLOW, **values):
+    return working("FlowcoreMixLatents", model, a="one.1", b="two.1", coarse=coarse, fine=fine, **values)
+
+
+def test_mixing_level_by_level(host, flows):
+    a, b = drawn(1, 10), drawn(1, 20)
+    same(levels(host, mix(1.0, 0.0)), [a[0], b[1]])
+    same(levels(host, mix(0.0, 1.0)), [b[0], a[1]])
+    same(levels(host, mix(0.3, 0.6)), material.mix_levels(a, b, weights=[0.6, 0.3]), 1e-6)
+    same(levels(host, mix(0.3, 0.6, levels="0; 0.5")), material.mix_levels(a, b, weights=[0, 0.5]), 1e-6)
+    refusal(host, mix(0.3, 0.6, levels="0, 1, 1"), "2 levels", "3 weights")
+    refusal(host, mix(0.3, 0.6, levels="0, 2"), "[0, 1]")
+    refusal(host, mix(0.3, 0.6, levels="all"), "levels takes one number per level", "`all`")
+
+
+def test_a_single_level_is_coarse_and_fine_at_once(host, flows):
+    a, b = drawn(1, 10, model="small-digits"), drawn(1, 20, model="small-digits")
+    outputs = host.run(mix(1.0, 0.0, DIGITS, labels=("2", "1")))["outputs"]
+    same([torch.tensor(z) for z in outputs["report"]["levels"]], material.mix_levels(a, b, weights=0.5), 1e-6)
+    assert outputs["report"]["labels"] == [2]
+    assert "those of a are kept" in outputs["node"]["text"][0]
+
+
+def test_varying(host, flows):
+    asked = {"latents": "one.1", "seed": 33, "strength": 0.3}
+    known = material.vary(drawn(2, 10), 33, 0.3)
+    same(levels(host, working("FlowcoreVaryLatents", samples=(2, 1), **asked)), known, 1e-6)
+    known = material.vary(drawn(1, 10), 33, 0.3, temperature=0.5)
+    same(levels(host, working("FlowcoreVaryLatents", **asked, temperature=0.5)), known, 1e-6)
+    same(levels(host, working("FlowcoreVaryLatents", **asked | {"strength": 0.0})), drawn(1, 10))
+    refusal(host, working("FlowcoreVaryLatents", **asked | {"seed": 10}), "seed 10", "another seed")
+
+
+@pytest.mark.parametrize("per", ["local", "channel", "level"])
+def test_normalizing(host, flows, per):
+    asked = {"latents": "one.1", "strength": 0.7, "per": per, "window": 5}
+    known = material.normalise(drawn(1, 10), 0.7, per, window=5)
+    same(levels(host, working("FlowcoreNormalizeLatents", **asked)), known, 1e-5)
+    if per == "local":
+        refusal(host, working("FlowcoreNormalizeLatents", **asked | {"window": 6}), "odd")
+
+
+def test_scaling(host, flows):
+    asked = {"latents": "one.1", "temperature": 0.5}
+    a = drawn(1, 10)
+    same(levels(host, working("FlowcoreScaleLatents", **asked)), [z / 2 for z in a], 1e-7)
+    same(levels(host, working("FlowcoreScaleLatents", **asked, temperatures="1, 0")), [a[0], 0 * a[1]])
+    refusal(host, working("FlowcoreScaleLatents", **asked, temperatures="1, nan"), "finite")
+
+
+# --- styles and directions --------------------------------------------------------------------------------------------
+
+
+def restyled(name=DIGITS, other=None, samples=(2, 1), **values):
+    asked = {"latents": "one.1", "model": "model.0", "bold": 0.0, "wide": 0.0, "slanted": 0.0, "messy": 0.0}
+    return working("FlowcoreStyle", name, other, samples, ("1", "2"), **asked | values)
+
+
+def test_styles_of_a_model(host, flows):
+    z = drawn(2, 10, model="small-digits")
+    known = generate.apply_style(flow("small-digits"), z, {"bold": 1.5, "wide": -0.5})
+    outputs = host.run(restyled(bold=1.5, wide=-0.5))["outputs"]["report"]
+    same([torch.tensor(level) for level in outputs["levels"]], known, 1e-6)
+    assert outputs["labels"] == [1, 1]
+    same(levels(host, restyled()), z)
+    refusal(host, restyled(messy=0.1), "no style 'messy'", "bold, wide")
+    refusal(host, restyled(GLOW, bold=1.0), "no style 'bold'", "none at all")
+    same(levels(host, restyled(GLOW)), drawn(2, 10))
+
+
+def test_any_direction(host, flows):
+    z, d = drawn(2, 10, model="small-digits"), drawn(1, 20, model="small-digits")
+    moved = levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5))
+    known = material.add(generate.apply_style(flow("small-digits"), z, {"bold": 1.0}), d, -0.5)
+    same(moved, known, 1e-6)
+    workflow = restyled(GLOW, "other-glow.safetensors", direction="two.1")
+    refusal(host, workflow, "small-glow.safetensors", "other-glow.safetensors")
+    workflow = restyled(GLOW, "other-glow.safetensors", model="other.0")
+    refusal(host, workflow, "made with small-glow.safetensors", "given is other-glow.safetensors")
+
+
+def directed(model=GLOW, plain=None, size=(12, 16), **values):
+    workflow = graph(
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        plus=picture(fill="noise1", batch=3, height=size[0], width=size[1]),
+        minus=plain or picture(fill="noise2", batch=2, height=size[0], width=size[1]),
+        node=("FlowcoreAttributeDirection", {"model": "model.0"} | values),
+        report=("FlowcoreTestLatents", {"latents": "node.0"}),
+    )
+    workflow["node"]["inputs"] |= {"with_attribute": ["plus", 0], "without_attribute": ["minus", 0]}
+    return workflow
+
+
+def test_the_direction_of_an_attribute(host, flows):
+    known = material.attribute_direction(
+        [generate.encode(flow("small-glow"), noise(3, 3, 12, 16, number=1))],
+        [generate.encode(flow("small-glow"), noise(2, 3, 12, 16, number=2))],
+    )
+    same(levels(host, directed()), known, 1e-4)
+    # The same images as a list of two batches.
+    workflow = directed()
+    workflow |= graph(
+        rest=("ImageFromBatch", {"batch_index": 1, "length": 2}),
+        first=("ImageFromBatch", {"batch_index": 0, "length": 1}),
+    )
+    for name in ("rest", "first"):
+        workflow[name]["inputs"]["image"] = ["plus", 0]
+    workflow |= {"list": {"class_type": "FlowcoreTestImages", "inputs": {"first": ["first", 0], "second": ["rest", 0]}}}
+    workflow["node"]["inputs"]["with_attribute"] = ["list", 0]
+    same(levels(host, workflow), known, 1e-4)
+
+
+def test_directions_of_labelled_models_and_of_upscalers(host, flows):
+    grey = directed(DIGITS, label=2, size=(8, 12))
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    told = flow("small-digits").encode_condition(torch.tensor([2]))
+    known = material.attribute_direction(
+        *(
+            [generate.encode(flow("small-digits"), (noise(n, 3, 8, 12, number=i) * weights).sum(1, keepdim=True), told)]
+            for n, i in ((3, 1), (2, 2))
+        )
+    )
+    same(levels(host, grey), known, 1e-4)
+    refusal(host, directed(DIGITS), "set label to 0 to 2")
+    refusal(host, directed("small-srflow.safetensors"), "models that make images from noise")
+    refusal(host, directed(plain=picture(batch=0)), "empty")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(host):
+    """The server's input/latents, emptied afterwards."""
+    folder = host.server.base / "input" / "latents"
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def saving(prefix="latents/flowcore", model=DIGITS, **inputs):
+    workflow = sampling(model, **inputs)
+    workflow |= {
+        "save": {"class_type": "FlowcoreSaveLatents", "inputs": {"latents": ["sample", 1], "filename_prefix": prefix}}
+    }
+    return workflow
+
+
+def loading(name, model=DIGITS):
+    return graph(
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        load=("FlowcoreLoadLatents", {"file": name}),
+        latents=("FlowcoreTestLatents", {"latents": "load.0"}),
+        info=("PreviewAny", {"source": "load.1"}),
+        decode=("FlowcoreDecode", {"latents": "load.0", "model": "model.0"}),
+        again=("FlowcoreTestReport", {"image": "decode.0"}),
+    )
+
+
+def test_latents_come_back_from_a_file(host, flows, files):
+    before = host.run(saving(labels="2, 1"))["outputs"]
+    (record,) = before["save"]["latents"]
+    assert (record["subfolder"], record["type"]) == ("latents", "output")
+    path = host.server.base / "output" / "latents" / record["filename"]
+    _, header = load_latents(path, model_sha256(flow("small-digits")))
+    assert header.model_name == DIGITS
+    # At once from the output folder, as the host's own loaders have it; and moved to where they are listed.
+    for name in (f"latents/{record['filename']} [output]", "latents/mine.safetensors"):
+        shutil.copyfile(path, files / "mine.safetensors")
+        after = host.run(loading(name))["outputs"]
+        assert after["latents"] == before["latents"]
+        assert after["again"]["rows"] == before["again"]["rows"]
+        assert f"model: {DIGITS}" in after["info"]["text"][0]
+        assert "labels: 2, 1, 2" in after["info"]["text"][0]
+    refusal(host, loading("latents/mine.safetensors", GLOW), f"made with {DIGITS}", f"given is {GLOW}")
+
+
+def test_every_run_saves_under_a_new_number(host, flows):
+    names = [host.run(saving("numbers/a", seed=seed))["outputs"]["save"]["latents"][0]["filename"] for seed in (1, 2)]
+    assert names == ["a_00001_.safetensors", "a_00002_.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", "latents/../../outside", "a\0b", "..\\..\\outside"])
+def test_nothing_is_saved_outside_the_output_folder(host, flows, prefix):
+    base = host.server.base
+    before = set(base.parent.rglob("*outside*"))
+    if "\\" in prefix:  # an ordinary name where folders are divided by slashes
+        (record,) = host.run(saving(prefix))["outputs"]["save"]["latents"]
+        assert (base / "output" / record["filename"]).is_file()
+        return
+    refusal(host, saving(prefix), "inside the output folder")
+    assert set(base.parent.rglob("*outside*")) == before
+
+
+def test_files_of_both_folders_are_listed_and_others_are_not(host, flows, files):
+    save_latents(files / "deep.safetensors", drawn(1, 1), model="0" * 64, architecture="glow")
+    shutil.copyfile(files / "deep.safetensors", files.parent / "flat.safetensors")
+    (files / "notes.txt").write_text("not offered")
+    try:
+        info = host.get_json("/object_info/FlowcoreLoadLatents")["FlowcoreLoadLatents"]
+    finally:
+        (files.parent / "flat.safetensors").unlink()
+    _, kind, properties = next(inputs(info))
+    assert (kind if isinstance(kind, list) else properties["options"]) == [
+        "flat.safetensors",
+        "latents/deep.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nope.safetensors",
+        "../extra_model_paths.yaml",
+        "latents/../../models/flows/small-glow.safetensors",
+        "/etc/hostname",
+        "../output/../../secret [output]",
+        "",
+        "a\0b",
+    ],
+)
+def test_a_name_that_is_no_file_of_the_input_folder_is_refused(host, flows, name):
+    with pytest.raises(RunError) as refused:
+        host.queue(loading(name))
+    assert "there is no file" in str(refused.value)
+    assert "input/latents" in str(refused.value)
+
+
+def test_a_link_does_not_lead_out_of_the_folder(host, flows, files):
+    (files / "link.safetensors").symlink_to(host.server.base / "models" / "flows" / GLOW)
+    with pytest.raises(RunError, match="there is no file"):
+        host.queue(loading("latents/link.safetensors"))
+
+
+def test_files_that_hold_no_latents_get_a_sentence(host, flows, files):
+    (files / "notes.safetensors").write_text("a shopping list\n" * 50)
+    save(flow("small-glow"), files / "model.safetensors")
+    good = drawn(2, 1, model="small-digits")
+    about = {"model": model_sha256(flow("small-digits")), "architecture": "class_conditional"}
+    save_latents(files / "labels.safetensors", good, **about, extra={"labels": [1]})
+    save_latents(files / "unlabelled.safetensors", good, **about)
+    refusal(host, loading("latents/notes.safetensors"), "not a safetensors file")
+    refusal(host, loading("latents/model.safetensors"), "a flowcore model", "expected latents")
+    refusal(host, loading("latents/labels.safetensors"), "labels that do not fit")
+    refusal(host, loading("latents/unlabelled.safetensors"), "do not say what they show", "0 to 2")
+
+
+def test_latents_of_an_upscaler_ask_for_their_small_image(host, flows, files):
+    workflow = encoding(flows["small-srflow"], picture(fill="noise", height=16, width=12))
+    workflow |= graph(save=("FlowcoreSaveLatents", {"filename_prefix": "latents/sr"}))
+    workflow["save"]["inputs"]["latents"] = ["encode", 0]
+    (record,) = host.run(workflow)["outputs"]["save"]["latents"]
+    again = loading(f"latents/{record['filename']} [output]", flows["small-srflow"])
+    refusal(host, again, "without their small image", "source")
+
+
+def test_a_file_that_changes_is_loaded_again(host, flows, files):
+    about = {"model": model_sha256(flow("small-glow")), "architecture": "glow"}
+    seen = []
+    for seed in (1, 2):
+        save_latents(files / "changing.safetensors", drawn(1, seed), **about)
+        seen.append(host.run(loading("latents/changing.safetensors", GLOW))["outputs"]["latents"]["levels"])
+    same([torch.tensor(z) for z in seen[1]], drawn(1, 2))
+    assert seen[0] != seen[1]
+
+
+# --- the shipped model ------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_styles_change_digits(host):
+    workflow = restyled("mnist-styles", samples=(1, 1)) | graph(decode=("FlowcoreDecode", {}), save=("SaveImage", {}))
+    workflow["decode"]["inputs"] = {"latents": ["node", 0], "model": ["model", 0]}
+    workflow["save"]["inputs"] = {"images": ["decode", 0], "filename_prefix": "digits"}
+    pictures = []
+    for styles in ({}, {"bold": 2.0}, {"wide": 2.0}, {"slanted": 2.0}, {"messy": 2.0}):
+        workflow["node"]["inputs"] |= {"bold": 0.0, "wide": 0.0, "slanted": 0.0, "messy": 0.0} | styles
+        entry = host.run(workflow)
+        pictures.append(np.asarray(Image.open(io.BytesIO(host.pictures(entry)[0])).convert("L"), dtype=float) / 255)
+    assert pictures[1].mean() > pictures[0].mean()  # bolder is more ink
+    for other in pictures[1:]:
+        assert np.abs(other - pictures[0]).mean() > 0.005

@@ -1,0 +1,180 @@
+"""Flow Score over the API: the numbers are those of Python, the pictures show them, and lists are ranked together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_flows import flow
+from talk import graph, inputs, newer, picture
+from test_generate import noise, pixels, refusal
+
+from flowcore.resize import shrink
+from flowcore.tasks.score import score
+
+GLOW = "small-glow.safetensors"
+
+
+def scoring(model=GLOW, image=None, second=None, **values):
+    """Score one image, or a list of two, and report on all outputs."""
+    workflow = graph(
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        image=image or picture(fill="noise", batch=3),
+        score=("FlowcoreScore", {"image": "image.0", "model": "model.0"} | values),
+        bits=("PreviewAny", {"source": "score.0"}),
+        heat=("FlowcoreTestReport", {"image": "score.1"}),
+        grey=("MaskToImage", {"mask": "score.2"}),
+        mask=("FlowcoreTestReport", {"image": "grey.0"}),
+        ranked=("FlowcoreTestReport", {"image": "score.3"}),
+        report=("PreviewAny", {"source": "score.4"}),
+    )
+    if second:
+        workflow |= graph(second=second, list=("FlowcoreTestImages", {"second": None}))
+        workflow["list"]["inputs"] = {"first": ["image", 0], "second": ["second", 0]}
+        workflow["score"]["inputs"]["image"] = ["list", 0]
+    return workflow
+
+
+def agree(ui, known):
+    assert ui["bits_per_dim"] == pytest.approx(known.bits_per_dim.tolist(), abs=1e-4)
+    assert ui["corrected"] == pytest.approx(known.complexity_corrected.tolist(), abs=1e-4)
+    assert np.array(ui["per_level"]) == pytest.approx(known.per_level.numpy(), abs=1e-4)
+
+
+def test_the_numbers_are_those_of_python(host, flows):
+    outputs = host.run(scoring(seed=7))["outputs"]
+    known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7)
+    agree(outputs["score"], known)
+    assert outputs["score"]["spread"] == [None] * 3
+    assert len(outputs["bits"]["text"]) in (1, 3)
+    order = known.complexity_corrected.argsort().tolist()
+    assert outputs["score"]["order"] == order
+    assert outputs["ranked"]["shape"] == [3, 12, 16, 3]
+    assert (pixels(outputs["ranked"]) - noise(3, 3, 12, 16)[order]).abs().max() < 1e-6
+    table = outputs["report"]["text"][0].splitlines()
+    assert [int(line.split()[1]) for line in table[1:4]] == order
+    assert [float(line.split()[2]) for line in table[1:4]] == pytest.approx(
+        known.bits_per_dim[order].tolist(), abs=1e-4
+    )
+
+
+def test_the_heat_map_is_bright_where_the_bits_go(host, flows):
+    outputs = host.run(scoring(seed=7))["outputs"]
+    known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7).map.numpy()
+    assert outputs["heat"]["shape"] == outputs["mask"]["shape"] == [3, 12, 16, 3]
+    mask, heat = pixels(outputs["mask"])[:, 0].numpy(), pixels(outputs["heat"]).numpy()
+    low, high = (np.percentile(known, p, axis=(1, 2), keepdims=True) for p in (2, 98))
+    assert np.abs(mask - ((known - low) / (high - low)).clip(0, 1)).max() < 1e-3
+    assert (mask.min(), mask.max()) == (0, 1)
+    assert heat.min() >= 0
+    assert heat.max() <= 1
+    # Brighter, to the eye, wherever the mask is higher.
+    linear = np.where(heat <= 0.04045, heat / 12.92, ((heat + 0.055) / 1.055) ** 2.4)
+    luminance = np.tensordot([0.2126, 0.7152, 0.0722], linear, (0, 1)).ravel()
+    assert (np.diff(luminance[np.argsort(mask.ravel())]) > -1e-6).all()
+    assert luminance.max() - luminance.min() > 0.9
+
+
+def test_more_draws_and_other_noise(host, flows):
+    image = noise(1, 3, 12, 16)
+    outputs = host.run(scoring(image=picture(fill="noise"), samples=4, dequantization="gaussian", seed=3))["outputs"]
+    known = score(flow("small-glow"), image, samples=4, dequantization="gaussian", seed=3)
+    agree(outputs["score"], known)
+    assert outputs["score"]["spread"] == pytest.approx(known.spread.tolist(), rel=1e-3)
+    refusal(host, scoring(dequantization="variational"), "no variational dequantizer", "uniform")
+
+
+def test_a_list_of_any_sizes_is_ranked_together(host, flows):
+    workflow = scoring("free-glow.safetensors", picture(fill="noise", batch=2), picture(height=24, width=9), seed=5)
+    outputs = host.run(workflow)["outputs"]
+    known = score(flow("free-glow"), noise(2, 3, 12, 16), seed=5)
+    ui = outputs["score"]
+    assert len(ui["bits_per_dim"]) == 3
+    assert ui["bits_per_dim"][:2] == pytest.approx(known.bits_per_dim.tolist(), abs=1e-4)
+    assert sorted(ui["order"]) == [0, 1, 2]
+    assert [ui["corrected"][i] for i in ui["order"]] == sorted(ui["corrected"])
+    # Sizes differ, so pictures come as a list, in the order of the images; and the ranked ones in theirs.
+    shapes = [[1, 12, 16, 3], [1, 12, 16, 3], [1, 24, 8, 3]]
+    assert outputs["heat"]["shape"] == outputs["mask"]["shape"] == [n for shape in shapes for n in shape]
+    assert outputs["ranked"]["shape"] == [n for i in ui["order"] for n in shapes[i]]
+    assert "1 of 3 images were resized or cut" in outputs["report"]["text"][0]
+    assert "5 bits" in outputs["report"]["text"][0]
+
+
+def test_a_list_under_a_model_of_one_size_becomes_one_batch(host, flows):
+    workflow = scoring(image=picture(fill="noise", batch=2), second=picture(height=30, width=30), seed=5)
+    outputs = host.run(workflow)["outputs"]
+    assert outputs["heat"]["shape"] == outputs["ranked"]["shape"] == [3, 12, 16, 3]
+    assert "1 of 3 images were resized or cut" in outputs["score"]["notes"][0]
+    workflow["score"]["inputs"]["fit"] = "crop"  # to the size that it was made for: others would not compare
+    assert host.run(workflow)["outputs"]["ranked"]["shape"] == [3, 12, 16, 3]
+
+
+def test_every_image_of_a_list_has_the_seed_of_its_place(host, flows):
+    image = picture(fill="noise", batch=2)
+    workflow = scoring("free-glow.safetensors", image, image, seed=2**64 - 2)
+    together = host.run(workflow)["outputs"]["score"]["bits_per_dim"]
+    first, second = (
+        score(flow("free-glow"), noise(2, 3, 12, 16), seed=seed).bits_per_dim.tolist() for seed in (2**64 - 2, 0)
+    )
+    assert together == pytest.approx(first + second, abs=1e-5)
+    assert abs(first[0] - second[0]) > 1e-4  # or the seeds could be any
+
+
+def test_labels_and_small_images(host, flows):
+    image = picture(fill="noise", height=8, width=12, channels=1)
+    outputs = host.run(scoring(flows["small-digits"], image, label=2))["outputs"]
+    digits = flow("small-digits")
+    agree(outputs["score"], score(digits, noise(1, 1, 8, 12), torch.tensor([2])))
+    assert outputs["heat"]["shape"] == [1, 8, 12, 3]
+    refusal(host, scoring(flows["small-digits"], image), "set label to 0 to 2")
+    image = picture(fill="noise", height=16, width=12, batch=2)
+    outputs = host.run(scoring(flows["small-srflow"], image))["outputs"]
+    large = noise(2, 3, 16, 12)
+    agree(outputs["score"], score(flow("small-srflow"), large, shrink(large, 2).clamp(0, 1)))
+    assert "shrunk 2 times" in outputs["report"]["text"][0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"batch": 0}, ["empty"]),
+        ({"fill": "nan"}, ["NaN"]),
+        ({"channels": 2}, ["1, 3 or 4"]),
+        ({"dtype": "video"}, ["frames"]),
+    ],
+)
+def test_images_that_cannot_be_scored_get_a_sentence(host, flows, facts, words):
+    refusal(host, scoring(image=picture(**facts)), *words)
+
+
+def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
+    info = host.get_json("/object_info/FlowcoreScore")["FlowcoreScore"]
+    (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
+    assert seed["control_after_generate"] is False
+    assert info["output_is_list"] == [True, True, True, True, False]
+
+
+def test_progress_moves_to_its_end(host, flows):
+    events = []
+    host.run(scoring(image=picture(fill="noise3"), second=picture(fill="noise4")), events.append)
+    values = [
+        (event["data"]["value"], event["data"]["max"])
+        for event in events
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "score"
+    ]
+    assert values == sorted(values)
+    assert values[-1][0] == values[-1][1]
+
+
+@pytest.mark.parametrize("model", ["glow-photos", "realnvp-cifar10"])
+def test_smooth_images_score_well_under_the_shipped_models(host, model):
+    # What the help page warns of.
+    workflow = scoring(model, picture(fill="noise", height=64, width=64), picture(height=64, width=64))
+    ui = host.run(workflow)["outputs"]["score"]
+    assert all(math.isfinite(value) for value in ui["bits_per_dim"])
+    assert ui["bits_per_dim"][1] < ui["bits_per_dim"][0]
+    if newer(host.version, "0.19.0"):  # numbers of a run that was found in the cache are repeated
+        assert host.run(workflow)["outputs"]["score"] == ui
