@@ -190,9 +190,7 @@ class Flow(Transform):
             ShapeError: If the image does not fit.
             ConditionError: If the condition does not.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
-        self._check_sides(x.shape[-2], x.shape[-1])
+        self._check_image(x)
         features, labels = self._told(cond, x.shape[0])
         x, logdet = self._start(x, cond)
         latents: list[Tensor] = []
@@ -254,9 +252,10 @@ class Flow(Transform):
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
             and pixels is ``likelihood.log_prob``.
         """
-        latents = self.forward(x, cond)[0]
+        self._check_image(x)
         features, labels = self._told(cond, x.shape[0])
         height, width = x.shape[-2:]
+        latents: list[Tensor] = []
         pending = x.new_zeros(x.shape[0], height, width)
         if self.prelude is not None:
             pending = self.prelude.by_position(x)[1]
@@ -268,12 +267,13 @@ class Flow(Transform):
             pending = pending + spread(change, height, width)
             if level.split is not None:
                 (x, latent), change = level.split.by_position(x, labels)
+                latents.append(latent)
                 shares.append(pending + spread(change + log_density(latent).sum(1), height, width))
                 pending = torch.zeros_like(pending)
         if self.top is not None:
             x, change = self.top.by_position(x, labels)
             pending = pending + spread(change, height, width)
-        return latents, [*shares, pending + spread(log_density(x).sum(1), height, width)]
+        return [*latents, x], [*shares, pending + spread(log_density(x).sum(1), height, width)]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
@@ -331,6 +331,11 @@ class Flow(Transform):
                 f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, with a label per image."
             )
         return cond.features, cond.labels
+
+    def _check_image(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
+        self._check_sides(x.shape[-2], x.shape[-1])
 
     def _check_sides(self, height: int, width: int) -> None:
         if self.fixed_size and (height, width) != self.image_size:

@@ -444,8 +444,8 @@ def _linear(x: Tensor, y: Tensor, t: float) -> Tensor:
 
 def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     one, two = _wide(x).flatten(1), _wide(y).flatten(1)  # (B, D)
-    cosine = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))  # (B,), not a number where a norm is zero
-    angle = cosine.clamp(-1, 1).acos()
+    angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
+    # not a number where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
     arc = (angle > SMALLEST_ANGLE) & (angle < math.pi - OPPOSITE)
     angle = torch.where(arc, angle, 1.0)
     first = torch.where(arc, ((1 - t) * angle).sin() / angle.sin(), 1 - t)

@@ -145,6 +145,24 @@ class Quantisation:
         return (k.to(u) + u + self.shift) * self.width
 
 
+def snap(flow: Flow, x: Tensor) -> Tensor:
+    """Undo dequantization: the ordinary image whose bins the values lie in.
+
+    ``k = floor(x / width - shift)``, as ``k / (2^n_bits - 1)``. What a model draws holds the noise that it was trained
+    with; at few bits that noise shows as grain, and this takes it off.
+
+    Args:
+        flow: The model.
+        x: ``(B, C, H, W)``, as ``flow.inverse`` gives it.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    bins = quantisation(flow)
+    most = 2**bins.n_bits - 1
+    return torch.floor(x / bins.width - bins.shift).clamp(0, most) / most
+
+
 def quantisation(flow: Flow) -> Quantisation:
     """Read off a model how it quantises images.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError
+from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError, likelihood
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.resize import shrink
@@ -92,6 +92,7 @@ class FlowcoreSample(io.ComfyNode):
                     tooltip="Height in pixels; 0 is the size that the model was made for.",
                 ),
                 temperatures_input(),
+                snap_input(True),
             ],
             outputs=[
                 make(io.Image.Output, "images", display_name="images", tooltip="The images, as one batch."),
@@ -99,7 +100,7 @@ class FlowcoreSample(io.ComfyNode):
                     FlowLatents.Output,
                     "latents",
                     display_name="latents",
-                    tooltip="What they were made from: Flow Decode gives the same images again.",
+                    tooltip="What they were made from: Flow Decode gives the same images again (with the same `snap`).",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -117,6 +118,7 @@ class FlowcoreSample(io.ComfyNode):
         width: int = 0,
         height: int = 0,
         temperatures: str = "",
+        snap: bool = True,
     ) -> Any:
         """Call the task; the latents are drawn once more for the wire, which gives the same."""
         notes = Notes("Flow Sample", cls.hidden.unique_id)
@@ -132,6 +134,7 @@ class FlowcoreSample(io.ComfyNode):
             temperature=taus,
             seed=seed,
             labels=shown,
+            snapped=snap,
             progress=Progress(),
             cancelled=stop_if_cancelled,
         )
@@ -264,6 +267,7 @@ class FlowcoreDecode(io.ComfyNode):
                     "Factor on the latents: 1 decodes them as they are, less is calmer, more is livelier.",
                     optional=True,
                 ),
+                snap_input(False),
             ],
             outputs=[
                 make(
@@ -279,7 +283,13 @@ class FlowcoreDecode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latents: Any, model: Any, labels: str = "", source: Tensor | None = None, temperature: float = 1.0
+        cls,
+        latents: Any,
+        model: Any,
+        labels: str = "",
+        source: Tensor | None = None,
+        temperature: float = 1.0,
+        snap: bool = False,
     ) -> Any:
         """Call the task with the labels and the source that were asked for, or with the latents' own."""
         notes = Notes("Flow Decode", cls.hidden.unique_id)
@@ -309,11 +319,25 @@ class FlowcoreDecode(io.ComfyNode):
                 f"Image {wrong[0]} came out with values that are not finite numbers: its latents lie outside what the "
                 "model can decode. Lower the temperature, or move them less far."
             )
-        return io.NodeOutput(to_image(images.clamp(0, 1)), ui=notes.ui)
+        images = likelihood.snap(flow, images) if snap else images.clamp(0, 1)
+        return io.NodeOutput(to_image(images), ui=notes.ui)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # inputs that the nodes which read images share
+
+
+def snap_input(default: bool) -> Any:
+    """Ask whether the noise that a model draws with an image is taken off."""
+    return make(
+        io.Boolean.Input,
+        "snap",
+        default=default,
+        optional=True,
+        tooltip="Models learn from images with a little noise, less than one grey level of theirs, and draw it, too. "
+        "On: take it off, by snapping to the model's own grey levels (32 for a 5-bit model). Off: exactly what the "
+        "latents decode to, as needed to get an encoded image back.",
+    )
 
 
 def fit_input() -> Any:
@@ -514,7 +538,7 @@ def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _paired(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut a large image and its small one to a size that the model takes, at the same place."""
+    """Cut a large image and its small one to sizes that the model takes."""
     factor = flow.condition_scale
     sides = tuple(factor * side for side in source.shape[-2:])
     if tuple(pixels.shape[-2:]) != sides or len(source) not in (1, len(pixels)):
@@ -530,10 +554,8 @@ def _paired(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]
             f"This model takes sources of at least {step}x{step}; got {source.shape[-2]}x{source.shape[-1]}. Pass a "
             "larger image."
         )
-    top, left = (source.shape[-2] - height) // 2, (source.shape[-1] - width) // 2
-    small = source[..., top : top + height, left : left + width]
-    top, left, height, width = (factor * n for n in (top, left, height, width))
-    return pixels[..., top : top + height, left : left + width], small
+    # A pixel at most, at the right and below.
+    return pixels[..., : factor * height, : factor * width], source[..., :height, :width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

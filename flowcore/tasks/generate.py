@@ -10,6 +10,7 @@ What is done to latents in between is in ``flowcore/latents.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..flow import Flow
-from ..latents import Direction, Per, add, attribute_direction, normalise
-from ..likelihood import rows
+from ..latents import Direction, Per, add, attribute_direction, normalise, scale
+from ..likelihood import rows, snap
 from ..prior import sample_latents
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from ..transforms.transform import LOW_PRECISION, precision_error
@@ -33,6 +34,7 @@ Labels = int | Sequence[int] | Tensor
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
+TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -45,6 +47,7 @@ def sample(
     temperature: float | Sequence[float] = 0.7,
     seed: int = 0,
     labels: Labels | None = None,
+    snapped: bool = False,
     batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -60,6 +63,8 @@ def sample(
         seed: Image i is made from ``seed + i``, whatever n and the batch.
         labels: For conditioned models what to show: one label for all images, or one per image; or weights of the
             labels, ``(n or 1, classes)``.
+        snapped: Whether to take off the dequantization noise that a model draws with an image; see
+            ``likelihood.snap``.
         batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (but for
             rounding).
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
@@ -95,7 +100,7 @@ def sample(
                 f"Image {wrong[0]} (seed {seed + wrong[0]}) came out with values that are not finite numbers: the "
                 "model is unstable there. Lower the temperature or choose another seed."
             )
-        result[start:stop] = pictures.clamp(0, 1)
+        result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
     _run(flow, n, batch or _fitting(height, width), meter, some)
@@ -434,6 +439,9 @@ def attribute_direction_from_folders(
 def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
+    A hand is messy in all its details at once, so "messy" is a temperature as well: it multiplies the latents by
+    ``exp(TEMPER * strength)`` first.
+
     Args:
         flow: The model; ``flow.styles`` are its directions.
         latents: Finest first.
@@ -453,7 +461,11 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
             f"This model has no style {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(sorted(known)) or 'none at all'}."
         )
-    result = [z.clone() for z in latents]
+    temper = styles.get("messy", 0.0)
+    factor = (
+        math.exp(TEMPER * temper) if isinstance(temper, (int, float)) else [math.exp(TEMPER * s) for s in temper]
+    )
+    result = scale(latents, factor)
     for name, strength in styles.items():
         result = add(result, known[name], strength)
     return result

@@ -407,7 +407,7 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantisation, notes: list[st
 
 def _check_size(flow: Flow, height: int, width: int) -> None:
     size, m = flow.image_size, flow.size_multiple
-    if size is not None and (height, width) != tuple(size):
+    if flow.fixed_size and size is not None and (height, width) != tuple(size):
         raise ShapeError(
             f"This model scores images of {size[0]}x{size[1]}, the size that it was made for; got {height}x{width}. "
             f"Crop or resize to {size[0]}x{size[1]} first (resizing changes the score)."

@@ -61,12 +61,13 @@ def test_slerp_is_its_formula_with_one_angle_per_level_and_item(a, b):
             assert (came[level][i].flatten() - expected).abs().max() < 1e-12
 
 
-def test_slerp_turns_at_constant_speed_on_a_circle():
+@pytest.mark.parametrize("angle", [1e-3, 0.05, 1.0, 2.5, 3.1])
+def test_slerp_turns_at_constant_speed_on_a_circle(angle):
     a = [torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1)]
-    b = [torch.tensor([math.cos(2.5), math.sin(2.5)], dtype=torch.float64).view(1, 2, 1, 1)]
+    b = [torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64).view(1, 2, 1, 1)]
     for t in (0.1, 0.5, 0.8):
-        expected = torch.tensor([math.cos(2.5 * t), math.sin(2.5 * t)], dtype=torch.float64)
-        assert (la.interpolate(a, b, t)[0].flatten() - expected).abs().max() < 1e-14
+        expected = torch.tensor([math.cos(angle * t), math.sin(angle * t)], dtype=torch.float64)
+        assert (la.interpolate(a, b, t)[0].flatten() - expected).abs().max() < 1e-12
 
 
 def test_norm_follows_the_norms(a, b):
@@ -328,6 +329,8 @@ def test_flat_latents_are_not_blown_up(per):
     came = la.normalise(z, per=per)[0]
     assert came.isfinite().all()
     assert came.abs().max() < 0.01
+    constant = torch.full((1, 3, 16, 16), 1000 / 3, dtype=torch.float64)
+    assert la.normalise([constant + 1e-7 * torch.rand_like(constant)], per=per)[0].abs().max() < 0.01
 
 
 @pytest.mark.parametrize("per", ["channel", "local"])

@@ -168,30 +168,28 @@ def test_levels_and_pixels_sum_to_the_total(name, dtype):
     assert {t.dtype for t in vars(came).values() if isinstance(t, torch.Tensor)} == {torch.float64}
 
 
-def test_the_constant_is_the_width_of_the_bins_and_is_shared_by_dimensions(flow):
-    """Two quantisations of one density: what each level gains is its share of the difference, the rest is the same."""
+def test_the_constant_is_the_width_of_the_bins(flow):
     assert score(flow, picture()).constant == 8
     assert score(glow(grid="levels"), picture()).constant == pytest.approx(math.log2(255))
-    five = score(glow(n_bits=5), picture())
-    assert five.constant == 5
-    flat = glow(levels=1, steps=1)  # a single level: its share is everything
-    came = score(flat, picture())
-    assert torch.allclose(came.per_level[:, 0], came.bits_per_dim, rtol=1e-12, atol=0)
+    assert score(glow(n_bits=5), picture()).constant == 5
 
 
-def test_levels_say_where_the_bits_are():
-    """One level made blind: a scale of its latents changes its own share and no other."""
-    flow = perturbed(glow(), 0).double()
-    image = picture()
-    before = score(flow, image)
-    shares = flow.by_position(Quantisation().place(to_integers(image)[0].double(), noise_of(image, 0)))[1]
-    dims = [math.prod(shape) for shape in flow.latent_shapes(8, 12)]
-    per_dim = -1 / (sum(dims) * math.log(2))
-    by_hand = torch.stack([per_dim * share.flatten(1).sum(1) for share in shares], 1)
-    by_hand = by_hand + 8 * torch.tensor(dims, dtype=torch.float64) / sum(dims)
-    assert torch.allclose(before.per_level, by_hand, rtol=1e-10, atol=1e-10)
-    pixels = per_dim * sum(shares) + 8 / (8 * 12)
-    assert torch.allclose(before.map, pixels, rtol=1e-10, atol=1e-10)
+def test_levels_and_pixels_by_hand():
+    """The mean over the draws of what by_position says; everything else by dimensions, and evenly over the pixels."""
+    flow = perturbed(glow(levels=3), 0).double()
+    image = picture(2, 3, 8, 16)
+    noise = torch.rand(2, *image.shape)
+    came = score(flow, image, noise=noise, dequantization="gaussian")
+    k, q = to_integers(image)[0].double(), Gaussian()
+    shares = [flow.by_position(Quantisation().place(k, q.draw(k, noise[s])[0]))[1] for s in range(2)]
+    density = torch.stack([torch.stack(draw) for draw in shares]).mean(0)  # (levels, B, H, W), nats
+    density = -density / (image[0].numel() * math.log(2))
+    dimensions = torch.tensor([math.prod(shape) for shape in flow.latent_shapes(8, 16)], dtype=torch.float64)
+    assert len(set(dimensions.tolist())) > 1
+    rest = came.bits_per_dim - density.sum((0, 2, 3))
+    levels = density.sum((2, 3)).T + rest[:, None] * dimensions / dimensions.sum()
+    assert torch.allclose(came.per_level, levels, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(came.map, density.sum(0) + rest[:, None, None] / (8 * 16), rtol=1e-10, atol=1e-10)
 
 
 def noise_of(image, seed):
@@ -395,9 +393,9 @@ def test_what_does_not_fit_is_refused(flow):
     ]:
         with pytest.raises(FlowError, match=words):
             score(flow, image, **arguments)
-    with pytest.raises(ShapeError, match=r"images of 8x8, .* got 8x12"):
-        score(glow(image_size=(8, 8)), image)
-    assert score(glow(image_size=(8, 12)), image).samples == 1
+    with pytest.raises(ShapeError, match=r"images of 16x16, .* got 8x12"):
+        score(glow(image_size=(16, 16), split_prior="table"), image)
+    assert score(glow(image_size=(8, 8)), image).samples == 1  # convolutions take any size
 
 
 def test_conditions_follow_their_images():
@@ -464,6 +462,10 @@ def test_cancel_stops_at_once_and_leaves_no_hook(flow):
 
     with pytest.raises(Cancelled):
         score(flow, picture(), samples=1000, batch=1, cancelled=soon)
+    assert len(asked) == 6
+    asked.clear()
+    with pytest.raises(Cancelled):  # between the layers of one pass, not only between passes
+        score(flow, picture(), cancelled=soon)
     assert len(asked) == 6
     assert all(not module._forward_pre_hooks for module in flow.modules())
 

@@ -326,7 +326,7 @@ def test_an_upscaler_is_told_the_small_image(host, flows):
     assert "shrunk 2 times" in outputs["encode"]["text"][0]
     expected = shrink(noise(1, 3, 16, 12), 2).clamp(0, 1)
     assert (torch.tensor(outputs["latents"]["source"]) - expected).abs().max() < 1e-6
-    # With a source of its own it is cut at the same place: 9x7 to 8x6.
+    # With a source of its own, both are cut: 9x7 to 8x6.
     workflow = encoding(flows["small-srflow"], picture(fill="noise", height=18, width=14), source="small.0")
     workflow |= graph(small=picture(fill="noise1", height=9, width=7))
     workflow["encode"]["inputs"]["source"] = ["small", 0]

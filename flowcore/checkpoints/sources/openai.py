@@ -101,12 +101,12 @@ def _config(shapes: Shapes, overrides: Mapping[str, Any]) -> GlowConfig:
         "hidden": shape_of(PROGRAM, shapes, "model/0/0/f1/l_1/W", 4)[3],
         "coupling": coupling_kind(PROGRAM, shape_of(PROGRAM, shapes, "model/0/0/f1/l_last/W", 4)[3], wide),
         "mixing": next((mixing for mixing, part in mixings.items() if part in parts), "reverse"),
-        "learned_top": "model/prior/p/W" in shapes,
+        "learned_top": has("model/prior/p/")(shapes),
         "classes": 0,
         "edge": "flag",
         "actnorm": "log3",
     }
-    if "model/prior/y_emb/W" in shapes:
+    if has("model/prior/y_emb/")(shapes):
         told["classes"] = shape_of(PROGRAM, shapes, "model/prior/y_emb/W", 2)[0]
     if "n_bits" not in overrides:
         raise missing_bits(PROGRAM, "8 for CIFAR-10, LSUN and ImageNet, 5 for CelebA-HQ", told)

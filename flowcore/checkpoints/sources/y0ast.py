@@ -74,8 +74,10 @@ class Spelling:
     top: str
 
 
-_Y0AST = Spelling("Glow by y0ast", "bins", "centred", "block", ".conv", ".linear", "lower", "upper", "learn_top_fn")
-_CHAIYUJIN = Spelling("Glow by chaiyujin", "levels", "unit", "f", "", "", "l", "u", "learn_top")
+Y0AST_NAMES = Spelling(
+    "Glow by y0ast", "bins", "centred", "block", ".conv", ".linear", "lower", "upper", "learn_top_fn"
+)
+CHAIYUJIN_NAMES = Spelling("Glow by chaiyujin", "levels", "unit", "f", "", "", "l", "u", "learn_top")
 
 SHUFFLE_INDICES = re.compile(r"(__extra__\.)?flow\.layers\.(\d+)\.shuffle\.indices")
 
@@ -150,11 +152,11 @@ def _config(
         "steps": steps,
         "hidden": shape_of(program, shapes, f"{network}.0{spelling.conv}.weight", 4)[0],
         "coupling": coupling_kind(program, outputs, wide),
-        "learned_top": f"{spelling.top}.logs" in shapes,
+        "learned_top": has(rf"{spelling.top}\.")(shapes),
         "classes": 0,
         **SETTINGS,
     }
-    if "project_ycond.logs" in shapes:
+    if has(r"project_ycond\.")(shapes):
         told["classes"] = shape_of(program, shapes, f"project_ycond{spelling.linear}.weight", 2)[1]
     if mixing := parts_of(shapes, r"flow\.layers\.\d+\.invconv\."):
         told["mixing"] = "conv" if "weight" in mixing else "lu"
@@ -172,7 +174,7 @@ def _config(
             'flow_permutation "reverse", give mixing="reverse" (--set mixing=reverse) instead. If it was "shuffle", '
             "there is one list of indices per step, finest level first.",
             "[[3, 0, ...], ...]",
-            "'permutations=[[3,0,...],...]'",
+            "'[[3,0,...],...]'",
             "gives noise for pictures",
         )
     if "prior_h" in shapes:
@@ -279,17 +281,17 @@ def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
 
 
 Y0AST = Source(
-    name=_Y0AST.program,
+    name=Y0AST_NAMES.program,
     licence=LICENCE,
     detect=has(r"flow\.layers\.\d+\.block\."),
-    convert=_convert(_Y0AST),
+    convert=_convert(Y0AST_NAMES),
     whole=SHUFFLE_INDICES,
 )
 
 CHAIYUJIN = Source(
-    name=_CHAIYUJIN.program,
+    name=CHAIYUJIN_NAMES.program,
     licence=LICENCE,
     detect=has(r"flow\.layers\.\d+\.f\."),
-    convert=_convert(_CHAIYUJIN),
+    convert=_convert(CHAIYUJIN_NAMES),
     whole=SHUFFLE_INDICES,
 )
