@@ -328,7 +328,7 @@ class Flow(Transform):
         if cond.labels is not None and tuple(cond.labels.shape) not in ((1, self.classes), (batch, self.classes)):
             raise ConditionError(
                 f"Expected labels of {batch} items and {self.classes} classes; the condition has "
-                f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, with a label per image."
+                f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, a label an image."
             )
         return cond.features, cond.labels
 

@@ -404,8 +404,6 @@ def prepared(
     label: int,
     source: Tensor | None,
     notes: Notes,
-    *,
-    own_size: bool = False,
 ) -> Subject:
     """Bring an IMAGE into the channels and a size that a model takes, and collect what it is told about it.
 
@@ -416,7 +414,6 @@ def prepared(
         label: Likewise; -1 for none.
         source: IMAGE of the host, or None.
         notes: Takes what is done otherwise than asked.
-        own_size: Whether only the model's own size will do, if it tells one.
 
     Returns:
         What can be encoded.
@@ -432,7 +429,7 @@ def prepared(
         notes("source is ignored: only upscaling models are told a small image.")
         small = None
     if small is None:
-        pixels = _fitted(flow, pixels, fit, own_size=own_size)
+        pixels = _fitted(flow, pixels, fit)
         if flow.architecture == "srflow":
             small = shrink(pixels, flow.condition_scale).clamp(0, 1)
             notes(f"No source was given: the image, shrunk {flow.condition_scale} times, stands in for it.")
@@ -503,7 +500,7 @@ def _coloured(channels: int, pixels: Tensor) -> Tensor:
     return pixels.expand(-1, channels, -1, -1)
 
 
-def _fitted(flow: Flow, pixels: Tensor, fit: Fit, *, own_size: bool) -> Tensor:
+def _fitted(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
     """Bring images into a size that the model takes, see `fit_input`."""
     height, width = pixels.shape[-2:]
     multiple = math.lcm(flow.size_multiple, flow.condition_scale)
@@ -511,7 +508,7 @@ def _fitted(flow: Flow, pixels: Tensor, fit: Fit, *, own_size: bool) -> Tensor:
     own = flow.image_size
     if own is not None and fit == "resize":
         return _middle(_covering(pixels, *own), *own)
-    if own is not None and (own_size or flow.fixed_size):
+    if own is not None and flow.fixed_size:
         target = own
     if min(target) < 1 or height < target[0] or width < target[1]:
         least = own if own is not None else (multiple, multiple)

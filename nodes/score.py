@@ -147,7 +147,7 @@ class FlowcoreScore(io.ComfyNode):
         draws, first = (samples or [1])[0], (seed or [0])[0]
         sources = _sources(image, source)
         subjects = [
-            prepared(flow, batch, (fit or ["resize"])[0], (label or [-1])[0], small, notes, own_size=True)
+            prepared(flow, batch, (fit or ["resize"])[0], (label or [-1])[0], small, notes)
             for batch, small in zip(image, sources, strict=True)
         ]
         resized = sum(

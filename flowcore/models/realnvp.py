@@ -35,7 +35,8 @@ class RealNVPConfig:
         scales: Number of scales; all but the last factor half of the dimensions out.
         hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
         blocks: Residual blocks per network.
-        batch_norm: Whether a batch-norm layer of the flow follows every coupling.
+        batch_norm: Whether a batch-norm layer of the flow follows every coupling. It normalises all channels; that of
+            the authors' program the transformed half.
         mask_channel: Whether checkerboard networks see their mask.
         alpha: Of the logit: how far pixels keep from 0 and 1.
         n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.

@@ -101,13 +101,13 @@ def batch_moments(model: nn.Module) -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    parts = [part for part in model.modules() if isinstance(part, BatchNorm)]
-    for part in parts:
+    idle = [part for part in model.modules() if isinstance(part, BatchNorm) and not part.measuring]
+    for part in idle:
         part.measuring = True
     try:
         yield
     finally:
-        for part in parts:
+        for part in idle:
             part.measuring = False
 
 

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
+import numpy as np
+import torch
 from PIL import Image, ImageOps, ImageSequence
+
+import flowcore
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 PHOTO = WORKFLOWS / "photo.png"
@@ -41,12 +45,12 @@ NOTES = {
     "retouched": "A soft piece is pasted into a photograph. The map shows where the model needs bits: "
     "retouching leaves patches that are too quiet for their surroundings. It shows where "
     "to look, not what happened.",
-    "content-transfer": "A piece is copied to another place and its edges show. Encoded under the small "
-    "version of the edit, brought to the statistics that the model expects, and decoded "
-    "again, it belongs to the picture.",
-    "latent-normalisation": "A soft enlargement is encoded under its small original: its latents are too quiet. "
-    "At unit statistics they are those of a sharp photograph, and so is what they decode "
-    "to.",
+    "content-transfer": "A piece is copied to another place. The edit is encoded under its own "
+    "small version, its latents are brought to the statistics that the model expects, and "
+    "decoded again: small shapes and colours stay, the detail becomes that of one photograph.",
+    "latent-normalisation": "A photograph of 24 dithered colours is encoded under its small version, "
+    "which hides the dither: its latents are too loud. At unit statistics they are those of an "
+    "ordinary photograph, and so is what they decode to. It works for noise and compression, too.",
 }
 
 
@@ -174,12 +178,23 @@ def prepare_inputs(base: Path) -> None:
     folder = base / "input" / "photos"
     folder.mkdir(parents=True, exist_ok=True)
     square = ImageOps.fit(photo, (128, 128))
-    square.resize((512, 512), Image.Resampling.BICUBIC).save(base / "input" / "example.png")
+    large = flowcore.upscale(flowcore.load("srflow-x4"), pixels(square), temperature=0.8, seed=1)[0]
+    picture(large).save(base / "input" / "example.png")  # as sharp as photographs are, 512x512
     square.save(folder / "photograph.png")
     square.rotate(180).save(folder / "upside-down.png")
     ImageOps.invert(square).save(folder / "negative.png")
     Image.effect_noise((128, 128), 120).convert("RGB").save(folder / "noise.png")
     Image.new("RGB", (128, 128), (70, 110, 160)).save(folder / "flat.png")
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    """Make a batch of one of a picture: (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def picture(tensor: torch.Tensor) -> Image.Image:
+    """Make a picture of (3, H, W) in [0, 1]."""
+    return Image.fromarray((tensor * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def thumbnail(pictures: list[Image.Image]) -> Image.Image:
@@ -190,7 +205,7 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
         frames += film if len(film) == 1 else [film[k * (len(film) // 2) // 3] for k in range(4)]
     frames = frames[:10]
     width, height = (max(frame.size[axis] for frame in frames) for axis in (0, 1))
-    columns = min(len(frames), max(1, round((1.6 * len(frames) * height / width) ** 0.5)))
+    columns = len(frames) if len(frames) <= 4 else max(1, round((1.6 * len(frames) * height / width) ** 0.5))
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (width + 4) - 4, rows * (height + 4) - 4), "white")
     for k, frame in enumerate(frames):

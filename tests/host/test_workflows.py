@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import comfyui
+import numpy as np
 import pytest
 from PIL import Image
 from talk import WORKFLOWS, inputs
@@ -41,21 +42,33 @@ def to_api(workflow, every):
         assert len(named) == len(node["widgets_values"]), node["type"]
         values = {n: value for (n, _, _), value in zip(named, node["widgets_values"], strict=True) if n}
         linked = {i["name"]: wires[i["link"]] for i in node["inputs"] if i.get("link") is not None}
-        api[str(node["id"])] = {"class_type": node["type"], "inputs": values | linked}
+        title = node.get("title") or every[node["type"]]["display_name"]
+        api[str(node["id"])] = {"class_type": node["type"], "inputs": values | linked, "_meta": {"title": title}}
     return api
 
 
 def canonical(api):
-    """A workflow with its node ids replaced by the nodes' types."""
-    kinds = {name: node["class_type"] for name, node in api.items()}
+    """A workflow with its node ids replaced by the nodes' types and titles."""
+    kinds = {name: (node["class_type"], node["_meta"]["title"]) for name, node in api.items()}
     assert len(set(kinds.values())) == len(kinds)
     return {
-        node["class_type"]: {
+        kinds[key]: {
             name: [kinds[value[0]], value[1]] if isinstance(value, list) else value
             for name, value in node["inputs"].items()
         }
-        for node in api.values()
+        for key, node in api.items()
     }
+
+
+@pytest.fixture
+def folder_of_photos(host):
+    """Three pictures in input/photos, which the story about a folder looks for."""
+    folder = host.server.base / "input" / "photos"
+    folder.mkdir(exist_ok=True)
+    picture = Image.open(WORKFLOWS / "photo.png").convert("RGB")
+    for k in range(3):
+        picture.crop((40 * k, 20, 40 * k + 96, 116)).save(folder / f"{k}.png")
+    return "photos"
 
 
 @pytest.fixture(params=STORIES)
@@ -77,7 +90,7 @@ def test_a_template_opens_and_has_a_picture(host, name):
     assert min(picture.size) >= 200
 
 
-def test_values_line_up_with_the_live_schema(host, story):
+def test_values_line_up_with_the_live_schema(host, story, folder_of_photos):
     every = host.get_json("/object_info")
     for node in story["nodes"]:
         if node["type"] in VIRTUAL:
@@ -135,12 +148,46 @@ def test_both_formats_tell_the_same_story(host, name):
     assert all(node["_meta"]["title"] for node in api.values())
 
 
-def test_a_template_runs(host, story, photo):
-    workflow = to_api(story, host.get_json("/object_info"))
+# What each story saves from a photograph of 24x16: number of pictures, and their size.
+RESULTS = {
+    "upscale": (4, (96, 64)),
+    "temperatures": (6, (984, 192)),
+    "morph": (1, (256, 256)),
+    "digits": (10, (112, 712)),
+    "handwriting": (50, (112, 112)),
+    "rank": (3, (64, 64)),
+    "retouched": (1, (516, 516)),
+    "content-transfer": (1, (516, 256)),
+    "latent-normalisation": (1, (516, 256)),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_template_runs(host, name, photo, folder_of_photos):
+    workflow = to_api(json.loads((WORKFLOWS / f"{name}.json").read_text()), host.get_json("/object_info"))
     for node in workflow.values():
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = photo
-    assert [picture.size for picture in host.images(workflow)] == [(96, 64)] * 4
+    pictures = host.images(workflow)
+    assert (len(pictures), pictures[0].size) == RESULTS[name]
+    assert len({picture.size for picture in pictures}) == 1
+    for picture in pictures:  # something is to be seen
+        assert np.asarray(picture.convert("RGB")).std() > 5
+    if name == "morph":
+        assert pictures[0].n_frames == 46  # there and back, without the turning points twice
+
+
+def test_the_retouched_patch_shows_in_the_map(host, photo):
+    """What was pasted in is softer than its surroundings: the model needs fewer bits there than for the original."""
+    workflow = json.loads((WORKFLOWS / "api" / "retouched.json").read_text())
+    workflow["photo"]["inputs"]["image"] = photo
+    workflow["soft"]["inputs"] |= {"blur_radius": 16, "sigma": 8.0}
+    (sheet,) = host.images(workflow)
+    values = np.asarray(sheet.convert("L"), dtype=float)
+    before, after = values[:256, 260:516], values[260:516, 260:516]
+    patch, rest = (slice(72, 120), slice(152, 200)), (slice(160, 240), slice(16, 120))
+    assert after[patch].mean() < before[patch].mean()
+    assert abs(after[rest].mean() - before[rest].mean()) < 12
 
 
 def test_the_script_beside_the_workflow_runs_it(host, tmp_path):
