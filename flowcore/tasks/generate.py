@@ -462,9 +462,7 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
             f"{', '.join(sorted(known)) or 'none at all'}."
         )
     temper = styles.get("messy", 0.0)
-    factor = (
-        math.exp(TEMPER * temper) if isinstance(temper, (int, float)) else [math.exp(TEMPER * s) for s in temper]
-    )
+    factor = math.exp(TEMPER * temper) if isinstance(temper, (int, float)) else [math.exp(TEMPER * s) for s in temper]
     result = scale(latents, factor)
     for name, strength in styles.items():
         result = add(result, known[name], strength)

@@ -32,7 +32,7 @@ MODELS = {
     "glow": ("glow", {"levels": 2, "steps": 2, "hidden": 8, "image_size": [8, 12]}),
     "any size": ("glow", {"levels": 2, "steps": 1, "hidden": 8, "mixing": "conv"}),
     "glow of classes": ("glow", {"levels": 2, "steps": 2, "hidden": 8, "classes": 3, "image_size": [8, 12]}),
-    "realnvp": ("realnvp", {}),
+    "realnvp": ("realnvp", {"hidden": 8, "blocks": 1}),
     "digits": (
         "class_conditional",
         {"image_size": [8, 12], "classes": 3, "steps": 3, "hidden": 16, "styles": ["bold", "wide"]},

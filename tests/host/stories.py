@@ -111,7 +111,8 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
             value = node["inputs"].get(shown["name"])
             if isinstance(value, list):
                 source, output = nodes[numbers[value[0]] - 1], value[1]
-                links.append([len(links) + 1, source["id"], output, target["id"], slot, shown["type"]])
+                kind = source["outputs"][output]["type"]
+                links.append([len(links) + 1, source["id"], output, target["id"], slot, kind])
                 shown["link"] = len(links)
                 source["outputs"][output]["links"] = [*(source["outputs"][output]["links"] or []), len(links)]
     if name in NOTES:

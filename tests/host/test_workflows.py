@@ -120,13 +120,14 @@ def test_slots_and_wires_agree_with_each_other_and_with_the_live_schema(host, st
             names = [name for name, _, _ in inputs(every[node["type"]])]
             assert [i["name"] for i in node["inputs"] if i["name"] != "upload"] == names
             kinds = [o["type"] for o in node["outputs"]]
-            # Core nodes may have grown outputs since; ours are named in full.
-            assert kinds == every[node["type"]]["output"][: None if "Flowcore" in node["type"] else len(kinds)]
+            live = every[node["type"]]["output"]
+            # Core nodes have grown outputs from version to version; ours are named in full.
+            assert kinds == live if "Flowcore" in node["type"] else all(a == b for a, b in zip(kinds, live, strict=False))
     for link, source, output, target, slot, kind in story["links"]:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[source]["outputs"][output]["type"] == kind
         assert nodes[target]["inputs"][slot]["link"] == link
-        assert nodes[target]["inputs"][slot]["type"] == kind
+        assert nodes[target]["inputs"][slot]["type"] in (kind, "*")
     assert story["last_node_id"] == max(nodes)
     assert story["last_link_id"] == max(link[0] for link in story["links"])
 
