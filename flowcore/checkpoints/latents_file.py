@@ -52,13 +52,18 @@ class LatentsHeader:
     extra: dict[str, Any]
 
 
+BESIDE = ("styles", "dequantizer_steps")  # fields that the bijection does not depend on
+
+
 def model_sha256(flow: Flow) -> str:
     """Fingerprint a model: what it computes, not how it is stored.
 
-    SHA-256 over, in this order: the architecture; the configuration as JSON with sorted keys; then per tensor of the
-    state dict, sorted by name: the name, the shape as JSON and the values as little-endian float32. Each text is ended
-    by a zero byte. The device, the memory layout and the file do not matter; a configuration field that was given
-    anew, or weights that were rounded to float16, make another model.
+    SHA-256 over, in this order: the architecture; the configuration's fields that differ from their defaults (so that
+    fields of later versions make no difference) as JSON with sorted keys; then per tensor of the state dict, sorted by
+    name: the name, the shape as JSON and the values as little-endian float32. Each text is ended by a zero byte. What
+    the bijection does not depend on is left out: styles and the dequantizer. The device, the memory layout and the file
+    do not matter; a configuration field that was given anew, or weights that were rounded to float16, make another
+    model.
 
     Args:
         flow: The model.
@@ -72,8 +77,14 @@ def model_sha256(flow: Flow) -> str:
         digest.update(text.encode() + b"\0")
 
     take(flow.architecture)
-    take(json.dumps(dataclasses.asdict(flow.config), sort_keys=True))
+    fields = {
+        field.name: (getattr(flow.config, field.name), field.default) for field in dataclasses.fields(flow.config)
+    }
+    told = {name: value for name, (value, default) in fields.items() if value != default and name not in BESIDE}
+    take(json.dumps(told, sort_keys=True))
     for name, tensor in sorted(flow.state_dict().items()):
+        if name == "style_directions" or name.startswith("dequantizer."):
+            continue
         take(name)
         take(json.dumps(list(tensor.shape)))
         values = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)

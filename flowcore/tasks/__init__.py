@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..flow import Flow
 from ..networks.conditioner import NormalisedConv, ScaledConv
+from ..networks.residual import WeightNormConv
+
+WATCHED = (nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv)
 
 
 class Cancelled(Exception):
@@ -53,12 +56,12 @@ def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """List the convolutions that ``watched`` watches: where nearly all of the time is spent.
+    """List the layers that ``watched`` watches: where nearly all of the time is spent.
 
     Args:
         model: A flow, or a part of one.
 
     Returns:
-        The convolutions of its conditioners and of its encoder.
+        The convolutions and linear maps of its conditioners and of its encoder.
     """
-    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, NormalisedConv, ScaledConv))]
+    return [m for m in model.modules() if isinstance(m, WATCHED)]

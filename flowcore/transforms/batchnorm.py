@@ -83,11 +83,20 @@ class BatchNorm(Transform):
             self.get_buffer(name).copy_(value)
         return self.forward(x)[0]
 
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running moments towards those of a batch.
+
+        Args:
+            mean: ``(C,)``.
+            var: Population variance, ``(C,)``.
+        """
+        for name, value in (("mean", mean), ("var", var)):
+            self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), self.momentum)
+
     def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = _moments(x)
-        with torch.no_grad():
-            for name, value in zip(("mean", "var"), moments, strict=True):
-                self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), self.momentum)
+        self.follow(*moments)
         return moments
 
 

@@ -114,7 +114,19 @@ def small_glow(tmp_path: Path) -> Path:
 
 def test_sample_writes_what_the_task_makes(small_glow: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["sample", "--model", str(small_glow), "--out", str(out), "--samples", "2", "--seed", "5", "--device", "cpu"]
+    words = [
+        "sample",
+        "--model",
+        str(small_glow),
+        "--out",
+        str(out),
+        "--samples",
+        "2",
+        "--seed",
+        "5",
+        "--device",
+        "cpu",
+    ]
     assert main([*words, "--temperature", "0.2"]) == 0
     names = sorted(p.name for p in out.iterdir())
     assert names == ["small-glow_tau0.2_seed5.png", "small-glow_tau0.2_seed6.png"]

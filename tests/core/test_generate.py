@@ -588,6 +588,21 @@ def test_styles_are_added_by_name(digits):
     assert all(torch.equal(x, y) for x, y in zip(apply_style(digits, latents, {}), latents, strict=True))
 
 
+def test_messy_is_a_temperature_as_well():
+    architecture, fields = MODELS["digits"]
+    flow = build(architecture, configure(architecture, {**fields, "styles": ["messy", "bold"]}))
+    with torch.no_grad():
+        flow.style_directions.copy_(0.1 * torch.randn(flow.style_directions.shape))
+    latents = [torch.randn(2, 96, 1, 1)]
+    messy, bold = (flow.styles[name][0] for name in ("messy", "bold"))
+    for strength in (1.0, -2):
+        factor = math.exp(generate.TEMPER * strength)
+        expected = factor * latents[0] + strength * messy + 0.5 * bold
+        close(apply_style(flow, latents, {"bold": 0.5, "messy": strength})[0], expected)
+        close(apply_style(flow, latents, {"bold": [0.5], "messy": [strength]})[0], expected)
+    assert generate.TEMPER > 0
+
+
 def test_an_unknown_style_is_answered_with_the_known_ones(flows):
     digits = flows["digits"]
     with pytest.raises(FlowError, match="no style 'italic'; it has bold, wide"):

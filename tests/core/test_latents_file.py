@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -22,7 +23,9 @@ from flowcore.checkpoints.latents_file import (
     save_latents,
 )
 from flowcore.models import build, configure
+from flowcore.models.glow import GlowConfig
 from flowcore.prior import sample_latents
+from flowcore.training.styles import with_styles
 from flowcore.transforms import CheckpointError, FlowError, ShapeError
 
 from .laws import perturbed
@@ -371,3 +374,27 @@ def test_long_names_of_strangers_are_cut(file):
     with pytest.raises(CheckpointError) as caught:
         load_latents(file, OTHER)
     assert len(str(caught.value)) < 400
+
+
+def test_a_fingerprint_tells_bijections_apart_and_nothing_else():
+    torch.manual_seed(0)
+    config = configure("class_conditional", {"image_size": 4, "classes": 2, "steps": 1, "hidden": 4})
+    flow = build("class_conditional", config)
+    styled = with_styles(flow, ("bold",), torch.ones(1, 16))
+    assert model_sha256(styled) == model_sha256(flow)
+    other = build("class_conditional", config)
+    assert model_sha256(other) != model_sha256(flow)
+
+
+def test_a_field_that_later_versions_add_with_a_default_does_not_change_fingerprints():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(GlowConfig):
+        novelty: int = 0
+
+    torch.manual_seed(0)
+    flow = build("glow", configure("glow", {"levels": 1, "steps": 1, "hidden": 4}))
+    before = model_sha256(flow)
+    flow.config = Later(**dataclasses.asdict(flow.config))
+    assert model_sha256(flow) == before
+    flow.config = dataclasses.replace(flow.config, novelty=1)
+    assert model_sha256(flow) != before

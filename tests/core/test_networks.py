@@ -217,9 +217,13 @@ def test_a_residual_conditioner_initialises_every_norm_on_what_comes_before():
     network.initialise(image())
     seen = []
     norms = [part for part in network.modules() if isinstance(part, BatchNorm)]
-    hooks = [part.register_forward_hook(lambda part, arguments, result: seen.append(result[0])) for part in norms]
+
+    def note(part, arguments, result):
+        seen.append((result - part.bias[:, None, None]) / part.weight[:, None, None])
+
+    hooks = [part.register_forward_hook(note) for part in network.modules() if isinstance(part, NetworkNorm)]
     network(image())
-    assert len(seen) == len(hooks) == 6
+    assert len(seen) == len(hooks) == len(norms) == 6
     for y in seen:
         assert y.mean((0, 2, 3)).abs().max() < 1e-9
         assert (y.var((0, 2, 3), correction=0) - 1).abs().max() < 0.01

@@ -10,6 +10,7 @@ import torch
 from flowcore import likelihood
 from flowcore.models import build, configure
 from flowcore.models.realnvp import RealNVPConfig
+from flowcore.networks.residual import NetworkNorm
 from flowcore.transforms import (
     BatchNorm,
     Chain,
@@ -148,8 +149,14 @@ def test_initialise_normalises_every_batch_norm_of_the_flow():
     latents = flow.initialise(x)
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
     seen = []
-    for part in norms:
-        part.register_forward_hook(lambda module, arguments, result: seen.append(result[0]))
+
+    def note(part, arguments, result):
+        plain = isinstance(part, BatchNorm)
+        seen.append(result[0] if plain else (result - part.bias[:, None, None]) / part.weight[:, None, None])
+
+    for part in flow.modules():
+        if isinstance(part, (BatchNorm, NetworkNorm)):
+            part.register_forward_hook(note)
     again = flow(x)[0]
     assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(again, latents, strict=True))
     assert len(seen) == len(norms) == 10 + 10 * 4  # after every coupling, and four in every network

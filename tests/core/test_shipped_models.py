@@ -11,8 +11,12 @@ import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read_header
 from flowcore.flow import Flow
+from flowcore.likelihood import log_prob, snap
 from flowcore.metrics import diversity, lr_psnr, psnr
+from flowcore.prior import sample_latents
 from flowcore.resize import enlarge, shrink
+from flowcore.tasks.generate import apply_style
+from flowcore.training.styles import STYLES, attributes
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"
 
@@ -35,9 +39,48 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name: str) ->
     path = catalog.path(name)
     assert path.stat().st_size <= 12_000_000
     provenance = read_header(path).provenance
-    assert provenance["licence"].startswith("MIT")
+    assert provenance["licence"].startswith("Research only" if "cifar10" in name else "MIT")
     assert provenance["recipe"]
-    assert name in (path.parent / "README.md").read_text()
+    assert f"## {name}" in (path.parent / "README.md").read_text()
+
+
+def test_all_of_them_together_are_small() -> None:
+    assert sum(catalog.path(name).stat().st_size for name in catalog.names() if name != "srflow-x4") <= 30_000_000
+
+
+@pytest.mark.parametrize("name", ["glow-photos", "glow-cifar10", "realnvp-cifar10"])
+def test_a_photograph_is_likelier_than_noise_and_comes_back_exactly(name: str, photo: torch.Tensor) -> None:
+    flow = flowcore.load(name)
+    assert flow.image_size is not None
+    side = flow.image_size[0]
+    pair = torch.stack([photo[0, :, :side, :side], torch.rand(3, side, side)])
+    bits = flowcore.score(flow, pair).bits_per_dim
+    assert bits[0] < flow.config.n_bits < bits[1]
+    again = flowcore.decode(flow, flowcore.encode(flow, pair[:1]))
+    assert float((again - pair[:1]).abs().max()) < 1e-3
+    samples = flowcore.sample(flow, 4, temperature=0.8)
+    assert samples.isfinite().all()
+    assert diversity(samples) > 5
+
+
+def test_digits_are_what_their_label_says_and_styles_what_their_names_say() -> None:
+    flow = flowcore.load("mnist-styles")
+    labels = torch.arange(10).repeat(4)
+    latents = sample_latents(flow.latent_shapes(28, 28), 40, 0.8, seed=50)
+    cond = flow.encode_condition(labels)
+    digits = flowcore.decode(flow, latents, cond)
+    likelihoods = torch.stack([log_prob(flow, digits, flow.encode_condition(torch.full((40,), y))) for y in range(10)])
+    assert (likelihoods.argmax(0) == labels).float().mean() > 0.9
+    for column, style in enumerate(STYLES[:3]):
+        measured = [
+            float(
+                attributes(snap(flow, flowcore.decode(flow, apply_style(flow, latents, {style: s}), cond)))[
+                    :, column
+                ].mean()
+            )
+            for s in (-2, 0, 2)
+        ]
+        assert measured[0] < measured[1] < measured[2], style
 
 
 def test_samples_shrink_to_their_input_and_differ(flow: Flow, photo: torch.Tensor) -> None:

@@ -43,7 +43,8 @@ warmup = 5
 learning_rate = 2e-3
 """
 MODELS = {
-    "glow": 'levels = 2\nsteps = 2\nhidden = 8\nmixing = "conv"\nmixing_start = "principal"\nn_bits = 5\nimage_size = 16',
+    "glow": "levels = 2\nsteps = 2\nhidden = 8\nn_bits = 5\nimage_size = 16\n"
+    'mixing = "conv"\nmixing_start = "principal"',
     "realnvp": "scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16",
     "class_conditional": "classes = 3\nsteps = 2\nhidden = 16\nn_bits = 4",
 }

@@ -31,7 +31,10 @@ def sampling(model="small-glow.safetensors", **inputs):
     """Sample, decode again, and report on all of it."""
     return graph(
         model=("FlowcoreLoadModel", {"model_name": model}),
-        sample=("FlowcoreSample", {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 5} | inputs),
+        sample=(
+            "FlowcoreSample",
+            {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 5, "snap": False} | inputs,
+        ),
         images=("FlowcoreTestReport", {"image": "sample.0"}),
         latents=("FlowcoreTestLatents", {"latents": "sample.1"}),
         decode=("FlowcoreDecode", {"latents": "sample.1", "model": "model.0"}),
@@ -79,6 +82,21 @@ def test_samples_are_those_of_python_and_decode_to_themselves(host, flows):
     name, architecture, sha = outputs["latents"]["model"]
     assert (name, architecture, len(sha)) == ("small-glow.safetensors", "glow", 64)
     assert outputs["latents"]["types"] == ["torch.float32 cpu"]
+
+
+@pytest.mark.parametrize("model", ["small-glow", "free-glow"])
+def test_noise_of_the_training_images_is_taken_off(host, flows, model):
+    workflow = sampling(flows[model], width=16, height=12)
+    del workflow["sample"]["inputs"]["snap"]  # Flow Sample takes it off unless told otherwise, Flow Decode does not
+    workflow["decode"]["inputs"]["snap"] = True
+    outputs = host.run(workflow)["outputs"]
+    levels = {"small-glow": 255, "free-glow": 31}[model]
+    expected = generate.sample(flow(model), 3, size=(12, 16), seed=5, snapped=True)
+    for images in (pixels(outputs["images"]), pixels(outputs["again"])):
+        assert (images * levels - (images * levels).round()).abs().max() < 1e-3
+        off = (images - expected).abs() * levels
+        assert off.max() < 1.01  # rounding may carry a value over the edge of its level
+        assert (off > 0.5).float().mean() < 0.01
 
 
 def test_sample_i_is_seed_plus_i(host, flows):

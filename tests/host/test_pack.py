@@ -28,6 +28,7 @@ INPUTS = {
         ("width", "INT"),
         ("height", "INT"),
         ("temperatures", "STRING"),
+        ("snap", "BOOLEAN"),
     ],
     "FlowcoreEncode": [
         ("image", "IMAGE"),
@@ -42,6 +43,7 @@ INPUTS = {
         ("labels", "STRING"),
         ("source", "IMAGE"),
         ("temperature", "FLOAT"),
+        ("snap", "BOOLEAN"),
     ],
     "FlowcoreInterpolate": [
         ("a", "FLOW_LATENTS"),
@@ -131,9 +133,9 @@ OUTPUTS = {
 # What an API prompt may leave out; all else is required.
 OPTIONAL = {
     "FlowcoreUpscale": {"samples", "tile", "precision"},
-    "FlowcoreSample": {"labels", "width", "height", "temperatures"},
+    "FlowcoreSample": {"labels", "width", "height", "temperatures", "snap"},
     "FlowcoreEncode": {"fit", "label", "source"},
-    "FlowcoreDecode": {"labels", "source", "temperature"},
+    "FlowcoreDecode": {"labels", "source", "temperature", "snap"},
     "FlowcoreInterpolate": {"coarse_first", "loop"},
     "FlowcoreMixLatents": {"levels"},
     "FlowcoreVaryLatents": {"temperature"},

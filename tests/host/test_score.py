@@ -108,8 +108,8 @@ def test_a_list_under_a_model_of_one_size_becomes_one_batch(host, flows):
     outputs = host.run(workflow)["outputs"]
     assert outputs["heat"]["shape"] == outputs["ranked"]["shape"] == [3, 12, 16, 3]
     assert "1 of 3 images were resized or cut" in outputs["score"]["notes"][0]
-    workflow["score"]["inputs"]["fit"] = "crop"  # to the size that it was made for: others would not compare
-    assert host.run(workflow)["outputs"]["ranked"]["shape"] == [3, 12, 16, 3]
+    workflow["score"]["inputs"]["fit"] = "crop"  # to the largest that it takes
+    assert host.run(workflow)["outputs"]["heat"]["shape"] == [1, 12, 16, 3] * 2 + [1, 28, 28, 3]
 
 
 def test_every_image_of_a_list_has_the_seed_of_its_place(host, flows):

@@ -122,7 +122,9 @@ def test_slots_and_wires_agree_with_each_other_and_with_the_live_schema(host, st
             kinds = [o["type"] for o in node["outputs"]]
             live = every[node["type"]]["output"]
             # Core nodes have grown outputs from version to version; ours are named in full.
-            assert kinds == live if "Flowcore" in node["type"] else all(a == b for a, b in zip(kinds, live, strict=False))
+            assert (
+                kinds == live if "Flowcore" in node["type"] else all(a == b for a, b in zip(kinds, live, strict=False))
+            )
     for link, source, output, target, slot, kind in story["links"]:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[source]["outputs"][output]["type"] == kind
