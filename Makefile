@@ -4,11 +4,12 @@ PYTHON ?= python3
 PORT ?= 8188
 PY := .venv/bin/python
 
-.PHONY: help venv hosts demo serve lint types tests check test clean
+.PHONY: help venv hosts demo serve workflows lint types tests check test clean
 
 help:
 	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
 	@echo "make serve   ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
+	@echo "make workflows   lay the stories of workflows/api out for the canvas, and run them for thumbnails"
 	@echo "make test    lint, types and all tests, two real hosts included"
 	@echo "make check   the same gate, named as in CONTRIBUTING"
 	@echo "make clean   remove .venv and the fetched hosts"
@@ -42,6 +43,9 @@ demo: .hosts/.prepared
 
 serve: .hosts/.frontend
 	@$(PY) tests/host/comfyui.py serve --port $(PORT)
+
+workflows: .hosts/.prepared
+	@$(PY) tests/host/stories.py
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
 

@@ -693,6 +693,15 @@ def test_both_spellings_of_weight_normalisation(expected):
     assert "is not known" in refusal(CHRISCHUTE.convert, both, {})
 
 
+def test_the_bound_of_log_scales_has_a_sign():
+    """Published as length and direction; of a single number, the direction is its sign, whatever its size."""
+    state = weights_of(SMALL["chrischute"][0])
+    state["flows.in_couplings.1.rescale.weight_g"] = torch.tensor([0.5, 2.0, -3.0]).reshape(3, 1, 1)
+    state["flows.in_couplings.1.rescale.weight_v"] = torch.tensor([-7.0, 0.1, -0.2]).reshape(3, 1, 1)
+    rescale = CHRISCHUTE.convert(state, {}).state_dict()["levels.0.steps.transforms.1.conditioner.rescale"]
+    assert rescale.tolist() == [-0.5, 2.0, 3.0]
+
+
 @pytest.mark.parametrize("program", SMALL)
 def test_a_damaged_file(tmp_path, program):
     case, overrides = SMALL[program]
