@@ -107,4 +107,5 @@ def class_conditional(config: ClassConditionalConfig) -> Flow:
 def _encode(flow: Flow, labels: Tensor) -> Condition:
     if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
         labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
-    return Condition(features=(one_hot(labels, flow.classes + 1)[:, :, None, None],))
+    weights = one_hot(labels, flow.classes + 1).to(next(flow.parameters()).dtype)
+    return Condition(features=(weights[:, :, None, None],))

@@ -22,8 +22,8 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     Raises:
         ConditionError: If they are neither.
     """
-    if labels.ndim == 2 and labels.shape[1] == classes and labels.is_floating_point():
-        return labels
+    if labels.ndim == 2 and labels.shape[1] == classes:
+        return labels if labels.is_floating_point() else labels.float()
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ConditionError(
             f"Expected labels as whole numbers of shape (B,), or as weights of shape (B, {classes}); got "

@@ -152,8 +152,8 @@ class Client:
                 for event in events.until(time.monotonic() + 0.5):
                     if on_event:
                         on_event(event)
-                    # Ask the history right away when the server says that the run is over.
-                    if isinstance(event, dict) and event.get("type") in ENDS and event["data"]["prompt_id"] == run:
+                    # The history is written between the news that the run is over and that the queue has changed.
+                    if isinstance(event, dict) and event.get("type") == "status":
                         break
         entry = history[run]
         for kind, data in entry["status"]["messages"]:
