@@ -180,9 +180,6 @@ class Client:
         self.post("/interrupt", {})
 
 
-ENDS = {"execution_success", "execution_error", "execution_interrupted"}
-
-
 def _refusal(detail: Json) -> str:
     lines = [detail.get("error", {}).get("message", "refused")]
     for node in detail.get("node_errors", {}).values():
