@@ -14,7 +14,7 @@ from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, S
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.resize import shrink
-from ..flowcore.tasks import generate, upscale
+from ..flowcore.tasks import generate
 from .host import Notes, Progress, bring, io, make, stop_if_cancelled
 from .sockets import (
     FlowLatents,
@@ -126,7 +126,7 @@ class FlowcoreSample(io.ComfyNode):
         size = _size(flow, width, height)
         shown = _in_turn(flow, labels, samples, notes)
         taus = numbers(temperatures, "temperatures") or temperature
-        bring(model, working_memory(flow, samples, *size))
+        bring(model, generate.memory_required(flow, samples, *size))
         images = generate.sample(
             flow,
             samples,
@@ -204,7 +204,7 @@ class FlowcoreEncode(io.ComfyNode):
         notes = Notes("Flow Encode", cls.hidden.unique_id)
         flow = flow_of(model)
         subject = prepared(flow, image, fit, label, source, notes)
-        bring(model, working_memory(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+        bring(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
         progress, cond = Progress(), condition(flow, subject.labels, subject.source)
         levels = generate.encode(
             flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled
@@ -309,7 +309,7 @@ class FlowcoreDecode(io.ComfyNode):
             )
         small = _small(flow, latents.source if source is None else from_image(source), latents.levels, notes)
         count, height, width = len(levels[0]), *_sides(flow, levels)
-        bring(model, working_memory(flow, count, height, width))
+        bring(model, generate.memory_required(flow, count, height, width))
         images = generate.decode(
             flow, levels, condition(flow, shown, small), progress=Progress(), cancelled=stop_if_cancelled
         )
@@ -460,30 +460,6 @@ def condition(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condi
     """
     told = labels if flow.classes else source
     return None if told is None else flow.encode_condition(told.to(next(flow.parameters()).device))
-
-
-def working_memory(flow: Flow, images: int, height: int, width: int) -> int:
-    """Estimate the working memory of one pass, beyond the weights, for as many images as go through at once.
-
-    Counts, for every pixel, what lives at the widest moment: the image and its neighbours in the chain, eight times
-    its channels; and inside one network input, hidden layers and sum, three to four times the hidden width. A Real NVP
-    runs its networks at every pixel, a Glow at every fourth; dense networks add nothing to speak of.
-
-    Args:
-        flow: The model.
-        images: Images in all; as many as the task takes at once count.
-        height: Of an image.
-        width: Likewise.
-
-    Returns:
-        Bytes.
-    """
-    at_once = max(1, min(images, generate.MOST_AT_ONCE, generate.PIXELS_AT_ONCE // max(1, height * width)))
-    if flow.architecture == "srflow":
-        small = (-(-side // flow.condition_scale) for side in (height, width))
-        return at_once * upscale.memory_required(flow, *small)
-    hidden = {"glow": 3 / 4, "realnvp": 4.0}.get(flow.architecture, 0.0) * flow.config.hidden
-    return round(4 * at_once * height * width * (8 * flow.channels + hidden))
 
 
 def _coloured(channels: int, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as material
 from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
 from ..flowcore.tasks import generate
-from .generate import Fit, condition, fit_input, label_input, prepared, working_memory
+from .generate import Fit, condition, fit_input, label_input, prepared
 from .host import (
     Notes,
     Progress,
@@ -434,7 +434,7 @@ class FlowcoreAttributeDirection(io.ComfyNode):
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
             subject = prepared(flow, image, (fit or ["resize"])[0], (label or [-1])[0], None, notes)
-            bring(model[0], working_memory(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+            bring(model[0], generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
             return generate.encode(
                 flow,
                 subject.pixels,

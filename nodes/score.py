@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..flowcore import ShapeError
+from ..flowcore.tasks import generate
 from ..flowcore.tasks import score as scoring
-from .generate import Fit, condition, fit_input, label_input, prepared, source_input, working_memory
+from .generate import Fit, condition, fit_input, label_input, prepared, source_input
 from .host import Notes, Progress, bring, hand_over, io, make, stop_if_cancelled
 from .sockets import FlowModel, finite_or_none, flow_of, to_image
 
@@ -160,7 +161,7 @@ class FlowcoreScore(io.ComfyNode):
         for subject in subjects:
             count, _, height, width = subject.pixels.shape
             # Every share is computed beside the pass itself: twice the memory of one.
-            bring(model[0], 2 * working_memory(flow, count * draws, height, width))
+            bring(model[0], 2 * generate.memory_required(flow, count * draws, height, width))
             scores.append(
                 scoring.score(
                     flow,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -11,8 +12,14 @@ from torch import Tensor, nn
 from ..flow import Flow
 from ..networks.conditioner import NormalisedConv, ScaledConv
 from ..networks.residual import WeightNormConv
+from ..transforms import ImageError
 
 WATCHED = (nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv)
+
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+MOST_AT_ONCE = 64  # more than this is no faster
 
 
 class Cancelled(Exception):
@@ -65,3 +72,49 @@ def layers(model: nn.Module) -> list[nn.Module]:
         The convolutions and linear maps of its conditioners and of its encoder.
     """
     return [m for m in model.modules() if isinstance(m, WATCHED)]
+
+
+def images_at_once(height: int, width: int) -> int:
+    """Say how many images of a size go through a flow together unless the caller says otherwise.
+
+    Args:
+        height: Of an image.
+        width: Likewise.
+
+    Returns:
+        At least 1.
+    """
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell running out of memory from other errors, on CUDA, on Apple's device and on the CPU.
+
+    Args:
+        error: What torch raised.
+
+    Returns:
+        Whether it is that.
+    """
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files of a folder, at any depth.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        Their paths, sorted.
+
+    Raises:
+        ImageError: If there are none.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise ImageError(
+            f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
+        )
+    return files

@@ -28,14 +28,11 @@ from ..likelihood import rows, snap
 from ..prior import sample_latents
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from ..transforms.transform import LOW_PRECISION, precision_error
-from . import Cancelled, Progress, layers, watched
+from . import Cancelled, Progress, image_files, images_at_once, is_out_of_memory, layers, upscale, watched
 
 Labels = int | Sequence[int] | Tensor
 
-PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
-MOST_AT_ONCE = 64  # more than this is no faster
 TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @torch.no_grad()
@@ -103,7 +100,7 @@ def sample(
         result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
-    _run(flow, n, batch or _fitting(height, width), meter, some)
+    _run(flow, n, batch or images_at_once(height, width), meter, some)
     return result
 
 
@@ -327,8 +324,32 @@ def content_transfer(
         result[start:stop] = flow.inverse(latents, cond).clamp(0, 1).to(result.device)
         meter.finish(result[start:stop])
 
-    _run(flow, len(pixels), batch or _fitting(*pixels.shape[-2:]), meter, some)
+    _run(flow, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
     return result
+
+
+def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
+    """Estimate the working memory of one pass, beyond the weights, for as many images as go through at once.
+
+    Counts, for every pixel, what lives at the widest moment: the image and its neighbours in the chain, eight times
+    its channels; and inside one network input, hidden layers and sum, three to four times the hidden width. A Real NVP
+    runs its networks at every pixel, a Glow at every fourth; dense networks add nothing to speak of.
+
+    Args:
+        flow: The model.
+        images: Images in all; as many as go through at once count.
+        height: Of an image.
+        width: Likewise.
+
+    Returns:
+        Bytes.
+    """
+    at_once = min(images, images_at_once(height, width))
+    if flow.architecture == "srflow":
+        small = (-(-side // flow.condition_scale) for side in (height, width))
+        return at_once * upscale.memory_required(flow, *small)
+    hidden = {"glow": 3 / 4, "realnvp": 4.0}.get(flow.architecture, 0.0) * flow.config.hidden
+    return round(4 * at_once * height * width * (8 * flow.channels + hidden))
 
 
 # --- directions -------------------------------------------------------------------------------------------------------
@@ -399,8 +420,8 @@ def attribute_direction_from_folders(
     wanted = _labels(flow, label, 1)
     cond = None if wanted is None else _told(flow, wanted)
     folders = Path(positives), Path(negatives)
-    files = [_files(folder) for folder in folders]
-    at_once = batch or _fitting(height, width)
+    files = [image_files(folder) for folder in folders]
+    at_once = batch or images_at_once(height, width)
     skipped: list[str] = []
     counts = [0, 0]
     meter = _Meter(flow, sum(map(len, files)), progress, cancelled)
@@ -533,7 +554,7 @@ def _run(flow: Flow, count: int, batch: int, meter: _Meter, some: Callable[[int,
                 start = stop
                 continue
             except RuntimeError as error:  # what torch raises when memory runs out, on every device
-                if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+                if not is_out_of_memory(error):
                     raise
                 if stop - start == 1:
                     raise FlowError(
@@ -558,7 +579,7 @@ def _encode(
         parts.append([z.to(pixels.device) for z in latents])
         meter.finish()
 
-    _run(flow, len(pixels), batch or _fitting(*pixels.shape[-2:]), meter, some)
+    _run(flow, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -574,7 +595,7 @@ def _decode(flow: Flow, latents: Sequence[Tensor], cond: Condition | None, batch
         meter.finish(pictures.clamp(0, 1))
 
     numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
-    _run(flow, count, batch or _fitting(1, numbers // flow.channels), meter, some)
+    _run(flow, count, batch or images_at_once(1, numbers // flow.channels), meter, some)
     return torch.cat(parts)
 
 
@@ -630,13 +651,6 @@ def _home(flow: Flow) -> tuple[torch.device, torch.dtype]:
     if parameter.dtype in LOW_PRECISION:
         raise precision_error(parameter.dtype)
     return parameter.device, parameter.dtype
-
-
-def _fitting(height: int, width: int) -> int:
-    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _size(flow: Flow, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -712,15 +726,6 @@ def _finite(image: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
             "comes from."
         )
     return image.to(dtype)
-
-
-def _files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise ImageError(
-            f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth."
-        )
-    return files
 
 
 def _read(path: Path, channels: int, height: int, width: int) -> Tensor:

@@ -30,13 +30,11 @@ from ..likelihood import (
     to_integers,
 )
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
-from . import Cancelled, Progress, watched
+from . import Cancelled, Progress, images_at_once, watched
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
-PIXELS_AT_ONCE = 2**18  # what a chunk holds unless the caller says otherwise: 64 images of 64x64, one of 512x512
-DRAWS_AT_ONCE = 64
 WEBP_SIDE = 16383  # the longest that the format has
 
 
@@ -185,7 +183,7 @@ def score(
     images, channels, height, width = k.shape
     dimensions = channels * height * width
     samples = _checked(samples, seed, batch, noise, k)
-    batch = batch or min(DRAWS_AT_ONCE, max(1, PIXELS_AT_ONCE // (height * width)))
+    batch = batch or images_at_once(height, width)
     cond = _condition(flow, cond, images)
     parameter = next(flow.parameters(), None)
     device, dtype = (torch.device("cpu"), torch.float32) if parameter is None else (parameter.device, parameter.dtype)

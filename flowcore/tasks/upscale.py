@@ -16,7 +16,7 @@ from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, windows
 from ..transforms import FlowError, ImageError
-from . import Cancelled, Progress, layers, watched
+from . import Cancelled, Progress, is_out_of_memory, layers, watched
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -97,7 +97,7 @@ def upscale(
             pictures = _run(flow, rgb, temperature, seed, samples, side, halo, precision, progress, cancelled)
             break
         except RuntimeError as error:  # what torch raises when memory runs out, on every device
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if side <= SMALLEST_TILE:
                 raise FlowError(
@@ -274,9 +274,3 @@ def _automatic_tile(flow: Flow, height: int, width: int, halo: int, device: torc
     sizes = [largest, *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < largest)]
     fitting = [size for size in sizes if memory_required(flow, height, width, size, halo) <= budget]
     return fitting[0] if fitting else sizes[-1]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory from other errors, on CUDA, on Apple's device and on the CPU."""
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text

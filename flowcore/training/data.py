@@ -17,9 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..resize import shrink
+from ..tasks import image_files
 from ..transforms import ImageError
-
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,7 @@ class Photographs:
         Raises:
             ImageError: If the folder holds no image.
         """
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not files:
-            raise ImageError(
-                f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}, at any depth."
-            )
+        files = image_files(folder)
         described = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         key = hashlib.sha256(json.dumps([described, scale, pyramid]).encode()).hexdigest()[:16]
         pixels, index = cache / f"{key}.u8", cache / f"{key}.json"

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..flow import Flow
 from ..metrics import diversity, lr_psnr, psnr, ssim
 from ..resize import enlarge, shrink
+from ..tasks import image_files
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..transforms import FlowError, ImageError
-from .data import SUFFIXES, read_idx
+from .data import read_idx
 
 
 def evaluate_upscaler(
@@ -49,9 +50,7 @@ def evaluate_upscaler(
     Raises:
         ImageError: If the folder holds no image.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ImageError(f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}.")
+    files = image_files(folder)
     scale = flow.config.scale
     rows: dict[str, list[dict[str, float]]] = {}
     for file in files:
@@ -195,8 +194,6 @@ def _labelled_digits(folder: Path) -> tuple[Tensor, Tensor]:
 
 def _sized(flow: Flow, folder: Path, limit: int) -> Tensor:
     """Read images at a model's size: (N, C, H, W) uint8."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ImageError(f"No images in {folder}. Expected files ending in {', '.join(sorted(SUFFIXES))}.")
+    files = image_files(folder)
     chosen = files[:: max(1, -(-len(files) // limit))]
     return torch.stack([read_sized(flow, file) for file in chosen])

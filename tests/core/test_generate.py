@@ -12,7 +12,7 @@ from PIL import Image
 from flowcore import latents as la
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
-from flowcore.tasks import Cancelled, generate
+from flowcore.tasks import Cancelled, generate, images_at_once
 from flowcore.tasks.generate import (
     apply_style,
     attribute_direction_from_folders,
@@ -504,9 +504,9 @@ def test_other_errors_pass(glow, monkeypatch):
 
 
 def test_large_images_go_in_small_batches():
-    assert generate._fitting(32, 32) == 64
-    assert generate._fitting(256, 256) == 4
-    assert generate._fitting(4096, 4096) == 1
+    assert images_at_once(32, 32) == 64
+    assert images_at_once(256, 256) == 4
+    assert images_at_once(4096, 4096) == 1
 
 
 @pytest.mark.parametrize(
