@@ -252,9 +252,9 @@ class FlowcoreNormalizeLatents(io.ComfyNode):
                     io.Combo.Input,
                     "per",
                     options=["local", "channel", "level"],
-                    default="local",
+                    default="level",
                     tooltip="Over what mean and deviation are taken. local: around every position, for images that are "
-                    "odd in places. channel: over each channel. level: over each level, the gentlest.",
+                    "noisy or odd in places. channel: over each channel. level: over each level, the gentlest.",
                 ),
                 make(
                     io.Int.Input,

@@ -265,7 +265,7 @@ def content_transfer(
     lr: Tensor,
     *,
     strength: float = 1.0,
-    per: Per = "local",
+    per: Per = "level",
     window: int = 9,
     batch: int | None = None,
     progress: Progress | None = None,
