@@ -20,6 +20,7 @@ from . import __version__, decode, encode, interpolate, load, sample, score
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
 from .flow import Flow
+from .likelihood import snap
 from .prior import sample_latents
 from .tasks.generate import apply_style
 from .tasks.upscale import upscale
@@ -210,7 +211,7 @@ def _sample(options: argparse.Namespace) -> None:
         height, width = _sides(flow, size)
         drawn = sample_latents(flow.latent_shapes(height, width), options.samples, options.temperature, options.seed)
         cond = None if labels is None else flow.encode_condition(torch.tensor(labels))
-        pictures = decode(flow, apply_style(flow, drawn, wanted), cond).clamp(0, 1)
+        pictures = snap(flow, decode(flow, apply_style(flow, drawn, wanted), cond))
     else:
         pictures = sample(
             flow,
@@ -219,6 +220,7 @@ def _sample(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             seed=options.seed,
             labels=labels,
+            snapped=True,
         )
     options.out.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):
