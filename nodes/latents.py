@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as material
-from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
+from ..flowcore.checkpoints.latents_file import (
+    LatentsHeader,
+    load_latents,
+    load_source,
+    read_latents_header,
+    save_latents,
+)
 from ..flowcore.tasks import generate
 from .generate import Fit, condition, fit_input, label_input, prepared
 from .host import (
@@ -496,6 +502,7 @@ class FlowcoreSaveLatents(io.ComfyNode):
             architecture=latents.architecture,
             model_name=latents.model_name,
             extra={} if latents.labels is None else {"labels": latents.labels.tolist()},
+            source=latents.source,
         )
         return io.NodeOutput(ui={"latents": [record], "text": [f"saved {record['filename']}"]})
 
@@ -569,6 +576,7 @@ class FlowcoreLoadLatents(io.ComfyNode):
             model_name=header.model_name[:80],
             architecture=header.architecture[:80],
             labels=labels,
+            source=load_source(path),
         )
         lines = [
             f"model: {latents.model_name} ({latents.architecture}, sha {header.model_sha256[:12]})",
@@ -577,8 +585,8 @@ class FlowcoreLoadLatents(io.ComfyNode):
         ]
         if labels is not None:
             lines.append(f"labels: {', '.join(map(str, labels.tolist()))}")
-        if latents.architecture == "srflow":
-            lines.append("The small image is not in the file: connect it to Flow Decode as source.")
+        if latents.source is not None:
+            lines.append(f"small image: {latents.source.shape[3]}x{latents.source.shape[2]}")
         info = "\n".join(lines)
         return io.NodeOutput(latents, info, ui={"text": [info]})
 

@@ -2,8 +2,10 @@
 
 The tensors are ``level0`` (finest), ``level1``, ..., float32, each ``(B, C_l, H_l, W_l)``. The header key
 ``flowcore_latents`` holds one JSON string: ``{"format", "model_sha256", "model_name", "architecture", "shapes",
-"extra"}``. Latents mean nothing without their model, so a file of another one is refused by name. Nothing is ever
-unpickled, and no tensor is read before the header has been checked against what the file holds.
+"extra"}``; for latents of an upscaler also "source", the shape of one more tensor of that name, the small image that
+they belong to, ``(B or 1, 3, h, w)`` in [0, 1]. Latents mean nothing without their model, so a file of another one is
+refused by name. Nothing is ever unpickled, and no tensor is read before the header has been checked against what the
+file holds.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class LatentsHeader:
         architecture: Its recipe, e.g. "glow".
         shapes: ``(B, C_l, H_l, W_l)`` per level, finest first.
         extra: What else was noted: label, size, seed, labels.
+        source: Shape of the small image that the file holds beside them; None for none.
     """
 
     format: int
@@ -50,6 +53,7 @@ class LatentsHeader:
     architecture: str
     shapes: tuple[tuple[int, int, int, int], ...]
     extra: dict[str, Any]
+    source: tuple[int, int, int, int] | None = None
 
 
 BESIDE = ("styles", "dequantizer_steps")  # fields that the bijection does not depend on
@@ -100,6 +104,7 @@ def save_latents(
     architecture: str,
     model_name: str = "",
     extra: Mapping[str, Any] | None = None,
+    source: Tensor | None = None,
 ) -> None:
     """Write latents, whole or not at all.
 
@@ -110,6 +115,7 @@ def save_latents(
         architecture: Of their model.
         model_name: What a message shall call their model; the architecture if left out.
         extra: What else to note, as JSON takes it: label, size, seed, labels.
+        source: For latents of an upscaler, the small image that they belong to, ``(B or 1, 3, h, w)`` in [0, 1].
 
     Raises:
         FlowError: If the latents hold values that are not finite, the fingerprint is none, or ``extra`` is not JSON.
@@ -125,6 +131,12 @@ def save_latents(
     if not _is_sha256(model):
         raise FlowError(f"A model's fingerprint has 64 hexadecimal digits; got {model!r}. Use model_sha256(flow).")
     tensors = {f"level{k}": z.detach().to("cpu", torch.float32).contiguous() for k, z in enumerate(levels)}
+    if source is not None:
+        if source.ndim != 4 or 0 in source.shape or source.shape[0] not in (1, levels[0].shape[0]):
+            raise ShapeError(
+                f"Expected a source for these {levels[0].shape[0]} items, (B or 1, 3, h, w); got {tuple(source.shape)}."
+            )
+        tensors["source"] = source.detach().to("cpu", torch.float32).contiguous()
     if not all(z.isfinite().all() for z in tensors.values()):
         raise FlowError("The latents hold values that are not finite in float32. Leave out what they come from.")
     header = {
@@ -134,6 +146,7 @@ def save_latents(
         "architecture": architecture,
         "shapes": [list(z.shape) for z in levels],
         "extra": dict(extra or {}),
+        **({} if source is None else {"source": list(source.shape)}),
     }
     try:
         text = json.dumps(header, allow_nan=False)
@@ -203,12 +216,38 @@ def load_latents(
     """
     path = Path(path)
     header = read_latents_header(path)
+    tensors = _tensors(path, header, expected_model, expected_name)
+    return [tensors[f"level{k}"] for k in range(len(header.shapes))], header
+
+
+def load_source(path: str | Path) -> Tensor | None:
+    """Read the small image that latents of an upscaler belong to.
+
+    Args:
+        path: A file of latents.
+
+    Returns:
+        ``(B or 1, 3, h, w)`` in [0, 1], float32, on the CPU; None if the file holds none.
+
+    Raises:
+        CheckpointError: As in ``load_latents``.
+    """
+    path = Path(path)
+    return _tensors(path, read_latents_header(path)).get("source")
+
+
+def _tensors(
+    path: Path, header: LatentsHeader, expected_model: str | None = None, expected_name: str = ""
+) -> dict[str, Tensor]:
+    """Read what the header promises, and nothing else."""
     if expected_model is not None and header.model_sha256 != expected_model:
         raise CheckpointError(
             f"These latents were made with {_short(header.model_name)} (sha {header.model_sha256[:12]}); the model "
             f"given is {_short(expected_name)} (sha {expected_model[:12]}). Load the model that they were made with."
         )
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
+    if header.source is not None:
+        expected["source"] = header.source
     try:
         with safe_open(path, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -221,13 +260,13 @@ def load_latents(
                     "latents again."
                 )
             # cloned, because safetensors lends out the file's own pages, and the file may be replaced
-            latents = [opened.get_tensor(name).clone() for name in expected]
+            tensors = {name: opened.get_tensor(name).clone() for name in expected}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is truncated or damaged ({error}). Save the latents again.") from error
-    wrong = sum(int((~z.isfinite()).sum()) for z in latents)
+    wrong = sum(int((~z.isfinite()).sum()) for z in tensors.values())
     if wrong:
         raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")
-    return latents, header
+    return tensors
 
 
 def _parsed(name: str, raw: Any) -> LatentsHeader:
@@ -248,6 +287,13 @@ def _parsed(name: str, raw: Any) -> LatentsHeader:
         or len({shape[0] for shape in shapes}) != 1
     ):
         raise ValueError(f"shapes {str(shapes)[:80]}")
+    source = None if raw.get("source") is None else tuple(raw["source"])
+    if source is not None and (
+        len(source) != 4
+        or any(type(side) is not int or side < 1 for side in source)
+        or source[0] not in (1, shapes[0][0])
+    ):
+        raise ValueError(f"source {str(source)[:80]}")
     if not _is_sha256(raw["model_sha256"]):
         raise ValueError("no fingerprint of a model")
     if type(raw["model_name"]) is not str or type(raw["architecture"]) is not str or type(raw["extra"]) is not dict:
@@ -259,6 +305,7 @@ def _parsed(name: str, raw: Any) -> LatentsHeader:
         architecture=raw["architecture"],
         shapes=shapes,  # pyright: ignore[reportArgumentType]
         extra=raw["extra"],
+        source=source,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints import latents_file
@@ -18,6 +19,7 @@ from flowcore.checkpoints.latents_file import (
     FORMAT,
     KEY,
     load_latents,
+    load_source,
     model_sha256,
     read_latents_header,
     save_latents,
@@ -398,3 +400,29 @@ def test_a_field_that_later_versions_add_with_a_default_does_not_change_fingerpr
     assert model_sha256(flow) == before
     flow.config = dataclasses.replace(flow.config, novelty=1)
     assert model_sha256(flow) != before
+
+
+def test_the_small_image_of_an_upscaler_comes_along(latents, tmp_path):
+    path, small = tmp_path / "up.safetensors", torch.rand(1, 3, 4, 5)
+    save_latents(path, latents, model=SHA, architecture="srflow", source=small)
+    levels, header = load_latents(path)
+    assert len(levels) == len(header.shapes) == 3
+    assert header.source == (1, 3, 4, 5)
+    assert torch.equal(load_source(path), small)
+    save_latents(path, latents, model=SHA, architecture="glow")
+    assert read_latents_header(path).source is None
+    assert load_source(path) is None
+    with pytest.raises(ShapeError, match="source for these"):
+        save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(7, 3, 4, 5))
+    with pytest.raises(FlowError, match="not finite"):
+        save_latents(path, latents, model=SHA, architecture="srflow", source=small / 0)
+
+
+@pytest.mark.parametrize("source", [[1, 3, 4], [0, 3, 4, 5], [7, 3, 4, 5], [1, 3, 4, 6], "x", [1, 3, 4, 5.0]])
+def test_a_source_that_is_not_what_the_header_says_is_refused(latents, tmp_path, source):
+    path = tmp_path / "up.safetensors"
+    save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(1, 3, 4, 5))
+    header = json.loads(safe_open(path, framework="pt").metadata()[KEY])
+    save_file(load_file(path), path, metadata={KEY: json.dumps({**header, "source": source})})
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_source(path)

@@ -414,13 +414,17 @@ def test_files_that_hold_no_latents_get_a_sentence(host, flows, files):
     refusal(host, loading("latents/unlabelled.safetensors"), "do not say what they show", "0 to 2")
 
 
-def test_latents_of_an_upscaler_ask_for_their_small_image(host, flows, files):
+def test_latents_of_an_upscaler_bring_their_small_image_along(host, flows, files):
     workflow = encoding(flows["small-srflow"], picture(fill="noise", height=16, width=12))
     workflow |= graph(save=("FlowcoreSaveLatents", {"filename_prefix": "latents/sr"}))
     workflow["save"]["inputs"]["latents"] = ["encode", 0]
     (record,) = host.run(workflow)["outputs"]["save"]["latents"]
     again = loading(f"latents/{record['filename']} [output]", flows["small-srflow"])
-    refusal(host, again, "without their small image", "source")
+    assert host.run(again)["outputs"]["again"]["shape"] == [1, 16, 12, 3]
+    about = {"model": model_sha256(flow("small-srflow")), "architecture": "srflow"}
+    lost = load_latents(host.server.base / "output" / "latents" / record["filename"])[0]
+    save_latents(files / "lost.safetensors", lost, **about)
+    refusal(host, loading("latents/lost.safetensors", flows["small-srflow"]), "without their small image", "source")
 
 
 def test_a_file_that_changes_is_loaded_again(host, flows, files):
