@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError, likelihood
+from ..flowcore.color import luma
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.resize import shrink
@@ -33,8 +34,6 @@ from .sockets import (
 )
 
 Fit = Literal["resize", "crop"]
-
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as everywhere for digits and photographs
 
 
 class FlowcoreSample(io.ComfyNode):
@@ -472,7 +471,7 @@ def _coloured(channels: int, pixels: Tensor) -> Tensor:
         raise ImageError(f"Expected images of 1, 3 or 4 channels; got {pixels.shape[1]}, {tuple(pixels.shape)}.")
     pixels = pixels[:, :3].clamp(0, 1)
     if channels == 1 and pixels.shape[1] == 3:
-        return (pixels * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+        return luma(pixels)
     return pixels.expand(-1, channels, -1, -1)
 
 

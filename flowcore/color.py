@@ -1,0 +1,123 @@
+"""Colour: luma and chroma as JPEG has them, and back into the cube without touching luma.
+
+Full-range BT.601: with R, G, B in [0, 1], ``Y = 0.299 R + 0.587 G + 0.114 B``, ``Cb = (B - Y) / 1.772``,
+``Cr = (R - Y) / 1.402``, both centred on 0, in [-1/2, 1/2]. The way back solves these equations instead of using
+rounded constants, so that the luma of the result is the luma that went in.
+
+Source: ITU-R BT.601; ITU-T T.871 (JFIF).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .transforms import ShapeError
+
+RED, GREEN, BLUE = 0.299, 0.587, 0.114  # shares of luma
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """Weigh the three colours.
+
+    Args:
+        rgb: ``(B, 3, H, W)``.
+
+    Returns:
+        Y, ``(B, 1, H, W)``; in [0, 1] for colours in [0, 1].
+
+    Raises:
+        ShapeError: If there are not three channels.
+    """
+    red, green, blue = _three(rgb)
+    return RED * red + GREEN * green + BLUE * blue
+
+
+def split(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """Part colours into luma and chroma.
+
+    Args:
+        rgb: ``(B, 3, H, W)``.
+
+    Returns:
+        Luma ``(B, 1, H, W)`` and chroma (Cb, Cr) ``(B, 2, H, W)``.
+
+    Raises:
+        ShapeError: If there are not three channels.
+    """
+    red, _, blue = _three(rgb)
+    y = luma(rgb)
+    return y, torch.cat([(blue - y) / (2 * (1 - BLUE)), (red - y) / (2 * (1 - RED))], dim=1)
+
+
+def merge(y: Tensor, chroma: Tensor) -> Tensor:
+    """Put luma and chroma together: the exact inverse of ``split``.
+
+    Only a quarter of all (Y, Cb, Cr) are colours of the cube, so the result may lie outside [0, 1]; see ``compress``.
+
+    Args:
+        y: Luma ``(B, 1, H, W)``.
+        chroma: ``(B, 2, H, W)``.
+
+    Returns:
+        ``(B, 3, H, W)``, whose luma is y.
+
+    Raises:
+        ShapeError: If the two do not fit together.
+    """
+    if y.ndim != 4 or y.shape[1] != 1 or chroma.ndim != 4 or chroma.shape[1] != 2 or y.shape[2:] != chroma.shape[2:]:
+        raise ShapeError(
+            f"Expected luma (B, 1, H, W) and chroma (B, 2, H, W) of one size; got {tuple(y.shape)} and "
+            f"{tuple(chroma.shape)}. Resize the chroma to the luma's size."
+        )
+    return y + _offset(chroma)
+
+
+def compress(y: Tensor, chroma: Tensor) -> Tensor:
+    """Put luma and chroma together within the cube: as much of the chroma as there is room for.
+
+    With d the offset from grey that the chroma means, ``rgb = y + k d`` and k the largest number up to 1 that keeps all
+    three within [0, 1]. Luma and hue stay exactly what they were; only saturation gives way.
+
+    Args:
+        y: Luma in [0, 1], ``(B, 1, H, W)``.
+        chroma: ``(B, 2, H, W)``.
+
+    Returns:
+        ``(B, 3, H, W)`` in [0, 1], whose luma is y.
+
+    Raises:
+        ShapeError: If the two do not fit together.
+    """
+    offset = merge(y, chroma) - y  # checked there
+    room = torch.where(offset > 0, 1 - y, y)
+    wanted = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
+    k = (room / wanted).amin(1, keepdim=True).clamp(0, 1)
+    return (y + k * offset).clamp(0, 1)  # rounding only
+
+
+def clip(y: Tensor, chroma: Tensor) -> Tensor:
+    """Put luma and chroma together and cut off what leaves the cube, as most programs do: luma and hue change there.
+
+    Args:
+        y: Luma in [0, 1], ``(B, 1, H, W)``.
+        chroma: ``(B, 2, H, W)``.
+
+    Returns:
+        ``(B, 3, H, W)`` in [0, 1].
+
+    Raises:
+        ShapeError: If the two do not fit together.
+    """
+    return merge(y, chroma).clamp(0, 1)
+
+
+def _offset(chroma: Tensor) -> Tensor:
+    blue, red = 2 * (1 - BLUE) * chroma[:, :1], 2 * (1 - RED) * chroma[:, 1:]
+    return torch.cat([red, -(RED * red + BLUE * blue) / GREEN, blue], dim=1)  # its luma is 0
+
+
+def _three(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if rgb.ndim != 4 or rgb.shape[1] != 3:
+        raise ShapeError(f"Expected colours of shape (B, 3, H, W); got {tuple(rgb.shape)}.")
+    return rgb[:, :1], rgb[:, 1:2], rgb[:, 2:]

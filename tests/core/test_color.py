@@ -1,0 +1,110 @@
+"""Luma is sacred: split and merge are exact, compress keeps luma and hue, and the constants are those of JPEG."""
+
+from __future__ import annotations
+
+import kornia
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowcore.color import clip, compress, luma, merge, split
+from flowcore.transforms import ShapeError
+
+
+def colours(count=4, dtype=torch.float32):
+    return torch.rand(count, 3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def wild(dtype=torch.float32):
+    """Luma and chroma of which most are no colours of the cube, black and white among them."""
+    generator = torch.Generator().manual_seed(1)
+    y = torch.rand(4, 1, 9, 7, generator=generator, dtype=dtype)
+    y[0, 0, 0, :2] = torch.tensor([0.0, 1.0], dtype=dtype)
+    return y, torch.rand(4, 2, 9, 7, generator=generator, dtype=dtype) - 0.5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-15)])
+def test_split_and_merge_undo_each_other(dtype, tolerance):
+    rgb = colours(dtype=dtype)
+    assert (merge(*split(rgb)) - rgb).abs().max() <= tolerance
+    y, chroma = wild(dtype)
+    again = split(merge(y, chroma))
+    assert (again[0] - y).abs().max() <= tolerance
+    assert (again[1] - chroma).abs().max() <= tolerance
+
+
+def test_the_constants_are_those_of_jpeg():
+    """To one 8-bit step of what PIL makes of the same colours, whose chroma is centred on 128."""
+    rgb = (colours() * 255).round() / 255
+    for item in rgb:
+        array = (item.permute(1, 2, 0) * 255).byte().numpy()
+        expected = np.asarray(Image.fromarray(array, "RGB").convert("YCbCr"), dtype=float)
+        y, chroma = split(item[None])
+        came = torch.cat([y * 255, chroma * 255 + 128], dim=1)[0].permute(1, 2, 0).numpy()
+        assert np.abs(came - expected).max() <= 1
+    corners = {"red": (1, 0, 0, 0.299), "green": (0, 1, 0, 0.587), "blue": (0, 0, 1, 0.114), "white": (1, 1, 1, 1)}
+    for name, (*rgb_, y_) in corners.items():
+        assert float(luma(torch.tensor(rgb_).float()[None, :, None, None])) == pytest.approx(y_), name
+    assert split(torch.tensor([0.0, 0, 1])[None, :, None, None])[1][0, 0].item() == pytest.approx(0.5)
+    assert split(torch.tensor([1.0, 0, 0])[None, :, None, None])[1][0, 1].item() == pytest.approx(0.5)
+
+
+def test_kornia_agrees_to_the_rounding_of_its_constants():
+    rgb = colours()
+    y, chroma = split(rgb)
+    theirs = kornia.color.rgb_to_ycbcr(rgb)
+    assert (theirs[:, :1] - y).abs().max() < 1e-6
+    assert (theirs[:, 1:] - 0.5 - chroma).abs().max() < 3e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_compress_keeps_luma_and_hue_within_the_cube(dtype, tolerance):
+    y, chroma = wild(dtype)
+    rgb = compress(y, chroma)
+    assert rgb.min() >= 0
+    assert rgb.max() <= 1
+    assert (luma(rgb) - y).abs().max() <= tolerance
+    left = split(rgb)[1]
+    cross = left[:, 0] * chroma[:, 1] - left[:, 1] * chroma[:, 0]  # 0 where the direction is the same
+    assert cross.abs().max() <= tolerance
+    assert ((left * chroma).sum(1) >= -tolerance).all()
+    assert (left.norm(dim=1) <= chroma.norm(dim=1) + tolerance).all()
+    touching = ((rgb < 1e-6) | (rgb > 1 - 1e-6)).any(1)
+    whole = (left - chroma).abs().amax(1) < 1e-5
+    assert (touching | whole).all()  # no more is given up than must be
+    assert touching.any()
+    assert whole.any()
+
+
+def test_compress_changes_nothing_inside_the_cube():
+    rgb = colours()
+    assert (compress(*split(rgb)) - rgb).abs().max() < 1e-6
+
+
+def test_clip_stays_in_the_cube_and_moves_luma():
+    y, chroma = wild()
+    rgb = clip(y, chroma)
+    assert 0 <= float(rgb.min()) < float(rgb.max()) <= 1
+    assert (luma(rgb) - y).abs().max() > 0.05  # which is why it is not the choice of anyone who cares
+
+
+def test_an_8_bit_grey_picture_keeps_its_luma_to_the_last_bit():
+    """Rounding red, green and blue moves luma by at most half a step, since its shares add up to 1."""
+    y = (torch.arange(256).float() / 255).reshape(1, 1, 16, 16).repeat(8, 1, 1, 1)
+    chroma = 0.7 * (torch.rand(8, 2, 16, 16, generator=torch.Generator().manual_seed(2)) - 0.5)
+    stored = (compress(y, chroma) * 255).round()
+    assert torch.equal(luma(stored.double()).round(), (y * 255).round().double())
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: luma(torch.rand(1, 4, 2, 2)), r"\(B, 3, H, W\); got \(1, 4, 2, 2\)"),
+        (lambda: merge(torch.rand(1, 1, 4, 4), torch.rand(1, 2, 2, 2)), "Resize the chroma"),
+        (lambda: compress(torch.rand(1, 3, 4, 4), torch.rand(1, 2, 4, 4)), r"luma \(B, 1, H, W\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, sentence):
+    with pytest.raises(ShapeError, match=sentence):
+        call()
