@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -174,6 +174,16 @@ class FlowcoreEncode(io.ComfyNode):
                 fit_input(),
                 label_input(),
                 source_input(),
+                make(
+                    io.Combo.Input,
+                    "dequantize",
+                    options=["auto", "off", "on"],
+                    default="auto",
+                    optional=True,
+                    tooltip="on: give the image the noise of one grey level first, as the images that the model was "
+                    "trained on have it. Digits need it, or their latents fall apart under another label; `snap` in "
+                    "Flow Decode takes it off again. off: encode the image exactly. auto: on for models with labels.",
+                ),
             ],
             outputs=[
                 make(FlowLatents.Output, "latents", display_name="latents", tooltip="The latents of the images."),
@@ -197,12 +207,20 @@ class FlowcoreEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: Tensor, model: Any, fit: Fit = "resize", label: int = -1, source: Tensor | None = None
+        cls,
+        image: Tensor,
+        model: Any,
+        fit: Fit = "resize",
+        label: int = -1,
+        source: Tensor | None = None,
+        dequantize: Literal["auto", "off", "on"] = "auto",
     ) -> Any:
         """Call the task there and back, and show what the latents look like."""
         notes = Notes("Flow Encode", cls.hidden.unique_id)
         flow = flow_of(model)
         subject = prepared(flow, image, fit, label, source, notes)
+        if dequantize == "on" or (dequantize == "auto" and flow.classes):
+            subject = replace(subject, pixels=generate.dequantized_image(flow, subject.pixels))
         bring(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
         progress, cond = Progress(), condition(flow, subject.labels, subject.source)
         levels = generate.encode(

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..flow import Flow
 from ..latents import Direction, Per, add, attribute_direction, normalise, scale
-from ..likelihood import rows, snap
+from ..likelihood import quantisation, rows, snap, to_integers
 from ..prior import sample_latents
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from ..transforms.transform import LOW_PRECISION, precision_error
@@ -210,6 +210,33 @@ def reconstruct(
     return again, (again - pixels).abs().flatten(1).amax(1)
 
 
+def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
+    """Give an image the noise of one bin, as those that the model was trained on have it.
+
+    A model of few bits has never seen a pixel that lies exactly on a grey level: the black around a digit, say, has
+    latents far from anything typical, and what is made of them under another label falls apart. ``likelihood.snap``
+    takes the noise off again.
+
+    Args:
+        flow: The model.
+        image: As in ``encode``.
+        seed: Image i is given the noise of ``seed + i``.
+
+    Returns:
+        ``(B, C, H, W)``, float32 (float64 if the flow is), on the device of the image.
+
+    Raises:
+        ImageError: As in ``encode``.
+    """
+    pixels = _pixels(flow, image)
+    bins = quantisation(flow)
+    noise = [
+        torch.rand(pixels.shape[1:], generator=torch.Generator("cpu").manual_seed((seed + i) % 2**64))
+        for i in range(len(pixels))
+    ]
+    return bins.place(to_integers(pixels, bins.n_bits)[0], torch.stack(noise).to(pixels))
+
+
 @torch.no_grad()
 def style_transfer(
     flow: Flow,
@@ -217,6 +244,7 @@ def style_transfer(
     label: Labels,
     labels: Labels,
     *,
+    seed: int | None = 0,
     batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -231,6 +259,8 @@ def style_transfer(
         image: As in ``encode``.
         label: What the image shows: one label, or one per image.
         labels: What to show instead.
+        seed: Of the noise that the image is given first, see ``dequantized_image``; the result is free of it. None
+            encodes the image as it is, and leaves the results as they come.
         batch: Images at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
@@ -246,7 +276,7 @@ def style_transfer(
 
     Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks", section 4.1.
     """
-    pixels = _pixels(flow, image)
+    pixels = _pixels(flow, image) if seed is None else dequantized_image(flow, image, seed=seed)
     own = _labels(flow, label, len(pixels))
     others = _labels(flow, labels, None)
     assert own is not None  # models without labels have been refused
@@ -255,7 +285,8 @@ def style_transfer(
     latents = _encode(flow, pixels, _told(flow, own), batch, meter)
     repeated = [z.repeat_interleave(len(others), 0) for z in latents]
     cond = _told(flow, torch.cat([others] * len(pixels)))
-    return _decode(flow, repeated, cond, batch, meter).clamp(0, 1)
+    pictures = _decode(flow, repeated, cond, batch, meter)
+    return pictures.clamp(0, 1) if seed is None else snap(flow, pictures)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from flowcore import latents as la
+from flowcore.likelihood import snap
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
 from flowcore.tasks import Cancelled, generate, images_at_once
@@ -18,6 +19,7 @@ from flowcore.tasks.generate import (
     attribute_direction_from_folders,
     content_transfer,
     decode,
+    dequantized_image,
     encode,
     reconstruct,
     sample,
@@ -422,7 +424,7 @@ def calls(flows):
         "encode": (lambda **k: encode(glow, image, batch=2, **k), 0),
         "decode": (lambda **k: decode(glow, latents, batch=2, **k), 3),
         "reconstruct": (lambda **k: reconstruct(glow, image, batch=2, **k), 3),
-        "style_transfer": (lambda **k: style_transfer(digits, picture(2, 1), 0, [1, 2], batch=3, **k), 4),
+        "style_transfer": (lambda **k: style_transfer(digits, picture(2, 1), 0, [1, 2], seed=None, batch=3, **k), 4),
         "content_transfer": (lambda **k: content_transfer(srflow, image, small, batch=2, **k), 3),
     }
 
@@ -524,7 +526,7 @@ def test_every_task_can_be_followed(function):
 def test_style_transfer_decodes_the_same_latents_with_other_labels(flows, name):
     flow = flows[name]
     image = picture(2, flow.channels)
-    came = style_transfer(flow, image, [0, 2], [2, 1, 0])
+    came = style_transfer(flow, image, [0, 2], [2, 1, 0], seed=None)
     assert came.shape == (6, flow.channels, 8, 12)
     for i, own in enumerate((0, 2)):
         latents = encode(flow, image[i : i + 1], flow.encode_condition(torch.tensor([own])))
@@ -534,7 +536,18 @@ def test_style_transfer_decodes_the_same_latents_with_other_labels(flows, name):
     close(came[2], image[0], 1e-4)  # the own label gives the image again
     close(came[3], image[1], 1e-4)
     assert (came[0] - came[1]).abs().max() > 1e-3
-    close(style_transfer(flow, image, 1, 1), image, 1e-4)
+    close(style_transfer(flow, image, 1, 1, seed=None), image, 1e-4)
+
+
+def test_a_dequantized_image_is_noisy_within_its_bins_and_snaps_back(flows):
+    flow = flows["digits"]
+    image = (picture(3, 1) * 255).round() / 255
+    noisy = dequantized_image(flow, image, seed=4)
+    assert 0 < (noisy - image).abs().max() <= 1 / 255
+    close(snap(flow, noisy), image, 1e-6)
+    assert torch.equal(dequantized_image(flow, image[1:], seed=5), noisy[1:])  # whatever the place in the batch
+    assert not torch.equal(dequantized_image(flow, image, seed=5), noisy)
+    close(style_transfer(flow, image, 1, 1), image, 1e-6)
 
 
 def test_style_transfer_needs_labels(flows):

@@ -47,7 +47,7 @@ def encoding(model="small-glow.safetensors", image=None, decode=None, **inputs):
     return graph(
         model=("FlowcoreLoadModel", {"model_name": model}),
         image=picture(fill="noise") if image is None else image,
-        encode=("FlowcoreEncode", {"image": "image.0", "model": "model.0"} | inputs),
+        encode=("FlowcoreEncode", {"image": "image.0", "model": "model.0", "dequantize": "off"} | inputs),
         latents=("FlowcoreTestLatents", {"latents": "encode.0"}),
         encoded=("FlowcoreTestReport", {"image": "encode.2"}),
         decode=("FlowcoreDecode", {"latents": "encode.0", "model": "model.0"} | (decode or {})),
@@ -330,12 +330,22 @@ def test_a_label_that_the_model_does_not_know_about_is_ignored_with_a_note(host,
 
 def test_other_labels_show_other_things_in_the_same_style(host, flows):
     image = picture(fill="noise", batch=2, height=8, width=12, channels=1)
-    workflow = encoding(flows["small-digits"], image, {"labels": "0-2"}, label=1)
-    again = pixels(host.run(workflow)["outputs"]["again"])
-    known = generate.style_transfer(flow("small-digits"), noise(2, 1, 8, 12), 1, [0, 1, 2])
-    assert again.shape == (6, 3, 8, 12)
-    assert (again - known).abs().max() < 1e-4
-    assert (again[1] - noise(2, 1, 8, 12)[0]).abs().max() < 1e-4
+    for how, snap, seed in (("off", False, None), ("auto", True, 0)):
+        workflow = encoding(flows["small-digits"], image, {"labels": "0-2", "snap": snap}, label=1, dequantize=how)
+        again = pixels(host.run(workflow)["outputs"]["again"])
+        known = generate.style_transfer(flow("small-digits"), noise(2, 1, 8, 12), 1, [0, 1, 2], seed=seed)
+        assert again.shape == (6, 3, 8, 12)
+        assert (again - known).abs().max() < (1e-4 if seed is None else 1.1 / 255)
+        assert (again[1] - noise(2, 1, 8, 12)[0]).abs().max() < (1e-4 if seed is None else 1.1 / 255)
+
+
+def test_only_models_with_labels_are_given_noise_by_themselves(host, flows):
+    for model, label, sides in (("small-glow", -1, (3, 12, 16)), ("small-digits", 1, (1, 8, 12))):
+        image = picture(fill="noise", channels=sides[0], height=sides[1], width=sides[2])
+        outputs = host.run(encoding(flows[model], image, label=label, dequantize="auto"))["outputs"]
+        moved = (pixels(outputs["encoded"])[:, : sides[0]] - noise(1, *sides)).abs().max()
+        assert (moved > 1e-4) == (label == 1)
+        assert moved < 1.1 / 255
 
 
 def test_an_upscaler_is_told_the_small_image(host, flows):

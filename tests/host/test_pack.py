@@ -36,6 +36,7 @@ INPUTS = {
         ("fit", "COMBO"),
         ("label", "INT"),
         ("source", "IMAGE"),
+        ("dequantize", "COMBO"),
     ],
     "FlowcoreDecode": [
         ("latents", "FLOW_LATENTS"),
@@ -134,7 +135,7 @@ OUTPUTS = {
 OPTIONAL = {
     "FlowcoreUpscale": {"samples", "tile", "precision"},
     "FlowcoreSample": {"labels", "width", "height", "temperatures", "snap"},
-    "FlowcoreEncode": {"fit", "label", "source"},
+    "FlowcoreEncode": {"fit", "label", "source", "dequantize"},
     "FlowcoreDecode": {"labels", "source", "temperature", "snap"},
     "FlowcoreInterpolate": {"coarse_first", "loop"},
     "FlowcoreMixLatents": {"levels"},
