@@ -19,10 +19,6 @@ from torch import Tensor
 from . import __version__, decode, encode, interpolate, load, sample, score
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
-from .flow import Flow
-from .likelihood import snap
-from .prior import sample_latents
-from .tasks.generate import apply_style
 from .tasks.upscale import upscale
 from .training.data import Digits
 from .training.evaluate import density_table, evaluate_density, evaluate_upscaler, read_sized, table
@@ -204,24 +200,18 @@ def _upscale(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     flow = load(options.model, options.device, **_fields(options.set))
-    size = options.size if options.size is None or len(options.size) > 1 else options.size[0]
+    size = options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size))
     labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
-    wanted = _fields(options.style)
-    if wanted:
-        height, width = _sides(flow, size)
-        drawn = sample_latents(flow.latent_shapes(height, width), options.samples, options.temperature, options.seed)
-        cond = None if labels is None else flow.encode_condition(torch.tensor(labels))
-        pictures = snap(flow, decode(flow, apply_style(flow, drawn, wanted), cond))
-    else:
-        pictures = sample(
-            flow,
-            options.samples,
-            size=size if size is None or isinstance(size, int) else tuple(size),
-            temperature=options.temperature,
-            seed=options.seed,
-            labels=labels,
-            snapped=True,
-        )
+    pictures = sample(
+        flow,
+        options.samples,
+        size=size,
+        temperature=options.temperature,
+        seed=options.seed,
+        labels=labels,
+        styles=_fields(options.style),
+        snapped=True,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):
         target = options.out / f"{Path(options.model).stem}_tau{options.temperature:g}_seed{options.seed + i}.png"
@@ -231,7 +221,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _interpolate(options: argparse.Namespace) -> None:
     flow = load(options.model, options.device, **_fields(options.set))
-    first, last = (encode(flow, read_sized(flow, path)[None].float() / 255) for path in options.images)
+    first, last = (encode(flow, read_sized(flow, path)[None]) for path in options.images)
     options.out.mkdir(parents=True, exist_ok=True)
     for k in range(options.frames):
         t = k / max(1, options.frames - 1)
@@ -331,15 +321,6 @@ def _fields(settings: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             fields[name] = text
     return fields
-
-
-def _sides(flow: Flow, size: int | Sequence[int] | None) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    sides = flow.image_size if size is None else size
-    if sides is None or len(sides) != 2:
-        raise FlowError("This model does not say which size it was made for. Give --size, e.g. --size 32.")
-    return sides[0], sides[1]
 
 
 def _read(path: Path) -> Tensor:

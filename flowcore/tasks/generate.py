@@ -44,6 +44,7 @@ def sample(
     temperature: float | Sequence[float] = 0.7,
     seed: int = 0,
     labels: Labels | None = None,
+    styles: Mapping[str, float | Sequence[float]] | None = None,
     snapped: bool = False,
     batch: int | None = None,
     progress: Progress | None = None,
@@ -60,6 +61,7 @@ def sample(
         seed: Image i is made from ``seed + i``, whatever n and the batch.
         labels: For conditioned models what to show: one label for all images, or one per image; or weights of the
             labels, ``(n or 1, classes)``.
+        styles: Name to strength, for models that carry styles; see ``apply_style``.
         snapped: Whether to take off the dequantization noise that a model draws with an image; see
             ``likelihood.snap``.
         batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (but for
@@ -84,6 +86,8 @@ def sample(
     device, dtype = _home(flow)
     height, width = _size(flow, size)
     latents = sample_latents(flow.latent_shapes(height, width), n, temperature, seed)
+    if styles:
+        latents = apply_style(flow, [z.to(device) for z in latents], styles)
     wanted = _labels(flow, labels, n)
     result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
     meter = _Meter(flow, n, progress, cancelled)

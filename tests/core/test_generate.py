@@ -550,6 +550,20 @@ def test_a_dequantized_image_is_noisy_within_its_bins_and_snaps_back(flows):
     close(style_transfer(flow, image, 1, 1), image, 1e-6)
 
 
+def test_samples_are_drawn_in_a_style():
+    torch.manual_seed(0)
+    config = {"image_size": 4, "classes": 2, "steps": 1, "hidden": 4, "styles": ("bold",)}
+    flow = build("class_conditional", configure("class_conditional", config)).eval()
+    flow.get_buffer("style_directions").fill_(0.3)
+    came = sample(flow, 2, temperature=0.5, seed=3, labels=[0, 1], styles={"bold": 2.0})
+    drawn = sample_latents(flow.latent_shapes(4, 4), 2, 0.5, 3)
+    expected = decode(flow, [z + 0.6 for z in drawn], flow.encode_condition(torch.tensor([0, 1]))).clamp(0, 1)
+    close(came, expected, 1e-6)
+    assert not torch.equal(came, sample(flow, 2, temperature=0.5, seed=3, labels=[0, 1]))
+    with pytest.raises(FlowError, match="bold"):
+        sample(flow, 2, labels=[0, 1], styles={"curly": 1.0})
+
+
 def test_style_transfer_needs_labels(flows):
     with pytest.raises(ConditionError, match="not conditioned on labels"):
         style_transfer(flows["glow"], picture(), 0, [1])
