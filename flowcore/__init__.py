@@ -19,6 +19,15 @@ from .condition import Condition
 from .flow import Flow
 from .latents import interpolate
 from .tasks import Cancelled
+from .tasks.colorize import (
+    Hints,
+    apply_chroma,
+    colorize,
+    colorize_video,
+    decode_colors,
+    encode_colors,
+    transfer_palette,
+)
 from .tasks.generate import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import upscale
@@ -41,16 +50,23 @@ __all__ = [
     "ConditionError",
     "Flow",
     "FlowError",
+    "Hints",
     "ImageError",
     "PrecisionError",
     "Score",
     "ShapeError",
     "Transform",
+    "apply_chroma",
+    "colorize",
+    "colorize_video",
     "decode",
+    "decode_colors",
     "encode",
+    "encode_colors",
     "interpolate",
     "load",
     "sample",
     "score",
+    "transfer_palette",
     "upscale",
 ]

@@ -9,12 +9,16 @@ Source: ITU-R BT.601; ITU-T T.871 (JFIF).
 
 from __future__ import annotations
 
+import re
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .transforms import ShapeError
+from .transforms import ImageError, ShapeError
 
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # shares of luma
+NEUTRAL = 128 / 255  # chroma 0 as JPEG stores it, over 255
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -110,6 +114,77 @@ def clip(y: Tensor, chroma: Tensor) -> Tensor:
         ShapeError: If the two do not fit together.
     """
     return merge(y, chroma).clamp(0, 1)
+
+
+def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
+    """Enlarge chroma to the size of an image, along the edges of its luma.
+
+    Bicubic, plus ``a * (y - bicubic(small_luma))`` with a the slope of a regression of chroma on luma in every 3x3
+    neighbourhood of the small grid: where colour goes with brightness, it does so in full detail. The slope is damped
+    (ridge 0.01), so that flat places stay as they are.
+
+    Args:
+        chroma: ``(B, 2, h, w)``.
+        small_luma: The luma at the same small size, ``(B or 1, 1, h, w)``.
+        y: The luma at the size wanted, ``(B or 1, 1, H, W)``.
+
+    Returns:
+        ``(B, 2, H, W)``.
+
+    Raises:
+        ShapeError: If chroma and small luma have different sizes.
+
+    Source: the local linear model of He, Sun, Tang, "Guided Image Filtering" (2013), section 3.1, for the residual of a
+    bicubic enlargement.
+    """
+    if chroma.shape[2:] != small_luma.shape[2:]:
+        raise ShapeError(
+            f"Expected chroma and luma of one size; got {tuple(chroma.shape)} and {tuple(small_luma.shape)}."
+        )
+    size = (y.shape[-2], y.shape[-1])
+    mean_y, mean_c = _around(small_luma), _around(chroma)
+    slope = (_around(small_luma * chroma) - mean_y * mean_c) / (_around(small_luma.square()) - mean_y.square() + 0.01)
+    detail = y - F.interpolate(small_luma, size, mode="bicubic")
+    return F.interpolate(chroma, size, mode="bicubic") + F.interpolate(slope, size, mode="bilinear") * detail
+
+
+def palette_of(chroma: Tensor) -> Tensor:
+    """Describe colours by four numbers, as a colorizer's palette.
+
+    Args:
+        chroma: ``(B, 2, H, W)``, centred on 0.
+
+    Returns:
+        ``(B, 4)``: 1, mean Cb, mean Cr, and colourfulness: the root mean square of the chroma's length.
+    """
+    colourfulness = chroma.square().sum(1).mean((1, 2)).sqrt()
+    return torch.stack([torch.ones_like(colourfulness), *chroma.mean((2, 3)).unbind(1), colourfulness], dim=1)
+
+
+def parse_colour(text: str) -> tuple[float, float, float]:
+    """Read a colour as the web writes it.
+
+    Args:
+        text: "#e0b080", or "#eb8" for "#eebb88"; the "#" may be missing.
+
+    Returns:
+        Red, green and blue in [0, 1].
+
+    Raises:
+        ImageError: If it is none.
+    """
+    digits = text.strip().removeprefix("#")
+    if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
+        raise ImageError(f"Expected a colour such as #e0b080; got {text.strip()[:40]!r}. Write it as # and 6 digits.")
+    if len(digits) == 3:
+        digits = "".join(2 * digit for digit in digits)
+    red, green, blue = (int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4))
+    return red, green, blue
+
+
+def _around(x: Tensor) -> Tensor:
+    """Mean over the 3x3 neighbourhood, as far as there is one."""
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def _offset(chroma: Tensor) -> Tensor:

@@ -141,8 +141,8 @@ class Flow(Transform):
         for level in self._levels():
             channels, height, width = level.shape(channels, height, width)
             if level.split is not None:
-                shapes.append((channels - channels // 2, height, width))
-                channels //= 2
+                shapes.append((channels - level.split.stay(channels), height, width))
+                channels = level.split.stay(channels)
         return [*shapes, (channels, height, width)]
 
     @property
@@ -207,12 +207,20 @@ class Flow(Transform):
             logdet = logdet + change
         return [*latents, x], logdet
 
-    def inverse(self, z: Sequence[Tensor], cond: Condition | None = None) -> Tensor:
+    def inverse(
+        self,
+        z: Sequence[Tensor],
+        cond: Condition | None = None,
+        between: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Decode latents.
 
         Args:
             z: Latents, finest first, as ``forward`` returned them or ``sample_latents`` drew them.
             cond: As in ``forward``.
+            between: What looks at the image between levels, and may change it: called after every level with its
+                number, 0 for the finest, and what it has been decoded to, ``(B, C, h, w)``; returns what goes on. None
+                for nothing, which makes this the inverse of ``forward``.
 
         Returns:
             Images, ``(B, C, H, W)``, not clamped.
@@ -227,11 +235,13 @@ class Flow(Transform):
         x = rest.pop()
         if self.top is not None:
             x = self.top.inverse(x, labels)
-        for level, feature in zip(reversed(self._levels()), reversed(features), strict=True):
+        for number, level in reversed(list(enumerate(self._levels()))):
             if level.split is not None:
                 x = level.split.inverse((x, rest.pop()), labels)
-            x = level.steps.inverse(x, feature)
+            x = level.steps.inverse(x, features[number])
             x = level.squeeze.inverse(x)
+            if between is not None:
+                x = between(number, x)
         if cond is not None and cond.origin is not None:
             self._check_origin(cond.origin, x.shape)
             x = x + cond.origin
@@ -287,6 +297,8 @@ class Flow(Transform):
             The batch's latents.
         """
         features, labels = self._told(cond, x.shape[0])
+        if self.prelude is not None:
+            self.prelude.initialise(x)
         x = self._start(x, cond)[0]
         latents: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):

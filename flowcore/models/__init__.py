@@ -9,6 +9,7 @@ from typing import Any
 from ..flow import Flow
 from ..transforms import CheckpointError, FlowError
 from .class_conditional import ClassConditionalConfig, class_conditional
+from .colorizer import ColorizerConfig, colorizer
 from .glow import GlowConfig, glow
 from .realnvp import RealNVPConfig, realnvp
 from .srflow import SRFlowConfig, srflow
@@ -18,6 +19,7 @@ ARCHITECTURES: dict[str, tuple[type[Any], Callable[[Any], Flow]]] = {
     "glow": (GlowConfig, glow),
     "realnvp": (RealNVPConfig, realnvp),
     "class_conditional": (ClassConditionalConfig, class_conditional),
+    "colorizer": (ColorizerConfig, colorizer),
 }
 
 

@@ -119,6 +119,7 @@ class Conditioner(nn.Module):
         kernel: int = 1,
         edge: Edge = "zeros",
         log_factor: float = 1.0,
+        pooled: bool = False,
     ) -> None:
         """Build the network.
 
@@ -130,8 +131,11 @@ class Conditioner(nn.Module):
             kernel: Their side: 1 or 3.
             edge: What lies beyond the border; see ``convolve``.
             log_factor: Of the actnorms.
+            pooled: Whether every position is also told the mean over all positions of the first hidden layer, which
+                makes the whole grid the receptive field, whatever its size.
         """
         super().__init__()
+        self.pool = nn.Linear(hidden, hidden) if pooled else None
         self.hidden = nn.ModuleList([NormalisedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
         self.hidden.extend(
             NormalisedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
@@ -147,8 +151,8 @@ class Conditioner(nn.Module):
         Returns:
             ``(B, outputs, H, W)``.
         """
-        for conv in self.hidden:
-            x = F.relu(conv(x))
+        for number, conv in enumerate(self.hidden):
+            x = self._pooled(F.relu(conv(x)), number)
         return self.last(x)
 
     @torch.no_grad()
@@ -158,9 +162,14 @@ class Conditioner(nn.Module):
         Args:
             x: ``(B, inputs, H, W)``.
         """
-        for conv in self.hidden:
+        for number, conv in enumerate(self.hidden):
             assert isinstance(conv, NormalisedConv)
-            x = F.relu(conv.initialise(x))
+            x = self._pooled(F.relu(conv.initialise(x)), number)
+
+    def _pooled(self, x: Tensor, number: int) -> Tensor:
+        if self.pool is None or number > 0:
+            return x
+        return x + self.pool(x.mean((2, 3)))[:, :, None, None]
 
 
 class PlainConditioner(nn.Module):

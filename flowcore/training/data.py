@@ -1,4 +1,4 @@
-"""Training data: photographs, decoded once and cut into crops (pairs for upscalers), or labelled digits."""
+"""Training data: photographs, decoded once and cut into crops, for upscalers and colorizers; or labelled digits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..color import NEUTRAL, luma, merge, palette_of, split
+from ..networks.luma import STRIDE
 from ..resize import shrink
 from ..tasks import image_files
 from ..transforms import ImageError
@@ -56,6 +59,7 @@ class Photographs:
         pyramid: tuple[float, ...] = (1.0,),
         validation: int = 0,
         turn: bool = True,
+        short_sides: tuple[int, ...] = (),
     ) -> None:
         """Open the cache, or decode the folder into it.
 
@@ -68,17 +72,20 @@ class Photographs:
             validation: How many photographs to keep out of training, spread evenly over the sorted names; at least one
                 is always trained on.
             turn: Whether crops are turned by quarters at random; they are mirrored in any case.
+            short_sides: Instead of the pyramid: lengths in pixels of the shorter side to which every photograph is
+                shrunk; those that are smaller keep their size.
 
         Raises:
             ImageError: If the folder holds no image.
         """
         files = image_files(folder)
         described = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-        key = hashlib.sha256(json.dumps([described, scale, pyramid]).encode()).hexdigest()[:16]
+        sizes = [f"short side {side}" for side in short_sides] or pyramid
+        key = hashlib.sha256(json.dumps([described, scale, sizes]).encode()).hexdigest()[:16]
         pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
         if not index.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            _decode(folder, files, scale, pyramid, pixels, index)
+            _decode(folder, files, scale, short_sides or pyramid, pixels, index)
         content: dict[str, Any] = json.loads(index.read_text())
         entries = [Entry(*row) for row in content["entries"]]
         self.scale = scale
@@ -162,6 +169,107 @@ class Photographs:
         middle = entry.offset + hr.size
         lr = self._pixels[middle : middle + small[0] * small[1] * 3]
         return hr, lr.reshape(*small, 3)
+
+
+class Colours:
+    """Crops of photographs for colorizers: chroma, and the luma and the hints to make it from.
+
+    Hints and palettes are taken from the crop's own colours, for a part of the crops each. Luma and chroma are varied
+    as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
+    the chroma alone. Held-out crops are not varied and have no hints.
+    """
+
+    def __init__(self, photographs: Photographs, *, hinted: float = 0.6, palettes: float = 0.15) -> None:
+        """Hold the photographs.
+
+        Args:
+            photographs: Where crops come from; of scale 1.
+            hinted: Part of the crops that come with hints.
+            palettes: Part of the crops that come with a palette.
+        """
+        self.photographs = photographs
+        self.hinted = hinted
+        self.palettes = palettes
+        self.skipped = photographs.skipped
+        self.training = photographs.training
+        self.held_out = photographs.held_out
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Cut the crops of one step.
+
+        Args:
+            size: B.
+            crop: Side of the luma.
+            seed: Of the run.
+            step: Number of the step.
+            held_out: Whether to cut from the validation photographs.
+
+        Returns:
+            Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``.
+
+        Raises:
+            ImageError: If no image is as large as the crop.
+        """
+        rgb = self.photographs.batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
+        y, chroma = split(rgb)
+        rng = np.random.default_rng([seed, step, int(held_out), 1])
+        if not held_out:
+            chroma = _recoloured(chroma, rng)
+            y = _aged(luma(merge(y, chroma).clamp(0, 1)), rng)
+        coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
+        hints, palette = torch.zeros(size, 3, crop, crop), torch.zeros(size, 4)
+        for i in range(0 if held_out else size):
+            if rng.random() < self.hinted:
+                hints[i] = _hints(coarse[i], rng)
+            if rng.random() < self.palettes:
+                palette[i] = palette_of(coarse[i : i + 1])[0]
+        planes = palette[:, :, None, None].expand(-1, -1, crop, crop)
+        return coarse + NEUTRAL, torch.cat([y, hints, planes], dim=1)
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
+        """List the images that a crop fits into.
+
+        Args:
+            crop: Side of the crops.
+            held_out: Whether to look among the validation photographs.
+
+        Returns:
+            Entries with both sides at least as long as the crop.
+        """
+        return self.photographs.fitting(crop, held_out=held_out)
+
+
+def _recoloured(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary saturation by a fifth, and the white balance a little."""
+    size = len(chroma)
+    saturation = torch.from_numpy(rng.uniform(0.8, 1.2, (size, 1, 1, 1))).float()
+    balance = torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
+    return chroma * saturation + balance
+
+
+def _aged(y: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary exposure and contrast; add grain to a third."""
+    size = len(y)
+
+    def numbers(low: float, high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (size, 1, 1, 1))).float()
+
+    y = y.clamp(0, 1) ** numbers(0.8, 1.25) * numbers(0.9, 1.0) + numbers(0, 0.08)
+    noise = torch.from_numpy(rng.standard_normal(y.shape, dtype=np.float32))
+    return (y + noise * numbers(-0.1, 0.05).clamp_min(0)).clamp(0, 1)
+
+
+def _hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Paint 1 to 16 squares of the image's own colours: (3, H, W) at the luma's size."""
+    height, width = chroma.shape[1:]
+    planes = torch.zeros(3, height, width)
+    for _ in range(int(2 ** rng.uniform(0, 4))):
+        side = int(rng.integers(1, 7))
+        top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        square = slice(top, top + side), slice(left, left + side)
+        planes[0][square] = 1
+        planes[1:, square[0], square[1]] = chroma[:, square[0], square[1]].mean((1, 2), keepdim=True)
+    return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
 
 
 class Digits:
@@ -257,7 +365,9 @@ def _batch(crops: list[np.ndarray]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float() / 255  # stays channels-last in memory
 
 
-def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, ...], pixels: Path, index: Path) -> None:
+def _decode(
+    folder: Path, files: list[Path], scale: int, sizes: tuple[float, ...] | tuple[int, ...], pixels: Path, index: Path
+) -> None:
     """Write the pixels of all files, then the index: a cache without an index does not exist."""
     entries: list[tuple[str, int, int, int, float]] = []
     skipped: list[str] = []
@@ -272,7 +382,8 @@ def _decode(folder: Path, files: list[Path], scale: int, pyramid: tuple[float, .
             except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
                 skipped.append(f"{name}: {error}")
                 continue
-            for factor in pyramid:
+            for size in sizes:
+                factor = min(1.0, size / min(image.size)) if isinstance(size, int) else size
                 sides = round(image.width * factor), round(image.height * factor)
                 sized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
                 height, width = sized.height // multiple * multiple, sized.width // multiple * multiple

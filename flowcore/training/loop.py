@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.file import read, save
+from ..color import NEUTRAL, compress
 from ..condition import Condition
 from ..flow import Flow
 from ..likelihood import (
@@ -38,10 +39,12 @@ from ..likelihood import (
 from ..metrics import lr_psnr, psnr
 from ..models import build
 from ..networks import RRDBEncoder
+from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..resize import enlarge, shrink
+from ..tasks.colorize import schedule
 from ..transforms import FlowError, batch_moments
-from .data import Digits, Photographs
+from .data import Colours, Digits, Photographs
 from .recipe import Recipe, Stage
 
 SHEET_TEMPERATURES = (0.0, 0.8, 0.8)  # of upscalers
@@ -49,7 +52,7 @@ UNCONDITIONAL_TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
 GIVE_UP = 50  # non-finite steps in a row after which the run stops
 
 
-Data = Photographs | Digits
+Data = Photographs | Colours | Digits
 
 
 @dataclass
@@ -162,7 +165,12 @@ class _StageRunner:
         self.photographs, self.progress = photographs, progress
         self.device, self.say = device, say
         self.parameters = list(_encoder(flow).parameters() if stage.objective == "l1" else flow.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
+        kernels = [p for p in self.parameters if p.ndim == 4]
+        others = [p for p in self.parameters if p.ndim != 4]
+        groups = [{"params": kernels, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], stage.learning_rate, betas=(0.9, 0.99), fused=True
+        )
 
     def go(self, until: int, optimiser_state: dict[str, Any] | None, run: Path) -> None:
         """Train up to a step, with checkpoints on the way."""
@@ -239,6 +247,8 @@ class _StageRunner:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
                 cond = None if source is None else flow.encode_condition(source)
             generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
+            if stage.balanced and not validating:
+                return _bits_by_level(flow, x, cond, generator).mean()
             return _bits(flow, x, cond, generator).mean()
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
@@ -296,12 +306,15 @@ class _StageRunner:
     def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
         """Measure the averaged weights on held-out images, and make the columns of a sample sheet."""
         upscaler = self.photographs.scale > 1 if isinstance(self.photographs, Photographs) else False
-        x, source = self.photographs.batch(8 if upscaler else 256, self.stage.crop, 0, 0, held_out=True)
+        size = 8 if upscaler else 64 if isinstance(self.photographs, Colours) else 256
+        x, source = self.photographs.batch(size, self.stage.crop, 0, 0, held_out=True)
         x, source = x.to(self.device), None if source is None else source.to(self.device)
         measure = "l1" if self.stage.objective == "l1" else "bits_per_dim"
         metrics = {f"validation_{measure}": round(float(self._loss(self.average, x, source, validating=True)), 4)}
         if upscaler and source is not None:
             return self._validate_upscaler(x, source, metrics)
+        if isinstance(self.photographs, Colours) and source is not None:
+            return self._validate_colorizer(x, source, metrics)
         if source is not None:
             source = torch.arange(8, device=self.device) % max(1, self.average.classes)
         cond = None if source is None else self.average.encode_condition(source)
@@ -311,6 +324,23 @@ class _StageRunner:
             latents = [z.to(self.device) for z in sample_latents(shapes, 8, tau)]
             columns.append(self.average.inverse(latents, cond))
         return metrics, [*columns, x[:8]]
+
+    def _validate_colorizer(
+        self, x: Tensor, source: Tensor, metrics: dict[str, float]
+    ) -> tuple[dict[str, float], list[Tensor]]:
+        cond = self.average.encode_condition(source)
+        by_level = _bits_by_level(self.average, x, cond, torch.Generator("cpu").manual_seed(0)).mean(1)
+        metrics |= {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
+        shown = source[::8]
+        y = F.avg_pool2d(shown[:, :1], STRIDE)
+        cond, shapes = self.average.encode_condition(shown), self.average.latent_shapes(*x.shape[-2:])
+        palette, detail = self.average.config.temperatures
+        columns = [y.expand(-1, 3, -1, -1), compress(y, x[::8] - NEUTRAL)]
+        for k in range(6):  # a row a photograph, a column a seed
+            taus = schedule(palette, detail, len(shapes)) if k else 0.0
+            latents = [z.to(self.device) for z in sample_latents(shapes, len(shown), taus, seed=k * len(shown))]
+            columns.append(compress(y, self.average.inverse(latents, cond) - NEUTRAL))
+        return metrics, columns
 
     def _validate_upscaler(
         self, hr: Tensor, lr: Tensor, metrics: dict[str, float]
@@ -347,14 +377,16 @@ def open_data(recipe: Recipe, data: Path, cache: Path) -> Data:
     """
     if recipe.architecture == "class_conditional":
         return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
-    return Photographs(
+    photographs = Photographs(
         data,
         cache,
         scale=getattr(recipe.model, "scale", 1),
         pyramid=recipe.pyramid,
         validation=recipe.validation,
         turn=recipe.turn,
+        short_sides=recipe.short_sides,
     )
+    return Colours(photographs) if recipe.architecture == "colorizer" else photographs
 
 
 def _bits(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Generator) -> Tensor:
@@ -365,6 +397,17 @@ def _bits(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Genera
     k = to_integers(x, quantisation(flow).n_bits)[0]
     dequantizer = flow.dequantizer if isinstance(flow.dequantizer, VariationalDequantizer) else None
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=dequantizer, noise=generator), x[0].numel())
+
+
+def _bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Generator) -> Tensor:
+    """Bits per dimension of every level's own latents, ``(levels, B)``, with uniform noise."""
+    bins = quantisation(flow)
+    k = to_integers(x, bins.n_bits)[0]
+    latents, shares = flow.by_position(bins.place(k, Uniform().draw(k, generator)[0]).to(x), cond)
+    per_level = [
+        bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in zip(latents, shares, strict=True)
+    ]
+    return torch.stack(per_level)
 
 
 def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) -> None:
@@ -457,6 +500,7 @@ def _fingerprint(recipe: Recipe) -> str:
         recipe.ema,
         recipe.init_batch,
         *((recipe.turn, recipe.unlabelled) if not recipe.turn or recipe.unlabelled else ()),
+        *recipe.short_sides,
     )
     return hashlib.sha256(repr(relevant).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..models import build, configure
+from ..models.colorizer import ColorizerConfig
 from ..transforms import FlowError
 
 Objective = Literal["l1", "likelihood"]
@@ -50,6 +51,9 @@ class Stage:
         clip: Largest norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
         lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
+        weight_decay: Of the kernels of convolutions, by AdamW: relative to the rate.
+        balanced: Whether every level's latents count the same in the loss, however few they are; otherwise every
+            latent does.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Stage:
     clip: float = 10.0
     train_encoder_after: float = 0.5
     lr_consistency: float = 0.0
+    weight_decay: float = 0.0
+    balanced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,7 @@ class Recipe:
         checkpoint_every: Steps between checkpoints, sample sheets and validation.
         init_batch: Crops of the batch that initialises the flow.
         turn: Whether crops are turned by quarters at random.
+        short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is shrunk.
         unlabelled: Part of the labelled images that are shown as "no label given", by which a class-conditional model
             learns to do without.
         licence: Of the resulting weights, for their header.
@@ -100,6 +107,7 @@ class Recipe:
     init_batch: int = 32
     turn: bool = True
     unlabelled: float = 0.0
+    short_sides: tuple[int, ...] = ()
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
@@ -162,6 +170,8 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def _side_multiple(recipe: Recipe) -> int:
+    if isinstance(recipe.model, ColorizerConfig):
+        return recipe.model.source_multiple  # crops are of luma
     with torch.device("meta"):
         return build(recipe.architecture, recipe.model).size_multiple
 
@@ -209,8 +219,16 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
             raise FlowError(f"Recipe key {prefix}{key} must be a finite number, at least {low}{most}; got {value!r}.")
         if key == "pyramid":
             value = _sizes(value)
+        if key == "short_sides":
+            value = _lengths(value)
         values[key] = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return kind(**values)
+
+
+def _lengths(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or any(type(side) is not int or side < 1 for side in value):  # pyright: ignore[reportUnknownVariableType]
+        raise FlowError(f"Recipe key short_sides must be a list of whole numbers above 0, e.g. [256]; got {value!r}.")
+    return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def _sizes(value: Any) -> tuple[float, ...]:

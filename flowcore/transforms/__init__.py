@@ -4,6 +4,8 @@ from .actnorm import ActNorm, SignedActNorm
 from .batchnorm import BatchNorm, batch_moments
 from .checkerboard import CheckerboardCoupling
 from .coupling import Coupling, Scaling
+from .given import Given
+from .haar import Haar
 from .injector import Injector
 from .invconv import InvertibleConv
 from .permutation import Permutation
@@ -21,17 +23,21 @@ from .transform import (
     Transform,
     spread,
 )
+from .whitening import ChannelWhitening
 
 __all__ = [
     "ActNorm",
     "BatchNorm",
     "Chain",
+    "ChannelWhitening",
     "CheckerboardCoupling",
     "CheckpointError",
     "ConditionError",
     "Coupling",
     "Flatten",
     "FlowError",
+    "Given",
+    "Haar",
     "ImageError",
     "Injector",
     "InvertibleConv",

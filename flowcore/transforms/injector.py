@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .coupling import affine, initialise_network
+from .coupling import Scaling, affine, initialise_network
 from .transform import ConditionError, Transform
 
 
@@ -15,19 +15,23 @@ class Injector(Transform):
     With ``shift, scale = affine(conditioner(cond))``: forward: ``z = (x + shift) * scale``; logdet: ``sum log scale``;
     inverse: ``x = z / scale - shift``.
 
-    Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector").
+    Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector"); with "exp", the conditional prior of Winkler et
+    al., "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1.
     """
 
-    def __init__(self, conditioner: nn.Module, *, eps: float = 0.0) -> None:
+    def __init__(self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid") -> None:
         """Hold the conditioner.
 
         Args:
             conditioner: Network from ``(B, Cc, H, W)`` to ``(B, 2C, H, W)``.
             eps: Added to every scale; see ``coupling.affine``.
+            scaling: How the raw scale becomes a scale; see ``coupling.affine``. With "exp" it is a learned Gaussian
+                prior on the condition: mean ``-shift``, deviation ``1 / scale``.
         """
         super().__init__()
         self.conditioner = conditioner
         self.eps = eps
+        self.scaling: Scaling = scaling
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to latent; see the class.
@@ -39,7 +43,7 @@ class Injector(Transform):
         Returns:
             ``(B, C, H, W)`` and logdet ``(B,)``.
         """
-        shift, scale, log_scale = affine(self.conditioner(_checked(x, cond)), self.eps, like=x)
+        shift, scale, log_scale = self._affine(x, cond)
         return (x + shift) * scale, log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -52,12 +56,12 @@ class Injector(Transform):
         Returns:
             ``(B, C, H, W)``.
         """
-        shift, scale, _ = affine(self.conditioner(_checked(z, cond)), self.eps, like=z)
+        shift, scale, _ = self._affine(z, cond)
         return z / scale - shift
 
     def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to latent with the logdet by position: the log-scales, summed over channels."""
-        shift, scale, log_scale = affine(self.conditioner(_checked(x, cond)), self.eps, like=x)
+        shift, scale, log_scale = self._affine(x, cond)
         return (x + shift) * scale, log_scale.sum(1)
 
     @torch.no_grad()
@@ -73,6 +77,9 @@ class Injector(Transform):
         """
         initialise_network(self.conditioner, _checked(x, cond))
         return self.forward(x, cond)[0]
+
+    def _affine(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return affine(self.conditioner(_checked(x, cond)), self.eps, like=x, scaling=self.scaling)
 
 
 def _checked(x: Tensor, cond: Tensor | None) -> Tensor:

@@ -82,7 +82,7 @@ class InvertibleConv(Transform):
         if self.lu:
             log_det = self.log_diagonal.sum()
         else:
-            log_det = torch.linalg.slogdet(_float64(weight))[1].to(device=x.device, dtype=x.dtype)
+            log_det = torch.linalg.slogdet(float64(weight))[1].to(device=x.device, dtype=x.dtype)
         return _mix(x, weight), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
@@ -95,7 +95,7 @@ class InvertibleConv(Transform):
         Returns:
             ``(B, C, H, W)``.
         """
-        return _mix(z, torch.linalg.inv(_float64(self.matrix())).to(z))
+        return _mix(z, torch.linalg.inv(float64(self.matrix())).to(z))
 
     @torch.no_grad()
     def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
@@ -109,7 +109,7 @@ class InvertibleConv(Transform):
             The mixed batch.
         """
         if self.start == "principal":
-            pixels = _float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
+            pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
             axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1)  # columns, largest variance first
             if self.lu:
                 places = (
@@ -138,5 +138,13 @@ def _mix(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight[:, :, None, None])
 
 
-def _float64(x: Tensor) -> Tensor:
+def float64(x: Tensor) -> Tensor:
+    """Widen a tensor for what needs it: determinants and inverses.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        The same in float64, on the CPU where the device has no such thing.
+    """
     return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()  # Apple's device has no float64

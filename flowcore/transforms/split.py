@@ -1,4 +1,4 @@
-"""Split: half of the channels leave the flow as standard-normal latents; Whiten: all that is left does."""
+"""Split: some channels (half, by default) leave as standard-normal latents; Whiten: all that is left does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .coupling import halves
 from .transform import Transform
 
 
@@ -23,17 +22,30 @@ class Split(Transform):
     an affine map, which makes its log-determinant honest and every latent standard normal.
     """
 
-    def __init__(self, conditioner: nn.Module | None, *, labelled: bool = False) -> None:
+    def __init__(self, conditioner: nn.Module | None, *, labelled: bool = False, kept: int | None = None) -> None:
         """Hold the conditioner.
 
         Args:
-            conditioner: Network from ``(B, C // 2, H, W)`` to ``(B or 1, 2 * (C - C // 2), H, W)``; None for a
-                standard-normal prior.
+            conditioner: Network from ``(B, K, H, W)``, K the channels that stay, to ``(B or 1, 2 * (C - K), H, W)``;
+                None for a standard-normal prior.
             labelled: Whether it is given the labels, too.
+            kept: How many channels stay; None for half of them (rounded down).
         """
         super().__init__()
         self.conditioner = conditioner
         self.labelled = labelled
+        self.kept = kept
+
+    def stay(self, channels: int) -> int:
+        """Say how many channels stay.
+
+        Args:
+            channels: C.
+
+        Returns:
+            Their number; the other ``C - stay(C)`` leave.
+        """
+        return channels // 2 if self.kept is None else self.kept
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Map data to latent; see the class.
@@ -43,7 +55,7 @@ class Split(Transform):
             cond: Labels, one-hot ``(B, K)``; not used unless ``labelled``.
 
         Returns:
-            ``(kept, latent)``, ``(B, C // 2, H, W)`` and ``(B, C - C // 2, H, W)``, and logdet ``(B,)``.
+            ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``, and logdet ``(B,)``.
         """
         z, log_density = self._part(x, cond)
         return z, log_density.sum((1, 2))
@@ -69,7 +81,8 @@ class Split(Transform):
         return self._part(x, cond)
 
     def _part(self, x: Tensor, cond: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        kept, gone = halves(x)
+        stay = self.stay(x.shape[1])
+        kept, gone = x[:, :stay], x[:, stay:]
         if self.conditioner is None:
             return (kept, gone), x.new_zeros(x.shape[0], *x.shape[2:])
         mean, log_std = _prior(self.conditioner, kept, cond if self.labelled else None)

@@ -1,0 +1,175 @@
+"""Colorizer: the two chroma channels of a photograph from its luma, in many ways.
+
+The chroma, at a quarter of the luma's size, is taken apart by a Haar pyramid. The coarsest grid, a few positions for a
+whole photograph, is one conditional flow with a global view: there the colours are decided, once. Each finer grid is a
+flow of the details, given the coarser image, so that what was decided is kept. A flow on a single grid must send the
+colour decision of every patch to noise of its own, and patches disagree (``structure="single"``, for comparison).
+
+    p(chroma | luma) = p(means_K, details_K | luma) * product over l < K of p(details_l | means_l, luma)
+
+Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
+(2019), section 4.2 (colorization; there, one multi-scale flow with a dense tail for images of one size); Yu et al.,
+"Wavelet Flow" (2020), section 3 (the factorisation); Winkler et al., "Learning Likelihoods with Conditional Normalizing
+Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..flow import Flow, Level
+from ..networks import Conditioner, LumaEncoder
+from ..networks.luma import STRIDE
+from ..transforms import (
+    ActNorm,
+    Chain,
+    ChannelWhitening,
+    Coupling,
+    FlowError,
+    Given,
+    Haar,
+    Injector,
+    InvertibleConv,
+    ShapeError,
+    Split,
+    Transform,
+)
+from .fields import check_choice, check_whole
+
+SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with a palette, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorizerConfig:
+    """Everything that says how a colorizer is built; the defaults are the shipped network.
+
+    Attributes:
+        structure: "pyramid", or "single": one conditional flow on the finest grid, the ablation.
+        steps: Per grid, finest first: as many as there are grids; for "single" the first counts.
+        hidden: Width of the networks in couplings, likewise.
+        widths: Of the luma encoder at strides 4, 8, ...: one more than there are grids.
+        merged: Its channels on the way up.
+        features: Channels of luma that each grid's flow sees.
+        working_size: Shorter side of the luma, in pixels, at which it decides on colours.
+        temperatures: Of palette (the coarsest grid) and detail (the finest) at which it is meant to be sampled.
+    """
+
+    structure: Literal["pyramid", "single"] = "pyramid"
+    steps: tuple[int, ...] = (4, 6, 8, 8, 10)
+    hidden: tuple[int, ...] = (48, 64, 80, 96, 96)
+    widths: tuple[int, ...] = (32, 48, 64, 96, 128, 128)
+    merged: int = 64
+    features: int = 32
+    working_size: int = 256
+    temperatures: tuple[float, float] = (1.0, 0.3)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            FlowError: Naming the field, its value and what it may be.
+        """
+        check_choice(self, structure=("pyramid", "single"))
+        check_whole(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
+        for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
+            object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), high))
+        grids = len(self.steps)
+        if not 1 <= grids <= 8 or len(self.hidden) != grids or len(self.widths) != grids + 1:
+            raise FlowError(
+                f"steps and hidden must have a number per grid, at most 8, and widths one more; got {len(self.steps)}, "
+                f"{len(self.hidden)} and {len(self.widths)}."
+            )
+        if self.widths[-1] % 4:
+            raise FlowError(f"The last of widths must be a multiple of 4; got {self.widths[-1]}.")
+        taus: Any = self.temperatures
+        if not isinstance(taus, (list, tuple)) or len(taus) != 2:  # pyright: ignore[reportUnknownArgumentType]
+            raise FlowError(f"temperatures must be those of palette and detail; got {taus!r}.")
+        object.__setattr__(self, "temperatures", tuple(taus))  # pyright: ignore[reportUnknownArgumentType]
+        for tau in self.temperatures:
+            if type(tau) not in (int, float) or not 0 <= tau <= 10:
+                raise FlowError(f"temperatures must lie in [0, 10]; got {tau!r}.")
+
+    @property
+    def source_multiple(self) -> int:
+        """What the sides of the luma must be multiples of."""
+        return STRIDE * 2 ** len(self.steps)
+
+
+def colorizer(config: ColorizerConfig) -> Flow:
+    """Build a colorizer.
+
+    Its images are chroma, ``(B, 2, H, W)``: Cb and Cr as JPEG stores them, over 255 (``color.NEUTRAL`` is grey). Its
+    condition's source is luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with hints
+    (coverage in [0, 1], and coverage times Cb and Cr, both centred on 0); or ``(B, 8, 4H, 4W)`` with a palette, too,
+    constant planes: whether there is one, mean Cb, mean Cr, and colourfulness (root mean square chroma), times that.
+
+    Args:
+        config: See ``ColorizerConfig``.
+
+    Returns:
+        The flow, with random weights.
+    """
+    encoder = LumaEncoder(config.widths, config.merged, config.features)
+    told = encoder.outputs
+    grids = len(config.steps)
+    levels: list[Level] = []
+    if config.structure == "single":
+        levels.append(Level(_steps(8, told, config.steps[0], config.hidden[0]), None))
+    else:
+        for number, (steps, hidden) in enumerate(zip(config.steps, config.hidden, strict=True), start=1):
+            if number < grids:
+                details = Chain(*_steps(6, told + 2, steps, hidden))
+                levels.append(Level([Given(2, details)], Split(None, kept=2), squeeze=Haar()))
+            else:
+                levels.append(Level(_steps(8, told, steps, hidden, pooled=True), None, squeeze=Haar()))
+    return Flow(
+        levels,
+        channels=2,
+        config=config,
+        architecture="colorizer",
+        prelude=ChannelWhitening(2),
+        encoder=encoder,
+        encode=_encode,
+    )
+
+
+def _steps(channels: int, told: int, steps: int, hidden: int, *, pooled: bool = False) -> list[Transform]:
+    inputs, outputs = channels // 2 + told, 2 * (channels - channels // 2)
+    parts: list[Transform] = []
+    for k in range(steps):
+        parts += [
+            ActNorm(channels),
+            InvertibleConv(channels, start="principal" if k == 0 else "reverse"),
+            Coupling(Conditioner(inputs, hidden, outputs, pooled=pooled), scaling="atan"),
+        ]
+    return [*parts, ActNorm(channels), Injector(Conditioner(told, hidden, 2 * channels, pooled=pooled), scaling="exp")]
+
+
+def _encode(flow: Flow, source: Tensor) -> Condition:
+    if source.ndim != 4 or source.shape[1] not in SOURCE_CHANNELS:
+        raise ShapeError(
+            "Expected luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette; "
+            f"got {tuple(source.shape)}."
+        )
+    multiple = flow.config.source_multiple
+    if min(source.shape[-2:]) < 1 or source.shape[-2] % multiple or source.shape[-1] % multiple:
+        raise ShapeError(
+            f"This colorizer needs luma with sides divisible by {multiple} here; got {source.shape[-2]}x"
+            f"{source.shape[-1]}. Use flowcore.colorize, which resizes and pads for you."
+        )
+    missing = SOURCE_CHANNELS[-1] - source.shape[1]
+    padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)
+    assert isinstance(flow.encoder, LumaEncoder)
+    features = flow.encoder(padded[:, :1], padded[:, 1:4], padded[:, 4:].mean((2, 3)))
+    return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]))
+
+
+def _whole_numbers(name: str, value: Any, high: int) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or any(type(n) is not int or not 1 <= n <= high for n in value):  # pyright: ignore[reportUnknownVariableType]
+        raise FlowError(f"{name} must be whole numbers from 1 to {high}; got {value!r}.")
+    return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

@@ -1,0 +1,120 @@
+"""What a colorizer's flow sees of the luma, and of the colours that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 4  # luma pixels per position of the finest grid
+HINT_PLANES, PALETTE_PLANES = 3, 4
+CHROMA_UNIT = 0.1  # what counts as 1 in the planes of asked-for colours
+
+
+class LumaEncoder(nn.Module):
+    """A feature pyramid of luma with planes of hints: down to a coarse grid that sees everything, and up again.
+
+    Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
+    each grid adds what the coarser ones know (Lin et al. 2017). Hints enter at every grid, pooled to it, and the
+    palette at every position: planes that pass only through strided layers are ignored by the flow.
+
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); conditioning pyramids as in Ardizzone et
+    al. 2019.
+    """
+
+    def __init__(self, widths: Sequence[int], merged: int, features: int) -> None:
+        """Build the network.
+
+        Args:
+            widths: Channels at strides 4, 8, 16, ...; from the second on, a grid each. The last is a multiple of the
+                attention's 4 heads.
+            merged: Channels of the way up.
+            features: Channels that each grid ends with, before hints and palette.
+        """
+        super().__init__()
+        planes = HINT_PLANES + PALETTE_PLANES
+        self.outputs = features + planes
+        self.stem = nn.Conv2d(STRIDE**2 + planes, widths[0], 3, padding=1)
+        self.first = _Residual(widths[0])
+        self.down = nn.ModuleList()
+        self.blocks = nn.ModuleList()
+        for before, width in pairwise(widths):
+            self.down.append(nn.Conv2d(before + planes, width, 3, stride=2, padding=1))
+            self.blocks.append(_Residual(width))
+        self.attention = _Attention(widths[-1])
+        self.lateral = nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths[1:])
+        self.merge = nn.ModuleList(_Residual(merged) for _ in widths[1:])
+        self.heads = nn.ModuleList(nn.Conv2d(merged, features, 1) for _ in widths[1:])
+
+    def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+        """Encode.
+
+        Args:
+            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids``.
+            hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centred on 0.
+            palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colourfulness, all times that.
+
+        Returns:
+            Finest first, at strides 8, 16, ...: ``(B, features + 7, H / stride, W / stride)``, hints and palette last.
+        """
+        x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)
+        x = self.first(self.stem(_told(x, hints, palette)))
+        ways: list[Tensor] = []
+        for down, block in zip(self.down, self.blocks, strict=True):
+            x = block(F.leaky_relu(down(_told(x, hints, palette)), 0.1))
+            ways.append(x)
+        x = self.attention(ways.pop())
+        x = self.merge[-1](self.lateral[-1](x))
+        merged = [x]
+        for number in reversed(range(len(ways))):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](ways[number])
+            x = self.merge[number](x)
+            merged.append(x)
+        return [_told(head(x), hints, palette) for head, x in zip(self.heads, reversed(merged), strict=True)]
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside the identity; the second starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.1)), 0.1))
+
+
+class _Attention(nn.Module):
+    """Every position of a grid looks at all others; without positions of its own, so that any size will do."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.normalise = nn.GroupNorm(1, width)
+        self.ask = nn.Conv2d(width, 3 * width, 1)
+        self.answer = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.ask(self.normalise(x)).flatten(2)  # (B, 3C, N)
+        asked = asked.unflatten(1, (3, self.heads, -1)).transpose(-1, -2)  # (B, 3, heads, N, C / heads)
+        query, key, value = asked.unbind(1)
+        found = F.scaled_dot_product_attention(query, key, value)
+        return x + self.answer(found.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[2:]))
+
+
+def _told(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
+    """Put the hints, pooled to the grid of ``x``, and the palette behind it."""
+    pooled = F.adaptive_avg_pool2d(hints, (x.shape[2], x.shape[3]))
+    covered = pooled[:, :1]
+    colour = pooled[:, 1:] / covered.clamp_min(1e-6) / CHROMA_UNIT
+    strength = covered.clamp_min(0) ** 0.25  # a stroke is small in a coarse cell, and must be seen there
+    wanted = torch.cat([palette[:, :1], palette[:, 1:] / CHROMA_UNIT], dim=1)[:, :, None, None]
+    planes = [strength, strength * colour, wanted.expand(-1, -1, *x.shape[2:])]
+    return torch.cat([x, *(plane.to(x.dtype) for plane in planes)], dim=1)
