@@ -628,7 +628,7 @@ class _Job:
         self.y = color.luma(rgb)
         if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLOURED:
             say("The picture is in colour: its luma is used, its colours are not.")
-        working = _working_size(*self.y.shape[-2:], size)
+        working = _working_size(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self.padded = tuple(-(-side // multiple) * multiple for side in working)
         self.grid = cast(tuple[int, int], tuple(side // STRIDE for side in self.padded))

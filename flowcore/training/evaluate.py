@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..color import NEUTRAL, luma, split
 from ..flow import Flow
-from ..metrics import diversity, lr_psnr, psnr, ssim
+from ..metrics import chroma_rmse, coherence_parts, colourfulness, diversity, lr_psnr, psnr, ssim
+from ..networks.luma import STRIDE
+from ..prior import sample_latents
 from ..resize import enlarge, shrink
 from ..tasks import image_files
+from ..tasks.colorize import colorize, schedule
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..transforms import FlowError, ImageError
@@ -111,6 +117,114 @@ def evaluate_density(
     }
 
 
+def evaluate_colorizer(
+    flow: Flow,
+    folder: Path,
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    temperature: float | None = None,
+    detail: float | None = None,
+    working_size: int | None = None,
+    limit: int = 10_000,
+    log: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Measure a colorizer on a folder of photographs in colour.
+
+    Two kinds of measurements, each a mean over images unless said otherwise, each image with seeds of its own:
+
+    On the grid that the model decides on (chroma at a quarter of the working size; the photograph is resized so that
+    both sides are the nearest multiples that the model takes, and cut to the middle): bits per dimension and coherence.
+
+    On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size: everything
+    else. RMSE is ``metrics.chroma_rmse``, a number per picture; the best of several is the best picture, never the best
+    pixel of each.
+
+    Args:
+        flow: A colorizer.
+        folder: Photographs in colour, at any depth.
+        samples: K, colourings per image, at least 2.
+        seed: Image i takes the seeds from ``seed + i * samples`` on.
+        temperature: Of the palette; None for what the model was made for.
+        detail: Likewise, of the detail.
+        working_size: Likewise.
+        limit: At most so many images, evenly spread over the sorted names.
+        log: Called with a line per image.
+
+    Returns:
+        "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
+        "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the temperatures asked
+        for), both ratios of means (see ``metrics.coherence``), with "global_share", "global_share_default" and
+        "global_share_truth" (at temperature 1) and "global_share_truth_default", the means themselves. At full size,
+        "rmse" (of one colouring: the mean of all K), "rmse_best" (of the best of K), "rmse_mean" (of the mean of K),
+        "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no colour), "diversity" (standard deviation of the K,
+        mean over pixels and channels), "colourfulness", "colourfulness_truth" and "colourfulness_gap" (the one relative
+        to the other, minus 1: negative is washed out), "luma_error" (the largest of all pixels of all images) and
+        "luma_kept" (share of the images whose 8-bit colourings have exactly the 8-bit luma that went in).
+
+    Raises:
+        ImageError: If the folder holds no image, or one that cannot be read.
+        FlowError: If the model is no colorizer, or another argument is out of its range.
+    """
+    if flow.architecture != "colorizer":
+        raise FlowError(f"These are measures of colorizers; got a {flow.architecture} model. Use another evaluation.")
+    if samples < 2 or limit < 1:
+        raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
+    files = image_files(folder)
+    chosen = files[:: max(1, -(-len(files) // limit))]
+    rows: list[dict[str, float]] = []
+    for number, file in enumerate(chosen):
+        first = (seed + number * samples) % 2**64
+        image = _upright(file)
+        row = _decided(flow, image, samples, first, temperature, detail, working_size)
+        row |= _coloured(flow, image, samples, first, temperature, detail, working_size)
+        rows.append(row)
+        if log is not None:
+            log(
+                f"{file.name}: {row['bits_per_dim']:.3f} bits/dim, RMSE {row['rmse']:.4f}, best of {samples} "
+                f"{row['rmse_best']:.4f}, grey {row['rmse_grey']:.4f}"
+            )
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
+    return {
+        "images": len(rows),
+        "samples": samples,
+        **means,
+        "standard_error": float(bits.std()) / len(rows) ** 0.5 if len(rows) > 1 else math.nan,
+        "coherence": _ratio(means["global_share"], means["global_share_truth"]),
+        "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
+        "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
+        "luma_error": max(row["luma_error"] for row in rows),
+    }
+
+
+def color_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Lay results out as a Markdown table.
+
+    Args:
+        results: Set name to model name to what ``evaluate_colorizer`` returned.
+
+    Returns:
+        The table.
+    """
+    titles = [
+        "set", "images", "model", "bits/dim", "coherence, tau 1", "coherence", "RMSE of 1", "best of K", "mean of K",
+        "tau 0", "grey", "diversity", "colourfulness", "truth", "gap", "luma error", "8-bit luma kept",
+    ]  # fmt: skip
+    numbers = ["rmse", "rmse_best", "rmse_mean", "rmse_calm", "rmse_grey", "diversity", "colourfulness"]
+    counts = sorted({round(row["samples"]) for models in results.values() for row in models.values()})
+    many = "/".join(map(str, counts)) or "K"
+    lines = [f"| {' | '.join(titles)} |".replace("of K", f"of {many}"), "|---" * len(titles) + "|"]
+    for name, models in results.items():
+        for model, row in models.items():
+            cells = [name, f"{row['images']:.0f}", model, f"{row['bits_per_dim']:.3f}"]
+            cells += [f"{row[key]:.2f}" for key in ("coherence", "coherence_default")]
+            cells += [f"{row[key]:.4f}" for key in [*numbers, "colourfulness_truth"]]
+            cells += [f"{row['colourfulness_gap']:+.0%}", f"{row['luma_error']:.1e}", f"{row['luma_kept']:.0%}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def read_sized(flow: Flow, path: Path) -> Tensor:
     """Read an image at a model's size: shrunk or enlarged to cover it, and cut to the middle.
 
@@ -197,3 +311,89 @@ def _sized(flow: Flow, folder: Path, limit: int) -> Tensor:
     files = image_files(folder)
     chosen = files[:: max(1, -(-len(files) // limit))]
     return torch.stack([read_sized(flow, file) for file in chosen])
+
+
+@torch.no_grad()
+def _decided(
+    flow: Flow,
+    image: Image.Image,
+    samples: int,
+    seed: int,
+    temperature: float | None,
+    detail: float | None,
+    working_size: int | None,
+) -> dict[str, float]:
+    """Measure a colorizer on the grid that it decides on."""
+    multiple, short = flow.config.source_multiple, working_size or flow.config.working_size
+    factor = short / min(image.size)
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
+    y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
+    truth = F.avg_pool2d(chroma, STRIDE)  # (1, 2, height / 4, width / 4)
+    device = next(flow.parameters()).device
+    cond = flow.encode_condition(y.to(device))
+    shapes = flow.latent_shapes(*truth.shape[-2:])
+    usual = flow.config.temperatures
+    asked = usual[0] if temperature is None else temperature, usual[1] if detail is None else detail
+    row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
+    for name, taus in (("", 1.0), ("_default", schedule(*asked, len(shapes)))):
+        latents = [z.to(device) for z in sample_latents(shapes, samples, taus, seed=seed)]
+        drawn = flow.inverse(latents, cond.expand(samples)).cpu() - NEUTRAL
+        row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
+    return row
+
+
+def _coloured(
+    flow: Flow,
+    image: Image.Image,
+    samples: int,
+    seed: int,
+    temperature: float | None,
+    detail: float | None,
+    working_size: int | None,
+) -> dict[str, float]:
+    """Measure what a colorizer makes of a photograph's luma at its own size."""
+    y, truth = split(_pixels(image).double() / 255)
+    grey = (y * 255).round()  # (1, 1, H, W), what a grey file holds
+    black_and_white = grey.to(torch.uint8)
+    pictures = colorize(
+        flow,
+        black_and_white,
+        temperature=temperature,
+        detail=detail,
+        seed=seed,
+        samples=samples,
+        working_size=working_size,
+    ).double()
+    calm = colorize(flow, black_and_white, temperature=0, detail=0, working_size=working_size).double()
+    came, chroma = split(pictures)  # (K, 1, H, W), (K, 2, H, W)
+    each = chroma_rmse(chroma, truth)
+    kept = luma((pictures * 255).round()).round() == grey
+    return {
+        "rmse": float(each.mean()),
+        "rmse_best": float(each.min()),
+        "rmse_mean": float(chroma_rmse(chroma.mean(0, keepdim=True), truth)),
+        "rmse_calm": float(chroma_rmse(split(calm)[1], truth)),
+        "rmse_grey": float(chroma_rmse(torch.zeros_like(truth), truth)),
+        "diversity": float(chroma.std(0, correction=0).mean()),
+        "colourfulness": float(colourfulness(chroma).mean()),
+        "colourfulness_truth": float(colourfulness(truth)),
+        "luma_error": float((came - grey / 255).abs().max()),
+        "luma_kept": float(kept.all()),
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
+def _upright(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise ImageError(f"Cannot read {file.name} as an image: {error}. Mend it, or take it out.") from error
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """An RGB picture as (1, 3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]

@@ -22,11 +22,14 @@ from flowcore.transforms import (
     ActNorm,
     BatchNorm,
     Chain,
+    ChannelWhitening,
     CheckerboardCoupling,
     ConditionError,
     Coupling,
     Flatten,
     FlowError,
+    Given,
+    Haar,
     Injector,
     InvertibleConv,
     Logit,
@@ -79,6 +82,12 @@ def measured(norm, seed=9):
     return norm
 
 
+def mixed(channels, batch=4):
+    """Pixels whose channels depend on each other and are not centred."""
+    mixing = data(channels, height=channels, width=1, batch=1, seed=3)[0]
+    return F.conv2d(data(channels, batch=batch), mixing.view(channels, channels, 1, 1)) + 0.7
+
+
 def changed(one, two):
     """Positions, as (row, column), at which any item differs."""
     return {(i, j) for _, i, j in (one != two).nonzero().tolist()}
@@ -122,6 +131,11 @@ def test_injector_obeys_the_law(eps):
     check(Injector(network(3, 10), eps=eps), data(5), data(3, seed=2))
 
 
+@pytest.mark.parametrize("scaling", ["sigmoid", "atan", "exp"])
+def test_every_kind_of_injector_obeys_the_law(scaling):
+    check(Injector(network(3, 10), scaling=scaling), data(5), data(3, seed=2))
+
+
 @pytest.mark.parametrize("channels", [4, 5])
 def test_split_obeys_the_law(channels):
     kept = channels // 2
@@ -130,6 +144,40 @@ def test_split_obeys_the_law(channels):
 
 def test_split_without_a_prior_obeys_the_law():
     check(Split(None), data(5), networks=False)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_split_that_keeps_another_part_obeys_the_law(kept):
+    check(Split(ScaledConv(kept, 2 * (5 - kept)), kept=kept), data(5))
+    check(Split(None, kept=kept), data(5), networks=False)
+
+
+def test_haar_obeys_the_law():
+    check(Haar(), data(), networks=False)
+
+
+@pytest.mark.parametrize("cond_channels", [0, 3])
+@pytest.mark.parametrize("kept", [1, 2])
+def test_given_obeys_the_law(kept, cond_channels):
+    told, rest = kept + cond_channels, 5 - kept
+    inner = Chain(
+        ActNorm(rest),
+        Coupling(network(rest // 2 + told, 2 * (rest - rest // 2)), scaling="atan"),
+        Injector(network(told, 2 * rest), scaling="exp"),
+    )
+    check(Given(kept, inner), data(5), data(cond_channels, seed=2) if cond_channels else None)
+
+
+def test_channel_whitening_obeys_the_law():
+    whitening = ChannelWhitening(3).double()
+    whitening.initialise(mixed(3))
+    assert (whitening.get_buffer("matrix") - torch.eye(3)).abs().max() > 0.1
+    check(whitening, data(), networks=False)
+
+
+def test_a_haar_pyramid_obeys_the_law():
+    details = Chain(ActNorm(6), Coupling(network(3 + 2 + 1, 6), scaling="atan"))
+    check(Chain(ChannelWhitening(2), Haar(), Given(2, details)), data(2, 4, 8), data(1, 2, 4, seed=2))
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -300,6 +348,88 @@ def test_squeeze_orders_channels_as_documented():
 def test_squeeze_refuses_odd_sides():
     with pytest.raises(ShapeError, match="5x6"):
         Squeeze()(data(height=5))
+
+
+def test_haar_takes_means_and_differences_as_documented():
+    """As a product with the matrix of the four Haar vectors, block by block."""
+    signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
+    assert torch.equal(signs @ signs.T, torch.eye(4, dtype=torch.float64))
+    x = data()
+    z, logdet = Haar()(x)
+    assert z.shape == (2, 12, 2, 3)
+    assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
+    for c in range(3):
+        for i in range(2):
+            for j in range(3):
+                block = x[:, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].flatten(1)  # a, b, c, d
+                assert torch.allclose(z[:, c::3, i, j], block @ signs.T, atol=1e-13)
+
+
+def test_haar_keeps_the_energy_and_starts_with_twice_the_means():
+    x = data()
+    z, _ = Haar()(x)
+    assert torch.allclose(z.square().sum((1, 2, 3)), x.square().sum((1, 2, 3)), rtol=1e-12)
+    assert torch.allclose(z[:, :3], 2 * F.avg_pool2d(x, 2), atol=1e-13)
+    flat = torch.full((1, 2, 4, 6), 0.3, dtype=torch.float64)
+    assert Haar()(flat)[0][:, 2:].abs().max() == 0  # where nothing differs there are no differences
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 6), (4, 7), (1, 2)])
+def test_haar_refuses_odd_sides(height, width):
+    with pytest.raises(ShapeError, match=f"even sides; got {height}x{width}. Pad"):
+        Haar()(data(height=height, width=width))
+
+
+def test_given_leaves_the_first_channels_and_shows_them_before_the_condition():
+    raw, x, cond = data(4, seed=5), data(5), data(1, seed=6)
+    conditioner = _Constant(raw)
+    given = Given(2, Coupling(conditioner, scaling="exp"))
+    z, logdet = given(x, cond)
+    # the inner coupling conditions on the first of its three channels, then on what is kept, then on the condition
+    assert torch.equal(conditioner.saw, torch.cat([x[:, 2:3], x[:, :2], cond], dim=1))
+    assert torch.equal(z[:, :3], x[:, :3])
+    assert torch.allclose(z[:, 3:], (x[:, 3:] + raw[:, 0::2]) * raw[:, 1::2].exp(), atol=1e-12)
+    assert torch.allclose(logdet, raw[:, 1::2].flatten(1).sum(1), atol=1e-12)
+    given.inverse(z, cond)
+    assert torch.equal(conditioner.saw, torch.cat([x[:, 2:3], x[:, :2], cond], dim=1))
+
+
+def test_given_refuses_a_condition_of_another_grid():
+    with pytest.raises(ConditionError, match="2 items on a 2x6 grid came with 2 items on a 4x6 grid"):
+        Given(2, ActNorm(3))(data(5).float(), data(1, height=2).float())
+
+
+def test_channel_whitening_starts_as_the_identity():
+    z, logdet = ChannelWhitening(3)(data().float())
+    assert torch.equal(z, data().float())
+    assert torch.equal(logdet, torch.zeros(2))
+
+
+def test_channel_whitening_initialise_gives_mean_0_and_the_identity_as_covariance():
+    whitening = ChannelWhitening(3).double()
+    x = mixed(3)
+    z = whitening.initialise(x)
+    assert torch.equal(z, whitening(x)[0])
+    pixels = z.transpose(0, 1).flatten(1)
+    assert pixels.mean(1).abs().max() < 1e-12
+    assert torch.allclose(torch.cov(pixels), torch.eye(3, dtype=torch.float64), atol=1e-5)
+    # the second time it measures the data, not what the first time made of them
+    assert torch.allclose(whitening.initialise(x), z, atol=1e-12)
+
+
+def test_channel_whitening_survives_channels_that_are_one_or_constant():
+    whitening = ChannelWhitening(3)
+    x = data(1).float().repeat(1, 3, 1, 1)
+    x[:, 2] = 0.25
+    z = whitening.initialise(x)
+    assert z.isfinite().all()
+    assert torch.allclose(whitening.inverse(z), x, atol=1e-3)
+
+
+def test_nothing_trains_a_channel_whitening_and_a_file_keeps_it():
+    whitening = ChannelWhitening(3)
+    assert list(whitening.parameters()) == []
+    assert whitening.state_dict().keys() == {"mean", "matrix"}
 
 
 def test_actnorm_initialise_normalises_the_batch():
@@ -540,6 +670,31 @@ def test_the_scalings_follow_their_formulas(scaling, log_scale):
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
 
+def test_an_exponential_injector_is_a_gaussian_prior_on_the_condition():
+    raw, x = data(10, seed=5), data(5)
+    z, logdet = Injector(_Constant(raw), scaling="exp")(x, data(3, seed=2))
+    density = torch.distributions.Normal(-raw[:, 0::2], (-raw[:, 1::2]).exp()).log_prob(x).flatten(1).sum(1)
+    whitened = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
+    assert torch.allclose(whitened + logdet, density, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "log_scale"),
+    [
+        ("sigmoid", lambda r: torch.log(torch.sigmoid(r + 2))),
+        ("atan", lambda r: 1.2 * 0.636 * torch.atan(r)),
+        ("exp", lambda r: r),
+    ],
+    ids=["sigmoid", "atan", "exp"],
+)
+def test_injectors_follow_the_formulas_too(scaling, log_scale):
+    raw, x = data(10, seed=5), data(5)
+    z, logdet = Injector(_Constant(raw), scaling=scaling)(x, data(3, seed=2))
+    logs = log_scale(raw[:, 1::2])
+    assert torch.allclose(z, (x + raw[:, 0::2]) * logs.exp(), atol=1e-12)
+    assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
+
+
 def test_an_additive_coupling_only_shifts():
     raw, x = data(3, seed=5), data(5)
     z, logdet = Coupling(_Constant(raw), scaling="none")(x)
@@ -699,6 +854,20 @@ def test_split_without_a_prior_only_parts():
     assert torch.equal(logdet, torch.zeros(2, dtype=torch.float64))
 
 
+def test_a_split_keeps_half_or_as_many_channels_as_it_is_told():
+    assert [Split(None).stay(channels) for channels in (4, 5)] == [2, 2]
+    assert [Split(None, kept=3).stay(channels) for channels in (4, 5)] == [3, 3]
+    raw, x = data(6, seed=5), data(5)
+    prior = _Constant(raw)
+    (kept, latent), _ = Split(prior, kept=2)(x)
+    assert torch.equal(prior.saw, x[:, :2])
+    assert torch.equal(kept, x[:, :2])
+    assert torch.allclose(latent * raw[:, 1::2].exp() + raw[:, 0::2], x[:, 2:], atol=1e-12)
+    (kept, latent), _ = Split(None, kept=1)(x)
+    assert torch.equal(kept, x[:, :1])
+    assert torch.equal(latent, x[:, 1:])
+
+
 def test_only_a_labelled_split_is_told_the_labels():
     for labelled in (False, True):
         prior = _Constant(data(4, seed=5))
@@ -837,6 +1006,24 @@ def test_of_a_flattened_image_every_pixel_has_the_same_share():
     assert torch.allclose(amounts, (chain(data(1, 3, 5))[1] / 15)[:, None, None].expand(2, 3, 5), atol=1e-12)
 
 
+def test_a_givens_logdet_is_that_of_its_inner_transform_where_it_looks():
+    given = Given(2, Coupling(local(1 + 2, 4), scaling="exp"))
+    x = data(5)
+    moved = x.clone()
+    moved[:, 1, 2, 4] += 1  # one that is kept, and conditions
+    before, after = (given.by_position(image)[1] for image in (x, moved))
+    assert changed(before, after) == {(2, 4)}
+
+
+def test_a_channel_whitenings_logdet_is_spread_evenly():
+    whitening = ChannelWhitening(3).double()
+    whitening.initialise(mixed(3))
+    amounts = whitening.by_position(data())[1]
+    expected = torch.linalg.slogdet(whitening.get_buffer("matrix"))[1]
+    assert expected.abs() > 1e-2
+    assert torch.allclose(amounts, expected.expand(2, 4, 6), atol=1e-12)
+
+
 def test_spread_divides_evenly_and_adds_up():
     amounts = torch.tensor([[[6.0, 12.0]]])
     assert spread(amounts, 2, 6).tolist() == [[[1, 1, 1, 2, 2, 2]] * 2]
@@ -853,6 +1040,8 @@ def test_spread_divides_evenly_and_adds_up():
         Chain(CheckerboardCoupling(network(5, 10), parity=0), BatchNorm(5)),
         Chain(CheckerboardCoupling(ResidualConditioner(5, 4, 5, blocks=1, double=True, rescale=0.0), parity=1)),
         Chain(Coupling(network(3 + 3, 4), swap=True), SignedActNorm(5)),
+        Given(2, Chain(ActNorm(3), Coupling(network(1 + 2 + 3, 4)), Injector(network(2 + 3, 6), scaling="exp"))),
+        Chain(ChannelWhitening(5), ActNorm(5)),
     ],
     ids=lambda t: type(t).__name__,
 )
