@@ -3,7 +3,7 @@
     python -m benchmarks.hints FOLDER [--model color-photos] [--limit 8]
 
 Hints are discs of a photograph's own colours at random places. "told": the network is told them; "refined": the latents
-are moved until they are met, too (``hint_steps``); "locked": met exactly, as far as the luma leaves room. RMSE over both
+are moved until they are met, too (``hint_steps``); "locked": met exactly, as far as luma leaves room. RMSE over both
 chroma channels, one colouring per photograph: at the hints against the wanted colour, elsewhere against the truth.
 Prints JSON, then a table.
 """
