@@ -39,7 +39,7 @@ from ..transforms import (
     Split,
     Transform,
 )
-from .fields import check_choice, check_whole
+from .fields import check_choice, check_number, check_whole
 
 SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with a palette, too
 
@@ -55,6 +55,7 @@ class ColorizerConfig:
         widths: Of the luma encoder at strides 4, 8, ...: one more than there are grids.
         merged: Its channels on the way up.
         features: Channels of luma that each grid's flow sees.
+        dropout: Of the encoder, in training; see ``LumaEncoder``.
         working_size: Shorter side of the luma, in pixels, at which it decides on colours.
         temperatures: Of palette (the coarsest grid) and detail (the finest) at which it is meant to be sampled.
     """
@@ -65,6 +66,7 @@ class ColorizerConfig:
     widths: tuple[int, ...] = (32, 48, 64, 96, 128, 128)
     merged: int = 64
     features: int = 32
+    dropout: float = 0.0
     working_size: int = 256
     temperatures: tuple[float, float] = (1.0, 0.3)
 
@@ -76,6 +78,7 @@ class ColorizerConfig:
         """
         check_choice(self, structure=("pyramid", "single"))
         check_whole(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
+        check_number(self, dropout=(0, 1))
         for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
             object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), high))
         grids = len(self.steps)
@@ -92,7 +95,7 @@ class ColorizerConfig:
         object.__setattr__(self, "temperatures", tuple(taus))  # pyright: ignore[reportUnknownArgumentType]
         for tau in self.temperatures:
             if type(tau) not in (int, float) or not 0 <= tau <= 10:
-                raise FlowError(f"temperatures must lie in [0, 10]; got {tau!r}.")
+                raise FlowError(f"temperatures must lie in [0, 10]; got {self.temperatures!r}.")
 
     @property
     def source_multiple(self) -> int:
@@ -114,7 +117,7 @@ def colorizer(config: ColorizerConfig) -> Flow:
     Returns:
         The flow, with random weights.
     """
-    encoder = LumaEncoder(config.widths, config.merged, config.features)
+    encoder = LumaEncoder(config.widths, config.merged, config.features, dropout=config.dropout)
     told = encoder.outputs
     grids = len(config.steps)
     levels: list[Level] = []

@@ -25,7 +25,7 @@ class LumaEncoder(nn.Module):
     al. 2019.
     """
 
-    def __init__(self, widths: Sequence[int], merged: int, features: int) -> None:
+    def __init__(self, widths: Sequence[int], merged: int, features: int, *, dropout: float = 0.0) -> None:
         """Build the network.
 
         Args:
@@ -33,8 +33,11 @@ class LumaEncoder(nn.Module):
                 attention's 4 heads.
             merged: Channels of the way up.
             features: Channels that each grid ends with, before hints and palette.
+            dropout: Part of the channels that training hides from the coarser half of the grids. These have few latents
+                per photograph and learn photographs by heart first.
         """
         super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
         planes = HINT_PLANES + PALETTE_PLANES
         self.outputs = features + planes
         self.stem = nn.Conv2d(STRIDE**2 + planes, widths[0], 3, padding=1)
@@ -66,14 +69,15 @@ class LumaEncoder(nn.Module):
         for down, block in zip(self.down, self.blocks, strict=True):
             x = block(F.leaky_relu(down(_told(x, hints, palette)), 0.1))
             ways.append(x)
-        x = self.attention(ways.pop())
+        x = self.dropout(self.attention(ways.pop()))
         x = self.merge[-1](self.lateral[-1](x))
         merged = [x]
         for number in reversed(range(len(ways))):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](ways[number])
             x = self.merge[number](x)
             merged.append(x)
-        return [_told(head(x), hints, palette) for head, x in zip(self.heads, reversed(merged), strict=True)]
+        merged = [x if k < len(merged) // 2 else self.dropout(x) for k, x in enumerate(reversed(merged))]  # finest first
+        return [_told(head(x), hints, palette) for head, x in zip(self.heads, merged, strict=True)]
 
 
 class _Residual(nn.Module):

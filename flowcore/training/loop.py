@@ -117,7 +117,7 @@ def train(
     for stage in recipe.stages:  # now, not hours later
         _check_stage(stage, recipe, photographs, flow)
     flow.to(device=device, memory_format=torch.channels_last)
-    average = copy.deepcopy(flow).requires_grad_(False)
+    average = copy.deepcopy(flow).requires_grad_(False).eval()
     progress = Progress()
     optimiser_state = _restore(run / "checkpoint.pt", recipe, flow, average, progress)
     if progress.step:
@@ -164,7 +164,11 @@ class _StageRunner:
         self.flow, self.average = flow, average
         self.photographs, self.progress = photographs, progress
         self.device, self.say = device, say
-        self.parameters = list(_encoder(flow).parameters() if stage.objective == "l1" else flow.parameters())
+        frozen = len(flow.levels) - stage.frozen_levels
+        for number, level in enumerate(flow.levels):
+            level.requires_grad_(number < frozen)
+        trained = _encoder(flow) if stage.objective == "l1" else flow
+        self.parameters = [p for p in trained.parameters() if p.requires_grad]
         kernels = [p for p in self.parameters if p.ndim == 4]
         others = [p for p in self.parameters if p.ndim != 4]
         groups = [{"params": kernels, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -215,6 +219,7 @@ class _StageRunner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.stage.learning_rate * _rate(self.stage, done)
         self.optimiser.zero_grad(set_to_none=True)
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.progress.step)  # for dropout
         with batch_moments(self.flow):
             loss = self._loss(self.flow, x, source)
         if not math.isfinite(loss.item()):
@@ -416,6 +421,11 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) ->
         raise FlowError(
             f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
             "images or a smaller crop."
+        )
+    if stage.frozen_levels >= len(flow.levels):
+        raise FlowError(
+            f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; got "
+            f"{stage.frozen_levels}."
         )
     if stage.objective == "likelihood" and getattr(recipe.model, "mixing", "") == "principal":
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]

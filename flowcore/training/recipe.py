@@ -54,6 +54,8 @@ class Stage:
         weight_decay: Of the kernels of convolutions, by AdamW: relative to the rate.
         balanced: Whether every level's latents count the same in the loss, however few they are; otherwise every
             latent does.
+        frozen_levels: How many of the coarsest levels keep their weights in a likelihood stage. What has few latents
+            per image is learnt first, and by heart next, while finer levels still improve.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Stage:
     lr_consistency: float = 0.0
     weight_decay: float = 0.0
     balanced: bool = False
+    frozen_levels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
