@@ -19,9 +19,20 @@ from torch import Tensor
 from . import __version__, decode, encode, interpolate, load, sample, score
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
+from .flow import Flow
+from .tasks import IMAGE_SUFFIXES
+from .tasks.colorize import Hints, colorize, combine, hints_from_points, palette, parse_points, transfer_palette
 from .tasks.upscale import upscale
 from .training.data import Digits
-from .training.evaluate import density_table, evaluate_density, evaluate_upscaler, read_sized, table
+from .training.evaluate import (
+    color_table,
+    density_table,
+    evaluate_colorizer,
+    evaluate_density,
+    evaluate_upscaler,
+    read_sized,
+    table,
+)
 from .training.loop import train
 from .training.recipe import read_recipe
 from .training.styles import measure_styles
@@ -68,6 +79,39 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
     command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     command.set_defaults(run_command=_upscale)
+
+    command = commands.add_parser("colorize", help="colour black-and-white photographs, in many ways")
+    command.add_argument("image", type=Path, metavar="IN")
+    command.add_argument(
+        "target", type=Path, metavar="OUT", help="an image file (several samples are numbered by seed), or a folder"
+    )
+    _model_options(command, "color-photos")
+    command.add_argument("--samples", type=int, default=1, help="colourings, with seeds SEED, SEED + 1, ...")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--temperature",
+        type=float,
+        help="of the palette: 0 is the calmest, 1 the model's own spread (default: its own)",
+    )
+    command.add_argument("--detail", type=float, help="temperature of the fine detail (default: the model's own)")
+    command.add_argument("--saturation", type=float, default=1.0, help="factor on the chroma (default: 1)")
+    command.add_argument("--working-size", type=int, metavar="PIXELS", help="shorter side at which colours are decided")
+    command.add_argument(
+        "--hint", action="append", default=[], metavar="X,Y,#RRGGBB", help="a colour and where, in pixels; repeatable"
+    )
+    command.add_argument("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
+    command.add_argument("--lock", action="store_true", help="meet the hints' colours exactly")
+    wishes = command.add_mutually_exclusive_group()
+    wishes.add_argument(
+        "--palette", action="append", default=[], metavar="#RRGGBB", help="a colour of the whole; repeatable"
+    )
+    wishes.add_argument("--reference", type=Path, metavar="FILE", help="a photograph in colour, to take the colours of")
+    command.add_argument(
+        "--strength", type=float, metavar="PART", help="how much of the reference is taken, 0 to 1 (default: 1)"
+    )
+    command.add_argument("--gamut", default="compress", choices=["compress", "clip"])
+    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    command.set_defaults(run_command=_colorize)
 
     command = commands.add_parser("sample", help="make images out of noise")
     _model_options(command, "glow-photos")
@@ -142,23 +186,36 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
     command.set_defaults(run_command=_styles)
 
-    command = commands.add_parser("eval", help="measure a model on folders of images")
+    command = commands.add_parser("eval", help="measure models of one kind on folders of images")
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    _model_options(command)
+    _model_options(command, several=True)
     command.add_argument(
-        "--temperature", type=float, action="append", help="may be given several times (default: 0 and 0.8)"
+        "--temperature",
+        type=float,
+        action="append",
+        help="may be given several times (default: 0 and 0.8; colorizers: their own)",
     )
     command.add_argument(
-        "--samples", type=int, help="upscalers: samples for the diversity (default: 8); others: draws for the bound (1)"
+        "--samples",
+        type=int,
+        help="upscalers and colorizers: samples per image (default: 8); others: draws for the bound (1)",
     )
     command.add_argument("--json", type=Path, help="write the numbers there, too")
+    command.add_argument("--detail", type=float, help="colorizers: temperature of the fine detail")
+    command.add_argument(
+        "--working-size", type=int, metavar="PIXELS", help="colorizers: shorter side at which colours are decided"
+    )
+    command.add_argument("--limit", type=int, help="colorizers and densities: at most so many images of a folder")
     command.set_defaults(run_command=_eval)
     return parser
 
 
-def _model_options(command: argparse.ArgumentParser, default: str = "srflow-x4") -> None:
+def _model_options(command: argparse.ArgumentParser, default: str = "srflow-x4", *, several: bool = False) -> None:
     command.add_argument(
-        "--model", default=default, help=f"a model file, or a shipped model by name (default: {default})"
+        "--model",
+        default=None if several else default,
+        action="append" if several else "store",
+        help=f"a model file, or a shipped model by name{', repeatable' * several} (default: {default})",
     )
     command.add_argument(
         "--set",
@@ -196,6 +253,67 @@ def _upscale(options: argparse.Namespace) -> None:
             )
             _write(target, picture)
             _say(str(target))
+
+
+def _colorize(options: argparse.Namespace) -> None:
+    if options.strength is not None and options.reference is None:
+        raise FlowError("--strength is of a reference, and there is none. Give one with --reference FILE.")
+    if options.lock and not options.hint:
+        raise FlowError("--lock is of hints, and there are none. Give some with --hint X,Y,#RRGGBB.")
+    flow = load(options.model, options.device, **_fields(options.set))
+    image = _read(options.image)
+    if image.shape[1] == 4 and options.target.suffix.lower() in (".jpg", ".jpeg"):
+        raise ImageError(
+            f"{options.image.name} has an alpha channel, which a JPEG file cannot hold. Write a .png file."
+        )
+
+    def show(done: int, total: int, preview: Tensor | None = None) -> None:
+        sys.stderr.write(f"\r{options.image.name}: {done / total:4.0%}" + ("\n" if done == total else ""))
+
+    wishes: dict[str, Any] = {
+        "temperature": options.temperature,
+        "detail": options.detail,
+        "seed": options.seed,
+        "samples": options.samples,
+        "saturation": options.saturation,
+        "working_size": options.working_size,
+        "hints": _hints(options, (image.shape[-2], image.shape[-1])),
+        "gamut": options.gamut,
+        "precision": options.precision,
+        "progress": show,
+        "notify": _say,
+    }
+    if options.reference is None:
+        pictures = colorize(flow, image, **wishes)
+    else:
+        strength = 1.0 if options.strength is None else options.strength
+        pictures = transfer_palette(flow, image, _read(options.reference), strength=strength, **wishes)
+    for target, picture in zip(_colour_targets(options, flow), pictures, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, picture)
+        _say(str(target))
+
+
+def _hints(options: argparse.Namespace, size: tuple[int, int]) -> Hints | None:
+    """The hints and the palette of a command line; None if there are none."""
+    points = [point for text in options.hint for point in parse_points(text)]
+    return combine(
+        hints_from_points(points, size, radius=options.radius, lock=options.lock) if points else None,
+        Hints(coverage=None, chroma=None, palette=palette(options.palette), lock=False) if options.palette else None,
+    )
+
+
+def _colour_targets(options: argparse.Namespace, flow: Flow) -> list[Path]:
+    """A file per sample: OUT itself, OUT numbered by seed, or in the folder OUT."""
+    out: Path = options.target
+    seeds = range(options.seed, options.seed + options.samples)
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        return [out] if options.samples == 1 else [out.with_stem(f"{out.stem}_seed{seed}") for seed in seeds]
+    usual = flow.config.temperatures
+    temperature = usual[0] if options.temperature is None else options.temperature
+    detail = usual[1] if options.detail is None else options.detail
+    name = f"{options.image.stem}_color_tau{temperature:g}_detail{detail:g}"
+    return [out / f"{name}_seed{seed}.png" for seed in seeds]
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -292,19 +410,51 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    flow = load(options.model, options.device, **_fields(options.set))
-    if flow.architecture != "srflow":
-        densities = {path.name: evaluate_density(flow, path, samples=options.samples or 1) for path in options.folders}
-        sys.stdout.write(density_table(densities) + "\n")
-        if options.json:
-            options.json.write_text(json.dumps(densities, indent=2) + "\n")
-        return
-    temperatures = options.temperature or [0.0, 0.8]
-    results = {
-        folder.name: evaluate_upscaler(flow, folder, temperatures=temperatures, samples=options.samples or 8, log=_say)
-        for folder in options.folders
+    models: list[str] = options.model or ["srflow-x4"]
+    flows = {model: load(model, options.device, **_fields(options.set)) for model in models}
+    kinds = {
+        flow.architecture if flow.architecture in ("srflow", "colorizer") else "density" for flow in flows.values()
     }
-    sys.stdout.write(table(results) + "\n")
+    if len(kinds) > 1:
+        described = ", ".join(f"{model} ({flow.architecture})" for model, flow in flows.items())
+        raise FlowError(f"One table is of one kind of models; got {described}. Measure them one after the other.")
+    limit = {} if options.limit is None else {"limit": options.limit}
+
+    def label(model: str, folder: Path) -> str:
+        return folder.name if len(flows) == 1 else f"{folder.name}, {model}"
+
+    pairs = [(model, flow, folder) for folder in options.folders for model, flow in flows.items()]
+    if kinds == {"density"}:
+        results: dict[str, Any] = {
+            label(model, folder): evaluate_density(flow, folder, samples=options.samples or 1, **limit)
+            for model, flow, folder in pairs
+        }
+        laid_out = density_table(results)
+    elif kinds == {"colorizer"}:
+        results = {folder.name: {} for folder in options.folders}
+        for model, flow, folder in pairs:
+            for tau in options.temperature or [None]:
+                results[folder.name][model if tau is None else f"{model}, tau {tau:g}"] = evaluate_colorizer(
+                    flow,
+                    folder,
+                    samples=options.samples or 8,
+                    temperature=tau,
+                    detail=options.detail,
+                    working_size=options.working_size,
+                    log=_say,
+                    **limit,
+                )
+        laid_out = color_table(results)
+    else:
+        temperatures = options.temperature or [0.0, 0.8]
+        results = {
+            label(model, folder): evaluate_upscaler(
+                flow, folder, temperatures=temperatures, samples=options.samples or 8, log=_say
+            )
+            for model, flow, folder in pairs
+        }
+        laid_out = table(results)
+    sys.stdout.write(laid_out + "\n")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -328,6 +478,9 @@ def _read(path: Path) -> Tensor:
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                grey = torch.from_numpy(np.array(image).astype(np.float32) / 65535)
+                return grey.clamp(0, 1).expand(1, 3, -1, -1)
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             array = np.array(image.convert("RGBA" if has_alpha else "RGB"))
     except OSError as error:

@@ -76,7 +76,8 @@ class LumaEncoder(nn.Module):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](ways[number])
             x = self.merge[number](x)
             merged.append(x)
-        merged = [x if k < len(merged) // 2 else self.dropout(x) for k, x in enumerate(reversed(merged))]  # finest first
+        merged.reverse()
+        merged = [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
         return [_told(head(x), hints, palette) for head, x in zip(self.heads, merged, strict=True)]
 
 

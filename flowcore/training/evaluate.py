@@ -154,8 +154,8 @@ def evaluate_colorizer(
     Returns:
         "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
         "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the temperatures asked
-        for), both ratios of means (see ``metrics.coherence``), with "global_share", "global_share_default" and
-        "global_share_truth" (at temperature 1) and "global_share_truth_default", the means themselves. At full size,
+        for), see ``metrics.coherence``: both are ratios of means, "global_share" over "global_share_truth", and those
+        with "_default". At full size,
         "rmse" (of one colouring: the mean of all K), "rmse_best" (of the best of K), "rmse_mean" (of the mean of K),
         "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no colour), "diversity" (standard deviation of the K,
         mean over pixels and channels), "colourfulness", "colourfulness_truth" and "colourfulness_gap" (the one relative
@@ -176,8 +176,8 @@ def evaluate_colorizer(
     for number, file in enumerate(chosen):
         first = (seed + number * samples) % 2**64
         image = _upright(file)
-        row = _decided(flow, image, samples, first, temperature, detail, working_size)
-        row |= _coloured(flow, image, samples, first, temperature, detail, working_size)
+        row = _coloured(flow, image, samples, first, temperature, detail, working_size)
+        row |= _decided(flow, image, samples, first, temperature, detail, working_size)
         rows.append(row)
         if log is not None:
             log(
@@ -217,8 +217,8 @@ def color_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = [f"| {' | '.join(titles)} |".replace("of K", f"of {many}"), "|---" * len(titles) + "|"]
     for name, models in results.items():
         for model, row in models.items():
-            cells = [name, f"{row['images']:.0f}", model, f"{row['bits_per_dim']:.3f}"]
-            cells += [f"{row[key]:.2f}" for key in ("coherence", "coherence_default")]
+            cells = [name, f"{row['images']:.0f}", model]
+            cells += [f"{row[key]:.3f}" for key in ("bits_per_dim", "coherence", "coherence_default")]
             cells += [f"{row[key]:.4f}" for key in [*numbers, "colourfulness_truth"]]
             cells += [f"{row['colourfulness_gap']:+.0%}", f"{row['luma_error']:.1e}", f"{row['luma_kept']:.0%}"]
             lines.append(f"| {' | '.join(cells)} |")

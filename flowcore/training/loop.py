@@ -424,8 +424,8 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) ->
         )
     if stage.frozen_levels >= len(flow.levels):
         raise FlowError(
-            f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; got "
-            f"{stage.frozen_levels}."
+            f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
+            f"got {stage.frozen_levels}."
         )
     if stage.objective == "likelihood" and getattr(recipe.model, "mixing", "") == "principal":
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]

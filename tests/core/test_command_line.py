@@ -13,6 +13,7 @@ from flowcore.__main__ import main
 from flowcore.checkpoints.file import save
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig, srflow
+from flowcore.tasks.colorize import colorize, hints_from_points, transfer_palette
 from flowcore.tasks.upscale import upscale
 
 from .digits import write_mnist
@@ -223,3 +224,164 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert list(rows) == ["bicubic", "tau 0", "tau 0.8"]
     assert rows["tau 0"]["diversity"] == 0 < rows["tau 0.8"]["diversity"]
     assert rows["bicubic"]["psnr"] > 25  # smooth pictures
+
+
+@pytest.fixture
+def small_colorizer(tmp_path: Path) -> Path:
+    return write_colorizer(tmp_path / "small-colorizer.safetensors")
+
+
+def write_colorizer(path: Path, **changes: object) -> Path:
+    torch.manual_seed(0)
+    config = {"steps": (1, 1), "hidden": (4, 4), "widths": (4, 4, 8), "merged": 8, "features": 4, "working_size": 32}
+    flow = build("colorizer", configure("colorizer", {**config, **changes}))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+        flow.prelude.mean.fill_(128 / 255)
+        flow.prelude.matrix.mul_(20)  # chroma of a spread of 1/20
+    save(flow, path, provenance={"licence": "CC0-1.0"})
+    return path
+
+
+def test_colorize_numbers_several_samples_by_seed_and_keeps_alpha_and_luma(
+    small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = photograph(tmp_path / "in" / "old.png", (40, 28), mode="LA")
+    out = tmp_path / "out"
+    words = ["colorize", str(image), str(out), "--model", str(small_colorizer), "--samples", "2", "--seed", "3"]
+    assert main([*words, "--temperature", "0.5", "--device", "cpu"]) == 0
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["old_color_tau0.5_detail0.3_seed3.png", "old_color_tau0.5_detail0.3_seed4.png"]
+    with Image.open(image) as opened:
+        grey, alpha = (torch.from_numpy(np.array(band)).float() for band in opened.split())
+    expected = colorize(flowcore.load(small_colorizer), grey[None, None] / 255, temperature=0.5, seed=3, samples=2)
+    for name, picture in zip(names, expected, strict=True):
+        with Image.open(out / name) as written:
+            assert torch.equal(torch.from_numpy(np.array(written.getchannel("A"))).float(), alpha)
+        came = pixels(out / name)
+        assert (came - picture).abs().max() <= 0.51 / 255
+        red, green, blue = (came * 255).double()
+        assert torch.equal((0.299 * red + 0.587 * green + 0.114 * blue).round(), grey.double())
+    assert not torch.equal(pixels(out / names[0]), pixels(out / names[1]))
+    shown = capsys.readouterr().err
+    assert "100%" in shown
+    assert "in colour" not in shown
+    assert main([*words[:2], str(tmp_path / "x.jpg"), *words[3:]]) == 1
+    assert "alpha" in capsys.readouterr().err
+
+
+def test_colorize_writes_the_file_that_it_is_told(small_colorizer: Path, tmp_path: Path) -> None:
+    image = photograph(tmp_path / "in" / "old.png", (40, 28))
+    target = tmp_path / "new" / "coloured.png"
+    words = ["colorize", str(image), str(target), "--model", str(small_colorizer), "--device", "cpu"]
+    assert main([*words, "--saturation", "0"]) == 0
+    grey = pixels(target)
+    assert (grey - grey[:1]).abs().max() == 0
+    assert main(words) == 0
+    coloured = pixels(target)
+    assert (coloured - coloured[:1]).abs().max() > 0.05
+    assert main([*words, "--working-size", "64"]) == 0
+    assert not torch.equal(pixels(target), coloured)
+    assert main([*words, "--detail", "1.5"]) == 0
+    assert not torch.equal(pixels(target), coloured)
+    assert main([*words, "--samples", "2", "--seed", "7"]) == 0
+    assert sorted(p.name for p in target.parent.iterdir()) == [
+        "coloured.png",
+        "coloured_seed7.png",
+        "coloured_seed8.png",
+    ]
+
+
+def test_colorize_takes_hints_a_palette_or_a_reference(
+    small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (40, 28), 128).save(tmp_path / "grey.png")
+    reference = photograph(tmp_path / "reference.png", (36, 30), seed=5)
+    flow, grey, target = flowcore.load(small_colorizer), torch.full((1, 3, 28, 40), 128 / 255), tmp_path / "out.png"
+    words = ["colorize", str(tmp_path / "grey.png"), str(target), "--model", str(small_colorizer), "--device", "cpu"]
+    assert main(words) == 0
+    free = pixels(target)
+
+    assert main([*words, "--hint", "10,9,#a08060", "--hint", "30, 20, #6080a0", "--lock", "--radius", "3"]) == 0
+    points = [(10, 9, "#a08060"), (30, 20, "#6080a0")]
+    expected = colorize(flow, grey, hints=hints_from_points(points, (28, 40), radius=3, lock=True))
+    assert (pixels(target) - expected[0]).abs().max() <= 0.51 / 255
+    red, green, blue = pixels(target)[:, 9, 10]
+    assert red > green > blue
+    red, green, blue = pixels(target)[:, 20, 30]
+    assert red < green < blue
+
+    assert main([*words, "--palette", "#c08040", "--palette", "#806040"]) == 0
+    assert not torch.equal(pixels(target), free)
+    assert main([*words, "--reference", str(reference), "--strength", "0.5"]) == 0
+    expected = transfer_palette(flow, grey, pixels(reference)[None], strength=0.5)
+    assert (pixels(target) - expected[0]).abs().max() <= 0.51 / 255
+
+    capsys.readouterr()
+    for wrong, said in (
+        (["--hint", "10,9"], "x, y, #rrggbb"),
+        (["--hint", "99,9,#fff"], "40x28"),
+        (["--palette", "red"], "#"),
+        (["--strength", "0.5"], "--reference"),
+        (["--lock"], "--hint"),
+    ):
+        assert main([*words, *wrong]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("flowcore: ")
+        assert said in error
+
+
+def test_files_of_16_bits_are_not_blown_out(small_colorizer: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 40 * 28).astype(np.uint16).reshape(28, 40)
+    Image.fromarray(ramp).save(tmp_path / "scan.png")
+    target = tmp_path / "out.png"
+    words = ["colorize", str(tmp_path / "scan.png"), str(target), "--model", str(small_colorizer), "--device", "cpu"]
+    assert main(words) == 0
+    red, green, blue = pixels(target)
+    came = 0.299 * red + 0.587 * green + 0.114 * blue
+    assert (came - torch.from_numpy(ramp.astype(np.float32) / 65535)).abs().max() <= 0.51 / 255
+
+
+def test_eval_puts_several_colorizers_and_sets_into_one_table(
+    small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_glow: Path
+) -> None:
+    single = write_colorizer(tmp_path / "single.safetensors", structure="single")
+    for k in range(3):
+        photograph(tmp_path / "sets" / ("a" if k else "b") / f"{k}.png", (40, 28), seed=k)
+    numbers = tmp_path / "numbers.json"
+    words = ["eval", str(tmp_path / "sets" / "a"), str(tmp_path / "sets" / "b"), "--device", "cpu", "--samples", "3"]
+    both = ["--model", str(small_colorizer), "--model", str(single)]
+    assert main([*words, *both, "--json", str(numbers)]) == 0
+    rows = json.loads(numbers.read_text())
+    assert {name: list(models) for name, models in rows.items()} == {
+        "a": [str(small_colorizer), str(single)],
+        "b": [str(small_colorizer), str(single)],
+    }
+    assert rows["a"][str(single)]["images"] == 2
+    assert rows["a"][str(single)]["samples"] == 3
+    assert rows["a"][str(single)]["coherence"] != rows["a"][str(small_colorizer)]["coherence"]
+    table = capsys.readouterr().out
+    assert len(table.strip().splitlines()) == 2 + 4
+    assert "coherence" in table
+
+    assert main([*words, "--model", str(small_colorizer), "--limit", "1", "--json", str(numbers)]) == 0
+    default = json.loads(numbers.read_text())["a"][str(small_colorizer)]
+    assert default["images"] == 1
+    taus = ["--limit", "1", "--temperature", "0.5", "--temperature", "1", "--detail", "0.3"]
+    assert main([*words, "--model", str(small_colorizer), *taus, "--json", str(numbers)]) == 0
+    by_tau = json.loads(numbers.read_text())["a"]
+    assert list(by_tau) == [f"{small_colorizer}, tau 0.5", f"{small_colorizer}, tau 1"]
+    assert by_tau[f"{small_colorizer}, tau 1"] == default  # these are what it was made for
+    assert by_tau[f"{small_colorizer}, tau 0.5"]["diversity"] < default["diversity"]
+    words = [*words, "--model", str(small_colorizer), "--limit", "1", "--json", str(numbers)]
+    for asked in (["--detail", "0.9"], ["--working-size", "64"]):
+        assert main([*words, *asked]) == 0
+        assert json.loads(numbers.read_text())["a"][str(small_colorizer)]["rmse"] != default["rmse"], asked
+
+    capsys.readouterr()
+    assert main([*words, *both, "--model", str(small_glow)]) == 1
+    assert "one kind" in capsys.readouterr().err
+    twice = ["--model", str(small_glow), "--model", str(small_glow)]
+    assert main(["eval", str(tmp_path / "sets" / "a"), "--device", "cpu", *twice]) == 0
+    assert "| a | 2 |" in capsys.readouterr().out  # one model given twice is one
