@@ -85,7 +85,7 @@ class Photographs:
         pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
         if not index.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            _decode(folder, files, scale, short_sides or pyramid, pixels, index)
+            _decode(folder, files, scale, pyramid, short_sides, pixels, index)
         content: dict[str, Any] = json.loads(index.read_text())
         entries = [Entry(*row) for row in content["entries"]]
         self.scale = scale
@@ -262,9 +262,10 @@ def _aged(y: Tensor, rng: np.random.Generator) -> Tensor:
 def _hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
     """Paint 1 to 16 squares of the image's own colours: (3, H, W) at the luma's size."""
     height, width = chroma.shape[1:]
+    largest = min(6, height, width)
     planes = torch.zeros(3, height, width)
     for _ in range(int(2 ** rng.uniform(0, 4))):
-        side = int(rng.integers(1, 7))
+        side = int(rng.integers(1, largest + 1))
         top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
         square = slice(top, top + side), slice(left, left + side)
         planes[0][square] = 1
@@ -366,7 +367,13 @@ def _batch(crops: list[np.ndarray]) -> Tensor:
 
 
 def _decode(
-    folder: Path, files: list[Path], scale: int, sizes: tuple[float, ...] | tuple[int, ...], pixels: Path, index: Path
+    folder: Path,
+    files: list[Path],
+    scale: int,
+    pyramid: tuple[float, ...],
+    short_sides: tuple[int, ...],
+    pixels: Path,
+    index: Path,
 ) -> None:
     """Write the pixels of all files, then the index: a cache without an index does not exist."""
     entries: list[tuple[str, int, int, int, float]] = []
@@ -382,8 +389,7 @@ def _decode(
             except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
                 skipped.append(f"{name}: {error}")
                 continue
-            for size in sizes:
-                factor = min(1.0, size / min(image.size)) if isinstance(size, int) else size
+            for factor in [min(1.0, side / min(image.size)) for side in short_sides] or pyramid:
                 sides = round(image.width * factor), round(image.height * factor)
                 sized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
                 height, width = sized.height // multiple * multiple, sized.width // multiple * multiple

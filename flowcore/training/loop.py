@@ -500,6 +500,7 @@ def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Pr
 
 def _fingerprint(recipe: Recipe) -> str:
     # in the order in which keys came: those that came later only where a recipe uses them, so that old runs resume
+    # (a new field of Stage ends that: those of this release differ from what came before)
     relevant: tuple[Any, ...] = (
         recipe.architecture,
         recipe.model,

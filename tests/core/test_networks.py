@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from flowcore.networks import (
     Conditioner,
     DenseConditioner,
+    LumaEncoder,
     PlainConditioner,
     ResidualConditioner,
     RRDBEncoder,
@@ -17,6 +18,7 @@ from flowcore.networks import (
     TopPrior,
 )
 from flowcore.networks.conditioner import NormalisedConv, convolve
+from flowcore.networks.luma import CHROMA_UNIT
 from flowcore.networks.residual import NetworkNorm, WeightNormConv
 from flowcore.resize import enlarge
 from flowcore.transforms import BatchNorm
@@ -109,6 +111,39 @@ def test_a_conditioner_keeps_the_grid(layers, kernel):
     network = Conditioner(3, 6, 4, layers=layers, kernel=kernel).double()
     assert len(network.hidden) == layers + 1
     assert network(image(5, 7)).shape == (2, 4, 5, 7)
+
+
+def test_a_pooled_conditioner_adds_a_linear_map_of_the_first_layers_mean_to_every_position():
+    network = perturbed(Conditioner(3, 6, 4, pooled=True)).double()
+    first, second = network.hidden
+    y = F.relu(first(image()))
+    mean = y.mean((2, 3)) @ network.pool.weight.T + network.pool.bias
+    expected = network.last(F.relu(second(y + mean[:, :, None, None])))
+    assert torch.allclose(network(image()), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_only_a_pooled_conditioner_sees_the_whole_grid(pooled):
+    network = perturbed(Conditioner(3, 6, 4, pooled=pooled)).double()
+    x = image(9, 11)
+    moved = x.clone()
+    moved[:, :, 0, 0] += 1
+    far = (network(x) - network(moved))[:, :, 5:, 5:].abs()
+    assert bool((far > 0).all()) == pooled
+    assert bool((far == 0).all()) != pooled
+    assert network(image(5, 7)).shape == (2, 4, 5, 7)
+
+
+def test_a_pooled_conditioner_initialises_on_what_it_then_computes():
+    network = Conditioner(3, 6, 4, layers=2, pooled=True).double()
+    network.initialise(image())
+    x = image()
+    for number, conv in enumerate(network.hidden):
+        y = conv(x)
+        assert y.mean(dim=(0, 2, 3)).abs().max() < 1e-12
+        x = F.relu(y)
+        if number == 0:
+            x = x + network.pool(x.mean((2, 3)))[:, :, None, None]
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -338,3 +373,154 @@ def test_the_picture_is_bicubic_plus_a_residual(scale):
 
 def test_no_stacked_blocks_leaves_the_native_features():
     assert [f.shape[1] for f in encoder(4, stacked=())(image(), 3)[0]] == [5, 5, 5]
+
+
+# --- the luma encoder -------------------------------------------------------------------------------------------------
+
+
+def luma_encoder(widths=(4, 4, 6, 8), merged=8, features=3):
+    return perturbed(LumaEncoder(widths, merged, features), 0.1).double()
+
+
+def asked(height=64, width=96, batch=2, hinted=True, palette=True):
+    """Luma, hints and a palette: one red square of 8 pixels, and a cool palette."""
+    luma = image(height, width, 1, batch)
+    hints, wanted = luma.new_zeros(batch, 3, height, width), luma.new_zeros(batch, 4)
+    if hinted:
+        hints[:, :, 8:16, 16:24] = torch.tensor([1.0, -0.1, 0.3], dtype=torch.float64)[:, None, None]
+    if palette:
+        wanted[:] = torch.tensor([1.0, 0.08, -0.05, 0.12], dtype=torch.float64)
+    return luma, hints, wanted
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (4, 4, 8), (4, 4, 6, 8)], ids=str)
+@pytest.mark.parametrize("multiples", [(1, 1), (2, 3), (5, 1)])
+def test_the_luma_encoder_gives_every_grid_its_size_whatever_the_image(widths, multiples):
+    grids = len(widths) - 1
+    sides = [4 * 2**grids * k for k in multiples]
+    network = luma_encoder(widths)
+    grid = network(*asked(*sides, hinted=False))
+    assert [f.shape for f in grid] == [(2, 3 + 7, *(side // (8 * 2**k) for side in sides)) for k in range(grids)]
+    assert network.outputs == 3 + 7
+    assert all(f.isfinite().all() for f in grid)
+
+
+def test_luma_hints_and_palette_are_seen_by_the_features_of_every_grid():
+    network = luma_encoder()
+    before = network(*asked(hinted=False, palette=False))
+    brighter = asked(hinted=False, palette=False)
+    brighter[0][:, :, :8, :8] += 0.2
+    for other in (brighter, asked(palette=False), asked(hinted=False)):
+        for one, two in zip(before, network(*other), strict=True):
+            moved = (one - two)[:, :3].abs().amax(1)  # the features, without the planes behind them
+            # down to the coarsest grid and up again: there is no position that does not hear of it
+            assert (moved > 1e-9).all()
+
+
+def test_the_coarsest_grid_of_the_luma_encoder_sees_the_whole_image():
+    """Farther than its convolutions reach."""
+    network = luma_encoder((4, 8))
+    luma, hints, palette = asked(256, 192, 1, hinted=False)
+    brighter = luma.clone()
+    brighter[..., :8, :8] += 0.2
+    moved = (network(luma, hints, palette)[0] - network(brighter, hints, palette)[0])[:, :3].abs().amax(1)
+    assert moved.shape == (1, 32, 24)
+    assert (moved > 0).all()
+
+
+def test_hints_and_palette_stand_behind_the_features_in_units_of_a_colour():
+    planes = [f[:, 3:] for f in luma_encoder()(*asked())]
+    wanted = torch.tensor([1.0, 0.8, -0.5, 1.2], dtype=torch.float64)
+    assert CHROMA_UNIT == 0.1
+    for number, plane in enumerate(planes):
+        assert torch.allclose(plane[:, 3:], wanted[:, None, None].expand_as(plane[:, 3:]), atol=1e-12)
+        stride = 8 * 2**number
+        row, column, covered = 8 // stride, 16 // stride, (8 / stride) ** 2
+        # a square that fills a cell is there in full; in larger cells the fourth root keeps it visible
+        expected = covered**0.25 * torch.tensor([1.0, -1.0, 3.0], dtype=torch.float64)
+        assert torch.allclose(plane[:, :3, row, column], expected.expand(2, 3), atol=1e-9)
+        elsewhere = plane[:, :3].clone()
+        elsewhere[:, :, row, column] = 0
+        assert elsewhere.abs().max() == 0
+
+
+def test_colours_where_nothing_is_covered_are_no_hints():
+    network = luma_encoder()
+    luma, hints, palette = asked(hinted=False, palette=False)
+    expected = network(luma, hints, palette)
+    assert all((f[:, 3:] == 0).all() for f in expected)
+    assert all(f.isfinite().all() for f in expected)  # nothing is divided by a coverage of 0
+    hints[:, 1:] = 0.3
+    again = network(luma, hints, palette)
+    assert all(torch.equal(one, two) for one, two in zip(expected, again, strict=True))
+
+
+def test_half_covered_hints_say_the_same_colour_more_quietly():
+    full, half = (luma_encoder()(luma, hints * part, wanted) for part in (1, 0.5) for luma, hints, wanted in [asked()])
+    for one, two in zip(full, half, strict=True):
+        assert torch.allclose(two[:, 3:6], one[:, 3:6] * 0.5**0.25, atol=1e-9)
+
+
+def test_dropout_hides_channels_from_the_coarser_half_in_training_only():
+    plain = luma_encoder()
+    dropping = LumaEncoder((4, 4, 6, 8), 8, 3, dropout=0.9).double()
+    dropping.load_state_dict(plain.state_dict())
+    given = asked()
+    for one, two in zip(plain(*given), dropping.eval()(*given), strict=True):
+        assert torch.equal(one, two)
+    hidden = []
+    dropping.train().dropout.register_forward_hook(lambda module, arguments, result: hidden.append(result.shape[2:]))
+    one, two = (dropping(*given) for _ in range(2))
+    # what attention found, then the second and the third grid of three
+    assert hidden == [(2, 3), (4, 6), (2, 3)] * 2
+    assert not torch.equal(one[1], two[1])
+    assert not torch.equal(one[2], two[2])
+    assert all(torch.equal(a[:, 3:], b[:, 3:]) for a, b in zip(one, two, strict=True))  # hints are not hidden
+
+
+def test_the_encoders_attention_looks_at_all_positions_and_has_no_place_of_its_own():
+    attention = luma_encoder((4, 8)).attention
+    x = image(3, 5, 8)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(1))
+    shuffled = x.flatten(2)[..., order].view_as(x)
+    assert torch.allclose(attention(shuffled).flatten(2), attention(x).flatten(2)[..., order], atol=1e-12)
+    moved = x.clone()
+    moved[:, 0, 0, 0] += 1
+    assert (attention(moved) != attention(x)).any(1).all()
+    assert attention(image(1, 1, 8)).shape == (2, 8, 1, 1)
+
+
+def test_the_encoders_attention_is_that_of_the_paper():
+    """With 4 heads, softmax of the scaled products, item by item, written out."""
+    attention = luma_encoder((4, 8)).attention
+    x = image(2, 3, 8)
+    normal = (x - x.mean((1, 2, 3), keepdim=True)) / (x.var((1, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    normal = normal * attention.normalise.weight[:, None, None] + attention.normalise.bias[:, None, None]
+    weight, bias = attention.ask.weight[:, :, 0, 0], attention.ask.bias
+    query, key, value = (torch.einsum("oc,bcn->bon", weight, normal.flatten(2)) + bias[:, None]).chunk(3, dim=1)
+    found = []
+    for head in range(4):
+        part = slice(2 * head, 2 * head + 2)
+        weights = torch.softmax(query[:, part].transpose(1, 2) @ key[:, part] / 2**0.5, dim=-1)
+        found.append(value[:, part] @ weights.transpose(1, 2))
+    expected = x + attention.answer(torch.cat(found, dim=1).view(2, 8, 2, 3))
+    assert torch.allclose(attention(x), expected, atol=1e-12)
+
+
+def test_an_item_of_the_luma_encoder_does_not_depend_on_the_others():
+    network = luma_encoder()
+    together = network(*asked())
+    alone = network(*(part[1:] for part in asked()))
+    for one, two in zip(together, alone, strict=True):
+        assert torch.allclose(one[1:], two, atol=1e-12)
+
+
+def test_the_luma_encoder_runs_in_bfloat16_under_autocast():
+    network = luma_encoder().float()
+    given = [part.float() for part in asked()]
+    plain = network(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(*given)
+    for one, two in zip(plain, low, strict=True):
+        assert two.dtype == torch.bfloat16
+        assert (one - two).abs().max() < 0.05 * one.abs().max().clamp_min(1)

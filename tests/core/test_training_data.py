@@ -8,10 +8,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from flowcore.color import NEUTRAL, luma, palette_of, split
 from flowcore.resize import shrink
-from flowcore.training.data import Photographs
+from flowcore.training.data import Colours, Photographs
 from flowcore.transforms import ImageError
 
 from .photographs import photograph, photographs
@@ -293,3 +295,211 @@ def test_the_pyramid_holds_every_photograph_at_every_size(tmp_path):
     folder = photographs(tmp_path / "photos", [(64, 96)])
     sizes = {(e.height, e.width) for e in opened(folder, tmp_path, pyramid=(1.0, 0.5)).training}
     assert sizes == {(64, 96), (32, 48)}
+
+
+# --- sizes by the shorter side ----------------------------------------------------------------------------------------
+
+
+def test_short_sides_are_the_sizes_at_which_every_photograph_is_used(tmp_path):
+    folder = photographs(tmp_path / "photos", [(64, 96), (80, 60), (36, 30)])
+    data = opened(folder, tmp_path, scale=1, short_sides=(24, 40), pyramid=(1.0, 0.5))
+    sizes = {name: sorted((e.height, e.width) for e in data.training if e.name == name) for name in names(folder)}
+    assert sizes == {
+        "photo0.png": [(24, 36), (40, 60)],
+        "photo1.png": [(32, 24), (53, 40)],
+        "photo2.png": [(29, 24), (36, 30)],  # not enlarged
+    }
+    for entry in data.training:
+        with Image.open(folder / entry.name) as file:  # a photograph is drawn by its own area, at any size alike
+            area = entry.height * entry.width / entry.factor**2
+            assert area == pytest.approx(file.width * file.height, rel=0.04)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_photographs_of_a_short_side_are_the_shrunk_files(tmp_path):
+    folder = photographs(tmp_path / "photos", [(64, 64)])
+    data = opened(folder, tmp_path, scale=1, short_sides=(32,), turn=False)
+    with Image.open(folder / "photo0.png") as file:
+        expected = np.asarray(file.resize((32, 32), Image.Resampling.BICUBIC))
+    came, _ = data.batch(1, 32, seed=0, step=0)
+    pixels = (came[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert any(np.array_equal(pixels, one) for one in (expected, expected[:, ::-1]))
+
+
+def test_short_sides_have_a_cache_of_their_own(folder, tmp_path):
+    for options in ({}, {"short_sides": (24,)}, {"short_sides": (24, 32)}, {"pyramid": (24.0,)}):
+        opened(folder, tmp_path, scale=1, **options)
+    assert len(list((tmp_path / "cache").glob("*.u8"))) == 4
+    assert {min(e.height, e.width) for e in opened(folder, tmp_path, scale=1, short_sides=(24,)).training} == {24}
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def colours(folder, tmp_path, **options):
+    data = Photographs(folder, tmp_path / "cache", scale=1, validation=1, turn=False)
+    return Colours(data, **options)
+
+
+def rectangle(mask):
+    """Rows and columns of the smallest box around what is true."""
+    rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
+    return slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
+
+
+def test_held_out_colours_are_the_photographs_own_without_hints(folder, tmp_path):
+    data = colours(folder, tmp_path, hinted=1.0, palettes=1.0)
+    x, source = data.batch(4, 32, seed=3, step=7, held_out=True)
+    rgb, _ = data.photographs.batch(4, 32, seed=3, step=7, held_out=True)
+    assert (x.shape, source.shape) == ((4, 2, 8, 8), (4, 8, 32, 32))
+    y, chroma = split(rgb)
+    assert torch.allclose(source[:, :1], y, atol=1e-6)
+    means = chroma.unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))
+    assert torch.allclose(x, means + 128 / 255, atol=1e-6)
+    assert source[:, 1:].abs().max() == 0
+    assert (x - NEUTRAL).abs().max() > 0.05  # in colour, too
+
+
+def test_training_colours_vary_in_saturation_and_white_balance_alone(folder, tmp_path):
+    """Each item's chroma is one line over its photograph's: the same slope for Cb and Cr, an offset for each."""
+    data = colours(folder, tmp_path)
+    x, _ = data.batch(64, 32, seed=3, step=7)
+    rgb, _ = data.photographs.batch(64, 32, seed=3, step=7)
+    own = F.avg_pool2d(split(rgb.contiguous())[1], 4)
+    came, own = ((c - c.mean((2, 3), keepdim=True)).flatten(1).double() for c in (x, own))
+    slope = (came * own).sum(1, keepdim=True) / own.square().sum(1, keepdim=True)
+    assert torch.allclose(came, slope * own, atol=1e-5)
+    assert 0.8 <= float(slope.min()) < 0.9
+    assert 1.1 < float(slope.max()) <= 1.2
+    offset = (x - NEUTRAL).mean((2, 3)) - slope.float() * F.avg_pool2d(split(rgb.contiguous())[1], 32)[..., 0, 0]
+    assert 0.004 < float(offset.std()) < 0.012
+    assert offset.abs().max() < 0.04
+    assert offset.mean().abs() < 0.003  # to no side
+
+
+def test_training_luma_varies_in_exposure_contrast_and_grain_and_stays_within_0_and_1(tmp_path):
+    """On photographs of one grey each, which have no structure of their own."""
+    data = colours(flat(tmp_path / "photos", [0, 100, 255, 200]), tmp_path)
+    y = torch.cat([data.batch(100, 16, seed=0, step=step)[1][:, 0] for step in range(4)])
+    assert y.min() >= 0
+    assert y.max() <= 1
+    inside = y[(y.amin((1, 2)) > 0) & (y.amax((1, 2)) < 1)]
+    grain = inside.std((1, 2))
+    assert 0.25 < float((grain > 1e-5).float().mean()) < 0.42  # a third
+    assert grain.max() < 0.06
+    assert len(inside.mean((1, 2)).unique()) > 100
+    # the photographs themselves are held out
+    y = data.batch(20, 16, seed=0, step=0, held_out=True)[1][:, 0]
+    assert y.std((1, 2)).max() < 1e-6
+    assert len((y.mean((1, 2)) * 255).round().unique()) == 1
+
+
+def test_training_luma_is_still_that_of_its_crop(folder, tmp_path):
+    data = colours(folder, tmp_path)
+    _, source = data.batch(16, 32, seed=1, step=0)
+    rgb, _ = data.photographs.batch(16, 32, seed=1, step=0)
+    y, own = source[:, 0].flatten(1), luma(rgb).flatten(1)
+    assert (y - own).abs().amax(1).min() > 0.005
+    together = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(y, own, strict=True)]
+    assert np.median(together) > 0.97  # grain and colours that left the cube apart
+    assert min(together) > 0.5
+
+
+def test_hints_are_squares_of_the_crops_own_colours(folder, tmp_path):
+    data = colours(folder, tmp_path, hinted=1.0)
+    x, source = data.batch(64, 40, seed=5, step=2)
+    hints = source[:, 1:4, ::4, ::4]  # a number a block of 4x4
+    assert torch.equal(hints.repeat_interleave(4, 2).repeat_interleave(4, 3), source[:, 1:4])
+    assert set(hints[:, 0].unique().tolist()) == {0.0, 1.0}
+    assert (hints[:, 1:] * (1 - hints[:, :1])).abs().max() == 0  # no colours but where it is covered
+    chroma, single, sides = x - NEUTRAL, 0, set()
+    for item, own in zip(hints, chroma, strict=True):
+        covered = item[0] == 1
+        assert covered.any()
+        wanted = item[1:, covered].T.unique(dim=0)
+        assert 1 <= len(wanted) <= 16
+        for colour in wanted:
+            box = rectangle((item[1:] == colour[:, None, None]).all(0) & covered)
+            assert all(part.stop - part.start <= 6 for part in box)
+        if len(wanted) == 1:
+            box = rectangle(covered)
+            assert covered[box].all()
+            assert torch.allclose(wanted[0], own[:, box[0], box[1]].mean((1, 2)), atol=1e-6)
+            assert len({part.stop - part.start for part in box}) == 1  # a square
+            sides.add(box[0].stop - box[0].start)
+            single += 1
+    assert 5 < single < 40  # a quarter of them
+    assert len(sides) > 2
+
+
+def test_a_palette_is_that_of_the_whole_crop_in_constant_planes(folder, tmp_path):
+    x, source = colours(folder, tmp_path, palettes=1.0).batch(8, 32, seed=5, step=2)
+    planes = source[:, 4:]
+    assert torch.equal(planes, planes[:, :, :1, :1].expand_as(planes))
+    assert torch.allclose(planes[:, :, 0, 0], palette_of(x - NEUTRAL), atol=1e-6)
+    assert torch.equal(planes[:, 0, 0, 0], torch.ones(8))
+    assert torch.allclose(planes[:, 1:3, 0, 0], (x - NEUTRAL).mean((2, 3)), atol=1e-6)
+
+
+def test_a_part_of_the_crops_has_hints_and_another_a_palette(folder, tmp_path):
+    def parts(**options):
+        data = colours(folder, tmp_path, **options)
+        source = torch.cat([data.batch(100, 16, seed=0, step=step)[1] for step in range(4)])
+        return source[:, 1].amax((1, 2)), source[:, 4, 0, 0]
+
+    hinted, palettes = parts()
+    assert 0.52 < float(hinted.mean()) < 0.68
+    assert 0.10 < float(palettes.mean()) < 0.21
+    assert 0 < float((hinted * palettes).mean()) < 0.15  # chosen independently
+    for part in (0.0, 1.0):
+        hinted, palettes = parts(hinted=part, palettes=part)
+        assert set(hinted.tolist()) == set(palettes.tolist()) == {part}
+
+
+@pytest.mark.parametrize("crop", [4, 8, 16])
+def test_squares_of_hints_fit_into_the_smallest_crops(folder, tmp_path, crop):
+    data = colours(folder, tmp_path, hinted=1.0)
+    for step in range(10):
+        _, source = data.batch(4, crop, seed=0, step=step)
+        assert (source[:, 1].amax((1, 2)) == 1).all()
+
+
+def test_a_batch_of_colours_is_a_function_of_seed_and_step_alone(folder, tmp_path):
+    data = colours(folder, tmp_path, palettes=0.5)
+    expected = data.batch(4, 32, seed=3, step=7)
+    data.batch(4, 32, seed=3, step=8)
+    np.random.rand(3)  # noqa: NPY002
+    torch.rand(3)
+    for again in (data, colours(folder, tmp_path, palettes=0.5)):
+        assert all(torch.equal(one, two) for one, two in zip(again.batch(4, 32, 3, 7), expected, strict=True))
+    for other in ((4, 7), (3, 8), (7, 3)):
+        assert not torch.equal(data.batch(4, 32, *other)[0], expected[0])
+
+
+def test_what_varies_is_a_function_of_seed_and_step_too(tmp_path):
+    """On a photograph of one grey, of which all crops are the same."""
+    data = colours(flat(tmp_path / "photos", [100, 100]), tmp_path)
+    batches = [data.batch(4, 32, *given) for given in ((3, 7), (4, 7), (3, 8), (7, 3))]
+    for part in range(2):
+        assert len({tuple(batch[part].flatten().tolist()) for batch in batches}) == 4
+
+
+def test_batches_of_colours_leave_global_generators_alone(folder, tmp_path):
+    data = colours(folder, tmp_path)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    data.batch(4, 32, seed=0, step=0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_colours_say_what_their_photographs_are(folder, tmp_path):
+    (folder / "broken.png").write_bytes(b"")
+    data = colours(folder, tmp_path)
+    assert [len(data.training), len(data.held_out), len(data.skipped)] == [2, 1, 1]
+    assert data.fitting(40) == data.photographs.fitting(40)
+    assert data.fitting(40, held_out=True) == data.held_out
+    with pytest.raises(ImageError, match="at least 96 pixels, the crop of this stage"):
+        data.batch(4, 96, seed=0, step=0)

@@ -107,6 +107,19 @@ def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
         ("seed = 3", "checkpoint_every = 0", ["checkpoint_every", "0"]),
         ("seed = 3", "ema = 1.5", ["ema", "1.5"]),
         ("steps = 20", "steps = 20\ntrain_encoder_after = 1.5", ["stages[1].train_encoder_after", "1.5"]),
+        ("seed = 3", "short_sides = 256", ["short_sides", "e.g. [256]", "256"]),
+        ("seed = 3", "short_sides = [256, 0]", ["short_sides", "above 0", "[256, 0]"]),
+        ("seed = 3", "short_sides = [256.0]", ["short_sides", "whole numbers", "256.0"]),
+        ("seed = 3", "short_sides = [true]", ["short_sides", "whole numbers", "True"]),
+        ("seed = 3", 'short_sides = "256"', ["short_sides", "'256'"]),
+        ("steps = 20", "steps = 20\nweight_decay = -0.1", ["stages[1].weight_decay", "at least 0", "-0.1"]),
+        ("steps = 20", "steps = 20\nweight_decay = inf", ["stages[1].weight_decay", "finite", "inf"]),
+        ("steps = 20", 'steps = 20\nweight_decay = "some"', ["stages[1].weight_decay", "float", "'some'"]),
+        ("steps = 20", "steps = 20\nfrozen_levels = -1", ["stages[1].frozen_levels", "at least 0", "-1"]),
+        ("steps = 20", "steps = 20\nfrozen_levels = 1.5", ["stages[1].frozen_levels", "int", "1.5"]),
+        ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
+        ("seed = 3", "weight_decay = 0.1", ["Unknown recipe key weight_decay"]),  # it is a stage's
+        ("steps = 20", "steps = 20\nshort_sides = [256]", ["Unknown recipe key stages[1].short_sides"]),
         # crops that the model cannot take
         ("steps = 20", "steps = 20\ncrop = 42", ["stages[1].crop", "42", "4"]),
     ],
@@ -118,6 +131,39 @@ def test_a_wrong_recipe_is_refused_naming_key_and_choices(old, new, named):
         parse_recipe(GOOD.replace(old, new, 1))
     for part in named:
         assert part in str(caught.value)
+
+
+COLOURS = """
+name = "colours"
+architecture = "colorizer"
+short_sides = [64, 96]
+[model]
+steps = [1, 1]
+hidden = [4, 4]
+widths = [4, 4, 8]
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = 3
+crop = 32
+weight_decay = 1
+balanced = true
+"""
+
+
+def test_the_keys_of_colorizers_are_read():
+    recipe = parse_recipe(COLOURS)
+    assert recipe.short_sides == (64, 96)
+    assert (recipe.stages[0].weight_decay, recipe.stages[0].balanced) == (1.0, True)
+    plain = parse_recipe(GOOD)
+    assert plain.short_sides == ()
+    assert {(stage.weight_decay, stage.balanced) for stage in plain.stages} == {(0.0, False)}
+
+
+@pytest.mark.parametrize("crop", [8, 24, 40])
+def test_crops_of_colorizers_are_of_luma(crop):
+    with pytest.raises(FlowError, match=rf"stages\[0\]\.crop must be a multiple of 16 for this model; got {crop}"):
+        parse_recipe(COLOURS.replace("crop = 32", f"crop = {crop}"))
 
 
 def test_no_stages_are_refused():

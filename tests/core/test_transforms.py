@@ -394,6 +394,15 @@ def test_given_leaves_the_first_channels_and_shows_them_before_the_condition():
     assert torch.equal(conditioner.saw, torch.cat([x[:, 2:3], x[:, :2], cond], dim=1))
 
 
+def test_given_initialises_its_inner_transform():
+    given = Given(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
+    z = given.initialise(3 * data(5, batch=4) + 7)
+    actnorm, injector = given.transform.parts()
+    assert actnorm.bias.abs().min() > 5
+    assert injector.conditioner.hidden[0].actnorm.bias.abs().min() > 1e-3  # of what is kept, 7 and its neighbours
+    assert torch.equal(z, given(3 * data(5, batch=4) + 7)[0])
+
+
 def test_given_refuses_a_condition_of_another_grid():
     with pytest.raises(ConditionError, match="2 items on a 2x6 grid came with 2 items on a 4x6 grid"):
         Given(2, ActNorm(3))(data(5).float(), data(1, height=2).float())
