@@ -1,5 +1,6 @@
 """The nodes of the pack, in the order of the menu."""
 
+from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
 from .latents import (
     FlowcoreAttributeDirection,
@@ -32,4 +33,8 @@ NODES = [
     FlowcoreSaveLatents,
     FlowcoreLoadLatents,
     FlowcoreScore,
+    FlowcoreColorize,
+    FlowcoreColorHints,
+    FlowcoreEncodeColor,
+    FlowcoreApplyChroma,
 ]

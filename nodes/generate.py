@@ -35,6 +35,11 @@ from .sockets import (
 
 Fit = Literal["resize", "crop"]
 
+NO_COLORIZER = (
+    "A colorizer makes colours for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow Encode "
+    "Color makes latents of the colours that a picture has."
+)
+
 
 class FlowcoreSample(io.ComfyNode):
     """Images out of nothing but a seed, and the latents that they are made from."""
@@ -312,6 +317,7 @@ class FlowcoreDecode(io.ComfyNode):
         notes = Notes("Flow Decode", cls.hidden.unique_id)
         flow = flow_of(model)
         latents = belonging(latents, flow)
+        check_whole_images(flow)
         levels = scale(latents.levels, temperature)
         shown = latents.labels
         wanted = label_numbers(labels, flow.classes) if flow.classes else None
@@ -436,10 +442,12 @@ def prepared(
         What can be encoded.
 
     Raises:
+        FlowError: If the model is a colorizer.
         ImageError: If the batch is empty, or an image is too small or has a wrong number of channels.
         ConditionError: If the label is missing.
         ShapeError: If the source does not fit the image.
     """
+    check_whole_images(flow)
     pixels = _coloured(flow.channels, from_image(image).cpu())
     small = None if source is None else _coloured(3, from_image(source).cpu())
     if flow.architecture != "srflow" and small is not None:
@@ -462,6 +470,19 @@ def prepared(
     elif label >= 0:
         notes("label is ignored: this model knows no labels.")
     return Subject(pixels=pixels, labels=labels, source=small)
+
+
+def check_whole_images(flow: Flow) -> None:
+    """Send those who bring a colorizer to its own nodes.
+
+    Args:
+        flow: The model.
+
+    Raises:
+        FlowError: It is a colorizer.
+    """
+    if flow.architecture == "colorizer":
+        raise FlowError(NO_COLORIZER)
 
 
 def condition(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
@@ -554,6 +575,7 @@ def _paired(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]
 
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     """Height and width of what is to be made."""
+    check_whole_images(flow)
     if flow.architecture == "srflow":
         raise FlowError("An SRFlow makes images from a small image, not from nothing. Use the node Flow Upscale.")
     own = flow.image_size or (0, 0)

@@ -257,15 +257,17 @@ class Progress:
         Args:
             done: Units of work done.
             total: Units of work in all.
-            preview: A finished picture (1 or 3, H, W) in [0, 1], or None.
+            preview: A finished picture (1, 3 or 4, H, W) in [0, 1], or None; its alpha is not shown.
         """
         shown = None
         if preview is not None:
-            colours = preview.detach().expand(3, -1, -1)
+            colours = preview.detach()[:3].expand(3, -1, -1)
             pixels = colours.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            short, long = sorted(pixels.shape[:2])
             # The host would blow a small picture up to the size it is given.
-            size = min(max(pixels.shape), getattr(args, "preview_size", 512))
-            shown = ("JPEG", Image.fromarray(pixels), size)
+            size = min(long, getattr(args, "preview_size", 512))
+            if short * size >= long:  # a narrow one would shrink to nothing, and the host dies of that
+                shown = ("JPEG", Image.fromarray(pixels), size)
         self._bar.update_absolute(done, total, shown)
 
     def part(self, start: float, share: float) -> Callable[..., None]:

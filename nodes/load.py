@@ -25,7 +25,15 @@ class FlowcoreLoadModel(io.ComfyNode):
             display_name="Load Flow Model",
             category="flowcore/loaders",
             description="Loads a normalizing flow: one that comes with flowcore, or a file from models/flows.",
-            search_aliases=["flow", "srflow", "load srflow", "normalizing flow", "super resolution", "upscale model"],
+            search_aliases=[
+                "flow",
+                "srflow",
+                "load srflow",
+                "normalizing flow",
+                "super resolution",
+                "upscale model",
+                "colorizer",
+            ],
             inputs=[
                 make(
                     io.Combo.Input,
@@ -100,6 +108,9 @@ def _facts(flow: flowcore.Flow) -> dict[str, str | int]:
         facts["scale"] = scale
     if flow.image_size is not None:
         facts["size"] = "{}x{}".format(*flow.image_size)
+    working_size = getattr(flow.config, "working_size", None)
+    if working_size is not None:
+        facts["working_size"] = working_size
     if flow.classes:
         facts["labels"] = f"0 to {flow.classes - 1}"
     if flow.styles:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import flowcore
-from ..flowcore import ConditionError, FlowError, ImageError
+from ..flowcore import ConditionError, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
 from .host import gradient_slider, hand_over, io, make
 
@@ -20,6 +20,8 @@ from .host import gradient_slider, hand_over, io, make
 FlowModel = io.Custom("FLOW_MODEL")
 # A `Latents`.
 FlowLatents = io.Custom("FLOW_LATENTS")
+# Colours that are wanted, and where: a `flowcore.Hints`, on the CPU.
+FlowHints = io.Custom("FLOW_HINTS")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,6 +187,23 @@ def together(a: Any, b: Any) -> tuple[Latents, Latents]:
     return a, b
 
 
+def hints_of(hints: Any) -> Hints | None:
+    """Take FLOW_HINTS, where they may be left out.
+
+    Args:
+        hints: What came along the wire, or None.
+
+    Returns:
+        The hints.
+
+    Raises:
+        FlowError: It is something else.
+    """
+    if hints is not None and not isinstance(hints, Hints):
+        raise FlowError(f"Expected hints of Flow Color Hints; got {type(hints).__name__}. Connect that node.")
+    return hints
+
+
 def _told_apart(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
     """Call two models by their names; and by their fingerprints, where the names are the same."""
     return [name if one[0] != other[0] else f"{name} (sha {sha[:12]})" for name, sha in (one, other)]
@@ -235,11 +254,11 @@ COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 MOST_ITEMS = 4096  # labels in one text
 
 
-def temperature_input(default: float, tooltip: str, *, optional: bool = False) -> Any:
-    """Describe the slider `temperature`, coloured from cold to hot."""
+def temperature_input(default: float, tooltip: str, *, name: str = "temperature", optional: bool = False) -> Any:
+    """Describe the slider `temperature`, or another one of its kind, coloured from cold to hot."""
     return make(
         io.Float.Input,
-        "temperature",
+        name,
         default=default,
         min=0.0,
         max=1.5,

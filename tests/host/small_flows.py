@@ -32,6 +32,21 @@ KINDS = {
             "stacked_blocks": [1],
         },
     ),
+    "small-color": (
+        "colorizer",
+        {
+            "steps": [1, 1],
+            "hidden": [8, 8],
+            "widths": [8, 8, 16],
+            "merged": 8,
+            "features": 4,
+            "working_size": 64,
+        },
+    ),
+    "other-color": (
+        "colorizer",
+        {"steps": [1], "hidden": [8], "widths": [8, 8], "merged": 8, "features": 4, "working_size": 64},
+    ),
 }
 
 

@@ -51,6 +51,30 @@ NOTES = {
     "latent-normalisation": "A photograph of 24 dithered colours is encoded under its small version, "
     "which hides the dither: its latents are too loud. At unit statistics they are those of an "
     "ordinary photograph, and so is what they decode to. It works for noise and compression, too.",
+    "colourings": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; "
+    "drag it onto *Photograph*. It is coloured in four ways: every seed is another one, and all "
+    "have its luma, exactly. Put the seed of the one you like (seed + 0, 1, 2 or 3) into the node "
+    "and set samples to 1.",
+    "strokes": "Load a black-and-white photograph here. The pack's folder has one, for which the hints are "
+    "made: `workflows/house.jpg`; drag it onto *Photograph*. Two strokes are painted on it, and eight "
+    "points are written into Flow Color Hints; two seeds follow them and differ elsewhere. Strokes of "
+    "your own come from any paint program: only their hue and saturation count.",
+    "palette-transfer": "Load a black-and-white photograph as *Photograph* (the pack's folder has one: "
+    "`workflows/house.jpg`) and any picture in colour as *Reference*. The reference in warm and in "
+    "cold light becomes latents of its colours; the photograph takes over their two coarsest levels, "
+    "which hold the palette, and the rest is drawn by the seed.",
+    "clip": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; drag it "
+    "onto *Photograph*. Sixteen frames pan over it. With frames on video all are coloured from the same "
+    "latents, and carry keeps the palette steady. Replace the frames by those of your own clip.",
+}
+
+
+# Which file of workflows/ a story loads for its thumbnail, by node; the others load the sample photograph.
+PHOTOS = {
+    "colourings": {"photo": "alps.jpg"},
+    "strokes": {"photo": "house.jpg"},
+    "palette-transfer": {"photo": "house.jpg"},
+    "clip": {"photo": "alps.jpg"},
 }
 
 
@@ -131,7 +155,15 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     }
 
 
-PICTURES = {"LoadImage", "SaveImage", "SaveAnimatedWEBP", "PreviewImage", "FlowcoreSample", "FlowcoreDecode"}
+PICTURES = {
+    "LoadImage",
+    "SaveImage",
+    "SaveAnimatedWEBP",
+    "PreviewImage",
+    "FlowcoreSample",
+    "FlowcoreDecode",
+    "FlowcoreColorize",
+}
 
 
 def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -206,7 +238,8 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
         frames += film if len(film) == 1 else [film[k * (len(film) // 2) // 3] for k in range(4)]
     frames = frames[:10]
     width, height = (max(frame.size[axis] for frame in frames) for axis in (0, 1))
-    columns = len(frames) if len(frames) <= 4 else max(1, round((1.6 * len(frames) * height / width) ** 0.5))
+    one_row = len(frames) <= 4 and width < 1.4 * height
+    columns = len(frames) if one_row else max(1, round((1.6 * len(frames) * height / width) ** 0.5))
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * (width + 4) - 4, rows * (height + 4) - 4), "white")
     for k, frame in enumerate(frames):
@@ -247,6 +280,8 @@ def main() -> None:
                 sys.stdout.write(f"{name}.json\n")
                 if options.layout_only:
                     continue
+                for key, file in PHOTOS.get(name, {}).items():
+                    api[key]["inputs"]["image"] = client.upload(WORKFLOWS / file, file)
                 pictures = [Image.open(io.BytesIO(data)) for data in client.pictures(client.wait(client.queue(api)))]
                 if options.keep:
                     options.keep.mkdir(parents=True, exist_ok=True)

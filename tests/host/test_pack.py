@@ -107,6 +107,43 @@ INPUTS = {
         ("label", "INT"),
         ("source", "IMAGE"),
     ],
+    "FlowcoreColorize": [
+        ("image", "IMAGE"),
+        ("model", "FLOW_MODEL"),
+        ("temperature", "FLOAT"),
+        ("seed", "INT"),
+        ("samples", "INT"),
+        ("detail", "FLOAT"),
+        ("saturation", "FLOAT"),
+        ("working_size", "INT"),
+        ("hints", "FLOW_HINTS"),
+        ("hint_steps", "INT"),
+        ("latents", "FLOW_LATENTS"),
+        ("latents_strength", "FLOAT"),
+        ("latents_levels", "INT"),
+        ("frames", "COMBO"),
+        ("carry", "FLOAT"),
+        ("gamut", "COMBO"),
+        ("precision", "COMBO"),
+    ],
+    "FlowcoreColorHints": [
+        ("image", "IMAGE"),
+        ("strokes", "IMAGE"),
+        ("mask", "MASK"),
+        ("points", "STRING"),
+        ("radius", "INT"),
+        ("palette", "STRING"),
+        ("palette_image", "IMAGE"),
+        ("lock", "BOOLEAN"),
+        ("hints", "FLOW_HINTS"),
+    ],
+    "FlowcoreEncodeColor": [("image", "IMAGE"), ("model", "FLOW_MODEL"), ("working_size", "INT")],
+    "FlowcoreApplyChroma": [
+        ("luma_from", "IMAGE"),
+        ("colors_from", "IMAGE"),
+        ("saturation", "FLOAT"),
+        ("gamut", "COMBO"),
+    ],
 }
 OUTPUTS = {
     "FlowcoreLoadModel": [("model", "FLOW_MODEL"), ("info", "STRING")],
@@ -130,6 +167,10 @@ OUTPUTS = {
         ("ranked", "IMAGE"),
         ("report", "STRING"),
     ],
+    "FlowcoreColorize": [("images", "IMAGE")],
+    "FlowcoreColorHints": [("hints", "FLOW_HINTS")],
+    "FlowcoreEncodeColor": [("latents", "FLOW_LATENTS")],
+    "FlowcoreApplyChroma": [("image", "IMAGE")],
 }
 # What an API prompt may leave out; all else is required.
 OPTIONAL = {
@@ -145,6 +186,33 @@ OPTIONAL = {
     "FlowcoreStyle": {"direction", "strength"},
     "FlowcoreAttributeDirection": {"fit", "label"},
     "FlowcoreScore": {"dequantization", "samples", "seed", "fit", "label", "source"},
+    "FlowcoreColorize": {
+        "samples",
+        "detail",
+        "saturation",
+        "working_size",
+        "hints",
+        "hint_steps",
+        "latents",
+        "latents_strength",
+        "latents_levels",
+        "frames",
+        "carry",
+        "gamut",
+        "precision",
+    },
+    "FlowcoreColorHints": {
+        "strokes",
+        "mask",
+        "points",
+        "radius",
+        "palette",
+        "palette_image",
+        "lock",
+        "hints",
+    },
+    "FlowcoreEncodeColor": {"working_size"},
+    "FlowcoreApplyChroma": {"saturation", "gamut"},
 }
 # Whether a seed has a widget behind it for what comes after a run: it shifts the values of those that follow.
 CONTROLS = {
@@ -152,6 +220,7 @@ CONTROLS = {
     ("FlowcoreSample", "seed"): True,
     ("FlowcoreVaryLatents", "seed"): True,
     ("FlowcoreScore", "seed"): False,
+    ("FlowcoreColorize", "seed"): True,
 }
 
 

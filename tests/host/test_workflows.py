@@ -162,6 +162,10 @@ RESULTS = {
     "retouched": (1, (516, 516)),
     "content-transfer": (1, (516, 256)),
     "latent-normalisation": (1, (516, 256)),
+    "colourings": (4, (24, 16)),
+    "strokes": (2, (1284, 492)),
+    "palette-transfer": (2, (1136, 492)),
+    "clip": (1, (640, 360)),
 }
 
 
@@ -178,6 +182,11 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
         assert np.asarray(picture.convert("RGB")).std() > 5
     if name == "morph":
         assert pictures[0].n_frames == 46  # there and back, without the turning points twice
+    if name == "clip":
+        assert pictures[0].n_frames == 16
+    if name in ("colourings", "strokes", "palette-transfer", "clip"):
+        rgb = np.asarray(pictures[0].convert("RGB"), dtype=float)
+        assert np.ptp(rgb, axis=2).mean() > 1  # in colour
 
 
 def test_the_retouched_patch_shows_in_the_map(host, photo):

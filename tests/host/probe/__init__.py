@@ -96,7 +96,7 @@ class TestLatents:
 class TestWrong:
     """Things that are not what their sockets say."""
 
-    RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL")
+    RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL", "FLOW_HINTS")
     FUNCTION = "run"
     CATEGORY = "flowcore tests"
 
@@ -105,7 +105,7 @@ class TestWrong:
         return {"required": {}}
 
     def run(self):
-        return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1)
+        return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5
 
 
 class TestSmallMemory:

@@ -1,0 +1,580 @@
+"""Flow Colorize and its companions over the API: colours drawn and asked for, exact luma, and refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from client import RunError
+from PIL import Image
+from small_flows import flow
+from talk import WORKFLOWS, graph, picture
+from test_generate import noise, pixels, refusal
+
+import flowcore
+from flowcore import color
+from flowcore.latents import interpolate
+from flowcore.tasks import colorize as task
+
+CLOSE = 1e-5
+COLOR = "small-color.safetensors"
+SIDES = {"height": 32, "width": 48}
+GREY = picture(fill="noise", channels=1, **SIDES)
+POINTS = "10, 10, #c04020\n40, 8, #2040c0"
+
+
+def coloring(image=GREY, model=COLOR, hints=None, latents=None, **inputs):
+    """Colour, and report on it; `hints` are the inputs of Flow Color Hints, `latents` those of Flow Encode Color."""
+    workflow = graph(
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        image=image,
+        color=("FlowcoreColorize", {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5} | inputs),
+        report=("FlowcoreTestReport", {"image": "color.0"}),
+    )
+    if hints is not None:
+        workflow["hints"] = {"class_type": "FlowcoreColorHints", "inputs": {"image": ["image", 0], **hints}}
+        workflow["color"]["inputs"]["hints"] = ["hints", 0]
+    if latents is not None:
+        workflow["encode"] = {"class_type": "FlowcoreEncodeColor", "inputs": {"model": ["model", 0], **latents}}
+        workflow["color"]["inputs"]["latents"] = ["encode", 0]
+    return workflow
+
+
+def with_nodes(workflow, **nodes):
+    """Add nodes, with wires to those that are there."""
+    both = graph(**{name: (node["class_type"], {}) for name, node in workflow.items()}, **nodes)
+    return workflow | {name: both[name] for name in nodes}
+
+
+def colored(host, workflow):
+    """What a workflow makes, (B, C, H, W)."""
+    return pixels(host.run(workflow)["outputs"]["report"])
+
+
+def grey(batch=1, number=0):
+    return noise(batch, 1, 32, 48, number=number)
+
+
+def apart(one, other):
+    return float((one - other).abs().max())
+
+
+# --- colourings -------------------------------------------------------------------------------------------------------
+
+
+def test_colorings_are_those_of_python_and_differ(host, flows):
+    made = colored(host, coloring(samples=4))
+    expected = flowcore.colorize(flow("small-color"), grey(), temperature=1.0, detail=0.3, seed=5, samples=4)
+    assert made.shape == (4, 3, 32, 48)
+    assert apart(made, expected) < CLOSE
+    for k in range(4):
+        for other in range(k):
+            assert (made[k] - made[other]).abs().mean() > 5 / 255
+
+
+def test_luma_is_kept_to_the_last_bit_of_a_file(host, flows):
+    photo = Image.open(WORKFLOWS / "photo.png").convert("L")  # stored as RGB: LoadImage of 0.30.0 alters grey files
+    workflow = coloring(samples=2, temperature=1.3, saturation=2.0)
+    workflow["image"] = {"class_type": "LoadImage", "inputs": {"image": host.put("grey.png", photo.convert("RGB"))}}
+    workflow["report"] = {"class_type": "SaveImage", "inputs": {"images": ["color", 0], "filename_prefix": "color"}}
+    files = host.images(workflow)
+    assert [file.size for file in files] == [photo.size] * 2
+    for file in files:
+        rgb = np.asarray(file, dtype=np.float64)
+        assert np.abs(rgb[..., 0] - rgb[..., 2]).mean() > 5
+        luma = rgb @ [0.299, 0.587, 0.114]
+        assert np.abs(luma - np.asarray(photo, dtype=np.float64)).max() <= 1  # SaveImage cuts off, it does not round
+        # SaveImage puts the recipe into the file.
+        assert json.loads(file.text["prompt"])["color"]["inputs"]["seed"] == 5
+
+
+def test_a_seed_is_a_coloring(host, flows):
+    first = colored(host, coloring(seed=2**64 - 2))
+    host.forget()  # or it would answer from its cache
+    again = colored(host, coloring(seed=2**64 - 2))
+    two = colored(host, coloring(seed=2**64 - 3, samples=2))
+    assert torch.equal(first, again)
+    assert apart(two[1], first[0]) < CLOSE
+    assert (two[0] - first[0]).abs().mean() > 5 / 255
+
+
+def test_samples_of_the_first_image_come_first(host, flows):
+    made = colored(host, coloring(picture(fill="noise", channels=1, batch=2, height=24, width=32), samples=2))
+    images = noise(2, 1, 24, 32)
+    assert made.shape == (4, 3, 24, 32)
+    assert apart(color.luma(made), images.repeat_interleave(2, 0)) < CLOSE
+    one = flowcore.colorize(flow("small-color"), images[1:], temperature=1.0, detail=0.3, seed=5, samples=2)
+    assert apart(made[2:], one) < CLOSE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0, "detail": 0.0},
+        {"detail": 1.2},
+        {"saturation": 0.0},
+        {"saturation": 2.5, "gamut": "clip"},
+        {"working_size": 32},
+    ],
+)
+def test_every_widget_reaches_the_task(host, flows, options):
+    made = colored(host, coloring(**options))
+    asked = {"temperature": 1.0, "detail": 0.3} | options
+    assert apart(made, flowcore.colorize(flow("small-color"), grey(), seed=5, **asked)) < CLOSE
+    usual = flowcore.colorize(flow("small-color"), grey(), temperature=1.0, detail=0.3, seed=5)
+    assert apart(made, usual) > 1 / 255
+
+
+def test_low_precision_changes_the_colors_slightly_and_luma_not_at_all(host, flows):
+    wide, narrow = (colored(host, coloring(precision=p)) for p in ("float32", "bfloat16"))
+    assert 0 < (wide - narrow).abs().mean() < 0.02
+    assert apart(color.luma(narrow), grey()) < CLOSE
+    outputs = host.run(coloring(precision="float16"))["outputs"]
+    if "color" in outputs:  # on a CPU
+        assert "going on in float32" in outputs["color"]["text"][0]
+        assert apart(pixels(outputs["report"]), wide) < CLOSE
+
+
+def test_an_image_in_color_gets_a_note_and_a_grey_one_none(host, flows):
+    outputs = host.run(coloring(picture(fill="noise", **SIDES)))["outputs"]
+    assert "in colour" in outputs["color"]["text"][0]
+    assert apart(color.luma(pixels(outputs["report"])), color.luma(noise(1, 3, 32, 48))) < CLOSE
+    assert "color" not in host.run(coloring(picture(fill="gradient", **SIDES)))["outputs"]
+
+
+def test_alpha_is_kept(host, flows):
+    made = colored(host, coloring(picture(fill="noise", channels=4, height=24, width=32), samples=2))
+    assert made.shape == (2, 4, 24, 32)
+    assert apart(made[:, 3:], noise(1, 4, 24, 32)[:, 3:].expand(2, -1, -1, -1)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("facts", "shape"),
+    [
+        ({"height": 1, "width": 1}, [1, 1, 1, 3]),
+        ({"height": 7, "width": 5}, [1, 7, 5, 3]),
+        ({"height": 2, "width": 300}, [1, 2, 300, 3]),
+        ({"height": 2000, "width": 2}, [1, 2000, 2, 3]),  # a preview of it would have no width
+        ({"dtype": "float16"}, [1, 12, 16, 3]),
+        ({"dtype": "float64"}, [1, 12, 16, 3]),
+        ({"fill": "3.5"}, [1, 12, 16, 3]),
+        ({"fill": "-2"}, [1, 12, 16, 3]),
+    ],
+)
+def test_unusual_images_work(host, flows, facts, shape):
+    report = host.run(coloring(picture(**facts)))["outputs"]["report"]
+    assert report["shape"] == shape
+    assert report["dtype"] == ["float32"]
+    assert 0 <= report["range"][0] <= report["range"][1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"fill": "nan"}, ["576", "NaN"]),
+        ({"batch": 0}, ["empty"]),
+        ({"channels": 2}, ["1, 3 or 4", "(1, 2, 12, 16)"]),
+        ({"dtype": "video"}, ["(batch, height, width, channels)", "frames"]),
+    ],
+)
+def test_bad_images_get_a_sentence_and_the_next_run_works(host, flows, facts, words):
+    refusal(host, coloring(picture(**facts)), *words)
+    assert colored(host, coloring(seed=77)).shape == (1, 3, 32, 48)
+
+
+def test_other_models_are_refused(host, flows):
+    refusal(host, coloring(model=flows["small-glow"]), "colorizer", "color-photos", "glow")
+    refusal(host, coloring(model="srflow-x4"), "colorizer", "srflow")
+    workflow = coloring(image=picture(**SIDES), model=flows["small-glow"], latents={"image": ["image", 0]})
+    refusal(host, workflow, "colorizer", "glow")
+    workflow = coloring()
+    workflow["wrong"] = {"class_type": "FlowcoreTestWrong", "inputs": {}}
+    workflow["color"]["inputs"]["model"] = ["wrong", 1]
+    refusal(host, workflow, "Load Flow Model", "Linear")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"temperature": -0.1}, ["temperature", "smaller than min of 0.0"]),
+        ({"temperature": 1.6}, ["temperature", "bigger than max of 1.5"]),
+        ({"samples": 65}, ["samples", "bigger than max of 64"]),
+        ({"saturation": 3.1}, ["saturation", "bigger than max of 3.0"]),
+        ({"hint_steps": 201}, ["hint_steps", "bigger than max of 200"]),
+        ({"latents_strength": 1.1}, ["latents_strength", "bigger than max of 1.0"]),
+        ({"carry": 1.0}, ["carry", "bigger than max of 0.95"]),
+        ({"frames": "film"}, ["frames", "film"]),
+        ({"gamut": "wide"}, ["gamut", "wide"]),
+    ],
+)
+def test_values_outside_their_range_are_refused(host, flows, inputs, words):
+    with pytest.raises(RunError) as refused:
+        host.run(coloring(**inputs))
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_values_that_no_widget_can_rule_out_get_a_sentence(host, flows):
+    refusal(host, coloring(working_size=8), "working_size", "16", "8")
+    refusal(host, coloring(temperature=float("nan")), "temperature", "nan")
+    refusal(host, coloring(saturation=float("nan")), "saturation", "nan")
+
+
+def test_progress_moves_and_every_coloring_is_shown_as_it_is_finished(host, flows):
+    events = []
+    host.run(coloring(samples=3, seed=100, hints={"points": POINTS}, hint_steps=7), events.append)
+    values = [
+        (event["data"]["value"], event["data"]["max"])
+        for event in events
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "color"
+    ]
+    assert values == sorted(values)
+    assert values[-1][0] == values[-1][1]
+    previews = [event for event in events if isinstance(event, bytes) and event[:4] == b"\0\0\0\1"]
+    assert previews
+    assert {Image.open(io.BytesIO(preview[8:])).size for preview in previews} == {(48, 32)}
+
+
+LONG = {
+    "samples": {"samples": 64, "working_size": 512},
+    "hints": {"hints": {"points": POINTS}, "hint_steps": 200, "working_size": 512},
+    "video": {"frames": "video", "carry": 0.5, "working_size": 512},
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_cancel_stops_and_the_next_run_works(host, flows, name):
+    batch = 48 if name == "video" else 1
+    image = picture(fill="noise", channels=1, batch=batch, height=256, width=384)
+    long = coloring(image, model="color-photos", **LONG[name])
+    asked = ended = None
+
+    def watch(event):
+        nonlocal asked, ended
+        if not isinstance(event, dict):
+            return
+        if asked is None and event["type"] == "executing" and event["data"]["node"] == "color":
+            time.sleep(0.7)  # let it begin
+            host.cancel()
+            asked = time.monotonic()
+        elif event["type"] == "execution_interrupted":
+            ended = time.monotonic()
+
+    with pytest.raises(RunError, match="cancelled"):
+        host.run(long, watch)
+    assert ended - asked < 3.0
+    assert colored(host, coloring(seed=78)).shape == (1, 3, 32, 48)
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def misses(image, hints):
+    """How far the chroma of pictures is from that of hints where they cover, each."""
+    covered = hints.coverage[0, 0] > 0.5
+    return (color.split(image)[1] - hints.chroma)[..., covered].square().sum(1).sqrt().mean(1)
+
+
+MILD = picture(fill="0.5", **SIDES)
+
+
+def test_points_are_followed_in_inference_mode(host, flows):
+    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    hints = {"points": POINTS, "radius": 6}
+    outputs = host.run(coloring(MILD, samples=2, hints=hints, hint_steps=10))["outputs"]
+    made = pixels(outputs["report"])
+    assert (made[0] - made[1]).abs().mean() > 5 / 255
+    mild = torch.full((1, 3, 32, 48), 0.5)
+    options = {"temperature": 1.0, "detail": 0.3, "seed": 5, "samples": 2, "hints": wanted}
+    assert apart(made, flowcore.colorize(flow("small-color"), mild, hint_steps=10, **options)) < 1e-3
+    told = colored(host, coloring(MILD, samples=2, hints=hints, hint_steps=0))
+    assert apart(told, flowcore.colorize(flow("small-color"), mild, hint_steps=0, **options)) < CLOSE
+    assert "hints cover" in outputs["hints"]["text"][0]
+
+
+def test_the_shipped_model_follows_points(host):
+    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    free = colored(host, coloring(MILD, model="color-photos"))
+    made = colored(host, coloring(MILD, model="color-photos", hints={"points": POINTS, "radius": 6}))
+    assert misses(made, wanted) < misses(free, wanted) / 2
+
+
+def test_hints_work_again_and_beside_another_run(host, flows):
+    """The second run finds model and hints in the host's cache, as tensors of its inference mode."""
+    first = colored(host, coloring(MILD, hints={"points": POINTS}, seed=1))
+    colored(host, coloring(MILD, hints={"points": POINTS}, seed=2))
+    host.forget()
+    assert apart(colored(host, coloring(MILD, hints={"points": POINTS}, seed=1)), first) < 1e-4
+
+
+def test_locked_points_are_met_exactly(host, flows):
+    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    outputs = host.run(coloring(MILD, hints={"points": POINTS, "radius": 6, "lock": True}))["outputs"]
+    assert misses(pixels(outputs["report"]), wanted).max() < 1e-4
+    assert "locked" in outputs["hints"]["text"][0]
+
+
+def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
+    strokes = Image.new("RGB", (24, 16), "grey")
+    strokes.paste((200, 60, 20), (2, 2, 10, 10))
+    name = host.put("strokes.png", strokes)
+    workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "lock": True}, hint_steps=0)
+    workflow["strokes"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    rgb = torch.from_numpy(np.array(strokes)).permute(2, 0, 1)[None] / 255
+    wanted = task.hints_from_strokes(rgb, size=(32, 48), lock=True)
+    made = colored(host, workflow)
+    mild = torch.full((1, 3, 32, 48), 0.5)
+    options = {"temperature": 1.0, "detail": 0.3, "seed": 5, "hint_steps": 0}
+    assert apart(made, flowcore.colorize(flow("small-color"), mild, hints=wanted, **options)) < CLOSE
+    assert apart(color.split(made)[1][..., 6:18, 6:18], wanted.chroma[..., 6:18, 6:18]) < 1e-4
+
+
+def test_a_mask_says_where_strokes_are(host, flows):
+    workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "mask": ["mask", 0], "lock": True}, hint_steps=0)
+    workflow = with_nodes(
+        workflow,
+        strokes=picture(fill="noise7", **SIDES),
+        mask=("SolidMask", {"value": 1.0, "width": 12, "height": 8}),
+    )
+    outputs = host.run(workflow)["outputs"]
+    assert "cover 100 %" in outputs["hints"]["text"][0]
+    room = color.compress(torch.full((1, 1, 32, 48), 0.5), color.split(noise(1, 3, 32, 48, number=7))[1])
+    assert apart(pixels(outputs["report"]), room) < 1e-4
+    del workflow["hints"]["inputs"]["strokes"]
+    assert "mask is ignored" in host.run(workflow)["outputs"]["hints"]["text"][0]
+
+
+def test_a_palette_of_colors_or_of_an_image(host, flows):
+    asked = {
+        "colors": ({"palette": "#c04020, 2040c0;#8a8"}, task.palette(["#c04020", "#2040c0", "#88aa88"])),
+        "image": ({"palette_image": ["palette", 0]}, task.palette(image=noise(1, 3, 16, 16, number=3))),
+    }
+    for hints, known in asked.values():
+        workflow = coloring(hints=hints)
+        if "palette_image" in hints:
+            workflow = with_nodes(workflow, palette=picture(fill="noise3", height=16, width=16))
+        expected = flowcore.colorize(
+            flow("small-color"), grey(), temperature=1.0, detail=0.3, seed=5, hints=task.Hints(palette=known)
+        )
+        assert apart(colored(host, workflow), expected) < CLOSE
+        assert apart(expected, colored(host, coloring())) > 1e-3
+    workflow["hints"]["inputs"]["palette"] = "#c04020"
+    refusal(host, workflow, "colours or of an image", "one of the two")
+
+
+def test_new_hints_lie_over_earlier_ones(host, flows):
+    workflow = coloring(MILD, hints={"points": "10, 10, #c04020", "lock": True}, hint_steps=0)
+    workflow["earlier"] = {
+        "class_type": "FlowcoreColorHints",
+        "inputs": {"image": ["image", 0], "points": "10, 10, #2040c0; 40, 20, #20c040", "palette": "#888888"},
+    }
+    workflow["hints"]["inputs"]["hints"] = ["earlier", 0]
+    made = color.split(colored(host, workflow))[1]
+    size = (32, 48)
+    for x, y, colour in ((10, 10, "#c04020"), (40, 20, "#20c040")):
+        wanted = task.hints_from_points([(x, y, colour)], size).chroma[..., y, x]
+        assert apart(made[..., y, x], wanted) < 1e-4
+    workflow["earlier"]["inputs"]["image"] = ["small", 0]
+    workflow["earlier"]["inputs"]["points"] = "1, 1, #2040c0"
+    refusal(host, with_nodes(workflow, small=picture(height=8, width=8)), "8x8", "48x32", "one image")
+
+
+def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
+    outputs = host.run(coloring(hints={}))["outputs"]
+    assert "no hints yet" in outputs["hints"]["text"][0]
+    assert apart(pixels(outputs["report"]), colored(host, coloring())) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("hints", "words"),
+    [
+        ({"points": "48, 10, #c04020"}, ["Hint 1", "x 48", "48x32"]),
+        ({"points": "1, 1, #fff\n2, -1, #c04020"}, ["Hint 2", "y -1", "48x32"]),
+        ({"points": "1, 1, red"}, ["#e0b080", "red"]),
+        ({"points": "1, 1"}, ["x, y, #rrggbb", "1, 1"]),
+        ({"points": "[[1, 1]]"}, ["JSON", "#rrggbb"]),
+        ({"palette": "#12345"}, ["#e0b080", "#12345"]),
+        ({"strokes": ["image", 0]}, ["Strokes need colours"]),
+    ],
+)
+def test_malformed_hints_get_a_sentence(host, flows, hints, words):
+    refusal(host, coloring(hints=hints), *words)
+
+
+def test_other_things_than_hints_are_refused(host, flows):
+    workflow = coloring()
+    workflow["probe"] = {"class_type": "FlowcoreTestWrong", "inputs": {}}
+    workflow["color"]["inputs"]["hints"] = ["probe", 2]
+    refusal(host, workflow, "Flow Color Hints", "int")
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_gets_its_own_colors_back_from_its_latents(host, flows):
+    image = picture(fill="noise", height=64, width=96)
+    workflow = coloring(image, latents={"image": ["image", 0]}, latents_levels=0)
+    workflow = with_nodes(workflow, latents=("FlowcoreTestLatents", {"latents": "encode.0"}))
+    outputs = host.run(workflow)["outputs"]
+    rgb, small = noise(1, 3, 64, 96), flow("small-color")
+    for level, known in zip(outputs["latents"]["levels"], flowcore.encode_colors(small, rgb), strict=True):
+        assert apart(torch.tensor(level), known) < 1e-4
+    assert outputs["latents"]["model"][:2] == [COLOR, "colorizer"]
+    made = pixels(outputs["report"])
+    assert apart(made, flowcore.decode_colors(small, flowcore.encode_colors(small, rgb), rgb)) < 1e-4
+    # as finely as a quarter of the working size has them
+    again, own = (torch.nn.functional.avg_pool2d(color.split(x)[1], 16) for x in (made, rgb))
+    assert apart(again, own) < 0.05
+
+
+@pytest.mark.parametrize("options", [{}, {"latents_strength": 0.5, "latents_levels": 1}, {"latents_strength": 0.0}])
+def test_a_palette_is_transferred(host, flows, options):
+    workflow = coloring(latents={"image": ["other", 0]}, samples=2, **options)
+    made = colored(host, with_nodes(workflow, other=picture(fill="noise4", height=40, width=40)))
+    names = {"latents_strength": "strength", "latents_levels": "levels"}
+    expected = flowcore.transfer_palette(
+        flow("small-color"),
+        grey(),
+        noise(1, 3, 40, 40, number=4),
+        temperature=1.0,
+        detail=0.3,
+        seed=5,
+        samples=2,
+        **{names[name]: value for name, value in options.items()},
+    )
+    assert apart(made, expected) < CLOSE
+
+
+def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, flows):
+    rgb = [noise(1, 3, 40, 40, number=k) for k in (4, 6)]
+    workflow = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
+    workflow = with_nodes(
+        workflow,
+        one=picture(fill="noise4", height=40, width=40),
+        two=picture(fill="noise6", height=40, width=40),
+        a=("FlowcoreEncodeColor", {"image": "one.0", "model": "model.0"}),
+        b=("FlowcoreEncodeColor", {"image": "two.0", "model": "model.0"}),
+        walk=("FlowcoreInterpolate", {"a": "a.0", "b": "b.0", "frames": 5, "mode": "slerp"}),
+        mix=("FlowcoreMixLatents", {"a": "a.0", "b": "b.0", "coarse": 1.0, "fine": 0.0}),
+        vary=("FlowcoreVaryLatents", {"latents": "mix.0", "seed": 9, "strength": 0.3}),
+        show=("FlowcoreTestLatents", {"latents": "vary.0"}),
+        keep=("FlowcoreSaveLatents", {"latents": "a.0", "filename_prefix": "latents/colors"}),
+    )
+    workflow["color"]["inputs"]["latents"] = ["walk", 0]
+    outputs = host.run(workflow)["outputs"]
+    made, small = pixels(outputs["report"]), flow("small-color")
+    assert made.shape == (5, 3, 24, 32)  # a single picture in the colours of every item
+    image = noise(1, 1, 24, 32)
+    a, b = (flowcore.encode_colors(small, x) for x in rgb)
+    assert apart(made[:1], flowcore.decode_colors(small, a, image)) < 1e-4
+    assert apart(made[4:], flowcore.decode_colors(small, b, image)) < 1e-4
+    assert apart(made[2:3], flowcore.decode_colors(small, interpolate(a, b, 0.5), image)) < 1e-4
+    assert [torch.tensor(z).shape for z in outputs["show"]["levels"]] == [z.shape for z in a]
+    # and back from the file
+    record = outputs["keep"]["latents"][0]
+    name = f"{record['subfolder']}/{record['filename']} [output]"
+    loaded = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
+    loaded["load"] = {"class_type": "FlowcoreLoadLatents", "inputs": {"file": name}}
+    loaded["color"]["inputs"]["latents"] = ["load", 0]
+    assert apart(colored(host, loaded), made[:1]) < CLOSE
+
+
+def test_latents_that_do_not_fit_get_a_sentence(host, flows):
+    workflow = coloring(latents={"image": ["image", 0]})
+    refusal(host, workflow, "colour image")  # one channel
+    workflow = coloring(picture(batch=2, **SIDES), latents={"image": ["three", 0]}, model=COLOR)
+    refusal(host, with_nodes(workflow, three=picture(fill="noise", batch=3, **SIDES)), "1 or 2 images", "got 3")
+    workflow = coloring(picture(fill="noise", **SIDES), latents={"image": ["image", 0]})
+    workflow["other"] = {"class_type": "FlowcoreLoadModel", "inputs": {"model_name": "other-color.safetensors"}}
+    workflow["encode"]["inputs"]["model"] = ["other", 0]
+    refusal(host, workflow, "other-color", "small-color")
+
+
+@pytest.mark.parametrize("node", ["sample", "encode", "decode", "score", "direction"])
+def test_a_colorizer_is_sent_to_its_own_nodes(host, flows, node):
+    every = graph(
+        model=("FlowcoreLoadModel", {"model_name": COLOR}),
+        image=picture(fill="noise", **SIDES),
+        colors=("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"}),
+        sample=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 1.0, "seed": 0}),
+        encode=("FlowcoreEncode", {"image": "image.0", "model": "model.0"}),
+        decode=("FlowcoreDecode", {"latents": "colors.0", "model": "model.0"}),
+        score=("FlowcoreScore", {"image": "image.0", "model": "model.0"}),
+        direction=(
+            "FlowcoreAttributeDirection",
+            {"model": "model.0", "with_attribute": "image.0", "without_attribute": "image.0"},
+        ),
+        show=("PreviewAny", {"source": f"{node}.0"}),
+    )
+    refusal(host, every, "Flow Colorize", "Flow Encode Color")
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_a_clip_get_the_same_latents(host, flows):
+    image = picture(fill="noise", channels=1, batch=3, height=24, width=32)
+    frames, small = noise(3, 1, 24, 32), flow("small-color")
+    options = {"temperature": 1.0, "detail": 0.3, "seed": 5}
+    outputs = host.run(coloring(image, frames="video"))["outputs"]
+    assert "color" not in outputs
+    assert apart(pixels(outputs["report"]), flowcore.colorize_video(small, frames, **options)) < CLOSE
+    steady = colored(host, coloring(image, frames="video", carry=0.8))
+    assert apart(steady, flowcore.colorize_video(small, frames, carry=0.8, **options)) < CLOSE
+    assert apart(steady, pixels(outputs["report"])) > 1e-3
+
+
+def test_still_frames_stay_still(host, flows):
+    workflow = coloring(frames="video")
+    workflow["repeat"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["image", 0], "amount": 3}}
+    workflow["color"]["inputs"]["image"] = ["repeat", 0]
+    made = colored(host, workflow)
+    assert made.shape == (3, 3, 32, 48)
+    assert apart(made, made[:1].expand(3, -1, -1, -1)) < 1e-6
+
+
+def test_what_means_nothing_is_said(host, flows):
+    outputs = host.run(coloring(frames="video", samples=2, hints={"points": POINTS}))["outputs"]
+    assert outputs["report"]["shape"] == [1, 32, 48, 3]
+    assert [text.split(" is ignored")[0] for text in outputs["color"]["text"]] == ["samples", "hint_steps"]
+    (text,) = host.run(coloring(carry=0.5))["outputs"]["color"]["text"]
+    assert text.startswith("carry is ignored")
+
+
+# --- apply chroma -----------------------------------------------------------------------------------------------------
+
+
+def applying(luma, colors, **inputs):
+    return graph(
+        luma=luma,
+        colors=colors,
+        apply=("FlowcoreApplyChroma", {"luma_from": "luma.0", "colors_from": "colors.0"} | inputs),
+        report=("FlowcoreTestReport", {"image": "apply.0"}),
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"saturation": 1.7}, {"saturation": 0.0}, {"gamut": "clip"}])
+@pytest.mark.parametrize("sides", [(32, 48), (16, 24), (50, 31)])
+def test_chroma_is_put_on_exact_luma(host, options, sides):
+    colors = picture(fill="noise1", height=sides[0], width=sides[1])
+    made = colored(host, applying(picture(fill="noise", **SIDES), colors, **options))
+    luma, chroma = noise(1, 3, 32, 48), noise(1, 3, *sides, number=1)
+    assert apart(made, flowcore.apply_chroma(luma, chroma, **options)) < CLOSE
+    if "gamut" not in options:
+        assert apart(color.luma(made), color.luma(luma)) < CLOSE
+    if options.get("saturation") == 0:
+        assert color.split(made)[1].abs().max() < CLOSE
+
+
+def test_apply_chroma_pairs_batches_and_keeps_alpha(host):
+    made = colored(host, applying(picture(fill="noise", channels=4, height=24, width=32), picture(batch=2)))
+    assert made.shape == (2, 4, 24, 32)
+    assert apart(made[:, 3:], noise(1, 4, 24, 32)[:, 3:].expand(2, -1, -1, -1)) < 1e-6
+    refusal(host, applying(picture(batch=2), picture(batch=3)), "2 pictures for luma and 3", "one of either")
+    refusal(host, applying(picture(batch=2), picture(batch=0)), "empty")
+    assert math.isfinite(colored(host, applying(picture(), picture(channels=1))).sum())
