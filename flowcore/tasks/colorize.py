@@ -43,6 +43,7 @@ COLOURED = 2 / 255  # chroma above which a picture is said to be in colour
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 HINT_SPREAD = 0.01  # chroma by which a hint may be missed: standard deviation, in the refinement
 HINT_RATE = 0.08  # of Adam, in the refinement
+MOST = 0.501  # chroma of the most colourful colours, and rounding
 COVERED = 0.999  # of a cell or pixel, from which on a locked hint is met exactly
 
 log = logging.getLogger("flowcore")
@@ -74,9 +75,9 @@ def hints_from_strokes(
     """Take coloured strokes as hints; their luma does not matter.
 
     Args:
-        strokes: Painted on anything, ``(B, 3, H, W)`` in [0, 1].
+        strokes: Painted on anything, ``(B, 3 or 4, H, W)`` in [0, 1].
         mask: Where they are painted, in [0, 1], ``(1 or B, 1, h, w)`` of any size; None for wherever that image is in
-            colour.
+            colour, as far as its alpha, if it has one, is opaque there.
         size: Height and width of the hints; None for those of the strokes.
         lock: See ``Hints``.
 
@@ -86,12 +87,12 @@ def hints_from_strokes(
     Raises:
         ImageError: If the strokes are no colour image, or the mask no mask of as many items.
     """
-    rgb = _picture(strokes)[0]
+    rgb, alpha = _picture(strokes)
     if strokes.shape[1] < 3:
         raise ImageError(f"Strokes need colours: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
     chroma = color.split(rgb)[1]
     if mask is None:
-        coverage = (chroma.abs().amax(1, keepdim=True) > STROKE).to(rgb)
+        coverage = (chroma.abs().amax(1, keepdim=True) > STROKE).to(rgb) * (1 if alpha is None else alpha)
     else:
         fits = mask.ndim == 4 and mask.shape[1] == 1 and 0 not in mask.shape and mask.shape[0] in (1, len(rgb))
         if not fits or not bool(mask.isfinite().all()):
@@ -99,10 +100,10 @@ def hints_from_strokes(
                 f"Expected a mask (1 or {len(rgb)}, 1, h, w) of finite numbers for these strokes; got "
                 f"{tuple(mask.shape)}."
             )
-        coverage = _sized(mask.float().clamp(0, 1), chroma.shape[-2:])
+        coverage = _sized(mask.float().clamp(0, 1), chroma.shape[-2:]).to(rgb).expand(len(rgb), -1, -1, -1)
     if size is not None:
         # colours are averaged over what is painted only
-        painted = _sized(torch.cat([coverage, coverage * chroma.expand(len(chroma), -1, -1, -1)], dim=1), size)
+        painted = _sized(torch.cat([coverage, coverage * chroma], dim=1), size)
         coverage, chroma = painted[:, :1], painted[:, 1:] / painted[:, :1].clamp_min(1e-6)
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
@@ -200,7 +201,8 @@ def combine(*hints: Hints | None) -> Hints | None:
     """Put hints of one size over each other.
 
     Args:
-        hints: The first that covers a pixel counts there, and the first palette; None is passed over.
+        hints: The first that covers a pixel counts there, as far as it covers it, and the first palette; None is passed
+            over.
 
     Returns:
         All of them, locked if one is; None if there is none.
@@ -223,8 +225,10 @@ def combine(*hints: Hints | None) -> Hints | None:
                 f"Hints of {coverage.shape[-1]}x{coverage.shape[-2]} and {hint.coverage.shape[-1]}x"
                 f"{hint.coverage.shape[-2]} pixels do not go together. Make both for one image."
             )
-        chroma = torch.lerp(chroma, hint.chroma, hint.coverage)
-        coverage = torch.maximum(hint.coverage, coverage)
+        below = (1 - hint.coverage) * coverage
+        mixed = hint.coverage * hint.chroma + below * chroma
+        coverage = hint.coverage + below
+        chroma = mixed / coverage.clamp_min(1e-6)
     found = next((hint.palette for hint in given if hint.palette is not None), None)
     return Hints(coverage=coverage, chroma=chroma, palette=found, lock=any(hint.lock for hint in given))
 
@@ -315,9 +319,9 @@ def colorize(
         raise FlowError(f"samples must be at least 1; got {samples}.")
     if hint_steps < 0:
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
-    if not 0 <= latents_strength <= 1:
-        raise FlowError(f"latents_strength must lie in [0, 1]; got {latents_strength}.")
+    _check_draw(seed, latents_strength, latents_levels)
     job = _Job(flow, image, working_size, saturation, gamut, precision, notify)
+    hints = job.fitting(hints)
     taus = job.temperatures(temperature, detail)
     groups = [range(start, min(start + AT_ONCE, samples)) for start in range(0, samples, AT_ONCE)]
     refined = hint_steps if hints is not None and hints.coverage is not None else 0
@@ -335,7 +339,7 @@ def colorize(
                 shared = cond.expand(len(group))
                 if refined and wanted is not None:
                     z = job.refined(z, shared, wanted, refined)
-                decoded = job.decode(z, shared, job.locking(wanted))
+                decoded = job.decode(z, shared, job.bounded, job.locking(wanted))
                 pictures.append(job.finish(decoded, slice(number, number + 1), hints))
                 job.step(pictures[-1][0])
     return torch.cat(pictures)
@@ -483,39 +487,40 @@ def colorize_video(
     Raises:
         ImageError: See ``colorize``.
         FlowError: If an argument is out of its range.
+        ShapeError: If hints or latents do not fit.
         Cancelled: If stopped.
     """
     if not 0 <= carry < 1:
         raise FlowError(f"carry must lie in [0, 1); got {carry}.")
     if chunk < 1:
         raise FlowError(f"chunk must be at least 1; got {chunk}.")
+    _check_draw(seed, latents_strength, latents_levels)
     job = _Job(flow, frames, working_size, saturation, gamut, precision, notify)
+    hints = job.fitting(hints)
     z = sample_latents(job.shapes, 1, job.temperatures(temperature, detail), seed=seed)
     if latents is not None:
-        z = _taken_over(z, job.given(latents, 0), latents_strength, latents_levels or len(z))
+        given = job.given(latents, 0)
+        if len(latents[0]) != 1:
+            raise ShapeError(f"A clip takes the latents of 1 picture; got those of {len(latents[0])}.")
+        z = _taken_over(z, given, latents_strength, latents_levels or len(z))
     kept: list[Tensor] = []  # what is carried: the last frame's coarsest image
 
-    def carried(x: Tensor) -> Tensor:
+    def carried(number: int, x: Tensor) -> Tensor:
+        if number < len(z) - 1:
+            return x
         rows: list[Tensor] = []
         for row in x.split(1):
             rows.append(torch.lerp(row, kept[0], carry) if kept else row)
             kept[:] = rows[-1:]
         return torch.cat(rows)
 
-    coarsest = len(job.shapes) - 1
     chunks = [slice(start, min(start + chunk, len(job.y))) for start in range(0, len(job.y), chunk)]
     with job.reporting(progress, cancelled, 2 * len(chunks)):
         pictures: list[Tensor] = []
         for part in chunks:
             wanted = job.wanted(hints, part)
-            locked = job.locking(wanted)
-
-            def between(number: int, x: Tensor, locked: Between | None = locked) -> Tensor:
-                x = carried(x) if number == coarsest and carry else x
-                return x if locked is None else locked(number, x)
-
             shared = [level.to(job.device).expand(part.stop - part.start, -1, -1, -1) for level in z]
-            decoded = job.decode(shared, job.condition(part, wanted), between)
+            decoded = job.decode(shared, job.condition(part, wanted), job.bounded, carried, job.locking(wanted))
             pictures.append(job.finish(decoded, part, hints))
             job.step(pictures[-1][-1])
     return torch.cat(pictures)
@@ -545,9 +550,10 @@ def apply_chroma(
             f"{len(rgb)} pictures for luma and {len(colours)} for colours do not pair. Give one of either, or as many."
         )
     y = color.luma(rgb)
-    small, chroma = color.split(colours)
+    chroma = color.split(colours)[1]
     if chroma.shape[2:] != y.shape[2:]:
-        chroma = _enlarged(chroma, small, y)
+        # along with this luma at the small size: that of the colours may have drifted, which is no edge
+        chroma = _enlarged(chroma, _sized(y, chroma.shape[2:]), y)
     return _merged(y, chroma, alpha, saturation, gamut)
 
 
@@ -664,6 +670,30 @@ class _Job:
         if self._progress is not None:
             self._progress(self._done, self._total, preview)
 
+    def fitting(self, hints: Hints | None) -> Hints | None:
+        """Check that hints are for these images, and give coverage and chroma as many items as the other has."""
+        if hints is None:
+            return None
+        coverage, chroma, told = hints.coverage, hints.chroma, hints.palette
+        if (coverage is None) != (chroma is None):
+            raise ShapeError("Hints need coverage and chroma, or neither of the two.")
+        if coverage is not None and chroma is not None:
+            same = coverage.ndim == chroma.ndim == 4 and coverage.shape[2:] == chroma.shape[2:]
+            if not same or coverage.shape[1] != 1 or chroma.shape[1] != 2:
+                raise ShapeError(
+                    f"Expected hints of coverage (B, 1, H, W) and chroma (B, 2, H, W); got {tuple(coverage.shape)} and "
+                    f"{tuple(chroma.shape)}."
+                )
+            for items in (len(coverage), len(chroma)):
+                self._check_items("hints", items)
+            count = max(len(coverage), len(chroma))
+            coverage, chroma = (t.expand(count, -1, -1, -1) for t in (coverage, chroma))
+        if told is not None:
+            if told.ndim != 2 or told.shape[1] != 4:
+                raise ShapeError(f"Expected a palette of shape (B, 4); got {tuple(told.shape)}.")
+            self._check_items("palettes", len(told))
+        return Hints(coverage=coverage, chroma=chroma, palette=told, lock=hints.lock)
+
     def wanted(self, hints: Hints | None, part: slice) -> _Wanted | None:
         """Bring the hints of some images to the working size."""
         if hints is None:
@@ -672,12 +702,10 @@ class _Job:
         planes = torch.zeros(count, 3, *self.padded, device=self.device)
         wanted_palette = torch.zeros(count, 4, device=self.device)
         if hints.coverage is not None and hints.chroma is not None:
-            self._check_items("hints", len(hints.coverage))
             covered = torch.cat([hints.coverage, hints.coverage * hints.chroma], dim=1).float()
             covered = covered[part] if len(covered) > 1 else covered
             planes[..., : self.working[0], : self.working[1]] = _sized(covered, self.working).to(self.device)
         if hints.palette is not None:
-            self._check_items("palettes", len(hints.palette))
             wanted_palette[:] = (hints.palette[part] if len(hints.palette) > 1 else hints.palette).to(self.device)
         return _Wanted(planes, wanted_palette, hints.lock)
 
@@ -694,7 +722,10 @@ class _Job:
                 f"Expected {len(self.shapes)} levels of latents with {', '.join(str(s[0]) for s in self.shapes)} "
                 f"channels; got {[tuple(z.shape) for z in latents]}. Encode them with this model."
             )
-        self._check_items("latents", len(latents[0]))
+        for level in latents:
+            self._check_items("latents", len(level))
+            if len(level) != len(latents[0]):
+                raise ShapeError(f"Expected latents of as many items on every level; got {[len(z) for z in latents]}.")
         item = number if len(latents[0]) > 1 else 0
         return [
             F.interpolate(z[item : item + 1].float(), (shape[1], shape[2]), mode="nearest").to(self.device)
@@ -711,14 +742,36 @@ class _Job:
         self.step()
         return Condition(features=tuple(None if f is None else f.float() for f in cond.features))
 
-    def decode(self, z: Sequence[Tensor], cond: Condition, between: Between | None) -> Tensor:
-        """From latents to chroma, centred on 0, at a quarter of the working size."""
+    def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
+        """From latents to chroma, centred on 0, at a quarter of the working size; with changes between the levels."""
+
+        def between(number: int, x: Tensor) -> Tensor:
+            for change in changes:
+                x = x if change is None else change(number, x)
+            return x
+
         with self._lowered():
             decoded = self.flow.inverse(z, cond, between)
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
     def _lowered(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def bounded(self, number: int, x: Tensor) -> Tensor:
+        """Keep means of chroma among those of colours; used between levels.
+
+        Every picture is there already. What the flow makes of hints or temperatures unlike all it was trained on may
+        not be, and each level that starts from it would be further off, up to infinity.
+        """
+        assert self.flow.prelude is not None
+        chroma = self.flow.prelude.inverse(x / 2**number) - NEUTRAL
+        possible = chroma.nan_to_num(0, MOST, -MOST).clamp(-MOST, MOST)
+        return torch.where((possible == chroma).all(1, keepdim=True), x, self._seen(number, possible).to(x))
+
+    def _seen(self, number: int, chroma: Tensor) -> Tensor:
+        """Give means of chroma as the flow has them: whitened, and doubled by every Haar step still to be undone."""
+        assert self.flow.prelude is not None
+        return self.flow.prelude(chroma + NEUTRAL)[0] * 2**number
 
     def locking(self, wanted: _Wanted | None) -> Between | None:
         """Make what puts locked colours into the image between levels: where a cell is covered, its mean is known."""
@@ -727,10 +780,7 @@ class _Job:
 
         def between(number: int, x: Tensor) -> Tensor:
             covered, chroma = _pooled(wanted.planes, x.shape[-2:])
-            # as the flow sees it there: whitened, and doubled by every Haar step that is still to be undone
-            target = chroma + NEUTRAL
-            if self.flow.prelude is not None:
-                target = self.flow.prelude(target)[0] * 2**number
+            target = self._seen(number, chroma)
             return torch.where(covered > COVERED, target.to(x), x)
 
         return between
@@ -745,13 +795,16 @@ class _Job:
             drawn = [part.detach().clone() for part in z]
             moved = [part.clone().requires_grad_() for part in drawn]
             optimiser = torch.optim.Adam(moved, lr=HINT_RATE)
-            inverse = _Inverse(self.flow)
+            inverse = _Inverse(self.flow, self.bounded)
             for _ in range(steps):
                 optimiser.zero_grad()
                 decoded = cast(Tensor, functional_call(inverse, weights, (moved, given)))
                 missed = (covered * (decoded - NEUTRAL - chroma).square()).sum() / (2 * HINT_SPREAD**2)
                 loss = missed + sum(((a - b).square().sum() / 2 for a, b in zip(moved, drawn, strict=True)), missed * 0)
                 loss.backward()
+                for part in moved:
+                    assert part.grad is not None
+                    part.grad.nan_to_num_(0, 0, 0)  # of what was out of bounds
                 optimiser.step()
                 self.step()
             return [part.detach() for part in moved]
@@ -773,12 +826,13 @@ class _Job:
 class _Inverse(nn.Module):
     """A flow whose call is its inverse, for ``functional_call``."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, between: Between) -> None:
         super().__init__()
         self.flow = flow
+        self.between = between
 
     def forward(self, z: Sequence[Tensor], cond: Condition) -> Tensor:
-        return self.flow.inverse(z, cond)
+        return self.flow.inverse(z, cond, self.between)
 
 
 def _tensors(flow: Flow) -> list[tuple[str, Tensor]]:
@@ -800,8 +854,8 @@ def _locked(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
     covered = _sized(torch.cat([coverage, coverage * target], dim=1), size).expand(len(chroma), -1, -1, -1)
     coverage, target = covered[:, :1], covered[:, 1:] / covered[:, :1].clamp_min(1e-6)
     reach = max(1, min(size) // 64)  # a pixel of the finest grid or two
-    near = F.avg_pool2d(torch.cat([coverage, coverage * (target - chroma)], dim=1), 2 * reach + 1, 1, reach)
-    around = near[:, 1:]  # the correction, times how much of the neighbourhood is covered
+    # the correction, times how much of the neighbourhood is covered
+    around = F.avg_pool2d(coverage * (target - chroma), 2 * reach + 1, 1, reach)
     return torch.where(coverage > COVERED, target, chroma + around)
 
 
@@ -885,6 +939,15 @@ def _check_finish(saturation: float, gamut: str) -> None:
         raise FlowError(f"saturation must be a finite number >= 0; got {saturation}.")
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
+
+
+def _check_draw(seed: int, strength: float, levels: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+    if not 0 <= strength <= 1:
+        raise FlowError(f"latents_strength must lie in [0, 1]; got {strength}.")
+    if levels < 0:
+        raise FlowError(f"latents_levels must be at least 0, which means all; got {levels}.")
 
 
 def _unsaid(_: str) -> None:

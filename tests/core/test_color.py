@@ -1,4 +1,7 @@
-"""Luma is sacred: split and merge are exact, compress keeps luma and hue, and the constants are those of JPEG."""
+"""Luma is sacred: split and merge are exact, compress keeps luma and hue, and the constants are those of JPEG.
+
+Enlarging chroma follows the edges of the luma.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import kornia
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from flowcore.color import clip, compress, luma, merge, split
-from flowcore.transforms import ShapeError
+from flowcore.color import clip, compress, enlarge_chroma, luma, merge, palette_of, parse_colour, split
+from flowcore.transforms import ImageError, ShapeError
 
 
 def colours(count=4, dtype=torch.float32):
@@ -108,3 +112,75 @@ def test_an_8_bit_grey_picture_keeps_its_luma_to_the_last_bit():
 def test_what_does_not_fit_is_refused(call, sentence):
     with pytest.raises(ShapeError, match=sentence):
         call()
+
+
+# --- enlarging, palettes, colours by name -----------------------------------------------------------------------------
+
+
+def waves(height, width, channels, seed=3, batch=2):
+    """Smooth, different in every item and channel, within [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    turns, start = torch.rand(2, batch, channels, 1, 1, generator=generator) * 3
+    rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    return 0.5 + 0.4 * torch.sin(6 * (turns * rows + (1 - turns) * columns) + start)
+
+
+def slope_at(chroma, y, row, column):
+    """Regression of chroma on luma over the neighbours that there are, with a ridge of 0.01: written as a sum."""
+    rows = range(max(0, row - 1), min(y.shape[0], row + 2))
+    columns = range(max(0, column - 1), min(y.shape[1], column + 2))
+    pairs = np.array([(float(y[i, j]), float(chroma[i, j])) for i in rows for j in columns])
+    deviations = pairs - pairs.mean(0)
+    return (deviations[:, 0] * deviations[:, 1]).mean() / ((deviations[:, 0] ** 2).mean() + 0.01)
+
+
+def test_enlarged_chroma_is_bicubic_plus_the_regression_of_the_residual():
+    small_y, chroma = waves(5, 4, 1), waves(5, 4, 2, seed=4) - 0.5
+    y = torch.rand(2, 1, 23, 17, generator=torch.Generator().manual_seed(8))
+    slope = torch.empty(2, 2, 5, 4)
+    for b, c, i, j in np.ndindex(2, 2, 5, 4):
+        slope[b, c, i, j] = slope_at(chroma[b, c], small_y[b, 0], i, j)
+    big = {"size": (23, 17), "mode": "bicubic"}
+    expected = F.interpolate(chroma, **big)
+    expected += F.interpolate(slope, (23, 17), mode="bilinear") * (y - F.interpolate(small_y, **big))
+    assert (enlarge_chroma(chroma, small_y, y) - expected).abs().max() < 1e-5
+
+
+def test_chroma_that_goes_with_brightness_gets_sharp_edges_and_flat_chroma_stays_flat():
+    y = (waves(64, 48, 1) > 0.5).float() * 0.8 + 0.1
+    chroma = torch.cat([0.2 * y - 0.1, 0.05 - 0.15 * y], dim=1)
+    small_y, small = (F.avg_pool2d(t, 4) for t in (y, chroma))
+    error = (enlarge_chroma(small, small_y, y) - chroma).square().mean()
+    assert error < (F.interpolate(small, y.shape[2:], mode="bicubic") - chroma).square().mean() / 4
+    flat = torch.full((2, 2, 16, 12), 0.07)
+    assert (enlarge_chroma(flat, small_y, y) - 0.07).abs().max() < 1e-4  # rounding, over the ridge
+
+
+def test_enlarging_takes_one_luma_for_many_and_needs_small_ones_of_one_size():
+    small_y, chroma, y = waves(6, 4, 1, batch=1), waves(6, 4, 2) - 0.5, waves(12, 9, 1, batch=1)
+    both = enlarge_chroma(chroma, small_y, y)
+    for item in range(2):
+        assert torch.equal(both[item : item + 1], enlarge_chroma(chroma[item : item + 1], small_y, y))
+    assert (enlarge_chroma(chroma, small_y, small_y) - chroma).abs().max() < 1e-6
+    with pytest.raises(ShapeError, match=r"one size; got \(2, 2, 6, 4\) and \(1, 1, 12, 9\)"):
+        enlarge_chroma(chroma, y, y)
+
+
+def test_a_palette_is_one_mean_and_root_mean_square():
+    chroma = torch.zeros(2, 2, 2, 2)
+    chroma[0] = torch.tensor([0.03, -0.04])[:, None, None]
+    chroma[1, 0] = torch.tensor([[0.1, -0.1], [0.3, -0.1]])
+    expected = [[1, 0.03, -0.04, 0.05], [1, 0.05, 0, (0.12 / 4) ** 0.5]]
+    assert torch.allclose(palette_of(chroma), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("text", ["#e0b080", "e0b080", " #E0B080\n"])
+def test_colours_are_read_as_the_web_writes_them(text):
+    assert parse_colour(text) == pytest.approx((0xE0 / 255, 0xB0 / 255, 0x80 / 255))
+    assert parse_colour("#eb8") == parse_colour("eb8") == parse_colour("#eebb88")
+
+
+@pytest.mark.parametrize("text", ["", "#", "red", "#12345", "#1234567", "##eb8", "#e0b0g0", "0x123456", "#e0b08\u0660"])
+def test_what_is_no_colour_is_named(text):
+    with pytest.raises(ImageError, match="Expected a colour such as #e0b080; got '"):
+        parse_colour(text)
