@@ -12,8 +12,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -30,7 +30,7 @@ from ..networks.luma import STRIDE
 from ..prior import Shape, sample_latents
 from ..resize import continued
 from ..transforms import FlowError, ImageError, ShapeError
-from . import Cancelled, Progress, watched
+from . import Cancelled, Progress, is_out_of_memory, watched
 
 Gamut = Literal["compress", "clip"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -325,23 +325,24 @@ def colorize(
     taus = job.temperatures(temperature, detail)
     groups = [range(start, min(start + AT_ONCE, samples)) for start in range(0, samples, AT_ONCE)]
     refined = hint_steps if hints is not None and hints.coverage is not None else 0
-    with job.reporting(progress, cancelled, len(job.y) * (1 + len(groups) * (1 + refined))):
+    with job.reporting(progress, cancelled, len(job.y) * (1 + samples + len(groups) * refined)):
         pictures: list[Tensor] = []
         for number in range(len(job.y)):
-            wanted = job.wanted(hints, slice(number, number + 1))
-            cond = job.condition(slice(number, number + 1), wanted)
+            part = slice(number, number + 1)
+            wanted = job.wanted(hints, part)
+            cond = job.condition(part, wanted)
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
-                z = [part.to(job.device) for part in z]
+                z = [level.to(job.device) for level in z]
                 if latents is not None:
                     given = job.given(latents, number)
                     z = _taken_over(z, given, latents_strength, latents_levels or len(z))
                 shared = cond.expand(len(group))
                 if refined and wanted is not None:
                     z = job.refined(z, shared, wanted, refined)
-                decoded = job.decode(z, shared, job.bounded, job.locking(wanted))
-                pictures.append(job.finish(decoded, slice(number, number + 1), hints))
-                job.step(pictures[-1][0])
+                for chroma in job.decode(z, shared, job.bounded, job.locking(wanted)).split(1):
+                    pictures.append(job.finish(chroma, part, hints))
+                    job.step(pictures[-1][0])
     return torch.cat(pictures)
 
 
@@ -368,10 +369,13 @@ def encode_colors(
     if image.ndim != 4 or image.shape[1] not in (3, 4):
         raise ImageError(f"Expected a colour image of shape (B, 3 or 4, H, W); got {tuple(image.shape)}.")
     job = _Job(flow, image, working_size, 1.0, "compress", "float32", None, encoding=True)
-    with job.reporting(None, cancelled, 1):
-        every = slice(None)
-        coarse = _padded(_sized(color.split(_picture(image)[0])[1], job.chroma_size).to(job.device), job.grid)
-        return [z.to(image.device) for z in flow(coarse + NEUTRAL, job.condition(every, None))[0]]
+    with job.reporting(None, cancelled, -(-len(image) // AT_ONCE)):
+        encoded: list[list[Tensor]] = []
+        for start in range(0, len(image), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            chroma = _sized(color.split(_picture(image[part])[0])[1], job.chroma_size).to(job.device)
+            encoded.append(flow(_padded(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
+        return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
 
 def decode_colors(
@@ -560,8 +564,8 @@ def apply_chroma(
 def memory_required(flow: Flow, height: int, width: int, samples: int = 1) -> int:
     """Estimate the working memory of ``colorize`` in float32, beyond the weights and the resulting pictures.
 
-    Counts the merge at full size, and the widest moment at the working size: all features and one conditioner on the
-    finest grid.
+    Counts the merge of one colouring at full size, and the widest moment at the working size: all features and one
+    conditioner on the finest grid. The gradients of hints come on top, at the working size.
 
     Args:
         flow: A colorizer.
@@ -577,11 +581,11 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1) -> in
     """
     _check_model(flow)
     config = flow.config
-    rows, columns = _working_size(height, width, config.working_size)
+    rows, columns = _working_size(max(1, height), max(1, width), config.working_size)
     positions = rows * columns / STRIDE**2
     encoder = positions * (STRIDE**2 + 8 * config.widths[0])
     conditioner = min(samples, AT_ONCE) * positions / 4 * (3 * config.hidden[0] + 2 * config.features + 40)
-    return round(4 * (encoder + conditioner + 16 * min(samples, AT_ONCE) * height * width))
+    return round(4 * (encoder + conditioner + 24 * height * width))
 
 
 # --- how it is done ---------------------------------------------------------------------------------------------------
@@ -654,21 +658,31 @@ class _Job:
                 raise FlowError(f"{name} must be a finite number >= 0; got {tau}.")
         return schedule(palette, detail, len(self.shapes))
 
+    @contextmanager
     def reporting(
         self, progress: Progress | None, cancelled: Callable[[], bool] | None, total: int
-    ) -> AbstractContextManager[None]:
+    ) -> Generator[None, None, None]:
         self._progress, self._total = progress, total
 
         def stop() -> None:
             if cancelled is not None and cancelled():
                 raise Cancelled("colorize was cancelled")
 
-        return watched(self.flow, stop)
+        try:
+            with watched(self.flow, stop):
+                yield
+        except RuntimeError as error:  # what torch raises when memory runs out, on every device
+            if not is_out_of_memory(error):
+                raise
+            raise FlowError(
+                f"Out of memory at {self.y.shape[-1]}x{self.y.shape[-2]} pixels. Ask for fewer at once, "
+                "shrink the pictures, or free memory on the device."
+            ) from error
 
     def step(self, preview: Tensor | None = None) -> None:
         self._done += 1
         if self._progress is not None:
-            self._progress(self._done, self._total, preview)
+            self._progress(self._done, self._total, None if preview is None else preview[:3])
 
     def fitting(self, hints: Hints | None) -> Hints | None:
         """Check that hints are for these images, and give coverage and chroma as many items as the other has."""

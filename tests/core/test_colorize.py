@@ -1218,19 +1218,19 @@ def follow(call, flow, *arguments, **options):
 def test_progress_reaches_its_total_with_previews(flow):
     image = middle(batch=2)
     result, total, previews = follow(colorize, flow, image, samples=10)
-    assert total == 2 * (1 + 2)
-    assert len(previews) == 4
-    for preview, number in zip(previews, (0, 8, 10, 18), strict=True):
-        assert torch.equal(preview, result[number])
+    assert total == 2 * (1 + 10)
+    for preview, picture_ in zip(previews, result, strict=True):
+        assert torch.equal(preview, picture_)
+    assert follow(colorize, flow, torch.cat([image, image, image, image], dim=1))[2][0].shape[0] == 3  # no alpha
     told = follow(colorize, flow, image, samples=10, hints=squares(), hint_steps=3)
-    assert told[1] == 2 * (1 + 2 * (1 + 3))
+    assert told[1] == 2 * (1 + 10 + 2 * 3)
     assert follow(colorize, flow, image, hints=squares(), hint_steps=0)[1] == 4
     assert follow(colorize, flow, image, hints=Hints(palette=palette(["#f84"])))[1] == 4
     frames, total, previews = follow(colorize_video, flow, grey(batch=5), chunk=2)
     assert total == 6
     for preview, number in zip(previews, (1, 3, 4), strict=True):
         assert torch.equal(preview, frames[number])
-    assert follow(transfer_palette, flow, image, picture(), samples=2)[1] == 4
+    assert follow(transfer_palette, flow, image, picture(), samples=2)[1] == 6
 
 
 def test_cancel_stops_before_the_next_layer_wherever_it_comes(flow):
@@ -1352,7 +1352,7 @@ def test_the_memory_estimate_is_positive_and_grows(flow, shipped):
         assert small < memory_required(model, 256, 256, 2) < memory_required(model, 256, 256, 8)
         assert memory_required(model, 256, 256, 8) == memory_required(model, 256, 256, 80)  # no more at once
         assert memory_required(model, 1, 1) > 0
-    assert memory_required(tiny(working_size=256), 256, 256) > 1.3 * memory_required(flow, 256, 256)
+    assert memory_required(tiny(working_size=256), 256, 256) > memory_required(flow, 256, 256)
     assert memory_required(tiny(hidden=(256, 8)), 256, 256) > memory_required(flow, 256, 256)
     pixels = 4000 * 6000
     assert memory_required(shipped, 4000, 6000) > 4 * 3 * 4 * pixels
@@ -1395,3 +1395,16 @@ def test_the_same_colours_on_a_gpu(flow):
                 assert (came.cpu() - result).abs().max() <= 1 / 255
     finally:
         flow.to("cpu")
+
+
+def test_lack_of_memory_is_a_sentence(flow):
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    handle = flow.encoder.stem.register_forward_pre_hook(full)
+    try:
+        with pytest.raises(FlowError, match=r"Out of memory at 56x40 pixels\. Ask for fewer at once"):
+            colorize(flow, grey())
+    finally:
+        handle.remove()
+    assert colorize(flow, grey()).isfinite().all()
