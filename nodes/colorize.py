@@ -51,7 +51,7 @@ class FlowcoreColorize(io.ComfyNode):
                 ),
                 make(FlowModel.Input, "model", tooltip="A colorizer from Load Flow Model, such as color-photos."),
                 temperature_input(
-                    1.0,
+                    0.9,
                     "How far the palette may go from the usual. 0: the average of all colourings, pale, the same for "
                     "every seed. 1: the model's own spread. Above 1: bolder than the model believes.",
                 ),

@@ -68,7 +68,7 @@ class ColorizerConfig:
     features: int = 32
     dropout: float = 0.0
     working_size: int = 256
-    temperatures: tuple[float, float] = (1.0, 0.3)
+    temperatures: tuple[float, float] = (0.9, 0.3)
 
     def __post_init__(self) -> None:
         """Check every field.

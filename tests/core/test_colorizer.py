@@ -362,7 +362,7 @@ def test_a_wrong_configuration_is_refused_with_its_sentence(fields, sentence):
 
 def test_lists_as_json_has_them_become_tuples():
     config = configure("colorizer", {key: list(v) if isinstance(v, tuple) else v for key, v in TINY.items()})
-    assert config == configure("colorizer", {**TINY, "temperatures": [1.0, 0.3]})
+    assert config == configure("colorizer", {**TINY, "temperatures": [0.9, 0.3]})
     assert config.steps == (1, 1)
     assert configure("colorizer", {"temperatures": [1, 0]}).temperatures == (1, 0)
 
