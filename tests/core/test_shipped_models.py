@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 import flowcore
+from flowcore import color
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read_header
 from flowcore.flow import Flow
 from flowcore.likelihood import log_prob, snap
-from flowcore.metrics import diversity, lr_psnr, psnr
+from flowcore.metrics import chroma_rmse, colourfulness, diversity, lr_psnr, psnr
 from flowcore.prior import sample_latents
 from flowcore.resize import enlarge, shrink
+from flowcore.tasks.colorize import hints_from_points
 from flowcore.tasks.generate import apply_style
 from flowcore.training.styles import STYLES, attributes
 
@@ -45,7 +47,46 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name: str) ->
 
 
 def test_all_of_them_together_are_small() -> None:
-    assert sum(catalog.path(name).stat().st_size for name in catalog.names() if name != "srflow-x4") <= 30_000_000
+    from_noise = set(catalog.names()) - {"srflow-x4", "color-photos"}
+    assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 30_000_000
+    assert catalog.path("color-photos").stat().st_size <= 10_000_000
+
+
+def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey(photo: torch.Tensor) -> None:
+    flow = flowcore.load("color-photos")
+    with Image.open(PHOTO) as opened:
+        rgb = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    y, truth = color.split(rgb)
+    pictures = flowcore.colorize(flow, y, samples=8)
+    assert float((color.luma(pictures) - y).abs().max()) <= 1e-6
+    chroma = color.split(pictures)[1]
+    assert float(chroma.std(0).mean()) > 0.01
+    assert 0.4 < float(colourfulness(chroma).mean() / colourfulness(truth)) < 2
+    grey = float(chroma_rmse(torch.zeros_like(truth), truth))
+    assert float(chroma_rmse(chroma, truth.expand(8, -1, -1, -1)).min()) < grey
+
+
+def test_hints_are_met_and_spread(photo: torch.Tensor) -> None:
+    flow = flowcore.load("color-photos")
+    y = color.luma(photo)
+    wanted = [(16, 16, "#a06040"), (48, 48, "#4060a0")]
+    hints = hints_from_points(wanted, (64, 64), radius=6)
+    assert hints.coverage is not None
+    assert hints.chroma is not None
+    covered = hints.coverage[0, 0] > 0
+    free, met = (color.split(flowcore.colorize(flow, y, hints=h))[1] for h in (None, hints))
+
+    def missed(chroma: torch.Tensor) -> float:
+        return float((chroma - hints.chroma)[0][:, covered].square().mean().sqrt())
+
+    assert missed(met) < 0.03
+    assert missed(met) < missed(free) / 2
+    # around the hints, in rings that no hint covers, the colours have followed
+    wider = hints_from_points(wanted, (64, 64), radius=10)
+    assert wider.coverage is not None
+    assert wider.chroma is not None
+    near = (wider.coverage[0, 0] > 0) & ~covered
+    assert float((met - wider.chroma)[0][:, near].square().mean().sqrt()) < 0.05
 
 
 @pytest.mark.parametrize("name", ["glow-photos", "glow-cifar10", "realnvp-cifar10"])
