@@ -772,20 +772,7 @@ class _Job:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def bounded(self, number: int, x: Tensor) -> Tensor:
-        """Keep means of chroma among those of colours; used between levels.
-
-        Every picture is there already. What the flow makes of hints or temperatures unlike all it was trained on may
-        not be, and each level that starts from it would be further off, up to infinity.
-        """
-        assert self.flow.prelude is not None
-        chroma = self.flow.prelude.inverse(x / 2**number) - NEUTRAL
-        possible = chroma.nan_to_num(0, MOST, -MOST).clamp(-MOST, MOST)
-        return torch.where((possible == chroma).all(1, keepdim=True), x, self._seen(number, possible).to(x))
-
-    def _seen(self, number: int, chroma: Tensor) -> Tensor:
-        """Give means of chroma as the flow has them: whitened, and doubled by every Haar step still to be undone."""
-        assert self.flow.prelude is not None
-        return self.flow.prelude(chroma + NEUTRAL)[0] * 2**number
+        return bounded(self.flow, number, x)
 
     def locking(self, wanted: _Wanted | None) -> Between | None:
         """Make what puts locked colours into the image between levels: where a cell is covered, its mean is known."""
@@ -794,7 +781,7 @@ class _Job:
 
         def between(number: int, x: Tensor) -> Tensor:
             covered, chroma = _pooled(wanted.planes, x.shape[-2:])
-            target = self._seen(number, chroma)
+            target = _seen(self.flow, number, chroma)
             return torch.where(covered > COVERED, target.to(x), x)
 
         return between
@@ -835,6 +822,32 @@ class _Job:
             full = _locked(full * self.saturation, coverage.to(full), target.to(full))
             return _merged(y, full, alpha, 1.0, self.gamut).to(self.home)
         return _merged(y, full, alpha, self.saturation, self.gamut).to(self.home)
+
+
+def bounded(flow: Flow, number: int, x: Tensor) -> Tensor:
+    """Keep means of chroma among those of colours: for the argument ``between`` of a colorizer's inverse.
+
+    Every picture is there already. What the flow makes of hints or temperatures unlike all it was trained on may not
+    be, and each level that starts from it would be further off, up to infinity.
+
+    Args:
+        flow: A colorizer.
+        number: Of the level, 0 for the finest.
+        x: What it has been decoded to, ``(B, 2, h, w)``.
+
+    Returns:
+        The same where it is possible, else the nearest that is.
+    """
+    assert flow.prelude is not None
+    chroma = flow.prelude.inverse(x / 2**number) - NEUTRAL
+    possible = chroma.nan_to_num(0, MOST, -MOST).clamp(-MOST, MOST)
+    return torch.where((possible == chroma).all(1, keepdim=True), x, _seen(flow, number, possible).to(x))
+
+
+def _seen(flow: Flow, number: int, chroma: Tensor) -> Tensor:
+    """Give means of chroma as the flow has them: whitened, and doubled by every Haar step still to be undone."""
+    assert flow.prelude is not None
+    return flow.prelude(chroma + NEUTRAL)[0] * 2**number
 
 
 class _Inverse(nn.Module):

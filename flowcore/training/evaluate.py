@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..resize import enlarge, shrink
 from ..tasks import image_files
-from ..tasks.colorize import colorize, schedule
+from ..tasks.colorize import bounded, colorize, schedule
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..transforms import FlowError, ImageError
@@ -337,7 +338,7 @@ def _decided(
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
     for name, taus in (("", 1.0), ("_default", schedule(*asked, len(shapes)))):
         latents = [z.to(device) for z in sample_latents(shapes, samples, taus, seed=seed)]
-        drawn = flow.inverse(latents, cond.expand(samples)).cpu() - NEUTRAL
+        drawn = flow.inverse(latents, cond.expand(samples), partial(bounded, flow)).cpu() - NEUTRAL
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
     return row
 
