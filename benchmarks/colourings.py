@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 import flowcore
 from flowcore import color
+
+from .hints import read
 
 
 def main() -> None:
@@ -33,8 +34,7 @@ def main() -> None:
     flow = flowcore.load(options.model)
     rows: list[Image.Image] = []
     for file in options.photographs:
-        with Image.open(file) as opened:
-            rgb = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+        rgb = read(file)
         y = color.luma(rgb)
         colourings = flowcore.colorize(
             flow, y, samples=options.samples, seed=options.seed, temperature=options.temperature, detail=options.detail

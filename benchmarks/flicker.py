@@ -13,15 +13,14 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 import flowcore
 from flowcore import color
 from flowcore.metrics import flicker
 from flowcore.tasks import image_files
+
+from .hints import read
 
 
 def main() -> None:
@@ -43,19 +42,6 @@ def main() -> None:
     results = {"the clip's own colours": flicker(truth, y)}
     results |= {name: flicker(color.split(clip)[1], y) for name, clip in ways.items()}
     sys.stdout.write(json.dumps({"frames": len(y), **{k: round(v, 5) for k, v in results.items()}}, indent=2) + "\n")
-
-
-def read(file: Path) -> Tensor:
-    """Read a photograph.
-
-    Args:
-        file: Where it is.
-
-    Returns:
-        ``(1, 3, H, W)`` in [0, 1].
-    """
-    with Image.open(file) as opened:
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
 if __name__ == "__main__":

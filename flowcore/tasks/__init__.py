@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..flow import Flow
@@ -72,6 +73,37 @@ def layers(model: nn.Module) -> list[nn.Module]:
         The convolutions and linear maps of its conditioners and of its encoder.
     """
     return [m for m in model.modules() if isinstance(m, WATCHED)]
+
+
+def picture(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Take an image that someone passes to a task, as colours and alpha.
+
+    Args:
+        image: ``(B, C, H, W)`` in [0, 1], float of any precision, or uint8 in [0, 255]; values outside are clamped. C
+            is 1, for grey, 3, or 4, with alpha.
+
+    Returns:
+        ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if it has one.
+
+    Raises:
+        ImageError: If it has another shape, is empty, or holds values that are not numbers.
+    """
+    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
+        raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
+    if 0 in image.shape:
+        raise ImageError(
+            f"Nothing to work on: the batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least "
+            "one image."
+        )
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    wrong = int((~image.isfinite()).sum())
+    if wrong:
+        raise ImageError(
+            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Mend the node or file it "
+            "comes from."
+        )
+    image = image.clamp(0, 1)
+    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
 
 
 def images_at_once(height: int, width: int) -> int:

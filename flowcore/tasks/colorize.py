@@ -30,7 +30,7 @@ from ..networks.luma import STRIDE
 from ..prior import Shape, sample_latents
 from ..resize import continued
 from ..transforms import FlowError, ImageError, ShapeError
-from . import Cancelled, Progress, is_out_of_memory, watched
+from . import Cancelled, Progress, is_out_of_memory, picture, watched
 
 Gamut = Literal["compress", "clip"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -87,7 +87,7 @@ def hints_from_strokes(
     Raises:
         ImageError: If the strokes are no colour image, or the mask no mask of as many items.
     """
-    rgb, alpha = _picture(strokes)
+    rgb, alpha = picture(strokes)
     if strokes.shape[1] < 3:
         raise ImageError(f"Strokes need colours: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
     chroma = color.split(rgb)[1]
@@ -193,7 +193,7 @@ def palette(colours: Sequence[Colour] | None = None, image: Tensor | None = None
     if (image is None) == (not colours):
         raise FlowError("A palette is made of colours or of an image: give one of the two.")
     if image is not None:
-        return color.palette_of(color.split(_picture(image)[0])[1])
+        return color.palette_of(color.split(picture(image)[0])[1])
     return color.palette_of(torch.stack([_chroma(c) for c in colours or ()], dim=1)[None, :, None])
 
 
@@ -373,7 +373,7 @@ def encode_colors(
         encoded: list[list[Tensor]] = []
         for start in range(0, len(image), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            chroma = _sized(color.split(_picture(image[part])[0])[1], job.chroma_size).to(job.device)
+            chroma = _sized(color.split(picture(image[part])[0])[1], job.chroma_size).to(job.device)
             encoded.append(flow(_padded(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
@@ -547,8 +547,8 @@ def apply_chroma(
     Raises:
         ImageError: If a picture is none, or the numbers of pictures do not fit.
     """
-    rgb, alpha = _picture(luma_from)
-    colours = _picture(colors_from)[0].to(rgb.device)
+    rgb, alpha = picture(luma_from)
+    colours = picture(colors_from)[0].to(rgb.device)
     if len(rgb) != len(colours) and 1 not in (len(rgb), len(colours)):
         raise ImageError(
             f"{len(rgb)} pictures for luma and {len(colours)} for colours do not pair. Give one of either, or as many."
@@ -634,7 +634,7 @@ class _Job:
             say("float16 is many times slower than float32 on a CPU: going on in float32.")
             precision = "float32"
         self.dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-        rgb, self.alpha = _picture(image)
+        rgb, self.alpha = picture(image)
         self.y = color.luma(rgb)
         if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLOURED:
             say("The picture is in colour: its luma is used, its colours are not.")
@@ -926,26 +926,6 @@ def _working_size(height: int, width: int, short: int) -> tuple[int, int]:
     factor = min(short / min(height, width), LONGEST * short / max(height, width))
     rows, columns = (max(1, round(side * factor / STRIDE)) * STRIDE for side in (height, width))
     return rows, columns
-
-
-def _picture(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Bring an image into (B, 3, H, W) float32 in [0, 1], and its alpha into (B, 1, H, W) if it has one."""
-    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
-    if 0 in image.shape:
-        raise ImageError(
-            f"Nothing to colour: the batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one "
-            "image."
-        )
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    wrong = int((~image.isfinite()).sum())
-    if wrong:
-        raise ImageError(
-            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Mend the node or file it "
-            "comes from."
-        )
-    image = image.clamp(0, 1)
-    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
 
 
 def _chroma(colour: Colour) -> Tensor:

@@ -15,8 +15,8 @@ from ..flow import Flow
 from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, windows
-from ..transforms import FlowError, ImageError
-from . import Cancelled, Progress, is_out_of_memory, layers, watched
+from ..transforms import FlowError
+from . import Cancelled, Progress, is_out_of_memory, layers, picture, watched
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -83,7 +83,7 @@ def upscale(
         )
     if precision not in ("float32", "bfloat16", "float16"):
         raise FlowError(f"precision must be float32, bfloat16 or float16; got {precision!r}.")
-    rgb, alpha = _checked(lr)
+    rgb, alpha = picture(lr)
     device = next(flow.parameters()).device
     say = notify or log.warning
     if precision == "float16" and device.type == "cpu":
@@ -151,26 +151,6 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
 def _check_model(flow: Flow) -> None:
     if flow.architecture != "srflow":
         raise FlowError(f"upscale needs an SRFlow model; got a {flow.architecture} model.")
-
-
-def _checked(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Bring an image into (B, 3, h, w) float32 in [0, 1], and its alpha into (B, 1, h, w) if it has one."""
-    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of shape (B, 1, 3 or 4, h, w); got {tuple(image.shape)}.")
-    if 0 in image.shape:
-        raise ImageError(
-            f"Nothing to enlarge: the batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least "
-            "one image."
-        )
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    wrong = int((~image.isfinite()).sum())
-    if wrong:
-        raise ImageError(
-            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Mend the node or file it "
-            "comes from."
-        )
-    image = image.clamp(0, 1)
-    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
 
 
 def _padded_sides(flow: Flow, height: int, width: int) -> tuple[int, int]:
