@@ -190,21 +190,19 @@ def test_cancel_stops_within_a_second_and_the_next_run_works(host):
         "class_type": "FlowcoreTestImage",
         "inputs": {"batch": 4, "height": 96, "width": 96, "channels": 3, "fill": "gradient", "dtype": "float32"},
     }
-    asked = ended = None
+    asked = None
 
     def watch(event):
-        nonlocal asked, ended
+        nonlocal asked
         if not isinstance(event, dict):
             return
         if asked is None and event["type"] == "progress" and event["data"]["node"] == "upscale":
             host.cancel()
-            asked = time.monotonic()
-        elif event["type"] == "execution_interrupted":
-            ended = time.monotonic()
+            asked = time.time()
 
-    with pytest.raises(RunError, match="cancelled"):
+    with pytest.raises(RunError, match="cancelled") as stopped:
         host.run(long, watch)
-    assert ended - asked < 1.0
+    assert stopped.value.detail["timestamp"] / 1000 - asked < 1.0  # the server\'s own clock, which is this one
     assert report(host, probe())
 
 
