@@ -194,7 +194,8 @@ class FlowcoreColorize(io.ComfyNode):
             raise FlowError(f"frames must be images or video; got {frames!r}.")
         flow, wanted, pixels = flow_of(model), hints_of(hints), from_image(image)
         height, width = pixels.shape[-2:]
-        bring(model, memory_required(flow, height, width, len(pixels) if frames == "video" else samples))
+        count = len(pixels) if frames == "video" else samples
+        bring(model, memory_required(flow, height, width, count, working_size=working_size))
         given = None if latents is None else belonging(latents, flow)
         if given is not None and frames == "images" and len(pixels) == 1:
             pixels = pixels.expand(given.items, -1, -1, -1)
@@ -382,7 +383,7 @@ class FlowcoreEncodeColor(io.ComfyNode):
         """Call the task."""
         flow, pixels = flow_of(model), from_image(image)
         count, _, height, width = pixels.shape
-        bring(model, memory_required(flow, height, width, count))
+        bring(model, memory_required(flow, height, width, count, working_size=working_size))
         levels = flowcore.encode_colors(flow, pixels, working_size=working_size or None, cancelled=stop_if_cancelled)
         return io.NodeOutput(latents_of(flow, levels))
 

@@ -331,11 +331,11 @@ def colorize(
             part = slice(number, number + 1)
             wanted = job.wanted(hints, part)
             cond = job.condition(part, wanted)
+            given = None if latents is None else job.given(latents, number)
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(seed + group.start) % 2**64)
                 z = [level.to(job.device) for level in z]
-                if latents is not None:
-                    given = job.given(latents, number)
+                if given is not None:
                     z = _taken_over(z, given, latents_strength, latents_levels or len(z))
                 shared = cond.expand(len(group))
                 if refined and wanted is not None:
@@ -561,7 +561,7 @@ def apply_chroma(
     return _merged(y, chroma, alpha, saturation, gamut)
 
 
-def memory_required(flow: Flow, height: int, width: int, samples: int = 1) -> int:
+def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, working_size: int | None = None) -> int:
     """Estimate the working memory of ``colorize`` in float32, beyond the weights and the resulting pictures.
 
     Counts the merge of one colouring at full size, and the widest moment at the working size: all features and one
@@ -572,6 +572,7 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1) -> in
         height: Of the image.
         width: Likewise.
         samples: Per image.
+        working_size: See ``colorize``.
 
     Returns:
         Bytes.
@@ -581,7 +582,7 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1) -> in
     """
     _check_model(flow)
     config = flow.config
-    rows, columns = _working_size(max(1, height), max(1, width), config.working_size)
+    rows, columns = _working_size(max(1, height), max(1, width), working_size or config.working_size)
     positions = rows * columns / STRIDE**2
     encoder = positions * (STRIDE**2 + 8 * config.widths[0])
     conditioner = min(samples, AT_ONCE) * positions / 4 * (3 * config.hidden[0] + 2 * config.features + 40)

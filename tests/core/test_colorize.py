@@ -1352,6 +1352,7 @@ def test_the_memory_estimate_is_positive_and_grows(flow, shipped):
         assert small < memory_required(model, 256, 256, 2) < memory_required(model, 256, 256, 8)
         assert memory_required(model, 256, 256, 8) == memory_required(model, 256, 256, 80)  # no more at once
         assert memory_required(model, 1, 1) > 0
+        assert memory_required(model, 256, 256, working_size=2048) > 4 * memory_required(model, 256, 256)
     assert memory_required(tiny(working_size=256), 256, 256) > memory_required(flow, 256, 256)
     assert memory_required(tiny(hidden=(256, 8)), 256, 256) > memory_required(flow, 256, 256)
     pixels = 4000 * 6000
