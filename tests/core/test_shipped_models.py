@@ -52,7 +52,7 @@ def test_all_of_them_together_are_small() -> None:
     assert catalog.path("color-photos").stat().st_size <= 10_000_000
 
 
-def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey(photo: torch.Tensor) -> None:
+def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey() -> None:
     flow = flowcore.load("color-photos")
     with Image.open(PHOTO) as opened:
         rgb = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
