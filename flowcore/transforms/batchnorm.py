@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,8 @@ class BatchNorm(Transform):
         self.eps = eps
         self.momentum = momentum
         self.measuring = False
+        self.following = True
+        self.across: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
@@ -50,7 +52,7 @@ class BatchNorm(Transform):
         Returns:
             ``(B, C, H, W)`` and logdet ``(B,)``.
         """
-        mean, var = self._batch_moments(x) if self.measuring else (self.get_buffer("mean"), self.get_buffer("var"))
+        mean, var = self.batch_moments(x) if self.measuring else (self.get_buffer("mean"), self.get_buffer("var"))
         logs = -0.5 * torch.log(var + self.eps)
         z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
@@ -85,41 +87,59 @@ class BatchNorm(Transform):
 
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running moments towards those of a batch.
+        """Move the running moments towards those of a batch; not by numbers that are not finite.
 
         Args:
             mean: ``(C,)``.
             var: Population variance, ``(C,)``.
         """
+        if not self.following:
+            return
         for name, value in (("mean", mean), ("var", var)):
-            self.get_buffer(name).lerp_(value.to(self.get_buffer(name)), self.momentum)
+            running = self.get_buffer(name)
+            value = value.to(running)
+            running.lerp_(torch.where(value.isfinite(), value, running), self.momentum)
 
-    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        moments = _moments(x)
+    def batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Measure a batch, and follow it.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            Mean and population variance, ``(C,)`` each, of the whole batch, also where processes share it.
+        """
+        moments = _moments(x, self.across)
         self.follow(*moments)
         return moments
 
 
 @contextmanager
-def batch_moments(model: nn.Module) -> Generator[None, None, None]:
+def batch_moments(
+    model: nn.Module, *, across: Callable[[Tensor], Tensor] | None = None, follow: bool = True
+) -> Generator[None, None, None]:
     """Let every ``BatchNorm`` of a model normalise by the moments of its batch, and remember a running mean of them.
 
     Args:
         model: A flow, or a network in one.
+        across: Averages a tensor over the processes that share the batch, differentiably; None if there is one.
+        follow: Whether the running moments follow; not where a batch is computed a second time.
 
     Yields:
         Nothing.
     """
     idle = [part for part in model.modules() if isinstance(part, BatchNorm) and not part.measuring]
     for part in idle:
-        part.measuring = True
+        part.measuring, part.across, part.following = True, across, follow
     try:
         yield
     finally:
         for part in idle:
-            part.measuring = False
+            part.measuring, part.across, part.following = False, None, True
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     mean = x.mean(dim=(0, 2, 3))
-    return mean, (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))
+    mean = mean if across is None else across(mean)
+    var = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))
+    return mean, var if across is None else across(var)
