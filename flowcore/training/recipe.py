@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import sys
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from ..transforms import FlowError
 Objective = Literal["l1", "likelihood"]
 Schedule = Literal["constant", "cosine", "halving"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Optimiser = Literal["adamw", "adam"]
+Recompute = Literal["auto", "always", "never"]
 
 LIMITS = {  # of keys that may not be 0, or not any larger number
     "steps": (1, math.inf),
@@ -25,11 +29,24 @@ LIMITS = {  # of keys that may not be 0, or not any larger number
     "crop": (1, math.inf),
     "checkpoint_every": (1, math.inf),
     "init_batch": (1, math.inf),
+    "patience": (1, math.inf),
     "ema": (0, 1),
     "train_encoder_after": (0, 1),
     "unlabelled": (0, 1),
 }
 
+WITHOUT_EFFECT = (  # on the parameters that a run ends with
+    "name",
+    "data",
+    "precision",  # decided once, and kept in the checkpoint
+    "recompute",
+    "compile",
+    "checkpoint_every",
+    "evaluate",
+    "sheet",
+    "licence",
+    "text",
+)
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -44,14 +61,15 @@ class Stage:
         steps: Number of optimiser steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
-        learning_rate: Peak rate of Adam.
+        learning_rate: Peak rate of the optimiser.
+        optimiser: "adamw", or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99.
         schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as
             published).
         warmup: Steps over which the rate rises from 0.
         clip: Largest norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
         lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
-        weight_decay: Of the kernels of convolutions, by AdamW: relative to the rate.
+        weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
         balanced: Whether every level's latents count the same in the loss, however few they are; otherwise every
             latent does.
         frozen_levels: How many of the coarsest levels keep their weights in a likelihood stage. What has few latents
@@ -64,6 +82,7 @@ class Stage:
     batch: int = 16
     crop: int = 96
     learning_rate: float = 5e-4
+    optimiser: Optimiser = "adamw"
     schedule: Schedule = "cosine"
     warmup: int = 100
     clip: float = 10.0
@@ -84,11 +103,19 @@ class Recipe:
         model: Its configuration.
         stages: In order.
         seed: Of weights, crops and noise.
+        data: Folders of images, for a run that is told of none.
         pyramid: Sizes at which every photograph is used; see ``data.Photographs``.
         validation: Photographs kept out of training.
         ema: Decay per step of the averaged weights, which are what is saved; 0 for none.
         precision: Of conditioners and encoder; "auto" times both and takes the faster.
+        recompute: Whether steps forget their activations and compute them again, which takes a third more time and a
+            fraction of the memory: "auto" does so where the batch would not fit otherwise.
+        compile: Whether networks inside the flow are compiled by ``torch.compile``; needs a C++ compiler on a CPU.
+        patience: After so many steps in a row that were not finite, a run goes back to its last good checkpoint, with
+            half the rate.
         checkpoint_every: Steps between checkpoints, sample sheets and validation.
+        evaluate: Crops of the held-out images that are measured then; 0 for what suits the model.
+        sheet: Temperatures of the sample sheet's columns; none for what suits the model.
         init_batch: Crops of the batch that initialises the flow.
         turn: Whether crops are turned by quarters at random.
         short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is shrunk.
@@ -102,11 +129,17 @@ class Recipe:
     model: Any
     stages: tuple[Stage, ...]
     seed: int = 0
+    data: tuple[str, ...] = ()
     pyramid: tuple[float, ...] = (1.0,)
     validation: int = 4
     ema: float = 0.999
     precision: Precision = "auto"
+    recompute: Recompute = "auto"
+    compile: bool = False
+    patience: int = 50
     checkpoint_every: int = 500
+    evaluate: int = 0
+    sheet: tuple[float, ...] = ()
     init_batch: int = 32
     turn: bool = True
     unlabelled: float = 0.0
@@ -172,6 +205,32 @@ def parse_recipe(text: str) -> Recipe:
     return recipe
 
 
+def fingerprint(recipe: Recipe) -> str:
+    """Summarise what decides the parameters of a run: everything but names, places and habits of reporting.
+
+    Keys that a recipe leaves as they are do not count, so a key that flowcore learns later changes no fingerprint.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    told = _told(recipe)
+    for key in WITHOUT_EFFECT:
+        told.pop(key, None)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """A dataclass as the dictionary of its fields that differ from their defaults."""
+    if isinstance(value, tuple):
+        return [_told(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {f.name: _told(given) for f in dataclasses.fields(value) if (given := getattr(value, f.name)) != f.default}
+
+
 def _side_multiple(recipe: Recipe) -> int:
     if isinstance(recipe.model, ColorizerConfig):
         return recipe.model.source_multiple  # crops are of luma
@@ -205,7 +264,13 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
         if f.default is dataclasses.MISSING and name not in raw:
             raise FlowError(f"The recipe lacks {prefix}{name}.")
     values: dict[str, Any] = {}
-    choices = {"Objective": Objective, "Schedule": Schedule, "Precision": Precision}
+    choices = {
+        "Objective": Objective,
+        "Schedule": Schedule,
+        "Precision": Precision,
+        "Optimiser": Optimiser,
+        "Recompute": Recompute,
+    }
     for key, value in raw.items():
         expected = str(fields[key].type)
         if expected in choices and value not in get_args(choices[expected]):
@@ -222,6 +287,10 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
             raise FlowError(f"Recipe key {prefix}{key} must be a finite number, at least {low}{most}; got {value!r}.")
         if key == "pyramid":
             value = _sizes(value)
+        if key == "sheet":
+            value = _temperatures(value)
+        if key == "data":
+            value = _folders(value)
         if key == "short_sides":
             value = _lengths(value)
         values[key] = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
@@ -232,6 +301,18 @@ def _lengths(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or any(type(side) is not int or side < 1 for side in value):  # pyright: ignore[reportUnknownVariableType]
         raise FlowError(f"Recipe key short_sides must be a list of whole numbers above 0, e.g. [256]; got {value!r}.")
     return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def _temperatures(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)) or any(type(tau) not in (int, float) or not 0 <= tau <= 4 for tau in value):  # pyright: ignore[reportUnknownVariableType]
+        raise FlowError(f"Recipe key sheet must be a list of temperatures from 0 to 4, e.g. [0, 0.8]; got {value!r}.")
+    return tuple(float(tau) for tau in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _folders(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or any(type(folder) is not str for folder in value):  # pyright: ignore[reportUnknownVariableType]
+        raise FlowError(f'Recipe key data must be a list of folders, e.g. ["photos"]; got {value!r}.')
+    return tuple(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _sizes(value: Any) -> tuple[float, ...]:
