@@ -2,7 +2,8 @@
 
 Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV
 2020). Two fields go beyond the paper: ``residual`` measures the image from the encoder's own enlargement instead of
-from zero, and ``mixing`` chooses how the 1x1 convolutions start. Both default to the published behaviour.
+from zero, and ``mixing`` chooses how the 1x1 convolutions start. Two take parts of the network away, as the paper's
+ablations do: ``injector`` and ``transition_steps``. All default to the published behaviour.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class SRFlowConfig:
         levels: Squeeze scales; at most log2(scale) + 1. The deepest may work at half the LR resolution.
         steps: Conditional steps per level.
         transition_steps: Steps without injector and coupling at the start of each level.
+        injector: Whether conditional steps have an affine injector. Without, a step's parts are actnorm, 1x1
+            convolution and coupling, and the coupling alone sees the condition.
         hidden: Width of the networks in injectors and couplings.
         hidden_layers: Hidden convolutions of these networks.
         hidden_kernel: Side of those convolutions: 1 or 3.
@@ -47,6 +50,7 @@ class SRFlowConfig:
     levels: int = 3
     steps: int = 16
     transition_steps: int = 2
+    injector: bool = True
     hidden: int = 64
     hidden_layers: int = 1
     hidden_kernel: int = 1
@@ -97,8 +101,9 @@ class SRFlowConfig:
         object.__setattr__(self, "stacked_blocks", blocks)
         if type(self.affine_eps) not in (int, float) or not 0 <= self.affine_eps < 1:
             raise FlowError(f"affine_eps must lie in [0, 1); got {self.affine_eps!r}.")
-        if type(self.residual) is not bool:
-            raise FlowError(f"residual must be true or false; got {self.residual!r}.")
+        for name in ("injector", "residual"):
+            if type(getattr(self, name)) is not bool:
+                raise FlowError(f"{name} must be true or false; got {getattr(self, name)!r}.")
         if self.mixing not in ("orthogonal", "principal"):
             raise FlowError(f"mixing must be 'orthogonal' or 'principal'; got {self.mixing!r}.")
 
@@ -124,10 +129,9 @@ def srflow(config: SRFlowConfig) -> Flow:
         for k in range(config.transition_steps + config.steps):
             parts: list[Transform] = [ActNorm(channels), _mixing(channels, config, first=k == 0)]
             if k >= config.transition_steps:
-                parts += [
-                    Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps),
-                    Coupling(_conditioner(channels // 2 + features, channels, config), eps=config.affine_eps),
-                ]
+                if config.injector:
+                    parts.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
+                parts.append(Coupling(_conditioner(channels // 2 + features, channels, config), eps=config.affine_eps))
             steps.append(Chain(*parts))
         splits = number < config.levels - 1  # as published: none after the last two levels
         levels.append(Level(steps, Split(ScaledConv(channels // 2, channels)) if splits else None))

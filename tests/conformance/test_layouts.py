@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowcore.checkpoints.sources.srflow import SRFLOW, srflow_names, srflow_shape
 from flowcore.models.srflow import SRFlowConfig
+from flowcore.transforms import CheckpointError
 
 RECORDED = Path(__file__).parent / "srflow"
 
@@ -200,3 +201,9 @@ def test_very_deep_subnets_are_recognised(small_flow, export):
     shapes = {name: tuple(t.shape) for name, t in export(small_flow(**config)).items()}
     flow = SRFLOW.convert(meta(shapes), {"stacked_blocks": [2, 0, 3, 1]})
     assert (flow.config.hidden_layers, flow.config.hidden_kernel) == (36, 3)
+
+
+def test_a_published_network_is_not_read_without_its_injectors(small_flow, export):
+    flow = small_flow()
+    with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
+        SRFLOW.convert(export(flow), {"stacked_blocks": flow.config.stacked_blocks, "injector": False})

@@ -44,6 +44,23 @@ SMALL = {
         },
         (3, 4, 8),
     ),
+    "srflow without injectors": (
+        "srflow",
+        {
+            "scale": 2,
+            "levels": 2,
+            "steps": 1,
+            "transition_steps": 0,
+            "injector": False,
+            "hidden": 4,
+            "encoder_blocks": 2,
+            "encoder_width": 4,
+            "encoder_growth": 3,
+            "stacked_blocks": (),
+            "residual": True,
+        },
+        (3, 4, 8),
+    ),
     "glow": ("glow", {"levels": 2, "steps": 1, "hidden": 6, "mixing": "shuffle"}, (3, 4, 8)),
     "glow with labels": (
         "glow",
@@ -111,7 +128,7 @@ def image(model, batch=2, seed=6):
 
 def source(model, batch=2):
     """What the model is conditioned on; None for nothing."""
-    if model == "srflow":
+    if SMALL[model][0] == "srflow":
         return torch.rand(batch, 3, 2, 4, generator=torch.Generator().manual_seed(5))
     if SMALL[model][0] == "colorizer":  # luma, hints and a palette
         given = torch.rand(batch, 8, 16, 32, generator=torch.Generator().manual_seed(5))

@@ -7,12 +7,24 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flowcore import flow as flow_module
+from flowcore.checkpoints.file import KEY, read, read_header, save
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.prior import sample_latents
-from flowcore.transforms import ActNorm, CheckpointError, ConditionError, FlowError, PrecisionError, ShapeError
+from flowcore.transforms import (
+    ActNorm,
+    CheckpointError,
+    ConditionError,
+    Coupling,
+    FlowError,
+    Injector,
+    InvertibleConv,
+    PrecisionError,
+    ShapeError,
+)
 
 from .laws import check, perturbed
 
@@ -74,6 +86,9 @@ def test_srflow_obeys_the_law_with_its_encoder(scale, residual):
         {"levels": 1},
         {"levels": 2},
         {"transition_steps": 0},
+        {"transition_steps": 0, "mixing": "principal"},
+        {"injector": False},
+        {"injector": False, "transition_steps": 0},
         {"hidden_layers": 2, "hidden_kernel": 3},
     ],
     ids=str,
@@ -126,6 +141,19 @@ def test_the_published_channels():
     assert channels == [12, 24, 96]
 
 
+@pytest.mark.parametrize("injector", [True, False])
+def test_the_parts_of_a_step_are_numbered_in_order(injector):
+    flow = tiny(injector=injector)
+    told = [Injector, Coupling] if injector else [Coupling]
+    for level in flow.levels:
+        plain, coupled = level.steps.parts()
+        assert [type(part) for part in plain.parts()] == [ActNorm, InvertibleConv]
+        assert [type(part) for part in coupled.parts()] == [ActNorm, InvertibleConv, *told]
+    last = f"levels.0.steps.transforms.1.transforms.{1 + len(told)}.conditioner.last.weight"
+    assert flow.state_dict()[last].shape == (12, 8, 3, 3)  # shift and scale of half of 12 channels
+    assert not any(f".transforms.{2 + len(told)}." in name for name in flow.state_dict())
+
+
 # --- what depends on what ---------------------------------------------------------------------------------------------
 
 
@@ -160,7 +188,14 @@ def test_latents_depend_on_the_condition():
     assert not torch.allclose(one[0], two[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("fields", [{}, {"residual": True}, {"mixing": "principal"}], ids=str)
+ABLATED = [
+    {"transition_steps": 0, "mixing": "principal"},
+    {"injector": False},
+    {"injector": False, "transition_steps": 0, "mixing": "principal"},
+]
+
+
+@pytest.mark.parametrize("fields", [{}, {"residual": True}, {"mixing": "principal"}, *ABLATED], ids=str)
 def test_initialise_normalises_every_actnorm_of_the_flow(fields):
     flow = tiny(**fields).double()
     # more pixels on the deepest grid than its 96 channels
@@ -182,10 +217,41 @@ def test_initialise_normalises_every_actnorm_of_the_flow(fields):
         for m in chain.parts()[:1]
     ]
     flow(x, cond)
-    assert len(seen) == len(hooks) == 3 * 2
+    assert len(seen) == len(hooks) == 3 * (flow.config.transition_steps + flow.config.steps)
     for z in seen:
         assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-9
         assert (z.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("fields", [{"mixing": "principal"}, *ABLATED[::2]], ids=str)
+def test_every_level_starts_from_the_principal_axes_of_its_first_batch(fields):
+    """With transition steps or without, the first mixing holds them: in front of the first injector and coupling."""
+    flow = tiny(steps=2, **fields).double()
+    source, x = lr(4, 8, batch=16).double(), hr(16, 32, batch=16).double()
+    cond = flow.encode_condition(source)
+    flow.initialise(x, cond)
+    seen = []
+    first = [next(m for m in level.modules() if isinstance(m, InvertibleConv)) for level in flow.levels]
+    for mixing in first:
+        mixing.register_forward_hook(lambda module, arguments, result: seen.append(result[0]))
+    flow(x, cond)
+    for mixing, z in zip(first, seen, strict=True):
+        covariance = torch.cov(z.transpose(0, 1).flatten(1))
+        variances = covariance.diagonal()
+        assert (covariance - variances.diag()).abs().max() < 1e-9 * variances[0]
+        assert (variances.diff() <= 0).all()
+        assert torch.allclose(mixing.weight @ mixing.weight.T, torch.eye(len(variances)).double(), atol=1e-9)
+
+
+@pytest.mark.parametrize("fields", ABLATED, ids=str)
+def test_every_network_of_an_ablated_flow_is_initialised(fields):
+    flow = tiny(**fields).double()
+    before = {name: t.clone() for name, t in flow.state_dict().items()}
+    flow.initialise(hr(16, 32, batch=16).double(), flow.encode_condition(lr(4, 8, batch=16).double()))
+    hidden = [name for name in before if ".conditioner.hidden." in name and ".actnorm." in name]
+    networks = 1 + flow.config.injector
+    assert len(hidden) == 3 * flow.config.steps * networks * 2 * 2  # layers, and bias and log-scale of each
+    assert not any(torch.equal(flow.state_dict()[name], before[name]) for name in hidden)
 
 
 def test_initialise_is_the_only_call_that_writes():
@@ -200,6 +266,47 @@ def test_initialise_is_the_only_call_that_writes():
     assert changed
     assert all(".actnorm." in name or name.endswith((".bias", ".log_scale")) for name in changed)
     assert not any(name.startswith("encoder.") for name in changed)
+
+
+def test_without_an_injector_the_coupling_alone_depends_on_the_condition():
+    flow = perturbed(tiny(injector=False, levels=1), 0.05).double()
+    x = hr(8, 16).double()
+    one, two = (flow(x, flow.encode_condition(source.double()))[0][0] for source in (lr(), 1 - lr()))
+    assert torch.allclose(one[:, :6], two[:, :6], atol=1e-12)  # what the coupling lets pass
+    assert not torch.allclose(one[:, 6:], two[:, 6:], atol=1e-3)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_from_before_the_field_injector_has_injectors(tmp_path):
+    flow, file = perturbed(tiny(), 0.05), tmp_path / "old.safetensors"
+    save(flow, file)
+    header = dataclasses.asdict(read_header(file))
+    assert header["config"].pop("injector") is True
+    save_file(load_file(file), file, metadata={KEY: json.dumps(header)})
+    assert "injector" not in read_header(file).config
+    back = read(file)
+    assert back.config == flow.config
+    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in back.state_dict().items())
+
+
+@pytest.mark.parametrize("fields", ABLATED, ids=str)
+def test_a_file_says_what_was_taken_away(fields, tmp_path):
+    flow, file = perturbed(tiny(**fields), 0.05), tmp_path / "model.safetensors"
+    save(flow, file)
+    assert {name: read_header(file).config[name] for name in fields} == fields
+    back = read(file)
+    assert back.config == flow.config
+    x, cond = hr(8, 16), back.encode_condition(lr())
+    assert all(torch.equal(one, two) for one, two in zip(back(x, cond)[0], flow(x, cond)[0], strict=True))
+
+
+@pytest.mark.parametrize("injector", [True, False])
+def test_a_file_is_not_read_with_or_without_injectors_against_its_word(injector, tmp_path):
+    save(tiny(injector=injector), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="do not fit its configuration"):
+        read(tmp_path / "model.safetensors", {"injector": not injector})
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -294,6 +401,7 @@ def test_low_precision_is_refused_with_the_way_out(ask):
 def test_the_defaults_are_the_published_4x_network():
     config = SRFlowConfig()
     assert (config.scale, config.levels, config.steps, config.transition_steps) == (4, 3, 16, 2)
+    assert config.injector
     assert (config.encoder_blocks, config.encoder_width, config.encoder_growth) == (23, 64, 32)
     assert (config.hidden, config.stacked_blocks, config.affine_eps, config.quant_bins) == (
         64,
@@ -311,7 +419,13 @@ def test_the_defaults_are_the_published_4x_network():
 
 def test_a_configuration_survives_json():
     config = SRFlowConfig(
-        scale=8, levels=4, stacked_blocks=(1, 3, 5, 7), residual=True, mixing="principal", affine_eps=0.0
+        scale=8,
+        levels=4,
+        stacked_blocks=(1, 3, 5, 7),
+        residual=True,
+        mixing="principal",
+        affine_eps=0.0,
+        injector=False,
     )
     back = configure("srflow", json.loads(json.dumps(dataclasses.asdict(config))))
     assert back == config
@@ -330,6 +444,7 @@ WRONG = {
     "levels": [0, 4, -1, "3", 3.0, None, True],
     "steps": [0, -1, 257, 1.5, "16", None, True],
     "transition_steps": [-1, 17, 0.5, None],
+    "injector": [1, 0, "no", None],
     "hidden": [0, 5000, "64", None],
     "hidden_layers": [-1, 65, 1.0],
     "hidden_kernel": [0, 2, 5, "3", 3.0, None, True],

@@ -68,8 +68,14 @@ def srflow_names(config: SRFlowConfig) -> Iterator[tuple[str, str]]:
             yield from _actnorm_names(f"{ours}.0", f"{published}.actnorm")
             yield f"{ours}.1.weight", f"{published}.invconv.weight"
             if step >= config.transition_steps:
-                yield from _subnet_names(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config.hidden_layers)
-                yield from _subnet_names(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config.hidden_layers)
+                if config.injector:  # always, as published
+                    yield from _subnet_names(
+                        f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config.hidden_layers
+                    )
+                coupling = 3 if config.injector else 2
+                yield from _subnet_names(
+                    f"{ours}.{coupling}.conditioner", f"{published}.affine.fAffine", config.hidden_layers
+                )
             layer += 1
         if level + 1 < config.levels - 1:
             yield from _scaled_conv_names(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
