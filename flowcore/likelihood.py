@@ -81,22 +81,23 @@ def bits_per_dim(log_probs: Tensor, dimensions: int, bin_width: float = 1.0) -> 
     return -(log_probs + dimensions * math.log(bin_width)) / (dimensions * math.log(2))
 
 
-def dequantize(x: Tensor, bins: int, generator: torch.Generator | None = None) -> Tensor:
+def dequantize(x: Tensor, bins: int, noise: Tensor | torch.Generator | None = None) -> Tensor:
     """Spread every pixel over one quantisation bin, centred: ``x + (u - 0.5) / bins``, u uniform in [0, 1).
 
     Args:
         x: Image, ``(B, C, H, W)`` in [0, 1].
         bins: Number of bins in [0, 1]; SRFlow uses 32, wider than the 8-bit step on purpose: it keeps densities
             bounded.
-        generator: A CPU generator to draw from; None for torch's own.
+        noise: u, shaped like ``x``, or a CPU generator to draw it from; None for torch's own.
 
     Returns:
         The noisy image, same shape, up to half a bin outside [0, 1].
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; SRFlow, section 4.1.
     """
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-    return x + (noise - 0.5) / bins
+    if not isinstance(noise, Tensor):
+        noise = torch.rand(x.shape, generator=noise, dtype=x.dtype)
+    return x + (noise.to(x) - 0.5) / bins
 
 
 # --- integers and bins ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The training loop: stages, averaged weights, exact resume, sample sheets.
+"""The training loop: stages, averaged weights, exact resume, many devices.
 
 Everything random is a function of (seed, step): crops, noise, initial weights. So the state of a run is its step, the
 weights, their average and the optimiser's moments, and a run that was stopped goes on to the same parameters.
@@ -7,369 +7,583 @@ weights, their average and the optimiser's moments, and a run that was stopped g
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import dataclasses
 import math
-import os
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoints.file import read, save
-from ..color import NEUTRAL, compress
-from ..condition import Condition
+from ..checkpoints.file import read, read_header, save
 from ..flow import Flow
-from ..likelihood import (
-    Uniform,
-    VariationalDequantizer,
-    bits_per_dim,
-    dequantize,
-    log_prob,
-    log_weight,
-    quantisation,
-    to_integers,
-)
-from ..metrics import lr_psnr, psnr
 from ..models import build
-from ..networks import RRDBEncoder
-from ..networks.luma import STRIDE
-from ..prior import sample_latents
-from ..resize import enlarge, shrink
-from ..tasks.colorize import schedule
+from ..networks import Conditioner
+from ..tasks import Progress as Watcher
+from ..tasks import is_out_of_memory
 from ..transforms import FlowError, batch_moments
 from .data import Colours, Digits, Photographs
-from .recipe import Recipe, Stage
+from .memory import free_memory, largest_batch, recomputed
+from .objective import AbsoluteError, initialise, lr_encoder, objective
+from .ranks import Ranks
+from .recipe import Recipe, Stage, fingerprint
+from .run_folder import Checkpoints, Journal, Progress, restore
+from .validate import validate
 
-SHEET_TEMPERATURES = (0.0, 0.8, 0.8)  # of upscalers
-UNCONDITIONAL_TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
-GIVE_UP = 50  # non-finite steps in a row after which the run stops
-
+LOOK_EVERY = 10  # steps between looks at what the device has counted: each look waits for the device
+SPEAK_EVERY = 20  # seconds between progress lines
+MOST_RETREATS = 6
+SPARE = 0.8  # part of the free memory that a batch may take
 
 Data = Photographs | Colours | Digits
 
 
-@dataclass
-class Progress:
-    """What a run remembers between checkpoints besides tensors.
-
-    Attributes:
-        step: Finished steps, over all stages.
-        skipped: Steps that were not made because the loss or gradient was not finite.
-        precision: "float32" or "bfloat16", once chosen.
-        seconds: Time spent training.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    precision: str = ""
-    seconds: float = 0.0
+class _Diverged(Exception):
+    """Too many steps in a row were not finite."""
 
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: Path | Sequence[Path],
     run: Path,
     *,
     device: str = "cpu",
+    start: Path | None = None,
     encoder_from: Path | None = None,
     stop_after: int | None = None,
+    minutes: float | None = None,
     log: Callable[[str], None] | None = None,
+    progress: Watcher | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Run a recipe to its end, from wherever the run folder says it has come.
 
     Args:
         recipe: What to train.
-        data: Folder of photographs.
-        run: Folder for the checkpoint, the model file, sample sheets, the log and the decoded photographs.
+        data: Folder of photographs, or several.
+        run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
         device: Torch device.
+        start: A model file whose weights to start from; its configuration must be the recipe's.
         encoder_from: A model file whose encoder to start from.
         stop_after: Stop (with a checkpoint) after this many steps in all; None for the recipe's end.
+        minutes: Shorten all stages so that a new run ends in about this time; and stop, with a checkpoint, when this
+            call has taken it. None for the recipe's own length.
         log: Where lines of progress go; None for the standard error stream.
+        progress: Told of every step, and shown every sample sheet, ``(3, H, W)``.
+        cancelled: Asked after every step; if it says yes, or raises, the run stops with a checkpoint.
+        ranks: This process's place among those that train together; None if it is alone.
 
     Returns:
         Path of the model file, ``run/model.safetensors``.
 
     Raises:
-        FlowError: If a stage does not suit the data or the model, the run folder belongs to another recipe, or too many
-            steps in a row were not finite.
+        FlowError: If a stage does not suit the data or the model, the run folder belongs to another recipe, a batch
+            does not fit into memory, or steps are not finite again and again.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    say = _logger(run / "log.txt", log)
-    photographs = open_data(recipe, data, run / "cache")
-    say(
-        f"{len(photographs.training)} images to train on, {len(photographs.held_out)} held out, "
-        f"{len(photographs.skipped)} skipped"
-    )
-    for line in photographs.skipped:
-        say(f"skipped {line}")
+    devices = [torch.device(device)] if device.startswith("cuda") else []
+    # a host may call this in inference mode, and has random numbers of its own
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, ranks or Ranks())
+        try:
+            trainer.prepare(start, encoder_from, minutes)
+            trainer.go(stop_after)
+        finally:
+            trainer.journal.close()
+    return trainer.model_file
 
-    torch.manual_seed(recipe.seed)
-    flow = build(recipe.architecture, recipe.model)
-    if encoder_from is not None:
-        _take_encoder(flow, encoder_from)
-    for stage in recipe.stages:  # now, not hours later
-        _check_stage(stage, recipe, photographs, flow)
-    flow.to(device=device, memory_format=torch.channels_last)
-    average = copy.deepcopy(flow).requires_grad_(False).eval()
-    progress = Progress()
-    optimiser_state = _restore(run / "checkpoint.pt", recipe, flow, average, progress)
-    if progress.step:
-        say(f"going on after step {progress.step}")
-    total = sum(stage.steps for stage in recipe.stages)
-    limit = total if stop_after is None else min(total, stop_after)
 
-    first = 0
-    initialised = False  # by the first likelihood stage
-    for stage in recipe.stages:
-        if first <= progress.step < min(first + stage.steps, limit):
-            if progress.step == first:
-                flow.load_state_dict(average.state_dict())
-                if stage.objective == "likelihood" and not initialised:
-                    _initialise(flow, photographs, recipe, stage, device)
-                average.load_state_dict(flow.state_dict())
-                optimiser_state = None
-            runner = _StageRunner(recipe, stage, first, flow, average, photographs, progress, device, say)
-            runner.go(min(first + stage.steps, limit), optimiser_state, run)
-            optimiser_state = None
-        first += stage.steps
-        initialised = initialised or stage.objective == "likelihood"
-    model = run / "model.safetensors"
-    say(f"{progress.step} of {total} steps, {progress.skipped} skipped, {progress.seconds / 60:.1f} minutes: {model}")
-    return model
+class _Trainer:
+    """A run: what its folder holds, and the stages that are left."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path | Sequence[Path],
+        run: Path,
+        device: str,
+        log: Callable[[str], None] | None,
+        watcher: Watcher | None,
+        cancelled: Callable[[], bool] | None,
+        ranks: Ranks,
+    ) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.recipe, self.run, self.device, self.ranks = recipe, run, device, ranks
+        self.watcher, self.cancelled = watcher, cancelled
+        self.checkpoints = Checkpoints(run, fingerprint(recipe))
+        self.progress = Progress()
+        self.deadline = math.inf
+        self.model_file = run / "model.safetensors"
+        early: list[str] = []
+        content = self.checkpoints.read(early.append)
+        if content is not None:
+            self.progress.step = content["progress"]["step"]
+        self.journal = Journal(run, log, step=self.progress.step, speaks=ranks.first)
+        for line in early:
+            self.say(line)
+        self.data = open_data(recipe, data, run / "cache")
+        self.say(
+            f"{len(self.data.training)} images to train on, {len(self.data.held_out)} held out, "
+            f"{len(self.data.skipped)} skipped"
+        )
+        for line in self.data.skipped:
+            self.say(f"skipped {line}")
+        torch.manual_seed(recipe.seed)
+        self.flow = build(recipe.architecture, recipe.model)
+        for stage in recipe.stages:  # now, not hours later
+            _check_stage(stage, recipe, self.data, self.flow)
+            ranks.share(stage.batch)
+        self.average = copy.deepcopy(self.flow)
+        self.content = content
+
+    def say(self, line: str) -> None:
+        self.journal.say(line)
+
+    def prepare(self, start: Path | None, encoder_from: Path | None, minutes: float | None) -> None:
+        """Fill the weights, and choose precision and length, all of which a checkpoint remembers."""
+        if minutes is not None:
+            self.deadline = time.monotonic() + 60 * minutes
+        self.optimiser_state = None
+        if self.content is not None:
+            self.optimiser_state = restore(self.content, self.flow, self.average, self.progress)
+            self.say(f"going on after step {self.progress.step}")
+        else:
+            if start is not None:
+                _take_weights(self.flow, start)
+                self.progress.initialised = True
+            elif encoder_from is not None:
+                _take_encoder(self.flow, encoder_from)
+            self.average.load_state_dict(self.flow.state_dict())
+        self.content = None
+        for model in (self.flow, self.average):
+            model.to(device=self.device, memory_format=torch.channels_last)
+        self.average.requires_grad_(False).eval()
+        if not self.progress.precision:
+            self.progress.precision = self._choose_precision()
+            self.say(f"precision of conditioners and encoder: {self.progress.precision}")
+        if minutes is not None and not self.progress.step:
+            self.progress.length = self._length(60 * minutes)
+        if self.progress.length < 1:
+            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
+            self.say(f"shortened to fit the time, steps: {lengths}")
+        if self.recipe.compile:
+            for module in [*self.flow.modules()]:
+                if isinstance(module, Conditioner):
+                    module.compile()
+
+    def stages(self) -> list[Stage]:
+        """The recipe's stages at the length of this run."""
+        length = self.progress.length
+        if length == 1:
+            return list(self.recipe.stages)
+
+        def scaled(number: int) -> int:
+            return max(1, round(number * length))
+
+        return [
+            dataclasses.replace(stage, steps=scaled(stage.steps), warmup=scaled(stage.warmup))
+            for stage in self.recipe.stages
+        ]
+
+    def go(self, stop_after: int | None) -> None:
+        """Run what is left, going back where steps are not finite."""
+        while True:
+            try:
+                finished = self._run_stages(stop_after)
+                break
+            except _Diverged:
+                self._go_back()
+        progress, total = self.progress, sum(stage.steps for stage in self.stages())
+        if self.ranks.first and not self._published():
+            self._publish(self._stage_of(progress.step))
+        self.ranks.wait()
+        self.say(
+            f"{progress.step} of {total} steps, {progress.skipped} skipped, {progress.seconds / 60:.1f} minutes: "
+            f"{self.model_file}{'' if finished else '; run again to go on'}"
+        )
+
+    def _run_stages(self, stop_after: int | None) -> bool:
+        """Run the stages from the present step on; say whether they came to their end."""
+        progress, stages = self.progress, self.stages()
+        total = sum(stage.steps for stage in stages)
+        limit = total if stop_after is None else min(total, stop_after)
+        first = 0
+        for stage in stages:
+            if first <= progress.step < min(first + stage.steps, limit):
+                if progress.step == first:
+                    self.flow.load_state_dict(self.average.state_dict())
+                    if stage.objective == "likelihood" and not progress.initialised:
+                        x, source = self.data.batch(self.recipe.init_batch, stage.crop, self.recipe.seed + 1, 0)
+                        source = None if source is None else source.to(self.device)
+                        initialise(self.flow, x.to(self.device), source, self.recipe.seed)
+                        progress.initialised = True
+                    self.average.load_state_dict(self.flow.state_dict())
+                    self.optimiser_state = None
+                    if self.ranks.first:  # something good to go back to
+                        self.checkpoints.write(self.flow, self.average, None, progress)
+                runner = _StageRunner(self, stage, first)
+                if not runner.go(min(first + stage.steps, limit), self.optimiser_state):
+                    return False
+                self.optimiser_state = None
+            first += stage.steps
+        return progress.step == total
+
+    def _go_back(self) -> None:
+        progress, patience = self.progress, self.recipe.patience
+        self.ranks.wait()
+        stage, step = self._stage_of(progress.step), progress.step
+        advice = (
+            f"Lower the learning rate of stage {stage.name} ({stage.learning_rate}); a checkpoint, if there is one, "
+            f"is in {self.run}."
+        )
+        content = self.checkpoints.read(self.say, good=True)
+        retreats = progress.retreats + 1
+        if content is None or retreats > MOST_RETREATS:
+            raise FlowError(f"{patience} steps in a row were not finite, the last at step {step}. {advice}")
+        rate, skipped = progress.rate / 2, progress.skipped
+        self.optimiser_state = restore(content, self.flow, self.average, progress)
+        progress.rate, progress.retreats, progress.skipped = rate, retreats, skipped
+        self.say(
+            f"{patience} steps in a row were not finite, the last at step {step}: back to step {progress.step}, with "
+            f"learning rates times {rate:g}"
+        )
+        self.ranks.wait()
+
+    def checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage) -> None:
+        """Write everything: the checkpoint first, then what is made from it."""
+        if self.ranks.first:
+            self.checkpoints.write(self.flow, self.average, optimiser, self.progress)
+            self._publish(stage)
+        self.ranks.wait()
+
+    def _publish(self, stage: Stage) -> None:
+        """Measure the averaged weights, and write model, sheet and curve."""
+        progress, metrics = self.progress, {}
+        if len(self.data.fitting(stage.crop, held_out=True)):
+            metrics, columns = validate(
+                self.average, self.data, self.recipe, stage, device=self.device, precision=progress.precision
+            )
+            sheet = self.journal.sheet(progress.step, columns)
+            self.journal.measured(progress.step, stage.name, metrics)
+            self.say(f"step {progress.step} held out: {_shown(metrics)}")
+            if self.watcher is not None:
+                self.watcher(progress.step, sum(s.steps for s in self.stages()), sheet)
+        provenance = {
+            "source": f"trained by flowcore, recipe {self.recipe.name}",
+            "licence": self.recipe.licence,
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 1),
+            "recipe": self.recipe.text,
+            "metrics": metrics,
+        }
+        save(self.average, self.model_file, provenance=provenance)
+
+    def _published(self) -> bool:
+        return self.model_file.exists() and read_header(self.model_file).provenance.get("steps") == self.progress.step
+
+    def _stage_of(self, step: int) -> Stage:
+        """The stage that made a step."""
+        first = 0
+        for stage in self.stages():
+            first += stage.steps
+            if step <= first:
+                return stage
+        return self.stages()[-1]
+
+    def _choose_precision(self) -> str:
+        if self.recipe.precision != "auto":
+            return self.recipe.precision
+        seconds: dict[str, float] = {}
+        for precision in ("float32", "bfloat16"):
+            self.progress.precision = precision
+            seconds[precision] = sum(self._seconds_per_step().values())
+        self.say("seconds, a step of each stage: " + ", ".join(f"{name} {s:.2f}" for name, s in seconds.items()))
+        return min(seconds, key=lambda name: seconds[name])
+
+    def _length(self, seconds: float) -> float:
+        """The factor on all numbers of steps by which a run takes so many seconds; a tenth goes to validation."""
+        each = self._seconds_per_step()
+        return min(1.0, 0.9 * seconds / sum(each[stage.name] * stage.steps for stage in self.recipe.stages))
+
+    def _seconds_per_step(self) -> dict[str, float]:
+        """Time a step of every stage, without making it."""
+        result: dict[str, float] = {}
+        for stage in self.recipe.stages:
+            runner = _StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
+            times: list[float] = []
+            for _ in range(3):
+                begun = time.monotonic()
+                runner.gradient(*runner.batch(0)).item()
+                times.append(time.monotonic() - begun)
+            runner.optimiser.zero_grad(set_to_none=True)
+            result[stage.name] = self.ranks.mean(torch.tensor(min(times[1:]), device=self.device)).item()
+        return result
 
 
 class _StageRunner:
     """The steps of one stage."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        stage: Stage,
-        first: int,
-        flow: Flow,
-        average: Flow,
-        photographs: Data,
-        progress: Progress,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
-        self.recipe, self.stage, self.first = recipe, stage, first
-        self.flow, self.average = flow, average
-        self.photographs, self.progress = photographs, progress
-        self.device, self.say = device, say
-        frozen = len(flow.levels) - stage.frozen_levels
-        for number, level in enumerate(flow.levels):
+    def __init__(self, trainer: _Trainer, stage: Stage, first: int) -> None:
+        self.trainer, self.stage, self.first = trainer, stage, first
+        self.recipe, self.progress, self.device = trainer.recipe, trainer.progress, trainer.device
+        self.flow, self.average, self.ranks = trainer.flow, trainer.average, trainer.ranks
+        self.flow.requires_grad_(True)
+        frozen = len(self.flow.levels) - stage.frozen_levels
+        for number, level in enumerate(self.flow.levels):
             level.requires_grad_(number < frozen)
-        trained = _encoder(flow) if stage.objective == "l1" else flow
-        self.parameters = [p for p in trained.parameters() if p.requires_grad]
+        self.loss = objective(self.flow, stage)
+        self.parameters = [p for p in self.loss.parameters() if p.requires_grad]
         kernels = [p for p in self.parameters if p.ndim == 4]
         others = [p for p in self.parameters if p.ndim != 4]
         groups = [{"params": kernels, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(
+        kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
+        self.optimiser = kind(
             [group for group in groups if group["params"]], stage.learning_rate, betas=(0.9, 0.99), fused=True
         )
+        self._freeze(self._frozen(trainer.progress.step))
+        # counted on the device, so that no step waits for it
+        self.skipped = torch.tensor(self.progress.skipped, device=self.device)
+        self.bad = torch.tensor(self.progress.bad, device=self.device)
+        self.sum = torch.zeros((), dtype=torch.float64 if self.device != "mps" else torch.float32, device=self.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.norm = torch.zeros((), device=self.device)
 
-    def go(self, until: int, optimiser_state: dict[str, Any] | None, run: Path) -> None:
-        """Train up to a step, with checkpoints on the way."""
-        progress, every = self.progress, self.recipe.checkpoint_every
+    # --- a stage
+
+    def go(self, until: int, optimiser_state: dict[str, Any] | None) -> bool:
+        """Train up to a step, with checkpoints on the way; say whether it came so far."""
+        progress = self.progress
+        every = self.recipe.checkpoint_every
+        if progress.length < 1:
+            every = max(min(every, 25), round(every * progress.length))
         if optimiser_state is not None:
             self.optimiser.load_state_dict(optimiser_state)
-        if not progress.precision:
-            progress.precision = self._choose_precision()
-            self.say(f"precision of conditioners and encoder: {progress.precision}")
-        bad, waited, started, shown = 0, 0.0, time.monotonic(), time.monotonic()
-        recent: list[float] = []
-        while progress.step < until:
-            begun = time.monotonic()
-            x, source = self._batch(progress.step)
-            waited += time.monotonic() - begun
-            value = self._step(x, source)
-            if value is None:
-                progress.skipped += 1
-                bad += 1
-                if bad >= GIVE_UP:
-                    raise FlowError(
-                        f"{bad} steps in a row were not finite, the last at step {progress.step}. Lower the learning "
-                        f"rate of stage {self.stage.name} ({self.stage.learning_rate}); a checkpoint, if there is "
-                        f"one, is in {run}."
-                    )
-            else:
-                bad = 0
-                recent.append(value)
-            progress.step += 1
-            now = time.monotonic()
-            if now - shown > 20 or progress.step == until:
-                self._show(recent, len(recent) / max(now - shown, 1e-9), waited / max(now - started, 1e-9))
-                recent, shown = [], now
-            if progress.step % every == 0 or progress.step == until:
-                progress.seconds += time.monotonic() - started
-                self._checkpoint(run)
-                started, waited = time.monotonic(), 0.0
+        self._fit_into_memory()
+        waited, started, shown = 0.0, time.monotonic(), time.monotonic()
+        made = progress.step
+        with ThreadPoolExecutor(1, "flowcore-data") as loader:
+            coming = loader.submit(self.batch, progress.step)
+            while progress.step < until:
+                begun = time.monotonic()
+                batch = coming.result()
+                waited += time.monotonic() - begun
+                coming: Future[Any] = loader.submit(self.batch, min(progress.step + 1, until - 1))
+                self._step(*batch)
+                progress.step += 1
+                interrupt = self._interrupted(until)
+                due = progress.step % every == 0 or progress.step == until or interrupt is not None
+                if due or progress.step % LOOK_EVERY == 0:
+                    self._look()
+                now = time.monotonic()
+                if due or now - shown > SPEAK_EVERY:
+                    self._show((progress.step - made) / max(now - shown, 1e-9), waited / max(now - shown, 1e-9))
+                    shown, made, waited = now, progress.step, 0.0
+                if due:
+                    progress.seconds += time.monotonic() - started
+                    self.trainer.checkpoint(self.optimiser, self.stage)
+                    started = shown = time.monotonic()
+                if isinstance(interrupt, BaseException):
+                    raise interrupt
+                if interrupt is not None:
+                    self.trainer.say(f"stopped: {interrupt}")
+                    return progress.step == until
+        return True
 
-    def _step(self, x: Tensor, source: Tensor | None) -> float | None:
-        """Make one optimiser step; None if it was not finite and therefore not made."""
-        done = self.progress.step - self.first
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.stage.learning_rate * _rate(self.stage, done)
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.progress.step)  # for dropout
-        with batch_moments(self.flow):
-            loss = self._loss(self.flow, x, source)
-        if not math.isfinite(loss.item()):
-            return None
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
-        if not math.isfinite(norm.item()):
-            return None
-        self.optimiser.step()
-        decay = min(self.recipe.ema, (1 + done) / (10 + done))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
-            for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
-                mean.copy_(value)  # fixed orders, and moments that are running means already
-        return loss.item()
+    def _interrupted(self, until: int) -> str | BaseException | None:
+        """Ask whether to stop here: a reason, or what the caller raised."""
+        trainer, progress = self.trainer, self.progress
+        reason: str | BaseException | None = None
+        try:
+            if trainer.watcher is not None:
+                trainer.watcher(progress.step, sum(stage.steps for stage in trainer.stages()))
+            if trainer.cancelled is not None and trainer.cancelled():
+                reason = "cancelled"
+        except BaseException as raised:  # the host's own interruption; raised again after the checkpoint
+            reason = raised
+        if time.monotonic() > trainer.deadline and progress.step < until:
+            reason = reason or "the time is up"
+        if self.ranks.several:  # now and then, for it waits for the device
+            due = progress.step % LOOK_EVERY == 0
+            return (reason or "cancelled") if due and self.ranks.agree(reason is not None, self.device) else None
+        return reason
 
-    def _loss(self, flow: Flow, x: Tensor, source: Tensor | None, *, validating: bool = False) -> Tensor:
-        step = 0 if validating else self.progress.step
-        stage = self.stage
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.progress.precision == "bfloat16"):
-            if stage.objective == "l1":
-                assert source is not None
-                picture = _encoder(flow).picture(source)
-                loss = F.l1_loss(picture, x)
-                if stage.lr_consistency and not validating:
-                    loss = loss + stage.lr_consistency * F.l1_loss(shrink(picture, flow.config.scale), source)
-                return loss
-            frozen = step - self.first < stage.train_encoder_after * stage.steps
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-                cond = None if source is None else flow.encode_condition(source)
-            generator = torch.Generator("cpu").manual_seed(self.recipe.seed * 1_000_003 + step)
-            if stage.balanced and not validating:
-                return _bits_by_level(flow, x, cond, generator).mean()
-            return _bits(flow, x, cond, generator).mean()
+    def _look(self) -> None:
+        """Fetch what the device has counted."""
+        self.progress.skipped, self.progress.bad = int(self.skipped), int(self.bad)
+        if self.progress.bad >= self.recipe.patience:
+            raise _Diverged
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        x, source = self.photographs.batch(self.stage.batch, self.stage.crop, self.recipe.seed, step)
-        return x.to(self.device), None if source is None else source.to(self.device)
-
-    def _choose_precision(self) -> str:
-        if self.recipe.precision != "auto":
-            return self.recipe.precision
-        x, source = self._batch(self.progress.step)
-        seconds: dict[str, float] = {}
-        for precision in ("float32", "bfloat16"):
-            self.progress.precision = precision
-            for attempt in range(4):
-                if attempt == 1:  # the first one warms up
-                    seconds[precision] = -time.monotonic()
-                loss = self._loss(self.flow, x, source)
-                loss.backward()
-                loss.item()
-            seconds[precision] += time.monotonic()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.say("seconds per step: " + ", ".join(f"{name} {value / 3:.2f}" for name, value in seconds.items()))
-        return min(seconds, key=lambda name: seconds[name])
-
-    def _show(self, recent: list[float], rate: float, waiting: float) -> None:
-        done = self.progress.step - self.first
-        unit = "L1" if self.stage.objective == "l1" else "bits/dim"
-        mean = sum(recent) / len(recent) if recent else math.nan
-        left = (self.stage.steps - done) / max(rate, 1e-9) / 60
-        bar = "#" * round(20 * done / self.stage.steps)
-        self.say(
-            f"{self.stage.name} [{bar:<20}] {done}/{self.stage.steps} {unit} {mean:.4f} {rate:.2f} steps/s "
-            f"data wait {waiting:.1%} skipped {self.progress.skipped} {left:.0f} min left"
+    def _show(self, rate: float, waiting: float) -> None:
+        progress, stage = self.progress, self.stage
+        done = progress.step - self.first
+        mean = float(self.sum / self.count)
+        self.sum.zero_()
+        self.count.zero_()
+        left = (stage.steps - done) / max(rate, 1e-9) / 60
+        bar = "#" * round(20 * done / stage.steps)
+        self.trainer.say(
+            f"{stage.name} [{bar:<20}] {done}/{stage.steps} {self.loss.unit} {mean:.4f} {rate:.2f} steps/s "
+            f"data wait {waiting:.1%} skipped {progress.skipped} {left:.0f} min left"
+        )
+        self.trainer.journal.training(
+            step=progress.step,
+            stage=stage.name,
+            unit=self.loss.unit,
+            loss=round(mean, 6),
+            rate=f"{self._rate():.6g}",
+            gradient_norm=round(float(self.norm), 6),
+            steps_per_second=round(rate, 3),
+            data_wait=round(waiting, 4),
+            skipped=progress.skipped,
         )
 
+    # --- a step
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Images, sources and noise of a step: this process's share of them. Runs beside the step before."""
+        stage, seed = self.stage, self.recipe.seed
+        x, source = self.trainer.data.batch(stage.batch, stage.crop, seed, step)
+        noise = self.loss.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))
+        share = self.ranks.share(stage.batch)
+        return tuple(None if t is None else self._sent(t[share]) for t in (x, source, noise))  # pyright: ignore[reportReturnType]
+
+    def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Compute the loss and the gradient."""
+        recompute = self.progress.recompute == "always"
+        across = self.ranks.mean if self.ranks.several else None
+        with recomputed(self.flow) if recompute else nullcontext():
+            with batch_moments(self.flow, across=across), self._autocast():
+                loss = self.module(x, source, noise)
+            loss.backward()
+        return loss.detach()
+
+    def _step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
+        """Make one optimiser step, unless loss or gradient are not finite."""
+        self._freeze(self._frozen(self.progress.step))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        # for dropout; processes must not drop alike
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.progress.step + 7_919 * self.ranks.rank)
+        try:
+            loss = self.gradient(x, source, noise)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FlowError(
+                f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
+                f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
+            ) from error
+        loss = self.ranks.mean(loss)
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
+        good = loss.isfinite() & self.norm.isfinite()
+        self.optimiser.found_inf = (~good).float()  # pyright: ignore[reportAttributeAccessIssue]  (torch's own way to say: make no step)
+        self.optimiser.step()
+        self._follow(good)
+        self.skipped += ~good
+        self.bad = torch.where(good, 0, self.bad + 1)
+        self.sum += torch.where(good, loss, 0.0)
+        self.count += good
+
     @torch.no_grad()
-    def _checkpoint(self, run: Path) -> None:
-        progress = self.progress
-        content = {
-            "flow": self.flow.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "progress": vars(progress).copy(),
-            "recipe": _fingerprint(self.recipe),
-        }
-        _atomically(run / "checkpoint.pt", lambda partial: torch.save(content, partial))
-        if not len(self.photographs.fitting(self.stage.crop, held_out=True)):
-            save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, {}))
+    def _follow(self, good: Tensor) -> None:
+        """Move the average towards the weights, if the step was made."""
+        done = self.progress.step - self.first
+        decay = min(self.recipe.ema, (1 + done) / (10 + done))
+        weight = (1 - decay) * good.float()
+        for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
+            if value.requires_grad:  # the others are equal already
+                mean.lerp_(value, weight)
+        for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
+            mean.copy_(value)  # fixed orders, and moments that are running means already
+
+    def _frozen(self, step: int) -> bool:
+        """Whether the encoder is frozen at a step."""
+        stage = self.stage
+        return stage.objective == "likelihood" and step - self.first < stage.train_encoder_after * stage.steps
+
+    def _freeze(self, frozen: bool) -> None:
+        """Freeze the encoder or let it go, and share the objective among the processes accordingly."""
+        if not isinstance(self.loss, AbsoluteError):
+            if hasattr(self, "module") and self.loss.encoder_frozen == frozen:
+                return
+            self.loss.encoder_frozen = frozen
+            if self.flow.encoder is not None:
+                self.flow.encoder.requires_grad_(not frozen)
+        elif hasattr(self, "module"):
             return
-        metrics, columns = self._validate()
-        save(self.average, run / "model.safetensors", provenance=_provenance(self.recipe, progress, metrics))
-        _sheet(run / "sheets" / f"{progress.step:06d}.png", columns)
-        self.say(f"step {progress.step} held out: {json.dumps(metrics)}")
+        self.module: nn.Module = self.loss
+        if self.ranks.several:
+            self.module = DistributedDataParallel(self.loss, broadcast_buffers=False, find_unused_parameters=True)
 
-    def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
-        """Measure the averaged weights on held-out images, and make the columns of a sample sheet."""
-        upscaler = self.photographs.scale > 1 if isinstance(self.photographs, Photographs) else False
-        size = 8 if upscaler else 64 if isinstance(self.photographs, Colours) else 256
-        x, source = self.photographs.batch(size, self.stage.crop, 0, 0, held_out=True)
-        x, source = x.to(self.device), None if source is None else source.to(self.device)
-        measure = "l1" if self.stage.objective == "l1" else "bits_per_dim"
-        metrics = {f"validation_{measure}": round(float(self._loss(self.average, x, source, validating=True)), 4)}
-        if upscaler and source is not None:
-            return self._validate_upscaler(x, source, metrics)
-        if isinstance(self.photographs, Colours) and source is not None:
-            return self._validate_colorizer(x, source, metrics)
-        if source is not None:
-            source = torch.arange(8, device=self.device) % max(1, self.average.classes)
-        cond = None if source is None else self.average.encode_condition(source)
-        shapes = self.average.latent_shapes(*x.shape[-2:])
-        columns: list[Tensor] = []
-        for tau in UNCONDITIONAL_TEMPERATURES:  # a row a seed, a column a temperature
-            latents = [z.to(self.device) for z in sample_latents(shapes, 8, tau)]
-            columns.append(self.average.inverse(latents, cond))
-        return metrics, [*columns, x[:8]]
+    def _rate(self) -> float:
+        return self.stage.learning_rate * self.progress.rate * _schedule(self.stage, self.progress.step - self.first)
 
-    def _validate_colorizer(
-        self, x: Tensor, source: Tensor, metrics: dict[str, float]
-    ) -> tuple[dict[str, float], list[Tensor]]:
-        cond = self.average.encode_condition(source)
-        by_level = _bits_by_level(self.average, x, cond, torch.Generator("cpu").manual_seed(0)).mean(1)
-        metrics |= {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
-        shown = source[::8]
-        y = F.avg_pool2d(shown[:, :1], STRIDE)
-        cond, shapes = self.average.encode_condition(shown), self.average.latent_shapes(*x.shape[-2:])
-        palette, detail = self.average.config.temperatures
-        columns = [y.expand(-1, 3, -1, -1), compress(y, x[::8] - NEUTRAL)]
-        for k in range(6):  # a row a photograph, a column a seed
-            taus = schedule(palette, detail, len(shapes)) if k else 0.0
-            latents = [z.to(self.device) for z in sample_latents(shapes, len(shown), taus, seed=k * len(shown))]
-            columns.append(compress(y, self.average.inverse(latents, cond) - NEUTRAL))
-        return metrics, columns
+    def _autocast(self) -> torch.autocast:
+        low = self.progress.precision == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low)
 
-    def _validate_upscaler(
-        self, hr: Tensor, lr: Tensor, metrics: dict[str, float]
-    ) -> tuple[dict[str, float], list[Tensor]]:
-        pictures = [enlarge(lr, self.average.config.scale)]
-        if self.stage.objective == "l1":
-            pictures.append(_encoder(self.average).picture(lr))
-            names = ["bicubic", "l1"]
-        else:
-            cond = self.average.encode_condition(lr)
-            shapes = self.average.latent_shapes(*hr.shape[-2:])
-            for k, tau in enumerate(SHEET_TEMPERATURES):
-                latents = [z.to(self.device) for z in sample_latents(shapes, len(hr), tau, seed=k * len(hr))]
-                pictures.append(self.average.inverse(latents, cond))
-            names = ["bicubic", *(f"tau{tau}" for tau in SHEET_TEMPERATURES[:-1])]
-        for name, picture in zip(names, pictures, strict=False):
-            # over the whole batch at once, since a crop of its own may be met exactly
-            sr, target, small = (t.flatten(0, 1)[None] for t in (picture.clamp(0, 1), hr, lr))
-            metrics[f"psnr_{name}"] = round(float(psnr(sr, target)), 2)
-            metrics[f"lr_psnr_{name}"] = round(float(lr_psnr(sr, small)), 2)
-        return metrics, [*pictures, hr]
+    def _sent(self, t: Tensor) -> Tensor:
+        if self.device.startswith("cuda"):
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)
+
+    # --- memory
+
+    def _fit_into_memory(self) -> None:
+        """Say how large a batch fits, and choose whether to recompute; a run keeps to its choice."""
+        stage, progress = self.stage, self.progress
+        free = free_memory(self.device)
+        if self.recipe.recompute != "auto":
+            progress.recompute = self.recipe.recompute
+        chosen = progress.recompute
+        if free is None:
+            progress.recompute = chosen or "never"
+            return
+        each_rank = len(range(stage.batch)[self.ranks.share(stage.batch)])
+        images = self.batch(progress.step)
+
+        def step(items: int) -> None:
+            self.gradient(*(None if t is None else _repeated(t, items) for t in images))  # pyright: ignore[reportArgumentType]
+            self.optimiser.zero_grad(set_to_none=True)
+
+        buffers = [b.clone() for b in self.flow.buffers()]
+        progress.recompute = chosen or "never"
+        fits, each = largest_batch(step, round(SPARE * free))
+        if fits < each_rank and not chosen:
+            progress.recompute = "always"
+            fits, each = largest_batch(step, round(SPARE * free))
+        for buffer, value in zip(self.flow.buffers(), buffers, strict=True):
+            buffer.copy_(value)  # moments that the trial steps moved
+        how = ", activations computed again" if progress.recompute == "always" else ""
+        self.trainer.say(
+            f"{stage.name}: {each / 2**20:.0f} MB a crop of {stage.crop}{how}; the largest batch that fits into "
+            f"{free / 2**30:.1f} GB of free memory is about {fits}"
+            + (f", fewer than {each_rank}: expect to run out of memory" if fits < each_rank else "")
+        )
 
 
-def open_data(recipe: Recipe, data: Path, cache: Path) -> Data:
+def _repeated(t: Tensor, items: int) -> Tensor:
+    """The first items of a batch, over again if there are too few."""
+    return t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]
+
+
+def _schedule(stage: Stage, done: int) -> float:
+    rise = min(1.0, (done + 1) / max(stage.warmup, 1))
+    part = done / stage.steps
+    if stage.schedule == "cosine":
+        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+    if stage.schedule == "halving":
+        return rise * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
+    return rise
+
+
+def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
     """Open what a recipe trains on.
 
     Args:
@@ -379,8 +593,13 @@ def open_data(recipe: Recipe, data: Path, cache: Path) -> Data:
 
     Returns:
         The data.
+
+    Raises:
+        FlowError: If there are several folders for a model that takes one.
     """
     if recipe.architecture == "class_conditional":
+        if not isinstance(data, Path):
+            raise FlowError("Labelled digits come from one folder, that of the four files of MNIST; got several.")
         return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
     photographs = Photographs(
         data,
@@ -394,30 +613,9 @@ def open_data(recipe: Recipe, data: Path, cache: Path) -> Data:
     return Colours(photographs) if recipe.architecture == "colorizer" else photographs
 
 
-def _bits(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Generator) -> Tensor:
-    """Bits per dimension of dequantized images, with the noise that the model's configuration names."""
-    quant_bins = getattr(flow.config, "quant_bins", 0)
-    if quant_bins:  # wider than the 8-bit step on purpose
-        return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, generator), cond), x[0].numel())
-    k = to_integers(x, quantisation(flow).n_bits)[0]
-    dequantizer = flow.dequantizer if isinstance(flow.dequantizer, VariationalDequantizer) else None
-    return bits_per_dim(log_weight(flow, k, cond, dequantizer=dequantizer, noise=generator), x[0].numel())
-
-
-def _bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, generator: torch.Generator) -> Tensor:
-    """Bits per dimension of every level's own latents, ``(levels, B)``, with uniform noise."""
-    bins = quantisation(flow)
-    k = to_integers(x, bins.n_bits)[0]
-    latents, shares = flow.by_position(bins.place(k, Uniform().draw(k, generator)[0]).to(x), cond)
-    per_level = [
-        bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in zip(latents, shares, strict=True)
-    ]
-    return torch.stack(per_level)
-
-
-def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) -> None:
+def _check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
     """Refuse a stage whose crop fits no photograph, or whose first batch is too small to find principal axes in."""
-    if not len(photographs.fitting(stage.crop)):
+    if not len(data.fitting(stage.crop)):
         raise FlowError(
             f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
             "images or a smaller crop."
@@ -427,7 +625,9 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) ->
             f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
             f"got {stage.frozen_levels}."
         )
-    if stage.objective == "likelihood" and getattr(recipe.model, "mixing", "") == "principal":
+    if stage.objective == "l1":
+        lr_encoder(flow)
+    elif getattr(recipe.model, "mixing", "") == "principal":
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]
         pixels = recipe.init_batch * height * width
         if pixels <= channels:
@@ -438,121 +638,27 @@ def _check_stage(stage: Stage, recipe: Recipe, photographs: Data, flow: Flow) ->
             )
 
 
-def _initialise(flow: Flow, photographs: Data, recipe: Recipe, stage: Stage, device: str) -> None:
-    """Set the flow's data-dependent parameters from one large batch."""
-    x, source = photographs.batch(recipe.init_batch, stage.crop, recipe.seed + 1, 0)
-    generator = torch.Generator("cpu").manual_seed(recipe.seed)
-    quant_bins = getattr(flow.config, "quant_bins", 0)
-    with torch.no_grad():
-        cond = None if source is None else flow.encode_condition(source.to(device))
-        if quant_bins:
-            noisy = dequantize(x.to(device), quant_bins, generator)
-        else:
-            bins = quantisation(flow)
-            k = to_integers(x, bins.n_bits)[0].to(device)
-            noisy = bins.place(k, Uniform().draw(k, generator)[0]).to(x)
-            if isinstance(flow.dequantizer, VariationalDequantizer):
-                flow.dequantizer.initialise(torch.randn(k.shape, generator=generator).to(k), k)
-        flow.initialise(noisy, cond)
-
-
-def _rate(stage: Stage, done: int) -> float:
-    rise = min(1.0, (done + 1) / max(stage.warmup, 1))
-    part = done / stage.steps
-    if stage.schedule == "cosine":
-        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
-    if stage.schedule == "halving":
-        return rise * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
-    return rise
-
-
-def _encoder(flow: Flow) -> RRDBEncoder:
-    if not isinstance(flow.encoder, RRDBEncoder):
+def _take_weights(flow: Flow, path: Path) -> None:
+    other = read(path)
+    asked, came = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
+    differences = [
+        f"{key} is {came.get(key)!r} instead of {asked[key]!r}" for key in asked if asked[key] != came.get(key)
+    ]
+    if other.architecture != flow.architecture or differences:
         raise FlowError(
-            f"Objective l1 trains an LR encoder; a {flow.architecture} model has none. Use objective likelihood."
+            f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
+            f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    return flow.encoder
+    flow.load_state_dict(other.state_dict())
 
 
 def _take_encoder(flow: Flow, path: Path) -> None:
-    source, target = _encoder(read(path)).state_dict(), _encoder(flow)
+    source, target = lr_encoder(read(path)).state_dict(), lr_encoder(flow)
     try:
         target.load_state_dict(source)
     except RuntimeError as error:
         raise FlowError(f"The encoder of {path.name} does not fit this recipe's encoder_* fields: {error}.") from error
 
 
-def _restore(path: Path, recipe: Recipe, flow: Flow, average: Flow, progress: Progress) -> dict[str, Any] | None:
-    """Read a checkpoint into its places, if there is one; return the optimiser's state."""
-    if not path.exists():
-        return None
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if content["recipe"] != _fingerprint(recipe):
-        raise FlowError(
-            f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another --run folder."
-        )
-    flow.load_state_dict(content["flow"])
-    average.load_state_dict(content["average"])
-    for name, value in content["progress"].items():
-        setattr(progress, name, value)
-    return content["optimiser"]
-
-
-def _fingerprint(recipe: Recipe) -> str:
-    # in the order in which keys came: those that came later only where a recipe uses them, so that old runs resume
-    # (a new field of Stage ends that: those of this release differ from what came before)
-    relevant: tuple[Any, ...] = (
-        recipe.architecture,
-        recipe.model,
-        recipe.stages,
-        recipe.seed,
-        recipe.pyramid,
-        recipe.validation,
-        recipe.ema,
-        recipe.init_batch,
-        *((recipe.turn, recipe.unlabelled) if not recipe.turn or recipe.unlabelled else ()),
-        *recipe.short_sides,
-    )
-    return hashlib.sha256(repr(relevant).encode()).hexdigest()
-
-
-def _provenance(recipe: Recipe, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
-    return {
-        "source": f"trained by flowcore, recipe {recipe.name}",
-        "licence": recipe.licence,
-        "steps": progress.step,
-        "minutes": round(progress.seconds / 60, 1),
-        "recipe": recipe.text,
-        "metrics": metrics,
-    }
-
-
-def _sheet(path: Path, columns: list[Tensor]) -> None:
-    """Save pictures side by side: a row an image."""
-    from PIL import Image
-
-    columns = [c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns]
-    rows = torch.cat(columns, dim=3)  # (B, 3, H, columns * W)
-    sheet = torch.cat(list(rows), dim=1)  # (3, B * H, columns * W)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(path)
-
-
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
-
-
-def _logger(path: Path, log: Callable[[str], None] | None) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        stamped = f"{time.strftime('%H:%M:%S')} {line}"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(stamped + "\n")
-        if log is not None:
-            log(stamped)
-        else:
-            sys.stderr.write(stamped + "\n")
-            sys.stderr.flush()
-
-    return say
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items())

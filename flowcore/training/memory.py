@@ -105,16 +105,16 @@ class PeakMemory(TorchDispatchMode):
     ) -> Any:
         """Run an operation and count what it returns."""
         result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(result):
-            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in given:
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in given:
                 self._count(t.untyped_storage())
         self.peak = max(self.peak, self._now)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._live:
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key not in self._live and size:
             self._live.add(key)
             self._now += size
             weakref.finalize(storage, self._forget, key, size)
