@@ -6,8 +6,11 @@ import argparse
 import ast
 import dataclasses
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from .training.evaluate import (
     table,
 )
 from .training.loop import train
+from .training.ranks import joined
 from .training.recipe import read_recipe
 from .training.styles import measure_styles
 from .transforms import FlowError, ImageError
@@ -166,11 +170,23 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train a model from a folder of photographs")
     command.add_argument("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
-    command.add_argument("--data", type=Path, required=True, help="folder of photographs, any depth")
     command.add_argument(
-        "--run", type=Path, help="folder for checkpoint, model, sample sheets (default: runs/NAME); resumes there"
+        "--data", type=Path, nargs="+", help="folders of photographs, any depth (default: what the recipe names)"
+    )
+    command.add_argument(
+        "--run",
+        type=Path,
+        help="folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there",
     )
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument(
+        "--minutes", type=float, help="shorten the recipe so that it ends in about this time, and stop when it is up"
+    )
+    command.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="start from a model file, or a shipped model by name, of the same configuration",
+    )
     command.add_argument(
         "--encoder-from", type=Path, metavar="MODEL", help="start from the encoder of another model file"
     )
@@ -398,15 +414,42 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe)
-    run = options.run or Path("runs") / recipe.name
-    train(
-        recipe,
-        options.data,
-        run,
-        device=options.device,
-        encoder_from=options.encoder_from,
-        stop_after=options.stop_after,
-    )
+    data = options.data or [Path(folder) for folder in recipe.data]
+    if not data:
+        raise FlowError("There is nothing to train on: the recipe names no data. Add --data FOLDER.")
+    start = catalog.path(options.start) if options.start in catalog.names() else options.start and Path(options.start)
+    with joined(options.device) as (ranks, device), _stoppable() as stopped:
+        train(
+            recipe,
+            data[0] if len(data) == 1 else data,
+            options.run or Path("runs") / recipe.name,
+            device=device,
+            start=start,
+            encoder_from=options.encoder_from,
+            stop_after=options.stop_after,
+            minutes=options.minutes,
+            cancelled=stopped.is_set,
+            ranks=ranks,
+        )
+
+
+@contextmanager
+def _stoppable() -> Generator[threading.Event, None, None]:
+    """Turn the first Ctrl-C, or a polite kill, into a wish to stop after the step; the next one is obeyed at once."""
+    stopped = threading.Event()
+    handled = signal.SIGINT, signal.SIGTERM
+
+    def stop(number: int, _: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in handled}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _eval(options: argparse.Namespace) -> None:
