@@ -175,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--run",
+        "--into",  # torchrun takes --run for an abbreviation of its own
         type=Path,
         help="folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there",
     )
