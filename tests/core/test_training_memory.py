@@ -1,0 +1,157 @@
+"""Memory of training: recomputed steps keep a fraction, with the same gradients; what fits is found by measuring."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from flowcore.models import build, configure
+from flowcore.networks.residual import NetworkNorm
+from flowcore.training.memory import PeakMemory, free_memory, largest_batch, recomputed, units
+from flowcore.training.objective import Likelihood, objective
+from flowcore.training.recipe import Stage
+from flowcore.transforms import BatchNorm, batch_moments
+
+CONFIGS = {
+    "glow": {"levels": 2, "steps": 3, "hidden": 8, "image_size": 16},
+    "realnvp": {"scales": 2, "hidden": 4, "blocks": 1, "image_size": 16},
+    "srflow": {
+        **{"scale": 2, "levels": 2, "steps": 2, "hidden": 8, "encoder_blocks": 2, "encoder_width": 8},
+        **{"encoder_growth": 4, "stacked_blocks": [0], "residual": True},
+    },
+    "class_conditional": {"classes": 3, "steps": 2, "hidden": 16, "n_bits": 4},
+    "colorizer": {"steps": [1, 1], "hidden": [6, 6], "widths": [4, 4, 8], "merged": 8, "features": 2, "dropout": 0.3},
+}
+
+
+def model(architecture, **config):
+    torch.manual_seed(0)
+    flow = build(architecture, configure(architecture, {**CONFIGS[architecture], **config}))
+    for p in flow.parameters():
+        p.data.add_(0.02 * torch.randn_like(p))
+    return flow
+
+
+def batch(flow, size=4, side=16):
+    torch.manual_seed(1)
+    if flow.architecture == "class_conditional":
+        return torch.rand(size, 1, 28, 28), torch.arange(size) % 3
+    if flow.architecture == "srflow":
+        return torch.rand(size, 3, side, side), torch.rand(size, 3, side // 2, side // 2)
+    if flow.architecture == "colorizer":
+        return 0.3 + 0.4 * torch.rand(size, 2, 8, 8), torch.rand(size, 8, 32, 32)
+    return torch.rand(size, 3, side, side), None
+
+
+def gradients(loss, flow, x, source, *, recompute):
+    noise = loss.noise(tuple(x.shape), torch.Generator().manual_seed(2))
+    torch.manual_seed(3)  # for dropout
+    with recomputed(flow) if recompute else nullcontext():
+        with batch_moments(flow):
+            value = loss(x, source, noise)
+        value.backward()
+    found = {name: p.grad.clone() for name, p in flow.named_parameters() if p.grad is not None}
+    flow.zero_grad(set_to_none=True)
+    return float(value.detach()), found
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    assert one
+    for name, gradient in one.items():
+        assert (gradient - two[name]).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_recomputed_steps_have_the_same_gradients(architecture):
+    flow = model(architecture)
+    x, source = batch(flow)
+    loss = Likelihood(flow, balanced=architecture == "colorizer")
+    plain, one = gradients(loss, flow, x, source, recompute=False)
+    again, two = gradients(loss, flow, x, source, recompute=True)
+    assert plain == pytest.approx(again, rel=1e-6)
+    assert_same(one, two)
+
+
+def test_so_does_an_encoder_that_is_trained_alone():
+    flow = model("srflow")
+    x, source = batch(flow)
+    loss = objective(flow, Stage(name="encoder", objective="l1", steps=1, lr_consistency=1.0))
+    assert_same(*(gradients(loss, flow, x, source, recompute=way)[1] for way in (False, True)))
+
+
+def test_running_moments_follow_a_batch_once():
+    one = model("realnvp")
+    norms = [m for m in one.modules() if isinstance(m, BatchNorm)]
+    assert any(isinstance(m, NetworkNorm) for m in one.modules())
+    assert norms
+    two = copy.deepcopy(one)
+    for flow, way in ((one, False), (two, True)):
+        gradients(Likelihood(flow), flow, *batch(flow), recompute=way)
+    assert any(not torch.equal(norm.mean, torch.zeros_like(norm.mean)) for norm in norms)
+    for (name, a), b in zip(one.named_buffers(), two.buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_afterwards_a_model_is_as_it_was():
+    flow = model("srflow")
+    before = [dict(part.__dict__) for part in units(flow)]
+    with recomputed(flow):
+        assert any(part.__dict__.keys() != was.keys() for part, was in zip(units(flow), before, strict=True))
+    assert [part.__dict__.keys() for part in units(flow)] == [was.keys() for was in before]
+
+
+def peak(steps, *, recompute, size=16):
+    flow = model("glow", levels=3, steps=steps, hidden=32, image_size=32)
+    x, _ = batch(flow, size, 32)
+    loss = Likelihood(flow)
+    with PeakMemory() as memory:
+        gradients(loss, flow, x, None, recompute=recompute)
+    return memory.peak
+
+
+def test_memory_stays_nearly_flat_as_steps_grow():
+    """The issue's model, Glow with 3 levels of 32 steps, narrow: a quarter at most."""
+    plain, less = peak(32, recompute=False), peak(32, recompute=True)
+    assert less <= plain / 4
+    few_plain, few_less = peak(8, recompute=False), peak(8, recompute=True)
+    assert peak(8, recompute=True) == few_less  # the same on every run
+    assert less - few_less < (plain - few_plain) / 6  # what every further step costs
+
+
+def test_peak_memory_counts_what_lives_at_one_time():
+    with PeakMemory() as memory:
+        a = torch.zeros(1000)
+        b = a + 1  # 8,000 bytes now
+        del a
+        c = b * 2
+        del b
+        c.add_(1)  # in place: nothing new
+        c.view(10, 100)
+    assert memory.peak == 8000
+    with PeakMemory() as memory:
+        x = torch.zeros(1000, requires_grad=True)
+        (x.exp().exp()).sum().backward()
+    assert memory.peak >= 16_000  # x, both exponentials, a gradient
+
+
+def test_the_largest_batch_is_found_from_two_small_ones():
+    asked = []
+
+    def step(items):
+        asked.append(items)
+        fixed, each = torch.empty(1000), torch.empty(items * 500)  # 4,000 bytes, and 2,000 an item
+        del fixed, each
+
+    assert largest_batch(step, 24_000) == (10, 2000)
+    assert largest_batch(step, 4_000) == (0, 2000)
+    assert largest_batch(step, 0) == (0, 2000)
+    assert set(asked) == {1, 2}
+
+
+def test_free_memory_is_said_or_not_known():
+    free = free_memory("cpu")
+    assert free is None or 2**20 < free < 2**50

@@ -1,0 +1,125 @@
+"""Training on two processes: the same losses as on one, and a run that goes on with another number of them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from flowcore.training.loop import train
+from flowcore.training.ranks import Ranks
+from flowcore.training.recipe import parse_recipe
+from flowcore.transforms import FlowError
+
+from .photographs import photographs
+from .test_training_loop import RECIPE as UPSCALER
+
+GRAPH = """
+name = "tiny"
+architecture = "{architecture}"
+validation = 1
+checkpoint_every = 4
+init_batch = 16
+precision = "float32"
+turn = false
+[model]
+{model}
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = 12
+batch = 4
+crop = 16
+warmup = 1
+learning_rate = 2e-3
+"""
+RECIPES = {
+    "srflow": UPSCALER.replace("ema = 0.6", "ema = 0.6\nrecompute = 'always'"),
+    "glow": GRAPH.format(
+        architecture="glow",
+        model='levels = 2\nsteps = 2\nhidden = 8\nn_bits = 5\nimage_size = 16\nmixing = "conv"\n'
+        'mixing_start = "principal"',
+    ),
+    "realnvp": GRAPH.format(architecture="realnvp", model="scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16"),
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def by_two(recipe, data, run, *options):
+    """What a person types, on loopback and for a minute at most."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("-m", "flowcore", "train", str(recipe), "--data", str(data), "--into", str(run), "--device", "cpu"),
+        *options,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def table(run, name, value):
+    with (run / name).open(newline="") as file:
+        return {(row["step"], row.get("measure")): float(row[value]) for row in csv.DictReader(file)}
+
+
+def losses(run):
+    return table(run, "history.csv", "loss")
+
+
+def assert_same_curve(one, two):
+    assert one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_follow_the_curve_of_one(name, photos, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPES[name])
+    train(parse_recipe(RECIPES[name]), photos, tmp_path / "one", log=lambda _: None)
+    spoken = by_two(recipe, photos, tmp_path / "two")
+    assert_same_curve(losses(tmp_path / "one"), losses(tmp_path / "two"))
+    if name == "realnvp":  # biases before a batch norm have no gradient, and Adam makes steps of its rounding errors
+        return
+    one, two = (table(tmp_path / run, "held_out.csv", "value") for run in ("one", "two"))
+    measure = "validation_bits_per_dim"
+    assert_same_curve(*({k: v for k, v in t.items() if k[1] == measure} for t in (one, two)))
+    assert spoken.count("images to train on") == 1  # one of them speaks
+
+
+def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(UPSCALER)
+    train(parse_recipe(UPSCALER), photos, tmp_path / "one", log=lambda _: None)
+    by_two(recipe, photos, tmp_path / "run", "--stop-after", "15")
+    train(parse_recipe(UPSCALER), photos, tmp_path / "run", log=lambda _: None)
+    assert_same_curve(losses(tmp_path / "one"), losses(tmp_path / "run"))
+
+
+def test_processes_share_a_batch_equally_or_not_at_all():
+    shares = [range(12)[Ranks(rank, 3).share(12)] for rank in range(3)]
+    assert [list(share) for share in shares] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(FlowError, match=r"batch of 16 cannot be shared equally by 3 processes.*divides 16"):
+        Ranks(0, 3).share(16)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step(photos, tmp_path):
+    with pytest.raises(FlowError, match="batch of 4"):
+        train(parse_recipe(UPSCALER), photos, tmp_path / "run", ranks=Ranks(0, 3), log=lambda _: None)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
