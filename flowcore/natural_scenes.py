@@ -1,0 +1,257 @@
+"""Quality of a picture by itself, without a reference: NIQE, BRISQUE, PIQE.
+
+All three look at luma minus its local mean, over its local deviation: in photographs of nature these numbers, and the
+products of neighbours, follow distributions that blur, noise and compression bend. Lower is better for all three. They
+were made to find distortions; on enlargements they rank textures by how much they look like those of photographs, and
+say nothing about whether they are right.
+
+The models of NIQE and BRISQUE are in ``natural_scenes.safetensors``; whence, under which licences and by which command
+stands in ``natural_scenes.licences.txt``.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .color import luma
+from .resize import continued, shrink
+from .transforms import ShapeError
+
+MODELS = Path(__file__).with_suffix(".safetensors")
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, and both diagonals
+ROUNDING = 1e-9  # what float64 makes of 0 where a picture is flat stays below
+GAMMA = 0.05  # of the radial basis functions of BRISQUE's regression
+NIQE_SIDE = 96  # of NIQE's patches
+PIQE_SIDE = 16  # of PIQE's blocks
+PIQE_EDGE = 6  # pixels of a stretch of a block's edge
+ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block is looked at; deviation below which a stretch is flat
+
+
+def niqe(images: Tensor) -> Tensor:
+    """How far statistics of patches are from those of 125 pristine photographs.
+
+    With mean m and covariance S of 36 features over the patches, and m0, S0 those of the photographs,
+    ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))``.
+
+    Args:
+        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 96, and one at least 192; what is beyond multiples
+            of 96 is left out. Colours are turned into luma of 16 to 235, as in the tables of super-resolution, and
+            rounded.
+
+    Returns:
+        ``(B,)``, float64, on the CPU; about 3 to 5 for good photographs, lower is better; NaN for an image without two
+        patches that are not flat.
+
+    Raises:
+        ShapeError: If an image is too small, or has other channels.
+
+    Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013, with the
+        parameters of its release. The published value of BasicSR's baboon, 5.7296 by MATLAB R2021a, is met.
+    """
+    grey = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _grey(images)
+    rows, columns = (side // NIQE_SIDE for side in grey.shape[-2:])
+    if rows * columns < 2:
+        raise ShapeError(
+            f"NIQE compares patches of {NIQE_SIDE}x{NIQE_SIDE} and needs two at least; got {tuple(images.shape)}. "
+            "Measure larger images."
+        )
+    models = _models()
+    return torch.stack([_niqe(one, models) for one in grey[..., : rows * NIQE_SIDE, : columns * NIQE_SIDE]])
+
+
+def brisque(images: Tensor) -> Tensor:
+    """What people would say of a picture, learned from the LIVE database of distorted photographs.
+
+    36 features of the whole picture at two sizes, and a support vector regression with radial basis functions:
+    ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, kept in [0, 100].
+
+    Args:
+        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 16. Colours are turned into luma and rounded.
+
+    Returns:
+        ``(B,)``, float64, on the CPU; 0 for good photographs, 100 for the worst.
+
+    Raises:
+        ShapeError: If an image is too small, or has other channels.
+
+    Source: Mittal, Moorthy & Bovik, "No-reference image quality assessment in the spatial domain", IEEE TIP 2012, with
+        the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
+    """
+    grey = _grey(images)  # (B, 1, H, W)
+    _check_sides(images, 16, "BRISQUE")
+    # Not antialiased and with a kernel of its own (Keys' cubic with a = -0.75): the model was trained on that.
+    half = F.interpolate(grey, [side // 2 for side in grey.shape[-2:]], mode="bicubic", align_corners=False)
+    found = torch.cat([_brisque_features(_normalised(x)) for x in (grey, half)], dim=1)  # (B, 36)
+    models = _models()
+    least, most = models["brisque.range"]
+    found = 2 * (found - least) / (most - least) - 1
+    distances = (found[:, None] - models["brisque.support"]).square().sum(2)  # (B, 774)
+    return ((-GAMMA * distances).exp() @ models["brisque.weight"] + models["brisque.bias"]).clamp(0, 100)
+
+
+def piqe(images: Tensor) -> Tensor:
+    """Share of the structured blocks of a picture that are distorted, weighted by how much.
+
+    Of N blocks of 16x16 whose variance v (after normalisation) is above 0.1, one with a flat stretch on its edge counts
+    ``1 - v``, one that looks like noise counts ``v``: ``100 (1 + sum) / (1 + N)``.
+
+    Args:
+        images: ``(B, 1 or 3, H, W)`` in [0, 1]. Colours are turned into luma and rounded.
+
+    Returns:
+        ``(B,)``, float64, on the CPU; 0 to 100 but for the smallest images, lower is better, 100 for flat images.
+
+    Raises:
+        ShapeError: If the images have other channels.
+
+    Source: Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, with
+        constants and details of the program that MATLAB and PyPI's ``pypiqe`` 1.2 are.
+    """
+    grey = _grey(images)
+    height, width = grey.shape[-2:]
+    high, wide = (-(-side // PIQE_SIDE) * PIQE_SIDE for side in (height, width))
+    grey = continued(grey, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
+    grey = (255 * grey / grey.amax((1, 2, 3), keepdim=True).clamp(min=1)).round()
+    blocks = _patches(_normalised(grey), PIQE_SIDE)  # (B, N, 16, 16)
+    variance = blocks.flatten(2).var(2)
+    edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[..., 0], blocks[..., -1]], dim=2)
+    flat = (edges.unfold(-1, PIQE_EDGE, 1).std(-1) < IMPAIRED).flatten(2).any(2)
+    # The two middle columns against the others. That the others include column 8 and lack column 9 is the published
+    # program's; without it the numbers would not be PIQE.
+    middle, others = blocks[..., 7:9], blocks[..., [k for k in range(PIQE_SIDE) if k not in (7, 9)]]
+    ratio = (middle.flatten(2).std(2) / others.flatten(2).std(2)).nan_to_num(0)
+    deviation = variance.sqrt()
+    noisy = deviation > 2 * (deviation - ratio).abs() / torch.maximum(deviation, ratio)
+    active = variance > ACTIVE
+    distortion = torch.where(flat, 1 - variance, 0) + torch.where(noisy, variance, 0)
+    return 100 * (1 + torch.where(active, distortion, 0).sum(1)) / (1 + active.sum(1))
+
+
+def _niqe(grey: Tensor, models: dict[str, Tensor]) -> Tensor:
+    """NIQE of one picture, (1, H, W) in [0, 255] with sides that are multiples of the patches'."""
+    sizes = (grey[None], NIQE_SIDE), (shrink(grey[None], 2), NIQE_SIDE // 2)
+    found = torch.cat([_niqe_features(_patches(_normalised(x), side)[0]) for x, side in sizes], dim=1)  # (N, 36)
+    whole = found[~found.isnan().any(1)]  # flat patches have no statistics
+    if len(whole) < 2:
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    gap = found.nanmean(0) - models["niqe.mean"]
+    spread = (whole.T.cov() + models["niqe.covariance"]) / 2
+    return (gap @ torch.linalg.pinv(spread, hermitian=True) @ gap).sqrt()
+
+
+def _niqe_features(patches: Tensor) -> Tensor:
+    """18 numbers of each patch, (N, 18), from (N, H, W)."""
+    shape, left, right = _fit(patches)
+    found = [shape, (left + right) * _scale(shape) / 2]
+    for product in _products(patches, wrap=True):
+        shape, left, right = _fit(product)
+        found += [shape, _mean(shape, left, right), left * _scale(shape), right * _scale(shape)]
+    return torch.stack(found, dim=1)
+
+
+def _brisque_features(x: Tensor) -> Tensor:
+    """18 numbers of each picture, (B, 18), from (B, 1, H, W)."""
+    x = torch.where(x.abs() < ROUNDING, 0, x)[:, 0]  # a flat surface has no sign, and OpenCV's float32 sees none
+    shape, left, right = _fit(x)
+    found = [shape, (left.square() + right.square()) / 2]
+    for product in _products(x, wrap=False):
+        shape, left, right = _fit(product)
+        found += [shape, _mean(shape, left, right), left.square(), right.square()]
+    return torch.stack(found, dim=1)
+
+
+def _products(x: Tensor, *, wrap: bool) -> list[Tensor]:
+    """Every pixel times its neighbour, in four directions; beyond the border is the other end, or 0."""
+    products: list[Tensor] = []
+    for down, right in NEIGHBOURS:
+        neighbour = x.roll((down, right), (-2, -1))
+        if not wrap:
+            neighbour[..., :down, :] = 0
+            neighbour[..., slice(right, None) if right < 0 else slice(right)] = 0
+        products.append(x * neighbour)
+    return products
+
+
+def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit an asymmetric generalised Gaussian: shape, and deviation of the negative and of the positive numbers, (N,).
+
+    By moments (Lasmar, Stitou & Berthoumieu 2009), with the shape on a grid of 0.001.
+    """
+    x = x.flatten(1)
+    square = x.square()
+    left, right = ((square * side).sum(1).div(side.sum(1)).sqrt() for side in (x < 0, x > 0))
+    lean = left / right
+    moment = x.abs().mean(1).square() / square.mean(1) * (lean**3 + 1) * (lean + 1) / (lean.square() + 1).square()
+    shapes, moments = _shapes()
+    above = torch.searchsorted(moments, moment).clamp(1, len(shapes) - 1)
+    nearest = torch.where(moment - moments[above - 1] <= moments[above] - moment, above - 1, above)
+    return shapes[torch.where(moment.isnan(), 0, nearest)], left, right
+
+
+@functools.cache
+def _shapes() -> tuple[Tensor, Tensor]:
+    """Shapes from 0.2 to 10 and the moment of each, Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)), which grows."""
+    shapes = torch.arange(200, 10_001, dtype=torch.float64) / 1000
+    return shapes, (2 * _lgamma(2, shapes) - _lgamma(1, shapes) - _lgamma(3, shapes)).exp()
+
+
+def _scale(shape: Tensor) -> Tensor:
+    """What turns a deviation into a scale parameter."""
+    return ((_lgamma(1, shape) - _lgamma(3, shape)) / 2).exp()
+
+
+def _mean(shape: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return (right - left) * _scale(shape) * (_lgamma(2, shape) - _lgamma(1, shape)).exp()
+
+
+def _lgamma(k: int, shape: Tensor) -> Tensor:
+    return torch.lgamma(k / shape)
+
+
+def _normalised(grey: Tensor) -> Tensor:
+    """Luma in [0, 255] minus its local mean, over its local deviation plus 1: (B, 1, H, W).
+
+    Local is a Gaussian window of 7x7 pixels and std 7/6; beyond the border the border pixel goes on.
+    """
+    mean = _smoothed(grey)
+    deviation = (_smoothed(grey.square()) - mean.square()).clamp(min=0).sqrt()
+    return (grey - mean) / (deviation + 1)
+
+
+def _smoothed(x: Tensor) -> Tensor:
+    window = torch.exp(-torch.arange(-3, 4, dtype=x.dtype).square() / (2 * (7 / 6) ** 2))
+    window = window / window.sum()
+    x = F.pad(x, (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(x, window[None, None, None]), window[None, None, :, None])
+
+
+def _patches(x: Tensor, side: int) -> Tensor:
+    """(B, 1, H, W) to (B, N, side, side)."""
+    return x[:, 0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
+
+
+def _luma(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise ShapeError(f"Expected images of shape (B, 1 or 3, H, W); got {tuple(images.shape)}.")
+    images = images.detach().cpu().double()
+    return luma(images) if images.shape[1] == 3 else images
+
+
+def _grey(images: Tensor) -> Tensor:
+    return (255 * _luma(images)).round()
+
+
+def _check_sides(images: Tensor, least: int, name: str) -> None:
+    if min(images.shape[-2:]) < least:
+        raise ShapeError(f"{name} needs sides of {least} at least; got {tuple(images.shape)}. Measure larger images.")
+
+
+@functools.cache
+def _models() -> dict[str, Tensor]:
+    return {name: tensor.double() for name, tensor in load_file(MODELS).items()}

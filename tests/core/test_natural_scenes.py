@@ -1,0 +1,94 @@
+"""NIQE, BRISQUE and PIQE against the programs that their numbers in the literature come from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowcore import natural_scenes
+from flowcore.natural_scenes import brisque, niqe, piqe
+from flowcore.transforms import ShapeError
+
+from .pictures_to_measure import PICTURES
+
+# `python tests/core/record_measures.py values ...`: BasicSR 1.4.2, opencv-contrib-python-headless 5.0.0.93, pypiqe 1.2.
+RECORDED = {
+    "leaves": {"niqe": 12.860643720718544, "brisque": 42.67108917236328, "piqe": 30.703652355170384},
+    "noisy": {"niqe": 14.676098016421065, "brisque": 57.18735122680664, "piqe": 58.276979276371655},
+    "blocky": {"niqe": 19.328524365633616, "brisque": 64.03748321533203, "piqe": 86.34802606507027},
+    "blurred": {"niqe": 9.267905103672177, "brisque": 52.32646560668945, "piqe": 74.15215307274953},
+    "grey": {"niqe": 14.220441256137661, "brisque": 42.911495208740234, "piqe": 34.807684754047116},
+}
+# The references round: BasicSR shrinks in float32, OpenCV does everything in float32.
+NEAR = {"niqe": 2e-3, "brisque": 2e-2, "piqe": 2e-3}
+# A picture of flat squares: what is flat, and what of it is noise of the arithmetic, is decided by that rounding.
+NEAR_IF_FLAT = {"niqe": 2e-2, "brisque": 2e-2, "piqe": 3e-2}
+
+
+def tensor(array):
+    image = torch.from_numpy(array).float() / 255
+    return image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_numbers_are_those_of_the_programs_of_the_literature(name):
+    picture = tensor(PICTURES[name]())
+    for measure in (niqe, brisque, piqe):
+        came, expected = measure(picture), RECORDED[name][measure.__name__]
+        near = (NEAR_IF_FLAT if name == "blocky" else NEAR)[measure.__name__]
+        assert came.shape == (1,)
+        assert came.dtype == torch.float64
+        assert float(came) == pytest.approx(expected, abs=near), measure.__name__
+
+
+@pytest.mark.parametrize("measure", [niqe, brisque, piqe])
+def test_pictures_of_a_batch_are_measured_one_by_one(measure):
+    batch = torch.cat([tensor(PICTURES[name]()) for name in ("leaves", "noisy", "blurred")])
+    before = batch.clone()
+    assert measure(batch).tolist() == pytest.approx([float(measure(one[None])) for one in batch], rel=1e-9)
+    assert torch.equal(batch, before)
+    assert measure(batch.double()).tolist() == pytest.approx(measure(batch).tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [2, 1])
+def test_a_fit_finds_the_distribution_that_was_drawn(shape):
+    generator = torch.Generator().manual_seed(0)
+    size = (2, 400, 500)
+    if shape == 2:
+        x, deviation = torch.randn(size, generator=generator, dtype=torch.float64), 1.0
+    else:
+        x = torch.empty(size, dtype=torch.float64).exponential_(1, generator=generator)
+        x, deviation = x * (torch.rand(size, generator=generator) < 0.5).double().mul(2).sub(1), 2**0.5
+    x[1] = torch.where(x[1] < 0, x[1] / 2, x[1])  # asymmetric
+    came, left, right = natural_scenes._fit(x)
+    assert came[0] == pytest.approx(shape, abs=0.02)
+    assert left.tolist() == pytest.approx([deviation, deviation / 2], rel=0.01)
+    assert right.tolist() == pytest.approx([deviation, deviation], rel=0.01)
+
+
+def test_what_a_flat_picture_is():
+    flat = torch.full((1, 3, 200, 200), 0.5)
+    assert float(piqe(flat)) == 100
+    assert float(piqe(torch.zeros(1, 1, 20, 20))) == 100
+    assert math.isnan(float(niqe(flat)))
+
+
+def test_noise_and_blocks_are_worse_than_none():
+    clean, noisy, blocky = (tensor(PICTURES[name]()) for name in ("leaves", "noisy", "blocky"))
+    for measure in (niqe, brisque, piqe):
+        assert float(measure(clean)) < float(measure(noisy)), measure.__name__
+        assert float(measure(clean)) < float(measure(blocky)), measure.__name__
+
+
+def test_errors_say_what_would_do():
+    for measure in (niqe, brisque, piqe):
+        with pytest.raises(ShapeError, match=r"\(B, 1 or 3, H, W\); got \(1, 4, 200, 200\)"):
+            measure(torch.rand(1, 4, 200, 200))
+    with pytest.raises(ShapeError, match="96x96 and needs two at least"):
+        niqe(torch.rand(1, 3, 191, 191))
+    assert np.isfinite(float(niqe(tensor(PICTURES["leaves"]())[..., :96, :192])))
+    with pytest.raises(ShapeError, match="BRISQUE needs sides of 16"):
+        brisque(torch.rand(1, 3, 15, 90))
