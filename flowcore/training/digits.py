@@ -1,0 +1,101 @@
+"""Training data of class-conditional models: labelled digits."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..transforms import ImageError
+
+
+class Digits:
+    """Labelled grey images in the four files of MNIST: ``train-`` and ``t10k-``, ``images-idx3-ubyte`` and ``labels-``.
+
+    Which digits a training step sees is a function of (seed, step) alone.
+
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
+    """
+
+    skipped: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, *, validation: int = 0, unlabelled: float = 0.0) -> None:
+        """Read the training files.
+
+        Args:
+            folder: Where they are, gzipped or not.
+            validation: How many digits, the last ones, to keep out of training.
+            unlabelled: Part of the digits that are shown with the label "none given".
+
+        Raises:
+            ImageError: If a file is missing or damaged.
+        """
+        self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
+        self.labels = read_idx(folder, "train-labels-idx1-ubyte")
+        self.classes = int(self.labels.max()) + 1
+        self.unlabelled = unlabelled
+        kept = len(self.images) - min(validation, len(self.images) - 1)
+        self.training, self.held_out = np.arange(kept), np.arange(kept, len(self.images))
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Draw the digits of one step.
+
+        Args:
+            size: B.
+            crop: Not used: digits are shown whole.
+            seed: Of the run.
+            step: Number of the step.
+            held_out: Whether to draw from those kept out of training; all of these keep their labels.
+
+        Returns:
+            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``.
+        """
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        chosen = rng.choice(self.held_out if held_out else self.training, size)
+        labels = self.labels[chosen].astype(np.int64)
+        if not held_out:
+            labels[rng.random(size) < self.unlabelled] = self.classes
+        return torch.from_numpy(self.images[chosen])[:, None].float() / 255, torch.from_numpy(labels)
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
+        """List the digits: all of them fit.
+
+        Args:
+            crop: Not used.
+            held_out: Whether to list those kept out of training.
+
+        Returns:
+            Their numbers.
+        """
+        return self.held_out if held_out else self.training
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """Read one of MNIST's files.
+
+    Args:
+        folder: Where it is.
+        name: Its name, without ``.gz``.
+
+    Returns:
+        Its numbers, uint8.
+
+    Raises:
+        ImageError: If it is missing or damaged.
+    """
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise ImageError(f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST.")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        kind, dimensions = content[2], content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, 4).tolist()
+        if content[:2] != b"\0\0" or kind != 8:
+            raise ValueError(f"it starts with {content[:4]!r}")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise ImageError(f"{path.name} is no file of MNIST, or damaged ({error}). Fetch it again.") from error
