@@ -1,14 +1,24 @@
-"""Measures of pictures: how near, how consistent, how diverse."""
+"""Measures of pictures: how near, how consistent, how diverse. Those without a reference are in ``natural_scenes``."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .resize import shrink
-from .transforms import ShapeError
+from .transforms import FlowError, ShapeError
+
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's name for the weights that LPIPS stands on
+LPIPS_SIDE = 32  # AlexNet leaves nothing of smaller images
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -19,7 +29,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         b: Likewise.
 
     Returns:
-        Decibels per image, ``(B,)``; infinite for equal images.
+        Decibels per image, ``(B,)``; infinite for equal images. For one image, the number of ``kornia.metrics.psnr``,
+        which takes one mean over a batch.
     """
     return -10 * torch.log10((a - b).square().flatten(1).mean(1))
 
@@ -67,6 +78,131 @@ def diversity(samples: Tensor) -> float:
         In 1/255; 0 if all samples are equal.
     """
     return float(samples.std(dim=0, correction=0).mean()) * 255 if len(samples) > 1 else math.nan
+
+
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Map of the squared difference, mean over channels.
+
+    Args:
+        a: ``(B, C, H, W)``.
+        b: Likewise.
+
+    Returns:
+        ``(B, 1, H, W)``.
+    """
+    return (a - b).square().mean(1, keepdim=True)
+
+
+def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
+    """How much nearer to the truth one comes by choosing among the samples at every pixel, than as a whole.
+
+    ``100 (global best - local best) / global best``: the global best is the least mean of the samples' maps of distance
+    to the truth, the local best the mean of the least of the maps at every pixel.
+
+    Args:
+        samples: N samples of one image, ``(N, C, H, W)`` in [0, 1]. The challenge takes 10; more give a higher score.
+        hr: The truth, ``(1, C, H, W)``.
+        distance: Two images ``(1, C, H, W)`` to a map ``(1, 1, H, W)``. The challenge's is ``lpips_map``; numbers with
+            another have nothing to do with its numbers, and must say so.
+
+    Returns:
+        In percent; 0 if all samples are equal, or one is the truth.
+
+    Raises:
+        ShapeError: If the truth is no image of the samples' size.
+
+    Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2, and
+        the program that measured it.
+    """
+    if hr.shape != (1, *samples.shape[1:]):
+        raise ShapeError(
+            f"Expected the truth as one image of the samples' size, {(1, *samples.shape[1:])}; got {tuple(hr.shape)}."
+        )
+    maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
+    best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
+    return 100 * (best - local) / best if best else 0.0
+
+
+# --- LPIPS: the package of its authors, if it and its weights are there -----------------------------------------------
+
+
+def lpips_missing() -> str | None:
+    """Say what LPIPS lacks on this machine. Looks, imports nothing, and downloads nothing.
+
+    Returns:
+        How to get it; None if it can be measured.
+    """
+    wanted = [] if importlib.util.find_spec("lpips") else ["pip install lpips"]
+    if not _alexnet().is_file():
+        wanted.append(f"AlexNet's weights in torch's cache (torchvision's {ALEXNET} in {_alexnet().parent})")
+    return ", and ".join(wanted) or None
+
+
+def lpips(a: Tensor, b: Tensor) -> Tensor:
+    """Learned perceptual distance: weighted differences of AlexNet's features.
+
+    Args:
+        a: ``(B, 3, H, W)`` in [0, 1], both sides at least 32.
+        b: Likewise.
+
+    Returns:
+        ``(B,)``, 0 for equal images, on the CPU.
+
+    Raises:
+        FlowError: If the package or the weights are missing. Nothing else is measured in their place.
+        ShapeError: If the images are too small.
+
+    Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, version
+        0.1 with AlexNet: what papers on super-resolution report.
+    """
+    return _lpips(a, b, spatial=False).flatten()
+
+
+def lpips_map(a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS at every pixel: the differences of each layer, enlarged to the size of the image.
+
+    Args:
+        a: As for ``lpips``.
+        b: Likewise.
+
+    Returns:
+        ``(B, 1, H, W)``. Their mean is not exactly ``lpips``.
+
+    Raises:
+        FlowError: As for ``lpips``.
+    """
+    return _lpips(a, b, spatial=True)
+
+
+@torch.no_grad()
+def _lpips(a: Tensor, b: Tensor, *, spatial: bool) -> Tensor:
+    if min(a.shape[-2:]) < LPIPS_SIDE:
+        raise ShapeError(f"LPIPS needs sides of {LPIPS_SIDE} at least; got {tuple(a.shape)}. Measure larger images.")
+    if missing := lpips_missing():
+        raise FlowError(f"LPIPS is not installed. It needs: {missing}.")
+    network = _lpips_network(_alexnet())
+    network.spatial = spatial
+    return network(a.cpu().float(), b.cpu().float(), normalize=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _lpips_network(alexnet: Path) -> Any:
+    """Build it with random weights and fill these in ourselves: the package's own way may download, and unpickles."""
+    package: Any = importlib.import_module("lpips")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it uses names that torchvision gave up
+        network = package.LPIPS(net="alex", version="0.1", pnet_rand=True, pretrained=False, verbose=False)
+    trunk = torch.load(alexnet, map_location="cpu", weights_only=True)
+    for part in network.net.children():
+        for index, layer in part.named_children():
+            layer.load_state_dict({name: trunk[f"features.{index}.{name}"] for name in layer.state_dict()})
+    heads = Path(package.__file__).parent / "weights" / "v0.1" / "alex.pth"
+    network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False)
+    return network.eval()
+
+
+def _alexnet() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
 
 
 # --- of colours -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,21 @@ from torch import Tensor
 
 from ..color import NEUTRAL, luma, split
 from ..flow import Flow
-from ..metrics import chroma_rmse, coherence_parts, colourfulness, diversity, lr_psnr, psnr, ssim
+from ..metrics import (
+    chroma_rmse,
+    coherence_parts,
+    colourfulness,
+    diversity,
+    diversity_score,
+    lpips,
+    lpips_map,
+    lpips_missing,
+    lr_psnr,
+    psnr,
+    squared_error,
+    ssim,
+)
+from ..natural_scenes import brisque, niqe, piqe
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..resize import enlarge, shrink
@@ -24,8 +38,40 @@ from ..tasks import image_files
 from ..tasks.colorize import bounded, colorize, schedule
 from ..tasks.score import score
 from ..tasks.upscale import upscale
-from ..transforms import FlowError, ImageError
+from ..transforms import FlowError, ImageError, ShapeError
 from .data import read_idx
+
+# What upscalers are measured in, by name. The last costs as much as all others together, and is only measured if asked
+# for.
+MEASURES = (
+    "psnr",
+    "ssim",
+    "lr_psnr",
+    "diversity",
+    "gain",
+    "diversity_score",
+    "niqe",
+    "brisque",
+    "piqe",
+    "lpips",
+    "bits_per_dim",
+)
+USUAL_MEASURES = MEASURES[:-1]
+# The columns of their table: key of the results, title and format. The first ones stay where they are; append.
+COLUMNS = {
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "lr_psnr": ("LR-PSNR", ".2f"),
+    "diversity": ("diversity", ".2f"),
+    "gain": ("gain", "+.2f"),
+    "diversity_score_lpips": ("diversity score (LPIPS)", ".2f"),
+    "diversity_score_mse": ("diversity score (MSE)", ".2f"),
+    "niqe": ("NIQE", ".2f"),
+    "brisque": ("BRISQUE", ".2f"),
+    "piqe": ("PIQE", ".2f"),
+    "lpips": ("LPIPS", ".4f"),
+    "bits_per_dim": ("bits/dim", ".4f"),
+}
 
 
 def evaluate_upscaler(
@@ -36,45 +82,74 @@ def evaluate_upscaler(
     samples: int = 8,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
+    measures: Sequence[str] = USUAL_MEASURES,
 ) -> dict[str, dict[str, float]]:
     """Measure bicubic and a model on a folder of HR images.
 
-    LR images are antialiased bicubic, rounded to 8 bits; results are rounded to 8 bits; PSNR and SSIM are over RGB and
-    whole images. Diversity is the mean per-pixel standard deviation of the samples.
+    LR images are antialiased bicubic, rounded to 8 bits; results are rounded to 8 bits; PSNR, SSIM and LPIPS are over
+    RGB and whole images. Diversity is the mean per-pixel standard deviation of the samples; the diversity score is the
+    challenge's if LPIPS is installed, and otherwise the same formula with squared differences, under another key.
 
     Args:
         flow: An SRFlow.
         folder: HR images; sides are cropped to multiples of the scale.
-        temperatures: To measure at; one sample each for PSNR, SSIM and LR-PSNR.
-        samples: For the diversity of temperatures above 0.
+        temperatures: To measure at; the first sample each for all but the diversities.
+        samples: For the diversities of temperatures above 0; the challenge takes 10.
         seed: Of the first sample.
         log: Called with a line per image.
+        measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
 
     Returns:
-        Method ("bicubic", "tau 0.8", ...) to the means over images of "psnr", "ssim", "lr_psnr" (dB) and "diversity"
-        (1/255).
+        Method ("bicubic", "tau 0.8", ...) to the means over images of "psnr", "ssim", "lr_psnr" (dB), "diversity"
+        (1/255), "gain" (PSNR over that of bicubic, dB), "diversity_score_lpips" or "diversity_score_mse" (percent),
+        "niqe", "brisque", "piqe", "lpips" and "bits_per_dim" (of HR under the model, given LR; not for bicubic): those
+        that were asked for. Images that are too small for a measure are left out of its mean, and the measure if all
+        are.
 
     Raises:
+        FlowError: If there is no such measure.
         ImageError: If the folder holds no image.
     """
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise FlowError(f"There is no measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
     files = image_files(folder)
     scale = flow.config.scale
     rows: dict[str, list[dict[str, float]]] = {}
     for file in files:
         hr = _read(file, scale)
         lr = _rounded(shrink(hr, scale))
-        rows.setdefault("bicubic", []).append(_row(_rounded(enlarge(lr, scale)), hr, lr))
+        bicubic = _rounded(enlarge(lr, scale))
+        base = float(psnr(bicubic, hr))
+        rows.setdefault("bicubic", []).append(_row(bicubic, hr, lr, base, measures))
+        bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau in temperatures:
             pictures = _rounded(upscale(flow, lr, temperature=tau, seed=seed, samples=samples if tau else 1))
-            row = _row(pictures[:1], hr, lr)
-            row["diversity"] = diversity(pictures) if tau else 0.0
-            rows.setdefault(f"tau {tau:g}", []).append(row)
+            rows.setdefault(f"tau {tau:g}", []).append({**_row(pictures, hr, lr, base, measures), **bits})
         if log is not None:
             log(f"{file.name}: " + ", ".join(f"{name} {values[-1]['psnr']:.2f} dB" for name, values in rows.items()))
     return {
-        method: {key: sum(value[key] for value in values) / len(values) for key in values[0]}
+        method: {
+            key: mean
+            for key in values[0]
+            if (key != "psnr" or key in measures) and not math.isnan(mean := _measured_mean(values, key))
+        }
         for method, values in rows.items()
     }
+
+
+def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
+    """Say in a line which of some measures of upscalers this machine lacks, and how to get them.
+
+    Args:
+        measures: Some of ``MEASURES``.
+
+    Returns:
+        The line; None if nothing is missing.
+    """
+    stand_on_it = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
+    lacking = [title for name, title in stand_on_it.items() if name in measures]
+    missing = lpips_missing() if lacking else None
+    return None if missing is None else f"Missing: {' and '.join(lacking)}. To get it: {missing}."
 
 
 def evaluate_density(
@@ -267,28 +342,78 @@ def density_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
     """Lay results out as a Markdown table.
 
     Args:
         results: Set name to what ``evaluate_upscaler`` returned.
+        measures: Those that were asked for: one that nothing holds has cells that say "missing". None for those that
+            are there.
 
     Returns:
         The table.
     """
-    lines = ["| set | method | PSNR | SSIM | LR-PSNR | diversity |", "|---|---|---|---|---|---|"]
+    there = {key for methods in results.values() for row in methods.values() for key in row}
+    asked = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}
+    if "diversity_score_lpips" in there:
+        asked.discard("diversity_score_mse")
+    keys = [key for key in COLUMNS if key in there | asked]
+    titles = ["set", "method", *(COLUMNS[key][0] for key in keys)]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for name, methods in results.items():
         for method, row in methods.items():
-            lines.append(
-                f"| {name} | {method} | {row['psnr']:.2f} | {row['ssim']:.4f} | {row['lr_psnr']:.2f} | "
-                f"{row['diversity']:.2f} |"
-            )
+            cells = [_cell(row, key, "-" if key in there else "missing") for key in keys]
+            lines.append("| " + " | ".join([name, method, *cells]) + " |")
     return "\n".join(lines)
 
 
-def _row(picture: Tensor, hr: Tensor, lr: Tensor) -> dict[str, float]:
-    values: dict[str, Any] = {"psnr": psnr(picture, hr), "ssim": ssim(picture, hr), "lr_psnr": lr_psnr(picture, lr)}
-    return {**{key: float(value) for key, value in values.items()}, "diversity": 0.0}
+def _cell(row: dict[str, float], key: str, otherwise: str) -> str:
+    return format(row[key], COLUMNS[key][1]) if key in row else otherwise
+
+
+def _row(pictures: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequence[str]) -> dict[str, float]:
+    """Measure samples of one image: all of them for the diversities, the first for the rest."""
+    picture = pictures[:1]
+    ways: dict[str, Callable[[], Any]] = {
+        "psnr": lambda: psnr(picture, hr),
+        "ssim": lambda: ssim(picture, hr),
+        "lr_psnr": lambda: lr_psnr(picture, lr),
+        "diversity": lambda: diversity(pictures) if len(pictures) > 1 else 0.0,
+        "gain": lambda: psnr(picture, hr) - base,
+        "niqe": lambda: niqe(picture),
+        "brisque": lambda: brisque(picture),
+        "piqe": lambda: piqe(picture),
+    }
+    if lpips_missing() is None:
+        ways["lpips"] = lambda: lpips(picture, hr)
+        scored, distance = "diversity_score_lpips", lpips_map
+    else:
+        scored, distance = "diversity_score_mse", squared_error
+    ways[scored] = lambda: diversity_score(pictures, hr, distance) if len(pictures) > 1 else 0.0
+    asked = {"psnr", scored if "diversity_score" in measures else "", *measures}  # PSNR is for the log, too
+    row: dict[str, float] = {}
+    for key, measure in ways.items():
+        if key in asked:
+            try:
+                row[key] = float(measure())
+            except ShapeError:
+                row[key] = math.nan  # too small for this one
+    return row
+
+
+def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
+    """Bits per dimension of an HR image, cropped to what the model takes."""
+    multiple = flow.size_multiple
+    height, width = (side // multiple * multiple for side in hr.shape[-2:])
+    hr = hr[..., :height, :width]
+    device = next(flow.parameters()).device
+    cond = flow.encode_condition(_rounded(shrink(hr, flow.config.scale)).to(device))
+    return {"bits_per_dim": float(score(flow, (hr * 255).round().byte(), cond, complexity=False).bits_per_dim)}
+
+
+def _measured_mean(rows: list[dict[str, float]], key: str) -> float:
+    values = [row[key] for row in rows if not math.isnan(row[key])]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _rounded(image: Tensor) -> Tensor:

@@ -1,24 +1,30 @@
 """Measures against values worked out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from flowcore.metrics import (
+    ALEXNET,
     chroma_rmse,
     coherence,
     coherence_parts,
     colourfulness,
     diversity,
+    diversity_score,
     flicker,
     global_share,
+    lpips,
+    lpips_map,
+    lpips_missing,
     lr_psnr,
     psnr,
     ssim,
 )
 from flowcore.resize import enlarge, shrink
-from flowcore.transforms import ShapeError
+from flowcore.transforms import FlowError, ShapeError
 
 
 def test_psnr_of_a_constant_difference() -> None:
@@ -141,3 +147,68 @@ def test_flicker_looks_where_nothing_moves() -> None:
     assert flicker(chroma, luma, still=1) > 0.05
     with pytest.raises(ShapeError, match="at least 2 frames"):
         flicker(chroma[:1], luma[:1])
+
+
+def test_psnr_is_kornias() -> None:
+    from kornia.metrics import psnr as kornia_psnr
+
+    a, b = (torch.rand(1, 3, 12, 17, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    assert float(psnr(a, b)) == pytest.approx(float(kornia_psnr(a, b, max_val=1.0)), abs=1e-4)
+
+
+def test_diversity_score_is_what_choosing_by_pixel_gains() -> None:
+    hr = torch.zeros(1, 3, 2, 2)
+    samples = torch.zeros(2, 3, 2, 2)
+    samples[0, :, 0] = 0.2  # wrong above: mean square 0.02
+    samples[1, :, 1] = 0.4  # wrong below, and more so
+    assert diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
+    samples[:, 0, 1, 1] = 0.3  # one of four pixels, one of three colours, in both: 0.03 on the map
+    # best whole: (0.04 + 0.04 + 0 + 0.03) / 4; best by pixel: 0.03 / 4
+    assert diversity_score(samples, hr) == pytest.approx(100 * (0.11 - 0.03) / 0.11, rel=1e-5)
+    linear = diversity_score(samples, hr, lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    assert linear == pytest.approx(100 * (0.5 - 0.1) / 0.5, rel=1e-5)
+    assert diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
+    assert diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
+    with pytest.raises(ShapeError, match=r"\(1, 3, 2, 2\); got \(2, 3, 2, 2\)"):
+        diversity_score(samples, samples)
+
+
+def test_lpips_says_what_it_lacks_and_measures_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # whoever downloads fails
+    missing = lpips_missing()
+    assert missing is not None
+    assert f"{ALEXNET} in {tmp_path / 'checkpoints'}" in missing
+    for measure in (lpips, lpips_map):
+        with pytest.raises(FlowError, match="LPIPS is not installed"):
+            measure(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
+
+
+def test_lpips_is_that_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up weights of AlexNet, since the real ones are 233 MB: built by the package's way, and by ours."""
+    package = pytest.importorskip("lpips")
+    from torchvision.models import AlexNet_Weights, alexnet
+
+    assert AlexNet_Weights.IMAGENET1K_V1.url.endswith(f"/{ALEXNET}")
+    torch.manual_seed(0)
+    weights = alexnet().state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(weights, tmp_path / "checkpoints" / ALEXNET)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    assert lpips_missing() is None
+    images = torch.rand(2, 3, 70, 64, generator=torch.Generator().manual_seed(1))
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
+    before = torch.get_rng_state()
+    came, spatial = lpips(images, noisy), lpips_map(images, noisy)
+    assert torch.equal(torch.get_rng_state(), before)
+    with monkeypatch.context() as patched:
+        patched.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: weights)
+        theirs = package.LPIPS(net="alex", verbose=False)
+    assert torch.allclose(came, theirs(images, noisy, normalize=True).flatten(), atol=1e-6)
+    theirs.spatial = True
+    assert torch.allclose(spatial, theirs(images, noisy, normalize=True), atol=1e-6)
+    assert spatial.shape == (2, 1, 70, 64)
+    assert lpips(images, images).tolist() == [0, 0]
+    with pytest.raises(ShapeError, match="sides of 32"):
+        lpips(images[..., :31], noisy[..., :31])
