@@ -16,6 +16,7 @@ import torch
 from ..models import build, configure
 from ..models.colorizer import ColorizerConfig
 from ..transforms import FlowError
+from .degradation import DegradationKind
 
 Objective = Literal["l1", "likelihood"]
 Schedule = Literal["constant", "cosine", "halving"]
@@ -33,6 +34,7 @@ LIMITS = {  # of keys that may not be 0, or not any larger number
     "ema": (0, 1),
     "train_encoder_after": (0, 1),
     "unlabelled": (0, 1),
+    "degradation_strength": (0.01, 1),
 }
 
 WITHOUT_EFFECT = (  # on the parameters that a run ends with
@@ -103,7 +105,7 @@ class Recipe:
         model: Its configuration.
         stages: In order.
         seed: Of weights, crops and noise.
-        data: Folders of images, for a run that is told of none.
+        data: Folders or ZIP archives of images, for a run that is told of none.
         pyramid: Sizes at which every photograph is used; see ``data.Photographs``.
         validation: Photographs kept out of training.
         ema: Decay per step of the averaged weights, which are what is saved; 0 for none.
@@ -121,6 +123,9 @@ class Recipe:
         short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is shrunk.
         unlabelled: Part of the labelled images that are shown as "no label given", by which a class-conditional model
             learns to do without.
+        degradation: How LR images are made of HR ones: "bicubic", or "realistic", with blur, noise and JPEG for
+            upscalers of people's own photographs; see ``degradation.py``.
+        degradation_strength: Factor on the amounts of blur, noise and JPEG.
         licence: Of the resulting weights, for their header.
     """
 
@@ -144,6 +149,8 @@ class Recipe:
     turn: bool = True
     unlabelled: float = 0.0
     short_sides: tuple[int, ...] = ()
+    degradation: DegradationKind = "bicubic"
+    degradation_strength: float = 1.0
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
@@ -202,7 +209,25 @@ def parse_recipe(text: str) -> Recipe:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
             )
+    if recipe.degradation != "bicubic":
+        _check_degradation(recipe)
     return recipe
+
+
+def _check_degradation(recipe: Recipe) -> None:
+    """Refuse a degradation that nothing is made with, and a loss that holds only for a plain one."""
+    if getattr(recipe.model, "scale", 1) == 1:
+        raise FlowError(
+            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
+            f"Leave it out; got {recipe.degradation!r}."
+        )
+    for k, stage in enumerate(recipe.stages):
+        if stage.lr_consistency:
+            raise FlowError(
+                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
+                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
+                f"degradation = 'bicubic'; got {stage.lr_consistency}."
+            )
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -270,6 +295,7 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
         "Precision": Precision,
         "Optimiser": Optimiser,
         "Recompute": Recompute,
+        "DegradationKind": DegradationKind,
     }
     for key, value in raw.items():
         expected = str(fields[key].type)

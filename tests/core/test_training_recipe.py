@@ -120,6 +120,9 @@ def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
         ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
         ("seed = 3", "weight_decay = 0.1", ["Unknown recipe key weight_decay"]),  # it is a stage's
         ("steps = 20", "steps = 20\nshort_sides = [256]", ["Unknown recipe key stages[1].short_sides"]),
+        ("seed = 3", 'degradation = "real"', ["degradation", "bicubic, realistic", "'real'"]),
+        ("seed = 3", "degradation_strength = 0", ["degradation_strength", "at least 0.01", "at most 1"]),
+        ("seed = 3", "degradation_strength = 1.1", ["degradation_strength", "at most 1", "1.1"]),
         # crops that the model cannot take
         ("steps = 20", "steps = 20\ncrop = 42", ["stages[1].crop", "42", "4"]),
     ],
@@ -164,6 +167,28 @@ def test_the_keys_of_colorizers_are_read():
 def test_crops_of_colorizers_are_of_luma(crop):
     with pytest.raises(FlowError, match=rf"stages\[0\]\.crop must be a multiple of 16 for this model; got {crop}"):
         parse_recipe(COLOURS.replace("crop = 32", f"crop = {crop}"))
+
+
+REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_strength = 0.5')
+
+
+def test_the_keys_of_the_degradation_are_read():
+    recipe, plain = parse_recipe(REALISTIC), parse_recipe(GOOD)
+    assert (recipe.degradation, recipe.degradation_strength) == ("realistic", 0.5)
+    assert (plain.degradation, plain.degradation_strength) == ("bicubic", 1.0)
+
+
+def test_lr_consistency_is_refused_where_the_enlargement_must_not_shrink_to_lr():
+    consistent = "steps = 10\nlr_consistency = 0.5"
+    with pytest.raises(FlowError, match=r"stages\[0\]\.lr_consistency must be 0 .*'realistic'.*'bicubic'; got 0\.5"):
+        parse_recipe(REALISTIC.replace("steps = 10", consistent))
+    assert parse_recipe(GOOD.replace("steps = 10", consistent)).stages[0].lr_consistency == 0.5
+    assert parse_recipe(REALISTIC.replace("steps = 10", "steps = 10\nlr_consistency = 0")).stages[0].lr_consistency == 0
+
+
+def test_models_without_lr_images_are_not_given_a_degradation():
+    with pytest.raises(FlowError, match=r"degradation is about the LR images of upscalers; a colorizer model has none"):
+        parse_recipe('degradation = "realistic"\n' + COLOURS)
 
 
 def test_no_stages_are_refused():
