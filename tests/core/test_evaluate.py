@@ -1,7 +1,8 @@
-"""Measures of colorizers: on models whose numbers are known, and on colourings that are."""
+"""Evaluation of colorizers and upscalers: on models whose numbers are known, and on colourings that are."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,13 +12,27 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore import FlowError, ImageError
+from flowcore.__main__ import main
+from flowcore.checkpoints.file import save
 from flowcore.color import NEUTRAL, compress, luma, merge, split
-from flowcore.metrics import chroma_rmse, global_share
+from flowcore.metrics import chroma_rmse, diversity, diversity_score, global_share, lr_psnr, psnr, ssim
 from flowcore.models import build, configure
 from flowcore.models.colorizer import ColorizerConfig, colorizer
+from flowcore.natural_scenes import brisque, niqe, piqe
+from flowcore.resize import enlarge, shrink
 from flowcore.tasks.colorize import colorize
+from flowcore.tasks.score import score
+from flowcore.tasks.upscale import upscale
 from flowcore.training import evaluate
-from flowcore.training.evaluate import color_table, evaluate_colorizer
+from flowcore.training.evaluate import (
+    MEASURES,
+    USUAL_MEASURES,
+    color_table,
+    evaluate_colorizer,
+    evaluate_upscaler,
+    missing_measures,
+    table,
+)
 
 from .photographs import photograph
 
@@ -229,3 +244,147 @@ def test_the_table_has_a_row_per_set_and_model(folder):
     assert shown["gap"] == f"{row['colourfulness_gap']:+.0%}"
     assert shown["8-bit luma kept"] == "100%"
     assert first[2] == "pyramid"
+
+
+# --- upscalers --------------------------------------------------------------------------------------------------------
+
+
+def upscaler():
+    torch.manual_seed(0)
+    sizes = {"scale": 4, "levels": 3, "steps": 1, "hidden": 8, "encoder_blocks": 1, "encoder_width": 8}
+    flow = build("srflow", configure("srflow", {**sizes, "encoder_growth": 4, "stacked_blocks": (0,)})).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    return flow
+
+
+@pytest.fixture
+def enlarged(tmp_path):
+    (tmp_path / "hr").mkdir()
+    for name, size in (("large", (98, 197)), ("small", (40, 50))):
+        photograph(*size, seed=len(name)).save(tmp_path / "hr" / f"{name}.png")
+    return tmp_path / "hr"
+
+
+def test_every_measure_of_an_upscaler_is_the_mean_over_images(enlarged):
+    flow = upscaler()
+    rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, seed=5, measures=MEASURES)
+    assert list(rows) == ["bicubic", "tau 0", "tau 0.7"]
+    expected = {key: [] for key in (*MEASURES, "diversity_score_mse", "base")}
+    for name in ("large", "small"):
+        hr = rgb(enlarged / f"{name}.png").float()
+        hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
+        lr = eight_bits(shrink(hr, 4))
+        pictures = eight_bits(upscale(flow, lr, temperature=0.7, seed=5, samples=3))
+        assert not torch.equal(pictures[0], pictures[1])
+        for measure in (psnr, ssim):
+            expected[measure.__name__].append(float(measure(pictures[:1], hr)))
+        expected["lr_psnr"].append(float(lr_psnr(pictures[:1], lr)))
+        expected["base"].append(float(psnr(eight_bits(enlarge(lr, 4)), hr)))
+        expected["diversity"].append(diversity(pictures))
+        expected["diversity_score_mse"].append(diversity_score(pictures, hr))
+        for measure in (brisque, piqe, *([niqe] if name == "large" else [])):
+            expected[measure.__name__].append(float(measure(pictures[:1])))
+        side = flow.size_multiple
+        hr = hr[..., : hr.shape[-2] // side * side, : hr.shape[-1] // side * side]
+        cond = flow.encode_condition(eight_bits(shrink(hr, 4)))
+        expected["bits_per_dim"].append(float(score(flow, (hr * 255).round().byte(), cond).bits_per_dim))
+    expected = {key: sum(values) / len(values) for key, values in expected.items() if values}
+    base = expected.pop("base")
+    expected["gain"] = expected["psnr"] - base
+    assert rows["tau 0.7"] == pytest.approx(expected, rel=1e-4, abs=1e-4)  # NIQE is the mean of the large one alone
+    assert rows["bicubic"]["psnr"] == pytest.approx(base, abs=1e-4)
+    assert rows["bicubic"]["gain"] == rows["bicubic"]["diversity"] == rows["bicubic"]["diversity_score_mse"] == 0
+    assert rows["tau 0"]["diversity_score_mse"] == 0
+    assert "bits_per_dim" not in rows["bicubic"]
+
+
+def eight_bits(image):
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+def test_only_what_was_asked_for_is_measured(enlarged):
+    flow, lines = upscaler(), []
+    rows = evaluate_upscaler(
+        flow, enlarged, temperatures=(0,), log=lines.append, measures=("piqe", "ssim", "lpips", "bits_per_dim")
+    )
+    assert set(rows["bicubic"]) == {"ssim", "piqe"}
+    assert set(rows["tau 0"]) == {"ssim", "piqe", "bits_per_dim"}
+    assert all("dB" in line for line in lines)
+    usual = evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]
+    assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # what older files of numbers hold
+    assert "bits_per_dim" not in usual
+    with pytest.raises(FlowError, match="no measure 'fid'; choose from psnr, ssim"):
+        evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
+    (enlarged / "large.png").unlink()
+    assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
+
+
+def test_the_table_of_upscalers_says_what_is_missing():
+    row = {"psnr": 20.0, "ssim": 0.5, "lr_psnr": 40.0, "diversity": 0.0, "gain": -1.0, "diversity_score_mse": 7.0}
+    results = {"a": {"bicubic": row, "tau 0": {**row, "bits_per_dim": 2.0}}}
+    old = "| set | method | PSNR | SSIM | LR-PSNR | diversity |"
+    assert table(results).startswith(old[:-1])
+    assert "missing" not in table(results)
+    lines = table(results, [*MEASURES]).splitlines()
+    assert lines[0] == old + " gain | diversity score (MSE) | NIQE | BRISQUE | PIQE | LPIPS | bits/dim |"
+    assert lines[1] == "|" + "---|" * 13
+    assert lines[2] == (
+        "| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 | 7.00 | missing | missing | missing | missing | - |"
+    )
+    assert lines[3].endswith("| 2.0000 |")
+    learned = {key: value for key, value in row.items() if key != "diversity_score_mse"}
+    header = table({"a": {"b": {**learned, "diversity_score_lpips": 7.0}}}, USUAL_MEASURES).splitlines()[0]
+    assert "diversity score (LPIPS)" in header
+    assert "MSE" not in header
+
+
+def test_with_lpips_the_diversity_score_is_the_challenges(enlarged, monkeypatch):
+    """Whatever stands for LPIPS here: it is asked, and nothing else is under its name."""
+    monkeypatch.setattr(evaluate, "lpips_missing", lambda: None)
+    monkeypatch.setattr(evaluate, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    monkeypatch.setattr(evaluate, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
+    flow = upscaler()
+    row = evaluate_upscaler(flow, enlarged, temperatures=(0.9,), samples=2)["tau 0.9"]
+    assert "diversity_score_mse" not in row
+    expected, whole = [], []
+    for name in ("large", "small"):
+        hr = rgb(enlarged / f"{name}.png").float()
+        hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
+        pictures = eight_bits(upscale(flow, eight_bits(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
+        expected.append(diversity_score(pictures, hr, evaluate.lpips_map))
+        whole.append(float((pictures[0] - hr).abs().mean()))
+    assert row["diversity_score_lpips"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert row["lpips"] == pytest.approx(sum(whole) / 2, rel=1e-4)
+    assert missing_measures() is None
+
+
+def test_what_is_missing_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(evaluate, "lpips_missing", lambda: "a wish")
+    assert missing_measures() == "Missing: LPIPS and the diversity score on LPIPS. To get it: a wish."
+    assert missing_measures(["lpips"]) == "Missing: LPIPS. To get it: a wish."
+    assert missing_measures(["diversity_score"]) == "Missing: the diversity score on LPIPS. To get it: a wish."
+    assert missing_measures(["psnr"]) is None
+
+
+def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "lpips_missing", lambda: "a wish")
+    save(upscaler(), tmp_path / "model.safetensors")
+    words = ["eval", str(enlarged), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
+    words += ["--temperature", "0", "--json", str(tmp_path / "numbers.json")]
+    assert main([*words, "--measures", "LR-PSNR,brisque"]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == "| set | method | LR-PSNR | BRISQUE |"
+    assert "Missing" not in told.err
+    assert set(json.loads((tmp_path / "numbers.json").read_text())["hr"]["tau 0"]) == {"lr_psnr", "brisque"}
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert told.out.count("missing") == 2  # LPIPS of bicubic and tau 0
+    assert told.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
+    assert main([*words, "--measures", "psnr,fid"]) == 1
+    assert "no measure 'fid'" in capsys.readouterr().err
+    save(model(), tmp_path / "colours.safetensors")
+    words[3] = str(tmp_path / "colours.safetensors")
+    assert main([*words, "--measures", "psnr"]) == 1
+    assert "measures of upscalers" in capsys.readouterr().err
