@@ -30,12 +30,13 @@ BLURRED, ANISOTROPIC = 0.75, 0.4  # the latter of those that are blurred
 WIDEST = 0.9  # standard deviation of the blur, in LR pixels
 OTHERWISE_SHRUNK = 0.2  # by each of the two other kernels
 NOISY, GREY = 0.6, 0.4  # the latter of those that are noisy
-MOST_NOISE = 12 / 255  # standard deviation: of noise everywhere, and of that of white
+MOST_PHOTON, MOST_READ = 10 / 255, 3 / 255  # standard deviations at mid grey
 COMPRESSED, HALVED = 0.75, 0.6  # the latter of those that are compressed
-BEST, WORST = 95, 35  # quality of JPEG
+BEST, WORST = 95, 40  # quality of JPEG
 
 GRID = 16  # LR pixels: a block of JPEG at half resolution
 KERNEL = 2  # LR pixels that the kernels of shrinking reach
+BLACK, GAMMA = 0.15, 2.2  # below this brightness the slope of the encoding is taken to be constant
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Degradation:
         blur: Standard deviations of a Gaussian along and across a direction, in LR pixels; zeros for none.
         direction: In radians.
         shrinking: Kernel; all of them are antialiased.
-        noise: Standard deviation of Gaussian noise, in units of [0, 1].
-        shot: Standard deviation of the noise of white, whose variance is in proportion to brightness, like a photon
-            count's.
+        photon: Standard deviation of the noise of counted photons, in units of [0, 1]. Its variance is in proportion
+            to light, but encoding by gamma evens that out: it is nearly the same at all brightnesses.
+        read: Standard deviation at mid grey of the sensor's own noise. It is the same in light, so gamma makes it
+            strong in shadows and weak in highlights.
         grey: Whether noise is the same in all channels.
         quality: Of JPEG; None for none.
         halved: Whether JPEG keeps chroma at half resolution (4:2:0).
@@ -58,8 +60,8 @@ class Degradation:
     blur: tuple[float, float] = (0.0, 0.0)
     direction: float = 0.0
     shrinking: Shrinking = "bicubic"
-    noise: float = 0.0
-    shot: float = 0.0
+    photon: float = 0.0
+    read: float = 0.0
     grey: bool = False
     quality: int | None = None
     halved: bool = False
@@ -76,23 +78,23 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
     Returns:
         What to do.
     """
-    blurred, anisotropic, width, ratio, direction, kernel = rng.random(6)
-    noisy, grey, noise, shot = rng.random(4)
-    compressed, halved, quality = rng.random(3)
-    row, column = rng.integers(GRID, size=2)
+    blurred, anisotropic, width, ratio, direction, kernel = rng.random(6).tolist()
+    noisy, grey, photon, read = rng.random(4).tolist()
+    compressed, halved, quality = rng.random(3).tolist()
+    row, column = rng.integers(GRID, size=2).tolist()
     width = strength * WIDEST * width if blurred < BLURRED else 0.0
     across = width * (0.2 + 0.8 * ratio) if anisotropic < ANISOTROPIC else width
-    most = strength * MOST_NOISE if noisy < NOISY else 0.0
+    noise = strength if noisy < NOISY else 0.0
     return Degradation(
         blur=(width, across),
         direction=math.pi * direction,
         shrinking="bilinear" if kernel < OTHERWISE_SHRUNK else "area" if kernel < 2 * OTHERWISE_SHRUNK else "bicubic",
-        noise=most * noise**2,  # mostly little
-        shot=most * shot**2,
-        grey=bool(grey < GREY),
+        photon=noise * MOST_PHOTON * photon**2,  # mostly little
+        read=noise * MOST_READ * read**2,
+        grey=grey < GREY,
         quality=round(BEST - strength * (BEST - WORST) * quality) if compressed < COMPRESSED else None,
-        halved=bool(halved < HALVED),
-        grid=(int(row), int(column)),
+        halved=halved < HALVED,
+        grid=(row, column),
     )
 
 
@@ -129,9 +131,10 @@ def degrade(
     x = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255  # (1, 3, rows + 2 reach, columns + 2 reach) x scale
     lr = _shrunk(_blurred(x.contiguous(), way, scale), scale, way.shrinking)[..., reach:-reach, reach:-reach]
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
-    if way.noise or way.shot:
+    if way.photon or way.read:
         drawn = rng.standard_normal((rows, columns, 1 if way.grey else 3), dtype=np.float32)
-        pixels = pixels + drawn * np.sqrt(way.noise**2 + way.shot**2 * pixels)
+        slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # of the encoding, relative to that at mid grey
+        pixels = pixels + drawn * np.sqrt(way.photon**2 + (way.read * slope) ** 2)
     eight_bit = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     if way.quality is not None:
         eight_bit = _compressed(eight_bit, way.quality, halved=way.halved)
@@ -146,9 +149,9 @@ def _cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.
 
 
 def _blurred(x: Tensor, way: Degradation, scale: int) -> Tensor:
-    along, across = (max(width * scale, 1e-3) for width in way.blur)  # in HR pixels
     if not any(way.blur):
         return x
+    along, across = (max(width * scale, 1e-3) for width in way.blur)  # in HR pixels
     radius = math.ceil(3 * max(along, across))
     size = 2 * radius + 1
     if along == across:
