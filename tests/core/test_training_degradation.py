@@ -1,0 +1,233 @@
+"""Realistic degradation: no more and no less than what was drawn, no border effects, aligned with HR."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowcore.resize import shrink
+from flowcore.training.data import Photographs
+from flowcore.training.degradation import BEST, GRID, MOST_PHOTON, WIDEST, WORST, Degradation, degrade, draw_degradation
+
+from .photographs import photograph, photographs
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def image(height=192, width=256, seed=0):
+    return np.asarray(photograph(height, width, seed=seed))
+
+
+def grey(level, side=512):
+    return np.full((side, side, 3), level, dtype=np.uint8)
+
+
+def lr_of(hr, scale, side, **way):
+    """The middle of the LR image."""
+    top, left = ((n // scale - side) // 2 for n in hr.shape[:2])
+    return degrade(hr, scale, top, left, side, Degradation(**way), rng()).astype(float) / 255
+
+
+# --- what is drawn happens --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_without_any_degradation_lr_is_that_of_the_papers(scale):
+    """Inside, and at every border of the photograph."""
+    hr = image()
+    whole = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0].permute(1, 2, 0)
+    height, width = whole.shape[:2]
+    for top, left in ((0, 0), (height - 12, width - 12), (3, width - 12), (5, 7)):
+        came = degrade(hr, scale, top, left, 12, Degradation(), rng())
+        expected = (whole.clamp(0, 1) * 255)[top : top + 12, left : left + 12].numpy()
+        assert came.dtype == np.uint8
+        assert np.abs(came - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"blur": (0.9, 0.9)},
+        {"blur": (0.9, 0.3), "direction": 0.7},
+        {"shrinking": "bilinear"},
+        {"shrinking": "area"},
+        {"quality": 40, "grid": (5, 11)},
+        {"quality": 40, "halved": True, "grid": (0, 15)},
+        {"blur": (0.9, 0.5), "direction": 2.0, "quality": 60, "grid": (9, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_crop_is_the_part_of_a_larger_crop(scale, way):
+    """Neither blur nor blocks see where a crop ends."""
+    hr, way = image(384, 384), Degradation(**way)
+    small = degrade(hr, scale, 32, 32, 20, way, rng())
+    large = degrade(hr, scale, 32 - GRID, 32 - GRID, 20 + 2 * GRID, way, rng())[GRID : GRID + 20, GRID : GRID + 20]
+    if way.halved:  # JPEG mixes the colours of neighbours when it enlarges them, and at the outermost pixels has none
+        small, large = small[1:-1, 1:-1], large[1:-1, 1:-1]
+    assert small.std() > 20
+    assert np.abs(small.astype(int) - large).max() <= 1  # of rounding; a border shows by far more
+
+
+def test_crops_lie_anywhere_in_the_grid_of_jpegs_blocks():
+    """At the lowest quality all steps of brightness are between blocks."""
+    rows = np.linspace(0, 255, 512)
+    hr = np.repeat(np.repeat(rows[:, None, None], 512, 1), 3, 2).astype(np.uint8)
+    for row in (0, 3, 9):
+        lr = degrade(hr, 4, 20, 20, 96, Degradation(quality=1, grid=(row, 0)), rng())
+        steps = np.flatnonzero(np.abs(np.diff(lr[:, 5, 1].astype(int))) > 1) + 1
+        assert len(steps) > 1
+        assert set((steps + row) % 8) == {0}
+
+
+def test_blur_is_along_its_direction_and_as_wide_as_stated():
+    """A wave of frequency f fades by exp(-2 (pi f s)^2)."""
+    period = 32  # HR pixels
+    x = 0.5 + 0.4 * np.sin(2 * np.pi * np.arange(512) / period)
+    upright = (np.repeat(np.repeat(x[None, :, None], 512, 0), 3, 2) * 255).round().astype(np.uint8)  # varies along x
+    level = upright.transpose(1, 0, 2)
+    sharp = lr_of(upright, 4, 64).std()
+
+    def fading(width):
+        return math.exp(-2 * (math.pi * width * 4 / period) ** 2)
+
+    for hr, along in ((upright, 0.0), (level, math.pi / 2)):
+        for direction, expected in ((along, fading(1.5)), (along + math.pi / 2, fading(0.5))):
+            assert lr_of(hr, 4, 64, blur=(1.5, 0.5), direction=direction).std() / sharp == pytest.approx(expected, 0.03)
+        assert lr_of(hr, 4, 64, blur=(1.0, 1.0)).std() / sharp == pytest.approx(fading(1.0), rel=0.03)
+    assert lr_of(upright, 4, 64, blur=(1.5, 0.5), direction=0.3).mean() == pytest.approx(0.5, abs=0.005)
+
+
+def test_noise_of_photons_is_even_and_that_of_the_sensor_is_in_the_shadows():
+    for level in (60, 128, 200):
+        assert lr_of(grey(level), 4, 128, photon=0.03).std() == pytest.approx(0.03, rel=0.05)
+    read = {level: lr_of(grey(level), 4, 128, read=0.01).std() for level in (60, 128, 200)}
+    assert read[128] == pytest.approx(0.01, rel=0.05)
+    assert read[60] > 2 * read[128] > 2.5 * read[200]
+    coloured, alike = (lr_of(grey(128), 4, 128, photon=0.03, grey=one) for one in (False, True))
+    assert np.ptp(alike, axis=2).max() == 0
+    assert np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1] < 0.05
+    assert abs(coloured.mean() - 128 / 255) < 0.002
+
+
+def test_jpeg_costs_more_at_lower_quality_and_colour_at_half_resolution():
+    hr = image(256, 256)
+    plain = lr_of(hr, 2, 128)
+    costs = [np.abs(lr_of(hr, 2, 128, quality=q) - plain).mean() for q in (95, 70, 40)]
+    assert 0 < costs[0] < costs[1] < costs[2]
+    chroma = np.array([0.5, -0.4, -0.1])
+    full, half = (
+        np.abs((lr_of(hr, 2, 128, quality=95, halved=halved) - plain) @ chroma).mean() for halved in (False, True)
+    )
+    assert half > 1.5 * full
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
+    generator = rng()
+    ways = [draw_degradation(generator) for _ in range(4000)]
+
+    def part(condition):
+        return sum(condition(way) for way in ways) / len(ways)
+
+    assert part(lambda w: max(w.blur) == 0) == pytest.approx(0.25, abs=0.03)
+    assert part(lambda w: w.blur[1] < w.blur[0]) == pytest.approx(0.3, abs=0.03)
+    assert part(lambda w: w.shrinking == "bicubic") == pytest.approx(0.6, abs=0.03)
+    assert part(lambda w: w.shrinking == "area") == pytest.approx(0.2, abs=0.03)
+    assert part(lambda w: w.photon == w.read == 0) == pytest.approx(0.4, abs=0.03)
+    assert part(lambda w: w.quality is None) == pytest.approx(0.25, abs=0.03)
+    assert part(lambda w: w.halved) == pytest.approx(0.6, abs=0.03)
+    assert part(lambda w: max(w.blur) == w.photon == w.read == 0 and w.quality is None) == pytest.approx(
+        0.025, abs=0.01
+    )
+    assert {w.grid[0] for w in ways} == {w.grid[1] for w in ways} == set(range(GRID))
+    assert {type(v) for w in ways for v in (*w.blur, w.photon, w.read)} == {float}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.1])
+def test_strength_is_a_factor_on_the_amounts(strength):
+    generator = rng()
+    ways = [draw_degradation(generator, strength) for _ in range(2000)]
+    assert max(max(w.blur) for w in ways) == pytest.approx(strength * WIDEST, rel=0.02)
+    assert max(w.photon for w in ways) == pytest.approx(strength * MOST_PHOTON, rel=0.05)
+    qualities = [w.quality for w in ways if w.quality is not None]
+    assert (min(qualities), max(qualities)) == (round(BEST - strength * (BEST - WORST)), BEST)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return photographs(tmp_path / "photos", [(96, 128), (112, 80), (64, 64), (96, 96)])
+
+
+def opened(folder, tmp_path, **options):
+    return Photographs(folder, tmp_path / "cache", **{"scale": 4, "degradation": "realistic", **options})
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_hr_crops_are_those_of_the_plain_degradation_and_of_one_cache(folder, tmp_path):
+    hr, lr = opened(folder, tmp_path).batch(16, 64, seed=3, step=7)
+    plain_hr, plain_lr = opened(folder, tmp_path, degradation="bicubic").batch(16, 64, seed=3, step=7)
+    assert torch.equal(hr, plain_hr)
+    assert lr.shape == plain_lr.shape == (16, 3, 16, 16)
+    assert torch.allclose(lr * 255, (lr * 255).round(), atol=1e-4)
+    assert len(list((tmp_path / "cache").glob("*.u8"))) == 1
+    distances = (lr - plain_lr).abs().mean((1, 2, 3))
+    assert len(distances.unique()) == 16
+    assert distances.max() > 0.01
+
+
+def test_degraded_crops_are_turned_and_mirrored_with_hr(folder, tmp_path):
+    hr, lr = opened(folder, tmp_path, degradation_strength=0.3).batch(32, 64, seed=0, step=0)
+    small = shrink(hr, 4)
+    own = (small - lr).abs().mean((1, 2, 3))
+    for turned in (small.flip(-1), small.flip(-2), small.rot90(1, (-2, -1)), small.roll(1, -1)):
+        assert float((own < (turned - lr).abs().mean((1, 2, 3))).float().mean()) > 0.95
+
+
+def test_degraded_batches_are_a_function_of_seed_and_step_alone(folder, tmp_path):
+    data = opened(folder, tmp_path, validation=1)
+    expected = data.batch(4, 32, seed=3, step=7)
+    held = data.batch(4, 32, seed=3, step=7, held_out=True)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    again = opened(folder, tmp_path, validation=1).batch(4, 32, seed=3, step=7)
+    assert same(again, expected)
+    assert same(data.batch(4, 32, seed=3, step=7, held_out=True), held)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_what_is_drawn_is_a_function_of_seed_and_step(tmp_path):
+    """On a photograph as large as the crop, that is always cut at the same place."""
+    data = opened(photographs(tmp_path / "photos", [(32, 32), (32, 32)]), tmp_path, turn=False, validation=1)
+    kinds = [(3, 7, False), (4, 7, False), (3, 8, False), (7, 3, False), (3, 7, True)]
+    batches = [data.batch(8, 32, s, t, held_out=held)[1] for s, t, held in kinds]
+    assert len({tuple(batch.flatten().tolist()) for batch in batches}) == len(kinds)
+    assert len({tuple(item.flatten().tolist()) for item in batches[0]}) == 8
+
+
+def test_weaker_degradation_is_closer_to_none(folder, tmp_path):
+    plain = opened(folder, tmp_path, degradation="bicubic").batch(32, 64, seed=0, step=0)[1]
+    distances = [
+        float((opened(folder, tmp_path, degradation_strength=s).batch(32, 64, 0, 0)[1] - plain).abs().mean())
+        for s in (0.1, 0.5, 1.0)
+    ]
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_images_alone_have_nothing_to_degrade(folder, tmp_path):
+    x, none = opened(folder, tmp_path, scale=1).batch(4, 32, seed=0, step=0)
+    assert none is None
+    assert torch.equal(x, opened(folder, tmp_path, scale=1, degradation="bicubic").batch(4, 32, 0, 0)[0])
