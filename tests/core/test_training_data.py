@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
+import threading
+import time
+import warnings
+import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFile
 
 from flowcore.color import NEUTRAL, luma, palette_of, split
 from flowcore.resize import shrink
-from flowcore.training.data import Colours, Photographs
+from flowcore.training import pictures
+from flowcore.training.data import Colours, Photographs, find_pictures
 from flowcore.transforms import ImageError
 
 from .photographs import photograph, photographs
@@ -142,11 +150,247 @@ def test_new_photographs_and_other_scales_are_decoded_anew(folder, tmp_path):
     assert opened(folder, tmp_path, scale=4).batch(1, 16, seed=0, step=0)[1].shape[-1] == 4
 
 
+def test_the_cache_of_one_folder_keeps_its_name_and_its_order(folder, tmp_path):
+    """Runs that were started with an earlier version find their pixels."""
+    photographs(folder / "b", [(40, 40)])
+    opened(folder, tmp_path, pyramid=(1.0, 0.5))
+    files = sorted(p for p in folder.rglob("*.png"))
+    described = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    key = hashlib.sha256(json.dumps([described, 2, [1.0, 0.5]]).encode()).hexdigest()[:16]
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {f"{key}.u8", f"{key}.json"}
+    rows = json.loads((tmp_path / "cache" / f"{key}.json").read_text())["entries"]
+    assert [(name, factor) for name, *_, factor in rows] == [(d[0], f) for d in described for f in (1.0, 0.5)]
+    offset = 0
+    for _, height, width, start, _ in rows:
+        assert start == offset
+        offset += 3 * height * width * 5 // 4  # HR, and LR of a quarter as many pixels
+    opened([folder], tmp_path, pyramid=(1.0, 0.5))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["pixels cut short", "pixels gone", "index cut short", "index of another kind"])
+def test_a_damaged_cache_is_made_anew(folder, tmp_path, damage):
+    expected = opened(folder, tmp_path).batch(2, 16, seed=0, step=0)
+    pixels, index = (next((tmp_path / "cache").glob(f"*.{kind}")) for kind in ("u8", "json"))
+    if damage == "pixels cut short":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    elif damage == "pixels gone":
+        pixels.unlink()
+    else:
+        index.write_text(index.read_text()[:50] if damage == "index cut short" else "[]")
+    assert torch.equal(opened(folder, tmp_path).batch(2, 16, seed=0, step=0)[0], expected[0])
+
+
+def test_a_decode_that_is_stopped_leaves_nothing(folder, tmp_path):
+    seen = []
+
+    def stop(done, total, preview=None):
+        seen.append((done, total))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opened(folder, tmp_path, progress=stop)
+    assert seen == [(1, 3), (2, 3)]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
+    """The second does all of it while the first is half way; then the first leaves what it finds alone."""
+    seconds = []
+
+    def meanwhile(done, total, preview=None):
+        if done == 2:
+            seconds.append(opened(folder, tmp_path))
+            places.update({p: p.stat().st_ino for p in (tmp_path / "cache").glob("*.[uj]*")})
+
+    places = {}
+    first = opened(folder, tmp_path, progress=meanwhile)
+    assert {p.suffix for p in places} == {".u8", ".json"}
+    assert {p: p.stat().st_ino for p in (tmp_path / "cache").iterdir()} == places
+    for one, two in zip(first.batch(4, 32, 0, 0), seconds[0].batch(4, 32, 0, 0), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_processes_side_by_side_decode_into_one_cache(folder, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        came = list(pool.map(lambda _: opened(folder, tmp_path).batch(4, 32, 0, 0), range(4)))
+    assert all(torch.equal(hr, came[0][0]) and torch.equal(lr, came[0][1]) for hr, lr in came)
+    assert {p.suffix for p in (tmp_path / "cache").iterdir()} == {".u8", ".json"}
+
+
+def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ImageError, match=r"could not be kept in .*another folder"):
+        opened(folder, tmp_path)
+
+
+def test_batches_may_be_cut_in_many_threads(folder, tmp_path):
+    data = colours(folder, tmp_path), opened(folder, tmp_path), opened(folder, tmp_path, degradation="realistic")
+    expected = [[d.batch(4, 32, 0, step) for step in range(10)] for d in data]
+    fresh = colours(folder, tmp_path), opened(folder, tmp_path), opened(folder, tmp_path, degradation="realistic")
+    with ThreadPoolExecutor(4) as pool:
+        for d, batches in zip(fresh, expected, strict=True):
+            for came, batch in zip(pool.map(lambda step: d.batch(4, 32, 0, step), range(10)), batches, strict=True):  # noqa: B023
+                assert all(torch.equal(one, two) for one, two in zip(came, batch, strict=True))
+
+
+# --- decoding several at a time ---------------------------------------------------------------------------------------
+
+
+def test_what_is_made_of_pictures_comes_in_their_order(tmp_path):
+    folder = flat(tmp_path / "photos", [30 * k for k in range(8)])
+
+    def make(image):
+        level = image.getpixel((0, 0))[0]
+        time.sleep((210 - level) / 3000)  # the first is slowest
+        return level
+
+    came = list(pictures.from_each(find_pictures(folder), make))
+    assert [(picture.name, level, reason) for picture, level, reason in came] == [
+        (f"{k:02d}.png", 30 * k, "") for k in range(8)
+    ]
+
+
+@pytest.mark.parametrize(("budget", "most"), [(2**25, None), (3 * 32 * 32, 3), (1, 1)])
+def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
+    folder = flat(tmp_path / "photos", range(12))
+    monkeypatch.setattr(pictures, "PIXELS_IN_FLIGHT", budget)
+    monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
+    made, taken, lock, waiting = 0, 0, threading.Lock(), []
+
+    def make(_):
+        nonlocal made
+        with lock:
+            made += 1
+            waiting.append(made - taken)
+        time.sleep(0.005)
+
+    for _ in pictures.from_each(find_pictures(folder), make):
+        with lock:
+            taken += 1
+        time.sleep(0.01)  # whoever takes them is slower than they are made
+    assert made == taken == 12
+    # one may be submitted while the one just taken is not yet counted
+    assert 1 < max(waiting) <= 8 + 1 if most is None else max(waiting) <= most + 1
+
+
+def test_what_goes_wrong_in_making_ends_all(folder):
+    def make(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(pictures.from_each(find_pictures(folder), make))
+
+
+# --- several folders --------------------------------------------------------------------------------------------------
+
+
+def test_several_folders_are_one_set_of_photographs(tmp_path):
+    a = flat(tmp_path / "a" / "photos", [10, 20])
+    b = flat(tmp_path / "b" / "photos", [110, 120, 130])
+    data = opened([a, b], tmp_path, validation=2)
+    assert {e.name for e in data.training + data.held_out} == {
+        "1-photos/00.png",
+        "1-photos/01.png",
+        "2-photos/00.png",
+        "2-photos/01.png",
+        "2-photos/02.png",
+    }
+    assert {e.name for e in data.held_out} == {"1-photos/00.png", "2-photos/00.png"}
+    levels = set((data.batch(64, 16, 0, 0)[0].amax((1, 2, 3)) * 255).round().tolist())
+    assert levels == {20, 120, 130}
+    other = opened([b, a], tmp_path)
+    assert len(list((tmp_path / "cache").glob("*.u8"))) == 2
+    assert len(other.training) == 5
+
+
+def test_a_photograph_that_lies_in_two_of_the_folders_counts_once(folder, tmp_path):
+    """It would be trained on and held out at the same time."""
+    photographs(folder / "more", [(40, 40), (44, 44)])
+    (tmp_path / "link").symlink_to(folder / "more")
+    for folders in ([folder, folder / "more"], [folder / "more", folder], [folder, tmp_path / "link"], [folder] * 2):
+        found = find_pictures(folders)
+        assert len(found) == len({p.name for p in found}) == 5
+
+
+def test_no_folder_and_one_that_is_not_there_are_refused(folder, tmp_path):
+    with pytest.raises(ImageError, match="Name at least one folder"):
+        find_pictures([])
+    with pytest.raises(ImageError, match=r"There is no folder .*nowhere.*photos\.zip/train"):
+        find_pictures([folder, tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match=r"No images in .*empty"):
+        find_pictures([folder, tmp_path / "empty"])
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        for k, file in enumerate(sorted(folder.iterdir())):
+            out.write(file, f"train/{'cats' if k else 'dogs'}/{file.name}")
+        photograph(40, 40, seed=8).save(tmp_path / "other.png")
+        out.write(tmp_path / "other.png", "test/cats/other.png")
+        out.writestr("train/notes.txt", "no image")
+        out.writestr("__MACOSX/train/cats/._photo1.png", "of the Finder's")
+    return tmp_path / "set.zip"
+
+
+def test_photographs_in_an_archive_are_those_of_the_folder(folder, archive, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    data = opened(archive / "train", tmp_path)
+    new = set(tmp_path.rglob("*")) - before
+    assert {p.suffix for p in new} == {"", ".u8", ".json"}  # nothing was unpacked
+    assert [e.name for e in data.training] == ["cats/photo1.png", "cats/photo2.png", "dogs/photo0.png"]
+    assert data.skipped == []
+    files = {e.name: e for e in opened(folder, tmp_path).training}
+    folders = opened(folder, tmp_path)
+    for entry in data.training:
+        for one, two in zip(data._images(entry), folders._images(files[entry.name.split("/")[1]]), strict=True):
+            assert np.array_equal(one, two)
+
+
+def test_the_folder_within_an_archive_is_chosen_by_its_path(archive, tmp_path):
+    assert len(find_pictures(archive)) == 4
+    assert [p.name for p in find_pictures(archive / "train" / "dogs")] == ["photo0.png"]
+    both = find_pictures([archive / "test", archive / "train"])
+    assert [p.name for p in both][:2] == ["1-test/cats/other.png", "2-train/cats/photo1.png"]
+    assert len(find_pictures([archive, archive / "train"])) == 4
+    with pytest.raises(ImageError, match=r"No images in tra of .*set\.zip, which holds __MACOSX, test, train\."):
+        find_pictures(archive / "tra")
+
+
+def test_an_archive_that_is_none_is_refused(tmp_path):
+    (tmp_path / "set.zip").write_text("no archive")
+    with pytest.raises(ImageError, match=r"set\.zip is no ZIP archive, or damaged"):
+        find_pictures(tmp_path / "set.zip" / "train")
+    (tmp_path / "photos.zip").mkdir()
+    photographs(tmp_path / "photos.zip" / "a", [(40, 40)])
+    assert [p.name for p in find_pictures(tmp_path / "photos.zip")] == ["a/photo0.png"]  # a folder of that name
+
+
+def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monkeypatch):
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as opened_archive:
+        info = opened_archive.getinfo("train/cats/photo1.png")
+        sizes = {i.filename: i.file_size for i in opened_archive.infolist()}
+    content[info.header_offset + 200] ^= 255
+    archive.write_bytes(content)
+    monkeypatch.setattr(pictures, "MOST_BYTES", sizes["train/dogs/photo0.png"] - 1)
+    data = opened(archive / "train", tmp_path)
+    assert [e.name for e in data.training] == ["cats/photo2.png"]
+    assert data.skipped[0].startswith("cats/photo1.png: ")
+    assert data.skipped[1].startswith(f"dogs/photo0.png: it unpacks to {sizes['train/dogs/photo0.png']} bytes")
+
+
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
 def flat(folder, colours, size=(32, 32)):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for k, colour in enumerate(colours):
         Image.new("RGB", size, (colour, colour, colour)).save(folder / f"{k:02d}.png")
     return folder
@@ -206,6 +450,11 @@ def truncated_jpeg(path):
     path.write_bytes(path.read_bytes()[:400])
 
 
+def half_a_jpeg(path):
+    photograph(48, 48).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
 def renamed_text(path):
     path.write_text("no image")
 
@@ -228,7 +477,14 @@ def bomb(path):
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("a.png", corrupt_png), ("a.jpg", truncated_jpeg), ("a.png", renamed_text), ("a.webp", empty), ("a.png", bomb)],
+    [
+        ("a.png", corrupt_png),
+        ("a.jpg", truncated_jpeg),
+        ("a.jpg", half_a_jpeg),
+        ("a.png", renamed_text),
+        ("a.webp", empty),
+        ("a.png", bomb),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, name, damage):
@@ -239,6 +495,45 @@ def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, name, damage):
     assert data.skipped[0].startswith(f"{name}: ")
     assert opened(folder, tmp_path).skipped == data.skipped  # also when it comes from the cache
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("a.webp", empty, "it is empty"),
+        ("a.png", renamed_text, "it is no image of a kind that Pillow reads"),
+        ("a.jpg", half_a_jpeg, "truncated"),
+        ("a.png", bomb, "3600000000 pixels"),
+    ],
+)
+def test_the_reason_for_skipping_is_given_without_a_place_in_memory(folder, tmp_path, name, damage, reason):
+    damage(folder / name)
+    skipped = opened(folder, tmp_path).skipped[0]
+    assert reason in skipped
+    assert "0x" not in skipped
+
+
+def test_pictures_are_not_larger_than_allowed_whatever_the_host_allows(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    bomb(folder / "a.png")
+    assert opened(folder, tmp_path).skipped == ["a.png: 60000x60000 are more than 178956970 pixels"]
+
+
+def test_half_a_picture_is_not_taken_for_a_whole_one_where_the_host_would(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    half_a_jpeg(folder / "a.jpg")
+    assert len(opened(folder, tmp_path).skipped) == 1
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_pillows_warnings_are_kept_in(folder, tmp_path, monkeypatch):
+    photograph(48, 48).convert("P").save(folder / "a.png", transparency=bytes(range(256)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # all of them are half a bomb to it
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(opened(folder, tmp_path).training) == 4
+        assert warnings.filters[0][0] == "always"
+    assert caught == []
 
 
 def test_other_files_are_not_looked_at(folder, tmp_path):
@@ -257,6 +552,46 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     (tmp_path / "photos").mkdir()
     photograph(32, 32).convert(mode).save(tmp_path / "photos" / "a.tiff")
     assert opened(tmp_path / "photos", tmp_path).batch(1, 32, seed=0, step=0)[0].shape == (1, 3, 32, 32)
+
+
+def sole(tmp_path, **options):
+    """The pixels of the only picture."""
+    data = opened(tmp_path / "photos", tmp_path, **{"scale": 1, **options})
+    return data._images(data.training[0])[0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path, name):
+    (tmp_path / "photos").mkdir()
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "photos" / name)
+    assert np.array_equal(sole(tmp_path), np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, 2))
+
+
+def test_colours_below_alpha_and_of_palettes_are_kept(tmp_path):
+    (tmp_path / "photos").mkdir()
+    image = photograph(32, 32)
+    image.putalpha(100)
+    image.save(tmp_path / "photos" / "a.png")
+    assert np.array_equal(sole(tmp_path), np.asarray(photograph(32, 32)))
+    (tmp_path / "photos" / "a.png").unlink()
+    palette = photograph(32, 32).convert("P")
+    palette.save(tmp_path / "photos" / "b.gif")
+    assert np.abs(sole(tmp_path).astype(int) - np.asarray(photograph(32, 32))).mean() < 30
+
+
+def test_numbers_of_no_stated_range_are_skipped(folder, tmp_path):
+    Image.fromarray(np.ones((40, 40), dtype=np.float32)).save(folder / "a.tiff")
+    assert opened(folder, tmp_path).skipped == ["a.tiff: it holds floating-point numbers of no stated range"]
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photographs_are_turned_as_the_camera_was_held(tmp_path, orientation, quarters):
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph(32, 48).save(tmp_path / "photos" / "a.png", exif=exif)
+    assert np.array_equal(sole(tmp_path), np.rot90(np.asarray(photograph(32, 48)), quarters))
 
 
 def test_a_photograph_too_small_for_anything_is_skipped_and_listed(folder, tmp_path):
