@@ -53,9 +53,9 @@ class Progress:
 
 
 class Checkpoints:
-    """The two newest checkpoints of a run: ``checkpoint.pt`` and, before it, ``checkpoint.previous.pt``.
+    """Two checkpoints of a run: the newest, ``checkpoint.pt``, and the one before it, ``checkpoint.previous.pt``.
 
-    Each is written beside its place, forced to the disk and then renamed, so that there is a whole one whenever the
+    While steps are not finite, the one before is the last good one, and stays. Each is written beside its place, forced to the disk and then renamed, so that there is a whole one whenever the
     process or the machine is stopped.
     """
 
@@ -68,11 +68,12 @@ class Checkpoints:
         """
         self.newest, self.previous = run / "checkpoint.pt", run / "checkpoint.previous.pt"
         self.fingerprint = fingerprint
+        self._newest_is_good = False
 
     def write(
         self, flow: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer | None, progress: Progress
     ) -> None:
-        """Write the newest checkpoint; what was the newest becomes the previous one.
+        """Write the newest checkpoint; what was the newest becomes the previous one, if it was good.
 
         Args:
             flow: The weights being trained.
@@ -92,9 +93,10 @@ class Checkpoints:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if self.newest.exists():
+        if self.newest.exists() and self._newest_is_good:
             os.replace(self.newest, self.previous)
         os.replace(partial, self.newest)
+        self._newest_is_good = progress.bad == 0
 
     def read(self, say: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
         """Read the newest checkpoint that can be read.
@@ -123,7 +125,10 @@ class Checkpoints:
                     f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another "
                     "--run folder."
                 )
-            if not good or progress.get("bad", 0) == 0:
+            is_good = progress.get("bad", 0) == 0
+            if path == self.newest:
+                self._newest_is_good = is_good
+            if is_good or not good:
                 return content
         return None
 

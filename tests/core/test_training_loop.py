@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import signal
@@ -389,8 +390,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(photos, tmp_path):
 
 
 def test_too_many_of_them_in_a_row_stop_the_run_with_what_to_do(photos, tmp_path):
-    hopeless = recipe(("learning_rate = 3e-3", "learning_rate = 1e30"), ("steps = 8", "steps = 80"))
-    with pytest.raises(FlowError, match=r"50 steps in a row were not finite.*Lower the learning rate of stage encoder"):
+    hopeless = recipe(
+        ("learning_rate = 3e-3", "learning_rate = 1e30"),
+        ("steps = 8", "steps = 80"),
+        ("ema = 0.6", "ema = 0.6\npatience = 4"),
+        ("checkpoint_every = 3", "checkpoint_every = 100"),
+    )
+    with pytest.raises(FlowError, match=r"4 steps in a row were not finite.*Lower the learning rate of stage encoder"):
         train(hopeless, photos, tmp_path / "run", log=lambda _: None)
 
 
@@ -475,3 +481,165 @@ learning_rate = 0.0
     after = content(tmp_path / "run")["average"]
     assert all(torch.equal(before[name], after[name]) for name in before)  # rate 0: nothing may move, actnorms least
     assert f"{ALL + 3} of {ALL + 3} steps, 0 skipped" in lines[-1]
+
+
+# --- checkpoints, and what lies beside them ---------------------------------------------------------------------------
+
+
+def test_two_checkpoints_are_kept(whole):
+    run = whole[0]
+    newest, previous = content(run), torch.load(run / "checkpoint.previous.pt", weights_only=True)
+    assert newest["progress"]["step"] == ALL
+    assert previous["progress"]["step"] == ALL - ALL % 3
+    assert sorted(p.name for p in run.glob("*.pt")) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", None], ids=["empty", "half", "missing"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, photos, tmp_path, damage):
+    run = tmp_path / "run"
+    train(recipe(), photos, run, stop_after=14, log=lambda _: None)
+    if damage is None:  # killed between the two renamings
+        (run / "checkpoint.pt").unlink()
+    else:
+        (run / "checkpoint.pt").write_bytes(damage)
+    lines = []
+    train(recipe(), photos, run, log=lines.append)
+    assert any("going on after step 12" in line for line in lines)
+    assert any("checkpoint.pt is damaged" in line for line in lines) == (damage is not None)
+    assert_same_run(whole[0], run)
+
+
+def test_a_model_that_was_not_written_any_more_is_written_at_the_next_start(whole, photos, tmp_path):
+    """Killed after the last checkpoint, before the model file."""
+    train(recipe(), photos, tmp_path / "run", log=lambda _: None)
+    (tmp_path / "run" / "model.safetensors").unlink()
+    model = train(recipe(), photos, tmp_path / "run", log=lambda _: None)
+    assert all(torch.equal(v, read(whole[1]).state_dict()[k]) for k, v in read(model).state_dict().items())
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_history_and_curve_tell_the_whole_run_once(whole, photos, tmp_path):
+    run = tmp_path / "run"
+    train(recipe(), photos, run, stop_after=10, log=lambda _: None)
+    with (run / "history.csv").open("a") as file:  # rows of a run that was killed later than its last checkpoint
+        file.write("11,flow,bits/dim,0.5,0.1,1,1,0,0\n99,flow,bits/di")
+    train(recipe(), photos, run, log=lambda _: None)
+    expected, found = rows(whole[0] / "history.csv"), rows(run / "history.csv")
+    steps = [int(row["step"]) for row in found]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == ALL
+    assert {row["stage"] for row in found} == {"encoder", "flow"}
+    losses = {row["step"]: float(row["loss"]) for row in found}
+    same = [row for row in expected if int(row["step"]) <= 9 or int(row["step"]) >= 15]
+    assert all(float(row["loss"]) == losses[row["step"]] for row in same)
+    held_out = rows(run / "held_out.csv")
+    assert {row["measure"] for row in held_out} >= {"validation_l1", "validation_bits_per_dim", "psnr_tau0.0"}
+    with Image.open(run / "curve.png") as curve:
+        colours = {colour for _, colour in curve.convert("RGB").getcolors(2**24)}
+    assert {(31, 111, 180), (209, 73, 91)} <= colours  # lines and dots
+    assert curve.width == 2 * curve.height * 2
+
+
+# --- time, wishes, other weights --------------------------------------------------------------------------------------
+
+
+class Interruption(BaseException):
+    """As a host's own."""
+
+
+def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_path):
+    seen = []
+
+    def watch(done, total, preview=None):
+        seen.append((done, total, preview is not None))
+
+    lines = []
+    train(recipe(), photos, tmp_path / "run", cancelled=lambda: len(seen) == 5, progress=watch, log=lines.append)
+    assert content(tmp_path / "run")["progress"]["step"] == 4  # five reports: one is the sheet of step 3
+    assert [entry for entry in seen if entry[2]] == [(3, ALL, True), (4, ALL, True)]
+    assert any("stopped: cancelled" in line for line in lines)
+
+    def interrupt():
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        train(recipe(), photos, tmp_path / "run", cancelled=interrupt, log=lambda _: None)
+    assert content(tmp_path / "run")["progress"]["step"] == 5
+    assert read_header(tmp_path / "run" / "model.safetensors").provenance["steps"] == 5
+    with torch.inference_mode():  # as a host does
+        train(recipe(), photos, tmp_path / "run", log=lambda _: None)
+    assert_same_run(whole[0], tmp_path / "run")
+
+
+def test_a_run_in_little_time_is_shortened_and_still_ends_with_a_low_rate(photos, tmp_path):
+    long = recipe(("steps = 8", "steps = 80000"), ("steps = 24", "steps = 240000"))
+    lines = []
+    begun = time.monotonic()
+    train(long, photos, tmp_path / "run", minutes=0.08, log=lines.append)
+    assert time.monotonic() - begun < 60
+    assert any("shortened to fit the time" in line for line in lines)
+    progress = content(tmp_path / "run")["progress"]
+    assert 0 < progress["length"] < 0.05
+    train(long, photos, tmp_path / "run", minutes=0.5, log=lines.append)  # goes on at the length it has
+    assert content(tmp_path / "run")["progress"]["length"] == progress["length"]
+    history = rows(tmp_path / "run" / "history.csv")
+    assert {row["stage"] for row in history} == {"encoder", "flow"}
+    assert float(history[-1]["rate"]) < 0.05 * 1e-2
+
+
+def test_time_that_is_up_stops_a_run_with_a_checkpoint(photos, tmp_path):
+    train(recipe(), photos, tmp_path / "run", stop_after=2, log=lambda _: None)
+    lines = []
+    train(recipe(), photos, tmp_path / "run", minutes=0.0, log=lines.append)
+    assert content(tmp_path / "run")["progress"]["step"] == 3
+    assert any("stopped: the time is up" in line for line in lines)
+
+
+def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
+    flow_only = RECIPE[: RECIPE.index("[[stages]]")] + RECIPE[RECIPE.rindex("[[stages]]") :]
+    still = parse_recipe(flow_only.replace("learning_rate = 1e-2", "learning_rate = 0"))
+    for stop in (1, None):  # and the second start must not draw first-batch moments
+        model = train(still, photos, tmp_path / "run", start=whole[1], stop_after=stop, log=lambda _: None)
+    old = read(whole[1]).state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in read(model).state_dict().items())
+
+
+def test_a_model_of_another_configuration_is_refused_as_a_start(whole, photos, tmp_path):
+    with pytest.raises(FlowError, match=r"model\.safetensors.*hidden is 8 instead of 9"):
+        train(recipe(("hidden = 8", "hidden = 9")), photos, tmp_path / "run", start=whole[1], log=lambda _: None)
+
+
+def test_the_callers_random_numbers_are_left_alone(photos, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(recipe(), photos, tmp_path / "run", stop_after=1, log=lambda _: None)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- going back -------------------------------------------------------------------------------------------------------
+
+
+def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_path):
+    """A batch of noise as large as this is never finite; the run meets it, retreats, and is given sense again."""
+    stubborn = recipe(("ema = 0.6", "ema = 0.6\npatience = 5"), ("steps = 8", "steps = 60"))
+    run = tmp_path / "run"
+    train(stubborn, photos, run, stop_after=6, log=lambda _: None)
+    good = content(run)
+    broken = torch.load(run / "checkpoint.pt", weights_only=True)
+    broken["flow"]["encoder.conv_last.bias"][0] = 3e38
+    broken["progress"]["step"], broken["progress"]["bad"] = 7, 1
+    torch.save(good, run / "checkpoint.previous.pt")
+    torch.save(broken, run / "checkpoint.pt")
+    lines = []
+    train(stubborn, photos, run, stop_after=21, log=lines.append)
+    assert any("back to step 6, with learning rates times 0.5" in line for line in lines)
+    progress = content(run)["progress"]
+    assert progress["step"] == 21
+    assert (progress["rate"], progress["retreats"], progress["bad"]) == (0.5, 1, 0)
+    assert progress["skipped"] >= 4
+    assert float(rows(run / "history.csv")[-1]["rate"]) < 0.5 * 3e-3
