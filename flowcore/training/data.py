@@ -4,9 +4,51 @@ Whatever it is, ``batch(size, crop, seed, step)`` is a function of what it is gi
 thread, and ``training``, ``held_out`` and ``skipped`` say what there is.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..transforms import FlowError
 from .colours import Colours
 from .digits import Digits, read_idx
 from .photographs import Entry, Photographs
 from .pictures import Picture, find_pictures
+from .recipe import Recipe
 
-__all__ = ["Colours", "Digits", "Entry", "Photographs", "Picture", "find_pictures", "read_idx"]
+__all__ = ["Colours", "Data", "Digits", "Entry", "Photographs", "Picture", "find_pictures", "open_data", "read_idx"]
+
+Data = Photographs | Colours | Digits
+
+
+def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
+    """Open what a recipe trains on.
+
+    Args:
+        recipe: The recipe.
+        data: Folders of images at any depth, or ZIP archives; for class-conditional models one folder, of the four
+            files of MNIST.
+        cache: Where decoded pixels are kept.
+
+    Returns:
+        The data.
+
+    Raises:
+        FlowError: If there are several folders for a model that takes one.
+    """
+    if recipe.architecture == "class_conditional":
+        if not isinstance(data, Path):
+            raise FlowError("Labelled digits come from one folder, that of the four files of MNIST; got several.")
+        return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
+    photographs = Photographs(
+        data,
+        cache,
+        scale=getattr(recipe.model, "scale", 1),
+        pyramid=recipe.pyramid,
+        validation=recipe.validation,
+        turn=recipe.turn,
+        short_sides=recipe.short_sides,
+        degradation=recipe.degradation,
+        degradation_strength=recipe.degradation_strength,
+    )
+    return Colours(photographs) if recipe.architecture == "colorizer" else photographs

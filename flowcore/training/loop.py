@@ -27,7 +27,7 @@ from ..networks import Conditioner
 from ..tasks import Progress as Watcher
 from ..tasks import is_out_of_memory
 from ..transforms import FlowError, batch_moments
-from .data import Colours, Digits, Photographs
+from .data import Data, open_data
 from .memory import free_memory, largest_batch, recomputed
 from .objective import AbsoluteError, initialise, lr_encoder, objective
 from .ranks import Ranks
@@ -39,8 +39,6 @@ LOOK_EVERY = 10  # steps between looks at what the device has counted: each look
 SPEAK_EVERY = 20  # seconds between progress lines
 MOST_RETREATS = 6
 SPARE = 0.8  # part of the free memory that a batch may take
-
-Data = Photographs | Colours | Digits
 
 
 class _Diverged(Exception):
@@ -581,36 +579,6 @@ def _schedule(stage: Stage, done: int) -> float:
     if stage.schedule == "halving":
         return rise * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
     return rise
-
-
-def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
-    """Open what a recipe trains on.
-
-    Args:
-        recipe: The recipe.
-        data: A folder of images at any depth, or of the four files of MNIST for class-conditional models.
-        cache: Where decoded pixels are kept.
-
-    Returns:
-        The data.
-
-    Raises:
-        FlowError: If there are several folders for a model that takes one.
-    """
-    if recipe.architecture == "class_conditional":
-        if not isinstance(data, Path):
-            raise FlowError("Labelled digits come from one folder, that of the four files of MNIST; got several.")
-        return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
-    photographs = Photographs(
-        data,
-        cache,
-        scale=getattr(recipe.model, "scale", 1),
-        pyramid=recipe.pyramid,
-        validation=recipe.validation,
-        turn=recipe.turn,
-        short_sides=recipe.short_sides,
-    )
-    return Colours(photographs) if recipe.architecture == "colorizer" else photographs
 
 
 def _check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:

@@ -55,8 +55,8 @@ class Progress:
 class Checkpoints:
     """Two checkpoints of a run: the newest, ``checkpoint.pt``, and the one before it, ``checkpoint.previous.pt``.
 
-    While steps are not finite, the one before is the last good one, and stays. Each is written beside its place, forced to the disk and then renamed, so that there is a whole one whenever the
-    process or the machine is stopped.
+    While steps are not finite, the one before is the last good one, and stays. Each is written beside its place, forced
+    to the disk and then renamed, so that there is a whole one whenever the process or the machine is stopped.
     """
 
     def __init__(self, run: Path, fingerprint: str) -> None:

@@ -15,7 +15,7 @@ from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..resize import enlarge
 from ..tasks.colorize import schedule
-from .data import Colours, Digits, Photographs
+from .data import Colours, Data, Photographs
 from .objective import bits_by_level, lr_encoder, objective
 from .recipe import Recipe, Stage
 
@@ -26,7 +26,7 @@ ROWS = 8  # images of a sheet
 
 @torch.no_grad()
 def validate(
-    flow: Flow, data: Photographs | Colours | Digits, recipe: Recipe, stage: Stage, *, device: str, precision: str
+    flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: str, precision: str
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Measure a model on held-out images.
 

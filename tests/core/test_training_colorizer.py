@@ -14,8 +14,8 @@ from flowcore.checkpoints.file import read, read_header
 from flowcore.color import NEUTRAL, compress, luma
 from flowcore.likelihood import Uniform, bits_per_dim, log_prob, quantisation, to_integers
 from flowcore.models import build
-from flowcore.training.data import Colours
-from flowcore.training.loop import open_data, train
+from flowcore.training.data import Colours, open_data
+from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.transforms import FlowError
 
