@@ -135,7 +135,8 @@ def _factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _mix(x: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
-        return F.conv2d(x, weight[:, :, None, None])
+        # channels last, and twice as fast as a convolution of so few channels
+        return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
 
 
 def float64(x: Tensor) -> Tensor:
