@@ -154,8 +154,10 @@ class _Trainer:
             if start is not None:
                 _take_weights(self.flow, start)
                 self.progress.initialised = True
+                self.progress.origin = f", starting from {start.stem}"
             elif encoder_from is not None:
                 _take_encoder(self.flow, encoder_from)
+                self.progress.origin = f", with the encoder of {encoder_from.stem}"
             self.average.load_state_dict(self.flow.state_dict())
         self.content = None
         for model in (self.flow, self.average):
@@ -272,7 +274,7 @@ class _Trainer:
             if self.watcher is not None:
                 self.watcher(progress.step, sum(s.steps for s in self.stages()), sheet)
         provenance = {
-            "source": f"trained by flowcore, recipe {self.recipe.name}",
+            "source": f"trained by flowcore, recipe {self.recipe.name}{progress.origin}",
             "licence": self.recipe.licence,
             "steps": progress.step,
             "minutes": round(progress.seconds / 60, 1),
@@ -609,6 +611,7 @@ def _check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
 def _take_weights(flow: Flow, path: Path) -> None:
     other = read(path)
     asked, came = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
+    asked.pop("styles", None)  # measured after training, and not of these weights any more
     differences = [
         f"{key} is {came.get(key)!r} instead of {asked[key]!r}" for key in asked if asked[key] != came.get(key)
     ]
@@ -617,7 +620,8 @@ def _take_weights(flow: Flow, path: Path) -> None:
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    flow.load_state_dict(other.state_dict())
+    weights = other.state_dict()
+    flow.load_state_dict({name: weights[name] for name in flow.state_dict()})
 
 
 def _take_encoder(flow: Flow, path: Path) -> None:

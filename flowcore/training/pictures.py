@@ -24,6 +24,7 @@ MOST_PIXELS = 178_956_970  # of a picture: what Pillow takes for a decompression
 MOST_BYTES = 2**28  # of a member of an archive, unpacked
 PIXELS_IN_FLIGHT = 2**25  # of the pictures that are worked on at the same time, unless one alone has more
 MOST_THREADS = 4
+TINY = 2**14  # pixels of a picture that is decoded sooner than a thread would hear of it
 
 Made = TypeVar("Made")
 
@@ -94,19 +95,22 @@ def _members(archive: Path, inside: str) -> list[Picture]:
             infos = {info.filename: info for info in opened.infolist()}  # of two with one name, the last is meant
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ImageError(f"{archive} is no ZIP archive, or damaged ({error}). Fetch it again.") from error
-    pictures: list[Picture] = []
-    for member, info in infos.items():
-        path = PurePosixPath(member)
-        wanted = path.suffix.lower() in IMAGE_SUFFIXES and not info.is_dir() and path.parts[0] != "__MACOSX"
-        if wanted and path.is_relative_to(inside):
-            pictures.append(Picture(str(path.relative_to(inside)), archive, member, info.file_size, info.CRC))
+    above = "" if inside == "." else f"{inside}/"
+    pictures = [
+        Picture(member.removeprefix(above), archive, member, info.file_size, info.CRC)
+        for member, info in infos.items()
+        if member.startswith(above)
+        and os.path.splitext(member)[1].lower() in IMAGE_SUFFIXES
+        and not member.startswith("__MACOSX/")
+        and not info.is_dir()
+    ]
     if not pictures:
         tops = sorted({PurePosixPath(member).parts[0] for member in infos if PurePosixPath(member).parts})
         raise ImageError(
             f"No images in {inside if inside != '.' else 'the archive'} of {archive}, which holds "
             f"{', '.join(tops[:8]) or 'nothing'}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    return sorted(pictures, key=lambda picture: PurePosixPath(picture.name).parts)
+    return sorted(pictures, key=lambda picture: picture.name.split("/"))
 
 
 def from_each(
@@ -137,7 +141,12 @@ def from_each(
             ):
                 first, _, future = waiting.popleft()
                 yield first, *future.result()
-            waiting.append((picture, pixels, pool.submit(_make, opened, reason, make)))
+            future: Future[tuple[Made | None, str]] = Future()
+            if pixels <= TINY:
+                future.set_result(_make(opened, reason, make))
+            else:
+                future = pool.submit(_make, opened, reason, make)
+            waiting.append((picture, pixels, future))
         while waiting:
             first, _, future = waiting.popleft()
             yield first, *future.result()

@@ -37,6 +37,7 @@ class Progress:
         length: Factor on the recipe's numbers of steps, below 1 where time is short.
         precision: "float32" or "bfloat16", once chosen.
         recompute: Whether activations are computed again, stage by stage, once chosen.
+        origin: Whose weights it began with, in words, where it did not begin with random ones.
         seconds: Time spent training.
     """
 
@@ -49,6 +50,7 @@ class Progress:
     length: float = 1.0
     precision: str = ""
     recompute: str = ""
+    origin: str = ""
     seconds: float = 0.0
 
 
