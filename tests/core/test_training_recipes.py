@@ -1,0 +1,129 @@
+"""The recipes that flowcore brings: each says how it is run and what comes out, and fits the model that it trains."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+
+import pytest
+import torch
+
+from flowcore.__main__ import _parser
+from flowcore.models import build
+from flowcore.training.objective import lr_encoder
+from flowcore.training.recipe import FOLDER, read_recipe
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+# Their expected result is a pointer to another file so far; a recipe that gets its number leaves this list.
+WITHOUT_NUMBER = {"color-photos", "glow-cifar10", "glow-photos", "mnist-styles", "realnvp-cifar10", "srflow-x4"}
+every_recipe = pytest.mark.parametrize("name", NAMES)
+
+
+def comment(text):
+    """The lines at the top of a recipe, without their marks."""
+    lines = text.splitlines()
+    count = next(k for k, line in enumerate(lines) if not line.startswith("#"))
+    return [line.removeprefix("#").strip() for line in lines[:count]]
+
+
+def expected_result(text):
+    """What follows "Expected result", up to the command."""
+    told = re.search(r"Expected result:(.*?)(?:\bRun:|$)", " ".join(comment(text)))
+    return told[1].strip() if told else ""
+
+
+@functools.cache
+def on_meta(name):
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        return recipe, build(recipe.architecture, recipe.model)
+
+
+def crop_shapes(recipe, flow, stage):
+    """Latents of a crop as the stage cuts it."""
+    side = stage.crop // 4 if recipe.architecture == "colorizer" else stage.crop  # it decides on a quarter of the luma
+    return flow.latent_shapes(side, side)
+
+
+def test_there_are_recipes():
+    assert "srflow-x4" in NAMES
+    assert set(NAMES) >= WITHOUT_NUMBER
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_a_recipe_says_how_it_is_run(name):
+    """With its own name, and in words that the command line takes."""
+    told = comment(read_recipe(name).text)
+    commands = [line[line.index("python -m flowcore") :] for line in told if "python -m flowcore" in line]
+    assert any(line.startswith("Run: python -m flowcore train ") for line in told)
+    for command in commands:
+        _parser().parse_args(shlex.split(command)[3:])
+    assert shlex.split(commands[0])[3:5] == ["train", name]
+
+
+@every_recipe
+def test_a_recipe_says_what_to_expect(name):
+    assert expected_result(read_recipe(name).text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="a pointer only"))
+        if name in WITHOUT_NUMBER
+        else name
+        for name in NAMES
+    ],
+)
+def test_what_to_expect_is_a_number(name):
+    told = expected_result(read_recipe(name).text)
+    assert re.search(r"(?<![\w/.-])-?\d+(?:[.,]\d+)*(?![\w/])", told)  # by itself: not that of srflow-x4, or of a path
+
+
+@every_recipe
+def test_a_recipe_says_what_may_be_done_with_its_weights(name):
+    assert read_recipe(name).licence != "unspecified"
+
+
+# --- what it trains ---------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_the_crops_of_every_stage_fit_the_model(name):
+    recipe, flow = on_meta(name)
+    assert {parameter.device.type for parameter in flow.parameters()} == {"meta"}
+    for stage in recipe.stages:
+        if stage.objective == "l1":
+            assert stage.crop % lr_encoder(flow).scale == 0
+            continue
+        shapes = crop_shapes(recipe, flow, stage)
+        channels = 2 if recipe.architecture == "colorizer" else flow.channels
+        side = stage.crop // 4 if recipe.architecture == "colorizer" else stage.crop
+        assert sum(c * h * w for c, h, w in shapes) == channels * side**2
+        assert min(min(h, w) for _, h, w in shapes) >= 1
+        if flow.image_size is not None:
+            assert flow.image_size == (stage.crop, stage.crop)
+
+
+@every_recipe
+def test_the_first_batch_of_a_recipe_has_principal_axes(name):
+    """More pixels than channels on the deepest grid, or they are not defined."""
+    recipe, flow = on_meta(name)
+    principal = "principal" in (getattr(recipe.model, "mixing", ""), getattr(recipe.model, "mixing_start", ""))
+    likelihood = [stage for stage in recipe.stages if stage.objective == "likelihood"]
+    if principal and likelihood:
+        channels, height, width = crop_shapes(recipe, flow, likelihood[0])[-1]
+        assert recipe.init_batch * height * width > channels
+
+
+@every_recipe
+def test_the_stages_of_a_recipe_are_told_apart_and_leave_something_to_train(name):
+    recipe, flow = on_meta(name)
+    names = [stage.name for stage in recipe.stages]
+    assert len(set(names)) == len(names)
+    assert all(stage.frozen_levels < len(flow.levels) for stage in recipe.stages)
+    assert all(stage.warmup < stage.steps for stage in recipe.stages)
