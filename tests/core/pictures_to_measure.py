@@ -38,6 +38,13 @@ def grey():
     return leaves()[:200, :280, 1]
 
 
+def dark():
+    """A third of it is black, so that two of four patches have no statistics."""
+    image = grey().copy()
+    image[:, :110] = 0
+    return image
+
+
 def soften(image, times):
     image = image.astype(int)
     for axis in (0, 1) * times:
@@ -45,4 +52,4 @@ def soften(image, times):
     return image.astype(np.uint8)
 
 
-PICTURES = {"leaves": leaves, "noisy": noisy, "blocky": blocky, "blurred": blurred, "grey": grey}
+PICTURES = {"leaves": leaves, "noisy": noisy, "blocky": blocky, "blurred": blurred, "grey": grey, "dark": dark}

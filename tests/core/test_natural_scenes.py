@@ -21,11 +21,12 @@ RECORDED = {
     "blocky": {"niqe": 19.328524365633616, "brisque": 64.03748321533203, "piqe": 86.34802606507027},
     "blurred": {"niqe": 9.267905103672177, "brisque": 52.32646560668945, "piqe": 74.15215307274953},
     "grey": {"niqe": 14.220441256137661, "brisque": 42.911495208740234, "piqe": 34.807684754047116},
+    "dark": {"niqe": 13.311049027363666, "brisque": 19.2139892578125, "piqe": 36.29042088602956},
 }
 # The references round: BasicSR shrinks in float32, OpenCV does everything in float32.
 NEAR = {"niqe": 2e-3, "brisque": 2e-2, "piqe": 2e-3}
-# A picture of flat squares: what is flat, and what of it is noise of the arithmetic, is decided by that rounding.
-NEAR_IF_FLAT = {"niqe": 2e-2, "brisque": 2e-2, "piqe": 3e-2}
+# Where pictures are flat: what is flat, and what of it is noise of the arithmetic, is decided by that rounding.
+NEAR_IF_FLAT = {"niqe": 2e-2, "brisque": 5e-2, "piqe": 3e-2}
 
 
 def tensor(array):
@@ -38,7 +39,7 @@ def test_numbers_are_those_of_the_programs_of_the_literature(name):
     picture = tensor(PICTURES[name]())
     for measure in (niqe, brisque, piqe):
         came, expected = measure(picture), RECORDED[name][measure.__name__]
-        near = (NEAR_IF_FLAT if name == "blocky" else NEAR)[measure.__name__]
+        near = (NEAR_IF_FLAT if name in ("blocky", "dark") else NEAR)[measure.__name__]
         assert came.shape == (1,)
         assert came.dtype == torch.float64
         assert float(came) == pytest.approx(expected, abs=near), measure.__name__
