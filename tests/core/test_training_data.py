@@ -238,7 +238,8 @@ def test_batches_may_be_cut_in_many_threads(folder, tmp_path):
 # --- decoding several at a time ---------------------------------------------------------------------------------------
 
 
-def test_what_is_made_of_pictures_comes_in_their_order(tmp_path):
+def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "TINY", 0)
     folder = flat(tmp_path / "photos", [30 * k for k in range(8)])
 
     def make(image):
@@ -256,6 +257,7 @@ def test_what_is_made_of_pictures_comes_in_their_order(tmp_path):
 def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
     folder = flat(tmp_path / "photos", range(12))
     monkeypatch.setattr(pictures, "PIXELS_IN_FLIGHT", budget)
+    monkeypatch.setattr(pictures, "TINY", 0)
     monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
     made, taken, lock, waiting = 0, 0, threading.Lock(), []
 
@@ -275,7 +277,10 @@ def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
     assert 1 < max(waiting) <= 8 + 1 if most is None else max(waiting) <= most + 1
 
 
-def test_what_goes_wrong_in_making_ends_all(folder):
+@pytest.mark.parametrize("tiny", [0, 2**14])
+def test_what_goes_wrong_in_making_ends_all(folder, monkeypatch, tiny):
+    monkeypatch.setattr(pictures, "TINY", tiny)
+
     def make(_):
         raise ZeroDivisionError
 

@@ -100,6 +100,14 @@ def test_blur_is_along_its_direction_and_as_wide_as_stated():
         for direction, expected in ((along, fading(1.5)), (along + math.pi / 2, fading(0.5))):
             assert lr_of(hr, 4, 64, blur=(1.5, 0.5), direction=direction).std() / sharp == pytest.approx(expected, 0.03)
         assert lr_of(hr, 4, 64, blur=(1.0, 1.0)).std() / sharp == pytest.approx(fading(1.0), rel=0.03)
+    rows, columns = np.mgrid[:512, :512]
+    x = 0.5 + 0.4 * np.sin(2 * np.pi * (rows + columns) / period / math.sqrt(2))  # varies along both
+    diagonal = np.repeat((x[..., None] * 255).round().astype(np.uint8), 3, 2)
+    sharp = lr_of(diagonal, 4, 64).std()
+    for direction, expected in ((math.pi / 4, fading(1.5)), (3 * math.pi / 4, fading(0.5))):
+        assert lr_of(diagonal, 4, 64, blur=(1.5, 0.5), direction=direction).std() / sharp == pytest.approx(
+            expected, 0.03
+        )
     assert lr_of(upright, 4, 64, blur=(1.5, 0.5), direction=0.3).mean() == pytest.approx(0.5, abs=0.005)
 
 
