@@ -194,16 +194,34 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
     """
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ImageError(f"Expected an image of uint8, or of floats in [0, 1]; got {image.dtype}. Convert it to uint8.")
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    scaled = image.to(dtype) if image.dtype == torch.uint8 else image.to(dtype) * 255
+    scaled = _bytes(image)
     wrong = int((~scaled.isfinite()).sum())
     if wrong:
         raise ImageError(
             f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Mend the node or file it "
             "comes from."
         )
-    k = scaled.round().clamp(0, 255)
-    return torch.floor(k / 2 ** (8 - n_bits)), (scaled - k).abs().flatten(1).amax(1)
+    off = (scaled - scaled.round().clamp(0, 255)).abs()
+    return integers(image, n_bits), off.flatten(1).amax(1)
+
+
+def integers(image: Tensor, n_bits: int = 8) -> Tensor:
+    """Turn an image into integers as ``to_integers`` does, without a look at its values: no wait for the device.
+
+    Args:
+        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; NaN stays NaN.
+        n_bits: Bits to keep, 1 to 8.
+
+    Returns:
+        k as floats, ``(B, C, H, W)``, float64 for float64 images, else float32.
+    """
+    return torch.floor(_bytes(image).round().clamp(0, 255) / 2 ** (8 - n_bits))
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """Give 255 x as floats."""
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return image.to(dtype) if image.dtype == torch.uint8 else image.to(dtype) * 255
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
