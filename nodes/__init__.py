@@ -15,6 +15,7 @@ from .latents import (
 )
 from .load import FlowcoreLoadModel
 from .score import FlowcoreScore
+from .train import FlowcoreTrain
 from .upscale import FlowcoreUpscale
 
 NODES = [
@@ -37,4 +38,5 @@ NODES = [
     FlowcoreColorHints,
     FlowcoreEncodeColor,
     FlowcoreApplyChroma,
+    FlowcoreTrain,
 ]

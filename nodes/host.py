@@ -9,11 +9,12 @@ arguments that the host does not know are left out.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +43,9 @@ SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
 STEPS = 10_000  # of a progress bar that several tasks share
 
 log = logging.getLogger("flowcore")
+
+# What `stop_if_cancelled` raises: an Exception in old hosts, in newer ones none.
+Interrupted: type[BaseException] = memory.InterruptProcessingException
 
 
 class Extension(ComfyExtension):
@@ -135,6 +139,29 @@ def model_path(name: str) -> Path | None:
     return Path(path) if path else None
 
 
+def model_target(name: str) -> Path:
+    """Say where a new model file goes: into `models/flows` itself, made if need be.
+
+    Args:
+        name: Its name there.
+
+    Returns:
+        Its path; there may be a file.
+    """
+    folder = Path(folder_paths.models_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def recipe_files() -> dict[str, Path]:
+    """Find the recipes (`.toml`) that lie directly in the folders of models: name to path, sorted."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, model_folders()):
+        for path in folder.glob("*.toml"):
+            found.setdefault(path.name, path)
+    return dict(sorted(found.items()))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # input and output folders
 
@@ -196,6 +223,44 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
+def any_folder(name: str) -> Path:
+    """Find a folder of the person's: anywhere by an absolute path, otherwise below the input folder.
+
+    Args:
+        name: As it was typed or pasted; quotation marks around it and a `~` at its beginning are understood.
+
+    Returns:
+        Its path; it need not exist.
+    """
+    typed = os.path.expanduser(name.strip().strip("\"'"))
+    return Path(os.path.abspath(os.path.join(folder_paths.get_input_directory(), typed)))
+
+
+def output_folder(*names: str) -> Path:
+    """Name a folder below the output folder.
+
+    Args:
+        *names: From the outside to the inside; plain names.
+
+    Returns:
+        Its path; it need not exist.
+    """
+    return Path(folder_paths.get_output_directory(), *names)
+
+
+def as_output(path: Path) -> dict[str, str]:
+    """Say how the history names a file of the output folder.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What `/view` takes.
+    """
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # memory and devices
 
@@ -222,6 +287,21 @@ def bring(patcher: Any, working_memory: int) -> None:
         working_memory: Bytes needed beside the weights.
     """
     memory.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
+
+
+@contextlib.contextmanager
+def whole_device() -> Generator[str, None, None]:
+    """Free the device for work that is not a wrapped model's, such as training, and give it back afterwards.
+
+    Yields:
+        The host's device, as torch writes it.
+    """
+    memory.unload_all_models()
+    memory.soft_empty_cache()
+    try:
+        yield str(memory.get_torch_device())
+    finally:
+        memory.soft_empty_cache()
 
 
 def hand_over(image: torch.Tensor) -> torch.Tensor:

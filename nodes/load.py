@@ -38,7 +38,7 @@ class FlowcoreLoadModel(io.ComfyNode):
                 make(
                     io.Combo.Input,
                     "model_name",
-                    options=_choices(),
+                    options=choices(),
                     # What was first while it was the only one.
                     default="srflow-x4",
                     tooltip="Models that come with flowcore first, then the files in models/flows and in the folders "
@@ -62,17 +62,17 @@ class FlowcoreLoadModel(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
         """Say where a missing model should be, instead of the host's "value not in list"."""
-        if _locate(model_name) is not None:
+        if locate(model_name) is not None:
             return True
         return (
             f"there is no flow model '{model_name}'. Put the file into {' or '.join(model_folders())} and press R, "
-            f"or choose one of: {', '.join(_choices())}."
+            f"or choose one of: {', '.join(choices())}."
         )
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str) -> list[Any]:
         """Load again when the file has changed."""
-        path = _locate(model_name)
+        path = locate(model_name)
         if path is None:
             return [model_name]
         stat = path.stat()
@@ -81,7 +81,7 @@ class FlowcoreLoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str) -> Any:
         """Load the model on the CPU; the host moves it when it is used."""
-        path = _locate(model_name)
+        path = locate(model_name)
         if path is None:
             raise flowcore.CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
@@ -92,12 +92,21 @@ class FlowcoreLoadModel(io.ComfyNode):
         return io.NodeOutput(wrap(flow), info, ui={"text": [info], **{name: [value] for name, value in facts.items()}})
 
 
-def _choices() -> list[str]:
+def choices() -> list[str]:
+    """List the models that can be loaded: shipped ones first, then files."""
     shipped = catalog.names()
     return [*shipped, *(name for name in model_files() if name not in shipped)]
 
 
-def _locate(name: str) -> Path | None:
+def locate(name: str) -> Path | None:
+    """Find the file of a model.
+
+    Args:
+        name: One of `choices`.
+
+    Returns:
+        Its path, or None when there is no such model.
+    """
     return catalog.path(name) if name in catalog.names() else model_path(name)
 
 

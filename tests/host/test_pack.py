@@ -144,6 +144,14 @@ INPUTS = {
         ("saturation", "FLOAT"),
         ("gamut", "COMBO"),
     ],
+    "FlowcoreTrain": [
+        ("folder", "STRING"),
+        ("recipe", "COMBO"),
+        ("name", "STRING"),
+        ("minutes", "FLOAT"),
+        ("start", "COMBO"),
+        ("restart", "BOOLEAN"),
+    ],
 }
 OUTPUTS = {
     "FlowcoreLoadModel": [("model", "FLOW_MODEL"), ("info", "STRING")],
@@ -171,6 +179,7 @@ OUTPUTS = {
     "FlowcoreColorHints": [("hints", "FLOW_HINTS")],
     "FlowcoreEncodeColor": [("latents", "FLOW_LATENTS")],
     "FlowcoreApplyChroma": [("image", "IMAGE")],
+    "FlowcoreTrain": [("model", "FLOW_MODEL"), ("sheet", "IMAGE"), ("curve", "IMAGE"), ("info", "STRING")],
 }
 # What an API prompt may leave out; all else is required.
 OPTIONAL = {
@@ -213,6 +222,7 @@ OPTIONAL = {
     },
     "FlowcoreEncodeColor": {"working_size"},
     "FlowcoreApplyChroma": {"saturation", "gamut"},
+    "FlowcoreTrain": {"start", "restart"},
 }
 # Whether a seed has a widget behind it for what comes after a run: it shifts the values of those that follow.
 CONTROLS = {

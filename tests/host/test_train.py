@@ -1,0 +1,297 @@
+"""Flow Train over the API: a folder becomes a model that loads, a cancelled run goes on, nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from io import BytesIO
+
+import pytest
+import torch
+from client import RunError
+from PIL import Image
+from talk import WORKFLOWS, graph, inputs
+from test_generate import refusal
+
+from flowcore import load
+from flowcore.checkpoints.file import read_header
+from flowcore.training.recipe import FOLDER
+
+RECIPE = """
+name = "tiny"
+architecture = "{architecture}"
+seed = 3
+validation = 1
+ema = 0.9
+precision = "float32"
+checkpoint_every = {every}
+init_batch = 8
+evaluate = 8
+
+[model]
+{model}
+
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = {steps}
+batch = 4
+crop = 16
+learning_rate = 1e-3
+warmup = 2
+"""
+MODEL = "levels = 2\nsteps = 2\nhidden = 8\nimage_size = 16"
+# "as it is" is trained within a second, "long" until somebody cancels.
+RECIPES = {"as-it-is": {"steps": 12, "every": 4}, "long": {"steps": 10**6, "every": 10**6}}
+
+
+@pytest.fixture
+def photos(host):
+    """Six small photographs in the input folder, one of them in a sub-folder."""
+    folder = host.server.base / "input" / "tiny-photos"
+    (folder / "more").mkdir(parents=True, exist_ok=True)
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB")
+    for k in range(6):
+        place = folder / "more" if k == 5 else folder
+        if not (place / f"{k}.png").exists():
+            photo.crop((24 * k, 20, 24 * k + 40, 68)).save(place / f"{k}.png")
+    return "tiny-photos"
+
+
+@pytest.fixture
+def recipes(host):
+    """Two recipes of a tiny Glow in models/flows."""
+    for name, values in RECIPES.items():
+        written = RECIPE.format(architecture="glow", model=MODEL, **values)
+        (host.server.base / "models" / "flows" / f"{name}.toml").write_text(written)
+    return {name: f"{name}.toml" for name in RECIPES}
+
+
+def training(name, **values):
+    """Train, and report on the outputs."""
+    made = {"folder": "tiny-photos", "recipe": "as-it-is.toml", "name": name, "minutes": 0.0} | values
+    return graph(
+        train=("FlowcoreTrain", made),
+        sheet=("FlowcoreTestReport", {"image": "train.1"}),
+        curve=("FlowcoreTestReport", {"image": "train.2"}),
+        info=("PreviewAny", {"source": "train.3"}),
+        sample=("FlowcoreSample", {"model": "train.0", "samples": 2, "temperature": 0.7, "seed": 1}),
+        report=("FlowcoreTestReport", {"image": "sample.0"}),
+    )
+
+
+def model(host, name):
+    return host.server.base / "models" / "flows" / f"{name}.safetensors"
+
+
+def run(host, name):
+    return host.server.base / "output" / "flowcore-runs" / name
+
+
+def cancelled(host, workflow):
+    """Cancel a run when the server tells of its first step; which one that was."""
+    told = []
+
+    def look(event):
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "train":
+            told.append(event["data"]["value"])
+            host.cancel()
+
+    try:
+        with pytest.raises(RunError, match="cancelled"):
+            host.wait(host.queue(workflow), look, timeout=60)
+    finally:
+        host.cancel()
+    return told[0]
+
+
+def refused(host, workflow, *words):
+    """Expect the server to refuse a workflow before it runs, on the node that trains."""
+    with pytest.raises(RunError) as error:
+        host.run(workflow)
+    (node,) = error.value.detail["node_errors"].values()
+    assert node["class_type"] == "FlowcoreTrain"
+    for word in words:
+        assert word in str(error.value)
+
+
+def step_of(path):
+    return torch.load(path, map_location="cpu", weights_only=True)["progress"]["step"]
+
+
+def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
+    events = []
+    outputs = host.run(training("first"), events.append)["outputs"]
+    ui = outputs["train"]
+    assert ui["steps"] == [4, 8, 12]
+    assert ui["stage"] == ["flow"] * 3
+    assert all(0 < loss < 20 for loss in ui["loss"])
+    assert ui["loss"][-1] < ui["loss"][0]
+    assert ui["path"] == [str(model(host, "first"))]
+    assert ui["run"] == [str(run(host, "first"))]
+    assert ui["minutes"][0] >= 0
+    assert "12 of 12 steps" in ui["text"][0]
+    assert outputs["info"]["text"][0] == ui["text"][0]
+    # The last sample sheet, where the history says it is and on the wire: 6 temperatures and the originals, 8 rows.
+    (shown,) = ui["images"]
+    sheet = Image.open(BytesIO(host.get("/view?" + urllib.parse.urlencode(shown))))
+    assert shown["filename"] == "000012.png"
+    assert outputs["sheet"]["shape"] == [1, sheet.height, sheet.width, 3] == [1, 8 * 16, 7 * 16, 3]
+    assert outputs["curve"]["shape"] == [1, 480, 960, 3]
+    assert outputs["report"]["shape"] == [2, 16, 16, 3]
+    # Where the loader finds it, after what it listed before; the same weights as the run's.
+    info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
+    _, kind, properties = next(inputs(info))
+    assert "first.safetensors" in (kind if isinstance(kind, list) else properties["options"])
+    loaded = graph(
+        model=("FlowcoreLoadModel", {"model_name": "first.safetensors"}), show=("PreviewAny", {"source": "model.1"})
+    )
+    assert "trained by flowcore, recipe tiny" in host.run(loaded)["outputs"]["show"]["text"][0]
+    assert model(host, "first").read_bytes() == (run(host, "first") / "model.safetensors").read_bytes()
+    assert not list(model(host, "first").parent.glob(".*"))
+    # While it ran: the bar to its end, sheets in it, and the loss in words.
+    told = [e["data"] for e in events if isinstance(e, dict) and e["type"] == "progress"]
+    bar = [data["value"] for data in told if data["node"] == "train"]
+    assert bar == sorted(bar)
+    assert bar[-1] == 12
+    words = b"\n".join(e for e in events if isinstance(e, bytes) and e[:4] == b"\0\0\0\x03").decode()
+    assert "8/12 bits/dim" in words
+    assert any(e[:4] in (b"\0\0\0\x01", b"\0\0\0\x04") for e in events if isinstance(e, bytes))
+
+
+def test_what_is_finished_is_not_trained_again_unless_images_change_or_it_is_asked_for(host, photos, recipes):
+    workflow = training("again")
+    host.run(workflow)
+    first = model(host, "again").read_bytes()
+    log = run(host, "again") / "log.txt"
+    lines = log.read_text()
+    host.run(workflow)
+    assert log.read_text() == lines  # found in the cache
+    extra = host.server.base / "input" / photos / "extra.png"
+    try:
+        Image.new("RGB", (48, 40), (40, 90, 160)).save(extra)
+        assert "nothing was trained" in host.run(workflow)["outputs"]["train"]["text"][0]
+        assert model(host, "again").read_bytes() == first
+        host.run(training("again", restart=True))
+        assert model(host, "again").read_bytes() != first
+    finally:
+        extra.unlink()
+    assert (run(host, "again") / "earlier" / "model.safetensors").read_bytes() == first
+    assert not (run(host, "again") / "earlier" / "cache").exists()
+    model(host, "again").unlink()  # and comes back from the run's folder
+    host.run(training("again", restart=False))
+    assert model(host, "again").exists()
+
+
+def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photos, recipes):
+    workflow = training("stopped", recipe=recipes["long"])
+    cancelled(host, workflow)
+    stopped = step_of(run(host, "stopped") / "checkpoint.pt")
+    assert stopped > 0
+    assert read_header(model(host, "stopped")).provenance["steps"] == stopped  # what there is can be used
+    host.run(graph(m=("FlowcoreLoadModel", {"model_name": "stopped.safetensors"}), p=("PreviewAny", {"source": "m.1"})))
+    told = cancelled(host, workflow)
+    assert told == stopped + 1
+    assert f"going on after step {stopped}\n" in (run(host, "stopped") / "log.txt").read_text()
+    assert step_of(run(host, "stopped") / "checkpoint.pt") > stopped
+    assert read_header(model(host, "stopped")).provenance["steps"] > stopped
+    refusal(host, training("stopped"), "long.toml (now as-it-is.toml)", "set restart")
+    # A new beginning that is cancelled does not take the place of what there was.
+    kept = model(host, "stopped").read_bytes()
+    cancelled(host, training("stopped", recipe=recipes["long"], restart=True))
+    assert model(host, "stopped").read_bytes() == kept
+
+
+def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
+    ui = host.run(training("short", recipe=recipes["long"], minutes=0.02))["outputs"]["train"]
+    record = json.loads((run(host, "short") / "node.json").read_text())
+    assert 0 < ui["steps"][-1] < 10**5
+    assert ui["minutes"][0] < 0.3
+    if record["finished"]:
+        assert "The time was up" not in ui["text"][0]
+    else:  # a machine that became slower: there is more to do, so the cache does not answer
+        assert "The time was up" in ui["text"][0]
+        host.run(training("short", recipe=recipes["long"], minutes=0.02))
+        assert "going on after" in (run(host, "short") / "log.txt").read_text()
+
+
+def test_training_starts_from_a_model(host, photos, recipes):
+    host.run(training("parent"))
+    (host.server.base / "models" / "flows" / "one.toml").write_text(
+        RECIPE.format(architecture="glow", model=MODEL, steps=1, every=1).replace("1e-3", "1e-9")
+    )
+    host.run(training("child", recipe="one.toml", start="parent.safetensors"))
+    parent, child, other = (load(model(host, name)).state_dict() for name in ("parent", "child", "parent"))
+    assert all(torch.allclose(parent[key], child[key], atol=1e-5) for key in parent)
+    host.run(training("orphan", recipe="one.toml"))
+    other = load(model(host, "orphan")).state_dict()
+    assert not all(torch.allclose(parent[key], other[key], atol=1e-5) for key in parent)
+    refusal(host, training("mismatch", start="srflow-x4"), "srflow")
+    refused(host, training("nobody", start="nobody.safetensors"), "nobody.safetensors")
+
+
+def test_a_model_of_somebody_else_is_not_overwritten(host, photos, recipes):
+    model(host, "mine").write_bytes(b"precious")
+    refusal(host, training("mine"), "mine.safetensors", "not overwritten", "another name")
+    assert model(host, "mine").read_bytes() == b"precious"
+    elsewhere = host.server.extra_flows / "theirs.safetensors"
+    elsewhere.write_bytes(b"precious")
+    try:
+        refusal(host, training("theirs"), "theirs.safetensors", "Choose another name")
+    finally:
+        elsewhere.unlink()
+    host.run(training("replaced"))
+    model(host, "replaced").write_bytes(b"precious")
+    refusal(host, training("replaced", restart=True), "not overwritten")
+    assert model(host, "replaced").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"folder": "nowhere"}, ["nowhere does not exist", "input folder"]),
+        ({"folder": " "}, ["say where your images are"]),
+        ({"folder": "tiny-photos/0.png"}, ["is a file, not a folder"]),
+        ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
+        ({"folder": "../output"}, ["holds ComfyUI's output folder"]),
+        ({"recipe": "mnist-styles"}, ["no file of MNIST"]),
+        ({"recipe": "nothing.toml"}, ["there is no 'nothing.toml'", "srflow-x4"]),
+        ({"recipe": "broken.toml"}, ["broken.toml", "lacks architecture"]),
+        ({"minutes": -1.0}, ["min"]),
+        *(
+            ({"name": name}, ["cannot be the name of a file"])
+            for name in ("", "../x", "a/b", "a\\b", ".x", "x.", "nul")
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(host, photos, recipes, values, words):
+    empty = host.server.base / "input" / "empty"
+    empty.mkdir(exist_ok=True)
+    (empty / "notes.txt").write_text("no picture")
+    (host.server.base / "models" / "flows" / "broken.toml").write_text('[[stages]]\nname = "x"\n')
+    refused(host, training(**{"name": "refused"} | values), *words)
+    assert not run(host, "refused").exists()
+
+
+def test_images_that_are_too_small_are_told_when_it_runs(host, photos, recipes):
+    refusal(host, training("small", recipe="glow-photos"), "64 pixels")
+    host.run(training("small"))  # nothing was begun, so nothing is in the way
+
+
+def test_recipes_that_flowcore_brings_come_first(host, recipes):
+    info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
+    listed = {name: (kind, properties) for name, kind, properties in inputs(info)}
+    kind, properties = listed["recipe"]
+    options = kind if isinstance(kind, list) else properties["options"]
+    brought = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    assert options[: len(brought)] == brought
+    assert {"as-it-is.toml", "long.toml"} <= set(options[len(brought) :])
+    kind, properties = listed["start"]
+    assert (kind if isinstance(kind, list) else properties["options"])[0] == "nothing"
+    assert info["output_node"] is True
+
+
+def test_an_absolute_folder_and_a_name_with_its_suffix(host, photos, recipes):
+    folder = host.server.base / "input" / photos
+    ui = host.run(training("abs.safetensors", folder=f' "{folder}" '))["outputs"]["train"]
+    assert ui["path"] == [str(model(host, "abs"))]
