@@ -212,6 +212,20 @@ def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
         assert torch.equal(one, two)
 
 
+def test_a_process_that_is_stopped_does_not_disturb_another(folder, tmp_path):
+    def stop(done, total, preview=None):
+        raise KeyboardInterrupt
+
+    def meanwhile(done, total, preview=None):
+        if done == 2:
+            with pytest.raises(KeyboardInterrupt):
+                opened(folder, tmp_path, progress=stop)
+
+    hr, _ = opened(folder, tmp_path, progress=meanwhile).batch(4, 32, 0, 0)
+    alone, _ = Photographs(folder, tmp_path / "another cache", scale=2).batch(4, 32, 0, 0)
+    assert torch.equal(hr, alone)
+
+
 def test_processes_side_by_side_decode_into_one_cache(folder, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         came = list(pool.map(lambda _: opened(folder, tmp_path).batch(4, 32, 0, 0), range(4)))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowcore.resize import shrink
 from flowcore.training.data import Photographs
@@ -218,12 +219,21 @@ def test_degraded_batches_are_a_function_of_seed_and_step_alone(folder, tmp_path
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step(tmp_path):
-    """On a photograph as large as the crop, that is always cut at the same place."""
-    data = opened(photographs(tmp_path / "photos", [(32, 32), (32, 32)]), tmp_path, turn=False, validation=1)
+    """On two copies of a photograph that is as large as the crop and its own mirror image: all crops are the same."""
+    half = image(32, 16)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.concatenate([half, half[:, ::-1]], 1)).save(tmp_path / "photos" / name)
+    data = opened(tmp_path / "photos", tmp_path, turn=False, validation=1)
     kinds = [(3, 7, False), (4, 7, False), (3, 8, False), (7, 3, False), (3, 7, True)]
-    batches = [data.batch(8, 32, s, t, held_out=held)[1] for s, t, held in kinds]
-    assert len({tuple(batch.flatten().tolist()) for batch in batches}) == len(kinds)
-    assert len({tuple(item.flatten().tolist()) for item in batches[0]}) == 8
+    batches = [data.batch(8, 32, s, t, held_out=held) for s, t, held in kinds]
+    assert all(torch.equal(hr, batches[0][0][:1].expand(8, -1, -1, -1)) for hr, _ in batches)
+
+    def whole(lr):  # mirrored or not
+        return frozenset(min((tuple(item.flatten().tolist()), tuple(item.flip(-1).flatten().tolist()))) for item in lr)
+
+    assert len({whole(lr) for _, lr in batches}) == len(kinds)
+    assert len(whole(batches[0][1])) == 8
 
 
 def test_weaker_degradation_is_closer_to_none(folder, tmp_path):
