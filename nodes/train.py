@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError
+from ..flowcore.checkpoints.file import read_header
 from ..flowcore.tasks import IMAGE_SUFFIXES
 from ..flowcore.training.loop import train
 from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
@@ -207,7 +208,7 @@ class FlowcoreTrain(io.ComfyNode):
         with whole_device() as device:
             try:
                 train(
-                    plan,
+                    _with_own_licence(plan, recipe, begun),
                     any_folder(folder),
                     run,
                     device=device,
@@ -264,6 +265,17 @@ def _recipes() -> list[str]:
 def _read_recipe(recipe: str) -> Recipe:
     path = recipe_files().get(recipe)
     return read_recipe(recipe if path is None else path)
+
+
+def _with_own_licence(plan: Recipe, recipe: str, begun: Path | None) -> Recipe:
+    """A recipe that flowcore brings states the licence of the shipped weights, which is not that of a person's own."""
+    if recipe in recipe_files():
+        return plan
+    licence = "not stated; trained on images of the person who trained it"
+    if begun is not None:
+        theirs = read_header(begun).provenance.get("licence", "not stated")
+        licence += f", beginning with {begun.stem} ({theirs})"
+    return dataclasses.replace(plan, licence=licence)
 
 
 def _stem(name: str) -> str:

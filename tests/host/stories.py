@@ -63,6 +63,10 @@ NOTES = {
     "`workflows/house.jpg`) and any picture in colour as *Reference*. The reference in warm and in "
     "cold light becomes latents of its colours; the photograph takes over their two coarsest levels, "
     "which hold the palette, and the rest is drawn by the seed.",
+    "train": "Put photographs into `input/my-photos`, fifty or more and none below 220 pixels a side, and press "
+    "Run. A shipped model learns from them for a minute and becomes a model of your own: `my-photos` in *Load Flow "
+    "Model*. The sheet shows its samples at six temperatures, and pieces of your photographs on the right. For a model "
+    "that is worth keeping, choose another name, more minutes and the recipe that you need.",
     "clip": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; drag it "
     "onto *Photograph*. Sixteen frames pan over it. With frames on video all are coloured from the same "
     "latents, and carry keeps the palette steady. Replace the frames by those of your own clip.",
@@ -163,6 +167,7 @@ PICTURES = {
     "FlowcoreSample",
     "FlowcoreDecode",
     "FlowcoreColorize",
+    "FlowcoreTrain",
 }
 
 
@@ -206,13 +211,17 @@ def note(number: int, text: str) -> dict[str, Any]:
 
 
 def prepare_inputs(base: Path) -> None:
-    """Put the sample photograph where the stories look for theirs: alone, and with its variations as a folder."""
+    """Put the sample photograph where the stories look for theirs: alone, and with variations as folders."""
     photo = Image.open(PHOTO).convert("RGB")
-    folder = base / "input" / "photos"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, many = base / "input" / "photos", base / "input" / "my-photos"
+    for place in (folder, many):
+        place.mkdir(parents=True, exist_ok=True)
     square = ImageOps.fit(photo, (128, 128))
     large = flowcore.upscale(flowcore.load("srflow-x4"), pixels(square), temperature=0.8, seed=1)[0]
     picture(large).save(base / "input" / "example.png")  # as sharp as photographs are, 512x512
+    for k in range(25):  # as many views of it, to train on
+        view = (k % 5 * 64, k // 5 * 64, k % 5 * 64 + 256, k // 5 * 64 + 256)
+        picture(large).crop(view).save(many / f"{k}.png")
     square.save(folder / "photograph.png")
     square.rotate(180).save(folder / "upside-down.png")
     ImageOps.invert(square).save(folder / "negative.png")

@@ -166,7 +166,32 @@ RESULTS = {
     "strokes": (2, (1284, 492)),
     "palette-transfer": (2, (1136, 492)),
     "clip": (1, (640, 360)),
+    "train": (1, (224, 256)),
 }
+
+# The story of training, with a recipe of as few pixels and steps as the photographs of the tests allow.
+QUICK = """
+name = "quick"
+architecture = "glow"
+validation = 1
+precision = "float32"
+checkpoint_every = 2
+init_batch = 8
+evaluate = 8
+
+[model]
+levels = 2
+steps = 1
+hidden = 8
+image_size = 32
+
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = 2
+batch = 4
+crop = 32
+"""
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -175,6 +200,9 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
     for node in workflow.values():
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = photo
+        if node["class_type"] == "FlowcoreTrain":
+            (host.server.base / "models" / "flows" / "quick.toml").write_text(QUICK)
+            node["inputs"] |= {"folder": folder_of_photos, "recipe": "quick.toml", "start": "nothing"}
     pictures = host.images(workflow)
     assert (len(pictures), pictures[0].size) == RESULTS[name]
     assert len({picture.size for picture in pictures}) == 1
