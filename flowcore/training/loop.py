@@ -545,7 +545,7 @@ class _StageRunner:
         if free is None:
             progress.recompute = chosen or "never"
             return
-        each_rank = len(range(stage.batch)[self.ranks.share(stage.batch)])
+        each_rank = stage.batch // self.ranks.world
         images = self.batch(progress.step)
 
         def step(items: int) -> None:
@@ -554,15 +554,15 @@ class _StageRunner:
 
         buffers = [b.clone() for b in self.flow.buffers()]
         progress.recompute = chosen or "never"
-        fits, each = largest_batch(step, round(SPARE * free))
+        fits, each = largest_batch(step, round(SPARE * free), each_rank)
         if fits < each_rank and not chosen:
             progress.recompute = "always"
-            fits, each = largest_batch(step, round(SPARE * free))
+            fits, each = largest_batch(step, round(SPARE * free), each_rank)
         for buffer, value in zip(self.flow.buffers(), buffers, strict=True):
             buffer.copy_(value)  # moments that the trial steps moved
         how = ", activations computed again" if progress.recompute == "always" else ""
         self.trainer.say(
-            f"{stage.name}: {each / 2**20:.0f} MB a crop of {stage.crop}{how}; the largest batch that fits into "
+            f"{stage.name}: {each / 2**20:.3g} MB a crop of {stage.crop}{how}; the largest batch that fits into "
             f"{free / 2**30:.1f} GB of free memory is about {fits}"
             + (f", fewer than {each_rank}: expect to run out of memory" if fits < each_rank else "")
         )

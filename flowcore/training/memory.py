@@ -124,23 +124,33 @@ class PeakMemory(TorchDispatchMode):
         self._now -= size
 
 
-def largest_batch(step: Callable[[int], None], free: int) -> tuple[int, int]:
-    """Say how many items fit into memory, from steps of one and of two items.
+def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
+    """Say how many items fit into memory, from steps of few items and of twice as many.
+
+    Gradients, which do not grow with a batch, hide what few small items take; so more are tried until they show.
 
     Args:
         step: Makes a training step of so many items, and keeps nothing.
         free: Bytes that may be used.
+        most: Items to try at most.
 
     Returns:
         The largest batch, 0 if not even one item fits, and the bytes that each item takes.
     """
-    peaks: list[int] = []
-    for items in (1, 2):
-        with PeakMemory() as memory:
-            step(items)
-        peaks.append(memory.peak)
-    each = max(1, peaks[1] - peaks[0])
-    return max(0, (free - (peaks[0] - each)) // each), each
+    items = 1
+    while True:
+        few, twice = _peak(step, items), _peak(step, 2 * items)
+        if 4 * (twice - few) >= few or 2 * items >= most:
+            break
+        items = min(4 * items, most // 2)
+    each = max(1, (twice - few) // items)
+    return max(0, (free - (few - items * each)) // each), each
+
+
+def _peak(step: Callable[[int], None], items: int) -> int:
+    with PeakMemory() as memory:
+        step(items)
+    return memory.peak
 
 
 def free_memory(device: str) -> int | None:

@@ -152,6 +152,19 @@ def test_the_largest_batch_is_found_from_two_small_ones():
     assert set(asked) == {1, 2}
 
 
+def test_what_items_take_is_found_behind_what_does_not_grow():
+    def step(items):
+        fixed = torch.empty(100_000)  # gradients, held alone at the end
+        del fixed
+        each = torch.empty(items * 2000)
+        del each
+
+    fits, each = largest_batch(step, 1_000_000, most=1024)
+    assert 7_000 < each <= 8_000
+    assert fits == pytest.approx(125, rel=0.15)
+    assert largest_batch(step, 1_000_000, most=1)[0] > 0  # nothing shows, and it ends
+
+
 def test_free_memory_is_said_or_not_known():
     free = free_memory("cpu")
     assert free is None or 2**20 < free < 2**50
