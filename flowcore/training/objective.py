@@ -13,10 +13,10 @@ from ..likelihood import (
     VariationalDequantizer,
     bits_per_dim,
     dequantize,
+    integers,
     log_prob,
     log_weight,
     quantisation,
-    to_integers,
 )
 from ..networks import RRDBEncoder
 from ..resize import shrink
@@ -157,7 +157,7 @@ def bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor
     quant_bins = getattr(flow.config, "quant_bins", 0)
     if quant_bins:
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
-    k = to_integers(x, quantisation(flow).n_bits)[0]
+    k = integers(x, quantisation(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
 
 
@@ -174,7 +174,7 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
         ``(levels, B)``, finest first.
     """
     bins = quantisation(flow)
-    k = to_integers(x, bins.n_bits)[0]
+    k = integers(x, bins.n_bits)
     latents, shares = flow.by_position(bins.place(k, noise.to(k)).to(x), cond)
     per_level = [
         bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in zip(latents, shares, strict=True)
@@ -200,7 +200,7 @@ def initialise(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
         flow.initialise(dequantize(x, quant_bins, noise), cond)
         return
     bins = quantisation(flow)
-    k = to_integers(x, bins.n_bits)[0]
+    k = integers(x, bins.n_bits)
     dequantizer = _variational(flow)
     if dequantizer is not None:
         dequantizer.initialise(dequantizer.noise(tuple(k.shape), generator).to(k), k)
