@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoints.file import read, read_header, save
 from ..flow import Flow
 from ..models import build
-from ..models.labels import one_hot
 from ..networks import Conditioner
 from ..tasks import Progress as Watcher
 from ..tasks import is_out_of_memory
@@ -449,8 +448,6 @@ class _StageRunner:
         """Images, sources and noise of a step: this process's share of them. Runs beside the step before."""
         stage, seed = self.stage, self.recipe.seed
         x, source = self.trainer.data.batch(stage.batch, stage.crop, seed, step)
-        if source is not None and source.ndim == 1:  # checked here, where nothing waits for it
-            source = one_hot(source, self.flow.classes)
         noise = self.loss.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))
         share = self.ranks.share(stage.batch)
         return tuple(None if t is None else self._sent(t[share]) for t in (x, source, noise))  # pyright: ignore[reportReturnType]
