@@ -179,8 +179,9 @@ def test_what_is_finished_is_not_trained_again_unless_images_change_or_it_is_ask
         extra.unlink()
     assert (run(host, "again") / "earlier" / "model.safetensors").read_bytes() == first
     assert not (run(host, "again") / "earlier" / "cache").exists()
-    model(host, "again").unlink()  # and comes back from the run's folder
-    host.run(training("again", restart=False))
+    host.run(workflow)
+    model(host, "again").unlink()  # and comes back from the run's folder, whatever is in the cache
+    host.run(workflow)
     assert model(host, "again").exists()
 
 
@@ -236,6 +237,7 @@ def test_a_model_of_somebody_else_is_not_overwritten(host, photos, recipes):
     model(host, "mine").write_bytes(b"precious")
     refusal(host, training("mine"), "mine.safetensors", "not overwritten", "another name")
     assert model(host, "mine").read_bytes() == b"precious"
+    assert not (run(host, "mine") / "log.txt").exists()  # told at once, not after the training
     elsewhere = host.server.extra_flows / "theirs.safetensors"
     elsewhere.write_bytes(b"precious")
     try:
