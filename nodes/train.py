@@ -22,7 +22,6 @@ from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.tasks import IMAGE_SUFFIXES
-from ..flowcore.training.loop import train
 from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
 from .host import (
     Interrupted,
@@ -187,6 +186,8 @@ class FlowcoreTrain(io.ComfyNode):
         restart: bool = False,
     ) -> Any:
         """Call the trainer, and put what it has made where Load Flow Model finds it."""
+        from ..flowcore.training.loop import train  # takes a while, and most sessions never train
+
         problem = _problem(folder, recipe, name)
         if problem is not None:
             raise FlowError(problem)
