@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..tasks import Progress
 from ..transforms import FlowError
 from .colours import Colours
 from .digits import Digits, read_idx
@@ -21,7 +22,7 @@ __all__ = ["Colours", "Data", "Digits", "Entry", "Photographs", "Picture", "find
 Data = Photographs | Colours | Digits
 
 
-def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
+def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
     """Open what a recipe trains on.
 
     Args:
@@ -29,6 +30,7 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
         data: Folders of images at any depth, or ZIP archives; for class-conditional models one folder, of the four
             files of MNIST.
         cache: Where decoded pixels are kept.
+        progress: Called with every picture that is decoded for the first time.
 
     Returns:
         The data.
@@ -50,5 +52,6 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path) -> Data:
         short_sides=recipe.short_sides,
         degradation=recipe.degradation,
         degradation_strength=recipe.degradation_strength,
+        progress=progress,
     )
     return Colours(photographs) if recipe.architecture == "colorizer" else photographs

@@ -87,9 +87,10 @@ def train(
     devices = [torch.device(device)] if device.startswith("cuda") else []
     # a host may call this in inference mode, and has random numbers of its own
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
-        trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, ranks or Ranks())
+        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, ranks or Ranks(), deadline)
         try:
-            trainer.prepare(start, encoder_from, minutes)
+            trainer.prepare(start, encoder_from)
             trainer.go(stop_after)
         finally:
             trainer.journal.close()
@@ -109,13 +110,14 @@ class _Trainer:
         watcher: Watcher | None,
         cancelled: Callable[[], bool] | None,
         ranks: Ranks,
+        deadline: float,
     ) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self.recipe, self.run, self.device, self.ranks = recipe, run, device, ranks
         self.watcher, self.cancelled = watcher, cancelled
         self.checkpoints = Checkpoints(run, fingerprint(recipe))
         self.progress = Progress()
-        self.deadline = math.inf
+        self.deadline = deadline
         self.model_file = run / "model.safetensors"
         early: list[str] = []
         content = self.checkpoints.read(early.append)
@@ -124,7 +126,7 @@ class _Trainer:
         self.journal = Journal(run, log, step=self.progress.step, speaks=ranks.first)
         for line in early:
             self.say(line)
-        self.data = open_data(recipe, data, run / "cache")
+        self.data = open_data(recipe, data, run / "cache", self._decoded)
         self.say(
             f"{len(self.data.training)} images to train on, {len(self.data.held_out)} held out, "
             f"{len(self.data.skipped)} skipped"
@@ -142,10 +144,13 @@ class _Trainer:
     def say(self, line: str) -> None:
         self.journal.say(line)
 
-    def prepare(self, start: Path | None, encoder_from: Path | None, minutes: float | None) -> None:
+    def _decoded(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        """Ask while images are decoded, too."""
+        if self.cancelled is not None and self.cancelled():
+            raise FlowError(f"Stopped after {done} of {total} images were decoded: nothing has been trained yet.")
+
+    def prepare(self, start: Path | None, encoder_from: Path | None) -> None:
         """Fill the weights, and choose precision and length, all of which a checkpoint remembers."""
-        if minutes is not None:
-            self.deadline = time.monotonic() + 60 * minutes
         self.optimiser_state = None
         if self.content is not None:
             self.optimiser_state = restore(self.content, self.flow, self.average, self.progress)
@@ -166,8 +171,8 @@ class _Trainer:
         if not self.progress.precision:
             self.progress.precision = self._choose_precision()
             self.say(f"precision of conditioners and encoder: {self.progress.precision}")
-        if minutes is not None and not self.progress.step:
-            self.progress.length = self._length(60 * minutes)
+        if self.deadline < math.inf and not self.progress.step:
+            self.progress.length = self._length(self.deadline - time.monotonic())
         if self.progress.length < 1:
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
             self.say(f"shortened to fit the time, steps: {lengths}")
@@ -308,7 +313,7 @@ class _Trainer:
     def _length(self, seconds: float) -> float:
         """The factor on all numbers of steps by which a run takes so many seconds; a tenth goes to validation."""
         each = self._seconds_per_step()
-        return min(1.0, 0.9 * seconds / sum(each[stage.name] * stage.steps for stage in self.recipe.stages))
+        return min(1.0, 0.9 * max(0.0, seconds) / sum(each[stage.name] * stage.steps for stage in self.recipe.stages))
 
     def _seconds_per_step(self) -> dict[str, float]:
         """Time a step of every stage, without making it."""

@@ -643,3 +643,9 @@ def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_pat
     assert (progress["rate"], progress["retreats"], progress["bad"]) == (0.5, 1, 0)
     assert progress["skipped"] >= 4
     assert float(rows(run / "history.csv")[-1]["rate"]) < 0.5 * 3e-3
+
+
+def test_a_wish_to_stop_is_heard_while_images_are_decoded(photos, tmp_path):
+    with pytest.raises(FlowError, match="Stopped after 1 of 3 images were decoded"):
+        train(recipe(), photos, tmp_path / "run", cancelled=lambda: True, log=lambda _: None)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
