@@ -64,7 +64,7 @@ def train(
 
     Args:
         recipe: What to train.
-        data: Folder of photographs, or several.
+        data: What to train on: a folder or ZIP archive of images, or several; see ``data.open_data``.
         run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
         device: Torch device.
         start: A model file whose weights to start from; its configuration must be the recipe's.
@@ -151,6 +151,7 @@ class _Trainer:
 
     def prepare(self, start: Path | None, encoder_from: Path | None) -> None:
         """Fill the weights, and choose precision and length, all of which a checkpoint remembers."""
+        self.ranks.wait()  # all have read the same checkpoint, or none
         self.optimiser_state = None
         if self.content is not None:
             self.optimiser_state = restore(self.content, self.flow, self.average, self.progress)
@@ -177,7 +178,7 @@ class _Trainer:
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages())
             self.say(f"shortened to fit the time, steps: {lengths}")
         if self.recipe.compile:
-            for module in [*self.flow.modules()]:
+            for module in self.flow.modules():
                 if isinstance(module, Conditioner):
                     module.compile()
 
@@ -268,7 +269,7 @@ class _Trainer:
 
     def _publish(self, stage: Stage) -> None:
         """Measure the averaged weights, and write model, sheet and curve."""
-        progress, metrics = self.progress, {}
+        progress, metrics, sheet = self.progress, {}, None
         if len(self.data.fitting(stage.crop, held_out=True)):
             metrics, columns = validate(
                 self.average, self.data, self.recipe, stage, device=self.device, precision=progress.precision
@@ -276,8 +277,6 @@ class _Trainer:
             sheet = self.journal.sheet(progress.step, columns)
             self.journal.measured(progress.step, stage.name, metrics)
             self.say(f"step {progress.step} held out: {_shown(metrics)}")
-            if self.watcher is not None:
-                self.watcher(progress.step, sum(s.steps for s in self.stages()), sheet)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{progress.origin}",
             "licence": self.recipe.licence,
@@ -287,6 +286,8 @@ class _Trainer:
             "metrics": metrics,
         }
         save(self.average, self.model_file, provenance=provenance)
+        if self.watcher is not None and sheet is not None:
+            self.watcher(progress.step, sum(s.steps for s in self.stages()), sheet)
 
     def _published(self) -> bool:
         return self.model_file.exists() and read_header(self.model_file).provenance.get("steps") == self.progress.step
