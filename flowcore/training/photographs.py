@@ -75,7 +75,7 @@ class Photographs:
             pyramid: Sizes at which every photograph is used, 1 for its own; shrunk copies are sharper than their
                 originals.
             validation: How many photographs to keep out of training, spread evenly over the sorted names; of few
-                photographs at most a fifth, but one if there are two.
+                photographs at most half of them, but one if there are two or three.
             turn: Whether crops are turned by quarters at random; they are mirrored in any case.
             short_sides: Instead of the pyramid: lengths in pixels of the shorter side to which every photograph is
                 shrunk; those that are smaller keep their size.
@@ -117,7 +117,7 @@ class Photographs:
             )
         self._pixels = np.memmap(pixels, dtype=np.uint8, mode="r")
         names = sorted({entry.name for entry in entries})
-        kept_out = min(validation, max(1, len(names) // 5), len(names) - 1)
+        kept_out = min(validation, max(1, len(names) // 2), len(names) - 1)
         held = {names[round(k * len(names) / kept_out)] for k in range(kept_out)}
         self.training = [entry for entry in entries if entry.name not in held]
         self.held_out = [entry for entry in entries if entry.name in held]

@@ -857,3 +857,8 @@ def test_colours_say_what_their_photographs_are(folder, tmp_path):
     assert data.fitting(40, held_out=True) == data.held_out
     with pytest.raises(ImageError, match="at least 96 pixels, the crop of this stage"):
         data.batch(4, 96, seed=0, step=0)
+
+
+def test_of_few_photographs_half_are_trained_on(tmp_path):
+    data = opened(flat(tmp_path / "photos", range(6)), tmp_path, validation=12)
+    assert len({e.name for e in data.held_out}) == 3
