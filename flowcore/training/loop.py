@@ -140,6 +140,7 @@ class _Trainer:
             ranks.share(stage.batch)
         self.average = copy.deepcopy(self.flow)
         self.content = content
+        self.timed: dict[str, dict[str, float]] = {}  # seconds per step, by precision and stage
 
     def say(self, line: str) -> None:
         self.journal.say(line)
@@ -307,13 +308,14 @@ class _Trainer:
         seconds: dict[str, float] = {}
         for precision in ("float32", "bfloat16"):
             self.progress.precision = precision
-            seconds[precision] = sum(self._seconds_per_step().values())
+            self.timed[precision] = self._seconds_per_step()
+            seconds[precision] = sum(self.timed[precision].values())
         self.say("seconds, a step of each stage: " + ", ".join(f"{name} {s:.2f}" for name, s in seconds.items()))
         return min(seconds, key=lambda name: seconds[name])
 
     def _length(self, seconds: float) -> float:
         """The factor on all numbers of steps by which a run takes so many seconds; a tenth goes to validation."""
-        each = self._seconds_per_step()
+        each = self.timed.get(self.progress.precision) or self._seconds_per_step()
         return min(1.0, 0.9 * max(0.0, seconds) / sum(each[stage.name] * stage.steps for stage in self.recipe.stages))
 
     def _seconds_per_step(self) -> dict[str, float]:
