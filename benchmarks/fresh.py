@@ -1,0 +1,122 @@
+"""Memory, and seconds, of one program alone in a fresh process; the subjects of ``python -m benchmarks`` call it.
+
+On a CPU memory is what the kernel says of the process (``VmHWM`` and ``VmRSS``; Linux only). Not ``ru_maxrss``: that of
+a child begins with what its parent held. On a GPU it is what torch's allocator gave out, so neither the context nor
+what the allocator keeps in reserve is in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import Program, Settings, say, seconds
+
+WARM_ANYWAY = 5.0  # seconds: a run this long is little changed by being the first, and is not repeated
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a program took; None where it could not be told, or the process was killed.
+
+    Attributes:
+        peak: MiB that the process ever held: interpreter, torch, model, work and result.
+        beyond: MiB at the peak of the first run, less what the process held just before it.
+        first: Seconds of the first run.
+        seconds: Median of three further runs; the first, if that was long.
+    """
+
+    peak: float | None = None
+    beyond: float | None = None
+    first: float | None = None
+    seconds: float | None = None
+
+
+def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = False, **told: Any) -> Cost:
+    """Measure a program in a process of its own.
+
+    Args:
+        prepare: A function at the top of a module, which builds what is needed and returns the program. Called with
+            ``device=`` and ``told``.
+        settings: Threads and device.
+        timed: Whether to run it more often for the seconds, if it is short.
+        told: What is passed on, as JSON.
+
+    Returns:
+        Its cost.
+    """
+    order = {
+        "module": prepare.__module__,
+        "prepare": prepare.__name__,
+        "threads": settings.threads,
+        "told": {"device": settings.device, **told},
+        "timed": timed,
+    }
+    say(f"alone: {prepare.__module__}.{prepare.__name__} {told}")
+    command = [sys.executable, "-m", "benchmarks.fresh", json.dumps(order)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    if ended.returncode:
+        say(f"it ended with {ended.returncode}")
+        return Cost()
+    return Cost(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Do what ``fresh`` ordered."""
+    order = json.loads(sys.argv[1])
+    torch.set_num_threads(order["threads"])
+    device = order["told"]["device"]
+    program: Program = getattr(importlib.import_module(order["module"]), order["prepare"])(**order["told"])
+    gauge = _Allocator(device) if device.startswith("cuda") else _Process() if STATUS.exists() else None
+    taken = [seconds(program, device)]
+    peak, beyond = gauge.read() if gauge is not None else (None, None)
+    if order["timed"] and taken[0] < WARM_ANYWAY:
+        taken += [seconds(program, device) for _ in range(3)]
+    cost = Cost(peak=peak, beyond=beyond, first=taken[0], seconds=statistics.median(taken[1:] or taken))
+    sys.stdout.write(json.dumps(vars(cost)) + "\n")
+
+
+class _Process:
+    """The memory of this process from now on, in MiB."""
+
+    def __init__(self) -> None:
+        self.built = _status("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        self.held = _status("VmRSS")
+
+    def read(self) -> tuple[float, float]:
+        peak = _status("VmHWM")
+        return max(self.built, peak), peak - self.held
+
+
+class _Allocator:
+    """The memory that torch gives out on a GPU from now on, in MiB."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.built = torch.cuda.max_memory_allocated(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        self.held = torch.cuda.memory_allocated(device) / 2**20
+
+    def read(self) -> tuple[float, float]:
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        return max(self.built, peak), peak - self.held
+
+
+def _status(which: str) -> float:
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines[which].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()

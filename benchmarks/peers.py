@@ -1,0 +1,185 @@
+"""Glow as other libraries let one build it, of the same configuration; each is optional.
+
+Couplings see the same networks everywhere: 3x3, ReLU, 1x1, ReLU, 3x3, with biases, as normflows builds them. Where a
+library cannot be told what normflows' Glow is made of, ``differs`` says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import train
+
+Score = Callable[[Tensor], Tensor]  # images in [0, 1), (B, 3, H, W); nats, (B,)
+SPREAD = 0.001  # of what is added to weights, so that couplings are not the identity that they begin as
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A Glow of another library.
+
+    Attributes:
+        model: Holds its parameters.
+        sample: Draws so many images.
+        log_prob: Scores images.
+        differs: How it is not what normflows' is; "" if it is that.
+    """
+
+    model: Any
+    sample: Callable[[int], Any]
+    log_prob: Score
+    differs: str = ""
+
+
+def normflows(setting: train.Setting) -> Peer:
+    """Build normflows' Glow, whose weights ours takes over.
+
+    Args:
+        setting: How large it is.
+
+    Returns:
+        The peer, its actnorms initialised.
+    """
+    model = train.Theirs(setting).model
+    _stir(model)
+    model.eval().requires_grad_(False)
+    return Peer(model=model, sample=lambda n: model.sample(n), log_prob=lambda x: model.log_prob(x, None))
+
+
+def nflows(setting: train.Setting) -> Peer:
+    """Build a Glow of nflows' parts.
+
+    Args:
+        setting: How large it is.
+
+    Returns:
+        The peer, its actnorms initialised.
+    """
+    transforms: Any = importlib.import_module("nflows.transforms")
+    flows: Any = importlib.import_module("nflows.flows")
+    normal: Any = importlib.import_module("nflows.distributions").StandardNormal
+    warnings.filterwarnings("ignore", message=".*triangular_solve is deprecated.*")  # nflows calls it
+    whole = transforms.MultiscaleCompositeTransform(num_transforms=setting.levels)
+    shape = (3, setting.size, setting.size)
+    for _ in range(setting.levels):
+        squeeze = transforms.SqueezeTransform()
+        channels, height, width = squeeze.get_output_shape(*shape)
+        parts = [squeeze]
+        mask = [0] * (channels // 2) + [1] * (channels // 2)
+        for _ in range(setting.steps):
+            parts.append(transforms.ActNorm(channels))
+            parts.append(transforms.OneByOneConvolution(channels, using_cache=True, identity_init=False))
+            parts.append(transforms.AffineCouplingTransform(mask, lambda i, o: _WithContext(i, setting.hidden, o)))
+        shape = whole.add_transform(transforms.CompositeTransform(parts), (channels, height, width))
+    model: Any = flows.Flow(whole, normal([3 * setting.size**2]))
+    with torch.no_grad():
+        model.train().log_prob(setting.images() * 255 / 256)  # initialises its actnorms
+    _stir(model)
+    model.eval().requires_grad_(False)
+    return Peer(
+        model=model,
+        sample=lambda n: model.sample(n),
+        log_prob=lambda x: model.log_prob(x),
+        differs="standard normal priors without parameters; a bias and a fixed permutation in every 1x1 convolution, "
+        "whose matrices are cached (using_cache=True)",
+    )
+
+
+def freia(setting: train.Setting) -> Peer:
+    """Build a Glow of FrEIA's parts; it has no preset.
+
+    Args:
+        setting: How large it is.
+
+    Returns:
+        The peer.
+    """
+    framework: Any = importlib.import_module("FrEIA.framework")
+    modules: Any = importlib.import_module("FrEIA.modules")
+    source = framework.InputNode(3, setting.size, setting.size)
+    nodes, ends, last = [source], [], source.out0
+    told = {"subnet_constructor": lambda i, o: _network(i, setting.hidden, o), "permute_soft": True}
+    for level in range(setting.levels):
+        nodes.append(framework.Node(last, modules.IRevNetDownsampling, {}))
+        for _ in range(setting.steps):
+            nodes.append(framework.Node(nodes[-1].out0, modules.AllInOneBlock, told))
+        if level < setting.levels - 1:
+            split = framework.Node(nodes[-1].out0, modules.Split, {})
+            end = framework.OutputNode(split.out1)
+            nodes += [split, end]
+            last = split.out0
+        else:
+            end = framework.OutputNode(nodes[-1].out0)
+            nodes.append(end)
+        ends.append(end)
+    model = framework.GraphINN(nodes, verbose=False)
+    _stir(model)
+    model.eval().requires_grad_(False)
+    shapes = [tuple(end.input_dims[0]) for end in ends]
+
+    def sample(n: int) -> Tensor:
+        device = next(model.parameters()).device
+        return model([torch.randn(n, *shape, device=device) for shape in shapes], rev=True)[0]
+
+    def log_prob(x: Tensor) -> Tensor:
+        latents, logdet = model(x)
+        density = torch.distributions.Normal(0.0, 1.0)
+        return logdet + sum(density.log_prob(z).flatten(1).sum(1) for z in latents)
+
+    return Peer(
+        model=model,
+        sample=sample,
+        log_prob=log_prob,
+        differs="AllInOneBlocks: fixed rotations in place of LU 1x1 convolutions, a global affine map in place of "
+        "actnorm, scales of exp(2 tanh); standard normal priors without parameters",
+    )
+
+
+PEERS: dict[str, tuple[str, Callable[[train.Setting], Peer]]] = {  # name on PyPI: module, builder
+    "normflows": ("normflows", normflows),
+    "nflows": ("nflows", nflows),
+    "FrEIA": ("FrEIA", freia),
+}
+
+
+def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, hidden, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, hidden, 1),
+        nn.ReLU(inplace=True),
+        _zeros(nn.Conv2d(hidden, outputs, 3, padding=1)),
+    )
+
+
+class _WithContext(nn.Module):
+    """A network as nflows calls it, with a context that there is not."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.network = _network(inputs, hidden, outputs)
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        return self.network(x)
+
+
+def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+@torch.no_grad()
+def _stir(model: nn.Module) -> None:
+    """Move the last convolutions of networks away from zero, the same way every time."""
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        if p.ndim == 4 and p.requires_grad and not p.any():
+            p.add_(SPREAD * torch.randn(p.shape, generator=generator).to(p))

@@ -1,0 +1,86 @@
+"""Results of ``python -m benchmarks``: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Some rows, and what one must know to read them.
+
+    Attributes:
+        subject: As ``--only`` names it.
+        title: What the rows have in common.
+        rows: By column; a row need not have every column, and None is a number that could not be had.
+        notes: Sentences.
+    """
+
+    subject: str
+    title: str
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """Write it down.
+
+        Returns:
+            A title, a table, and the notes.
+        """
+        heads = list(dict.fromkeys(head for row in self.rows for head in row))
+        cells = [[_written(row.get(head, "")) for head in heads] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+        lines = [
+            "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in [heads, *cells]
+        ]
+        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([f"## {self.subject}: {self.title}", "", lines[0], rule, *lines[1:], "", *notes, ""])
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """Say what was measured on.
+
+    Args:
+        settings: Threads and device.
+
+    Returns:
+        Versions, processor, cores, threads, device.
+    """
+    found = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "threads": settings.threads,
+        "device": settings.device,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if settings.device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(settings.device)
+    return found
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "?"
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value == 0 or 0.01 <= abs(value) < 100:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1e}"

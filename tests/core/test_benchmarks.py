@@ -1,0 +1,124 @@
+"""The benchmarks: what ours is measured against is the same network, and the program runs from end to end."""
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowcore.prior import sample_latents
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "steps": 2,
+    "transition_steps": 1,
+    "hidden": 8,
+    "encoder_blocks": 3,
+    "encoder_width": 8,
+    "encoder_growth": 4,
+    "stacked_blocks": (2, 0),
+}
+SCALES = [{"scale": 4, "levels": 3}, {"scale": 8, "levels": 4}]
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """Import the package by its place: the root is not on the path, and must not be."""
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules["benchmarks"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    yield lambda name: importlib.import_module(f"benchmarks.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+def network(published, fields, dtype):
+    flow = published.random_srflow(**SMALL, **fields).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    for p in flow.parameters():  # what the recipe leaves at zero would hide a mistake
+        p.add_(0.02 * torch.randn(p.shape, generator=generator).to(dtype))
+    lr = torch.rand(1, 3, 6, 10, generator=generator).to(dtype)
+    shapes = flow.latent_shapes(6 * fields["scale"], 10 * fields["scale"])
+    return flow, lr, [z.to(dtype) for z in sample_latents(shapes, 1, 0.9, seed=2)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("fields", SCALES, ids=["4x", "8x"])
+def test_the_published_program_gives_the_picture_of_our_flow(benchmarks, fields, dtype, tolerance):
+    published = benchmarks("published")
+    flow, lr, latents = network(published, fields, dtype)
+    expected = flow.inverse(latents, flow.encode_condition(lr))
+    assert expected.std() > 0.01
+    came = published.decode(flow, lr, latents)
+    assert came.dtype == dtype
+    assert (came - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("fields", SCALES, ids=["4x", "8x"])
+def test_the_multiply_adds_of_the_roofline_are_those_of_the_published_program(benchmarks, fields):
+    published = benchmarks("published")
+    flow, lr, latents = network(published, fields, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        picture = published.decode(flow, lr, latents)
+    work = benchmarks("srflow").multiply_adds(flow.config)
+    pixels = picture.shape[-2] * picture.shape[-1]
+    assert 2 * pixels * (work.shared + work.per_sample + work.dead) == pytest.approx(counter.get_total_flops())
+
+
+def test_the_random_network_paints_in_the_range_of_pictures(benchmarks):
+    published = benchmarks("published")
+    flow = published.random_srflow(**SMALL)
+    latents = sample_latents(flow.latent_shapes(64, 64), 1, 0.9, seed=0)
+    picture = published.decode(flow, torch.rand(1, 3, 16, 16), latents)
+    assert ((picture > 0) & (picture < 1)).float().mean() > 0.9
+
+
+def test_the_memory_of_a_fresh_process_is_its_own(benchmarks, tmp_path):
+    measure = benchmarks("measure")
+    settings = measure.Settings(
+        pairs=1,
+        threads=1,
+        device="cpu",
+        quick=True,
+        lr=16,
+        samples=(1,),
+        peak_tflops=None,
+        photograph=None,
+        out=tmp_path,
+    )
+    ballast = torch.ones(2**28)  # 1 GiB, which a child must not be blamed for
+    cost = benchmarks("fresh").fresh(
+        benchmarks("srflow").prepare, settings, quick=True, lr=16, samples=1, precision="float32"
+    )
+    del ballast
+    if not Path("/proc/self/status").exists():
+        assert cost.peak is None
+        return
+    assert 0 < cost.beyond < cost.peak < 1000
+
+
+def test_the_benchmarks_run_and_print_a_table_and_json(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "srflow", "--threads", "1", "--out", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    *written, last = ended.stdout.splitlines()
+    result = json.loads(last)
+    assert json.loads((tmp_path / "out" / "benchmarks.json").read_text()) == result
+    assert any(line.startswith("| precision") for line in written)
+    speed, memory = result["tables"]
+    for row in speed["rows"]:
+        assert row["times as fast"] > 0
+        assert row["max error"] < (1e-4 if row["precision"] == "float32" else 0.05)
+    assert [(row["program"], row["output"]) for row in memory["rows"]][:2] == [
+        ("published", "128x128"),
+        ("flowcore, float32", "128x128"),
+    ]
