@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .condition import Condition
+from .condition import Condition, Parts
 from .prior import Shape, log_density
 from .transforms import Chain, ConditionError, ShapeError, Split, Squeeze, Transform, spread
 
@@ -110,7 +110,7 @@ class Flow(Transform):
         self.fixed_size = fixed_size
         self.dequantizer = dequantizer
         self.provenance: dict[str, Any] = {}
-        self._encode = encode
+        self.encoding = encode
         self._style_names = tuple(styles)
         if styles:
             assert image_size is not None
@@ -172,9 +172,9 @@ class Flow(Transform):
             ConditionError: If the flow is unconditional.
             ShapeError: If the source does not fit.
         """
-        if self._encode is None:
+        if self.encoding is None:
             raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
-        return self._encode(self, source)
+        return self.encoding(self, source)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -321,9 +321,9 @@ class Flow(Transform):
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
-    def _told(self, cond: Condition | None, batch: int) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    def _told(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
         """Features by level, and labels."""
-        if (cond is None) != (self._encode is None):
+        if (cond is None) != (self.encoding is None):
             expected = (
                 "a condition; make one with flow.encode_condition(source)"
                 if cond is None
@@ -342,7 +342,11 @@ class Flow(Transform):
                 f"Expected labels of {batch} items and {self.classes} classes; the condition has "
                 f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, a label an image."
             )
-        return cond.features, cond.labels
+        return [self._feature(f) for f in cond.features], cond.labels
+
+    def _feature(self, feature: Tensor | Parts | None) -> Any:
+        """What the steps of a level take as their condition."""
+        return feature.whole() if isinstance(feature, Parts) else feature
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:
@@ -378,7 +382,7 @@ class Flow(Transform):
             raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")
 
     def _check_origin(self, origin: Tensor, shape: torch.Size) -> None:
-        if origin.shape != shape:
+        if origin.shape[1:] != shape[1:] or origin.shape[0] not in (1, shape[0]):
             raise ConditionError(
                 f"The condition belongs to images of shape {tuple(origin.shape)}; got {tuple(shape)}. "
                 "Encode the condition from the matching source."

@@ -161,7 +161,7 @@ def _encode(flow: Flow, lr: Tensor) -> Condition:
             f"srflow {scale}x needs sides divisible by {multiple} here; got {lr.shape[-2]}x{lr.shape[-1]}. "
             "Use flowcore.upscale, which pads for you."
         )
-    assert isinstance(flow.encoder, RRDBEncoder)
+    assert flow.encoder is not None  # an RRDBEncoder, or what a plan has made of it
     features, origin = flow.encoder(lr, len(flow.levels), with_picture=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
 

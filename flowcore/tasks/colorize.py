@@ -755,7 +755,7 @@ class _Job:
         with self._lowered():
             cond = self.flow.encode_condition(source)
         self.step()
-        return Condition(features=tuple(None if f is None else f.float() for f in cond.features))
+        return Condition(features=tuple(f.float() if isinstance(f, Tensor) else f for f in cond.features))
 
     def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
         """From latents to chroma, centred on 0, at a quarter of the working size; with changes between the levels."""
@@ -792,7 +792,8 @@ class _Job:
         with torch.inference_mode(False), torch.enable_grad():
             # copies, since what was loaded in inference mode can have no gradient
             weights = {f"flow.{name}": t.detach().clone() for name, t in _tensors(self.flow)}
-            given = Condition(features=tuple(None if f is None else f.detach().clone() for f in cond.features))
+            features = (f.detach().clone() if isinstance(f, Tensor) else f for f in cond.features)
+            given = Condition(features=tuple(features))
             covered, chroma = (t.detach().clone() for t in _pooled(wanted.planes, self.grid))
             drawn = [part.detach().clone() for part in z]
             moved = [part.clone().requires_grad_() for part in drawn]

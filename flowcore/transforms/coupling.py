@@ -13,6 +13,7 @@ from .transform import ConditionError, Transform
 
 Scaling = Literal["sigmoid", "atan", "exp", "none"]
 ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it
+OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
 
 
 class Coupling(Transform):
@@ -166,14 +167,48 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
     if scaling == "none":
         return raw, torch.ones_like(raw), torch.zeros_like(raw)
     shift, r = raw[:, 0::2], raw[:, 1::2]
-    if scaling != "sigmoid":
-        log_scale = r if scaling == "exp" else ATAN_LIMIT * 0.636 * torch.atan(r)
-        return shift, log_scale.exp(), log_scale
-    log_scale = F.logsigmoid(r + 2)
+    if scaling == "sigmoid":
+        r = r + OFFSET
+    log_scale = log_scale_of(r, eps, scaling)
+    return shift, scale_of(r, eps, scaling) if eps else log_scale.exp(), log_scale
+
+
+def scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
+    """Turn raw scales into scales.
+
+    Args:
+        r: Raw scales, any shape; for "sigmoid" with ``OFFSET`` already added.
+        eps: As in ``affine``.
+        scaling: As in ``affine``, but not "none".
+
+    Returns:
+        Scales, the same shape.
+    """
+    if scaling == "sigmoid":
+        return torch.sigmoid(r) + eps
+    return log_scale_of(r, eps, scaling).exp()
+
+
+def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
+    """Turn raw scales into the logarithms of scales.
+
+    Args:
+        r: As in ``scale_of``.
+        eps: As in ``affine``.
+        scaling: As in ``affine``, but not "none".
+
+    Returns:
+        Log scales, the same shape.
+    """
+    if scaling == "exp":
+        return r
+    if scaling == "atan":
+        return ATAN_LIMIT * 0.636 * torch.atan(r)
+    log_scale = F.logsigmoid(r)
     if eps == 0:
-        return shift, log_scale.exp(), log_scale
-    floor = torch.full((), math.log(eps), dtype=raw.dtype, device=raw.device)
-    return shift, torch.sigmoid(r + 2) + eps, torch.logaddexp(log_scale, floor)
+        return log_scale
+    floor = torch.full((), math.log(eps), dtype=r.dtype, device=r.device)
+    return torch.logaddexp(log_scale, floor)
 
 
 def initialise_network(network: nn.Module, x: Tensor) -> None:

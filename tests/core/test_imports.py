@@ -30,6 +30,8 @@ ROWS = [
     {"transforms"},
     {"networks"},
     {"flow", "condition", "prior", "latents", "likelihood"},
+    {"folding"},
+    {"plan"},
     {"models"},
     {"checkpoints", "tasks"},
     {"training"},

@@ -1,0 +1,641 @@
+"""Exact rewrites of a flow's parts, for use: the same numbers to rounding, fewer operations.
+
+- Everything that treats each pixel alike (actnorm, 1x1 convolution, permutation) is a matrix and a vector; neighbours
+  are multiplied together, and inverses are taken once, in float64 (``Mixing``).
+- A conditioner's actnorms, ``exp(3 log_scale)`` and the 2 of ``sigmoid(r + 2)`` go into weights and biases
+  (``Network``).
+- ``conv([x, c]) = conv_x(x) + conv_c(c)``: what depends on the condition alone is computed once for all samples.
+- A convolution of features that were enlarged by nearest neighbour needs the small features only
+  (``convolve_enlarged``): most of its products are the same.
+- Everything is computed in strips of rows. A 3x3 convolution reads one row more on either side, and beyond the image
+  there are zeros: so strips give what the whole canvas gives, and need memory for their own height only.
+
+Source: the structure of Kingma & Dhariwal, "Glow", and Lugmayr et al., "SRFlow"; the rewrites are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .condition import Parts, Source
+from .networks import Conditioner, PlainConditioner, RRDBEncoder, ScaledConv
+from .networks.conditioner import NormalisedConv
+from .networks.rrdb import RRDB, DenseBlock
+from .resize import enlarge
+from .transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
+from .transforms.invconv import float64
+
+NHWC = torch.channels_last
+DENSE_BYTES = 2**27
+"""How large what a dense block holds of a strip may be: its strips overlap, so that low ones cost time."""
+
+
+class Mixing(nn.Module):
+    """One matrix and one vector for every pixel: actnorms, 1x1 convolutions and permutations, multiplied together.
+
+    Forward: ``z = W x + b``; logdet: ``log|det W|`` per position; inverse: ``x = W^-1 z - W^-1 b``. All four are
+    computed in float64 and rounded once.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor, log_det: Tensor, like: Tensor) -> None:
+        """Hold the map and its inverse.
+
+        Args:
+            matrix: W, ``(C, C)``, float64.
+            bias: b, ``(C,)``, float64.
+            log_det: ``log|det W|``, float64.
+            like: A parameter of the flow: the dtype and device to compute in.
+        """
+        super().__init__()
+        back = torch.linalg.inv(matrix)
+        self.exact = matrix, bias, log_det
+        self.log_det = float(log_det)
+        self.there = matrix.to(like), bias.to(like)
+        self.back = back.to(like), -(back @ bias).to(like)
+
+    def after(self, first: Mixing, like: Tensor) -> Mixing:
+        """Compose: first the other, then this one.
+
+        Args:
+            first: What comes before, in the data-to-latent direction.
+            like: As above.
+
+        Returns:
+            One map for the two.
+        """
+        (matrix, bias, log_det), (before, shift, change) = self.exact, first.exact
+        return Mixing(matrix @ before, matrix @ shift + bias, log_det + change, like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix channels, data to latent.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        return _mix(x, *self.there)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Mix channels, latent to data.
+
+        Args:
+            z: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        return _mix(z, *self.back)
+
+
+def mixing(transform: Transform, like: Tensor) -> Mixing | None:
+    """Turn a transform that treats every pixel alike into a matrix and a vector.
+
+    Args:
+        transform: Any.
+        like: A parameter of the flow.
+
+    Returns:
+        The map, or None if the transform is something else.
+    """
+    if isinstance(transform, ActNorm):
+        logs = float64(transform.logs())
+        return Mixing(torch.diag(logs.exp()), float64(transform.bias) * logs.exp(), logs.sum(), like)
+    if isinstance(transform, SignedActNorm):
+        scale = float64(transform.scale)
+        return Mixing(torch.diag(scale), float64(transform.bias) * scale, scale.abs().log().sum(), like)
+    if isinstance(transform, BatchNorm):
+        mean, var = float64(transform.get_buffer("mean")), float64(transform.get_buffer("var"))
+        scale = torch.rsqrt(var + transform.eps)
+        return Mixing(torch.diag(scale), -mean * scale, scale.log().sum(), like)
+    if isinstance(transform, InvertibleConv):
+        matrix = float64(transform.matrix())
+        return Mixing(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1], like)
+    if isinstance(transform, ChannelWhitening):
+        matrix, mean = float64(transform.get_buffer("matrix")), float64(transform.get_buffer("mean"))
+        return Mixing(matrix, -matrix @ mean, torch.linalg.slogdet(matrix)[1], like)
+    if isinstance(transform, Permutation):
+        order = transform.get_buffer("order")
+        matrix = float64(torch.eye(len(order), device=order.device))[order]
+        return Mixing(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]), like)
+    return None
+
+
+class FoldedConv(nn.Module):
+    """A convolution with its weight and bias as they are used, in the precision that they are used in.
+
+    It reads as many rows more as its kernel reaches, and returns fewer: rows beyond the image are the caller's to give.
+    Columns beyond it are zeros.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """Hold them.
+
+        Args:
+            weight: ``(outputs, inputs, k, k)``.
+            bias: ``(outputs,)`` or None.
+            dtype: To compute in.
+        """
+        super().__init__()
+        self.reach = weight.shape[-1] // 2
+        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
+        self.bias = None if bias is None else bias.to(dtype)
+
+    @classmethod
+    def of(cls, conv: nn.Module, dtype: torch.dtype) -> FoldedConv:
+        """Take over an ordinary convolution.
+
+        Args:
+            conv: With a kernel of odd side and padding to keep the grid.
+            dtype: To compute in.
+
+        Returns:
+            The same, without the padding of rows.
+        """
+        assert isinstance(conv, nn.Conv2d)
+        return cls(conv.weight, conv.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(B, inputs, rows + 2 * reach, W)``.
+
+        Returns:
+            ``(B, outputs, rows, W)``.
+        """
+        return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias, padding=(0, self.reach))
+
+
+class ToldConv(nn.Module):
+    """The condition's part of first convolutions, those of one network or of all networks of a level."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        """Hold weight and bias.
+
+        Args:
+            weight: ``(outputs, condition channels, k, k)``.
+            bias: ``(outputs,)``.
+            dtype: To compute in.
+        """
+        super().__init__()
+        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
+        self.bias = bias.to(dtype)
+
+    def forward(self, sources: Sequence[Source], top: int, bottom: int) -> Tensor:
+        """Convolve.
+
+        Args:
+            sources: The condition's parts, as many channels together as the weight takes.
+            top: First row, a multiple of every factor.
+            bottom: Row after the last, likewise.
+
+        Returns:
+            ``(B, outputs, bottom - top, W)``.
+        """
+        total = None
+        weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
+        for (t, factor), weight in zip(sources, weights, strict=True):
+            part = convolve_enlarged(t, weight, factor, top, bottom, self.bias if total is None else None)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+        return self.weight.shape[0]
+
+    @classmethod
+    def together(cls, parts: Sequence[ToldConv]) -> ToldConv:
+        """Make one convolution of several.
+
+        Args:
+            parts: Of the same condition.
+
+        Returns:
+            Their outputs, one after the other.
+        """
+        weight = torch.cat([part.weight for part in parts])
+        return cls(weight, torch.cat([part.bias for part in parts]), weight.dtype)
+
+
+class Network(nn.Module):
+    """A conditioner made of convolutions with zeros beyond the border, folded and split.
+
+    The first convolution is two: of what the flow holds, and of the condition, with the bias. Of the outputs, shifts
+    come first, then raw scales, where the conditioner has them interleaved.
+    """
+
+    def __init__(
+        self, weights: Sequence[tuple[Tensor, Tensor]], inputs: int, offset: float | None, dtype: torch.dtype
+    ) -> None:
+        """Fold.
+
+        Args:
+            weights: Weight and bias of every convolution, actnorms and scales already in them.
+            inputs: How many channels of the first convolution's input the flow holds; the rest is the condition.
+            offset: Added to the raw scales; None if all outputs are shifts.
+            dtype: To compute in.
+        """
+        super().__init__()
+        if offset is not None:
+            *others, (weight, bias) = weights
+            weights = [*others, (_halves(weight), _halves(bias, offset))]
+        (weight, bias), *rest = weights
+        told = inputs < weight.shape[1]
+        self.own = FoldedConv(weight[:, :inputs], None if told else bias, dtype) if inputs else None
+        self.told = ToldConv(weight[:, inputs:], bias, dtype) if told else None
+        self.rest = nn.ModuleList(FoldedConv(*pair, dtype) for pair in rest)
+        self.reach = sum(pair[0].shape[-1] // 2 for pair in rest)
+        self.outputs = weights[-1][0].shape[0]
+        self.widest = max(pair[0].shape[0] for pair in weights)
+
+    def forward(self, own: Tensor | None, first: Tensor | None, top: int, bottom: int) -> Tensor:
+        """Compute a strip of the output.
+
+        Args:
+            own: What the flow holds, ``(B, inputs, H, W)``, the whole canvas; None if nothing.
+            first: The condition's part of the first convolution, ``(B or 1, hidden, H, W)``; None if there is none.
+            top: First row to compute.
+            bottom: Row after the last.
+
+        Returns:
+            ``(B, outputs, bottom - top, W)``.
+        """
+        height = (own if own is not None else first).shape[2]  # pyright: ignore[reportOptionalMemberAccess]
+        start, stop = top - self.reach, bottom + self.reach  # the rows that what follows the first convolution reads
+        if own is None:
+            assert first is not None
+            h = rows(first, start, stop)
+        else:
+            assert self.own is not None
+            h = self.own(rows(own, start - self.own.reach, stop + self.own.reach))
+            h = h if first is None else h.add_(rows(first, start, stop))
+        for number, conv in enumerate(self.rest):
+            h = F.relu(h) if number == 0 and own is None else F.relu_(h)
+            h = conv(_blank(h, start, height))
+            start += conv.reach  # pyright: ignore[reportOperatorIssue, reportAssignmentType]
+        return h
+
+
+class Whole(nn.Module):
+    """Any other conditioner, run as it is on the whole canvas; shifts and raw scales are put in halves."""
+
+    def __init__(self, network: nn.Module, offset: float | None, dtype: torch.dtype) -> None:
+        """Hold the network.
+
+        Args:
+            network: The conditioner.
+            offset: Added to the raw scales; None if all outputs are shifts.
+            dtype: To compute in.
+        """
+        super().__init__()
+        self.network = network
+        self.offset = offset
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, outputs, H, W)``.
+        """
+        low = self.dtype not in (torch.float32, torch.float64)
+        with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
+            raw = self.network(x).to(x.dtype)
+        if self.offset is None:
+            return raw
+        return torch.cat([raw[:, 0::2], raw[:, 1::2] + self.offset], dim=1)
+
+
+def folded_weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
+    """Fold a conditioner into plain convolutions with ReLU between.
+
+    Args:
+        network: Any.
+
+    Returns:
+        Weight and bias of each, in float64; None if the network is something else, or sees more than zeros beyond the
+        border.
+    """
+    if isinstance(network, ScaledConv):
+        convs: list[nn.Module] = [network]
+    elif (isinstance(network, Conditioner) and network.pool is None) or isinstance(network, PlainConditioner):
+        convs = [*network.hidden, network.last]
+    else:
+        return None
+    result: list[tuple[Tensor, Tensor]] = []
+    for conv in convs:
+        if isinstance(conv, NormalisedConv) and conv.edge == "zeros":
+            scale = float64(conv.actnorm.logs()).exp()
+            weight, bias = conv.weight, conv.actnorm.bias
+        elif isinstance(conv, ScaledConv) and conv.edge == "zeros" and conv.weight is not None:
+            scale = float64(3 * conv.log_scale).exp()
+            weight, bias = conv.weight, conv.bias
+        elif isinstance(conv, nn.Conv2d):
+            assert conv.bias is not None
+            scale, weight, bias = float64(torch.ones_like(conv.bias)), conv.weight, conv.bias
+        else:
+            return None
+        result.append((float64(weight) * scale[:, None, None, None], float64(bias) * scale))
+    return result
+
+
+def convolve_enlarged(
+    x: Tensor, weight: Tensor, factor: int, top: int, bottom: int, bias: Tensor | None = None
+) -> Tensor:
+    """Convolve features enlarged by nearest neighbour, without enlarging them.
+
+    In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are
+    ``a x[i-1] + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and
+    ``a x[i] + b x[i] + c x[i+1]`` at its last. With the pairs ``s[i] = a x[i-1] + c x[i]`` these are ``s[i] + b x[i]``,
+    ``(a + b + c) x[i]`` and ``s[i+1] + b x[i]``: for f = 2 three products instead of six, and in two dimensions 9
+    instead of 36.
+
+    Args:
+        x: ``(B, C, h, w)``, the whole canvas.
+        weight: ``(outputs, C, 3, 3)``.
+        factor: f; 1 for an ordinary convolution.
+        top: First row of the enlarged grid to compute, a multiple of f.
+        bottom: Row after the last, likewise.
+        bias: ``(outputs,)`` or None.
+
+    Returns:
+        ``(B, outputs, bottom - top, f * w)``.
+    """
+    x = rows(x, top // factor - 1, bottom // factor + 1).to(weight.dtype)
+    if factor == 1:
+        return F.conv2d(x, weight, bias, padding=(0, 1))
+    pairs = _columns(x, weight[:, :, 0::2], factor)  # (B, outputs, h + 1, f * w)
+    own = _columns(x[:, :, 1:-1], weight[:, :, 1:2], factor)
+    if bias is not None:
+        own += bias[:, None, None]
+    size = (*own.shape[:2], bottom - top, own.shape[-1])
+    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    torch.add(pairs[:, :, :-1], own, out=result[:, :, 0::factor])
+    torch.add(pairs[:, :, 1:], own, out=result[:, :, factor - 1 :: factor])
+    if factor > 2:
+        middle = _columns(x[:, :, 1:-1], weight.sum(2, keepdim=True), factor)
+        middle = middle if bias is None else middle + bias[:, None, None]
+        for p in range(1, factor - 1):
+            result[:, :, p::factor] = middle
+    return result
+
+
+def _columns(x: Tensor, kernel: Tensor, factor: int) -> Tensor:
+    """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
+    pairs = F.conv2d(x, _nhwc(kernel[..., 0::2]), padding=(0, 1))  # (B, outputs, rows, w + 1)
+    own = F.conv2d(x, _nhwc(kernel[..., 1:2]))
+    size = (*own.shape[:3], factor * x.shape[-1])
+    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    torch.add(pairs[..., :-1], own, out=result[..., 0::factor])
+    torch.add(pairs[..., 1:], own, out=result[..., factor - 1 :: factor])
+    if factor > 2:
+        middle = F.conv2d(x, _nhwc(kernel.sum(-1, keepdim=True)))
+        for q in range(1, factor - 1):
+            result[..., q::factor] = middle
+    return result
+
+
+def rows(x: Tensor, top: int, bottom: int) -> Tensor:
+    """Take rows; those beyond the image are zeros.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        top: First row; may be negative.
+        bottom: Row after the last; may exceed H.
+
+    Returns:
+        ``(B, C, bottom - top, W)``, a view where nothing is missing.
+    """
+    height = x.shape[2]
+    inside = x[:, :, max(top, 0) : min(bottom, height)]
+    above, below = max(-top, 0), max(bottom - height, 0)
+    return F.pad(inside, (0, 0, above, below)) if above or below else inside
+
+
+def strips(height: int, each: int) -> list[tuple[int, int]]:
+    """Part rows into strips.
+
+    Args:
+        height: Number of rows.
+        each: Rows of a strip; the last may have fewer.
+
+    Returns:
+        First row, and row after the last, of each.
+    """
+    return [(top, min(top + each, height)) for top in range(0, height, each)]
+
+
+def rows_of(bytes_per_row: int, strip_bytes: int) -> int:
+    """Choose the height of strips.
+
+    Args:
+        bytes_per_row: Of the widest tensor.
+        strip_bytes: How large it may be.
+
+    Returns:
+        Rows, at least 8: the rows above and below that are read besides should not be most of the work.
+    """
+    return max(8, strip_bytes // max(1, bytes_per_row))
+
+
+def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int) -> Tensor:
+    """Compute the condition's part of first convolutions on the whole canvas, strip by strip.
+
+    Args:
+        told: The convolution.
+        parts: The condition, of one image or as many as there are; one that was expanded counts as one.
+        strip_bytes: How large a strip of the result may be.
+
+    Returns:
+        ``(B or 1, outputs, H, W)``.
+    """
+    sources = [(t[:1] if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
+    t, factor = sources[0]
+    height, width = (side * factor for side in t.shape[2:])
+    size = (t.shape[0], told.outputs, height, width)
+    result = torch.empty(size, dtype=told.weight.dtype, device=t.device, memory_format=NHWC)
+    coarsest = max(factor for _, factor in sources)
+    each = rows_of(result[:, :, 0].numel() * result.element_size(), strip_bytes)
+    for top, bottom in strips(height, max(coarsest, each // coarsest * coarsest)):
+        result[:, :, top:bottom] = told(sources, top, bottom)
+    return result
+
+
+def canvas(like: Tensor, channels: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Make room for something to be written strip by strip.
+
+    Args:
+        like: ``(B, any, H, W)``.
+        channels: C.
+        dtype: None for that of ``like``.
+
+    Returns:
+        ``(B, C, H, W)``, not initialised.
+    """
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=NHWC)
+
+
+def _blank(x: Tensor, first: int, height: int) -> Tensor:
+    """Set rows beyond the image to zero, as padding would; `x` begins with row `first` and is written to."""
+    if first < 0:
+        x[:, :, :-first] = 0
+    if first + x.shape[2] > height:
+        x[:, :, height - first :] = 0
+    return x
+
+
+def _halves(x: Tensor, offset: float | None = None) -> Tensor:
+    """Put even outputs (shifts) before odd ones (raw scales), and add the offset to the latter."""
+    first, second = x[0::2], x[1::2]
+    return torch.cat([first, second if offset is None else second + offset])
+
+
+def _mix(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=NHWC)
+
+
+class FoldedEncoder(nn.Module):
+    """``RRDBEncoder``, with every feature convolved once by all that read it, in strips, and nothing enlarged early.
+
+    A dense block's five convolutions see the block's input and all outputs before them. Here the input goes through the
+    five of them at once, then each output through those that remain, and the parts are added up: no concatenation.
+    """
+
+    def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, strip_bytes: int) -> None:
+        """Hold the encoder's convolutions.
+
+        Args:
+            encoder: They are shared with it.
+            dtype: To compute in.
+            strip_bytes: How large the widest tensor of a strip of the enlargement may be.
+        """
+        super().__init__()
+        self.encoder, self.dtype, self.strip_bytes = encoder, dtype, strip_bytes
+
+    def forward(self, lr: Tensor, levels: int, *, with_picture: bool = False) -> tuple[list[Parts], Tensor | None]:
+        """Compute the features for the flow; see ``RRDBEncoder.forward``.
+
+        Args:
+            lr: ``(B, 3, h, w)`` in [0, 1].
+            levels: Number of grids, finest first.
+            with_picture: Whether to compute the enlargement as well.
+
+        Returns:
+            Per level the features in parts, and the enlargement or None.
+        """
+        encoder = self.encoder
+        x = lr.to(self.dtype).contiguous(memory_format=NHWC)
+        trunk, stack = self._trunk(x)
+        native = {1: trunk}
+        features = trunk
+        for k, conv in enumerate(encoder.conv_up[:-1]):
+            features = self._enlarged(conv, features)
+            native[2 ** (k + 1)] = features
+        picture = self._picture(lr, features) if with_picture else None
+        result: list[Parts] = []
+        for level in range(1, levels + 1):
+            if 2**level <= encoder.scale:
+                factor = encoder.scale // 2**level
+                sources = [(native[factor], 1), (stack, factor)]
+            else:
+                half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
+                sources = [(half, 1), (F.interpolate(stack, half.shape[-2:], mode="nearest"), 1)]
+            result.append(Parts(sources=tuple(source for source in sources if source[0].shape[1])))
+        return result, picture
+
+    def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        encoder = self.encoder
+        x = _same(encoder.conv_first, lr)
+        width = x.shape[1]
+        stack = canvas(x, width * len(encoder.stacked_blocks))
+        for number, block in enumerate(encoder.blocks):
+            assert isinstance(block, RRDB)
+            inner = x
+            for dense in block.dense:
+                assert isinstance(dense, DenseBlock)
+                inner = self._dense(dense, inner)
+            x = inner.mul_(0.2).add_(x)
+            for place, kept in enumerate(encoder.stacked_blocks):
+                if kept == number:
+                    stack[:, place * width : (place + 1) * width] = x
+        return _same(encoder.conv_trunk, x).add_(x), stack
+
+    def _dense(self, block: DenseBlock, x: Tensor) -> Tensor:
+        """Run a dense block in strips that overlap by what its five convolutions reach."""
+        weights, bias = _by_input(block, x.dtype)
+        height, reach = x.shape[2], len(weights)
+        each = max(8 * reach, DENSE_BYTES // (2 * x.shape[0] * x.shape[3] * weights[0].shape[0] * x.element_size()))
+        if each >= height:
+            return _dense(x, weights, bias)
+        result = torch.empty_like(x)
+        for top, bottom in strips(height, each):
+            start, stop = max(0, top - reach), min(height, bottom + reach)
+            part = _dense(x[:, :, start:stop], weights, bias)
+            result[:, :, top:bottom] = part[:, :, top - start : bottom - start]
+        return result
+
+    def _enlarged(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """Enlarge twice by nearest neighbour, convolve and activate."""
+        assert isinstance(conv, nn.Conv2d)
+        told = ToldConv(conv.weight, conv.bias, x.dtype)  # pyright: ignore[reportArgumentType]
+        return F.leaky_relu_(on_canvas(told, Parts(sources=((x, 2),)), self.strip_bytes), 0.2)
+
+    def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The enlargement; its widest tensors are as large as HR, and never whole."""
+        encoder = self.encoder
+        convs = (encoder.conv_up[-1], encoder.conv_hr, encoder.conv_last)
+        up, fine, last = (FoldedConv.of(conv, features.dtype) for conv in convs)
+        result = enlarge(lr, encoder.scale)
+        height, width = result.shape[2:]
+        each = rows_of(result.shape[0] * width * up.weight.shape[0] * features.element_size(), self.strip_bytes)
+        for top, bottom in strips(height, max(2, each // 2 * 2)):
+            stop = min(height, bottom + bottom % 2)
+            x = convolve_enlarged(features, up.weight, 2, top - 2, stop + 2, up.bias)
+            x = fine(_blank(F.leaky_relu_(x, 0.2), top - 2, height))
+            x = last(_blank(F.leaky_relu_(x, 0.2), top - 1, height))
+            result[:, :, top:bottom] += x[:, :, : bottom - top]
+        return result
+
+
+def _dense(x: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
+    sums = F.conv2d(x, weights[0], bias, padding=1)  # what all five have seen of x
+    for weight in weights[1:]:
+        growth = weight.shape[1]
+        y = F.leaky_relu(sums[:, :growth], 0.2)
+        sums = F.conv2d(y, weight, padding=1).add_(sums[:, growth:])
+    return sums.mul_(0.2).add_(x)
+
+
+def _by_input(block: DenseBlock, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """A dense block's weights, sorted by what they see: one convolution per input, of all that read it."""
+    convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
+    edges = [0, *(conv.weight.shape[1] for conv in convs)]
+    weights = [
+        torch.cat([conv.weight[:, start:stop] for conv in convs[k:]]).to(dtype=dtype, memory_format=NHWC)
+        for k, (start, stop) in enumerate(pairwise(edges))
+    ]
+    return weights, torch.cat([conv.bias for conv in convs if conv.bias is not None]).to(dtype)
+
+
+def _same(conv: nn.Module, x: Tensor) -> Tensor:
+    """Convolve on the whole canvas."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.weight.shape[-1] // 2)

@@ -1,0 +1,552 @@
+"""The inference plan: a flow, folded for use.
+
+``Flow`` with the transforms of ``transforms/`` is the readable reference. ``Plan`` is the same bijection as fast and as
+small as we know how: a flow whose levels are made of the folded parts below, from the weights of one moment.
+
+- Once per image, ``encode_condition`` runs the encoder.
+- Once per image, ``Condition.prepare`` computes what every step draws from the condition alone: an injector's shift and
+  scale, and the condition's part of a coupling's first convolution, all steps of a level together.
+- Per sample there is a thin path left: ``inverse``. A condition that was not prepared is prepared step by step, and
+  each step's part is forgotten after it, which needs little memory.
+
+``folding.py`` has the rewrites that make this exact, and the strips of rows in which it runs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .condition import Condition, Parts, Told
+from .flow import Flow, Level
+from .folding import (
+    FoldedEncoder,
+    Mixing,
+    Network,
+    ToldConv,
+    Whole,
+    canvas,
+    folded_weights,
+    mixing,
+    on_canvas,
+    rows_of,
+    strips,
+)
+from .networks import RRDBEncoder, ScaledConv
+from .transforms import Chain, ConditionError, Coupling, FlowError, Given, Injector, Scaling, Split, Transform
+from .transforms.coupling import OFFSET, halves, log_scale_of, scale_of
+
+Precision = Literal["float32", "bfloat16", "float16"]
+STRIP_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
+
+
+class Plan(Flow):
+    """A flow for use: the same images, latents and logdets to rounding, without gradients.
+
+    It takes what its flow takes, and besides: conditions of one image with any number of samples, and prepared
+    conditions. The weights are those of the moment it was made.
+
+    Source: the models' papers; see ``folding``.
+    """
+
+    def __init__(self, flow: Flow, precision: Precision = "float32", *, strip_bytes: int = 0) -> None:
+        """Fold a flow.
+
+        Args:
+            flow: It is read now, and shares with the plan what cannot be folded.
+            precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64. Latents and
+                all that is inverted are in the flow's own in any case; still, in low precision encode-then-decode
+                misses.
+            strip_bytes: How large the widest tensor of a strip may be; 0 for what suits the device. Changes memory and
+                time, not the result.
+
+        Raises:
+            FlowError: If the precision is unknown.
+        """
+        like = next(flow.parameters()).detach()
+        dtypes = {"float32": like.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if precision not in dtypes:
+            raise FlowError(f"precision must be {', '.join(dtypes)}; got {precision!r}.")
+        dtype = dtypes[precision]
+        with torch.no_grad():
+            folder = _Folder(like, dtype, strip_bytes or STRIP_BYTES.get(like.device.type, 2**20))
+            levels: list[Level] = []
+            channels = flow.channels
+            for level in flow.levels:
+                assert isinstance(level, Level)
+                channels = level.shape(channels, 1, 1)[0]
+                levels.append(folder.level(level, channels))
+                channels = channels if level.split is None else level.split.stay(channels)
+            encoder: nn.Module | None = flow.encoder
+            if isinstance(encoder, RRDBEncoder):
+                encoder = FoldedEncoder(encoder, dtype, folder.strip_bytes)
+        super().__init__(
+            levels,
+            channels=flow.channels,
+            config=flow.config,
+            architecture=flow.architecture,
+            prelude=flow.prelude,
+            top=flow.top,
+            encoder=encoder,
+            encode=flow.encoding,
+            condition_scale=flow.condition_scale,
+            classes=flow.classes,
+            image_size=flow.image_size,
+            fixed_size=flow.fixed_size,
+        )
+        self.precision: Precision = precision
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def encode_condition(self, source: Tensor) -> Condition:
+        """Read what the flow is conditioned on, in the plan's precision; see ``Flow.encode_condition``."""
+        low = self.precision != "float32"
+        with torch.autocast(source.device.type, self.dtype if low else None, enabled=low):
+            return super().encode_condition(source)
+
+    @torch.no_grad()
+    def prepared(self, features: Sequence[Tensor | Parts | None]) -> tuple[Tensor | Parts | None, ...]:
+        """Compute what every step draws from the condition alone; ``Condition.prepare`` is how it is called."""
+        told: list[Tensor | Parts | None] = []
+        for level, feature in zip(self.levels, features, strict=True):
+            assert isinstance(level, FoldedLevel)
+            told.append(feature if feature is None else level.prepared(_as_parts(feature)))
+        return tuple(told)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
+        """Encode images; see ``Flow.forward``."""
+        return super().forward(x, cond)
+
+    @torch.no_grad()
+    def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
+        """Decode latents; see ``Flow.inverse``."""
+        return super().inverse(z, cond, between)
+
+    @torch.no_grad()
+    def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode images with their log density by level and pixel; see ``Flow.by_position``."""
+        return super().by_position(x, cond)
+
+    def _feature(self, feature: Tensor | Parts | None) -> Any:
+        return feature  # folded parts take it as it is
+
+    def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+        """Refuse: a plan's weights are what its flow's were.
+
+        Raises:
+            FlowError: Always.
+        """
+        raise FlowError("A plan cannot be trained. Initialise the flow, and make a new plan.")
+
+
+class FoldedLevel(Level):
+    """A level of folded parts; its steps draw from the condition through one convolution."""
+
+    def __init__(
+        self, steps: Sequence[Transform], split: Split | None, squeeze: Transform, fold: int, strip_bytes: int
+    ) -> None:
+        """Hold the parts.
+
+        Args:
+            steps: Folded, in the data-to-latent direction.
+            split: Folded, or None.
+            squeeze: As in ``Level``.
+            fold: As in ``Level``.
+            strip_bytes: As in ``Plan``.
+        """
+        super().__init__(steps, split, squeeze=squeeze, fold=fold)
+        self.strip_bytes = strip_bytes
+        self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
+        for number, part in enumerate(self.affine):
+            part.number = number
+
+    def prepared(self, parts: Parts) -> Parts:
+        """Compute what every step draws from the condition alone.
+
+        Args:
+            parts: The condition of this level.
+
+        Returns:
+            The same, with that.
+        """
+        networks = [part.network for part in self.affine]
+        convs = [network.told if isinstance(network, Network) else None for network in networks]
+        telling = [conv for conv in convs if conv is not None]
+        if not telling:
+            return parts
+        together = on_canvas(ToldConv.together(telling), parts, self.strip_bytes)
+        firsts = iter(together.split([conv.outputs for conv in telling], dim=1))
+        told = [
+            (None, None) if conv is None else part.draw(next(firsts))
+            for part, conv in zip(self.affine, convs, strict=True)
+        ]
+        return Parts(sources=parts.sources, told=tuple(told))
+
+
+class FoldedMixing(Transform):
+    """``Mixing`` as a transform."""
+
+    def __init__(self, mixing: Mixing) -> None:
+        """Hold it.
+
+        Args:
+            mixing: The matrices.
+        """
+        super().__init__()
+        self.mixing = mixing
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see ``Mixing``."""
+        log_det = self.mixing.log_det * x.shape[-2] * x.shape[-1]
+        return self.mixing.forward(x), x.new_full((x.shape[0],), log_det)
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see ``Mixing``."""
+        return self.mixing.inverse(z)
+
+
+class _Beside(NamedTuple):
+    """A level's condition, and channels of the flow itself that some steps are told besides."""
+
+    kept: Tensor
+    cond: Tensor | Parts | None
+
+
+class FoldedGiven(Given):
+    """``Given`` with folded parts, which keep the condition and the kept channels apart."""
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see ``Given``."""
+        kept, rest = self._parts(x)
+        z, logdet = self.transform(rest, _Beside(kept, cond))
+        return torch.cat([kept, z], dim=1), logdet
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see ``Given``."""
+        kept, rest = self._parts(z)
+        return torch.cat([kept, self.transform.inverse(rest, _Beside(kept, cond))], dim=1)
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position; see ``Given``."""
+        kept, rest = self._parts(x)
+        z, log_density = self.transform.by_position(rest, _Beside(kept, cond))
+        return torch.cat([kept, z], dim=1), log_density
+
+
+class FoldedAffine(Transform):
+    """A coupling or an injector, folded: ``z = (x + shift) * scale`` of all channels or of one half, in strips.
+
+    Its network's first convolution is of what the flow holds (the other half, and what ``Given`` keeps), and of the
+    condition.
+    """
+
+    def __init__(
+        self,
+        network: Network | Whole,
+        *,
+        coupling: bool,
+        swap: bool,
+        eps: float,
+        scaling: Scaling,
+        strip_bytes: int,
+    ) -> None:
+        """Hold the network.
+
+        Args:
+            network: Folded; or one that takes everything together.
+            coupling: Whether one half of the channels drives the other; else the condition drives all.
+            swap: As in ``Coupling``.
+            eps: As in ``Coupling``.
+            scaling: As in ``Coupling``.
+            strip_bytes: As in ``Plan``.
+        """
+        super().__init__()
+        self.network = network
+        self.coupling, self.swap, self.eps = coupling, swap, eps
+        self.scaling: Scaling = scaling
+        self.strip_bytes = strip_bytes
+        self.number = 0
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent; see the class."""
+        z, log_scale = self.by_position(x, cond)
+        return z, log_scale.flatten(1).sum(1)
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent with the logdet by position: the log-scales, summed over channels."""
+        drive = self.drive(x, cond)
+        z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
+        for top, bottom in self.strips(x):
+            x1, x2 = self._parts(x[:, :, top:bottom])
+            shift, r = self._shift_scale(drive(top, bottom), x)
+            x2 = x2 + shift
+            if r is not None:
+                log_scale = log_scale_of(r, self.eps, self.scaling)
+                log_scales[:, top:bottom] = log_scale.sum(1)
+                x2.mul_(scale_of(r, self.eps, self.scaling) if self.eps else log_scale.exp())
+            z[:, :, top:bottom] = self._join(x1, x2)
+        return z, log_scales
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see the class."""
+        drive = self.drive(z, cond)
+        x = canvas(z, z.shape[1])
+        for top, bottom in self.strips(z):
+            x[:, :, top:bottom] = self.undo(z[:, :, top:bottom], drive(top, bottom))
+        return x
+
+    def undo(self, z: Tensor, raw: Tensor) -> Tensor:
+        """Map a strip, latent to data.
+
+        Args:
+            z: ``(B, C, rows, W)``.
+            raw: What ``drive`` gives for these rows.
+
+        Returns:
+            ``(B, C, rows, W)``.
+        """
+        z1, z2 = self._parts(z)
+        shift, r = self._shift_scale(raw, z)
+        return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
+
+    def drive(self, x: Tensor, cond: Any) -> Callable[[int, int], Tensor]:
+        """Make ready what decides about shift and scale.
+
+        Args:
+            x: The whole canvas, of which a coupling reads the half that it leaves alone.
+            cond: Of the level.
+
+        Returns:
+            From the first row of a strip and the row after its last to shifts and raw scales, ``(B or 1, outputs, rows,
+            W)``.
+        """
+        kept, cond = cond if isinstance(cond, _Beside) else (None, cond)
+        entering = [t for t in (self._parts(x)[0], kept) if t is not None]
+        own = torch.cat(entering, dim=1) if len(entering) > 1 else entering[0] if entering else None
+        network = self.network
+        if isinstance(network, Whole):
+            told = cond.whole() if isinstance(cond, Parts) else cond
+            everything = [t for t in (own, told) if t is not None]
+            whole = network(torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in everything], dim=1))
+            return lambda top, bottom: whole[:, :, top:bottom]
+        first, raw = self._told(network, cond)
+        if raw is not None:
+            return lambda top, bottom: raw[:, :, top:bottom]
+        return lambda top, bottom: network(own, first, top, bottom)
+
+    def draw(self, first: Tensor) -> Told:
+        """Compute what the condition alone decides, as far as possible.
+
+        Args:
+            first: The condition's part of the first convolution, ``(B, hidden, H, W)``.
+
+        Returns:
+            That, and None; or None, and the network's output, if nothing else enters.
+        """
+        network = self.network
+        assert isinstance(network, Network)
+        if network.own is not None:
+            return first, None
+        raw = canvas(first, network.outputs)
+        for top, bottom in self.strips(first):
+            raw[:, :, top:bottom] = network(None, first, top, bottom)
+        return None, raw
+
+    def strips(self, x: Tensor) -> list[tuple[int, int]]:
+        """Part the rows of a canvas; a network that takes everything together has one strip.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            First row, and row after the last, of each.
+        """
+        if isinstance(self.network, Whole):
+            return [(0, x.shape[2])]
+        row = x.shape[0] * x.shape[3] * self.network.widest * x.element_size()
+        return strips(x.shape[2], rows_of(row, self.strip_bytes))
+
+    def _told(self, network: Network, cond: Tensor | Parts | None) -> Told:
+        """What was prepared; else the condition's part of the first convolution, computed now."""
+        if isinstance(cond, Parts) and cond.told is not None:
+            return cond.told[self.number]
+        if network.told is None:
+            return None, None
+        if cond is None:
+            raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
+        return on_canvas(network.told, _as_parts(cond), self.strip_bytes), None
+
+    def _shift_scale(self, raw: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        raw = raw.to(like.dtype)
+        if self.scaling == "none":
+            return raw, None
+        shift, r = raw.chunk(2, dim=1)
+        return shift, r
+
+    def _parts(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The half that drives, and the half that is changed; an injector changes all."""
+        if not self.coupling:
+            return None, x
+        first, second = halves(x)
+        return (second, first) if self.swap else (first, second)
+
+    def _join(self, x1: Tensor | None, x2: Tensor) -> Tensor:
+        return x2 if x1 is None else torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
+
+
+class FoldedStep(Chain):
+    """A mixing, perhaps an injector, and a coupling: its inverse runs strip by strip through all three.
+
+    Only the coupling reads rows beside a strip, and it comes first in the inverse. So a strip goes through the whole
+    step while it is in the processor's cache.
+    """
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        """Map latent to data; see ``Chain``."""
+        first, *rest, coupling = self.parts()
+        assert isinstance(first, FoldedMixing)
+        assert isinstance(coupling, FoldedAffine)
+        affine = [coupling, *(part for part in rest if isinstance(part, FoldedAffine))]
+        drives = [(part, part.drive(z, cond)) for part in affine]
+        x = canvas(z, z.shape[1])
+        for top, bottom in coupling.strips(z):
+            strip = z[:, :, top:bottom]
+            for part, drive in drives:
+                strip = part.undo(strip, drive(top, bottom))
+            x[:, :, top:bottom] = first.inverse(strip)
+        return x
+
+
+class OnCanvas(nn.Module):
+    """A folded network of what the flow holds alone, on the whole canvas."""
+
+    def __init__(self, network: Network) -> None:
+        """Hold it.
+
+        Args:
+            network: Without a condition.
+        """
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, outputs, H, W)``.
+        """
+        return self.network(x, None, 0, x.shape[2])
+
+
+class _Folder:
+    """Folds transforms; what every part needs to know stands here once."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, strip_bytes: int) -> None:
+        self.like, self.dtype, self.strip_bytes = like, dtype, strip_bytes
+
+    def level(self, level: Level, channels: int) -> FoldedLevel:
+        steps = self.merged([self.part(t, channels, 0) for t in _flat(level.steps)])
+        split = level.split
+        if split is not None and isinstance(split.conditioner, ScaledConv):
+            weights = folded_weights(split.conditioner)
+            if weights is not None:
+                prior = OnCanvas(Network(weights, weights[0][0].shape[1], None, self.dtype))
+                split = Split(prior, labelled=split.labelled, kept=split.kept)
+        return FoldedLevel(steps, split, level.squeeze, level.fold, self.strip_bytes)
+
+    def part(self, transform: Transform, channels: int, given: int) -> Transform:
+        """Fold one part that has `channels` channels and is told `given` of the flow's besides."""
+        mixed = mixing(transform, self.like)
+        if mixed is not None:
+            return FoldedMixing(mixed)
+        if isinstance(transform, Given):
+            rest = channels - transform.kept
+            inner = [self.part(t, rest, given + transform.kept) for t in _flat(transform.transform)]
+            return FoldedGiven(transform.kept, Chain(*self.merged(inner)))
+        if isinstance(transform, (Coupling, Injector)):
+            coupling, swap = isinstance(transform, Coupling), isinstance(transform, Coupling) and transform.swap
+            entering = (channels - channels // 2 if swap else channels // 2) if coupling else 0
+            return FoldedAffine(
+                self.network(transform.conditioner, entering + given, transform.scaling),
+                coupling=coupling,
+                swap=swap,
+                eps=transform.eps,
+                scaling=transform.scaling,
+                strip_bytes=self.strip_bytes,
+            )
+        return transform
+
+    def network(self, network: nn.Module, inputs: int, scaling: Scaling) -> Network | Whole:
+        offset = None if scaling == "none" else OFFSET if scaling == "sigmoid" else 0.0
+        weights = folded_weights(network)
+        if weights is None:
+            return Whole(network, offset, self.dtype)
+        return Network(weights, inputs, offset, self.dtype)
+
+    def merged(self, parts: Sequence[Transform]) -> list[Transform]:
+        """Multiply neighbouring mixings together, and make steps of mixing, injector and coupling."""
+        result: list[Transform] = []
+        for part in parts:
+            before = result[-1] if result else None
+            if isinstance(part, FoldedMixing) and isinstance(before, FoldedMixing):
+                result[-1] = FoldedMixing(part.mixing.after(before.mixing, self.like))
+            elif isinstance(part, FoldedAffine) and part.coupling:
+                start = len(result)
+                while start and isinstance(result[start - 1], FoldedAffine) and not result[start - 1].coupling:
+                    start -= 1
+                if start and isinstance(result[start - 1], FoldedMixing):
+                    result[start - 1 :] = [FoldedStep(*result[start - 1 :], part)]
+                else:
+                    result.append(part)
+            else:
+                result.append(part)
+        return result
+
+
+def planned(flow: Flow, precision: Precision = "float32") -> Plan:
+    """Give a flow's plan: the last one made, if that is it and no parameter has changed since; else a new one.
+
+    Args:
+        flow: To be folded.
+        precision: As in ``Plan``.
+
+    Returns:
+        The plan. One plan in all is kept, and not beyond the life of its flow.
+    """
+    if isinstance(flow, Plan):
+        return flow
+    tensors = [*flow.parameters(), *flow.buffers()]
+    state = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors]  # pyright: ignore[reportPrivateUsage]
+    kept = _KEPT.get(flow)
+    if kept is not None and kept[0] == precision and kept[1] == state:
+        return kept[2]
+    _KEPT.clear()  # before folding: the old one makes room
+    plan = Plan(flow, precision)
+    _KEPT[flow] = precision, state, plan
+    return plan
+
+
+_KEPT: weakref.WeakKeyDictionary[Flow, tuple[Precision, list[Any], Plan]] = weakref.WeakKeyDictionary()
+
+
+def forget_plan() -> None:
+    """Let go of the plan that ``planned`` keeps, and of its memory."""
+    _KEPT.clear()
+
+
+def _as_parts(feature: Tensor | Parts) -> Parts:
+    return feature if isinstance(feature, Parts) else Parts(sources=((feature, 1),))
+
+
+def _flat(transform: Transform) -> list[Transform]:
+    """The parts of chains of chains, in order."""
+    return [t for part in transform.parts() for t in _flat(part)] if isinstance(transform, Chain) else [transform]
