@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .condition import Parts, Source
 from .networks import Conditioner, PlainConditioner, RRDBEncoder, ScaledConv
 from .networks.conditioner import NormalisedConv
-from .networks.rrdb import RRDB, DenseBlock
+from .networks.rrdb import DenseBlock
 from .resize import enlarge
 from .transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
 from .transforms.invconv import float64
@@ -207,23 +207,44 @@ class ToldConv(nn.Module):
         assert total is not None
         return total
 
+    @classmethod
+    def of(cls, conv: nn.Module, dtype: torch.dtype) -> ToldConv:
+        """Take over an ordinary convolution.
+
+        Args:
+            conv: 3x3, with padding to keep the grid.
+            dtype: To compute in.
+
+        Returns:
+            The same, for parts that are to be enlarged.
+        """
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        return cls(conv.weight, conv.bias, dtype)
+
     @property
     def outputs(self) -> int:
         """Number of output channels."""
         return self.weight.shape[0]
 
     @classmethod
-    def together(cls, parts: Sequence[ToldConv]) -> ToldConv:
-        """Make one convolution of several.
+    def together(cls, parts: Sequence[ToldConv]) -> ToldConv | None:
+        """Make one convolution of several, which become views of it.
 
         Args:
             parts: Of the same condition.
 
         Returns:
-            Their outputs, one after the other.
+            Their outputs, one after the other; None if there are no parts.
         """
+        if not parts:
+            return None
         weight = torch.cat([part.weight for part in parts])
-        return cls(weight, torch.cat([part.bias for part in parts]), weight.dtype)
+        result = cls(weight, torch.cat([part.bias for part in parts]), weight.dtype)
+        widths = [part.outputs for part in parts]
+        for part, weight, bias in zip(parts, result.weight.split(widths), result.bias.split(widths), strict=True):
+            part.weight, part.bias = weight, bias
+        return result
 
 
 class Network(nn.Module):
@@ -527,7 +548,12 @@ class FoldedEncoder(nn.Module):
             strip_bytes: How large the widest tensor of a strip of the enlargement may be.
         """
         super().__init__()
-        self.encoder, self.dtype, self.strip_bytes = encoder, dtype, strip_bytes
+        self.dtype, self.strip_bytes = dtype, strip_bytes
+        self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
+        self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
+        self.dense = nn.ModuleList(FoldedDense(part) for part in encoder.modules() if isinstance(part, DenseBlock))
+        self.up = nn.ModuleList(ToldConv.of(conv, dtype) for conv in encoder.conv_up)
+        self.fine, self.last = FoldedConv.of(encoder.conv_hr, dtype), FoldedConv.of(encoder.conv_last, dtype)
 
     def forward(self, lr: Tensor, levels: int, *, with_picture: bool = False) -> tuple[list[Parts], Tensor | None]:
         """Compute the features for the flow; see ``RRDBEncoder.forward``.
@@ -540,19 +566,18 @@ class FoldedEncoder(nn.Module):
         Returns:
             Per level the features in parts, and the enlargement or None.
         """
-        encoder = self.encoder
-        x = lr.to(self.dtype).contiguous(memory_format=NHWC)
-        trunk, stack = self._trunk(x)
+        scale = self.scale
+        trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
         native = {1: trunk}
         features = trunk
-        for k, conv in enumerate(encoder.conv_up[:-1]):
-            features = self._enlarged(conv, features)
+        for k, conv in enumerate(self.up[:-1]):
+            features = F.leaky_relu_(on_canvas(conv, Parts(sources=((features, 2),)), self.strip_bytes), 0.2)  # pyright: ignore[reportArgumentType]
             native[2 ** (k + 1)] = features
         picture = self._picture(lr, features) if with_picture else None
         result: list[Parts] = []
         for level in range(1, levels + 1):
-            if 2**level <= encoder.scale:
-                factor = encoder.scale // 2**level
+            if 2**level <= scale:
+                factor = scale // 2**level
                 sources = [(native[factor], 1), (stack, factor)]
             else:
                 half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
@@ -561,81 +586,80 @@ class FoldedEncoder(nn.Module):
         return result, picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        encoder = self.encoder
-        x = _same(encoder.conv_first, lr)
+        x = self.conv_first(lr)
         width = x.shape[1]
-        stack = canvas(x, width * len(encoder.stacked_blocks))
-        for number, block in enumerate(encoder.blocks):
-            assert isinstance(block, RRDB)
+        stack = canvas(x, width * len(self.stacked_blocks))
+        dense = iter(self.dense)
+        for number in range(len(self.dense) // 3):
             inner = x
-            for dense in block.dense:
-                assert isinstance(dense, DenseBlock)
-                inner = self._dense(dense, inner)
+            for _ in range(3):
+                inner = self._in_strips(next(dense), inner)
             x = inner.mul_(0.2).add_(x)
-            for place, kept in enumerate(encoder.stacked_blocks):
+            for place, kept in enumerate(self.stacked_blocks):
                 if kept == number:
                     stack[:, place * width : (place + 1) * width] = x
-        return _same(encoder.conv_trunk, x).add_(x), stack
+        return self.conv_trunk(x).add_(x), stack
 
-    def _dense(self, block: DenseBlock, x: Tensor) -> Tensor:
-        """Run a dense block in strips that overlap by what its five convolutions reach."""
-        weights, bias = _by_input(block, x.dtype)
-        height, reach = x.shape[2], len(weights)
-        each = max(8 * reach, DENSE_BYTES // (2 * x.shape[0] * x.shape[3] * weights[0].shape[0] * x.element_size()))
+    def _in_strips(self, dense: nn.Module, x: Tensor) -> Tensor:
+        """Run a dense block in strips that overlap by what its convolutions reach."""
+        assert isinstance(dense, FoldedDense)
+        height, reach = x.shape[2], dense.reach
+        each = max(8 * reach, DENSE_BYTES // (x.shape[0] * x.shape[3] * dense.widest * x.element_size()))
         if each >= height:
-            return _dense(x, weights, bias)
+            return dense(x)
         result = torch.empty_like(x)
         for top, bottom in strips(height, each):
             start, stop = max(0, top - reach), min(height, bottom + reach)
-            part = _dense(x[:, :, start:stop], weights, bias)
-            result[:, :, top:bottom] = part[:, :, top - start : bottom - start]
+            result[:, :, top:bottom] = dense(x[:, :, start:stop])[:, :, top - start : bottom - start]
         return result
-
-    def _enlarged(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """Enlarge twice by nearest neighbour, convolve and activate."""
-        assert isinstance(conv, nn.Conv2d)
-        told = ToldConv(conv.weight, conv.bias, x.dtype)  # pyright: ignore[reportArgumentType]
-        return F.leaky_relu_(on_canvas(told, Parts(sources=((x, 2),)), self.strip_bytes), 0.2)
 
     def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
         """The enlargement; its widest tensors are as large as HR, and never whole."""
-        encoder = self.encoder
-        convs = (encoder.conv_up[-1], encoder.conv_hr, encoder.conv_last)
-        up, fine, last = (FoldedConv.of(conv, features.dtype) for conv in convs)
-        result = enlarge(lr, encoder.scale)
+        up = self.up[-1]
+        result = enlarge(lr, self.scale)
         height, width = result.shape[2:]
-        each = rows_of(result.shape[0] * width * up.weight.shape[0] * features.element_size(), self.strip_bytes)
-        for top, bottom in strips(height, max(2, each // 2 * 2)):
-            stop = min(height, bottom + bottom % 2)
-            x = convolve_enlarged(features, up.weight, 2, top - 2, stop + 2, up.bias)
-            x = fine(_blank(F.leaky_relu_(x, 0.2), top - 2, height))
-            x = last(_blank(F.leaky_relu_(x, 0.2), top - 1, height))
+        each = rows_of(result.shape[0] * width * self.fine.weight.shape[0] * features.element_size(), self.strip_bytes)
+        for top, bottom in strips(height, each // 2 * 2):
+            stop = bottom + bottom % 2
+            x = F.leaky_relu_(up([(features, 2)], top - 2, stop + 2), 0.2)
+            x = F.leaky_relu_(self.fine(_blank(x, top - 2, height)), 0.2)
+            x = self.last(_blank(x, top - 1, height))
             result[:, :, top:bottom] += x[:, :, : bottom - top]
         return result
 
 
-def _dense(x: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
-    sums = F.conv2d(x, weights[0], bias, padding=1)  # what all five have seen of x
-    for weight in weights[1:]:
-        growth = weight.shape[1]
-        y = F.leaky_relu(sums[:, :growth], 0.2)
-        sums = F.conv2d(y, weight, padding=1).add_(sums[:, growth:])
-    return sums.mul_(0.2).add_(x)
+class FoldedDense(nn.Module):
+    """A dense block whose features are each convolved once, by all the convolutions that read them."""
 
+    def __init__(self, block: DenseBlock) -> None:
+        """Hold the block; its weights are sorted anew at every run, which costs little and keeps no copy.
 
-def _by_input(block: DenseBlock, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """A dense block's weights, sorted by what they see: one convolution per input, of all that read it."""
-    convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
-    edges = [0, *(conv.weight.shape[1] for conv in convs)]
-    weights = [
-        torch.cat([conv.weight[:, start:stop] for conv in convs[k:]]).to(dtype=dtype, memory_format=NHWC)
-        for k, (start, stop) in enumerate(pairwise(edges))
-    ]
-    return weights, torch.cat([conv.bias for conv in convs if conv.bias is not None]).to(dtype)
+        Args:
+            block: From the encoder.
+        """
+        super().__init__()
+        self.convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
+        self.reach = len(self.convs)
+        self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # sums before and after an addition
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block.
 
-def _same(conv: nn.Module, x: Tensor) -> Tensor:
-    """Convolve on the whole canvas."""
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    return F.conv2d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), padding=conv.weight.shape[-1] // 2)
+        Args:
+            x: ``(B, width, rows, W)``; beyond them are zeros.
+
+        Returns:
+            ``(B, width, rows, W)``.
+        """
+        edges = [0, *(conv.weight.shape[1] for conv in self.convs)]
+        bias = torch.cat([conv.bias for conv in self.convs if conv.bias is not None]).to(x.dtype)
+        sums = y = x
+        for k, (start, stop) in enumerate(pairwise(edges)):
+            weight = torch.cat([conv.weight[:, start:stop] for conv in self.convs[k:]])
+            weight = weight.to(dtype=x.dtype, memory_format=NHWC)
+            if k == 0:
+                sums = F.conv2d(x, weight, bias, padding=1)
+            else:
+                sums = F.conv2d(y, weight, padding=1).add_(sums[:, stop - start :])
+            y = F.leaky_relu(sums[:, : edges[k + 2] - stop], 0.2) if k + 2 < len(edges) else sums
+        return sums.mul_(0.2).add_(x)

@@ -14,8 +14,10 @@ small as we know how: a flow whose levels are made of the folded parts below, fr
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,6 +103,8 @@ class Plan(Flow):
         )
         self.precision: Precision = precision
         self.dtype = dtype
+        self.device = like.device
+        self.identity: object = object()
 
     @torch.no_grad()
     def encode_condition(self, source: Tensor) -> Condition:
@@ -132,6 +136,27 @@ class Plan(Flow):
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Encode images with their log density by level and pixel; see ``Flow.by_position``."""
         return super().by_position(x, cond)
+
+    def prepared_bytes(self, height: int, width: int) -> int:
+        """Say how much memory ``Condition.prepare`` fills, beyond what the condition holds.
+
+        Args:
+            height: Of the image.
+            width: Likewise.
+
+        Returns:
+            Bytes, for one image.
+        """
+        total = 0
+        for level in self.levels:
+            assert isinstance(level, FoldedLevel)
+            _, height, width = level.shape(1, height, width)
+            for part in level.affine:
+                network = part.network
+                if isinstance(network, Network) and network.told is not None:
+                    channels = network.outputs if network.own is None else network.told.outputs
+                    total += channels * height * width * self.dtype.itemsize
+        return total
 
     def _feature(self, feature: Tensor | Parts | None) -> Any:
         return feature  # folded parts take it as it is
@@ -165,6 +190,9 @@ class FoldedLevel(Level):
         self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
         for number, part in enumerate(self.affine):
             part.number = number
+        networks = [part.network for part in self.affine if isinstance(part.network, Network)]
+        self.telling = [network for network in networks if network.told is not None]
+        self.told = ToldConv.together([network.told for network in self.telling if network.told is not None])
 
     def prepared(self, parts: Parts) -> Parts:
         """Compute what every step draws from the condition alone.
@@ -175,17 +203,12 @@ class FoldedLevel(Level):
         Returns:
             The same, with that.
         """
-        networks = [part.network for part in self.affine]
-        convs = [network.told if isinstance(network, Network) else None for network in networks]
-        telling = [conv for conv in convs if conv is not None]
-        if not telling:
+        if self.told is None:
             return parts
-        together = on_canvas(ToldConv.together(telling), parts, self.strip_bytes)
-        firsts = iter(together.split([conv.outputs for conv in telling], dim=1))
-        told = [
-            (None, None) if conv is None else part.draw(next(firsts))
-            for part, conv in zip(self.affine, convs, strict=True)
-        ]
+        together = on_canvas(self.told, parts, self.strip_bytes)
+        widths = [network.told.outputs for network in self.telling if network.told is not None]
+        firsts = dict(zip(self.telling, together.split(widths, dim=1), strict=True))
+        told = [part.draw(firsts[part.network]) if part.network in firsts else (None, None) for part in self.affine]
         return Parts(sources=parts.sources, told=tuple(told))
 
 
@@ -531,11 +554,40 @@ def planned(flow: Flow, precision: Precision = "float32") -> Plan:
         return kept[2]
     _KEPT.clear()  # before folding: the old one makes room
     plan = Plan(flow, precision)
+    plan.identity = weakref.ref(flow), precision, tuple(state)
     _KEPT[flow] = precision, state, plan
     return plan
 
 
 _KEPT: weakref.WeakKeyDictionary[Flow, tuple[Precision, list[Any], Plan]] = weakref.WeakKeyDictionary()
+
+
+@cache
+def gain(device: torch.device) -> Precision:
+    """Say in which precision conditioners are worth running on a device.
+
+    Args:
+        device: Where the flow lies.
+
+    Returns:
+        "float16" on a GPU, "bfloat16" on a processor that computes in it at least twice as fast as in float32 (measured
+        once, by one convolution), else "float32".
+    """
+    if device.type == "cuda":
+        return "float16"
+    if device.type != "cpu":
+        return "float32"
+    seconds: list[float] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
+        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        times: list[float] = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.conv2d(x, weight, padding=1)
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    return "bfloat16" if seconds[0] >= 2 * seconds[1] else "float32"
 
 
 def forget_plan() -> None:

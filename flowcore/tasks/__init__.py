@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..flow import Flow
+from ..folding import FoldedConv, FoldedDense, ToldConv
 from ..networks.conditioner import NormalisedConv, ScaledConv
 from ..networks.residual import WeightNormConv
 from ..transforms import ImageError
 
-WATCHED = (nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv)
+WATCHED = (nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv, FoldedConv, FoldedDense, ToldConv)
 
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

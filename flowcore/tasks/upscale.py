@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..condition import Condition
 from ..flow import Flow
+from ..plan import Plan, gain, planned
 from ..prior import sample_latents
 from ..resize import enlarge
-from ..tiling import Window, windows
+from ..tiling import Window, free_memory, windows
 from ..transforms import FlowError
-from . import Cancelled, Progress, is_out_of_memory, layers, picture, watched
+from . import Cancelled, Progress, is_out_of_memory, layers, picture
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
-CPU_TILE = 256  # LR pixels; larger ones make single layers run for seconds, and Cancel waits for a layer to end
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
+STRIPS = 2**26  # bytes that strips take at most, whatever the image
+MOST_SAMPLES = 8  # at once: they share what every step draws from the LR image; more would share little more
 
 log = logging.getLogger("flowcore")
 
@@ -41,11 +46,14 @@ def upscale(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] | None = None,
+    store: ConditionStore | None = None,
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
 
-    The latents are drawn for the whole image and cropped, so a seed gives the same picture whatever the tile size, the
-    batch position and the device. Sample s of every image is drawn with ``seed + s``.
+    The image is worked on as a whole, in strips of rows that are exact (see ``folding``); only where memory does not
+    suffice for that, or ``tile`` asks for it, in tiles. The latents are drawn for the whole image and cropped, so a
+    seed gives the same picture whatever the tile size, the batch position and the device. Sample s of every image is
+    drawn with ``seed + s``.
 
     Args:
         flow: An SRFlow.
@@ -55,13 +63,15 @@ def upscale(
             model's own spread.
         seed: In [0, 2^64).
         samples: Enlargements per image, at least 1.
-        tile: Side of the tiles in LR pixels, at least 32; 0 chooses by free memory. Changes memory and time, not the
-            picture (at most 1/255).
+        tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest that
+            fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
+            "auto": what the device gains from, see ``plan.gain``.
         progress: Called with ``(done, total, preview)``; a preview with every finished sample.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked (tile, precision); None logs it.
+        store: Where what was learnt of an image is kept for the next call; None for nowhere.
 
     Returns:
         ``(B * samples, 3 or 4, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then
@@ -81,20 +91,23 @@ def upscale(
         raise FlowError(
             f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
         )
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise FlowError(f"precision must be float32, bfloat16 or float16; got {precision!r}.")
+    if precision not in ("float32", "bfloat16", "float16", "auto"):
+        raise FlowError(f"precision must be float32, bfloat16, float16 or auto; got {precision!r}.")
     rgb, alpha = picture(lr)
     device = next(flow.parameters()).device
     say = notify or log.warning
     if precision == "float16" and device.type == "cpu":
         say("float16 is many times slower than float32 on a CPU: going on in float32.")
         precision = "float32"
+    plan = planned(flow, gain(device) if precision == "auto" else precision)
     height, width = rgb.shape[-2:]
     sides = _padded_sides(flow, height, width)
     side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
+    at_once = min(samples, MOST_SAMPLES)
+    run = _Run(plan, rgb, temperature, seed, samples, halo, progress, cancelled, store)
     while True:
         try:
-            pictures = _run(flow, rgb, temperature, seed, samples, side, halo, precision, progress, cancelled)
+            pictures = run(side, at_once)
             break
         except RuntimeError as error:  # what torch raises when memory runs out, on every device
             if not is_out_of_memory(error):
@@ -104,8 +117,14 @@ def upscale(
                     f"Out of memory even with tiles of {SMALLEST_TILE} LR pixels. Enlarge a smaller image, ask for "
                     "fewer samples at once, or free memory on the device."
                 ) from error
-        side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
-        say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
+        if store is not None:
+            store.clear()
+        if at_once > 1:
+            at_once = 1
+            say("Out of memory: going on with one sample at a time.")
+        else:
+            side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
+            say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
         if device.type == "cuda":
             torch.cuda.empty_cache()
     pictures = pictures.to(lr.device)
@@ -115,11 +134,72 @@ def upscale(
     return torch.cat([pictures, alpha], dim=1)
 
 
-def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO) -> int:
+class ConditionStore:
+    """What was learnt of the latest LR images: with it, another seed or temperature runs the thin path only.
+
+    Conditions are kept prepared where that fits into the budget, else as the encoder left them, else not at all; the
+    least recently used goes first. A condition belongs to a model, its weights, a precision and an image: if any of
+    these changes, it is not found.
+    """
+
+    def __init__(self, budget: int = 2**30, count: int = 4) -> None:
+        """Start empty.
+
+        Args:
+            budget: Bytes that all conditions together may hold.
+            count: How many conditions.
+        """
+        self.budget, self.count = budget, count
+        self._kept: OrderedDict[tuple[object, ...], Condition] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(cond.nbytes for cond in self._kept.values())
+
+    def __len__(self) -> int:
+        """Number of conditions."""
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def condition(self, plan: Plan, source: Tensor) -> Condition:
+        """Find the condition of an image, or make it and keep it.
+
+        Args:
+            plan: The model.
+            source: What its ``encode_condition`` takes, of one image.
+
+        Returns:
+            The condition, prepared if the budget allows.
+        """
+        pixels = source.detach().cpu().contiguous()
+        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        key = (plan.identity, tuple(source.shape), digest)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        cond = plan.encode_condition(source.to(plan.device))
+        held = cond.nbytes
+        height, width = (side * plan.condition_scale for side in source.shape[-2:])
+        if held + plan.prepared_bytes(height, width) <= self.budget:
+            cond = cond.prepare(plan)
+            held = cond.nbytes
+        if held <= self.budget:
+            while self._kept and (len(self._kept) >= self.count or self.nbytes + held > self.budget):
+                self._kept.popitem(last=False)
+            self._kept[key] = cond
+        return cond
+
+
+def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
     """Estimate the working memory of ``upscale`` in float32, beyond the weights and the resulting pictures.
 
-    Counts the widest moment of a tile: the features of all levels, one conditioner at level 1, and the encoder's
-    enlargement.
+    Counts what is held for the whole image or tile at the widest moment, which is a step of level 1: the features of
+    all levels, the condition's part of one network, and for every sample its latents and the image before and after the
+    step; and the strips, which do not grow with the image.
 
     Args:
         flow: An SRFlow.
@@ -127,6 +207,7 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
         width: Likewise.
         tile: As in ``upscale``; 0 for the whole image at once.
         halo: As in ``upscale``.
+        samples: Enlargements that are made at once.
 
     Returns:
         Bytes.
@@ -137,15 +218,15 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     _check_model(flow)
     rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
     config = flow.config
-    features = config.encoder_width * (1 + len(config.stacked_blocks))
-    per_lr_pixel = features * sum((config.scale / 2**level) ** 2 for level in range(1, config.levels + 1))
+    stack = config.encoder_width * len(config.stacked_blocks)
+    native = sum((config.scale / 2**level) ** 2 for level in range(1, config.levels + 1))
+    features = stack + config.encoder_width * native
     fine = (config.scale / 2) ** 2
-    # level 1: features beside x1, hidden layers, shift and scale
-    per_lr_pixel += fine * (features + 2 * config.hidden + 6 * 12)
-    # the stacked blocks' outputs, a dense block and its surroundings
-    per_lr_pixel += 2 * features + 12 * config.encoder_width
-    per_lr_pixel += config.scale**2 * ((2 * config.encoder_width if config.residual else 0) + 5 * 3)
-    return round(4 * per_lr_pixel * rows * columns)
+    # level 1: what the coupling draws from the condition, an injector's shift and scale
+    step = fine * (config.hidden + 24)
+    dense = 2 * (4 * config.encoder_growth + 3 * config.encoder_width)
+    hr = config.scale**2 * ((3 if config.residual else 0) + samples * 4 * 3)
+    return round(4 * (features + max(step, dense) + hr) * rows * columns) + STRIPS
 
 
 def _check_model(flow: Flow) -> None:
@@ -158,62 +239,102 @@ def _padded_sides(flow: Flow, height: int, width: int) -> tuple[int, int]:
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def _run(
-    flow: Flow,
-    rgb: Tensor,
-    temperature: float | Sequence[float],
-    seed: int,
-    samples: int,
-    tile: int,
-    halo: int,
-    precision: Precision,
-    progress: Progress | None,
-    cancelled: Callable[[], bool] | None,
-) -> Tensor:
-    """Enlarge every image, tile by tile; the encoder runs once per tile, whatever the number of samples."""
-    batch, _, height, width = rgb.shape
-    scale = flow.condition_scale
-    rows, columns = _padded_sides(flow, height, width)
-    multiple = flow.size_multiple // scale or 1
-    tiles = windows(rows, columns, tile=tile // multiple * multiple, halo=halo, multiple=multiple)
-    device = next(flow.parameters()).device
-    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    shapes = flow.latent_shapes(rows * scale, columns * scale)
-    latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
-    result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-    meter = _Meter(batch * len(tiles) * _units(flow, samples), progress, cancelled)
-    with watched(flow, meter.advance), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for image, pictures in zip(rgb, result, strict=True):
-            padded = _pad(image[None], rows, columns)
-            for number, window in enumerate(tiles):
-                cond = flow.encode_condition(_cut(padded, window, 1).to(device))
-                for picture, s in zip(pictures, range(samples), strict=True):
-                    z = [_cut(level[s : s + 1], window, level.shape[-2] / rows).to(device) for level in latents]
-                    _place(flow.inverse(z, cond), window, scale, picture)
-                    meter.advance(picture if number == len(tiles) - 1 else None)
-    return result.flatten(0, 1)
+class _Run:
+    """Enlarges every image, tile by tile; what depends on the image alone is computed once per tile."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        rgb: Tensor,
+        temperature: float | Sequence[float],
+        seed: int,
+        samples: int,
+        halo: int,
+        progress: Progress | None,
+        cancelled: Callable[[], bool] | None,
+        store: ConditionStore | None,
+    ) -> None:
+        self.plan, self.rgb, self.samples, self.halo = plan, rgb, samples, halo
+        self.progress, self.cancelled, self.store = progress, cancelled, store
+        self.rows, self.columns = _padded_sides(plan, *rgb.shape[-2:])
+        shapes = plan.latent_shapes(self.rows * plan.condition_scale, self.columns * plan.condition_scale)
+        self.latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
 
-def _units(flow: Flow, samples: int) -> int:
-    """Count what a meter counts on one tile: the encoder's layers, and per sample the decoder's and one for the end."""
-    encoder, decoder = len(layers(cast(nn.Module, flow.encoder))), len(layers(flow.levels))
-    unused = 0 if flow.config.residual else 3  # the published network's HR branch
-    return encoder - unused + samples * (decoder + 1)
+    def __call__(self, tile: int, at_once: int) -> Tensor:
+        plan, rgb, samples, scale = self.plan, self.rgb, self.samples, self.plan.condition_scale
+        multiple = plan.size_multiple // scale or 1
+        tiles = windows(self.rows, self.columns, tile=tile // multiple * multiple, halo=self.halo, multiple=multiple)
+        batch, _, height, width = rgb.shape
+        result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
+        parts = [slice(s, min(s + at_once, samples)) for s in range(0, samples, at_once)]
+        encoder, decoder = len(layers(cast(nn.Module, plan.encoder))), len(layers(plan.levels))
+        total = batch * len(tiles) * (encoder + len(parts) * decoder + samples)
+        meter = _Meter(total, self.progress, self.cancelled)
+        with meter.watching(plan):
+            for image, pictures in zip(rgb, result, strict=True):
+                padded = _pad(image[None], self.rows, self.columns)
+                for number, window in enumerate(tiles):
+                    meter.begin(encoder)
+                    cond = self._condition(_cut(padded, window, 1), len(parts) > 1)
+                    for part in parts:
+                        meter.begin(decoder)
+                        z = [_cut(t[part], window, t.shape[-2] / self.rows).to(plan.device) for t in self.latents]
+                        for sample, decoded in zip(pictures[part], plan.inverse(z, cond), strict=True):
+                            _place(decoded, window, scale, sample)
+                            meter.finished(sample if number == len(tiles) - 1 else None)
+        return result.flatten(0, 1)
+
+    def _condition(self, source: Tensor, again: bool) -> Condition:
+        """What the flow is told, prepared if it is wanted again and memory allows."""
+        if self.store is not None:
+            return self.store.condition(self.plan, source)
+        cond = self.plan.encode_condition(source.to(self.plan.device))
+        if not again:
+            return cond
+        height, width = (side * self.plan.condition_scale for side in source.shape[-2:])
+        free = free_memory(str(self.plan.device))
+        roomy = free is not None and self.plan.prepared_bytes(height, width) <= free // 4
+        return cond.prepare(self.plan) if roomy else cond
 
 
 class _Meter:
-    """Counts layers that have started and samples that are finished; asks each time whether to stop."""
+    """Counts layers that run for the first time in a stage, and finished samples; asks each layer whether to stop."""
 
     def __init__(self, total: int, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
-        self._done, self._total = 0, total
-        self._progress, self._cancelled = progress, cancelled
+        self._total, self._progress, self._cancelled = total, progress, cancelled
+        self._done, self._start, self._end = 0, 0, 0
+        self._seen: set[nn.Module] = set()
 
-    def advance(self, preview: Tensor | None = None) -> None:
+    @contextmanager
+    def watching(self, plan: Plan) -> Generator[None, None, None]:
+        handles = [layer.register_forward_pre_hook(self._layer) for layer in layers(plan)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def begin(self, units: int) -> None:
+        """Begin a stage that has so many layers; not all of them need to run."""
+        self._start, self._end = self._end, self._end + units
+        self._seen.clear()
+
+    def finished(self, preview: Tensor | None) -> None:
+        """Count a sample."""
+        self.begin(1)
+        self._report(self._end, preview)
+
+    def _layer(self, layer: nn.Module, _: object) -> None:
         if self._cancelled is not None and self._cancelled():
             raise Cancelled("Stopped on request.")
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total, preview)
+        self._seen.add(layer)
+        self._report(min(self._start + len(self._seen), self._end))
+
+    def _report(self, done: int, preview: Tensor | None = None) -> None:
+        if done > self._done:
+            self._done = done
+            if self._progress is not None:
+                self._progress(done, self._total, preview)
 
 
 def _pad(image: Tensor, rows: int, columns: int) -> Tensor:
@@ -239,18 +360,16 @@ def _place(picture: Tensor, window: Window, scale: int, canvas: Tensor) -> None:
     top, left = window.top * scale, window.left * scale
     bottom, right = min(window.bottom * scale, height), min(window.right * scale, width)
     y, x = top - window.halo_top * scale, left - window.halo_left * scale
-    canvas[:, top:bottom, left:right] = picture[0, :, y : y + bottom - top, x : x + right - left].clamp(0, 1)
+    canvas[:, top:bottom, left:right] = picture[:, y : y + bottom - top, x : x + right - left].clamp(0, 1)
 
 
 def _automatic_tile(flow: Flow, height: int, width: int, halo: int, device: torch.device) -> int:
-    """Choose the largest tile that memory holds, up to the whole image; on a CPU also one that is quick to cancel."""
-    if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] // 2
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        budget = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    else:
-        budget = 2 * 2**30
-    largest = max(height, width) if device.type != "cpu" else min(max(height, width), CPU_TILE)
-    sizes = [largest, *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < largest)]
+    """The whole image if half of the free memory holds it, else the largest tile that it does hold."""
+    free = free_memory(str(device))
+    budget = 2 * 2**30 if free is None else free // 2
+    sizes = [
+        max(height, width),
+        *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < max(height, width)),
+    ]
     fitting = [size for size in sizes if memory_required(flow, height, width, size, halo) <= budget]
     return fitting[0] if fitting else sizes[-1]

@@ -26,9 +26,10 @@ from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress as Watcher
 from ..tasks import is_out_of_memory
+from ..tiling import free_memory
 from ..transforms import FlowError, batch_moments
 from .data import Data, open_data
-from .memory import free_memory, largest_batch, recomputed
+from .memory import largest_batch, recomputed
 from .objective import AbsoluteError, initialise, lr_encoder, objective
 from .ranks import Ranks
 from .recipe import Recipe, Stage, fingerprint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,21 +150,3 @@ def _peak(step: Callable[[int], None], items: int) -> int:
     with PeakMemory() as memory:
         step(items)
     return memory.peak
-
-
-def free_memory(device: str) -> int | None:
-    """Say how much memory is free.
-
-    Args:
-        device: "cpu", or a CUDA device.
-
-    Returns:
-        Bytes; None where neither torch nor the system says.
-    """
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -10,7 +10,8 @@ import torch
 
 from flowcore.models import build, configure
 from flowcore.networks.residual import NetworkNorm
-from flowcore.training.memory import PeakMemory, free_memory, largest_batch, recomputed, units
+from flowcore.tiling import free_memory
+from flowcore.training.memory import PeakMemory, largest_batch, recomputed, units
 from flowcore.training.objective import Likelihood, objective
 from flowcore.training.recipe import Stage
 from flowcore.transforms import BatchNorm, batch_moments
