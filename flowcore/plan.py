@@ -32,6 +32,7 @@ from .folding import (
     ToldConv,
     Whole,
     canvas,
+    folded_residual,
     folded_weights,
     mixing,
     on_canvas,
@@ -39,11 +40,22 @@ from .folding import (
     strips,
 )
 from .networks import RRDBEncoder, ScaledConv
-from .transforms import Chain, ConditionError, Coupling, FlowError, Given, Injector, Scaling, Split, Transform
+from .transforms import (
+    Chain,
+    CheckerboardCoupling,
+    ConditionError,
+    Coupling,
+    FlowError,
+    Given,
+    Injector,
+    Scaling,
+    Split,
+    Transform,
+)
 from .transforms.coupling import OFFSET, halves, log_scale_of, scale_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
-STRIP_BYTES = {"cpu": 2**20, "cuda": 2**28}
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
 
 
@@ -76,7 +88,7 @@ class Plan(Flow):
             raise FlowError(f"precision must be {', '.join(dtypes)}; got {precision!r}.")
         dtype = dtypes[precision]
         with torch.no_grad():
-            folder = _Folder(like, dtype, strip_bytes or STRIP_BYTES.get(like.device.type, 2**20))
+            folder = _Folder(like, dtype, strip_bytes or STRIP_BYTES.get(like.device.type, 2**23))
             levels: list[Level] = []
             channels = flow.channels
             for level in flow.levels:
@@ -495,11 +507,18 @@ class _Folder:
             rest = channels - transform.kept
             inner = [self.part(t, rest, given + transform.kept) for t in _flat(transform.transform)]
             return FoldedGiven(transform.kept, Chain(*self.merged(inner)))
+        if isinstance(transform, CheckerboardCoupling):
+            network = folded_residual(transform.conditioner, self.dtype, self.strip_bytes)
+            return CheckerboardCoupling(network, parity=transform.parity, mask_channel=transform.mask_channel)
         if isinstance(transform, (Coupling, Injector)):
             coupling, swap = isinstance(transform, Coupling), isinstance(transform, Coupling) and transform.swap
             entering = (channels - channels // 2 if swap else channels // 2) if coupling else 0
+            network = self.network(transform.conditioner, entering + given, transform.scaling)
+            if isinstance(network, Network) and network.told is None:  # with nothing to keep for the next sample
+                offset = None if transform.scaling == "none" else OFFSET if transform.scaling == "sigmoid" else 0.0
+                network = Whole(transform.conditioner, offset, self.dtype, self.strip_bytes)
             return FoldedAffine(
-                self.network(transform.conditioner, entering + given, transform.scaling),
+                network,
                 coupling=coupling,
                 swap=swap,
                 eps=transform.eps,
