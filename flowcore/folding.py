@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .condition import Parts, Source
-from .networks import Conditioner, PlainConditioner, RRDBEncoder, ScaledConv
+from .networks import Conditioner, Edge, PlainConditioner, ResidualConditioner, RRDBEncoder, ScaledConv
 from .networks.conditioner import NormalisedConv
+from .networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
 from .networks.rrdb import DenseBlock
 from .resize import enlarge
 from .transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
@@ -307,18 +308,24 @@ class Network(nn.Module):
 
 
 class Whole(nn.Module):
-    """Any other conditioner, run as it is on the whole canvas; shifts and raw scales are put in halves."""
+    """A conditioner that takes everything together, on the whole canvas; shifts and raw scales are put in halves.
 
-    def __init__(self, network: nn.Module, offset: float | None, dtype: torch.dtype) -> None:
-        """Hold the network.
+    It is folded if it is of a kind that we know, else run as it is. A few images go through at a time, as many as a
+    core's cache holds.
+    """
+
+    def __init__(self, network: nn.Module, offset: float | None, dtype: torch.dtype, strip_bytes: int = 2**20) -> None:
+        """Fold the network.
 
         Args:
             network: The conditioner.
             offset: Added to the raw scales; None if all outputs are shifts.
             dtype: To compute in.
+            strip_bytes: How large its widest tensor may be.
         """
         super().__init__()
-        self.network = network
+        folded = _folded_whole(network, offset, dtype, strip_bytes)
+        self.network = network if folded is None else folded
         self.offset = offset
         self.dtype = dtype
 
@@ -331,12 +338,242 @@ class Whole(nn.Module):
         Returns:
             ``(B, outputs, H, W)``.
         """
+        if isinstance(self.network, Convolutions):
+            return self.network(x)
         low = self.dtype not in (torch.float32, torch.float64)
         with torch.autocast(x.device.type, self.dtype if low else None, enabled=low):
             raw = self.network(x).to(x.dtype)
         if self.offset is None:
             return raw
         return torch.cat([raw[:, 0::2], raw[:, 1::2] + self.offset], dim=1)
+
+
+class EdgedConv(nn.Module):
+    """A folded convolution that knows what lies beyond the image, and gives itself the rows of it that it needs."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, edge: Edge = "zeros") -> None:
+        """Hold weight and bias.
+
+        Args:
+            weight: ``(outputs, inputs, k, k)``; for the edge "flag" with one input more.
+            bias: ``(outputs,)`` or None.
+            dtype: To compute in.
+            edge: See ``networks.conditioner.convolve``.
+        """
+        super().__init__()
+        self.reach = weight.shape[-1] // 2
+        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.edge: Edge = edge
+
+    def forward(self, x: Tensor, above: int, below: int) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(B, inputs, rows, W)``.
+            above: How many rows of what lies beyond the image come before.
+            below: How many follow.
+
+        Returns:
+            ``(B, outputs, rows + above + below - 2 * reach, W)``.
+        """
+        x = x.to(self.weight.dtype)
+        if self.edge == "zeros":
+            if above != below:
+                x, above = F.pad(x, (0, 0, above, below)), 0
+            return F.conv2d(x, self.weight, self.bias, padding=(above, self.reach))
+        around = (self.reach, self.reach, above, below)
+        if self.edge == "ones":
+            return F.conv2d(F.pad(x, around, value=1), self.weight, self.bias)
+        flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)
+        return F.conv2d(torch.cat([F.pad(x, around), flag], dim=1), self.weight, self.bias)
+
+
+class Convolutions(nn.Module):
+    """A conditioner of convolutions with ReLU between, folded, for inputs that belong together.
+
+    A few images go through at a time; one that is large goes in strips. No row is computed that is not needed.
+    """
+
+    def __init__(self, convs: Sequence[EdgedConv], pool: tuple[Tensor, Tensor] | None, strip_bytes: int) -> None:
+        """Hold the convolutions.
+
+        Args:
+            convs: In order.
+            pool: Weight and bias of the linear map by which the mean of the first hidden layer is told to every
+                position; None for none.
+            strip_bytes: How large the widest tensor may be.
+        """
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.pool = pool
+        self.strip_bytes = strip_bytes
+        self.reaches = [sum(conv.reach for conv in convs[k:]) for k in range(len(convs) + 1)]
+        self.outputs = convs[-1].weight.shape[0]
+        self.widest = max(conv.weight.shape[0] for conv in convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, outputs, H, W)``, of the dtype of ``x``.
+        """
+        count, _, height, width = x.shape
+        row = width * self.widest * self.convs[0].weight.element_size()  # pyright: ignore[reportCallIssue]
+        each = height if self.pool is not None else rows_of(row, self.strip_bytes)
+        several = max(1, self.strip_bytes // (row * height))
+        if several >= count and each >= height:
+            return self._strip(x, 0, height).to(x.dtype)
+        result = canvas(x, self.outputs)
+        for items in (slice(start, start + several) for start in range(0, count, several)):
+            for top, bottom in strips(height, each):
+                result[items, :, top:bottom] = self._strip(x[items], top, bottom)
+        return result
+
+    def _strip(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        height = x.shape[2]
+        start, stop = max(0, top - self.reaches[0]), min(height, bottom + self.reaches[0])
+        h = x[:, :, start:stop]
+        for number, conv in enumerate(self.convs):
+            if number:
+                h = F.relu_(h)
+            if number == 1 and self.pool is not None:
+                h = h + F.linear(h.mean((2, 3)), *self.pool)[:, :, None, None]
+            assert isinstance(conv, EdgedConv)
+            reach = self.reaches[number + 1]
+            first, last = max(0, top - reach), min(height, bottom + reach)  # the rows that come out
+            h = conv(h, start - first + conv.reach, last + conv.reach - stop)
+            start, stop = first, last
+        return h
+
+
+class FoldedResidual(nn.Module):
+    """``ResidualConditioner`` with weight norms taken once, and normalisations in convolutions where they are neighbours.
+
+    What cannot go into a convolution is a scale and a shift before a ReLU. The last normalisation goes into all the
+    skip convolutions, whose sum it normalises.
+    """
+
+    def __init__(self, network: ResidualConditioner, dtype: torch.dtype, strip_bytes: int) -> None:
+        """Fold.
+
+        Args:
+            network: In use, not in training.
+            dtype: To compute in.
+            strip_bytes: How large its widest tensor may be.
+        """
+        super().__init__()
+        self.strip_bytes = strip_bytes
+        scale, shift = _normalising(network.norm_in)
+        self.norm_in = _planes(scale * network.gain, shift * network.gain, dtype)
+        self.conv_in = _unnormed(network.conv_in, dtype)
+        self.first, self.norms, self.second = nn.ModuleList(), [], nn.ModuleList()
+        for block in network.blocks:
+            assert isinstance(block, ResidualBlock)
+            before, between = block.norms
+            self.norms.append(_planes(*_normalising(before), dtype))
+            self.first.append(_unnormed(block.convs[0], dtype, *_normalising(between)))
+            self.second.append(_unnormed(block.convs[1], dtype))
+        scale, shift = _normalising(network.norm_out)
+        nothing = torch.zeros_like(shift)
+        self.skips = nn.ModuleList(
+            _unnormed(skip, dtype, scale, nothing if k else shift) for k, skip in enumerate(network.skips)
+        )
+        self.conv_out = _unnormed(network.conv_out, dtype)
+        self.rescale = network.rescale.detach().to(dtype)[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run.
+
+        Args:
+            x: ``(B, inputs, H, W)``.
+
+        Returns:
+            ``(B, 2 * outputs, H, W)``: shift on even, log-scale on odd channels; of the dtype of ``x``.
+        """
+        weight = self.conv_in.weight
+        each = max(1, self.strip_bytes // (weight.shape[0] * x.shape[2] * x.shape[3] * weight.element_size()))
+        return torch.cat([self._some(items).to(x.dtype) for items in x.split(each)])
+
+    def _some(self, x: Tensor) -> Tensor:
+        scale, shift = self.norm_in
+        x = torch.addcmul(shift, _nhwc(x.to(shift.dtype)), scale)
+        x = _around(self.conv_in, F.relu_(torch.cat([x, -x], dim=1)))  # (B, hidden, H, W)
+        total = _around(self.skips[0], x)
+        for (scale, shift), first, second, skip in zip(
+            self.norms, self.first, self.second, self.skips[1:], strict=True
+        ):
+            y = F.relu_(_around(first, F.relu_(torch.addcmul(shift, x, scale))))
+            x = _around(second, y).add_(x)
+            total.add_(_around(skip, x))
+        raw = _around(self.conv_out, F.relu_(total))
+        raw[:, 1::2] = self.rescale * torch.tanh(raw[:, 1::2])
+        return raw
+
+
+def _folded_whole(network: nn.Module, offset: float | None, dtype: torch.dtype, strip_bytes: int) -> nn.Module | None:
+    """Fold a network that takes everything together, if it is of a kind that we know."""
+    if isinstance(network, ResidualConditioner):
+        return FoldedResidual(network, dtype, strip_bytes)
+    weights = _weights(network)
+    if weights is None:
+        return None
+    if offset is not None:
+        *others, (weight, bias) = weights
+        weights = [*others, (_halves(weight), _halves(bias, offset))]
+    pool = network.pool if isinstance(network, Conditioner) else None
+    convs = [EdgedConv(*pair, dtype, edge) for pair, edge in zip(weights, _edges(network), strict=True)]
+    told = None if pool is None else (pool.weight.detach().to(dtype), pool.bias.detach().to(dtype))
+    return Convolutions(convs, told, strip_bytes)
+
+
+def folded_residual(network: nn.Module, dtype: torch.dtype, strip_bytes: int) -> nn.Module:
+    """Fold the network of a checkerboard coupling.
+
+    Args:
+        network: Any.
+        dtype: To compute in.
+        strip_bytes: How large its widest tensor may be.
+
+    Returns:
+        The same function, folded if it is a ``ResidualConditioner``.
+    """
+    return FoldedResidual(network, dtype, strip_bytes) if isinstance(network, ResidualConditioner) else network
+
+
+def _normalising(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a ``NetworkNorm``, (C,) each, float64."""
+    assert isinstance(norm, NetworkNorm)
+    mean, var = (float64(norm.norm.get_buffer(name)) for name in ("mean", "var"))
+    scale = float64(norm.weight) * torch.rsqrt(var + norm.norm.eps)
+    return scale, float64(norm.bias) - mean * scale
+
+
+def _planes(scale: Tensor, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return scale.to(dtype)[:, None, None], shift.to(dtype)[:, None, None]
+
+
+def _unnormed(
+    conv: nn.Module, dtype: torch.dtype, scale: Tensor | None = None, shift: Tensor | None = None
+) -> EdgedConv:
+    """Take the norm of a ``WeightNormConv`` into its weight, and scale and shift of what comes out into both."""
+    assert isinstance(conv, WeightNormConv)
+    direction = float64(conv.direction)
+    weight = direction * (float64(conv.length) / direction.flatten(1).norm(dim=1))[:, None, None, None]
+    bias = None if conv.bias is None else float64(conv.bias)
+    if scale is not None:
+        weight = weight * scale[:, None, None, None]
+        bias = shift if bias is None else bias * scale + (0 if shift is None else shift)
+    return EdgedConv(weight, bias, dtype)
+
+
+def _around(conv: nn.Module, x: Tensor) -> Tensor:
+    """Convolve the whole canvas."""
+    assert isinstance(conv, EdgedConv)
+    return conv(x, conv.reach, conv.reach)
 
 
 def folded_weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
@@ -349,27 +586,39 @@ def folded_weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
         Weight and bias of each, in float64; None if the network is something else, or sees more than zeros beyond the
         border.
     """
+    pooled = isinstance(network, Conditioner) and network.pool is not None
+    return None if pooled or set(_edges(network)) != {"zeros"} else _weights(network)
+
+
+def _convs(network: nn.Module) -> list[nn.Module]:
+    """The convolutions of a conditioner that is made of nothing else; empty for others."""
     if isinstance(network, ScaledConv):
-        convs: list[nn.Module] = [network]
-    elif (isinstance(network, Conditioner) and network.pool is None) or isinstance(network, PlainConditioner):
-        convs = [*network.hidden, network.last]
-    else:
-        return None
+        return [] if network.weight is None else [network]
+    return [*network.hidden, network.last] if isinstance(network, (Conditioner, PlainConditioner)) else []
+
+
+def _edges(network: nn.Module) -> list[Edge]:
+    """What its convolutions see beyond the border."""
+    return [conv.edge if isinstance(conv, (NormalisedConv, ScaledConv)) else "zeros" for conv in _convs(network)]
+
+
+def _weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
+    """Weights and biases of its convolutions, with what follows them, in float64; None if it is made of others."""
     result: list[tuple[Tensor, Tensor]] = []
-    for conv in convs:
-        if isinstance(conv, NormalisedConv) and conv.edge == "zeros":
+    for conv in _convs(network):
+        if isinstance(conv, NormalisedConv):
             scale = float64(conv.actnorm.logs()).exp()
             weight, bias = conv.weight, conv.actnorm.bias
-        elif isinstance(conv, ScaledConv) and conv.edge == "zeros" and conv.weight is not None:
+        elif isinstance(conv, ScaledConv):
             scale = float64(3 * conv.log_scale).exp()
             weight, bias = conv.weight, conv.bias
-        elif isinstance(conv, nn.Conv2d):
+        else:
+            assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
             scale, weight, bias = float64(torch.ones_like(conv.bias)), conv.weight, conv.bias
-        else:
-            return None
+        assert weight is not None
         result.append((float64(weight) * scale[:, None, None, None], float64(bias) * scale))
-    return result
+    return result or None
 
 
 def convolve_enlarged(
@@ -471,26 +720,31 @@ def rows_of(bytes_per_row: int, strip_bytes: int) -> int:
     return max(8, strip_bytes // max(1, bytes_per_row))
 
 
-def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int) -> Tensor:
+def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[int] | None = None) -> list[Tensor]:
     """Compute the condition's part of first convolutions on the whole canvas, strip by strip.
 
     Args:
         told: The convolution.
         parts: The condition, of one image or as many as there are; one that was expanded counts as one.
         strip_bytes: How large a strip of the result may be.
+        widths: How the outputs are shared out; None for one share.
 
     Returns:
-        ``(B or 1, outputs, H, W)``.
+        Each ``(B or 1, width, H, W)``.
     """
     sources = [(t[:1] if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
     t, factor = sources[0]
-    height, width = (side * factor for side in t.shape[2:])
-    size = (t.shape[0], told.outputs, height, width)
-    result = torch.empty(size, dtype=told.weight.dtype, device=t.device, memory_format=NHWC)
+    batch, height, width = t.shape[0], t.shape[2] * factor, t.shape[3] * factor
     coarsest = max(factor for _, factor in sources)
-    each = rows_of(result[:, :, 0].numel() * result.element_size(), strip_bytes)
-    for top, bottom in strips(height, max(coarsest, each // coarsest * coarsest)):
-        result[:, :, top:bottom] = told(sources, top, bottom)
+    each = rows_of(batch * told.outputs * width * told.weight.element_size(), strip_bytes)
+    each = max(coarsest, each // coarsest * coarsest)
+    if each >= height and widths is None:
+        return [told(sources, 0, height)]
+    shares = [told.outputs] if widths is None else list(widths)
+    result = [canvas(t.new_empty((batch, 0, height, width)), n, dtype=told.weight.dtype) for n in shares]
+    for top, bottom in strips(height, each):
+        for whole, share in zip(result, told(sources, top, bottom).split(shares, dim=1), strict=True):
+            whole[:, :, top:bottom] = share
     return result
 
 
@@ -525,7 +779,8 @@ def _halves(x: Tensor, offset: float | None = None) -> Tensor:
 
 
 def _mix(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
+    with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
+        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -571,7 +826,8 @@ class FoldedEncoder(nn.Module):
         native = {1: trunk}
         features = trunk
         for k, conv in enumerate(self.up[:-1]):
-            features = F.leaky_relu_(on_canvas(conv, Parts(sources=((features, 2),)), self.strip_bytes), 0.2)  # pyright: ignore[reportArgumentType]
+            (enlarged,) = on_canvas(conv, Parts(sources=((features, 2),)), self.strip_bytes)  # pyright: ignore[reportArgumentType]
+            features = F.leaky_relu_(enlarged, 0.2)
             native[2 ** (k + 1)] = features
         picture = self._picture(lr, features) if with_picture else None
         result: list[Parts] = []
@@ -581,7 +837,7 @@ class FoldedEncoder(nn.Module):
                 sources = [(native[factor], 1), (stack, factor)]
             else:
                 half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
-                sources = [(half, 1), (F.interpolate(stack, half.shape[-2:], mode="nearest"), 1)]
+                sources = [(half, 1), (stack[:, :, ::2, ::2], 1)]
             result.append(Parts(sources=tuple(source for source in sources if source[0].shape[1])))
         return result, picture
 

@@ -217,10 +217,11 @@ class FoldedLevel(Level):
         """
         if self.told is None:
             return parts
-        together = on_canvas(self.told, parts, self.strip_bytes)
         widths = [network.told.outputs for network in self.telling if network.told is not None]
-        firsts = dict(zip(self.telling, together.split(widths, dim=1), strict=True))
-        told = [part.draw(firsts[part.network]) if part.network in firsts else (None, None) for part in self.affine]
+        together = on_canvas(self.told, parts, self.strip_bytes, widths)
+        firsts = dict(zip(self.telling, together, strict=True))
+        del together  # so that each goes as soon as its network has drawn from it
+        told = [part.draw(firsts.pop(part.network)) if part.network in firsts else (None, None) for part in self.affine]
         return Parts(sources=parts.sources, told=tuple(told))
 
 
@@ -415,7 +416,7 @@ class FoldedAffine(Transform):
             return None, None
         if cond is None:
             raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
-        return on_canvas(network.told, _as_parts(cond), self.strip_bytes), None
+        return on_canvas(network.told, _as_parts(cond), self.strip_bytes)[0], None
 
     def _shift_scale(self, raw: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         raw = raw.to(like.dtype)

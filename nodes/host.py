@@ -265,6 +265,20 @@ def as_output(path: Path) -> dict[str, str]:
 # memory and devices
 
 
+on_release: list[Callable[[], None]] = []
+"""What to call when the host takes a model off its device: whatever was derived from models goes, too."""
+
+
+class _Patcher(comfy.model_patcher.ModelPatcher):
+    """The host's, which also lets go of what we derived from models."""
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        if unpatch_all:  # the host says otherwise when it loads the same model anew
+            for release in on_release:
+                release()
+        return super().detach(unpatch_all)
+
+
 def wrap(model: torch.nn.Module) -> Any:
     """Give a model into the host's care, which moves it between devices and frees it under pressure.
 
@@ -274,9 +288,7 @@ def wrap(model: torch.nn.Module) -> Any:
     Returns:
         The host's ModelPatcher. Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
     """
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device()
-    )
+    return _Patcher(model, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
 
 
 def bring(patcher: Any, working_memory: int) -> None:

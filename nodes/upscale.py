@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
-from ..flowcore.tasks.upscale import memory_required
-from .host import Notes, Progress, bring, io, make, stop_if_cancelled
+from ..flowcore.plan import forget_plan
+from ..flowcore.tasks.upscale import ConditionStore, memory_required
+from .host import Notes, Progress, bring, io, make, on_release, stop_if_cancelled
 from .sockets import FlowModel, from_image, seed_input, temperature_input, to_image
 
 if TYPE_CHECKING:
     import torch
 
 ORDINARY_TILE = 512  # pixels of the small image
+STORE = ConditionStore()  # so that another seed or temperature skips the analysis of the image
+on_release += [STORE.clear, forget_plan]
 
 
 class FlowcoreUpscale(io.ComfyNode):
@@ -54,8 +57,7 @@ class FlowcoreUpscale(io.ComfyNode):
                     min=1,
                     max=64,
                     optional=True,
-                    tooltip="Pictures per input image. They share the analysis of the image, so four take about three "
-                    "times as long as one.",
+                    tooltip="Pictures per input image. They share the analysis of the image, most of the work.",
                 ),
                 make(
                     io.Int.Input,
@@ -64,17 +66,19 @@ class FlowcoreUpscale(io.ComfyNode):
                     min=0,
                     max=4096,
                     optional=True,
-                    tooltip="Side of a tile in pixels of the small image; 0 chooses. It changes the memory needed, not "
-                    "the picture. When memory runs out the tile is halved, and the node says so.",
+                    tooltip="Side of a tile in pixels of the small image; 0 takes the whole image if memory allows. It "
+                    "changes the memory needed, not the picture. When memory runs out the tile is halved, and the node "
+                    "says so.",
                 ),
                 make(
                     io.Combo.Input,
                     "precision",
-                    options=["float32", "bfloat16", "float16"],
+                    options=["float32", "bfloat16", "float16", "auto"],
                     default="float32",
                     optional=True,
                     tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on "
-                    "hardware made for it, and the picture changes slightly. The flow itself always stays in float32.",
+                    "hardware made for it, and the picture changes slightly; auto takes what this machine gains from. "
+                    "The flow itself always stays in float32.",
                 ),
             ],
             outputs=[
@@ -98,7 +102,7 @@ class FlowcoreUpscale(io.ComfyNode):
         seed: int,
         samples: int = 1,
         tile: int = 0,
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
     ) -> Any:
         """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
         notes = Notes("Flow Upscale", cls.hidden.unique_id)
@@ -118,5 +122,6 @@ class FlowcoreUpscale(io.ComfyNode):
             progress=Progress(),
             cancelled=stop_if_cancelled,
             notify=notes,
+            store=STORE,
         )
         return io.NodeOutput(to_image(pictures), ui=notes.ui)

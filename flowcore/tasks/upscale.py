@@ -146,7 +146,7 @@ class ConditionStore:
         """Start empty.
 
         Args:
-            budget: Bytes that all conditions together may hold.
+            budget: Bytes that all conditions together may hold; never more than an eighth of the memory that is free.
             count: How many conditions.
         """
         self.budget, self.count = budget, count
@@ -182,13 +182,13 @@ class ConditionStore:
             self._kept.move_to_end(key)
             return self._kept[key]
         cond = plan.encode_condition(source.to(plan.device))
-        held = cond.nbytes
+        free = free_memory(str(plan.device))
+        budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
         height, width = (side * plan.condition_scale for side in source.shape[-2:])
-        if held + plan.prepared_bytes(height, width) <= self.budget:
+        if cond.nbytes + plan.prepared_bytes(height, width) <= budget:
             cond = cond.prepare(plan)
-            held = cond.nbytes
-        if held <= self.budget:
-            while self._kept and (len(self._kept) >= self.count or self.nbytes + held > self.budget):
+        if cond.nbytes <= budget:
+            while self._kept and (len(self._kept) >= self.count or self.nbytes + cond.nbytes > budget):
                 self._kept.popitem(last=False)
             self._kept[key] = cond
         return cond

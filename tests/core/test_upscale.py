@@ -10,6 +10,7 @@ from flowcore import Cancelled, FlowError, ImageError, upscale
 from flowcore.flow import Flow
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.networks.rrdb import RRDBEncoder
+from flowcore.plan import gain, planned
 from flowcore.resize import enlarge
 from flowcore.tasks import upscale as task
 
@@ -97,6 +98,66 @@ def test_the_encoder_runs_once_per_image_whatever_the_number_of_samples(flow: Fl
     assert len(calls) == 2
 
 
+def test_with_a_store_another_seed_skips_the_encoder_and_gives_the_same_picture(flow: Flow) -> None:
+    calls: list[int] = []
+    assert isinstance(flow.encoder, RRDBEncoder)
+    store, lr = task.ConditionStore(), picture(2, 3, 10, 6)
+    expected = [upscale(flow, lr, seed=seed, samples=2, temperature=0.7) for seed in (1, 2)]
+    hook = flow.encoder.conv_first.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        for seed, theirs in zip((1, 2), expected, strict=True):
+            ours = upscale(flow, lr, seed=seed, samples=2, temperature=0.7, store=store)
+            assert torch.allclose(ours, theirs, atol=1e-5)
+            assert len(calls) == 2  # one per image, in the first call
+        again = upscale(flow, lr, seed=1, temperature=[0.7, 0.2], store=store)
+        assert torch.equal(again, upscale(flow, lr, seed=1, temperature=[0.7, 0.2], store=store))
+        assert len(calls) == 2
+        assert len(store) == 2
+        upscale(flow, lr + 1 / 255, store=store)  # other pictures
+        assert len(calls) == 4
+    finally:
+        hook.remove()
+
+
+def test_what_is_kept_belongs_to_the_weights_and_the_precision(flow: Flow) -> None:
+    store, lr, other = task.ConditionStore(), picture(1, 3, 6, 6), tiny()
+    before = upscale(other, lr, store=store)
+    with torch.no_grad():
+        other.levels[0].steps.transforms[-1].transforms[-1].conditioner.last.bias += 0.3  # pyright: ignore
+    after = upscale(other, lr, store=store)
+    assert (after - before).abs().max() > 1e-3
+    assert torch.allclose(after, upscale(other, lr), atol=1e-5)
+    low = upscale(other, lr, precision="bfloat16", store=store)
+    assert torch.allclose(low, upscale(other, lr, precision="bfloat16"), atol=1e-2)
+    assert not torch.equal(low, after)
+    assert len(store) == 3
+
+
+def test_a_store_does_not_grow(flow: Flow) -> None:
+    plan = planned(flow)
+    one = plan.encode_condition(picture(1, 3, 8, 8))
+    room = one.prepare(plan).nbytes
+    assert room == pytest.approx(one.nbytes + plan.prepared_bytes(32, 32), rel=0.01)
+    store, sizes = task.ConditionStore(budget=3 * room + 100, count=10), set[int]()
+    for seed in range(40):
+        upscale(flow, picture(1, 3, 8, 8, seed=seed), store=store)
+        sizes.add(len(store))
+        assert store.nbytes <= store.budget
+    assert max(sizes) == 3
+    store = task.ConditionStore(budget=room - 1)  # prepared it does not fit, as the encoder leaves it it does
+    upscale(flow, picture(1, 3, 8, 8), store=store)
+    assert store.nbytes == one.nbytes
+    store = task.ConditionStore(budget=one.nbytes - 1)
+    upscale(flow, picture(1, 3, 8, 8), store=store)
+    assert len(store) == 0
+    store = task.ConditionStore(count=2)
+    for seed in range(5):
+        upscale(flow, picture(1, 3, 8, 8, seed=seed), store=store)
+    assert len(store) == 2
+    store.clear()
+    assert store.nbytes == 0
+
+
 def test_alpha_is_enlarged_the_ordinary_way_and_grey_becomes_rgb(flow: Flow) -> None:
     rgba = picture(2, 4, 6, 10)
     result = upscale(flow, rgba, samples=2)
@@ -150,6 +211,13 @@ def test_bad_input_is_named(flow: Flow) -> None:
 def test_bfloat16_conditioners_stay_near_float32(flow: Flow) -> None:
     lr = picture(1, 3, 8, 8)
     assert (upscale(flow, lr, precision="bfloat16") - upscale(flow, lr)).abs().mean() < 0.02
+
+
+def test_automatic_precision_is_what_the_device_gains_from(flow: Flow) -> None:
+    lr = picture(1, 3, 8, 8)
+    chosen = gain(torch.device("cpu"))
+    assert chosen in ("float32", "bfloat16")
+    assert torch.equal(upscale(flow, lr, precision="auto"), upscale(flow, lr, precision=chosen))
 
 
 def test_float16_on_a_cpu_becomes_float32_and_says_so(flow: Flow) -> None:

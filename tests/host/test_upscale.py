@@ -226,3 +226,29 @@ def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
     with comfyui.running(tree, tmp_path, packs=(HERE / "probe",), flags=("--fp16-intermediates",)) as server:
         (facts,) = report(Host(server), probe(dtype="float16"))
         assert facts["dtype"] == ["float16"]
+
+
+def kept(host, image=None):
+    after = {} if image is None else {"after": [image, 0]}
+    return {"store": {"class_type": "FlowcoreTestStore", "inputs": after}}
+
+
+def test_what_is_kept_of_images_does_not_grow_and_goes_when_the_host_frees_memory(host):
+    host.forget()
+    counts, sizes = [], []
+    for image in range(7):
+        workflow = probe(fill=f"noise{image}", height=16, width=16, seed=image) | kept(host, "upscale")
+        facts = host.run(workflow)["outputs"]["store"]
+        counts.append(facts["count"][0])
+        sizes.append(facts["bytes"][0])
+    assert counts == [1, 2, 3, 4, 4, 4, 4]
+    assert sizes[-1] == sizes[3] <= facts["budget"][0]
+    # Another seed needs nothing new.
+    assert host.run(probe(fill="noise6", height=16, width=16, seed=99) | kept(host, "upscale"))["outputs"]["store"][
+        "bytes"
+    ] == [sizes[-1]]
+    host.forget()
+    deadline = time.time() + 10
+    while time.time() < deadline and host.run(kept(host))["outputs"]["store"]["count"] != [0]:
+        time.sleep(0.2)
+    assert host.run(kept(host))["outputs"]["store"]["bytes"] == [0]

@@ -1,6 +1,7 @@
 """A second node pack, for the tests only: it makes images that no file can hold, and reports what arrives."""
 
 import copy
+import sys
 
 import torch
 
@@ -52,6 +53,27 @@ class TestReport:
             "rows": image.float().flatten(1).tolist() if image.numel() < 20000 else [],
         }
         return {"ui": facts}
+
+
+class TestStore:
+    """Puts into the history what Flow Upscale keeps of images: how many conditions, and bytes."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}, "optional": {"after": ("IMAGE",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, after=None):
+        (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscale")]
+        return {"ui": {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}}
 
 
 class TestImages:
@@ -127,7 +149,7 @@ class TestSmallMemory:
             if inputs[0].shape[-2] * inputs[0].shape[-1] > pixels:
                 raise torch.OutOfMemoryError("CUDA out of memory. (A test: this device has little.)")
 
-        model.model.encoder.register_forward_pre_hook(refuse)
+        model.model.encoder.conv_first.register_forward_pre_hook(refuse)
         return (model,)
 
 
@@ -138,4 +160,5 @@ NODE_CLASS_MAPPINGS = {
     "FlowcoreTestLatents": TestLatents,
     "FlowcoreTestWrong": TestWrong,
     "FlowcoreTestSmallMemory": TestSmallMemory,
+    "FlowcoreTestStore": TestStore,
 }
