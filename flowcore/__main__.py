@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ..."
     )
     command.add_argument("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
-    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16", "auto", "tf32"])
     command.set_defaults(run_command=_upscale)
 
     command = commands.add_parser("colorize", help="colour black-and-white photographs, in many ways")

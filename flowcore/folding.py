@@ -55,7 +55,7 @@ class Mixing(nn.Module):
         super().__init__()
         back = torch.linalg.inv(matrix)
         self.exact = matrix, bias, log_det
-        self.log_det = float(log_det)
+        self.log_det = float(log_det.detach())
         self.there = matrix.to(like), bias.to(like)
         self.back = back.to(like), -(back @ bias).to(like)
 
@@ -378,6 +378,8 @@ class EdgedConv(nn.Module):
             ``(B, outputs, rows + above + below - 2 * reach, W)``.
         """
         x = x.to(self.weight.dtype)
+        if not self.reach:  # faster so, and in any number at once
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         if self.edge == "zeros":
             if above != below:
                 x, above = F.pad(x, (0, 0, above, below)), 0
@@ -407,7 +409,7 @@ class Convolutions(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(convs)
         self.pool = pool
-        self.strip_bytes = strip_bytes
+        self.piece_bytes = strip_bytes // 2  # a convolution reads one and writes one
         self.reaches = [sum(conv.reach for conv in convs[k:]) for k in range(len(convs) + 1)]
         self.outputs = convs[-1].weight.shape[0]
         self.widest = max(conv.weight.shape[0] for conv in convs)
@@ -423,8 +425,8 @@ class Convolutions(nn.Module):
         """
         count, _, height, width = x.shape
         row = width * self.widest * self.convs[0].weight.element_size()  # pyright: ignore[reportCallIssue]
-        each = height if self.pool is not None else rows_of(row, self.strip_bytes)
-        several = max(1, self.strip_bytes // (row * height))
+        each = height if self.pool is not None else rows_of(row, self.piece_bytes)
+        several = max(1, self.piece_bytes // (row * height))
         if several >= count and each >= height:
             return self._strip(x, 0, height).to(x.dtype)
         result = canvas(x, self.outputs)
@@ -451,10 +453,10 @@ class Convolutions(nn.Module):
 
 
 class FoldedResidual(nn.Module):
-    """``ResidualConditioner`` with weight norms taken once, and normalisations in convolutions where they are neighbours.
+    """``ResidualConditioner`` with weight norms taken once, and normalisations in the convolutions beside them.
 
-    What cannot go into a convolution is a scale and a shift before a ReLU. The last normalisation goes into all the
-    skip convolutions, whose sum it normalises.
+    One with a convolution only after the ReLU is a scale and a shift. The last goes into all the skip convolutions,
+    whose sum it normalises.
     """
 
     def __init__(self, network: ResidualConditioner, dtype: torch.dtype, strip_bytes: int) -> None:
@@ -466,7 +468,7 @@ class FoldedResidual(nn.Module):
             strip_bytes: How large its widest tensor may be.
         """
         super().__init__()
-        self.strip_bytes = strip_bytes
+        self.piece_bytes = strip_bytes // 4  # beside it are the sum, and what a block adds
         scale, shift = _normalising(network.norm_in)
         self.norm_in = _planes(scale * network.gain, shift * network.gain, dtype)
         self.conv_in = _unnormed(network.conv_in, dtype)
@@ -495,7 +497,7 @@ class FoldedResidual(nn.Module):
             ``(B, 2 * outputs, H, W)``: shift on even, log-scale on odd channels; of the dtype of ``x``.
         """
         weight = self.conv_in.weight
-        each = max(1, self.strip_bytes // (weight.shape[0] * x.shape[2] * x.shape[3] * weight.element_size()))
+        each = max(1, self.piece_bytes // (weight.shape[0] * x.shape[2] * x.shape[3] * weight.element_size()))
         return torch.cat([self._some(items).to(x.dtype) for items in x.split(each)])
 
     def _some(self, x: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -53,8 +54,9 @@ from .transforms import (
     Transform,
 )
 from .transforms.coupling import OFFSET, halves, log_scale_of, scale_of
+from .transforms.transform import LOW_PRECISION
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "tf32"]
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
 
@@ -73,9 +75,10 @@ class Plan(Flow):
 
         Args:
             flow: It is read now, and shares with the plan what cannot be folded.
-            precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64. Latents and
-                all that is inverted are in the flow's own in any case; still, in low precision encode-then-decode
-                misses.
+            precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
+                same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa (torch does so by
+                default; a plan only when asked). Latents and all that is inverted are in the flow's own in any case;
+                still, in low precision encode-then-decode misses.
             strip_bytes: How large the widest tensor of a strip may be; 0 for what suits the device. Changes memory and
                 time, not the result.
 
@@ -83,7 +86,7 @@ class Plan(Flow):
             FlowError: If the precision is unknown.
         """
         like = next(flow.parameters()).detach()
-        dtypes = {"float32": like.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        dtypes = {"float32": like.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": like.dtype}
         if precision not in dtypes:
             raise FlowError(f"precision must be {', '.join(dtypes)}; got {precision!r}.")
         dtype = dtypes[precision]
@@ -118,36 +121,82 @@ class Plan(Flow):
         self.device = like.device
         self.identity: object = object()
 
-    @torch.no_grad()
     def encode_condition(self, source: Tensor) -> Condition:
         """Read what the flow is conditioned on, in the plan's precision; see ``Flow.encode_condition``."""
-        low = self.precision != "float32"
-        with torch.autocast(source.device.type, self.dtype if low else None, enabled=low):
+        low = self.dtype in LOW_PRECISION
+        with self._arithmetic(), torch.autocast(source.device.type, self.dtype if low else None, enabled=low):
             return super().encode_condition(source)
 
-    @torch.no_grad()
     def prepared(self, features: Sequence[Tensor | Parts | None]) -> tuple[Tensor | Parts | None, ...]:
         """Compute what every step draws from the condition alone; ``Condition.prepare`` is how it is called."""
         told: list[Tensor | Parts | None] = []
-        for level, feature in zip(self.levels, features, strict=True):
-            assert isinstance(level, FoldedLevel)
-            told.append(feature if feature is None else level.prepared(_as_parts(feature)))
+        with self._arithmetic():
+            for level, feature in zip(self.levels, features, strict=True):
+                assert isinstance(level, FoldedLevel)
+                told.append(feature if feature is None else level.prepared(_as_parts(feature)))
         return tuple(told)
 
-    @torch.no_grad()
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images; see ``Flow.forward``."""
-        return super().forward(x, cond)
+        with self._arithmetic():
+            return super().forward(x, cond)
 
-    @torch.no_grad()
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
-        """Decode latents; see ``Flow.inverse``."""
-        return super().inverse(z, cond, between)
+        """Decode latents; see ``Flow.inverse``. On a GPU nothing in it waits for the device."""
+        with self._arithmetic():
+            return super().inverse(z, cond, between)
 
-    @torch.no_grad()
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Encode images with their log density by level and pixel; see ``Flow.by_position``."""
-        return super().by_position(x, cond)
+        with self._arithmetic():
+            return super().by_position(x, cond)
+
+    def recorded(self, z: Sequence[Tensor], cond: Condition | None = None) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Record the decoding of one condition as a CUDA graph: for many small pictures, whose launches cost most.
+
+        Args:
+            z: Latents of the shapes and the device that will be decoded.
+            cond: As in ``inverse``; best prepared.
+
+        Returns:
+            What ``inverse`` does for this condition, for latents of these shapes. On other devices that is ``inverse``.
+        """
+        if self.device.type != "cuda":
+            return lambda latents: self.inverse(latents, cond)
+        held = [t.clone() for t in z]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what libraries set up at a first run cannot be recorded
+                self.inverse(held, cond)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.inverse(held, cond)
+
+        def replay(latents: Sequence[Tensor]) -> Tensor:
+            for place, t in zip(held, latents, strict=True):
+                place.copy_(t)
+            graph.replay()
+            return result.clone()
+
+        return replay
+
+    @contextmanager
+    def _arithmetic(self) -> Generator[None, None, None]:
+        """No gradients, and the tensor cores of a GPU only where they were asked for."""
+        with torch.no_grad():
+            if self.device.type != "cuda":
+                yield
+                return
+            cudnn = torch.backends.cudnn
+            with cudnn.flags(
+                enabled=cudnn.enabled,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=self.precision == "tf32",
+            ):
+                yield
 
     def prepared_bytes(self, height: int, width: int) -> int:
         """Say how much memory ``Condition.prepare`` fills, beyond what the condition holds.

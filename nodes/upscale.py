@@ -73,12 +73,12 @@ class FlowcoreUpscale(io.ComfyNode):
                 make(
                     io.Combo.Input,
                     "precision",
-                    options=["float32", "bfloat16", "float16", "auto"],
+                    options=["float32", "bfloat16", "float16", "auto", "tf32"],
                     default="float32",
                     optional=True,
                     tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on "
-                    "hardware made for it, and the picture changes slightly; auto takes what this machine gains from. "
-                    "The flow itself always stays in float32.",
+                    "hardware made for it, and the picture changes slightly; auto takes what this machine gains from, "
+                    "tf32 uses an NVIDIA GPU's tensor cores. The flow itself always stays in float32.",
                 ),
             ],
             outputs=[
@@ -102,7 +102,7 @@ class FlowcoreUpscale(io.ComfyNode):
         seed: int,
         samples: int = 1,
         tile: int = 0,
-        precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        precision: Literal["float32", "bfloat16", "float16", "auto", "tf32"] = "float32",
     ) -> Any:
         """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
         notes = Notes("Flow Upscale", cls.hidden.unique_id)

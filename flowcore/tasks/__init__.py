@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..flow import Flow
-from ..folding import FoldedConv, FoldedDense, ToldConv
+from ..folding import EdgedConv, FoldedConv, FoldedDense, ToldConv
 from ..networks.conditioner import NormalisedConv, ScaledConv
 from ..networks.residual import WeightNormConv
-from ..transforms import ImageError
+from ..plan import Plan, gain, planned
+from ..transforms import FlowError, ImageError
 
-WATCHED = (nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv, FoldedConv, FoldedDense, ToldConv)
+Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
+"""Of conditioners and encoder, see ``plan.Plan``; "auto" is what the device gains from, see ``plan.gain``."""
 
-
+WATCHED = (
+    *(nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv),
+    *(EdgedConv, FoldedConv, FoldedDense, ToldConv),
+)
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
@@ -42,19 +47,19 @@ class Progress(Protocol):
 
 
 @contextmanager
-def watched(flow: Flow, before_each: Callable[[], None]) -> Generator[None, None, None]:
+def watched(flow: Flow, before_each: Callable[[nn.Module], None]) -> Generator[None, None, None]:
     """Call something before every convolution of a flow's networks runs: to count, and to stop.
 
     Args:
         flow: The model that the body of the ``with`` statement runs.
-        before_each: Called without arguments; what it raises ends the body.
+        before_each: Called with the layer; what it raises ends the body. In strips, a layer runs several times.
 
     Yields:
         Nothing.
     """
 
-    def hook(*_: object) -> None:
-        before_each()
+    def hook(layer: nn.Module, _: object) -> None:
+        before_each(layer)
 
     handles = [layer.register_forward_pre_hook(hook) for layer in layers(flow)]
     try:
@@ -74,6 +79,29 @@ def layers(model: nn.Module) -> list[nn.Module]:
         The convolutions and linear maps of its conditioners and of its encoder.
     """
     return [m for m in model.modules() if isinstance(m, WATCHED)]
+
+
+def plan_for(flow: Flow, precision: Precision, say: Callable[[str], None]) -> Plan:
+    """Give the plan of a flow in the precision that a caller asks for.
+
+    Args:
+        flow: The model.
+        precision: On a CPU, float16 becomes float32.
+        say: Called with a sentence if it does.
+
+    Returns:
+        The plan.
+
+    Raises:
+        FlowError: If the precision is unknown.
+    """
+    if precision not in get_args(Precision):
+        raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    device = next(flow.parameters()).device
+    if precision == "float16" and device.type == "cpu":
+        say("float16 is many times slower than float32 on a CPU: going on in float32.")
+        precision = "float32"
+    return planned(flow, gain(device) if precision == "auto" else precision)
 
 
 def picture(image: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -30,10 +30,9 @@ from ..networks.luma import STRIDE
 from ..prior import Shape, sample_latents
 from ..resize import continued
 from ..transforms import FlowError, ImageError, ShapeError
-from . import Cancelled, Progress, is_out_of_memory, picture, watched
+from . import Cancelled, Precision, Progress, is_out_of_memory, picture, plan_for, watched
 
 Gamut = Literal["compress", "clip"]
-Precision = Literal["float32", "bfloat16", "float16"]
 Colour = str | Sequence[float]
 Point = tuple[float, float, Colour]
 
@@ -298,6 +297,7 @@ def colorize(
         gamut: "compress": colours that the luma leaves no room for lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and luma changes.
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
+            "auto" and "tf32": see ``upscale``.
         progress: Called with ``(done, total, preview)``; a preview with every finished colouring.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when there is something to say about the picture; None logs it.
@@ -374,7 +374,7 @@ def encode_colors(
         for start in range(0, len(image), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             chroma = _sized(color.split(picture(image[part])[0])[1], job.chroma_size).to(job.device)
-            encoded.append(flow(_padded(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
+            encoded.append(job.plan(_padded(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
 
@@ -620,8 +620,6 @@ class _Job:
     ) -> None:
         _check_model(flow)
         _check_finish(saturation, gamut)
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise FlowError(f"precision must be float32, bfloat16 or float16; got {precision!r}.")
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
@@ -631,10 +629,7 @@ class _Job:
         self.home = image.device
         self.saturation = saturation
         self.gamut: Gamut = gamut
-        if precision == "float16" and self.device.type == "cpu":
-            say("float16 is many times slower than float32 on a CPU: going on in float32.")
-            precision = "float32"
-        self.dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+        self.plan = plan_for(flow, precision, say)  # hints are refined with gradients, by the flow itself
         rgb, self.alpha = picture(image)
         self.y = color.luma(rgb)
         if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLOURED:
@@ -665,12 +660,12 @@ class _Job:
     ) -> Generator[None, None, None]:
         self._progress, self._total = progress, total
 
-        def stop() -> None:
+        def stop(_: object) -> None:
             if cancelled is not None and cancelled():
                 raise Cancelled("colorize was cancelled")
 
         try:
-            with watched(self.flow, stop):
+            with watched(self.flow, stop), watched(self.plan, stop):
                 yield
         except RuntimeError as error:  # what torch raises when memory runs out, on every device
             if not is_out_of_memory(error):
@@ -752,8 +747,7 @@ class _Job:
         if wanted is not None:
             planes = wanted.palette[:, :, None, None].expand(-1, -1, *self.padded)
             source = torch.cat([source, wanted.planes, planes], dim=1)
-        with self._lowered():
-            cond = self.flow.encode_condition(source)
+        cond = self.plan.encode_condition(source)
         self.step()
         return Condition(features=tuple(f.float() if isinstance(f, Tensor) else f for f in cond.features))
 
@@ -765,12 +759,8 @@ class _Job:
                 x = x if change is None else change(number, x)
             return x
 
-        with self._lowered():
-            decoded = self.flow.inverse(z, cond, between)
+        decoded = self.plan.inverse(z, cond, between)
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
-
-    def _lowered(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def bounded(self, number: int, x: Tensor) -> Tensor:
         return bounded(self.flow, number, x)

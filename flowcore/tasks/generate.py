@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..condition import Condition
+from ..condition import Condition, Parts
 from ..flow import Flow
 from ..latents import Direction, Per, add, attribute_direction, normalise, scale
 from ..likelihood import quantisation, rows, snap, to_integers
+from ..plan import Plan, planned
 from ..prior import sample_latents
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from ..transforms.transform import LOW_PRECISION, precision_error
@@ -90,11 +91,12 @@ def sample(
         latents = apply_style(flow, [z.to(device) for z in latents], styles)
     wanted = _labels(flow, labels, n)
     result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
-    meter = _Meter(flow, n, progress, cancelled)
+    plan = planned(flow)
+    meter = _Meter(plan, n, progress, cancelled)
 
     def some(start: int, stop: int) -> None:
         cond = None if wanted is None else _told(flow, wanted[start:stop])
-        pictures = flow.inverse([z[start:stop].to(device, dtype) for z in latents], cond).to("cpu", torch.float32)
+        pictures = plan.inverse([z[start:stop].to(device, dtype) for z in latents], cond).to("cpu", torch.float32)
         wrong = [start + i for i, picture in enumerate(pictures) if not picture.isfinite().all()]
         if wrong:
             raise FlowError(
@@ -104,7 +106,7 @@ def sample(
         result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
-    _run(flow, n, batch or images_at_once(height, width), meter, some)
+    _run(plan, n, batch or images_at_once(height, width), meter, some)
     return result
 
 
@@ -142,7 +144,7 @@ def encode(
         Cancelled: If stopped.
     """
     pixels = _pixels(flow, image)
-    return _encode(flow, pixels, cond, batch, _Meter(flow, len(pixels), progress, cancelled))
+    return _encode(flow, pixels, cond, batch, _Meter(planned(flow), len(pixels), progress, cancelled))
 
 
 @torch.no_grad()
@@ -177,7 +179,8 @@ def decode(
         Cancelled: If stopped.
     """
     levels = _levels(latents)
-    return _decode(flow, levels, cond, batch, _Meter(flow, levels[0].shape[0], progress, cancelled))
+    _home(flow)  # refuses a low precision
+    return _decode(flow, levels, cond, batch, _Meter(planned(flow), levels[0].shape[0], progress, cancelled))
 
 
 @torch.no_grad()
@@ -209,7 +212,7 @@ def reconstruct(
         Cancelled: If stopped.
     """
     pixels = _pixels(flow, image)
-    meter = _Meter(flow, 2 * len(pixels), progress, cancelled)
+    meter = _Meter(planned(flow), 2 * len(pixels), progress, cancelled)
     again = _decode(flow, _encode(flow, pixels, cond, batch, meter), cond, batch, meter)
     return again, (again - pixels).abs().flatten(1).amax(1)
 
@@ -285,7 +288,7 @@ def style_transfer(
     others = _labels(flow, labels, None)
     assert own is not None  # models without labels have been refused
     assert others is not None
-    meter = _Meter(flow, len(pixels) * (1 + len(others)), progress, cancelled)
+    meter = _Meter(planned(flow), len(pixels) * (1 + len(others)), progress, cancelled)
     latents = _encode(flow, pixels, _told(flow, own), batch, meter)
     repeated = [z.repeat_interleave(len(others), 0) for z in latents]
     cond = _told(flow, torch.cat([others] * len(pixels)))
@@ -348,18 +351,19 @@ def content_transfer(
     if small.shape[0] == 1:
         small = small.expand(len(pixels), -1, -1, -1)
     result = torch.empty_like(pixels)
-    meter = _Meter(flow, 2 * len(pixels), progress, cancelled)
+    plan = planned(flow)
+    meter = _Meter(plan, 2 * len(pixels), progress, cancelled)
 
     def some(start: int, stop: int) -> None:
-        cond = flow.encode_condition(small[start:stop].to(device))
-        latents = flow(pixels[start:stop].to(device), cond)[0]
+        cond = plan.encode_condition(small[start:stop].to(device))
+        latents = plan(pixels[start:stop].to(device), cond)[0]
         _refuse_not_finite(latents, pixels[start:stop], start)
         latents = normalise(latents, strength, per, window=window)
         meter.finish()
-        result[start:stop] = flow.inverse(latents, cond).clamp(0, 1).to(result.device)
+        result[start:stop] = plan.inverse(latents, cond).clamp(0, 1).to(result.device)
         meter.finish(result[start:stop])
 
-    _run(flow, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
+    _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
     return result
 
 
@@ -459,7 +463,7 @@ def attribute_direction_from_folders(
     at_once = batch or images_at_once(height, width)
     skipped: list[str] = []
     counts = [0, 0]
-    meter = _Meter(flow, sum(map(len, files)), progress, cancelled)
+    meter = _Meter(planned(flow), sum(map(len, files)), progress, cancelled)
 
     def batches(side: int) -> Generator[list[Tensor], None, None]:
         for start in range(0, len(files[side]), at_once):
@@ -532,29 +536,32 @@ class _Meter:
     """Counts passes of images through a flow, layer by layer; asks before each layer whether to stop."""
 
     def __init__(
-        self, flow: Flow, passes: int, progress: Progress | None, cancelled: Callable[[], bool] | None
+        self, plan: Plan, passes: int, progress: Progress | None, cancelled: Callable[[], bool] | None
     ) -> None:
-        # what else the flow owns may or may not run on the way; a pass that ends sets the count right
-        beside = {id(layer) for part in (flow.encoder, flow.dequantizer) if part is not None for layer in layers(part)}
-        self._layers = sum(id(layer) not in beside for layer in layers(flow))
+        # the encoder may or may not run on the way; a pass that ends sets the count right
+        beside = set() if plan.encoder is None else set(layers(plan.encoder))
+        self._layers = sum(layer not in beside for layer in layers(plan))
         self._total = passes * (self._layers + 1)
         self._progress, self._cancelled = progress, cancelled
-        self._done = self._images = self._seen = 0
+        self._done = self._images = 0
+        self._seen: set[nn.Module] = set()
 
     def begin(self, images: int) -> None:
         """So many images set out together, or set out again with fewer beside them."""
-        self._images, self._seen = images, 0
+        self._images = images
+        self._seen.clear()
         self._ask()
 
-    def advance(self) -> None:
+    def advance(self, layer: nn.Module) -> None:
         """A layer is about to run."""
         self._ask()
-        self._seen = min(self._seen + 1, self._layers)
-        self._report(self._done + self._images * self._seen, None)
+        if layer not in self._seen:
+            self._seen.add(layer)
+            self._report(self._done + self._images * min(len(self._seen), self._layers), None)
 
     def finish(self, pictures: Tensor | None = None) -> None:
         """The images have arrived."""
-        self._seen = 0
+        self._seen.clear()
         self._done += self._images * self._layers
         for i in range(self._images):
             self._done += 1
@@ -574,13 +581,12 @@ class _Meter:
             self._progress(min(done, self._total), self._total, preview)
 
 
-def _run(flow: Flow, count: int, batch: int, meter: _Meter, some: Callable[[int, int], None]) -> None:
+def _run(plan: Plan, count: int, batch: int, meter: _Meter, some: Callable[[int, int], None]) -> None:
     """Work through all images, batch by batch, in the flow's own precision; with fewer at once if memory runs out."""
     if batch < 1:
         raise FlowError(f"batch must be at least 1; got {batch}.")
-    device = _home(flow)[0]
     start = 0
-    with watched(flow, meter.advance), torch.autocast(device.type, enabled=False):
+    with watched(plan, meter.advance), torch.autocast(plan.device.type, enabled=False):
         while start < count:
             stop = min(count, start + batch)
             meter.begin(stop - start)
@@ -597,40 +603,41 @@ def _run(flow: Flow, count: int, batch: int, meter: _Meter, some: Callable[[int,
                         "device."
                     ) from error
             batch = (stop - start) // 2
-            if device.type == "cuda":
+            if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 def _encode(
     flow: Flow, pixels: Tensor, cond: Condition | None, batch: int | None, meter: _Meter, *, strict: bool = True
 ) -> list[Tensor]:
-    device = _home(flow)[0]
+    plan = planned(flow)
     parts: list[list[Tensor]] = []
 
     def some(start: int, stop: int) -> None:
-        latents = flow(pixels[start:stop].to(device), _rows(flow, cond, start, stop, len(pixels)))[0]
+        latents = plan(pixels[start:stop].to(plan.device), _rows(flow, cond, start, stop, len(pixels)))[0]
         if strict:
             _refuse_not_finite(latents, pixels[start:stop], start)
         parts.append([z.to(pixels.device) for z in latents])
         meter.finish()
 
-    _run(flow, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
+    _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def _decode(flow: Flow, latents: Sequence[Tensor], cond: Condition | None, batch: int | None, meter: _Meter) -> Tensor:
     device, dtype = _home(flow)
+    plan = planned(flow)
     count = latents[0].shape[0]
     parts: list[Tensor] = []
 
     def some(start: int, stop: int) -> None:
         told = _rows(flow, cond, start, stop, count)
-        pictures = flow.inverse([z[start:stop].to(device, dtype) for z in latents], told).to(latents[0].device)
+        pictures = plan.inverse([z[start:stop].to(device, dtype) for z in latents], told).to(latents[0].device)
         parts.append(pictures)
         meter.finish(pictures.clamp(0, 1))
 
     numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
-    _run(flow, count, batch or images_at_once(1, numbers // flow.channels), meter, some)
+    _run(plan, count, batch or images_at_once(1, numbers // flow.channels), meter, some)
     return torch.cat(parts)
 
 
@@ -673,11 +680,14 @@ def _mapped(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
     """Change every tensor of a condition."""
 
     def changed(value: Any) -> Any:
+        if isinstance(value, (Condition, Parts)):
+            names = [f.name for f in dataclasses.fields(value)]
+            return dataclasses.replace(value, **{name: changed(getattr(value, name)) for name in names})
         if isinstance(value, tuple):
             return tuple(map(changed, value))
         return change(value) if isinstance(value, Tensor) else value
 
-    return dataclasses.replace(cond, **{f.name: changed(getattr(cond, f.name)) for f in dataclasses.fields(cond)})
+    return changed(cond)
 
 
 def _home(flow: Flow) -> tuple[torch.device, torch.dtype]:

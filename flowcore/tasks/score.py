@@ -29,6 +29,7 @@ from ..likelihood import (
     rows,
     to_integers,
 )
+from ..plan import planned
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from . import Cancelled, Progress, images_at_once, watched
 
@@ -188,7 +189,7 @@ def score(
     parameter = next(flow.parameters(), None)
     device, dtype = (torch.device("cpu"), torch.float32) if parameter is None else (parameter.device, parameter.dtype)
 
-    def ask() -> None:
+    def ask(_: object = None) -> None:
         if cancelled is not None and cancelled():
             raise Cancelled("Stopped on request.")
 
@@ -199,10 +200,11 @@ def score(
     inside = True
     total = images * (samples + complexity)
     done = 0
-    with watched(flow, ask):
+    plan = planned(flow)
+    with watched(plan, ask):
         for chunk in dequantized(k, quantised, dequantizer, samples=samples, seed=seed, batch=batch, noise=noise):
             ask()
-            shares = flow.by_position(chunk.x.to(device, dtype), rows(cond, chunk.items))[1]
+            shares = plan.by_position(chunk.x.to(device, dtype), rows(cond, chunk.items))[1]
             density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
             log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
             weights[chunk.items, chunk.draws] = log_bins - chunk.log_q
@@ -442,7 +444,7 @@ def _checked(samples: int, seed: int, batch: int, noise: Tensor | None, k: Tenso
 def _condition(flow: Flow, cond: Any, images: int) -> Any:
     if isinstance(cond, Tensor):
         parameter = next(flow.parameters(), None)
-        cond = flow.encode_condition(cond if parameter is None else cond.to(parameter.device))
+        cond = planned(flow).encode_condition(cond if parameter is None else cond.to(parameter.device))
     if isinstance(cond, Condition) and cond.batch not in (1, images):
         raise ConditionError(
             f"A condition of {cond.batch} items came with {images} images. Encode one for every image, or one for all."

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +14,12 @@ from torch import Tensor, nn
 
 from ..condition import Condition
 from ..flow import Flow
-from ..plan import Plan, gain, planned
+from ..plan import Plan
 from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, free_memory, windows
 from ..transforms import FlowError
-from . import Cancelled, Progress, is_out_of_memory, layers, picture
-
-Precision = Literal["float32", "bfloat16", "float16", "auto"]
+from . import Cancelled, Precision, Progress, is_out_of_memory, layers, picture, plan_for, watched
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
@@ -67,7 +64,8 @@ def upscale(
             fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
-            "auto": what the device gains from, see ``plan.gain``.
+            "auto": what the device gains from, see ``plan.gain``. "tf32": float32 on an NVIDIA GPU's tensor cores;
+            elsewhere the same as float32.
         progress: Called with ``(done, total, preview)``; a preview with every finished sample.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked (tile, precision); None logs it.
@@ -91,15 +89,10 @@ def upscale(
         raise FlowError(
             f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
         )
-    if precision not in ("float32", "bfloat16", "float16", "auto"):
-        raise FlowError(f"precision must be float32, bfloat16, float16 or auto; got {precision!r}.")
     rgb, alpha = picture(lr)
     device = next(flow.parameters()).device
     say = notify or log.warning
-    if precision == "float16" and device.type == "cpu":
-        say("float16 is many times slower than float32 on a CPU: going on in float32.")
-        precision = "float32"
-    plan = planned(flow, gain(device) if precision == "auto" else precision)
+    plan = plan_for(flow, precision, say)
     height, width = rgb.shape[-2:]
     sides = _padded_sides(flow, height, width)
     side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
@@ -270,7 +263,7 @@ class _Run:
         encoder, decoder = len(layers(cast(nn.Module, plan.encoder))), len(layers(plan.levels))
         total = batch * len(tiles) * (encoder + len(parts) * decoder + samples)
         meter = _Meter(total, self.progress, self.cancelled)
-        with meter.watching(plan):
+        with watched(plan, meter.advance):
             for image, pictures in zip(rgb, result, strict=True):
                 padded = _pad(image[None], self.rows, self.columns)
                 for number, window in enumerate(tiles):
@@ -305,15 +298,6 @@ class _Meter:
         self._done, self._start, self._end = 0, 0, 0
         self._seen: set[nn.Module] = set()
 
-    @contextmanager
-    def watching(self, plan: Plan) -> Generator[None, None, None]:
-        handles = [layer.register_forward_pre_hook(self._layer) for layer in layers(plan)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def begin(self, units: int) -> None:
         """Begin a stage that has so many layers; not all of them need to run."""
         self._start, self._end = self._end, self._end + units
@@ -324,7 +308,8 @@ class _Meter:
         self.begin(1)
         self._report(self._end, preview)
 
-    def _layer(self, layer: nn.Module, _: object) -> None:
+    def advance(self, layer: nn.Module) -> None:
+        """A layer is about to run."""
         if self._cancelled is not None and self._cancelled():
             raise Cancelled("Stopped on request.")
         self._seen.add(layer)

@@ -31,6 +31,7 @@ from flowcore import (
 from flowcore.checkpoints.file import read, save
 from flowcore.color import NEUTRAL
 from flowcore.models import build, configure
+from flowcore.plan import planned
 from flowcore.prior import sample_latents
 from flowcore.tasks import colorize as task
 from flowcore.tasks.colorize import (
@@ -999,7 +1000,8 @@ def test_the_coarsest_chroma_is_carried_as_a_running_mean(flow, monkeypatch):
     """Seen between the levels, where it happens."""
     frames, carry = torch.cat([middle(32, 48) + 0.1 * k for k in range(4)]), 0.7
     seen = []
-    inverse = flow.inverse
+    plan = planned(flow)
+    inverse = plan.inverse
 
     def watching(z, cond, between):
         def both(number, x):
@@ -1012,7 +1014,7 @@ def test_the_coarsest_chroma_is_carried_as_a_running_mean(flow, monkeypatch):
 
         return inverse(z, cond, both)
 
-    monkeypatch.setattr(flow, "inverse", watching)
+    monkeypatch.setattr(plan, "inverse", watching)
     colorize_video(flow, frames, carry=carry, chunk=3)
     mean = seen[0][0]
     assert len(seen) == 4
@@ -1028,12 +1030,13 @@ def test_locked_colours_are_not_carried_into_the_next_frame(flow, monkeypatch):
         chroma=torch.tensor([0.05, -0.05])[:, None, None, None].repeat(1, 2, 32, 32),
         lock=True,
     )
-    inverse = flow.inverse
+    plan = planned(flow)
+    inverse = plan.inverse
 
     def watching(z, cond, between):
         return inverse(z, cond, lambda number, x: seen.append(between(number, x)) or seen[-1])
 
-    monkeypatch.setattr(flow, "inverse", watching)
+    monkeypatch.setattr(plan, "inverse", watching)
     colorize_video(flow, frames, carry=0.9, hints=hints)
     coarsest = flow.prelude.inverse(seen[0] / 2) - NEUTRAL
     assert (coarsest - hints.chroma[..., :4, :4]).abs().max() < 1e-5

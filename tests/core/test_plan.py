@@ -636,7 +636,7 @@ def test_forget_plan_lets_go(kept):
 
 @pytest.mark.parametrize("precision", ["float8", "float64", "", None, torch.bfloat16], ids=str)
 def test_an_unknown_precision_is_refused(precision):
-    with pytest.raises(FlowError, match="precision must be float32, bfloat16, float16; got"):
+    with pytest.raises(FlowError, match="precision must be float32, bfloat16, float16, tf32; got"):
         Plan(flow_of("glow"), precision)
     with pytest.raises(FlowError, match="precision must be"):
         planned(made("glow"), precision)

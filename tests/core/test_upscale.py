@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore import Cancelled, FlowError, ImageError, upscale
 from flowcore.flow import Flow
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.networks.rrdb import RRDBEncoder
-from flowcore.plan import gain, planned
+from flowcore.plan import Plan, gain, planned
+from flowcore.prior import sample_latents
 from flowcore.resize import enlarge
 from flowcore.tasks import upscale as task
 
@@ -339,3 +341,64 @@ def test_the_same_picture_on_a_gpu(flow: Flow) -> None:
         flow.to("cpu")
     assert result.device.type == "cpu"
     assert (result - expected).abs().max() <= 1 / 255
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
+def test_reduced_precision_on_a_gpu_is_near_float32(flow: Flow, precision) -> None:
+    lr = picture(1, 3, 24, 20)
+    try:
+        flow.to("cuda")
+        difference = upscale(flow, lr, seed=3, precision=precision) - upscale(flow, lr, seed=3)
+    finally:
+        flow.to("cpu")
+    assert 0 < difference.abs().mean() < 0.02
+
+
+@pytest.mark.gpu
+def test_a_recorded_decoding_on_a_gpu_gives_the_same_picture(flow: Flow) -> None:
+    try:
+        plan = Plan(flow.to("cuda"))
+        cond = plan.encode_condition(picture(1, 3, 24, 20).cuda()).prepare(plan)
+        first, second = ([t.cuda() for t in sample_latents(plan.latent_shapes(96, 80), 2, seed=s)] for s in (1, 2))
+        decode = plan.recorded(first, cond)
+        for z in (first, second, first):
+            torch.testing.assert_close(decode(z), plan.inverse(z, cond))
+    finally:
+        flow.to("cpu")
+
+
+def test_elsewhere_a_recorded_decoding_is_the_ordinary_one(flow: Flow) -> None:
+    plan = Plan(flow)
+    cond = plan.encode_condition(picture(1, 3, 6, 4))
+    z = sample_latents(plan.latent_shapes(24, 16), 1, seed=1)
+    assert torch.equal(plan.recorded(z, cond)(z), plan.inverse(z, cond))
+
+
+def test_tf32_is_float32_where_there_are_no_tensor_cores(flow: Flow) -> None:
+    lr = picture(1, 3, 6, 4)
+    assert torch.equal(upscale(flow, lr, precision="tf32"), upscale(flow, lr))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations for whose result the processor would have to wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_to_copy")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        moved = name == "_to_copy" and "device" in (kwargs or {}) and kwargs["device"] != args[0].device
+        if name in self.WAITING and (name != "_to_copy" or moved):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def test_decoding_waits_for_nothing(flow: Flow) -> None:
+    plan = Plan(flow)
+    lr, z = picture(1, 3, 6, 4), sample_latents(plan.latent_shapes(24, 16), 2, seed=1)
+    with NoWaiting():
+        cond = plan.encode_condition(lr)
+        plan.inverse(z, cond)
+        plan.inverse(z, cond.prepare(plan))
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):  # so that this test can fail
+        float(lr.sum())
