@@ -189,23 +189,24 @@ class ToldConv(nn.Module):
         self.weight = weight.to(dtype=dtype, memory_format=NHWC)
         self.bias = bias.to(dtype)
 
-    def forward(self, sources: Sequence[Source], top: int, bottom: int) -> Tensor:
+    def forward(self, sources: Sequence[Source], top: int, bottom: int, out: Tensor | None = None) -> Tensor:
         """Convolve.
 
         Args:
             sources: The condition's parts, as many channels together as the weight takes.
             top: First row, a multiple of every factor.
             bottom: Row after the last, likewise.
+            out: Where to write; None for room of its own.
 
         Returns:
             ``(B, outputs, bottom - top, W)``.
         """
-        total = None
         weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
-        for (t, factor), weight in zip(sources, weights, strict=True):
-            part = convolve_enlarged(t, weight, factor, top, bottom, self.bias if total is None else None)
-            total = part if total is None else total.add_(part)
-        assert total is not None
+        parts = sorted(zip(sources, weights, strict=True), key=lambda part: part[0][1])
+        (t, factor), weight = parts.pop()  # the coarsest, which can write where it is wanted
+        total = convolve_enlarged(t, weight, factor, top, bottom, self.bias, out)
+        for (t, factor), weight in parts:
+            total.add_(convolve_enlarged(t, weight, factor, top, bottom))
         return total
 
     @classmethod
@@ -378,8 +379,6 @@ class EdgedConv(nn.Module):
             ``(B, outputs, rows + above + below - 2 * reach, W)``.
         """
         x = x.to(self.weight.dtype)
-        if not self.reach:  # faster so, and in any number at once
-            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         if self.edge == "zeros":
             if above != below:
                 x, above = F.pad(x, (0, 0, above, below)), 0
@@ -624,7 +623,13 @@ def _weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
 
 
 def convolve_enlarged(
-    x: Tensor, weight: Tensor, factor: int, top: int, bottom: int, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    factor: int,
+    top: int,
+    bottom: int,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Convolve features enlarged by nearest neighbour, without enlarging them.
 
@@ -641,39 +646,49 @@ def convolve_enlarged(
         top: First row of the enlarged grid to compute, a multiple of f.
         bottom: Row after the last, likewise.
         bias: ``(outputs,)`` or None.
+        out: Where to write; None for room of its own.
 
     Returns:
         ``(B, outputs, bottom - top, f * w)``.
     """
-    x = rows(x, top // factor - 1, bottom // factor + 1).to(weight.dtype)
+    top, bottom = top // factor, bottom // factor
+    if top <= 0 and bottom >= x.shape[2] and -top == bottom - x.shape[2]:  # then there is no need to copy
+        x, beyond = x.to(weight.dtype), 1 - top
+    else:
+        x, beyond = rows(x, top - 1, bottom + 1).to(weight.dtype), 0
     if factor == 1:
-        return F.conv2d(x, weight, bias, padding=(0, 1))
-    pairs = _columns(x, weight[:, :, 0::2], factor)  # (B, outputs, h + 1, f * w)
-    own = _columns(x[:, :, 1:-1], weight[:, :, 1:2], factor)
+        result = F.conv2d(x, weight, bias, padding=(beyond, 1))
+        return result if out is None else out.copy_(result)
+    pairs = _columns(x, weight[:, :, 0::2], factor, beyond)  # (B, outputs, h + 1, f * w)
+    x, beyond = (x, beyond - 1) if beyond else (x[:, :, 1:-1], 0)
+    own = _columns(x, weight[:, :, 1:2], factor, beyond)
     if bias is not None:
         own += bias[:, None, None]
-    size = (*own.shape[:2], bottom - top, own.shape[-1])
-    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    size = (*own.shape[:2], factor * (bottom - top), own.shape[-1])
+    result = out if out is not None else torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
     torch.add(pairs[:, :, :-1], own, out=result[:, :, 0::factor])
     torch.add(pairs[:, :, 1:], own, out=result[:, :, factor - 1 :: factor])
     if factor > 2:
-        middle = _columns(x[:, :, 1:-1], weight.sum(2, keepdim=True), factor)
+        middle = _columns(x, weight.sum(2, keepdim=True), factor, beyond)
         middle = middle if bias is None else middle + bias[:, None, None]
         for p in range(1, factor - 1):
             result[:, :, p::factor] = middle
     return result
 
 
-def _columns(x: Tensor, kernel: Tensor, factor: int) -> Tensor:
-    """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
-    pairs = F.conv2d(x, _nhwc(kernel[..., 0::2]), padding=(0, 1))  # (B, outputs, rows, w + 1)
-    own = F.conv2d(x, _nhwc(kernel[..., 1:2]))
+def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int = 0) -> Tensor:
+    """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``.
+
+    So many rows of zeros as `beyond` says come before and after.
+    """
+    pairs = F.conv2d(x, _nhwc(kernel[..., 0::2]), padding=(beyond, 1))  # (B, outputs, rows, w + 1)
+    own = F.conv2d(x, _nhwc(kernel[..., 1:2]), padding=(beyond, 0))
     size = (*own.shape[:3], factor * x.shape[-1])
     result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
     torch.add(pairs[..., :-1], own, out=result[..., 0::factor])
     torch.add(pairs[..., 1:], own, out=result[..., factor - 1 :: factor])
     if factor > 2:
-        middle = F.conv2d(x, _nhwc(kernel.sum(-1, keepdim=True)))
+        middle = F.conv2d(x, _nhwc(kernel.sum(-1, keepdim=True)), padding=(beyond, 0))
         for q in range(1, factor - 1):
             result[..., q::factor] = middle
     return result
@@ -745,6 +760,9 @@ def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[i
     shares = [told.outputs] if widths is None else list(widths)
     result = [canvas(t.new_empty((batch, 0, height, width)), n, dtype=told.weight.dtype) for n in shares]
     for top, bottom in strips(height, each):
+        if widths is None:
+            told(sources, top, bottom, result[0][:, :, top:bottom])
+            continue
         for whole, share in zip(result, told(sources, top, bottom).split(shares, dim=1), strict=True):
             whole[:, :, top:bottom] = share
     return result
@@ -782,6 +800,8 @@ def _halves(x: Tensor, offset: float | None = None) -> Tensor:
 
 def _mix(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
+        if x.device.type == "cpu":  # on a GPU, convolutions may be allowed to be less precise
+            return F.conv2d(x, matrix[:, :, None, None], bias)
         return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
 
 
