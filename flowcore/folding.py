@@ -15,7 +15,7 @@ Source: the structure of Kingma & Dhariwal, "Glow", and Lugmayr et al., "SRFlow"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -32,6 +32,9 @@ from .transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Pe
 from .transforms.invconv import float64
 
 NHWC = torch.channels_last
+Rows = Callable[[int, int], Tensor]
+"""From a first row and the row after the last to these rows of a canvas, ``(B, C, rows, W)``; both may lie beyond the
+image, where the values mean nothing."""
 DENSE_BYTES = 2**27
 """How large what a dense block holds of a strip may be: its strips overlap, so that low ones cost time."""
 
@@ -249,6 +252,35 @@ class ToldConv(nn.Module):
         return result
 
 
+class ToldRows:
+    """The condition's part of a first convolution, computed as its rows are asked for; only the latest are held."""
+
+    def __init__(self, told: ToldConv, parts: Parts, reach: int, strip_bytes: int) -> None:
+        """Compute nothing yet.
+
+        Args:
+            told: The convolution.
+            parts: As in ``on_canvas``.
+            reach: How many rows beyond the image will be asked for.
+            strip_bytes: How much may be computed at once.
+        """
+        self.told = told
+        self.sources, (batch, height, width) = _shared(parts)
+        self.end = height + reach
+        self.coarsest = max(factor for _, factor in self.sources)
+        self.each = rows_of(batch * told.outputs * width * told.weight.element_size(), strip_bytes)
+        self.top, self.latest = 0, told.weight.new_empty(0, 0, 0, 0)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """See ``Rows``; going down the image, little is computed twice."""
+        if start < self.top or stop > self.top + self.latest.shape[2]:
+            f = self.coarsest
+            self.top = start // f * f
+            bottom = max(stop, min(self.top + self.each, self.end))
+            self.latest = self.told(self.sources, self.top, -(-bottom // f) * f)
+        return self.latest[:, :, start - self.top : stop - self.top]
+
+
 class Network(nn.Module):
     """A conditioner made of convolutions with zeros beyond the border, folded and split.
 
@@ -280,27 +312,27 @@ class Network(nn.Module):
         self.outputs = weights[-1][0].shape[0]
         self.widest = max(pair[0].shape[0] for pair in weights)
 
-    def forward(self, own: Tensor | None, first: Tensor | None, top: int, bottom: int) -> Tensor:
+    def forward(self, own: Tensor | None, first: Rows | None, top: int, bottom: int, height: int) -> Tensor:
         """Compute a strip of the output.
 
         Args:
             own: What the flow holds, ``(B, inputs, H, W)``, the whole canvas; None if nothing.
-            first: The condition's part of the first convolution, ``(B or 1, hidden, H, W)``; None if there is none.
+            first: The condition's part of the first convolution, batch B or 1; None if there is none.
             top: First row to compute.
             bottom: Row after the last.
+            height: H.
 
         Returns:
             ``(B, outputs, bottom - top, W)``.
         """
-        height = (own if own is not None else first).shape[2]  # pyright: ignore[reportOptionalMemberAccess]
         start, stop = top - self.reach, bottom + self.reach  # the rows that what follows the first convolution reads
         if own is None:
             assert first is not None
-            h = rows(first, start, stop)
+            h = first(start, stop)
         else:
             assert self.own is not None
             h = self.own(rows(own, start - self.own.reach, stop + self.own.reach))
-            h = h if first is None else h.add_(rows(first, start, stop))
+            h = h if first is None else h.add_(first(start, stop))
         for number, conv in enumerate(self.rest):
             h = F.relu(h) if number == 0 and own is None else F.relu_(h)
             h = conv(_blank(h, start, height))
@@ -749,16 +781,14 @@ def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[i
     Returns:
         Each ``(B or 1, width, H, W)``.
     """
-    sources = [(t[:1] if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
-    t, factor = sources[0]
-    batch, height, width = t.shape[0], t.shape[2] * factor, t.shape[3] * factor
+    sources, (batch, height, width) = _shared(parts)
     coarsest = max(factor for _, factor in sources)
     each = rows_of(batch * told.outputs * width * told.weight.element_size(), strip_bytes)
     each = max(coarsest, each // coarsest * coarsest)
     if each >= height and widths is None:
         return [told(sources, 0, height)]
     shares = [told.outputs] if widths is None else list(widths)
-    result = [canvas(t.new_empty((batch, 0, height, width)), n, dtype=told.weight.dtype) for n in shares]
+    result = [canvas(told.weight.new_empty((batch, 0, height, width)), n) for n in shares]
     for top, bottom in strips(height, each):
         if widths is None:
             told(sources, top, bottom, result[0][:, :, top:bottom])
@@ -768,19 +798,25 @@ def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[i
     return result
 
 
-def canvas(like: Tensor, channels: int, *, dtype: torch.dtype | None = None) -> Tensor:
+def _shared(parts: Parts) -> tuple[list[Source], tuple[int, int, int]]:
+    """Sources of which one that was expanded counts as one image; and batch, height and width of the canvas."""
+    sources = [(t[:1] if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
+    t, factor = sources[0]
+    return sources, (t.shape[0], t.shape[2] * factor, t.shape[3] * factor)
+
+
+def canvas(like: Tensor, channels: int) -> Tensor:
     """Make room for something to be written strip by strip.
 
     Args:
         like: ``(B, any, H, W)``.
         channels: C.
-        dtype: None for that of ``like``.
 
     Returns:
-        ``(B, C, H, W)``, not initialised.
+        ``(B, C, H, W)`` of the same dtype, not initialised.
     """
     shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=NHWC)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=NHWC)
 
 
 def _blank(x: Tensor, first: int, height: int) -> Tensor:

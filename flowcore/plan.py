@@ -6,8 +6,8 @@ small as we know how: a flow whose levels are made of the folded parts below, fr
 - Once per image, ``encode_condition`` runs the encoder.
 - Once per image, ``Condition.prepare`` computes what every step draws from the condition alone: an injector's shift and
   scale, and the condition's part of a coupling's first convolution, all steps of a level together.
-- Per sample there is a thin path left: ``inverse``. A condition that was not prepared is prepared step by step, and
-  each step's part is forgotten after it, which needs little memory.
+- Per sample there is a thin path left: ``inverse``. Where the condition was not prepared, each strip of each step draws
+  from it when it is its turn, which needs little memory.
 
 ``folding.py`` has the rewrites that make this exact, and the strips of rows in which it runs.
 """
@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,13 +30,16 @@ from .folding import (
     FoldedEncoder,
     Mixing,
     Network,
+    Rows,
     ToldConv,
+    ToldRows,
     Whole,
     canvas,
     folded_residual,
     folded_weights,
     mixing,
     on_canvas,
+    rows,
     rows_of,
     strips,
 )
@@ -420,10 +423,17 @@ class FoldedAffine(Transform):
             everything = [t for t in (own, told) if t is not None]
             whole = network(torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in everything], dim=1))
             return lambda top, bottom: whole[:, :, top:bottom]
-        first, raw = self._told(network, cond)
-        if raw is not None:
-            return lambda top, bottom: raw[:, :, top:bottom]
-        return lambda top, bottom: network(own, first, top, bottom)
+        first: Rows | None = None
+        if isinstance(cond, Parts) and cond.told is not None:
+            prepared, raw = cond.told[self.number]
+            if raw is not None:
+                return lambda top, bottom: raw[:, :, top:bottom]
+            first = None if prepared is None else partial(rows, prepared)
+        elif network.told is not None:
+            if cond is None:
+                raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
+            first = ToldRows(network.told, _as_parts(cond), network.reach, self.strip_bytes)
+        return lambda top, bottom: network(own, first, top, bottom, x.shape[2])
 
     def draw(self, first: Tensor) -> Told:
         """Compute what the condition alone decides, as far as possible.
@@ -440,7 +450,7 @@ class FoldedAffine(Transform):
             return first, None
         raw = canvas(first, network.outputs)
         for top, bottom in self.strips(first):
-            raw[:, :, top:bottom] = network(None, first, top, bottom)
+            raw[:, :, top:bottom] = network(None, partial(rows, first), top, bottom, first.shape[2])
         return None, raw
 
     def strips(self, x: Tensor) -> list[tuple[int, int]]:
@@ -456,16 +466,6 @@ class FoldedAffine(Transform):
             return [(0, x.shape[2])]
         row = x.shape[0] * x.shape[3] * self.network.widest * x.element_size()
         return strips(x.shape[2], rows_of(row, self.strip_bytes))
-
-    def _told(self, network: Network, cond: Tensor | Parts | None) -> Told:
-        """What was prepared; else the condition's part of the first convolution, computed now."""
-        if isinstance(cond, Parts) and cond.told is not None:
-            return cond.told[self.number]
-        if network.told is None:
-            return None, None
-        if cond is None:
-            raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
-        return on_canvas(network.told, _as_parts(cond), self.strip_bytes)[0], None
 
     def _shift_scale(self, raw: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         raw = raw.to(like.dtype)
@@ -529,7 +529,7 @@ class OnCanvas(nn.Module):
         Returns:
             ``(B, outputs, H, W)``.
         """
-        return self.network(x, None, 0, x.shape[2])
+        return self.network(x, None, 0, x.shape[2], x.shape[2])
 
 
 class _Folder:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..condition import Condition
 from ..flow import Flow
+from ..folding import DENSE_BYTES
 from ..plan import Plan
 from ..prior import sample_latents
 from ..resize import enlarge
@@ -190,9 +191,9 @@ class ConditionStore:
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
     """Estimate the working memory of ``upscale`` in float32, beyond the weights and the resulting pictures.
 
-    Counts what is held for the whole image or tile at the widest moment, which is a step of level 1: the features of
-    all levels, the condition's part of one network, and for every sample its latents and the image before and after the
-    step; and the strips, which do not grow with the image.
+    Counts what is held for the whole image or tile at the widest moment, which is the end of level 1 (in small images a
+    dense block of the encoder): the features of all levels, and for every sample its latents and the image before and
+    after what is done to it; and the strips, which do not grow with the image.
 
     Args:
         flow: An SRFlow.
@@ -213,13 +214,10 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     config = flow.config
     stack = config.encoder_width * len(config.stacked_blocks)
     native = sum((config.scale / 2**level) ** 2 for level in range(1, config.levels + 1))
-    features = stack + config.encoder_width * native
-    fine = (config.scale / 2) ** 2
-    # level 1: what the coupling draws from the condition, an injector's shift and scale
-    step = fine * (config.hidden + 24)
-    dense = 2 * (4 * config.encoder_growth + 3 * config.encoder_width)
-    hr = config.scale**2 * ((3 if config.residual else 0) + samples * 4 * 3)
-    return round(4 * (features + max(step, dense) + hr) * rows * columns) + STRIPS
+    hr = config.scale**2 * ((3 if config.residual else 0) + samples * 5 * 3)
+    decoding = 4 * (config.encoder_width * native + hr) * rows * columns
+    dense = 4 * 2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns
+    return round(4 * stack * rows * columns + max(decoding, min(dense, DENSE_BYTES))) + STRIPS
 
 
 def _check_model(flow: Flow) -> None:

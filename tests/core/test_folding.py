@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from flowcore.folding import (
     Mixing,
     Network,
     ToldConv,
+    ToldRows,
     Whole,
     canvas,
     convolve_enlarged,
@@ -109,6 +111,29 @@ def test_told_convolutions_see_all_parts_in_any_strips(factors, strip_bytes):
         close(told(sources, top, bottom), expected[:, :, top:bottom])
 
 
+@pytest.mark.parametrize("strip_bytes", [1, 20_000, 2**30], ids=["low", "some", "whole"])
+@pytest.mark.parametrize("factors", [(1,), (1, 2), (2, 4), (8, 1)], ids=str)
+def test_rows_are_told_as_they_are_asked_for(factors, strip_bytes):
+    height, width, reach = 72, 8, 2
+    sources = tuple((random(2, 2, height // f, width // f, seed=f), f) for f in factors)
+    parts, calls = Parts(sources=sources), []
+    told = ToldConv(random(5, 2 * len(factors), 3, 3, seed=3), random(5, seed=4), torch.float64)
+    expected = told_on_canvas(told, parts, 2**30)
+    told.register_forward_pre_hook(lambda _, arguments: calls.append(arguments[1:3]))
+    for each in (1, 5, 72):
+        asked = ToldRows(told, parts, reach, strip_bytes)
+        calls.clear()
+        for top, bottom in strips(height, each):
+            start, stop = top - reach, bottom + reach
+            came = asked(start, stop)
+            assert came.shape[2] == stop - start
+            inside = slice(max(start, 0), min(stop, height))
+            close(came[:, :, inside.start - start : inside.stop - start], expected[:, :, inside])
+        assert sum(bottom - top for top, bottom in calls) <= height + len(calls) * 2 * (reach + max(factors))
+        assert len(calls) == 1 or strip_bytes < 2**30
+        close(asked(3, 9), expected[:, :, 3:9])  # up again
+
+
 def test_told_convolutions_together_are_the_single_ones():
     parts = Parts(sources=((random(2, 3, 9, 4), 1),))
     single = [ToldConv(random(n, 3, 3, 3, seed=n), random(n, seed=-n), torch.float64) for n in (2, 5, 1)]
@@ -159,7 +184,6 @@ def test_a_canvas_is_like_what_it_is_for():
     like = random(2, 3, 4, 5).float()
     assert canvas(like, 7).shape == (2, 7, 4, 5)
     assert canvas(like, 7).dtype == torch.float32
-    assert canvas(like, 7, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 # --- mixings ----------------------------------------------------------------------------------------------------------
@@ -279,16 +303,17 @@ def test_a_network_is_its_conditioner_in_any_strips(name, inputs, offset):
     expected = expected_of(network, x, offset)
     folded = Network(folded_weights(network), inputs, offset, torch.float64)
     own = x[:, :inputs] if inputs else None
-    first = None
+    held = first = None
     if inputs < OWN + COND:
-        first = told_on_canvas(folded.told, Parts(sources=((x[:, inputs:], 1),)), 1)
+        held = told_on_canvas(folded.told, Parts(sources=((x[:, inputs:], 1),)), 1)
+        first = partial(rows, held)
     else:
         assert folded.told is None
-    given = [None if t is None else t.clone() for t in (own, first)]
+    given = [None if t is None else t.clone() for t in (own, held)]
     for top in range(7):
         for bottom in range(top + 1, 8):
-            close(folded(own, first, top, bottom), expected[:, :, top:bottom])
-    for was, now in zip(given, (own, first), strict=True):
+            close(folded(own, first, top, bottom, 7), expected[:, :, top:bottom])
+    for was, now in zip(given, (own, held), strict=True):
         assert was is None or torch.equal(was, now)
     assert folded.outputs == OUT
     assert folded.widest == (OUT if name == "prior" else max(5, OUT))
@@ -299,21 +324,21 @@ def test_the_condition_of_one_serves_several():
     network = network_of("deep")
     folded = Network(folded_weights(network), OWN, 2.0, torch.float64)
     own, cond = random(3, OWN, 9, 4), random(1, COND, 9, 4, seed=1)
-    first = told_on_canvas(folded.told, Parts(sources=((cond, 1),)), 1)
+    first = ToldRows(folded.told, Parts(sources=((cond, 1),)), folded.reach, 1)
     expected = expected_of(network, torch.cat([own, cond.expand(3, -1, -1, -1)], dim=1), 2.0)
-    close(folded(own, first, 2, 9), expected[:, :, 2:])
+    close(folded(own, first, 2, 9, 9), expected[:, :, 2:])
 
 
 def test_a_network_reads_no_row_that_it_does_not_need():
     folded = Network(folded_weights(network_of("deep")), OWN + COND, 2.0, torch.float64)
     x = random(1, OWN + COND, 40, 3)
-    expected = folded(x, None, 16, 20)
+    expected = folded(x, None, 16, 20, 40)
     reach = 4  # four 3x3 convolutions
     assert folded.reach + folded.own.reach == reach
     torn = x.clone()
     torn[:, :, : 16 - reach] = math.nan
     torn[:, :, 20 + reach :] = math.nan
-    assert torch.equal(folded(torn, None, 16, 20), expected)
+    assert torch.equal(folded(torn, None, 16, 20, 40), expected)
 
 
 @pytest.mark.parametrize(

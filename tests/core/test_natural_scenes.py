@@ -26,7 +26,8 @@ RECORDED = {
 # The references round: BasicSR shrinks in float32, OpenCV does everything in float32.
 NEAR = {"niqe": 2e-3, "brisque": 2e-2, "piqe": 2e-3}
 # Where pictures are flat: what is flat, and what of it is noise of the arithmetic, is decided by that rounding. NIQE
-# counts the signs of that noise, which processors do not share: "blocky" is 19.33 on an Intel Xeon, 19.46 on an AMD EPYC.
+# counts the signs of that noise, which processors do not share: "blocky" is 19.33 on an Intel Xeon and 19.46 on an AMD
+# EPYC.
 NEAR_IF_FLAT = {"niqe": 0.25, "brisque": 5e-2, "piqe": 3e-2}
 
 
