@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +18,7 @@ from torch import Tensor
 import flowcore
 from flowcore.checkpoints.sources import NORMFLOWS
 from flowcore.likelihood import log_prob
+from flowcore.plan import Plan
 from flowcore.prior import sample_latents
 
 from . import peers, train
@@ -20,9 +26,19 @@ from .measure import Program, Settings, by_turns, say, times_as_fast
 from .report import Table
 
 TASK = "flowcore"
+LOW = "flowcore, bfloat16"
 PLAIN = "flowcore, plain path"
-OURS = (TASK, PLAIN)
+OURS = (TASK, PLAIN, LOW)
 FIXED = ("w_perm", "w_perm_inv", "downsample_kernel")  # of FrEIA: held as parameters, but not trained
+
+
+HEAPS = {
+    "": {},
+    ", freed memory kept": {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"},
+}
+"""Where memory that is freed goes back to the kernel, as is usual, it comes again page by page: what holds much and
+lets it go often may take twice as long. A process that has held larger tensors before keeps it by itself; with glibc's
+allocator these variables keep it from the start."""
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -32,13 +48,34 @@ def measure(settings: Settings) -> list[Table]:
         settings: How often, how large, where.
 
     Returns:
-        Tables of sampling, of scoring and of a training step.
+        Tables of sampling and of scoring, each in a fresh process of either kind, and of a training step.
     """
-    size = {"levels": 2, "steps": 2, "hidden": 16, "size": 16, "batch": 4} if settings.quick else {}
-    setting = train.Setting(
+    tables: list[Table] = []
+    for title, variables in HEAPS.items() if settings.device == "cpu" else [("", {})]:
+        say(f"sampling and scoring{title}")
+        order = {"pairs": settings.pairs, "threads": settings.threads, "device": settings.device}
+        command = [sys.executable, "-m", "benchmarks.glow", json.dumps({**order, "quick": settings.quick})]
+        told = {"env": os.environ | variables, "cwd": Path(__file__).parents[1]}
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **told)
+        for table in json.loads(ended.stdout.splitlines()[-1]):
+            tables.append(Table(**{**table, "title": table["title"] + title}))
+    return [*tables, _training(settings, _setting(settings.quick))]
+
+
+def main() -> None:
+    """Measure sampling and scoring, as ``measure`` ordered."""
+    order = json.loads(sys.argv[1])
+    settings = Settings(**order, lr=0, samples=(), peak_tflops=None, photograph=None, out=Path())
+    torch.set_num_threads(settings.threads)
+    tables = _inference(settings, _setting(settings.quick))
+    sys.stdout.write(json.dumps([vars(table) for table in tables]) + "\n")
+
+
+def _setting(quick: bool) -> train.Setting:
+    size = {"levels": 2, "steps": 2, "hidden": 16, "size": 16, "batch": 4} if quick else {}
+    return train.Setting(
         **{"levels": 3, "steps": 32, "hidden": 512, "size": 32, "batch": 16, "own_network": False, **size}
     )
-    return [*_inference(settings, setting), _training(settings, setting)]
 
 
 @torch.no_grad()
@@ -64,8 +101,10 @@ def _inference(settings: Settings, setting: train.Setting) -> list[Table]:
     def plain_sample() -> Tensor:
         return flow.inverse([z.to(settings.device) for z in sample_latents(shapes, n, 1.0)])
 
+    low = Plan(flow, "bfloat16")
     samplers: dict[str, Program] = {
         TASK: lambda: flowcore.sample(flow, n, temperature=1.0, batch=n),
+        LOW: lambda: flowcore.sample(low, n, temperature=1.0, batch=n),
         PLAIN: plain_sample,
         **{name: lambda peer=peer: peer.sample(n) for name, peer in found.items()},
     }
@@ -85,7 +124,7 @@ def _inference(settings: Settings, setting: train.Setting) -> list[Table]:
         apart = float((theirs.log_prob(x) - log_prob(flow, x)).abs().max())
         notes.append(f"flowcore has normflows' weights; log densities are at most {apart:.2g} nats apart.")
     notes += [f"{name} differs: {peer.differs}." for name, peer in found.items() if peer.differs]
-    counts = {TASK: _parameters(flow), PLAIN: _parameters(flow)}
+    counts = dict.fromkeys(OURS, _parameters(flow))
     counts |= {name: _parameters(peer.model) for name, peer in found.items()}
     tables = []
     for title, programs in (("sampling", samplers), ("scoring, one dequantization draw", scorers)):
@@ -151,3 +190,7 @@ def _training(settings: Settings, setting: train.Setting) -> Table:
         f"Log densities are at most {measured['nats apart, at most']:.2g} nats apart.",
     ]
     return Table(subject="glow", title=title, rows=rows, notes=notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from . import __version__, decode, encode, interpolate, load, sample, score
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
 from .flow import Flow
-from .tasks import IMAGE_SUFFIXES
+from .tasks import IMAGE_SUFFIXES, Precision
 from .tasks.colorize import Hints, colorize, combine, hints_from_points, palette, parse_points, transfer_palette
 from .tasks.upscale import upscale
 from .training.data import Digits
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ..."
     )
     command.add_argument("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
-    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16", "auto", "tf32"])
+    command.add_argument("--precision", default="float32", choices=get_args(Precision))
     command.set_defaults(run_command=_upscale)
 
     command = commands.add_parser("colorize", help="colour black-and-white photographs, in many ways")
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--strength", type=float, metavar="PART", help="how much of the reference is taken, 0 to 1 (default: 1)"
     )
     command.add_argument("--gamut", default="compress", choices=["compress", "clip"])
-    command.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    command.add_argument("--precision", default="float32", choices=get_args(Precision))
     command.set_defaults(run_command=_colorize)
 
     command = commands.add_parser("sample", help="make images out of noise")
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--style", action="append", default=[], metavar="NAME=STRENGTH", help="for models with styles, e.g. bold=2"
     )
+    command.add_argument("--precision", default="float32", choices=get_args(Precision))
     command.set_defaults(run_command=_sample)
 
     command = commands.add_parser("interpolate", help="morph one image into another, through their latents")
@@ -355,6 +356,7 @@ def _sample(options: argparse.Namespace) -> None:
         labels=labels,
         styles=_fields(options.style),
         snapped=True,
+        precision=options.precision,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):

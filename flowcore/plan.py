@@ -52,6 +52,7 @@ from .transforms import (
     FlowError,
     Given,
     Injector,
+    PrecisionError,
     Scaling,
     Split,
     Transform,
@@ -81,7 +82,7 @@ class Plan(Flow):
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
                 same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa (torch does so by
                 default; a plan only when asked). Latents and all that is inverted are in the flow's own in any case;
-                still, in low precision encode-then-decode misses.
+                but only "float32" encodes.
             strip_bytes: How large the widest tensor of a strip may be; 0 for what suits the device. Changes memory and
                 time, not the result.
 
@@ -122,6 +123,8 @@ class Plan(Flow):
         self.precision: Precision = precision
         self.dtype = dtype
         self.device = like.device
+        # the first parameter says where a flow lies and in what it is computed, for whoever asks
+        self.home = nn.Parameter(like.new_empty(0), requires_grad=False)
         self.identity: object = object()
 
     def encode_condition(self, source: Tensor) -> Condition:
@@ -140,7 +143,12 @@ class Plan(Flow):
         return tuple(told)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
-        """Encode images; see ``Flow.forward``."""
+        """Encode images; see ``Flow.forward``.
+
+        Raises:
+            PrecisionError: In a lower precision than the flow's: the way back would miss.
+        """
+        self._check_precise()
         with self._arithmetic():
             return super().forward(x, cond)
 
@@ -150,7 +158,12 @@ class Plan(Flow):
             return super().inverse(z, cond, between)
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Encode images with their log density by level and pixel; see ``Flow.by_position``."""
+        """Encode images with their log density by level and pixel; see ``Flow.by_position``.
+
+        Raises:
+            PrecisionError: As ``forward``.
+        """
+        self._check_precise()
         with self._arithmetic():
             return super().by_position(x, cond)
 
@@ -184,6 +197,13 @@ class Plan(Flow):
             return result.clone()
 
         return replay
+
+    def _check_precise(self) -> None:
+        if self.precision != "float32":
+            raise PrecisionError(
+                f"This plan runs in {self.precision}, which is for decoding latents that were drawn: what it encoded "
+                "would not come back as the same image. Make a plan in float32."
+            )
 
     @contextmanager
     def _arithmetic(self) -> Generator[None, None, None]:
@@ -224,6 +244,10 @@ class Plan(Flow):
 
     def _feature(self, feature: Tensor | Parts | None) -> Any:
         return feature  # folded parts take it as it is
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Refuse to be moved or widened: what was folded would stay behind."""
+        raise FlowError("A plan stays where and as it was made. Move the flow, and make a new plan.")
 
     def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Refuse: a plan's weights are what its flow's were.
@@ -609,7 +633,7 @@ def planned(flow: Flow, precision: Precision = "float32") -> Plan:
 
     Args:
         flow: To be folded.
-        precision: As in ``Plan``.
+        precision: As in ``Plan``; of no meaning if the flow is a plan already.
 
     Returns:
         The plan. One plan in all is kept, and not beyond the life of its flow.

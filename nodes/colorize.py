@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
 from ..flowcore import FlowError
+from ..flowcore.tasks import Precision
 from ..flowcore.tasks import colorize as task
-from ..flowcore.tasks.colorize import Gamut, Hints, Precision, memory_required
+from ..flowcore.tasks.colorize import Gamut, Hints, memory_required
 from .host import Notes, Progress, bring, io, make, say, stop_if_cancelled
 from .sockets import (
     FlowHints,
@@ -19,6 +20,7 @@ from .sockets import (
     from_image,
     hints_of,
     latents_of,
+    precision_input,
     seed_input,
     temperature_input,
     to_image,
@@ -144,15 +146,7 @@ class FlowcoreColorize(io.ComfyNode):
                     "slower to follow a cut.",
                 ),
                 gamut_input(),
-                make(
-                    io.Combo.Input,
-                    "precision",
-                    options=["float32", "bfloat16", "float16"],
-                    default="float32",
-                    optional=True,
-                    tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on "
-                    "hardware made for it, and the colours change slightly. Luma stays exact.",
-                ),
+                precision_input("color-photos in bfloat16: colours by at most 0.2/255; luma stays exact"),
             ],
             outputs=[
                 make(

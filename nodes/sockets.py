@@ -299,6 +299,27 @@ def seed_input(default: int, tooltip: str) -> Any:
     )
 
 
+def precision_input(change: str) -> Any:
+    """Describe the choice `precision`.
+
+    Args:
+        change: What a low precision does to the result of the shipped model, as measured; without a full stop.
+
+    Returns:
+        The input.
+    """
+    return make(
+        io.Combo.Input,
+        "precision",
+        options=["float32", "bfloat16", "float16", "auto", "tf32"],
+        default="float32",
+        optional=True,
+        tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on hardware made "
+        f"for it, and the result changes slightly ({change}). auto takes what this machine gains from; tf32 "
+        "is for NVIDIA GPUs. The flow itself always stays in float32.",
+    )
+
+
 def numbers(text: str, name: str) -> list[float] | None:
     """Read numbers that are given per level.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import flowcore
 from ..flowcore.plan import forget_plan
+from ..flowcore.tasks import Precision
 from ..flowcore.tasks.upscale import ConditionStore, memory_required
 from .host import Notes, Progress, bring, io, make, on_release, stop_if_cancelled
-from .sockets import FlowModel, from_image, seed_input, temperature_input, to_image
+from .sockets import FlowModel, from_image, precision_input, seed_input, temperature_input, to_image
 
 if TYPE_CHECKING:
     import torch
@@ -66,20 +67,11 @@ class FlowcoreUpscale(io.ComfyNode):
                     min=0,
                     max=4096,
                     optional=True,
-                    tooltip="Side of a tile in pixels of the small image; 0 takes the whole image if memory allows. It "
-                    "changes the memory needed, not the picture. When memory runs out the tile is halved, and the node "
-                    "says so.",
+                    tooltip="Side of a tile in pixels of the small image; 0 takes the whole image if memory allows, "
+                    "which is fastest. It changes the memory needed, not the picture. When memory runs out the node "
+                    "goes on with less at once, and says so.",
                 ),
-                make(
-                    io.Combo.Input,
-                    "precision",
-                    options=["float32", "bfloat16", "float16", "auto", "tf32"],
-                    default="float32",
-                    optional=True,
-                    tooltip="bfloat16 and float16 compute the networks inside the flow in low precision: faster on "
-                    "hardware made for it, and the picture changes slightly; auto takes what this machine gains from, "
-                    "tf32 uses an NVIDIA GPU's tensor cores. The flow itself always stays in float32.",
-                ),
+                precision_input("srflow-x4 in bfloat16: by 0.09/255 on average, 999 of 1000 values by less than 1/255"),
             ],
             outputs=[
                 make(
@@ -102,7 +94,7 @@ class FlowcoreUpscale(io.ComfyNode):
         seed: int,
         samples: int = 1,
         tile: int = 0,
-        precision: Literal["float32", "bfloat16", "float16", "auto", "tf32"] = "float32",
+        precision: Precision = "float32",
     ) -> Any:
         """Call the task, passing the host's progress bar, its Cancel button and what there is to say."""
         notes = Notes("Flow Upscale", cls.hidden.unique_id)

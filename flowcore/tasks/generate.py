@@ -10,6 +10,7 @@ What is done to latents in between is in ``flowcore/latents.py``.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,22 @@ from ..plan import Plan, planned
 from ..prior import sample_latents
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from ..transforms.transform import LOW_PRECISION, precision_error
-from . import Cancelled, Progress, image_files, images_at_once, is_out_of_memory, layers, upscale, watched
+from . import (
+    Cancelled,
+    Precision,
+    Progress,
+    image_files,
+    images_at_once,
+    is_out_of_memory,
+    layers,
+    plan_for,
+    upscale,
+    watched,
+)
 
 Labels = int | Sequence[int] | Tensor
+
+log = logging.getLogger("flowcore")
 
 TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
 
@@ -48,6 +62,7 @@ def sample(
     styles: Mapping[str, float | Sequence[float]] | None = None,
     snapped: bool = False,
     batch: int | None = None,
+    precision: Precision = "float32",
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
@@ -67,6 +82,8 @@ def sample(
             ``likelihood.snap``.
         batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (but for
             rounding).
+        precision: Of conditioners; the flow itself stays in float32. See ``upscale``. ``decode`` of the same latents
+            gives the same images in float32 only.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
 
@@ -91,7 +108,7 @@ def sample(
         latents = apply_style(flow, [z.to(device) for z in latents], styles)
     wanted = _labels(flow, labels, n)
     result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
-    plan = planned(flow)
+    plan = plan_for(flow, precision, log.warning)
     meter = _Meter(plan, n, progress, cancelled)
 
     def some(start: int, stop: int) -> None:

@@ -122,6 +122,19 @@ def test_sample_i_is_made_from_seed_plus_i_whatever_the_batch(glow):
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
+def test_low_precision_stays_near_and_is_refused_if_unknown(glow):
+    wide, narrow = sample(glow, 2, seed=3), sample(glow, 2, seed=3, precision="bfloat16")
+    assert 0 < (wide - narrow).abs().mean() < 0.02
+    assert torch.equal(sample(glow, 2, seed=3, precision="tf32"), wide)  # no tensor cores on a CPU
+    with pytest.raises(FlowError, match="precision must be one of float32, bfloat16, float16, auto, tf32; got 'half'"):
+        sample(glow, 1, precision="half")
+
+
+def test_a_plan_may_be_given_in_place_of_the_flow(glow):
+    for precision in ("float32", "bfloat16"):
+        assert torch.equal(sample(Plan(glow, precision), 2, seed=3), sample(glow, 2, seed=3, precision=precision))
+
+
 def test_samples_are_clamped_and_the_temperature_counts(glow):
     wild = sample(glow, 3, temperature=3.0)
     assert wild.min() == 0
