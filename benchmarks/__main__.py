@@ -1,13 +1,14 @@
 """Seconds, memory and errors of what flowcore does, beside a plain program of it, other libraries and other ways.
 
     pip install -e '.[benchmarks]'
-    python -m benchmarks [--only srflow glow colorize yardsticks sizes] [--threads 2] [--pairs 5]
+    python -m benchmarks [--only srflow rewrites glow colorize yardsticks sizes] [--threads 2] [--pairs 5]
 
 Prints a table for each subject, and all of it as JSON on the last line; the same goes to benchmarks.json and
 benchmarks.md in the folder of ``--out``, beside the plots, after every subject. Asserts nothing. What it compares with
 is optional: what is missing is a row that says so.
 
 srflow      a network of the published size with random weights, beside benchmarks/published.py
+rewrites    what each change to that network's program gives by itself
 glow        beside normflows, nflows and FrEIA: sampling, scoring, a training step
 colorize    a photograph of 12 megapixels
 yardsticks  bicubic and RRDB on the LR image of srflow
@@ -33,7 +34,7 @@ import torch
 from .measure import Settings, say
 from .report import Table, machine
 
-SUBJECTS = ("srflow", "glow", "colorize", "yardsticks", "sizes")
+SUBJECTS = ("srflow", "rewrites", "glow", "colorize", "yardsticks", "sizes")
 
 
 def main() -> None:

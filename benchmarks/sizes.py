@@ -12,7 +12,7 @@ from .plot import Line, Panel, draw
 from .report import Table
 
 MODEL = "srflow-x4"
-SIDES = (64, 128, 256, 512, 1024, 2048)
+SIDES = (64, 128, 256, 512, 1024, 2048, 4096)
 SAMPLES = (1, 2, 4, 8, 16, 32)
 SIDE = 512  # of the output for which samples are counted
 

@@ -19,6 +19,7 @@ from .checkpoints import load
 from .condition import Condition
 from .flow import Flow
 from .latents import interpolate
+from .plan import Plan
 from .tasks import Cancelled
 from .tasks.colorize import (
     Hints,
@@ -53,6 +54,7 @@ __all__ = [
     "FlowError",
     "Hints",
     "ImageError",
+    "Plan",
     "PrecisionError",
     "Score",
     "ShapeError",

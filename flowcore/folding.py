@@ -800,9 +800,14 @@ def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[i
 
 def _shared(parts: Parts) -> tuple[list[Source], tuple[int, int, int]]:
     """Sources of which one that was expanded counts as one image; and batch, height and width of the canvas."""
-    sources = [(t[:1] if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
+    sources = [(_single(t) if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
     t, factor = sources[0]
     return sources, (t.shape[0], t.shape[2] * factor, t.shape[3] * factor)
+
+
+def _single(t: Tensor) -> Tensor:
+    """One item of a batch that was expanded, with the strides of a batch of one: with others torch would copy it."""
+    return t.as_strided((1, *t.shape[1:]), (t[0].numel(), *t.stride()[1:]))
 
 
 def canvas(like: Tensor, channels: int) -> Tensor:
