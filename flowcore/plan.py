@@ -90,7 +90,7 @@ class Plan(Flow):
         Raises:
             FlowError: If the precision is unknown.
         """
-        like = next(flow.parameters()).detach()
+        like = next(flow.parameters(), torch.zeros(())).detach()
         dtypes = {"float32": like.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": like.dtype}
         if precision not in dtypes:
             raise FlowError(f"precision must be {', '.join(dtypes)}; got {precision!r}.")

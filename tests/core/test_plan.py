@@ -17,18 +17,21 @@ from flowcore import color, folding
 from flowcore import plan as plans
 from flowcore.checkpoints import catalog
 from flowcore.condition import Parts
+from flowcore.flow import Flow, Level
 from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.plan import Plan, forget_plan, planned
 from flowcore.prior import sample_latents
 from flowcore.training.memory import PeakMemory
 from flowcore.transforms import (
     BatchNorm,
+    Chain,
     ChannelWhitening,
     ConditionError,
     FlowError,
     InvertibleConv,
     PrecisionError,
     ShapeError,
+    Squeeze,
 )
 
 from .laws import (
@@ -663,6 +666,20 @@ def test_a_plan_goes_where_a_flow_goes_but_is_not_moved(model):
     for move in (plan.double, plan.cpu, lambda: plan.to("cpu")):
         with pytest.raises(FlowError, match="A plan stays where and as it was made"):
             move()
+
+
+@pytest.mark.parametrize(("free", "expected"), [(None, 2**23), (2**40, 2**23), (2**26, 2**22), (0, 2**20)], ids=str)
+def test_strips_are_lower_where_memory_is_short(free, expected, monkeypatch):
+    monkeypatch.setattr(plans, "free_memory", lambda device: free)
+    assert {level.strip_bytes for level in Plan(flow_of("glow")).levels} == {expected}
+
+
+def test_a_flow_without_parameters_has_a_plan():
+    flow = Flow([Level([Squeeze()], None, squeeze=Chain())], channels=3, config=None, architecture="glow")
+    x = torch.rand(1, 3, 4, 6)
+    latents, logdet = Plan(flow)(x)
+    assert torch.equal(latents[0], flow(x)[0][0])
+    assert torch.equal(logdet, flow(x)[1])
 
 
 @some_models
