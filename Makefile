@@ -4,13 +4,14 @@ PYTHON ?= python3
 PORT ?= 8188
 PY := .venv/bin/python
 
-.PHONY: help venv hosts demo serve workflows lint types tests check test clean
+.PHONY: help venv hosts demo serve workflows lint types tests check test soak clean
 
 help:
 	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
 	@echo "make serve   ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
 	@echo "make workflows   lay the stories of workflows/api out for the canvas, and run them for thumbnails"
 	@echo "make test    lint, types and all tests, two real hosts included"
+	@echo "make soak    what takes an hour: thousands of hostile files, a long queue, eight clients at once"
 	@echo "make check   the same gate, named as in CONTRIBUTING"
 	@echo "make clean   remove .venv and the fetched hosts"
 
@@ -63,6 +64,10 @@ tests: .hosts/.prepared
 check: lint types tests
 
 test: check
+
+# -s: latency, throughput and memory are printed, not asserted.
+soak: .hosts/.prepared
+	FLOWCORE_SOAK=1 .venv/bin/pytest -m "fuzz or soak" -s $(PYTEST)
 
 clean:
 	rm -rf .venv .hosts build

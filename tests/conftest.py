@@ -1,10 +1,11 @@
-"""What all tests share: a clean import path, and GPU tests where there is a GPU."""
+"""What all tests share: a clean import path, GPU tests where there is a GPU, and a count of what was tried."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import cases
 import pytest
 import torch
 
@@ -19,3 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if cases.TRIED:
+        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(cases.TRIED.items()))
+        terminalreporter.write_line(f"cases tried: {counts}")
