@@ -1,4 +1,4 @@
-"""How many cases the fuzz tests try: a few in `make test`, always the same ones; thousands of new ones in `make soak`."""
+"""How many cases the fuzz tests try: a few in `make test`, always the same; thousands of new ones in `make soak`."""
 
 from __future__ import annotations
 
