@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import save as serialise
 from ..flow import Flow
 from ..models import build, configure
 from ..transforms import CheckpointError, FlowError
+from .writing import write_whole
 
 FORMAT = 1
 KEY = "flowcore"
@@ -107,6 +107,9 @@ def save(
         path: Where to; an existing file is replaced atomically.
         provenance: What to record; None for ``flow.provenance``.
         dtype: Precision of the stored tensors; float16 halves the file, and loading widens it again.
+
+    Raises:
+        SavingError: If the file cannot be written; the disk may be full.
     """
     path = Path(path)
     header = {
@@ -119,13 +122,7 @@ def save(
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
         for name, t in flow.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(serialise(tensors, metadata={KEY: json.dumps(header)}))  # save_file would make it private
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, serialise(tensors, metadata={KEY: json.dumps(header)}))  # save_file would make it private
 
 
 def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from ..flow import Flow
 from ..transforms import CheckpointError, FlowError, ShapeError
 from . import file
+from .writing import write_whole
 
 FORMAT = 1
 KEY = "flowcore_latents"
@@ -120,6 +120,7 @@ def save_latents(
     Raises:
         FlowError: If the latents hold values that are not finite, the fingerprint is none, or ``extra`` is not JSON.
         ShapeError: If these are no latents.
+        SavingError: If the file cannot be written; the disk may be full.
     """
     path = Path(path)
     levels = list(latents)
@@ -152,13 +153,7 @@ def save_latents(
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise FlowError(f"What is noted beside the latents must be plain JSON values: {error}.") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(serialise(tensors, metadata={KEY: text}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, serialise(tensors, metadata={KEY: text}))
 
 
 def read_latents_header(path: str | Path) -> LatentsHeader:
