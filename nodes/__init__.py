@@ -1,7 +1,8 @@
-"""The nodes of the pack, in the order of the menu."""
+"""The nodes of the pack, in the order of the menu, and what stands in for those that are gone."""
 
 from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
+from .host import Replacement
 from .latents import (
     FlowcoreAttributeDirection,
     FlowcoreInterpolate,
@@ -40,3 +41,6 @@ NODES = [
     FlowcoreApplyChroma,
     FlowcoreTrain,
 ]
+
+# One entry for every node id that a release had and this one has not. So far all are there.
+REPLACEMENTS: list[Replacement] = []

@@ -16,14 +16,14 @@ import os
 import re
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.utils
 import folder_paths
 from comfy.cli_args import args
-from comfy_api.v0_0_2 import ComfyExtension
+from comfy_api.v0_0_2 import ComfyAPI, ComfyExtension
 from comfy_api.v0_0_2 import io as host_io
 from comfyui_version import __version__ as host_version
 from PIL import Image
@@ -48,17 +48,38 @@ log = logging.getLogger("flowcore")
 Interrupted: type[BaseException] = memory.InterruptProcessingException
 
 
+class Replacement(TypedDict):
+    """A node id that is gone, and the node that does its work now; the fields of the host's `io.NodeReplace`.
+
+    Attributes:
+        old_node_id: The id that saved workflows hold.
+        new_node_id: The id of a node of ours.
+        old_widget_ids: Inputs of the old node that have a widget, in the order of the canvas, where values are saved by
+            position.
+        input_mapping: For every input of the new node `{"new_id", "old_id"}`, or `{"new_id", "set_value"}`.
+        output_mapping: For every output of the old node `{"new_idx", "old_idx"}`.
+    """
+
+    old_node_id: str
+    new_node_id: str
+    old_widget_ids: list[str]
+    input_mapping: list[dict[str, Any]]
+    output_mapping: list[dict[str, int]]
+
+
 class Extension(ComfyExtension):
     """What the host asks for our nodes."""
 
-    def __init__(self, nodes: list[type]) -> None:
+    def __init__(self, nodes: list[type], replacements: list[Replacement]) -> None:
         """Make `models/flows` known, and say so when the host is older than we ask for.
 
         Args:
             nodes: Node classes, in the order of the menu.
+            replacements: Of node ids that are gone.
         """
         super().__init__()
         self._nodes = nodes
+        self._replacements = replacements
         # Here and not in on_load, which 0.3.75 never calls.
         _register_folder()
         if _version(host_version) < _version(FLOOR):
@@ -67,6 +88,12 @@ class Extension(ComfyExtension):
                 FLOOR,
                 host_version,
             )
+
+    async def on_load(self) -> None:
+        """Tell the host which nodes stand in for those that are gone; before 0.14 it does not ask."""
+        if hasattr(io, "NodeReplace"):
+            for replacement in self._replacements:
+                await ComfyAPI().node_replacement.register(io.NodeReplace(**replacement))
 
     async def get_node_list(self) -> list[type]:
         """Return the node classes."""

@@ -1,0 +1,325 @@
+"""Workflows live for ever: schemas are only appended to, and whatever was shipped once loads and runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import cases
+import comfyui
+import numpy as np
+import pytest
+from PIL import Image
+from record_golden import GOLDEN, changes, kept
+from talk import WORKFLOWS, Host, newer
+from test_workflows import QUICK, RESULTS, VIRTUAL, canonical, to_api, widgets
+
+SHIPPED = GOLDEN.parent / "workflows"
+STORIES = sorted({path.name.split(".")[0] for path in SHIPPED.rglob("*.json")})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# schemas
+
+
+def test_nothing_has_changed_since_it_was_recorded(host):
+    now = kept(host.get_json("/object_info"), comfyui.PACK_NAME)
+    assert changes(json.loads(GOLDEN.read_text()), now) == []
+
+
+def test_what_was_appended_is_recorded_too(host):
+    """Or else it could change again before anyone noticed."""
+    golden, now = json.loads(GOLDEN.read_text()), kept(host.get_json("/object_info"), comfyui.PACK_NAME)
+    for part in ("inputs", "outputs"):
+        names = [{node: [x["name"] for x in info[part]] for node, info in side.items()} for side in (golden, now)]
+        assert names[0] == names[1], "run `python tests/host/record_golden.py`"
+
+
+def node(inputs=(), outputs=(), output_node=False):
+    return {"inputs": list(inputs), "outputs": list(outputs), "output_node": output_node}
+
+
+def small():
+    """A golden file with one of everything."""
+    wire = {"name": "image", "type": "IMAGE", "required": True}
+    seed = {"name": "seed", "type": "INT", "required": True, "default": 0, "min": 0, "max": 9}
+    tau = {"name": "tau", "type": "FLOAT", "required": False, "default": 0.8, "min": 0.0, "max": 1.5, "step": 0.01}
+    mode = {"name": "mode", "type": "COMBO", "required": False, "default": "a", "options": ["a", "b"]}
+    outs = [{"name": name, "type": kind, "list": False} for name, kind in (("images", "IMAGE"), ("info", "STRING"))]
+    return {"A": node([wire, seed | {"control_after_generate": True}, tau, mode], outs), "B": node(output_node=True)}
+
+
+def put(place, key, value):
+    """A change of one property of an input of A."""
+    return lambda now: now["A"]["inputs"][place].__setitem__(key, value)
+
+
+BREAKS = {
+    "a node is gone": (lambda now: now.pop("B"), ["B is gone"]),
+    "an input is gone": (lambda now: now["A"]["inputs"].pop(), ["A: the input mode is gone"]),
+    "an input is renamed": (put(2, "name", "heat"), ["input tau is gone", "heat stands before old ones"]),
+    "inputs change places": (lambda now: now["A"]["inputs"].reverse(), ["changed places, mode, tau, seed, image"]),
+    "an input in the middle": (
+        lambda now: now["A"]["inputs"].insert(3, {"name": "new", "type": "INT", "required": False, "default": 0}),
+        ["new stands before old ones"],
+    ),
+    "a required input": (
+        lambda now: now["A"]["inputs"].append({"name": "new", "type": "INT", "required": True}),
+        ["new input new is required"],
+    ),
+    "another type": (put(2, "type", "STRING"), ["tau was FLOAT and is STRING"]),
+    "required": (put(2, "required", True), ["tau was optional and is required"]),
+    "optional": (put(1, "required", False), ["seed was required and is optional"]),
+    "another default": (put(2, "default", 0.9), ["tau had the default 0.8 and has 0.9"]),
+    "no default": (lambda now: now["A"]["inputs"][3].pop("default"), ["mode had the default 'a' and has None"]),
+    "a higher minimum": (put(2, "min", 0.1), ["tau could be 0.0 and now begins at 0.1"]),
+    "a lower maximum": (put(2, "max", 1.4), ["tau could be 1.5 and now ends at 1.4"]),
+    "a first maximum": (put(0, "max", 5), ["image could be anything and now ends at 5"]),
+    "other steps": (put(2, "step", 0.05), ["tau had steps of 0.01 and has steps of 0.05"]),
+    "an option is gone": (put(3, "options", ["b"]), ["mode does not offer 'a'"]),
+    "an option is renamed": (put(3, "options", ["a", "c"]), ["mode does not offer 'b'"]),
+    "no control": (put(1, "control_after_generate", False), ["seed had control_after_generate True and has False"]),
+    "a control": (put(2, "control_after_generate", True), ["tau had control_after_generate None and has True"]),
+    "no widget": (put(2, "forceInput", True), ["tau had forceInput None and has True"]),
+    "an output is gone": (lambda now: now["A"]["outputs"].pop(), ["output 1 had the name 'info' and has None"]),
+    "outputs change places": (lambda now: now["A"]["outputs"].reverse(), ["output 0", "output 1"]),
+    "another type of output": (
+        lambda now: now["A"]["outputs"][0].__setitem__("type", "MASK"),
+        ["output 0 had the type 'IMAGE' and has 'MASK'"],
+    ),
+    "a list of outputs": (
+        lambda now: now["A"]["outputs"][0].__setitem__("list", True),
+        ["output 0 had the list False"],
+    ),
+    "no output node": (lambda now: now["B"].__setitem__("output_node", False), ["B is no longer an output node"]),
+    "an output node": (lambda now: now["A"].__setitem__("output_node", True), ["A has become an output node"]),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_every_change_that_breaks_workflows_is_told(what):
+    change, told = BREAKS[what]
+    now = copy.deepcopy(small())
+    change(now)
+    found = "\n".join(changes(small(), now))
+    for sentence in told:
+        assert sentence in found
+    assert changes(small(), small()) == []
+
+
+def test_appending_is_no_change():
+    now = small()
+    now["C"] = node([{"name": "x", "type": "INT", "required": True}])
+    now["A"]["inputs"].append({"name": "new", "type": "INT", "required": False, "default": 0, "min": 0, "max": 1})
+    now["A"]["inputs"][3]["options"].insert(0, "c")
+    now["A"]["inputs"][2] |= {"min": -1.0, "max": 2.0}
+    now["A"]["outputs"].append({"name": "mask", "type": "MASK", "list": False})
+    assert changes(small(), now) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# workflows
+
+
+def meaning(workflow):
+    """What a workflow does: not where its nodes lie, nor which release wrote it."""
+    if "nodes" not in workflow:
+        return {name: (entry["class_type"], entry["inputs"]) for name, entry in workflow.items()}
+    nodes = {
+        n["id"]: (
+            n["type"],
+            n["widgets_values"],
+            n["mode"],
+            [(i["name"], i.get("link")) for i in n["inputs"]],
+            [(o["name"], o["type"]) for o in n["outputs"]],
+        )
+        for n in workflow["nodes"]
+        if n["type"] not in VIRTUAL
+    }
+    return nodes, sorted(workflow["links"])
+
+
+def _age(path):
+    _, date, *more = path.stem.split(".")
+    return date, int(more[0]) if more else 1
+
+
+def versions(folder, story):
+    """All that was ever shipped of a story, oldest first: name and content."""
+    files = sorted(folder.glob(f"{story}.*.json"), key=_age)
+    return [(path.name, json.loads(path.read_text())) for path in files]
+
+
+@pytest.mark.parametrize("place", [".", "api"])
+def test_every_shipped_workflow_is_kept(place):
+    for path in (WORKFLOWS / place).glob("*.json"):
+        now = meaning(json.loads(path.read_text()))
+        there = [meaning(old) for _, old in versions(SHIPPED / place, path.stem)]
+        name = f"{path.stem}.<date>.json"
+        assert now in there, f"copy {path.relative_to(comfyui.ROOT)} to {SHIPPED / place / name}"
+        assert now == there[-1], f"{path.relative_to(comfyui.ROOT)} is an old one: copy it there as a new version"
+
+
+def test_kept_workflows_say_story_and_date_and_differ():
+    for path in SHIPPED.rglob("*.json"):
+        assert re.fullmatch(r"[\w-]+\.\d{4}-\d\d-\d\d(\.\d+)?\.json", path.name)
+    for folder in (SHIPPED, SHIPPED / "api"):
+        for story in STORIES:
+            kinds = [json.dumps(meaning(old), sort_keys=True) for _, old in versions(folder, story)]
+            assert len(set(kinds)) == len(kinds) > 0
+
+
+# What a version makes, where it differs from what `RESULTS` says of its story.
+EARLIER = {"api/latent-normalisation.2026-11-24.json": (1, (772, 384))}
+
+
+def opened(workflow, every):
+    """A workflow as the canvas opens it: widgets that it does not know yet take their defaults."""
+    workflow = copy.deepcopy(workflow)
+    for entry in workflow["nodes"]:
+        if entry["type"] not in VIRTUAL:
+            saved, named = entry["widgets_values"], list(widgets(every[entry["type"]]))
+            # Hidden ones have no name: what a seed does after a run, and the button of a picture.
+            later = [properties.get("default") if name else "fixed" for name, _, properties in named[len(saved) :]]
+            entry["widgets_values"] = saved + later
+    return workflow
+
+
+def prompts(story, every):
+    """All versions of a story as prompts, those that mean the same beside each other: name and prompt."""
+    scripts = versions(SHIPPED / "api", story)
+    canvases = [(name, to_api(opened(canvas, every), every)) for name, canvas in versions(SHIPPED, story)]
+    return sorted(
+        [(f"api/{name}", api) for name, api in scripts] + canvases,
+        key=lambda version: json.dumps(sorted(map(repr, canonical(version[1]).items()))),
+    )
+
+
+def current(story, every):
+    """What `test_a_template_runs` runs already."""
+    return canonical(to_api(json.loads((WORKFLOWS / f"{story}.json").read_text()), every))
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("story", STORIES)
+def test_whatever_was_shipped_runs(host, story, photo):
+    every = host.get_json("/object_info")
+    folder = host.server.base / "input" / "photos"
+    folder.mkdir(exist_ok=True)
+    picture = Image.open(WORKFLOWS / "photo.png").convert("RGB")
+    for k in range(3):
+        picture.crop((40 * k, 20, 40 * k + 96, 116)).save(folder / f"{k}.png")
+    for name, workflow in prompts(story, every):
+        if canonical(workflow) == current(story, every) and not cases.LONG:
+            continue
+        for entry in workflow.values():
+            if entry["class_type"] == "LoadImage":
+                entry["inputs"]["image"] = photo
+            if entry["class_type"] == "FlowcoreTrain":
+                (host.server.base / "models" / "flows" / "quick.toml").write_text(QUICK)
+                entry["inputs"] |= {"folder": "photos", "recipe": "quick.toml", "start": "nothing"}
+        pictures = host.images(workflow)
+        assert (len(pictures), pictures[0].size) == EARLIER.get(name, RESULTS[story]), name
+        for picture in pictures:  # something is to be seen
+            assert np.asarray(picture.convert("RGB")).std() > 5, name
+        cases.tried("shipped workflows")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nodes that are gone, and hosts that are too old
+
+OLD = """
+REPLACEMENTS.append({
+    "old_node_id": "FlowcoreEnlarge",
+    "new_node_id": "FlowcoreUpscale",
+    "old_widget_ids": ["heat", "seed"],
+    "input_mapping": [
+        {"new_id": "image", "old_id": "picture"},
+        {"new_id": "model", "old_id": "model"},
+        {"new_id": "temperature", "old_id": "heat"},
+        {"new_id": "seed", "old_id": "seed"},
+        {"new_id": "samples", "set_value": 2},
+    ],
+    "output_mapping": [{"old_idx": 1, "new_idx": 0}],
+})
+"""
+
+
+def test_no_node_is_gone_yet_and_the_host_knows(host):
+    if newer(host.version, "0.14.0"):
+        served = host.get_json("/node_replacements")
+        assert [old for old in served if old.startswith("Flowcore")] == []
+
+
+@pytest.mark.soak
+def test_a_node_that_is_gone_is_replaced(tmp_path, monkeypatch):
+    """On the newest host, with a copy of the pack from whose next release a node has gone."""
+    pack = tmp_path / "pack"
+    shutil.copytree(comfyui.ROOT / "nodes", pack / "nodes")
+    (pack / "nodes" / "__init__.py").write_text((comfyui.ROOT / "nodes" / "__init__.py").read_text() + OLD)
+    shutil.copy(comfyui.ROOT / "__init__.py", pack)
+    (pack / "flowcore").symlink_to(comfyui.ROOT / "flowcore")
+    monkeypatch.setattr(comfyui, "ROOT", pack)
+    with comfyui.running(comfyui.tree(), tmp_path / "base") as server:
+        host = Host(server)
+        picture = host.put("small.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 144, 56)))
+        new = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
+        new["photo"]["inputs"]["image"] = picture
+        new["upscale"]["inputs"] |= {"samples": 2, "temperature": 0.7, "seed": 5}
+        old = copy.deepcopy(new)
+        old["upscale"] |= {"class_type": "FlowcoreEnlarge"}
+        old["upscale"]["inputs"] = {"picture": ["photo", 0], "model": ["model", 0], "heat": 0.7, "seed": 5}
+        old["save"]["inputs"]["images"] = ["upscale", 1]
+        # What the frontend reads when a workflow is opened.
+        assert host.get_json("/node_replacements")["FlowcoreEnlarge"][0]["old_widget_ids"] == ["heat", "seed"]
+        before, after = host.images(old), host.images(new)
+        assert len(before) == len(after) == 2
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+FLOOR = re.findall(r'requires-comfyui = ">=(.+)"', (comfyui.ROOT / "pyproject.toml").read_text())[0]
+OPENS = """
+import asyncio, importlib.util, logging, sys
+logging.basicConfig(format="%(levelname)s %(message)s")
+spec = importlib.util.spec_from_file_location("pack", sys.argv[1], submodule_search_locations=[])
+pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+if len(sys.argv) > 2:
+    asyncio.run(pack.comfy_entrypoint())
+"""
+
+
+def opens(*arguments, path):
+    """What a process says that opens the door of the pack, as a host does that has only what is on the path."""
+    command = [sys.executable, "-c", f"{'import folder_paths' if path else ''}\n{OPENS}", comfyui.ROOT / "__init__.py"]
+    environment = os.environ | {"PYTHONPATH": str(path or "")}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("part", [None, "comfy_api", "comfy_api/v0_0_1"])
+def test_a_host_without_v3_nodes_is_told_so_in_one_sentence(tmp_path, part):
+    """Such a host never calls the entry point: before 0.3.48 there was none."""
+    (tmp_path / "folder_paths.py").touch()
+    if part:
+        (tmp_path / part).mkdir(parents=True)
+        (tmp_path / "comfy_api" / "__init__.py").touch()
+    done = opens(path=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("ERROR flowcore")]
+    assert f"flowcore needs ComfyUI >= {FLOOR}; this one has no V3 nodes" in done.stderr
+    called = opens("call", path=tmp_path)
+    assert called.returncode == 1
+    assert f"ImportError: flowcore needs ComfyUI >= {FLOOR}" in called.stderr
+    assert "ModuleNotFoundError" not in called.stderr
+
+
+def test_without_a_host_the_door_is_silent():
+    done = opens(path=None)
+    assert (done.returncode, done.stderr) == (0, "")
