@@ -1,7 +1,10 @@
 """A second node pack, for the tests only: it makes images that no file can hold, and reports what arrives."""
 
 import copy
+import gc
+import hashlib
 import sys
+from collections import Counter
 
 import torch
 
@@ -55,8 +58,73 @@ class TestReport:
         return {"ui": facts}
 
 
+class TestDigest:
+    """Puts fingerprints of images, latents and numbers into the history: of every bit, and as a file of 8 bits has it.
+
+    Every prompt computes them anew, and none keeps what it has computed.
+    """
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {},
+            "optional": {"image": ("IMAGE",), "latents": ("FLOW_LATENTS",), "number": ("FLOAT",)},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image=(), latents=(), number=()):
+        levels = [z for each in latents for z in each.levels]
+        numbers = [torch.tensor([float(value) for value in number], dtype=torch.float64)] if number else []
+        bits = hashlib.sha256(b"".join(t.contiguous().cpu().numpy().tobytes() for t in (*image, *levels, *numbers)))
+        # As SaveImage stores it, which cuts off and does not round.
+        stored = hashlib.sha256(b"".join((t * 255).clamp(0, 255).byte().cpu().numpy().tobytes() for t in image))
+        return {"ui": {"bits": [bits.hexdigest()], "stored": [stored.hexdigest()]}}
+
+
+class TestObjects:
+    """Puts into the history what the server's process holds: tensors, modules, and the commonest objects."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self):
+        gc.collect()
+        objects = gc.get_objects()
+        kinds = Counter(type(one).__name__ for one in objects)
+        tensors = [one for one in objects if issubclass(type(one), torch.Tensor)]
+        held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+        return {
+            "ui": {
+                "tensors": [len(tensors)],
+                "bytes": [sum(held.values())],
+                "modules": [sum(issubclass(type(one), torch.nn.Module) for one in objects)],
+                "objects": [len(objects)],
+                "commonest": [f"{kind} {count}" for kind, count in kinds.most_common(12)],
+            }
+        }
+
+
 class TestStore:
-    """Puts into the history what Flow Upscale keeps of images: how many conditions, and bytes."""
+    """Puts into the history what the pack keeps of images (how many conditions, and bytes), and of models."""
 
     RETURN_TYPES = ()
     FUNCTION = "run"
@@ -73,7 +141,9 @@ class TestStore:
 
     def run(self, after=None):
         (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscale")]
-        return {"ui": {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}}
+        (plans,) = [m._KEPT for name, m in list(sys.modules.items()) if name.endswith(".flowcore.plan")]
+        facts = {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}
+        return {"ui": facts | {"plans": [len(plans)]}}
 
 
 class TestImages:
@@ -161,4 +231,6 @@ NODE_CLASS_MAPPINGS = {
     "FlowcoreTestWrong": TestWrong,
     "FlowcoreTestSmallMemory": TestSmallMemory,
     "FlowcoreTestStore": TestStore,
+    "FlowcoreTestDigest": TestDigest,
+    "FlowcoreTestObjects": TestObjects,
 }

@@ -1,0 +1,490 @@
+"""What tests of endurance share: many prompts of shipped models, good and bad, and what a server's process holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfyui
+from cases import tried
+from client import RunError
+from talk import HERE, Host, graph, picture
+
+# A server that runs for weeks: results of the latest nodes only. The default keeps all until memory is nearly full.
+LASTING = ("--cache-lru", "12")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt, and what must come of it.
+
+    Attributes:
+        kind: For the table.
+        key: The same for prompts that must give the same.
+        workflow: In API format; its node "digest" says what came of it.
+        refusal: Words of the error that must come of it; none for a good one.
+    """
+
+    kind: str
+    key: str
+    workflow: dict[str, Any]
+    refusal: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+def upscaling(number: int = 0, **inputs: Any) -> Prompt:
+    """A small image of varying size, four times as large."""
+    height, width = 8 + 5 * (number % 3), 10 + 4 * (number % 4)
+    asked = {"temperature": 0.8, "seed": number} | inputs
+    return _prompt(
+        f"upscale {number} {inputs}",
+        model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+        image=picture(fill=f"noise{number}", height=height, width=width),
+        made=("FlowcoreUpscale", {"image": "image.0", "model": "model.0"} | asked),
+        digest=("FlowcoreTestDigest", {"image": "made.0"}),
+    )
+
+
+def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "", **inputs: Any) -> Prompt:
+    """A small grey image in colours; with points, refined by hints."""
+    asked = {"temperature": 1.0, "seed": number, "working_size": 64, "image": "image.0", "model": "model.0"} | inputs
+    nodes: dict[str, Any] = {
+        "model": ("FlowcoreLoadModel", {"model_name": "color-photos"}),
+        "image": picture(fill=f"noise{number}", channels=1, height=sides[0], width=sides[1]),
+    }
+    if points:
+        nodes["hints"] = ("FlowcoreColorHints", {"image": "image.0", "points": points, "radius": 6})
+        asked["hints"] = "hints.0"
+    nodes |= {"made": ("FlowcoreColorize", asked), "digest": ("FlowcoreTestDigest", {"image": "made.0"})}
+    return _prompt(f"colorize {number} {sides} {points} {inputs}", **nodes)
+
+
+def sampling(number: int = 0, model: str = "glow-cifar10", **inputs: Any) -> Prompt:
+    """Images out of noise, and their latents."""
+    asked = {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": number} | inputs
+    return _prompt(
+        f"sample {number} {model} {inputs}",
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        made=("FlowcoreSample", asked),
+        digest=("FlowcoreTestDigest", {"image": "made.0", "latents": "made.1"}),
+    )
+
+
+def scoring(number: int = 0, batch: int = 1, **inputs: Any) -> Prompt:
+    """Bits per dimension of noise."""
+    return _prompt(
+        f"score {number} {batch} {inputs}",
+        model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
+        image=picture(fill=f"noise{number}", height=32, width=32, batch=batch),
+        made=("FlowcoreScore", {"image": "image.0", "model": "model.0", "seed": number} | inputs),
+        digest=("FlowcoreTestDigest", {"number": "made.0", "image": "made.1"}),
+    )
+
+
+def round_trip(number: int = 0, batch: int = 1) -> Prompt:
+    """There and back: latents and the image again."""
+    return _prompt(
+        f"encode {number} {batch}",
+        model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
+        image=picture(fill=f"noise{number}", height=32, width=32, batch=batch),
+        encoded=("FlowcoreEncode", {"image": "image.0", "model": "model.0"}),
+        made=("FlowcoreDecode", {"latents": "encoded.0", "model": "model.0"}),
+        digest=("FlowcoreTestDigest", {"image": "made.0", "latents": "encoded.0"}),
+    )
+
+
+def saving(number: int = 0, frames: int = 2, folder: str = "latents") -> Prompt:
+    """Latents into a file; with many frames, a large one."""
+    return _prompt(
+        f"save {number} {frames}",
+        model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
+        one=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": number, "labels": "1"}),
+        two=("FlowcoreVaryLatents", {"latents": "one.1", "seed": 1000 + number, "strength": 0.5}),
+        made=("FlowcoreInterpolate", {"a": "one.1", "b": "two.0", "frames": frames, "mode": "slerp"}),
+        kept=("FlowcoreSaveLatents", {"latents": "made.0", "filename_prefix": f"{folder}/soak"}),
+        digest=("FlowcoreTestDigest", {"latents": "made.0"}),
+    )
+
+
+def loading(file: str) -> Prompt:
+    """Latents out of a file, decoded."""
+    return _prompt(
+        f"load {file}",
+        model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
+        kept=("FlowcoreLoadLatents", {"file": file}),
+        made=("FlowcoreDecode", {"latents": "kept.0", "model": "model.0", "labels": "3"}),
+        digest=("FlowcoreTestDigest", {"image": "made.0", "latents": "kept.0"}),
+    )
+
+
+def _prompt(key: str, **nodes: Any) -> Prompt:
+    return Prompt(key.split()[0], key, graph(**nodes))
+
+
+def bad(number: int) -> Prompt:
+    """What must be refused, each with its own words: while it runs, or before."""
+    side = 3 + number % 11
+    upscaled, sampled, scored = upscaling(number), sampling(number), scoring(number)
+    made = [
+        (_with(upscaled, image=picture(fill="nan", height=side, width=side)), (f"holds {3 * side * side} values",)),
+        (_with(upscaled, image=picture(batch=0, height=side)), ("empty", f"{side}, 16")),
+        (_with(upscaled, image=picture(channels=2, height=side)), (f"(1, 2, {side}, 16)",)),
+        (_with(sampled, model=("FlowcoreLoadModel", {"model_name": "color-photos"})), ("Flow Colorize",)),
+        (_with(sampled, model=("FlowcoreLoadModel", {"model_name": "srflow-x4"})), ("Flow Upscale",)),
+        (_with(sampled, model=("FlowcoreLoadModel", {"model_name": f"nope{number}"})), (f"nope{number}",)),
+        (_with(scored, image=picture(channels=5, height=32, width=32)), ("channels", "5")),
+        (coloring(number, working_size=99_999), ("working_size", "99999")),
+        (upscaling(number, samples=1000 + number), ("samples", str(1000 + number))),
+    ]
+    prompt, words = made[number % len(made)]
+    return Prompt("bad", f"bad {number}", prompt.workflow, words)
+
+
+def _with(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
+    return dataclasses.replace(prompt, workflow=prompt.workflow | graph(**nodes))
+
+
+def good(number: int) -> Prompt:
+    """One of many small prompts of every kind; the same number is the same prompt."""
+    kinds = (upscaling, coloring, sampling, scoring, round_trip, _digits)
+    return kinds[number % len(kinds)](number // len(kinds))
+
+
+def _digits(number: int) -> Prompt:
+    return sampling(number, "mnist-styles", samples=3, labels="7, 1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what comes of them
+
+
+def outcome(host: Host, prompt: Prompt) -> tuple[str, str]:
+    """Run a good prompt; fingerprints of every bit, and of the picture as a file has it."""
+    outputs = host.run(prompt.workflow)["outputs"]
+    return outputs["digest"]["bits"][0], outputs["digest"]["stored"][0]
+
+
+def refused(host: Host, prompt: Prompt) -> None:
+    """Run a bad prompt, and see it refused with its own words."""
+    error = _error(lambda: host.run(prompt.workflow))
+    assert error is not None, f"{prompt.key} was not refused"
+    missing = [word for word in prompt.refusal if word.lower() not in error.lower()]
+    assert not missing, f"{prompt.key}: {missing} not in: {error}"
+
+
+def _error(run: Callable[[], object]) -> str | None:
+    """What a run ends with."""
+    try:
+        run()
+    except RunError as error:
+        return str(error)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# servers and their processes
+
+
+def server(base: Path, *flags: str) -> Any:
+    """A server of the newer host, for one test alone; on the CPU, whatever there is, with a thread like its clients."""
+    return comfyui.running(comfyui.tree(), base, packs=(HERE / "probe",), flags=(*LASTING, "--cpu", *flags))
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a process holds: MiB of memory, files and sockets, threads."""
+
+    memory: float
+    files: int
+    threads: int
+
+
+def held(process: int) -> Held:
+    """Look at a process."""
+    status = Path(f"/proc/{process}/status").read_text()
+    facts = dict(line.split(":", 1) for line in status.splitlines())
+    return Held(
+        memory=int(facts["VmRSS"].split()[0]) / 1024,
+        files=len(os.listdir(f"/proc/{process}/fd")),
+        threads=int(facts["Threads"]),
+    )
+
+
+def settled(process: int, before: Held | None = None, seconds: float = 10) -> Held:
+    """Look at a process when connections of clients that have gone are closed; or, at the latest, after some time."""
+    deadline = time.monotonic() + seconds
+    found = held(process)
+    while time.monotonic() < deadline and (
+        before is None or found.files > before.files or found.threads > before.threads
+    ):
+        time.sleep(0.25)
+        again = held(process)
+        if before is None and (again.files, again.threads) == (found.files, found.threads):
+            return again
+        found = again
+    return found
+
+
+def open_files(process: int) -> list[str]:
+    """Name what a process has open, for a message."""
+    names = []
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            names.append(os.readlink(link))
+        except OSError:
+            continue
+    return sorted(names)
+
+
+def table(title: str, heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """Lay out what was measured."""
+    cells = [heads, *(tuple(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(heads))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(["", title, *lines])
+
+
+def spread(seconds: list[float]) -> tuple[float, float, float]:
+    """Median, 95th percentile and maximum, in milliseconds."""
+    ordered = sorted(seconds)
+    return (
+        1000 * statistics.median(ordered),
+        1000 * ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        1000 * ordered[-1],
+    )
+
+
+def objects(host: Host) -> tuple[int, float, int]:
+    """What the server's process holds of torch: tensors, MiB of them, modules."""
+    found = host.run({"look": {"class_type": "FlowcoreTestObjects", "inputs": {}}})["outputs"]["look"]
+    return found["tensors"][0], found["bytes"][0] / 2**20, found["modules"][0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cancel
+
+
+def long_ones(factor: float = 1.0) -> list[Prompt]:
+    """Prompts that run for a second or so, of every kind that can be cancelled; longer by a factor."""
+
+    def n(count: int) -> int:
+        return max(1, round(factor * count))
+
+    points = "10, 10, #c04020\n40, 8, #2040c0"
+    return [
+        upscaling(901, samples=n(48), tile=32),
+        upscaling(902, samples=n(64)),
+        coloring(903, (48, 64), points, samples=n(8), hint_steps=30),
+        coloring(904, (160, 192), samples=n(24)),
+        sampling(905, "glow-photos", samples=n(48)),
+        scoring(906, batch=n(32), samples=12),
+        round_trip(907, batch=n(160)),
+    ]
+
+
+def cancelled(host: Host, server: comfyui.Server, times: int, chance: random.Random, factor: float = 1.0) -> str:
+    """Cancel prompts at random moments; after each a good one must give its own picture, and the same one again.
+
+    Args:
+        host: Who asks.
+        server: What runs.
+        times: How many prompts.
+        chance: When.
+        factor: Of how long they run.
+
+    Returns:
+        What was measured.
+    """
+    prompts, small = long_ones(factor), [good(number) for number in range(6)]
+    known, seconds = {}, {}
+    for prompt in prompts + small:
+        start = time.monotonic()
+        known[prompt.key] = outcome(host, prompt)
+        seconds[prompt.key] = time.monotonic() - start
+    before = settled(server.process.pid)
+    latencies: dict[str, list[float]] = {}
+    finished = 0
+    for number in range(times):
+        prompt = prompts[number % len(prompts)]
+        run = host.queue(prompt.workflow)
+        time.sleep(chance.uniform(0, seconds[prompt.key]))
+        asked = time.monotonic()
+        host.cancel()
+        error = _error(functools.partial(host.wait, run, timeout=60))
+        if error is None:
+            finished += 1
+        else:
+            assert "cancelled" in error, error
+            latencies.setdefault(prompt.kind, []).append(time.monotonic() - asked)
+        # One of the same kind, whose model and picture the cancelled one may have left half done; and any other.
+        again = [next(p for p in small if p.kind == prompt.kind), small[number % len(small)]]
+        for other in [*again, *([prompt] if number % 5 == 0 else [])]:
+            assert outcome(host, other) == known[other.key], f"{other.key} after {prompt.key} was cancelled"
+        tried("cancelled prompts")
+    after = settled(server.process.pid, before)
+    assert after.threads <= before.threads
+    assert after.files <= before.files, open_files(server.process.pid)
+    rows = [(kind, len(found), *spread(found)) for kind, found in sorted(latencies.items())]
+    heads = ("kind", "cancelled", "median ms", "p95 ms", "max ms")
+    return table(f"{times} prompts cancelled at random moments, {finished} of them too late", heads, rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# several clients
+
+
+def variants() -> list[Prompt]:
+    """The same picture and model in other ways: what is kept of one must not serve another."""
+    ways: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.3},
+        {"precision": "bfloat16"},
+        {"seed": 7},
+        {"samples": 2},
+        {"tile": 32},
+    ]
+    colours: list[dict[str, Any]] = [{}, {"temperature": 0.3}, {"precision": "bfloat16"}, {"samples": 2}]
+    return [*(upscaling(33, **way) for way in ways), *(coloring(33, **way) for way in colours)]
+
+
+def clients(
+    server: comfyui.Server,
+    prompts: list[Prompt],
+    known: dict[str, tuple[str, str]],
+    *,
+    count: int,
+    seconds: float = 0,
+    each: int = 0,
+) -> str:
+    """Let clients post at once; every good prompt must give its own picture, every bad one its own error.
+
+    Args:
+        server: What runs.
+        prompts: Good ones; bad ones are mixed in.
+        known: What must come of them.
+        count: How many clients.
+        seconds: How long they go on;
+        each: or how many prompts each of them posts.
+
+    Returns:
+        What was measured.
+    """
+    taken: dict[str, list[float]] = {}
+    wrong: list[str] = []
+    start = time.monotonic()
+
+    def post(client: int) -> None:
+        host, chance = Host(server), random.Random(client)
+        number = 0
+        while (number < each if each else time.monotonic() < start + seconds) and not wrong:
+            number += 1
+            prompt = bad(100 * client + number) if chance.random() < 0.15 else chance.choice(prompts)
+            began = time.monotonic()
+            try:
+                if prompt.refusal:
+                    refused(host, prompt)
+                elif outcome(host, prompt) != known[prompt.key]:
+                    wrong.append(f"client {client} got another picture for {prompt.key}")
+            except Exception as error:  # of a thread: to be told to the test
+                wrong.append(f"client {client}, {prompt.key}: {error!r}")
+            taken.setdefault(prompt.kind, []).append(time.monotonic() - began)
+            tried("prompts of clients that post at once")
+
+    threads = [threading.Thread(target=post, args=(client,), daemon=True) for client in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds + 120)
+    assert not wrong, "\n".join(wrong[:5])
+    assert not any(thread.is_alive() for thread in threads), "a client waits still"
+    passed = time.monotonic() - start
+    rows = [(kind, len(found), *spread(found)) for kind, found in sorted(taken.items())]
+    total = sum(map(len, taken.values()))
+    title = f"{count} clients, {passed:.0f} s: {total} prompts, {total / passed:.2f} a second"
+    return table(title, ("kind", "prompts", "median ms", "p95 ms", "max ms"), rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# crash
+
+# A process that is born again and again, saves in a circle, and is killed: 8 MB of latents, and a model.
+SAVER = """
+import os, random, signal, sys, time
+import torch
+from pathlib import Path
+from flowcore.checkpoints import read, save
+from flowcore.checkpoints.latents_file import load_latents, save_latents
+from flowcore.models import build, configure
+
+torch.set_num_threads(1)
+folder, times, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(time.time())
+flow = build("glow", configure("glow", {"levels": 2, "steps": 2, "hidden": 64, "image_size": [16, 16]})).eval()
+
+def saving(life):
+    for number in range(10**6):
+        value = float(life * 1000 + number)
+        levels = [torch.full((64, 6, 64, 64), value), torch.full((64, 24, 16, 16), value)]
+        save_latents(folder / f"{number % 3}.safetensors", levels, model="0" * 64, architecture="glow")
+        save(flow, folder / "model" / f"{number % 2}.safetensors", provenance={"value": value})
+
+left = whole = 0
+for life in range(times):
+    child = os.fork()
+    if not child:
+        try:
+            saving(life)
+        finally:
+            os._exit(1)
+    time.sleep(chance.uniform(0.0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended by itself"
+    for file in folder.rglob("*"):
+        if file.is_dir():
+            continue
+        if file.suffix == ".partial":
+            assert file.name.startswith("."), file
+            left += 1
+            os.utime(file, (1, 1))  # long ago: the next one to save here clears it away
+        elif file.parent == folder:
+            levels = load_latents(file)[0]
+            assert len(torch.cat([z.flatten() for z in levels]).unique()) == 1, file
+            whole += 1
+        else:
+            read(file)
+            whole += 1
+    assert len(list(folder.rglob("*.partial"))) <= 2, "what the dead have left is not cleared away"
+print(left, whole)
+"""
+
+
+def killed_savers(folder: Path, times: int) -> str:
+    """Kill processes that save; every file with a final name must be whole.
+
+    Args:
+        folder: Where they save.
+        times: How many.
+
+    Returns:
+        What was found.
+    """
+    (folder / "model").mkdir()
+    command = [sys.executable, "-c", SAVER, str(folder), str(times)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    left, whole = map(int, ran.stdout.split())
+    tried("killed savers", times)
+    assert whole
+    return f"{times} savers killed: {left} in the middle of a file, and {whole} files looked at, all of them whole"
