@@ -141,6 +141,7 @@ class FlowcoreSample(io.ComfyNode):
             snapped=snap,
             progress=Progress(),
             cancelled=stop_if_cancelled,
+            notify=notes,
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)
         return io.NodeOutput(to_image(images), latents_of(flow, levels, labels=shown), ui=notes.ui)
@@ -231,7 +232,9 @@ class FlowcoreEncode(io.ComfyNode):
         levels = generate.encode(
             flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled
         )
-        again = generate.decode(flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled)
+        again = generate.decode(
+            flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled, notify=notes
+        )
         error = float((again - subject.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
@@ -333,15 +336,8 @@ class FlowcoreDecode(io.ComfyNode):
         small = _small(flow, latents.source if source is None else from_image(source), latents.levels, notes)
         count, height, width = len(levels[0]), *_sides(flow, levels)
         bring(model, generate.memory_required(flow, count, height, width))
-        images = generate.decode(
-            flow, levels, condition(flow, shown, small), progress=Progress(), cancelled=stop_if_cancelled
-        )
-        wrong = [i for i, image in enumerate(images) if not image.isfinite().all()]
-        if wrong:
-            raise FlowError(
-                f"Image {wrong[0]} came out with values that are not finite numbers: its latents lie outside what the "
-                "model can decode. Lower the temperature, or move them less far."
-            )
+        told, progress = condition(flow, shown, small), Progress()
+        images = generate.decode(flow, levels, told, progress=progress, cancelled=stop_if_cancelled, notify=notes)
         images = likelihood.snap(flow, images) if snap else images.clamp(0, 1)
         return io.NodeOutput(to_image(images), ui=notes.ui)
 

@@ -26,11 +26,13 @@ from .. import color
 from ..color import NEUTRAL
 from ..condition import Condition
 from ..flow import Flow
+from ..likelihood import rows
 from ..networks.luma import STRIDE
 from ..prior import Shape, sample_latents
 from ..resize import continued
 from ..transforms import FlowError, ImageError, ShapeError
-from . import Cancelled, Precision, Progress, is_out_of_memory, picture, plan_for, watched
+from . import Cancelled, Precision, Progress, guard, picture, plan_for, watched
+from .memory import spared
 
 Gamut = Literal["compress", "clip"]
 Colour = str | Sequence[float]
@@ -38,6 +40,8 @@ Point = tuple[float, float, Colour]
 
 LONGEST = 4  # a working image is at most so many times longer than it is wide
 AT_ONCE = 8  # colourings decoded together
+GUARD_REACH = 2.0  # of chroma; at temperature 1 no colouring of the shipped model goes beyond 0.6
+FEWER = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 COLOURED = 2 / 255  # chroma above which a picture is said to be in colour
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 HINT_SPREAD = 0.01  # chroma by which a hint may be missed: standard deviation, in the refinement
@@ -252,6 +256,7 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
     return [detail ** (1 - part) * palette**part for part in parts]
 
 
+@spared(FEWER)
 @torch.no_grad()
 def colorize(
     flow: Flow,
@@ -270,6 +275,7 @@ def colorize(
     latents_levels: int = 2,
     gamut: Gamut = "compress",
     precision: Precision = "float32",
+    batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] | None = None,
@@ -298,6 +304,8 @@ def colorize(
             cut off, as most programs do, and luma changes.
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
             "auto" and "tf32": see ``upscale``.
+        batch: Colourings decoded together; None or 0 chooses. Changes memory and time, not the pictures (but for
+            rounding).
         progress: Called with ``(done, total, preview)``; a preview with every finished colouring.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when there is something to say about the picture; None logs it.
@@ -323,7 +331,8 @@ def colorize(
     job = _Job(flow, image, working_size, saturation, gamut, precision, notify)
     hints = job.fitting(hints)
     taus = job.temperatures(temperature, detail)
-    groups = [range(start, min(start + AT_ONCE, samples)) for start in range(0, samples, AT_ONCE)]
+    at_once = _at_once(batch)
+    groups = [range(start, min(start + at_once, samples)) for start in range(0, samples, at_once)]
     refined = hint_steps if hints is not None and hints.coverage is not None else 0
     with job.reporting(progress, cancelled, len(job.y) * (1 + samples + len(groups) * refined)):
         pictures: list[Tensor] = []
@@ -340,15 +349,25 @@ def colorize(
                 shared = cond.expand(len(group))
                 if refined and wanted is not None:
                     z = job.refined(z, shared, wanted, refined)
-                for chroma in job.decode(z, shared, job.bounded, job.locking(wanted)).split(1):
+                    decoded = job.decode(z, shared, job.bounded, job.locking(wanted))  # calmer would miss the hints
+                else:
+                    decoded = job.guarded(len(pictures), z, shared, wanted)
+                for chroma in decoded.split(1):
                     pictures.append(job.finish(chroma, part, hints))
                     job.step(pictures[-1][0])
+    job.report()
     return torch.cat(pictures)
 
 
+@spared(FEWER)
 @torch.no_grad()
 def encode_colors(
-    flow: Flow, image: Tensor, *, working_size: int | None = None, cancelled: Callable[[], bool] | None = None
+    flow: Flow,
+    image: Tensor,
+    *,
+    working_size: int | None = None,
+    batch: int | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Tensor]:
     """Find the latents of a picture's own colours.
 
@@ -356,6 +375,7 @@ def encode_colors(
         flow: A colorizer.
         image: In colour, ``(B, 3 or 4, H, W)``; see ``colorize``.
         working_size: See ``colorize``.
+        batch: Pictures at once; None or 0 chooses.
         cancelled: See ``colorize``.
 
     Returns:
@@ -369,10 +389,11 @@ def encode_colors(
     if image.ndim != 4 or image.shape[1] not in (3, 4):
         raise ImageError(f"Expected a colour image of shape (B, 3 or 4, H, W); got {tuple(image.shape)}.")
     job = _Job(flow, image, working_size, 1.0, "compress", "float32", None, encoding=True)
-    with job.reporting(None, cancelled, -(-len(image) // AT_ONCE)):
+    at_once = _at_once(batch)
+    with job.reporting(None, cancelled, -(-len(image) // at_once)):
         encoded: list[list[Tensor]] = []
-        for start in range(0, len(image), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        for start in range(0, len(image), at_once):
+            part = slice(start, start + at_once)
             chroma = _sized(color.split(picture(image[part])[0])[1], job.chroma_size).to(job.device)
             encoded.append(job.plan(_padded(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
@@ -440,6 +461,7 @@ def transfer_palette(
     return colorize(flow, image, latents=latents, latents_strength=strength, latents_levels=levels, **options)
 
 
+@spared(FEWER, at_once="chunk")
 @torch.no_grad()
 def colorize_video(
     flow: Flow,
@@ -624,6 +646,8 @@ class _Job:
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
         say = notify or log.warning
+        self.say = say
+        self.repairs = guard.Repairs()
         self.flow = flow
         self.device = next(flow.parameters()).device
         self.home = image.device
@@ -664,16 +688,8 @@ class _Job:
             if cancelled is not None and cancelled():
                 raise Cancelled("colorize was cancelled")
 
-        try:
-            with watched(self.flow, stop), watched(self.plan, stop):
-                yield
-        except RuntimeError as error:  # what torch raises when memory runs out, on every device
-            if not is_out_of_memory(error):
-                raise
-            raise FlowError(
-                f"Out of memory at {self.y.shape[-1]}x{self.y.shape[-2]} pixels. Ask for fewer at once, "
-                "shrink the pictures, or free memory on the device."
-            ) from error
+        with watched(self.flow, stop), watched(self.plan, stop):
+            yield
 
     def step(self, preview: Tensor | None = None) -> None:
         self._done += 1
@@ -762,6 +778,32 @@ class _Job:
         decoded = self.plan.inverse(z, cond, between)
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
+    def guarded(self, first: int, z: Sequence[Tensor], cond: Condition, wanted: _Wanted | None) -> Tensor:
+        """Decode with the guard: what is bounded, but would have been far off, is drawn calmer."""
+
+        def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            wild: list[Tensor] = []
+
+            def look(number: int, x: Tensor) -> Tensor:
+                wild.append(~(_chroma_seen(self.flow, number, x).abs() <= GUARD_REACH).all(1, keepdim=True))
+                return x
+
+            told = cond if items is None else rows(cond, items)
+            chroma = self.decode(latents, told, look, self.bounded, self.locking(wanted))
+            if not torch.stack([mark.any() for mark in wild]).any():
+                return chroma, None
+            whole = torch.stack([F.interpolate(mark.float(), self.grid) for mark in wild]).amax(0) > 0
+            return chroma, whole[..., : self.chroma_size[0], : self.chroma_size[1]]
+
+        decoded = guard.decode(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
+        self.repairs.add(first, decoded.calmed, decoded.filled)
+        return decoded.images
+
+    def report(self) -> None:
+        """Say what the guard has done."""
+        for sentence in self.repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left grey"):
+            self.say(sentence)
+
     def bounded(self, number: int, x: Tensor) -> Tensor:
         return bounded(self.flow, number, x)
 
@@ -830,10 +872,15 @@ def bounded(flow: Flow, number: int, x: Tensor) -> Tensor:
     Returns:
         The same where it is possible, else the nearest that is.
     """
-    assert flow.prelude is not None
-    chroma = flow.prelude.inverse(x / 2**number) - NEUTRAL
+    chroma = _chroma_seen(flow, number, x)
     possible = chroma.nan_to_num(0, MOST, -MOST).clamp(-MOST, MOST)
     return torch.where((possible == chroma).all(1, keepdim=True), x, _seen(flow, number, possible).to(x))
+
+
+def _chroma_seen(flow: Flow, number: int, x: Tensor) -> Tensor:
+    """Give means of chroma that the flow has between its levels; the inverse of ``_seen``."""
+    assert flow.prelude is not None
+    return flow.prelude.inverse(x / 2**number) - NEUTRAL
 
 
 def _seen(flow: Flow, number: int, chroma: Tensor) -> Tensor:
@@ -938,6 +985,12 @@ def _check_finish(saturation: float, gamut: str) -> None:
         raise FlowError(f"saturation must be a finite number >= 0; got {saturation}.")
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
+
+
+def _at_once(batch: int | None) -> int:
+    if batch is not None and batch < 0:
+        raise FlowError(f"batch must not be negative; got {batch}. 0 chooses.")
+    return batch or AT_ONCE
 
 
 def _check_draw(seed: int, strength: float, levels: int) -> None:

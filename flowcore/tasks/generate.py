@@ -34,6 +34,7 @@ from . import (
     Cancelled,
     Precision,
     Progress,
+    guard,
     image_files,
     images_at_once,
     is_out_of_memory,
@@ -42,14 +43,18 @@ from . import (
     upscale,
     watched,
 )
+from .memory import spared
 
 Labels = int | Sequence[int] | Tensor
 
 log = logging.getLogger("flowcore")
 
+GUARD_REACH = 100.0  # from 0.5; whoever asks for wild latents may have wild images, but no infinities
+SMALLER = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
 TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def sample(
     flow: Flow,
@@ -65,8 +70,9 @@ def sample(
     precision: Precision = "float32",
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tensor:
-    """Make images out of noise.
+    """Make images out of noise. Where the model overflows, they are drawn calmer, see ``guard``.
 
     Args:
         flow: An unconditional model, or one that is conditioned on labels.
@@ -86,13 +92,14 @@ def sample(
             gives the same images in float32 only.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when something is done otherwise than asked (precision, temperature where the
+            model overflows); None logs it.
 
     Returns:
         ``(n, C, H, W)`` float32 in [0, 1], on the CPU.
 
     Raises:
-        FlowError: If the model makes images from an image, an argument is out of its range, the size is missing, or
-            an image comes out with values that are not numbers.
+        FlowError: If the model makes images from an image, an argument is out of its range, or the size is missing.
         ConditionError: If labels are missing, superfluous, or not as many as images.
         ShapeError: If the model cannot make that size.
         Cancelled: If stopped.
@@ -108,25 +115,23 @@ def sample(
         latents = apply_style(flow, [z.to(device) for z in latents], styles)
     wanted = _labels(flow, labels, n)
     result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
-    plan = plan_for(flow, precision, log.warning)
+    plan = plan_for(flow, precision, notify or log.warning)
     meter = _Meter(plan, n, progress, cancelled)
+    repairs = guard.Repairs()
 
     def some(start: int, stop: int) -> None:
         cond = None if wanted is None else _told(flow, wanted[start:stop])
-        pictures = plan.inverse([z[start:stop].to(device, dtype) for z in latents], cond).to("cpu", torch.float32)
-        wrong = [start + i for i, picture in enumerate(pictures) if not picture.isfinite().all()]
-        if wrong:
-            raise FlowError(
-                f"Image {wrong[0]} (seed {seed + wrong[0]}) came out with values that are not finite numbers: the "
-                "model is unstable there. Lower the temperature or choose another seed."
-            )
+        pictures = _guarded(plan, [z[start:stop].to(device, dtype) for z in latents], cond, start, repairs)
+        pictures = pictures.to("cpu", torch.float32)
         result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
     _run(plan, n, batch or images_at_once(height, width), meter, some)
+    _report(repairs, result, notify)
     return result
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def encode(
     flow: Flow,
@@ -164,6 +169,7 @@ def encode(
     return _encode(flow, pixels, cond, batch, _Meter(planned(flow), len(pixels), progress, cancelled))
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def decode(
     flow: Flow,
@@ -173,10 +179,12 @@ def decode(
     batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Turn latents into images.
 
-    Runs in the flow's own precision, whatever autocast is in force.
+    Runs in the flow's own precision, whatever autocast is in force. Where the model overflows, what the latents mean is
+    drawn calmer, see ``guard``; everywhere else this is the exact inverse of ``encode``.
 
     Args:
         flow: The model.
@@ -185,6 +193,7 @@ def decode(
         batch: Images at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when the guard had to help; None logs it.
 
     Returns:
         ``(B, C, H, W)``, not clamped, float32 (float64 if the flow is), on the device of the latents.
@@ -197,9 +206,11 @@ def decode(
     """
     levels = _levels(latents)
     _home(flow)  # refuses a low precision
-    return _decode(flow, levels, cond, batch, _Meter(planned(flow), levels[0].shape[0], progress, cancelled))
+    meter = _Meter(planned(flow), levels[0].shape[0], progress, cancelled)
+    return _decode(flow, levels, cond, batch, meter, notify)
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def reconstruct(
     flow: Flow,
@@ -261,6 +272,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
     return bins.place(to_integers(pixels, bins.n_bits)[0], torch.stack(noise).to(pixels))
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def style_transfer(
     flow: Flow,
@@ -313,6 +325,7 @@ def style_transfer(
     return pictures.clamp(0, 1) if seed is None else snap(flow, pictures)
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def content_transfer(
     flow: Flow,
@@ -370,6 +383,7 @@ def content_transfer(
     result = torch.empty_like(pixels)
     plan = planned(flow)
     meter = _Meter(plan, 2 * len(pixels), progress, cancelled)
+    repairs = guard.Repairs()
 
     def some(start: int, stop: int) -> None:
         cond = plan.encode_condition(small[start:stop].to(device))
@@ -377,10 +391,11 @@ def content_transfer(
         _refuse_not_finite(latents, pixels[start:stop], start)
         latents = normalise(latents, strength, per, window=window)
         meter.finish()
-        result[start:stop] = plan.inverse(latents, cond).clamp(0, 1).to(result.device)
+        result[start:stop] = _guarded(plan, latents, cond, start, repairs).clamp(0, 1).to(result.device)
         meter.finish(result[start:stop])
 
     _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
+    _report(repairs, result, None)
     return result
 
 
@@ -426,6 +441,7 @@ class FolderDirection:
     skipped: list[str]
 
 
+@spared(SMALLER)
 @torch.no_grad()
 def attribute_direction_from_folders(
     flow: Flow,
@@ -491,6 +507,8 @@ def attribute_direction_from_folders(
                     images.append(_read(file, flow.channels, height, width))
                     names.append(file.name)
                 except Exception as error:  # of many classes, if the bytes are damaged
+                    if isinstance(error, MemoryError) or is_out_of_memory(error):
+                        raise
                     skipped.append(f"{file.name}: {error}")
                     meter.skip()
             if not images:
@@ -602,7 +620,7 @@ def _run(plan: Plan, count: int, batch: int, meter: _Meter, some: Callable[[int,
     """Work through all images, batch by batch, in the flow's own precision; with fewer at once if memory runs out."""
     if batch < 1:
         raise FlowError(f"batch must be at least 1; got {batch}.")
-    start = 0
+    start, spare = 0, False
     with watched(plan, meter.advance), torch.autocast(plan.device.type, enabled=False):
         while start < count:
             stop = min(count, start + batch)
@@ -614,12 +632,15 @@ def _run(plan: Plan, count: int, batch: int, meter: _Meter, some: Callable[[int,
             except RuntimeError as error:  # what torch raises when memory runs out, on every device
                 if not is_out_of_memory(error):
                     raise
-                if stop - start == 1:
-                    raise FlowError(
-                        "Out of memory even with one image at a time. Choose a smaller size, or free memory on the "
-                        "device."
-                    ) from error
-            batch = (stop - start) // 2
+                if stop - start == 1 and spare:
+                    raise FlowError(f"Out of memory even with one image at a time. {SMALLER}") from error
+            if stop - start == 1:
+                plan.spare()
+                spare = True
+                log.warning("Out of memory: going on in the lowest strips. It takes longer.")
+            else:
+                batch = (stop - start) // 2
+                log.warning("Out of memory: going on with %d images at once.", batch)
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -641,21 +662,50 @@ def _encode(
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
-def _decode(flow: Flow, latents: Sequence[Tensor], cond: Condition | None, batch: int | None, meter: _Meter) -> Tensor:
+def _decode(
+    flow: Flow,
+    latents: Sequence[Tensor],
+    cond: Condition | None,
+    batch: int | None,
+    meter: _Meter,
+    notify: Callable[[str], None] | None = None,
+) -> Tensor:
     device, dtype = _home(flow)
     plan = planned(flow)
     count = latents[0].shape[0]
     parts: list[Tensor] = []
+    repairs = guard.Repairs()
 
     def some(start: int, stop: int) -> None:
         told = _rows(flow, cond, start, stop, count)
-        pictures = plan.inverse([z[start:stop].to(device, dtype) for z in latents], told).to(latents[0].device)
-        parts.append(pictures)
+        pictures = _guarded(plan, [z[start:stop].to(device, dtype) for z in latents], told, start, repairs)
+        parts.append(pictures.to(latents[0].device))
         meter.finish(pictures.clamp(0, 1))
 
     numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
     _run(plan, count, batch or images_at_once(1, numbers // flow.channels), meter, some)
-    return torch.cat(parts)
+    result = torch.cat(parts)
+    _report(repairs, result, notify)
+    return result
+
+
+def _guarded(
+    plan: Plan, latents: Sequence[Tensor], cond: Condition | None, first: int, repairs: guard.Repairs
+) -> Tensor:
+    """Decode to finite images; `first` is the number of the first."""
+
+    def grey() -> Tensor:
+        return torch.full((1, plan.channels, 1, 1), 0.5)
+
+    reach = upscale.GUARD_REACH if plan.architecture == "srflow" else GUARD_REACH
+    decoded = guard.decode(guard.within(plan, cond, reach), latents, grey)
+    repairs.add(first, decoded.calmed, decoded.filled)
+    return decoded.images
+
+
+def _report(repairs: guard.Repairs, images: Tensor, notify: Callable[[str], None] | None) -> None:
+    for sentence in repairs.sentences(images[0, 0].numel(), "left grey"):
+        (notify or log.warning)(sentence)
 
 
 def _sound(latents: Sequence[Tensor]) -> Tensor:

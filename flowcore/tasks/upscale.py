@@ -6,6 +6,8 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import EllipsisType
 from typing import cast
 
 import torch
@@ -20,12 +22,15 @@ from ..prior import sample_latents
 from ..resize import enlarge
 from ..tiling import Window, free_memory, windows
 from ..transforms import FlowError
-from . import Cancelled, Precision, Progress, is_out_of_memory, layers, picture, plan_for, watched
+from . import Cancelled, Precision, Progress, guard, is_out_of_memory, layers, picture, plan_for, watched
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
+GUARD_REACH = 2.0  # from 0.5; at temperature 1 no sample of the shipped models lies farther away than 1.4
 MOST_SAMPLES = 8  # at once: they share what every step draws from the LR image; more would share little more
+
+Index = tuple[EllipsisType, slice, slice]
 
 log = logging.getLogger("flowcore")
 
@@ -51,7 +56,7 @@ def upscale(
     The image is worked on as a whole, in strips of rows that are exact (see ``folding``); only where memory does not
     suffice for that, or ``tile`` asks for it, in tiles. The latents are drawn for the whole image and cropped, so a
     seed gives the same picture whatever the tile size, the batch position and the device. Sample s of every image is
-    drawn with ``seed + s``.
+    drawn with ``seed + s``. Where the model overflows, it is drawn calmer, see ``guard``, and ``notify`` is told.
 
     Args:
         flow: An SRFlow.
@@ -69,7 +74,8 @@ def upscale(
             elsewhere the same as float32.
         progress: Called with ``(done, total, preview)``; a preview with every finished sample.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked (tile, precision); None logs it.
+        notify: Called with a sentence when something is done otherwise than asked (tile, precision, temperature where
+            the model overflows); None logs it.
         store: Where what was learnt of an image is kept for the next call; None for nowhere.
 
     Returns:
@@ -121,6 +127,8 @@ def upscale(
             say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    for sentence in run.repairs.sentences(pictures[0, 0].numel(), "enlarged the ordinary way (bicubic)"):
+        say(sentence)
     pictures = pictures.to(lr.device)
     if alpha is None:
         return pictures
@@ -250,8 +258,10 @@ class _Run:
         self.rows, self.columns = _padded_sides(plan, *rgb.shape[-2:])
         shapes = plan.latent_shapes(self.rows * plan.condition_scale, self.columns * plan.condition_scale)
         self.latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
+        self.repairs = guard.Repairs()
 
     def __call__(self, tile: int, at_once: int) -> Tensor:
+        self.repairs = guard.Repairs()
         plan, rgb, samples, scale = self.plan, self.rgb, self.samples, self.plan.condition_scale
         multiple = plan.size_multiple // scale or 1
         tiles = windows(self.rows, self.columns, tile=tile // multiple * multiple, halo=self.halo, multiple=multiple)
@@ -262,16 +272,23 @@ class _Run:
         total = batch * len(tiles) * (encoder + len(parts) * decoder + samples)
         meter = _Meter(total, self.progress, self.cancelled)
         with watched(plan, meter.advance):
-            for image, pictures in zip(rgb, result, strict=True):
+            for item, (image, pictures) in enumerate(zip(rgb, result, strict=True)):
                 padded = _pad(image[None], self.rows, self.columns)
                 for number, window in enumerate(tiles):
                     meter.begin(encoder)
-                    cond = self._condition(_cut(padded, window, 1), len(parts) > 1)
+                    source = _cut(padded, window, 1)
+                    cond = self._condition(source, len(parts) > 1)
+                    here, there = _core(window, scale, height * scale, width * scale)
                     for part in parts:
                         meter.begin(decoder)
                         z = [_cut(t[part], window, t.shape[-2] / self.rows).to(plan.device) for t in self.latents]
-                        for sample, decoded in zip(pictures[part], plan.inverse(z, cond), strict=True):
-                            _place(decoded, window, scale, sample)
+                        attempt = guard.within(plan, cond, GUARD_REACH)
+                        decoded = guard.decode(attempt, z, partial(enlarge, source, scale))
+                        images, *marks = (None if t is None else t[here] for t in decoded)
+                        self.repairs.add(item * samples + part.start, *marks)
+                        assert images is not None
+                        for sample, piece in zip(pictures[part], images, strict=True):
+                            sample[there] = piece.clamp(0, 1)
                             meter.finished(sample if number == len(tiles) - 1 else None)
         return result.flatten(0, 1)
 
@@ -337,13 +354,13 @@ def _cut(tensor: Tensor, window: Window, factor: float) -> Tensor:
     return tensor[..., top:bottom, left:right]
 
 
-def _place(picture: Tensor, window: Window, scale: int, canvas: Tensor) -> None:
-    """Write a decoded window, without its halo, into the HR canvas (which ends where the unpadded image ends)."""
-    height, width = canvas.shape[-2:]
+def _core(window: Window, scale: int, height: int, width: int) -> tuple[Index, Index]:
+    """A decoded window without its halo: where in the window, and where in the HR canvas, which ends with the image."""
     top, left = window.top * scale, window.left * scale
     bottom, right = min(window.bottom * scale, height), min(window.right * scale, width)
     y, x = top - window.halo_top * scale, left - window.halo_left * scale
-    canvas[:, top:bottom, left:right] = picture[:, y : y + bottom - top, x : x + right - left].clamp(0, 1)
+    here = (..., slice(y, y + bottom - top), slice(x, x + right - left))
+    return here, (..., slice(top, bottom), slice(left, right))
 
 
 def _automatic_tile(flow: Flow, height: int, width: int, halo: int, device: torch.device) -> int:

@@ -220,9 +220,12 @@ def test_the_last_seed_goes_on_with_the_first(glow):
     close(sample(glow, 2, seed=2**64 - 1)[1:], sample(glow, 1, seed=0))
 
 
-def test_an_image_that_is_not_finite_is_named(glow):
-    with pytest.raises(FlowError, match=r"Image 0 \(seed 5\).*Lower the temperature"):
-        sample(glow, 2, seed=5, temperature=1e38)
+def test_what_overflows_is_drawn_calmer_and_said(glow):
+    said = []
+    assert sample(glow, 2, seed=5, temperature=1e38, notify=said.append).isfinite().all()
+    assert len(said) == 1
+    assert "overflowed in 2 pictures" in said[0]
+    assert "lower temperature" in said[0]
 
 
 # --- encode, decode, reconstruct --------------------------------------------------------------------------------------

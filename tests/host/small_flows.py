@@ -12,6 +12,7 @@ from flowcore import Flow
 from flowcore.checkpoints import save
 from flowcore.models import build, configure
 from flowcore.training.styles import with_styles
+from flowcore.transforms import ActNorm
 
 GLOW = {"levels": 2, "steps": 2, "hidden": 8, "image_size": [12, 16]}
 KINDS = {
@@ -59,6 +60,8 @@ def flow(name: str) -> Flow:
     with torch.no_grad():
         for parameter in made.parameters():  # away from the identity, where couplings start
             parameter += 0.05 * torch.randn(parameter.shape)
+        if architecture == "srflow":  # as in trained models, most latents mean pictures: the guard looks on
+            next(m for m in made.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
     if architecture == "class_conditional":
         made = with_styles(made, ("bold", "wide"), torch.randn(2, 8 * 12))
     return made.eval()
