@@ -35,11 +35,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
     if str(path) in catalog.names():
         file = catalog.path(str(path))
     else:
-        file = Path(path).expanduser()
-        if not file.exists():
+        file = Path(path)
+        try:
+            file = file.expanduser()
+            exists = file.exists()
+        except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, no such person's home
+            exists = False
+        if not exists:
             shipped = ", ".join(catalog.names()) or "none"
             raise CheckpointError(
-                f"There is no file {file}, and no shipped model of that name (shipped: {shipped}). Check the name."
+                f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "
+                "the name."
             )
     flow = read(file, config_overrides) if is_ours(file) else convert(file, config_overrides)
     return flow.to(device)

@@ -1,28 +1,30 @@
 """Public checkpoints: from the file that someone published to our Flow, in memory.
 
 One ``Source`` for each published layout, in ``sources``; here the file is read and its source found. The files are from
-strangers: they are opened with ``weights_only=True`` and nothing else, names and shapes are compared with a model on
-torch's meta device before anything is allocated, and a refusal says what was seen.
+strangers: pickles are followed before they are read (``pickled.py``), they are opened with ``weights_only=True`` and
+nothing else, names and shapes are compared with a model on torch's meta device before anything is allocated, and a
+refusal says what was seen. Bound on memory: until then at most 256 MiB and eight times the file; see ``file.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickletools
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..flow import Flow
 from ..transforms import CheckpointError, FlowError
-from .file import KEY
+from .file import KEY, opened
+from .pickled import refuse_excess
 from .sources import SOURCES
 from .sources.source import Source, State
 
@@ -58,7 +60,8 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     except FlowError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
+        named = str(error).startswith(path.name)
+        raise CheckpointError(str(error) if named else f"{path.name}: {error}") from error
     return flow
 
 
@@ -72,6 +75,9 @@ SUPPORTED = (
 # What training programs put around or in front of the names of a network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "netG.", "generator.", "params_ema.", "params.", "state_dict.")
 DEPTH = 3  # of dictionaries within dictionaries
+MOST_CANDIDATES = 8  # state dicts in one file
+LONGEST = 1000  # name of a tensor
+MOST_CONTENTS = 8 * 2**20  # bytes of an archive's table: 80,000 tensors
 
 FIRST_BYTES = {
     b"\xff\xd8\xff": "a JPEG image",
@@ -105,11 +111,6 @@ LOOKS = (
     (r"invconv|inv_conv|actnorm|act_norm", "a flow of another program"),
 )
 
-# What pickles of plain tensors import.
-HARMLESS = re.compile(
-    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.storage\.\w+|torch\.(b?float|u?int|bool)\w*|torch\.Size"
-)
-
 
 def _read(path: Path) -> Any:
     """Read what is in the file, as views of it where that is possible."""
@@ -117,17 +118,20 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"this is a folder; give the file in it. {SUPPORTED}")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
         raise CheckpointError("the file is empty, as after a download that failed. Fetch it again.")
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch(path, _pickle_of_archive(path), mmap=True)
+        refuse_excess(io.BytesIO(_pickle_of_archive(path)), size)
+        return _read_torch(path, mmap=True)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:
         return _read_safetensors(path)
     if head.startswith(b"\x80"):
         with path.open("rb") as file:
-            return _read_torch(path, file.read(2**20), mmap=False)
+            refuse_excess(file, size, many=True)
+        return _read_torch(path, mmap=False)
     looks = next(
         (f"this is {what}" for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first)),
         "this is not a model file",
@@ -136,36 +140,49 @@ def _read(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            if KEY in (file.metadata() or {}):
-                raise CheckpointError(
-                    "this is a flowcore model already; there is nothing to convert. Load it as it is."
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"this safetensors file is truncated or damaged ({error}). Fetch it again.") from error
+    with opened(path, "Fetch it again.") as file:
+        if KEY in (file.metadata() or {}):
+            raise CheckpointError("this is a flowcore model already; there is nothing to convert. Load it as it is.")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _pickle_of_archive(path: Path) -> bytes:
     """Find the pickle of a torch archive, and refuse other and dubious archives."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 22))
+        end = file.read()
+    # torch writes no comment behind its table of contents. With one, two readers may see two tables.
+    if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
+        raise CheckpointError(
+            "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
+        )
+    if int.from_bytes(end[12:16], "little") > MOST_CONTENTS:
+        raise CheckpointError(f"the table of contents of this archive is larger than that of any model. {SUPPORTED}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            if sum(entry.file_size for entry in entries) > size:
                 raise CheckpointError(
                     f"this archive unpacks to more than its own size, which no checkpoint does. {SUPPORTED}"
                 )
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
             if not pickles:
-                models = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
+                models = [name[:80] for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
                 inside = f"; it holds {', '.join(models[:3])}" if models else ""
                 raise CheckpointError(
                     f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it. {SUPPORTED}"
                 )
             if any(name.split("/")[-1] == "constants.pkl" for name in names):
                 raise CheckpointError(f"this is a TorchScript program, not a state dict. {SUPPORTED}")
+            if len({name.lower() for name in names}) < len(names):  # torch does not tell a from A
+                raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise CheckpointError(
+                    "this archive has been compressed, and torch compresses none. Unpack it, and write its tensors "
+                    f"anew. {SUPPORTED}"
+                )
             return archive.read(pickles[0])
     except CheckpointError:
         raise
@@ -175,57 +192,32 @@ def _pickle_of_archive(path: Path) -> bytes:
         ) from error
 
 
-def _read_torch(path: Path, pickled: bytes, *, mmap: bool) -> Any:
+def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
         if path.suffix == ".safetensors":  # torch would believe the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # of many classes, if the bytes are hostile
-        imports = [name for name in _imports(pickled) if not HARMLESS.fullmatch(name)]
-        if imports:
-            raise CheckpointError(
-                f"reading this pickle would import {', '.join(imports[:3])}, which could run code; it was not read. "
-                "Supported are files of tensors only. If you trust it, write those anew where the file comes from: "
-                "torch.save(model.state_dict(), 'model.pth')."
-            ) from error
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
             f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again. {SUPPORTED}"
         ) from error
 
 
-def _imports(pickled: bytes) -> list[str]:
-    """List what pickles, one after the other, would import; without unpickling anything."""
-    stream = io.BytesIO(pickled)
-    found: dict[str, None] = {}
-    try:
-        while True:
-            strings: list[str] = []
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "GLOBAL":
-                    found[str(argument).replace(" ", ".")] = None
-                elif opcode.name == "STACK_GLOBAL":
-                    found[".".join(strings[-2:])] = None
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    except Exception:  # the end, or what is not a pickle
-        return list(found)
-
-
 def _find(loaded: Any) -> tuple[Source, State]:
     """Find the one state dict of a known layout in what a file holds."""
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, dict):
         raise CheckpointError(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors. {SUPPORTED}")
     tensors: list[str] = []
-    candidates = list(_candidates(loaded, (), tensors))
+    candidates = list(islice(_candidates(loaded, (), tensors, set()), MOST_CANDIDATES))
     if {where[-1] for where, _, _ in candidates if where} == {"params", "params_ema"}:
         candidates = [c for c in candidates if c[0][-1:] == ("params_ema",)]  # the averaged weights are those to use
     if len(candidates) == 1:
         return candidates[0][1:]
-    keys = ", ".join(str(key)[:60] for key in list(loaded)[:8])
+    keys = ", ".join(_shown(key) for key in list(loaded)[:8])
     if candidates:
-        places = [".".join(where) for where, _, _ in candidates]
+        places = [".".join(where) for where, _, _ in candidates[:4]]
         lookup = "".join(f"[{key!r}]" for key in candidates[-1][0])
         raise CheckpointError(
             f"this is a trainer's checkpoint with the keys {keys}, and {' and '.join(places)} hold the weights of a "
@@ -239,7 +231,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
         )
     looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in tensors)), "")
     looks = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
-    wrapped = any(not isinstance(value, Tensor) for value in loaded.values())
+    wrapped = any(not isinstance(value, Tensor) for value in dict.values(loaded))
     some = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
     raise CheckpointError(
         f"this file {f'has the keys {keys}, and in them' if wrapped else 'holds'} {len(tensors)} tensors: {some}. "
@@ -248,20 +240,28 @@ def _find(loaded: Any) -> tuple[Source, State]:
 
 
 def _candidates(
-    loaded: Mapping[Any, Any], where: tuple[str, ...], tensors: list[str]
+    loaded: dict[Any, Any], where: tuple[str, ...], tensors: list[str], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Source, State]]:
     """Walk through dictionaries of dictionaries, and collect the names of all tensors but those of optimizers."""
-    state = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    entries = list(dict.items(loaded))  # a hostile OrderedDict may have an attribute of that name
+    state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    if any(len(name) > LONGEST for name in state):
+        raise CheckpointError(f"this file has a tensor whose name is longer than {LONGEST} characters. {SUPPORTED}")
     tensors.extend(state)
     bare = _without_prefixes(state)
     shapes = {name: tuple(t.shape) for name, t in bare.items()}
     source = next((source for source in SOURCES if source.detect(shapes)), None)
     if source is not None:
         yield where, source, bare
-    elif len(where) < DEPTH:
-        for key, value in loaded.items():
-            if isinstance(value, Mapping) and "optim" not in str(key):
-                yield from _candidates(value, (*where, str(key)), tensors)
+    elif len(where) < DEPTH and id(loaded) not in seen:
+        seen.add(id(loaded))  # dictionaries that share their parts would be walked through a million times
+        for key, value in entries:
+            if isinstance(value, dict) and "optim" not in (name := _shown(key)):
+                yield from _candidates(value, (*where, name), tensors, seen)
+
+
+def _shown(key: Any) -> str:
+    return str(key)[:60] if isinstance(key, (str, int)) else type(key).__name__
 
 
 def _without_prefixes(state: State) -> State:
@@ -283,7 +283,7 @@ def _refuse_odd(source: Source, state: State, size: int) -> None:
     for name, t in state.items():
         whole = bool(source.whole.fullmatch(name))
         plain = t.is_floating_point() or (whole and t.dtype in WHOLE)
-        if not plain or t.layout != torch.strided or t.is_quantized:
+        if not plain or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
             expected = "plain whole numbers" if whole else "plain floating point"
             raise CheckpointError(f"{name} is a {t.dtype} {t.layout} tensor; expected {expected}.")
     claimed = sum(t.numel() * t.element_size() for t in state.values())

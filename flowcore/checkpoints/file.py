@@ -2,12 +2,19 @@
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance says source, sha256
 of the original, licence and metrics. Reading it costs no tensor.
+
+Files come from strangers. Bounds on what one can ask for: a header of 4 MiB, a configuration of 20,000 tensors, 5 s,
+and, until names, types and shapes have been compared, 256 MiB beside eight times the file (the file itself is mapped,
+not read). Afterwards the model takes what its tensors take in float32. Values that are not finite are refused; what was
+loaded does not hang on the file, which may be replaced or cut short.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +22,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..flow import Flow
 from ..models import build, configure
-from ..transforms import CheckpointError, FlowError
+from ..transforms import CheckpointError, FlowError, Permutation
 from .writing import write_whole
 
 FORMAT = 1
 KEY = "flowcore"
+MOST_HEADER = 4 * 2**20  # bytes: 30,000 tensors; of the largest published flow 0.2 MiB
+MOST_TENSORS = 20_000
+FLOATING = ("F64", "F32", "F16", "BF16")
+WHOLE = ("I64", "I32", "I16", "U8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +83,9 @@ def read_header(path: str | Path) -> Header:
         )
         if type(header.architecture) is not str or type(header.format) is not int or header.format < 1:
             raise TypeError(f"architecture {header.architecture!r}, format {header.format!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"The flowcore header of {Path(path).name} is damaged ({error}). Fetch the file again."
+            f"The flowcore header of {Path(path).name} is damaged ({str(error)[:200]}). Fetch the file again."
         ) from error
     if header.format > FORMAT:
         raise CheckpointError(
@@ -144,20 +157,110 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         config = configure(header.architecture, {**header.config, **(overrides or {})})
     except FlowError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    with torch.device("meta"):  # the configuration is from a stranger: look at shapes before allocating anything
-        flow = build(header.architecture, config)
-    expected = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            refuse_mismatch(path.name, expected, shapes)
-            tensors = ((name, file.get_tensor(name)) for name in expected)
-            state = {name: t.float() if t.is_floating_point() else t for name, t in tensors}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.name} is truncated or damaged ({error}). Fetch the file again.") from error
+        flow = skeleton(header.architecture, config)
+    except FlowError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    ours = flow.state_dict()
+    with opened(path, f"Fetch {path.name} again.") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in ours.items()}, shapes)
+        for name, part in slices.items():
+            types = FLOATING if ours[name].is_floating_point() else WHOLE
+            if str(part.get_dtype()) not in types:
+                raise CheckpointError(
+                    f"{name} in {path.name} is of type {part.get_dtype()}; expected {', '.join(types[:-1])} or "
+                    f"{types[-1]}. The file is damaged."
+                )
+        # copied, because safetensors lends out the file's own pages, and the file may be replaced or cut short
+        state = {
+            name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else torch.int64, copy=True)
+            for name, t in ours.items()
+        }
+    refuse_values(path.name, state)
     flow.load_state_dict(state, assign=True)
+    refuse_orders(path.name, flow)
     flow.provenance = header.provenance
     return flow.eval()
+
+
+def skeleton(architecture: str, config: Any) -> Flow:
+    """Build a model without numbers, on torch's meta device: what a stranger's configuration asks for, to look at.
+
+    Args:
+        architecture: A key of ``models.ARCHITECTURES``.
+        config: Its configuration.
+
+    Returns:
+        The flow; its tensors have shapes only.
+
+    Raises:
+        CheckpointError: If it has more tensors than any model.
+    """
+    with torch.device("meta"), _Counted():
+        return build(architecture, config)
+
+
+class _Counted(TorchFunctionMode):
+    """Ends the building of a model that would take minutes: a tensor takes five calls of torch on average."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        if self.calls > 5 * MOST_TENSORS:
+            raise CheckpointError(
+                f"the configuration asks for more than {MOST_TENSORS} tensors, which no model has. Its numbers of "
+                "steps, layers or blocks are too large."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_values(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that hold values that are not finite: a training run that went wrong, or a damaged file.
+
+    Args:
+        name: Of the file, for the message.
+        tensors: By name.
+
+    Raises:
+        CheckpointError: Saying how many values, and where.
+    """
+    wrong: dict[str, int] = {}
+    for key, t in tensors.items():
+        # one pass without a copy; both ends are NaN if any value is
+        numbers = t.is_floating_point() and t.numel() > 0 and not t.is_meta
+        if numbers and not all(end.isfinite() for end in t.aminmax()):
+            wrong[key] = int((~t.isfinite()).sum())
+    if wrong:
+        most = max(wrong, key=lambda key: wrong[key])
+        raise CheckpointError(
+            f"{name} holds {sum(wrong.values())} values that are not finite numbers, in {len(wrong)} of its tensors; "
+            f"{wrong[most]} of them in {most}. The training went wrong, or the file is damaged: fetch it again."
+        )
+
+
+def refuse_orders(name: str, flow: Flow) -> None:
+    """Refuse fixed orders of channels that are none: they would read beyond their tensors, or lose channels.
+
+    Args:
+        name: Of the file, for the message.
+        flow: What was loaded.
+
+    Raises:
+        CheckpointError: Naming the first.
+    """
+    for place, module in flow.named_modules():
+        if isinstance(module, Permutation):
+            order = module.get_buffer("order")
+            if not torch.equal(order.sort()[0], torch.arange(len(order))):
+                raise CheckpointError(
+                    f"{place}.order in {name} does not list each of 0 to {len(order) - 1} once. The file is damaged; "
+                    "fetch it again."
+                )
 
 
 def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[str, tuple[int, ...]]) -> None:
@@ -173,9 +276,9 @@ def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[
     """
     differences = [
         *(f"{key} is missing" for key in expected.keys() - came.keys()),
-        *(f"{key} is not known" for key in came.keys() - expected.keys()),
+        *(f"{key[:100]} is not known" for key in came.keys() - expected.keys()),
         *(
-            f"{key} is {came[key]} instead of {expected[key]}"
+            f"{key} is {str(came[key])[:100]} instead of {expected[key]}"
             for key in expected.keys() & came.keys()
             if came[key] != expected[key]
         ),
@@ -188,14 +291,53 @@ def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[
         )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path.name} in {path.parent}. Check the name.")
+@contextlib.contextmanager
+def opened(path: Path, cure: str) -> Generator[Any]:
+    """Open a safetensors file of a stranger, and give every complaint about it the one class.
+
+    Args:
+        path: The file.
+        cure: What to do about a damaged one; a sentence.
+
+    Yields:
+        What ``safe_open`` gives.
+
+    Raises:
+        CheckpointError: If it is no regular file, none of safetensors, truncated, or damaged.
+    """
     try:
+        regular = path.is_file()
+        exists = regular or path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, a zero byte in it, a folder that may not be read
+        raise CheckpointError(
+            f"The file {path.name[:80]!r} cannot be read ({_reason(error)}). Check the name."
+        ) from error
+    if not regular:
+        what = "is a folder or a device, no file" if exists else "is not there"
+        raise CheckpointError(f"There is no file {path.name} in {path.parent}: it {what}. Check the name.")
+    try:
+        with path.open("rb") as start:
+            header = int.from_bytes(start.read(8), "little")
+        if MOST_HEADER < header < path.stat().st_size:
+            raise CheckpointError(
+                f"{path.name} has a header of {header} bytes; that of a model has at most {MOST_HEADER}. {cure}"
+            )
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a safetensors file, or it is truncated ({error}). Supported: flowcore models "
-            "(.safetensors) and published checkpoints of SRFlow, Glow and Real NVP (.pth, .pt, .safetensors)."
+            f"{path.name} is not a safetensors file, or it is truncated or damaged ({_reason(error)}). {cure}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)[:200]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    supported = (
+        "Supported: flowcore models (.safetensors) and published checkpoints of SRFlow, Glow and Real NVP (.pth, .pt, "
+        ".safetensors)."
+    )
+    with opened(path, supported) as file:
+        return file.metadata() or {}

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -169,16 +168,8 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
         CheckpointError: If the file is not there, broken, holds no latents, or was written by a newer flowcore.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path.name} in {path.parent}. Check the name.")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name} is not a safetensors file, or it is truncated ({error}). Expected latents that were saved "
-            "with save_latents."
-        ) from error
+    with file.opened(path, "Expected latents that were saved with save_latents.") as part:
+        metadata: dict[str, str] = part.metadata() or {}
     if KEY not in metadata:
         what = "a flowcore model" if file.KEY in metadata else "a safetensors file without a flowcore_latents header"
         raise CheckpointError(f"{path.name} is {what}; expected latents that were saved with save_latents.")
@@ -188,7 +179,7 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
         if isinstance(error, FlowError):
             raise
         raise CheckpointError(
-            f"The flowcore_latents header of {path.name} is damaged ({error}). Save the latents again."
+            f"The flowcore_latents header of {path.name} is damaged ({str(error)[:200]}). Save the latents again."
         ) from error
 
 
@@ -243,21 +234,18 @@ def _tensors(
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
     if header.source is not None:
         expected["source"] = header.source
-    try:
-        with safe_open(path, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            came = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            types = sorted({str(part.get_dtype()) for part in slices.values()})
-            if came != expected or types != ["F32"]:
-                raise CheckpointError(
-                    f"The header of {path.name} claims latents of shapes {list(header.shapes)} in F32; the file holds "
-                    f"{dict(sorted(came.items())[:3])} in {', '.join(types) or 'nothing'}. It is damaged: save the "
-                    "latents again."
-                )
-            # cloned, because safetensors lends out the file's own pages, and the file may be replaced
-            tensors = {name: opened.get_tensor(name).clone() for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is truncated or damaged ({error}). Save the latents again.") from error
+    with file.opened(path, "Save the latents again.") as part:
+        slices = {name: part.get_slice(name) for name in part.keys()}  # noqa: SIM118
+        came = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+        types = sorted({str(tensor.get_dtype()) for tensor in slices.values()})
+        if came != expected or types != ["F32"]:
+            raise CheckpointError(
+                f"The header of {path.name} claims latents of shapes {str(list(header.shapes))[:200]} in F32; the file "
+                f"holds {str(dict(sorted(came.items())[:3]))[:200]} in {', '.join(types) or 'nothing'}. It is damaged: "
+                "save the latents again."
+            )
+        # cloned, because safetensors lends out the file's own pages, and the file may be replaced
+        tensors = {name: part.get_tensor(name).clone() for name in expected}
     wrong = sum(int((~z.isfinite()).sum()) for z in tensors.values())
     if wrong:
         raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")

@@ -10,6 +10,7 @@ from ..flow import Flow
 from ..transforms import CheckpointError, FlowError
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
+from .fields import shown
 from .glow import GlowConfig, glow
 from .realnvp import RealNVPConfig, realnvp
 from .srflow import SRFlowConfig, srflow
@@ -39,15 +40,16 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
     """
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"Unknown architecture {architecture!r}; this flowcore knows {', '.join(ARCHITECTURES)}. Update flowcore."
+            f"Unknown architecture {shown(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}. Update "
+            "flowcore."
         )
     config_type = ARCHITECTURES[architecture][0]
     known = {field.name for field in dataclasses.fields(config_type)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise CheckpointError(
-            f"Unknown {architecture} field {', '.join(map(repr, unknown))}: written by a newer flowcore, or misspelt. "
-            f"Known: {', '.join(sorted(known))}."
+            f"Unknown {architecture} field {', '.join(map(shown, unknown[:8]))}: written by a newer flowcore, or "
+            f"misspelt. Known: {', '.join(sorted(known))}."
         )
     try:
         return config_type(**fields)

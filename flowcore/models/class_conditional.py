@@ -17,7 +17,7 @@ from ..condition import Condition
 from ..flow import Flow, Level
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, FlowError, Permutation, PixelMap, Transform
-from .fields import check_choice, check_number, check_whole, image_size
+from .fields import check_choice, check_number, check_whole, image_size, shown
 from .labels import one_hot
 
 
@@ -60,12 +60,14 @@ class ClassConditionalConfig:
         check_number(self, shift=(-10, 10), width=(1e-6, 100))
         size = image_size(self, 1)
         if size is None or self.channels * size[0] * size[1] > 2**16:
-            raise FlowError(f"image_size must be given, and have at most 65536 subpixels; got {self.image_size!r}.")
+            raise FlowError(
+                f"image_size must be given, and have at most 65536 subpixels; got {shown(self.image_size)}."
+            )
         object.__setattr__(self, "image_size", size)
         names: Any = self.styles
         named = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)  # pyright: ignore[reportUnknownVariableType]
         if not named or len(set(names)) < len(names):  # pyright: ignore[reportUnknownArgumentType]
-            raise FlowError(f"styles must be a list of different names; got {names!r}.")
+            raise FlowError(f"styles must be a list of different names; got {shown(names)}.")
         object.__setattr__(self, "styles", tuple(names))  # pyright: ignore[reportUnknownArgumentType]
 
 

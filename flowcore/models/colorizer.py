@@ -39,7 +39,7 @@ from ..transforms import (
     Split,
     Transform,
 )
-from .fields import check_choice, check_number, check_whole
+from .fields import check_choice, check_number, check_whole, shown
 
 SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with a palette, too
 
@@ -91,11 +91,11 @@ class ColorizerConfig:
             raise FlowError(f"The last of widths must be a multiple of 4; got {self.widths[-1]}.")
         taus: Any = self.temperatures
         if not isinstance(taus, (list, tuple)) or len(taus) != 2:  # pyright: ignore[reportUnknownArgumentType]
-            raise FlowError(f"temperatures must be those of palette and detail; got {taus!r}.")
+            raise FlowError(f"temperatures must be those of palette and detail; got {shown(taus)}.")
         object.__setattr__(self, "temperatures", tuple(taus))  # pyright: ignore[reportUnknownArgumentType]
         for tau in self.temperatures:
             if type(tau) not in (int, float) or not 0 <= tau <= 10:
-                raise FlowError(f"temperatures must lie in [0, 10]; got {self.temperatures!r}.")
+                raise FlowError(f"temperatures must lie in [0, 10]; got {shown(self.temperatures)}.")
 
     @property
     def source_multiple(self) -> int:
@@ -174,5 +174,5 @@ def _encode(flow: Flow, source: Tensor) -> Condition:
 
 def _whole_numbers(name: str, value: Any, high: int) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or any(type(n) is not int or not 1 <= n <= high for n in value):  # pyright: ignore[reportUnknownVariableType]
-        raise FlowError(f"{name} must be whole numbers from 1 to {high}; got {value!r}.")
+        raise FlowError(f"{name} must be whole numbers from 1 to {high}; got {shown(value)}.")
     return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

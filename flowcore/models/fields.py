@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 from ..transforms import FlowError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = 16
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message: short, whatever a stranger's file holds.
+
+    Args:
+        value: Any.
+
+    Returns:
+        Its repr, with long and deep parts left out.
+    """
+    return _SHORT.repr(value)
 
 
 def check_whole(config: Any, **limits: tuple[int, int]) -> None:
@@ -21,7 +38,7 @@ def check_whole(config: Any, **limits: tuple[int, int]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(config, name)
         if type(value) is not int or not low <= value <= high:
-            raise FlowError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+            raise FlowError(f"{name} must be a whole number from {low} to {high}; got {shown(value)}.")
 
 
 def check_number(config: Any, **limits: tuple[float, float]) -> None:
@@ -37,7 +54,7 @@ def check_number(config: Any, **limits: tuple[float, float]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(config, name)
         if type(value) not in (int, float) or not low <= value < high or not math.isfinite(value):
-            raise FlowError(f"{name} must lie in [{low}, {high}); got {value!r}.")
+            raise FlowError(f"{name} must lie in [{low}, {high}); got {shown(value)}.")
 
 
 def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
@@ -53,8 +70,8 @@ def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
     for name, allowed in choices.items():
         value = getattr(config, name)
         if not any(type(value) is type(option) and value == option for option in allowed):
-            shown = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-            raise FlowError(f"{name} must be {shown}; got {value!r}.")
+            listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+            raise FlowError(f"{name} must be {listed}; got {shown(value)}.")
 
 
 def image_size(config: Any, multiple: int) -> tuple[int, int] | None:
@@ -77,6 +94,6 @@ def image_size(config: Any, multiple: int) -> tuple[int, int] | None:
     whole = isinstance(sides, (list, tuple)) and all(type(side) is int and 1 <= side <= 16384 for side in sides)  # pyright: ignore[reportUnknownVariableType]
     if not whole or len(sides) != 2 or any(side % multiple for side in sides):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         raise FlowError(
-            f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {value!r}."
+            f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {shown(value)}."
         )
     return tuple(sides)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType, reportReturnType]

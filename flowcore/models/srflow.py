@@ -19,6 +19,7 @@ from ..condition import Condition
 from ..flow import Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, FlowError, Injector, InvertibleConv, ShapeError, Split, Transform
+from .fields import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,11 @@ class SRFlowConfig:
         given: Any = self.stacked_blocks
         blocks: tuple[Any, ...] | None = tuple(given) if type(given) in (list, tuple) else None  # JSON has lists
         if _not_in(self.scale, (2, 4, 8)):
-            raise FlowError(f"scale must be 2, 4 or 8; got {self.scale!r}.")
+            raise FlowError(f"scale must be 2, 4 or 8; got {shown(self.scale)}.")
         if _not_in(self.levels, range(1, round(math.log2(self.scale)) + 2)):
             raise FlowError(
-                f"levels must be 1 to {round(math.log2(self.scale)) + 1} at scale {self.scale}; got {self.levels!r}."
+                f"levels must be 1 to {round(math.log2(self.scale)) + 1} at scale {self.scale}; got "
+                f"{shown(self.levels)}."
             )
         limits = {
             "steps": (1, 256),
@@ -90,22 +92,21 @@ class SRFlowConfig:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if _not_in(value, range(low, high + 1)):
-                raise FlowError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+                raise FlowError(f"{name} must be a whole number from {low} to {high}; got {shown(value)}.")
         if _not_in(self.hidden_kernel, (1, 3)):
-            raise FlowError(f"hidden_kernel must be 1 or 3; got {self.hidden_kernel!r}.")
+            raise FlowError(f"hidden_kernel must be 1 or 3; got {shown(self.hidden_kernel)}.")
         if blocks is None or any(_not_in(i, range(self.encoder_blocks)) for i in blocks):
-            shown = given if blocks is None else blocks
             raise FlowError(
-                f"stacked_blocks must be indices below encoder_blocks={self.encoder_blocks}; got {shown!r}."
+                f"stacked_blocks must be indices below encoder_blocks={self.encoder_blocks}; got {shown(given)}."
             )
         object.__setattr__(self, "stacked_blocks", blocks)
         if type(self.affine_eps) not in (int, float) or not 0 <= self.affine_eps < 1:
-            raise FlowError(f"affine_eps must lie in [0, 1); got {self.affine_eps!r}.")
+            raise FlowError(f"affine_eps must lie in [0, 1); got {shown(self.affine_eps)}.")
         for name in ("injector", "residual"):
             if type(getattr(self, name)) is not bool:
-                raise FlowError(f"{name} must be true or false; got {getattr(self, name)!r}.")
+                raise FlowError(f"{name} must be true or false; got {shown(getattr(self, name))}.")
         if self.mixing not in ("orthogonal", "principal"):
-            raise FlowError(f"mixing must be 'orthogonal' or 'principal'; got {self.mixing!r}.")
+            raise FlowError(f"mixing must be 'orthogonal' or 'principal'; got {shown(self.mixing)}.")
 
 
 def srflow(config: SRFlowConfig) -> Flow:

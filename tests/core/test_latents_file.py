@@ -361,8 +361,8 @@ def test_no_tensor_is_read_before_the_header_is_checked(file, monkeypatch):
             opened.append(name)
             return getattr(self.file, name)
 
-    real = latents_file.safe_open
-    monkeypatch.setattr(latents_file, "safe_open", Watched)
+    real = latents_file.file.safe_open
+    monkeypatch.setattr(latents_file.file, "safe_open", Watched)
     with pytest.raises(CheckpointError):
         load_latents(file, OTHER)
     rewrite(file, shapes=[[2, 6, 8, 10]])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ...flow import Flow
-from ...models import build, configure
+from ...models import configure
 from ...transforms import CheckpointError
-from ..file import refuse_mismatch
+from ..file import refuse_mismatch, refuse_values, skeleton
 
 State = Mapping[str, Tensor]
 Shape = tuple[int, ...]
@@ -162,8 +162,7 @@ def assemble(layout: Layout, state: State) -> Flow:
         CheckpointError: If a tensor is missing, is not known, has another shape, or fails a check; or if a given field
             asks for more than the file holds.
     """
-    with torch.device("meta"):
-        flow = build(layout.architecture, layout.config)
+    flow = skeleton(layout.architecture, layout.config)
     ours = {name: (tuple(t.shape), t.dtype) for name, t in flow.state_dict().items()}
     filled = {origin.ours for origin in layout.origins} | layout.given.keys()
     assert filled <= ours.keys()
@@ -186,6 +185,7 @@ def assemble(layout: Layout, state: State) -> Flow:
         parts = (form.turn(state[name].to(dtype)) for name, form in zip(origin.names, origin.forms, strict=True))
         value = origin.combine(*parts)
         weights[origin.ours] = value.new_empty(shape, dtype=dtype).copy_(value)  # theirs are views of the file
+    refuse_values(f"what this checkpoint of {layout.program} becomes", weights)
     flow.load_state_dict(weights, assign=True)
     return flow.eval()
 

@@ -1,0 +1,228 @@
+"""What a torch pickle would do, found out before torch reads it.
+
+``weights_only=True`` keeps code from running. It does not keep a few hundred bytes from asking for gigabytes
+(``bytearray(10**10)``, a storage or a tensor larger than the file) or for hours (a codec that takes quadratic time, a
+dictionary key of tuples within tuples that share their parts, whose hash walks through each copy). So the opcodes are
+walked first, with numbers, texts and sizes standing for the objects: nothing is built, and the walk takes as long as
+the pickle is.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+from typing import Any, BinaryIO
+
+from ..transforms import CheckpointError
+
+MOST_OPCODES = 500_000  # 20,000 tensors, ten times as many as the largest published flow has
+MOST_WITHIN = 10_000  # parts of a tuple, counted as its hash walks through them
+MOST_PICKLES = 5  # in an old torch file: magic number, protocol, system, objects, keys of storages
+
+# What pickles of plain tensors import; all that is read.
+HARMLESS = re.compile(
+    r"collections\.(OrderedDict|Counter)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|sparse_tensor)"
+    r"|torch\.serialization\._get_layout"
+    r"|torch\.\w+Storage|torch\.storage\.(Untyped|Typed)Storage"
+    r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
+)
+
+# What of it is called, with what for the first argument; storages and types are only named.
+CALLED = {
+    "collections.OrderedDict": (list, dict),
+    "collections.Counter": (dict,),
+    "torch._utils._rebuild_tensor": (tuple,),
+    "torch._utils._rebuild_tensor_v2": (tuple,),
+    "torch._utils._rebuild_parameter": (object,),
+    "torch._utils._rebuild_sparse_tensor": (object,),
+    "torch.serialization._get_layout": (str,),
+    "torch.Size": (list, tuple),
+    "torch.device": (str,),
+}
+DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be followed. Fetch it again."
+EXCESS = "which no checkpoint needs. It was not read. If you trust it, write its tensors anew: "
+ANEW = "torch.save(model.state_dict(), 'model.pth')."
+
+
+class _Import:
+    """Stands for something that was imported."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_MARK = (0, None)
+_Thing = tuple[int, Any]  # how many parts its hash walks through; and the value, or a type that stands for one
+
+
+def refuse_excess(stream: BinaryIO, size: int, *, many: bool = False) -> None:
+    """Follow a pickle, and refuse one that imports, allocates or computes what plain tensors do not need.
+
+    Args:
+        stream: Where it starts.
+        size: Of the file, in bytes: what tensors may claim together.
+        many: Whether further pickles may follow, as in old torch files.
+
+    Raises:
+        CheckpointError: If it would; saying what.
+    """
+    walk = _Walk(size)
+    try:
+        for number in range(MOST_PICKLES if many else 1):
+            if number and not stream.peek(1):  # pyright: ignore[reportAttributeAccessIssue]
+                break
+            walk.start()
+            for opcode, argument, _ in pickletools.genops(stream):
+                walk.step(opcode, argument)
+            if number == 0 and many and not walk.magic:
+                break  # torch reads no further, either
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many classes, if the bytes are hostile
+        walk.refuse_imports()
+        raise CheckpointError(DAMAGED) from error
+    walk.refuse_imports()
+
+
+class _Walk:
+    """The state of following pickles."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.opcodes = 0
+        self.claimed = 0
+        self.storages: dict[str | int, int] = {}
+        self.imports: dict[str, None] = {}
+        self.start()
+
+    def start(self) -> None:
+        self.stack: list[_Thing] = []
+        self.memo: dict[int, _Thing] = {}
+        self.magic = False
+
+    def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        self.opcodes += 1
+        if self.opcodes > MOST_OPCODES:
+            raise CheckpointError(f"this pickle has more than {MOST_OPCODES} steps, {EXCESS}{ANEW}")
+        name, stack = opcode.name, self.stack
+        if name == "MARK":
+            stack.append(_MARK)
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(self.memo[int(argument)])
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self.memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name == "GLOBAL":
+            stack.append((1, self._imported(str(argument).replace(" ", "."))))
+        elif name == "STACK_GLOBAL":
+            last, first = self._pop(), self._pop()
+            stack.append((1, self._imported(f"{first[1]}.{last[1]}")))
+        elif name == "TUPLE":
+            stack.append(self._tuple(self._pop_to_mark()))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(self._tuple([self._pop() for _ in range(int(name[-1]))][::-1]))
+        elif name == "EMPTY_TUPLE":
+            stack.append((1, ()))
+        elif name == "REDUCE":
+            arguments, function = self._pop(), self._pop()
+            stack.append((arguments[0] + 1, self._called(function[1], arguments[1])))
+        elif name in ("NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"):
+            self._imported(f"a class ({name})")
+            raise ValueError(name)
+        elif name == "BINPERSID":
+            stack.append((1, self._storage(self._pop()[1])))
+        elif name == "BUILD":
+            self._pop()
+            if stack[-1][1] is not dict:
+                raise CheckpointError(f"this pickle gives a state to what is no dictionary, {EXCESS}{ANEW}")
+        elif name == "STOP":
+            self.magic = isinstance(stack[-1][1], int)
+        else:
+            self._other(opcode, argument)
+
+    def _other(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """What does nothing but take things off the stack and put others there."""
+        for taken in reversed(opcode.stack_before):
+            if taken is pickletools.stackslice:
+                self._pop_to_mark()
+            elif taken is not pickletools.markobject:
+                self._pop()
+        for made in opcode.stack_after:
+            if made is pickletools.pydict or made is pickletools.pylist:
+                self.stack.append((1, made.obtype))
+            elif isinstance(argument, (int, str, bytes)):
+                self.stack.append((1, argument))
+            else:
+                self.stack.append((1, None))
+
+    def refuse_imports(self) -> None:
+        foreign = [name for name in self.imports if not HARMLESS.fullmatch(name)]
+        if foreign:
+            named = ", ".join(name[:80] for name in foreign[:3])
+            raise CheckpointError(
+                f"reading this pickle would import {named}, which could run code; it was not read. Supported are files "
+                f"of tensors only. If you trust it, write those anew where the file comes from: {ANEW}"
+            )
+
+    def _imported(self, name: str) -> _Import:
+        self.imports[name] = None
+        return _Import(name)
+
+    def _pop(self) -> _Thing:
+        thing = self.stack.pop()
+        if thing is _MARK:
+            raise ValueError("a mark")
+        return thing
+
+    def _pop_to_mark(self) -> list[_Thing]:
+        things: list[_Thing] = []
+        while (thing := self.stack.pop()) is not _MARK:
+            things.append(thing)
+        return things[::-1]
+
+    def _tuple(self, things: list[_Thing]) -> _Thing:
+        within = 1 + sum(size for size, _ in things)
+        if within > MOST_WITHIN:
+            raise CheckpointError(f"this pickle nests tuples of more than {MOST_WITHIN} parts, {EXCESS}{ANEW}")
+        return within, tuple(value for _, value in things)
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Import) or not HARMLESS.fullmatch(function.name):
+            return None  # the import is refused in the end
+        first = arguments[0] if isinstance(arguments, tuple) and arguments else None
+        kinds = CALLED.get(function.name, ())
+        empty = arguments == () and function.name == "collections.OrderedDict"
+        if not empty and not any(first is kind or isinstance(first, kind) for kind in kinds):
+            raise CheckpointError(f"this pickle calls {function.name} in an unusual way, {EXCESS}{ANEW}")
+        if function.name.startswith("torch._utils._rebuild_tensor"):
+            self._refuse_view(arguments)
+        return dict if function.name.startswith("collections.") else None
+
+    def _storage(self, told: Any) -> tuple[int]:
+        """A storage, as a tuple of its number of elements; all together have no more than the file has bytes."""
+        kind, key, number = told[0], told[2], told[4]
+        if kind not in ("storage", b"storage") or type(key) not in (str, int) or type(number) is not int or number < 0:
+            raise ValueError("no storage")
+        self.claimed += max(0, number - self.storages.get(key, 0))
+        self.storages[key] = max(number, self.storages.get(key, 0))
+        if self.claimed > self.size:
+            raise CheckpointError(
+                f"the tensors claim {self.claimed} numbers in a file of {self.size} bytes. The file is truncated or "
+                "damaged; fetch it again."
+            )
+        return (number,)
+
+    def _refuse_view(self, arguments: tuple[Any, ...]) -> None:
+        """A tensor must lie within its storage, which torch would else enlarge."""
+        (number,), offset, sides, strides = arguments[:4]
+        if not all(type(n) is int and n >= 0 for n in (offset, *sides, *strides)) or len(sides) != len(strides):
+            raise ValueError("no view")
+        last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
+        if math.prod(sides) and last >= number:
+            raise CheckpointError(
+                f"a tensor of shape {str(sides)[:80]} does not fit into its {number} numbers. The file is damaged; "
+                "fetch it again."
+            )
