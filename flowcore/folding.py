@@ -866,7 +866,7 @@ class FoldedEncoder(nn.Module):
             strip_bytes: How large the widest tensor of a strip of the enlargement may be.
         """
         super().__init__()
-        self.dtype, self.strip_bytes = dtype, strip_bytes
+        self.dtype, self.strip_bytes, self.dense_bytes = dtype, strip_bytes, DENSE_BYTES
         self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
         self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
         self.dense = nn.ModuleList(FoldedDense(part) for part in encoder.modules() if isinstance(part, DenseBlock))
@@ -923,7 +923,7 @@ class FoldedEncoder(nn.Module):
         """Run a dense block in strips that overlap by what its convolutions reach."""
         assert isinstance(dense, FoldedDense)
         height, reach = x.shape[2], dense.reach
-        each = max(8 * reach, DENSE_BYTES // (x.shape[0] * x.shape[3] * dense.widest * x.element_size()))
+        each = max(8 * reach, self.dense_bytes // (x.shape[0] * x.shape[3] * dense.widest * x.element_size()))
         if each >= height:
             return dense(x)
         result = torch.empty_like(x)

@@ -64,6 +64,8 @@ from .transforms.transform import LOW_PRECISION
 Precision = Literal["float32", "bfloat16", "float16", "tf32"]
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
+LEAST_BYTES = 2**18
+"""The same where memory has run out."""
 
 
 class Plan(Flow):
@@ -242,6 +244,13 @@ class Plan(Flow):
                     channels = network.outputs if network.own is None else network.told.outputs
                     total += channels * height * width * self.dtype.itemsize
         return total
+
+    def spare(self) -> None:
+        """Work in the lowest strips from now on: less memory, more time, the same result."""
+        for part in self.modules():
+            for name in ("strip_bytes", "piece_bytes", "dense_bytes"):
+                if hasattr(part, name):
+                    setattr(part, name, min(LEAST_BYTES, getattr(part, name)))
 
     def _feature(self, feature: Tensor | Parts | None) -> Any:
         return feature  # folded parts take it as it is
@@ -687,6 +696,17 @@ def gain(device: torch.device) -> Precision:
 def forget_plan() -> None:
     """Let go of the plan that ``planned`` keeps, and of its memory."""
     _KEPT.clear()
+
+
+def spare_plan(flow: Flow) -> None:
+    """Let the plan that ``planned`` keeps of a flow, if any, work in the lowest strips; see ``Plan.spare``.
+
+    Args:
+        flow: As it was given to ``planned``.
+    """
+    kept = flow if isinstance(flow, Plan) else _KEPT[flow][2] if flow in _KEPT else None
+    if kept is not None:
+        kept.spare()
 
 
 def _strip_bytes(device: torch.device) -> int:

@@ -32,6 +32,7 @@ from ..likelihood import (
 from ..plan import planned
 from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from . import Cancelled, Progress, images_at_once, watched
+from .memory import spared
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -109,6 +110,7 @@ class Typicality:
     tail: Tensor
 
 
+@spared("Score smaller images, ask for fewer samples, or free memory on the device.")
 @torch.no_grad()
 def score(
     flow: Flow,
