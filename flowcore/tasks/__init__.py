@@ -115,7 +115,7 @@ def picture(image: Tensor) -> tuple[Tensor, Tensor | None]:
         ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if it has one.
 
     Raises:
-        ImageError: If it has another shape, is empty, or holds values that are not numbers.
+        ImageError: If it has another shape or type, is empty, or holds values that are not numbers.
     """
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
         raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
@@ -124,6 +124,8 @@ def picture(image: Tensor) -> tuple[Tensor, Tensor | None]:
             f"Nothing to work on: the batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least "
             "one image."
         )
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     wrong = int((~image.isfinite()).sum())
     if wrong:

@@ -1,0 +1,87 @@
+"""What every shipped model makes of one seed, as it was recorded: `tests/golden/pictures`.
+
+    .venv/bin/python tests/core/golden_pictures.py     record anew
+
+A change of any picture is a change of what people get from workflows that they have saved: its new hash belongs into
+CHANGELOG.md, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowcore
+from flowcore.color import luma
+from flowcore.flow import Flow
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "pictures"
+
+
+def photo(height: int, width: int) -> Tensor:
+    """A piece of the sample photograph, (1, 3, height, width): a painted face."""
+    with Image.open(ROOT / "workflows" / "photo.png") as opened:
+        pixels = torch.from_numpy(np.array(opened.convert("RGB")))
+    return pixels[20 : 20 + height, 84 : 84 + width].permute(2, 0, 1)[None].float() / 255
+
+
+def upscaled(flow: Flow, **options: object) -> Tensor:
+    small = photo(160 // flow.condition_scale, 144 // flow.condition_scale)
+    return flowcore.upscale(flow, small, seed=7, samples=2, temperature=0.8, **options)
+
+
+def coloured(flow: Flow, **options: object) -> Tensor:
+    return flowcore.colorize(flow, luma(photo(64, 80)), seed=7, samples=2, **options)
+
+
+def sampled(flow: Flow, **options: object) -> Tensor:
+    labels = [3, 8] if flow.classes else None
+    return flowcore.sample(flow, 2, seed=7, temperature=0.7, labels=labels, **options)
+
+
+MAKERS: dict[str, Callable[..., Tensor]] = {
+    "srflow-x4": upscaled,
+    "srflow-x8": upscaled,
+    "color-photos": coloured,
+    "glow-photos": sampled,
+    "glow-cifar10": sampled,
+    "realnvp-cifar10": sampled,
+    "mnist-styles": sampled,
+}
+
+
+def eight_bits(pictures: Tensor) -> np.ndarray:
+    """All pictures beside each other, as they are saved: (H, B * W) or (H, B * W, 3), uint8."""
+    pixels = pictures.mul(255).round().byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def digest(pixels: np.ndarray) -> str:
+    """SHA-256 of the shape and the values."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def record() -> None:
+    """Write all pictures and their hashes."""
+    torch.set_num_threads(1)
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    hashes: dict[str, str] = {}
+    for name, make in MAKERS.items():
+        pixels = eight_bits(make(flowcore.load(name)))
+        Image.fromarray(pixels).save(GOLDEN / f"{name}.png", optimize=True)
+        hashes[name] = digest(pixels)
+        sys.stdout.write(f"{name} {hashes[name][:12]}\n")
+    (GOLDEN / "hashes.json").write_text(json.dumps(hashes, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    record()

@@ -1,0 +1,182 @@
+"""One seed, one picture: across runs, threads, places in a batch, tiles, strips and precisions; and as recorded."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowcore
+from flowcore import plan, score
+from flowcore.plan import forget_plan
+from flowcore.tasks import upscale as upscale_task
+
+from . import golden_pictures as golden
+
+UPSCALERS = ("srflow-x4", "srflow-x8")
+FROM_NOISE = ("glow-photos", "glow-cifar10", "realnvp-cifar10", "mnist-styles")
+
+
+@pytest.fixture(scope="module", params=list(golden.MAKERS))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def flow(name):
+    return flowcore.load(name)
+
+
+@pytest.fixture(scope="module")
+def pictures(name, flow):
+    """What the golden picture was made from, before it was rounded."""
+    return golden.MAKERS[name](flow)
+
+
+def difference(one, other):
+    return float((one - other).abs().max())
+
+
+# --- as recorded ------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_the_recorded_ones(name, pictures):
+    """Where a processor rounds otherwise, by a level in few places; where it is the same, not at all."""
+    recorded = np.asarray(Image.open(golden.GOLDEN / f"{name}.png"))
+    came = golden.eight_bits(pictures)
+    assert came.shape == recorded.shape
+    off = np.abs(came.astype(int) - recorded)
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.002
+
+
+def test_a_change_of_what_is_recorded_is_in_the_changelog(name):
+    """After `python tests/core/golden_pictures.py` the first 12 digits of the hash, and why, go into CHANGELOG.md."""
+    hashes = json.loads((golden.GOLDEN / "hashes.json").read_text())
+    recorded = np.asarray(Image.open(golden.GOLDEN / f"{name}.png"))
+    assert golden.digest(recorded) == hashes[name]
+    assert f"`{name}` {hashes[name][:12]}" in (golden.ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_shipped_model_is_recorded():
+    shipped = set(flowcore.checkpoints.catalog.names())
+    assert shipped == set(golden.MAKERS) == {file.stem for file in golden.GOLDEN.glob("*.png")}
+
+
+def test_the_comparison_notices_another_seed(name, flow):
+    """So that the tests above can fail."""
+    recorded = np.asarray(Image.open(golden.GOLDEN / f"{name}.png"))
+    halves = np.split(recorded, 2, axis=1)  # two samples, of two seeds
+    assert (np.abs(halves[0].astype(int) - halves[1]) > 1).mean() > 0.01
+
+
+# --- across runs and machines' threads --------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_equal_bit_for_bit(name, flow, pictures):
+    torch.rand(5)  # the state of torch's own generator does not matter
+    forget_plan()
+    assert torch.equal(golden.MAKERS[name](flow), pictures)
+    assert torch.equal(golden.MAKERS[name](flowcore.load(name)), pictures)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_change_rounding_only(name, flow, pictures, threads):
+    torch.set_num_threads(threads)
+    try:
+        again = golden.MAKERS[name](flow)
+    finally:
+        torch.set_num_threads(1)
+    assert difference(again, pictures) < 1e-5
+
+
+def test_another_process_makes_the_same(tmp_path):
+    """Of all models, with other hash seeds, another default dtype's history and another working directory."""
+    made = {name: golden.digest(golden.eight_bits(make(flowcore.load(name)))) for name, make in golden.MAKERS.items()}
+    script = (
+        f"import sys, json, torch; sys.path[:0] = {[str(golden.ROOT), str(golden.ROOT / 'tests' / 'core')]!r}\n"
+        "import flowcore, golden_pictures as g; torch.set_num_threads(1); torch.manual_seed(123)\n"
+        "print(json.dumps({n: g.digest(g.eight_bits(m(flowcore.load(n)))) for n, m in g.MAKERS.items()}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path, check=True, timeout=300)
+    assert json.loads(done.stdout) == made
+
+
+# --- across places in a batch -----------------------------------------------------------------------------------------
+
+
+def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
+    """A picture among others, and a sample among others, is what it is alone with its own seed."""
+    if name in FROM_NOISE:
+        labels = [8] if flow.classes else None
+        alone = flowcore.sample(flow, 1, seed=8, temperature=0.7, labels=labels)
+        assert difference(alone, pictures[1:2]) < 1e-5
+        return
+    if name in UPSCALERS:
+        small = golden.photo(160 // flow.condition_scale, 144 // flow.condition_scale)
+        run, options = flowcore.upscale, {"temperature": 0.8}
+    else:
+        small = flowcore.color.luma(golden.photo(64, 80))
+        run, options = flowcore.colorize, {}
+    assert difference(run(flow, small, seed=8, **options), pictures[1:2]) < 1e-5
+    batch = torch.cat([small.flip(-1), small.flip(-2), small])
+    assert difference(run(flow, batch, seed=7, samples=2, **options)[4:], pictures) < 1e-5
+
+
+# --- across what only memory and time depend on -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upscaler", UPSCALERS)
+def test_tiles_change_less_than_a_level(upscaler):
+    flow, small = flowcore.load(upscaler), golden.photo(56, 50)
+    options = {"seed": 3, "temperature": 0.8}
+    whole = flowcore.upscale(flow, small, tile=56, **options)
+    for tile in (32, 54):
+        assert difference(flowcore.upscale(flow, small, tile=tile, **options), whole) <= 1 / 255
+    assert difference(flowcore.upscale(flow, small, **options), whole) < 1e-5  # 0 chooses
+
+
+def test_strips_change_rounding_only(name, flow, pictures, monkeypatch):
+    for size in (2**16, 2**30):
+        monkeypatch.setattr(plan, "_strip_bytes", lambda device, size=size: size)
+        forget_plan()
+        assert difference(golden.MAKERS[name](flow), pictures) < 1e-5
+    forget_plan()
+
+
+@pytest.mark.parametrize("upscaler", UPSCALERS)
+def test_samples_at_once_and_a_store_change_rounding_only(upscaler, monkeypatch):
+    flow = flowcore.load(upscaler)
+    expected = golden.upscaled(flow)
+    store = upscale_task.ConditionStore()
+    for _ in range(2):
+        assert difference(golden.upscaled(flow, store=store), expected) < 1e-5
+    monkeypatch.setattr(upscale_task, "MOST_SAMPLES", 1)
+    assert difference(golden.upscaled(flow), expected) < 1e-5
+
+
+def test_a_precision_that_falls_back_gives_what_it_falls_back_to(name, flow, pictures):
+    """On a CPU float16 and tf32 are float32; "auto" is one of the others."""
+    make = golden.MAKERS[name]
+    for precision in ("float16", "tf32"):
+        assert torch.equal(make(flow, precision=precision), pictures)
+    automatic = plan.gain(torch.device("cpu"))
+    assert torch.equal(make(flow, precision="auto"), make(flow, precision=automatic))
+
+
+def test_scores_do_not_depend_on_batch_threads_or_run():
+    flow = flowcore.load("glow-cifar10")
+    images = torch.cat([golden.photo(64, 64)[..., k : k + 32, k : k + 32] for k in (0, 8, 24)])
+    together = score(flow, images, samples=2, seed=5)
+    again = score(flow, images, samples=2, seed=5)
+    assert torch.equal(together.bits_per_dim, again.bits_per_dim)
+    alone = score(flow, images[:1], samples=2, seed=5)
+    assert difference(alone.bits_per_dim, together.bits_per_dim[:1]) < 1e-5
+    torch.set_num_threads(2)
+    try:
+        assert difference(score(flow, images, samples=2, seed=5).bits_per_dim, together.bits_per_dim) < 1e-5
+    finally:
+        torch.set_num_threads(1)
