@@ -58,10 +58,10 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
             "licence": source.licence,
         }
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{path.name[:100]} cannot be read: {error.strerror or error}.") from error
     except FlowError as error:
-        named = str(error).startswith(path.name)
-        raise CheckpointError(str(error) if named else f"{path.name}: {error}") from error
+        named = str(error).startswith(path.name[:100])
+        raise CheckpointError(str(error) if named else f"{path.name[:100]}: {error}") from error
     return flow
 
 

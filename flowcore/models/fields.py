@@ -9,6 +9,7 @@ from typing import Any
 from ..transforms import FlowError
 
 _SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 _SHORT.maxlist = _SHORT.maxtuple = 16
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
@@ -22,7 +23,8 @@ def shown(value: Any) -> str:
     Returns:
         Its repr, with long and deep parts left out.
     """
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def check_whole(config: Any, **limits: tuple[int, int]) -> None:

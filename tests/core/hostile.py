@@ -1,0 +1,292 @@
+"""Builders of bad files, and a child process that reads them and is watched.
+
+The child imports flowcore once and then takes any number of files, one JSON line each; so a crash, a hang and the
+memory of every single file are seen, without paying for an import per file.
+
+    python tests/core/hostile.py      is that child; the tests start it
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SECONDS = 5.0  # that reading a file may take
+PATIENCE = 20  # after which the child is taken for hanging
+MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/file.py
+LONGEST = 1500  # characters of a message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors, by hand: the library would not write what is wanted here
+
+
+def safetensors(header: bytes | str | dict, data: bytes = b"", *, length: int | None = None) -> bytes:
+    """Write a file of any header, right or wrong."""
+    raw = json.dumps(header) if isinstance(header, dict) else header
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    return struct.pack("<Q", len(raw) if length is None else length % 2**64) + raw + data
+
+
+def parts(content: bytes) -> tuple[dict, bytes]:
+    """Take a good file apart."""
+    length = struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def with_header(content: bytes, key: str, change: dict | str) -> bytes:
+    """Change the JSON under a metadata key: some fields, or all of the text."""
+    header, data = parts(content)
+    if isinstance(change, str):
+        header["__metadata__"][key] = change
+    else:
+        header["__metadata__"][key] = json.dumps({**json.loads(header["__metadata__"][key]), **change})
+    return safetensors(header, data)
+
+
+def with_config(content: bytes, change: dict) -> bytes:
+    """Change fields of the configuration in a model file."""
+    header, _ = parts(content)
+    config = json.loads(header["__metadata__"]["flowcore"])["config"]
+    return with_header(content, "flowcore", {"config": {**config, **change}})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pickles, by hand
+
+
+def archive(pickled: bytes, *, name: str = "m/data.pkl", extra: dict[str, bytes] | None = None, deflate=False) -> bytes:
+    """Write a torch archive around a pickle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as file:
+        file.writestr(name, pickled)
+        for other, content in {"m/version": b"3\n", "m/byteorder": b"little", **(extra or {})}.items():
+            file.writestr(other, content)
+    return out.getvalue()
+
+
+def text(value: str) -> bytes:
+    """The opcode that pushes a text."""
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def whole(value: int) -> bytes:
+    """The opcode that pushes a whole number of any size."""
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def tensor(numbers: int, sides: list[int], strides: list[int], *, offset: int = 0, key: str = "0") -> bytes:
+    """The opcodes that rebuild a tensor, with any claims."""
+    told = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + whole(numbers) + b"tQ"
+    shape = b"".join(b"(" + b"".join(map(whole, values)) + b"t" for values in (sides, strides))
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + told + whole(offset) + shape + b"\x89" + hooks + b"tR"
+
+
+def dictionary(value: bytes, key: bytes | None = None) -> bytes:
+    """A pickle of a dictionary with one entry."""
+    return b"\x80\x02}" + (text("weight") if key is None else key) + value + b"s."
+
+
+def legacy(pickled: bytes) -> bytes:
+    """Put a pickle into a torch file of the old kind."""
+    magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + pickled + b"\x80\x02](" + text("0") + b"e."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the child
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _surroundings(path: Path) -> dict:
+    folders = {folder for folder in (path.parent, Path.cwd()) if os.path.isdir(folder)}
+    return {
+        str(entry): (entry.lstat().st_size, entry.lstat().st_mtime_ns)
+        for folder in folders
+        for entry in folder.iterdir()
+    }
+
+
+def _check_model(flow) -> None:
+    """A model that was loaded is what its configuration says, in finite float32."""
+    import torch
+
+    from flowcore.models import build
+
+    with torch.device("meta"):
+        expected = build(flow.architecture, flow.config).state_dict()
+    state = flow.state_dict()
+    assert state.keys() == expected.keys()
+    for name, t in state.items():
+        assert t.shape == expected[name].shape, name
+        assert t.dtype == (torch.float32 if expected[name].is_floating_point() else torch.int64), (name, t.dtype)
+        assert t.device.type == "cpu", name
+        assert bool(t.isfinite().all()), name
+
+
+def _check_latents(levels) -> None:
+    import torch
+
+    for z in levels:
+        assert z.dtype == torch.float32
+        assert z.ndim == 4
+        assert bool(z.isfinite().all())
+
+
+def _look(path: Path, overrides: dict) -> dict:
+    """Read a file in every way there is; what came of each, and what is wrong with it."""
+    import traceback
+
+    import flowcore
+    from flowcore.checkpoints import convert, is_ours, latents_file, read, read_header
+
+    ways = {
+        "read_header": lambda: read_header(path),
+        "is_ours": lambda: is_ours(path),
+        "load": lambda: _check_model(flowcore.load(path, **overrides)),
+        "read": lambda: read(path),
+        "convert": lambda: convert(path, overrides),
+        "read_latents_header": lambda: latents_file.read_latents_header(path),
+        "load_latents": lambda: _check_latents(latents_file.load_latents(path)[0]),
+        "load_source": lambda: latents_file.load_source(path),
+    }
+    came, wrong = {}, []
+    for name, way in ways.items():
+        start = time.perf_counter()
+        try:
+            way()
+            came[name] = ""
+        except flowcore.FlowError as error:
+            came[name] = message = str(error)
+            if len(message) > LONGEST or "\n" in message or not message.rstrip().endswith((".", "convert IN OUT.")):
+                wrong.append(f"{name}: no sentence: {message[:300]!r} ({len(message)} characters)")
+            if path.name[:20] not in message:
+                wrong.append(f"{name}: does not name the file: {message[:300]!r}")
+        except BaseException:
+            came[name] = "raised"
+            wrong.append(f"{name}:\n{traceback.format_exc(limit=-6)[-1500:]}")
+        seconds = time.perf_counter() - start
+        if seconds > SECONDS:
+            wrong.append(f"{name} took {seconds:.1f} s")
+    return {"came": came, "wrong": wrong}
+
+
+def serve() -> None:
+    """Be the child: a line with a path in, a line with a verdict out."""
+    import faulthandler
+    import warnings
+
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    import flowcore
+    from flowcore.checkpoints.file import skeleton
+    from flowcore.models import configure
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for name in ("glow", "class_conditional"):  # what torch imports for its meta device is not a file's doing
+        skeleton(name, configure(name, {}))
+    torch.randperm(4, device="meta"), flowcore.CheckpointError("")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        path = Path(request["path"])
+        before, resident, virtual = _surroundings(path), _status("VmRSS"), _status("VmPeak")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        verdict = _look(path, request["overrides"])
+        faulthandler.cancel_dump_traceback_later()
+        grown = {"resident": _status("VmHWM") - resident, "reserved": _status("VmPeak") - virtual}
+        bound = MEMORY + 8 * (path.stat().st_size if os.path.isfile(path) else 0)
+        verdict["wrong"] += [f"{kind} memory grew by {n >> 20} MiB" for kind, n in grown.items() if n > bound]
+        if _surroundings(path) != before:
+            verdict["wrong"].append("something was written")
+        verdict["grown"] = grown["resident"]
+        print(json.dumps(verdict), file=answers, flush=True)
+
+
+class Child:
+    """The process that reads hostile files; started when it is first needed, and again after it has died."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[str] | None = None
+        self.log = folder.parent / f"{folder.name}.log"
+
+    def look(self, path: Path, overrides: dict | None = None) -> dict:
+        """Let it read a file; the verdict, or what killed it."""
+        if self.process is None:
+            self.start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"path": str(path), "overrides": overrides or {}}) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer(PATIENCE + 10)
+        if answer:
+            return json.loads(answer)
+        code = self.stop()
+        said = self.log.read_text(errors="replace")[-3000:]
+        return {"came": {}, "wrong": [f"the process died with {code}:\n{said}"], "grown": 0}
+
+    def start(self) -> None:
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self.folder,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        assert json.loads(self._answer(120) or "{}") == {"ready": True}, self.log.read_text()
+
+    def stop(self) -> int | None:
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.close()
+            process.wait(timeout=5)
+        except (OSError, subprocess.TimeoutExpired):
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        return process.returncode
+
+    def _answer(self, seconds: float) -> str:
+        """A line from it; nothing if it died, or took longer."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            return self.process.stdout.readline()
+        finally:
+            timer.cancel()
+
+
+if __name__ == "__main__":
+    serve()

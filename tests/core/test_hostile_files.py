@@ -1,0 +1,886 @@
+"""Files from strangers: whatever is in them, they are read, or refused by a sentence; soon, in little memory, for good.
+
+`hostile.py` builds them, and watches a child process that reads them. Every finding has a test of its own below; the
+generated cases (`fuzz`) look for more.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import warnings
+import zipfile
+
+import pytest
+import torch
+from cases import cases, tried
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
+
+from flowcore.checkpoints import read, save
+from flowcore.checkpoints.file import MOST_HEADER
+from flowcore.checkpoints.latents_file import save_latents
+from flowcore.checkpoints.sources.srflow import srflow_names
+from flowcore.models import ARCHITECTURES, build, configure
+from flowcore.training.styles import with_styles
+from flowcore.transforms import CheckpointError, FlowError
+
+from .hostile import (
+    Child,
+    archive,
+    dictionary,
+    legacy,
+    parts,
+    safetensors,
+    tensor,
+    text,
+    whole,
+    with_config,
+    with_header,
+)
+from .laws import perturbed
+
+SRFLOW = {
+    "scale": 2,
+    "levels": 2,
+    "steps": 1,
+    "transition_steps": 1,
+    "hidden": 4,
+    "encoder_blocks": 2,
+    "encoder_width": 4,
+    "encoder_growth": 3,
+    "stacked_blocks": (1, 0),
+}
+OURS = {
+    "srflow": SRFLOW,
+    "glow": {"levels": 2, "steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
+    "realnvp": {"scales": 2, "hidden": 4, "blocks": 1},
+    "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
+    "colorizer": {"steps": (1, 1), "hidden": (4, 4), "widths": (4, 4, 4), "merged": 4, "features": 4},
+}
+SHA = "0123456789abcdef" * 4
+
+
+def published(flow) -> dict[str, torch.Tensor]:
+    """The state dict of an SRFlow under its published names."""
+    names, state = dict(srflow_names(flow.config)), {}
+    for ours, t in flow.state_dict().items():
+        name = names[ours]
+        if ".actnorm." in name:
+            state[name] = t[None, :, None, None].clone()
+        else:
+            state[name] = t[:, None, None].clone() if name.endswith(".logs") else t.clone()
+    return state
+
+
+def torch_file(content, *, old: bool = False) -> bytes:
+    out = io.BytesIO()
+    torch.save(content, out, _use_new_zipfile_serialization=not old)
+    return out.getvalue()
+
+
+class Files(dict):
+    def __repr__(self):
+        return "the good files"  # hypothesis would print them
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Good files of every kind: name to content."""
+    folder = tmp_path_factory.mktemp("good")
+    torch.manual_seed(0)
+    files = Files()
+    for name, fields in OURS.items():
+        flow = perturbed(build(name, configure(name, fields)))
+        if name == "class_conditional":
+            flow = with_styles(flow, ("bold",), torch.ones(1, 16))
+        save(flow, folder / name)
+        files[name] = (folder / name).read_bytes()
+    state = published(perturbed(build("srflow", configure("srflow", SRFLOW))))
+    files["published safetensors"] = serialise(state)
+    files["published pth"] = torch_file(state)
+    files["published old pth"] = torch_file(state, old=True)
+    latents = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 3)]
+    for name, source in {"latents": None, "latents with source": torch.rand(1, 3, 2, 2)}.items():
+        save_latents(folder / name, latents, model=SHA, architecture="glow", extra={"labels": [1, 2]}, source=source)
+        files[name] = (folder / name).read_bytes()
+    return files
+
+
+MODELS = (*OURS, "published safetensors", "published pth", "published old pth")
+LATENTS = ("latents", "latents with source")
+OVERRIDES = {"stacked_blocks": (1, 0)}  # what the published file does not tell
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    child = Child(tmp_path_factory.mktemp("hostile"))
+    yield child
+    child.stop()
+
+
+@pytest.fixture(scope="module")
+def look(child):
+    """Let the child read a content; nothing may be wrong with that."""
+
+    def look(content: bytes, suffix: str = ".safetensors", overrides=None, *, keep: bool = False):
+        path = child.folder / f"file{suffix}"
+        path.write_bytes(content)
+        verdict = child.look(path, overrides)
+        path.unlink()
+        assert verdict["wrong"] == []
+        return verdict["came"]
+
+    return look
+
+
+def refused(came: dict[str, str], *words: str) -> None:
+    """`load` has refused the file in a sentence with these words."""
+    assert came["load"], "it was loaded"
+    for word in words:
+        assert word in came["load"], came["load"]
+
+
+# --- what must stay possible ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_good_models_are_read(good, look, name):
+    overrides = OVERRIDES if name.startswith("published") else {}
+    for suffix in (".safetensors", ".pth", ""):
+        assert look(good[name], suffix, overrides)["load"] == ""
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_good_latents_are_read(good, look, name):
+    came = look(good[name])
+    assert {came[way] for way in ("read_latents_header", "load_latents", "load_source")} == {""}
+
+
+@pytest.mark.parametrize("target", ["file", "link", "link to a link"])
+def test_links_that_a_person_has_made_are_followed(good, child, tmp_path, target):
+    path = child.folder / "link.safetensors"
+    (tmp_path / "file").write_bytes(good["glow"])
+    (tmp_path / "between").symlink_to(tmp_path / "file")
+    path.symlink_to(tmp_path / ("between" if target == "link to a link" else "file"))
+    verdict = child.look(path)
+    path.unlink()
+    assert verdict["wrong"] == []
+    assert verdict["came"]["load"] == ""
+
+
+# --- files that are none ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "endless device", "loop", "nothing", "link to nothing", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(child, tmp_path, kind):
+    import socket
+
+    path = child.folder / "odd.safetensors"
+    opened = socket.socket(socket.AF_UNIX) if kind == "socket" else None
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "endless device":
+        path.symlink_to("/dev/zero")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "link to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    elif opened is not None:
+        opened.bind(str(path))
+    verdict = child.look(path)
+    if kind == "folder":
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+    if opened is not None:
+        opened.close()
+    assert verdict["wrong"] == []
+    refused(verdict["came"], "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a\0b", "~nobody-of-that-name/x", "x" * 5000, "\udcff"], ids=lambda name: ascii(name)[:12]
+)
+def test_names_that_no_file_can_have_are_refused(child, name):
+    verdict = child.look(child.folder / name if name[0] != "~" else name)
+    assert verdict["wrong"] == []
+    refused(verdict["came"])
+
+
+OTHER_FILES = {
+    "one byte": b"\x80",
+    "gzip": gzip.compress(b"weights" * 100),
+    "gzip bomb": gzip.compress(bytes(2**22)),
+    "jpeg": b"\xff\xd8\xff\xe0" + bytes(500),
+    "html": b"<html>sign in to download</html>",
+    "only a length": struct.pack("<Q", 2),
+    "eight zeros": bytes(8),
+    "magic of a zip": b"PK\x03\x04",
+    "an empty zip": b"PK\x05\x06" + bytes(18),
+    "zeros": bytes(100_000),
+    "ones": b"\xff" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_other_files_are_refused(look, name):
+    for suffix in (".safetensors", ".pth"):
+        refused(look(OTHER_FILES[name], suffix))
+
+
+# --- what was found: each once made the reader crash, hang, grow, or speak nonsense -----------------------------------
+
+HASHED_FOREVER = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+IDEOGRAMS = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20000))
+
+PICKLES = {
+    "a key that takes an hour to hash": (dictionary(b"K\x01", b")" + HASHED_FOREVER), "nests tuples"),
+    "a key a hundred thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 100_000), "nests tuples"),
+    "a key five thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 5_000), "holds no weights"),
+    "a value a hundred thousand lists deep": (dictionary(b"]" * 100_000 + b"a" * 99_999), "holds no weights"),
+    "a gigabyte of zeros by name": (dictionary(b"cbuiltins\nbytearray\n" + whole(2**30) + b"\x85R"), "would import"),
+    "a codec that takes a minute": (
+        dictionary(b"c_codecs\nencode\n" + text(IDEOGRAMS) + text("punycode") + b"\x86R"),
+        "would import _codecs.encode",
+    ),
+    "a set by name": (dictionary(b"cbuiltins\nset\n]\x85R"), "would import builtins.set"),
+    "a storage that is made": (dictionary(b"ctorch.storage\nUntypedStorage\n" + whole(2**32) + b"\x85R"), "unusual"),
+    "a tensor that is made": (dictionary(b"ctorch\nTensor\n" + whole(2**30) + b"\x85R"), "would import torch.Tensor"),
+    "an object that is made": (dictionary(b"ctorch\nSize\n(K\x01tt\x81"), "truncated or damaged"),
+    "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
+    "dictionaries that share their parts": (
+        b"\x80\x02}"
+        + b"".join(
+            b"q" + bytes([i]) + b"}" + b"(" + b"".join(text(str(k)) + b"h" + bytes([i]) for k in range(400)) + b"u"
+            for i in range(5)
+        )
+        + b".",
+        "holds no weights",
+    ),
+    "an ordered dictionary whose items are none": (
+        b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text("values") + b"K\x05sb.",
+        "holds no weights",
+    ),
+    "a count of what a tensor holds": (
+        dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"),
+        "in an unusual way",
+    ),
+    "a tensor without numbers": (
+        dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"),
+        "would import",
+    ),
+    "a tensor larger than its storage": (dictionary(tensor(1, [2**30], [1])), "does not fit"),
+    "a storage larger than the file": (dictionary(tensor(2**32, [1], [1])), "claim"),
+    "a storage of too many numbers": (dictionary(tensor(2**62, [1], [1])), "claim"),
+    "a storage of fewer than no numbers": (dictionary(tensor(-1, [1], [1])), "truncated or damaged"),
+    "a shape that overflows": (dictionary(tensor(1, [2**40, 2**40], [2**40, 1])), "does not fit"),
+    "a negative side": (dictionary(tensor(4, [-4], [1])), "truncated or damaged"),
+    "a negative step": (dictionary(tensor(4, [4], [-1])), "truncated or damaged"),
+    "a name of a megabyte": (dictionary(tensor(0, [0], [1]), text("module." * 150_000)), "longer than 1000"),
+    "memo that was never written": (b"\x80\x02h\x05.", "truncated or damaged"),
+    "nothing on the stack": (b"\x80\x02" + b"0" * 50 + b".", "truncated or damaged"),
+    "marks without end": (b"\x80\x02" + b"(" * 100_000 + b".", "truncated or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("form", ["archive", "old"])
+def test_pickles_that_ask_for_too_much(look, name, form):
+    pickled, words = PICKLES[name]
+    content = archive(pickled, extra={"m/data/0": bytes(4)}) if form == "archive" else legacy(pickled)
+    came = look(content, ".pth")
+    refused(came)
+    # an old file has its numbers behind its pickles, and torch may complain of these first
+    assert words in came["load"] or (form == "old" and "truncated or damaged" in came["load"]), came["load"]
+
+
+class Payload:
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", ["command", "eval", "exec", "write", "import", "attribute"])
+@pytest.mark.parametrize("form", ["archive", "old", "bare"])
+def test_code_in_pickles_is_not_run(child, look, kind, form, protocol):
+    trace = child.folder.parent / "trace"
+    payload = {
+        "command": Payload(os.system, f"touch {trace}"),
+        "eval": Payload(eval, f"open({str(trace)!r}, 'w')"),
+        "exec": Payload(exec, f"open({str(trace)!r}, 'w')"),
+        "write": Payload(open, str(trace), "w"),
+        "import": Payload(__import__, "antigravity"),
+        "attribute": Payload(getattr, os, "system"),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pickled = pickle.dumps(
+            {"weight": payload[kind]} if kind != "attribute" else {"weight": Payload(os.getcwd)}, protocol
+        )
+    content = {"archive": archive(pickled), "old": legacy(pickled), "bare": pickled}[form]
+    refused(look(content, ".pth"))
+    assert not trace.exists()
+
+
+def zip_with(change) -> bytes:
+    """An archive that a stranger has had in hands, around a good pickle."""
+    return change(archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(400)}))
+
+
+def _unpacks_to_gigabytes(_) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("m/data.pkl", dictionary(b"K\x01"))
+        with file.open("m/data/0", "w") as entry:
+            for _ in range(2**8):
+                entry.write(bytes(2**20))
+    return out.getvalue()
+
+
+def _claims(content: bytes, place: int, value: bytes) -> bytes:
+    """Change bytes in the entry of the table of contents for the pickle."""
+    start = content.index(b"PK\x01\x02") + place
+    return content[:start] + value + content[start + len(value) :]
+
+
+ARCHIVES = {
+    "that unpacks to 256 MiB": (_unpacks_to_gigabytes, "unpacks to more than its own size"),
+    "that is compressed": (lambda _: archive(dictionary(text("x" * 99)) + bytes(900), deflate=True), ""),
+    "with a comment": (lambda c: c[:-2] + b"\x04\x00" + b"note", "does not end with"),
+    "with something behind it": (lambda c: c + b"more", "does not end with"),
+    "with two tables": (lambda c: c[:-2] + struct.pack("<H", len(c)) + c, ""),
+    "with one name twice": (
+        lambda _: archive(dictionary(b"K\x01"), extra={"m/data.PKL": b"\x80\x02cos\nsystem\n."}),
+        "two files of one name",
+    ),
+    "with a way out": (lambda _: archive(b"\x80\x02K\x01.", name="../../m/data.pkl"), "m"),
+    "with an absolute name": (lambda _: archive(b"\x80\x02K\x01.", name="/m/data.pkl"), ""),
+    "whose pickle claims 4 GiB": (lambda c: _claims(c, 20, b"\xff" * 8), ""),
+    "whose pickle starts elsewhere": (lambda c: _claims(c, 42, b"\xf0\xff\xff\xff"), ""),
+    "whose pickle is encrypted": (lambda c: _claims(c, 8, b"\x01\x00"), ""),
+    "whose pickle is of an unknown method": (lambda c: _claims(c, 10, b"\x63\x00"), ""),
+    "whose name is longer than the file": (lambda c: _claims(c, 28, b"\xff\xff"), ""),
+    "whose table is elsewhere": (lambda c: c[:-6] + b"\xff\xff\xff\x7f" + c[-2:], ""),
+    "whose table is larger than any": (lambda c: c[:-10] + b"\xff\xff\xff\x7f" + c[-6:], "larger than that of any"),
+    "with many entries that are none": (lambda c: c[:-14] + b"\xff\xff\xff\xff" + c[-10:], ""),
+    "without a pickle": (lambda _: archive(b"", name="m/other"), "not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives(look, name):
+    change, words = ARCHIVES[name]
+    refused(look(zip_with(change), ".pth"), words)
+
+
+GIANTS = {
+    "srflow of a million convolutions": (
+        "srflow",
+        {"steps": 256, "transition_steps": 16, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256},
+    ),
+    "glow of 2048 steps": ("glow", {"levels": 8, "steps": 256, "image_size": 256}),
+    "realnvp of 8 scales": ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
+    "colorizer of 512 steps": (
+        "colorizer",
+        {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024},
+    ),
+    "digits of 65536 pixels": ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
+    "blocks a million times": ("srflow", {"stacked_blocks": [0] * 1_000_000}),
+    "styles by the thousand": ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [next(iter(GIANTS)), *(pytest.param(n, marks=pytest.mark.soak) for n in [*GIANTS][1:])]
+)
+def test_configurations_of_giants_are_refused_soon(good, look, name):
+    architecture, fields = GIANTS[name]
+    refused(look(with_config(good[architecture], fields)))
+
+
+@pytest.mark.parametrize("key", ["flowcore", "flowcore_latents"])
+@pytest.mark.parametrize("depth", [500, 985, 990, 995, 1000, 100_000])
+def test_json_within_json(good, look, key, depth):
+    content = good["glow" if key == "flowcore" else "latents"]
+    nested = "[" * depth + "]" * depth
+    header = json.loads(parts(content)[0]["__metadata__"][key])
+    place = "config" if key == "flowcore" else "extra"
+    for text_ in (nested, json.dumps({**header, place: "here"}).replace('"here"', '{"hidden": ' + nested + "}")):
+        look(with_header(content, key, text_))
+
+
+def test_messages_do_not_repeat_a_strangers_megabytes(good, look):
+    for value in ("x" * 10**5, {"x": "y" * 10**5}, 10**4000, [[[["x"] * 99] * 9] * 9]):
+        for architecture, field in (
+            ("glow", "image_size"),
+            ("realnvp", "hidden"),
+            ("srflow", "stacked_blocks"),
+            ("colorizer", "temperatures"),
+            ("class_conditional", "styles"),
+            ("glow", "grid"),
+        ):
+            look(with_config(good[architecture], {field: value}))
+    refused(look(with_config(good["glow"], {"x" * 10**6: 1})), "newer flowcore")
+    refused(look(with_header(good["glow"], "flowcore", {"architecture": "x" * 10**6})), "Unknown architecture")
+    header, data = parts(good["glow"])
+    refused(
+        look(
+            safetensors({**header, "x" * 10**6: {"dtype": "F32", "shape": [0], "data_offsets": [len(data)] * 2}}, data)
+        )
+    )
+    refused(look(safetensors({"a": {"dtype": "x" * 10**6, "shape": [], "data_offsets": [0, 4]}}, bytes(4))))
+
+
+def test_a_header_larger_than_any_models_is_not_parsed(look):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    content = safetensors({f"t{i}": entry for i in range(80_000)}, b"")
+    assert len(content) > MOST_HEADER
+    refused(look(content), "header of")
+    assert look(content, ".pth")["load_latents"]
+
+
+WRONG_TYPES = {  # to bytes of one
+    "BOOL": 1,
+    "I8": 1,
+    "U8": 1,
+    "I16": 2,
+    "U16": 2,
+    "I32": 4,
+    "I64": 8,
+    "U64": 8,
+    "C64": 8,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TYPES)
+def test_weights_of_another_type_are_refused(good, look, kind):
+    # a published file in eight bits is widened like any other
+    for name in ("realnvp", "latents", *(["published safetensors"] if kind[:2] != "F8" else [])):
+        header, _ = parts(good[name])
+        tensors = parse(good[name])
+        key = next(k for k, t in tensors.items() if t.ndim == 4)
+        count, size = tensors[key].numel(), WRONG_TYPES[kind]
+        header = {k: v for k, v in header.items() if k in (key, "__metadata__")}
+        rest = {k: t for k, t in tensors.items() if k != key}
+        other = parts(serialise(rest))
+        moved = {
+            k: {**v, "data_offsets": [n + count * size for n in v["data_offsets"]]}
+            for k, v in other[0].items()
+            if k != "__metadata__"
+        }
+        header[key] = {**header[key], "dtype": kind, "data_offsets": [0, count * size]}
+        came = look(
+            safetensors({**header, **moved}, bytes(count * size) + other[1]),
+            overrides=OVERRIDES if "pub" in name else {},
+        )
+        assert came["load_latents" if name == "latents" else "load"]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_are_read(good, look, kind):
+    header, _ = parts(good["realnvp"])
+    tensors = {name: t.to(kind) for name, t in parse(good["realnvp"]).items()}
+    assert look(serialise(tensors, header["__metadata__"]))["load"] == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e60])
+@pytest.mark.parametrize("name", ["glow", "realnvp", "published safetensors", "published pth", "published old pth"])
+def test_weights_that_are_not_finite_are_counted_and_named(good, look, name, value):
+    flat = good["published safetensors" if name.startswith("published") else name]
+    tensors = {key: t.double() if t.is_floating_point() else t for key, t in parse(flat).items()}
+    key = next(k for k, t in sorted(tensors.items()) if t.ndim == 4 and t.is_floating_point())
+    tensors[key].view(-1)[1:3] = value
+    metadata = parts(flat)[0].get("__metadata__")
+    content = serialise(tensors, metadata) if "pth" not in name else torch_file(tensors, old="old" in name)
+    overrides = OVERRIDES if name.startswith("published") else {}
+    came = look(content, overrides=overrides)
+    refused(came, "2 values that are not finite", "in 1 of its tensors")
+
+
+def test_an_order_of_channels_that_is_none_is_refused(good, look):
+    tensors = parse(good["glow"])
+    key = next(k for k in tensors if k.endswith(".order"))
+    for order in ([0] * len(tensors[key]), [*range(1, len(tensors[key]) + 1)], [-1, *range(len(tensors[key]) - 1)]):
+        changed = serialise({**tensors, key: torch.tensor(order)}, parts(good["glow"])[0]["__metadata__"])
+        refused(look(changed), key, "does not list each of 0 to")
+
+
+def test_a_loaded_model_does_not_hang_on_its_file(good, tmp_path):
+    """It once shared the file's pages: an overwritten file changed the model, a truncated one ended the process."""
+    for name in OURS:
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(good[name])
+        flow = read(path)
+        before = {key: t.clone() for key, t in flow.state_dict().items()}
+        with path.open("r+b") as file:
+            file.write(b"\xff" * len(good[name]))
+        assert all(torch.equal(t, before[key]) for key, t in flow.state_dict().items())
+
+
+def test_errors_are_of_the_one_class(tmp_path):
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(CheckpointError):
+            read(tmp_path / name)
+    assert issubclass(CheckpointError, FlowError)
+
+
+# --- generated --------------------------------------------------------------------------------------------------------
+
+
+def boundaries(content: bytes) -> list[int]:
+    """Where something begins or ends in a file."""
+    places = {0, 1, 4, 7, 8, 9, len(content) - 1, len(content)}
+    if content.startswith(b"PK"):
+        found = [i for i in range(len(content) - 1) if content[i : i + 2] == b"PK"]
+        places |= {i + k for i in found for k in (0, 2, 4, 12, 18, 22, 26, 28, 30, 46)}
+    elif not content.startswith(b"\x80"):
+        header, data = parts(content)
+        start = len(content) - len(data)
+        ends = [n for entry in header.values() for n in entry.get("data_offsets", ())]
+        places |= {start, start - 1, start + 1} | {start + n + k for n in ends for k in (-1, 0, 1)}
+    return sorted(n for n in places if 0 <= n <= len(content))
+
+
+@st.composite
+def damaged(draw, content: bytes) -> bytes:
+    """A file to which a few things have happened."""
+    edges = boundaries(content)
+    for _ in range(draw(st.integers(1, 3))):
+        size = len(content)
+        place = draw(st.one_of(st.sampled_from(edges), st.integers(0, size)))
+        length = draw(st.one_of(st.integers(0, 16), st.integers(0, max(1, size))))
+        place = min(place, size)
+        how = draw(st.sampled_from(["cut", "flip", "noise", "insert", "delete", "double", "move", "zeros"]))
+        if how == "cut":
+            content = content[:place]
+        elif how == "flip" and size:
+            at = min(place, size - 1)
+            content = content[:at] + bytes([content[at] ^ 1 << draw(st.integers(0, 7))]) + content[at + 1 :]
+        elif how == "noise":
+            noise = draw(st.binary(min_size=1, max_size=16))
+            content = content[:place] + noise + content[place + len(noise) :]
+        elif how == "insert":
+            content = content[:place] + draw(st.binary(min_size=1, max_size=64)) + content[place:]
+        elif how == "delete":
+            content = content[:place] + content[place + length :]
+        elif how == "double":
+            content = content[: place + length] + content[place:]
+        elif how == "move":
+            piece, rest = content[place : place + length], content[:place] + content[place + length :]
+            at = draw(st.integers(0, len(rest)))
+            content = rest[:at] + piece + rest[at:]
+        else:
+            content = content[:place] + bytes(len(content[place : place + length])) + content[place + length :]
+    return content
+
+
+ODD_NUMBERS = st.sampled_from(
+    [0, -1, 1, 2, 3, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**9, 10**18, 10**400, 0.5, 1e300, -0.0]
+)
+ODD = st.one_of(
+    ODD_NUMBERS,
+    st.sampled_from([None, True, False, "", "x", "conv", "a\0b", "\ud800", "x" * 3000, float("nan"), float("inf")]),
+    st.lists(ODD_NUMBERS, max_size=5),
+    st.lists(st.sampled_from(["bold", "", None, [], {}]), max_size=3),
+    st.recursive(st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2)),
+    st.integers(-5, 70),
+    st.floats(),
+)
+JSON_TRICKS = st.sampled_from(
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        '"text"',
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "[" * 100_000,
+        "[" * 990 + "]" * 990,
+        '{"a":' * 100_000,
+        '{"format": 1, "format": 2}',
+        '{"format": NaN}',
+        '{"format": 1e400}',
+        '{"format": ' + "9" * 5000 + "}",
+        "\ufeff{}",
+        "{}\0",
+        "\x00",
+        '{"architecture": "glow", "format": 1, "config": [["levels", 1]], "provenance": {}}',
+        '{"architecture": "glow", "format": 1, "config": {}, "provenance": []}',
+    ]
+)
+
+
+@st.composite
+def odd_headers(draw, content: bytes) -> bytes:
+    """A safetensors file whose header says something else."""
+    header, data = parts(content)
+    names = [name for name in header if name != "__metadata__"]
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(names))
+        entry = dict(header[name]) if isinstance(header.get(name), dict) else {"dtype": "F32", "shape": [1]}
+        what = draw(
+            st.sampled_from(["type", "shape", "sides", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"])
+        )
+        if what == "type":
+            kinds = [
+                "F16",
+                "BF16",
+                "F64",
+                "I8",
+                "U8",
+                "I64",
+                "BOOL",
+                "F4",
+                "F6_E2M3",
+                "F8_E5M2",
+                "C64",
+                "XX",
+                "",
+                None,
+                3,
+            ]
+            entry["dtype"] = draw(st.sampled_from(kinds))
+        elif what == "shape":
+            entry["shape"] = draw(ODD)
+        elif what == "sides":
+            entry["shape"] = draw(st.lists(ODD_NUMBERS, max_size=6))
+        elif what == "offsets":
+            entry["data_offsets"] = draw(st.one_of(ODD, st.lists(ODD_NUMBERS, min_size=2, max_size=2)))
+        elif what == "nudge":
+            offsets = entry.get("data_offsets")
+            nudge = st.sampled_from([-4, -1, 0, 1, 4])
+            if isinstance(offsets, list) and all(isinstance(n, int) for n in offsets):
+                entry["data_offsets"] = [n + draw(nudge) for n in offsets]
+        elif what == "odd":
+            entry = draw(ODD)
+        elif what == "twin":
+            entry = header.get(draw(st.sampled_from(names)))
+        if what == "gone":
+            header.pop(name, None)
+        elif what == "more":
+            header[draw(st.text(max_size=20))] = draw(st.one_of(ODD, st.just(entry)))
+        elif what == "metadata":
+            header["__metadata__"] = draw(
+                st.one_of(ODD, st.dictionaries(st.sampled_from(["flowcore", "flowcore_latents", "x"]), ODD, max_size=2))
+            )
+        else:
+            header[name] = entry
+    raw = json.dumps(header).encode()
+    how = draw(st.sampled_from(["", "", "", "length", "duplicate", "bytes", "deep", "spaces"]))
+    length = draw(ODD_NUMBERS.filter(lambda n: isinstance(n, int))) if how == "length" else None
+    if how == "duplicate":
+        raw = raw[:-1] + b"," + raw[1:]
+    elif how == "bytes":
+        at = draw(st.integers(0, len(raw)))
+        raw = (
+            raw[:at]
+            + draw(st.sampled_from([b"\xff", b"\0", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"1e999", b"NaN"]))
+            + raw[at:]
+        )
+    elif how == "deep":
+        raw = raw[:-1] + b',"deep":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    elif how == "spaces":
+        raw += b" " * draw(st.integers(1, 5000))
+    return safetensors(raw, data, length=length)
+
+
+@st.composite
+def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
+    """A model file whose configuration has odd values, or whose header has."""
+    name = draw(st.sampled_from(sorted(OURS)))
+    fields = sorted(ARCHITECTURES[name][0].__dataclass_fields__)
+    if draw(st.integers(0, 4)) == 0:
+        part = draw(st.sampled_from(["architecture", "format", "config", "provenance", "more"]))
+        value = draw(st.one_of(ODD, st.sampled_from(sorted(OURS))))
+        return with_header(files[name], "flowcore", draw(st.one_of(JSON_TRICKS, st.just({part: value}))))
+    changed = draw(
+        st.dictionaries(st.sampled_from(fields), st.one_of(ODD, st.integers(1, 4096)), min_size=1, max_size=4)
+    )
+    return with_config(files[name], changed)
+
+
+OPCODES = [
+    b"(",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b")",
+    b"]",
+    b"}",
+    b"a",
+    b"e",
+    b"s",
+    b"u",
+    b"R",
+    b"b",
+    b"Q",
+    b"N",
+    b"0",
+]
+OPCODES += [
+    b"q\0",
+    b"h\0",
+    b"q\1",
+    b"h\1",
+    b"K\1",
+    b"\x88",
+    b"\x89",
+    text("weight"),
+    text("storage"),
+    text("0"),
+    text("cpu"),
+]
+OPCODES += [
+    whole(2**40),
+    b"\x8a\x00",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch\nSize\n",
+]
+OPCODES += [
+    b"ccollections\nOrderedDict\n",
+    b"ccollections\nCounter\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"\x81",
+    b"\x8f",
+]
+OPCODES += [
+    b"ctorch._utils\n_rebuild_sparse_tensor\n",
+    b"ctorch.serialization\n_get_layout\n",
+    text("torch.sparse_coo"),
+]
+OPCODES += [
+    b"cos\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"ctorch\nint64\n",
+    b"ctorch\ndevice\n",
+    b"2",
+    b"1",
+    b".",
+    b"\x8c\x01a",
+    b"\x94",
+]
+OPCODES += [
+    tensor(1, [1], [1]),
+    tensor(1, [1, 1], [1, 1]),
+    tensor(100, [100], [1], key="1"),
+    b"G" + bytes(8),
+    b"J\xff\xff\xff\xff",
+]
+
+
+@st.composite
+def odd_pickles(draw, state: bytes) -> bytes:
+    """A torch file around a pickle of arbitrary steps, or around a good one that was changed."""
+    if draw(st.booleans()):
+        pickled = b"\x80\x02" + b"".join(draw(st.lists(st.sampled_from(OPCODES), max_size=40))) + b"."
+    else:
+        pickled = draw(damaged(b"\x80\x02" + dictionary(tensor(1, [1], [1]))[2:-2] + b"s."))
+    if draw(st.booleans()):
+        return legacy(pickled)
+    return archive(pickled, extra={"m/data/0": bytes(4), "m/data/1": bytes(400)}, deflate=draw(st.integers(0, 9)) == 0)
+
+
+@pytest.mark.fuzz
+@cases(short=70, long=4500)
+@given(data=st.data())
+def test_damaged_models(good, look, data):
+    name = data.draw(st.sampled_from(MODELS))
+    overrides = OVERRIDES if name.startswith("published") else {}
+    content = data.draw(damaged(good[name]))
+    look(content, data.draw(st.sampled_from([".pth", ".safetensors"])), overrides)
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=30, long=2500)
+@given(data=st.data())
+def test_models_with_odd_headers(good, look, data):
+    name = data.draw(st.sampled_from([*OURS, "published safetensors"]))
+    look(data.draw(odd_headers(good[name])), overrides=OVERRIDES if name.startswith("published") else {})
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=60, long=3500)
+@given(data=st.data())
+def test_models_with_odd_configurations(good, look, data):
+    look(data.draw(odd_configurations(good)))
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=30, long=2500)
+@given(data=st.data())
+def test_odd_pickles(good, look, data):
+    look(data.draw(odd_pickles(good["published pth"])), ".pth")
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=20, long=500)
+@given(
+    content=st.binary(max_size=2000), start=st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"])
+)
+def test_random_bytes(look, content, start):
+    look(start + content, ".pth")
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=10, long=500)
+@given(
+    name=st.sampled_from(MODELS), value=st.sampled_from([float("nan"), float("inf"), -float("inf")]), seed=st.integers()
+)
+def test_models_with_values_that_are_not_finite(good, look, name, value, seed):
+    chance = random.Random(seed)
+    flat = good["published safetensors" if name.startswith("published") else name]
+    tensors = parse(flat)
+    key = chance.choice(sorted(k for k, t in tensors.items() if t.is_floating_point() and t.numel()))
+    tensors[key].view(-1)[chance.randrange(tensors[key].numel())] = value
+    metadata = parts(flat)[0].get("__metadata__")
+    content = torch_file(tensors, old="old" in name) if "pth" in name else serialise(tensors, metadata)
+    refused(look(content, overrides=OVERRIDES if name.startswith("published") else {}), "not finite")
+    tried("checkpoints")
+
+
+@pytest.mark.fuzz
+@cases(short=30, long=1500)
+@given(data=st.data())
+def test_damaged_latents(good, look, data):
+    look(data.draw(damaged(good[data.draw(st.sampled_from(LATENTS))])))
+    tried("latents files")
+
+
+@pytest.mark.fuzz
+@cases(short=30, long=1500)
+@given(data=st.data())
+def test_latents_with_odd_headers(good, look, data):
+    content = good[data.draw(st.sampled_from(LATENTS))]
+    if data.draw(st.booleans()):
+        content = data.draw(odd_headers(content))
+    else:
+        fields = ["format", "model_sha256", "model_name", "architecture", "shapes", "extra", "source", "more"]
+        change = st.dictionaries(st.sampled_from(fields), ODD, min_size=1, max_size=3)
+        content = with_header(content, "flowcore_latents", data.draw(st.one_of(JSON_TRICKS, change)))
+    look(content)
+    tried("latents files")
