@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8188
 PY := .venv/bin/python
 
-.PHONY: help venv hosts demo serve workflows lint types tests check test soak clean
+.PHONY: help venv hosts demo serve workflows lint types tests check test soak gates clean
 
 help:
 	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
@@ -12,6 +12,7 @@ help:
 	@echo "make workflows   lay the stories of workflows/api out for the canvas, and run them for thumbnails"
 	@echo "make test    lint, types and all tests, two real hosts included"
 	@echo "make soak    what takes an hour: thousands of hostile files, a long queue, eight clients at once"
+	@echo "make gates   what the registry's own tools say: comfy node validate, comfy-test lint"
 	@echo "make check   the same gate, named as in CONTRIBUTING"
 	@echo "make clean   remove .venv and the fetched hosts"
 
@@ -69,5 +70,13 @@ test: check
 soak: .hosts/.prepared
 	FLOWCORE_SOAK=1 .venv/bin/pytest -m "fuzz or soak" -s $(PYTEST)
 
+.gates/.installed:
+	@$(PYTHON) -m venv .gates
+	@.gates/bin/python -m pip install --quiet --disable-pip-version-check 'comfy-cli>=1.23' 'comfy-test>=0.4.15'
+	@touch $@
+
+gates: .gates/.installed
+	@.gates/bin/python tests/gates.py
+
 clean:
-	rm -rf .venv .hosts build
+	rm -rf .venv .hosts .gates build

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,14 @@ def basicsr_niqe(path, root):
     spec = importlib.util.spec_from_file_location("matlab_functions", resize)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    space = {"imresize": module.imresize}
-    exec(compile(source, str(path), "exec"), space)
-    return space["niqe"]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "niqe_alone.py"
+        copy.write_text(f"import sys\nimresize = sys.modules['matlab_functions'].imresize\n{source}")
+        sys.modules["matlab_functions"] = module
+        spec = importlib.util.spec_from_file_location("niqe_alone", copy)
+        alone = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(alone)
+    return alone.niqe
 
 
 if __name__ == "__main__":

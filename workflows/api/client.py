@@ -50,7 +50,12 @@ class Client:
         Args:
             url: For example `http://127.0.0.1:8188`.
             timeout: Seconds to wait for one answer.
+
+        Raises:
+            ValueError: It is no address of a server.
         """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"Expected the address of a server, such as http://127.0.0.1:8188; got {url!r}.")
         self.url = url.rstrip("/")
         self.timeout = timeout
         self.id = uuid.uuid4().hex
@@ -64,7 +69,7 @@ class Client:
         Returns:
             The body.
         """
-        with urllib.request.urlopen(self.url + path, timeout=self.timeout) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=self.timeout) as answer:  # noqa: S310 (see __init__)
             return answer.read()
 
     def get_json(self, path: str) -> Any:
@@ -83,8 +88,8 @@ class Client:
             The body of the answer.
         """
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": kind})
-        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": kind})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310
             return answer.read()
 
     def upload(self, path: Path, name: str | None = None) -> str:
