@@ -1,4 +1,4 @@
-"""The gates of others: what the registry and its tools say of this pack, as it would be published.
+"""The gates of others: what the tools of the registry and of the community say of this pack.
 
     .gates/bin/python tests/gates.py      (or `make gates`, which installs comfy-cli and comfy-test into .gates)
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,9 @@ def main() -> int:
         status, said = run(str(BIN / "comfy"), "--skip-prompt", "node", "validate", cwd=clone, home=home)
         valid = status == 0 and "warnings found" not in said and "rror" not in said
         report("comfy node validate", valid, said)
+        for line in (clone / ".comfyignore").read_text().splitlines():
+            if line.endswith("/") and not line.startswith("#"):
+                shutil.rmtree(clone / line, ignore_errors=True)  # from here on, what is published
         status, said = run(str(BIN / "comfy-test"), "lint", "--check", "javascript", "--strict", cwd=clone, home=home)
         script = status == 0
         report("comfy-test lint, JAVASCRIPT", script, said)
