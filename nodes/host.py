@@ -29,6 +29,8 @@ from comfyui_version import __version__ as host_version
 from PIL import Image
 from server import PromptServer
 
+from ..flowcore import FlowError
+
 if TYPE_CHECKING:
     import torch
 
@@ -156,6 +158,10 @@ def model_folders() -> list[str]:
 def model_path(name: str) -> Path | None:
     """Find a model file.
 
+    A name never leads out of the folders of models: the host takes `..` and leading slashes as if the folder were the
+    whole disk. A link that lies in a folder of models is followed, wherever it points: people keep models on other
+    disks, and no prompt can make a link.
+
     Args:
         name: Its name as in `model_files`.
 
@@ -211,6 +217,8 @@ def input_files(subfolder: str, suffix: str) -> list[str]:
 def input_path(name: str) -> Path | None:
     """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
 
+    Neither the name nor a link leads out of that folder, as in the host's own loaders.
+
     Args:
         name: Its name as in `input_files`.
 
@@ -231,12 +239,18 @@ def input_path(name: str) -> Path | None:
 def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
     """Choose the next free name in the output folder, as the host's own saving nodes do.
 
+    What is written stays in the output folder: neither `..`, nor an absolute path, nor a link inside it leads out. The
+    output folder itself may be a link.
+
     Args:
         prefix: Sub-folders and beginning of the name; may hold the host's %date% words.
         suffix: What the name ends with.
 
     Returns:
         The path, whose folder exists, and how the history names it; or None when the prefix leads out of the folder.
+
+    Raises:
+        FlowError: If the folder that the prefix names cannot be made or read.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     try:
@@ -245,7 +259,12 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
             return None
     except ValueError:
         return None
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    except OSError as error:  # too long a name, or a file where a folder should be
+        raise FlowError(
+            f"Cannot save under `{prefix[:80]}` in the output folder: {error.strerror or error}. Choose another name."
+        ) from error
     file = f"{name}_{counter:05}_{suffix}"
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
