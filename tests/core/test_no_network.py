@@ -1,0 +1,193 @@
+"""flowcore talks to nobody and runs nothing: not when it is imported, not when it works, and nowhere in its text."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+import os, socket, sys
+
+def refuse(*_, **__):
+    raise AssertionError("flowcore has opened a connection")
+
+class Closed(socket.socket):
+    connect = connect_ex = sendto = bind = refuse
+
+socket.socket = Closed
+socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
+sys.addaudithook(
+    lambda event, arguments: refuse()
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.bind", "urllib.Request", "os.system",
+                 "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "webbrowser.open")
+    else None
+)
+for attempt in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: socket.socket().connect(("127.0.0.1", 9))):
+    try:
+        attempt()
+    except AssertionError:
+        continue
+    raise SystemExit("a connection would not be noticed")
+
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import flowcore
+from flowcore import __main__ as command_line
+from flowcore.checkpoints import convert, save
+from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
+
+picture = torch.rand(1, 3, 8, 8)
+upscaler = flowcore.load("srflow-x4")
+assert flowcore.upscale(upscaler, picture).shape == (1, 3, 32, 32)
+colorizer = flowcore.load("color-photos")
+assert flowcore.colorize(colorizer, picture[:, :1]).shape == (1, 3, 8, 8)
+glow = flowcore.load("glow-cifar10")
+assert flowcore.sample(glow, 1).shape == (1, 3, 32, 32)
+assert flowcore.score(glow, torch.rand(1, 3, 32, 32)).bits_per_dim.shape == (1,)
+latents = flowcore.encode(glow, torch.rand(1, 3, 32, 32))
+save_latents("z.safetensors", latents, model=model_sha256(glow), architecture="glow")
+assert torch.equal(load_latents("z.safetensors")[0][0], latents[0])
+save(glow, "glow.safetensors")
+flowcore.load("glow.safetensors")
+torch.save({"a": torch.ones(3)}, "foreign.pth")
+try:
+    convert("foreign.pth")
+except flowcore.CheckpointError:
+    pass
+sys.argv = ["flowcore", "inspect", "glow.safetensors"]
+try:
+    ended = command_line.main()
+except SystemExit as end:
+    ended = end.code
+assert not ended, ended
+print("all done")
+"""
+
+
+def test_no_connection_is_opened_at_work(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.rstrip().endswith("all done")
+
+
+# --- in the text ------------------------------------------------------------------------------------------------------
+
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "os.fork",
+    "os.startfile",
+    "torch.jit.load",
+    "torch.package",
+    "torch.hub",
+    "numpy.load",
+    "np.load",
+    "yaml.load",
+    "shelve.open",
+}
+MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "subprocess",
+    "socket",
+    "ssl",
+    "http",
+    "ftplib",
+    "smtplib",
+    "telnetlib",
+    "webbrowser",
+    "urllib",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "huggingface_hub",
+    "ctypes",
+    "runpy",
+    "code",
+    "pty",
+}
+SPAWNING = ("os.exec", "os.spawn", "os.posix_spawn", "torch.hub.", "torch.package.", "torch.utils.model_zoo")
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def safe_load(call: ast.Call) -> bool:
+    given = {word.arg: word.value for word in call.keywords}
+    value = given.get("weights_only")
+    return isinstance(value, ast.Constant) and value.value is True
+
+
+def complaints(tree: ast.AST) -> list[str]:
+    """What a text does that ours must not, with line numbers."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            foreign = not (isinstance(node, ast.ImportFrom) and node.level)
+            found += [f"{node.lineno}: imports {n}" for n in names if foreign and n.split(".")[0] in MODULES]
+        elif isinstance(node, ast.Call):
+            name = dotted(node.func)
+            if name in CALLS or (name.startswith(SPAWNING) and name != "torch.hub.get_dir"):  # the name of a folder
+                found.append(f"{node.lineno}: calls {name}")
+            elif name == "torch.load" and not safe_load(node):
+                found.append(f"{node.lineno}: torch.load without weights_only=True")
+    return found
+
+
+SOURCES = [ROOT / "__init__.py", *sorted((ROOT / "flowcore").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_in_the_text_runs_code_or_reaches_out(path):
+    assert complaints(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval('1')",
+        "exec(x)",
+        "__import__('os')",
+        "import pickle",
+        "from pickle import load",
+        "import os\nos.system('true')",
+        "os.execv('/bin/true', [])",
+        "import subprocess as s",
+        "from urllib.request import urlopen",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "torch.hub.load('a', 'b')",
+        "np.load(path)",
+    ],
+)
+def test_what_would_is_seen(line):
+    assert len(complaints(ast.parse(line))) == 1
