@@ -219,6 +219,19 @@ def test_too_little_memory_halves_the_tile_and_says_so(host):
     assert np.abs(array(tiled) - array(whole)).max() <= ONE
 
 
+def test_what_overflows_is_mended_and_said_on_the_node(host):
+    """Noise at the hot end of the slider: before the guard, black and glaring blocks."""
+    entry = host.run(probe(fill="noise3", height=24, width=24, temperature=1.5))
+    (said,) = entry["outputs"]["upscale"]["text"][:1]
+    assert "overflow" in said
+    facts = entry["outputs"]["save"]
+    assert facts["shape"] == [1, 96, 96, 3]
+    assert 0 <= facts["range"][0] <= facts["range"][1] <= 1
+    calm = host.run(probe(temperature=0.8))["outputs"]
+    assert calm["save"]["shape"] == [1, 24, 32, 3]
+    assert "overflow" not in "".join(calm.get("upscale", {}).get("text", []))
+
+
 def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
     tree = comfyui.tree()
     if not newer(comfyui.version(tree), "0.18.0"):

@@ -1,0 +1,114 @@
+"""How often the shipped models overflow, and what the guard makes of it.
+
+The numbers of docs/decisions/0013 and docs/reliability.md, and their picture:
+
+    python -m benchmarks.overflow FOLDER              shares, by model and temperature, over the images of a folder
+    python -m benchmarks.overflow --sheet PICTURE     a photograph at 0.8 and 1.5, and one with a dithered square:
+                                                      without the guard, and with it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowcore
+from flowcore.flow import Flow
+from flowcore.plan import planned
+from flowcore.prior import sample_latents
+from flowcore.resize import enlarge
+from flowcore.tasks import image_files
+from flowcore.tasks.guard import decode, within
+from flowcore.tasks.upscale import GUARD_REACH
+
+MODELS = ("srflow-x4", "srflow-x8")
+TEMPERATURES = (0.0, 0.8, 1.0, 1.2, 1.5)
+SIDE = 64  # of the LR images
+PHOTO = Path(__file__).parents[1] / "workflows" / "photo.png"
+
+
+def main() -> None:
+    """Measure and print, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", nargs="?", type=Path, help="images, taken as LR images from their middle")
+    parser.add_argument("--sheet", type=Path, help="where to draw the picture")
+    options = parser.parse_args()
+    if options.folder is not None:
+        sys.stdout.write(json.dumps(shares(options.folder), indent=2) + "\n")
+    if options.sheet is not None:
+        sheet().save(options.sheet, quality=88)
+
+
+def shares(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Count over all images: how many overflow, the mean share of all pixels that is calmed and filled, the cost."""
+    images = [lr for lr in (_middle(path) for path in image_files(folder)) if lr is not None]
+    found: dict[str, dict[str, dict[str, float]]] = {"images": {"count": {"": len(images)}}}
+    for name in MODELS:
+        flow = flowcore.load(name)
+        found[name] = {}
+        for temperature in TEMPERATURES:
+            rows = [_one(flow, lr, temperature) for lr in images]
+            overflowing, calmed, filled, plain, guarded = (sum(column) for column in zip(*rows, strict=True))
+            found[name][str(temperature)] = {
+                "images that overflow": overflowing,
+                "calmed %": round(100 * calmed / len(images), 3),
+                "filled %": round(100 * filled / len(images), 3),
+                "times the seconds": round(guarded / plain, 2),
+            }
+    return found
+
+
+def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float, float, float]:
+    plan, side = planned(flow), SIDE * flow.condition_scale
+    z = sample_latents(flow.latent_shapes(side, side), 1, temperature, 0)
+    cond = plan.encode_condition(lr)
+    begun = time.perf_counter()
+    plan.inverse(z, cond)
+    plain = time.perf_counter() - begun
+    done = decode(within(plan, cond, GUARD_REACH), z, lambda: enlarge(lr, flow.condition_scale))
+    guarded = time.perf_counter() - begun - plain
+    if done.calmed is None or done.filled is None:
+        return False, 0.0, 0.0, plain, guarded
+    return True, float(done.calmed.float().mean()), float(done.filled.float().mean()), plain, guarded
+
+
+def sheet() -> Image.Image:
+    """Draw what comes out without the guard, and with it."""
+    flow = flowcore.load("srflow-x4")
+    plan = planned(flow)
+    with Image.open(PHOTO) as opened:
+        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    photo = pixels[..., 20 : 20 + SIDE, 84 : 84 + SIDE].contiguous()
+    square = photo.clone()
+    steps = torch.arange(20)
+    square[..., 34:54, 10:30] = ((steps[:, None] + steps) % 2).float()
+    above: list[Tensor] = []
+    below: list[Tensor] = []
+    for lr, temperature in ((photo, 0.8), (photo, 1.5), (square, 0.8)):
+        z = sample_latents(flow.latent_shapes(4 * SIDE, 4 * SIDE), 1, temperature, 0)
+        above.append(plan.inverse(z, plan.encode_condition(lr))[0].nan_to_num(0, 0, 0))
+        below.append(flowcore.upscale(flow, lr, temperature=temperature, seed=0)[0])
+    whole = torch.cat([torch.cat(above, dim=2), torch.cat(below, dim=2)], dim=1)
+    return Image.fromarray(whole.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _middle(path: Path) -> Tensor | None:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if min(image.size) < SIDE:
+        return None
+    left, top = ((side - SIDE) // 2 for side in image.size)
+    cut = image.crop((left, top, left + SIDE, top + SIDE))
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None].float() / 255
+
+
+if __name__ == "__main__":
+    main()
