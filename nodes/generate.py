@@ -230,7 +230,7 @@ class FlowcoreEncode(io.ComfyNode):
         bring(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
         progress, cond = Progress(), condition(flow, subject.labels, subject.source)
         levels = generate.encode(
-            flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled
+            flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled, notify=notes
         )
         again = generate.decode(
             flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled, notify=notes

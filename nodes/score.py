@@ -172,6 +172,7 @@ class FlowcoreScore(io.ComfyNode):
                     seed=(first + done) % 2**64,
                     progress=progress.part(done / total, count / total),
                     cancelled=stop_if_cancelled,
+                    notify=notes,
                 )
             )
             done += count

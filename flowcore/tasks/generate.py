@@ -126,7 +126,7 @@ def sample(
         result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
-    _run(plan, n, batch or images_at_once(height, width), meter, some)
+    _run(plan, n, batch or images_at_once(height, width), meter, some, notify)
     _report(repairs, result, notify)
     return result
 
@@ -141,6 +141,7 @@ def encode(
     batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> list[Tensor]:
     """Find the latents of images, exactly: what ``decode`` makes of them is the image again, up to rounding.
 
@@ -154,6 +155,7 @@ def encode(
         batch: Images at once; None or 0 chooses by their size.
         progress: Called with ``(done, total)``.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when memory runs out and less is done at once; None logs it.
 
     Returns:
         Latents, finest first, float32 (float64 if the flow is), on the device of the image.
@@ -166,7 +168,7 @@ def encode(
         Cancelled: If stopped.
     """
     pixels = _pixels(flow, image)
-    return _encode(flow, pixels, cond, batch, _Meter(planned(flow), len(pixels), progress, cancelled))
+    return _encode(flow, pixels, cond, batch, _Meter(planned(flow), len(pixels), progress, cancelled), notify)
 
 
 @spared(SMALLER)
@@ -616,10 +618,18 @@ class _Meter:
             self._progress(min(done, self._total), self._total, preview)
 
 
-def _run(plan: Plan, count: int, batch: int, meter: _Meter, some: Callable[[int, int], None]) -> None:
+def _run(
+    plan: Plan,
+    count: int,
+    batch: int,
+    meter: _Meter,
+    some: Callable[[int, int], None],
+    notify: Callable[[str], None] | None = None,
+) -> None:
     """Work through all images, batch by batch, in the flow's own precision; with fewer at once if memory runs out."""
     if batch < 1:
         raise FlowError(f"batch must be at least 1; got {batch}.")
+    say = notify or log.warning
     start, spare = 0, False
     with watched(plan, meter.advance), torch.autocast(plan.device.type, enabled=False):
         while start < count:
@@ -637,16 +647,23 @@ def _run(plan: Plan, count: int, batch: int, meter: _Meter, some: Callable[[int,
             if stop - start == 1:
                 plan.spare()
                 spare = True
-                log.warning("Out of memory: going on in the lowest strips. It takes longer.")
+                say("Out of memory: going on in the lowest strips. It takes longer.")
             else:
                 batch = (stop - start) // 2
-                log.warning("Out of memory: going on with %d images at once.", batch)
+                say(f"Out of memory: going on with {batch} images at once.")
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 def _encode(
-    flow: Flow, pixels: Tensor, cond: Condition | None, batch: int | None, meter: _Meter, *, strict: bool = True
+    flow: Flow,
+    pixels: Tensor,
+    cond: Condition | None,
+    batch: int | None,
+    meter: _Meter,
+    notify: Callable[[str], None] | None = None,
+    *,
+    strict: bool = True,
 ) -> list[Tensor]:
     plan = planned(flow)
     parts: list[list[Tensor]] = []
@@ -658,7 +675,7 @@ def _encode(
         parts.append([z.to(pixels.device) for z in latents])
         meter.finish()
 
-    _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some)
+    _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some, notify)
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -683,7 +700,7 @@ def _decode(
         meter.finish(pictures.clamp(0, 1))
 
     numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
-    _run(plan, count, batch or images_at_once(1, numbers // flow.channels), meter, some)
+    _run(plan, count, batch or images_at_once(1, numbers // flow.channels), meter, some, notify)
     result = torch.cat(parts)
     _report(repairs, result, notify)
     return result

@@ -125,6 +125,7 @@ def score(
     batch: int = 0,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Score:
     """Say how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
 
@@ -162,6 +163,7 @@ def score(
             numbers (beyond rounding).
         progress: Called with ``(done, total)``, in draws; the compression of an image counts as one.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when memory runs out and less is done at once, see ``spared``; None logs it.
 
     Returns:
         The score.
