@@ -46,6 +46,19 @@ EXCESS = "which no checkpoint needs. It was not read. If you trust it, write its
 ANEW = "torch.save(model.state_dict(), 'model.pth')."
 
 
+class _Rest:
+    """A stream that is asked for no more than there is: Python would make room for all that a pickle claims."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self.stream = stream
+        self.size = size
+        self.readline = stream.readline
+        self.tell = stream.tell
+
+    def read(self, number: int) -> bytes:
+        return self.stream.read(max(0, min(number, self.size - self.tell())))
+
+
 class _Import:
     """Stands for something that was imported."""
 
@@ -68,13 +81,11 @@ def refuse_excess(stream: BinaryIO, size: int, *, many: bool = False) -> None:
     Raises:
         CheckpointError: If it would; saying what.
     """
-    walk = _Walk(size)
+    walk, rest = _Walk(size), _Rest(stream, size)
     try:
         for number in range(MOST_PICKLES if many else 1):
-            if number and not stream.peek(1):  # pyright: ignore[reportAttributeAccessIssue]
-                break
             walk.start()
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in pickletools.genops(rest):  # pyright: ignore[reportArgumentType]
                 walk.step(opcode, argument)
             if number == 0 and many and not walk.magic:
                 break  # torch reads no further, either

@@ -287,6 +287,8 @@ PICKLES = {
     "a negative side": (dictionary(tensor(4, [-4], [1])), "truncated or damaged"),
     "a negative step": (dictionary(tensor(4, [4], [-1])), "truncated or damaged"),
     "a name of a megabyte": (dictionary(tensor(0, [0], [1]), text("module." * 150_000)), "longer than 1000"),
+    "a text of 4 GiB": (b"\x80\x02}X\xff\xff\xff\xff" + text("weight") + b"Ns.", "truncated or damaged"),
+    "bytes of 8 EiB": (b"\x80\x04}\x8e" + b"\xff" * 7 + b"\x7f" + text("weight") + b"Ns.", "truncated or damaged"),
     "memo that was never written": (b"\x80\x02h\x05.", "truncated or damaged"),
     "nothing on the stack": (b"\x80\x02" + b"0" * 50 + b".", "truncated or damaged"),
     "marks without end": (b"\x80\x02" + b"(" * 100_000 + b".", "truncated or damaged"),
