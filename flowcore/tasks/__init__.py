@@ -160,7 +160,7 @@ def is_out_of_memory(error: Exception) -> bool:
         Whether it is that.
     """
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def spared(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]],
             try:
                 return task(*args, **options)
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
-                if not _is_lack(error):
+                if not is_out_of_memory(error):
                     raise
             # Out here, because an error keeps alive what its run has made.
             say = cast("Callable[[str], None] | None", options.get("notify")) or log.warning
@@ -52,7 +52,7 @@ def spared(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]],
             try:
                 return task(*args, **{**options, **less})  # pyright: ignore[reportCallIssue]
             except (RuntimeError, MemoryError) as error:
-                if not _is_lack(error):
+                if not is_out_of_memory(error):
                     raise
                 image = next((arg for arg in args if isinstance(arg, Tensor) and arg.ndim == 4), None)
                 size = "" if image is None else f" at {image.shape[3]}x{image.shape[2]} pixels"
@@ -74,7 +74,3 @@ def make_room(*flows: Flow) -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _is_lack(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or is_out_of_memory(error)

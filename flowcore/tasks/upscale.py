@@ -23,6 +23,7 @@ from ..resize import enlarge
 from ..tiling import Window, free_memory, windows
 from ..transforms import FlowError
 from . import Cancelled, Precision, Progress, guard, is_out_of_memory, layers, picture, plan_for, watched
+from .memory import make_room, spared
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
@@ -35,6 +36,7 @@ Index = tuple[EllipsisType, slice, slice]
 log = logging.getLogger("flowcore")
 
 
+@spared("Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.", at_once="")
 @torch.no_grad()
 def upscale(
     flow: Flow,
@@ -105,28 +107,28 @@ def upscale(
     side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
     at_once = min(samples, MOST_SAMPLES)
     run = _Run(plan, rgb, temperature, seed, samples, halo, progress, cancelled, store)
+    spare = False
     while True:
         try:
             pictures = run(side, at_once)
             break
-        except RuntimeError as error:  # what torch raises when memory runs out, on every device
+        except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
             if not is_out_of_memory(error):
                 raise
-            if side <= SMALLEST_TILE:
+            if spare and side <= SMALLEST_TILE:
                 raise FlowError(
                     f"Out of memory even with tiles of {SMALLEST_TILE} LR pixels. Enlarge a smaller image, ask for "
                     "fewer samples at once, or free memory on the device."
                 ) from error
         if store is not None:
             store.clear()
-        if at_once > 1:
-            at_once = 1
-            say("Out of memory: going on with one sample at a time.")
+        make_room(plan)
+        if not spare:
+            spare, at_once = True, 1
+            say("Out of memory: going on with one sample at a time, in the lowest strips.")
         else:
             side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
             say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     for sentence in run.repairs.sentences(pictures[0, 0].numel(), "enlarged the ordinary way (bicubic)"):
         say(sentence)
     pictures = pictures.to(lr.device)

@@ -213,8 +213,9 @@ def test_too_little_memory_halves_the_tile_and_says_so(host):
     workflow["little"] = {"class_type": "FlowcoreTestSmallMemory", "inputs": {"model": ["model", 0], "pixels": 3500}}
     workflow["upscale"]["inputs"]["model"] = ["little", 0]
     entry = host.wait(host.queue(workflow))
-    assert "out of memory" in entry["outputs"]["upscale"]["text"][0].lower()
-    assert "tiles of 32" in entry["outputs"]["upscale"]["text"][0]
+    said = " ".join(entry["outputs"]["upscale"]["text"])
+    assert "Out of memory" in said
+    assert "tiles of 32" in said
     (tiled,) = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
     assert np.abs(array(tiled) - array(whole)).max() <= ONE
 
