@@ -3,6 +3,7 @@
 from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
 from .host import Replacement
+from .inputs import guard
 from .latents import (
     FlowcoreAttributeDirection,
     FlowcoreInterpolate,
@@ -41,6 +42,8 @@ NODES = [
     FlowcoreApplyChroma,
     FlowcoreTrain,
 ]
+for node in NODES:
+    guard(node)
 
 # One entry for every node id that a release had and this one has not. So far all are there.
 REPLACEMENTS: list[Replacement] = []

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
-from ..flowcore import FlowError
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks import colorize as task
 from ..flowcore.tasks.colorize import Gamut, Hints, memory_required
@@ -21,6 +20,7 @@ from .sockets import (
     hints_of,
     latents_of,
     precision_input,
+    room_for,
     seed_input,
     temperature_input,
     to_image,
@@ -184,11 +184,11 @@ class FlowcoreColorize(io.ComfyNode):
     ) -> Any:
         """Call the task for images or for a clip, and say which widgets mean nothing there."""
         notes = Notes("Flow Colorize", cls.hidden.unique_id)
-        if frames not in ("images", "video"):  # 0.3.75 lets anything through
-            raise FlowError(f"frames must be images or video; got {frames!r}.")
         flow, wanted, pixels = flow_of(model), hints_of(hints), from_image(image)
         height, width = pixels.shape[-2:]
         count = len(pixels) if frames == "video" else samples
+        made = len(pixels) if frames == "video" else len(pixels) * samples
+        room_for(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
         bring(model, memory_required(flow, height, width, count, working_size=working_size))
         given = None if latents is None else belonging(latents, flow)
         if given is not None and frames == "images" and len(pixels) == 1:

@@ -27,6 +27,7 @@ from .sockets import (
     label_numbers,
     latents_of,
     numbers,
+    room_for,
     seed_input,
     temperature_input,
     temperatures_input,
@@ -130,6 +131,7 @@ class FlowcoreSample(io.ComfyNode):
         size = _size(flow, width, height)
         shown = _in_turn(flow, labels, samples, notes)
         taus = numbers(temperatures, "temperatures") or temperature
+        room_for(samples, 3 * size[0] * size[1], "pictures need", "Lower samples, width or height.")
         bring(model, generate.memory_required(flow, samples, *size))
         images = generate.sample(
             flow,
@@ -326,6 +328,8 @@ class FlowcoreDecode(io.ComfyNode):
         wanted = label_numbers(labels, flow.classes) if flow.classes else None
         if labels.strip() and not flow.classes:
             notes("labels is ignored: this model knows no labels.")
+        pictures = latents.items * len(wanted or [0])
+        room_for(pictures, 3 * math.prod(_sides(flow, levels)), "pictures need", "Pass fewer items or labels.")
         if wanted is not None:
             levels = [z.repeat_interleave(len(wanted), 0) for z in levels]
             shown = torch.tensor(wanted).repeat(latents.items)

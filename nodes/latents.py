@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .host import (
     output_path,
     stop_if_cancelled,
 )
+from .inputs import shown
 from .sockets import (
     FlowLatents,
     FlowModel,
@@ -39,6 +41,7 @@ from .sockets import (
     flow_of,
     latents_of,
     numbers,
+    room_for,
     seed_input,
     temperature_input,
     temperatures_input,
@@ -127,6 +130,8 @@ class FlowcoreInterpolate(io.ComfyNode):
         positions = [i / (frames - 1) for i in range(frames)]
         if loop:
             positions += positions[-2:0:-1]
+        count = len(positions) * max(a.items, b.items)
+        room_for(count, sum(z[0].numel() for z in a.levels), "frames need", "Lower frames, or pass fewer items.")
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
@@ -488,7 +493,13 @@ class FlowcoreSaveLatents(io.ComfyNode):
     def execute(cls, latents: Any, filename_prefix: str) -> Any:
         """Write the file under the next free number."""
         latents = checked(latents)
-        place = output_path(filename_prefix, SUFFIX)
+        try:
+            place = output_path(filename_prefix, SUFFIX)
+        except (OSError, RecursionError):  # too long, too deep, or a file where a folder should be
+            raise FlowError(
+                f"filename_prefix: {shown(filename_prefix)} cannot be the beginning of a file's name in the output "
+                "folder. Give a shorter, plainer one."
+            ) from None
         if place is None:
             raise FlowError(
                 f"filename_prefix must stay inside the output folder; got `{filename_prefix[:80]}`. Leave out `..` and "
@@ -546,17 +557,17 @@ class FlowcoreLoadLatents(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         """Say where a missing file should be, instead of the host's "value not in list"."""
-        if file is None or input_path(file) is not None:
+        if file is None or _found(file) is not None:
             return True
         return (
-            f"there is no file '{file}' in the input folder. Put it into ComfyUI's input folder or into "
+            f"there is no file {shown(file)} in the input folder. Put it into ComfyUI's input folder or into "
             f"input/{SUBFOLDER} and press R."
         )
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> list[Any]:
         """Load again when the file has changed."""
-        path = None if file is None else input_path(file)
+        path = _found(file)
         if path is None:
             return [file]
         stat = path.stat()
@@ -565,7 +576,7 @@ class FlowcoreLoadLatents(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> Any:
         """Read the file."""
-        path = input_path(file)
+        path = _found(file)
         if path is None:
             raise CheckpointError(f"The file '{file}' is gone from the input folder; choose another one.")
         labels = _labels(read_latents_header(path), file)  # before any tensor is read
@@ -702,6 +713,11 @@ def _between(a: Latents, b: Latents, positions: list[float], notes: Notes) -> tu
 def _single(a: Latents, b: Latents) -> bool:
     """Whether one source serves all items of both."""
     return all(side.source is None or len(side.source) == 1 for side in (a, b))
+
+
+def _found(file: Any) -> Path | None:
+    """The file of latents that a prompt names, which may hold anything; None also where it names none."""
+    return input_path(file) if isinstance(file, str) else None
 
 
 def _labels(header: LatentsHeader, name: str) -> Tensor | None:

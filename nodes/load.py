@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import flowcore
 from ..flowcore.checkpoints import catalog
 from .host import io, make, model_files, model_folders, model_path, say, wrap
+from .inputs import shown
 from .sockets import FlowModel, name_model
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class FlowcoreLoadModel(io.ComfyNode):
         if locate(model_name) is not None:
             return True
         return (
-            f"there is no flow model '{model_name}'. Put the file into {' or '.join(model_folders())} and press R, "
-            f"or choose one of: {', '.join(choices())}."
+            f"there is no flow model {shown(model_name)}. Put the file into {' or '.join(model_folders())} and press "
+            f"R, or choose one of: {', '.join(choices())}."
         )
 
     @classmethod
@@ -107,6 +108,8 @@ def locate(name: str) -> Path | None:
     Returns:
         Its path, or None when there is no such model.
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a prompt may hold anything
+        return None
     return catalog.path(name) if name in catalog.names() else model_path(name)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ConditionError, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
+from ..flowcore.tiling import free_memory
 from .host import gradient_slider, hand_over, io, make
 
 # A flow in the host's care: the host's ModelPatcher, whose `.model` is a flowcore.Flow.
@@ -245,6 +246,26 @@ def to_image(pixels: Tensor) -> Tensor:
     if pixels.shape[1] == 1:
         pixels = pixels.expand(-1, 3, -1, -1)
     return hand_over(pixels.permute(0, 2, 3, 1)).contiguous()
+
+
+COPIES = 3  # of a result while a node ends: what was made, its latents, and what is handed over
+
+
+def room_for(count: int, values: int, what: str, advice: str) -> None:
+    """Refuse what the main memory cannot hold, before any of it is made.
+
+    Args:
+        count: Number of pictures, or of other things.
+        values: Numbers in each.
+        what: What sentences call them, with the verb: "pictures need".
+        advice: What to do about it.
+
+    Raises:
+        FlowError: Less memory is free.
+    """
+    wanted, free = COPIES * 4 * count * values, free_memory("cpu")
+    if free is not None and wanted > free:
+        raise FlowError(f"{count} {what} {wanted / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. {advice}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from .host import (
     whole_device,
     wrap,
 )
+from .inputs import shown
 from .load import choices, locate
 from .sockets import FlowModel, finite_or_none, name_model, to_image
 
@@ -49,6 +51,7 @@ NOTHING = "nothing"
 SUFFIX = ".safetensors"
 LONGEST = 100_000.0  # minutes: ten weeks
 KEPT = ("cache", "earlier")  # of a run's folder, when a run is set aside
+MOST_LOOKED_AT = 100_000  # files and folders, before the first image
 LINES = 3  # shown on the node while it trains
 REFUSED_BY_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -293,7 +296,7 @@ def _problem(folder: str | None, recipe: str | None, name: str | None) -> str | 
         return bad
     if recipe is not None:
         if recipe not in _recipes():
-            return f"recipe: there is no '{recipe}'; choose one of: {', '.join(_recipes())}."
+            return f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}."
         try:
             _read_recipe(recipe)
         except FlowError as error:
@@ -306,37 +309,57 @@ def _bad_name(name: str) -> str | None:
     if re.fullmatch(r"\w[\w .+-]{0,79}", stem) and stem[-1] not in ". " and not REFUSED_BY_WINDOWS.fullmatch(stem):
         return None
     return (
-        f"name: '{name}' cannot be the name of a file in models/flows. Use letters, digits, spaces and . + - _ only, "
-        "such as my-upscaler; no folders."
+        f"name: {shown(name)} cannot be the name of a file in models/flows. Use letters, digits, spaces and . + - _ "
+        "only, such as my-upscaler; no folders."
     )
 
 
 def _bad_folder(folder: str, recipe: str | None, name: str | None) -> str | None:
     if not folder.strip():
         return "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."
-    path = any_folder(folder)
+    try:
+        path = any_folder(folder)
+        there = path.exists()
+    except (OSError, ValueError):  # too long, or not a name at all
+        return f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
     if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        return f"folder: {path} {what}. Give an absolute path, or a folder inside ComfyUI's input folder."
+        what = "is a file, not a folder" if there else "does not exist"
+        plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
+        return f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder."
     if name is not None and _run(name).resolve().is_relative_to(path.resolve()):
         return (
             f"folder: {path} holds ComfyUI's output folder, into which this node writes pictures while it trains. "
             "Choose a folder that holds nothing but your images."
         )
-    if next(iter(_images(path, recipe)), None) is None:
-        files = sum(1 for file in path.rglob("*") if file.is_file())
-        return f"folder: {path} holds {files} files and no {_sought(recipe)}, at any depth."
-    return None
+    # As far as the first image, and not for ever: the server answers nobody else meanwhile.
+    fits, files = _fits(path, recipe), 0
+    for looked_at, entry in enumerate(path.rglob("*")):
+        if looked_at == MOST_LOOKED_AT:
+            return (
+                f"folder: the first {looked_at} things in {path} are no {_sought(recipe)}. Choose a folder inside it."
+            )
+        if fits(entry):
+            return None
+        files += entry.is_file()
+    return f"folder: {path} holds {files} files and no {_sought(recipe)}, at any depth."
 
 
 def _images(folder: Path, recipe: str | None) -> list[Path]:
     """List what a recipe trains on; everything that could be, when the recipe is not known yet."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    digits = [file for file in files if "-idx" in file.name and file.parent == folder]
-    if recipe is None:
-        return pictures + digits
-    return digits if _takes_digits(recipe) else pictures
+    return sorted(filter(_fits(folder, recipe), folder.rglob("*")))
+
+
+def _fits(folder: Path, recipe: str | None) -> Callable[[Path], bool]:
+    digits = recipe is None or _takes_digits(recipe)
+    pictures = recipe is None or not digits
+
+    def fits(file: Path) -> bool:
+        named = (pictures and file.suffix.lower() in IMAGE_SUFFIXES) or (
+            digits and "-idx" in file.name and file.parent == folder
+        )
+        return named and file.is_file()
+
+    return fits
 
 
 def _takes_digits(recipe: str) -> bool:

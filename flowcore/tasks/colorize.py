@@ -162,7 +162,7 @@ def parse_points(text: str) -> list[Point]:
         try:
             rows: Any = json.loads(text)
             return [(float(x), float(y), str(colour)) for x, y, colour in rows]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise FlowError(f'Points as JSON are [[x, y, "#rrggbb"], ...]; got {text.strip()[:60]!r}.') from error
     points: list[Point] = []
     for line in re.split(r"[;\n]", text):
