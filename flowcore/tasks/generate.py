@@ -666,17 +666,17 @@ def _encode(
     strict: bool = True,
 ) -> list[Tensor]:
     plan = planned(flow)
-    parts: list[list[Tensor]] = []
+    parts: dict[int, list[Tensor]] = {}  # by the first image; what runs out of memory in the end comes once more
 
     def some(start: int, stop: int) -> None:
         latents = plan(pixels[start:stop].to(plan.device), _rows(flow, cond, start, stop, len(pixels)))[0]
         if strict:
             _refuse_not_finite(latents, pixels[start:stop], start)
-        parts.append([z.to(pixels.device) for z in latents])
+        parts[start] = [z.to(pixels.device) for z in latents]
         meter.finish()
 
     _run(plan, len(pixels), batch or images_at_once(*pixels.shape[-2:]), meter, some, notify)
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
+    return [torch.cat(level) for level in zip(*parts.values(), strict=True)]
 
 
 def _decode(
@@ -690,18 +690,18 @@ def _decode(
     device, dtype = _home(flow)
     plan = planned(flow)
     count = latents[0].shape[0]
-    parts: list[Tensor] = []
+    parts: dict[int, Tensor] = {}  # as in `_encode`
     repairs = guard.Repairs()
 
     def some(start: int, stop: int) -> None:
         told = _rows(flow, cond, start, stop, count)
         pictures = _guarded(plan, [z[start:stop].to(device, dtype) for z in latents], told, start, repairs)
-        parts.append(pictures.to(latents[0].device))
+        parts[start] = pictures.to(latents[0].device)
         meter.finish(pictures.clamp(0, 1))
 
     numbers = sum(z[0].numel() for z in latents)  # of one image: as many as its subpixels
     _run(plan, count, batch or images_at_once(1, numbers // flow.channels), meter, some, notify)
-    result = torch.cat(parts)
+    result = torch.cat(list(parts.values()))
     _report(repairs, result, notify)
     return result
 

@@ -210,6 +210,33 @@ def test_what_does_not_fit_together_fits_one_by_one(name):
     close([made], [known], 1e-5)
 
 
+@pytest.mark.parametrize("name", ["sample", "encode", "decode", "reconstruct", "colorize", "score"])
+def test_what_runs_out_of_memory_in_the_end_comes_once(name):
+    """Where a finished image is shown, such as in a caller's preview."""
+    glow = flow("small-glow")
+    calls = {
+        "sample": lambda show: flowcore.sample(glow, 4, batch=2, progress=show),
+        "encode": lambda show: flowcore.encode(glow, LARGE, batch=2, progress=show)[0],
+        "decode": lambda show: flowcore.decode(glow, drawn("small-glow", 4), batch=2, progress=show),
+        "reconstruct": lambda show: reconstruct(glow, LARGE, batch=2, progress=show)[0],
+        "colorize": lambda show: flowcore.colorize(flow("small-color"), GREY, samples=3, progress=show),
+        "score": lambda show: score(glow, LARGE, batch=2, progress=show).map,
+    }
+    shown = []
+    known = calls[name](lambda *_: shown.append(1))
+    for moment in range(len(shown) - 4, len(shown)):
+        refused = []
+
+        def show(*_, moment=moment, refused=refused):
+            if len(refused) == moment:
+                refused.append(1)
+                raise torch.OutOfMemoryError("CUDA out of memory. (A test: where a picture is shown.)")
+            refused.append(1)
+
+        close([calls[name](show)], [known], 1e-5)
+        assert len(refused) > moment + 1
+
+
 def test_files_that_cannot_be_read_for_lack_of_memory_are_not_skipped(tmp_path, monkeypatch):
     from PIL import Image
 
