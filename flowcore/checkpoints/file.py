@@ -123,6 +123,7 @@ def save(
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
+        FlowError: If a number is too large for ``dtype``: reading would refuse the file.
     """
     path = Path(path)
     header = {
@@ -135,6 +136,14 @@ def save(
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
         for name, t in flow.state_dict().items()
     }
+    if dtype != torch.float32:
+        lost = [
+            name for name, t in flow.state_dict().items() if t.isfinite().all() and not tensors[name].isfinite().all()
+        ]
+        if lost:
+            raise FlowError(
+                f"{lost[0]} holds numbers that are too large for {dtype}. Save this model in torch.float32."
+            )
     write_whole(path, serialise(tensors, metadata={KEY: json.dumps(header)}))  # save_file would make it private
 
 

@@ -8,6 +8,7 @@ memory of every single file are seen, without paying for an import per file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -168,8 +169,9 @@ def _look(path: Path, overrides: dict) -> dict:
         "load_source": lambda: latents_file.load_source(path),
     }
     came, wrong = {}, []
+    del ways["read" if is_ours(path) else "convert"]  # load does it
     for name, way in ways.items():
-        start = time.perf_counter()
+        start = time.process_time()  # not of the clock: other tests may run; waiting is what PATIENCE is for
         try:
             way()
             came[name] = ""
@@ -182,7 +184,7 @@ def _look(path: Path, overrides: dict) -> dict:
         except BaseException:
             came[name] = "raised"
             wrong.append(f"{name}:\n{traceback.format_exc(limit=-6)[-1500:]}")
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if seconds > SECONDS:
             wrong.append(f"{name} took {seconds:.1f} s")
     return {"came": came, "wrong": wrong}
@@ -212,7 +214,8 @@ def serve() -> None:
         request = json.loads(line)
         path = Path(request["path"])
         before, resident, virtual = _surroundings(path), _status("VmRSS"), _status("VmPeak")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
+        with contextlib.suppress(OSError):  # not allowed everywhere; then the peak is that of all files so far
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         verdict = _look(path, request["overrides"])
         faulthandler.cancel_dump_traceback_later()
