@@ -136,11 +136,7 @@ def close(made, known, within=ONE):
         assert (one - other).abs().max() <= within
 
 
-# To go when flowcore.upscale is spared as the other tasks are: outside its loop, and at one tile, it has no other way.
-LEFT = {"upscale": pytest.mark.xfail(reason="upscale is not spared yet", strict=False)}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=LEFT.get(name, ())) for name in TASKS])
+@pytest.fixture(params=list(TASKS))
 def task(request, monkeypatch):
     monkeypatch.setattr(memory.gc, "collect", lambda: 0)  # in a process of many tests it takes a while
     return request.param

@@ -52,7 +52,7 @@ def upscaling(number: int = 0, **inputs: Any) -> Prompt:
     return _prompt(
         f"upscale {number} {inputs}",
         model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
-        image=picture(fill=f"noise{number}", height=height, width=width),
+        image=picture(fill=f"photo{number}", height=height, width=width),
         made=("FlowcoreUpscale", {"image": "image.0", "model": "model.0"} | asked),
         digest=("FlowcoreTestDigest", {"image": "made.0"}),
     )
@@ -63,7 +63,7 @@ def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "
     asked = {"temperature": 1.0, "seed": number, "working_size": 64, "image": "image.0", "model": "model.0"} | inputs
     nodes: dict[str, Any] = {
         "model": ("FlowcoreLoadModel", {"model_name": "color-photos"}),
-        "image": picture(fill=f"noise{number}", channels=1, height=sides[0], width=sides[1]),
+        "image": picture(fill=f"photo{number}", channels=1, height=sides[0], width=sides[1]),
     }
     if points:
         nodes["hints"] = ("FlowcoreColorHints", {"image": "image.0", "points": points, "radius": 6})
@@ -84,11 +84,11 @@ def sampling(number: int = 0, model: str = "glow-cifar10", **inputs: Any) -> Pro
 
 
 def scoring(number: int = 0, batch: int = 1, **inputs: Any) -> Prompt:
-    """Bits per dimension of noise."""
+    """Bits per dimension of pieces of a photograph."""
     return _prompt(
         f"score {number} {batch} {inputs}",
         model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
-        image=picture(fill=f"noise{number}", height=32, width=32, batch=batch),
+        image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
         made=("FlowcoreScore", {"image": "image.0", "model": "model.0", "seed": number} | inputs),
         digest=("FlowcoreTestDigest", {"number": "made.0", "image": "made.1"}),
     )
@@ -99,7 +99,7 @@ def round_trip(number: int = 0, batch: int = 1) -> Prompt:
     return _prompt(
         f"encode {number} {batch}",
         model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
-        image=picture(fill=f"noise{number}", height=32, width=32, batch=batch),
+        image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
         encoded=("FlowcoreEncode", {"image": "image.0", "model": "model.0"}),
         made=("FlowcoreDecode", {"latents": "encoded.0", "model": "model.0"}),
         digest=("FlowcoreTestDigest", {"image": "made.0", "latents": "encoded.0"}),

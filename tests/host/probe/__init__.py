@@ -5,8 +5,13 @@ import gc
 import hashlib
 import sys
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+
+PHOTO = Path(__file__).resolve().parents[3] / "workflows" / "photo.png"
 
 
 class TestImage:
@@ -29,6 +34,13 @@ class TestImage:
         elif fill.startswith("noise"):  # on the 8-bit grid, as pictures of files are; another number, another picture
             generator = torch.Generator().manual_seed(int(fill.removeprefix("noise") or 0))
             image = torch.randint(0, 256, shape, generator=generator) / 255
+        elif fill.startswith("photo"):  # a piece of the sample photograph, which models know; another number, another
+            number = int(fill.removeprefix("photo") or 0)
+            with Image.open(PHOTO) as photo:
+                left, top = 37 * number % (photo.width - width + 1), 23 * number % (photo.height - height + 1)
+                piece = photo.convert("L" if channels == 1 else "RGB").crop((left, top, left + width, top + height))
+            pixels = torch.from_numpy(np.array(piece)).reshape(1, height, width, channels)
+            image = pixels.expand(shape) / 255
         else:
             image = torch.full(shape, float(fill))
         if dtype == "video":  # (batch, frames, height, width, channels), as some packs pass it on

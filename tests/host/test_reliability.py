@@ -1,0 +1,193 @@
+"""Nothing breaks, nothing leaks, nothing is lost: the short forms of what test_soak.py does for hours."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+import pytest
+import soak
+from client import RunError
+from PIL import Image
+from talk import WORKFLOWS, graph, newer, upscale
+
+from flowcore.checkpoints.latents_file import load_latents
+
+ORDINARY = range(6)  # one prompt of every kind
+
+# Prompt to host to what came of it: the hosts follow each other.
+CAME: dict[str, dict[str, object]] = {}
+
+
+@pytest.fixture
+def process(host):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("looks into a process the Linux way")
+    return host.server.process.pid
+
+
+def enough_on_the_newer(host):
+    if not newer(host.version, "0.18.0"):
+        pytest.skip("to save time: the newer host is enough")
+
+
+# --- memory, files, threads -------------------------------------------------------------------------------------------
+
+
+def test_30_prompts_leave_no_file_open_and_no_thread(host, process):
+    for number in ORDINARY:
+        soak.outcome(host, soak.good(number))
+    before = soak.settled(process)
+    for number in range(6, 31):
+        soak.outcome(host, soak.good(number))
+    for number in range(5):
+        soak.refused(host, soak.bad(number))
+    after = soak.settled(process, before)
+    assert after.threads <= before.threads
+    assert after.files <= before.files, soak.open_files(process)
+
+
+def test_what_was_freed_is_gone_and_the_next_prompt_is_right(host):
+    prompt = soak.upscaling(40, samples=2)
+    known = soak.outcome(host, prompt)
+    kept = {"store": {"class_type": "FlowcoreTestStore", "inputs": {}}}
+    after = {"store": {"class_type": "FlowcoreTestStore", "inputs": {"after": ["made", 0]}}}
+    facts = host.run(prompt.workflow | after)["outputs"]["store"]
+    assert facts["count"][0] > 0
+    assert facts["plans"] == [1]
+    # In the middle of a prompt, which then ends as it would have.
+    long = soak.upscaling(41, samples=32)
+    run = host.queue(long.workflow)
+    time.sleep(0.1)
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    freed = host.wait(run)["outputs"]["digest"]["bits"][0]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        facts = host.run(kept)["outputs"]["store"]
+        if facts["count"] == [0]:
+            break
+        time.sleep(0.2)
+    assert (facts["count"], facts["bytes"], facts["plans"]) == ([0], [0], [0])
+    assert soak.outcome(host, prompt) == known
+    assert soak.outcome(host, long)[0] == freed
+
+
+# --- cancel -----------------------------------------------------------------------------------------------------------
+
+
+def test_8_prompts_cancelled_at_random_moments_leave_no_trace(host, process):
+    enough_on_the_newer(host)
+    assert "8 prompts" in soak.cancelled(host, host.server, 8, random.Random(8), factor=0.15)
+
+
+# --- several clients --------------------------------------------------------------------------------------------------
+
+
+def test_8_clients_get_their_own_pictures_and_errors(host):
+    enough_on_the_newer(host)
+    prompts = [soak.good(number) for number in ORDINARY] + soak.variants()[:4]
+    known = {prompt.key: soak.outcome(host, prompt) for prompt in prompts}
+    soak.clients(host.server, prompts, known, count=8, each=4)
+
+
+def test_ways_to_make_the_same_picture_do_not_mix(host):
+    enough_on_the_newer(host)
+    prompts = soak.variants()
+    alone = []
+    for prompt in prompts:
+        host.forget()
+        alone.append(soak.outcome(host, prompt))
+    ways = dict(zip([prompt.key for prompt in prompts], alone, strict=True))
+    tiled = ways["upscale 33 {'tile': 32}"]
+    assert tiled == ways["upscale 33 {}"]  # smaller than a tile
+    assert len(set(alone)) == len(alone) - 1
+    for order in (prompts, prompts[::-1]):
+        assert [soak.outcome(host, prompt) for prompt in order] == [ways[prompt.key] for prompt in order]
+
+
+# --- crash and full disk ----------------------------------------------------------------------------------------------
+
+
+def test_savers_that_are_killed_leave_no_half_file(tmp_path):
+    if not hasattr(soak.os, "fork"):
+        pytest.skip("needs a system that forks")
+    soak.killed_savers(tmp_path, 8)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(host, process):
+    resource = pytest.importorskip("resource")
+    small, large = soak.saving(1, folder="full"), soak.saving(2, frames=512, folder="full")
+    host.run(small.workflow)
+    folder = host.server.base / "output" / "full"
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    # What a full disk does: a write fails midway. The server's console stays below.
+    most = host.server.log.stat().st_size + 1_000_000
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(RunError) as refused:
+            host.run(large.workflow)
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (hard, hard))
+    text = str(refused.value)
+    for words in ("Could not save soak_", "File too large", "MB are free", "Nothing was changed", "save elsewhere"):
+        assert words in text
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    host.run(large.workflow)
+    assert len(list(folder.iterdir())) == 2
+    for file in folder.iterdir():
+        load_latents(file)
+
+
+def test_what_a_killed_server_left_is_not_listed_and_goes(host, process):
+    folder = host.server.base / "output" / "left"
+    host.run(soak.saving(3, folder="left").workflow)
+    (file,) = folder.iterdir()
+    old, living = (folder / f".{file.name}.{number}.partial" for number in (2**22 + 1, process))
+    for partial in (old, living):
+        partial.write_bytes(file.read_bytes()[:100])
+    soak.os.utime(old, (1, 1))
+    # The same where loaders look.
+    beside = [
+        host.server.base / place / f".x.safetensors.{process}.partial"
+        for place in ("input", "input/latents", "models/flows")
+    ]
+    for partial in beside:
+        partial.parent.mkdir(exist_ok=True)
+        partial.write_bytes(b"half")
+    try:
+        info = host.get_json("/object_info")
+        assert "partial" not in str(info["FlowcoreLoadLatents"]["input"])
+        assert "partial" not in str(info["FlowcoreLoadModel"]["input"]["required"]["model_name"])
+        host.run(soak.saving(4, folder="left").workflow)
+        assert not old.exists()
+        assert living.exists()  # touched just now: someone may be writing it
+    finally:
+        for partial in beside:
+            partial.unlink()
+
+
+# --- one seed, one picture --------------------------------------------------------------------------------------------
+
+
+def same_on_every_host(host, key, came):
+    others = CAME.setdefault(key, {})
+    others[host.version] = came
+    assert all(other == came for other in others.values()), f"{key}: {others}"
+
+
+def test_hosts_make_the_same(host):
+    for prompt in [*(soak.good(number) for number in ORDINARY), *soak.variants()]:
+        same_on_every_host(host, prompt.key, soak.outcome(host, prompt))
+    photo = host.put("same.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 152, 64)))
+    (made,) = host.images(upscale(photo=photo, seed=11))
+    same_on_every_host(host, "photograph", made.tobytes())
+    grey = graph(
+        photo=("LoadImage", {"image": photo}),
+        model=("FlowcoreLoadModel", {"model_name": "color-photos"}),
+        made=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 1.0, "seed": 4}),
+        save=("SaveImage", {"images": "made.0", "filename_prefix": "same"}),
+    )
+    (made,) = host.images(grey)
+    same_on_every_host(host, "colours", made.tobytes())
