@@ -214,9 +214,11 @@ def test_whatever_was_shipped_runs(host, story, photo):
     picture = Image.open(WORKFLOWS / "photo.png").convert("RGB")
     for k in range(3):
         picture.crop((40 * k, 20, 40 * k + 96, 116)).save(folder / f"{k}.png")
+    done = [current(story, every)]
     for name, workflow in prompts(story, every):
-        if canonical(workflow) == current(story, every) and not cases.LONG:
+        if canonical(workflow) in done and not cases.LONG:  # its twin for the canvas means the same
             continue
+        done.append(canonical(workflow))
         for entry in workflow.values():
             if entry["class_type"] == "LoadImage":
                 entry["inputs"]["image"] = photo

@@ -31,9 +31,7 @@ import flowcore
 
 SCHEMAS = json.loads(GOLDEN.read_text())
 # By its end: the host loads the pack under a name of its own.
-OURS = {
-    name for name, kind in vars(flowcore).items() if isinstance(kind, type) and issubclass(kind, flowcore.FlowError)
-}
+OURS = {"FlowError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
 LONGEST = 20.0  # seconds for a prompt
 BETWEEN = 20  # bad prompts between two good ones
 
@@ -370,13 +368,13 @@ def test_no_number_that_is_none_gets_through(host, good):
     missing = set(FLOATS)
     for workflow in good.values():
         for name, entry in workflow.items():
-            for _, key in [pair for pair in FLOATS if pair[0] == entry["class_type"]]:
+            for kind, key in [pair for pair in FLOATS if pair in missing and pair[0] == entry["class_type"]]:
                 spoilt = copy.deepcopy(workflow)
                 spoilt[name]["inputs"][key] = math.nan
-                kind, said = answer(host, spoilt)
-                assert kind == "told", (entry["class_type"], key, kind)
+                got, said = answer(host, spoilt)
+                assert got == "told", (kind, key)
                 assert f"{key} must be a finite number; got nan" in said
-                missing.discard((entry["class_type"], key))
+                missing.remove((kind, key))
     assert not missing
 
 
