@@ -153,7 +153,7 @@ def sites(task, most):
 
 
 def test_memory_that_runs_out_once_changes_nothing_but_a_sentence(task):
-    found, known = sites(task, 12)
+    found, known = sites(task, 9)
     silent = []
     for site, count in found:
         for number in {1, count} if LONG else {count}:
@@ -169,7 +169,7 @@ def test_memory_that_runs_out_once_changes_nothing_but_a_sentence(task):
 
 
 def test_memory_that_runs_out_for_good_is_a_sentence_that_names_what_to_change(task):
-    found, known = sites(task, 8)
+    found, known = sites(task, 6)
     words = TASKS[task][1]
     for site, _ in found:
         with Allocator(site, for_good=True) as refusing:
