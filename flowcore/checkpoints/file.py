@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..flow import Flow
 from ..models import build, configure
-from ..transforms import CheckpointError, FlowError, Permutation
+from ..transforms import BatchNorm, ChannelWhitening, CheckpointError, FlowError, InvertibleConv, Permutation
 from .writing import write_whole
 
 FORMAT = 1
@@ -189,7 +189,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         }
     refuse_values(path.name, state)
     flow.load_state_dict(state, assign=True)
-    refuse_orders(path.name, flow)
+    refuse_no_inverse(path.name, flow)
     flow.provenance = header.provenance
     return flow.eval()
 
@@ -252,8 +252,11 @@ def refuse_values(name: str, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def refuse_orders(name: str, flow: Flow) -> None:
-    """Refuse fixed orders of channels that are none: they would read beyond their tensors, or lose channels.
+def refuse_no_inverse(name: str, flow: Flow) -> None:
+    """Refuse what has no inverse though its numbers are finite.
+
+    That is a fixed order of channels that is none (it would read beyond its tensors, or lose channels), a matrix that
+    is singular, a variance that is negative.
 
     Args:
         name: Of the file, for the message.
@@ -263,13 +266,21 @@ def refuse_orders(name: str, flow: Flow) -> None:
         CheckpointError: Naming the first.
     """
     for place, module in flow.named_modules():
+        wrong = ""
+        if any(t.is_meta for t in module.state_dict().values()):
+            continue
         if isinstance(module, Permutation):
             order = module.get_buffer("order")
             if not torch.equal(order.sort()[0], torch.arange(len(order))):
-                raise CheckpointError(
-                    f"{place}.order in {name} does not list each of 0 to {len(order) - 1} once. The file is damaged; "
-                    "fetch it again."
-                )
+                wrong = f"order in {name} does not list each of 0 to {len(order) - 1} once"
+        elif isinstance(module, (InvertibleConv, ChannelWhitening)):
+            matrix = module.matrix() if isinstance(module, InvertibleConv) else module.get_buffer("matrix")
+            if not torch.linalg.slogdet(matrix.detach().double())[1].isfinite():
+                wrong = f"matrix in {name} is singular, so nothing can be decoded"
+        elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
+            wrong = f"var in {name} is negative"
+        if wrong:
+            raise CheckpointError(f"{place}.{wrong}. The file is damaged; fetch it again.")
 
 
 def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[str, tuple[int, ...]]) -> None:

@@ -535,6 +535,25 @@ def test_an_order_of_channels_that_is_none_is_refused(good, look):
         refused(look(changed), key, "does not list each of 0 to")
 
 
+@pytest.mark.parametrize(
+    ("model", "end", "value", "words"),
+    [
+        ("colorizer", "matrix", 0.0, "singular"),
+        ("srflow", "weight", 1.0, "singular"),
+        ("realnvp", "var", -1.0, "negative"),
+    ],
+)
+def test_what_has_no_inverse_is_refused(good, look, model, end, value, words):
+    """Its numbers are finite: what decodes would have raised torch's own error, or given no numbers."""
+    tensors = parse(good[model])
+    key = next(
+        k for k, t in tensors.items() if k.endswith(end) and t.ndim < 3 and (end == "var" or len(t) == t.shape[1])
+    )
+    changed = {**tensors, key: torch.full_like(tensors[key], value)}
+    changed = serialise(changed, parts(good[model])[0]["__metadata__"])
+    refused(look(changed), words)
+
+
 def test_a_loaded_model_does_not_hang_on_its_file(good, tmp_path):
     """It once shared the file's pages: an overwritten file changed the model, a truncated one ended the process."""
     for name in OURS:

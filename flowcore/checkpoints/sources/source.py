@@ -13,7 +13,7 @@ from torch import Tensor
 from ...flow import Flow
 from ...models import configure
 from ...transforms import CheckpointError
-from ..file import refuse_mismatch, refuse_values, skeleton
+from ..file import refuse_mismatch, refuse_no_inverse, refuse_values, skeleton
 
 State = Mapping[str, Tensor]
 Shape = tuple[int, ...]
@@ -187,6 +187,7 @@ def assemble(layout: Layout, state: State) -> Flow:
         weights[origin.ours] = value.new_empty(shape, dtype=dtype).copy_(value)  # theirs are views of the file
     refuse_values(f"what this checkpoint of {layout.program} becomes", weights)
     flow.load_state_dict(weights, assign=True)
+    refuse_no_inverse(f"what this checkpoint of {layout.program} becomes", flow)
     return flow.eval()
 
 
