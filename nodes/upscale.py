@@ -9,7 +9,7 @@ from ..flowcore.plan import forget_plan
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.upscale import ConditionStore, memory_required
 from .host import Notes, Progress, bring, io, make, on_release, stop_if_cancelled
-from .sockets import FlowModel, from_image, precision_input, seed_input, temperature_input, to_image
+from .sockets import FlowModel, from_image, precision_input, room_for, seed_input, temperature_input, to_image
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,10 @@ class FlowcoreUpscale(io.ComfyNode):
         pixels = from_image(image)
         height, width = pixels.shape[-2:]
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
-        bring(model, memory_required(flow, height, width, tile or ORDINARY_TILE))
+        needed = memory_required(flow, height, width, tile or ORDINARY_TILE)
+        pixels_each = 3 * height * width * flow.condition_scale**2
+        room_for(len(pixels) * samples, pixels_each, "pictures need", "Lower samples, or pass fewer or smaller images.")
+        bring(model, needed)
         pictures = flowcore.upscale(
             flow,
             pixels,

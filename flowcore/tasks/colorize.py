@@ -134,15 +134,20 @@ def hints_from_points(
     if not radius >= 0 or not math.isfinite(radius):
         raise FlowError(f"The radius of a hint must be a number of pixels, at least 0; got {radius}.")
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    radius = min(radius, height + width)
+    reach = math.ceil(radius)
     for number, (x, y, colour) in reversed(list(enumerate(points, start=1))):
         if not (0 <= x < width and 0 <= y < height):
             raise ImageError(
                 f"Hint {number} is at x {x:g}, y {y:g}, outside the image of {width}x{height} pixels. Move it inside."
             )
+        top, left = max(0, int(y) - reach), max(0, int(x) - reach)  # of the box that holds the disc
+        rows = torch.arange(top, min(height, int(y) + reach + 1))[:, None]
+        columns = torch.arange(left, min(width, int(x) + reach + 1))[None]
         disc = (columns - int(x)) ** 2 + (rows - int(y)) ** 2 <= radius**2
-        coverage[0, 0, disc] = 1
-        chroma[0, :, disc] = _chroma(colour)[:, None]
+        box = (0, slice(None), slice(top, top + len(rows)), slice(left, left + columns.shape[1]))
+        coverage[box][:, disc] = 1
+        chroma[box][:, disc] = _chroma(colour)[:, None]
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
 

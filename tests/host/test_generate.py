@@ -374,7 +374,7 @@ def test_content_goes_onto_another_small_image(host, flows):
     latents = [torch.tensor(level) for level in outputs["latents"]["levels"]]
     known = generate.decode(flow_, latents, flow_.encode_condition(torch.full((1, 3, 8, 6), 0.25))).clamp(0, 1)
     assert (pixels(outputs["again"]) - known).abs().max() < 1e-4
-    assert (pixels(outputs["again"]) - own).abs().max() > 0.01
+    assert (pixels(outputs["again"]) - own).abs().max() > 0.003
     workflow["small"]["inputs"]["width"] = 7
     refusal(host, workflow, "8x6", "8x7")
 
