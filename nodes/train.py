@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
+from ..flowcore.checkpoints.writing import replacing, write_whole
 from ..flowcore.tasks import IMAGE_SUFFIXES
 from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
 from .host import (
@@ -459,12 +460,8 @@ def _publish(run: Path, file: str, record: _Record) -> None:
         digest = _digest(model)
         if not target.exists() or _digest(target) != digest:
             _refuse_to_overwrite(file, record, run)
-            partial = target.with_name(f".{file}.{os.getpid()}.partial")
-            try:
+            with replacing(target, model.stat().st_size) as partial:
                 shutil.copyfile(model, partial)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
         record.saved, record.ours = digest, True
     _write_record(run, record)
 
@@ -477,10 +474,8 @@ def _read_record(run: Path) -> _Record | None:
 
 
 def _write_record(run: Path, record: _Record) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    partial = run / ".node.json.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, run / "node.json")
+    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    write_whole(run / "node.json", text.encode())
 
 
 def _digest(path: Path) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 from ..transforms import FlowError
@@ -29,8 +30,26 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all.
 
     Args:
-        path: Where to; its folder is made if need be, an existing file is replaced atomically.
+        path: Where to; see ``replacing``.
         data: All of it.
+
+    Raises:
+        SavingError: If the system refuses; the disk may be full.
+    """
+    with replacing(path, len(data)) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int | None = None) -> Generator[Path]:
+    """Let a file be written beside its place, and put it there once it is complete.
+
+    Args:
+        path: Where to; its folder is made if need be, an existing file is replaced atomically.
+        size: Bytes that will be written, if that is known, for the sentence.
+
+    Yields:
+        The file to write.
 
     Raises:
         SavingError: If the system refuses; the disk may be full.
@@ -39,20 +58,24 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_abandoned(path.parent)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())  # so that the name is not on the disk before the content, should the power fail
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as refusal:
+        # torch.save answers a system that refuses with an error of its own
+        error = refusal if isinstance(refusal, OSError) else refusal.__context__
+        if not isinstance(error, OSError):
+            raise
         why = error.strerror or str(error)
+        needs = _free(path.parent) if size is None else f"it needs {size / 1e6:.1f} MB and {_free(path.parent)}"
         raise SavingError(
-            f"The disk is full ({why}): {path.name} needs {len(data) / 1e6:.1f} MB and {_free(path.parent)}. Nothing "
-            "was changed. Free some space, or save elsewhere."
+            f"The disk is full ({why}): {path.name} could not be saved; {needs}. What was there before was not "
+            "changed. Free some space, or save elsewhere."
             if error.errno in FULL
-            else f"Could not save {path.name} in {path.parent}: {why}. It needs {len(data) / 1e6:.1f} MB and "
-            f"{_free(path.parent)}. Nothing was changed. See to it that this folder can be written, or save elsewhere."
-        ) from error
+            else f"Could not save {path.name} in {path.parent}: {why}; {needs}. What was there before was not changed. "
+            "See to it that this folder can be written, or save elsewhere."
+        ) from refusal
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

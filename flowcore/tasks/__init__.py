@@ -25,6 +25,13 @@ WATCHED = (
     *(EdgedConv, FoldedConv, FoldedDense, ToldConv),
 )
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+NO_MEMORY = (  # what it is called: CUDA and Apple, Linux, Windows, and libraries of CUDA
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
 
@@ -151,7 +158,7 @@ def images_at_once(height: int, width: int) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory from other errors, on CUDA, on Apple's device and on the CPU.
+    """Tell running out of memory from other errors, on every device and system.
 
     Args:
         error: What torch raised.
@@ -160,7 +167,7 @@ def is_out_of_memory(error: Exception) -> bool:
         Whether it is that.
     """
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(word in text for word in NO_MEMORY)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from ..checkpoints.writing import replacing
 from ..flow import Flow
 from ..transforms import FlowError
 
@@ -90,14 +91,11 @@ class Checkpoints:
             "progress": vars(progress).copy(),
             "recipe": self.fingerprint,
         }
-        partial = self.newest.with_name(f".{self.newest.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if self.newest.exists() and self._newest_is_good:
-            os.replace(self.newest, self.previous)
-        os.replace(partial, self.newest)
+        with replacing(self.newest) as partial:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+            if self.newest.exists() and self._newest_is_good:
+                os.replace(self.newest, self.previous)
         self._newest_is_good = progress.bad == 0
 
     def read(self, say: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
@@ -176,12 +174,10 @@ class Journal:
         self.history, self.held_out = run / "history.csv", run / "held_out.csv"
         for path, columns in ((self.history, self.TRAINING), (self.held_out, self.HELD_OUT)):
             kept = [row for row in _rows(path) if int(row["step"]) <= step]
-            partial = path.with_name(f".{path.name}.partial")
-            with partial.open("w", encoding="utf-8", newline="") as file:
+            with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows([row[column] for column in columns] for row in kept)
-            os.replace(partial, path)
         try:
             board = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
@@ -247,10 +243,8 @@ class Journal:
         rows = torch.cat([c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns], dim=3)
         sheet = torch.cat(list(rows), dim=1)
         path = self.run / "sheets" / f"{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG")
         return sheet
 
     def close(self) -> None:
@@ -276,9 +270,8 @@ def curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping[str,
         line = [(int(row["step"]), float(row["loss"])) for row in rows]
         first = {int(row["step"]): float(row["value"]) for row in reversed(held_out) if row["stage"] == stage}
         _panel(draw, number * width, f"{stage}: {rows[0]['unit']}", line, sorted(first.items()))
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "PNG")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        picture.save(partial, "PNG")
 
 
 def _panel(

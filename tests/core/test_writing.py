@@ -6,10 +6,11 @@ import errno
 import os
 
 import pytest
+import torch
 
 from flowcore import FlowError
 from flowcore.checkpoints import writing
-from flowcore.checkpoints.writing import SavingError, clear_abandoned, write_whole
+from flowcore.checkpoints.writing import SavingError, clear_abandoned, replacing, write_whole
 
 NOBODY = 2**22 + 1  # more than any process of Linux
 
@@ -37,11 +38,25 @@ def test_what_the_system_refuses_is_a_sentence_and_changes_nothing(tmp_path, mon
     with pytest.raises(SavingError) as refused:
         write_whole(tmp_path / "a.safetensors", bytes(2_000_000))
     text = str(refused.value)
-    for expected in (words, "a.safetensors", "2.0 MB", "MB are free", "Nothing was changed"):
+    for expected in (words, "a.safetensors", "2.0 MB", "MB are free", "What was there before was not changed"):
         assert expected in text
     assert isinstance(refused.value, FlowError)
     assert isinstance(refused.value, OSError)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.safetensors": b"before"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without a device that is always full")
+def test_what_torch_says_of_a_full_disk_is_the_same_sentence(tmp_path):
+    content = {"weights": torch.zeros(100_000)}
+    with (
+        pytest.raises(SavingError, match="The disk is full"),
+        replacing(tmp_path / "checkpoint.pt"),
+        open("/dev/full", "wb") as full,
+    ):
+        torch.save(content, full)
+    with pytest.raises(RuntimeError, match="another matter"), replacing(tmp_path / "checkpoint.pt"):
+        raise RuntimeError("another matter")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
