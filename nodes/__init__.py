@@ -1,6 +1,7 @@
 """The nodes of the pack, in the order of the menu, and what stands in for those that are gone."""
 
 from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
+from .explore import FlowcoreLatentExplorer
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
 from .host import Replacement
 from .inputs import guard
@@ -41,6 +42,7 @@ NODES = [
     FlowcoreEncodeColor,
     FlowcoreApplyChroma,
     FlowcoreTrain,
+    FlowcoreLatentExplorer,
 ]
 for node in NODES:
     guard(node)

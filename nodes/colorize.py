@@ -9,7 +9,7 @@ from .. import flowcore
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks import colorize as task
 from ..flowcore.tasks.colorize import Gamut, Hints, memory_required
-from .host import Notes, Progress, bring, io, make, say, stop_if_cancelled
+from .host import Notes, Progress, bring, gallery, io, make, say, stop_if_cancelled
 from .sockets import (
     FlowHints,
     FlowLatents,
@@ -219,7 +219,8 @@ class FlowcoreColorize(io.ComfyNode):
             if carry:
                 notes("carry is ignored: it is for frames = video.")
             pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
-        return io.NodeOutput(to_image(pictures), ui=notes.ui)
+        seeds = 1 if frames == "video" else samples
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, seed, seeds, notes))
 
 
 class FlowcoreColorHints(io.ComfyNode):

@@ -16,7 +16,7 @@ from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.resize import shrink
 from ..flowcore.tasks import generate
-from .host import Notes, Progress, bring, io, make, stop_if_cancelled
+from .host import Notes, Progress, bring, gallery, io, make, stop_if_cancelled
 from .sockets import (
     FlowLatents,
     FlowModel,
@@ -146,7 +146,9 @@ class FlowcoreSample(io.ComfyNode):
             notify=notes,
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)
-        return io.NodeOutput(to_image(images), latents_of(flow, levels, labels=shown), ui=notes.ui)
+        turns = None if shown is None else shown.tolist()
+        ui = gallery(images, seed, samples, notes, turns)
+        return io.NodeOutput(to_image(images), latents_of(flow, levels, labels=shown), ui=ui)
 
 
 class FlowcoreEncode(io.ComfyNode):

@@ -14,14 +14,16 @@ import inspect
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.utils
 import folder_paths
+import torch
 from comfy.cli_args import args
 from comfy_api.v0_0_2 import ComfyAPI, ComfyExtension
 from comfy_api.v0_0_2 import io as host_io
@@ -30,9 +32,6 @@ from PIL import Image
 from server import PromptServer
 
 from ..flowcore import FlowError
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -43,6 +42,7 @@ FLOOR = "0.20.0"
 FOLDER = "flows"
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
 STEPS = 10_000  # of a progress bar that several tasks share
+GALLERY, THUMBNAIL = 64, 256  # pictures that a node shows, and their longer side
 
 log = logging.getLogger("flowcore")
 
@@ -453,6 +453,46 @@ class Notes:
     def ui(self) -> dict[str, list[str]] | None:
         """What a node that says nothing else returns as its `ui`."""
         return {"text": self.lines} if self.lines else None
+
+
+def gallery(pictures: torch.Tensor, seed: int, samples: int, notes: Notes, labels: list[int] | None = None) -> Any:
+    """Keep small copies of a run's pictures, which the canvas shows on the node; a click takes the seed of one.
+
+    Args:
+        pictures: (N, C, H, W) in [0, 1].
+        seed: Of the first.
+        samples: How many seeds there are; they start again for every input image.
+        notes: What there is to say about the run.
+        labels: What every picture shows, where its place decides.
+
+    Returns:
+        The node's `ui`. Always with the same keys: the host joins those of a list of runs.
+    """
+    shown: list[dict[str, Any]] = []
+    subfolder = "flowcore"
+    folder = Path(folder_paths.get_temp_directory()) / subfolder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, picture in enumerate(pictures[:GALLERY]):
+            name = f"{secrets.token_hex(8)}.jpg"
+            _thumbnail(picture).save(folder / name, quality=90)
+            entry: dict[str, Any] = {"filename": name, "subfolder": subfolder, "type": "temp"}
+            entry["seed"] = (seed + k % samples) % 2**64
+            if labels is not None and labels[k] != labels[0]:  # they are given out in turn: start with this one
+                entry["labels"] = ", ".join(map(str, labels[k:] + labels[:k]))
+            shown.append(entry)
+    except OSError as error:  # the run is done, and its pictures are safe
+        log.warning("The gallery on the node is not shown: %s", error)
+    return {"text": notes.lines, "flowcore_gallery": shown}
+
+
+def _thumbnail(picture: torch.Tensor) -> Image.Image:
+    colours = picture.detach()[:3].expand(3, -1, -1)[None]
+    shrinking = max(colours.shape[-2:]) / THUMBNAIL
+    if shrinking > 1:
+        size = [max(1, round(side / shrinking)) for side in colours.shape[-2:]]
+        colours = torch.nn.functional.interpolate(colours, size, mode="area")
+    return Image.fromarray(colours[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def say(text: str, node_id: str | None) -> None:

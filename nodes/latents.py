@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class FlowcoreInterpolate(io.ComfyNode):
             stop_if_cancelled()
             walk.append(material.interpolate(a.levels, b.levels, staggered(t, len(a.levels), coarse_first), mode=mode))
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
-        labels, source = _between(a, b, positions, notes)
+        labels, source = between(a, b, positions, notes)
         return io.NodeOutput(dataclasses.replace(a, levels=levels, labels=labels, source=source), ui=notes.ui)
 
 
@@ -692,8 +693,20 @@ def _kept(a: Latents, b: Latents, notes: Notes) -> tuple[Tensor | None, Tensor |
     return labels and labels[0], sources and sources[0]
 
 
-def _between(a: Latents, b: Latents, positions: list[float], notes: Notes) -> tuple[Tensor | None, Tensor | None]:
-    """Labels and sources of a walk's frames: of a up to the middle and then of b; faded from a's to b's."""
+def between(
+    a: Latents, b: Latents, positions: list[float], notes: Callable[[str], None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Find the labels and sources of a walk's frames.
+
+    Args:
+        a: Where the walk begins.
+        b: Where it ends.
+        positions: Of the frames, in [0, 1].
+        notes: Told when the labels of both differ.
+
+    Returns:
+        Labels, of a up to the middle and then of b; sources, faded from a's to b's. Of every pair all frames.
+    """
     count = max(a.items, b.items)
     labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
     shown, small = None, None

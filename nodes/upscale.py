@@ -8,7 +8,7 @@ from .. import flowcore
 from ..flowcore.plan import forget_plan
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.upscale import ConditionStore, memory_required
-from .host import Notes, Progress, bring, io, make, on_release, stop_if_cancelled
+from .host import Notes, Progress, bring, gallery, io, make, on_release, stop_if_cancelled
 from .sockets import FlowModel, from_image, precision_input, room_for, seed_input, temperature_input, to_image
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ class FlowcoreUpscale(io.ComfyNode):
             notify=notes,
             store=STORE,
         )
-        return io.NodeOutput(to_image(pictures), ui=notes.ui)
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, seed, samples, notes))
