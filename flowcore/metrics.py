@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .resize import shrink
+from .resize import resize
 from .transforms import FlowError, ShapeError
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's name for the weights that LPIPS stands on
@@ -57,7 +57,7 @@ def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
     """PSNR between an enlargement, shrunk again by antialiased bicubic, and the LR image that it was made from.
 
     Args:
-        sr: ``(B, C, s * h, s * w)`` in [0, 1].
+        sr: ``(B, C, H, W)`` in [0, 1]; in the papers ``(B, C, s * h, s * w)``.
         lr: ``(B, C, h, w)`` in [0, 1].
 
     Returns:
@@ -65,7 +65,7 @@ def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
 
     Source: "LR-PSNR" in Lugmayr et al., "SRFlow", section 5.
     """
-    return psnr(shrink(sr, sr.shape[-1] // lr.shape[-1]), lr)
+    return psnr(resize(sr, *lr.shape[-2:]), lr)
 
 
 def diversity(samples: Tensor) -> float:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .transforms import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
+
+Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
+"""Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map
+``(1 or n, 1, h, w)`` of any resolution, which lies over the whole image."""
 
 
 def log_prob(latents: Sequence[Tensor]) -> Tensor:
@@ -43,7 +48,7 @@ def log_density(z: Tensor) -> Tensor:
 def sample_latents(
     shapes: Sequence[Shape],
     n: int,
-    temperature: float | Sequence[float] = 1.0,
+    temperature: Temperature = 1.0,
     seed: int = 0,
     *,
     order: Literal["item", "published"] = "item",
@@ -56,7 +61,8 @@ def sample_latents(
     Args:
         shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` gives them.
         n: Number of items.
-        temperature: Standard deviation tau: one for all levels, or one per level. 0 gives the mode of the latents.
+        temperature: Standard deviation tau: one for all levels, or one per level; a number, or a map of 1 or ``n``
+            items that is resized to each level. 0 gives the mode of the latents.
         seed: Item i is drawn from a generator of its own, seeded with ``seed + i``. On the CPU torch reads 32 bits of a
             seed: those that differ by a multiple of 2^32 give the same noise.
         order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
@@ -70,18 +76,10 @@ def sample_latents(
         FlowError: If a temperature is negative or not finite, the seed lies outside [0, 2^64), or n is less than 1.
         ShapeError: If there are not as many temperatures as levels.
     """
-    taus = (
-        [float(temperature)] * len(shapes) if isinstance(temperature, (int, float)) else [float(t) for t in temperature]
-    )
-    if len(taus) != len(shapes):
-        raise ShapeError(
-            f"This model has {len(shapes)} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
-        )
-    for tau in taus:
-        if not (math.isfinite(tau) and tau >= 0):
-            raise FlowError(
-                f"Temperature must be a finite number >= 0; got {tau}. 0 is the calmest, 1 the model's own spread."
-            )
+    taus = [
+        on_grid(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
+        for tau, shape in zip(temperatures(temperature, len(shapes), n), shapes, strict=True)
+    ]
     if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
     if n < 1:
@@ -93,8 +91,85 @@ def sample_latents(
     items: list[list[Tensor]] = []
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
-        items.append([tau * _normal(shape, generator) for tau, shape in zip(taus, shapes, strict=True)])
-    return [torch.stack([item[level] for item in items]) for level in range(len(shapes))]
+        items.append([_normal(shape, generator) for shape in shapes])
+    return [tau * torch.stack([item[level] for item in items]) for level, tau in enumerate(taus)]
+
+
+def temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
+    """Take temperatures as someone passes them, one per level.
+
+    Args:
+        temperature: One, or one per level, finest first.
+        levels: Of the model.
+        n: How many items a map may have besides 1.
+
+    Returns:
+        Per level a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU.
+
+    Raises:
+        FlowError: If a temperature is negative or not finite.
+        ShapeError: If there are not as many temperatures as levels, or a map has another shape.
+    """
+    # A tensor is one map; only one without dimensions is a number.
+    if isinstance(temperature, (int, float, Tensor)):
+        given: list[float | Tensor] = [_map(temperature, n)] * levels
+    else:
+        given = [_map(tau, n) for tau in temperature]
+    if len(given) != levels:
+        raise ShapeError(
+            f"This model has {levels} levels of latents; got {len(given)} temperatures. Give one, or one per level."
+        )
+    for tau in given:
+        # The smallest value of a map is NaN if one is; the largest shows an infinity.
+        for value in [float(v) for v in tau.aminmax()] if isinstance(tau, Tensor) else [tau]:
+            if not (math.isfinite(value) and value >= 0):
+                raise FlowError(
+                    f"Temperature must be a finite number >= 0; got {value}. 0 is the calmest, 1 the model's own "
+                    "spread."
+                )
+    return given
+
+
+def painted(mask: Tensor, inside: float, outside: float) -> Tensor:
+    """Make a map of temperatures from a mask: ``outside + (inside - outside) * mask``.
+
+    Args:
+        mask: ``(B, 1, h, w)`` in [0, 1].
+        inside: Where the mask is 1.
+        outside: Where it is 0.
+
+    Returns:
+        The map, likewise.
+    """
+    return torch.lerp(torch.full_like(mask, outside), torch.full_like(mask, inside), mask)
+
+
+def on_grid(tau: Tensor, height: int, width: int) -> Tensor:
+    """Resize a map of temperatures: bilinear and antialiased, which leaves the range that it has.
+
+    Args:
+        tau: ``(B, 1, h, w)``.
+        height: Wanted.
+        width: Likewise.
+
+    Returns:
+        ``(B, 1, height, width)``.
+    """
+    if tau.shape[-2:] == (height, width):
+        return tau
+    return F.interpolate(tau, (height, width), mode="bilinear", antialias=True)
+
+
+def _map(tau: float | Tensor, n: int) -> float | Tensor:
+    """Take one temperature."""
+    if not isinstance(tau, Tensor) or tau.ndim == 0:
+        return float(tau)
+    if tau.ndim != 4 or tau.shape[0] not in (1, n) or tau.shape[1] != 1 or 0 in tau.shape:
+        raise ShapeError(
+            f"A map of temperatures must have the shape (1 or {n}, 1, height, width); got {tuple(tau.shape)}. Give one "
+            "for all, or one per image."
+        )
+    return tau.detach().to("cpu", torch.float32)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -51,6 +51,29 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
     return _resize(image, REACH, (height * factor, width * factor), REACH * factor)
 
 
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize to any size: bicubic, antialiased when shrinking.
+
+    Where both sides become a whole number of times longer or shorter this is ``enlarge`` or ``shrink``. Otherwise the
+    kernel is cut off at the border, within two pixels of the coarser grid.
+
+    Args:
+        image: ``(B, C, H, W)``, float.
+        height: Wanted, at least 1.
+        width: Likewise.
+
+    Returns:
+        ``(B, C, height, width)``, not clamped.
+    """
+    before, after = image.shape[-2:], (height, width)
+    for new, old, change in ((after, before, enlarge), (before, after, shrink)):
+        factor = new[0] // old[0]
+        if factor and new == (old[0] * factor, old[1] * factor):
+            return change(image, factor)
+    with torch.autocast(image.device.type, enabled=False):
+        return F.interpolate(image, after, mode="bicubic", antialias=True)
+
+
 def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Tensor:
     """Continue by `before` pixels, resize so that the border becomes `after` pixels, cut that off."""
     height, width = size
