@@ -34,6 +34,7 @@ ROWS = [
     {"plan"},
     {"models"},
     {"checkpoints", "tasks"},
+    {"recipe", "spandrel"},
     {"training"},
     {"__main__"},
 ]
