@@ -69,6 +69,10 @@ class Replacement(TypedDict):
     output_mapping: list[dict[str, int]]
 
 
+on_start: list[Callable[[], None]] = []
+"""What to do when the host has loaded the pack, once."""
+
+
 class Extension(ComfyExtension):
     """What the host asks for our nodes."""
 
@@ -84,6 +88,8 @@ class Extension(ComfyExtension):
         self._replacements = replacements
         # Here and not in on_load, which 0.3.75 never calls.
         _register_folder()
+        for prepare in on_start:
+            prepare()
         if _version(host_version) < _version(FLOOR):
             log.warning(
                 "flowcore needs ComfyUI >= %s and this is %s: its nodes work, some of their looks are missing.",
@@ -184,6 +190,13 @@ def model_target(name: str) -> Path:
     folder = Path(folder_paths.models_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
+
+
+def upscale_model_files() -> list[Path]:
+    """Find the files that the host's own Load Upscale Model offers."""
+    names = folder_paths.get_filename_list("upscale_models")
+    paths = (folder_paths.get_full_path("upscale_models", name) for name in names)
+    return [Path(path) for path in paths if path]
 
 
 def recipe_files() -> dict[str, Path]:
@@ -366,6 +379,29 @@ def hand_over(image: torch.Tensor) -> torch.Tensor:
     """Move a result to the device and dtype in which the host passes images between nodes."""
     dtype = memory.intermediate_dtype() if hasattr(memory, "intermediate_dtype") else image.dtype
     return image.to(device=memory.intermediate_device(), dtype=dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+def on_prompt(look: Callable[[dict[str, Any]], None]) -> None:
+    """Let a function see every prompt when it is posted, before the host looks at it.
+
+    Args:
+        look: Called with the body of the post, whatever a client has sent; it may write into it.
+    """
+
+    def handler(body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            look(body)
+        except Exception:  # a prompt is worth more than what we wanted to know of it
+            log.exception("flowcore could not look at a prompt")
+        return body
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.add_on_prompt_handler(handler)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,260 @@
+"""SRFlow as an ordinary upscaling model: a module from small to large image, and a spandrel architecture.
+
+spandrel is the library by which ComfyUI and others load upscaling models: state dict in, model out. It is no dependency
+of flowcore: it is imported only when one of these functions is called.
+
+An ordinary upscaling model is a function of an image, and programs call it on overlapping tiles without saying where a
+tile lies. At temperature 0 that is what a flow is, too. Above, the noise of a tile is drawn from its seed and from its
+own pixels: the same tile is the same picture every time, no two tiles share their noise, and where two tiles overlap,
+they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .checkpoints import is_ours, load, read_header
+from .checkpoints.sources.srflow import SRFLOW
+from .flow import Flow
+from .plan import forget_plan
+from .tasks.upscale import upscale
+from .transforms import CheckpointError, FlowError
+
+ID = "flowcore-srflow"
+# No other architecture has these names together: the first two tensors of our encoder, and of our flow.
+OURS = {"encoder.conv_first.weight", "encoder.conv_trunk.weight", "levels.0.steps.transforms.0.transforms.0.log_scale"}
+PUBLISHED = "flowUpsamplerNet.layers."
+
+Files = Callable[[], Iterable[Path]]
+
+
+class Upscaler(nn.Module):
+    """A flow as a module from images to images."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        cancelled: Callable[[], bool] | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        """Hold the flow.
+
+        Args:
+            flow: An SRFlow.
+            temperature: As in ``upscale``; 0 leaves no seams where tiles are put together.
+            seed: Of the noise, together with the pixels of each image.
+            cancelled: As in ``upscale``.
+            notify: As in ``upscale``.
+
+        Raises:
+            FlowError: If the flow is no SRFlow.
+        """
+        super().__init__()
+        if flow.architecture != "srflow":
+            raise FlowError(
+                f"An upscale model is made of an SRFlow; got a {flow.architecture} model. Load one such as srflow-x4."
+            )
+        self.flow = flow
+        self.temperature, self.seed = temperature, seed
+        self.cancelled, self.notify = cancelled, notify
+
+    @property
+    def scale(self) -> int:
+        """Factor from small to large."""
+        return self.flow.condition_scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Enlarge images.
+
+        Args:
+            image: ``(B, 3, h, w)`` in [0, 1], of any size and precision.
+
+        Returns:
+            ``(B, 3, s * h, s * w)`` in [0, 1], of the same precision and on the same device.
+        """
+        options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self.notify}
+        if not self.temperature:
+            return upscale(self.flow, image, temperature=0.0, **options).to(image.dtype)
+        pictures = [
+            upscale(self.flow, one, temperature=self.temperature, seed=self._seed(one), **options)
+            for one in image.split(1)
+        ]
+        return torch.cat(pictures).to(image.dtype)
+
+    def _seed(self, image: Tensor) -> int:
+        # As files have them: half precision, or the last bit of another device, is no other picture.
+        steps = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
+        digest = hashlib.blake2b(steps.numpy().tobytes(), digest_size=8)
+        return (self.seed + int.from_bytes(digest.digest(), "little")) % 2**64
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Let go of what was folded for the old device."""
+        forget_plan()
+        return super()._apply(fn, recurse)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# spandrel
+
+
+def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
+    """Describe a module in the way that programs with upscaling models expect: an UPSCALE_MODEL of ComfyUI.
+
+    Args:
+        upscaler: The module.
+        architecture: spandrel's; None for that of ``support``.
+
+    Returns:
+        spandrel's ``ImageModelDescriptor``: ``scale``, ``model``, ``to``, ``eval``, and a call with ``(1, 3, h, w)``.
+
+    Raises:
+        FlowError: If spandrel is not installed.
+    """
+    spandrel = _spandrel()
+    if architecture is None:
+        architecture = support(lambda: ()).architecture
+    return spandrel.ImageModelDescriptor(
+        upscaler,
+        upscaler.state_dict(),
+        architecture,
+        purpose="SR",
+        tags=["flow", f"{upscaler.flow.config.steps} steps"],
+        supports_half=False,  # a flow stays in float32
+        supports_bfloat16=False,
+        scale=upscaler.scale,
+        input_channels=3,
+        output_channels=3,
+        tiling=spandrel.ModelTiling.INTERNAL,
+    )
+
+
+def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
+    """Make spandrel's entry for SRFlow: our files, and published ones that tell all that is needed.
+
+    Args:
+        files: Lists model files. spandrel is given the tensors of ours, but not the header with their configuration: it
+            is looked up in the file that holds the same tensors.
+        cancelled: As in ``upscale``, for the models that are loaded.
+
+    Returns:
+        ``ArchSupport`` for ``MAIN_REGISTRY.add``.
+
+    Raises:
+        FlowError: If spandrel is not installed.
+    """
+    spandrel = _spandrel()
+
+    class SRFlow(spandrel.Architecture):
+        """spandrel asks it for a model when ``detect`` has said yes."""
+
+        def __init__(self) -> None:
+            super().__init__(id=ID, name="SRFlow", detect=detect)
+
+        def load(self, state_dict: Mapping[str, Any]) -> Any:
+            return descriptor(Upscaler(flow_of(state_dict, files), cancelled=cancelled), self)
+
+    return spandrel.ArchSupport.from_architecture(SRFlow())
+
+
+def register(files: Files, cancelled: Callable[[], bool] | None = None) -> None:
+    """Let spandrel load SRFlow from now on, wherever it is used in this process.
+
+    Args:
+        files: See ``support``.
+        cancelled: See ``support``.
+
+    Raises:
+        FlowError: If spandrel is not installed.
+    """
+    _spandrel().MAIN_REGISTRY.add(support(files, cancelled), ignore_duplicates=True)
+
+
+def detect(state: Mapping[str, Any]) -> bool:
+    """Say whether tensors are those of an SRFlow, by their names alone.
+
+    Args:
+        state: A state dict.
+
+    Returns:
+        Whether they are ours or published; if so, loading succeeds or says what is wrong.
+    """
+    return state.keys() >= OURS or any(name.startswith(PUBLISHED) for name in state)
+
+
+def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
+    """Make a flow of the tensors of a file.
+
+    Args:
+        state: What ``detect`` has recognised.
+        files: See ``support``.
+
+    Returns:
+        The flow.
+
+    Raises:
+        CheckpointError: If the tensors are of no known variant, or no file holds them together with a header.
+    """
+    if not state.keys() >= OURS:
+        wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _grows(t)]
+        if wrong:
+            raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")
+        try:
+            flow = SRFLOW.convert(state, {})
+        except FlowError as error:
+            raise CheckpointError(
+                f"{error} A model that must be told something can be converted once (python -m flowcore convert IN OUT "
+                "--set FIELD=VALUE), and what comes out be put in its place."
+            ) from error
+        flow.provenance = {"source": f"converted from a checkpoint of {SRFLOW.name}", "licence": SRFLOW.licence}
+        return flow
+    for path in files():
+        if _holds(path, state):
+            return load(path)
+    raise CheckpointError(
+        "These are the tensors of an SRFlow of flowcore, but the header that says how it is built did not come with "
+        "them. Put its file, as flowcore wrote it, into models/upscale_models, or use Load Flow Model and Flow As "
+        "Upscale Model."
+    )
+
+
+def _holds(path: Path, state: Mapping[str, Any]) -> bool:
+    """Say whether a file of ours holds these tensors: names, shapes, and then every value."""
+    if path.suffix.lower() not in (".safetensors", ".sft") or not is_ours(path):
+        return False
+    try:
+        if read_header(path).architecture != "srflow":
+            return False
+        with safe_open(path, "pt") as file:
+            if set(file.keys()) != set(state):
+                return False
+            if any(file.get_slice(name).get_shape() != list(t.shape) for name, t in state.items()):
+                return False
+            return all(torch.equal(file.get_tensor(name), t.to("cpu")) for name, t in state.items())
+    except (CheckpointError, SafetensorError, OSError, RuntimeError, AttributeError):
+        return False  # damaged, gone, or values that are no tensors
+
+
+def _grows(t: Tensor) -> bool:
+    """Say whether a tensor is a view that would become larger than what it lies in when copied."""
+    return t.layout != torch.strided or t.numel() * t.element_size() > t.untyped_storage().nbytes()
+
+
+def _spandrel() -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except ImportError as error:
+        raise FlowError(
+            "The package spandrel, by which ComfyUI loads upscale models, is not installed here. Install what "
+            "ComfyUI's requirements.txt names."
+        ) from error
