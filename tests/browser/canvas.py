@@ -1,0 +1,110 @@
+"""ComfyUI's canvas in a browser, as a person has it before them, in the words of the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfyui
+from talk import Host
+
+WIDE, HIGH = 1600, 1000
+
+# What the frontend keeps for itself and does not save.
+VALUES = """() => app.graph.nodes.map(node => ({
+    id: node.id, type: node.type, title: node.title, known: node.type in LiteGraph.registered_node_types,
+    red: Boolean(node.has_errors), widgets: (node.widgets ?? []).map(w => [w.name, w.label ?? null, w.value])
+}))"""
+
+
+class Canvas:
+    """A page with the frontend, in one renderer and one language."""
+
+    def __init__(self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str) -> None:
+        self.vue, self.language, self.pictures = vue, language, pictures
+        settings = {
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.Locale": language,
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Workflow.Persist": False,
+        }
+        Host(server).post("/settings", settings)
+        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH})
+        self.page.set_default_timeout(30_000)
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.goto(server.url)
+        self.page.wait_for_function(
+            "() => window.app?.graph && window.LiteGraph?.registered_node_types.FlowcoreUpscale"
+        )
+        self.page.wait_for_function("() => document.querySelector('canvas')?.width > 0")
+
+    def _heard(self, message: Any) -> None:
+        if message.type == "error" and ("flowcore" in message.text or comfyui.PACK_NAME in str(message.location)):
+            self.complaints.append(message.text)
+
+    def open(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow, in either format."""
+        if "nodes" in workflow:
+            self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+        else:
+            self.page.evaluate("workflow => app.loadApiJson(workflow, 'story')", workflow)
+        self.page.wait_for_timeout(200)
+        self.fit()
+
+    def fit(self) -> None:
+        """Bring the whole workflow into view."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(600)
+
+    def look_at(self, *kinds: str, scale: float = 1.0) -> None:
+        """Bring the nodes of some kinds into view, at a scale."""
+        self.page.evaluate(
+            """([kinds, scale]) => {
+                const nodes = app.graph.nodes.filter(n => kinds.includes(n.type)), ds = app.canvas.ds;
+                const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
+                ds.scale = scale;
+                ds.offset = [120 / scale - left, 120 / scale - top];
+                app.canvas.setDirty(true, true);
+            }""",
+            [kinds, scale],
+        )
+        self.page.wait_for_timeout(400)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes on the canvas: id, type, title, whether they are known and red, widgets as (name, label, value)."""
+        return self.page.evaluate(VALUES)
+
+    def value(self, kind: str, widget: str) -> Any:
+        """The value of a widget of the only node of a kind."""
+        (node,) = [node for node in self.nodes() if node["type"] == kind]
+        return {name: value for name, _, value in node["widgets"]}[widget]
+
+    def prompt(self) -> dict[str, Any]:
+        """What would be sent."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def saved(self) -> dict[str, Any]:
+        """What would be saved."""
+        return json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+
+    def run(self, timeout: float = 90) -> None:
+        """Press Run, and wait for the end."""
+        self.page.evaluate(
+            """() => { window.ended = null;
+                for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
+                    app.api.addEventListener(name, event => { window.ended ??= name }, {once: true});
+                app.queuePrompt(0, 1); }"""
+        )
+        self.page.wait_for_function("() => window.ended", timeout=timeout * 1000)
+        assert self.page.evaluate("() => window.ended") == "execution_success"
+        self.page.wait_for_timeout(500)
+
+    def shot(self, name: str) -> Path:
+        """Keep what is to be seen."""
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        path = self.pictures / f"{name}-{'nodes2' if self.vue else 'classic'}-{self.language}.png"
+        self.page.screenshot(path=path)
+        return path

@@ -1,0 +1,75 @@
+"""The newest ComfyUI with its real frontend, in a real browser; where one is missing, tests are skipped and say why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import comfyui
+import pytest
+from canvas import Canvas
+from PIL import Image
+from talk import WORKFLOWS, Host
+
+HERE = Path(__file__).parent
+SCREENSHOTS = comfyui.ROOT / "output" / "screenshots"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+def _browser() -> str | None:
+    return os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """The newest host with its frontend, and what the stories look for in its input folder, small."""
+    if not importlib.util.find_spec("playwright"):
+        pytest.skip("the browser's driver is missing: `make browser` installs it")
+    if not _browser():
+        pytest.skip("no Chromium: install it (Debian: apt-get install chromium), or set CHROME_PATH")
+    if not importlib.util.find_spec("comfyui_frontend_package"):
+        pytest.skip("the frontend has not been fetched: `make browser` or `make serve` does it")
+    base = tmp_path_factory.mktemp("canvas")
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((40, 40, 136, 104))
+    for place in ("example.png", "photos/1.png", "my-photos/1.png"):
+        (base / "input" / place).parent.mkdir(parents=True, exist_ok=True)
+        photo.save(base / "input" / place)
+    with comfyui.running(comfyui.tree(), base, frontend=True) as server:
+        yield server
+
+
+@pytest.fixture
+def host(served):
+    return Host(served)
+
+
+@pytest.fixture(scope="session")
+def chromium(served):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # The sandbox needs what containers do not give; only our own server on loopback is opened.
+        browser = driver.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def canvases(served, chromium):
+    """A page for each look that was asked for; opened once."""
+    pages: dict[tuple[bool, str], Canvas] = {}
+
+    def opened(*, vue: bool, language: str = "en") -> Canvas:
+        if (vue, language) not in pages:
+            pages[vue, language] = Canvas(served, chromium, SCREENSHOTS, vue=vue, language=language)
+        return pages[vue, language]
+
+    return opened

@@ -1,0 +1,52 @@
+// What our widgets share: how they hang on a node, write into other widgets, and speak the language of the frontend.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+// Where the frontend's language has no `flowcore` in locales/*/main.json.
+const ENGLISH = {
+  take: "Take seed {seed}",
+  wired: "Seed {seed} (seed comes along a wire)",
+  pad: "Drag: x to the right, y downwards",
+};
+
+const served = Promise.resolve(api.getCustomNodesI18n?.()).catch(() => ({}));
+
+/** Say something: the text that a key stands for, with values filled in. English where there is no translation. */
+export async function say(key, values = {}) {
+  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  const text = (await served)?.[language]?.flowcore?.[key] ?? ENGLISH[key];
+  return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+/** Give a widget a value as if it had been typed: both renderers and whoever listens are told. */
+export function set(node, widget, value) {
+  if (widget.value === value) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Whether a value comes along a wire, so that the widget does not count. */
+export function wired(node, name) {
+  return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+}
+
+/** Add an element to a node that is no value of the workflow: neither saved, nor sent. */
+export function addElement(node, name, element, height) {
+  const widget = node.addDOMWidget(name, name, element, {
+    serialize: false,
+    hideOnZoom: false,
+    getValue: () => "",
+    setValue: () => {},
+    getMinHeight: height,
+  });
+  widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
+  return widget;
+}
+
+/** Add rules for the look of a widget to the page, once. */
+export function dress(rules) {
+  const style = document.createElement("style");
+  style.textContent = rules;
+  document.head.append(style);
+}

@@ -1,0 +1,148 @@
+// The pictures of the last run on the node that made them. A click takes the seed of one and keeps it: the widgets
+// `seed` and `control_after_generate` hold all there is, so that scripts and saved workflows need none of this.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addElement, dress, say, set, wired } from "./canvas.js";
+
+const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
+const PREVIEW = "$$canvas-image-preview"; // the frontend's name for it
+const GAP = 4;
+const MOST = 400; // pixels of height that the gallery asks for; the rest scrolls
+
+dress(`
+.flowcore-gallery { display: grid; gap: ${GAP}px; overflow-y: auto; align-content: start; box-sizing: border-box; }
+.flowcore-gallery button {
+  position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
+  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0;
+}
+.flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
+.flowcore-gallery button:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: -2px; }
+.flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
+.flowcore-gallery button:disabled { cursor: default; }
+.flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
+.flowcore-gallery img.small { image-rendering: pixelated; }
+.flowcore-gallery span {
+  position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;
+  border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55);
+  text-overflow: ellipsis; white-space: nowrap;
+}
+`);
+
+app.registerExtension({
+  name: "flowcore.gallery",
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("Flowcore")) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      show(this, output?.[GALLERY]);
+    };
+  },
+  // Results that the frontend remembers, of a workflow that is opened again.
+  onNodeOutputsUpdated(outputs) {
+    for (const [place, output] of Object.entries(outputs)) {
+      const node = output?.[GALLERY] && app.graph.getNodeById(place);
+      if (node?.comfyClass?.startsWith("Flowcore")) show(node, output[GALLERY]);
+    }
+  },
+});
+
+function show(node, pictures) {
+  const seed = node.widgets?.find((widget) => widget.name === "seed");
+  if (!seed || !pictures?.length) return;
+  const gallery = node.widgets.find((widget) => widget.name === GALLERY) ?? hang(node, seed);
+  const grid = gallery.element;
+  const columns = Math.min(pictures.length, pictures.length > 9 ? 4 : pictures.length === 4 ? 2 : 3);
+  grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+  grid.replaceChildren(...pictures.map((picture) => button(node, seed, picture)));
+  grid.rows = Math.ceil(pictures.length / columns);
+  grid.columns = columns;
+  grid.shape = 1;
+  mark(grid, node, seed);
+}
+
+function hang(node, seed) {
+  const grid = document.createElement("div");
+  grid.className = "flowcore-gallery";
+  // Down here a drag is no drag of the canvas.
+  grid.addEventListener("pointerdown", (event) => event.stopPropagation());
+  const gallery = addElement(node, GALLERY, grid, () => height(grid, node));
+  const changed = seed.callback;
+  seed.callback = function () {
+    const result = changed?.apply(this, arguments);
+    mark(grid, node, seed);
+    return result;
+  };
+  return gallery;
+}
+
+/** The height that all rows need at the node's width, up to MOST. */
+function height(grid, node) {
+  const { rows = 1, columns = 1, shape = 1 } = grid;
+  const width = (node.size[0] - 20 - GAP * (columns - 1)) / columns;
+  return Math.min(MOST, Math.round(rows * (width * shape + GAP)));
+}
+
+function button(node, seed, picture) {
+  const { filename, subfolder, type, seed: value, labels } = picture;
+  const made = document.createElement("button");
+  made.type = "button";
+  made.dataset.seed = value;
+  // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
+  made.disabled = !Number.isSafeInteger(value);
+  const image = document.createElement("img");
+  image.alt = "";
+  image.draggable = false;
+  image.addEventListener("error", () => made.remove()); // gone since: the temp folder is emptied at every start
+  image.addEventListener("load", () => settle(image, made, node));
+  image.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+  const caption = document.createElement("span");
+  caption.textContent = value;
+  made.append(image, caption);
+  made.addEventListener("click", () => {
+    if (wired(node, "seed")) return;
+    const others = node.widgets.find((widget) => widget.name === "labels");
+    if (labels != null && others && !wired(node, "labels")) set(node, others, labels);
+    set(node, seed, value);
+    const control = seed.linkedWidgets?.[0] ?? node.widgets.find((widget) => widget.name === "control_after_generate");
+    if (control) set(node, control, "fixed");
+    mark(made.parentElement, node, seed);
+  });
+  return made;
+}
+
+/** All pictures of a run have one shape: the rows take it. */
+function settle(image, made, node) {
+  image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < 96);
+  made.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
+  const grid = made.parentElement;
+  if (!grid || grid.firstElementChild !== made) return;
+  grid.shape = image.naturalHeight / image.naturalWidth;
+  const tall = height(grid, node);
+  grid.style.minHeight = `${tall}px`;
+  grid.style.maxHeight = `${MOST}px`;
+  // What was seen while the node worked: the classic canvas would keep the last of it below the gallery.
+  const preview = node.widgets.find((widget) => widget.name === PREVIEW);
+  if (preview) {
+    preview.onRemove?.();
+    node.widgets.splice(node.widgets.indexOf(preview), 1);
+    node.imgs = undefined;
+  }
+  const [wide, now] = node.size;
+  const needed = Math.max(node.computeSize()[1], now - (preview?.computedHeight ?? 0));
+  if (now !== needed) node.setSize([wide, needed]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Show which picture the widget's seed means. */
+function mark(grid, node, seed) {
+  const blocked = wired(node, "seed");
+  for (const made of grid?.children ?? []) {
+    const value = made.dataset.seed;
+    made.setAttribute("aria-pressed", String(!blocked && value === String(seed.value)));
+    say(blocked ? "wired" : "take", { seed: value }).then((text) => {
+      made.title = text;
+      made.setAttribute("aria-label", text);
+    });
+  }
+}
