@@ -30,9 +30,10 @@ from .tasks.colorize import (
     encode_colors,
     transfer_palette,
 )
+from .tasks.consistency import match_source
 from .tasks.generate import decode, encode, sample
 from .tasks.score import Score, score
-from .tasks.upscale import upscale
+from .tasks.upscale import temperature_grid, upscale
 from .transforms import (
     CheckpointError,
     ConditionError,
@@ -68,8 +69,10 @@ __all__ = [
     "encode_colors",
     "interpolate",
     "load",
+    "match_source",
     "sample",
     "score",
+    "temperature_grid",
     "transfer_palette",
     "upscale",
 ]

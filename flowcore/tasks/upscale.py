@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,18 +19,19 @@ from ..condition import Condition
 from ..flow import Flow
 from ..folding import DENSE_BYTES
 from ..plan import Plan
-from ..prior import sample_latents
-from ..resize import enlarge
+from ..prior import Temperature, on_grid, sample_latents, temperatures
+from ..resize import enlarge, resize
 from ..tiling import Window, free_memory, windows
 from ..transforms import FlowError
-from . import Cancelled, Precision, Progress, guard, is_out_of_memory, layers, picture, plan_for, watched
+from . import Cancelled, Precision, Progress, consistency, guard, is_out_of_memory, layers, picture, plan_for, watched
 from .memory import make_room, spared
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-GUARD_REACH = 2.0  # from 0.5; at temperature 1 no sample of the shipped models lies farther away than 1.4
+GUARD_REACH = 2.0  # from 0.5; what stays within 1.6 at temperature 1, and what explodes: docs/decisions/0013
 MOST_SAMPLES = 8  # at once: they share what every step draws from the LR image; more would share little more
+LONGEST = 2**16  # pixels of a side that someone may ask for
 
 Index = tuple[EllipsisType, slice, slice]
 
@@ -42,12 +44,15 @@ def upscale(
     flow: Flow,
     lr: Tensor,
     *,
-    temperature: float | Sequence[float] = 0.9,
+    temperature: Temperature = 0.9,
     seed: int = 0,
     samples: int = 1,
     tile: int = 0,
     halo: int = HALO,
     precision: Precision = "float32",
+    factor: float = 0.0,
+    longest_side: int = 0,
+    match_source: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] | None = None,
@@ -65,7 +70,8 @@ def upscale(
         lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values outside
             are clamped. C is 3; or 1, treated as grey; or 4, whose alpha is enlarged the ordinary way (bicubic).
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is calm, 1 the
-            model's own spread.
+            model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that lies over the image, for
+            example of ``prior.painted``.
         seed: In [0, 2^64).
         samples: Enlargements per image, at least 1.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest that
@@ -74,7 +80,13 @@ def upscale(
         precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
             "auto": what the device gains from, see ``plan.gain``. "tf32": float32 on an NVIDIA GPU's tensor cores;
             elsewhere the same as float32.
-        progress: Called with ``(done, total, preview)``; a preview with every finished sample.
+        factor: Enlarge by this in all: the model enlarges by its scale, and one bicubic resize does the rest, up or
+            down. 0 for the model's scale.
+        longest_side: Length of the longest side of the result in pixels, likewise; 0 for no matter. Wins over
+            ``factor``.
+        match_source: Whether to change the pictures a little, so that they are the LR image again when they are
+            shrunk, see ``consistency.match_source``.
+        progress: Called with ``(done, total, preview)``; a preview with every finished sample, of the model's scale.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked (tile, precision, temperature where
             the model overflows); None logs it.
@@ -82,10 +94,11 @@ def upscale(
 
     Returns:
         ``(B * samples, 3 or 4, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then
-        of image 1.
+        of image 1. Sides are those of ``target_size`` where a size was asked for.
 
     Raises:
         ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
+        ShapeError: If there are not as many temperatures as levels, or a map has another shape.
         FlowError: If another argument is out of its range, or memory does not suffice for the smallest tile.
         Cancelled: If stopped.
 
@@ -94,48 +107,107 @@ def upscale(
     _check_model(flow)
     if samples < 1:
         raise FlowError(f"samples must be at least 1; got {samples}.")
-    if tile < 0 or halo < 0:
-        raise FlowError(
-            f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
-        )
     rgb, alpha = picture(lr)
-    device = next(flow.parameters()).device
     say = notify or log.warning
-    plan = plan_for(flow, precision, say)
     height, width = rgb.shape[-2:]
-    sides = _padded_sides(flow, height, width)
-    side = max(tile, SMALLEST_TILE) if tile else _automatic_tile(flow, *sides, halo, device)
-    at_once = min(samples, MOST_SAMPLES)
-    run = _Run(plan, rgb, temperature, seed, samples, halo, progress, cancelled, store)
-    spare = False
-    while True:
-        try:
-            pictures = run(side, at_once)
-            break
-        except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
-            if not is_out_of_memory(error):
-                raise
-            if spare and side <= SMALLEST_TILE:
-                raise FlowError(
-                    f"Out of memory even with tiles of {SMALLEST_TILE} LR pixels. Enlarge a smaller image, ask for "
-                    "fewer samples at once, or free memory on the device."
-                ) from error
-        if store is not None:
-            store.clear()
-        make_room(plan)
-        if not spare:
-            spare, at_once = True, 1
-            say("Out of memory: going on with one sample at a time, in the lowest strips.")
-        else:
-            side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
-            say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
-    for sentence in run.repairs.sentences(pictures[0, 0].numel(), "enlarged the ordinary way (bicubic)"):
-        say(sentence)
+    size = target_size(flow, height, width, factor, longest_side)
+    if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
+        say(
+            f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary resize "
+            "(bicubic)."
+        )
+    work = _Work(flow, tile, halo, precision, progress, cancelled, say, store)
+    pictures = work(rgb, [temperature], samples, seed).flatten(0, 1)
+    if size != tuple(pictures.shape[-2:]):
+        pictures = _resized(pictures, size, cancelled)
+    if match_source and (size[0] < height or size[1] < width):
+        say(f"match_source is left out: at {size[1]}x{size[0]} the result is smaller than the image.")
+    elif match_source:
+        pictures = consistency.match_source(pictures, rgb, cancelled=cancelled, notify=say)
     pictures = pictures.to(lr.device)
     if alpha is None:
         return pictures
-    alpha = enlarge(alpha, flow.config.scale).clamp(0, 1).repeat_interleave(samples, 0)
+    alpha = resize(alpha, *size).clamp(0, 1).repeat_interleave(samples, 0)
     return torch.cat([pictures, alpha], dim=1)
+
+
+@spared("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.", at_once="")
+@torch.no_grad()
+def temperature_grid(
+    flow: Flow,
+    lr: Tensor,
+    temperatures: Sequence[float],
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    tile: int = 0,
+    halo: int = HALO,
+    precision: Precision = "float32",
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
+    store: ConditionStore | None = None,
+) -> Tensor:
+    """Enlarge images with several temperatures and several seeds; each is analysed once.
+
+    Args:
+        flow: As in ``upscale``; so are the arguments that are not named here.
+        lr: ``(B, C, h, w)``; an alpha channel is left out.
+        temperatures: Each is one picture per seed.
+        seed: The first.
+        seeds: How many, counted up from ``seed``.
+        tile: See ``upscale``.
+        halo: See ``upscale``.
+        precision: See ``upscale``.
+        progress: See ``upscale``.
+        cancelled: See ``upscale``.
+        notify: See ``upscale``.
+        store: See ``upscale``.
+
+    Returns:
+        ``(B * temperatures * seeds, 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
+        temperature, then of the second. Each is what ``upscale`` makes.
+
+    Raises:
+        FlowError: If there are no temperatures, or an argument is out of its range.
+        ImageError: As in ``upscale``.
+        Cancelled: If stopped.
+    """
+    _check_model(flow)
+    if not temperatures or seeds < 1:
+        raise FlowError(
+            f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}. Give some."
+        )
+    work = _Work(flow, tile, halo, precision, progress, cancelled, notify or log.warning, store)
+    return work(picture(lr)[0], temperatures, seeds, seed).flatten(0, 1).to(lr.device)
+
+
+def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
+    """Say how large the pictures of ``upscale`` are.
+
+    Args:
+        flow: An SRFlow.
+        height: Of the LR image.
+        width: Likewise.
+        factor: As in ``upscale``.
+        longest_side: Likewise.
+
+    Returns:
+        Height and width. The proportions are those of the LR image, as near as whole pixels allow.
+
+    Raises:
+        FlowError: If factor or side is out of its range.
+    """
+    if not (math.isfinite(factor) and factor >= 0) or longest_side < 0:
+        raise FlowError(
+            f"factor and longest_side must be finite and not negative; got {factor} and {longest_side}. 0 leaves the "
+            "size to the model."
+        )
+    ratio = longest_side / max(height, width) if longest_side else factor or float(flow.condition_scale)
+    size = max(1, round(height * ratio)), max(1, round(width * ratio))
+    if max(size) > LONGEST:
+        raise FlowError(f"A side of {max(size)} pixels was asked for, and {LONGEST} is the most. Ask for less.")
+    return size
 
 
 class ConditionStore:
@@ -240,6 +312,61 @@ def _padded_sides(flow: Flow, height: int, width: int) -> tuple[int, int]:
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
+class _Work:
+    """Enlarges a batch with what memory there is: as a whole, in the lowest strips, in ever smaller tiles."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        tile: int,
+        halo: int,
+        precision: Precision,
+        progress: Progress | None,
+        cancelled: Callable[[], bool] | None,
+        say: Callable[[str], None],
+        store: ConditionStore | None,
+    ) -> None:
+        if tile < 0 or halo < 0:
+            raise FlowError(
+                f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
+            )
+        self.flow, self.plan, self.tile, self.halo = flow, plan_for(flow, precision, say), tile, halo
+        self.progress, self.cancelled, self.say, self.store = progress, cancelled, say, store
+
+    def __call__(self, rgb: Tensor, taus: Sequence[Temperature], seeds: int, seed: int) -> Tensor:
+        """Make ``(B, taus * seeds, 3, s * h, s * w)`` on the CPU."""
+        sides = _padded_sides(self.flow, *rgb.shape[-2:])
+        device = next(self.flow.parameters()).device
+        side = max(self.tile, SMALLEST_TILE) if self.tile else _automatic_tile(self.flow, *sides, self.halo, device)
+        at_once = min(len(taus) * seeds, MOST_SAMPLES)
+        run = _Run(self.plan, rgb, taus, seeds, seed, self.halo, self.progress, self.cancelled, self.store)
+        spare = False
+        while True:
+            try:
+                pictures = run(side, at_once)
+                break
+            except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
+                if not is_out_of_memory(error):
+                    raise
+                if spare and side <= SMALLEST_TILE:
+                    raise FlowError(
+                        f"Out of memory even with tiles of {SMALLEST_TILE} LR pixels. Enlarge a smaller image, ask for "
+                        "fewer samples at once, or free memory on the device."
+                    ) from error
+            if self.store is not None:
+                self.store.clear()
+            make_room(self.plan)
+            if not spare:
+                spare, at_once = True, 1
+                self.say("Out of memory: going on with one sample at a time, in the lowest strips.")
+            else:
+                side = max(SMALLEST_TILE, min(side, max(sides)) // 2)
+                self.say(f"Out of memory: going on with tiles of {side} LR pixels. Set tile to {side} to start there.")
+        for sentence in run.repairs.sentences(pictures[0, 0, 0].numel(), "enlarged the ordinary way (bicubic)"):
+            self.say(sentence)
+        return pictures
+
+
 class _Run:
     """Enlarges every image, tile by tile; what depends on the image alone is computed once per tile."""
 
@@ -247,19 +374,20 @@ class _Run:
         self,
         plan: Plan,
         rgb: Tensor,
-        temperature: float | Sequence[float],
+        taus: Sequence[Temperature],
+        seeds: int,
         seed: int,
-        samples: int,
         halo: int,
         progress: Progress | None,
         cancelled: Callable[[], bool] | None,
         store: ConditionStore | None,
     ) -> None:
-        self.plan, self.rgb, self.samples, self.halo = plan, rgb, samples, halo
+        self.plan, self.rgb, self.samples, self.halo = plan, rgb, len(taus) * seeds, halo
         self.progress, self.cancelled, self.store = progress, cancelled, store
         self.rows, self.columns = _padded_sides(plan, *rgb.shape[-2:])
-        shapes = plan.latent_shapes(self.rows * plan.condition_scale, self.columns * plan.condition_scale)
-        self.latents = sample_latents(shapes, samples, temperature, seed)  # the same for every image of the batch
+        self.shapes = plan.latent_shapes(self.rows * plan.condition_scale, self.columns * plan.condition_scale)
+        self.taus = [self._on_levels(temperatures(tau, len(self.shapes), len(rgb))) for tau in taus]
+        self.noise = sample_latents(self.shapes, seeds, 1.0, seed)  # the same for every image and temperature
         self.repairs = guard.Repairs()
 
     def __call__(self, tile: int, at_once: int) -> Tensor:
@@ -283,7 +411,7 @@ class _Run:
                     here, there = _core(window, scale, height * scale, width * scale)
                     for part in parts:
                         meter.begin(decoder)
-                        z = [_cut(t[part], window, t.shape[-2] / self.rows).to(plan.device) for t in self.latents]
+                        z = self._latents(range(part.start, part.stop), item, window)
                         attempt = guard.within(plan, cond, GUARD_REACH)
                         decoded = guard.decode(attempt, z, partial(enlarge, source, scale))
                         images, *marks = (None if t is None else t[here] for t in decoded)
@@ -292,7 +420,35 @@ class _Run:
                         for sample, piece in zip(pictures[part], images, strict=True):
                             sample[there] = piece.clamp(0, 1)
                             meter.finished(sample if number == len(tiles) - 1 else None)
-        return result.flatten(0, 1)
+        return result
+
+    def _on_levels(self, taus: list[float | Tensor]) -> list[float | Tensor]:
+        """Bring maps of temperatures, which lie over the image, onto the latents, which lie over the padded one."""
+        height, width = self.rgb.shape[-2:]
+        fine = self.shapes[0][1] // self.rows
+        placed: list[float | Tensor] = []
+        for tau, (_, rows, columns) in zip(taus, self.shapes, strict=True):
+            if isinstance(tau, Tensor):
+                tau = on_grid(tau, height * fine, width * fine)
+                beyond = (0, self.columns * fine - tau.shape[-1], 0, self.rows * fine - tau.shape[-2])
+                tau = on_grid(F.pad(tau, beyond, mode="replicate"), rows, columns)
+            placed.append(tau)
+        return placed
+
+    def _latents(self, numbers: range, item: int, window: Window) -> list[Tensor]:
+        """Give the latents of some pictures of an image, in a window."""
+        latents: list[Tensor] = []
+        for level, noise in enumerate(self.noise):
+            factor = noise.shape[-2] / self.rows
+            each: list[Tensor] = []
+            for number in numbers:
+                which, seed = divmod(number, len(noise))
+                tau = self.taus[which][level]
+                if isinstance(tau, Tensor):
+                    tau = _cut(tau[min(item, len(tau) - 1), None], window, factor)
+                each.append(tau * _cut(noise[seed, None], window, factor))
+            latents.append(torch.cat(each).to(self.plan.device))
+        return latents
 
     def _condition(self, source: Tensor, again: bool) -> Condition:
         """What the flow is told, prepared if it is wanted again and memory allows."""
@@ -337,6 +493,16 @@ class _Meter:
             self._done = done
             if self._progress is not None:
                 self._progress(done, self._total, preview)
+
+
+def _resized(pictures: Tensor, size: tuple[int, int], cancelled: Callable[[], bool] | None) -> Tensor:
+    """Bring pictures to a size, one after the other."""
+    result = pictures.new_empty((*pictures.shape[:2], *size))
+    for small, there in zip(pictures, result, strict=True):
+        if cancelled is not None and cancelled():
+            raise Cancelled("Stopped on request.")
+        there[:] = resize(small[None], *size)[0].clamp(0, 1)
+    return result
 
 
 def _pad(image: Tensor, rows: int, columns: int) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flowcore.prior import log_prob, sample_latents
+from flowcore.prior import log_prob, on_grid, painted, sample_latents
 from flowcore.transforms import FlowError, ShapeError
 
 SHAPES = [(6, 4, 6), (12, 2, 3)]
@@ -135,3 +135,63 @@ def test_log_prob_is_the_standard_normal_density():
     came = log_prob(latents)
     assert came.shape == (3,)
     assert torch.allclose(came, expected, atol=1e-9)
+
+
+# --- maps of temperatures ---------------------------------------------------------------------------------------------
+
+
+def ramp(n=1, height=8, width=12):
+    return torch.linspace(0, 1, n * height * width).view(n, 1, height, width)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 6), (2, 3), (40, 7)])
+def test_a_constant_map_is_the_number(size):
+    number = sample_latents(SHAPES, 2, 0.7, seed=9)
+    for z, expected in zip(sample_latents(SHAPES, 2, torch.full((1, 1, *size), 0.7), seed=9), number, strict=True):
+        torch.testing.assert_close(z, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("order", ["item", "published"])
+def test_a_map_multiplies_every_level_on_its_own_grid(order):
+    unit = sample_latents(SHAPES, 2, seed=9, order=order)
+    tau = ramp()
+    came = sample_latents(SHAPES, 2, tau, seed=9, order=order)
+    assert equal(came, [on_grid(tau, *z.shape[-2:]) * z for z in unit])
+    assert not torch.equal(came[0], unit[0])
+
+
+def test_every_item_may_have_a_map_and_every_level_its_own():
+    tau, unit = ramp(2, 4, 6), sample_latents(SHAPES, 2, seed=9)
+    came = sample_latents(SHAPES, 2, [tau, 0.5], seed=9)
+    assert equal(came, [tau * unit[0], 0.5 * unit[1]])
+
+
+def test_a_map_is_resized_without_leaving_its_range():
+    hard = torch.zeros(1, 1, 37, 53)
+    hard[..., 20:] = 0.9
+    for size in [(5, 9), (37, 53), (200, 11)]:
+        came = on_grid(hard, *size)
+        assert came.shape[-2:] == size
+        assert came.min() >= 0
+        assert came.max() <= 0.9 + 1e-6
+        assert came[..., 0].max() == 0
+        assert came[..., -1].min() == pytest.approx(0.9)
+
+
+def test_a_mask_paints_one_temperature_on_another():
+    mask = torch.tensor([[[[0.0, 0.5, 1.0]]]])
+    assert torch.allclose(painted(mask, 0.9, 0.3), torch.tensor([0.3, 0.6, 0.9]))
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])
+def test_a_map_with_a_wrong_temperature_is_refused(value):
+    tau = ramp()
+    tau[0, 0, 3, 4] = value
+    with pytest.raises(FlowError, match="Temperature must be a finite number >= 0"):
+        sample_latents(SHAPES, 1, tau)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 4), (1, 3, 4, 4), (4, 4), (1, 4, 4), (1, 1, 0, 4)], ids=str)
+def test_a_map_of_another_shape_is_refused(shape):
+    with pytest.raises(ShapeError, match="map of temperatures must have the shape"):
+        sample_latents(SHAPES, 2, torch.ones(shape))

@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowcore
 from flowcore import Cancelled, FlowError, ImageError, upscale
 from flowcore.flow import Flow
+from flowcore.metrics import lr_psnr
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.networks.rrdb import RRDBEncoder
 from flowcore.plan import Plan, gain, planned
-from flowcore.prior import sample_latents
-from flowcore.resize import enlarge
+from flowcore.prior import painted, sample_latents
+from flowcore.resize import enlarge, resize
 from flowcore.tasks import upscale as task
 from flowcore.transforms import ActNorm
 
@@ -307,6 +308,161 @@ def test_other_errors_are_not_taken_for_lack_of_memory(flow: Flow) -> None:
             upscale(flow, picture(1, 3, 4, 4))
     finally:
         hook.remove()
+
+
+# --- painted temperature ----------------------------------------------------------------------------------------------
+
+
+def right_half(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    mask = torch.zeros(batch, 1, height, width)
+    mask[..., width // 2 :] = 1
+    return mask
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1)])
+@pytest.mark.parametrize("resolution", [(1, 1), (6, 8), (61, 47)])
+def test_a_constant_map_is_the_temperature(flow: Flow, size: tuple[int, int], resolution: tuple[int, int]) -> None:
+    lr, tau = picture(1, 3, *size), torch.full((1, 1, *resolution), 0.7)
+    torch.testing.assert_close(
+        upscale(flow, lr, temperature=tau), upscale(flow, lr, temperature=0.7), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("resolution", [(40, 64), (160, 256), (10, 16)])
+def test_half_a_map_is_calm_here_and_lively_there(flow: Flow, resolution: tuple[int, int]) -> None:
+    lr, mask = picture(1, 3, 40, 64), right_half(*resolution)
+    lively, calm = (upscale(flow, lr, temperature=tau, samples=2, seed=1) for tau in (0.8, 0.2))
+    half = upscale(flow, lr, temperature=painted(mask, 0.8, 0.2), samples=2, seed=1)
+    far = 14 * 4  # from the seam, which a coarse mask blurs
+    assert (half - calm)[..., : 128 - far].abs().max() < 1 / 255
+    assert (half - lively)[..., 128 + far :].abs().max() < 1 / 255
+    assert (half - lively)[..., : 128 - far].abs().max() > 0.05
+
+
+def test_a_tile_changes_nothing_of_a_painted_picture(flow: Flow) -> None:
+    """Sides that no level divides, so that the map must end with the image and not with the padded one."""
+    lr, tau = picture(1, 3, 95, 83), painted(right_half(33, 50), 0.8, 0.1)
+    whole = upscale(flow, lr, seed=1, temperature=tau, tile=95 + 83)
+    for tile in (32, 48):
+        assert (upscale(flow, lr, seed=1, temperature=tau, tile=tile) - whole).abs().max() <= 1 / 255
+
+
+def test_a_map_lies_over_the_image_and_not_over_the_padded_one(flow: Flow) -> None:
+    """With 9 columns, 10 are worked on: the middle of the map is column 4.5 of the image."""
+    lr = picture(1, 3, 8, 9)
+    tau = task._Run(planned(flow), lr, [right_half(8, 90)], 1, 0, 16, None, None, None).taus[0][0]
+    assert isinstance(tau, torch.Tensor)
+    assert tau.shape[-1] == 10 * 2
+    assert tau[0, 0, 0, :8].tolist() == [0.0] * 8
+    assert tau[0, 0, 0, 8:10].sum() == pytest.approx(1)  # the seam is after column 9 of 18
+    assert tau[0, 0, 0, 10:].tolist() == pytest.approx([1.0] * 10)
+
+
+def test_every_image_may_have_a_map_and_every_level_a_temperature(flow: Flow) -> None:
+    lr = picture(2, 3, 12, 16)
+    masks = torch.cat([right_half(12, 16), 1 - right_half(12, 16)])
+    taus = [painted(masks, 0.9, 0.1), painted(masks, 0.6, 0.0)]
+    both = upscale(flow, lr, temperature=taus, samples=2, seed=3)
+    for k in range(2):
+        alone = upscale(flow, lr[k : k + 1], temperature=[tau[k : k + 1] for tau in taus], samples=2, seed=3)
+        torch.testing.assert_close(both[2 * k : 2 * k + 2], alone, atol=1e-6, rtol=0)
+    mixed = upscale(flow, lr, temperature=[taus[0], 0.5])
+    assert (mixed - both[::2]).abs().max() > 1e-3
+    with pytest.raises(FlowError, match="2 levels"):
+        upscale(flow, lr, temperature=[taus[0]])
+    with pytest.raises(FlowError, match=r"shape \(1 or 2, 1"):
+        upscale(flow, lr, temperature=torch.ones(3, 1, 4, 4))
+
+
+def test_a_painted_picture_that_overflows_is_mended(flow: Flow) -> None:
+    said: list[str] = []
+    tau = painted(right_half(24, 24), 60.0, 0.3)
+    result = upscale(flow, picture(1, 3, 24, 24), temperature=tau, notify=said.append)
+    assert "overflow" in said[0]
+    assert result.isfinite().all()
+    calm = upscale(flow, picture(1, 3, 24, 24), temperature=0.3)
+    assert (result - calm)[..., :8].abs().max() < 1 / 255
+
+
+# --- several temperatures at once -------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_temperature_with_every_seed_and_one_analysis(flow: Flow) -> None:
+    calls: list[int] = []
+    assert isinstance(flow.encoder, RRDBEncoder)
+    lr = picture(2, 3, 6, 8)
+    hook = flow.encoder.conv_first.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        grid = task.temperature_grid(flow, lr, [0.0, 0.5, 0.9], seed=7, seeds=4)
+    finally:
+        hook.remove()
+    assert len(calls) == 2  # twelve pictures of either image, more than go through the flow at once
+    assert grid.shape == (24, 3, 24, 32)
+    for item, image in enumerate(lr):
+        for row, tau in enumerate([0.0, 0.5, 0.9]):
+            alone = upscale(flow, image[None], temperature=tau, seed=7, samples=4)
+            first = item * 12 + row * 4
+            torch.testing.assert_close(grid[first : first + 4], alone, atol=1e-5, rtol=0)
+    for temperatures, seeds in (([], 1), ([0.5], 0)):
+        with pytest.raises(FlowError, match="at least one temperature and one seed"):
+            task.temperature_grid(flow, lr, temperatures, seeds=seeds)
+
+
+# --- size and consistency ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lr", "factor", "longest", "expected"),
+    [
+        ((6, 8), 0, 0, (24, 32)),
+        ((6, 8), 4, 0, (24, 32)),
+        ((6, 8), 2.5, 0, (15, 20)),
+        ((6, 8), 7, 0, (42, 56)),
+        ((6, 8), 0.5, 0, (3, 4)),
+        ((6, 8), 2, 33, (25, 33)),
+        ((9, 5), 0, 100, (100, 56)),
+        ((1, 7), 0, 3, (1, 3)),
+        ((1, 200), 0, 50, (1, 50)),
+    ],
+)
+def test_any_size_can_be_asked_for(lr: tuple[int, int], factor: float, longest: int, expected: tuple[int, int]) -> None:
+    flow, said = tiny(), list[str]()
+    image = picture(1, 4, *lr)
+    assert task.target_size(flow, *lr, factor, longest) == expected
+    result = upscale(flow, image, factor=factor, longest_side=longest, samples=2, notify=said.append)
+    assert result.shape == (2, 4, *expected)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    plain = upscale(flow, image, samples=2)
+    assert torch.equal(result[:, :3], resize(plain[:, :3], *expected).clamp(0, 1))
+    assert torch.equal(result[:1, 3:], resize(image[:, 3:], *expected).clamp(0, 1))
+    assert [line for line in said if "ordinary resize" in line] == said
+    assert bool(said) == (expected[0] > 4 * lr[0])
+
+
+@pytest.mark.parametrize(("factor", "longest"), [(-1, 0), (math.nan, 0), (math.inf, 0), (0, -5), (1e6, 0), (0, 10**6)])
+def test_sizes_that_make_no_sense_are_refused(flow: Flow, factor: float, longest: int) -> None:
+    with pytest.raises(FlowError, match=r"longest_side|most"):
+        upscale(flow, picture(1, 3, 6, 8), factor=factor, longest_side=longest)
+
+
+@pytest.mark.parametrize("size", [{}, {"factor": 6}, {"longest_side": 71}])
+def test_a_matched_picture_is_the_image_again_when_it_is_shrunk(flow: Flow, size: dict[str, float]) -> None:
+    lr = enlarge(picture(2, 4, 6, 8), 4).clamp(0.1, 0.9)
+    plain, matched = (upscale(flow, lr, samples=2, match_source=on, **size) for on in (False, True))  # pyright: ignore
+    assert matched.shape == plain.shape
+    assert torch.equal(matched[:, 3:], plain[:, 3:])
+    small = lr.repeat_interleave(2, 0)[:, :3]
+    assert (lr_psnr(matched[:, :3], small) >= 60).all()
+    assert (lr_psnr(plain[:, :3], small) < 60).all()
+
+
+def test_what_is_smaller_than_the_image_is_not_matched_and_that_is_said(flow: Flow) -> None:
+    said: list[str] = []
+    lr = picture(1, 3, 6, 8)
+    result = upscale(flow, lr, factor=0.5, match_source=True, notify=said.append)
+    assert torch.equal(result, upscale(flow, lr, factor=0.5))
+    assert "left out" in said[0]
 
 
 def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow: Flow) -> None:
