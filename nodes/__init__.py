@@ -5,6 +5,7 @@ from .explore import FlowcoreLatentExplorer
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
 from .host import Replacement
 from .inputs import guard
+from .interop import FlowcoreAsUpscaleModel
 from .latents import (
     FlowcoreAttributeDirection,
     FlowcoreInterpolate,
@@ -17,6 +18,7 @@ from .latents import (
     FlowcoreVaryLatents,
 )
 from .load import FlowcoreLoadModel
+from .recipe import FlowcoreLoadRecipe, recorded
 from .score import FlowcoreScore
 from .train import FlowcoreTrain
 from .upscale import FlowcoreUpscale
@@ -43,7 +45,11 @@ NODES = [
     FlowcoreApplyChroma,
     FlowcoreTrain,
     FlowcoreLatentExplorer,
+    FlowcoreAsUpscaleModel,
+    FlowcoreLoadRecipe,
 ]
+for node in (FlowcoreUpscale, FlowcoreSample, FlowcoreColorize):
+    recorded(node)
 for node in NODES:
     guard(node)
 

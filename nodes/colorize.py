@@ -157,7 +157,7 @@ class FlowcoreColorize(io.ComfyNode):
                     "clip.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             has_intermediate_output=True,
         )
 

@@ -108,7 +108,7 @@ class FlowcoreSample(io.ComfyNode):
                     tooltip="What they were made from: Flow Decode gives the same images again (with the same `snap`).",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             has_intermediate_output=True,
         )
 

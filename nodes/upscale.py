@@ -81,7 +81,7 @@ class FlowcoreUpscale(io.ComfyNode):
                     tooltip="A batch: all samples of the first image, then of the second.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             has_intermediate_output=True,
         )
 
