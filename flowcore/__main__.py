@@ -6,26 +6,29 @@ import argparse
 import ast
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from . import __version__, decode, encode, interpolate, load, sample, score
+from . import __version__, cluster, decode, encode, folders, interpolate, load, recipe, sample
 from .checkpoints import catalog
 from .checkpoints.file import read_header, save
+from .checkpoints.latents_file import model_sha256
 from .flow import Flow
-from .tasks import IMAGE_SUFFIXES, Precision
-from .tasks.colorize import Hints, colorize, combine, hints_from_points, palette, parse_points, transfer_palette
-from .tasks.upscale import upscale
+from .folders import Job, Report, Result, Scores
+from .picture_files import FORMATS, SUFFIXES, Format, check_format
+from .tasks import Precision
 from .training.data import Digits
 from .training.evaluate import (
     MEASURES,
@@ -44,6 +47,7 @@ from .training.ranks import joined
 from .training.recipe import read_recipe
 from .training.styles import measure_styles
 from .transforms import FlowError, ImageError
+from .work import Work, Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,9 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("upscale", help="enlarge photographs")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _many_options(command, "images")
     _model_options(command)
-    command.add_argument("--out", type=Path, default=Path("output"), help="folder for the results (default: output)")
     command.add_argument(
         "--temperature", type=float, default=0.8, help="0 is calm, 1 the model's own spread (default: 0.8)"
     )
@@ -85,13 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
+    _file_options(command)
     command.set_defaults(run_command=_upscale)
 
-    command = commands.add_parser("colorize", help="colour black-and-white photographs, in many ways")
-    command.add_argument("image", type=Path, metavar="IN")
-    command.add_argument(
-        "target", type=Path, metavar="OUT", help="an image file (several samples are numbered by seed), or a folder"
+    command = commands.add_parser(
+        "colorize",
+        help="colour black-and-white photographs, in many ways",
+        usage="%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]",
     )
+    _many_options(command, "images", "an image file (several samples are numbered by seed), or a folder")
     _model_options(command, "color-photos")
     command.add_argument("--samples", type=int, default=1, help="colourings, with seeds SEED, SEED + 1, ...")
     command.add_argument("--seed", type=int, default=0)
@@ -118,6 +123,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--gamut", default="compress", choices=["compress", "clip"])
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
+    command.add_argument(
+        "--frames",
+        default="photographs",
+        choices=["photographs", "video"],
+        help="video: the pictures of a folder are the frames of a clip, in the order of the numbers in their names",
+    )
+    command.add_argument(
+        "--carry",
+        type=float,
+        metavar="PART",
+        help="of a video: how much of the colours of the frame before is kept, 0 to below 1 (default: 0.5)",
+    )
+    _file_options(command)
     command.set_defaults(run_command=_colorize)
 
     command = commands.add_parser("sample", help="make images out of noise")
@@ -143,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run_command=_interpolate)
 
     command = commands.add_parser("score", help="rank images by the bits that a model needs for them")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _many_options(command, "images", "a CSV file for the scores, or a folder for scores.csv (default: none)")
     _model_options(command, "glow-photos")
     command.add_argument("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
     command.add_argument("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
@@ -168,8 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run_command=_convert)
 
-    command = commands.add_parser("inspect", help="say what a model file is, without loading a tensor")
-    command.add_argument("model", help="a flowcore model file, or a shipped model by name")
+    command = commands.add_parser(
+        "inspect", help="say what a model file is, without loading a tensor; or how a picture was made"
+    )
+    command.add_argument("model", help="a flowcore model file, a shipped model by name, or a PNG file with a recipe")
     command.set_defaults(run_command=_inspect)
 
     command = commands.add_parser("train", help="train a model from a folder of photographs")
@@ -254,32 +274,56 @@ def _model_options(command: argparse.ArgumentParser, default: str = "srflow-x4",
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _many_options(command: argparse.ArgumentParser, name: str, out: str | None = None) -> None:
+    """Say which images, where to, and how to go through many of them."""
+    command.add_argument(
+        name,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders of them (at any depth), or quoted patterns: 'photos/**/*.jpg'",
+    )
+    command.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("output") if out is None else None,
+        help=out or "folder for the results (default: output); sub-folders are kept",
+    )
+    command.add_argument("--again", action="store_true", help="make results that are there anew, too")
+    many = command.add_argument_group("many machines (pip install 'ray[data]')")
+    many.add_argument("--ray", action="store_true", help="work over a Ray cluster; without an address, one of its own")
+    many.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster; auto for this machine's")
+    many.add_argument("--ray-workers", type=int, metavar="N", help="(default: one per CPU, or per GPU)")
+    many.add_argument(
+        "--ray-threads", type=int, default=1, metavar="N", help="of each worker: as many CPUs are taken (default: 1)"
+    )
+
+
+def _file_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=get_args(Format), help="of the results (default: png)")
+    command.add_argument("--bits", type=int, default=8, choices=[8, 16], help="per channel; 16 in png and tiff")
+    command.add_argument("--quality", type=int, help="of jpeg (default: 95) and webp (90; 100 is lossless)")
+
+
 def _upscale(options: argparse.Namespace) -> None:
-    flow = load(options.model, options.device, **_fields(options.set))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for path in options.images:
-        image = _read(path)
+    flow = _loaded(options)
+    work = Work(
+        command="upscale",
+        model=options.model,
+        settings={name: getattr(options, name) for name in ("temperature", "tile", "precision")},
+        seed=options.seed,
+        samples=options.samples,
+        format=options.format or "png",
+        bits=options.bits,
+        quality=options.quality,
+    )
+    name = f"x{flow.config.scale}_tau{options.temperature:g}" if flow.architecture == "srflow" else "x"
 
-        def show(done: int, total: int, preview: Tensor | None = None, name: str = path.name) -> None:
-            sys.stderr.write(f"\r{name}: {done / total:4.0%}" + ("\n" if done == total else ""))
+    def names(stem: str) -> list[str]:
+        seeds = range(options.seed, options.seed + options.samples)
+        return [f"{stem}_{name}_seed{seed}{SUFFIXES[work.format]}" for seed in seeds]
 
-        pictures = upscale(
-            flow,
-            image,
-            temperature=options.temperature,
-            seed=options.seed,
-            samples=options.samples,
-            tile=options.tile,
-            precision=options.precision,
-            progress=show,
-            notify=_say,
-        )
-        for s, picture in enumerate(pictures):
-            target = (
-                options.out / f"{path.stem}_x{flow.config.scale}_tau{options.temperature:g}_seed{options.seed + s}.png"
-            )
-            _write(target, picture)
-            _say(str(target))
+    _make_pictures(options, work, flow, folders.jobs(folders.find(options.images, options.out), options.out, names))
 
 
 def _colorize(options: argparse.Namespace) -> None:
@@ -287,60 +331,200 @@ def _colorize(options: argparse.Namespace) -> None:
         raise FlowError("--strength is of a reference, and there is none. Give one with --reference FILE.")
     if options.lock and not options.hint:
         raise FlowError("--lock is of hints, and there are none. Give some with --hint X,Y,#RRGGBB.")
-    flow = load(options.model, options.device, **_fields(options.set))
-    image = _read(options.image)
-    if image.shape[1] == 4 and options.target.suffix.lower() in (".jpg", ".jpeg"):
-        raise ImageError(
-            f"{options.image.name} has an alpha channel, which a JPEG file cannot hold. Write a .png file."
-        )
-
-    def show(done: int, total: int, preview: Tensor | None = None) -> None:
-        sys.stderr.write(f"\r{options.image.name}: {done / total:4.0%}" + ("\n" if done == total else ""))
-
-    wishes: dict[str, Any] = {
-        "temperature": options.temperature,
-        "detail": options.detail,
-        "seed": options.seed,
-        "samples": options.samples,
-        "saturation": options.saturation,
-        "working_size": options.working_size,
-        "hints": _hints(options, (image.shape[-2], image.shape[-1])),
-        "gamut": options.gamut,
-        "precision": options.precision,
-        "progress": show,
-        "notify": _say,
-    }
-    if options.reference is None:
-        pictures = colorize(flow, image, **wishes)
-    else:
-        strength = 1.0 if options.strength is None else options.strength
-        pictures = transfer_palette(flow, image, _read(options.reference), strength=strength, **wishes)
-    for target, picture in zip(_colour_targets(options, flow), pictures, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(target, picture)
-        _say(str(target))
-
-
-def _hints(options: argparse.Namespace, size: tuple[int, int]) -> Hints | None:
-    """The hints and the palette of a command line; None if there are none."""
-    points = [point for text in options.hint for point in parse_points(text)]
-    return combine(
-        hints_from_points(points, size, radius=options.radius, lock=options.lock) if points else None,
-        Hints(coverage=None, chroma=None, palette=palette(options.palette), lock=False) if options.palette else None,
+    if options.out is None:
+        if len(options.images) < 2:
+            raise FlowError("colorize needs to know where to: IMAGE OUT, or IMAGE ... -o OUT.")
+        options.out = Path(options.images.pop())
+    names = ("temperature", "detail", "saturation", "working_size", "gamut", "precision")
+    settings = {name: getattr(options, name) for name in names}
+    if options.hint:
+        settings |= {"points": options.hint, "radius": options.radius, "lock": options.lock}
+    settings |= {"colours": options.palette} if options.palette else {}
+    settings |= {} if options.strength is None else {"strength": options.strength}
+    settings |= _clip(options)
+    flow = _loaded(options)
+    found = folders.find(options.images, options.out)
+    is_file = options.out.suffix.lower() in FORMATS and not options.out.is_dir()
+    if is_file and len(found) > 1:
+        raise FlowError(f"{options.out} is one file, for {len(found)} pictures. Name a folder.")
+    if is_file and options.format not in (None, FORMATS[options.out.suffix.lower()]):
+        raise FlowError(f"{options.out.name} would be no {options.format} file. Leave --format out.")
+    work = Work(
+        command="colorize",
+        model=options.model,
+        settings=settings,
+        seed=options.seed,
+        samples=options.samples,
+        reference=None if options.reference is None else _bytes(options.reference),
+        format=FORMATS[options.out.suffix.lower()] if is_file else options.format or "png",
+        bits=options.bits,
+        quality=options.quality,
     )
+    if is_file:
+        options.again = True  # it was named itself
+        made = [Job(found[0].path, tuple(_numbered(options)))]
+        folders.check_apart(made)
+    else:
+        made = folders.jobs(found, options.out, lambda stem: _colour_names(options, flow, stem, work.format))
+    _make_pictures(options, work, flow, made)
 
 
-def _colour_targets(options: argparse.Namespace, flow: Flow) -> list[Path]:
-    """A file per sample: OUT itself, OUT numbered by seed, or in the folder OUT."""
-    out: Path = options.target
+def _clip(options: argparse.Namespace) -> dict[str, Any]:
+    """Take what is said about a video."""
+    if options.frames != "video":
+        if options.carry is not None:
+            raise FlowError("--carry is of a video, and these are photographs. Add --frames video.")
+        return {}
+    if options.samples > 1 or options.reference is not None:
+        raise FlowError("A video is coloured once, from its own palette: leave --samples and --reference out.")
+    if options.ray or options.ray_address:
+        raise FlowError("The frames of a video go one after the other, and so not over many machines: leave --ray out.")
+    return {"frames": "video", "carry": 0.5 if options.carry is None else options.carry}
+
+
+def _numbered(options: argparse.Namespace) -> list[Path]:
+    """A file per sample: OUT itself, or numbered by seed."""
+    out: Path = options.out
     seeds = range(options.seed, options.seed + options.samples)
-    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
-        return [out] if options.samples == 1 else [out.with_stem(f"{out.stem}_seed{seed}") for seed in seeds]
-    usual = flow.config.temperatures
+    return [out] if options.samples == 1 else [out.with_stem(f"{out.stem}_seed{seed}") for seed in seeds]
+
+
+def _colour_names(options: argparse.Namespace, flow: Flow, stem: str, format: Format) -> list[str]:
+    if options.frames == "video":
+        return [f"{stem}{SUFFIXES[format]}"]
+    usual = flow.config.temperatures if flow.architecture == "colorizer" else (0, 0)
     temperature = usual[0] if options.temperature is None else options.temperature
     detail = usual[1] if options.detail is None else options.detail
-    name = f"{options.image.stem}_color_tau{temperature:g}_detail{detail:g}"
-    return [out / f"{name}_seed{seed}.png" for seed in seeds]
+    name = f"{stem}_color_tau{temperature:g}_detail{detail:g}"
+    return [f"{name}_seed{seed}{SUFFIXES[format]}" for seed in range(options.seed, options.seed + options.samples)]
+
+
+def _loaded(options: argparse.Namespace) -> Flow:
+    """Load the model: to compute with it, or if others do, to know it."""
+    device = "cpu" if options.ray or options.ray_address else options.device
+    return load(options.model, device, **_fields(options.set))
+
+
+def _make_pictures(options: argparse.Namespace, work: Work, flow: Flow, made: list[Job]) -> None:
+    check_format(work.format, work.bits, work.quality)
+    model = model_sha256(flow)
+    line = ProgressLine(len(made))
+
+    def tell(job: Job, failure: Exception | None, was_there: bool) -> None:
+        line.finish(job, failure, was_there)
+        for target in job.targets if failure is None and not was_there else ():
+            line.say(str(target))
+
+    report = folders.run(
+        made,
+        _doing(options, work, flow, line),
+        there=lambda job: not options.again and folders.are_there(job, work, model),
+        keep=folders.save,
+        tell=tell,
+        whole_clips=work.carries,
+    )
+    line.end()
+    _complain(report, len(made))
+
+
+def _doing(options: argparse.Namespace, work: Work, flow: Flow, line: ProgressLine) -> Callable[..., Iterable[Result]]:
+    """Say how jobs are done: by this process, one after the other, or by a cluster."""
+    if options.ray or options.ray_address:
+        model = cluster.Model(name=options.model, device=options.device, overrides=_fields(options.set))
+        where = cluster.Cluster(
+            address=options.ray_address, workers=options.ray_workers, threads=max(1, options.ray_threads)
+        )
+        return partial(cluster.do, work, model, where, line.say)
+    worker = Worker(work, flow)
+
+    def one_by_one(jobs: Iterable[Job]) -> Iterable[Result]:
+        for job in jobs:
+            line.begin(job.source)
+            try:
+                clip = job.source.parent
+                result = worker(_bytes(job.source), job.source.name, clip, progress=line.show, notify=line.say)
+            except Exception as error:  # one picture does not stop the others
+                yield job, error
+            else:
+                yield job, result
+
+    return one_by_one
+
+
+def _complain(report: Report, total: int) -> None:
+    """Raise an error that lists what could not be done."""
+    if not report.failed:
+        return
+    first = report.failed[0][1]
+    if total == 1:
+        raise first
+    lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in report.failed]
+    raise FlowError("\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])) from first
+
+
+class ProgressLine:
+    """How far a run is: one line that is redrawn on a terminal, a line for each picture elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        """Begin.
+
+        Args:
+            total: Pictures in all.
+        """
+        self._total, self._over, self._worked, self._skipped = total, 0, 0, 0
+        self._start, self._name, self._width = time.monotonic(), "", 0
+        self._terminal = sys.stderr.isatty()
+
+    def begin(self, source: Path) -> None:
+        """A picture is begun."""
+        self._name = source.name
+        self.show(0, 1)
+
+    def show(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        """Part of a picture is done."""
+        if not self._terminal:
+            return
+        part = (self._over + done / max(1, total)) / max(1, self._total)
+        bar = "#" * round(20 * part)
+        worked = self._worked + done / max(1, total)
+        left = (self._total - self._over - done / max(1, total)) * (time.monotonic() - self._start) / max(worked, 1e-9)
+        rest = f", {_clock(left)} left" if worked >= 0.5 else ""
+        self._draw(f"[{bar:<20}] {self._over + 1}/{self._total}{rest}  {self._name}: {done / max(1, total):4.0%}")
+
+    def finish(self, job: Job, failure: Exception | None, was_there: bool) -> None:
+        """A picture is over."""
+        self._over += 1
+        self._worked += not was_there
+        self._skipped += was_there
+        count = f"{self._over}/{self._total} " if self._total > 1 else ""
+        if failure is not None and self._total > 1:
+            self.say(f"{count}{job.source.name}: {failure if str(failure) else type(failure).__name__}")
+        elif failure is None and not was_there:
+            self.say(f"{count}{job.source.name}: 100%")
+
+    def say(self, sentence: str) -> None:
+        """Say something else, on a line of its own."""
+        self._draw("")
+        sys.stderr.write(sentence + "\n")
+
+    def end(self) -> None:
+        """The run is over."""
+        self._draw("")
+        if self._skipped:
+            _say(f"{self._skipped} of {self._total} were there already; --again makes them anew.")
+
+    def _draw(self, text: str) -> None:
+        if not self._terminal:
+            return
+        text = text[: max(10, shutil.get_terminal_size().columns - 1)]
+        sys.stderr.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
+        sys.stderr.flush()
+        self._width = len(text)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -378,32 +562,54 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    flow = load(options.model, options.device, **_fields(options.set))
-    rows: list[dict[str, Any]] = []
-    for path in options.images:
-        result = score(
-            flow,
-            read_sized(flow, path)[None],
-            dequantization=options.dequantization,
-            samples=options.samples,
-            seed=options.seed,
-        )
-        corrected = result.complexity_corrected
-        rows.append(
-            {
-                "image": str(path),
-                "bits_per_dim": float(result.bits_per_dim),
-                "complexity_corrected": None if corrected is None else float(corrected),
-                "per_level": result.per_level[0].tolist(),
-                "notes": list(result.notes),
-            }
-        )
-    rows.sort(key=lambda row: row["bits_per_dim"])
+    flow = _loaded(options)
+    work = Work(
+        command="score",
+        model=options.model,
+        settings={"dequantization": options.dequantization},
+        seed=options.seed,
+        samples=options.samples,
+    )
+    table = None
+    if options.out is not None:
+        table = Scores(options.out if options.out.suffix.lower() == ".csv" else options.out / "scores.csv")
+    made = [Job(found.path) for found in folders.find(options.images)]
+    model, line, rows = model_sha256(flow), ProgressLine(len(made)), dict[str, dict[str, Any]]()
+
+    def there(job: Job) -> bool:
+        row = None if table is None or options.again else table.rows.get(str(job.source))
+        if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
+            return False
+        rows[str(job.source)] = row
+        return True
+
+    def keep(job: Job, results: list[bytes]) -> None:
+        rows[str(job.source)] = row = {"image": str(job.source), **json.loads(results[0])}
+        if table is not None:
+            table.append(row)
+
+    if table is not None and table.rows:
+        table.rewrite(list(table.rows.values()))  # without what was cut off
+    report = folders.run(made, _doing(options, work, flow, line), there=there, keep=keep, tell=line.finish)
+    line.end()
+    ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
     lines = ["| image | bits per dimension | minus those of a lossless file |", "|---|---|---|"]
-    lines += [f"| {row['image']} | {row['bits_per_dim']:.4f} | {row['complexity_corrected']:.4f} |" for row in rows]
+    lines += [
+        f"| {row['image']} | {row['bits_per_dim']:.4f} | {_four(row['complexity_corrected'])} |" for row in ranked
+    ]
     sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        shown = [{name: value for name, value in row.items() if name != "id"} for row in ranked]
+        options.json.write_text(json.dumps(shown, indent=2) + "\n")
+    if table is not None:
+        failed = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in report.failed}
+        others = [row for name, row in table.rows.items() if name not in rows and name not in failed]
+        table.rewrite([*others, *({**failed, **rows}[str(job.source)] for job in made)])
+    _complain(report, len(made))
+
+
+def _four(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
 
 
 def _styles(options: argparse.Namespace) -> None:
@@ -420,21 +626,24 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.model.lower().endswith(".png"):
+        sys.stdout.write(json.dumps([entry.to_json() for entry in recipe.read(options.model)], indent=2) + "\n")
+        return
     path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
     sys.stdout.write(json.dumps(dataclasses.asdict(read_header(path)), indent=2) + "\n")
 
 
 def _train(options: argparse.Namespace) -> None:
-    recipe = read_recipe(options.recipe)
-    data = options.data or [Path(folder) for folder in recipe.data]
+    trained = read_recipe(options.recipe)
+    data = options.data or [Path(folder) for folder in trained.data]
     if not data:
         raise FlowError("There is nothing to train on: the recipe names no data. Add --data FOLDER.")
     start = catalog.path(options.start) if options.start in catalog.names() else options.start and Path(options.start)
     with joined(options.device) as (ranks, device), _stoppable() as stopped:
         train(
-            recipe,
+            trained,
             data[0] if len(data) == 1 else data,
-            options.run or Path("runs") / recipe.name,
+            options.run or Path("runs") / trained.name,
             device=device,
             start=start,
             encoder_from=options.encoder_from,
@@ -537,19 +746,11 @@ def _fields(settings: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _read(path: Path) -> Tensor:
-    """Read an image as (1, 3 or 4, h, w) in [0, 1], turned as its camera says."""
+def _bytes(path: Path) -> bytes:
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-                grey = torch.from_numpy(np.array(image).astype(np.float32) / 65535)
-                return grey.clamp(0, 1).expand(1, 3, -1, -1)
-            has_alpha = "A" in image.getbands() or "transparency" in image.info
-            array = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+        return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
-    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+        raise ImageError(f"Cannot read {path.name} as an image: {error.strerror or error}.") from error
 
 
 def _write(path: Path, picture: Tensor) -> None:

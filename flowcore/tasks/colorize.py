@@ -488,6 +488,7 @@ def colorize_video(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] | None = None,
+    before: list[Tensor] | None = None,
 ) -> Tensor:
     """Colour the frames of one clip alike: from the same latents, and if wanted with colours carried along.
 
@@ -511,6 +512,8 @@ def colorize_video(
         progress: See ``colorize``.
         cancelled: See ``colorize``.
         notify: See ``colorize``.
+        before: For a clip that comes in parts: an empty list with the first, and the same one with all others. It is
+            changed to what the next part carries on. None: these are all frames.
 
     Returns:
         ``(T, 3 or 4, H, W)``.
@@ -534,7 +537,7 @@ def colorize_video(
         if len(latents[0]) != 1:
             raise ShapeError(f"A clip takes the latents of 1 picture; got those of {len(latents[0])}.")
         z = _taken_over(z, given, latents_strength, latents_levels or len(z))
-    kept: list[Tensor] = []  # what is carried: the last frame's coarsest image
+    kept: list[Tensor] = [] if before is None else before  # what is carried: the last frame's coarsest image
 
     def carried(number: int, x: Tensor) -> Tensor:
         if number < len(z) - 1:

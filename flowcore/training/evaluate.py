@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -315,14 +315,32 @@ def read_sized(flow: Flow, path: Path) -> Tensor:
         FlowError: If the model has no size.
         ImageError: If the file cannot be read.
     """
+    return sized(flow, path, path.name)
+
+
+def sized(flow: Flow, file: Path | IO[bytes], name: str) -> Tensor:
+    """Do what ``read_sized`` does, with a file that may be open.
+
+    Args:
+        flow: See there.
+        file: The file.
+        name: What to call it when something is wrong.
+
+    Returns:
+        See there.
+
+    Raises:
+        FlowError: See there.
+        ImageError: See there.
+    """
     if flow.image_size is None:
         raise FlowError("This model does not say which size it was made for. Load it with image_size=..., e.g. 32.")
     height, width = flow.image_size
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened).convert("L" if flow.channels == 1 else "RGB")
     except OSError as error:
-        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
+        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
     pixels = torch.from_numpy(np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)))
     return pixels.reshape(height, width, flow.channels).permute(2, 0, 1)
 

@@ -36,9 +36,12 @@ ROWS = [
     {"checkpoints", "tasks"},
     {"recipe", "spandrel"},
     {"training"},
+    {"work"},
+    {"folders"},
+    {"cluster"},
     {"__main__"},
 ]
-LEAVES = {"resize", "metrics", "natural_scenes", "tiling", "color"}
+LEAVES = {"resize", "metrics", "natural_scenes", "tiling", "color", "picture_files"}
 # What several models are made with; like leaves, they know no model.
 SHARED_BY_MODELS = {"fields", "labels"}
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}

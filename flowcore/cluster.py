@@ -1,0 +1,221 @@
+"""The same work on many machines: over a Ray cluster, with Ray Data (``pip install .[ray]``).
+
+    pictures, read where this program runs -> workers, each with the model in memory -> results, saved where it runs
+
+So the machines share no folder; each needs flowcore and Ray, and the model travels with the work. Without the address
+of a cluster, Ray runs one on this machine, on the loopback interface alone, for as long as the work lasts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import catalog, load
+from .folders import Job, Result
+from .transforms import FlowError
+from .work import Work, Worker
+
+MOST_BLOCKS = 4096  # of a run: a picture each, unless there are more
+ATTEMPTS = 2  # at each picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where to run.
+
+    Attributes:
+        address: Of a running cluster, "auto" for the one that this machine belongs to; None for one of our own.
+        workers: How many, each with a model of its own; None for as many as the cluster's CPUs (on a GPU: its GPUs)
+            suffice for.
+        threads: Of each worker. Results are those of a single process with as many.
+        memory: Bytes of shared memory for pictures on their way, of a cluster of our own.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    memory: int = 2**29
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model, so that every machine can load it.
+
+    Attributes:
+        name: Of a shipped one, or of a file.
+        device: Where it shall live.
+        overrides: See ``checkpoints.load``.
+    """
+
+    name: str
+    device: str = "cpu"
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class _Remote:
+    """A worker on some machine; rows of pictures in, rows of results out."""
+
+    def __init__(self, work: Work, model: Model, file: Any, threads: int) -> None:
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory() as folder:
+            name = model.name
+            if file is not None:
+                path = Path(folder) / Path(model.name).name
+                path.write_bytes(_ray().get(file))
+                name = str(path)
+            self._worker = Worker(work, load(name, model.device, **model.overrides))
+
+    def __call__(self, batch: Any) -> Any:
+        return _table([self._done(row) for row in batch.to_pylist()])
+
+    def _done(self, row: dict[str, Any]) -> dict[str, Any]:
+        said: list[str] = []
+        try:
+            if row["problem"]:
+                raise OSError(row["problem"])
+            results = self._worker(row["picture"], row["name"], notify=said.append)
+        except Exception as error:  # one picture does not stop the others
+            known = isinstance(error, (FlowError, OSError))
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            return {"number": row["number"], "results": [], "error": text or type(error).__name__, "said": said}
+        return {"number": row["number"], "results": results, "error": "", "said": said}
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    """Lay rows of results out for Ray: as numpy arrays, bytes would lose zeros at their end."""
+    arrow: Any = importlib.import_module("pyarrow")
+    types = {
+        "number": arrow.int64(),
+        "results": arrow.list_(arrow.large_binary()),
+        "error": arrow.string(),
+        "said": arrow.list_(arrow.string()),
+    }
+    return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    picture, problem = b"", ""
+    try:
+        picture = Path(row["path"]).read_bytes()
+    except OSError as error:
+        problem = f"{row['path']} cannot be read: {error.strerror or error}."
+    return {"number": row["number"], "name": Path(row["path"]).name, "picture": picture, "problem": problem}
+
+
+def do(
+    work: Work, model: Model, cluster: Cluster, say: Callable[[str], None], jobs: Iterable[Job]
+) -> Generator[Result]:
+    """Do jobs on a cluster.
+
+    Args:
+        work: What to do.
+        model: With which model.
+        cluster: Where.
+        say: Called with what a task has to say about a picture.
+        jobs: The jobs; what fails is tried once more.
+
+    Yields:
+        Each job, as it is done, and its results or why there are none.
+
+    Raises:
+        FlowError: If there is no Ray, or no cluster at that address.
+    """
+    left, failed = dict(enumerate(jobs)), dict[int, str]()
+    if not left:
+        return
+    with _running(cluster) as ray:
+        file = None if model.name in catalog.names() else ray.put(Path(model.name).expanduser().read_bytes())
+        for attempt in range(ATTEMPTS):
+            failed = dict.fromkeys(left, "Its worker died; it may need more memory than there is.")
+            for row in _rows(ray, work, model, file, left, cluster):
+                job = left[row["number"]]
+                if row["error"]:
+                    failed[row["number"]] = row["error"]
+                    continue
+                del failed[row["number"]]
+                for sentence in row["said"]:
+                    say(f"{job.source.name}: {sentence}")
+                yield job, row["results"]
+            if attempt + 1 < ATTEMPTS and failed:
+                say(f"{len(failed)} failed: trying once more.")
+            left = {number: left[number] for number in failed}
+            if not left:
+                return
+        for number, why in failed.items():
+            yield left[number], FlowError(why)
+
+
+def _rows(
+    ray: Any, work: Work, model: Model, file: Any, jobs: dict[int, Job], cluster: Cluster
+) -> Iterator[dict[str, Any]]:
+    gpu = model.device.startswith("cuda")
+    there = ray.cluster_resources()
+    most = int(there.get("GPU", 0)) if gpu else int(there.get("CPU", 1)) // cluster.threads
+    workers = max(1, min(cluster.workers or most, len(jobs)))
+    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
+    here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    items = [{"number": number, "path": str(job.source.absolute())} for number, job in jobs.items()]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a worker that dies with a picture does not stop the others
+    pictures = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+    results = pictures.map(_read, num_cpus=0, scheduling_strategy=here).map_batches(
+        _Remote,
+        fn_constructor_args=(work, model, file, cluster.threads),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=0 if gpu else cluster.threads,
+        num_gpus=1 if gpu else 0,
+        max_restarts=4,
+        max_task_retries=0,
+    )
+    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+@contextmanager
+def _running(cluster: Cluster) -> Generator[Any]:
+    """Join a cluster, or start one that ends with the block."""
+    ray = _ray()
+    if ray.is_initialized():  # by the program that calls
+        yield ray
+        return
+    options: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        cpus = (cluster.workers or 0) * cluster.threads or os.cpu_count() or 1
+        options |= {"address": "local", "num_cpus": cpus, "object_store_memory": cluster.memory}
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"at {cluster.address}" if cluster.address else "of our own"
+        raise FlowError(f"There is no Ray cluster {where}: {error} Start one with `ray start --head`.") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its makers
+    try:
+        ray: Any = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError as error:
+        raise FlowError(
+            f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "
+            "leave --ray out."
+        ) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray

@@ -1,0 +1,409 @@
+"""Picture files, read and written with all that goes with a photograph: 16 bits, alpha, colour profile, EXIF, XMP, dpi.
+
+Pillow decodes 16 bits per channel to 8 in all modes but grey. Its decoders do read both bytes, so a file is decoded
+twice, once for the upper bytes and once, told the other byte order, for the lower ones. It cannot encode them; that is
+done here, for PNG and TIFF. Files are made in memory, so that they can be sent, and saved whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import sys
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from .transforms import ImageError
+
+Format = Literal["png", "jpeg", "webp", "tiff"]
+Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
+
+SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+FORMATS: dict[str, Format] = {
+    **{suffix: name for name, suffix in SUFFIXES.items()},
+    ".jpeg": "jpeg",
+    ".tiff": "tiff",
+}
+QUALITY = {"jpeg": 95, "webp": 90}  # unless the caller says otherwise
+OTHER_ORDER = {
+    "L": "B",
+    "B": "L",
+    "N": "B" if sys.byteorder == "little" else "L",
+}  # of 16-bit samples, as Pillow names it
+EXIF, GPS, UNIQUE_ID, ORIENTATION, SIZES = 0x8769, 0x8825, 0xA420, 0x0112, (0xA002, 0xA003)
+# Of a TIFF file's directory, what says how its own samples lie; and what goes into the new file by another way.
+STRUCTURE = {
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
+    *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
+    *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
+}
+TRANSPOSED = {  # by orientation, as EXIF numbers it: whether rows and columns change places, and the flips after it
+    **{1: (False, ()), 2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,))},
+    **{5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,))},
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a photograph's file says beside its pixels.
+
+    Attributes:
+        exif: Tags by number, those of the inner directories as dictionaries; without the orientation.
+        xmp: As it is, but for the orientation.
+        icc: The colour profile, if it is one for RGB.
+        dpi: Pixels per inch.
+    """
+
+    exif: dict[int, Any] = field(default_factory=dict[int, Any])
+    xmp: bytes | None = None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture that was read.
+
+    Attributes:
+        pixels: ``(1, 3 or 4, h, w)`` float32 in [0, 1], turned as its camera says.
+        kept: What else the file says.
+    """
+
+    pixels: Tensor
+    kept: Kept
+
+
+def read(data: bytes, name: str) -> Photograph:
+    """Read a picture.
+
+    Args:
+        data: The file.
+        name: What to call it when something is wrong.
+
+    Returns:
+        The picture; of several frames the first.
+
+    Raises:
+        ImageError: If it is none that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            low = _low_bytes(opened, data)
+            opened.load()
+            pixels = _pixels(opened, low)
+            exif, orientation = _exif(opened)
+            kept = Kept(exif, _xmp(opened), _profile(opened), _dpi(opened))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"Cannot read {name} as an image: it is of no kind that Pillow reads.") from error
+    except ImageError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
+    swapped, flips = TRANSPOSED.get(orientation, TRANSPOSED[1])
+    pixels = np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
+    scale = 65535 if pixels.dtype == np.uint16 else 255
+    tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
+    return Photograph(tensor.contiguous(), kept)
+
+
+def encode(
+    picture: Tensor,
+    kept: Kept | None = None,
+    *,
+    format: Format = "png",
+    bits: int = 8,
+    quality: int | None = None,
+    unique_id: str | None = None,
+    text: dict[str, str] | None = None,
+) -> bytes:
+    """Make a file of a picture.
+
+    Args:
+        picture: ``(1, 3 or 4, H, W)`` in [0, 1], without the batch.
+        kept: What the file shall say beside.
+        format: Of the file.
+        bits: Per channel: 8, or 16 in PNG and TIFF.
+        quality: Of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. None for 95 and 90.
+        unique_id: For EXIF's ImageUniqueID, 32 hexadecimal digits.
+        text: For the text chunks of a PNG.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImageError: If the format cannot hold that picture.
+    """
+    check_format(format, bits, quality, alpha=picture.shape[0] == 4)
+    kept = kept or Kept()
+    if picture.shape[0] == 1:
+        kept = replace(kept, icc=None)  # it is one for colours
+    levels = 65535 if bits == 16 else 255
+    scaled = (picture.detach().cpu().clamp(0, 1).double() * levels).round() if bits == 16 else (picture * 255).round()
+    pixels = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16 if bits == 16 else np.uint8)
+    tags = _new_tags(kept.exif, pixels.shape[1], pixels.shape[0], unique_id)
+    try:
+        if format == "tiff":
+            return _tiff(pixels, kept, tags)
+        if bits == 16:
+            return _png16(pixels, kept, tags, text or {})
+        return _by_pillow(pixels, kept, tags, format, quality, text or {})
+    except (ValueError, OSError) as error:
+        raise ImageError(
+            f"A {format} file cannot hold this picture of {pixels.shape[1]}x{pixels.shape[0]} pixels: {error}. "
+            "Choose another format."
+        ) from error
+
+
+def check_format(format: str, bits: int = 8, quality: int | None = None, *, alpha: bool = False) -> None:
+    """Refuse what no file can be.
+
+    Args:
+        format: Of the file.
+        bits: Per channel.
+        quality: See ``encode``.
+        alpha: Whether the picture has an alpha channel.
+
+    Raises:
+        ImageError: Saying what would do.
+    """
+    if format not in get_args(Format):
+        raise ImageError(f"A picture's format is one of {', '.join(get_args(Format))}; got {format!r}.")
+    if bits not in (8, 16):
+        raise ImageError(f"Pictures have 8 or 16 bits per channel; got {bits}.")
+    if bits == 16 and format not in ("png", "tiff"):
+        raise ImageError(f"16 bits per channel go into PNG and TIFF; got {format}. Choose one of them, or 8 bits.")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ImageError(f"quality goes from 1 to 100; got {quality}.")
+    if alpha and format == "jpeg":
+        raise ImageError("It has an alpha channel, which a JPEG file cannot hold. Write a .png file.")
+
+
+def unique_id(data: bytes) -> str | None:
+    """Read EXIF's ImageUniqueID of a file.
+
+    Args:
+        data: The file.
+
+    Returns:
+        It; None if there is none, or no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            found = opened.getexif().get_ifd(EXIF).get(UNIQUE_ID)
+    except Exception:  # as in `read`
+        return None
+    return None if found is None else str(found)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _low_bytes(opened: Image.Image, data: bytes) -> Image.Image | None:
+    """Decode the lower bytes of 16-bit colours; None if there are none."""
+    if isinstance(opened, PngImagePlugin.PngImageFile):
+        return _low_bytes_of_png(data)
+    tile = opened.tile[0] if isinstance(opened, ImageFile.ImageFile) and opened.format == "TIFF" else None
+    arguments = None if tile is None else tile[3]
+    raw = arguments if isinstance(arguments, str) else arguments[0] if arguments else ""
+    found = re.fullmatch(r"(RGB|RGBX|RGBA);16([LBN])", str(raw))
+    if found is None:
+        return None
+    other = f"{found[1]};16{OTHER_ORDER[found[2]]}"
+    again = Image.open(io.BytesIO(data))
+    again.tile = [
+        t._replace(args=other if isinstance(t.args, str) else (other, *cast("tuple[Any, ...]", t.args)[1:]))
+        for t in again.tile
+    ]
+    again.load()
+    return again
+
+
+def _low_bytes_of_png(data: bytes) -> Image.Image | None:
+    """Likewise, of a PNG: its chunks are easier to read than Pillow's idea of them is to change."""
+    size, kind, interlaced, stream, position = (0, 0), 0, 0, [b""], 8
+    while position + 8 <= len(data):
+        length, chunk = struct.unpack_from(">I4s", data, position)
+        body = data[position + 8 : position + 8 + length]
+        position += length + 12
+        if chunk == b"IHDR":
+            *size, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", body)
+            if depth != 16 or kind not in (2, 4, 6):
+                return None
+        elif chunk == b"IDAT":
+            stream.append(body)
+    # Two channels of two bytes are four of one; of three and four, Pillow takes the upper byte in the order it is told.
+    mode, raw = {2: ("RGB", "RGB;16L"), 4: ("RGBA", "RGBA"), 6: ("RGBA", "RGBA;16L")}[kind]
+    return Image.frombytes(mode, (size[0], size[1]), b"".join(stream), "zip", raw, interlaced)
+
+
+def _pixels(opened: Image.Image, low: Image.Image | None) -> Pixels:
+    """Take the pixels of a decoded picture, (h, w, 3 or 4)."""
+    if opened.mode == "F":
+        raise ValueError("it holds floating-point numbers of no stated range")
+    if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        grey = np.asarray(opened).clip(0, 65535).astype(np.uint16)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if low is not None and opened.mode in ("LA", "RGBA", "RGB"):
+        lower = np.asarray(low).astype(np.uint16)
+        if opened.mode == "LA":
+            grey, alpha = lower[:, :, 0] << 8 | lower[:, :, 1], lower[:, :, 2] << 8 | lower[:, :, 3]
+            return np.stack([grey, grey, grey, alpha], axis=2)
+        upper = np.asarray(opened).astype(np.uint16)
+        if upper.shape == lower.shape:
+            return upper << 8 | lower
+    has_alpha = "A" in opened.getbands() or "transparency" in opened.info
+    return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _exif(opened: Image.Image) -> tuple[dict[int, Any], int]:
+    """Take the tags, and the orientation that is still to be applied."""
+    try:
+        exif = opened.getexif()
+        orientation = int(exif.get(ORIENTATION, 1))
+        inner = {tag: exif.get_ifd(tag) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
+        tags = {tag: value for tag, value in exif.items() if tag not in STRUCTURE and tag not in inner}
+    except Exception:  # damaged tags are no reason to refuse a picture
+        return {}, 1
+    return {**tags, **inner}, orientation
+
+
+def _xmp(opened: Image.Image) -> bytes | None:
+    found = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
+    if found is None and opened.format == "TIFF":
+        found = cast("Any", opened).tag_v2.get(700)
+    if not found:
+        return None
+    xmp = found.encode() if isinstance(found, str) else bytes(found)
+    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
+
+
+def _profile(opened: Image.Image) -> bytes | None:
+    """Take the colour profile; one for grey or CMYK says nothing about what was made of them."""
+    profile = opened.info.get("icc_profile")
+    return profile if profile and profile[16:20] == b"RGB " and "RGB" in opened.mode.upper() else None
+
+
+def _dpi(opened: Image.Image) -> tuple[float, float] | None:
+    try:
+        exif = opened.getexif() if opened.format == "WEBP" else {}
+        x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
+    """Change the tags into those of a picture of another size."""
+    inner = dict(tags.get(EXIF, {}))
+    inner |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in inner}
+    if unique_id is not None:
+        inner[UNIQUE_ID] = unique_id
+    changed = {**tags, EXIF: inner} if inner else tags
+    try:
+        _laid_out(changed)
+    except Exception:  # of tags that Pillow reads and cannot write
+        return _new_tags({}, width, height, unique_id) if tags else {}
+    return changed
+
+
+def _laid_out(tags: dict[int, Any]) -> bytes:
+    """Lay tags out as a TIFF directory, little-endian, from the file's first byte on."""
+    exif = Image.Exif()
+    exif.endian = "<"
+    for tag, value in tags.items():
+        exif[tag] = value
+    return exif.tobytes()[6:]
+
+
+def _by_pillow(
+    pixels: Pixels, kept: Kept, tags: dict[int, Any], format: Format, quality: int | None, text: dict[str, str]
+) -> bytes:
+    if kept.dpi and format == "webp":  # which has no place of its own for it
+        tags = {**tags, 282: kept.dpi[0], 283: kept.dpi[1], 296: 2}
+    options: dict[str, Any] = {"exif": b"Exif\0\0" + _laid_out(tags)} if tags else {}
+    options |= {"icc_profile": kept.icc} if kept.icc else {}
+    options |= {"dpi": kept.dpi} if kept.dpi and format != "webp" else {}
+    if format == "png":
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            chunks.add_itxt(key, value)
+        if kept.xmp:
+            chunks.add_itxt("XML:com.adobe.xmp", kept.xmp.decode("utf-8", "replace"))
+        options["pnginfo"] = chunks
+    else:
+        options |= {"xmp": kept.xmp} if kept.xmp else {}
+        options["quality"] = quality or QUALITY[format]
+        if format == "webp":
+            options["lossless"] = options["exact"] = options["quality"] == 100
+        else:
+            options["subsampling"] = 0 if options["quality"] >= 90 else 2
+            for name in ("exif", "xmp"):  # a JPEG's segments hold 64 KB
+                if len(options.get(name, b"")) > 65_500:
+                    del options[name]
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def _png16(pixels: Pixels, kept: Kept, tags: dict[int, Any], text: dict[str, str]) -> bytes:
+    """Write a PNG of 16 bits: its rows filtered by what is above them (filter 2), and deflated."""
+    height, width, channels = pixels.shape
+    rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, width * channels * 2)
+    above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
+    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows - above], axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0))]
+    if kept.icc:
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(kept.icc)))
+    if kept.dpi:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in kept.dpi), 1)))
+    international = dict(text) | ({"XML:com.adobe.xmp": kept.xmp.decode("utf-8", "replace")} if kept.xmp else {})
+    for key, value in international.items():
+        chunks.append((b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()))
+    if tags:
+        chunks.append((b"eXIf", _laid_out(tags)))
+    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def _tiff(pixels: Pixels, kept: Kept, tags: dict[int, Any]) -> bytes:
+    """Write a TIFF of 8 or 16 bits: its samples as differences within rows (predictor 2), deflated in strips.
+
+    Pillow writes the directory, the photograph's own tags and inner directories included, which it leaves out of
+    compressed TIFFs of its own.
+    """
+    height, width, channels = pixels.shape
+    per_strip = max(1, 2**18 // (width * channels * pixels.itemsize))
+    differences = pixels.copy()
+    differences[:, 1:] -= pixels[:, :-1]
+    little = differences.astype(pixels.dtype.newbyteorder("<"))
+    strips = [zlib.compress(little[top : top + per_strip].tobytes(), 6) for top in range(0, height, per_strip)]
+    starts = np.cumsum([0, *(len(strip) + len(strip) % 2 for strip in strips)]).tolist()
+    directory = dict(tags)
+    directory[256], directory[257], directory[258] = width, height, (pixels.itemsize * 8,) * channels
+    directory[259], directory[262] = 8, 1 if channels == 1 else 2
+    directory[273], directory[279] = tuple(starts[:-1]), tuple(len(strip) for strip in strips)
+    directory[277], directory[278], directory[284], directory[317] = channels, per_strip, 1, 2
+    if channels == 4:
+        directory[338] = 2
+    if kept.dpi:
+        directory[282], directory[283], directory[296] = *kept.dpi, 2
+    if kept.xmp:
+        directory[700] = kept.xmp
+    if kept.icc:
+        directory[34675] = kept.icc
+    return _laid_out(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)
