@@ -60,7 +60,7 @@ def recorded(node: type) -> type:
         bound.apply_defaults()
         values = dict(list(bound.arguments.items())[1:])  # without cls
         try:
-            _write(cls.hidden, cls.__name__, values, output)
+            _write(cls.hidden, node.__name__, values, output)
         except Exception:  # the picture is worth more than its recipe
             log.exception("flowcore could not write a recipe")
         return output

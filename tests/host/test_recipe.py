@@ -1,0 +1,301 @@
+"""Recipes: every PNG says what made it, and from that alone it is made again, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import shutil
+import struct
+
+import comfyui
+import numpy as np
+import pytest
+import small_flows
+from client import RunError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from talk import WORKFLOWS, Host, graph, upscale
+from test_for_ever import opened
+from test_workflows import to_api
+
+from flowcore import __version__, load
+from flowcore.checkpoints import save
+from flowcore.checkpoints.latents_file import model_sha256
+
+DRAWN = ("upscale", "colorize", "sample")
+
+
+def run_from_canvas(host, prompt, pnginfo=None):
+    """Run a prompt as the frontend posts it, with the canvas beside it, and return the files that it saves."""
+    pnginfo = {"workflow": {"nodes": []}} if pnginfo is None else pnginfo
+    body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": pnginfo}}
+    entry = host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=120)
+    return host.pictures(entry)
+
+
+def opened_file(data):
+    return Image.open(io.BytesIO(data))
+
+
+def recipes(data):
+    return json.loads(opened_file(data).text["flowcore"])
+
+
+def pixels(data):
+    return np.asarray(opened_file(data))
+
+
+def shipped(host, photo):
+    """The shipped workflow for the canvas, and the prompt that the frontend makes of it."""
+    every = host.get_json("/object_info")
+    canvas = json.loads((WORKFLOWS / "upscale.json").read_text())
+    prompt = to_api(opened(canvas, every), every)
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = photo
+    return canvas, prompt
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """A server of the host's other version, which has run nothing."""
+    started = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(version):
+            others = [name for name in comfyui.trees() if name != version] or [version]
+            if others[0] not in started:
+                base = tmp_path_factory.mktemp("fresh")
+                started[others[0]] = Host(stack.enter_context(comfyui.running(comfyui.tree(others[0]), base)))
+            return started[others[0]]
+
+        yield start
+
+
+def test_a_picture_of_the_shipped_workflow_is_made_again_from_its_file_alone(host, photo, fresh):
+    canvas, prompt = shipped(host, photo)
+    files = run_from_canvas(host, prompt, {"workflow": canvas})
+    assert len(files) == 4
+    assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
+    (recipe,) = recipes(files[0])
+    assert (recipe["node"], recipe["model"], recipe["seed"], recipe["temperature"]) == (
+        "FlowcoreUpscale", "srflow-x4", 1, 0.8,
+    )  # fmt: skip
+    assert recipe["model_sha256"] == model_sha256(load("srflow-x4"))
+    assert recipe["version"] == __version__
+    assert recipe["settings"]["precision"] == "float32"
+    assert recipe["sources"]["image"]["shape"] == [1, 16, 24, 3]
+    assert len(set(recipe["pictures"])) == 4
+
+    other = fresh(host.version)
+    shutil.copy(host.server.base / "input" / photo, other.server.base / "input" / photo)
+    again = run_from_canvas(other, json.loads(opened_file(files[0]).text["prompt"]))
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(files, again, strict=True))
+    assert recipes(again[0]) == [recipe]
+
+    # And each alone, from what Load Flow Recipe reads out of its file.
+    for number, data in enumerate(files[:3:2]):
+        (other.server.base / "input" / "made.png").write_bytes(data)
+        follow = graph(
+            photo=("LoadImage", {"image": photo}),
+            recipe=("FlowcoreLoadRecipe", {"image": "made.png"}),
+            upscale=(
+                "FlowcoreUpscale",
+                {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"},
+            ),
+            save=("SaveImage", {"images": "upscale.0", "filename_prefix": "again"}),
+            same=("SaveImage", {"images": "recipe.4", "filename_prefix": "same"}),
+        )
+        entry = other.run(follow)
+        alone, same = other.pictures({"outputs": {k: entry["outputs"][k] for k in ("save", "same")}})
+        assert np.array_equal(pixels(alone), pixels(data))
+        assert np.array_equal(pixels(same), pixels(data))
+        assert entry["outputs"]["recipe"]["seed"] == [1 + 2 * number]
+        assert entry["outputs"]["recipe"]["model"] == ["srflow-x4"]
+
+
+def workflow_of_three(photo, flows, **values):
+    """An enlargement, colourings of it and samples, each saved."""
+    return graph(
+        photo=("LoadImage", {"image": photo}),
+        srflow=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+        color=("FlowcoreLoadModel", {"model_name": flows["small-color"]}),
+        glow=("FlowcoreLoadModel", {"model_name": flows["free-glow"]}),
+        upscale=("FlowcoreUpscale", {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}),
+        colorize=(
+            "FlowcoreColorize",
+            {"image": "upscale.0", "model": "color.0", "temperature": 0.6, "seed": 4, "samples": 2},
+        ),
+        sample=(
+            "FlowcoreSample",
+            {
+                "model": "glow.0", "samples": 3, "temperature": 0.7, "seed": 5, "width": 16, "height": 12,
+                "temperatures": "0.3, 0.9",
+            },
+        ),
+        save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
+        other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
+    )  # fmt: skip
+
+
+def test_all_nodes_that_took_part_are_named_once(host, photo, flows):
+    host.forget()
+    prompt = workflow_of_three(photo, flows)
+    files = run_from_canvas(host, prompt)
+    colored = next(data for data in files if opened_file(data).size == (48, 32))
+    told = {entry["node_id"]: entry for entry in recipes(colored)}
+    assert {"upscale", "colorize"} <= told.keys() <= set(DRAWN)  # what runs later cannot be in it
+    assert told["colorize"]["samples"] == 2
+    assert told["colorize"]["settings"]["detail"] == 0.3
+    sampled = next(data for data in files if opened_file(data).size == (16, 12))
+    told = {entry["node_id"]: entry for entry in recipes(sampled)}
+    assert told["sample"]["settings"]["temperatures"] == "0.3, 0.9"
+    assert told["sample"]["seed"] == 5
+
+
+def test_a_second_run_does_not_add_to_what_the_first_wrote(host, photo, flows):
+    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=31)
+    (first,) = run_from_canvas(host, prompt)
+    pnginfo = {"workflow": {}, "flowcore": recipes(first)}
+    prompt["upscale"]["inputs"]["seed"] = 32
+    (second,) = run_from_canvas(host, prompt, pnginfo)
+    (entry,) = recipes(second)
+    assert entry["seed"] == 32
+
+
+def test_a_picture_that_the_host_still_has_is_saved_with_its_recipe(host, photo, flows):
+    """The node does not run again, and yet the new file says what made it."""
+    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=33, temperature=1)
+    (first,) = run_from_canvas(host, prompt)
+    prompt["save"]["inputs"]["filename_prefix"] = "elsewhere"
+    body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": {"workflow": {}}}}
+    run = json.loads(host.post("/prompt", body))["prompt_id"]
+    entry = host.wait(run, timeout=60)
+    cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+    assert "upscale" in cached[0]
+    (second,) = host.pictures(entry)
+    assert recipes(second) == recipes(first)
+    assert np.array_equal(pixels(first), pixels(second))
+    # Two that are posted before the first has run: neither waits for the other.
+    prompt["upscale"]["inputs"]["seed"] = 34
+    runs = []
+    for name in ("one", "two"):
+        prompt["save"]["inputs"]["filename_prefix"] = name
+        runs.append(json.loads(host.post("/prompt", body | {"prompt": copy.deepcopy(prompt)}))["prompt_id"])
+    for run in runs:
+        (data,) = host.pictures(host.wait(run, timeout=60))
+        assert [entry["seed"] for entry in recipes(data)] == [34]
+
+
+def test_recipes_change_nothing_of_what_the_host_keeps(host, photo, flows):
+    """The canvas is no part of what decides whether a node runs again."""
+    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=35)
+    run_from_canvas(host, prompt)
+    for pnginfo in ({"workflow": {"nodes": [1]}}, {"workflow": {}, "flowcore": "nonsense"}, {}):
+        body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": pnginfo}}
+        entry = host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=60)
+        cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+        assert set(cached[0]) == set(prompt)
+
+
+@pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}])
+def test_prompts_of_scripts_run_as_ever(host, photo, flows, extra):
+    host.forget()
+    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=36)
+    body = {"prompt": prompt, "client_id": host.id, "extra_data": extra}
+    (data,) = host.pictures(host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=60))
+    assert ("flowcore" in opened_file(data).text) == bool(extra.get("extra_pnginfo"))
+    if extra.get("extra_pnginfo"):
+        assert [entry["seed"] for entry in recipes(data)] == [36]
+    assert "flowcore could not" not in host.server.console()
+
+
+def follow(host, name):
+    """Load a recipe, and use nothing of it but what reaches the history."""
+    prompt = graph(
+        recipe=("FlowcoreLoadRecipe", {"image": name}),
+        save=("PreviewImage", {"images": "recipe.4"}),
+    )
+    return host.run(prompt)["outputs"]["recipe"]
+
+
+@pytest.fixture
+def made(host, photo, flows):
+    """A picture of a small flow, in the input folder: its name there, and its recipe."""
+    (data,) = run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
+    (host.server.base / "input" / "made.png").write_bytes(data)
+    return data
+
+
+def test_a_model_of_the_same_name_is_found_out_and_a_renamed_one_is_found(host, made, store):
+    models = host.server.base / "models" / "flows"
+    file = models / "small-srflow.safetensors"
+    try:
+        shutil.move(file, models / "renamed.safetensors")
+        assert follow(host, "made.png")["model"] == ["renamed.safetensors"]
+        # Another one under its name, and the right one gone.
+        (models / "renamed.safetensors").unlink()
+        shutil.copy(small_flows_other(store), file)
+        host.forget()
+        with pytest.raises(RunError) as refused:
+            follow(host, "made.png")
+    finally:
+        (models / "renamed.safetensors").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        small_flows.install("small-srflow", models, store)
+    for flow in (small_flows.flow("small-srflow"), load(small_flows_other(store))):
+        assert model_sha256(flow)[:12] in str(refused.value)
+
+
+def small_flows_other(store):
+    """Another small SRFlow: the same file, but for one number."""
+    path = store / "another-srflow.safetensors"
+    if not path.exists():
+        flow = copy.deepcopy(small_flows.flow("small-srflow"))
+        next(iter(flow.parameters())).data.flatten()[0] += 1
+        save(flow, path)
+    return path
+
+
+def test_a_picture_that_was_resized_still_says_what_made_it(host, made):
+    picture, text = opened_file(made), PngInfo()
+    text.add_text("flowcore", picture.text["flowcore"])
+    picture.resize((20, 20)).save(host.server.base / "input" / "resized.png", pnginfo=text)
+    told = follow(host, "resized.png")
+    assert told["seed"] == [40]
+    assert "was changed" in told["text"][0]
+
+
+def with_text(path, key, text):
+    data = path.read_bytes()
+    body = key.encode() + b"\0" + text
+    path.write_bytes(data[:33] + struct.pack(">I", len(body)) + b"tEXt" + body + b"\0\0\0\0" + data[33:])
+
+
+def test_hostile_files_get_a_sentence_and_the_next_run_works(host, made):
+    folder = host.server.base / "input"
+    plain = folder / "plain.png"
+    Image.new("RGB", (8, 8)).save(plain)
+    hostile = {"plain.png": "holds no recipe"}
+    for name, text, words in (
+        ("huge.png", b" " * (5 * 2**20), "bytes long"),
+        ("nested.png", b"[" * 100_000, "not JSON"),
+        ("code.png", b"__import__('os').system('touch /tmp/x')", "not JSON"),
+        ("types.png", b'[{"node_id": {}, "node": [], "seed": "x"}]', "has no model"),
+    ):
+        shutil.copy(plain, folder / name)
+        with_text(folder / name, "flowcore", text)
+        hostile[name] = words
+    (folder / "photo-of-a-cat.png").write_bytes(b"\xff\xd8\xff\xe0 no PNG")
+    hostile["photo-of-a-cat.png"] = "not a PNG"
+    (folder / "cut.png").write_bytes(made[: len(made) // 2])
+    hostile["cut.png"] = "damaged"
+    for name, words in hostile.items():
+        with pytest.raises(RunError, match=words):
+            follow(host, name)
+    for name in ("../console.log", "missing.png", "/etc/passwd"):
+        with pytest.raises(RunError, match="there is no file"):
+            follow(host, name)
+    assert follow(host, "made.png")["seed"] == [40]
