@@ -43,6 +43,7 @@ FOLDER = "flows"
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
 STEPS = 10_000  # of a progress bar that several tasks share
 GALLERY, THUMBNAIL = 64, 256  # pictures that a node shows, and their longer side
+COMPARED = 2048  # pixels of the longer side of two pictures that are compared on a node
 
 log = logging.getLogger("flowcore")
 
@@ -131,6 +132,42 @@ def make(kind: type[T], *positional: Any, **fields: Any) -> T:
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         fields = {name: value for name, value in fields.items() if name in known}
     return kind(*positional, **fields)
+
+
+def curve_input(name: str, tooltip: str) -> Any:
+    """Describe a curve to be drawn on the node, or to be connected; before 0.16 it can only be connected."""
+    if hasattr(io, "Curve"):
+        return make(io.Curve.Input, name, optional=True, socketless=False, tooltip=tooltip)
+    return make(io.Custom("CURVE").Input, name, optional=True, tooltip=tooltip)
+
+
+def along_curve(curve: Any, places: list[float]) -> list[float]:
+    """Read a curve.
+
+    Args:
+        curve: As the canvas, a script or a node of the host sends it; None for the straight line from 0 to 1.
+        places: Where, in [0, 1].
+
+    Returns:
+        Its heights.
+
+    Raises:
+        FlowError: If it is no curve.
+    """
+    if curve is None:
+        return places
+    try:
+        from comfy_api.input import CurveInput  # before 0.16 there is none
+
+        heights = [float(CurveInput.from_raw(curve).interp(place)) for place in places]
+    except Exception as error:  # whatever was sent: from_raw takes it apart without looking
+        raise FlowError(
+            f"curve must be the points of a curve, such as [[0, 0], [1, 1]]; got a {type(curve).__name__} that cannot "
+            "be read. Draw one, connect Curve Editor, or leave it out."
+        ) from error
+    if not all(-1e3 < height < 1e3 for height in heights):
+        raise FlowError(f"curve must stay between 0 and 1; it reaches {max(heights, key=abs):.6g}. Draw it lower.")
+    return heights
 
 
 def gradient_slider() -> Any:
@@ -522,9 +559,42 @@ def gallery(pictures: torch.Tensor, seed: int, samples: int, notes: Notes, label
     return {"text": notes.lines, "flowcore_gallery": shown}
 
 
-def _thumbnail(picture: torch.Tensor) -> Image.Image:
+def compare_input() -> list[Any]:
+    """Describe the view `compare`, in which one picture is wiped over another; nothing where the host has no such."""
+    kind = getattr(io, "ImageCompare", None)
+    tooltip = "Before and after: the first image enlarged the ordinary way, and the first result. It holds no value."
+    return [make(kind.Input, "compare", optional=True, tooltip=tooltip)] if kind else []
+
+
+def compared(before: torch.Tensor, after: torch.Tensor, pnginfo: Any) -> dict[str, list[dict[str, str]]]:
+    """Keep two pictures for the view `compare`. Scripts have no such view, so nothing is kept for them.
+
+    Args:
+        before: (C, H, W) in [0, 1].
+        after: Likewise.
+        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
+
+    Returns:
+        What belongs into the node's `ui`; always the same keys for the runs of a prompt.
+    """
+    if not hasattr(io, "ImageCompare") or not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
+        return {}
+    kept: dict[str, list[dict[str, str]]] = {"a_images": [], "b_images": []}
+    folder = Path(folder_paths.get_temp_directory()) / "flowcore"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, picture in zip(kept, (before, after), strict=True):
+            name = f"{secrets.token_hex(8)}.png"
+            _thumbnail(picture, COMPARED).save(folder / name, compress_level=1)
+            kept[key].append({"filename": name, "subfolder": folder.name, "type": "temp"})
+    except OSError as error:  # the run is done, and its pictures are safe
+        log.warning("Before and after are not shown on the node: %s", error)
+    return kept
+
+
+def _thumbnail(picture: torch.Tensor, longest: int = THUMBNAIL) -> Image.Image:
     colours = picture.detach()[:3].expand(3, -1, -1)[None]
-    shrinking = max(colours.shape[-2:]) / THUMBNAIL
+    shrinking = max(colours.shape[-2:]) / longest
     if shrinking > 1:
         size = [max(1, round(side / shrinking)) for side in colours.shape[-2:]]
         colours = torch.nn.functional.interpolate(colours, size, mode="area")

@@ -248,6 +248,30 @@ def to_image(pixels: Tensor) -> Tensor:
     return hand_over(pixels.permute(0, 2, 3, 1)).contiguous()
 
 
+def from_mask(mask: Tensor, items: int) -> Tensor:
+    """Take a MASK of the host.
+
+    Args:
+        mask: (B, H, W) or (H, W), of any size.
+        items: How many there may be besides 1.
+
+    Returns:
+        (1 or items, 1, H, W) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ImageError: It has another shape, is empty, or holds values that are not numbers.
+    """
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or mask.shape[0] not in (1, items) or 0 in mask.shape:
+        raise ImageError(
+            f"expected a MASK of shape (1 or {items}, height, width); got {tuple(mask.shape)}. Connect one mask, or as "
+            "many as there are images."
+        )
+    if not bool(mask.isfinite().all()):
+        raise ImageError("The mask holds values that are not finite numbers. Mend the node or file it comes from.")
+    return mask[:, None].to("cpu", torch.float32).clamp(0, 1)
+
+
 COPIES = 3  # of a result while a node ends: what was made, its latents, and what is handed over
 
 

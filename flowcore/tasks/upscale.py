@@ -203,7 +203,7 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
             f"factor and longest_side must be finite and not negative; got {factor} and {longest_side}. 0 leaves the "
             "size to the model."
         )
-    ratio = longest_side / max(height, width) if longest_side else factor or float(flow.condition_scale)
+    ratio = longest_side / max(height, width, 1) if longest_side else factor or float(flow.condition_scale)
     size = max(1, round(height * ratio)), max(1, round(width * ratio))
     if max(size) > LONGEST:
         raise FlowError(f"A side of {max(size)} pixels was asked for, and {LONGEST} is the most. Ask for less.")
