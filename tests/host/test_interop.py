@@ -1,0 +1,290 @@
+"""Flows among other upscaling models: in the host's own loader and upscaler, and beside spandrel's architectures."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+
+import comfyui
+import numpy as np
+import pytest
+import small_flows
+import torch
+from client import RunError
+from PIL import Image
+from talk import WORKFLOWS, graph, upscale
+
+import flowcore
+from flowcore.checkpoints import CheckpointError, catalog, save
+from flowcore.checkpoints.sources.srflow import srflow_names
+from flowcore.models import build, configure
+from flowcore.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
+
+spandrel = pytest.importorskip("spandrel")
+
+ONE = 1.001 / 255  # the last bit of a picture
+
+# Of a released scale and number of blocks, so that the file tells all; otherwise as small as can be.
+PUBLISHED = {
+    "scale": 8, "levels": 4, "steps": 1, "transition_steps": 1, "hidden": 6,
+    "encoder_blocks": 8, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (1, 3, 5, 7),
+}  # fmt: skip
+
+
+def array(image):
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+@functools.cache
+def small(**fields):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build("srflow", configure("srflow", {**PUBLISHED, **fields})).eval()
+
+
+def published(flow):
+    """Its weights, in the names and shapes of the published program."""
+    names, state = dict(srflow_names(flow.config)), {}
+    for ours, t in flow.state_dict().items():
+        name = names[ours]
+        shape = (1, -1, 1, 1) if ".actnorm." in name else (-1, 1, 1) if name.endswith(".logs") else t.shape
+        state[name] = t.reshape(shape).clone()
+    return state
+
+
+def photograph(width, height, left=100, top=30):
+    return Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((left, top, left + width, top + height))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the host's own nodes
+
+
+def stock(name, photo):
+    """The host's own nodes; what they load and make."""
+    return graph(
+        photo=("LoadImage", {"image": photo}),
+        loader=("UpscaleModelLoader", {"model_name": name}),
+        upscale=("ImageUpscaleWithModel", {"upscale_model": "loader.0", "image": "photo.0"}),
+        save=("SaveImage", {"images": "upscale.0", "filename_prefix": "stock"}),
+    )
+
+
+@pytest.fixture
+def upscale_models(host):
+    folder = host.server.base / "models" / "upscale_models"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def test_a_file_of_ours_works_in_the_stock_nodes(host, photo, upscale_models):
+    shutil.copy(catalog.path("srflow-x4"), upscale_models / "srflow-x4.safetensors")
+    (calm,) = host.images(upscale(photo=photo, temperature=0.0))
+    (made,) = host.images(stock("srflow-x4.safetensors", photo))
+    assert np.abs(array(made) - array(calm)).max() <= ONE
+
+
+def test_tiles_of_the_stock_node_leave_no_seam(host, upscale_models):
+    shutil.copy(catalog.path("srflow-x4"), upscale_models / "srflow-x4.safetensors")
+    # Two tiles of 512, with a seam in the second half.
+    wide = Image.new("RGB", (560, 24))
+    for left in range(0, 560, 140):
+        piece = photograph(140, 24, 20, 10 + left // 4)
+        wide.paste(piece if left // 140 % 2 else piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (left, 0))
+    photo = host.put("wide.png", wide)
+    (calm,) = host.images(upscale(photo=photo, temperature=0.0))
+    (made,) = host.images(stock("srflow-x4.safetensors", photo))
+    assert made.size == (2240, 96)
+    assert np.abs(array(made) - array(calm)).max() <= 2 * ONE
+    assert np.abs(array(made) - array(calm)).mean() <= 0.05 / 255
+
+
+@pytest.mark.parametrize("kind", ["half", "published", "nested"])
+def test_other_files_that_tell_all_work_too(host, photo, upscale_models, kind):
+    flow = small_flows.flow("small-srflow") if kind == "half" else small()
+    if kind == "half":
+        (upscale_models / "sub").mkdir(exist_ok=True)
+        save(flow, upscale_models / "sub" / "half.safetensors", dtype=torch.float16)
+        name, size = "sub/half.safetensors", (48, 32)
+    else:
+        state = published(flow)
+        torch.save(state if kind == "published" else {"state_dict": state}, upscale_models / f"{kind}.pth")
+        name, size = f"{kind}.pth", (192, 128)
+    (made,) = host.images(stock(name, photo))
+    assert made.size == size
+    file = upscale_models / name
+    pixels = torch.from_numpy(np.array(photograph(24, 16, 120, 40))).permute(2, 0, 1)[None].float() / 255
+    wanted = flowcore.upscale(flowcore.load(file), pixels, temperature=0.0)[0].permute(1, 2, 0)
+    assert np.abs(array(made) - wanted.numpy()).max() <= 2 / 255
+
+
+def test_wrong_files_are_refused_as_ever_and_damaged_ones_in_a_sentence(host, photo, upscale_models):
+    save(small_flows.flow("free-glow"), upscale_models / "glow.safetensors")
+    torch.save(published(small(stacked_blocks=(0, 2))), upscale_models / "odd.pth")
+    state = published(small())
+    state.pop("RRDB.conv_first.bias")
+    torch.save(state, upscale_models / "cut.pth")
+    for name, words in {
+        "glow.safetensors": "UpscaleModelLoader",  # by spandrel, which knows no such thing
+        "odd.pth": "stacked_blocks.*convert IN OUT",
+        "cut.pth": "RRDB.conv_first.bias",
+    }.items():
+        with pytest.raises(RunError, match=words):
+            host.run(stock(name, photo))
+
+
+def as_model(photo, model="srflow-x4", **values):
+    """A flow as an upscale model, in the host's own upscaler."""
+    return graph(
+        photo=("LoadImage", {"image": photo}),
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        baked=("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.0, "seed": 0} | values),
+        upscale=("ImageUpscaleWithModel", {"upscale_model": "baked.0", "image": "photo.0"}),
+        save=("SaveImage", {"images": "upscale.0", "filename_prefix": "as-model"}),
+    )
+
+
+def test_a_flow_as_an_upscale_model_does_what_flow_upscale_does_when_calm(host, photo):
+    (calm,) = host.images(upscale(photo=photo, temperature=0.0))
+    (made,) = host.images(as_model(photo))
+    assert np.abs(array(made) - array(calm)).max() <= ONE
+    # The flow is still where Flow Upscale looks for it, and the same.
+    (again,) = host.images(upscale(photo=photo, temperature=0.0, samples=1, tile=4096))
+    assert np.array_equal(array(again), array(calm))
+
+
+def test_temperature_and_seed_are_baked_in(host, photo, flows):
+    def draw(**values):
+        return array(host.images(as_model(photo, flows["small-srflow"], **values))[0])
+
+    calm, first, other = draw(), draw(temperature=0.8, seed=1), draw(temperature=0.8, seed=2)
+    host.forget()
+    again = draw(temperature=0.8, seed=1)
+    assert np.array_equal(first, again)
+    assert np.abs(first - calm).mean() > 1 / 255
+    assert np.abs(first - other).mean() > 1 / 255
+
+
+def test_the_node_warns_of_seams_and_refuses_what_is_no_upscaler(host, photo, flows):
+    entry = host.run(as_model(photo, flows["small-srflow"], temperature=0.5))
+    assert "seams" in entry["outputs"]["baked"]["text"][0]
+    with pytest.raises(RunError, match="made of an SRFlow; got a glow model"):
+        host.run(as_model(photo, flows["free-glow"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# without a host
+
+
+def shipped():
+    return [catalog.path(name) for name in catalog.names()]
+
+
+@pytest.fixture
+def registry():
+    kept = spandrel.MAIN_REGISTRY.copy()
+    kept.add(support(shipped))
+    return kept
+
+
+def claimants(registry, state):
+    return [known.architecture.id for known in registry.architectures("detection") if known.detect(state)]
+
+
+def test_only_srflow_is_claimed_and_nobody_else_claims_it(registry):
+    for name in catalog.names():
+        state = flowcore.load(name).state_dict()
+        assert claimants(registry, state) == ([ID] if name.startswith("srflow") else [])
+    assert claimants(registry, published(small())) == [ID]
+
+
+@pytest.mark.parametrize(
+    ("module", "network", "values"),
+    [
+        ("ESRGAN", "ESRGAN", {"num_filters": 4, "num_blocks": 1}),
+        ("Compact", "Compact", {"num_feat": 4, "num_conv": 2}),
+        ("SwinIR", "SwinIR", {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4}),
+        ("SPAN", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8}),
+        ("PLKSR", "PLKSR", {"dim": 8, "n_blocks": 1}),
+    ],
+)
+def test_other_architectures_load_as_before(registry, module, network, values):
+    kind = getattr(getattr(spandrel.architectures, module), network)
+    state = kind(**values).state_dict()
+    assert not detect(state)
+    before, after = spandrel.ArchRegistry(), registry
+    before.add(*[known for known in registry if known.architecture.id != ID])
+    assert type(after.load(dict(state)).model) is type(before.load(dict(state)).model) is kind
+
+
+def test_empty_and_odd_dictionaries_are_not_claimed():
+    for state in ({}, {"model": 3}, {"encoder.conv_first.weight": 1}, dict.fromkeys(list(OURS)[:2])):
+        assert not detect(state)
+
+
+def test_a_file_is_known_by_all_of_its_tensors(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save(small(affine_eps=0.25, residual=True), path)  # neither shows in a shape
+    state = small(affine_eps=0.25, residual=True).state_dict()
+    flow = flow_of(state, lambda: [tmp_path / "gone.safetensors", *shipped(), path])
+    assert (flow.config.affine_eps, flow.config.residual) == (0.25, True)
+    other = {**state, "encoder.conv_first.bias": state["encoder.conv_first.bias"] + 1}
+    with pytest.raises(CheckpointError, match=r"the header .* did not come with them"):
+        flow_of(other, lambda: [*shipped(), path])
+
+
+def test_tensors_that_grow_when_copied_are_refused():
+    state = published(small())
+    state["RRDB.conv_first.bias"] = torch.zeros(1).expand(8)
+    with pytest.raises(CheckpointError, match="no plain tensor"):
+        flow_of(state, shipped)
+
+
+def test_noise_hangs_on_the_tile_and_on_the_seed_alone():
+    pixels = torch.from_numpy(np.array(photograph(64, 16))).permute(2, 0, 1)[None].float() / 255
+    left, right = pixels[..., :32], pixels[..., 32:]
+    flow = small_flows.flow("small-srflow")
+    upscaler, calm = Upscaler(flow, temperature=0.7, seed=3), Upscaler(flow)
+
+    def noise(image, model=upscaler):
+        return model(image) - calm(image)
+
+    assert torch.equal(upscaler(left), upscaler(left.clone()))
+    assert (upscaler(torch.cat([right, left]))[1:] - upscaler(left)).abs().max() <= ONE  # whatever is beside it
+    assert upscaler(left.half()).dtype == torch.float16
+    assert (upscaler(left.half()).float() - upscaler(left)).abs().max() < 0.02  # the same noise
+    # No two tiles repeat their noise, and no two seeds.
+    for a, b in ((noise(left), noise(right)), (noise(left), noise(left, Upscaler(flow, temperature=0.7, seed=4)))):
+        assert np.corrcoef(a.flatten(), b.flatten())[0, 1] < 0.2
+
+
+def test_an_upscale_model_has_what_others_ask_for():
+    flow = small_flows.flow("small-srflow")
+    model = descriptor(Upscaler(flow))
+    assert isinstance(model, spandrel.ImageModelDescriptor)
+    assert (model.scale, model.input_channels, model.output_channels, model.purpose) == (2, 3, 3, "SR")
+    assert model.eval().to("cpu").to(torch.device("cpu")) is model
+    assert model(torch.full((1, 3, 5, 7), 0.5)).shape == (1, 3, 10, 14)
+    with pytest.raises(spandrel.UnsupportedDtypeError):
+        model.half()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        descriptor(Upscaler(flow, cancelled=stop))(torch.full((1, 3, 5, 7), 0.5))
+
+
+def test_without_spandrel_there_is_a_sentence_and_flowcore_works():
+    program = (
+        "import sys; sys.modules['spandrel'] = None\n"
+        "import flowcore, flowcore.spandrel as s\n"
+        "try: s.register(lambda: [])\n"
+        "except flowcore.FlowError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=comfyui.ROOT / "tests"
+    )
+    assert "spandrel" in done.stdout, done.stderr
