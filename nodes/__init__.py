@@ -1,5 +1,12 @@
 """The nodes of the pack, in the order of the menu, and what stands in for those that are gone."""
 
+from .choose import (
+    FlowcoreBestOf,
+    FlowcoreDiversityMap,
+    FlowcoreMatchSource,
+    FlowcoreTemperatureCurve,
+    FlowcoreTemperatureGrid,
+)
 from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
 from .explore import FlowcoreLatentExplorer
 from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
@@ -47,6 +54,11 @@ NODES = [
     FlowcoreLatentExplorer,
     FlowcoreAsUpscaleModel,
     FlowcoreLoadRecipe,
+    FlowcoreTemperatureGrid,
+    FlowcoreTemperatureCurve,
+    FlowcoreDiversityMap,
+    FlowcoreBestOf,
+    FlowcoreMatchSource,
 ]
 for node in (FlowcoreUpscale, FlowcoreSample, FlowcoreColorize):
     recorded(node)

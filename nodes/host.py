@@ -138,7 +138,8 @@ def curve_input(name: str, tooltip: str) -> Any:
     """Describe a curve to be drawn on the node, or to be connected; before 0.16 it can only be connected."""
     if hasattr(io, "Curve"):
         return make(io.Curve.Input, name, optional=True, socketless=False, tooltip=tooltip)
-    return make(io.Custom("CURVE").Input, name, optional=True, tooltip=tooltip)
+    straight = {"points": [[0.0, 0.0], [1.0, 1.0]], "interpolation": "monotone_cubic"}  # the later hosts' default
+    return make(io.Custom("CURVE").Input, name, optional=True, tooltip=tooltip, extra_dict={"default": straight})
 
 
 def along_curve(curve: Any, places: list[float]) -> list[float]:

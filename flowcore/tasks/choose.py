@@ -1,0 +1,118 @@
+"""Choose among samples: how much they differ and where, and which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..flow import Flow
+from ..transforms import FlowError, ShapeError
+from . import Progress, picture
+from .consistency import consistency, per_source
+from .score import score
+
+By = Literal["consistency", "likelihood"]
+"""How like its source a sample is when it is shrunk, in dB, most first; or how many bits per dimension the model needs
+for it, fewest first."""
+
+
+@torch.no_grad()
+def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
+    """Show where samples differ: their standard deviation at every pixel, mean over the channels.
+
+    Args:
+        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is left out.
+        samples: N, at least 2; 0 for all images.
+
+    Returns:
+        ``(B, 1, H, W)``, on the CPU. Its mean is ``metrics.diversity`` / 255.
+
+    Raises:
+        ShapeError: If there are fewer than two samples, or they do not come out even.
+        ImageError: If they are no pictures.
+    """
+    rgb = picture(images)[0].cpu()
+    each = samples or len(rgb)
+    if each < 2 or len(rgb) % each:
+        raise ShapeError(
+            f"Expected at least 2 samples of every picture, and as many of each; got {len(rgb)} images and {each} "
+            "samples. Draw more, or say how many belong together; 0 takes all for samples of one picture."
+        )
+    return rgb.unflatten(0, (-1, each)).std(1, correction=0).mean(1, keepdim=True)
+
+
+def ranked(
+    images: Tensor,
+    source: Tensor,
+    by: By = "consistency",
+    flow: Flow | None = None,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sort the samples of every image, best first.
+
+    Args:
+        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1.
+        source: ``(B, C, h, w)``, what they were made from.
+        by: What is best, see ``By``.
+        flow: The SRFlow that made them, needed for "likelihood"; it takes images of its own scale only.
+        progress: Called with ``(done, total, preview)``.
+        cancelled: Asked as the model works; returns True (or raises) to stop.
+        notify: Called with sentences; None logs them.
+
+    Returns:
+        The scores, ``(B, N)`` in the order of the images, and per image the numbers of its samples, best first,
+        likewise. Equal ones keep their order.
+
+    Raises:
+        ShapeError: If there are not as many images for every source, or the flow makes other sizes.
+        FlowError: If the flow is missing, no SRFlow, or ``by`` unknown.
+        ImageError: If one of them is no picture.
+        Cancelled: If stopped.
+    """
+    if by not in get_args(By):
+        raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
+    rgb, small = picture(images)[0], picture(source)[0]
+    each = per_source(rgb, small)
+    if by == "consistency":
+        scores = consistency(rgb, small).view(-1, each)
+        return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
+    if flow is None or flow.architecture != "srflow":
+        raise FlowError(
+            "likelihood needs the upscaling model that made the samples; got "
+            f"{'none' if flow is None else f'a {flow.architecture} model'}. Connect it, or choose consistency."
+        )
+    scale, device = flow.condition_scale, next(flow.parameters()).device
+    height, width = (side * scale for side in small.shape[-2:])
+    if rgb.shape[-2:] != (height, width) or height % flow.size_multiple or width % flow.size_multiple:
+        side = max(1, flow.size_multiple // scale)
+        raise ShapeError(
+            f"likelihood needs images {scale} times as large as a source with sides divisible by {side}; got "
+            f"{rgb.shape[3]}x{rgb.shape[2]} for {small.shape[3]}x{small.shape[2]}. Leave the model's own scale, crop "
+            "the source before it is enlarged, or choose consistency."
+        )
+    rows: list[Tensor] = []
+    for k, one in enumerate(small):
+
+        def move(done: int, total: int, preview: Tensor | None = None, k: int = k) -> None:
+            if progress is not None:
+                progress(k * total + done, len(small) * total, preview)
+
+        made = score(
+            flow,
+            rgb[k * each : (k + 1) * each].to(device),
+            flow.encode_condition(one[None].to(device)),
+            complexity=False,
+            progress=move,
+            cancelled=cancelled,
+            notify=notify,
+        )
+        rows.append(made.bits_per_dim.float().cpu())
+    scores = torch.stack(rows)
+    # What is not finite is no candidate.
+    return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
