@@ -47,6 +47,8 @@ class Canvas:
 
     def open(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, in either format."""
+        # Or Nodes 2.0 would show the results of another workflow's nodes of the same number.
+        self.page.evaluate("() => { app.nodeOutputs = {}; app.nodePreviewImages = {} }")
         if "nodes" in workflow:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
@@ -66,7 +68,7 @@ class Canvas:
                 const nodes = app.graph.nodes.filter(n => kinds.includes(n.type)), ds = app.canvas.ds;
                 const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1]));
                 ds.scale = scale;
-                ds.offset = [120 / scale - left, 120 / scale - top];
+                ds.offset = [120 / scale - left, 160 / scale - top];
                 app.canvas.setDirty(true, true);
             }""",
             [kinds, scale],

@@ -79,10 +79,12 @@ def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
     page.wait_for_function(
         "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length == 4"
     )
+    page.wait_for_timeout(600)
     buttons = page.locator(".flowcore-gallery button")
+    (ours,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+    assert "$$canvas-image-preview" not in [name for name, _, _ in ours["widgets"]]  # shown while it ran, and no more
     assert [buttons.nth(k).get_attribute("data-seed") for k in range(4)] == ["40", "41", "42", "43"]
     assert canvas.value("FlowcoreUpscale", "seed") not in range(40, 44)  # a random one stands there for the next run
-    canvas.page.wait_for_timeout(600)
     canvas.fit()
     canvas.shot("gallery")
     (save,) = [node["id"] for node in canvas.nodes() if node["type"] == "SaveImage"]

@@ -5,8 +5,9 @@ import { app } from "../../../scripts/app.js";
 import { addElement, dress, say, set, wired } from "./canvas.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
-const PREVIEW = "$$canvas-image-preview"; // the frontend's name for it
+const PREVIEW = "$$canvas-image-preview"; // the classic canvas's name for what is seen while a node works
 const GAP = 4;
+const SMALL = 96; // pixels
 const MOST = 400; // pixels of height that the gallery asks for; the rest scrolls
 
 dress(`
@@ -38,6 +39,10 @@ app.registerExtension({
       show(this, output?.[GALLERY]);
     };
   },
+  setup() {
+    // The next run shows its previews again.
+    api.addEventListener("execution_start", () => finished.clear());
+  },
   // Results that the frontend remembers, of a workflow that is opened again.
   onNodeOutputsUpdated(outputs) {
     for (const [place, output] of Object.entries(outputs)) {
@@ -47,18 +52,25 @@ app.registerExtension({
   },
 });
 
+const finished = new Set(); // nodes whose gallery is newer than their preview
+
 function show(node, pictures) {
   const seed = node.widgets?.find((widget) => widget.name === "seed");
   if (!seed || !pictures?.length) return;
   const gallery = node.widgets.find((widget) => widget.name === GALLERY) ?? hang(node, seed);
   const grid = gallery.element;
   const columns = Math.min(pictures.length, pictures.length > 9 ? 4 : pictures.length === 4 ? 2 : 3);
-  grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   grid.replaceChildren(...pictures.map((picture) => button(node, seed, picture)));
-  grid.rows = Math.ceil(pictures.length / columns);
-  grid.columns = columns;
+  arrange(grid, columns);
   grid.shape = 1;
+  finished.add(node);
   mark(grid, node, seed);
+}
+
+function arrange(grid, columns) {
+  grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+  grid.rows = Math.ceil(grid.childElementCount / columns);
+  grid.columns = columns;
 }
 
 function hang(node, seed) {
@@ -72,6 +84,18 @@ function hang(node, seed) {
     const result = changed?.apply(this, arguments);
     mark(grid, node, seed);
     return result;
+  };
+  // The classic canvas would keep the last preview below the gallery, and loads it late: nothing is drawn, then.
+  const draw = node.onDrawBackground;
+  node.onDrawBackground = function () {
+    if (!finished.has(this)) return draw?.apply(this, arguments);
+    const place = this.widgets.findIndex((widget) => widget.name === PREVIEW);
+    this.imgs = undefined;
+    if (place < 0) return undefined;
+    const [preview] = this.widgets.splice(place, 1);
+    preview.onRemove?.();
+    this.setSize([this.size[0], Math.max(this.computeSize()[1], this.size[1] - (preview.computedHeight ?? 0))]);
+    return undefined;
   };
   return gallery;
 }
@@ -113,24 +137,19 @@ function button(node, seed, picture) {
 
 /** All pictures of a run have one shape: the rows take it. */
 function settle(image, made, node) {
-  image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < 96);
+  const small = Math.max(image.naturalWidth, image.naturalHeight) < SMALL;
+  image.classList.toggle("small", small);
   made.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
   const grid = made.parentElement;
   if (!grid || grid.firstElementChild !== made) return;
+  if (small) arrange(grid, Math.max(3, grid.columns)); // enough for pictures of a few pixels
   grid.shape = image.naturalHeight / image.naturalWidth;
   const tall = height(grid, node);
   grid.style.minHeight = `${tall}px`;
   grid.style.maxHeight = `${MOST}px`;
-  // What was seen while the node worked: the classic canvas would keep the last of it below the gallery.
-  const preview = node.widgets.find((widget) => widget.name === PREVIEW);
-  if (preview) {
-    preview.onRemove?.();
-    node.widgets.splice(node.widgets.indexOf(preview), 1);
-    node.imgs = undefined;
-  }
   const [wide, now] = node.size;
-  const needed = Math.max(node.computeSize()[1], now - (preview?.computedHeight ?? 0));
-  if (now !== needed) node.setSize([wide, needed]);
+  const needed = node.computeSize()[1];
+  if (now < needed) node.setSize([wide, needed]);
   node.setDirtyCanvas?.(true, true);
 }
 
