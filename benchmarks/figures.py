@@ -2,6 +2,8 @@
 
     python -m benchmarks.figures docs/how-flows-work       two minutes on one core
 
+and the icon and the banner of the registry's page, `docs/icon.png` and `docs/banner.png`, beside that folder.
+
 A flow of eight couplings learns two half-moons in the plane: an "image" of one pixel with two channels. Nothing here is
 special to it: the same transforms, the same law, the same loss as for photographs.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 import flowcore
@@ -36,6 +38,8 @@ def main() -> None:
     unfolding(couplings).save(folder / "two-moons.png", optimize=True)
     density(couplings).save(folder / "density.png", optimize=True)
     grey_levels().save(folder / "dequantization.png", optimize=True)
+    icon(couplings).save(folder.parent / "icon.png", optimize=True)
+    banner(couplings).save(folder.parent / "banner.png", optimize=True)
 
 
 def moons(count: int) -> Tensor:
@@ -77,15 +81,39 @@ def train() -> nn.ModuleList:
 @torch.no_grad()
 def unfolding(couplings: nn.ModuleList) -> Image.Image:
     """Draw latents, coloured by direction, and what every second coupling has made of them on the way back."""
-    z = torch.randn(60_000, 2, 1, 1)
-    direction = torch.atan2(z[:, 1], z[:, 0]).flatten()
-    colours = torch.stack([0.5 + 0.5 * torch.cos(direction - turn) for turn in (0.0, 2.1, 4.2)], dim=1)
+    z, colours = noise(60_000)
     panels = [dots(z, colours)]
     for number, coupling in reversed(list(enumerate(couplings))):
         z = coupling.inverse(z)
         if number % 2 == 0:
             panels.append(dots(z, colours))
     return picture(torch.cat(panels, dim=2))
+
+
+@torch.no_grad()
+def icon(couplings: nn.ModuleList) -> Image.Image:
+    """Draw the half-moons, 400x400."""
+    z, colours = noise(200_000)
+    for coupling in reversed(couplings):
+        z = coupling.inverse(z)
+    return picture(dots(1.5 * z, colours, 400))
+
+
+@torch.no_grad()
+def banner(couplings: nn.ModuleList) -> Image.Image:
+    """Draw noise, the way to the half-moons, and the name; 21:9."""
+    z, colours = noise(120_000)
+    panels = [dots(z, colours, 252)]
+    for number, coupling in reversed(list(enumerate(couplings))):
+        z = coupling.inverse(z)
+        if number % 2 == 0:
+            panels.append(dots(z, colours, 252))
+    whole = Image.new("RGB", (1260, 540))
+    whole.paste(picture(torch.cat(panels, dim=2)), (0, 60))
+    draw = ImageDraw.Draw(whole)
+    draw.text((630, 400), "flowcore", fill="white", anchor="mm", font=ImageFont.load_default(84))
+    draw.text((630, 470), "normalizing flows for artists", fill="white", anchor="mm", font=ImageFont.load_default(34))
+    return whole
 
 
 @torch.no_grad()
@@ -104,13 +132,20 @@ def density(couplings: nn.ModuleList) -> Image.Image:
     return picture(torch.cat([data, *panels], dim=2))
 
 
-def dots(points: Tensor, colours: Tensor) -> Tensor:
-    """Add up coloured dots, (3, SIDE, SIDE)."""
-    xy = ((points.flatten(1) / REACH + 1) / 2 * SIDE).long()
-    inside = ((xy >= 0) & (xy < SIDE)).all(1)
-    place = (SIDE - 1 - xy[inside, 1]) * SIDE + xy[inside, 0]
-    canvas = torch.zeros(SIDE * SIDE, 3).index_add_(0, place, colours[inside])
-    return (1 - torch.exp(-canvas / 3)).T.reshape(3, SIDE, SIDE)
+def noise(count: int) -> tuple[Tensor, Tensor]:
+    """Draw latents, (count, 2, 1, 1), and colours by their direction, (count, 3)."""
+    z = torch.randn(count, 2, 1, 1)
+    direction = torch.atan2(z[:, 1], z[:, 0]).flatten()
+    return z, torch.stack([0.5 + 0.5 * torch.cos(direction - turn) for turn in (0.0, 2.1, 4.2)], dim=1)
+
+
+def dots(points: Tensor, colours: Tensor, side: int = SIDE) -> Tensor:
+    """Add up coloured dots, (3, side, side)."""
+    xy = ((points.flatten(1) / REACH + 1) / 2 * side).long()
+    inside = ((xy >= 0) & (xy < side)).all(1)
+    place = (side - 1 - xy[inside, 1]) * side + xy[inside, 0]
+    canvas = torch.zeros(side * side, 3).index_add_(0, place, colours[inside])
+    return (1 - torch.exp(-canvas / 3)).T.reshape(3, side, side)
 
 
 def grey_levels() -> Image.Image:
