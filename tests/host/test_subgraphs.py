@@ -1,0 +1,162 @@
+"""The subgraph blueprints: offered by the host, in line with its live schemas, and they do what they say."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import comfyui
+import numpy as np
+import pytest
+from PIL import Image
+from test_workflows import widgets
+
+BLUEPRINTS = sorted((comfyui.ROOT / "subgraphs").glob("*.json"))
+NAMES = [path.stem for path in BLUEPRINTS]
+INSIDE, OUTSIDE = -10, -20  # what the host calls the two ends of a subgraph
+
+
+@pytest.fixture(params=BLUEPRINTS, ids=NAMES)
+def blueprint(request):
+    return json.loads(request.param.read_text())
+
+
+def graph_of(blueprint):
+    (definition,) = blueprint["definitions"]["subgraphs"]
+    return definition
+
+
+def valued(node, info):
+    """The widgets of a node with their values: (name, kind, properties, value); those that came later have defaults."""
+    named, saved = list(widgets(info)), node["widgets_values"]
+    assert len(saved) <= len(named), node["type"]
+    later = [properties.get("default") if name else "fixed" for name, _, properties in named[len(saved) :]]
+    return [(*described, value) for described, value in zip(named, saved + later, strict=True)]
+
+
+def expanded(blueprint, every, source):
+    """The prompt that the frontend makes of it, for a source image; and what its outputs are."""
+    definition = graph_of(blueprint)
+    wires = {link["id"]: (link["origin_id"], link["origin_slot"]) for link in definition["links"]}
+
+    def end(number):
+        origin, slot = wires[number]
+        return source if origin == INSIDE else [f"1:{origin}", slot]
+
+    prompt = {}
+    for node in definition["nodes"]:
+        values = {name: value for name, _, _, value in valued(node, every[node["type"]]) if name}
+        linked = {slot["name"]: end(slot["link"]) for slot in node["inputs"] if slot.get("link") is not None}
+        prompt[f"1:{node['id']}"] = {
+            "class_type": node["type"],
+            "inputs": values | linked,
+            "_meta": {"title": node["title"]},
+        }
+    return prompt, {output["name"]: end(output["linkIds"][0]) for output in definition["outputs"]}
+
+
+def test_there_are_two():
+    assert NAMES == ["4x with comparison", "colorize four ways"]
+
+
+def test_the_host_lists_and_serves_them(host):
+    listed = host.get_json("/global_subgraphs")
+    ours = {entry["name"]: key for key, entry in listed.items() if comfyui.PACK_NAME in entry["info"]["node_pack"]}
+    assert sorted(ours) == NAMES
+    for path in BLUEPRINTS:
+        served = host.get_json(f"/global_subgraphs/{ours[path.stem]}")
+        assert json.loads(served["data"]) == json.loads(path.read_text())
+
+
+def test_values_line_up_with_the_live_schema(host, blueprint):
+    every = host.get_json("/object_info")
+    for node in graph_of(blueprint)["nodes"]:
+        for name, kind, properties, value in valued(node, every[node["type"]]):
+            place = f"{node['type']}.{name}: {value!r}"
+            if isinstance(kind, list):
+                assert value in kind, place
+            elif kind in ("INT", "FLOAT"):
+                assert isinstance(value, int | float), place
+                assert not isinstance(value, bool), place
+                assert properties["min"] <= value <= properties["max"], place
+            else:
+                assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
+        if node["type"].startswith("Flowcore"):
+            assert node["properties"]["cnr_id"] == "flowcore"
+
+
+def test_slots_wires_and_promoted_widgets_agree(host, blueprint):
+    every = host.get_json("/object_info")
+    definition, (outer,) = graph_of(blueprint), blueprint["nodes"]
+    nodes = {node["id"]: node for node in definition["nodes"]}
+    wires = {link["id"]: link for link in definition["links"]}
+    assert outer["type"] == definition["id"]
+    assert (definition["inputNode"]["id"], definition["outputNode"]["id"]) == (INSIDE, OUTSIDE)
+    for side in ("inputs", "outputs"):
+        assert [(s["name"], s["type"]) for s in outer[side]] == [(s["name"], s["type"]) for s in definition[side]]
+    for link in wires.values():
+        if link["origin_id"] == INSIDE:
+            assert link["id"] in definition["inputs"][link["origin_slot"]]["linkIds"]
+            assert definition["inputs"][link["origin_slot"]]["type"] == link["type"]
+        else:
+            output = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+            assert link["id"] in output["links"]
+            assert (
+                output["type"] == link["type"] == every[nodes[link["origin_id"]]["type"]]["output"][link["origin_slot"]]
+            )
+        if link["target_id"] == OUTSIDE:
+            assert definition["outputs"][link["target_slot"]]["linkIds"] == [link["id"]]
+            assert definition["outputs"][link["target_slot"]]["type"] == link["type"]
+        else:
+            slot = nodes[link["target_id"]]["inputs"][link["target_slot"]]
+            assert (slot["link"], slot["type"]) == (link["id"], link["type"])
+    for node in nodes.values():
+        live = every[node["type"]]["input"]
+        known = {**live["required"], **live.get("optional", {})}
+        # Old hosts lack the pictures that are compared; nothing hangs on them.
+        assert all(
+            slot["name"] in known or (slot["type"], slot["link"]) == ("IMAGECOMPARE", None) for slot in node["inputs"]
+        )
+        assert all(slot.get("link") is None or slot["link"] in wires for slot in node["inputs"])
+    for number, name in outer["properties"]["proxyWidgets"]:
+        node = nodes[int(number)]
+        names = [known for known, _, _ in widgets(every[node["type"]])]
+        assert name in names or (name == "control_after_generate" and None in names)
+    state = definition["state"]
+    assert (state["lastNodeId"], state["lastLinkId"]) == (max(nodes), max(wires))
+
+
+# Of a photograph of 24x16: the pictures and their size, and the size of the sheet (gaps of 4 pixels).
+RESULTS = {
+    "4x with comparison": ("comparison", 1, (96, 64), (196, 64)),
+    "colorize four ways": ("sheet", 4, (24, 16), (52, 36)),
+}
+
+
+def test_a_blueprint_runs(host, photo, blueprint):
+    every = host.get_json("/object_info")
+    prompt, outputs = expanded(blueprint, every, ["photo", 0])
+    sheet, count, size, whole = RESULTS[blueprint["nodes"][0]["title"]]
+    prompt["photo"] = {"class_type": "LoadImage", "inputs": {"image": photo}}
+    for name, wire in outputs.items():
+        prompt[name] = {"class_type": "SaveImage", "inputs": {"images": wire, "filename_prefix": "blueprint"}}
+    entry = host.run(prompt)
+    pictures = [np.asarray(image) for image in opened(host, entry, "images")]
+    (together,) = opened(host, entry, sheet)
+    assert [picture.shape[1::-1] for picture in pictures] == [size] * count
+    assert together.size == whole
+    # The pictures are the parts of the sheet: on the right, or in two rows of two.
+    parts = np.asarray(together.convert("RGB"))
+    if count == 1:
+        assert np.abs(parts[:, 100:].astype(int) - pictures[0]).max() <= 1
+        assert np.abs(parts[:, :96].astype(int) - pictures[0]).mean() > 1
+    else:
+        for number, picture in enumerate(pictures):
+            top, left = number // 2 * 20, number % 2 * 28
+            assert np.abs(parts[top : top + 16, left : left + 24].astype(int) - picture).max() <= 1
+        assert len({picture.tobytes() for picture in pictures}) == 4
+
+
+def opened(host, entry, name):
+    files = host.pictures({"outputs": {name: entry["outputs"][name]}})
+    return [Image.open(io.BytesIO(data)) for data in files]
