@@ -25,7 +25,7 @@ KEPT = ("default", "min", "max", "step", "control_after_generate", "forceInput",
 
 
 # Views that hold no value, which old hosts do not have.
-VIEWS = {"IMAGECOMPARE"}
+VIEWS = ("IMAGECOMPARE",)
 
 
 def kept(every: dict[str, Any], module: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import comfyui
 import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence
+from record_golden import VIEWS
 
 import flowcore
 
@@ -67,6 +68,14 @@ NOTES = {
     "Run. A shipped model learns from them for a minute and becomes a model of your own: `my-photos` in *Load Flow "
     "Model*. The sheet shows its samples at six temperatures, and pieces of your photographs on the right. For a model "
     "that is worth keeping, choose another name, more minutes and the recipe that you need.",
+    "painted": "Two temperatures in one picture. Load a photograph, right-click it, choose *Open in MaskEditor*, and "
+    "paint over what shall be lively: there *temperature* holds, everywhere else *outside*. The pack's folder has a "
+    "photograph that is painted on already: `workflows/painted.png`; drag it onto *Photograph*. Its knitwear and hair "
+    "are lively, its face is calm. With nothing painted, all is calm.",
+    "grid": "Four temperatures, three seeds, one sheet: the column says how much is invented, the row which of the "
+    "possible pictures. Find the place that you like, and put its temperature and seed into *Flow Upscale*.",
+    "best-of": "Eight enlargements of one photograph. The map shows where they differ, which is what the model had to "
+    "guess. The two that fit the photograph best are kept, and matched to it: shrunk, they are the photograph again.",
     "clip": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; drag it "
     "onto *Photograph*. Sixteen frames pan over it. With frames on video all are coloured from the same "
     "latents, and carry keeps the palette steady. Replace the frames by those of your own clip.",
@@ -79,6 +88,9 @@ PHOTOS = {
     "strokes": {"photo": "house.jpg"},
     "palette-transfer": {"photo": "house.jpg"},
     "clip": {"photo": "alps.jpg"},
+    "painted": {"photo": "painted.png"},
+    "grid": {"photo": "photo.png"},
+    "best-of": {"photo": "photo.png"},
 }
 
 
@@ -168,6 +180,7 @@ PICTURES = {
     "FlowcoreDecode",
     "FlowcoreColorize",
     "FlowcoreTrain",
+    "FlowcoreUpscale",
 }
 
 
@@ -177,6 +190,8 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
     values: list[Any] = []
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
+            if kind in VIEWS:
+                continue
             properties = rest[0] if rest else {}
             label = "COMBO" if isinstance(kind, list) else kind
             slot: dict[str, Any] = {"name": name, "type": label}
