@@ -116,6 +116,28 @@ def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
     assert canvas.complaints == []
 
 
+def test_before_and_after_are_shown_and_cost_no_second_run(canvases):
+    """Nodes 2.0 only: the classic canvas says so itself."""
+    canvas = canvases(vue=True)
+    canvas.open(upscaling("fixed"))
+    canvas.run()
+    canvas.page.wait_for_function(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
+            const value = node.widgets.find(w => w.type === 'imagecompare').value;
+            return value?.beforeImages?.length === 1 && value?.afterImages?.length === 1; }"""
+    )
+    (sent,) = [node["inputs"] for node in canvas.prompt().values() if node["class_type"] == "FlowcoreUpscale"]
+    assert "compare" not in sent
+    canvas.page.evaluate("""() => { window.cached = [];
+        app.api.addEventListener('execution_cached', event => window.cached.push(...event.detail.nodes)); }""")
+    canvas.run()
+    (node,) = [node["id"] for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+    assert str(node) in canvas.page.evaluate("() => window.cached")
+    canvas.look_at("FlowcoreUpscale", scale=1.2)
+    canvas.shot("compare")
+    assert canvas.complaints == []
+
+
 def test_a_click_on_a_digit_brings_its_label_along(canvases):
     canvas = canvases(vue=False)
     canvas.open(
