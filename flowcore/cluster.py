@@ -1,8 +1,9 @@
 """The same work on many machines: over a Ray cluster, with Ray Data (``pip install .[ray]``).
 
-    pictures, read where this program runs -> workers, each with the model in memory -> results, saved where it runs
+    names of pictures -> workers, which read them, each with the model in memory -> results, saved by this program
 
-So the machines share no folder; each needs flowcore and Ray, and the model travels with the work. Without the address
+So each machine needs flowcore and Ray, and sees the pictures under the same path; the model travels with the work, and
+the results come back. Without the address
 of a cluster, Ray runs one on this machine, on the loopback interface alone, for as long as the work lasts.
 """
 
@@ -12,6 +13,7 @@ import importlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,13 +83,11 @@ class _Remote:
     def _done(self, row: dict[str, Any]) -> dict[str, Any]:
         said: list[str] = []
         try:
-            if row["problem"]:
-                raise OSError(row["problem"])
-            results = self._worker(row["picture"], row["name"], notify=said.append)
+            path = Path(row["path"])
+            results = self._worker(path.read_bytes(), path.name, notify=said.append)
         except Exception as error:  # one picture does not stop the others
-            known = isinstance(error, (FlowError, OSError))
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            return {"number": row["number"], "results": [], "error": text or type(error).__name__, "said": said}
+            text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+            return {"number": row["number"], "results": [], "error": text, "said": said}
         return {"number": row["number"], "results": results, "error": "", "said": said}
 
 
@@ -101,15 +101,6 @@ def _table(rows: list[dict[str, Any]]) -> Any:
         "said": arrow.list_(arrow.string()),
     }
     return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
-
-
-def _read(row: dict[str, Any]) -> dict[str, Any]:
-    picture, problem = b"", ""
-    try:
-        picture = Path(row["path"]).read_bytes()
-    except OSError as error:
-        problem = f"{row['path']} cannot be read: {error.strerror or error}."
-    return {"number": row["number"], "name": Path(row["path"]).name, "picture": picture, "problem": problem}
 
 
 def do(
@@ -162,24 +153,23 @@ def _rows(
     there = ray.cluster_resources()
     most = int(there.get("GPU", 0)) if gpu else int(there.get("CPU", 1)) // cluster.threads
     workers = max(1, min(cluster.workers or most, len(jobs)))
-    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
-    here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     items = [{"number": number, "path": str(job.source.absolute())} for number, job in jobs.items()]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a worker that dies with a picture does not stop the others
     pictures = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-    results = pictures.map(_read, num_cpus=0, scheduling_strategy=here).map_batches(
-        _Remote,
-        fn_constructor_args=(work, model, file, cluster.threads),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=0 if gpu else cluster.threads,
-        num_gpus=1 if gpu else 0,
-        max_restarts=4,
-        max_task_retries=0,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's plans
+        results = pictures.map_batches(
+            _Remote,
+            fn_constructor_args=(work, model, file, cluster.threads),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=0 if gpu else cluster.threads,
+            num_gpus=1 if gpu else 0,
+            max_task_retries=0,  # or a picture that kills its worker would do so for ever
+        )
     for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
         yield from batch.to_pylist()
 
@@ -209,6 +199,7 @@ def _running(cluster: Cluster) -> Generator[Any]:
 
 def _ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray: Any = importlib.import_module("ray")
         importlib.import_module("ray.data")
@@ -217,5 +208,6 @@ def _ray() -> Any:
             f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "
             "leave --ray out."
         ) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return ray

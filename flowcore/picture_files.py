@@ -208,7 +208,7 @@ def unique_id(data: bytes) -> str | None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _low_bytes(opened: Image.Image, data: bytes) -> Image.Image | None:
+def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     """Decode the lower bytes of 16-bit colours; None if there are none."""
     if isinstance(opened, PngImagePlugin.PngImageFile):
         return _low_bytes_of_png(data)
@@ -225,10 +225,10 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Image.Image | None:
         for t in again.tile
     ]
     again.load()
-    return again
+    return np.asarray(again)
 
 
-def _low_bytes_of_png(data: bytes) -> Image.Image | None:
+def _low_bytes_of_png(data: bytes) -> Pixels | None:
     """Likewise, of a PNG: its chunks are easier to read than Pillow's idea of them is to change."""
     size, kind, interlaced, stream, position = (0, 0), 0, 0, [b""], 8
     while position + 8 <= len(data):
@@ -241,26 +241,23 @@ def _low_bytes_of_png(data: bytes) -> Image.Image | None:
                 return None
         elif chunk == b"IDAT":
             stream.append(body)
-    # Two channels of two bytes are four of one; of three and four, Pillow takes the upper byte in the order it is told.
+    # Of three and four channels, Pillow takes the upper byte in the order it is told; two of two bytes are four of one.
     mode, raw = {2: ("RGB", "RGB;16L"), 4: ("RGBA", "RGBA"), 6: ("RGBA", "RGBA;16L")}[kind]
-    return Image.frombytes(mode, (size[0], size[1]), b"".join(stream), "zip", raw, interlaced)
+    low = np.asarray(Image.frombytes(mode, (size[0], size[1]), b"".join(stream), "zip", raw, interlaced))
+    return low[:, :, [1, 1, 1, 3]] if kind == 4 else low
 
 
-def _pixels(opened: Image.Image, low: Image.Image | None) -> Pixels:
+def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
     """Take the pixels of a decoded picture, (h, w, 3 or 4)."""
     if opened.mode == "F":
         raise ValueError("it holds floating-point numbers of no stated range")
     if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
         grey = np.asarray(opened).clip(0, 65535).astype(np.uint16)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if low is not None and opened.mode in ("LA", "RGBA", "RGB"):
-        lower = np.asarray(low).astype(np.uint16)
-        if opened.mode == "LA":
-            grey, alpha = lower[:, :, 0] << 8 | lower[:, :, 1], lower[:, :, 2] << 8 | lower[:, :, 3]
-            return np.stack([grey, grey, grey, alpha], axis=2)
+    if low is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
-        if upper.shape == lower.shape:
-            return upper << 8 | lower
+        if upper.shape == low.shape:
+            return upper << 8 | low
     has_alpha = "A" in opened.getbands() or "transparency" in opened.info
     return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
 
