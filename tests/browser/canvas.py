@@ -79,6 +79,15 @@ class Canvas:
         """The nodes on the canvas: id, type, title, whether they are known and red, widgets as (name, label, value)."""
         return self.page.evaluate(VALUES)
 
+    def overlapping(self) -> list[list[str]]:
+        """Pairs of nodes that lie over each other, by title."""
+        return self.page.evaluate(
+            """() => { const boxes = app.graph.nodes.map(n => [n.title, ...n.boundingRect]), found = [];
+                for (const [i, [a, x, y, w, h]] of boxes.entries()) for (const [b, u, v, s, t] of boxes.slice(i + 1))
+                    if (x < u + s && u < x + w && y < v + t && v < y + h) found.push([a, b]);
+                return found; }"""
+        )
+
     def value(self, kind: str, widget: str) -> Any:
         """The value of a widget of the only node of a kind."""
         (node,) = [node for node in self.nodes() if node["type"] == kind]

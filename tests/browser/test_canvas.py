@@ -57,6 +57,7 @@ def test_shipped_workflows_open_with_every_value_in_its_widget(canvases, host, v
         assert {number: values[: len(again[number])] for number, values in positions(saved).items()} == {
             number: values[: len(positions(saved)[number])] for number, values in again.items()
         }, name
+        assert canvas.overlapping() == [], name
         canvas.shot(f"open-{name}")
     assert canvas.complaints == []
 

@@ -175,6 +175,7 @@ PICTURES = {
     "LoadImage",
     "SaveImage",
     "SaveAnimatedWEBP",
+    "PreviewAny",
     "PreviewImage",
     "FlowcoreSample",
     "FlowcoreDecode",
