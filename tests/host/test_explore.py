@@ -1,0 +1,142 @@
+"""The explorer between images, and the gallery that nodes leave for the canvas, over the API."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from talk import graph, upscale
+from test_generate import refusal
+from test_latents import DIGITS, GLOW, drawn, levels, same, working
+
+from flowcore import latents as material
+
+
+def explore(anchors="abcd", model=GLOW, other=None, labels=("", ""), **values):
+    """The explorer between samplings of the seeds 10, 20, 30 and 40; or fewer of them."""
+    workflow = working("FlowcoreLatentExplorer", model, other, labels=labels, **values)
+    for name, seed in (("three", 30), ("four", 40)):
+        draw = {"model": ["model", 0], "samples": 1, "temperature": 1.0, "seed": seed}
+        workflow[name] = {"class_type": "FlowcoreSample", "inputs": draw}
+    for anchor, sampling in zip("abcd", ("one", "two", "three", "four"), strict=True):
+        if anchor in anchors:
+            workflow["node"]["inputs"][anchor] = [sampling, 1]
+    return workflow
+
+
+@pytest.mark.parametrize(("x", "y", "seed"), [(0, 0, 10), (1, 0, 20), (0, 1, 30), (1, 1, 40)])
+def test_corners_are_the_images_bit_for_bit(host, flows, x, y, seed):
+    same(levels(host, explore(x=x, y=y)), drawn(1, seed))
+
+
+def test_a_place_is_a_walk_along_both_edges_and_between_them(host, flows):
+    a, b, c, d = (drawn(1, seed) for seed in (10, 20, 30, 40))
+    upper, lower = material.interpolate(a, b, 0.25), material.interpolate(c, d, 0.25)
+    same(levels(host, explore(x=0.25, y=0.75)), material.interpolate(upper, lower, 0.75), 1e-6)
+    middle = material.interpolate(material.interpolate(a, b, 0.5), material.interpolate(c, d, 0.5), 0.5)
+    same(levels(host, explore()), middle, 1e-6)  # what the widgets say at first
+
+
+def test_two_anchors_are_a_line_and_three_a_triangle(host, flows):
+    a, b, c, d = (drawn(1, seed) for seed in (10, 20, 30, 40))
+    for y in (0.0, 0.9):
+        same(levels(host, explore("ab", x=0.3, y=y)), material.interpolate(a, b, 0.3), 1e-6)
+    for third, latents in (("c", c), ("d", d)):
+        same(levels(host, explore("ab" + third, x=0.3, y=1.0)), latents)
+        expected = material.interpolate(material.interpolate(a, b, 0.3), latents, 0.4)
+        same(levels(host, explore("ab" + third, x=0.3, y=0.4)), expected, 1e-6)
+
+
+def test_labels_are_those_of_the_nearest_and_other_models_are_refused(host, flows):
+    outputs = host.run(explore("ab", DIGITS, labels=("1", "2"), x=0.2))["outputs"]
+    assert outputs["report"]["labels"] == [1]
+    assert "that of the nearest is kept" in outputs["node"]["text"][0]
+    assert host.run(explore("ab", DIGITS, labels=("1", "2"), x=0.8))["outputs"]["report"]["labels"] == [2]
+    refusal(host, explore("ab", other="other-glow.safetensors"), "different models")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the gallery
+
+
+def gallery(host, workflow, node):
+    entries = host.run(workflow)["outputs"][node]["flowcore_gallery"]
+    for entry in entries:
+        address = "&".join(f"{key}={entry[key]}" for key in ("filename", "subfolder", "type"))
+        yield entry, Image.open(io.BytesIO(host.get(f"/view?{address}"))).convert("RGB")
+
+
+def near(one, other):
+    """Whether two small pictures are the same but for JPEG."""
+    return np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() < 2
+
+
+def test_the_gallery_holds_every_sample_with_the_seed_that_makes_it_alone(host, photo):
+    shown = list(gallery(host, upscale(photo=photo, seed=5, samples=3, temperature=0.9), "upscale"))
+    assert [entry["seed"] for entry, _ in shown] == [5, 6, 7]
+    for entry, thumbnail in shown:
+        assert thumbnail.size == (96, 64)
+        (whole,) = host.images(upscale(photo=photo, seed=entry["seed"], samples=1, temperature=0.9))
+        assert near(thumbnail, whole.convert("RGB"))
+    first, second, _ = (thumbnail for _, thumbnail in shown)
+    assert not np.array_equal(first, second)
+
+
+def test_the_gallery_is_small_and_of_the_first_pictures(host, flows):
+    sampling = graph(
+        model=("FlowcoreLoadModel", {"model_name": GLOW}),
+        sample=("FlowcoreSample", {"model": "model.0", "samples": 70, "temperature": 0.7, "seed": 2**64 - 2}),
+        show=("PreviewImage", {"images": "sample.0"}),
+    )
+    shown = list(gallery(host, sampling, "sample"))
+    assert len(shown) == 64
+    assert [entry["seed"] for entry, _ in shown[:3]] == [2**64 - 2, 2**64 - 1, 0]
+
+
+def test_large_pictures_are_shrunk(host):
+    host.put("wide.png", Image.new("RGB", (700, 90), (200, 100, 50)))
+    coloring = graph(
+        photo=("LoadImage", {"image": "wide.png"}),
+        model=("FlowcoreLoadModel", {"model_name": "color-photos"}),
+        color=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 0.9, "seed": 3}),
+        show=("PreviewImage", {"images": "color.0"}),
+    )
+    ((entry, thumbnail),) = gallery(host, coloring, "color")
+    assert entry["seed"] == 3
+    assert thumbnail.size == (256, 33)
+
+
+def test_a_label_that_was_the_turn_of_a_picture_comes_with_it(host, flows):
+    def sampling(**values):
+        return graph(
+            model=("FlowcoreLoadModel", {"model_name": DIGITS}),
+            sample=("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7} | values),
+            show=("PreviewImage", {"images": "sample.0"}),
+        )
+
+    shown = list(gallery(host, sampling(seed=5, labels="0, 2"), "sample"))
+    assert [entry.get("labels") for entry, _ in shown] == [None, "2, 0, 2, 0", None, "2, 0, 2, 0"]
+    entry, picked = shown[1]
+    again = list(gallery(host, sampling(seed=entry["seed"], labels=entry["labels"]), "sample"))
+    assert near(again[0][1], picked)
+
+
+def test_a_run_whose_gallery_cannot_be_kept_is_a_run(host, photo):
+    folder = host.server.base / "temp" / "flowcore"
+    moved = folder.with_name("aside")
+    host.forget()
+    if folder.exists():
+        folder.rename(moved)
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("no folder")
+    try:
+        outputs = host.run(upscale(photo=photo, seed=91))["outputs"]
+    finally:
+        folder.unlink()
+        if moved.exists():
+            moved.rename(folder)
+    assert outputs["upscale"]["flowcore_gallery"] == []
+    assert outputs["save"]["images"]
+    assert "The gallery on the node is not shown" in host.server.console()
