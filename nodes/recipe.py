@@ -113,7 +113,8 @@ def _recipe(node_id: str, kind: str, values: dict[str, Any], images: torch.Tenso
 
 
 def _is_source(value: Any) -> bool:
-    return value is not None and not recipes.is_plain(value)
+    """Images and masks, latents and hints; what is left are pictures that only the canvas looks at."""
+    return isinstance(value, (torch.Tensor, list)) or dataclasses.is_dataclass(value)
 
 
 def _source(value: Any) -> Any:

@@ -86,7 +86,7 @@ def test_a_picture_of_the_shipped_workflow_is_made_again_from_its_file_alone(hos
     assert recipe["model_sha256"] == model_sha256(load("srflow-x4"))
     assert recipe["version"] == __version__
     assert recipe["settings"]["precision"] == "float32"
-    assert recipe["sources"]["image"]["shape"] == [1, 16, 24, 3]
+    assert {name: value["shape"] for name, value in recipe["sources"].items()} == {"image": [1, 16, 24, 3]}
     assert len(set(recipe["pictures"])) == 4
 
     other = fresh(host.version)
@@ -116,7 +116,7 @@ def test_a_picture_of_the_shipped_workflow_is_made_again_from_its_file_alone(hos
         assert entry["outputs"]["recipe"]["model"] == ["srflow-x4"]
 
 
-def workflow_of_three(photo, flows, **values):
+def workflow_of_three(photo, flows):
     """An enlargement, colourings of it and samples, each saved."""
     return graph(
         photo=("LoadImage", {"image": photo}),
@@ -126,8 +126,12 @@ def workflow_of_three(photo, flows, **values):
         upscale=("FlowcoreUpscale", {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}),
         colorize=(
             "FlowcoreColorize",
-            {"image": "upscale.0", "model": "color.0", "temperature": 0.6, "seed": 4, "samples": 2},
+            {
+                "image": "upscale.0", "model": "color.0", "temperature": 0.6, "seed": 4, "samples": 2,
+                "hints": "hints.0",
+            },
         ),
+        hints=("FlowcoreColorHints", {"image": "upscale.0", "palette": "#c08040"}),
         sample=(
             "FlowcoreSample",
             {
@@ -149,6 +153,7 @@ def test_all_nodes_that_took_part_are_named_once(host, photo, flows):
     assert {"upscale", "colorize"} <= told.keys() <= set(DRAWN)  # what runs later cannot be in it
     assert told["colorize"]["samples"] == 2
     assert told["colorize"]["settings"]["detail"] == 0.3
+    assert told["colorize"]["sources"]["hints"]["palette"]["shape"] == [1, 4]
     sampled = next(data for data in files if opened_file(data).size == (16, 12))
     told = {entry["node_id"]: entry for entry in recipes(sampled)}
     assert told["sample"]["settings"]["temperatures"] == "0.3, 0.9"
@@ -299,3 +304,6 @@ def test_hostile_files_get_a_sentence_and_the_next_run_works(host, made):
         with pytest.raises(RunError, match="there is no file"):
             follow(host, name)
     assert follow(host, "made.png")["seed"] == [40]
+    # Files of the output folder are named as everywhere in the host.
+    shutil.copy(folder / "made.png", host.server.base / "output" / "there.png")
+    assert follow(host, "there.png [output]")["seed"] == [40]
