@@ -425,7 +425,7 @@ class _Run:
     def _on_levels(self, taus: list[float | Tensor]) -> list[float | Tensor]:
         """Bring maps of temperatures, which lie over the image, onto the latents, which lie over the padded one."""
         height, width = self.rgb.shape[-2:]
-        fine = self.shapes[0][1] // self.rows
+        fine = max(1, self.shapes[0][1] // self.rows)  # the finest latents may be coarser than the LR image
         placed: list[float | Tensor] = []
         for tau, (_, rows, columns) in zip(taus, self.shapes, strict=True):
             if isinstance(tau, Tensor):

@@ -358,6 +358,14 @@ def test_a_map_lies_over_the_image_and_not_over_the_padded_one(flow: Flow) -> No
     assert tau[0, 0, 0, 10:].tolist() == pytest.approx([1.0] * 10)
 
 
+def test_a_map_works_where_all_latents_are_coarser_than_the_image() -> None:
+    torch.manual_seed(0)
+    sizes = {"steps": 1, "hidden": 8, "encoder_blocks": 1, "encoder_width": 8, "encoder_growth": 4}
+    small = srflow(SRFlowConfig(scale=2, levels=2, stacked_blocks=(0,), **sizes)).eval()
+    lr, tau = picture(1, 3, 9, 7), painted(right_half(9, 7), 0.7, 0.7)
+    torch.testing.assert_close(upscale(small, lr, temperature=tau), upscale(small, lr, temperature=0.7))
+
+
 def test_every_image_may_have_a_map_and_every_level_a_temperature(flow: Flow) -> None:
     lr = picture(2, 3, 12, 16)
     masks = torch.cat([right_half(12, 16), 1 - right_half(12, 16)])

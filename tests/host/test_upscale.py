@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import urllib.parse
 
 import comfyui
 import numpy as np
@@ -142,6 +143,7 @@ def test_alpha_of_a_picture_is_kept(host):
         ({"channels": 2}, ["1, 3 or 4", "(1, 2, 6, 8)"]),
         ({"dtype": "video"}, ["(batch, height, width, channels)", "(1, 1, 6, 8, 3)", "frames"]),
         ({"temperature": float("nan")}, ["temperature", "nan"]),
+        ({"factor": float("nan")}, ["factor", "nan"]),
     ],
 )
 def test_bad_input_gets_a_sentence_and_the_next_run_works(host, inputs, words):
@@ -160,6 +162,9 @@ def test_bad_input_gets_a_sentence_and_the_next_run_works(host, inputs, words):
         ({"samples": 0}, ["samples", "smaller than min of 1"]),
         ({"tile": -8}, ["tile", "smaller than min of 0"]),
         ({"precision": "float64"}, ["precision", "float64"]),
+        ({"outside": 1.6}, ["outside", "bigger than max of 1.5"]),
+        ({"factor": 17}, ["factor", "bigger than max of 16"]),
+        ({"longest_side": 16385}, ["longest_side", "bigger than max of 16384"]),
     ],
 )
 def test_values_outside_their_range_are_refused(host, inputs, words):
@@ -182,6 +187,135 @@ def test_progress_moves_and_every_sample_is_shown_as_it_is_finished(host, photo)
     assert len({value for value, _ in values}) >= 3
     previews = [event for event in events if isinstance(event, bytes) and event[:4] == b"\0\0\0\1"]
     assert [Image.open(io.BytesIO(preview[8:])).size for preview in previews] == [(96, 64)] * 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# painted temperature
+
+
+def painted(**inputs):
+    """A workflow whose mask is white on the left half."""
+    workflow = probe(**{"fill": "photo", "height": 8, "width": 48} | inputs)
+    workflow["black"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 96, "height": 20}}
+    workflow["white"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 48, "height": 20}}
+    workflow["mask"] = {
+        "class_type": "MaskComposite",
+        "inputs": {"destination": ["black", 0], "source": ["white", 0], "x": 0, "y": 0, "operation": "add"},
+    }
+    workflow["upscale"]["inputs"]["mask"] = ["mask", 0]
+    return workflow
+
+
+def rows(host, workflow):
+    (facts,) = report(host, workflow)
+    return np.array(facts["rows"]).reshape(facts["shape"])
+
+
+def test_temperature_holds_in_the_mask_and_outside_elsewhere(host):
+    size = {"fill": "photo", "height": 8, "width": 48}
+    both = rows(host, painted(temperature=0.9, outside=0.0, seed=3))
+    lively, calm = (rows(host, probe(temperature=tau, seed=3, **size)) for tau in (0.9, 0.0))
+    left, right = (slice(None), slice(None), slice(0, 64)), (slice(None), slice(None), slice(128, None))
+    assert np.abs(both - lively)[left].max() < 2 / 255
+    assert np.abs(both - calm)[right].max() < 2 / 255
+    assert np.abs(both - calm)[left].mean() > 1 / 255
+    # Per level, the mask paints every level.
+    levels = rows(host, painted(temperatures="0.9, 0.9", temperature=0.1, outside=0.0, seed=3))
+    assert np.abs(levels - both).max() < 1e-5
+
+
+def test_temperatures_per_level_replace_temperature(host):
+    whole, same, fine = (
+        rows(host, probe(fill="photo", temperature=0.8, temperatures=text, seed=3))
+        for text in ("", "0.8, 0.8", "0.8, 0")
+    )
+    assert np.abs(whole - same).max() < 1e-5
+    assert np.abs(whole - fine).max() > 0.01
+    with pytest.raises(RunError, match="2 levels of latents; got 3"):
+        host.run(probe(temperatures="1, 1, 1"))
+    with pytest.raises(RunError, match="one number per level"):
+        host.run(probe(temperatures="warm"))
+
+
+def test_a_black_mask_is_told_and_a_wrong_one_refused(host, photo):
+    workflow = upscale(photo=photo, temperature=0.9)
+    workflow["upscale"]["inputs"]["mask"] = ["photo", 1]  # of a picture without alpha: nobody has painted
+    said = host.run(workflow)["outputs"]["upscale"]["text"]
+    assert "mask is black" in said[0]
+    workflow = painted()
+    workflow["photo"]["inputs"]["batch"] = 2
+    workflow["many"] = {"class_type": "FlowcoreTestImage", "inputs": workflow["photo"]["inputs"] | {"batch": 3}}
+    workflow["mask"] = {"class_type": "ImageToMask", "inputs": {"image": ["many", 0], "channel": "red"}}
+    with pytest.raises(RunError, match=r"MASK of shape \(1 or 2, height, width\); got \(3, 8, 48\)"):
+        host.run(workflow)
+    workflow["many"]["inputs"] |= {"batch": 2, "fill": "nan"}
+    with pytest.raises(RunError, match="mask holds values"):
+        host.run(workflow)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# size, consistency, before and after
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        ({"factor": 2.5}, [1, 15, 20, 3]),
+        ({"factor": 6}, [1, 36, 48, 3]),
+        ({"longest_side": 37}, [1, 28, 37, 3]),
+        ({"longest_side": 37, "factor": 2}, [1, 28, 37, 3]),
+        ({"longest_side": 1}, [1, 1, 1, 3]),
+        ({"factor": 0.01, "channels": 4}, [1, 1, 1, 4]),
+        ({"factor": 3, "channels": 4}, [1, 18, 24, 4]),
+    ],
+)
+def test_any_size_can_be_asked_for(host, inputs, shape):
+    entry = host.run(probe(fill="photo" if "channels" not in inputs else "gradient", **inputs))
+    assert entry["outputs"]["save"]["shape"] == shape
+    said = " ".join(entry["outputs"]["upscale"]["text"])
+    assert ("ordinary resize" in said) == (max(shape[1:3]) > 32)
+
+
+def test_a_matched_picture_is_consistent_and_the_number_says_so(host):
+    def number(**inputs):
+        workflow = probe(fill="photo", height=16, width=16, temperature=0.9, samples=2, **inputs)
+        workflow["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["upscale", 1]}}
+        outputs = host.run(workflow)["outputs"]
+        assert float(outputs["show"]["text"][0]) == outputs["upscale"]["consistency"][0]
+        return outputs["upscale"]["consistency"][0]
+
+    plain, matched, sized = number(), number(match_source=True), number(match_source=True, longest_side=71)
+    assert 30 < plain < 60
+    assert 60 <= matched <= 100
+    assert 60 <= sized <= 100
+
+
+def test_memory_that_nothing_holds_is_told_before_the_work(host):
+    with pytest.raises(RunError, match="GB of memory"):
+        host.run(probe(batch=64, samples=64, longest_side=16384))
+
+
+def test_the_canvas_gets_before_and_after_and_scripts_get_no_files(host, photo):
+    has_view = "compare" in host.get_json("/object_info/FlowcoreUpscale")["FlowcoreUpscale"]["input"]["optional"]
+    assert has_view == newer(host.version, "0.9.0")
+    workflow = upscale(photo=photo, seed=41)
+    assert "a_images" not in host.run(workflow)["outputs"]["upscale"]
+    workflow["upscale"]["inputs"]["seed"] = 42
+    extra = {"extra_pnginfo": {"workflow": {"nodes": []}}}
+    run = json.loads(host.post("/prompt", {"prompt": workflow, "client_id": host.id, "extra_data": extra}))["prompt_id"]
+    entry = host.wait(run, timeout=120)
+    shown = entry["outputs"]["upscale"]
+    assert ("a_images" in shown, "b_images" in shown) == (has_view, has_view)
+    if has_view:
+        before, after = (
+            Image.open(io.BytesIO(host.get("/view?" + urllib.parse.urlencode(shown[key][0]))))
+            for key in ("a_images", "b_images")
+        )
+        (picture,) = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
+        assert before.size == after.size == picture.size == (96, 64)
+        assert np.abs(array(after) - array(picture)).max() <= ONE
+        soft = array(Image.open(host.server.base / "input" / photo).resize((96, 64), Image.Resampling.BICUBIC))
+        assert np.abs(array(before) - soft).max() < 0.05
 
 
 def test_cancel_stops_within_a_second_and_the_next_run_works(host):

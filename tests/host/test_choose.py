@@ -1,0 +1,307 @@
+"""The nodes that choose among samples, over the API: what they make, what they say, what they refuse."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from client import RunError
+from PIL import Image
+from talk import graph, newer, picture
+
+
+def array(image):
+    return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
+
+
+def enlarged(flows, samples=3, **more):
+    """A picture of the probe pack, and enlargements of it."""
+    asked = {"image": "image.0", "model": "model.0", "temperature": 0.8, "seed": 5, "samples": samples} | more
+    return {
+        "image": picture(fill="photo", height=8, width=12),
+        "model": ("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+        "up": ("FlowcoreUpscale", asked),
+    }
+
+
+def facts(host, workflow, *names):
+    """The history of some nodes, whose values nobody has seen before."""
+    outputs = host.run(workflow)["outputs"]
+    return [outputs[name] for name in names] if len(names) > 1 else outputs[names[0]]
+
+
+def shows(**wires):
+    """A node of the host per wire, which puts its value into the history."""
+    return {name: ("PreviewAny", {"source": wire}) for name, wire in wires.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flow Temperature Grid
+
+
+def grid(flows, **more):
+    base = enlarged(flows)
+    del base["up"]
+    asked = {"image": "image.0", "model": "model.0", "temperatures": "0, 0.8", "seed": 5, "seeds": 3}
+    return base | {"grid": ("FlowcoreTemperatureGrid", asked | more)}
+
+
+def test_the_grid_is_every_temperature_with_every_seed(host, flows):
+    workflow = grid(flows) | {"show": ("FlowcoreTestReport", {"image": "grid.1"})}
+    single = enlarged(flows, samples=3) | {"show": ("FlowcoreTestReport", {"image": "up.0"})}
+    ui, batch = facts(host, graph(**workflow), "grid", "show")
+    assert ui["temperatures"] == [0, 0.8]
+    assert ui["seeds"] == [5, 6, 7]
+    assert batch["shape"] == [6, 16, 24, 3]
+    rows = np.array(batch["rows"])
+    assert np.array_equal(rows[0], rows[1])  # at temperature 0 seeds make no difference
+    assert np.array_equal(rows[0], rows[2])
+    expected = np.array(facts(host, graph(**single), "show")["rows"])
+    assert np.abs(rows[3:] - expected).max() < 1e-4
+
+
+def test_the_lists_tell_of_every_picture(host, flows):
+    workflow = graph(**grid(flows, seed=2**64 - 1), **shows(taus="grid.2", seeds="grid.3"))
+    outputs = host.run(workflow)["outputs"]
+    assert [float(x) for x in outputs["taus"]["text"]] == [0, 0, 0, 0.8, 0.8, 0.8]
+    assert [int(x) for x in outputs["seeds"]["text"]] == [2**64 - 1, 0, 1] * 2
+
+
+def test_the_sheet_has_a_column_per_temperature_and_a_row_per_seed_with_labels(host, flows):
+    workflow = graph(**grid(flows), save=("SaveImage", {"images": "grid.0", "filename_prefix": "sheet"}))
+    (sheet,) = (Image.open(io.BytesIO(data)) for data in host.pictures(host.run(workflow)))
+    values = array(sheet)
+    assert sheet.width > 2 * 48
+    assert sheet.height > 3 * 16
+    dark = (values < 0.5).all(2)
+    assert dark[:12].any()  # labels above
+    assert dark[20:, :20].any()  # and on the left
+    assert (values[:, -3:] > 0.98).all()  # no label runs out of the sheet
+    assert (values[-3:] > 0.98).all()
+
+
+def test_each_image_of_a_batch_has_its_sheet(host, flows):
+    workflow = grid(flows, temperatures="0.5", seeds=2)
+    workflow["image"] = picture(fill="photo", height=6, width=4, batch=2)
+    workflow["show"] = ("FlowcoreTestReport", {"image": "grid.0"})
+    workflow["many"] = ("FlowcoreTestReport", {"image": "grid.1"})
+    sheet, many = facts(host, graph(**workflow), "show", "many")
+    assert sheet["shape"][0] == 2
+    assert many["shape"] == [4, 12, 8, 3]
+
+
+@pytest.mark.parametrize("temperatures", ["", "warm", "0.5, -1", "nan", ", ".join(["0.5"] * 65)])
+def test_temperatures_that_make_no_grid_are_refused_in_a_sentence(host, flows, temperatures):
+    with pytest.raises(RunError, match=r"(?i)temperature"):
+        host.run(graph(**grid(flows, temperatures=temperatures), show=("FlowcoreTestReport", {"image": "grid.0"})))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flow Temperature Curve
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({}, "0.6, 0.75, 0.9"),
+        ({"levels": 1}, "0.6"),
+        ({"fine": 1.0, "coarse": 0.0, "levels": 2}, "1, 0"),
+        ({"fine": 0.5, "coarse": 0.5, "levels": 8}, ", ".join(["0.5"] * 8)),
+    ],
+)
+def test_without_a_curve_the_way_is_straight(host, inputs, text):
+    asked = {"fine": 0.6, "coarse": 0.9, "levels": 3} | inputs
+    workflow = graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
+    assert host.run(workflow)["outputs"]["text"]["text"] == [text]
+
+
+@pytest.mark.parametrize(
+    ("curve", "text"),
+    [
+        ({"points": [[0, 0], [0.5, 1], [1, 1]], "interpolation": "linear"}, "0.2, 1, 1"),
+        ({"points": [[0, 1], [1, 0]], "interpolation": "linear"}, "1, 0.6, 0.2"),
+        ({"__value__": [[0, 0.5], [1, 0.5]]}, "0.6, 0.6, 0.6"),  # a list, as the canvas sends it
+    ],
+)
+def test_a_curve_leads_from_fine_to_coarse(host, curve, text):
+    if not newer(host.version, "0.16.0"):
+        pytest.skip("this host has no curves")
+    asked = {"fine": 0.2, "coarse": 1.0, "levels": 3, "curve": curve}
+    workflow = graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
+    assert host.run(workflow)["outputs"]["text"]["text"] == [text]
+
+
+@pytest.mark.parametrize("curve", ["up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}])
+def test_what_is_no_curve_is_refused_in_a_sentence(host, curve):
+    if not newer(host.version, "0.16.0"):
+        pytest.skip("this host has no curves")
+    asked = {"fine": 0.2, "coarse": 1.0, "levels": 3, "curve": curve}
+    with pytest.raises(RunError, match="curve must"):
+        host.run(graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0")))
+
+
+def test_a_curve_goes_into_the_upscaler(host, flows):
+    workflow = enlarged(flows, temperatures="curve.0")
+    workflow["curve"] = ("FlowcoreTemperatureCurve", {"fine": 0.3, "coarse": 0.7, "levels": 1})
+    workflow["show"] = ("FlowcoreTestReport", {"image": "up.0"})
+    typed = enlarged(flows, temperatures="0.3") | {"show": ("FlowcoreTestReport", {"image": "up.0"})}
+    assert facts(host, graph(**workflow), "show")["rows"] == facts(host, graph(**typed), "show")["rows"]
+    workflow["curve"][1]["levels"] = 5
+    with pytest.raises(RunError, match="1 levels of latents; got 5"):
+        host.run(graph(**workflow))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flow Diversity Map
+
+
+def test_the_map_is_bright_where_samples_differ(host, flows):
+    workflow = enlarged(flows, samples=4, mask="mask.0", outside=0.0, temperature=1.0)
+    # The left half is white.
+    workflow["mask"] = (
+        "MaskComposite",
+        {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"},
+    )
+    workflow["black"] = ("SolidMask", {"value": 0.0, "width": 64, "height": 16})
+    workflow["white"] = ("SolidMask", {"value": 1.0, "width": 32, "height": 16})
+    workflow["image"] = picture(fill="photo", height=12, width=48)
+    workflow["map"] = ("FlowcoreDiversityMap", {"images": "up.0", "samples": 0, "gain": 4.0})
+    workflow["show"] = ("FlowcoreTestReport", {"image": "map.0"})
+    workflow["as_image"] = ("MaskToImage", {"mask": "map.1"})
+    workflow["masked"] = ("FlowcoreTestReport", {"image": "as_image.0"})
+    ui, shown, masked = facts(host, graph(**workflow), "map", "show", "masked")
+    assert shown["shape"] == [1, 24, 96, 3]
+    mask = np.array(masked["rows"]).reshape(24, 96, 3)[..., 0]
+    assert mask[:, :28].mean() > 0.2
+    assert mask[:, 68:].max() < 0.02
+    brightness = np.array(shown["rows"]).reshape(24, 96, 3).sum(2)
+    assert brightness[:, :28].mean() > 5 * brightness[:, 68:].mean()
+    assert 0 < ui["mean"][0] < 255
+    assert "average" in ui["text"][0]
+
+
+def test_maps_of_a_batch_and_their_gain(host, flows):
+    def shown(samples, gain):
+        workflow = enlarged(flows, samples=2) | {
+            "map": ("FlowcoreDiversityMap", {"images": "up.0", "samples": samples, "gain": gain}),
+            "show": ("FlowcoreTestReport", {"image": "map.0"}),
+        }
+        workflow["image"] = picture(fill="photo", height=6, width=8, batch=2)
+        return facts(host, graph(**workflow), "map", "show")
+
+    two, report = shown(2, 1.0)
+    assert report["shape"] == [2, 12, 16, 3]
+    assert two["each"][0] == pytest.approx(two["each"][1])  # twice the same image
+    none, dark = shown(2, 0.0)
+    assert none["mean"] == two["mean"]
+    assert dark["range"][1] < report["range"][1]
+    assert shown(0, 1.0)[1]["shape"][0] == 1
+
+
+@pytest.mark.parametrize(("made", "samples"), [(1, 0), (3, 2), (3, 1), (2, 4)])
+def test_what_makes_no_map_is_refused(host, flows, made, samples):
+    workflow = enlarged(flows, samples=made)
+    workflow["map"] = ("FlowcoreDiversityMap", {"images": "up.0", "samples": samples, "gain": 1.0})
+    workflow["show"] = ("FlowcoreTestReport", {"image": "map.0"})
+    with pytest.raises(RunError, match="at least 2 samples"):
+        host.run(graph(**workflow))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flow Best Of
+
+
+def best(flows, samples=4, batch=1, **more):
+    workflow = enlarged(flows, samples=samples)
+    workflow["image"] = picture(fill="photo", height=8, width=12, batch=batch)
+    asked = {"images": "up.0", "source": "image.0", "by": "consistency", "keep": 2} | more
+    return workflow | {"best": ("FlowcoreBestOf", asked), "all": ("FlowcoreTestReport", {"image": "up.0"})}
+
+
+@pytest.mark.parametrize("by", ["consistency", "likelihood"])
+def test_the_best_come_first_with_their_scores_and_numbers(host, flows, by):
+    workflow = best(flows, by=by, model="model.0") | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
+    workflow |= shows(scores="best.1", order="best.2")
+    outputs = host.run(graph(**workflow))["outputs"]
+    every, order = outputs["best"]["scores"], outputs["best"]["order"]
+    sign = -1 if by == "consistency" else 1
+    assert len(every) == 4
+    assert order == sorted(range(4), key=lambda k: sign * every[k])[:2]
+    assert [float(x) for x in outputs["scores"]["text"]] == pytest.approx([every[k] for k in order])
+    assert [int(x) for x in outputs["order"]["text"]] == order
+    rows = outputs["all"]["rows"]
+    assert outputs["show"]["rows"] == [rows[k] for k in order]
+    if by == "consistency":
+        assert max(every) <= 100
+
+
+def test_every_source_has_its_own_best(host, flows):
+    workflow = best(flows, samples=3, batch=2, keep=64) | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
+    outputs = host.run(graph(**workflow))["outputs"]
+    order = outputs["best"]["order"]
+    assert sorted(order[:3]) == [0, 1, 2]
+    assert sorted(order[3:]) == [3, 4, 5]
+    assert outputs["show"]["shape"] == [6, 16, 24, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"by": "likelihood"}, "likelihood needs the upscaling model"),
+        ({"by": "likelihood", "model": "other.0"}, "got a glow model"),
+        ({"by": "likelihood", "model": "model.0", "source": "small.0"}, "2 times as large"),
+        ({"source": "three.0"}, "4 images for 3 sources"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_in_a_sentence(host, flows, more, words):
+    workflow = best(flows, **more) | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
+    workflow["other"] = ("FlowcoreLoadModel", {"model_name": flows["small-glow"]})
+    workflow["small"] = picture(fill="photo", height=4, width=6)
+    workflow["three"] = picture(fill="photo", height=8, width=12, batch=3)
+    with pytest.raises(RunError, match=words):
+        host.run(graph(**workflow))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flow Match Source
+
+
+@pytest.mark.parametrize("size", [(32, 48), (27, 50), (8, 12)])
+def test_matched_images_are_their_source_again(host, size):
+    """Of any upscaler: here the host's own, which shifts colours a little."""
+    workflow = graph(
+        image=picture(fill="photo", height=8, width=12),
+        up=(
+            "ImageScale",
+            {
+                "image": "image.0",
+                "upscale_method": "nearest-exact",
+                "width": size[1],
+                "height": size[0],
+                "crop": "disabled",
+            },
+        ),
+        match=("FlowcoreMatchSource", {"images": "up.0", "source": "image.0"}),
+        show=("FlowcoreTestReport", {"image": "match.0"}),
+        **shows(number="match.1"),
+    )
+    outputs = host.run(workflow)["outputs"]
+    assert outputs["show"]["shape"] == [1, *size, 3]
+    assert outputs["match"]["consistency"][0] >= 60
+    assert outputs["match"]["before"][0] <= outputs["match"]["consistency"][0]
+    assert float(outputs["number"]["text"][0]) == outputs["match"]["consistency"][0]
+
+
+def test_what_cannot_be_matched_is_said(host):
+    workflow = graph(
+        image=picture(fill="photo", height=8, width=12),
+        noise=picture(fill="noise", height=4, width=4),
+        big=picture(fill="noise1", height=8, width=8),
+        match=("FlowcoreMatchSource", {"images": "big.0", "source": "noise.0"}),
+        show=("FlowcoreTestReport", {"image": "match.0"}),
+    )
+    assert "dB" in " ".join(host.run(workflow)["outputs"]["match"]["text"])
+    workflow["match"]["inputs"] = {"images": ["noise", 0], "source": ["image", 0]}
+    with pytest.raises(RunError, match="at least as large as the source; got 4x4 for a source of 12x8"):
+        host.run(workflow)
