@@ -1,0 +1,195 @@
+"""Back-projection: after it, an enlargement is its source again when it is shrunk; and it stays a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowcore
+from flowcore.metrics import lr_psnr, psnr
+from flowcore.resize import enlarge, resize, shrink
+from flowcore.tasks.consistency import GOAL, STEP, consistency, match_source
+from flowcore.transforms import ImageError, ShapeError
+
+PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
+
+
+def load(path):
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def photo(height=31, width=47):
+    return load(PHOTO)[..., 40 : 40 + height, 60 : 60 + width]
+
+
+def noisy(image, strength=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (image + strength * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the resize to any size
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_whole_factors_are_those_of_the_papers(factor):
+    small, large = photo(), photo(24, 36)
+    assert torch.equal(resize(small, 31 * factor, 47 * factor), enlarge(small, factor))
+    if not (24 % factor or 36 % factor):
+        assert torch.equal(resize(large, 24 // factor, 36 // factor), shrink(large, factor))
+
+
+@pytest.mark.parametrize("size", [(24, 90), (90, 24), (1, 1), (200, 47), (30, 46), (31, 48), (62, 47)])
+def test_any_size_comes_out_and_constants_stay(size):
+    assert resize(photo(), *size).shape[-2:] == size
+    assert torch.allclose(resize(torch.full((1, 3, 31, 47), 0.3), *size), torch.tensor(0.3), atol=1e-6)
+
+
+def test_other_factors_are_those_of_pillow():
+    """Whose bicubic kernel is the same, antialiased, and cut off at the border."""
+    picture = Image.open(PHOTO).convert("RGB")
+    for size in [(101, 77), (57, 300), (310, 40)]:
+        theirs = load_array(picture.resize(size, Image.Resampling.BICUBIC))
+        ours = resize(load(PHOTO), size[1], size[0]).clamp(0, 1)
+        assert (ours - theirs).abs().max() < 8 / 255  # Pillow rounds and clamps to 8 bits after either axis
+        assert (ours - theirs).abs().mean() < 0.5 / 255
+
+
+def load_array(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# back-projection
+
+
+@pytest.mark.parametrize(
+    "size", [(124, 188), (62, 94), (31, 47), (93, 141), (40, 60), (100, 130), (248, 376), (31, 90)]
+)
+def test_after_it_the_enlargement_is_the_source_again(size):
+    source = photo()
+    images = torch.cat([noisy(resize(source, *size).clamp(0, 1), seed=k) for k in range(2)])
+    before, after = consistency(images, source), consistency(match_source(images, source), source)
+    assert (before < 45).all()
+    assert (after >= GOAL).all()
+
+
+def test_the_measure_is_the_papers_and_equal_is_100():
+    source = photo()
+    image = noisy(enlarge(source, 4).clamp(0, 1))
+    assert torch.equal(consistency(image, source), lr_psnr(image, source))
+    assert consistency(source, source).tolist() == [100]
+    flat = torch.full((1, 3, 8, 8), 0.5)
+    assert consistency(flat, flat[..., :2, :2]).tolist() == [100]
+    # Where the source is the larger one, it is shrunk.
+    assert torch.allclose(
+        consistency(source[..., :30, :46], enlarge(source[..., :30, :46], 2)), torch.tensor(45.0), atol=20
+    )
+
+
+def test_detail_that_the_source_does_not_show_stays():
+    """What is added has no detail of its own: with 1/16 of the values to correct, nearly all noise stays."""
+    source = 0.3 + 0.4 * photo()
+    soft = enlarge(source, 4)
+    image = noisy(soft, 0.05)
+    change = match_source(image, source) - image
+    assert change.square().mean() < 0.1 * (image - soft).square().mean()
+    assert psnr(match_source(image, source), image) > 30
+
+
+def test_what_is_consistent_already_is_returned_as_it_is():
+    image = noisy(enlarge(photo(), 4).clamp(0.1, 0.9), 0.02)
+    source = shrink(image, 4)
+    assert torch.equal(match_source(image, source), image)
+
+
+def test_values_stay_in_range_and_the_rest_untouched():
+    source = photo()
+    image = noisy(enlarge(source, 2).clamp(0, 1), 0.5)
+    rgba = torch.cat([image, torch.rand(1, 1, *image.shape[-2:])], 1)
+    kept = rgba.clone()
+    result = match_source(rgba, source)
+    assert torch.equal(rgba, kept)
+    assert torch.equal(result[:, 3:], rgba[:, 3:])
+    assert torch.equal(result[:, :3], match_source(image, source))
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+def test_images_are_matched_to_their_own_source():
+    sources = torch.cat([photo(), 1 - photo()])
+    images = noisy(enlarge(sources, 2).clamp(0, 1)).repeat_interleave(3, 0)
+    assert (consistency(match_source(images, sources), sources) >= GOAL).all()
+    assert torch.equal(match_source(images, sources)[3:], match_source(images[3:], sources[1:]))
+    swapped = sources.flip(0)
+    assert (consistency(images, swapped) < 20).all()
+
+
+def test_what_no_picture_shrinks_to_is_said():
+    """A pattern of black and white pixels: an enlargement would have to be darker than black."""
+    source = (torch.arange(64).view(1, 1, 8, 8) + torch.arange(8).view(8, 1)).remainder(2).float()
+    said = []
+    result = match_source(enlarge(source, 4).clamp(0, 1), source, notify=said.append)
+    assert "dB only" in said[0]
+    assert consistency(result, source) > consistency(enlarge(source, 4).clamp(0, 1), source)
+    assert result.isfinite().all()
+
+
+def test_every_pattern_converges():
+    """Shrinking what was enlarged keeps between 0.2 and 1 of every pattern: a step of 1.6 diverges for none."""
+    for factor in (1.3, 2, 3, 4, 8):
+        size = round(16 * factor)
+        unit = torch.eye(16, dtype=torch.float64).view(16, 1, 1, 16).expand(-1, -1, 16, -1)
+        kept = resize(resize(unit, size, size), 16, 16)[:, 0, 8]  # of one axis
+        values = torch.linalg.eigvals(kept).real
+        assert values.min() > 0.4
+        assert values.max() < 1.01
+    assert STEP * 1.01**2 < 2
+
+
+@pytest.mark.parametrize(
+    ("images", "source", "words"),
+    [((1, 3, 8, 8), (1, 3, 9, 8), "at least as large"), ((3, 3, 8, 8), (2, 3, 4, 4), "3 images for 2 sources")],
+)
+def test_what_does_not_fit_is_refused(images, source, words):
+    with pytest.raises(ShapeError, match=words):
+        match_source(torch.rand(images), torch.rand(source))
+    with pytest.raises(ImageError, match="finite"):
+        match_source(torch.full((1, 3, 8, 8), torch.nan), torch.rand(1, 3, 4, 4))
+
+
+def test_it_reports_and_can_be_stopped():
+    source, counted = photo(), []
+    images = noisy(enlarge(source, 2).clamp(0, 1)).repeat(3, 1, 1, 1)
+    match_source(images, source, progress=lambda done, total, preview=None: counted.append((done, total)))
+    assert counted == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(flowcore.Cancelled):
+        match_source(images, source, cancelled=lambda: len(counted) == 3)
+
+
+def test_samples_of_the_shipped_model_on_the_sample_photograph():
+    """The numbers in the docstring of `match_source`, and with FLOWCORE_PICTURES=FOLDER of pictures of your own.
+
+    These are shrunk four times and rounded to 8 bits; a corner of 64x64 is enlarged.
+    """
+    flow = flowcore.load("srflow-x4")
+    pictures = {PHOTO: photo(32, 32)}
+    for path in sorted(Path(os.environ.get("FLOWCORE_PICTURES", PHOTO.parent / "no")).glob("*.png")):
+        image = load(path)[..., :256, :256]
+        image = image[..., : image.shape[-2] // 4 * 4, : image.shape[-1] // 4 * 4]
+        pictures[path] = (shrink(image, 4).clamp(0, 1) * 255).round() / 255
+    for path, source in pictures.items():
+        images = flowcore.upscale(flow, source, temperature=0.8, seed=1)
+        few = [match_source(images, source, iterations=n, notify=lambda _: None) for n in (1, 3, 10, 30)]
+        dB = [float(consistency(each, source)) for each in (images, *few)]
+        stored = float(consistency((few[-1] * 255).round() / 255, source))
+        change = 255 * float((few[-1] - images).abs().mean())
+        print(f"{path.name:16}", *(f"{value:6.1f}" for value in (*dB, stored)), f"dB, changed by {change:.2f}/255")  # noqa: T201
+        assert dB[-1] >= GOAL
+        assert stored >= GOAL  # in a file of 8 bits, too
+        assert change < 2
