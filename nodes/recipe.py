@@ -280,6 +280,7 @@ class FlowcoreLoadRecipe(io.ComfyNode):
         text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
         facts = {"node": [recipe.node], "model": [name], "temperature": [recipe.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
+        lines += [f"{key}: {shown(value)}" for key, value in recipe.settings.items() if recipes.is_plain(value)]
         return io.NodeOutput(
             wrap(flow),
             recipe.temperature,

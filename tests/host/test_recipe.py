@@ -271,6 +271,7 @@ def test_a_picture_that_was_resized_still_says_what_made_it(host, made):
     told = follow(host, "resized.png")
     assert told["seed"] == [40]
     assert "was changed" in told["text"][0]
+    assert "precision: 'float32'" in told["text"][0]
 
 
 def with_text(path, key, text):
