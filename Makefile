@@ -4,13 +4,14 @@ PYTHON ?= python3
 PORT ?= 8188
 PY := .venv/bin/python
 
-.PHONY: help venv hosts demo serve workflows lint types tests check test soak gates clean
+.PHONY: help venv hosts demo serve workflows lint types tests check test browser soak gates clean
 
 help:
 	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
 	@echo "make serve   ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
 	@echo "make workflows   lay the stories of workflows/api out for the canvas, and run them for thumbnails"
 	@echo "make test    lint, types and all tests, two real hosts included"
+	@echo "make browser every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak    what takes an hour: thousands of hostile files, a long queue, eight clients at once"
 	@echo "make gates   what the registry's own tools say: comfy node validate, comfy-test lint"
 	@echo "make check   the same gate, named as in CONTRIBUTING"
@@ -65,6 +66,14 @@ tests: .hosts/.prepared
 check: lint types tests
 
 test: check
+
+.venv/.browser: .venv/.installed
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@touch $@
+
+# Also a part of `tests`, where this has been run once and Chromium is there; skipped elsewhere.
+browser: .hosts/.frontend .venv/.browser
+	.venv/bin/pytest tests/browser $(PYTEST)
 
 # -s: latency, throughput and memory are printed, not asserted.
 soak: .hosts/.prepared

@@ -53,13 +53,13 @@ class Canvas:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
             self.page.evaluate("workflow => app.loadApiJson(workflow, 'story')", workflow)
-        self.page.wait_for_timeout(200)
+        self.page.wait_for_timeout(100)
         self.fit()
 
     def fit(self) -> None:
         """Bring the whole workflow into view."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(600)
+        self.page.wait_for_timeout(400)  # it glides there
 
     def look_at(self, *kinds: str, scale: float = 1.0) -> None:
         """Bring the nodes of some kinds into view, at a scale."""

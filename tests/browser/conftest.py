@@ -28,7 +28,7 @@ def _browser() -> str | None:
     return os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The newest host with its frontend, and what the stories look for in its input folder, small."""
     if not importlib.util.find_spec("playwright"):
@@ -38,7 +38,7 @@ def served(tmp_path_factory):
     if not importlib.util.find_spec("comfyui_frontend_package"):
         pytest.skip("the frontend has not been fetched: `make browser` or `make serve` does it")
     base = tmp_path_factory.mktemp("canvas")
-    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((40, 40, 136, 104))
+    photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((60, 50, 132, 98))
     for place in ("example.png", "photos/1.png", "my-photos/1.png"):
         (base / "input" / place).parent.mkdir(parents=True, exist_ok=True)
         photo.save(base / "input" / place)
@@ -51,10 +51,11 @@ def host(served):
     return Host(served)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(served):
     from playwright.sync_api import sync_playwright
 
+    # Ends with the module: while it runs, there is an event loop, and tests of other rooms start their own.
     with sync_playwright() as driver:
         # The sandbox needs what containers do not give; only our own server on loopback is opened.
         browser = driver.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
@@ -62,7 +63,7 @@ def chromium(served):
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def canvases(served, chromium):
     """A page for each look that was asked for; opened once."""
     pages: dict[tuple[bool, str], Canvas] = {}
