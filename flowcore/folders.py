@@ -94,12 +94,14 @@ def find(words: Sequence[str], out: Path | None = None) -> list[Found]:
         if path.is_dir():
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
-            several = [Found(p, p.relative_to(path)) for p in path.rglob("*") if _is_picture(p, out)]
+            results = _within(out, path)
+            several = [Found(p, p.relative_to(path)) for p in path.rglob("*") if _is_picture(p, results)]
             what = f"No images in {word}"
         elif MAGIC.search(word) and not path.exists():
             fixed = Path(*_before_magic(path.parts))
+            results = _within(out, fixed)
             matches = (Path(match) for match in glob.glob(word, recursive=True))
-            several = [Found(p, p.relative_to(fixed)) for p in matches if _is_picture(p, out)]
+            several = [Found(p, p.relative_to(fixed)) for p in matches if _is_picture(p, results)]
             what = f"Nothing matches {word}"
         else:
             several, what = [Found(path, Path(path.name))], ""
@@ -123,10 +125,15 @@ def in_order(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts if part]
 
 
-def _is_picture(path: Path, out: Path | None) -> bool:
+def _within(out: Path | None, folder: Path) -> Path | None:
+    """The folder of the results, if it lies where pictures are looked for."""
+    return out.resolve() if out is not None and folder.resolve() in out.resolve().parents else None
+
+
+def _is_picture(path: Path, results: Path | None) -> bool:
     if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
         return False
-    return out is None or out.resolve() not in path.resolve().parents
+    return results is None or results not in path.resolve().parents
 
 
 def _before_magic(parts: Sequence[str]) -> Iterator[str]:

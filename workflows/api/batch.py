@@ -84,7 +84,8 @@ def find(folder: Path, out: Path) -> list[Picture]:
         The pictures, by name.
     """
     files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")
-    inside = [p for p in files if out.resolve() not in p.resolve().parents]
+    results = out.resolve() if folder.resolve() in out.resolve().parents else None
+    inside = [p for p in files if results not in p.resolve().parents]
     return sorted((Picture(p, p.relative_to(folder).as_posix()) for p in inside), key=lambda picture: picture.name)
 
 

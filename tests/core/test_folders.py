@@ -1,0 +1,283 @@
+"""Folders of pictures through the command line: gone on with, nothing lost, one that fails does not stop the others."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import flowcore
+from flowcore import folders, picture_files
+from flowcore.__main__ import main
+from flowcore.folders import Job
+from flowcore.recipe import fingerprint
+from flowcore.recipe import read as read_recipes
+from flowcore.tasks.upscale import upscale
+from flowcore.transforms import FlowError
+
+from .test_command_line import model, photograph, pixels, small_colorizer, small_glow  # noqa: F401
+
+NAMES = ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k, name in enumerate(NAMES):
+        photograph(tmp_path / "in" / name, (8 + k, 6), seed=k)
+    return tmp_path / "in"
+
+
+def stamps(out):
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_folder_keeps_its_sub_folders_and_goes_on(model, folder, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "in" / "out"  # where nothing is looked for
+    words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
+    (folder / "bad.jpg").write_bytes(b"nothing")
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert f"1 of 5 images could not be done:\n  {folder / 'bad.jpg'}: Cannot read bad.jpg" in said
+    assert said.index("a2.png") < said.index("a10.png") < said.index("b.png")
+    made = [str(Path(name).with_suffix("")) + "_x4_tau0.8_seed0.png" for name in NAMES]
+    assert sorted(stamps(out)) == sorted(made)
+
+    (folder / "bad.jpg").unlink()
+    before = stamps(out)
+    (out / made[0]).unlink()
+    (out / f".{made[0]}.999999999.partial").write_bytes(b"half")  # of a run that was ended by force
+    assert main(words) == 0
+    assert "3 of 4 were there already" in capsys.readouterr().err
+    after = stamps(out)
+    assert {name: after[name] for name in made[1:]} == {name: before[name] for name in made[1:]}
+    assert after[made[0]] != before[made[0]]
+
+    # Another wish with results of the same names makes them anew; so does --again.
+    before = contents(out)
+    assert main([*words, "--quality", "80"]) == 0
+    assert "were there" not in capsys.readouterr().err
+    others = contents(out)
+    assert others[made[1]] != before[made[1]]
+    stamped = stamps(out)
+    assert main([*words, "--quality", "80", "--again"]) == 0
+    assert all(stamped[name] != stamp for name, stamp in stamps(out).items() if name in made)
+    assert contents(out) == others
+
+    # A photograph that has changed is another one; a file of somebody else's is left alone.
+    photograph(folder / "a2.png", (8, 6), seed=99)
+    Image.new("RGB", (3, 3)).save(out / made[1])
+    assert main([*words, "--quality", "80"]) == 0
+    assert "3 of 4 were there already" in capsys.readouterr().err
+    assert Image.open(out / made[1]).size == (3, 3)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="ends a process by force")
+def test_a_run_that_is_killed_is_gone_on_with(model, tmp_path):  # noqa: F811
+    for k in range(12):
+        photograph(tmp_path / "in" / f"{k}.png", (40, 40), seed=k)
+    words = [str(tmp_path / "in"), "--model", str(model), "--device", "cpu"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "flowcore", "upscale", *words, "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.png"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    kept = {name: stamp for name, stamp in stamps(out).items() if name.endswith(".png")}
+    assert 2 <= len(kept) < 12
+    assert main(["upscale", *words, "-o", str(out)]) == 0
+    assert {name: stamp for name, stamp in stamps(out).items() if name in kept} == kept
+    assert main(["upscale", *words, "-o", str(tmp_path / "at once")]) == 0
+    came = {name: data for name, data in contents(out).items() if not name.endswith(".partial")}
+    assert came == contents(tmp_path / "at once")
+
+
+def test_what_a_photograph_says_beside_its_pixels_is_kept(model, tmp_path):  # noqa: F811
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[271], exif[0x0112] = "Maker", 6
+    (tmp_path / "in").mkdir()
+    picture = Image.open(photograph(tmp_path / "made.png", (12, 7)))
+    picture.save(tmp_path / "in" / "photo.jpg", exif=exif, icc_profile=profile, dpi=(240, 240), xmp=b"<x:xmpmeta/>")
+    words = ["upscale", str(tmp_path / "in"), "--model", str(model), "--device", "cpu"]
+    for format, bits in (("png", 8), ("png", 16), ("tiff", 16), ("jpeg", 8), ("webp", 8)):
+        out = tmp_path / f"{format}{bits}"
+        assert main([*words, "-o", str(out), "--format", format, "--bits", str(bits)]) == 0
+        (file,) = out.iterdir()
+        assert file.suffix == picture_files.SUFFIXES[format]
+        came = picture_files.read(file.read_bytes(), file.name)
+        assert came.pixels.shape == (1, 3, 48, 28)  # it stands upright
+        assert came.kept.icc == profile
+        assert came.kept.xmp == b"<x:xmpmeta/>"
+        assert came.kept.dpi == pytest.approx((240, 240), rel=1e-3)
+        assert came.kept.exif[271] == "Maker"
+        lr = picture_files.read((tmp_path / "in" / "photo.jpg").read_bytes(), "x").pixels
+        expected = upscale(flowcore.load(model), lr, temperature=0.8)
+        close = {"png": 0.51, "tiff": 0.51, "jpeg": 20, "webp": 60}[format] / (2**bits - 1)
+        assert (came.pixels - expected).abs().max() <= close
+
+
+def test_a_png_holds_its_recipe(model, folder, tmp_path, capsys):  # noqa: F811
+    words = ["upscale", str(folder / "a2.png"), "-o", str(tmp_path), "--model", str(model), "--samples", "2"]
+    assert main([*words, "--device", "cpu", "--seed", "7"]) == 0
+    file = tmp_path / "a2_x4_tau0.8_seed8.png"
+    (recipe,) = read_recipes(file)
+    assert (recipe.temperature, recipe.seed, recipe.samples) == (0.8, 7, 2)
+    assert recipe.seed_of(fingerprint((pixels(file) * 255).byte())) == 8
+    capsys.readouterr()
+    assert main(["inspect", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model_sha256"] == recipe.model_sha256
+    assert main(["inspect", str(folder / "a2.png")]) == 1
+    assert "holds no recipe" in capsys.readouterr().err
+
+
+def test_patterns_and_files_of_one_name(folder, tmp_path):
+    def inside(*words):
+        return [str(found.inside) for found in folders.find(list(words))]
+
+    assert inside(f"{folder}/*.png") == ["a2.png", "a10.png"]
+    assert inside(f"{folder}/**/*.png") == ["a2.png", "a10.png", "deep/b.png", "deep/er/c.png"]
+    assert inside(f"{folder}/de*/*.png", f"{folder}/deep/b.png") == ["deep/b.png"]
+    assert inside(str(folder / "deep" / "er"), str(folder / "a2.png")) == ["c.png", "a2.png"]
+    photograph(folder / "x[1].png", (4, 4))
+    assert inside(f"{folder}/x[1].png") == ["x[1].png"]
+    assert len(folders.find([str(folder)], folder.parent)) == len(folders.find([str(folder)]))  # results lie beside
+    with pytest.raises(FlowError, match="Nothing matches"):
+        folders.find([f"{folder}/*.tif"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FlowError, match="No images in"):
+        folders.find([str(tmp_path / "empty")])
+    with pytest.raises(FlowError, match="Name another folder"):
+        folders.find([str(folder)], folder)
+
+    def targets(*words):
+        made = folders.jobs(folders.find(list(words)), Path("out"), lambda stem: [f"{stem}_new.png"])
+        return [str(job.targets[0]) for job in made]
+
+    photograph(folder / "a2.jpg", (4, 4))
+    assert targets(str(folder)) == [
+        *("out/a2_jpg_new.png", "out/a2_png_new.png", "out/a10_new.png", "out/deep/b_new.png"),
+        *("out/deep/er/c_new.png", "out/x[1]_new.png"),
+    ]
+    photograph(folder / "other" / "b.png", (4, 4))
+    named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
+    assert named == ["out/deep/b_png_new.png", "out/other/b_png_new.png", "out/a10_new.png"]
+    with pytest.raises(FlowError, match="would take the place of"):
+        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda stem: [f"{stem}.png"])
+    with pytest.raises(FlowError, match="2 results would be"):
+        folders.check_apart([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
+
+
+def test_a_full_disk_stops_the_run(folder, tmp_path):
+    made = folders.jobs(folders.find([str(folder)]), tmp_path / "file" / "inside", lambda stem: [stem])
+    (tmp_path / "file").write_text("no folder")
+    done = []
+
+    def do(jobs):
+        for job in jobs:
+            done.append(job)
+            yield job, [b"result"]
+
+    with pytest.raises(FlowError, match="Could not save"):
+        folders.run(made, do, there=lambda job: False, keep=folders.save, tell=lambda *_: None)
+    assert len(done) == 1
+
+
+def test_a_clip_carries_its_colours_on(tmp_path, capsys):
+    frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
+    out = tmp_path / "out"
+    words = ["colorize", str(tmp_path / "clip"), "-o", str(out), "--working-size", "32", "--device", "cpu"]
+    video = [*words, "--frames", "video", "--seed", "3", "--bits", "16", "--carry", "0.9"]
+    assert main(video) == 0
+    flow = flowcore.load("color-photos")
+    clip = torch.stack([pixels(f) for f in frames])
+    expected = flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=0.9)
+    alone = flowcore.colorize_video(flow, clip, seed=3, working_size=32)
+    came = torch.cat([picture_files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
+    assert (came - expected).abs().max() < 5e-4 < 2e-3 < (alone - expected).abs().max()
+    before = contents(out)
+    (out / "f10.png").unlink()
+    capsys.readouterr()
+    assert main(video) == 0
+    assert contents(out) == before
+    assert main(video) == 0
+    assert "5 of 5 were there already" in capsys.readouterr().err
+    for wrong, said in (
+        (["--carry", "0.5"], "--frames video"),
+        (["--frames", "video", "--samples", "2"], "--samples"),
+        (["--frames", "video", "--ray"], "--ray"),
+    ):
+        assert main([*words, *wrong]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_colorize_takes_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
+    model = ["--model", str(small_colorizer), "--device", "cpu"]  # noqa: F811
+    assert main(["colorize", str(folder), str(tmp_path / "old form"), *model]) == 0
+    assert main(["colorize", str(folder), "--out", str(tmp_path / "new"), *model]) == 0
+    assert contents(tmp_path / "old form") == contents(tmp_path / "new")
+    assert len(contents(tmp_path / "new")) == 4
+    assert main(["colorize", str(folder), str(tmp_path / "x.png"), *model]) == 1
+    assert "one file, for 4 pictures" in capsys.readouterr().err
+    assert main(["colorize", str(folder / "a2.png"), *model]) == 1
+    assert "where to" in capsys.readouterr().err
+    assert main(["colorize", str(folder / "a2.png"), str(folder / "a2.png"), *model]) == 1
+    assert "take the place of" in capsys.readouterr().err
+    assert main(["colorize", str(folder), "-o", str(tmp_path / "new"), "--bits", "16", "--format", "webp", *model]) == 1
+    assert "16 bits per channel" in capsys.readouterr().err
+
+
+def test_scores_are_a_table_that_can_be_gone_on_with(small_glow, folder, tmp_path, capsys):  # noqa: F811
+    table = tmp_path / "out" / "scores.csv"
+    words = ["score", str(folder), "-o", str(tmp_path / "out"), "--model", str(small_glow), "--device", "cpu"]
+    (folder / "bad.png").write_bytes(b"nothing")
+    assert main(words) == 1
+    assert "1 of 5 images could not be done" in capsys.readouterr().err
+    rows = list(csv.DictReader(table.open()))
+    assert [Path(row["image"]).name for row in rows] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
+    assert "Cannot read bad.png" in rows[2]["error"]
+    (folder / "bad.png").unlink()
+    assert main(words) == 0
+    whole = table.read_text()
+    assert "bad.png" not in whole
+    numbers = [float(row["bits_per_dim"]) for row in csv.DictReader(io.StringIO(whole)) if row["bits_per_dim"]]
+    lines = whole.splitlines(keepends=True)
+    table.write_text("".join(lines[:3]) + lines[3][:-20])  # killed while it wrote
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "2 of 4 were there already" in capsys.readouterr().err
+    again = [float(row["bits_per_dim"]) for row in csv.DictReader(table.open()) if row["bits_per_dim"]]
+    assert again == numbers
+    assert main([*words, "--seed", "1"]) == 0
+    assert "were there" not in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert main([*words[:3], str(tmp_path / "other.csv"), *words[4:]]) == 1
+    assert "a table of something else" in capsys.readouterr().err
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_shown_a_bar(model, folder, tmp_path, monkeypatch):  # noqa: F811
+    shown = Terminal()
+    monkeypatch.setattr("sys.stderr", shown)
+    assert main(["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]) == 0
+    drawn = shown.getvalue().split("\r")
+    assert any(line.startswith("[##########") and "3/4" in line for line in drawn)
+    assert any(" left  " in line for line in drawn)
+    assert all(len(line.split("\n")[-1]) < 80 for line in drawn)

@@ -1,0 +1,70 @@
+"""The same work over a local Ray cluster of two workers: the same files, byte for byte."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flowcore import cluster
+from flowcore.__main__ import main
+
+from .test_command_line import model, photograph  # noqa: F401
+from .test_folders import contents
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - workers would starve beside other tests
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'ray[data]'")
+    pytest.importorskip("ray.data", reason="Ray Data is not installed; pip install 'ray[data]'")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=2**27,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k, name in enumerate(["a.png", "deep/b.png", "deep/c.png", "d.png"]):
+        photograph(tmp_path / "in" / name, (8 + k, 6), seed=k)
+    return tmp_path / "in"
+
+
+def test_two_workers_make_what_one_process_makes(ray, model, folder, tmp_path, capsys):  # noqa: F811
+    words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "--samples", "2"]
+    assert main([*words, "-o", str(tmp_path / "one")]) == 0
+    (folder / "bad.png").write_bytes(b"nothing")
+    (tmp_path / "many").mkdir()
+    made_before = "a_x4_tau0.8_seed0.png", "a_x4_tau0.8_seed1.png"
+    for name in made_before:
+        (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    capsys.readouterr()
+    assert main([*words, "-o", str(tmp_path / "many"), "--ray"]) == 1
+    said = capsys.readouterr().err
+    assert "1 failed: trying once more." in said
+    assert f"1 of 5 images could not be done:\n  {folder / 'bad.png'}: Cannot read bad.png as an image" in said
+    assert "1 of 5 were there already" in said
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert len(contents(tmp_path / "many")) == 8
+
+
+def test_without_ray_it_is_said_what_to_install(model, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "-o", str(tmp_path), "--ray"]
+    assert main(words) == 1
+    assert "pip install 'ray[data]'" in capsys.readouterr().err
+
+
+def test_nobody_needs_ray_who_does_not_ask_for_it():
+    program = "import sys, flowcore.__main__; assert not {'ray', 'pyarrow', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert cluster.Cluster().address is None
