@@ -423,14 +423,14 @@ def hand_over(image: torch.Tensor) -> torch.Tensor:
 # prompts
 
 
-def on_prompt(look: Callable[[dict[str, Any]], None]) -> None:
+def on_prompt(look: Callable[[Any], None]) -> None:
     """Let a function see every prompt when it is posted, before the host looks at it.
 
     Args:
         look: Called with the body of the post, whatever a client has sent; it may write into it.
     """
 
-    def handler(body: dict[str, Any]) -> dict[str, Any]:
+    def handler(body: Any) -> Any:
         try:
             look(body)
         except Exception:  # a prompt is worth more than what we wanted to know of it

@@ -83,7 +83,7 @@ def _write(hidden: Any, kind: str, values: dict[str, Any], output: Any) -> None:
     if isinstance(hidden.extra_pnginfo, dict):
         put(hidden.extra_pnginfo, node_id, entry)
     if isinstance(hidden.prompt, dict) and node_id in hidden.prompt:
-        mark = _mark(hidden.prompt, node_id)
+        mark = _mark(hidden.prompt, node_id, {})
         _written[mark] = entry
         _written.move_to_end(mark)
         while len(_written) > REMEMBERED:
@@ -143,27 +143,40 @@ def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
     pnginfo[KEY] = [*kept, {**entry, "node_id": node_id}][-MOST_ENTRIES:]
 
 
-def look_at(body: dict[str, Any]) -> None:
+def look_at(body: Any) -> None:
     """Write into a prompt what is known of its nodes already; those that run will replace it.
 
     Args:
-        body: What was posted.
+        body: What was posted, whatever it is.
     """
-    prompt, extra = body.get("prompt"), body.get("extra_data")
+    prompt, extra = (body.get("prompt"), body.get("extra_data")) if isinstance(body, dict) else (None, None)
     pnginfo = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
     if not isinstance(prompt, dict) or not isinstance(pnginfo, dict):
         return
-    for node_id, node in prompt.items():
-        if isinstance(node, dict) and node.get("class_type") in _kinds:
-            mark = _mark(prompt, node_id)
-            if mark in _written:
-                put(pnginfo, node_id, _written[mark])
-            _posted.append((mark, node_id, pnginfo))
+    ours = [name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in _kinds]
+    digests: dict[str, str] = {}
+    for node_id in ours[:MOST_ENTRIES]:  # whatever is posted, the host does not wait for us
+        try:
+            mark = _mark(prompt, node_id, digests)
+        except RecursionError:  # values within values, which the host refuses next
+            continue
+        if mark in _written:
+            put(pnginfo, node_id, _written[mark])
+        _posted.append((mark, node_id, pnginfo))
 
 
-def _mark(prompt: dict[str, Any], node_id: str) -> str:
-    """Fingerprint a node, its inputs, and everything before it, as a prompt has it."""
-    found: dict[str, Any] = {}
+def _mark(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
+    """Fingerprint a node, its inputs, and everything before it, as a prompt has it.
+
+    Args:
+        prompt: Node id to node.
+        node_id: Of the node.
+        digests: Of the prompt's nodes, where they have been computed; more are added.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    found: dict[str, str] = {}
     waiting = [node_id]
     while waiting:
         name = waiting.pop()
@@ -172,9 +185,12 @@ def _mark(prompt: dict[str, Any], node_id: str) -> str:
             continue
         values = node.get("inputs")
         values = values if isinstance(values, dict) else {}
-        # The host makes 1.0 of 1 where a number need not be whole.
-        plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
-        found[name] = [node.get("class_type"), plain]
+        if name not in digests:
+            # The host makes 1.0 of 1 where a number need not be whole.
+            plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
+            text = json.dumps([node.get("class_type"), plain], sort_keys=True)
+            digests[name] = hashlib.sha256(text.encode()).hexdigest()
+        found[name] = digests[name]
         waiting += [value[0] for value in values.values() if isinstance(value, list) and _is_wire(value)]
     return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()
 

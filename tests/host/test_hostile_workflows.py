@@ -31,7 +31,7 @@ import flowcore
 
 SCHEMAS = json.loads(GOLDEN.read_text())
 # By its end: the host loads the pack under a name of its own.
-OURS = {"FlowError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
+OURS = {"FlowError", "RecipeError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
 LONGEST = 20.0  # seconds for a prompt
 BETWEEN = 20  # bad prompts between two good ones
 
@@ -108,6 +108,13 @@ def stories(flows, photo):
         made[name] = graph(
             image=picture(), model=glow, z=encode, towards=towards, changed=change, decode=again, show=show
         )
+    made["as an upscale model"] = graph(
+        image=picture(),
+        model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+        baked=("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.5, "seed": 1}),
+        large=("ImageUpscaleWithModel", {"upscale_model": "baked.0", "image": "image.0"}),
+        show=("FlowcoreTestReport", {"image": "large.0"}),
+    )
     made["keep"] = graph(
         image=picture(),
         model=glow,

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import struct
+import urllib.error
 
 import comfyui
 import numpy as np
@@ -308,3 +309,19 @@ def test_hostile_files_get_a_sentence_and_the_next_run_works(host, made):
     # Files of the output folder are named as everywhere in the host.
     shutil.copy(folder / "made.png", host.server.base / "output" / "there.png")
     assert follow(host, "there.png [output]")["seed"] == [40]
+
+
+def test_a_prompt_of_thousands_of_our_nodes_does_not_stop_the_server(host, photo, flows):
+    """It is looked at before the host looks at it, and while the server answers nobody else."""
+    prompt = {
+        str(k): {
+            "class_type": "FlowcoreUpscale",
+            "inputs": {"image": [str(k - 1), 0], "seed": [[[k]]], "text": "x" * 1000},
+        }
+        for k in range(20_000)
+    }
+    for node in (prompt, {"1": {"class_type": ["FlowcoreUpscale"], "inputs": {"image": ["1", 0]}}}):
+        with pytest.raises(urllib.error.HTTPError):  # nothing in it is an output
+            host.post("/prompt", {"prompt": node, "extra_data": {"extra_pnginfo": {"workflow": {}}}})
+    assert "flowcore could not" not in host.server.console()
+    assert len(run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=41))) == 1
