@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import comfyui
 from talk import Host
 
 WIDE, HIGH = 1600, 1000
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # What the frontend keeps for itself and does not save.
 VALUES = """() => app.graph.nodes.map(node => ({
@@ -18,19 +21,27 @@ VALUES = """() => app.graph.nodes.map(node => ({
 }))"""
 
 
+def find_browser() -> str | None:
+    """Find a Chromium that is installed; CHROME_PATH comes first."""
+    return os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 class Canvas:
     """A page with the frontend, in one renderer and one language."""
 
-    def __init__(self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str) -> None:
+    def __init__(
+        self, server: comfyui.Server, browser: Any, pictures: Path, *, vue: bool, language: str, sharp: float = 1
+    ) -> None:
         self.vue, self.language, self.pictures = vue, language, pictures
         settings = {
             "Comfy.VueNodes.Enabled": vue,
             "Comfy.Locale": language,
             "Comfy.TutorialCompleted": True,
             "Comfy.Workflow.Persist": False,
+            "Comfy.Minimap.Visible": False,
         }
         Host(server).post("/settings", settings)
-        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH})
+        self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, device_scale_factor=sharp)
         self.page.set_default_timeout(30_000)
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -78,6 +89,18 @@ class Canvas:
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes on the canvas: id, type, title, whether they are known and red, widgets as (name, label, value)."""
         return self.page.evaluate(VALUES)
+
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Where all nodes lie on the page: left, top, right, bottom."""
+        return tuple(
+            self.page.evaluate(
+                """() => { const boxes = app.graph.nodes.map(n => n.boundingRect), {scale, offset} = app.canvas.ds;
+                    const page = app.canvas.canvas.getBoundingClientRect();
+                    const x = v => page.left + (v + offset[0]) * scale, y = v => page.top + (v + offset[1]) * scale;
+                    return [x(Math.min(...boxes.map(b => b[0]))), y(Math.min(...boxes.map(b => b[1]))),
+                        x(Math.max(...boxes.map(b => b[0] + b[2]))), y(Math.max(...boxes.map(b => b[1] + b[3])))]; }"""
+            )
+        )
 
     def overlapping(self) -> list[list[str]]:
         """Pairs of nodes that lie over each other, by title."""

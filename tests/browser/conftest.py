@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 import comfyui
 import pytest
-from canvas import Canvas
+from canvas import Canvas, find_browser
 from PIL import Image
 from talk import WORKFLOWS, Host
 
 HERE = Path(__file__).parent
 SCREENSHOTS = comfyui.ROOT / "output" / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def pytest_collection_modifyitems(items):
@@ -24,16 +21,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.browser)
 
 
-def _browser() -> str | None:
-    return os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The newest host with its frontend, and what the stories look for in its input folder, small."""
     if not importlib.util.find_spec("playwright"):
         pytest.skip("the browser's driver is missing: `make browser` installs it")
-    if not _browser():
+    if not find_browser():
         pytest.skip("no Chromium: install it (Debian: apt-get install chromium), or set CHROME_PATH")
     if not importlib.util.find_spec("comfyui_frontend_package"):
         pytest.skip("the frontend has not been fetched: `make browser` or `make serve` does it")
@@ -58,7 +51,7 @@ def chromium(served):
     # Ends with the module: while it runs, there is an event loop, and tests of other rooms start their own.
     with sync_playwright() as driver:
         # The sandbox needs what containers do not give; only our own server on loopback is opened.
-        browser = driver.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
 

@@ -108,7 +108,9 @@ def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
     page.wait_for_timeout(600)
     buttons = page.locator(".flowcore-gallery button")
     (ours,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
-    assert "$$canvas-image-preview" not in [name for name, _, _ in ours["widgets"]]  # shown while it ran, and no more
+    # The preview is shown while it runs, and no more.
+    assert "$$canvas-image-preview" not in [name for name, _, _ in ours["widgets"]]
+    assert page.locator(f"[data-node-id='{ours['id']}'] img.pointer-events-none:visible").count() == 0
     assert [buttons.nth(k).get_attribute("data-seed") for k in range(4)] == ["40", "41", "42", "43"]
     assert canvas.value("FlowcoreUpscale", "seed") not in range(40, 44)  # a random one stands there for the next run
     canvas.fit()
@@ -124,6 +126,8 @@ def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
     (sent,) = [node["inputs"] for node in canvas.prompt().values() if node["class_type"] == "FlowcoreUpscale"]
     assert sent["seed"] == 42
     assert not [name for name in sent if name.startswith("flowcore_")]
+    if vue:  # which is an icon there, and crossed out
+        page.wait_for_selector(f"[data-node-id='{ours['id']}'] [class*='lucide--pencil-off']")
     canvas.shot("gallery-picked")
 
     # The gallery is no value: what is saved has the same length, and opens with the same values.

@@ -26,6 +26,22 @@ export function set(node, widget, value) {
   node.setDirtyCanvas?.(true, true);
 }
 
+/**
+ * Draw a widget anew. Nodes 2.0 asks only once what a seed does after a run, and then shows and writes what it knows:
+ * left out of one picture of the node, the widget asks again.
+ */
+export function redraw(node, widget) {
+  if (!LiteGraph.vueNodesMode) return;
+  const hidden = widget.options.hidden;
+  const turn = (value) => {
+    widget.options.hidden = value;
+    node.widgets.reverse(); // the list is watched, the options are not
+    node.widgets.reverse();
+  };
+  turn(true);
+  requestAnimationFrame(() => requestAnimationFrame(() => turn(hidden)));
+}
+
 /** Whether a value comes along a wire, so that the widget does not count. */
 export function wired(node, name) {
   return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;

@@ -2,7 +2,7 @@
 // `seed` and `control_after_generate` hold all there is, so that scripts and saved workflows need none of this.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, dress, say, set, wired } from "./canvas.js";
+import { addElement, dress, redraw, say, set, wired } from "./canvas.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
 const PREVIEW = "$$canvas-image-preview"; // the classic canvas's name for what is seen while a node works
@@ -20,6 +20,9 @@ dress(`
 .flowcore-gallery button:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: -2px; }
 .flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
 .flowcore-gallery button:disabled { cursor: default; }
+/* The last preview, which Nodes 2.0 leaves below the gallery. */
+[data-node-id]:has(.flowcore-gallery.done) img.pointer-events-none.contain-size,
+[data-node-id]:has(.flowcore-gallery.done) img.pointer-events-none.contain-size + div { display: none; }
 .flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
 .flowcore-gallery img.small { image-rendering: pixelated; }
 .flowcore-gallery span {
@@ -41,7 +44,10 @@ app.registerExtension({
   },
   setup() {
     // The next run shows its previews again.
-    api.addEventListener("execution_start", () => finished.clear());
+    api.addEventListener("execution_start", () => {
+      for (const grid of finished.values()) grid.classList.remove("done");
+      finished.clear();
+    });
   },
   // Results that the frontend remembers, of a workflow that is opened again.
   onNodeOutputsUpdated(outputs) {
@@ -52,7 +58,7 @@ app.registerExtension({
   },
 });
 
-const finished = new Set(); // nodes whose gallery is newer than their preview
+const finished = new Map(); // from nodes whose gallery is newer than their preview to that gallery
 
 function show(node, pictures) {
   const seed = node.widgets?.find((widget) => widget.name === "seed");
@@ -63,7 +69,8 @@ function show(node, pictures) {
   grid.replaceChildren(...pictures.map((picture) => button(node, seed, picture)));
   arrange(grid, columns);
   grid.shape = 1;
-  finished.add(node);
+  grid.classList.add("done");
+  finished.set(node, grid);
   mark(grid, node, seed);
 }
 
@@ -129,7 +136,10 @@ function button(node, seed, picture) {
     if (labels != null && others && !wired(node, "labels")) set(node, others, labels);
     set(node, seed, value);
     const control = seed.linkedWidgets?.[0] ?? node.widgets.find((widget) => widget.name === "control_after_generate");
-    if (control) set(node, control, "fixed");
+    if (control && control.value !== "fixed") {
+      set(node, control, "fixed");
+      redraw(node, seed);
+    }
     mark(made.parentElement, node, seed);
   });
   return made;
