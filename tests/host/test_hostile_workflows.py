@@ -115,6 +115,38 @@ def stories(flows, photo):
         large=("ImageUpscaleWithModel", {"upscale_model": "baked.0", "image": "image.0"}),
         show=("FlowcoreTestReport", {"image": "large.0"}),
     )
+    made["choose"] = graph(
+        image=picture(fill="photo", height=6, width=8),
+        model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
+        curve=("FlowcoreTemperatureCurve", {"fine": 0.6, "coarse": 0.9, "levels": 1}),
+        mask=("ImageToMask", {"image": "image.0", "channel": "red"}),
+        large=(
+            "FlowcoreUpscale",
+            {"image": "image.0", "model": "model.0", "temperature": 0.8, "seed": 1, "samples": 2, "mask": "mask.0"}
+            | {"outside": 0.3, "temperatures": "curve.0", "factor": 0.0, "longest_side": 0, "match_source": True},
+        ),
+        grid=(
+            "FlowcoreTemperatureGrid",
+            {"image": "image.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 1, "seeds": 2, "tile": 0},
+        ),
+        map=("FlowcoreDiversityMap", {"images": "large.0", "samples": 0, "gain": 1.0}),
+        best=(
+            "FlowcoreBestOf",
+            {"images": "large.0", "source": "image.0", "model": "model.0", "by": "consistency", "keep": 1},
+        ),
+        matched=("FlowcoreMatchSource", {"images": "best.0", "source": "image.0"}),
+        show=("FlowcoreTestReport", {"image": "matched.0"}),
+        sheet=("FlowcoreTestReport", {"image": "grid.0"}),
+        heat=("FlowcoreTestReport", {"image": "map.0"}),
+    )
+    made["explore"] = graph(
+        image=picture(),
+        model=glow,
+        z=encode,
+        changed=("FlowcoreLatentExplorer", {"a": "z.0", "b": "z.0", "c": "z.0", "d": "z.0", "x": 0.5, "y": 0.5}),
+        decode=again,
+        show=show,
+    )
     made["keep"] = graph(
         image=picture(),
         model=glow,
