@@ -141,7 +141,7 @@ def painted(mask: Tensor, inside: float, outside: float) -> Tensor:
     Returns:
         The map, likewise.
     """
-    return torch.lerp(torch.full_like(mask, outside), torch.full_like(mask, inside), mask)
+    return inside * mask + outside * (1 - mask)
 
 
 def on_grid(tau: Tensor, height: int, width: int) -> Tensor:

@@ -181,6 +181,8 @@ def test_a_map_is_resized_without_leaving_its_range():
 def test_a_mask_paints_one_temperature_on_another():
     mask = torch.tensor([[[[0.0, 0.5, 1.0]]]])
     assert torch.allclose(painted(mask, 0.9, 0.3), torch.tensor([0.3, 0.6, 0.9]))
+    with pytest.raises(FlowError, match="finite"):  # larger than float32 holds
+        sample_latents(SHAPES, 1, painted(mask, 1e308, 0.3))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])
