@@ -246,14 +246,6 @@ class Server:
                 raise Failed("It was cancelled.")
         return history[id]["outputs"]
 
-    def told_before(self, workflow: Json) -> Json:
-        """Find what an equal run has put out: a host that answers from its cache may not say it again."""
-        history = json.loads(self.ask("/history?max_items=1000"))
-        for entry in reversed(list(history.values())):
-            if entry["prompt"][2] == workflow and files(entry["outputs"]):
-                return entry["outputs"]
-        return {}
-
     def fetch(self, file: Json) -> bytes:
         """Fetch a file that a node has saved."""
         keys = {key: file.get(key, "") for key in ("filename", "subfolder", "type")}
@@ -455,7 +447,7 @@ class Batch:
                     data = picture.path.read_bytes()
                     workflow[node]["inputs"]["image"] = server.upload(data, picture.path.name)
                     outputs = server.run(workflow)
-                    found = files(outputs) or files(outputs := server.told_before(workflow))
+                    found = files(outputs)
                     if not found and not texts(outputs):
                         raise Failed("The workflow has saved nothing and said nothing. Does it end in Save Image?")
                     results = [(Path(file["filename"]).suffix, server.fetch(file)) for file in found]
