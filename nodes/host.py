@@ -567,12 +567,12 @@ def compare_input() -> list[Any]:
     return [make(kind.Input, "compare", optional=True, tooltip=tooltip)] if kind else []
 
 
-def compared(before: torch.Tensor, after: torch.Tensor, pnginfo: Any) -> dict[str, list[dict[str, str]]]:
+def compared(before: Callable[[], torch.Tensor], after: torch.Tensor, pnginfo: Any) -> dict[str, list[dict[str, str]]]:
     """Keep two pictures for the view `compare`. Scripts have no such view, so nothing is kept for them.
 
     Args:
-        before: (C, H, W) in [0, 1].
-        after: Likewise.
+        before: Called for (C, H, W) in [0, 1], where there is such a view.
+        after: (C, H, W) in [0, 1].
         pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
 
     Returns:
@@ -584,7 +584,7 @@ def compared(before: torch.Tensor, after: torch.Tensor, pnginfo: Any) -> dict[st
     folder = Path(folder_paths.get_temp_directory()) / "flowcore"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for key, picture in zip(kept, (before, after), strict=True):
+        for key, picture in zip(kept, (before(), after), strict=True):
             name = f"{secrets.token_hex(8)}.png"
             _thumbnail(picture, COMPARED).save(folder / name, compress_level=1)
             kept[key].append({"filename": name, "subfolder": folder.name, "type": "temp"})

@@ -214,12 +214,11 @@ class FlowcoreUpscale(io.ComfyNode):
         )
         fits = float(consistency(pictures, pixels).min())
         say("\n".join([*notes.lines, f"consistency {fits:.1f} dB"]), cls.hidden.unique_id)
-        before = resize(pixels[:1], *pictures.shape[-2:])[0]
         return io.NodeOutput(
             to_image(pictures),
             fits,
             ui=gallery(pictures, seed, samples, notes)
-            | compared(before, pictures[0], cls.hidden.extra_pnginfo)
+            | compared(lambda: resize(pixels[:1], *pictures.shape[-2:])[0], pictures[0], cls.hidden.extra_pnginfo)
             | {"consistency": [fits]},
         )
 

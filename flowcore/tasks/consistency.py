@@ -37,11 +37,13 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
         ShapeError: If there are not as many images for every source.
         ImageError: If one of them is no picture.
     """
-    rgb, small = picture(images)[0].cpu(), picture(source)[0].cpu()
-    each = per_source(rgb, small)
-    if rgb.shape[-2] < small.shape[-2] or rgb.shape[-1] < small.shape[-1]:
-        small = resize(small, *rgb.shape[-2:]).clamp(0, 1)
-    values = [lr_psnr(one[None], small[k // each, None]) for k, one in enumerate(rgb)]
+    picture(images[:1])  # a batch that is none is refused in its words
+    small = picture(source)[0].cpu()
+    each = per_source(images, small)
+    if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
+        small = resize(small, *images.shape[-2:]).clamp(0, 1)
+    # One by one, because a batch may fill half of the memory.
+    values = [lr_psnr(picture(images[k, None])[0].cpu(), small[k // each, None]) for k in range(len(images))]
     return torch.cat(values).clamp(max=MOST)
 
 
@@ -85,17 +87,19 @@ def match_source(
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.
     """
-    (rgb, alpha), small = picture(images), picture(source)[0].to(images.device)
-    each = per_source(rgb, small)
-    size, least = rgb.shape[-2:], small.shape[-2:]
+    picture(images[:1])  # a batch that is none is refused in its words
+    small = picture(source)[0].to(images.device)
+    each = per_source(images, small)
+    size, least = images.shape[-2:], small.shape[-2:]
     if size[0] < least[0] or size[1] < least[1]:
         raise ShapeError(
             f"The images must be at least as large as the source; got {size[1]}x{size[0]} for a source of "
             f"{least[1]}x{least[0]}. Swap the two, or pass what the images were made from."
         )
-    matched, worst = torch.empty_like(rgb), MOST
-    for k, one in enumerate(rgb):
-        x, y = one[None], small[k // each, None]
+    matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
+    worst = MOST
+    for k, there in enumerate(matched):
+        (x, alpha), y = picture(images[k, None]), small[k // each, None]
         for _ in range(iterations):
             if cancelled is not None and cancelled():
                 raise Cancelled("Stopped on request.")
@@ -103,16 +107,18 @@ def match_source(
             if float(missing.square().mean()) <= 10 ** (-ENOUGH / 10):
                 break
             x = (x + STEP * resize(missing, *size)).clamp(0, 1)
-        matched[k] = x[0]
+        there[:3] = x[0]
+        if alpha is not None:
+            there[3:] = alpha[0]
         worst = min(worst, float(lr_psnr(x, y)))
         if progress is not None:
-            progress(k + 1, len(rgb), matched[k])
+            progress(k + 1, len(images), there[:3])
     if worst < GOAL:
         (notify or log.warning)(
             f"The source could be matched to {worst:.0f} dB only: black or white stand in the way of more, or the "
             "images show something else."
         )
-    return matched if alpha is None else torch.cat([matched, alpha], 1)
+    return matched
 
 
 def per_source(images: Tensor, source: Tensor) -> int:
