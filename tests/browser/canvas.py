@@ -90,15 +90,17 @@ class Canvas:
         """The nodes on the canvas: id, type, title, whether they are known and red, widgets as (name, label, value)."""
         return self.page.evaluate(VALUES)
 
-    def bounds(self) -> tuple[float, float, float, float]:
-        """Where all nodes lie on the page: left, top, right, bottom."""
+    def bounds(self, kind: str | None = None) -> tuple[float, float, float, float]:
+        """Where all nodes, or those of a kind, lie on the page: left, top, right, bottom."""
         return tuple(
             self.page.evaluate(
-                """() => { const boxes = app.graph.nodes.map(n => n.boundingRect), {scale, offset} = app.canvas.ds;
+                """kind => { const {scale, offset} = app.canvas.ds;
+                    const boxes = app.graph.nodes.filter(n => !kind || n.type === kind).map(n => n.boundingRect);
                     const page = app.canvas.canvas.getBoundingClientRect();
                     const x = v => page.left + (v + offset[0]) * scale, y = v => page.top + (v + offset[1]) * scale;
                     return [x(Math.min(...boxes.map(b => b[0]))), y(Math.min(...boxes.map(b => b[1]))),
-                        x(Math.max(...boxes.map(b => b[0] + b[2]))), y(Math.max(...boxes.map(b => b[1] + b[3])))]; }"""
+                        x(Math.max(...boxes.map(b => b[0] + b[2]))), y(Math.max(...boxes.map(b => b[1] + b[3])))]; }""",
+                kind,
             )
         )
 

@@ -2,6 +2,8 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
+const MARGIN = 10; // that the classic canvas leaves around an element
+
 // Where the frontend's language has no `flowcore` in locales/*/main.json.
 const ENGLISH = {
   take: "Take seed {seed}",
@@ -54,7 +56,7 @@ export function addElement(node, name, element, height) {
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: height,
+    getMinHeight: () => height() + 2 * MARGIN,
   });
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
   return widget;
