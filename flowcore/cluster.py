@@ -3,8 +3,8 @@
     names of pictures -> workers, which read them, each with the model in memory -> results, saved by this program
 
 So each machine needs flowcore and Ray, and sees the pictures under the same path; the model travels with the work, and
-the results come back. Without the address
-of a cluster, Ray runs one on this machine, on the loopback interface alone, for as long as the work lasts.
+the results come back. Without the address of a cluster, Ray runs one on this machine for as long as the work lasts; its
+ports are open on all interfaces, as Ray's always are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -170,7 +171,18 @@ def _rows(
             num_gpus=1 if gpu else 0,
             max_task_retries=0,  # or a picture that kills its worker would do so for ever
         )
-    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
+    batches = iter(results.iter_batches(batch_size=1, batch_format="pyarrow"))
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # Ray's own are of many kinds
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            why = lines[-1].strip() if lines else type(error).__name__
+            raise FlowError(
+                f"The cluster could not do it: {why} See to it that flowcore runs on each machine."
+            ) from error
+        if batch is None:
+            return
         yield from batch.to_pylist()
 
 
@@ -181,13 +193,14 @@ def _running(cluster: Cluster) -> Generator[Any]:
     if ray.is_initialized():  # by the program that calls
         yield ray
         return
+    _check_reachable(cluster.address)
     options: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         cpus = (cluster.workers or 0) * cluster.threads or os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": cpus, "object_store_memory": cluster.memory}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"at {cluster.address}" if cluster.address else "of our own"
         raise FlowError(f"There is no Ray cluster {where}: {error} Start one with `ray start --head`.") from error
@@ -195,6 +208,20 @@ def _running(cluster: Cluster) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock at an address, where Ray would wait for minutes."""
+    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise FlowError(
+            f"Nobody answers at {address}: {error}. Start a cluster with `ray start --head`, and give the address that "
+            "it says."
+        ) from error
 
 
 def _ray() -> Any:
@@ -208,6 +235,6 @@ def _ray() -> Any:
             f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "
             "leave --ray out."
         ) from error
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):  # what fails is said by us
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray

@@ -1,6 +1,7 @@
 """The same work over a local Ray cluster of two workers: the same files, byte for byte."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -37,6 +38,16 @@ def folder(tmp_path):
     for k, name in enumerate(["a.png", "deep/b.png", "deep/c.png", "d.png"]):
         photograph(tmp_path / "in" / name, (8 + k, 6), seed=k)
     return tmp_path / "in"
+
+
+def test_an_address_where_nobody_is(model, folder, tmp_path, capsys):  # noqa: F811
+    pytest.importorskip("ray.data", reason="Ray Data is not installed; pip install 'ray[data]'")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main([*words, "--ray-address", address]) == 1
+    assert f"Nobody answers at {address}" in capsys.readouterr().err
 
 
 def test_two_workers_make_what_one_process_makes(ray, model, folder, tmp_path, capsys):  # noqa: F811
