@@ -62,9 +62,9 @@ export function addElement(node, name, element, height) {
   return widget;
 }
 
-/** Add rules for the look of a widget to the page, once. */
+/** Give the page rules for the look of our widgets; all of them name our classes, and no element is added for them. */
 export function dress(rules) {
-  const style = document.createElement("style");
-  style.textContent = rules;
-  document.head.append(style);
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(rules);
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 }
