@@ -182,6 +182,20 @@ def test_a_click_on_a_digit_brings_its_label_along(canvases):
     assert canvas.complaints == []
 
 
+def test_a_seed_that_comes_along_a_wire_is_not_written(canvases):
+    canvas = canvases(vue=False)
+    values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": "number.0", "labels": "4"}
+    canvas.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 12})))
+    before = canvas.value("FlowcoreSample", "seed")
+    canvas.run()
+    picked = canvas.page.locator(".flowcore-gallery button[data-seed='13']")
+    picked.click()
+    assert canvas.value("FlowcoreSample", "seed") == before
+    assert canvas.value("FlowcoreSample", "control_after_generate") != "fixed"
+    assert "wire" in picked.get_attribute("title")
+    assert canvas.complaints == []
+
+
 def digits(kind, values, **more):
     """A workflow in API format that ends in a preview of the node `last`."""
     made = graph(
