@@ -12,6 +12,7 @@ from ..metrics import lr_psnr
 from ..resize import resize
 from ..transforms import ShapeError
 from . import Cancelled, Progress, picture
+from .memory import spared
 
 GOAL = 60.0  # dB: half of the steps of 8 bits, 1/510, would be 54
 ENOUGH = 70.0  # dB, where iterations end early
@@ -47,6 +48,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
     return torch.cat(values).clamp(max=MOST)
 
 
+@spared("Match smaller images, or fewer at once, or free memory on the device.", at_once="")
 @torch.no_grad()
 def match_source(
     images: Tensor,
@@ -82,6 +84,7 @@ def match_source(
     Raises:
         ShapeError: If the source is larger, or there are not as many images for every source.
         ImageError: If one of them is no picture.
+        FlowError: If memory does not suffice.
         Cancelled: If stopped.
 
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the

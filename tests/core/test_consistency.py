@@ -14,7 +14,7 @@ import flowcore
 from flowcore.metrics import lr_psnr, psnr
 from flowcore.resize import enlarge, resize, shrink
 from flowcore.tasks.consistency import GOAL, STEP, consistency, match_source
-from flowcore.transforms import ImageError, ShapeError
+from flowcore.transforms import FlowError, ImageError, ShapeError
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
 
@@ -170,6 +170,19 @@ def test_it_reports_and_can_be_stopped():
     assert counted == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(flowcore.Cancelled):
         match_source(images, source, cancelled=lambda: len(counted) == 3)
+
+
+def test_running_out_of_memory_is_tried_once_more_and_then_told(monkeypatch):
+    source, tried = photo(), []
+
+    def refuse(*_):
+        tried.append(1)
+        raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
+
+    monkeypatch.setattr("flowcore.tasks.consistency.resize", refuse)
+    with pytest.raises(FlowError, match=r"Out of memory at 94x62 pixels\. Match smaller"):
+        match_source(enlarge(source, 2).clamp(0, 1), source, notify=lambda _: None)
+    assert len(tried) == 2
 
 
 def test_samples_of_the_shipped_model_on_the_sample_photograph():
