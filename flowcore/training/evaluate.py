@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..color import NEUTRAL, luma, split
@@ -340,7 +340,8 @@ def sized(flow: Flow, file: Path | IO[bytes], name: str) -> Tensor:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened).convert("L" if flow.channels == 1 else "RGB")
     except OSError as error:
-        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
+        why = "it is of no kind that Pillow reads" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"Cannot read {name} as an image: {why}.") from error
     pixels = torch.from_numpy(np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)))
     return pixels.reshape(height, width, flow.channels).permute(2, 0, 1)
 

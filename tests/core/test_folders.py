@@ -247,7 +247,7 @@ def test_scores_are_a_table_that_can_be_gone_on_with(small_glow, folder, tmp_pat
     assert "1 of 5 images could not be done" in capsys.readouterr().err
     rows = list(csv.DictReader(table.open()))
     assert [Path(row["image"]).name for row in rows] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
-    assert "Cannot read bad.png" in rows[2]["error"]
+    assert rows[2]["error"] == "Cannot read bad.png as an image: it is of no kind that Pillow reads."
     (folder / "bad.png").unlink()
     assert main(words) == 0
     whole = table.read_text()
