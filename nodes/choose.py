@@ -208,7 +208,7 @@ class FlowcoreTemperatureCurve(io.ComfyNode):
                 make(
                     io.Int.Input,
                     "levels",
-                    default=3,
+                    default=2,
                     min=1,
                     max=8,
                     tooltip="How many levels the model has: 2 in srflow-x4, 3 in srflow-x8. A wrong number is refused "
