@@ -1,4 +1,8 @@
-"""The same work over a local Ray cluster of two workers: the same files, byte for byte."""
+"""The same work over a local Ray cluster of two workers: the same files, byte for byte.
+
+In `make soak`, and where Ray is installed (`pip install '.[ray]'`): it is large, starts processes by the dozen, and opens its
+ports on all addresses of the machine, whatever it is told.
+"""
 
 import os
 import socket
@@ -15,6 +19,9 @@ from .test_folders import contents
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - workers would starve beside other tests
+
+
+pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
