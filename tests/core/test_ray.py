@@ -1,7 +1,7 @@
 """The same work over a local Ray cluster of two workers: the same files, byte for byte.
 
-In `make soak`, and where Ray is installed (`pip install '.[ray]'`): it is large, starts processes by the dozen, and opens its
-ports on all addresses of the machine, whatever it is told.
+In `make soak`, and where Ray is installed (`pip install '.[ray]'`): it is large, starts processes by the dozen, and
+opens its ports on all addresses of the machine, whatever it is told.
 """
 
 import os
