@@ -49,8 +49,14 @@ export function wired(node, name) {
   return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 }
 
-/** Add an element to a node that is no value of the workflow: neither saved, nor sent. */
-export function addElement(node, name, element, height) {
+/**
+ * Add an element to a node that is no value of the workflow: neither saved, nor sent. The rules of its look lie in it, not
+ * in the head of the page that all packs share; they name our classes only.
+ */
+export function addElement(node, name, element, height, rules) {
+  const style = document.createElement("style");
+  style.textContent = rules;
+  element.append(style);
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
     hideOnZoom: false,
@@ -60,11 +66,4 @@ export function addElement(node, name, element, height) {
   });
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
   return widget;
-}
-
-/** Give the page rules for the look of our widgets; all of them name our classes, and no element is added for them. */
-export function dress(rules) {
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync(rules);
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 }

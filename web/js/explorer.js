@@ -1,12 +1,12 @@
 // The pad of Flow Latent Explorer: a square between four images. The widgets `x` and `y` hold the place; the pad only
 // shows and writes them.
 import { app } from "../../../scripts/app.js";
-import { addElement, dress, say, set, wired } from "./canvas.js";
+import { addElement, say, set, wired } from "./canvas.js";
 
 const HEIGHT = 200;
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-dress(`
+const RULES = `
 .flowcore-pad {
   container-type: size; display: flex; align-items: center; justify-content: center; min-height: ${HEIGHT}px;
 }
@@ -31,7 +31,7 @@ dress(`
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6);
   pointer-events: none;
 }
-`);
+`;
 
 app.registerExtension({
   name: "flowcore.explorer",
@@ -95,7 +95,7 @@ function hang(node, axes) {
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 
-  addElement(node, "flowcore_pad", frame, () => HEIGHT);
+  addElement(node, "flowcore_pad", frame, () => HEIGHT, RULES);
   // Whatever else changes the numbers moves the point.
   for (const axis of axes) {
     const changed = axis.callback;

@@ -2,7 +2,7 @@
 // `seed` and `control_after_generate` hold all there is, so that scripts and saved workflows need none of this.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, dress, redraw, say, set, wired } from "./canvas.js";
+import { addElement, redraw, say, set, wired } from "./canvas.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
 const PREVIEW = "$$canvas-image-preview"; // the classic canvas's name for what is seen while a node works
@@ -10,7 +10,9 @@ const GAP = 4;
 const SMALL = 96; // pixels
 const MOST = 400; // pixels of height that the gallery asks for; the rest scrolls
 
-dress(`
+const RULES = `
+.flowcore-gallery-frame { display: flex; flex-direction: column; }
+.flowcore-gallery-frame > .flowcore-gallery { flex: 1 1 auto; min-height: 0; }
 .flowcore-gallery { display: grid; gap: ${GAP}px; overflow-y: auto; align-content: start; box-sizing: border-box; }
 .flowcore-gallery button {
   position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
@@ -30,7 +32,7 @@ dress(`
   border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55);
   text-overflow: ellipsis; white-space: nowrap;
 }
-`);
+`;
 
 app.registerExtension({
   name: "flowcore.gallery",
@@ -64,7 +66,7 @@ function show(node, pictures) {
   const seed = node.widgets?.find((widget) => widget.name === "seed");
   if (!seed || !pictures?.length) return;
   const gallery = node.widgets.find((widget) => widget.name === GALLERY) ?? hang(node, seed);
-  const grid = gallery.element;
+  const grid = gallery.element.firstElementChild;
   const columns = Math.min(pictures.length, pictures.length > 9 ? 4 : pictures.length === 4 ? 2 : 3);
   grid.replaceChildren(...pictures.map((picture) => button(node, seed, picture)));
   arrange(grid, columns);
@@ -81,11 +83,14 @@ function arrange(grid, columns) {
 }
 
 function hang(node, seed) {
+  const frame = document.createElement("div");
   const grid = document.createElement("div");
+  frame.className = "flowcore-gallery-frame";
   grid.className = "flowcore-gallery";
+  frame.append(grid);
   // Down here a drag is no drag of the canvas.
   grid.addEventListener("pointerdown", (event) => event.stopPropagation());
-  const gallery = addElement(node, GALLERY, grid, () => height(grid, node));
+  const gallery = addElement(node, GALLERY, frame, () => height(grid, node), RULES);
   const changed = seed.callback;
   seed.callback = function () {
     const result = changed?.apply(this, arguments);
