@@ -53,10 +53,8 @@ export function wired(node, name) {
  * Add an element to a node that is no value of the workflow: neither saved, nor sent. The rules of its look lie in it, not
  * in the head of the page that all packs share; they name our classes only.
  */
-export function addElement(node, name, element, height, rules) {
-  const style = document.createElement("style");
-  style.textContent = rules;
-  element.append(style);
+export function addElement(node, name, element, height, look) {
+  element.append(look.cloneNode(true));
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
     hideOnZoom: false,

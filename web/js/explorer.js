@@ -6,9 +6,10 @@ import { addElement, say, set, wired } from "./canvas.js";
 const HEIGHT = 200;
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-const RULES = `
+const LOOK = document.createElement("style"); // HEIGHT is in it
+LOOK.textContent = `
 .flowcore-pad {
-  container-type: size; display: flex; align-items: center; justify-content: center; min-height: ${HEIGHT}px;
+  container-type: size; display: flex; align-items: center; justify-content: center; min-height: 200px;
 }
 .flowcore-pad > div {
   position: relative; width: min(100cqw, 100cqh); height: min(100cqw, 100cqh); box-sizing: border-box;
@@ -95,7 +96,7 @@ function hang(node, axes) {
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 
-  addElement(node, "flowcore_pad", frame, () => HEIGHT, RULES);
+  addElement(node, "flowcore_pad", frame, () => HEIGHT, LOOK);
   // Whatever else changes the numbers moves the point.
   for (const axis of axes) {
     const changed = axis.callback;

@@ -10,10 +10,11 @@ const GAP = 4;
 const SMALL = 96; // pixels
 const MOST = 400; // pixels of height that the gallery asks for; the rest scrolls
 
-const RULES = `
+const LOOK = document.createElement("style"); // GAP is in it
+LOOK.textContent = `
 .flowcore-gallery-frame { display: flex; flex-direction: column; }
 .flowcore-gallery-frame > .flowcore-gallery { flex: 1 1 auto; min-height: 0; }
-.flowcore-gallery { display: grid; gap: ${GAP}px; overflow-y: auto; align-content: start; box-sizing: border-box; }
+.flowcore-gallery { display: grid; gap: 4px; overflow-y: auto; align-content: start; box-sizing: border-box; }
 .flowcore-gallery button {
   position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
   background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0;
@@ -90,7 +91,7 @@ function hang(node, seed) {
   frame.append(grid);
   // Down here a drag is no drag of the canvas.
   grid.addEventListener("pointerdown", (event) => event.stopPropagation());
-  const gallery = addElement(node, GALLERY, frame, () => height(grid, node), RULES);
+  const gallery = addElement(node, GALLERY, frame, () => height(grid, node), LOOK);
   const changed = seed.callback;
   seed.callback = function () {
     const result = changed?.apply(this, arguments);
