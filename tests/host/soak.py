@@ -106,12 +106,15 @@ def round_trip(number: int = 0, batch: int = 1) -> Prompt:
     )
 
 
-def saving(number: int = 0, frames: int = 2, folder: str = "latents") -> Prompt:
-    """Latents into a file; with many frames, a large one."""
+def saving(number: int = 0, frames: int = 2, folder: str = "latents", items: int = 1) -> Prompt:
+    """Latents into a file; with many frames and items, a large one: 3 kB each."""
     return _prompt(
-        f"save {number} {frames}",
+        f"save {number} {frames} {items}",
         model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
-        one=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": number, "labels": "1"}),
+        one=(
+            "FlowcoreSample",
+            {"model": "model.0", "samples": items, "temperature": 0.7, "seed": number, "labels": "1"},
+        ),
         two=("FlowcoreVaryLatents", {"latents": "one.1", "seed": 1000 + number, "strength": 0.5}),
         made=("FlowcoreInterpolate", {"a": "one.1", "b": "two.0", "frames": frames, "mode": "slerp"}),
         kept=("FlowcoreSaveLatents", {"latents": "made.0", "filename_prefix": f"{folder}/soak"}),

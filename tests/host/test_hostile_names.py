@@ -18,11 +18,14 @@ SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "glow-cifar10.safetensors"
 
 
 def everything(base):
-    """All files below the server's folder and beside it, with sizes; not what the server writes for itself."""
+    """All files below the server's folder and beside it, with sizes; not what is written there for passing."""
+    passing = {"user", "temp"}
     return {
         str(path): path.lstat().st_size
         for path in base.parent.rglob("*")
-        if path.name != "console.log" and "user" not in path.relative_to(base.parent).parts[:2] and not path.is_dir()
+        if path.name != "console.log"
+        and passing.isdisjoint(path.relative_to(base.parent).parts[:2])
+        and not path.is_dir()
     }
 
 

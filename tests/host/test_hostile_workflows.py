@@ -49,7 +49,7 @@ SMALLER = {
     "morph": {"frames": 3},
     "rank": {"samples": 1},
     "latent-normalisation": {},
-    "train": {"folder": "photos", "recipe": "quick.toml", "start": "nothing", "minutes": 0.0},
+    "train": {"folder": "photos", "recipe": "quick.toml", "name": "hostile", "start": "nothing", "minutes": 0.0},
 }
 MODELS = {
     "srflow-x4": "small-srflow",
@@ -351,8 +351,10 @@ def good(host, flows, photo):
     made = stories(flows, photo)
     keep = host.run(made["keep"])["outputs"]["save"]["latents"][0]
     kept = host.server.base / "output" / keep["subfolder"] / keep["filename"]
-    (host.server.base / "input" / "kept.safetensors").write_bytes(kept.read_bytes())
-    return made
+    offered = host.server.base / "input" / "kept.safetensors"
+    offered.write_bytes(kept.read_bytes())
+    yield made
+    offered.unlink()
 
 
 class Witness:
