@@ -36,6 +36,7 @@ def enough_on_the_newer(host):
 
 
 def test_30_prompts_leave_no_file_open_and_no_thread(host, process):
+    enough_on_the_newer(host)
     for number in ORDINARY:
         soak.outcome(host, soak.good(number))
     before = soak.settled(process)
