@@ -543,14 +543,9 @@ def gallery(pictures: torch.Tensor, seed: int, samples: int, notes: Notes, label
         The node's `ui`. Always with the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
-    subfolder = "flowcore"
-    folder = Path(folder_paths.get_temp_directory()) / subfolder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for k, picture in enumerate(pictures[:GALLERY]):
-            name = f"{secrets.token_hex(8)}.jpg"
-            _thumbnail(picture).save(folder / name, quality=90)
-            entry: dict[str, Any] = {"filename": name, "subfolder": subfolder, "type": "temp"}
+            entry = _kept_for_now(picture, THUMBNAIL, ".jpg", quality=90)
             entry["seed"] = (seed + k % samples) % 2**64
             if labels is not None and labels[k] != labels[0]:  # they are given out in turn: start with this one
                 entry["labels"] = ", ".join(map(str, labels[k:] + labels[:k]))
@@ -581,19 +576,24 @@ def compared(before: Callable[[], torch.Tensor], after: torch.Tensor, pnginfo: A
     if not hasattr(io, "ImageCompare") or not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
         return {}
     kept: dict[str, list[dict[str, str]]] = {"a_images": [], "b_images": []}
-    folder = Path(folder_paths.get_temp_directory()) / "flowcore"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for key, picture in zip(kept, (before(), after), strict=True):
-            name = f"{secrets.token_hex(8)}.png"
-            _thumbnail(picture, COMPARED).save(folder / name, compress_level=1)
-            kept[key].append({"filename": name, "subfolder": folder.name, "type": "temp"})
+            kept[key].append(_kept_for_now(picture, COMPARED, ".png", compress_level=1))
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("Before and after are not shown on the node: %s", error)
     return kept
 
 
-def _thumbnail(picture: torch.Tensor, longest: int = THUMBNAIL) -> Image.Image:
+def _kept_for_now(picture: torch.Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:
+    """Save a small copy of a picture where the host empties at every start; how the canvas finds it."""
+    folder = Path(folder_paths.get_temp_directory()) / "flowcore"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = secrets.token_hex(8) + suffix
+    _shrunk(picture, longest).save(folder / name, **options)
+    return {"filename": name, "subfolder": folder.name, "type": "temp"}
+
+
+def _shrunk(picture: torch.Tensor, longest: int) -> Image.Image:
     colours = picture.detach()[:3].expand(3, -1, -1)[None]
     shrinking = max(colours.shape[-2:]) / longest
     if shrinking > 1:
