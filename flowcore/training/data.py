@@ -15,7 +15,7 @@ from .colours import Colours
 from .digits import Digits, read_idx
 from .photographs import Entry, Photographs
 from .pictures import Picture, find_pictures
-from .recipe import Recipe
+from .recipe import Recipe, held_out_names
 
 __all__ = ["Colours", "Data", "Digits", "Entry", "Photographs", "Picture", "find_pictures", "open_data", "read_idx"]
 
@@ -48,6 +48,7 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
         scale=getattr(recipe.model, "scale", 1),
         pyramid=recipe.pyramid,
         validation=recipe.validation,
+        held_out=held_out_names(recipe.held_out),
         turn=recipe.turn,
         short_sides=recipe.short_sides,
         degradation=recipe.degradation,

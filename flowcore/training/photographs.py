@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Photographs:
         scale: int,
         pyramid: tuple[float, ...] = (1.0,),
         validation: int = 0,
+        held_out: frozenset[str] = frozenset(),
         turn: bool = True,
         short_sides: tuple[int, ...] = (),
         degradation: DegradationKind = "bicubic",
@@ -76,6 +77,8 @@ class Photographs:
                 originals.
             validation: How many photographs to keep out of training, spread evenly over the sorted names; of few
                 photographs at most half of them, but one if there are two or three.
+            held_out: File names, without folders, of photographs to keep out of training. Where there is any of them,
+                these are held out instead of ``validation`` others.
             turn: Whether crops are turned by quarters at random; they are mirrored in any case.
             short_sides: Instead of the pyramid: lengths in pixels of the shorter side to which every photograph is
                 shrunk; those that are smaller keep their size.
@@ -117,8 +120,15 @@ class Photographs:
             )
         self._pixels = np.memmap(pixels, dtype=np.uint8, mode="r")
         names = sorted({entry.name for entry in entries})
-        kept_out = min(validation, max(1, len(names) // 2), len(names) - 1)
-        held = {names[round(k * len(names) / kept_out)] for k in range(kept_out)}
+        held = {name for name in names if PurePosixPath(name).name in held_out}
+        if not held:
+            count = min(validation, max(1, len(names) // 2), len(names) - 1)
+            held = {names[round(k * len(names) / count)] for k in range(count)}
+        if len(held) == len(names):
+            raise ImageError(
+                f"All {len(names)} images in {_named(folder)} are on the list of images that are held out of training. "
+                "Add others, or leave held_out out of the recipe."
+            )
         self.training = [entry for entry in entries if entry.name not in held]
         self.held_out = [entry for entry in entries if entry.name in held]
 

@@ -50,6 +50,7 @@ WITHOUT_EFFECT = (  # on the parameters that a run ends with
     "text",
 )
 FOLDER = Path(__file__).parent / "recipes"
+HELD_OUT = Path(__file__).parent / "held_out.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class Recipe:
         data: Folders or ZIP archives of images, for a run that is told of none.
         pyramid: Sizes at which every photograph is used; see ``data.Photographs``.
         validation: Photographs kept out of training.
+        held_out: A text file of the names of photographs that are kept out of training instead, one name a line, or
+            "standard" for the list that flowcore brings, which names photographs of the shipped models' data.
         ema: Decay per step of the averaged weights, which are what is saved; 0 for none.
         precision: Of conditioners and encoder; "auto" times both and takes the faster.
         recompute: Whether steps forget their activations and compute them again, which takes a third more time and a
@@ -137,6 +140,7 @@ class Recipe:
     data: tuple[str, ...] = ()
     pyramid: tuple[float, ...] = (1.0,)
     validation: int = 4
+    held_out: str = ""
     ema: float = 0.999
     precision: Precision = "auto"
     recompute: Recompute = "auto"
@@ -228,6 +232,32 @@ def _check_degradation(recipe: Recipe) -> None:
                 "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
                 f"degradation = 'bicubic'; got {stage.lr_consistency}."
             )
+
+
+def held_out_names(source: str) -> frozenset[str]:
+    """Read the names of the photographs that are kept out of training.
+
+    Args:
+        source: The recipe's ``held_out``: "standard", a text file with one name a line, or "" for none. Lines that
+            begin with # are comments.
+
+    Returns:
+        File names, without folders.
+
+    Raises:
+        FlowError: If there is no such file.
+    """
+    if not source:
+        return frozenset()
+    path = HELD_OUT if source == "standard" else Path(source)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowError(
+            f"Recipe key held_out must be 'standard' or a text file with one name a line; {source!r} could not be read "
+            f"({error})."
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def fingerprint(recipe: Recipe) -> str:
