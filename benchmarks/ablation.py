@@ -33,12 +33,12 @@ import torch
 from torch import Tensor
 
 from flowcore.checkpoints.file import read, read_header
+from flowcore.evaluation.tables import evaluate_upscaler
 from flowcore.flow import Flow
 from flowcore.likelihood import bits_per_dim, dequantize, log_prob
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.training.data import Photographs, open_data
-from flowcore.training.evaluate import evaluate_upscaler
 from flowcore.training.loop import train
 from flowcore.training.objective import Likelihood
 from flowcore.training.recipe import Recipe, parse_recipe

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore import color
+from flowcore.images import color
 
 from .hints import read
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import flowcore
-from flowcore import color
-from flowcore.metrics import flicker
+from flowcore.images import color
+from flowcore.quality.metrics import flicker
 from flowcore.tasks import image_files
 
 from .hints import read

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints.sources import NORMFLOWS
+from flowcore.inference.plan import Plan
 from flowcore.likelihood import log_prob
-from flowcore.plan import Plan
 from flowcore.prior import sample_latents
 
 from . import peers, train

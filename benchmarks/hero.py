@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import flowcore
-from flowcore.color import luma
-from flowcore.resize import shrink
+from flowcore.images.color import luma
+from flowcore.images.resize import shrink
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 WIDTH, GAP, CAPTION = 1200, 6, 22

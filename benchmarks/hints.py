@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore import color
+from flowcore.images import color
 from flowcore.tasks import image_files
 from flowcore.tasks.colorize import Point, colorize, hints_from_points
 

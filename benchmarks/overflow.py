@@ -22,11 +22,11 @@ from torch import Tensor
 
 import flowcore
 from flowcore.flow import Flow
-from flowcore.plan import planned
+from flowcore.images.resize import enlarge
+from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.resize import enlarge
 from flowcore.tasks import image_files
-from flowcore.tasks.guard import decode, within
+from flowcore.tasks.overflow import decode, within
 from flowcore.tasks.upscale import GUARD_REACH
 
 MODELS = ("srflow-x4", "srflow-x8")
@@ -56,10 +56,10 @@ def shares(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
         found[name] = {}
         for temperature in TEMPERATURES:
             rows = [_one(flow, lr, temperature) for lr in images]
-            overflowing, calmed, filled, plain, guarded = (sum(column) for column in zip(*rows, strict=True))
+            overflowing, attenuated, filled, plain, guarded = (sum(column) for column in zip(*rows, strict=True))
             found[name][str(temperature)] = {
                 "images that overflow": overflowing,
-                "calmed %": round(100 * calmed / len(images), 3),
+                "calmed %": round(100 * attenuated / len(images), 3),
                 "filled %": round(100 * filled / len(images), 3),
                 "times the seconds": round(guarded / plain, 2),
             }
@@ -75,9 +75,9 @@ def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float
     plain = time.process_time() - begun
     done = decode(within(plan, cond, GUARD_REACH), z, lambda: enlarge(lr, flow.condition_scale))
     guarded = time.process_time() - begun - plain
-    if done.calmed is None or done.filled is None:
+    if done.attenuated is None or done.filled is None:
         return False, 0.0, 0.0, plain, guarded
-    return True, float(done.calmed.float().mean()), float(done.filled.float().mean()), plain, guarded
+    return True, float(done.attenuated.float().mean()), float(done.filled.float().mean()), plain, guarded
 
 
 def sheet() -> Image.Image:

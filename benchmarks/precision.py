@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import flowcore
-from flowcore.color import luma
-from flowcore.plan import Plan, Precision
+from flowcore.images.color import luma
+from flowcore.inference.plan import Plan, Precision
 from flowcore.prior import sample_latents
 from flowcore.tasks.colorize import schedule
 

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from flowcore.checkpoints import load
+from flowcore.evaluation.tables import color_table, evaluate_colorizer
 from flowcore.models import build
 from flowcore.models.colorizer import ColorizerConfig
-from flowcore.training.evaluate import color_table, evaluate_colorizer
 from flowcore.training.loop import train
 from flowcore.training.recipe import Recipe, read_recipe
 

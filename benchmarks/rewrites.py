@@ -1,4 +1,4 @@
-"""What each rewrite of ``flowcore/folding.py`` gives by itself, on SRFlow of the published size."""
+"""What each rewrite of ``flowcore/inference/fold.py`` gives by itself, on SRFlow of the published size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcore.condition import Parts
+from flowcore.condition import MultiScaleFeatures
+from flowcore.inference.plan import Plan
 from flowcore.networks import RRDBEncoder
-from flowcore.plan import Plan
 from flowcore.prior import sample_latents
 
 from . import published
@@ -38,7 +38,7 @@ def measure(settings: Settings) -> list[Table]:
     side = settings.lr * flow.config.scale
     z, several = (_latents(plan, side, n, settings.device) for n in (1, MORE))
     cond = plan.encode_condition(lr)
-    whole = replace(cond, features=tuple(f.whole() if isinstance(f, Parts) else f for f in cond.features))
+    whole = replace(cond, features=tuple(f.whole() if isinstance(f, MultiScaleFeatures) else f for f in cond.features))
     narrow, ready = low.encode_condition(lr), cond.prepare(plan)
     assert isinstance(flow.encoder, RRDBEncoder)
     encoder, folded, levels = flow.encoder, plan.encoder, len(flow.levels)

@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import Tensor
 
 import flowcore
+from flowcore.inference.plan import Plan
 from flowcore.models.srflow import SRFlowConfig
-from flowcore.plan import Plan
 from flowcore.prior import sample_latents
 
 from . import published

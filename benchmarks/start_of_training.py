@@ -18,9 +18,9 @@ import torch
 
 from flowcore.checkpoints.file import read
 from flowcore.likelihood import bits_per_dim, dequantize, log_prob
-from flowcore.metrics import lr_psnr, psnr
 from flowcore.models.srflow import srflow
 from flowcore.prior import sample_latents
+from flowcore.quality.metrics import lr_psnr, psnr
 from flowcore.training.data import Photographs
 
 

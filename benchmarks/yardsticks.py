@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import flowcore
-from flowcore.resize import enlarge
+from flowcore.images.resize import enlarge
 
 from . import published
 from .measure import Program, Settings, by_turns, picture, times_as_fast

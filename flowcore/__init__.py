@@ -17,9 +17,10 @@ Reading order, for someone who wants to learn how flows work:
 
 from .checkpoints import load
 from .condition import Condition
+from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
+from .inference.plan import Plan
 from .latents import interpolate
-from .plan import Plan
 from .tasks import Cancelled
 from .tasks.colorize import (
     Hints,
@@ -34,15 +35,7 @@ from .tasks.consistency import match_source
 from .tasks.generate import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
-from .transforms import (
-    CheckpointError,
-    ConditionError,
-    FlowError,
-    ImageError,
-    PrecisionError,
-    ShapeError,
-    Transform,
-)
+from .transforms import Transform
 
 __version__ = "0.1.0"
 

@@ -13,12 +13,12 @@ from torch import Tensor
 Source = tuple[Tensor, int]
 """Features, and the factor by which they are to be enlarged by nearest neighbour."""
 
-Told = tuple[Tensor | None, Tensor | None]
+ConditionTerms = tuple[Tensor | None, Tensor | None]
 """What a step draws from the condition alone: its first convolution's part; or all of its network's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class MultiScaleFeatures:
     """What a level is told, in parts that need not be put together: those that are enlarged are kept small.
 
     Attributes:
@@ -27,7 +27,7 @@ class Parts:
     """
 
     sources: tuple[Source, ...]
-    told: tuple[Told, ...] | None = None
+    told: tuple[ConditionTerms, ...] | None = None
 
     def whole(self) -> Tensor:
         """Enlarge, and put the parts together.
@@ -50,7 +50,9 @@ class Parts:
 class Preparer(Protocol):
     """What can prepare a condition: ``plan.Plan``."""
 
-    def prepared(self, features: Sequence[Tensor | Parts | None]) -> tuple[Tensor | Parts | None, ...]:
+    def prepared(
+        self, features: Sequence[Tensor | MultiScaleFeatures | None]
+    ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
         """Compute what every step draws from the condition alone.
 
         Args:
@@ -73,7 +75,7 @@ class Condition:
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
     """
 
-    features: tuple[Tensor | Parts | None, ...]
+    features: tuple[Tensor | MultiScaleFeatures | None, ...]
     origin: Tensor | None = None
     labels: Tensor | None = None
 
@@ -116,10 +118,10 @@ class Condition:
         def several(t: Tensor | None) -> Any:
             return None if t is None else t.expand(samples, *t.shape[1:])
 
-        def feature(f: Tensor | Parts | None) -> Tensor | Parts | None:
-            if isinstance(f, Parts):
+        def feature(f: Tensor | MultiScaleFeatures | None) -> Tensor | MultiScaleFeatures | None:
+            if isinstance(f, MultiScaleFeatures):
                 told = None if f.told is None else tuple((several(first), several(raw)) for first, raw in f.told)
-                return Parts(sources=tuple((several(t), factor) for t, factor in f.sources), told=told)
+                return MultiScaleFeatures(sources=tuple((several(t), factor) for t, factor in f.sources), told=told)
             return several(f)
 
         return Condition(
@@ -131,5 +133,5 @@ class Condition:
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
         for f in self.features:
-            found += f.tensors() if isinstance(f, Parts) else [] if f is None else [f]
+            found += f.tensors() if isinstance(f, MultiScaleFeatures) else [] if f is None else [f]
         return found + [t for t in (self.origin, self.labels) if t is not None]

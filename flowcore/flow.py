@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .condition import Condition, Parts
+from .condition import Condition, MultiScaleFeatures
+from .errors import ConditionError, ShapeError
 from .prior import Shape, log_density
-from .transforms import Chain, ConditionError, ShapeError, Split, Squeeze, Transform, spread
+from .transforms import Chain, Split, Squeeze, Transform, spread
 
 
 class Level(nn.Module):
@@ -344,9 +345,9 @@ class Flow(Transform):
             )
         return [self._feature(f) for f in cond.features], cond.labels
 
-    def _feature(self, feature: Tensor | Parts | None) -> Any:
+    def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         """What the steps of a level take as their condition."""
-        return feature.whole() if isinstance(feature, Parts) else feature
+        return feature.whole() if isinstance(feature, MultiScaleFeatures) else feature
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import LOW_PRECISION
+from .errors import FlowError, ShapeError
 from .prior import Shape, sample_latents
-from .transforms import FlowError, ShapeError
-from .transforms.transform import LOW_PRECISION, precision_error
+from .transforms.transform import precision_error
 
 Direction = list[Tensor]  # latents of batch 1, finest first: a way to move through latent space
 Mode = Literal["slerp", "linear", "norm"]

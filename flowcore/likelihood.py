@@ -31,21 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import prior
+from .errors import ConditionError, FlowError, ImageError, ShapeError
 from .flow import Flow
 from .networks import Conditioner
-from .transforms import (
-    ActNorm,
-    Chain,
-    ConditionError,
-    Coupling,
-    FlowError,
-    ImageError,
-    Injector,
-    InvertibleConv,
-    ShapeError,
-    Squeeze,
-    Transform,
-)
+from .transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Squeeze, Transform
 
 Grid = Literal["bins", "levels"]
 

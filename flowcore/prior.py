@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transforms import FlowError, ShapeError
+from .errors import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
 

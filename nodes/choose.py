@@ -10,22 +10,22 @@ from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError
+from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.tasks import Precision, generate
-from ..flowcore.tasks.choose import By, diversity_map, ranked
 from ..flowcore.tasks.consistency import consistency
-from ..flowcore.tasks.sheet import contact_sheet
+from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.upscale import memory_required, target_size
 from .host import (
     Notes,
     Progress,
     along_curve,
-    bring,
     curve_input,
-    hand_over,
     io,
+    load_to_device,
     make,
     say,
     stop_if_cancelled,
+    to_host_image,
 )
 from .score import coloured
 from .sockets import (
@@ -149,7 +149,7 @@ class FlowcoreTemperatureGrid(io.ComfyNode):
         needed = memory_required(flow, height, width, tile or ORDINARY_TILE)
         each = 3 * math.prod(target_size(flow, height, width))
         room_for(len(pixels) * len(taus) * seeds, each, "pictures need", "Ask for fewer temperatures or seeds.")
-        bring(model, needed)
+        load_to_device(model, needed)
         pictures = flowcore.temperature_grid(
             flow,
             pixels,
@@ -305,7 +305,7 @@ class FlowcoreDiversityMap(io.ComfyNode):
         text = f"samples differ by {mean:.2f}/255 on average"
         say(text, cls.hidden.unique_id)
         return io.NodeOutput(
-            to_image(coloured(maps)), hand_over(maps), mean, ui={"text": [text], "mean": [mean], "each": means}
+            to_image(coloured(maps)), to_host_image(maps), mean, ui={"text": [text], "mean": [mean], "each": means}
         )
 
 
@@ -391,7 +391,9 @@ class FlowcoreBestOf(io.ComfyNode):
             flow = flow_of(model)
             height, width = pixels.shape[-2:]
             # Every share is computed beside the pass itself: twice the memory of one.
-            bring(model, 2 * generate.memory_required(flow, max(1, len(pixels) // max(1, len(small))), height, width))
+            load_to_device(
+                model, 2 * generate.memory_required(flow, max(1, len(pixels) // max(1, len(small))), height, width)
+            )
         scores, order = ranked(pixels, small, by, flow, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
         best = order[:, :keep]
         kept = (best + torch.arange(len(best))[:, None] * order.shape[1]).flatten().tolist()

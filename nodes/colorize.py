@@ -9,7 +9,7 @@ from .. import flowcore
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks import colorize as task
 from ..flowcore.tasks.colorize import Gamut, Hints, memory_required
-from .host import Notes, Progress, bring, gallery, io, make, say, stop_if_cancelled
+from .host import Notes, Progress, gallery, io, load_to_device, make, say, stop_if_cancelled
 from .sockets import (
     FlowHints,
     FlowLatents,
@@ -189,7 +189,7 @@ class FlowcoreColorize(io.ComfyNode):
         count = len(pixels) if frames == "video" else samples
         made = len(pixels) if frames == "video" else len(pixels) * samples
         room_for(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
-        bring(model, memory_required(flow, height, width, count, working_size=working_size))
+        load_to_device(model, memory_required(flow, height, width, count, working_size=working_size))
         given = None if latents is None else belonging(latents, flow)
         if given is not None and frames == "images" and len(pixels) == 1:
             pixels = pixels.expand(given.items, -1, -1, -1)
@@ -378,7 +378,7 @@ class FlowcoreEncodeColor(io.ComfyNode):
         """Call the task."""
         flow, pixels = flow_of(model), from_image(image)
         count, _, height, width = pixels.shape
-        bring(model, memory_required(flow, height, width, count, working_size=working_size))
+        load_to_device(model, memory_required(flow, height, width, count, working_size=working_size))
         levels = flowcore.encode_colors(flow, pixels, working_size=working_size or None, cancelled=stop_if_cancelled)
         return io.NodeOutput(latents_of(flow, levels))
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError, likelihood
-from ..flowcore.color import luma
+from ..flowcore.images.color import luma
+from ..flowcore.images.resize import shrink
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
-from ..flowcore.resize import shrink
 from ..flowcore.tasks import generate
-from .host import Notes, Progress, bring, gallery, io, make, stop_if_cancelled
+from .host import Notes, Progress, gallery, io, load_to_device, make, stop_if_cancelled
 from .sockets import (
     FlowLatents,
     FlowModel,
@@ -132,7 +132,7 @@ class FlowcoreSample(io.ComfyNode):
         shown = _in_turn(flow, labels, samples, notes)
         taus = numbers(temperatures, "temperatures") or temperature
         room_for(samples, 3 * size[0] * size[1], "pictures need", "Lower samples, width or height.")
-        bring(model, generate.memory_required(flow, samples, *size))
+        load_to_device(model, generate.memory_required(flow, samples, *size))
         images = generate.sample(
             flow,
             samples,
@@ -231,7 +231,7 @@ class FlowcoreEncode(io.ComfyNode):
         subject = prepared(flow, image, fit, label, source, notes)
         if dequantize == "on" or (dequantize == "auto" and flow.classes):
             subject = replace(subject, pixels=generate.dequantized_image(flow, subject.pixels))
-        bring(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+        load_to_device(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
         progress, cond = Progress(), condition(flow, subject.labels, subject.source)
         levels = generate.encode(
             flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled, notify=notes
@@ -341,7 +341,7 @@ class FlowcoreDecode(io.ComfyNode):
             )
         small = _small(flow, latents.source if source is None else from_image(source), latents.levels, notes)
         count, height, width = len(levels[0]), *_sides(flow, levels)
-        bring(model, generate.memory_required(flow, count, height, width))
+        load_to_device(model, generate.memory_required(flow, count, height, width))
         told, progress = condition(flow, shown, small), Progress()
         images = generate.decode(flow, levels, told, progress=progress, cancelled=stop_if_cancelled, notify=notes)
         images = likelihood.snap(flow, images) if snap else images.clamp(0, 1)

@@ -6,11 +6,11 @@ from typing import Any
 
 from ..flowcore import FlowError
 from ..flowcore.checkpoints import catalog
-from ..flowcore.spandrel import Upscaler, descriptor, register
+from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from .host import (
     Notes,
-    bring,
     io,
+    load_to_device,
     log,
     make,
     model_files,
@@ -90,7 +90,7 @@ def in_care_of(model: Any, described: Any) -> Any:
     def to(device: Any = None, dtype: Any = None) -> Any:
         # Old hosts move upscale models themselves, there and back. The host's own care for the model would not know.
         if device is not None and str(device) == str(model.load_device):
-            bring(model, 0)
+            load_to_device(model, 0)
         return described
 
     described.patcher = model  # by which newer hosts move it

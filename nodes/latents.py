@@ -21,17 +21,7 @@ from ..flowcore.checkpoints.latents_file import (
 )
 from ..flowcore.tasks import generate
 from .generate import Fit, condition, fit_input, label_input, prepared
-from .host import (
-    Notes,
-    Progress,
-    bring,
-    input_files,
-    input_path,
-    io,
-    make,
-    output_path,
-    stop_if_cancelled,
-)
+from .host import Notes, Progress, input_files, input_path, io, load_to_device, make, output_path, stop_if_cancelled
 from .inputs import shown
 from .sockets import (
     FlowLatents,
@@ -446,7 +436,7 @@ class FlowcoreAttributeDirection(io.ComfyNode):
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
             subject = prepared(flow, image, (fit or ["resize"])[0], (label or [-1])[0], None, notes)
-            bring(model[0], generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+            load_to_device(model[0], generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
             return generate.encode(
                 flow,
                 subject.pixels,

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps
 
 from .. import flowcore
-from ..flowcore import recipe as recipes
-from ..flowcore.recipe import KEY, MOST_ENTRIES, MOST_PICTURES, Recipe, RecipeError
+from ..flowcore import provenance
+from ..flowcore.provenance import KEY, MOST_ENTRIES, MOST_PICTURES, Recipe, RecipeError
 from .host import Notes, input_files, input_path, io, log, make, on_prompt, on_start, wrap
 from .inputs import shown
 from .load import choices, locate
@@ -105,9 +105,9 @@ def _recipe(node_id: str, kind: str, values: dict[str, Any], images: torch.Tenso
         temperature=values["temperature"],
         seed=values["seed"],
         samples=values["samples"],
-        settings={name: value for name, value in values.items() if name not in NAMED and recipes.is_plain(value)},
+        settings={name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)},
         sources={name: _source(value) for name, value in values.items() if name != "model" and _is_source(value)},
-        pictures=tuple(recipes.fingerprint(picture) for picture in pictures[:MOST_PICTURES]),
+        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MOST_PICTURES]),
         version=flowcore.__version__,
     )
 
@@ -120,13 +120,13 @@ def _is_source(value: Any) -> bool:
 def _source(value: Any) -> Any:
     """Describe what came along a wire: images, latents and hints by their values, all else by its kind."""
     if isinstance(value, torch.Tensor):
-        return recipes.source(value)
+        return provenance.source(value)
     if isinstance(value, list):
         return [_source(item) for item in value]
     if dataclasses.is_dataclass(value):
         parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
         return {name: _source(part) for name, part in parts.items() if part is not None}
-    return value if recipes.is_plain(value) else {"kind": type(value).__name__}
+    return value if provenance.is_plain(value) else {"kind": type(value).__name__}
 
 
 def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
@@ -280,23 +280,23 @@ class FlowcoreLoadRecipe(io.ComfyNode):
         path = input_path(image)
         if path is None:
             raise RecipeError(f"{shown(image)} is gone from the input folder. Choose another picture.")
-        every = recipes.read(path)
+        every = provenance.read(path)
         picture = _opened(path)
-        mark = recipes.fingerprint(picture)
-        recipe = recipes.chosen(every, mark)
+        mark = provenance.fingerprint(picture)
+        recipe = provenance.chosen(every, mark)
         if mark not in recipe.pictures:
             notes(
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes what it was "
                 "before."
             )
         others = [(name, found) for name in choices() if (found := locate(name)) is not None]
-        name, flow = recipes.find_model(recipe, locate(recipe.model), others)
+        name, flow = provenance.find_model(recipe, locate(recipe.model), others)
         name_model(flow, name)
         seed = recipe.seed_of(mark)
         text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
         facts = {"node": [recipe.node], "model": [name], "temperature": [recipe.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]
-        lines += [f"{key}: {shown(value)}" for key, value in recipe.settings.items() if recipes.is_plain(value)]
+        lines += [f"{key}: {shown(value)}" for key, value in recipe.settings.items() if provenance.is_plain(value)]
         return io.NodeOutput(
             wrap(flow),
             recipe.temperature,

@@ -13,7 +13,7 @@ from ..flowcore import ShapeError
 from ..flowcore.tasks import generate
 from ..flowcore.tasks import score as scoring
 from .generate import Fit, condition, fit_input, label_input, prepared, source_input
-from .host import Notes, Progress, bring, hand_over, io, make, stop_if_cancelled
+from .host import Notes, Progress, io, load_to_device, make, stop_if_cancelled, to_host_image
 from .sockets import FlowModel, finite_or_none, flow_of, to_image
 
 # Inferno of matplotlib at ten places (van der Walt and Smith, CC0): equal steps look equal, and it survives in grey.
@@ -161,7 +161,7 @@ class FlowcoreScore(io.ComfyNode):
         for subject in subjects:
             count, _, height, width = subject.pixels.shape
             # Every share is computed beside the pass itself: twice the memory of one.
-            bring(model[0], 2 * generate.memory_required(flow, count * draws, height, width))
+            load_to_device(model[0], 2 * generate.memory_required(flow, count * draws, height, width))
             scores.append(
                 scoring.score(
                     flow,
@@ -189,7 +189,7 @@ class FlowcoreScore(io.ComfyNode):
         return io.NodeOutput(
             bits,
             [to_image(coloured(m)) for m in _batched([m[None] for m in maps])],
-            [hand_over(m) for m in _batched([m[None] for m in maps])],
+            [to_host_image(m) for m in _batched([m[None] for m in maps])],
             [to_image(p) for p in _batched([pictures[i] for i in order])],
             report,
             ui={

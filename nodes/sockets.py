@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ConditionError, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
-from ..flowcore.tiling import free_memory
-from .host import gradient_slider, hand_over, io, make
+from ..flowcore.device import free_memory
+from .host import gradient_slider, io, make, to_host_image
 
 # A flow in the host's care: the host's ModelPatcher, whose `.model` is a flowcore.Flow.
 FlowModel = io.Custom("FLOW_MODEL")
@@ -245,7 +245,7 @@ def to_image(pixels: Tensor) -> Tensor:
     """
     if pixels.shape[1] == 1:
         pixels = pixels.expand(-1, 3, -1, -1)
-    return hand_over(pixels.permute(0, 2, 3, 1)).contiguous()
+    return to_host_image(pixels.permute(0, 2, 3, 1)).contiguous()
 
 
 def from_mask(mask: Tensor, items: int) -> Tensor:

@@ -6,20 +6,20 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import flowcore
-from ..flowcore.plan import forget_plan
+from ..flowcore.images.resize import resize
+from ..flowcore.inference.plan import forget_plan
 from ..flowcore.prior import Temperature, painted
-from ..flowcore.resize import resize
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.upscale import ConditionStore, memory_required, target_size
 from .host import (
     Notes,
     Progress,
-    bring,
     compare_input,
     compared,
     gallery,
     io,
+    load_to_device,
     make,
     on_release,
     say,
@@ -195,7 +195,7 @@ class FlowcoreUpscale(io.ComfyNode):
         )
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         room_for(len(pixels) * samples, 3 * largest, "pictures need", advice)
-        bring(model, needed)
+        load_to_device(model, needed)
         pictures = flowcore.upscale(
             flow,
             pixels,

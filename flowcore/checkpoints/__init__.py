@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..errors import CheckpointError
 from ..flow import Flow
-from ..transforms import CheckpointError
 from . import catalog
 from .convert import convert
 from .file import Header, is_ours, read, read_header, save

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..transforms import CheckpointError
+from ..errors import CheckpointError
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 

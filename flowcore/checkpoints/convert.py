@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError, FlowError
 from ..flow import Flow
-from ..transforms import CheckpointError, FlowError
 from .file import KEY, opened
 from .pickled import refuse_excess
 from .sources import SOURCES

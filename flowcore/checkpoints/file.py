@@ -25,9 +25,10 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
-from ..transforms import BatchNorm, ChannelWhitening, CheckpointError, FlowError, InvertibleConv, Permutation
+from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
 from .writing import write_whole
 
 FORMAT = 1

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from ..errors import CheckpointError, FlowError, ShapeError
 from ..flow import Flow
-from ..transforms import CheckpointError, FlowError, ShapeError
 from . import file
 from .writing import write_whole
 

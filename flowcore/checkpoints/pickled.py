@@ -14,7 +14,7 @@ import pickletools
 import re
 from typing import Any, BinaryIO
 
-from ..transforms import CheckpointError
+from ..errors import CheckpointError
 
 MOST_OPCODES = 500_000  # 20,000 tensors, ten times as many as the largest published flow has
 MOST_WITHIN = 10_000  # parts of a tuple, counted as its hash walks through them

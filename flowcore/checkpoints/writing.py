@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from ..transforms import FlowError
+from ..errors import FlowError
 
 LEFT = re.compile(r"\..+\.(\d+)\.partial")
 ABANDONED = 600  # seconds without a change, after which a partial file of a process that is gone belongs to nobody

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..errors import CheckpointError, FlowError
 from ..flow import Flow
-from ..transforms import CheckpointError, FlowError
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
 from .fields import shown

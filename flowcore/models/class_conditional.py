@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition
+from ..errors import FlowError
 from ..flow import Flow, Level
 from ..networks import DenseConditioner
-from ..transforms import Coupling, Flatten, FlowError, Permutation, PixelMap, Transform
+from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import check_choice, check_number, check_whole, image_size, shown
 from .labels import one_hot
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition
+from ..errors import FlowError, ShapeError
 from ..flow import Flow, Level
 from ..networks import Conditioner, LumaEncoder
 from ..networks.luma import STRIDE
@@ -29,13 +30,11 @@ from ..transforms import (
     ActNorm,
     Chain,
     ChannelWhitening,
+    ConditionOnChannels,
     Coupling,
-    FlowError,
-    Given,
     Haar,
     Injector,
     InvertibleConv,
-    ShapeError,
     Split,
     Transform,
 )
@@ -127,7 +126,7 @@ def colorizer(config: ColorizerConfig) -> Flow:
         for number, (steps, hidden) in enumerate(zip(config.steps, config.hidden, strict=True), start=1):
             if number < grids:
                 details = Chain(*_steps(6, told + 2, steps, hidden))
-                levels.append(Level([Given(2, details)], Split(None, kept=2), squeeze=Haar()))
+                levels.append(Level([ConditionOnChannels(2, details)], Split(None, kept=2), squeeze=Haar()))
             else:
                 levels.append(Level(_steps(8, told, steps, hidden, pooled=True), None, squeeze=Haar()))
     return Flow(

@@ -6,7 +6,7 @@ import math
 import reprlib
 from typing import Any
 
-from ..transforms import FlowError
+from ..errors import FlowError
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2

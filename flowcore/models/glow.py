@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition
+from ..errors import FlowError
 from ..flow import Flow, Level
 from ..likelihood import VariationalDequantizer
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
@@ -20,7 +21,6 @@ from ..transforms import (
     ActNorm,
     Chain,
     Coupling,
-    FlowError,
     InvertibleConv,
     Permutation,
     PixelMap,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..transforms import ConditionError
+from ..errors import ConditionError
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

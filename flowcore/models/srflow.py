@@ -16,9 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..condition import Condition
+from ..errors import FlowError, ShapeError
 from ..flow import Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
-from ..transforms import ActNorm, Chain, Coupling, FlowError, Injector, InvertibleConv, ShapeError, Split, Transform
+from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import shown
 
 

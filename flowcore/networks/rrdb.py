@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..resize import enlarge
+from ..images.resize import enlarge
 
 
 class DenseBlock(nn.Module):

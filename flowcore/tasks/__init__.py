@@ -10,28 +10,22 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from ..device import preferred_precision
+from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..folding import EdgedConv, FoldedConv, FoldedDense, ToldConv
+from ..inference.fold import BorderConv, ConditionConv, FoldedConv, FoldedDense
+from ..inference.plan import Plan, planned
 from ..networks.conditioner import NormalisedConv, ScaledConv
 from ..networks.residual import WeightNormConv
-from ..plan import Plan, gain, planned
-from ..transforms import FlowError, ImageError
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
 """Of conditioners and encoder, see ``plan.Plan``; "auto" is what the device gains from, see ``plan.gain``."""
 
 WATCHED = (
     *(nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv),
-    *(EdgedConv, FoldedConv, FoldedDense, ToldConv),
+    *(BorderConv, FoldedConv, FoldedDense, ConditionConv),
 )
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-NO_MEMORY = (  # what it is called: CUDA and Apple, Linux, Windows, and libraries of CUDA
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
 
@@ -108,7 +102,7 @@ def plan_for(flow: Flow, precision: Precision, say: Callable[[str], None]) -> Pl
     if precision == "float16" and device.type == "cpu":
         say("float16 is many times slower than float32 on a CPU: going on in float32.")
         precision = "float32"
-    return planned(flow, gain(device) if precision == "auto" else precision)
+    return planned(flow, preferred_precision(device) if precision == "auto" else precision)
 
 
 def picture(image: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -155,19 +149,6 @@ def images_at_once(height: int, width: int) -> int:
         At least 1.
     """
     return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory from other errors, on every device and system.
-
-    Args:
-        error: What torch raised.
-
-    Returns:
-        Whether it is that.
-    """
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in NO_MEMORY)
 
 
 def image_files(folder: Path) -> list[Path]:

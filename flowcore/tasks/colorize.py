@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
-from .. import color
-from ..color import NEUTRAL
 from ..condition import Condition
+from ..errors import FlowError, ImageError, ShapeError
 from ..flow import Flow
+from ..images import color
+from ..images.color import NEUTRAL
+from ..images.resize import continued
 from ..likelihood import rows
 from ..networks.luma import STRIDE
 from ..prior import Shape, sample_latents
-from ..resize import continued
-from ..transforms import FlowError, ImageError, ShapeError
-from . import Cancelled, Precision, Progress, guard, picture, plan_for, watched
-from .memory import spared
+from . import Cancelled, Precision, Progress, overflow, picture, plan_for, watched
+from .runner import retry_on_oom
 
 Gamut = Literal["compress", "clip"]
 Colour = str | Sequence[float]
@@ -261,7 +261,7 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
     return [detail ** (1 - part) * palette**part for part in parts]
 
 
-@spared(FEWER)
+@retry_on_oom(FEWER)
 @torch.no_grad()
 def colorize(
     flow: Flow,
@@ -364,7 +364,7 @@ def colorize(
     return torch.cat(pictures)
 
 
-@spared(FEWER)
+@retry_on_oom(FEWER)
 @torch.no_grad()
 def encode_colors(
     flow: Flow,
@@ -466,7 +466,7 @@ def transfer_palette(
     return colorize(flow, image, latents=latents, latents_strength=strength, latents_levels=levels, **options)
 
 
-@spared(FEWER, at_once="chunk")
+@retry_on_oom(FEWER, at_once="chunk")
 @torch.no_grad()
 def colorize_video(
     flow: Flow,
@@ -655,7 +655,7 @@ class _Job:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
         say = notify or log.warning
         self.say = say
-        self.repairs = guard.Repairs()
+        self.repairs = overflow.Repairs()
         self.flow = flow
         self.device = next(flow.parameters()).device
         self.home = image.device
@@ -803,8 +803,8 @@ class _Job:
             whole = torch.stack([F.interpolate(mark.float(), self.grid) for mark in wild]).amax(0) > 0
             return chroma, whole[..., : self.chroma_size[0], : self.chroma_size[1]]
 
-        decoded = guard.decode(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
-        self.repairs.add(first, decoded.calmed, decoded.filled)
+        decoded = overflow.decode(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
+        self.repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
     def report(self) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..metrics import lr_psnr
-from ..resize import resize
-from ..transforms import ShapeError
+from ..errors import ShapeError
+from ..images.resize import resize
+from ..quality.metrics import lr_psnr
 from . import Cancelled, Progress, picture
-from .memory import spared
+from .runner import retry_on_oom
 
 GOAL = 60.0  # dB: half of the steps of 8 bits, 1/510, would be 54
 ENOUGH = 70.0  # dB, where iterations end early
@@ -48,7 +48,7 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
     return torch.cat(values).clamp(max=MOST)
 
 
-@spared("Match smaller images, or fewer at once, or free memory on the device.", at_once="")
+@retry_on_oom("Match smaller images, or fewer at once, or free memory on the device.", at_once="")
 @torch.no_grad()
 def match_source(
     images: Tensor,

@@ -22,28 +22,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..condition import Condition, Parts
+from ..condition import Condition, MultiScaleFeatures
+from ..device import LOW_PRECISION, is_out_of_memory
+from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
+from ..inference.plan import Plan, planned
 from ..latents import Direction, Per, add, attribute_direction, normalise, scale
 from ..likelihood import quantisation, rows, snap, to_integers
-from ..plan import Plan, planned
 from ..prior import sample_latents
-from ..transforms import ConditionError, FlowError, ImageError, ShapeError
-from ..transforms.transform import LOW_PRECISION, precision_error
-from . import (
-    Cancelled,
-    Precision,
-    Progress,
-    guard,
-    image_files,
-    images_at_once,
-    is_out_of_memory,
-    layers,
-    plan_for,
-    upscale,
-    watched,
-)
-from .memory import spared
+from ..transforms.transform import precision_error
+from . import Cancelled, Precision, Progress, image_files, images_at_once, layers, overflow, plan_for, upscale, watched
+from .runner import retry_on_oom
 
 Labels = int | Sequence[int] | Tensor
 
@@ -54,7 +43,7 @@ SMALLER = "Choose a smaller size (width, height), ask for fewer samples, or free
 TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def sample(
     flow: Flow,
@@ -117,7 +106,7 @@ def sample(
     result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
     plan = plan_for(flow, precision, notify or log.warning)
     meter = _Meter(plan, n, progress, cancelled)
-    repairs = guard.Repairs()
+    repairs = overflow.Repairs()
 
     def some(start: int, stop: int) -> None:
         cond = None if wanted is None else _told(flow, wanted[start:stop])
@@ -131,7 +120,7 @@ def sample(
     return result
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def encode(
     flow: Flow,
@@ -171,7 +160,7 @@ def encode(
     return _encode(flow, pixels, cond, batch, _Meter(planned(flow), len(pixels), progress, cancelled), notify)
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def decode(
     flow: Flow,
@@ -212,7 +201,7 @@ def decode(
     return _decode(flow, levels, cond, batch, meter, notify)
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def reconstruct(
     flow: Flow,
@@ -274,7 +263,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
     return bins.place(to_integers(pixels, bins.n_bits)[0], torch.stack(noise).to(pixels))
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def style_transfer(
     flow: Flow,
@@ -327,7 +316,7 @@ def style_transfer(
     return pictures.clamp(0, 1) if seed is None else snap(flow, pictures)
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def content_transfer(
     flow: Flow,
@@ -385,7 +374,7 @@ def content_transfer(
     result = torch.empty_like(pixels)
     plan = planned(flow)
     meter = _Meter(plan, 2 * len(pixels), progress, cancelled)
-    repairs = guard.Repairs()
+    repairs = overflow.Repairs()
 
     def some(start: int, stop: int) -> None:
         cond = plan.encode_condition(small[start:stop].to(device))
@@ -443,7 +432,7 @@ class FolderDirection:
     skipped: list[str]
 
 
-@spared(SMALLER)
+@retry_on_oom(SMALLER)
 @torch.no_grad()
 def attribute_direction_from_folders(
     flow: Flow,
@@ -645,7 +634,7 @@ def _run(
                 if stop - start == 1 and spare:
                     raise FlowError(f"Out of memory even with one image at a time. {SMALLER}") from error
             if stop - start == 1:
-                plan.spare()
+                plan.use_minimum_memory()
                 spare = True
                 say("Out of memory: going on in the lowest strips. It takes longer.")
             else:
@@ -691,7 +680,7 @@ def _decode(
     plan = planned(flow)
     count = latents[0].shape[0]
     parts: dict[int, Tensor] = {}  # as in `_encode`
-    repairs = guard.Repairs()
+    repairs = overflow.Repairs()
 
     def some(start: int, stop: int) -> None:
         told = _rows(flow, cond, start, stop, count)
@@ -707,7 +696,7 @@ def _decode(
 
 
 def _guarded(
-    plan: Plan, latents: Sequence[Tensor], cond: Condition | None, first: int, repairs: guard.Repairs
+    plan: Plan, latents: Sequence[Tensor], cond: Condition | None, first: int, repairs: overflow.Repairs
 ) -> Tensor:
     """Decode to finite images; `first` is the number of the first."""
 
@@ -715,12 +704,12 @@ def _guarded(
         return torch.full((1, plan.channels, 1, 1), 0.5)
 
     reach = upscale.GUARD_REACH if plan.architecture == "srflow" else GUARD_REACH
-    decoded = guard.decode(guard.within(plan, cond, reach), latents, grey)
-    repairs.add(first, decoded.calmed, decoded.filled)
+    decoded = overflow.decode(overflow.within(plan, cond, reach), latents, grey)
+    repairs.add(first, decoded.attenuated, decoded.filled)
     return decoded.images
 
 
-def _report(repairs: guard.Repairs, images: Tensor, notify: Callable[[str], None] | None) -> None:
+def _report(repairs: overflow.Repairs, images: Tensor, notify: Callable[[str], None] | None) -> None:
     for sentence in repairs.sentences(images[0, 0].numel(), "left grey"):
         (notify or log.warning)(sentence)
 
@@ -764,7 +753,7 @@ def _mapped(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
     """Change every tensor of a condition."""
 
     def changed(value: Any) -> Any:
-        if isinstance(value, (Condition, Parts)):
+        if isinstance(value, (Condition, MultiScaleFeatures)):
             names = [f.name for f in dataclasses.fields(value)]
             return dataclasses.replace(value, **{name: changed(getattr(value, name)) for name in names})
         if isinstance(value, tuple):

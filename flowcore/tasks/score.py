@@ -15,7 +15,9 @@ from PIL import Image, features
 from torch import Tensor
 
 from ..condition import Condition
+from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
+from ..inference.plan import planned
 from ..likelihood import (
     Dequantizer,
     Gaussian,
@@ -29,10 +31,8 @@ from ..likelihood import (
     rows,
     to_integers,
 )
-from ..plan import planned
-from ..transforms import ConditionError, FlowError, ImageError, ShapeError
 from . import Cancelled, Progress, images_at_once, watched
-from .memory import spared
+from .runner import retry_on_oom
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -110,7 +110,7 @@ class Typicality:
     tail: Tensor
 
 
-@spared("Score smaller images, ask for fewer samples, or free memory on the device.")
+@retry_on_oom("Score smaller images, ask for fewer samples, or free memory on the device.")
 @torch.no_grad()
 def score(
     flow: Flow,
@@ -163,7 +163,7 @@ def score(
             numbers (beyond rounding).
         progress: Called with ``(done, total)``, in draws; the compression of an image counts as one.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when memory runs out and less is done at once, see ``spared``; None logs it.
+        notify: Called with a sentence when memory runs out and less is done at once; None logs it.
 
     Returns:
         The score.

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..condition import Condition
+from ..device import free_memory, is_out_of_memory
+from ..errors import FlowError
 from ..flow import Flow
-from ..folding import DENSE_BYTES
-from ..plan import Plan
+from ..images.resize import enlarge, resize
+from ..images.tiling import Window, windows
+from ..inference.fold import DENSE_BYTES
+from ..inference.plan import Plan
 from ..prior import Temperature, on_grid, sample_latents, temperatures
-from ..resize import enlarge, resize
-from ..tiling import Window, free_memory, windows
-from ..transforms import FlowError
-from . import Cancelled, Precision, Progress, consistency, guard, is_out_of_memory, layers, picture, plan_for, watched
-from .memory import make_room, spared
+from . import Cancelled, Precision, Progress, consistency, layers, overflow, picture, plan_for, watched
+from .runner import make_room, retry_on_oom
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
@@ -38,7 +39,9 @@ Index = tuple[EllipsisType, slice, slice]
 log = logging.getLogger("flowcore")
 
 
-@spared("Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.", at_once="")
+@retry_on_oom(
+    "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.", at_once=""
+)
 @torch.no_grad()
 def upscale(
     flow: Flow,
@@ -131,7 +134,7 @@ def upscale(
     return torch.cat([pictures, alpha], dim=1)
 
 
-@spared("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.", at_once="")
+@retry_on_oom("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.", at_once="")
 @torch.no_grad()
 def temperature_grid(
     flow: Flow,
@@ -388,10 +391,10 @@ class _Run:
         self.shapes = plan.latent_shapes(self.rows * plan.condition_scale, self.columns * plan.condition_scale)
         self.taus = [self._on_levels(temperatures(tau, len(self.shapes), len(rgb))) for tau in taus]
         self.noise = sample_latents(self.shapes, seeds, 1.0, seed)  # the same for every image and temperature
-        self.repairs = guard.Repairs()
+        self.repairs = overflow.Repairs()
 
     def __call__(self, tile: int, at_once: int) -> Tensor:
-        self.repairs = guard.Repairs()
+        self.repairs = overflow.Repairs()
         plan, rgb, samples, scale = self.plan, self.rgb, self.samples, self.plan.condition_scale
         multiple = plan.size_multiple // scale or 1
         tiles = windows(self.rows, self.columns, tile=tile // multiple * multiple, halo=self.halo, multiple=multiple)
@@ -412,8 +415,8 @@ class _Run:
                     for part in parts:
                         meter.begin(decoder)
                         z = self._latents(range(part.start, part.stop), item, window)
-                        attempt = guard.within(plan, cond, GUARD_REACH)
-                        decoded = guard.decode(attempt, z, partial(enlarge, source, scale))
+                        attempt = overflow.within(plan, cond, GUARD_REACH)
+                        decoded = overflow.decode(attempt, z, partial(enlarge, source, scale))
                         images, *marks = (None if t is None else t[here] for t in decoded)
                         self.repairs.add(item * samples + part.start, *marks)
                         assert images is not None

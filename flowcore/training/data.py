@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import FlowError
 from ..tasks import Progress
-from ..transforms import FlowError
-from .colours import Colours
+from .colors import Colours
 from .digits import Digits, read_idx
 from .photographs import Entry, Photographs
 from .pictures import Picture, find_pictures

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..transforms import ImageError
+from ..errors import ImageError
 
 
 class Digits:

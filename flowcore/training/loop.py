@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoints.file import read, read_header, save
+from ..device import free_memory, is_out_of_memory
+from ..errors import FlowError
 from ..flow import Flow
 from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress as Watcher
-from ..tasks import is_out_of_memory
-from ..tiling import free_memory
-from ..transforms import FlowError, batch_moments
+from ..transforms import batch_moments
 from .data import Data, open_data
 from .memory import largest_batch, recomputed
 from .objective import AbsoluteError, initialise, lr_encoder, objective

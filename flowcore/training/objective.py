@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..condition import Condition
+from ..errors import FlowError
 from ..flow import Flow
+from ..images.resize import shrink
 from ..likelihood import (
     Uniform,
     VariationalDequantizer,
@@ -19,8 +21,6 @@ from ..likelihood import (
     quantisation,
 )
 from ..networks import RRDBEncoder
-from ..resize import shrink
-from ..transforms import FlowError
 from .recipe import Stage
 
 

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..resize import shrink
+from ..errors import ImageError
+from ..images.resize import shrink
 from ..tasks import Progress
-from ..transforms import ImageError
 from .degradation import DegradationKind, degrade, draw_degradation
 from .pictures import Picture, find_pictures, from_each, strictly
 

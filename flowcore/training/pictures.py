@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from ..errors import ImageError
 from ..tasks import IMAGE_SUFFIXES, image_files
-from ..transforms import ImageError
 
 MOST_PIXELS = 178_956_970  # of a picture: what Pillow takes for a decompression bomb if nobody told it otherwise
 MOST_BYTES = 2**28  # of a member of an archive, unpacked

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
-from ..transforms import FlowError
+from ..errors import FlowError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..errors import FlowError
 from ..models import build, configure
 from ..models.colorizer import ColorizerConfig
-from ..transforms import FlowError
 from .degradation import DegradationKind
 
 Objective = Literal["l1", "likelihood"]

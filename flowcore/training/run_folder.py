@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..checkpoints.writing import replacing
+from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import FlowError
 
 CURVE = (960, 480)  # pixels
 MARGIN = 56

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import FlowError
 from ..flow import Flow
 from ..likelihood import quantisation, to_integers
 from ..models import build
-from ..transforms import FlowError
 
 STYLES = ("bold", "wide", "slanted", "messy")
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..color import NEUTRAL, compress
 from ..flow import Flow
-from ..metrics import lr_psnr, psnr
+from ..images.color import NEUTRAL, compress
+from ..images.resize import enlarge
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..resize import enlarge
+from ..quality.metrics import lr_psnr, psnr
 from ..tasks.colorize import schedule
 from .data import Colours, Data, Photographs
 from .objective import bits_by_level, lr_encoder, objective

@@ -3,8 +3,8 @@
 from .actnorm import ActNorm, SignedActNorm
 from .batchnorm import BatchNorm, batch_moments
 from .checkerboard import CheckerboardCoupling
+from .condition_on_channels import ConditionOnChannels
 from .coupling import Coupling, Scaling
-from .given import Given
 from .haar import Haar
 from .injector import Injector
 from .invconv import InvertibleConv
@@ -12,17 +12,7 @@ from .permutation import Permutation
 from .pixels import Logit, PixelMap
 from .split import Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unsqueeze
-from .transform import (
-    Chain,
-    CheckpointError,
-    ConditionError,
-    FlowError,
-    ImageError,
-    PrecisionError,
-    ShapeError,
-    Transform,
-    spread,
-)
+from .transform import Chain, Transform, spread
 from .whitening import ChannelWhitening
 
 __all__ = [
@@ -31,23 +21,17 @@ __all__ = [
     "Chain",
     "ChannelWhitening",
     "CheckerboardCoupling",
-    "CheckpointError",
-    "ConditionError",
+    "ConditionOnChannels",
     "Coupling",
     "Flatten",
-    "FlowError",
-    "Given",
     "Haar",
-    "ImageError",
     "Injector",
     "InvertibleConv",
     "Logit",
     "OrderedSqueeze",
     "Permutation",
     "PixelMap",
-    "PrecisionError",
     "Scaling",
-    "ShapeError",
     "SignedActNorm",
     "Split",
     "Squeeze",

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transform import ConditionError, Transform
+from ..errors import ConditionError
+from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "exp", "none"]
 ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it

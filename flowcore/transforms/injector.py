@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConditionError
 from .coupling import Scaling, affine, initialise_network
-from .transform import ConditionError, Transform
+from .transform import Transform
 
 
 class Injector(Transform):

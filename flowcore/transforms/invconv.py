@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device import float64
 from .transform import Transform
 
 Start = Literal["orthogonal", "principal", "reverse"]
@@ -137,15 +138,3 @@ def _mix(x: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
         # channels last, and twice as fast as a convolution of so few channels
         return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
-
-
-def float64(x: Tensor) -> Tensor:
-    """Widen a tensor for what needs it: determinants and inverses.
-
-    Args:
-        x: Any tensor.
-
-    Returns:
-        The same in float64, on the CPU where the device has no such thing.
-    """
-    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()  # Apple's device has no float64

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transform import FlowError, Transform
+from ..errors import FlowError
+from .transform import Transform
 
 
 class Permutation(Transform):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transform import ShapeError, Transform
+from ..errors import ShapeError
+from .transform import Transform
 
 
 class Squeeze(Transform):

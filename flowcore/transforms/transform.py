@@ -22,31 +22,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
-
-
-class FlowError(ValueError):
-    """Something the caller can mend; the message says what was expected, what came, and what to do."""
-
-
-class ShapeError(FlowError):
-    """A tensor has a shape that the model cannot take."""
-
-
-class ConditionError(FlowError):
-    """A condition is missing, superfluous or does not fit the image."""
-
-
-class CheckpointError(FlowError):
-    """A file is not a model that flowcore can read."""
-
-
-class PrecisionError(FlowError):
-    """A precision was asked for in which a flow is no longer invertible."""
-
-
-class ImageError(FlowError):
-    """An image holds values or a size that no task can use."""
+from ..device import LOW_PRECISION
+from ..errors import PrecisionError
 
 
 class Transform(nn.Module):

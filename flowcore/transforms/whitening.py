@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .invconv import float64
+from ..device import float64
 from .transform import Transform
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from flowcore.checkpoints import catalog, convert, file, load
 from flowcore.checkpoints.sources import SRFLOW
-from flowcore.transforms import CheckpointError, FlowError
+from flowcore.errors import CheckpointError, FlowError
 
 STACKED = (2, 0, 3, 1)  # of the fixture small_state
 

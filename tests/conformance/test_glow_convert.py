@@ -27,9 +27,9 @@ from flowcore.checkpoints.sources.openai import openai_layout
 from flowcore.checkpoints.sources.realnvp import realnvp_layout
 from flowcore.checkpoints.sources.rosinality import rosinality_layout
 from flowcore.checkpoints.sources.y0ast import CHAIYUJIN_NAMES, Y0AST_NAMES, layers_layout
+from flowcore.errors import CheckpointError
 from flowcore.models.glow import GlowConfig
 from flowcore.models.realnvp import RealNVPConfig
-from flowcore.transforms import CheckpointError
 
 from .test_glow import RECORDED, weights_of
 

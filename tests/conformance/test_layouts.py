@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowcore.checkpoints.sources.srflow import SRFLOW, srflow_names, srflow_shape
+from flowcore.errors import CheckpointError
 from flowcore.models.srflow import SRFlowConfig
-from flowcore.transforms import CheckpointError
 
 RECORDED = Path(__file__).parent / "srflow"
 

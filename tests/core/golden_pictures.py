@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 import flowcore
-from flowcore.color import luma
 from flowcore.flow import Flow
+from flowcore.images.color import luma
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pictures"

@@ -4,7 +4,7 @@
     pip download --no-deps --no-build-isolation basicsr==1.4.2     # Apache-2.0; its metrics/niqe.py is the reference
     apt-get download opencv-doc               # Apache-2.0; unpack: usr/share/doc/opencv-doc/examples/quality/*.yml
 
-    python tests/core/record_measures.py models NPZ YML_FOLDER flowcore/natural_scenes.safetensors
+    python tests/core/record_measures.py models NPZ YML_FOLDER flowcore/no_reference.safetensors
     python tests/core/record_measures.py values NPZ YML_FOLDER BASICSR_FOLDER
 
 The second needs an environment of its own with numpy, scipy, opencv-contrib-python-headless 5.0.0.93 and
@@ -45,7 +45,7 @@ def models(npz, folder, target):
             "brisque.range": np.array(ast.literal_eval(limits.strip()), np.float32).reshape(2, 36),
         },
         target,
-        {"about": "natural_scenes.licences.txt beside this file says whence, and under which licences"},
+        {"about": "no_reference.licences.txt beside this file says whence, and under which licences"},
     )
 
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, save
+from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import build, configure
-from flowcore.transforms import CheckpointError, FlowError
 
 from .laws import perturbed
 

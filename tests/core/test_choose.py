@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import flowcore
+from flowcore.errors import FlowError, ShapeError
 from flowcore.flow import Flow
-from flowcore.metrics import diversity
+from flowcore.images.contact_sheet import LONGEST, contact_sheet
+from flowcore.images.resize import enlarge
 from flowcore.models.srflow import SRFlowConfig, srflow
-from flowcore.resize import enlarge
-from flowcore.tasks.choose import diversity_map, ranked
-from flowcore.tasks.sheet import LONGEST, contact_sheet
-from flowcore.transforms import ActNorm, FlowError, ShapeError
+from flowcore.quality.metrics import diversity
+from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.transforms import ActNorm
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import torch
 
 from flowcore import likelihood
 from flowcore.checkpoints.file import read, read_header, save
+from flowcore.errors import ConditionError, ShapeError
 from flowcore.models import build, configure
 from flowcore.models.class_conditional import ClassConditionalConfig
-from flowcore.transforms import ConditionError, Coupling, Permutation, ShapeError
+from flowcore.transforms import Coupling, Permutation
 
 from .laws import check, perturbed
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from flowcore.color import clip, compress, enlarge_chroma, luma, merge, palette_of, parse_colour, split
-from flowcore.transforms import ImageError, ShapeError
+from flowcore.errors import ImageError, ShapeError
+from flowcore.images.color import clip, compress, enlarge_chroma, luma, merge, palette_of, parse_colour, split
 
 
 def colours(count=4, dtype=torch.float32):

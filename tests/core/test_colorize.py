@@ -21,7 +21,6 @@ from flowcore import (
     ImageError,
     ShapeError,
     apply_chroma,
-    color,
     colorize,
     colorize_video,
     decode_colors,
@@ -29,9 +28,10 @@ from flowcore import (
     transfer_palette,
 )
 from flowcore.checkpoints.file import read, save
-from flowcore.color import NEUTRAL
+from flowcore.images import color
+from flowcore.images.color import NEUTRAL
+from flowcore.inference.plan import planned
 from flowcore.models import build, configure
-from flowcore.plan import planned
 from flowcore.prior import sample_latents
 from flowcore.tasks import colorize as task
 from flowcore.tasks.colorize import (

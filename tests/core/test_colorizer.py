@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from flowcore.checkpoints.file import read, save
-from flowcore.color import NEUTRAL
+from flowcore.errors import ConditionError, FlowError, ShapeError
+from flowcore.images.color import NEUTRAL
 from flowcore.likelihood import log_prob
 from flowcore.models import build, configure
 from flowcore.models.colorizer import ColorizerConfig
@@ -19,14 +20,11 @@ from flowcore.transforms import (
     ActNorm,
     Chain,
     ChannelWhitening,
-    ConditionError,
+    ConditionOnChannels,
     Coupling,
-    FlowError,
-    Given,
     Haar,
     Injector,
     InvertibleConv,
-    ShapeError,
     Squeeze,
 )
 
@@ -172,7 +170,7 @@ def test_a_pyramid_details_finer_grids_and_decides_on_the_coarsest():
     assert [type(level.squeeze) for level in flow.levels] == [Haar] * 3
     for level, steps in zip(fine, (1, 2), strict=True):
         (given,) = level.steps.parts()
-        assert isinstance(given, Given)
+        assert isinstance(given, ConditionOnChannels)
         assert isinstance(given.transform, Chain)
         assert (given.kept, level.split.kept, level.split.conditioner) == (2, 2, None)
         kinds = [type(part) for part in given.transform.parts()]

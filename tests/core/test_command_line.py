@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore.__main__ import main
 from flowcore.checkpoints.file import save
+from flowcore.cli.main import main
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.tasks.colorize import colorize, hints_from_points, transfer_palette

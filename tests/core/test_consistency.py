@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore.metrics import lr_psnr, psnr
-from flowcore.resize import enlarge, resize, shrink
+from flowcore.errors import FlowError, ImageError, ShapeError
+from flowcore.images.resize import enlarge, resize, shrink
+from flowcore.quality.metrics import lr_psnr, psnr
 from flowcore.tasks.consistency import GOAL, STEP, consistency, match_source
-from flowcore.transforms import FlowError, ImageError, ShapeError
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore import plan, score
-from flowcore.plan import forget_plan
+from flowcore import device, score
+from flowcore.inference import plan
+from flowcore.inference.plan import forget_plan
 from flowcore.tasks import upscale as upscale_task
 
 from . import golden_pictures as golden
@@ -119,7 +120,7 @@ def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
         small = golden.photo(160 // flow.condition_scale, 144 // flow.condition_scale)
         run, options = flowcore.upscale, {"temperature": 0.8}
     else:
-        small = flowcore.color.luma(golden.photo(64, 80))
+        small = flowcore.images.color.luma(golden.photo(64, 80))
         run, options = flowcore.colorize, {}
     assert difference(run(flow, small, seed=8, **options), pictures[1:2]) < 1e-5
     batch = torch.cat([small.flip(-1), small.flip(-2), small])
@@ -163,7 +164,7 @@ def test_a_precision_that_falls_back_gives_what_it_falls_back_to(name, flow, pic
     make = golden.MAKERS[name]
     for precision in ("float16", "tf32"):
         assert torch.equal(make(flow, precision=precision), pictures)
-    automatic = plan.gain(torch.device("cpu"))
+    automatic = device.preferred_precision(torch.device("cpu"))
     assert torch.equal(make(flow, precision="auto"), make(flow, precision=automatic))
 
 

@@ -12,19 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore import FlowError, ImageError
-from flowcore.__main__ import main
 from flowcore.checkpoints.file import save
-from flowcore.color import NEUTRAL, compress, luma, merge, split
-from flowcore.metrics import chroma_rmse, diversity, diversity_score, global_share, lr_psnr, psnr, ssim
-from flowcore.models import build, configure
-from flowcore.models.colorizer import ColorizerConfig, colorizer
-from flowcore.natural_scenes import brisque, niqe, piqe
-from flowcore.resize import enlarge, shrink
-from flowcore.tasks.colorize import colorize
-from flowcore.tasks.score import score
-from flowcore.tasks.upscale import upscale
-from flowcore.training import evaluate
-from flowcore.training.evaluate import (
+from flowcore.cli.main import main
+from flowcore.evaluation import tables as evaluate
+from flowcore.evaluation.tables import (
     MEASURES,
     USUAL_MEASURES,
     color_table,
@@ -33,6 +24,15 @@ from flowcore.training.evaluate import (
     missing_measures,
     table,
 )
+from flowcore.images.color import NEUTRAL, compress, luma, merge, split
+from flowcore.images.resize import enlarge, shrink
+from flowcore.models import build, configure
+from flowcore.models.colorizer import ColorizerConfig, colorizer
+from flowcore.quality.metrics import chroma_rmse, diversity, diversity_score, global_share, lr_psnr, psnr, ssim
+from flowcore.quality.no_reference import brisque, niqe, piqe
+from flowcore.tasks.colorize import colorize
+from flowcore.tasks.score import score
+from flowcore.tasks.upscale import upscale
 
 from .photographs import photograph
 

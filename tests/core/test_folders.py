@@ -14,13 +14,14 @@ import torch
 from PIL import Image, ImageCms
 
 import flowcore
-from flowcore import folders, picture_files
-from flowcore.__main__ import main
-from flowcore.folders import Job
-from flowcore.recipe import fingerprint
-from flowcore.recipe import read as read_recipes
+from flowcore.batch import folders
+from flowcore.batch.folders import Job
+from flowcore.cli.main import main
+from flowcore.errors import FlowError
+from flowcore.images import files
+from flowcore.provenance import fingerprint
+from flowcore.provenance import read as read_recipes
 from flowcore.tasks.upscale import upscale
-from flowcore.transforms import FlowError
 
 from .test_command_line import model, photograph, pixels, small_colorizer, small_glow  # noqa: F401
 
@@ -116,14 +117,14 @@ def test_what_a_photograph_says_beside_its_pixels_is_kept(model, tmp_path):  # n
         out = tmp_path / f"{format}{bits}"
         assert main([*words, "-o", str(out), "--format", format, "--bits", str(bits)]) == 0
         (file,) = out.iterdir()
-        assert file.suffix == picture_files.SUFFIXES[format]
-        came = picture_files.read(file.read_bytes(), file.name)
+        assert file.suffix == files.SUFFIXES[format]
+        came = files.read(file.read_bytes(), file.name)
         assert came.pixels.shape == (1, 3, 48, 28)  # it stands upright
         assert came.kept.icc == profile
         assert came.kept.xmp == b"<x:xmpmeta/>"
         assert came.kept.dpi == pytest.approx((240, 240), rel=1e-3)
         assert came.kept.exif[271] == "Maker"
-        lr = picture_files.read((tmp_path / "in" / "photo.jpg").read_bytes(), "x").pixels
+        lr = files.read((tmp_path / "in" / "photo.jpg").read_bytes(), "x").pixels
         expected = upscale(flowcore.load(model), lr, temperature=0.8)
         close = {"png": 0.51, "tiff": 0.51, "jpeg": 20, "webp": 60}[format] / (2**bits - 1)
         assert (came.pixels - expected).abs().max() <= close
@@ -205,7 +206,7 @@ def test_a_clip_carries_its_colours_on(tmp_path, capsys):
     clip = torch.stack([pixels(f) for f in frames])
     expected = flowcore.colorize_video(flow, clip, seed=3, working_size=32, carry=0.9)
     alone = flowcore.colorize_video(flow, clip, seed=3, working_size=32)
-    came = torch.cat([picture_files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
+    came = torch.cat([files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
     assert (came - expected).abs().max() < 5e-4 < 2e-3 < (alone - expected).abs().max()
     before = contents(out)
     (out / "f10.png").unlink()

@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowcore import folding
-from flowcore.condition import Parts
-from flowcore.folding import (
+from flowcore.condition import MultiScaleFeatures
+from flowcore.inference import fold
+from flowcore.inference.fold import (
+    ConditionConv,
     FoldedConv,
     FoldedEncoder,
     Mixing,
     Network,
-    ToldConv,
-    ToldRows,
-    Whole,
+    StreamedConditionConv,
+    UnsplitConditioner,
     canvas,
     convolve_enlarged,
     folded_weights,
@@ -101,10 +101,10 @@ def test_enlarged_features_are_convolved_without_enlarging_them(factor, size, bi
 def test_told_convolutions_see_all_parts_in_any_strips(factors, strip_bytes):
     height, width = 72, 8
     sources = tuple((random(2, 2, height // f, width // f, seed=f), f) for f in factors)
-    parts = Parts(sources=sources)
+    parts = MultiScaleFeatures(sources=sources)
     weight, bias = random(5, 2 * len(factors), 3, 3, seed=3), random(5, seed=4)
     expected = F.conv2d(parts.whole(), weight, bias, padding=1)
-    told = ToldConv(weight, bias, torch.float64)
+    told = ConditionConv(weight, bias, torch.float64)
     close(told_on_canvas(told, parts, strip_bytes), expected)
     assert told.outputs == 5
     for top, bottom in ((0, 8), (8, 24), (64, 72)):
@@ -116,12 +116,12 @@ def test_told_convolutions_see_all_parts_in_any_strips(factors, strip_bytes):
 def test_rows_are_told_as_they_are_asked_for(factors, strip_bytes):
     height, width, reach = 72, 8, 2
     sources = tuple((random(2, 2, height // f, width // f, seed=f), f) for f in factors)
-    parts, calls = Parts(sources=sources), []
-    told = ToldConv(random(5, 2 * len(factors), 3, 3, seed=3), random(5, seed=4), torch.float64)
+    parts, calls = MultiScaleFeatures(sources=sources), []
+    told = ConditionConv(random(5, 2 * len(factors), 3, 3, seed=3), random(5, seed=4), torch.float64)
     expected = told_on_canvas(told, parts, 2**30)
     told.register_forward_pre_hook(lambda _, arguments: calls.append(arguments[1:3]))
     for each in (1, 5, 72):
-        asked = ToldRows(told, parts, reach, strip_bytes)
+        asked = StreamedConditionConv(told, parts, reach, strip_bytes)
         calls.clear()
         for top, bottom in strips(height, each):
             start, stop = top - reach, bottom + reach
@@ -135,21 +135,21 @@ def test_rows_are_told_as_they_are_asked_for(factors, strip_bytes):
 
 
 def test_told_convolutions_together_are_the_single_ones():
-    parts = Parts(sources=((random(2, 3, 9, 4), 1),))
-    single = [ToldConv(random(n, 3, 3, 3, seed=n), random(n, seed=-n), torch.float64) for n in (2, 5, 1)]
-    together = ToldConv.together(single)
+    parts = MultiScaleFeatures(sources=((random(2, 3, 9, 4), 1),))
+    single = [ConditionConv(random(n, 3, 3, 3, seed=n), random(n, seed=-n), torch.float64) for n in (2, 5, 1)]
+    together = ConditionConv.together(single)
     assert together.outputs == 8
     close(told_on_canvas(together, parts, 1), torch.cat([told_on_canvas(conv, parts, 1) for conv in single], dim=1))
 
 
 def test_a_condition_that_was_expanded_is_convolved_once():
-    told = ToldConv(random(4, 3, 3, 3), random(4, seed=1), torch.float64)
+    told = ConditionConv(random(4, 3, 3, 3), random(4, seed=1), torch.float64)
     one = random(1, 3, 9, 4)
-    result = told_on_canvas(told, Parts(sources=((one.expand(5, -1, -1, -1), 1),)), 1)
+    result = told_on_canvas(told, MultiScaleFeatures(sources=((one.expand(5, -1, -1, -1), 1),)), 1)
     assert result.shape[0] == 1
     close(result, F.conv2d(one, told.weight, told.bias, padding=1))
     two = random(2, 3, 9, 4)
-    assert told_on_canvas(told, Parts(sources=((two, 1),)), 1).shape[0] == 2
+    assert told_on_canvas(told, MultiScaleFeatures(sources=((two, 1),)), 1).shape[0] == 2
 
 
 # --- rows and strips --------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_network_is_its_conditioner_in_any_strips(name, inputs, offset):
     own = x[:, :inputs] if inputs else None
     held = first = None
     if inputs < OWN + COND:
-        held = told_on_canvas(folded.told, Parts(sources=((x[:, inputs:], 1),)), 1)
+        held = told_on_canvas(folded.told, MultiScaleFeatures(sources=((x[:, inputs:], 1),)), 1)
         first = partial(rows, held)
     else:
         assert folded.told is None
@@ -324,7 +324,7 @@ def test_the_condition_of_one_serves_several():
     network = network_of("deep")
     folded = Network(folded_weights(network), OWN, 2.0, torch.float64)
     own, cond = random(3, OWN, 9, 4), random(1, COND, 9, 4, seed=1)
-    first = ToldRows(folded.told, Parts(sources=((cond, 1),)), folded.reach, 1)
+    first = StreamedConditionConv(folded.told, MultiScaleFeatures(sources=((cond, 1),)), folded.reach, 1)
     expected = expected_of(network, torch.cat([own, cond.expand(3, -1, -1, -1)], dim=1), 2.0)
     close(folded(own, first, 2, 9, 9), expected[:, :, 2:])
 
@@ -397,9 +397,9 @@ def test_any_conditioner_is_itself_when_it_takes_everything_together(name, offse
     given = x.clone()
     expected = network(x) if name == "residual" else expected_of(network, x, offset)
     folded = (
-        folding.folded_residual(network, torch.float64, strip_bytes)
+        fold.folded_residual(network, torch.float64, strip_bytes)
         if name == "residual"
-        else Whole(network, offset, torch.float64, strip_bytes)
+        else UnsplitConditioner(network, offset, torch.float64, strip_bytes)
     )
     close(folded(x), expected)
     assert torch.equal(x, given)
@@ -411,17 +411,17 @@ def test_in_low_precision_it_is_near(name):
     network = whole_of(name).float()
     x = random(2, 4, 18, 3).float()
     x = x.reshape(2, -1, 1, 1) if name == "dense" else x
-    low, exact = Whole(network, 2.0, torch.bfloat16)(x), expected_of(network, x, 2.0)
+    low, exact = UnsplitConditioner(network, 2.0, torch.bfloat16)(x), expected_of(network, x, 2.0)
     assert low.dtype == torch.float32
     assert 0 < float((low - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
 def test_networks_of_other_kinds_are_left_alone():
     other = torch.nn.Sequential(torch.nn.Conv2d(4, 5, 3, padding=1), torch.nn.Tanh())
-    assert folding.folded_residual(other, torch.float64, 1) is other
+    assert fold.folded_residual(other, torch.float64, 1) is other
     x = random(2, 4, 5, 3)
     with torch.no_grad():
-        close(Whole(other.double(), None, torch.float64)(x), other(x))
+        close(UnsplitConditioner(other.double(), None, torch.float64)(x), other(x))
 
 
 def test_a_folded_convolution_pads_columns_and_not_rows():
@@ -445,7 +445,7 @@ def encoder_of(scale, stacked):
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @torch.no_grad()
 def test_the_folded_encoder_is_the_encoder(scale, stacked, low, picture, monkeypatch):
-    monkeypatch.setattr(folding, "DENSE_BYTES", 1 if low else 2**40)
+    monkeypatch.setattr(fold, "DENSE_BYTES", 1 if low else 2**40)
     encoder = encoder_of(scale, stacked)
     folded = FoldedEncoder(encoder, torch.float64, 1 if low else 2**40)
     lr = random(2, 3, 82, 4).sigmoid()  # dense blocks take 40 rows and more: two strips and two rows
@@ -476,10 +476,10 @@ def test_the_folded_encoder_works_in_strips_where_it_says_so(monkeypatch):
         seen.append(x.shape[2])
         return conv2d(x, *arguments, **options)
 
-    monkeypatch.setattr(folding.F, "conv2d", watched)
+    monkeypatch.setattr(fold.F, "conv2d", watched)
     heights = {}
     for size in (1, 2**40):
-        monkeypatch.setattr(folding, "DENSE_BYTES", size)
+        monkeypatch.setattr(fold, "DENSE_BYTES", size)
         seen.clear()
         FoldedEncoder(encoder, torch.float64, 1)(lr, 1)
         heights[size] = sorted(set(seen))

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from flowcore import latents as la
+from flowcore.errors import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
+from flowcore.inference.plan import Plan
 from flowcore.likelihood import snap
 from flowcore.models import build, configure
-from flowcore.plan import Plan
 from flowcore.prior import sample_latents
 from flowcore.tasks import Cancelled, generate, images_at_once
 from flowcore.tasks.generate import (
@@ -26,7 +27,6 @@ from flowcore.tasks.generate import (
     sample,
     style_transfer,
 )
-from flowcore.transforms import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 
 from .laws import perturbed
 from .photographs import photograph

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowcore.errors import FlowError
 from flowcore.likelihood import VariationalDequantizer
 from flowcore.models import build, configure
 from flowcore.models.glow import GlowConfig
-from flowcore.transforms import ActNorm, Coupling, FlowError, InvertibleConv, Permutation, SignedActNorm, Split
+from flowcore.transforms import ActNorm, Coupling, InvertibleConv, Permutation, SignedActNorm, Split
 
 from .laws import check, perturbed
 

@@ -7,11 +7,11 @@ import torch
 
 import flowcore
 from flowcore import Hints, colorize, decode, sample, upscale
+from flowcore.images.resize import enlarge
+from flowcore.inference.plan import planned
 from flowcore.models.srflow import SRFlowConfig, srflow
-from flowcore.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.resize import enlarge
-from flowcore.tasks import guard
+from flowcore.tasks import overflow
 from flowcore.tasks.upscale import GUARD_REACH
 from flowcore.transforms import ActNorm, Coupling
 
@@ -83,11 +83,11 @@ def test_where_nothing_overflows_the_picture_is_the_flows_bit_for_bit(shipped, t
 
 def test_the_first_attempt_is_handed_on_as_it_is():
     images = torch.rand(2, 3, 4, 4)
-    decoded = guard.decode(
+    decoded = overflow.decode(
         lambda latents, items: (images, None), [torch.ones(2, 1, 1, 1)], lambda: pytest.fail("asked")
     )
     assert decoded.images is images
-    assert (decoded.calmed, decoded.filled) == (None, None)
+    assert (decoded.attenuated, decoded.filled) == (None, None)
 
 
 # --- a temperature is too high ----------------------------------------------------------------------------------------
@@ -130,10 +130,10 @@ def test_samples_that_do_not_overflow_are_left_alone():
     z = sample_latents(flow.latent_shapes(32, 32), 3, 0.5, 0)
     z[-1][1] *= 1e30
     expected = plan.inverse(z, cond)
-    decoded = guard.decode(guard.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
+    decoded = overflow.decode(overflow.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
     assert torch.equal(decoded.images[0::2], expected[0::2])
     assert decoded.images.isfinite().all()
-    assert decoded.calmed.flatten(1).any(1).tolist() == [False, True, False]
+    assert decoded.attenuated.flatten(1).any(1).tolist() == [False, True, False]
     assert not decoded.filled.any()
 
 
@@ -144,10 +144,10 @@ def test_what_is_far_from_the_overflow_does_not_change():
     z = sample_latents(flow.latent_shapes(384, 384), 1, 0.5, 0)
     z[-1][..., 0, 0] *= 1e6  # in one corner
     expected = plan.inverse(z, cond)
-    decoded = guard.decode(guard.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
+    decoded = overflow.decode(overflow.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
     assert (decoded.images[..., 200:, 200:] - expected[..., 200:, 200:]).abs().max() < 1e-5
-    assert decoded.calmed[..., :8, :8].all()
-    assert not decoded.calmed[..., 200:, :].any()
+    assert decoded.attenuated[..., :8, :8].all()
+    assert not decoded.attenuated[..., 200:, :].any()
     assert ((decoded.images - 0.5).abs() <= GUARD_REACH).all()
 
 
@@ -162,9 +162,9 @@ def test_latents_keep_their_direction():
         return torch.zeros(1, 3, 8, 8), wild if wild.any() else None
 
     z = torch.randn(1, 4, 8, 8)
-    guard.decode(attempt, [z], lambda: pytest.fail("asked"))
+    overflow.decode(attempt, [z], lambda: pytest.fail("asked"))
     assert len(seen) == 3
-    for k, factor in enumerate(guard.LADDER[1:3], start=1):
+    for k, factor in enumerate(overflow.BACKOFF_SCALES[1:3], start=1):
         assert torch.allclose(seen[k][..., :3, :3], factor * z[..., :3, :3])
         assert torch.equal(seen[k][..., 4:, 4:], z[..., 4:, 4:])
 
@@ -217,7 +217,7 @@ def test_a_fallback_fades_into_the_picture():
     where[..., 30:34, 30:34] = True
     images = torch.zeros(1, 1, 64, 64)
     images[where] = math.nan
-    faded = guard._faded(images, torch.ones_like(images), where)
+    faded = overflow._faded(images, torch.ones_like(images), where)
     assert (faded[where] == 1).all()
     row = faded[0, 0, 32]
     assert (row.diff()[:30] >= 0).all()
@@ -240,14 +240,14 @@ def test_a_glow_that_always_overflows_gives_grey_and_says_so():
 
 def test_colours_that_overflow_are_drawn_calmer_and_luma_stays():
     flow, said = flowcore.load("color-photos"), []
-    luma = flowcore.color.luma(picture(1, 3, 96, 96, seed=5))
+    luma = flowcore.images.color.luma(picture(1, 3, 96, 96, seed=5))
     calm = colorize(flow, luma, temperature=1.0, detail=0.3, seed=2, notify=said.append)
     assert said == []
     wild = colorize(flow, luma, temperature=3.0, detail=3.0, seed=2, notify=said.append)
     assert "overflowed in 1 picture" in said[0]
     for result in (calm, wild):
         assert result.isfinite().all()
-        assert (flowcore.color.luma(result) - luma).abs().max() < 1e-5
+        assert (flowcore.images.color.luma(result) - luma).abs().max() < 1e-5
 
 
 def test_hints_that_were_refined_are_not_calmed_away():
@@ -265,7 +265,7 @@ def test_hints_that_were_refined_are_not_calmed_away():
 
 
 def test_parts_of_a_picture_are_added_up():
-    repairs = guard.Repairs()
+    repairs = overflow.Repairs()
     half, none = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     half[0, :, :2] = True
     repairs.add(0, half, none)

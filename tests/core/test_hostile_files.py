@@ -29,9 +29,9 @@ from flowcore.checkpoints import read, save
 from flowcore.checkpoints.file import MOST_HEADER
 from flowcore.checkpoints.latents_file import save_latents
 from flowcore.checkpoints.sources.srflow import srflow_names
+from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.training.styles import with_styles
-from flowcore.transforms import CheckpointError, FlowError
 
 from .hostile import (
     Child,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import flowcore
 from flowcore import FlowError, Hints
+from flowcore.images.resize import enlarge
 from flowcore.models import build, configure
-from flowcore.resize import enlarge
 from flowcore.transforms import ActNorm
 
 from .laws import perturbed

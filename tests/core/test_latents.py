@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flowcore import latents as la
+from flowcore.errors import FlowError, PrecisionError, ShapeError
 from flowcore.prior import sample_latents
-from flowcore.transforms import FlowError, PrecisionError, ShapeError
 
 SHAPES = [(6, 8, 10), (12, 4, 5), (24, 2, 3)]
 

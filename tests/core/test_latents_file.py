@@ -24,11 +24,11 @@ from flowcore.checkpoints.latents_file import (
     read_latents_header,
     save_latents,
 )
+from flowcore.errors import CheckpointError, FlowError, ShapeError
 from flowcore.models import build, configure
 from flowcore.models.glow import GlowConfig
 from flowcore.prior import sample_latents
 from flowcore.training.styles import with_styles
-from flowcore.transforms import CheckpointError, FlowError, ShapeError
 
 from .laws import perturbed
 

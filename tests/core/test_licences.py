@@ -25,7 +25,7 @@ SPOKEN_OF = {
     "flowcore/checkpoints/sources/srflow.py",
     "flowcore/weights/README.md",
     "flowcore/weights/SOURCES.tsv",
-    "flowcore/natural_scenes.licences.txt",
+    "flowcore/quality/no_reference.licences.txt",
     "web/docs/FlowcoreLoadModel.md",
 }
 UNFREE = re.compile(r"non-?commercial|BY-NC|General Public Licen[cs]e|all rights reserved", re.IGNORECASE)

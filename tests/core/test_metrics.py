@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowcore.metrics import (
+from flowcore.errors import FlowError, ShapeError
+from flowcore.images.resize import enlarge, shrink
+from flowcore.quality.metrics import (
     ALEXNET,
     chroma_rmse,
     coherence,
@@ -23,8 +25,6 @@ from flowcore.metrics import (
     psnr,
     ssim,
 )
-from flowcore.resize import enlarge, shrink
-from flowcore.transforms import FlowError, ShapeError
 
 
 def test_psnr_of_a_constant_difference() -> None:

@@ -12,17 +12,10 @@ import torch
 from flowcore import likelihood
 from flowcore.checkpoints.file import read, save
 from flowcore.condition import Condition
+from flowcore.errors import CheckpointError, ConditionError, FlowError, ShapeError
 from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.prior import sample_latents
-from flowcore.transforms import (
-    BatchNorm,
-    ChannelWhitening,
-    CheckpointError,
-    ConditionError,
-    FlowError,
-    InvertibleConv,
-    ShapeError,
-)
+from flowcore.transforms import BatchNorm, ChannelWhitening, InvertibleConv
 
 from .laws import check, perturbed
 

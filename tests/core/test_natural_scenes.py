@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowcore import natural_scenes
-from flowcore.natural_scenes import brisque, niqe, piqe
-from flowcore.transforms import ShapeError
+from flowcore.errors import ShapeError
+from flowcore.quality import no_reference
+from flowcore.quality.no_reference import brisque, niqe, piqe
 
 from .pictures_to_measure import PICTURES
 
@@ -66,7 +66,7 @@ def test_a_fit_finds_the_distribution_that_was_drawn(shape):
         x = torch.empty(size, dtype=torch.float64).exponential_(1, generator=generator)
         x, deviation = x * (torch.rand(size, generator=generator) < 0.5).double().mul(2).sub(1), 2**0.5
     x[1] = torch.where(x[1] < 0, x[1] / 2, x[1])  # asymmetric
-    came, left, right = natural_scenes._fit(x)
+    came, left, right = no_reference._fit(x)
     assert came[0] == pytest.approx(shape, abs=0.02)
     assert left.tolist() == pytest.approx([deviation, deviation / 2], rel=0.01)
     assert right.tolist() == pytest.approx([deviation, deviation], rel=0.01)

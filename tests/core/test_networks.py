@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flowcore.images.resize import enlarge
 from flowcore.networks import (
     Conditioner,
     DenseConditioner,
@@ -20,7 +21,6 @@ from flowcore.networks import (
 from flowcore.networks.conditioner import NormalisedConv, convolve
 from flowcore.networks.luma import CHROMA_UNIT
 from flowcore.networks.residual import NetworkNorm, WeightNormConv
-from flowcore.resize import enlarge
 from flowcore.transforms import BatchNorm
 
 from .laws import perturbed

@@ -41,7 +41,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import flowcore
-from flowcore import __main__ as command_line
+from flowcore.cli import main as command_line
 from flowcore.checkpoints import convert, save
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
 

@@ -17,8 +17,9 @@ from small_flows import flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
-from flowcore.plan import forget_plan
-from flowcore.tasks import generate, memory
+from flowcore.inference.plan import forget_plan
+from flowcore.tasks import generate
+from flowcore.tasks import runner as memory
 from flowcore.tasks.colorize import colorize_video, encode_colors, hints_from_points
 from flowcore.tasks.generate import content_transfer, reconstruct, style_transfer
 from flowcore.tasks.score import score

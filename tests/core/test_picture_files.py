@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from flowcore.picture_files import Kept, check_format, encode, read, unique_id
-from flowcore.transforms import ImageError
+from flowcore.errors import ImageError
+from flowcore.images.files import Kept, check_format, encode, read, unique_id
 
 FORMATS = [("png", 8), ("png", 16), ("tiff", 8), ("tiff", 16), ("jpeg", 8), ("webp", 8)]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

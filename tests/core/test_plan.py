@@ -13,26 +13,18 @@ from PIL import Image
 from torch import nn
 
 import flowcore
-from flowcore import color, folding
-from flowcore import plan as plans
 from flowcore.checkpoints import catalog
-from flowcore.condition import Parts
+from flowcore.condition import MultiScaleFeatures
+from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
 from flowcore.flow import Flow, Level
+from flowcore.images import color
+from flowcore.inference import fold
+from flowcore.inference import plan as plans
+from flowcore.inference.plan import Plan, forget_plan, planned
 from flowcore.models import ARCHITECTURES, build, configure
-from flowcore.plan import Plan, forget_plan, planned
 from flowcore.prior import sample_latents
 from flowcore.training.memory import PeakMemory
-from flowcore.transforms import (
-    BatchNorm,
-    Chain,
-    ChannelWhitening,
-    ConditionError,
-    FlowError,
-    InvertibleConv,
-    PrecisionError,
-    ShapeError,
-    Squeeze,
-)
+from flowcore.transforms import BatchNorm, Chain, ChannelWhitening, InvertibleConv, Squeeze
 
 from .laws import (
     check_by_position,
@@ -338,7 +330,7 @@ def test_a_prepared_condition_holds_what_every_step_draws_and_its_size_says_so()
     assert ready.batch == 2
     assert torch.equal(ready.origin, cond.origin)
     for plain, feature in zip(cond.features, ready.features, strict=True):
-        assert isinstance(plain, Parts)
+        assert isinstance(plain, MultiScaleFeatures)
         assert plain.told is None
         drawn_by = [(first is not None, raw is not None) for first, raw in feature.told]
         assert drawn_by == [(False, True), (True, False)] * 2  # an injector all of it, a coupling its share
@@ -541,7 +533,7 @@ def test_a_plan_does_not_follow_what_was_folded(model):
     plan = Plan(flow)
     cond = told(plan, model)
     before = plan.inverse(drawn(model), cond)
-    folded = [part for part in flow.levels.modules() if not isinstance(part, folding.Conditioner) or part.pool is None]
+    folded = [part for part in flow.levels.modules() if not isinstance(part, fold.Conditioner) or part.pool is None]
     for part in folded:
         for t in part.parameters(recurse=False):
             t.detach().mul_(1.5)
@@ -749,20 +741,20 @@ def peak(flow, rows, *, samples=1):
 
 def test_memory_in_strips_is_flat(published, monkeypatch):
     """Measured in bytes per pixel: 105 in strips, 165 with the whole canvas at once, 263 for the plain flow."""
-    monkeypatch.setattr(folding, "DENSE_BYTES", 1)
+    monkeypatch.setattr(fold, "DENSE_BYTES", 1)
     plan = Plan(published, strip_bytes=1)
     few, many = peak(plan, 64), peak(plan, 128)
     more = 16 * 32 * 64
     assert (many - few) / more <= 115
     assert few / more <= 115  # there is nothing besides that does not grow
-    monkeypatch.setattr(folding, "DENSE_BYTES", 2**40)
+    monkeypatch.setattr(fold, "DENSE_BYTES", 2**40)
     assert many < 0.7 * peak(Plan(published, strip_bytes=2**40), 128)
     assert many < 0.45 * peak(published, 128)
 
 
 def test_samples_of_one_image_share_its_condition_in_memory(published, monkeypatch):
     """Measured in bytes per pixel: 213 for four samples, 36 for each after the first."""
-    monkeypatch.setattr(folding, "DENSE_BYTES", 1)
+    monkeypatch.setattr(fold, "DENSE_BYTES", 1)
     plan = Plan(published, strip_bytes=1)
     one, four = peak(plan, 64), peak(plan, 64, samples=4)
     assert (four - one) / 3 / (16 * 32 * 64) <= 40

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from flowcore.errors import FlowError, ShapeError
 from flowcore.prior import log_prob, on_grid, painted, sample_latents
-from flowcore.transforms import FlowError, ShapeError
 
 SHAPES = [(6, 4, 6), (12, 2, 3)]
 

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from flowcore import cluster
-from flowcore.__main__ import main
+from flowcore.batch import cluster
+from flowcore.cli.main import main
 
 from .test_command_line import model, photograph  # noqa: F401
 from .test_folders import contents
@@ -83,6 +83,6 @@ def test_without_ray_it_is_said_what_to_install(model, folder, tmp_path, capsys,
 
 
 def test_nobody_needs_ray_who_does_not_ask_for_it():
-    program = "import sys, flowcore.__main__; assert not {'ray', 'pyarrow', 'pandas'} & sys.modules.keys()"
+    program = "import sys, flowcore.cli.main; assert not {'ray', 'pyarrow', 'pandas'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert cluster.Cluster().address is None

@@ -22,7 +22,7 @@ from flowcore import FlowError, load
 from flowcore.checkpoints import catalog, save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.models import build, configure
-from flowcore.recipe import (
+from flowcore.provenance import (
     MOST_TEXT,
     SIGNATURE,
     Recipe,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowcore.resize import continued, enlarge, shrink
-from flowcore.transforms import ShapeError
+from flowcore.errors import ShapeError
+from flowcore.images.resize import continued, enlarge, shrink
 
 
 def keys(x):

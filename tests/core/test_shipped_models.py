@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore import color
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read_header
 from flowcore.flow import Flow
+from flowcore.images import color
+from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob, snap
-from flowcore.metrics import chroma_rmse, colourfulness, diversity, lr_psnr, psnr
 from flowcore.prior import sample_latents
-from flowcore.resize import enlarge, shrink
+from flowcore.quality.metrics import chroma_rmse, colourfulness, diversity, lr_psnr, psnr
 from flowcore.tasks.colorize import hints_from_points
 from flowcore.tasks.generate import apply_style
 from flowcore.training.styles import STYLES, attributes

@@ -11,20 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from flowcore import flow as flow_module
 from flowcore.checkpoints.file import KEY, read, read_header, save
+from flowcore.errors import CheckpointError, ConditionError, FlowError, PrecisionError, ShapeError
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.prior import sample_latents
-from flowcore.transforms import (
-    ActNorm,
-    CheckpointError,
-    ConditionError,
-    Coupling,
-    FlowError,
-    Injector,
-    InvertibleConv,
-    PrecisionError,
-    ShapeError,
-)
+from flowcore.transforms import ActNorm, Coupling, Injector, InvertibleConv
 
 from .laws import check, perturbed
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flowcore.tiling import windows
-from flowcore.transforms import FlowError
+from flowcore.errors import FlowError
+from flowcore.images.tiling import windows
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore.checkpoints.file import read, read_header
-from flowcore.color import NEUTRAL, compress, luma
+from flowcore.errors import FlowError
+from flowcore.images.color import NEUTRAL, compress, luma
 from flowcore.likelihood import Uniform, bits_per_dim, log_prob, quantisation, to_integers
 from flowcore.models import build
 from flowcore.training.data import Colours, open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
-from flowcore.transforms import FlowError
 
 from .photographs import photograph, photographs
 

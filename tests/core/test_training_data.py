@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile
 
-from flowcore.color import NEUTRAL, luma, palette_of, split
-from flowcore.resize import shrink
+from flowcore.errors import ImageError
+from flowcore.images.color import NEUTRAL, luma, palette_of, split
+from flowcore.images.resize import shrink
 from flowcore.training import pictures
 from flowcore.training.data import Colours, Photographs, find_pictures
-from flowcore.transforms import ImageError
 
 from .photographs import photograph, photographs
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcore.resize import shrink
+from flowcore.images.resize import shrink
 from flowcore.training.data import Photographs
 from flowcore.training.degradation import BEST, GRID, MOST_PHOTON, WIDEST, WORST, Degradation, degrade, draw_degradation
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import flowcore
+from flowcore.errors import FlowError, ImageError
+from flowcore.evaluation.tables import density_table, evaluate_density
 from flowcore.likelihood import VariationalDequantizer, to_integers
 from flowcore.models import build, configure
 from flowcore.training.data import Digits, read_idx
-from flowcore.training.evaluate import density_table, evaluate_density
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.styles import STYLES, attributes, measure_styles
-from flowcore.transforms import BatchNorm, FlowError, ImageError
+from flowcore.transforms import BatchNorm
 
 from .digits import digits, write_idx, write_mnist
 from .photographs import photographs

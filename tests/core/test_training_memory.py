@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from flowcore.device import free_memory
 from flowcore.models import build, configure
 from flowcore.networks.residual import NetworkNorm
-from flowcore.tiling import free_memory
 from flowcore.training.memory import PeakMemory, largest_batch, recomputed, units
 from flowcore.training.objective import Likelihood, objective
 from flowcore.training.recipe import Stage

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
+from flowcore.errors import FlowError
 from flowcore.training.loop import train
 from flowcore.training.ranks import Ranks
 from flowcore.training.recipe import parse_recipe
-from flowcore.transforms import FlowError
 
 from .photographs import photographs
 from .test_training_loop import RECIPE as UPSCALER

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flowcore.errors import CheckpointError, FlowError
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.training.recipe import FOLDER, Recipe, Stage, parse_recipe, read_recipe
-from flowcore.transforms import CheckpointError, FlowError
 
 GOOD = """
 name = "tiny"

@@ -9,7 +9,7 @@ import shlex
 import pytest
 import torch
 
-from flowcore.__main__ import _parser
+from flowcore.cli.main import _parser
 from flowcore.models import build
 from flowcore.training.objective import lr_encoder
 from flowcore.training.recipe import FOLDER, read_recipe

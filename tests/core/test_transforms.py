@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
 from flowcore.networks import (
     Conditioner,
     DenseConditioner,
@@ -24,11 +25,9 @@ from flowcore.transforms import (
     Chain,
     ChannelWhitening,
     CheckerboardCoupling,
-    ConditionError,
+    ConditionOnChannels,
     Coupling,
     Flatten,
-    FlowError,
-    Given,
     Haar,
     Injector,
     InvertibleConv,
@@ -36,8 +35,6 @@ from flowcore.transforms import (
     OrderedSqueeze,
     Permutation,
     PixelMap,
-    PrecisionError,
-    ShapeError,
     SignedActNorm,
     Split,
     Squeeze,
@@ -165,7 +162,7 @@ def test_given_obeys_the_law(kept, cond_channels):
         Coupling(network(rest // 2 + told, 2 * (rest - rest // 2)), scaling="atan"),
         Injector(network(told, 2 * rest), scaling="exp"),
     )
-    check(Given(kept, inner), data(5), data(cond_channels, seed=2) if cond_channels else None)
+    check(ConditionOnChannels(kept, inner), data(5), data(cond_channels, seed=2) if cond_channels else None)
 
 
 def test_channel_whitening_obeys_the_law():
@@ -177,7 +174,7 @@ def test_channel_whitening_obeys_the_law():
 
 def test_a_haar_pyramid_obeys_the_law():
     details = Chain(ActNorm(6), Coupling(network(3 + 2 + 1, 6), scaling="atan"))
-    check(Chain(ChannelWhitening(2), Haar(), Given(2, details)), data(2, 4, 8), data(1, 2, 4, seed=2))
+    check(Chain(ChannelWhitening(2), Haar(), ConditionOnChannels(2, details)), data(2, 4, 8), data(1, 2, 4, seed=2))
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -383,7 +380,7 @@ def test_haar_refuses_odd_sides(height, width):
 def test_given_leaves_the_first_channels_and_shows_them_before_the_condition():
     raw, x, cond = data(4, seed=5), data(5), data(1, seed=6)
     conditioner = _Constant(raw)
-    given = Given(2, Coupling(conditioner, scaling="exp"))
+    given = ConditionOnChannels(2, Coupling(conditioner, scaling="exp"))
     z, logdet = given(x, cond)
     # the inner coupling conditions on the first of its three channels, then on what is kept, then on the condition
     assert torch.equal(conditioner.saw, torch.cat([x[:, 2:3], x[:, :2], cond], dim=1))
@@ -395,7 +392,7 @@ def test_given_leaves_the_first_channels_and_shows_them_before_the_condition():
 
 
 def test_given_initialises_its_inner_transform():
-    given = Given(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
+    given = ConditionOnChannels(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
     z = given.initialise(3 * data(5, batch=4) + 7)
     actnorm, injector = given.transform.parts()
     assert actnorm.bias.abs().min() > 5
@@ -405,7 +402,7 @@ def test_given_initialises_its_inner_transform():
 
 def test_given_refuses_a_condition_of_another_grid():
     with pytest.raises(ConditionError, match="2 items on a 2x6 grid came with 2 items on a 4x6 grid"):
-        Given(2, ActNorm(3))(data(5).float(), data(1, height=2).float())
+        ConditionOnChannels(2, ActNorm(3))(data(5).float(), data(1, height=2).float())
 
 
 def test_channel_whitening_starts_as_the_identity():
@@ -1016,7 +1013,7 @@ def test_of_a_flattened_image_every_pixel_has_the_same_share():
 
 
 def test_a_givens_logdet_is_that_of_its_inner_transform_where_it_looks():
-    given = Given(2, Coupling(local(1 + 2, 4), scaling="exp"))
+    given = ConditionOnChannels(2, Coupling(local(1 + 2, 4), scaling="exp"))
     x = data(5)
     moved = x.clone()
     moved[:, 1, 2, 4] += 1  # one that is kept, and conditions
@@ -1049,7 +1046,9 @@ def test_spread_divides_evenly_and_adds_up():
         Chain(CheckerboardCoupling(network(5, 10), parity=0), BatchNorm(5)),
         Chain(CheckerboardCoupling(ResidualConditioner(5, 4, 5, blocks=1, double=True, rescale=0.0), parity=1)),
         Chain(Coupling(network(3 + 3, 4), swap=True), SignedActNorm(5)),
-        Given(2, Chain(ActNorm(3), Coupling(network(1 + 2 + 3, 4)), Injector(network(2 + 3, 6), scaling="exp"))),
+        ConditionOnChannels(
+            2, Chain(ActNorm(3), Coupling(network(1 + 2 + 3, 4)), Injector(network(2 + 3, 6), scaling="exp"))
+        ),
         Chain(ChannelWhitening(5), ActNorm(5)),
     ],
     ids=lambda t: type(t).__name__,

@@ -8,13 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore import Cancelled, FlowError, ImageError, upscale
+from flowcore.device import preferred_precision
 from flowcore.flow import Flow
-from flowcore.metrics import lr_psnr
+from flowcore.images.resize import enlarge, resize
+from flowcore.inference.plan import Plan, planned
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.networks.rrdb import RRDBEncoder
-from flowcore.plan import Plan, gain, planned
 from flowcore.prior import painted, sample_latents
-from flowcore.resize import enlarge, resize
+from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import upscale as task
 from flowcore.transforms import ActNorm
 
@@ -221,7 +222,7 @@ def test_bfloat16_conditioners_stay_near_float32(flow: Flow) -> None:
 
 def test_automatic_precision_is_what_the_device_gains_from(flow: Flow) -> None:
     lr = picture(1, 3, 8, 8)
-    chosen = gain(torch.device("cpu"))
+    chosen = preferred_precision(torch.device("cpu"))
     assert chosen in ("float32", "bfloat16")
     assert torch.equal(upscale(flow, lr, precision="auto"), upscale(flow, lr, precision=chosen))
 

@@ -17,7 +17,7 @@ from talk import WORKFLOWS, graph, picture
 from test_generate import noise, pixels, refusal
 
 import flowcore
-from flowcore import color
+from flowcore.images import color
 from flowcore.latents import interpolate
 from flowcore.tasks import colorize as task
 

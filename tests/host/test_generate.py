@@ -13,7 +13,7 @@ from PIL import Image
 from small_flows import flow
 from talk import graph, picture
 
-from flowcore.resize import shrink
+from flowcore.images.resize import shrink
 from flowcore.tasks import generate
 
 CLOSE = 1e-5

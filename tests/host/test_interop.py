@@ -19,8 +19,8 @@ from talk import WORKFLOWS, graph, upscale
 import flowcore
 from flowcore.checkpoints import CheckpointError, catalog, save
 from flowcore.checkpoints.sources.srflow import srflow_names
+from flowcore.integrations.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
 from flowcore.models import build, configure
-from flowcore.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -280,7 +280,7 @@ def test_an_upscale_model_has_what_others_ask_for():
 def test_without_spandrel_there_is_a_sentence_and_flowcore_works():
     program = (
         "import sys; sys.modules['spandrel'] = None\n"
-        "import flowcore, flowcore.spandrel as s\n"
+        "import flowcore, flowcore.integrations.spandrel as s\n"
         "try: s.register(lambda: [])\n"
         "except flowcore.FlowError as error: print(error)\n"
     )

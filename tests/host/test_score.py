@@ -11,7 +11,7 @@ from small_flows import flow
 from talk import graph, inputs, newer, picture
 from test_generate import noise, pixels, refusal
 
-from flowcore.resize import shrink
+from flowcore.images.resize import shrink
 from flowcore.tasks.score import score
 
 GLOW = "small-glow.safetensors"

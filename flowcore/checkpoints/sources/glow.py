@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from ...transforms import CheckpointError
 from .source import SAME, Origin, Shapes, missing_field, take
 
 LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...flow import Flow
 from ...models.realnvp import RealNVPConfig
-from ...transforms import CheckpointError
 from .source import (
     AS_KERNEL,
     PER_OUTPUT,

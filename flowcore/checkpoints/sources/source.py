@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...flow import Flow
 from ...models import configure
-from ...transforms import CheckpointError
 from ..file import refuse_mismatch, refuse_no_inverse, refuse_values, skeleton
 
 State = Mapping[str, Tensor]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...errors import CheckpointError
 from ...flow import Flow
 from ...models import configure
 from ...models.srflow import SRFlowConfig
-from ...transforms import CheckpointError
 from .source import (
     Form,
     Layout,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import CheckpointError
 from ...flow import Flow
 from ...models.glow import GlowConfig
-from ...transforms import CheckpointError
 from .glow import (
     LICENCE,
     NO_PERMUTATION,

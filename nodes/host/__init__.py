@@ -31,7 +31,7 @@ from comfyui_version import __version__ as host_version
 from PIL import Image
 from server import PromptServer
 
-from ..flowcore import FlowError
+from ...flowcore import FlowError
 
 T = TypeVar("T")
 
@@ -388,7 +388,7 @@ def wrap(model: torch.nn.Module) -> Any:
     return _Patcher(model, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device())
 
 
-def bring(patcher: Any, working_memory: int) -> None:
+def load_to_device(patcher: Any, working_memory: int) -> None:
     """Bring a wrapped model to its device, whole, with room to work.
 
     Args:
@@ -413,7 +413,7 @@ def whole_device() -> Generator[str, None, None]:
         memory.soft_empty_cache()
 
 
-def hand_over(image: torch.Tensor) -> torch.Tensor:
+def to_host_image(image: torch.Tensor) -> torch.Tensor:
     """Move a result to the device and dtype in which the host passes images between nodes."""
     dtype = memory.intermediate_dtype() if hasattr(memory, "intermediate_dtype") else image.dtype
     return image.to(device=memory.intermediate_device(), dtype=dtype)

@@ -14,26 +14,30 @@ small as we know how: a flow whose levels are made of the folded parts below, fr
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .condition import Condition, Parts, Told
-from .flow import Flow, Level
-from .folding import (
+from ..condition import Condition, ConditionTerms, MultiScaleFeatures
+from ..device import LOW_PRECISION, Precision, free_memory
+from ..errors import ConditionError, FlowError, PrecisionError
+from ..flow import Flow, Level
+from ..networks import RRDBEncoder, ScaledConv
+from ..transforms import Chain, CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling, Split, Transform
+from ..transforms.coupling import OFFSET, halves, log_scale_of, scale_of
+from .fold import (
+    ConditionConv,
     FoldedEncoder,
     Mixing,
     Network,
     Rows,
-    ToldConv,
-    ToldRows,
-    Whole,
+    StreamedConditionConv,
+    UnsplitConditioner,
     canvas,
     folded_residual,
     folded_weights,
@@ -43,25 +47,7 @@ from .folding import (
     rows_of,
     strips,
 )
-from .networks import RRDBEncoder, ScaledConv
-from .tiling import free_memory
-from .transforms import (
-    Chain,
-    CheckerboardCoupling,
-    ConditionError,
-    Coupling,
-    FlowError,
-    Given,
-    Injector,
-    PrecisionError,
-    Scaling,
-    Split,
-    Transform,
-)
-from .transforms.coupling import OFFSET, halves, log_scale_of, scale_of
-from .transforms.transform import LOW_PRECISION
 
-Precision = Literal["float32", "bfloat16", "float16", "tf32"]
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
 LEAST_BYTES = 2**18
@@ -136,9 +122,11 @@ class Plan(Flow):
         with self._arithmetic(), torch.autocast(source.device.type, self.dtype if low else None, enabled=low):
             return super().encode_condition(source)
 
-    def prepared(self, features: Sequence[Tensor | Parts | None]) -> tuple[Tensor | Parts | None, ...]:
+    def prepared(
+        self, features: Sequence[Tensor | MultiScaleFeatures | None]
+    ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
         """Compute what every step draws from the condition alone; ``Condition.prepare`` is how it is called."""
-        told: list[Tensor | Parts | None] = []
+        told: list[Tensor | MultiScaleFeatures | None] = []
         with self._arithmetic():
             for level, feature in zip(self.levels, features, strict=True):
                 assert isinstance(level, FoldedLevel)
@@ -245,14 +233,14 @@ class Plan(Flow):
                     total += channels * height * width * self.dtype.itemsize
         return total
 
-    def spare(self) -> None:
+    def use_minimum_memory(self) -> None:
         """Work in the lowest strips from now on: less memory, more time, the same result."""
         for part in self.modules():
             for name in ("strip_bytes", "piece_bytes", "dense_bytes"):
                 if hasattr(part, name):
                     setattr(part, name, min(LEAST_BYTES, getattr(part, name)))
 
-    def _feature(self, feature: Tensor | Parts | None) -> Any:
+    def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature  # folded parts take it as it is
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -289,10 +277,12 @@ class FoldedLevel(Level):
         for number, part in enumerate(self.affine):
             part.number = number
         networks = [part.network for part in self.affine if isinstance(part.network, Network)]
-        self.telling = [network for network in networks if network.told is not None]
-        self.told = ToldConv.together([network.told for network in self.telling if network.told is not None])
+        self.conditioned_networks = [network for network in networks if network.told is not None]
+        self.told = ConditionConv.together(
+            [network.told for network in self.conditioned_networks if network.told is not None]
+        )
 
-    def prepared(self, parts: Parts) -> Parts:
+    def prepared(self, parts: MultiScaleFeatures) -> MultiScaleFeatures:
         """Compute what every step draws from the condition alone.
 
         Args:
@@ -303,12 +293,12 @@ class FoldedLevel(Level):
         """
         if self.told is None:
             return parts
-        widths = [network.told.outputs for network in self.telling if network.told is not None]
+        widths = [network.told.outputs for network in self.conditioned_networks if network.told is not None]
         together = on_canvas(self.told, parts, self.strip_bytes, widths)
-        firsts = dict(zip(self.telling, together, strict=True))
+        firsts = dict(zip(self.conditioned_networks, together, strict=True))
         del together  # so that each goes as soon as its network has drawn from it
         told = [part.draw(firsts.pop(part.network)) if part.network in firsts else (None, None) for part in self.affine]
-        return Parts(sources=parts.sources, told=tuple(told))
+        return MultiScaleFeatures(sources=parts.sources, told=tuple(told))
 
 
 class FoldedMixing(Transform):
@@ -337,25 +327,25 @@ class _Beside(NamedTuple):
     """A level's condition, and channels of the flow itself that some steps are told besides."""
 
     kept: Tensor
-    cond: Tensor | Parts | None
+    cond: Tensor | MultiScaleFeatures | None
 
 
-class FoldedGiven(Given):
-    """``Given`` with folded parts, which keep the condition and the kept channels apart."""
+class FoldedConditionOnChannels(ConditionOnChannels):
+    """``ConditionOnChannels`` with folded parts, which keep the condition and the kept channels apart."""
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see ``Given``."""
+        """Map data to latent; see ``ConditionOnChannels``."""
         kept, rest = self._parts(x)
         z, logdet = self.transform(rest, _Beside(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see ``Given``."""
+        """Map latent to data; see ``ConditionOnChannels``."""
         kept, rest = self._parts(z)
         return torch.cat([kept, self.transform.inverse(rest, _Beside(kept, cond))], dim=1)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent with the logdet by position; see ``Given``."""
+        """Map data to latent with the logdet by position; see ``ConditionOnChannels``."""
         kept, rest = self._parts(x)
         z, log_density = self.transform.by_position(rest, _Beside(kept, cond))
         return torch.cat([kept, z], dim=1), log_density
@@ -364,13 +354,13 @@ class FoldedGiven(Given):
 class FoldedAffine(Transform):
     """A coupling or an injector, folded: ``z = (x + shift) * scale`` of all channels or of one half, in strips.
 
-    Its network's first convolution is of what the flow holds (the other half, and what ``Given`` keeps), and of the
+    Its network's first convolution is of what the flow holds (the other half, and channels that are kept), and of the
     condition.
     """
 
     def __init__(
         self,
-        network: Network | Whole,
+        network: Network | UnsplitConditioner,
         *,
         coupling: bool,
         swap: bool,
@@ -402,11 +392,11 @@ class FoldedAffine(Transform):
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         """Map data to latent with the logdet by position: the log-scales, summed over channels."""
-        drive = self.drive(x, cond)
+        affine_params = self.affine_params(x, cond)
         z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
         for top, bottom in self.strips(x):
             x1, x2 = self._parts(x[:, :, top:bottom])
-            shift, r = self._shift_scale(drive(top, bottom), x)
+            shift, r = self._shift_scale(affine_params(top, bottom), x)
             x2 = x2 + shift
             if r is not None:
                 log_scale = log_scale_of(r, self.eps, self.scaling)
@@ -417,18 +407,18 @@ class FoldedAffine(Transform):
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         """Map latent to data; see the class."""
-        drive = self.drive(z, cond)
+        affine_params = self.affine_params(z, cond)
         x = canvas(z, z.shape[1])
         for top, bottom in self.strips(z):
-            x[:, :, top:bottom] = self.undo(z[:, :, top:bottom], drive(top, bottom))
+            x[:, :, top:bottom] = self.invert_strip(z[:, :, top:bottom], affine_params(top, bottom))
         return x
 
-    def undo(self, z: Tensor, raw: Tensor) -> Tensor:
+    def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
         """Map a strip, latent to data.
 
         Args:
             z: ``(B, C, rows, W)``.
-            raw: What ``drive`` gives for these rows.
+            raw: What ``affine_params`` gives for these rows.
 
         Returns:
             ``(B, C, rows, W)``.
@@ -437,7 +427,7 @@ class FoldedAffine(Transform):
         shift, r = self._shift_scale(raw, z)
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
-    def drive(self, x: Tensor, cond: Any) -> Callable[[int, int], Tensor]:
+    def affine_params(self, x: Tensor, cond: Any) -> Callable[[int, int], Tensor]:
         """Make ready what decides about shift and scale.
 
         Args:
@@ -452,13 +442,13 @@ class FoldedAffine(Transform):
         entering = [t for t in (self._parts(x)[0], kept) if t is not None]
         own = torch.cat(entering, dim=1) if len(entering) > 1 else entering[0] if entering else None
         network = self.network
-        if isinstance(network, Whole):
-            told = cond.whole() if isinstance(cond, Parts) else cond
+        if isinstance(network, UnsplitConditioner):
+            told = cond.whole() if isinstance(cond, MultiScaleFeatures) else cond
             everything = [t for t in (own, told) if t is not None]
             whole = network(torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in everything], dim=1))
             return lambda top, bottom: whole[:, :, top:bottom]
         first: Rows | None = None
-        if isinstance(cond, Parts) and cond.told is not None:
+        if isinstance(cond, MultiScaleFeatures) and cond.told is not None:
             prepared, raw = cond.told[self.number]
             if raw is not None:
                 return lambda top, bottom: raw[:, :, top:bottom]
@@ -466,10 +456,10 @@ class FoldedAffine(Transform):
         elif network.told is not None:
             if cond is None:
                 raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
-            first = ToldRows(network.told, _as_parts(cond), network.reach, self.strip_bytes)
+            first = StreamedConditionConv(network.told, _as_parts(cond), network.reach, self.strip_bytes)
         return lambda top, bottom: network(own, first, top, bottom, x.shape[2])
 
-    def draw(self, first: Tensor) -> Told:
+    def draw(self, first: Tensor) -> ConditionTerms:
         """Compute what the condition alone decides, as far as possible.
 
         Args:
@@ -496,7 +486,7 @@ class FoldedAffine(Transform):
         Returns:
             First row, and row after the last, of each.
         """
-        if isinstance(self.network, Whole):
+        if isinstance(self.network, UnsplitConditioner):
             return [(0, x.shape[2])]
         row = x.shape[0] * x.shape[3] * self.network.widest * x.element_size()
         return strips(x.shape[2], rows_of(row, self.strip_bytes))
@@ -532,12 +522,12 @@ class FoldedStep(Chain):
         assert isinstance(first, FoldedMixing)
         assert isinstance(coupling, FoldedAffine)
         affine = [coupling, *(part for part in rest if isinstance(part, FoldedAffine))]
-        drives = [(part, part.drive(z, cond)) for part in affine]
+        drives = [(part, part.affine_params(z, cond)) for part in affine]
         x = canvas(z, z.shape[1])
         for top, bottom in coupling.strips(z):
             strip = z[:, :, top:bottom]
-            for part, drive in drives:
-                strip = part.undo(strip, drive(top, bottom))
+            for part, affine_params in drives:
+                strip = part.invert_strip(strip, affine_params(top, bottom))
             x[:, :, top:bottom] = first.inverse(strip)
         return x
 
@@ -587,10 +577,10 @@ class _Folder:
         mixed = mixing(transform, self.like)
         if mixed is not None:
             return FoldedMixing(mixed)
-        if isinstance(transform, Given):
+        if isinstance(transform, ConditionOnChannels):
             rest = channels - transform.kept
             inner = [self.part(t, rest, given + transform.kept) for t in _flat(transform.transform)]
-            return FoldedGiven(transform.kept, Chain(*self.merged(inner)))
+            return FoldedConditionOnChannels(transform.kept, Chain(*self.merged(inner)))
         if isinstance(transform, CheckerboardCoupling):
             network = folded_residual(transform.conditioner, self.dtype, self.strip_bytes)
             return CheckerboardCoupling(network, parity=transform.parity, mask_channel=transform.mask_channel)
@@ -600,7 +590,7 @@ class _Folder:
             network = self.network(transform.conditioner, entering + given, transform.scaling)
             if isinstance(network, Network) and network.told is None:  # with nothing to keep for the next sample
                 offset = None if transform.scaling == "none" else OFFSET if transform.scaling == "sigmoid" else 0.0
-                network = Whole(transform.conditioner, offset, self.dtype, self.strip_bytes)
+                network = UnsplitConditioner(transform.conditioner, offset, self.dtype, self.strip_bytes)
             return FoldedAffine(
                 network,
                 coupling=coupling,
@@ -611,11 +601,11 @@ class _Folder:
             )
         return transform
 
-    def network(self, network: nn.Module, inputs: int, scaling: Scaling) -> Network | Whole:
+    def network(self, network: nn.Module, inputs: int, scaling: Scaling) -> Network | UnsplitConditioner:
         offset = None if scaling == "none" else OFFSET if scaling == "sigmoid" else 0.0
         weights = folded_weights(network)
         if weights is None:
-            return Whole(network, offset, self.dtype)
+            return UnsplitConditioner(network, offset, self.dtype)
         return Network(weights, inputs, offset, self.dtype)
 
     def merged(self, parts: Sequence[Transform]) -> list[Transform]:
@@ -665,48 +655,20 @@ def planned(flow: Flow, precision: Precision = "float32") -> Plan:
 _KEPT: weakref.WeakKeyDictionary[Flow, tuple[Precision, list[Any], Plan]] = weakref.WeakKeyDictionary()
 
 
-@cache
-def gain(device: torch.device) -> Precision:
-    """Say in which precision conditioners are worth running on a device.
-
-    Args:
-        device: Where the flow lies.
-
-    Returns:
-        "float16" on a GPU, "bfloat16" on a processor that convolves in it at least 1.5 times as fast as in float32
-        (measured once), else "float32".
-    """
-    if device.type == "cuda":
-        return "float16"
-    if device.type != "cpu":
-        return "float32"
-    seconds: list[float] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        times: list[float] = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.conv2d(x, weight, padding=1)
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times))
-    return "bfloat16" if seconds[0] >= 1.5 * seconds[1] else "float32"
-
-
 def forget_plan() -> None:
     """Let go of the plan that ``planned`` keeps, and of its memory."""
     _KEPT.clear()
 
 
-def spare_plan(flow: Flow) -> None:
-    """Let the plan that ``planned`` keeps of a flow, if any, work in the lowest strips; see ``Plan.spare``.
+def use_minimum_memory(flow: Flow) -> None:
+    """Switch the cached plan of a flow, if there is one, to minimum-memory mode; see ``Plan.use_minimum_memory``.
 
     Args:
         flow: As it was given to ``planned``.
     """
     kept = flow if isinstance(flow, Plan) else _KEPT[flow][2] if flow in _KEPT else None
     if kept is not None:
-        kept.spare()
+        kept.use_minimum_memory()
 
 
 def _strip_bytes(device: torch.device) -> int:
@@ -715,8 +677,8 @@ def _strip_bytes(device: torch.device) -> int:
     return usual if free is None else min(usual, max(2**20, free // 16))
 
 
-def _as_parts(feature: Tensor | Parts) -> Parts:
-    return feature if isinstance(feature, Parts) else Parts(sources=((feature, 1),))
+def _as_parts(feature: Tensor | MultiScaleFeatures) -> MultiScaleFeatures:
+    return feature if isinstance(feature, MultiScaleFeatures) else MultiScaleFeatures(sources=((feature, 1),))
 
 
 def _flat(transform: Transform) -> list[Transform]:

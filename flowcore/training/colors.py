@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..color import NEUTRAL, luma, merge, palette_of, split
+from ..images.color import NEUTRAL, luma, merge, palette_of, split
 from ..networks.luma import STRIDE
 from .photographs import Entry, Photographs
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import picture_files
-from .checkpoints.writing import SavingError, write_whole
-from .tasks import IMAGE_SUFFIXES
-from .transforms import FlowError
-from .work import Work
+from ..checkpoints.writing import SavingError, write_whole
+from ..errors import FlowError
+from ..images import files
+from ..tasks import IMAGE_SUFFIXES
+from .job import Work
 
 MAGIC = re.compile(r"[*?[]")
 SCORE_COLUMNS = ("image", "bits_per_dim", "complexity_corrected", "per_level", "notes", "error", "id")
@@ -267,7 +267,7 @@ def are_there(job: Job, work: Work, model: str) -> bool:
         return False
     try:
         ids = work.ids(job.source.read_bytes(), model)
-        found = [picture_files.unique_id(target.read_bytes()) for target in job.targets]
+        found = [files.unique_id(target.read_bytes()) for target in job.targets]
     except OSError:
         return False
     return all(id in (None, wanted) for id, wanted in zip(found, ids, strict=True))

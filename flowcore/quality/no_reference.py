@@ -5,8 +5,8 @@ products of neighbours, follow distributions that blur, noise and compression be
 were made to find distortions; on enlargements they rank textures by how much they look like those of photographs, and
 say nothing about whether they are right.
 
-The models of NIQE and BRISQUE are in ``natural_scenes.safetensors``; whence, under which licences and by which command
-stands in ``natural_scenes.licences.txt``.
+The models of NIQE and BRISQUE are in ``no_reference.safetensors``; whence, under which licences and by which command
+stands in ``no_reference.licences.txt``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .color import luma
-from .resize import continued, shrink
-from .transforms import ShapeError
+from ..errors import ShapeError
+from ..images.color import luma
+from ..images.resize import continued, shrink
 
 MODELS = Path(__file__).with_suffix(".safetensors")
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, and both diagonals

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from .transforms import ImageError
+from ..errors import ImageError
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)

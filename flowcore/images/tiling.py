@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import torch
-
-from .transforms import FlowError
+from ..errors import FlowError
 
 
 @dataclass(frozen=True)
@@ -71,21 +68,3 @@ def _axis(n: int, tile: int, halo: int, multiple: int) -> list[tuple[int, int, i
     edges = [units * k // parts * multiple for k in range(parts + 1)]
     reach = -(-halo // multiple) * multiple
     return [(a, b, max(0, a - reach), min(n, b + reach)) for a, b in pairwise(edges)]
-
-
-def free_memory(device: str) -> int | None:
-    """Say how much memory is free.
-
-    Args:
-        device: "cpu", or a CUDA device.
-
-    Returns:
-        Bytes; None where neither torch nor the system says.
-    """
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

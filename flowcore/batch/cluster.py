@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from .checkpoints import catalog, load
+from ..checkpoints import catalog, load
+from ..errors import FlowError
 from .folders import Job, Result
-from .transforms import FlowError
-from .work import Work, Worker
+from .job import Work, Worker
 
 MOST_BLOCKS = 4096  # of a run: a picture each, unless there are more
 ATTEMPTS = 2  # at each picture

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .resize import resize
-from .transforms import FlowError, ShapeError
+from ..errors import FlowError, ShapeError
+from ..images.resize import resize
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's name for the weights that LPIPS stands on
 LPIPS_SIDE = 32  # AlexNet leaves nothing of smaller images

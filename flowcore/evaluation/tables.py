@@ -14,9 +14,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..color import NEUTRAL, luma, split
+from ..errors import FlowError, ImageError, ShapeError
 from ..flow import Flow
-from ..metrics import (
+from ..images.color import NEUTRAL, luma, split
+from ..images.resize import enlarge, shrink
+from ..networks.luma import STRIDE
+from ..prior import sample_latents
+from ..quality.metrics import (
     chroma_rmse,
     coherence_parts,
     colourfulness,
@@ -30,16 +34,12 @@ from ..metrics import (
     squared_error,
     ssim,
 )
-from ..natural_scenes import brisque, niqe, piqe
-from ..networks.luma import STRIDE
-from ..prior import sample_latents
-from ..resize import enlarge, shrink
+from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks import image_files
 from ..tasks.colorize import bounded, colorize, schedule
 from ..tasks.score import score
 from ..tasks.upscale import upscale
-from ..transforms import FlowError, ImageError, ShapeError
-from .data import read_idx
+from ..training.data import read_idx
 
 # What upscalers are measured in, by name. The last costs as much as all others together, and is only measured if asked
 # for.

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ..device import is_out_of_memory
+from ..errors import FlowError
 from ..flow import Flow
-from ..plan import spare_plan
-from ..transforms import FlowError
-from . import is_out_of_memory
+from ..inference.plan import use_minimum_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +22,7 @@ R = TypeVar("R")
 log = logging.getLogger("flowcore")
 
 
-def spared(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]], Callable[P, R]]:
+def retry_on_oom(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a task that runs out of memory run again, from the start, with as little at once as it can.
 
     That is one image at a time, in the lowest strips; the result is the same. Nothing of the run that failed is kept,
@@ -70,7 +70,7 @@ def make_room(*flows: Flow) -> None:
         flows: What will run next.
     """
     for flow in flows:
-        spare_plan(flow)
+        use_minimum_memory(flow)
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

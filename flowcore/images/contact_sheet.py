@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..resize import resize
-from ..transforms import ShapeError
+from ..errors import ShapeError
+from .resize import resize
 
 LONGEST = 8192  # pixels of a sheet's side; larger pictures are shrunk
 SMALLEST = 48  # pixels that a picture keeps for its label's sake, whatever the sheet's side

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .condition import Parts, Source
-from .networks import Conditioner, Edge, PlainConditioner, ResidualConditioner, RRDBEncoder, ScaledConv
-from .networks.conditioner import NormalisedConv
-from .networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
-from .networks.rrdb import DenseBlock
-from .resize import enlarge
-from .transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
-from .transforms.invconv import float64
+from ..condition import MultiScaleFeatures, Source
+from ..device import float64
+from ..images.resize import enlarge
+from ..networks import Conditioner, Edge, PlainConditioner, ResidualConditioner, RRDBEncoder, ScaledConv
+from ..networks.conditioner import NormalisedConv
+from ..networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
+from ..networks.rrdb import DenseBlock
+from ..transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
 
 NHWC = torch.channels_last
 Rows = Callable[[int, int], Tensor]
@@ -177,7 +177,7 @@ class FoldedConv(nn.Module):
         return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias, padding=(0, self.reach))
 
 
-class ToldConv(nn.Module):
+class ConditionConv(nn.Module):
     """The condition's part of first convolutions, those of one network or of all networks of a level."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
@@ -213,7 +213,7 @@ class ToldConv(nn.Module):
         return total
 
     @classmethod
-    def of(cls, conv: nn.Module, dtype: torch.dtype) -> ToldConv:
+    def of(cls, conv: nn.Module, dtype: torch.dtype) -> ConditionConv:
         """Take over an ordinary convolution.
 
         Args:
@@ -233,7 +233,7 @@ class ToldConv(nn.Module):
         return self.weight.shape[0]
 
     @classmethod
-    def together(cls, parts: Sequence[ToldConv]) -> ToldConv | None:
+    def together(cls, parts: Sequence[ConditionConv]) -> ConditionConv | None:
         """Make one convolution of several, which become views of it.
 
         Args:
@@ -252,10 +252,10 @@ class ToldConv(nn.Module):
         return result
 
 
-class ToldRows:
+class StreamedConditionConv:
     """The condition's part of a first convolution, computed as its rows are asked for; only the latest are held."""
 
-    def __init__(self, told: ToldConv, parts: Parts, reach: int, strip_bytes: int) -> None:
+    def __init__(self, told: ConditionConv, parts: MultiScaleFeatures, reach: int, strip_bytes: int) -> None:
         """Compute nothing yet.
 
         Args:
@@ -306,7 +306,7 @@ class Network(nn.Module):
         (weight, bias), *rest = weights
         told = inputs < weight.shape[1]
         self.own = FoldedConv(weight[:, :inputs], None if told else bias, dtype) if inputs else None
-        self.told = ToldConv(weight[:, inputs:], bias, dtype) if told else None
+        self.told = ConditionConv(weight[:, inputs:], bias, dtype) if told else None
         self.rest = nn.ModuleList(FoldedConv(*pair, dtype) for pair in rest)
         self.reach = sum(pair[0].shape[-1] // 2 for pair in rest)
         self.outputs = weights[-1][0].shape[0]
@@ -340,7 +340,7 @@ class Network(nn.Module):
         return h
 
 
-class Whole(nn.Module):
+class UnsplitConditioner(nn.Module):
     """A conditioner that takes everything together, on the whole canvas; shifts and raw scales are put in halves.
 
     It is folded if it is of a kind that we know, else run as it is. A few images go through at a time, as many as a
@@ -381,7 +381,7 @@ class Whole(nn.Module):
         return torch.cat([raw[:, 0::2], raw[:, 1::2] + self.offset], dim=1)
 
 
-class EdgedConv(nn.Module):
+class BorderConv(nn.Module):
     """A folded convolution that knows what lies beyond the image, and gives itself the rows of it that it needs."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, edge: Edge = "zeros") -> None:
@@ -428,7 +428,7 @@ class Convolutions(nn.Module):
     A few images go through at a time; one that is large goes in strips. No row is computed that is not needed.
     """
 
-    def __init__(self, convs: Sequence[EdgedConv], pool: tuple[Tensor, Tensor] | None, strip_bytes: int) -> None:
+    def __init__(self, convs: Sequence[BorderConv], pool: tuple[Tensor, Tensor] | None, strip_bytes: int) -> None:
         """Hold the convolutions.
 
         Args:
@@ -475,7 +475,7 @@ class Convolutions(nn.Module):
                 h = F.relu_(h)
             if number == 1 and self.pool is not None:
                 h = h + F.linear(h.mean((2, 3)), *self.pool)[:, :, None, None]
-            assert isinstance(conv, EdgedConv)
+            assert isinstance(conv, BorderConv)
             reach = self.reaches[number + 1]
             first, last = max(0, top - reach), min(height, bottom + reach)  # the rows that come out
             h = conv(h, start - first + conv.reach, last + conv.reach - stop)
@@ -558,7 +558,7 @@ def _folded_whole(network: nn.Module, offset: float | None, dtype: torch.dtype, 
         *others, (weight, bias) = weights
         weights = [*others, (_halves(weight), _halves(bias, offset))]
     pool = network.pool if isinstance(network, Conditioner) else None
-    convs = [EdgedConv(*pair, dtype, edge) for pair, edge in zip(weights, _edges(network), strict=True)]
+    convs = [BorderConv(*pair, dtype, edge) for pair, edge in zip(weights, _edges(network), strict=True)]
     told = None if pool is None else (pool.weight.detach().to(dtype), pool.bias.detach().to(dtype))
     return Convolutions(convs, told, strip_bytes)
 
@@ -591,7 +591,7 @@ def _planes(scale: Tensor, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 def _unnormed(
     conv: nn.Module, dtype: torch.dtype, scale: Tensor | None = None, shift: Tensor | None = None
-) -> EdgedConv:
+) -> BorderConv:
     """Take the norm of a ``WeightNormConv`` into its weight, and scale and shift of what comes out into both."""
     assert isinstance(conv, WeightNormConv)
     direction = float64(conv.direction)
@@ -600,12 +600,12 @@ def _unnormed(
     if scale is not None:
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else bias * scale + (0 if shift is None else shift)
-    return EdgedConv(weight, bias, dtype)
+    return BorderConv(weight, bias, dtype)
 
 
 def _around(conv: nn.Module, x: Tensor) -> Tensor:
     """Convolve the whole canvas."""
-    assert isinstance(conv, EdgedConv)
+    assert isinstance(conv, BorderConv)
     return conv(x, conv.reach, conv.reach)
 
 
@@ -769,7 +769,9 @@ def rows_of(bytes_per_row: int, strip_bytes: int) -> int:
     return max(8, strip_bytes // max(1, bytes_per_row))
 
 
-def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[int] | None = None) -> list[Tensor]:
+def on_canvas(
+    told: ConditionConv, parts: MultiScaleFeatures, strip_bytes: int, widths: Sequence[int] | None = None
+) -> list[Tensor]:
     """Compute the condition's part of first convolutions on the whole canvas, strip by strip.
 
     Args:
@@ -798,7 +800,7 @@ def on_canvas(told: ToldConv, parts: Parts, strip_bytes: int, widths: Sequence[i
     return result
 
 
-def _shared(parts: Parts) -> tuple[list[Source], tuple[int, int, int]]:
+def _shared(parts: MultiScaleFeatures) -> tuple[list[Source], tuple[int, int, int]]:
     """Sources of which one that was expanded counts as one image; and batch, height and width of the canvas."""
     sources = [(_single(t) if t.stride(0) == 0 else t, factor) for t, factor in parts.sources]
     t, factor = sources[0]
@@ -870,10 +872,12 @@ class FoldedEncoder(nn.Module):
         self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
         self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
         self.dense = nn.ModuleList(FoldedDense(part) for part in encoder.modules() if isinstance(part, DenseBlock))
-        self.up = nn.ModuleList(ToldConv.of(conv, dtype) for conv in encoder.conv_up)
+        self.up = nn.ModuleList(ConditionConv.of(conv, dtype) for conv in encoder.conv_up)
         self.fine, self.last = FoldedConv.of(encoder.conv_hr, dtype), FoldedConv.of(encoder.conv_last, dtype)
 
-    def forward(self, lr: Tensor, levels: int, *, with_picture: bool = False) -> tuple[list[Parts], Tensor | None]:
+    def forward(
+        self, lr: Tensor, levels: int, *, with_picture: bool = False
+    ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute the features for the flow; see ``RRDBEncoder.forward``.
 
         Args:
@@ -889,11 +893,11 @@ class FoldedEncoder(nn.Module):
         native = {1: trunk}
         features = trunk
         for k, conv in enumerate(self.up[:-1]):
-            (enlarged,) = on_canvas(conv, Parts(sources=((features, 2),)), self.strip_bytes)  # pyright: ignore[reportArgumentType]
+            (enlarged,) = on_canvas(conv, MultiScaleFeatures(sources=((features, 2),)), self.strip_bytes)  # pyright: ignore[reportArgumentType]
             features = F.leaky_relu_(enlarged, 0.2)
             native[2 ** (k + 1)] = features
         picture = self._picture(lr, features) if with_picture else None
-        result: list[Parts] = []
+        result: list[MultiScaleFeatures] = []
         for level in range(1, levels + 1):
             if 2**level <= scale:
                 factor = scale // 2**level
@@ -901,7 +905,7 @@ class FoldedEncoder(nn.Module):
             else:
                 half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
                 sources = [(half, 1), (stack[:, :, ::2, ::2], 1)]
-            result.append(Parts(sources=tuple(source for source in sources if source[0].shape[1])))
+            result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
         return result, picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:

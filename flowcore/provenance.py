@@ -25,8 +25,8 @@ from torch import Tensor
 
 from .checkpoints import is_ours, load, read_header
 from .checkpoints.latents_file import model_sha256
+from .errors import CheckpointError, FlowError
 from .flow import Flow
-from .transforms import CheckpointError, FlowError
 
 KEY = "flowcore"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..errors import FlowError, ShapeError
 from ..flow import Flow
-from ..transforms import FlowError, ShapeError
 from . import Progress, picture
 from .consistency import consistency, per_source
 from .score import score

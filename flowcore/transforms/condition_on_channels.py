@@ -9,7 +9,7 @@ from .coupling import beside
 from .transform import Transform
 
 
-class Given(Transform):
+class ConditionOnChannels(Transform):
     """Leave the first channels as they are, and transform the others, which see the first as part of their condition.
 
     With ``x = [kept, rest]``: forward: ``z = [kept, f(rest; [kept, cond])]``; logdet: that of f; inverse: f's. With

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
+from ..inference.plan import Plan
 from ..likelihood import rows
-from ..plan import Plan
 
-LADDER = (1.0, 0.6, 0.3, 0.0)
+BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)
 """Factors on the latents of a cell, before it overflows, after it has once, twice, ..."""
-ATTEMPTS = len(LADDER) + 1  # one more for cells that overflow only since others do not
+ATTEMPTS = len(BACKOFF_SCALES) + 1  # one more for cells that overflow only since others do not
 FADE = 8  # pixels over which a fallback passes into the decoded picture
 
 
@@ -34,12 +34,12 @@ class Decoded(NamedTuple):
 
     Attributes:
         images: ``(B, C, H, W)``, finite.
-        calmed: Where they were drawn at a lower temperature, bool ``(B, 1, H, W)``; None if nothing had to be done.
+        attenuated: Where they were drawn at a lower temperature, bool ``(B, 1, H, W)``; None if nothing had to be done.
         filled: Where no temperature helped and the fallback was taken, likewise.
     """
 
     images: Tensor
-    calmed: Tensor | None = None
+    attenuated: Tensor | None = None
     filled: Tensor | None = None
 
 
@@ -48,18 +48,18 @@ class Repairs:
 
     def __init__(self) -> None:
         """Start with nothing done."""
-        self.calmed: Counter[int] = Counter()  # number of a picture to pixels of it
+        self.attenuated: Counter[int] = Counter()  # number of a picture to pixels of it
         self.filled: Counter[int] = Counter()
 
-    def add(self, first: int, calmed: Tensor | None, filled: Tensor | None) -> None:
+    def add(self, first: int, attenuated: Tensor | None, filled: Tensor | None) -> None:
         """Count pixels.
 
         Args:
             first: Number of the first picture; the others follow.
-            calmed: As in ``Decoded``, of these pictures or of a part of each.
+            attenuated: As in ``Decoded``, of these pictures or of a part of each.
             filled: Likewise.
         """
-        for counts, where in ((self.calmed, calmed), (self.filled, filled)):
+        for counts, where in ((self.attenuated, attenuated), (self.filled, filled)):
             for number, pixels in enumerate([] if where is None else where.flatten(1).sum(1).tolist(), start=first):
                 if pixels:
                     counts[number] += pixels
@@ -75,9 +75,10 @@ class Repairs:
             Up to two sentences.
         """
         said: list[str] = []
-        if self.calmed:
+        if self.attenuated:
             said.append(
-                f"The model overflowed in {_extent(self.calmed, pixels)}: drawn there at a lower temperature. Lower "
+                f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
+                "Lower "
                 "the temperature to have it the same everywhere."
             )
         if self.filled:
@@ -135,16 +136,16 @@ def decode(attempt: Attempt, latents: Sequence[Tensor], fallback: Callable[[], T
     theirs = [z[affected] for z in latents]
     grid = theirs[-1].shape[-2:]
     rung = torch.zeros(len(affected), 1, *grid, device=images.device)
-    factors = torch.tensor(LADDER, device=images.device)
+    factors = torch.tensor(BACKOFF_SCALES, device=images.device)
     again, left = images[affected], wild[affected]
     for _ in range(ATTEMPTS if any(bool(z.any()) for z in theirs) else 0):
-        rung = (rung + _cells(left, grid)).clamp(max=len(LADDER) - 1)
+        rung = (rung + _cells(left, grid)).clamp(max=len(BACKOFF_SCALES) - 1)
         again, still = attempt([_scaled(z, factors[rung.long()]) for z in theirs], affected)
         left = torch.zeros_like(left) if still is None else still
         if still is None:
             break
-    calmed, filled = torch.zeros_like(wild), torch.zeros_like(wild)
-    calmed[affected] = (_onto(rung, again, "nearest") > 0) & ~left
+    attenuated, filled = torch.zeros_like(wild), torch.zeros_like(wild)
+    attenuated[affected] = (_onto(rung, again, "nearest") > 0) & ~left
     filled[affected] = left
     if left.any():
         instead = fallback().to(again)
@@ -152,7 +153,7 @@ def decode(attempt: Attempt, latents: Sequence[Tensor], fallback: Callable[[], T
         again = _faded(again, instead.expand_as(again), left)
     images = images.clone()
     images[affected] = again
-    return Decoded(images, calmed, filled)
+    return Decoded(images, attenuated, filled)
 
 
 def _cells(wild: Tensor, grid: Sequence[int]) -> Tensor:

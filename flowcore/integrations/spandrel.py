@@ -21,12 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoints import is_ours, load, read_header
-from .checkpoints.sources.srflow import SRFLOW
-from .flow import Flow
-from .plan import forget_plan
-from .tasks.upscale import upscale
-from .transforms import CheckpointError, FlowError
+from ..checkpoints import is_ours, load, read_header
+from ..checkpoints.sources.srflow import SRFLOW
+from ..errors import CheckpointError, FlowError
+from ..flow import Flow
+from ..inference.plan import forget_plan
+from ..tasks.upscale import upscale
 
 ID = "flowcore-srflow"
 # No other architecture has these names together: the first two tensors of our encoder, and of our flow.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transforms import ImageError, ShapeError
+from ..errors import ImageError, ShapeError
 
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # shares of luma
 NEUTRAL = 128 / 255  # chroma 0 as JPEG stores it, over 255

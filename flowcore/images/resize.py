@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transforms import ShapeError
+from ..errors import ShapeError
 
 REACH = 4  # pixels of the coarser grid that are continued beyond the border; the kernel reaches 2
 

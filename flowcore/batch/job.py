@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from . import picture_files
-from .checkpoints.latents_file import model_sha256
-from .flow import Flow
-from .picture_files import Format, Photograph
-from .recipe import KEY, Recipe, fingerprint, is_plain, source
-from .tasks import Progress
-from .tasks.colorize import (
+from ..checkpoints.latents_file import model_sha256
+from ..evaluation.tables import sized
+from ..flow import Flow
+from ..images import files
+from ..images.files import Format, Photograph
+from ..provenance import KEY, Recipe, fingerprint, is_plain, source
+from ..tasks import Progress
+from ..tasks.colorize import (
     Hints,
     colorize,
     colorize_video,
@@ -30,9 +31,8 @@ from .tasks.colorize import (
     parse_points,
     transfer_palette,
 )
-from .tasks.score import score
-from .tasks.upscale import upscale
-from .training.evaluate import sized
+from ..tasks.score import score
+from ..tasks.upscale import upscale
 
 Command = Literal["upscale", "colorize", "score"]
 NODES = {"upscale": "FlowcoreUpscale", "colorize": "FlowcoreColorize"}  # which would make the same picture
@@ -102,7 +102,7 @@ class Worker:
             flow: The model.
         """
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
-        self._reference = None if work.reference is None else picture_files.read(work.reference, "the reference")
+        self._reference = None if work.reference is None else files.read(work.reference, "the reference")
         self._before: list[Tensor] = []  # what the last frame of the clip has left
         self._clip: object = None
 
@@ -129,7 +129,7 @@ class Worker:
         ids = self.work.ids(picture, self.model_sha256)
         if self.work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
-        photograph = picture_files.read(picture, name)
+        photograph = files.read(picture, name)
         self._check_format(photograph)
         if self.work.command == "upscale":
             pictures = self._upscale(photograph, progress, notify)
@@ -152,15 +152,12 @@ class Worker:
         text = {KEY: json.dumps([recipe.to_json()])}
         kept, work = photograph.kept, self.work
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
-        return [
-            picture_files.encode(result, kept, unique_id=id, **options)
-            for result, id in zip(pictures, ids, strict=True)
-        ]
+        return [files.encode(result, kept, unique_id=id, **options) for result, id in zip(pictures, ids, strict=True)]
 
     def _check_format(self, photograph: Photograph) -> None:
         """Refuse before the work what could not be saved after it."""
         work, alpha = self.work, photograph.pixels.shape[1] == 4
-        picture_files.check_format(work.format, work.bits, work.quality, alpha=alpha)
+        files.check_format(work.format, work.bits, work.quality, alpha=alpha)
 
     def _temperature(self) -> float:
         given = self.work.settings.get("temperature")

@@ -1,0 +1,1 @@
+"""Thousands of files: jobs, folders, and machines that share them."""

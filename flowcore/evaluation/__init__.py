@@ -1,0 +1,1 @@
+"""Tables of what models make of folders of images."""

@@ -1,0 +1,1 @@
+"""The same flow, folded to be fast and small; see ``plan.py``."""

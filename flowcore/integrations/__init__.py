@@ -1,0 +1,1 @@
+"""Models of flowcore under the interfaces of other programs."""

@@ -1,0 +1,1 @@
+"""How good an image is: distances to an original, and measures that need none."""
