@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .condition import Condition, MultiScaleFeatures
-from .errors import ConditionError, ShapeError
+from .errors import ConditionError, FlowError, ShapeError
 from .prior import Shape, log_density
 from .transforms import Chain, Split, Squeeze, Transform, spread
+
+Source = Literal["none", "low_resolution", "luma", "labels"]
+Task = Literal["upscale", "colorize", "sample"]
+NEEDS: dict[Task, str] = {
+    "upscale": "a model that enlarges images, such as srflow-x4",
+    "colorize": "a colorizer, such as color-photos",
+    "sample": "a model that makes images from latents alone, such as glow-photos",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model can do and what it needs; its builder states them.
+
+    Attributes:
+        source: What its condition is computed from: nothing, a low-resolution image, luma with hints, or labels.
+        tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
+    """
+
+    source: Source = "none"
+    tasks: frozenset[Task] = frozenset({"sample"})
 
 
 class Level(nn.Module):
@@ -68,6 +90,7 @@ class Flow(Transform):
         channels: int,
         config: Any,
         architecture: str,
+        capabilities: Capabilities = Capabilities(),
         prelude: Transform | None = None,
         top: Transform | None = None,
         encoder: nn.Module | None = None,
@@ -86,6 +109,7 @@ class Flow(Transform):
             channels: Channels of the image.
             config: The frozen configuration that the flow was built from.
             architecture: Name of the recipe.
+            capabilities: What it can do.
             prelude: From pixels in [0, 1] to the range of the first level; None for nothing.
             top: Whitens what the last level ends with; None for nothing. It is given the labels, as splits are.
             encoder: Network that reads the condition's source, if one is needed.
@@ -102,6 +126,7 @@ class Flow(Transform):
         self.channels = channels
         self.config = config
         self.architecture = architecture
+        self.capabilities = capabilities
         self.prelude = prelude
         self.top = top
         self.encoder = encoder
@@ -117,6 +142,18 @@ class Flow(Transform):
             assert image_size is not None
             dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*image_size))
             self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
+
+    def require(self, task: Task) -> None:
+        """Refuse a task that the model is not made for.
+
+        Args:
+            task: The task.
+
+        Raises:
+            FlowError: Naming what the task needs and what the model is.
+        """
+        if task not in self.capabilities.tasks:
+            raise FlowError(f"{task} needs {NEEDS[task]}; got a {self.architecture} model.")
 
     @property
     def size_multiple(self) -> int:

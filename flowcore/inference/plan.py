@@ -100,6 +100,7 @@ class Plan(Flow):
             channels=flow.channels,
             config=flow.config,
             architecture=flow.architecture,
+            capabilities=flow.capabilities,
             prelude=flow.prelude,
             top=flow.top,
             encoder=encoder,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Flow, Level
+from ..flow import Capabilities, Flow, Level
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import check_choice, check_number, check_whole, image_size, shown
@@ -98,6 +98,7 @@ def class_conditional(config: ClassConditionalConfig) -> Flow:
         channels=config.channels,
         config=config,
         architecture="class_conditional",
+        capabilities=Capabilities(source="labels", tasks=frozenset({"sample"})),
         prelude=PixelMap(config.shift, config.width),
         encode=_encode,
         classes=config.classes,

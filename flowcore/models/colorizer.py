@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
-from ..flow import Flow, Level
+from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, LumaEncoder
 from ..networks.luma import STRIDE
 from ..transforms import (
@@ -134,6 +134,7 @@ def colorizer(config: ColorizerConfig) -> Flow:
         channels=2,
         config=config,
         architecture="colorizer",
+        capabilities=Capabilities(source="luma", tasks=frozenset({"colorize"})),
         prelude=ChannelWhitening(2),
         encoder=encoder,
         encode=_encode,

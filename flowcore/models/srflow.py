@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
-from ..flow import Flow, Level
+from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import shown
@@ -147,6 +147,7 @@ def srflow(config: SRFlowConfig) -> Flow:
         channels=3,
         config=config,
         architecture="srflow",
+        capabilities=Capabilities(source="low_resolution", tasks=frozenset({"upscale"})),
         encoder=encoder,
         encode=_encode,
         condition_scale=config.scale,
