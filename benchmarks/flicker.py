@@ -17,8 +17,8 @@ import torch
 
 import flowcore
 from flowcore.images import color
+from flowcore.images.files import image_files
 from flowcore.quality.metrics import flicker
-from flowcore.tasks import image_files
 
 from .hints import read
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore.images import color
-from flowcore.tasks import image_files
+from flowcore.images.files import image_files
 from flowcore.tasks.colorize import Point, colorize, hints_from_points
 
 COUNTS = (0, 1, 4, 16)

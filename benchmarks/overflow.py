@@ -22,10 +22,10 @@ from torch import Tensor
 
 import flowcore
 from flowcore.flow import Flow
+from flowcore.images.files import image_files
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.tasks import image_files
 from flowcore.tasks.overflow import decode, within
 from flowcore.tasks.upscale import GUARD_REACH
 

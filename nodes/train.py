@@ -23,7 +23,7 @@ from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.checkpoints.writing import replacing, write_whole
-from ..flowcore.tasks import IMAGE_SUFFIXES
+from ..flowcore.images.files import IMAGE_SUFFIXES
 from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
 from .host import (
     Interrupted,

@@ -22,7 +22,7 @@ from typing import Any
 from ..checkpoints.writing import SavingError, write_whole
 from ..errors import FlowError
 from ..images import files
-from ..tasks import IMAGE_SUFFIXES
+from ..images.files import IMAGE_SUFFIXES
 from .job import Work
 
 MAGIC = re.compile(r"[*?[]")

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..images.color import NEUTRAL, luma, split
+from ..images.files import image_files
 from ..images.resize import enlarge, shrink
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
@@ -35,7 +36,6 @@ from ..quality.metrics import (
     ssim,
 )
 from ..quality.no_reference import brisque, niqe, piqe
-from ..tasks import image_files
 from ..tasks.colorize import bounded, colorize, schedule
 from ..tasks.score import score
 from ..tasks.upscale import upscale

@@ -13,6 +13,7 @@ import struct
 import sys
 import zlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..errors import ImageError
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # what the package reads
 Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
@@ -203,6 +205,26 @@ def unique_id(data: bytes) -> str | None:
     except Exception:  # as in `read`
         return None
     return None if found is None else str(found)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files of a folder, at any depth.
+
+    Args:
+        folder: The folder to search.
+
+    Returns:
+        Their paths, sorted.
+
+    Raises:
+        ImageError: If there are none.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise ImageError(
+            f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
+        )
+    return files
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -25,7 +24,6 @@ WATCHED = (
     *(nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv),
     *(BorderConv, FoldedConv, FoldedDense, ConditionConv),
 )
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
 
@@ -149,23 +147,3 @@ def images_at_once(height: int, width: int) -> int:
         At least 1.
     """
     return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder, at any depth.
-
-    Args:
-        folder: Where to look.
-
-    Returns:
-        Their paths, sorted.
-
-    Raises:
-        ImageError: If there are none.
-    """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files:
-        raise ImageError(
-            f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
-        )
-    return files

@@ -26,12 +26,13 @@ from ..condition import Condition, MultiScaleFeatures
 from ..device import LOW_PRECISION, is_out_of_memory
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
+from ..images.files import image_files
 from ..inference.plan import Plan, planned
 from ..latents import Direction, Per, add, attribute_direction, normalise, scale
 from ..likelihood import quantisation, rows, snap, to_integers
 from ..prior import sample_latents
 from ..transforms.transform import precision_error
-from . import Cancelled, Precision, Progress, image_files, images_at_once, layers, overflow, plan_for, upscale, watched
+from . import Cancelled, Precision, Progress, images_at_once, layers, overflow, plan_for, upscale, watched
 from .runner import retry_on_oom
 
 Labels = int | Sequence[int] | Tensor

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..tasks import IMAGE_SUFFIXES, image_files
+from ..images.files import IMAGE_SUFFIXES, image_files
 
 MOST_PIXELS = 178_956_970  # of a picture: what Pillow takes for a decompression bomb if nobody told it otherwise
 MOST_BYTES = 2**28  # of a member of an archive, unpacked
