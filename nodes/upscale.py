@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import flowcore
 from ..flowcore.images.resize import resize
+from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.prior import Temperature, painted
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
-from ..flowcore.tasks.upscale import ConditionStore, memory_required, target_size
+from ..flowcore.tasks.upscale import memory_required, target_size
 from .host import (
     Notes,
     Progress,

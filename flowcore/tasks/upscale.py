@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import EllipsisType
@@ -21,6 +19,7 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import enlarge, resize
 from ..images.tiling import Window, windows
+from ..inference.condition_cache import ConditionStore
 from ..inference.fold import DENSE_BYTES
 from ..inference.plan import Plan
 from ..prior import Temperature, on_grid, sample_latents, temperatures
@@ -211,66 +210,6 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
     if max(size) > LONGEST:
         raise FlowError(f"A side of {max(size)} pixels was asked for, and {LONGEST} is the most. Ask for less.")
     return size
-
-
-class ConditionStore:
-    """What was learnt of the latest LR images: with it, another seed or temperature runs the thin path only.
-
-    Conditions are kept prepared where that fits into the budget, else as the encoder left them, else not at all; the
-    least recently used goes first. A condition belongs to a model, its weights, a precision and an image: if any of
-    these changes, it is not found.
-    """
-
-    def __init__(self, budget: int = 2**30, count: int = 4) -> None:
-        """Start empty.
-
-        Args:
-            budget: Bytes that all conditions together may hold; never more than an eighth of the memory that is free.
-            count: How many conditions.
-        """
-        self.budget, self.count = budget, count
-        self._kept: OrderedDict[tuple[object, ...], Condition] = OrderedDict()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds."""
-        return sum(cond.nbytes for cond in self._kept.values())
-
-    def __len__(self) -> int:
-        """Number of conditions."""
-        return len(self._kept)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
-
-    def condition(self, plan: Plan, source: Tensor) -> Condition:
-        """Find the condition of an image, or make it and keep it.
-
-        Args:
-            plan: The model.
-            source: What its ``encode_condition`` takes, of one image.
-
-        Returns:
-            The condition, prepared if the budget allows.
-        """
-        pixels = source.detach().cpu().contiguous()
-        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
-        key = (plan.identity, tuple(source.shape), digest)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        cond = plan.encode_condition(source.to(plan.device))
-        free = free_memory(str(plan.device))
-        budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
-        height, width = (side * plan.condition_scale for side in source.shape[-2:])
-        if cond.nbytes + plan.prepared_bytes(height, width) <= budget:
-            cond = cond.prepare(plan)
-        if cond.nbytes <= budget:
-            while self._kept and (len(self._kept) >= self.count or self.nbytes + cond.nbytes > budget):
-                self._kept.popitem(last=False)
-            self._kept[key] = cond
-        return cond
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:

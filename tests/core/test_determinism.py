@@ -12,6 +12,7 @@ from PIL import Image
 import flowcore
 from flowcore import device, score
 from flowcore.inference import plan
+from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import forget_plan
 from flowcore.tasks import upscale as upscale_task
 
@@ -152,7 +153,7 @@ def test_strips_change_rounding_only(name, flow, pictures, monkeypatch):
 def test_samples_at_once_and_a_store_change_rounding_only(upscaler, monkeypatch):
     flow = flowcore.load(upscaler)
     expected = golden.upscaled(flow)
-    store = upscale_task.ConditionStore()
+    store = ConditionStore()
     for _ in range(2):
         assert difference(golden.upscaled(flow, store=store), expected) < 1e-5
     monkeypatch.setattr(upscale_task, "MOST_SAMPLES", 1)

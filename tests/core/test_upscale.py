@@ -11,6 +11,7 @@ from flowcore import Cancelled, FlowError, ImageError, upscale
 from flowcore.device import preferred_precision
 from flowcore.flow import Flow
 from flowcore.images.resize import enlarge, resize
+from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.networks.rrdb import RRDBEncoder
@@ -108,7 +109,7 @@ def test_the_encoder_runs_once_per_image_whatever_the_number_of_samples(flow: Fl
 def test_with_a_store_another_seed_skips_the_encoder_and_gives_the_same_picture(flow: Flow) -> None:
     calls: list[int] = []
     assert isinstance(flow.encoder, RRDBEncoder)
-    store, lr = task.ConditionStore(), picture(2, 3, 10, 6)
+    store, lr = ConditionStore(), picture(2, 3, 10, 6)
     expected = [upscale(flow, lr, seed=seed, samples=2, temperature=0.7) for seed in (1, 2)]
     hook = flow.encoder.conv_first.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
@@ -127,7 +128,7 @@ def test_with_a_store_another_seed_skips_the_encoder_and_gives_the_same_picture(
 
 
 def test_what_is_kept_belongs_to_the_weights_and_the_precision(flow: Flow) -> None:
-    store, lr, other = task.ConditionStore(), picture(1, 3, 6, 6), tiny()
+    store, lr, other = ConditionStore(), picture(1, 3, 6, 6), tiny()
     before = upscale(other, lr, store=store)
     with torch.no_grad():
         other.levels[0].steps.transforms[-1].transforms[-1].conditioner.last.bias += 0.3  # pyright: ignore
@@ -145,19 +146,19 @@ def test_a_store_does_not_grow(flow: Flow) -> None:
     one = plan.encode_condition(picture(1, 3, 8, 8))
     room = one.prepare(plan).nbytes
     assert room == pytest.approx(one.nbytes + plan.prepared_bytes(32, 32), rel=0.01)
-    store, sizes = task.ConditionStore(budget=3 * room + 100, count=10), set[int]()
+    store, sizes = ConditionStore(budget=3 * room + 100, count=10), set[int]()
     for seed in range(40):
         upscale(flow, picture(1, 3, 8, 8, seed=seed), store=store)
         sizes.add(len(store))
         assert store.nbytes <= store.budget
     assert max(sizes) == 3
-    store = task.ConditionStore(budget=room - 1)  # prepared it does not fit, as the encoder leaves it it does
+    store = ConditionStore(budget=room - 1)  # prepared it does not fit, as the encoder leaves it it does
     upscale(flow, picture(1, 3, 8, 8), store=store)
     assert store.nbytes == one.nbytes
-    store = task.ConditionStore(budget=one.nbytes - 1)
+    store = ConditionStore(budget=one.nbytes - 1)
     upscale(flow, picture(1, 3, 8, 8), store=store)
     assert len(store) == 0
-    store = task.ConditionStore(count=2)
+    store = ConditionStore(count=2)
     for seed in range(5):
         upscale(flow, picture(1, 3, 8, 8, seed=seed), store=store)
     assert len(store) == 2

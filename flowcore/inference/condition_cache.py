@@ -1,0 +1,77 @@
+"""Conditions of the latest images, so that another seed or temperature does not analyze them again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from threading import Lock
+
+from torch import Tensor
+
+from ..condition import Condition
+from ..device import free_memory
+from .plan import Plan
+
+
+class ConditionStore:
+    """The conditions of the most recently used images; with one, decoding skips the encoder.
+
+    A condition is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all;
+    the least recently used is dropped first. It belongs to a model, its weights, a precision and an image: if any of
+    these changes, it is not found. Threads may share a store.
+    """
+
+    def __init__(self, budget: int = 2**30, count: int = 4) -> None:
+        """Start empty.
+
+        Args:
+            budget: Bytes that all conditions together may hold; never more than an eighth of the free memory.
+            count: Most conditions held.
+        """
+        self.budget, self.count = budget, count
+        self._conditions: OrderedDict[tuple[object, ...], Condition] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(cond.nbytes for cond in list(self._conditions.values()))
+
+    def __len__(self) -> int:
+        return len(self._conditions)
+
+    def clear(self) -> None:
+        """Drop all conditions."""
+        with self._lock:
+            self._conditions.clear()
+
+    def condition(self, plan: Plan, source: Tensor) -> Condition:
+        """Look an image's condition up, or encode and store it.
+
+        Args:
+            plan: The model.
+            source: What ``plan.encode_condition`` takes, of one image.
+
+        Returns:
+            The condition, prepared if the budget allows.
+        """
+        pixels = source.detach().cpu().contiguous()
+        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        key = (plan.identity, tuple(source.shape), digest)
+        with self._lock:
+            if key in self._conditions:
+                self._conditions.move_to_end(key)
+                return self._conditions[key]
+        cond = plan.encode_condition(source.to(plan.device))
+        free = free_memory(str(plan.device))
+        budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
+        height, width = (side * plan.condition_scale for side in source.shape[-2:])
+        if cond.nbytes + plan.prepared_bytes(height, width) <= budget:
+            cond = cond.prepare(plan)
+        if cond.nbytes <= budget:
+            with self._lock:
+                self._conditions.pop(key, None)
+                while self._conditions and (len(self._conditions) >= self.count or self.nbytes + cond.nbytes > budget):
+                    self._conditions.popitem(last=False)
+                self._conditions[key] = cond
+        return cond
