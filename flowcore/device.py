@@ -1,8 +1,11 @@
-"""All that depends on a device: free memory, what counts as running out of it, and which precision pays."""
+"""Everything that depends on the device: free memory, out-of-memory errors, and the precision of arithmetic."""
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -10,9 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .errors import PrecisionError
+
 Precision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-NO_MEMORY = (  # what it is called: CUDA and Apple, Linux, Windows, and libraries of CUDA
+OUT_OF_MEMORY = (  # how CUDA and Apple, Linux, Windows, and CUDA's libraries word it
     "out of memory",
     "can't allocate memory",
     "not enough memory",
@@ -21,16 +26,17 @@ NO_MEMORY = (  # what it is called: CUDA and Apple, Linux, Windows, and librarie
 )
 
 
-def free_memory(device: str) -> int | None:
-    """Say how much memory is free.
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Query how many bytes are free on a CUDA device, else in main memory; None if neither torch nor the system tells.
 
     Args:
-        device: "cpu", or a CUDA device.
-
-    Returns:
-        Bytes; None where neither torch nor the system says.
+        device: Any device.
     """
-    if device.startswith("cuda"):
+    device = torch.device(device)
+    if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -43,50 +49,120 @@ def is_out_of_memory(error: Exception) -> bool:
     """Tell running out of memory from other errors, on every device and system.
 
     Args:
-        error: What torch raised.
-
-    Returns:
-        Whether it is that.
+        error: What torch or Python raised.
     """
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+
+
+def empty_cache() -> None:
+    """Return freed memory to the device: collect garbage, then empty CUDA's cache if CUDA is in use."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
 
 
 def float64(x: Tensor) -> Tensor:
-    """Widen a tensor for what needs it: determinants and inverses.
+    """Widen a tensor for determinants, inverses and statistics; on the CPU where the device has no float64 (Apple).
 
     Args:
         x: Any tensor.
+    """
+    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()
+
+
+def require_full_precision(dtype: torch.dtype) -> None:
+    """Refuse everything but float32 and float64 for parameters and latents: a flow is invertible in these only.
+
+    Args:
+        dtype: Of the parameters or latents.
+
+    Raises:
+        PrecisionError: For any other type.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise PrecisionError(
+            f"A flow keeps its parameters and latents in float32 or float64; got {dtype}. For speed, run its "
+            "conditioners in low precision instead: precision='bfloat16' in upscale, or torch.autocast."
+        )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Make torch run convolutions and matrix products in a precision: autocast for a low one, none for a wide one.
+
+    Args:
+        device: Where they run.
+        dtype: The precision.
 
     Returns:
-        The same in float64, on the CPU where the device has no such thing.
+        A context manager.
     """
-    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()  # Apple's device has no float64
+    low = dtype in LOW_PRECISION
+    return torch.autocast(device.type, dtype if low else None, enabled=low)
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Turn autocast off for code that stays in float32 or wider, whatever the caller has turned on.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        A context manager.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def tf32_convolutions(device: torch.device, allowed: bool) -> Generator[None, None, None]:
+    """Allow or forbid TF32 in the convolutions of an NVIDIA GPU, and restore the setting; elsewhere, do nothing.
+
+    Args:
+        device: Where they run.
+        allowed: Whether they may use TF32, which keeps 10 bits of the mantissa.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=allowed,
+    ):
+        yield
 
 
 @cache
 def preferred_precision(device: torch.device) -> Precision:
-    """Say in which precision conditioners are worth running on a device.
+    """Choose the fastest precision for conditioners on a device.
 
     Args:
-        device: Where the flow lies.
+        device: Where the flow runs.
 
     Returns:
-        "float16" on a GPU, "bfloat16" on a processor that convolves in it at least 1.5 times as fast as in float32
-        (measured once), else "float32".
+        "float16" on an NVIDIA GPU; "bfloat16" on a CPU that convolves in it at least 1.5 times as fast as in float32
+        (measured once); else "float32".
     """
     if device.type == "cuda":
         return "float16"
     if device.type != "cpu":
         return "float32"
-    seconds: list[float] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
-        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        times: list[float] = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.conv2d(x, weight, padding=1)
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times))
-    return "bfloat16" if seconds[0] >= 1.5 * seconds[1] else "float32"
+    seconds = {dtype: _convolution_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "bfloat16" if seconds[torch.float32] >= 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    """Time a typical convolution on the CPU; the best of four."""
+    x = torch.zeros(1, 64, 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    times: list[float] = []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.conv2d(x, weight, padding=1)
+        times.append(time.perf_counter() - start)
+    return min(times)

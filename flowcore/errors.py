@@ -1,16 +1,16 @@
-"""Errors that the caller can mend; each message says what was expected, what came, and what to do."""
+"""Errors that a caller can fix; each message states what was expected, what was given, and what to do."""
 
 
 class FlowError(ValueError):
-    """Something the caller can mend; the message says what was expected, what came, and what to do."""
+    """An error that the caller can fix."""
 
 
 class ShapeError(FlowError):
-    """A tensor has a shape that the model cannot take."""
+    """A tensor has a shape that the model does not accept."""
 
 
 class ConditionError(FlowError):
-    """A condition is missing, superfluous or does not fit the image."""
+    """A condition is missing, superfluous, or does not fit the image."""
 
 
 class CheckpointError(FlowError):
@@ -18,8 +18,8 @@ class CheckpointError(FlowError):
 
 
 class PrecisionError(FlowError):
-    """A precision was asked for in which a flow is no longer invertible."""
+    """A precision in which a flow is not invertible was requested."""
 
 
 class ImageError(FlowError):
-    """An image holds values or a size that no task can use."""
+    """An image has values or a size that no task can use."""

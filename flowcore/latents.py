@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .device import LOW_PRECISION
+from .device import float64, require_full_precision
 from .errors import FlowError, ShapeError
 from .prior import Shape, sample_latents
-from .transforms.transform import precision_error
 
 Direction = list[Tensor]  # latents of batch 1, finest first: a way to move through latent space
 Mode = Literal["slerp", "linear", "norm"]
@@ -240,7 +239,7 @@ def normalise(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
         return [z.clone() for z in checked]
     result: list[Tensor] = []
     for z in checked:
-        wide = _wide(z)
+        wide = float64(z)
         mean, std = _moments(wide, per, window)
         target = (wide - mean) / std.clamp_min(SMALLEST_STD)
         result.append((wide + strength * (target - wide)).to(z))
@@ -275,7 +274,7 @@ def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
     """
     result: list[LevelStatistics] = []
     for z in _checked(latents):
-        flat = _wide(z).flatten(1)
+        flat = float64(z).flatten(1)
         result.append(
             LevelStatistics(
                 mean=flat.mean(1),
@@ -311,7 +310,7 @@ class RunningMean:
         checked = _checked(latents)
         if not all(z.isfinite().all() for z in checked):
             raise FlowError("The latents hold values that are not finite numbers. Leave out the image they come from.")
-        sums = [_wide(z).sum(0, keepdim=True).cpu() for z in checked]
+        sums = [float64(z).sum(0, keepdim=True).cpu() for z in checked]
         if self._sums:
             _pairs(self._sums, sums)
             sums = [before + new for before, new in zip(self._sums, sums, strict=True)]
@@ -396,7 +395,7 @@ def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
         FlowError: If the direction is zero.
         ShapeError: If the two do not fit together.
     """
-    pairs = [(_wide(z).flatten(1), _wide(d).flatten(1)) for z, d in _pairs(latents, direction)]
+    pairs = [(float64(z).flatten(1), float64(d).flatten(1)) for z, d in _pairs(latents, direction)]
     squared = torch.stack([d.square().sum(1) for _, d in pairs]).sum(0)
     if not bool((squared > 0).all()):
         raise FlowError("The direction is zero everywhere: nothing can be measured along it.")
@@ -444,7 +443,7 @@ def _linear(x: Tensor, y: Tensor, t: float) -> Tensor:
 
 
 def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
-    one, two = _wide(x).flatten(1), _wide(y).flatten(1)  # (B, D)
+    one, two = float64(x).flatten(1), float64(y).flatten(1)  # (B, D)
     angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
     # not a number where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
     arc = (angle > SMALLEST_ANGLE) & (angle < math.pi - OPPOSITE)
@@ -456,7 +455,7 @@ def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
 
 def _norm(x: Tensor, y: Tensor, t: float) -> Tensor:
     mixed = _linear(x, y, t)
-    lengths = [_wide(z).flatten(1).norm(dim=1) for z in (x, y, mixed)]  # each (B,)
+    lengths = [float64(z).flatten(1).norm(dim=1) for z in (x, y, mixed)]  # each (B,)
     target = ((1 - t) * lengths[0] + t * lengths[1]).clamp_min(0)
     sound = lengths[2] > 1e-6 * (lengths[0] + lengths[1])
     return _factor(torch.where(sound, target / torch.where(sound, lengths[2], 1.0), 1.0), x) * mixed
@@ -487,7 +486,7 @@ def _blurred(z: Tensor, window: int) -> Tensor:
 
 def _joined(latents: Sequence[Tensor]) -> Tensor:
     """All levels of one item as one vector, in float64."""
-    return torch.cat([_wide(z).flatten() for z in latents])
+    return torch.cat([float64(z).flatten() for z in latents])
 
 
 def _without(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
@@ -499,10 +498,10 @@ def _without(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 def _refuse_same_noise(latents: Sequence[Tensor], drawn: Sequence[Tensor], seed: int) -> None:
     """Notice latents that are the very noise that is to vary them: the mixture would only be louder."""
-    same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=_wide(latents[0]).device)  # (B,)
+    same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=float64(latents[0]).device)  # (B,)
     empty = torch.ones_like(same)
     for z, e in zip(latents, drawn, strict=True):
-        one, two = _wide(z).flatten(1), _wide(e).flatten(1)
+        one, two = float64(z).flatten(1), float64(e).flatten(1)
         zero = (one == 0).all(1)  # drawn at temperature 0, which says nothing about the seed
         same &= zero | (F.cosine_similarity(one, two, dim=1) > 1 - 1e-6)
         empty &= zero
@@ -511,10 +510,6 @@ def _refuse_same_noise(latents: Sequence[Tensor], drawn: Sequence[Tensor], seed:
             f"The latents were themselves drawn with seed {seed}, or one counted from it: their own noise cannot vary "
             "them. Choose another seed for the variation."
         )
-
-
-def _wide(z: Tensor) -> Tensor:
-    return z.to("cpu", torch.float64) if z.device.type == "mps" else z.double()  # Apple's device has no float64
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -530,8 +525,7 @@ def _checked(latents: Sequence[Tensor]) -> list[Tensor]:
         )
         raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {came}.")
     for z in levels:
-        if not z.is_floating_point() or z.dtype in LOW_PRECISION:
-            raise precision_error(z.dtype)
+        require_full_precision(z.dtype)
     if len({z.shape[0] for z in levels}) > 1:
         raise ShapeError(
             f"All levels must be of one batch; got {[z.shape[0] for z in levels]} items, finest level first. Take the "

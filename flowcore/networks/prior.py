@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..device import no_autocast
 from .conditioner import Edge, ScaledConv
 
 
@@ -113,6 +114,6 @@ class TablePrior(nn.Module):
         """
         tables = torch.stack([self.mean, self.log_std], dim=2).flatten(1, 2)  # (K, 2C, H, W)
         if labels is not None:
-            with torch.autocast(tables.device.type, enabled=False):  # a look-up, which has nothing to gain by it
+            with no_autocast(tables.device):  # a look-up, which has nothing to gain by it
                 tables = torch.tensordot(labels.to(tables.dtype), tables, dims=1)  # (B, 2C, H, W)
         return tables.to(like.dtype)

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..condition import Condition, MultiScaleFeatures
-from ..device import LOW_PRECISION, is_out_of_memory
+from ..device import is_out_of_memory, require_full_precision
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..images.files import image_files
@@ -31,7 +31,6 @@ from ..inference.plan import Plan, planned
 from ..latents import Direction, Per, add, attribute_direction, normalise, scale
 from ..likelihood import quantisation, rows, snap, to_integers
 from ..prior import sample_latents
-from ..transforms.transform import precision_error
 from . import Cancelled, Precision, Progress, images_at_once, layers, overflow, plan_for, upscale, watched
 from .runner import retry_on_oom
 
@@ -767,8 +766,7 @@ def _mapped(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
 def _home(flow: Flow) -> tuple[torch.device, torch.dtype]:
     """Where a flow lives, and in which precision."""
     parameter = next(flow.parameters())
-    if parameter.dtype in LOW_PRECISION:
-        raise precision_error(parameter.dtype)
+    require_full_precision(parameter.dtype)
     return parameter.device, parameter.dtype
 
 

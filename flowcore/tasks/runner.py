@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-import torch
 from torch import Tensor
 
-from ..device import is_out_of_memory
+from ..device import empty_cache, is_out_of_memory
 from ..errors import FlowError
 from ..flow import Flow
 from ..inference.plan import use_minimum_memory
@@ -71,6 +69,4 @@ def make_room(*flows: Flow) -> None:
     """
     for flow in flows:
         use_minimum_memory(flow)
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    empty_cache()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import float64
+from ..device import float64, no_autocast
 from .transform import Transform
 
 Start = Literal["orthogonal", "principal", "reverse"]
@@ -66,7 +66,7 @@ class InvertibleConv(Transform):
         identity = torch.eye(self.lower.shape[0], dtype=self.lower.dtype, device=self.lower.device)
         lower = self.lower.tril(-1) + identity
         upper = self.upper.triu(1) + torch.diag(sign * self.log_diagonal.exp())
-        with torch.autocast(lower.device.type, enabled=False):
+        with no_autocast(lower.device):
             return permutation @ lower @ upper
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
@@ -135,6 +135,6 @@ def _factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _mix(x: Tensor, weight: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
+    with no_autocast(x.device):
         # channels last, and twice as fast as a convolution of so few channels
         return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..device import LOW_PRECISION
-from ..errors import PrecisionError
+from ..device import require_full_precision
 
 
 class Transform(nn.Module):
@@ -80,54 +79,22 @@ class Transform(nn.Module):
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
     def half(self) -> Self:
-        """Refuse: a flow in float16 is not invertible.
-
-        Raises:
-            PrecisionError: Always.
-        """
-        raise precision_error(torch.float16)
+        return self.to(torch.float16)  # which refuses
 
     def bfloat16(self) -> Self:
-        """Refuse: a flow in bfloat16 is not invertible.
-
-        Raises:
-            PrecisionError: Always.
-        """
-        raise precision_error(torch.bfloat16)
+        return self.to(torch.bfloat16)  # which refuses
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or widen like ``torch.nn.Module.to``; low precisions are refused.
-
-        Args:
-            args: As in torch.
-            kwargs: As in torch.
-
-        Returns:
-            This module.
+        """Move or widen like ``torch.nn.Module.to``.
 
         Raises:
-            PrecisionError: For float16 or bfloat16.
+            PrecisionError: For a precision in which a flow is not invertible.
         """
         for argument in (*args, *kwargs.values()):
             dtype = argument.dtype if isinstance(argument, Tensor) else argument
-            if dtype in LOW_PRECISION:
-                raise precision_error(dtype)
+            if isinstance(dtype, torch.dtype):
+                require_full_precision(dtype)
         return super().to(*args, **kwargs)
-
-
-def precision_error(dtype: torch.dtype) -> PrecisionError:
-    """Build the error for a flow that was asked to run in a low precision.
-
-    Args:
-        dtype: What was asked for.
-
-    Returns:
-        The error, to be raised.
-    """
-    return PrecisionError(
-        f"A flow keeps its parameters and latents in float32 or float64; got {dtype}. "
-        "For speed, run its conditioners in low precision instead: precision='bfloat16' in upscale, or torch.autocast."
-    )
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import float64
+from ..device import float64, no_autocast
 from .transform import Transform
 
 
@@ -78,5 +78,5 @@ class ChannelWhitening(Transform):
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):  # the flow itself stays in float32 or wider
+    with no_autocast(x.device):
         return F.conv2d(x, matrix[:, :, None, None])

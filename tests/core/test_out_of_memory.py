@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowcore
 from flowcore.inference.plan import forget_plan
 from flowcore.tasks import generate
-from flowcore.tasks import runner as memory
 from flowcore.tasks.colorize import colorize_video, encode_colors, hints_from_points
 from flowcore.tasks.generate import content_transfer, reconstruct, style_transfer
 from flowcore.tasks.score import score
@@ -139,7 +138,7 @@ def close(made, known, within=ONE):
 
 @pytest.fixture(params=list(TASKS))
 def task(request, monkeypatch):
-    monkeypatch.setattr(memory.gc, "collect", lambda: 0)  # in a process of many tests it takes a while
+    monkeypatch.setattr("gc.collect", lambda: 0)  # in a process of many tests it takes a while
     return request.param
 
 
