@@ -30,6 +30,7 @@ from ..networks.conditioner import NormalisedConv
 from ..networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
 from ..networks.rrdb import DenseBlock
 from ..transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
+from .progress import report
 
 NHWC = torch.channels_last
 Rows = Callable[[int, int], Tensor]
@@ -174,6 +175,7 @@ class FoldedConv(nn.Module):
         Returns:
             ``(B, outputs, rows, W)``.
         """
+        report()
         return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias, padding=(0, self.reach))
 
 
@@ -204,6 +206,7 @@ class ConditionConv(nn.Module):
         Returns:
             ``(B, outputs, bottom - top, W)``.
         """
+        report()
         weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
         parts = sorted(zip(sources, weights, strict=True), key=lambda part: part[0][1])
         (t, factor), weight = parts.pop()  # the coarsest, which can write where it is wanted
@@ -371,6 +374,7 @@ class UnsplitConditioner(nn.Module):
         Returns:
             ``(B, outputs, H, W)``.
         """
+        report()
         if isinstance(self.network, Convolutions):
             return self.network(x)
         low = self.dtype not in (torch.float32, torch.float64)
@@ -410,6 +414,7 @@ class BorderConv(nn.Module):
         Returns:
             ``(B, outputs, rows + above + below - 2 * reach, W)``.
         """
+        report()
         x = x.to(self.weight.dtype)
         if self.edge == "zeros":
             if above != below:
@@ -873,6 +878,7 @@ class FoldedEncoder(nn.Module):
         self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
         self.dense = nn.ModuleList(FoldedDense(part) for part in encoder.modules() if isinstance(part, DenseBlock))
         self.up = nn.ModuleList(ConditionConv.of(conv, dtype) for conv in encoder.conv_up)
+        self.units = len(self.dense) + len(self.up)
         self.fine, self.last = FoldedConv.of(encoder.conv_hr, dtype), FoldedConv.of(encoder.conv_last, dtype)
 
     def forward(
@@ -895,8 +901,10 @@ class FoldedEncoder(nn.Module):
         for k, conv in enumerate(self.up[:-1]):
             (enlarged,) = on_canvas(conv, MultiScaleFeatures(sources=((features, 2),)), self.strip_bytes)  # pyright: ignore[reportArgumentType]
             features = F.leaky_relu_(enlarged, 0.2)
+            report(1)
             native[2 ** (k + 1)] = features
         picture = self._picture(lr, features) if with_picture else None
+        report(1)
         result: list[MultiScaleFeatures] = []
         for level in range(1, levels + 1):
             if 2**level <= scale:
@@ -917,6 +925,7 @@ class FoldedEncoder(nn.Module):
             inner = x
             for _ in range(3):
                 inner = self._in_strips(next(dense), inner)
+                report(1)
             x = inner.mul_(0.2).add_(x)
             for place, kept in enumerate(self.stacked_blocks):
                 if kept == number:
@@ -974,6 +983,7 @@ class FoldedDense(nn.Module):
         Returns:
             ``(B, width, rows, W)``.
         """
+        report()
         edges = [0, *(conv.weight.shape[1] for conv in self.convs)]
         bias = torch.cat([conv.bias for conv in self.convs if conv.bias is not None]).to(x.dtype)
         sums = y = x

@@ -47,6 +47,7 @@ from .fold import (
     rows_of,
     strips,
 )
+from .progress import report
 
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the widest tensor of a strip: what a core's cache holds; on a GPU what keeps it busy."""
@@ -93,6 +94,9 @@ class Plan(Flow):
                 levels.append(folder.level(level, channels))
                 channels = channels if level.split is None else level.split.stay(channels)
             encoder: nn.Module | None = flow.encoder
+            units = sum(
+                isinstance(part, (FoldedAffine, FoldedCheckerboard)) for level in levels for part in level.modules()
+            )
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, folder.strip_bytes)
         super().__init__(
@@ -110,6 +114,8 @@ class Plan(Flow):
             image_size=flow.image_size,
             fixed_size=flow.fixed_size,
         )
+        self.units = units
+        self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FoldedEncoder) else 1
         self.precision: Precision = precision
         self.dtype = dtype
         self.device = like.device
@@ -121,7 +127,11 @@ class Plan(Flow):
         """Read what the flow is conditioned on, in the plan's precision; see ``Flow.encode_condition``."""
         low = self.dtype in LOW_PRECISION
         with self._arithmetic(), torch.autocast(source.device.type, self.dtype if low else None, enabled=low):
-            return super().encode_condition(source)
+            report()
+            cond = super().encode_condition(source)
+            if self.encoder is not None and not isinstance(self.encoder, FoldedEncoder):
+                report(1)
+            return cond
 
     def prepared(
         self, features: Sequence[Tensor | MultiScaleFeatures | None]
@@ -404,6 +414,7 @@ class FoldedAffine(Transform):
                 log_scales[:, top:bottom] = log_scale.sum(1)
                 x2.mul_(scale_of(r, self.eps, self.scaling) if self.eps else log_scale.exp())
             z[:, :, top:bottom] = self._join(x1, x2)
+        report(1)
         return z, log_scales
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
@@ -412,6 +423,7 @@ class FoldedAffine(Transform):
         x = canvas(z, z.shape[1])
         for top, bottom in self.strips(z):
             x[:, :, top:bottom] = self.invert_strip(z[:, :, top:bottom], affine_params(top, bottom))
+        report(1)
         return x
 
     def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
@@ -530,7 +542,17 @@ class FoldedStep(Chain):
             for part, affine_params in drives:
                 strip = part.invert_strip(strip, affine_params(top, bottom))
             x[:, :, top:bottom] = first.inverse(strip)
+        report(len(affine))
         return x
+
+
+class FoldedCheckerboard(CheckerboardCoupling):
+    """``CheckerboardCoupling`` that reports its progress."""
+
+    def _affine(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        result = super()._affine(x, kept)
+        report(1)
+        return result
 
 
 class OnCanvas(nn.Module):
@@ -584,7 +606,7 @@ class _Folder:
             return FoldedConditionOnChannels(transform.kept, Chain(*self.merged(inner)))
         if isinstance(transform, CheckerboardCoupling):
             network = folded_residual(transform.conditioner, self.dtype, self.strip_bytes)
-            return CheckerboardCoupling(network, parity=transform.parity, mask_channel=transform.mask_channel)
+            return FoldedCheckerboard(network, parity=transform.parity, mask_channel=transform.mask_channel)
         if isinstance(transform, (Coupling, Injector)):
             coupling, swap = isinstance(transform, Coupling), isinstance(transform, Coupling) and transform.swap
             entering = (channels - channels // 2 if swap else channels // 2) if coupling else 0
