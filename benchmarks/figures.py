@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 import flowcore
-from flowcore.tasks.generate import dequantized_image
+from flowcore.tasks.sample import dequantized_image
 from flowcore.transforms import Coupling
 
 STEPS, BATCH, COUPLINGS = 3000, 512, 8

@@ -24,7 +24,8 @@ from torch import Tensor
 import flowcore
 from flowcore.images import color
 from flowcore.images.files import image_files
-from flowcore.tasks.colorize import Point, colorize, hints_from_points
+from flowcore.tasks.colorize import colorize
+from flowcore.tasks.hints import Point, hints_from_points
 
 COUNTS = (0, 1, 4, 16)
 WAYS = {"told": (0, False), "refined": (20, False), "locked": (20, True)}

@@ -26,7 +26,7 @@ import flowcore
 from flowcore.images.color import luma
 from flowcore.inference.plan import Plan, Precision
 from flowcore.prior import sample_latents
-from flowcore.tasks.colorize import schedule
+from flowcore.tasks.chroma import schedule
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16", "float16")
 

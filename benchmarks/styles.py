@@ -16,7 +16,7 @@ import torch
 import flowcore
 from flowcore.likelihood import snap
 from flowcore.prior import sample_latents
-from flowcore.tasks.generate import apply_style
+from flowcore.tasks.directions import apply_style
 from flowcore.training.styles import STYLES, attributes
 
 

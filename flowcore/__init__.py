@@ -22,19 +22,13 @@ from .flow import Flow
 from .inference.plan import Plan
 from .latents import interpolate
 from .tasks import Cancelled
-from .tasks.colorize import (
-    Hints,
-    apply_chroma,
-    colorize,
-    colorize_video,
-    decode_colors,
-    encode_colors,
-    transfer_palette,
-)
+from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
-from .tasks.generate import decode, encode, sample
+from .tasks.hints import Hints
+from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
+from .tasks.video import colorize_video
 from .transforms import Transform
 
 __version__ = "0.1.0"

@@ -11,9 +11,10 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.images.contact_sheet import contact_sheet
-from ..flowcore.tasks import Precision, generate
+from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
+from ..flowcore.tasks.sample import memory_required as sample_memory_required
 from ..flowcore.tasks.upscale import memory_required, target_size
 from .host import (
     Notes,
@@ -392,7 +393,7 @@ class FlowcoreBestOf(io.ComfyNode):
             height, width = pixels.shape[-2:]
             # Every share is computed beside the pass itself: twice the memory of one.
             load_to_device(
-                model, 2 * generate.memory_required(flow, max(1, len(pixels) // max(1, len(small))), height, width)
+                model, 2 * sample_memory_required(flow, max(1, len(pixels) // max(1, len(small))), height, width)
             )
         scores, order = ranked(pixels, small, by, flow, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
         best = order[:, :keep]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import flowcore
 from ..flowcore.tasks import Precision
-from ..flowcore.tasks import colorize as task
-from ..flowcore.tasks.colorize import Gamut, Hints, memory_required
+from ..flowcore.tasks.chroma import Gamut
+from ..flowcore.tasks.colorize import memory_required
+from ..flowcore.tasks.hints import Hints, combine, hints_from_points, hints_from_strokes, palette_from, parse_points
 from .host import Notes, Progress, gallery, io, load_to_device, make, say, stop_if_cancelled
 from .sockets import (
     FlowHints,
@@ -326,16 +327,16 @@ class FlowcoreColorHints(io.ComfyNode):
         parts: list[Hints | None] = []
         if strokes is not None:
             where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
-            parts.append(task.hints_from_strokes(from_image(strokes).cpu(), where, size=size, lock=lock))
+            parts.append(hints_from_strokes(from_image(strokes).cpu(), where, size=size, lock=lock))
         elif mask is not None:
             notes("mask is ignored: it says where strokes are, and none are connected.")
         if points.strip():
-            parts.append(task.hints_from_points(task.parse_points(points), size, radius=radius, lock=lock))
+            parts.append(hints_from_points(parse_points(points), size, radius=radius, lock=lock))
         colours = [word for word in re.split(r"[,;\s]+", palette) if word]
         if colours or palette_image is not None:
             picture = None if palette_image is None else from_image(palette_image).cpu()
-            parts.append(Hints(palette=task.palette(colours, picture)))
-        together = task.combine(*parts, hints_of(hints))
+            parts.append(Hints(palette=palette_from(colours, picture)))
+        together = combine(*parts, hints_of(hints))
         if together is None:
             notes("There are no hints yet: connect strokes, or write points or a palette.")
             together = Hints()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..flowcore import Condition, ConditionError, Flow, FlowError, ImageError, ShapeError, likelihood
-from ..flowcore.images.color import luma
-from ..flowcore.images.resize import shrink
+from ..flowcore import ConditionError, Flow, FlowError, likelihood
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
-from ..flowcore.tasks import generate
+from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
+from ..flowcore.tasks.subject import (
+    Fit,
+    condition_for,
+    prepare_subject,
+    refuse_colorizer,
+    size_of_latents,
+    source_for_latents,
+)
 from .host import Notes, Progress, gallery, io, load_to_device, make, stop_if_cancelled
 from .sockets import (
     FlowLatents,
@@ -32,13 +37,6 @@ from .sockets import (
     temperature_input,
     temperatures_input,
     to_image,
-)
-
-Fit = Literal["resize", "crop"]
-
-NO_COLORIZER = (
-    "A colorizer makes colours for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow Encode "
-    "Color makes latents of the colours that a picture has."
 )
 
 
@@ -132,8 +130,8 @@ class FlowcoreSample(io.ComfyNode):
         shown = _in_turn(flow, labels, samples, notes)
         taus = numbers(temperatures, "temperatures") or temperature
         room_for(samples, 3 * size[0] * size[1], "pictures need", "Lower samples, width or height.")
-        load_to_device(model, generate.memory_required(flow, samples, *size))
-        images = generate.sample(
+        load_to_device(model, memory_required(flow, samples, *size))
+        images = sample(
             flow,
             samples,
             size=size,
@@ -228,17 +226,22 @@ class FlowcoreEncode(io.ComfyNode):
         """Call the task there and back, and show what the latents look like."""
         notes = Notes("Flow Encode", cls.hidden.unique_id)
         flow = flow_of(model)
-        subject = prepared(flow, image, fit, label, source, notes)
+        subject = prepare_subject(
+            flow,
+            from_image(image).cpu(),
+            fit=fit,
+            label=label,
+            source=None if source is None else from_image(source).cpu(),
+            notify=notes,
+        )
         if dequantize == "on" or (dequantize == "auto" and flow.classes):
-            subject = replace(subject, pixels=generate.dequantized_image(flow, subject.pixels))
-        load_to_device(model, generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
-        progress, cond = Progress(), condition(flow, subject.labels, subject.source)
-        levels = generate.encode(
+            subject = replace(subject, pixels=dequantized_image(flow, subject.pixels))
+        load_to_device(model, memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+        progress, cond = Progress(), subject.condition(flow)
+        levels = encode(
             flow, subject.pixels, cond, progress=progress.part(0, 0.5), cancelled=stop_if_cancelled, notify=notes
         )
-        again = generate.decode(
-            flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled, notify=notes
-        )
+        again = decode(flow, levels, cond, progress=progress.part(0.5, 0.5), cancelled=stop_if_cancelled, notify=notes)
         error = float((again - subject.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
@@ -324,14 +327,14 @@ class FlowcoreDecode(io.ComfyNode):
         notes = Notes("Flow Decode", cls.hidden.unique_id)
         flow = flow_of(model)
         latents = belonging(latents, flow)
-        check_whole_images(flow)
+        refuse_colorizer(flow)
         levels = scale(latents.levels, temperature)
         shown = latents.labels
         wanted = label_numbers(labels, flow.classes) if flow.classes else None
         if labels.strip() and not flow.classes:
             notes("labels is ignored: this model knows no labels.")
         pictures = latents.items * len(wanted or [0])
-        room_for(pictures, 3 * math.prod(_sides(flow, levels)), "pictures need", "Pass fewer items or labels.")
+        room_for(pictures, 3 * math.prod(size_of_latents(flow, levels)), "pictures need", "Pass fewer items or labels.")
         if wanted is not None:
             levels = [z.repeat_interleave(len(wanted), 0) for z in levels]
             shown = torch.tensor(wanted).repeat(latents.items)
@@ -339,11 +342,12 @@ class FlowcoreDecode(io.ComfyNode):
             raise ConditionError(
                 f"These latents do not say what they show. Set labels to one or more of 0 to {flow.classes - 1}."
             )
-        small = _small(flow, latents.source if source is None else from_image(source), latents.levels, notes)
-        count, height, width = len(levels[0]), *_sides(flow, levels)
-        load_to_device(model, generate.memory_required(flow, count, height, width))
-        told, progress = condition(flow, shown, small), Progress()
-        images = generate.decode(flow, levels, told, progress=progress, cancelled=stop_if_cancelled, notify=notes)
+        small = latents.source if source is None else from_image(source).cpu()
+        small = source_for_latents(flow, latents.levels, small, notes)
+        count, height, width = len(levels[0]), *size_of_latents(flow, levels)
+        load_to_device(model, memory_required(flow, count, height, width))
+        told, progress = condition_for(flow, shown, small), Progress()
+        images = decode(flow, levels, told, progress=progress, cancelled=stop_if_cancelled, notify=notes)
         images = likelihood.snap(flow, images) if snap else images.clamp(0, 1)
         return io.NodeOutput(to_image(images), ui=notes.ui)
 
@@ -404,180 +408,12 @@ def source_input() -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# images as models take them
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Subject:
-    """Images as a model takes them, and what it is told about them.
-
-    Attributes:
-        pixels: (B, C, H, W) in [0, 1], on the CPU.
-        labels: (B,), for models with labels.
-        source: (1 or B, 3, h, w), for upscaling models.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None
-    source: Tensor | None
-
-
-def prepared(
-    flow: Flow,
-    image: Tensor,
-    fit: Fit,
-    label: int,
-    source: Tensor | None,
-    notes: Notes,
-) -> Subject:
-    """Bring an IMAGE into the channels and a size that a model takes, and collect what it is told about it.
-
-    Args:
-        flow: The model.
-        image: IMAGE of the host.
-        fit: As the widget says.
-        label: Likewise; -1 for none.
-        source: IMAGE of the host, or None.
-        notes: Takes what is done otherwise than asked.
-
-    Returns:
-        What can be encoded.
-
-    Raises:
-        FlowError: If the model is a colorizer.
-        ImageError: If the batch is empty, or an image is too small or has a wrong number of channels.
-        ConditionError: If the label is missing.
-        ShapeError: If the source does not fit the image.
-    """
-    check_whole_images(flow)
-    pixels = _coloured(flow.channels, from_image(image).cpu())
-    small = None if source is None else _coloured(3, from_image(source).cpu())
-    if flow.architecture != "srflow" and small is not None:
-        notes("source is ignored: only upscaling models are told a small image.")
-        small = None
-    if small is None:
-        pixels = _fitted(flow, pixels, fit)
-        if flow.architecture == "srflow":
-            small = shrink(pixels, flow.condition_scale).clamp(0, 1)
-            notes(f"No source was given: the image, shrunk {flow.condition_scale} times, stands in for it.")
-    else:
-        pixels, small = _paired(flow, pixels, small)
-    labels = None
-    if flow.classes:
-        if not 0 <= label < flow.classes:
-            raise ConditionError(
-                f"This model must be told what an image shows: set label to 0 to {flow.classes - 1}; got {label}."
-            )
-        labels = torch.full((len(pixels),), label)
-    elif label >= 0:
-        notes("label is ignored: this model knows no labels.")
-    return Subject(pixels=pixels, labels=labels, source=small)
-
-
-def check_whole_images(flow: Flow) -> None:
-    """Send those who bring a colorizer to its own nodes.
-
-    Args:
-        flow: The model.
-
-    Raises:
-        FlowError: It is a colorizer.
-    """
-    if flow.architecture == "colorizer":
-        raise FlowError(NO_COLORIZER)
-
-
-def condition(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
-    """Tell a flow what it wants to know, on its device.
-
-    Args:
-        flow: The model, where it will run.
-        labels: (B,), for models with labels.
-        source: (1 or B, 3, h, w), for upscaling models.
-
-    Returns:
-        The condition; None for unconditional models.
-    """
-    told = labels if flow.classes else source
-    return None if told is None else flow.encode_condition(told.to(next(flow.parameters()).device))
-
-
-def _coloured(channels: int, pixels: Tensor) -> Tensor:
-    """Bring images into 1 or 3 channels and into [0, 1]; alpha is left out."""
-    if 0 in pixels.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(pixels.shape)}. Pass at least one image."
-        )
-    if pixels.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of 1, 3 or 4 channels; got {pixels.shape[1]}, {tuple(pixels.shape)}.")
-    pixels = pixels[:, :3].clamp(0, 1)
-    if channels == 1 and pixels.shape[1] == 3:
-        return luma(pixels)
-    return pixels.expand(-1, channels, -1, -1)
-
-
-def _fitted(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
-    """Bring images into a size that the model takes, see `fit_input`."""
-    height, width = pixels.shape[-2:]
-    multiple = math.lcm(flow.size_multiple, flow.condition_scale)
-    target = height // multiple * multiple, width // multiple * multiple
-    own = flow.image_size
-    if own is not None and fit == "resize":
-        return _middle(_covering(pixels, *own), *own)
-    if own is not None and flow.fixed_size:
-        target = own
-    if min(target) < 1 or height < target[0] or width < target[1]:
-        least = own if own is not None else (multiple, multiple)
-        raise ImageError(
-            f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
-            f"cannot be cut to that. {'Set fit to resize.' if own is not None else 'Pass a larger image.'}"
-        )
-    return _middle(pixels, *target)
-
-
-def _covering(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Shrink or enlarge so that one side fits and the other is at least as long: antialiased bicubic."""
-    sides = pixels.shape[-2:]
-    factor = max(height / sides[0], width / sides[1])
-    target = max(height, round(sides[0] * factor)), max(width, round(sides[1] * factor))
-    if target == tuple(sides):
-        return pixels
-    return F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
-    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-    return pixels[..., top : top + height, left : left + width]
-
-
-def _paired(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut a large image and its small one to sizes that the model takes."""
-    factor = flow.condition_scale
-    sides = tuple(factor * side for side in source.shape[-2:])
-    if tuple(pixels.shape[-2:]) != sides or len(source) not in (1, len(pixels)):
-        raise ShapeError(
-            f"source must be {factor} times smaller than the image, and one image or as many: expected images of "
-            f"{sides[0]}x{sides[1]} for a source of {source.shape[-2]}x{source.shape[-1]}; got {len(pixels)} images of "
-            f"{pixels.shape[-2]}x{pixels.shape[-1]} and {len(source)} sources. Resize one of the two."
-        )
-    step = math.lcm(flow.size_multiple, factor) // factor
-    height, width = (side // step * step for side in source.shape[-2:])
-    if min(height, width) < 1:
-        raise ImageError(
-            f"This model takes sources of at least {step}x{step}; got {source.shape[-2]}x{source.shape[-1]}. Pass a "
-            "larger image."
-        )
-    # A pixel at most, at the right and below.
-    return pixels[..., : factor * height, : factor * width], source[..., :height, :width]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # details of one node
 
 
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     """Height and width of what is to be made."""
-    check_whole_images(flow)
+    refuse_colorizer(flow)
     if flow.architecture == "srflow":
         raise FlowError("An SRFlow makes images from a small image, not from nothing. Use the node Flow Upscale.")
     own = flow.image_size or (0, 0)
@@ -598,34 +434,6 @@ def _in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor | None:
         return None
     chosen = label_numbers(text, flow.classes) or range(flow.classes)
     return torch.tensor([chosen[i % len(chosen)] for i in range(count)])
-
-
-def _small(flow: Flow, source: Tensor | None, levels: list[Tensor], notes: Notes) -> Tensor | None:
-    """The small image under which latents of an upscaling model are decoded."""
-    if flow.architecture != "srflow":
-        if source is not None:
-            notes("source is ignored: only upscaling models are told a small image.")
-        return None
-    if source is None:
-        raise ConditionError(
-            "These latents of an upscaling model came without their small image. Connect it, or another one of its "
-            "size, as source."
-        )
-    small = _coloured(3, source.cpu())
-    sides = tuple(side // flow.condition_scale for side in _sides(flow, levels))
-    if tuple(small.shape[-2:]) != sides or len(small) not in (1, len(levels[0])):
-        raise ShapeError(
-            f"source must be one image or {len(levels[0])}, of {sides[0]}x{sides[1]} (height x width) for these "
-            f"latents; got {len(small)} of {small.shape[-2]}x{small.shape[-1]}. Resize or cut it to that."
-        )
-    return small
-
-
-def _sides(flow: Flow, levels: list[Tensor]) -> tuple[int, int]:
-    """Height and width of the image that latents stand for."""
-    if flow.fixed_size and flow.image_size is not None:
-        return flow.image_size
-    return levels[-1].shape[-2] * flow.size_multiple, levels[-1].shape[-1] * flow.size_multiple
 
 
 def _place(number: int, levels: int) -> str:

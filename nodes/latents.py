@@ -19,8 +19,10 @@ from ..flowcore.checkpoints.latents_file import (
     read_latents_header,
     save_latents,
 )
-from ..flowcore.tasks import generate
-from .generate import Fit, condition, fit_input, label_input, prepared
+from ..flowcore.tasks.directions import apply_style
+from ..flowcore.tasks.sample import encode, memory_required
+from ..flowcore.tasks.subject import Fit, prepare_subject
+from .generate import fit_input, label_input
 from .host import Notes, Progress, input_files, input_path, io, load_to_device, make, output_path, stop_if_cancelled
 from .inputs import shown
 from .sockets import (
@@ -30,6 +32,7 @@ from .sockets import (
     belonging,
     checked,
     flow_of,
+    from_image,
     latents_of,
     numbers,
     room_for,
@@ -370,7 +373,7 @@ class FlowcoreStyle(io.ComfyNode):
         flow = flow_of(model)
         latents = belonging(latents, flow)
         asked = {name: value for name, value in zip(STYLES, (bold, wide, slanted, messy), strict=True) if value}
-        levels = generate.apply_style(flow, latents.levels, asked)
+        levels = apply_style(flow, latents.levels, asked)
         labels, source = latents.labels, latents.source
         if direction is not None:
             _, direction = together(latents, direction)
@@ -435,12 +438,18 @@ class FlowcoreAttributeDirection(io.ComfyNode):
         progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
-            subject = prepared(flow, image, (fit or ["resize"])[0], (label or [-1])[0], None, notes)
-            load_to_device(model[0], generate.memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
-            return generate.encode(
+            subject = prepare_subject(
+                flow,
+                from_image(image).cpu(),
+                fit=(fit or ["resize"])[0],
+                label=(label or [-1])[0],
+                notify=notes,
+            )
+            load_to_device(model[0], memory_required(flow, *(subject.pixels.shape[i] for i in (0, 2, 3))))
+            return encode(
                 flow,
                 subject.pixels,
-                condition(flow, subject.labels, None),
+                subject.condition(flow),
                 progress=progress.part(piece / pieces, 1 / pieces),
                 cancelled=stop_if_cancelled,
             )

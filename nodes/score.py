@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..flowcore import ShapeError
-from ..flowcore.tasks import generate
 from ..flowcore.tasks import score as scoring
-from .generate import Fit, condition, fit_input, label_input, prepared, source_input
+from ..flowcore.tasks.sample import memory_required
+from ..flowcore.tasks.subject import Fit, prepare_subject
+from .generate import fit_input, label_input, source_input
 from .host import Notes, Progress, io, load_to_device, make, stop_if_cancelled, to_host_image
-from .sockets import FlowModel, finite_or_none, flow_of, to_image
+from .sockets import FlowModel, finite_or_none, flow_of, from_image, to_image
 
 # Inferno of matplotlib at ten places (van der Walt and Smith, CC0): equal steps look equal, and it survives in grey.
 COLOURS = (
@@ -148,7 +149,14 @@ class FlowcoreScore(io.ComfyNode):
         draws, first = (samples or [1])[0], (seed or [0])[0]
         sources = _sources(image, source)
         subjects = [
-            prepared(flow, batch, (fit or ["resize"])[0], (label or [-1])[0], small, notes)
+            prepare_subject(
+                flow,
+                from_image(batch).cpu(),
+                fit=(fit or ["resize"])[0],
+                label=(label or [-1])[0],
+                source=None if small is None else from_image(small).cpu(),
+                notify=notes,
+            )
             for batch, small in zip(image, sources, strict=True)
         ]
         resized = sum(
@@ -161,12 +169,12 @@ class FlowcoreScore(io.ComfyNode):
         for subject in subjects:
             count, _, height, width = subject.pixels.shape
             # Every share is computed beside the pass itself: twice the memory of one.
-            load_to_device(model[0], 2 * generate.memory_required(flow, count * draws, height, width))
+            load_to_device(model[0], 2 * memory_required(flow, count * draws, height, width))
             scores.append(
                 scoring.score(
                     flow,
                     subject.pixels,
-                    condition(flow, subject.labels, subject.source),
+                    subject.condition(flow),
                     dequantization=(dequantization or ["uniform"])[0],
                     samples=draws,
                     seed=(first + done) % 2**64,

@@ -21,18 +21,11 @@ from ..images import files
 from ..images.files import Format, Photograph
 from ..provenance import KEY, Recipe, fingerprint, is_plain, source
 from ..tasks import Progress
-from ..tasks.colorize import (
-    Hints,
-    colorize,
-    colorize_video,
-    combine,
-    hints_from_points,
-    palette,
-    parse_points,
-    transfer_palette,
-)
+from ..tasks.colorize import colorize, transfer_palette
+from ..tasks.hints import Hints, combine, hints_from_points, palette_from, parse_points
 from ..tasks.score import score
 from ..tasks.upscale import upscale
+from ..tasks.video import colorize_video
 
 Command = Literal["upscale", "colorize", "score"]
 NODES = {"upscale": "FlowcoreUpscale", "colorize": "FlowcoreColorize"}  # which would make the same picture
@@ -229,5 +222,5 @@ def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
     points = [point for text in texts for point in parse_points(text)]
     return combine(
         hints_from_points(points, size, radius=radius, lock=lock) if points else None,
-        Hints(coverage=None, chroma=None, palette=palette(colours), lock=False) if colours else None,
+        Hints(coverage=None, chroma=None, palette=palette_from(colours), lock=False) if colours else None,
     )

@@ -36,7 +36,8 @@ from ..quality.metrics import (
     ssim,
 )
 from ..quality.no_reference import brisque, niqe, piqe
-from ..tasks.colorize import bounded, colorize, schedule
+from ..tasks.chroma import bounded, schedule
+from ..tasks.colorize import colorize
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..training.data import read_idx

@@ -7,6 +7,8 @@ kernel is torch's; only the border is ours, since torch cuts the kernel off ther
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,6 +83,21 @@ def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Te
         canvas = continued(image, before)
         canvas = F.interpolate(canvas, (height + 2 * after, width + 2 * after), mode="bicubic", antialias=True)
     return canvas[..., after : after + height, after : after + width]
+
+
+def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize to any size: bilinear, antialiased when shrinking, which leaves the range of the values.
+
+    Args:
+        image: ``(B, C, H, W)``, float.
+        size: Height and width of the result.
+
+    Returns:
+        ``(B, C, *size)``; the image itself if it has that size.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
 
 
 def continued(image: Tensor, border: int) -> Tensor:

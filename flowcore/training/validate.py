@@ -14,7 +14,7 @@ from ..images.resize import enlarge
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality.metrics import lr_psnr, psnr
-from ..tasks.colorize import schedule
+from ..tasks.chroma import schedule
 from .data import Colours, Data, Photographs
 from .objective import bits_by_level, lr_encoder, objective
 from .recipe import Recipe, Stage

@@ -33,16 +33,10 @@ from flowcore.images.color import NEUTRAL
 from flowcore.inference.plan import planned
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
-from flowcore.tasks import colorize as task
-from flowcore.tasks.colorize import (
-    combine,
-    hints_from_points,
-    hints_from_strokes,
-    memory_required,
-    palette,
-    parse_points,
-    schedule,
-)
+from flowcore.tasks import chroma as task
+from flowcore.tasks.chroma import schedule
+from flowcore.tasks.colorize import memory_required
+from flowcore.tasks.hints import combine, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 from .laws import perturbed
 from .photographs import photograph
@@ -458,17 +452,17 @@ def test_json_that_is_no_list_of_points_is_named(text):
 
 def test_a_palette_is_made_of_colours_or_of_an_image():
     image = picture(6, 8, batch=2)
-    assert torch.equal(palette(image=image), color.palette_of(chroma_of(image)))
-    two = palette(["#ff0000", (0, 0, 1.0)])
+    assert torch.equal(palette_from(image=image), color.palette_of(chroma_of(image)))
+    two = palette_from(["#ff0000", (0, 0, 1.0)])
     pixels = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).T[None, :, None]
     assert two.shape == (1, 4)
     assert torch.allclose(two, color.palette_of(chroma_of(pixels)))
-    assert torch.equal(palette(["#abc"], None), palette(colours=["#aabbcc"]))
+    assert torch.equal(palette_from(["#abc"], None), palette_from(colours=["#aabbcc"]))
     for arguments in ({}, {"colours": []}, {"colours": ["#fff"], "image": image}):
         with pytest.raises(FlowError, match="of colours or of an image"):
-            palette(**arguments)
+            palette_from(**arguments)
     with pytest.raises(ImageError, match="Expected a colour"):
-        palette(["reddish"])
+        palette_from(["reddish"])
 
 
 def plain(value, chroma, size=(4, 4), **fields):
@@ -500,7 +494,7 @@ def test_half_covered_is_as_colourful_over_nothing():
 def test_combining_keeps_palette_and_lock_and_needs_one_size():
     assert combine() is None
     assert combine(None, None) is None
-    warm, cold = palette(["#ff8040"]), palette(["#4080ff"])
+    warm, cold = palette_from(["#ff8040"]), palette_from(["#4080ff"])
     told = combine(Hints(palette=warm), plain(1, 0.1, palette=cold))
     assert torch.equal(told.palette, warm)
     assert torch.equal(told.coverage, torch.ones(1, 1, 4, 4))
@@ -519,7 +513,7 @@ def test_the_model_is_told_coverage_coloured_planes_and_the_palette(flow):
     hints.coverage[..., 8:24, 16:40] = 1
     hints.coverage[..., 40:, :] = 0.25
     image = grey(64, 96, batch=2)
-    told = Hints(coverage=hints.coverage, chroma=hints.chroma, palette=palette(["#ff8040"]))
+    told = Hints(coverage=hints.coverage, chroma=hints.chroma, palette=palette_from(["#ff8040"]))
     for call in (colorize, colorize_video):
         seen = seen_by_encoder(flow, lambda call=call: call(flow, image, hints=told, **STILL[call]))
         for _, planes, wanted in seen:
@@ -546,7 +540,7 @@ def test_every_image_has_hints_of_its_own(flow, call):
     many = Hints(
         coverage=torch.cat([plain(k / 2, 0, (32, 32)).coverage for k in range(3)]),
         chroma=torch.cat([plain(1, 0.03 * k, (32, 32)).chroma for k in range(3)]),
-        palette=torch.cat([palette([c]) for c in ("#f84", "#48f", "#8f4")]),
+        palette=torch.cat([palette_from([c]) for c in ("#f84", "#48f", "#8f4")]),
     )
     arguments = {colorize: {"hint_steps": 2}, colorize_video: {}}[call]
     together = call(flow, image, hints=many, seed=1, **arguments)
@@ -633,7 +627,7 @@ def test_refinement_stays_near_what_was_drawn(flow):
     image = middle()
     drawn = colorize(flow, image, seed=3)
     coverage = torch.ones(1, 1, 32, 32)
-    job = task._Job(flow, image, None, 1.0, "compress", "float32", None)
+    job = task.Colorization(flow, image, None, 1.0, "compress", "float32", None)
     wanted = job.wanted(Hints(coverage=0.01 * coverage, chroma=0 * chroma_of(drawn)), slice(0, 1))
     z = sample_latents(job.shapes, 1, job.temperatures(None, None), seed=3)
     with torch.no_grad():
@@ -721,7 +715,7 @@ def test_lock_puts_the_colour_into_every_level_as_the_flow_sees_it_there(flow):
     wanted = torch.tensor([0.05, -0.03])[None, :, None, None]
     hints = Hints(coverage=torch.zeros(1, 1, 32, 32), chroma=wanted.expand(1, 2, 32, 32), lock=True)
     hints.coverage[..., :16, 8:] = 1
-    job = task._Job(flow, middle(), None, 1.0, "compress", "float32", None)
+    job = task.Colorization(flow, middle(), None, 1.0, "compress", "float32", None)
     between = job.locking(job.wanted(hints, slice(0, 1)))
     x = flow.prelude((wanted + NEUTRAL).expand(1, 2, 8, 8))[0]
     for number, (side, right) in enumerate([(8, 2), (4, 1)]):
@@ -763,8 +757,8 @@ def test_what_runs_away_ends_in_the_most_colourful_colours(flow):
         for name, parameter in loud.named_parameters():
             if name.endswith("last.weight"):
                 parameter *= 30
-    hints = Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.full((1, 2, 8, 8), 0.5), palette=palette(["#f00"]))
-    job = task._Job(loud, image, None, 1.0, "compress", "float32", None)
+    hints = Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.full((1, 2, 8, 8), 0.5), palette=palette_from(["#f00"]))
+    job = task.Colorization(loud, image, None, 1.0, "compress", "float32", None)
     with torch.no_grad():
         z = sample_latents(job.shapes, 2, 5.0)
         assert not job.decode(z, job.condition(slice(0, 2), job.wanted(hints, slice(0, 2)))).isfinite().all()
@@ -797,9 +791,9 @@ def test_what_runs_away_in_one_place_keeps_no_hint_from_being_met(flow):
 
 def test_refinement_decodes_within_the_same_bounds_as_the_picture(flow, monkeypatch):
     numbers = []
-    bounded = task._Job.bounded
+    bounded = task.Colorization.bounded
     monkeypatch.setattr(
-        task._Job, "bounded", lambda job, number, x: (numbers.append(number), bounded(job, number, x))[1]
+        task.Colorization, "bounded", lambda job, number, x: (numbers.append(number), bounded(job, number, x))[1]
     )
     colorize(flow, middle(), hints=squares(), hint_steps=3)
     assert numbers == 4 * [1, 0]
@@ -810,7 +804,7 @@ def test_bounds_leave_the_most_colourful_pictures_as_they_are(flow):
     corners = torch.tensor([[i >> k & 1 for k in range(3)] for i in range(8)]).float()
     image = corners[torch.randperm(64) % 8].T.reshape(1, 3, 8, 8).repeat(1, 1, 1, 2)
     assert (decode_colors(flow, encode_colors(flow, image), image) - image).abs().max() < 1e-4
-    job = task._Job(flow, image, None, 1.0, "compress", "float32", None, encoding=True)
+    job = task.Colorization(flow, image, None, 1.0, "compress", "float32", None, encoding=True)
     x = flow.prelude(chroma_of(image) + NEUTRAL)[0]
     for number in range(2):
         assert torch.equal(job.bounded(number, x), x)
@@ -1173,7 +1167,7 @@ def test_bad_input_is_named(flow):
 
 def test_another_kind_of_model_is_refused():
     glow = build("glow", configure("glow", {"image_size": 8, "levels": 1, "steps": 1, "hidden": 4}))
-    sentence = "Colouring needs a colorizer model, such as color-photos; got a glow model"
+    sentence = "colorize needs a colorizer, such as color-photos; got a glow model"
     for call in (
         lambda: colorize(glow, grey()),
         lambda: colorize_video(glow, grey()),
@@ -1228,7 +1222,7 @@ def test_progress_reaches_its_total_with_previews(flow):
     told = follow(colorize, flow, image, samples=10, hints=squares(), hint_steps=3)
     assert told[1] == 2 * (1 + 10 + 2 * 3)
     assert follow(colorize, flow, image, hints=squares(), hint_steps=0)[1] == 4
-    assert follow(colorize, flow, image, hints=Hints(palette=palette(["#f84"])))[1] == 4
+    assert follow(colorize, flow, image, hints=Hints(palette=palette_from(["#f84"])))[1] == 4
     frames, total, previews = follow(colorize_video, flow, grey(batch=5), chunk=2)
     assert total == 6
     for preview, number in zip(previews, (1, 3, 4), strict=True):
@@ -1365,7 +1359,7 @@ def test_the_memory_estimate_is_positive_and_grows(flow, shipped):
 def test_global_randomness_and_arguments_stay_untouched(flow):
     image, reference = picture(batch=2), picture(30, 30, seed=3)
     hints = hints_from_strokes(picture(32, 32), torch.full((1, 1, 32, 32), 0.7), lock=True)
-    hints = combine(hints, hints_from_points([(3, 3, "#fff")], (32, 32)), Hints(palette=palette(image=reference)))
+    hints = combine(hints, hints_from_points([(3, 3, "#fff")], (32, 32)), Hints(palette=palette_from(image=reference)))
     latents = encode_colors(flow, reference)
     tensors = [image, reference, hints.coverage, hints.chroma, hints.palette, *latents, *flow.state_dict().values()]
     before = [t.clone() for t in tensors]

@@ -13,7 +13,8 @@ from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig, srflow
-from flowcore.tasks.colorize import colorize, hints_from_points, transfer_palette
+from flowcore.tasks.colorize import colorize, transfer_palette
+from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.upscale import upscale
 from flowcore.transforms import ActNorm
 

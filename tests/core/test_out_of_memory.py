@@ -18,10 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore.inference.plan import forget_plan
-from flowcore.tasks import generate
-from flowcore.tasks.colorize import colorize_video, encode_colors, hints_from_points
-from flowcore.tasks.generate import content_transfer, reconstruct, style_transfer
+from flowcore.tasks import directions
+from flowcore.tasks import sample as sampling
+from flowcore.tasks.colorize import encode_colors
+from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.sample import reconstruct
 from flowcore.tasks.score import score
+from flowcore.tasks.transfer import content_transfer, style_transfer
+from flowcore.tasks.video import colorize_video
 
 pytestmark = pytest.mark.fuzz
 
@@ -243,15 +247,15 @@ def test_files_that_cannot_be_read_for_lack_of_memory_are_not_skipped(tmp_path, 
     def short(*_):
         raise MemoryError
 
-    monkeypatch.setattr(generate, "_read", short)
+    monkeypatch.setattr(directions, "_read", short)
     with pytest.raises(flowcore.FlowError, match=r"Out of memory.*size"):
-        generate.attribute_direction_from_folders(flow("small-glow"), tmp_path / "with", tmp_path / "without")
+        directions.attribute_direction_from_folders(flow("small-glow"), tmp_path / "with", tmp_path / "without")
 
 
 def test_other_errors_pass_as_they_are(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(generate, "sample_latents", broken)
+    monkeypatch.setattr(sampling, "sample_latents", broken)
     with pytest.raises(RuntimeError, match="something else"):
         flowcore.sample(flow("small-glow"), 1)

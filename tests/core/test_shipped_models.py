@@ -16,8 +16,8 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob, snap
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import chroma_rmse, colourfulness, diversity, lr_psnr, psnr
-from flowcore.tasks.colorize import hints_from_points
-from flowcore.tasks.generate import apply_style
+from flowcore.tasks.directions import apply_style
+from flowcore.tasks.hints import hints_from_points
 from flowcore.training.styles import STYLES, attributes
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"

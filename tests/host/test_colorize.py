@@ -19,7 +19,7 @@ from test_generate import noise, pixels, refusal
 import flowcore
 from flowcore.images import color
 from flowcore.latents import interpolate
-from flowcore.tasks import colorize as task
+from flowcore.tasks.hints import Hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 
 CLOSE = 1e-5
 COLOR = "small-color.safetensors"
@@ -282,7 +282,7 @@ MILD = picture(fill="0.5", **SIDES)
 
 
 def test_points_are_followed_in_inference_mode(host, flows):
-    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
     hints = {"points": POINTS, "radius": 6}
     outputs = host.run(coloring(MILD, samples=2, hints=hints, hint_steps=10))["outputs"]
     made = pixels(outputs["report"])
@@ -296,7 +296,7 @@ def test_points_are_followed_in_inference_mode(host, flows):
 
 
 def test_the_shipped_model_follows_points(host):
-    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
     free = colored(host, coloring(MILD, model="color-photos"))
     made = colored(host, coloring(MILD, model="color-photos", hints={"points": POINTS, "radius": 6}))
     assert misses(made, wanted) < misses(free, wanted) / 2
@@ -311,7 +311,7 @@ def test_hints_work_again_and_beside_another_run(host, flows):
 
 
 def test_locked_points_are_met_exactly(host, flows):
-    wanted = task.hints_from_points(task.parse_points(POINTS), (32, 48), radius=6)
+    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
     outputs = host.run(coloring(MILD, hints={"points": POINTS, "radius": 6, "lock": True}))["outputs"]
     assert misses(pixels(outputs["report"]), wanted).max() < 1e-4
     assert "locked" in outputs["hints"]["text"][0]
@@ -324,7 +324,7 @@ def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
     workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "lock": True}, hint_steps=0)
     workflow["strokes"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     rgb = torch.from_numpy(np.array(strokes)).permute(2, 0, 1)[None] / 255
-    wanted = task.hints_from_strokes(rgb, size=(32, 48), lock=True)
+    wanted = hints_from_strokes(rgb, size=(32, 48), lock=True)
     made = colored(host, workflow)
     mild = torch.full((1, 3, 32, 48), 0.5)
     options = {"temperature": 1.0, "detail": 0.3, "seed": 5, "hint_steps": 0}
@@ -349,15 +349,15 @@ def test_a_mask_says_where_strokes_are(host, flows):
 
 def test_a_palette_of_colors_or_of_an_image(host, flows):
     asked = {
-        "colors": ({"palette": "#c04020, 2040c0;#8a8"}, task.palette(["#c04020", "#2040c0", "#88aa88"])),
-        "image": ({"palette_image": ["palette", 0]}, task.palette(image=noise(1, 3, 16, 16, number=3))),
+        "colors": ({"palette": "#c04020, 2040c0;#8a8"}, palette_from(["#c04020", "#2040c0", "#88aa88"])),
+        "image": ({"palette_image": ["palette", 0]}, palette_from(image=noise(1, 3, 16, 16, number=3))),
     }
     for hints, known in asked.values():
         workflow = coloring(hints=hints)
         if "palette_image" in hints:
             workflow = with_nodes(workflow, palette=picture(fill="noise3", height=16, width=16))
         expected = flowcore.colorize(
-            flow("small-color"), grey(), temperature=1.0, detail=0.3, seed=5, hints=task.Hints(palette=known)
+            flow("small-color"), grey(), temperature=1.0, detail=0.3, seed=5, hints=Hints(palette=known)
         )
         assert apart(colored(host, workflow), expected) < CLOSE
         assert apart(expected, colored(host, coloring())) > 1e-3
@@ -375,7 +375,7 @@ def test_new_hints_lie_over_earlier_ones(host, flows):
     made = color.split(colored(host, workflow))[1]
     size = (32, 48)
     for x, y, colour in ((10, 10, "#c04020"), (40, 20, "#20c040")):
-        wanted = task.hints_from_points([(x, y, colour)], size).chroma[..., y, x]
+        wanted = hints_from_points([(x, y, colour)], size).chroma[..., y, x]
         assert apart(made[..., y, x], wanted) < 1e-4
     workflow["earlier"]["inputs"]["image"] = ["small", 0]
     workflow["earlier"]["inputs"]["points"] = "1, 1, #2040c0"

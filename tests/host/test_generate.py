@@ -14,7 +14,8 @@ from small_flows import flow
 from talk import graph, picture
 
 from flowcore.images.resize import shrink
-from flowcore.tasks import generate
+from flowcore.tasks.sample import decode, encode, sample
+from flowcore.tasks.transfer import style_transfer
 
 CLOSE = 1e-5
 
@@ -74,7 +75,7 @@ def refusal(host, workflow, *words):
 
 def test_samples_are_those_of_python_and_decode_to_themselves(host, flows):
     outputs = host.run(sampling())["outputs"]
-    expected = generate.sample(flow("small-glow"), 3, seed=5)
+    expected = sample(flow("small-glow"), 3, seed=5)
     assert outputs["images"]["shape"] == [3, 12, 16, 3]
     assert 0 <= outputs["images"]["range"][0] < outputs["images"]["range"][1] <= 1
     assert (pixels(outputs["images"]) - expected).abs().max() < CLOSE
@@ -91,7 +92,7 @@ def test_noise_of_the_training_images_is_taken_off(host, flows, model):
     workflow["decode"]["inputs"]["snap"] = True
     outputs = host.run(workflow)["outputs"]
     levels = {"small-glow": 255, "free-glow": 31}[model]
-    expected = generate.sample(flow(model), 3, size=(12, 16), seed=5, snapped=True)
+    expected = sample(flow(model), 3, size=(12, 16), seed=5, snapped=True)
     for images in (pixels(outputs["images"]), pixels(outputs["again"])):
         assert (images * levels - (images * levels).round()).abs().max() < 1e-3
         off = (images - expected).abs() * levels
@@ -119,7 +120,7 @@ def test_sample_i_is_seed_plus_i(host, flows):
 def test_labels_are_shown_in_turn(host, flows, text, expected):
     outputs = host.run(sampling("small-digits.safetensors", samples=5, labels=text))["outputs"]
     assert outputs["latents"]["labels"] == expected
-    drawn = generate.sample(flow("small-digits"), 5, seed=5, labels=expected)
+    drawn = sample(flow("small-digits"), 5, seed=5, labels=expected)
     assert outputs["images"]["shape"] == [5, 8, 12, 3]  # grey becomes colour, as other nodes expect
     assert (pixels(outputs["images"]) - drawn).abs().max() < CLOSE
     assert (pixels(outputs["again"]) - drawn).abs().max() < CLOSE
@@ -256,7 +257,7 @@ def test_an_image_decodes_to_itself(host, flows, model, inputs, facts):
 
 def test_encoded_latents_are_those_of_python(host, flows):
     outputs = host.run(encoding(image=picture(fill="noise", batch=2)))["outputs"]
-    expected = generate.encode(flow("small-glow"), noise(2, 3, 12, 16))
+    expected = encode(flow("small-glow"), noise(2, 3, 12, 16))
     for level, known in zip(outputs["latents"]["levels"], expected, strict=True):
         assert (torch.tensor(level) - known).abs().max() < 1e-4
     assert outputs["encode"]["mean"][1] == pytest.approx(float(expected[1].mean()), abs=1e-4)
@@ -331,7 +332,7 @@ def test_other_labels_show_other_things_in_the_same_style(host, flows):
     for how, snap, seed in (("off", False, None), ("auto", True, 0)):
         workflow = encoding(flows["small-digits"], image, {"labels": "0-2", "snap": snap}, label=1, dequantize=how)
         again = pixels(host.run(workflow)["outputs"]["again"])
-        known = generate.style_transfer(flow("small-digits"), noise(2, 1, 8, 12), 1, [0, 1, 2], seed=seed)
+        known = style_transfer(flow("small-digits"), noise(2, 1, 8, 12), 1, [0, 1, 2], seed=seed)
         assert again.shape == (6, 3, 8, 12)
         assert (again - known).abs().max() < (1e-4 if seed is None else 1.1 / 255)
         assert (again[1] - noise(2, 1, 8, 12)[0]).abs().max() < (1e-4 if seed is None else 1.1 / 255)
@@ -372,7 +373,7 @@ def test_content_goes_onto_another_small_image(host, flows):
     outputs = host.run(workflow)["outputs"]
     flow_ = flow("small-srflow")
     latents = [torch.tensor(level) for level in outputs["latents"]["levels"]]
-    known = generate.decode(flow_, latents, flow_.encode_condition(torch.full((1, 3, 8, 6), 0.25))).clamp(0, 1)
+    known = decode(flow_, latents, flow_.encode_condition(torch.full((1, 3, 8, 6), 0.25))).clamp(0, 1)
     assert (pixels(outputs["again"]) - known).abs().max() < 1e-4
     assert (pixels(outputs["again"]) - own).abs().max() > 0.003
     workflow["small"]["inputs"]["width"] = 7
@@ -383,7 +384,7 @@ def test_decoding_at_a_temperature(host, flows):
     workflow = encoding(decode={"temperature": 0.5})
     outputs = host.run(workflow)["outputs"]
     halves = [torch.tensor(level) / 2 for level in outputs["latents"]["levels"]]
-    known = generate.decode(flow("small-glow"), halves).clamp(0, 1)
+    known = decode(flow("small-glow"), halves).clamp(0, 1)
     assert (pixels(outputs["again"]) - known).abs().max() < 1e-5
 
 

@@ -17,7 +17,8 @@ from flowcore import latents as material
 from flowcore.checkpoints import save
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
 from flowcore.prior import sample_latents
-from flowcore.tasks import generate
+from flowcore.tasks.directions import apply_style
+from flowcore.tasks.sample import decode, encode
 from flowcore.training.styles import STYLES, attributes
 
 GLOW = "small-glow.safetensors"
@@ -153,7 +154,7 @@ def test_a_walk_becomes_an_animation(host, flows):
     assert film.n_frames == 10
     film.seek(0)
     first = np.asarray(film.convert("RGB"), dtype=float) / 255
-    known = generate.decode(flow("small-glow"), drawn(1, 10)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    known = decode(flow("small-glow"), drawn(1, 10)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
     assert np.abs(first - known).max() < 1.5 / 255
 
 
@@ -227,7 +228,7 @@ def restyled(name=DIGITS, other=None, samples=(2, 1), **values):
 
 def test_styles_of_a_model(host, flows):
     z = drawn(2, 10, model="small-digits")
-    known = generate.apply_style(flow("small-digits"), z, {"bold": 1.5, "wide": -0.5})
+    known = apply_style(flow("small-digits"), z, {"bold": 1.5, "wide": -0.5})
     outputs = host.run(restyled(bold=1.5, wide=-0.5))["outputs"]["report"]
     same([torch.tensor(level) for level in outputs["levels"]], known, 1e-6)
     assert outputs["labels"] == [1, 1]
@@ -240,7 +241,7 @@ def test_styles_of_a_model(host, flows):
 def test_any_direction(host, flows):
     z, d = drawn(2, 10, model="small-digits"), drawn(1, 20, model="small-digits")
     moved = levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5))
-    known = material.add(generate.apply_style(flow("small-digits"), z, {"bold": 1.0}), d, -0.5)
+    known = material.add(apply_style(flow("small-digits"), z, {"bold": 1.0}), d, -0.5)
     same(moved, known, 1e-6)
     workflow = restyled(GLOW, "other-glow.safetensors", direction="two.1")
     refusal(host, workflow, "small-glow.safetensors", "other-glow.safetensors")
@@ -262,8 +263,8 @@ def directed(model=GLOW, plain=None, size=(12, 16), **values):
 
 def test_the_direction_of_an_attribute(host, flows):
     known = material.attribute_direction(
-        [generate.encode(flow("small-glow"), noise(3, 3, 12, 16, number=1))],
-        [generate.encode(flow("small-glow"), noise(2, 3, 12, 16, number=2))],
+        [encode(flow("small-glow"), noise(3, 3, 12, 16, number=1))],
+        [encode(flow("small-glow"), noise(2, 3, 12, 16, number=2))],
     )
     same(levels(host, directed()), known, 1e-4)
     # The same images as a list of two batches.
@@ -285,7 +286,7 @@ def test_directions_of_labelled_models_and_of_upscalers(host, flows):
     told = flow("small-digits").encode_condition(torch.tensor([2]))
     known = material.attribute_direction(
         *(
-            [generate.encode(flow("small-digits"), (noise(n, 3, 8, 12, number=i) * weights).sum(1, keepdim=True), told)]
+            [encode(flow("small-digits"), (noise(n, 3, 8, 12, number=i) * weights).sum(1, keepdim=True), told)]
             for n, i in ((3, 1), (2, 2))
         )
     )

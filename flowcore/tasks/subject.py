@@ -1,0 +1,244 @@
+"""Images as a model takes them, with the labels or small images that it is conditioned on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..flow import Flow
+from ..images.color import luma
+from ..images.resize import shrink
+
+Fit = Literal["resize", "crop"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """Images as a model takes them, and what it is conditioned on.
+
+    Attributes:
+        pixels: ``(B, C, H, W)`` in [0, 1].
+        labels: ``(B,)``, for models with labels; else None.
+        source: Small images, ``(1 or B, 3, h, w)`` in [0, 1], for upscaling models; else None.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    source: Tensor | None
+
+    def condition(self, flow: Flow) -> Condition | None:
+        """Encode the labels or small images; see ``condition_for``."""
+        return condition_for(flow, self.labels, self.source)
+
+
+def prepare_subject(
+    flow: Flow,
+    image: Tensor,
+    *,
+    fit: Fit = "resize",
+    label: int = -1,
+    source: Tensor | None = None,
+    notify: Callable[[str], None],
+) -> Subject:
+    """Convert images of any size to the channels and a size that a model takes, and collect its condition's source.
+
+    Args:
+        flow: Any model but a colorizer.
+        image: ``(B, 1, 3 or 4, H, W)`` in [0, 1]; alpha is dropped, values outside are clamped.
+        fit: "resize": resize to cover the model's own size, and crop the middle. "crop": only crop, to the largest size
+            that the model takes. Models without a size of their own always crop.
+        label: What all the images show, for models with labels; -1 for none.
+        source: For upscaling models the small images that belong to these, ``(1 or B, C, h, w)``; None shrinks the
+            images themselves.
+        notify: Called with a sentence when an argument is ignored or replaced.
+
+    Returns:
+        What can be encoded.
+
+    Raises:
+        FlowError: If the model is a colorizer.
+        ImageError: If the batch is empty, or an image is too small or has a wrong number of channels.
+        ConditionError: If the label is missing.
+        ShapeError: If the source does not fit the image.
+    """
+    refuse_colorizer(flow)
+    upscales = flow.capabilities.source == "low_resolution"
+    pixels = _with_channels(image, flow.channels)
+    small = None if source is None else _with_channels(source, 3)
+    if small is not None and not upscales:
+        notify("source is ignored: only upscaling models take a small image.")
+        small = None
+    if small is not None:
+        pixels, small = _crop_pair(flow, pixels, small)
+    else:
+        pixels = _fit_size(flow, pixels, fit)
+        if upscales:
+            small = shrink(pixels, flow.condition_scale).clamp(0, 1)
+            notify(f"No source was given: the image, shrunk {flow.condition_scale} times, stands in for it.")
+    labels = None
+    if flow.classes:
+        if not 0 <= label < flow.classes:
+            raise ConditionError(
+                f"This model needs to know what an image shows: set label to 0 to {flow.classes - 1}; got {label}."
+            )
+        labels = torch.full((len(pixels),), label)
+    elif label >= 0:
+        notify("label is ignored: this model has no labels.")
+    return Subject(pixels=pixels, labels=labels, source=small)
+
+
+def refuse_colorizer(flow: Flow) -> None:
+    """Refuse models of chroma, which neither take nor make whole images.
+
+    Args:
+        flow: The model.
+
+    Raises:
+        FlowError: If it is a colorizer.
+    """
+    if flow.capabilities.source == "luma":
+        raise FlowError(
+            "A colorizer makes colors for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow "
+            "Encode Color makes latents of the colors that a picture has."
+        )
+
+
+def condition_for(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
+    """Encode what a flow is conditioned on, on its device.
+
+    Args:
+        flow: The model, on the device where it will run.
+        labels: ``(B,)``, for models with labels.
+        source: ``(1 or B, 3, h, w)``, for upscaling models.
+
+    Returns:
+        The condition; None for unconditional models.
+    """
+    given = labels if flow.classes else source
+    return None if given is None else flow.encode_condition(given.to(next(flow.parameters()).device))
+
+
+def source_for_latents(
+    flow: Flow, latents: Sequence[Tensor], source: Tensor | None, notify: Callable[[str], None]
+) -> Tensor | None:
+    """Check the small image under which latents of an upscaling model are decoded.
+
+    Args:
+        flow: The model.
+        latents: Finest first.
+        source: ``(1 or B, 1, 3 or 4, h, w)`` in [0, 1], or None.
+        notify: Called with a sentence if the source is ignored.
+
+    Returns:
+        ``(1 or B, 3, h, w)``; None for all other models.
+
+    Raises:
+        ConditionError: If an upscaling model has no source.
+        ShapeError: If the source does not fit the latents.
+    """
+    if flow.capabilities.source != "low_resolution":
+        if source is not None:
+            notify("source is ignored: only upscaling models take a small image.")
+        return None
+    if source is None:
+        raise ConditionError(
+            "These latents of an upscaling model came without their small image. Connect it, or another one of its "
+            "size, as source."
+        )
+    small = _with_channels(source, 3)
+    sides = tuple(side // flow.condition_scale for side in size_of_latents(flow, latents))
+    if tuple(small.shape[-2:]) != sides or len(small) not in (1, len(latents[0])):
+        raise ShapeError(
+            f"source must be one image or {len(latents[0])}, of {sides[0]}x{sides[1]} (height x width) for these "
+            f"latents; got {len(small)} of {small.shape[-2]}x{small.shape[-1]}. Resize or crop it to that."
+        )
+    return small
+
+
+def size_of_latents(flow: Flow, latents: Sequence[Tensor]) -> tuple[int, int]:
+    """Compute the size of the images that latents decode to.
+
+    Args:
+        flow: The model.
+        latents: Finest first.
+
+    Returns:
+        Height and width.
+    """
+    if flow.fixed_size and flow.image_size is not None:
+        return flow.image_size
+    height, width = (side * flow.size_multiple for side in latents[-1].shape[-2:])
+    return height, width
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    """Convert images to 1 or 3 channels in [0, 1], without alpha."""
+    if 0 in image.shape:
+        raise ImageError(
+            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
+        )
+    if image.shape[1] not in (1, 3, 4):
+        raise ImageError(f"Expected images of 1, 3 or 4 channels; got {image.shape[1]}, {tuple(image.shape)}.")
+    image = image[:, :3].clamp(0, 1)
+    return luma(image) if channels == 1 and image.shape[1] == 3 else image.expand(-1, channels, -1, -1)
+
+
+def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
+    height, width = pixels.shape[-2:]
+    multiple = math.lcm(flow.size_multiple, flow.condition_scale)
+    target = height // multiple * multiple, width // multiple * multiple
+    own = flow.image_size
+    if own is not None and fit == "resize":
+        return _crop_middle(_resize_to_cover(pixels, *own), *own)
+    if own is not None and flow.fixed_size:
+        target = own
+    if min(target) < 1 or height < target[0] or width < target[1]:
+        least = own if own is not None else (multiple, multiple)
+        raise ImageError(
+            f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
+            f"cannot be cropped to that. {'Set fit to resize.' if own is not None else 'Pass a larger image.'}"
+        )
+    return _crop_middle(pixels, *target)
+
+
+def _resize_to_cover(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Resize, antialiased bicubic, so that one side fits and the other is at least as long."""
+    sides = pixels.shape[-2:]
+    factor = max(height / sides[0], width / sides[1])
+    target = max(height, round(sides[0] * factor)), max(width, round(sides[1] * factor))
+    if target == tuple(sides):
+        return pixels
+    return F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _crop_middle(pixels: Tensor, height: int, width: int) -> Tensor:
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
+
+
+def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Crop large images and their small ones to sizes that the model takes, by a pixel at most, right and bottom."""
+    factor = flow.condition_scale
+    sides = tuple(factor * side for side in source.shape[-2:])
+    if tuple(pixels.shape[-2:]) != sides or len(source) not in (1, len(pixels)):
+        raise ShapeError(
+            f"source must be {factor} times smaller than the image, and one image or as many: expected images of "
+            f"{sides[0]}x{sides[1]} for a source of {source.shape[-2]}x{source.shape[-1]}; got {len(pixels)} images of "
+            f"{pixels.shape[-2]}x{pixels.shape[-1]} and {len(source)} sources. Resize one of the two."
+        )
+    step = math.lcm(flow.size_multiple, factor) // factor
+    height, width = (side // step * step for side in source.shape[-2:])
+    if min(height, width) < 1:
+        raise ImageError(
+            f"This model takes sources of at least {step}x{step}; got {source.shape[-2]}x{source.shape[-1]}. Pass a "
+            "larger image."
+        )
+    return pixels[..., : factor * height, : factor * width], source[..., :height, :width]
