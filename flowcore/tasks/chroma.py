@@ -23,8 +23,9 @@ from ..images.resize import continued, resize_bilinear
 from ..likelihood import rows
 from ..networks.luma import STRIDE
 from ..prior import Shape
-from . import Cancelled, Precision, Progress, overflow, picture, plan_for, watched
+from . import Cancelled, Precision, Progress, overflow
 from .hints import Hints
+from .runner import plan_for, validate_image, watched
 
 Gamut = Literal["compress", "clip"]
 AT_ONCE = 8  # colourings decoded together
@@ -96,7 +97,7 @@ class Colorization:
         self.saturation = saturation
         self.gamut: Gamut = gamut
         self.plan = plan_for(flow, precision, say)  # hints are refined with gradients, by the flow itself
-        rgb, self.alpha = picture(image)
+        rgb, self.alpha = validate_image(image)
         self.y = color.luma(rgb)
         if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLOURED:
             say("The picture is in colour: its luma is used, its colours are not.")

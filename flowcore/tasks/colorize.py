@@ -21,7 +21,7 @@ from ..images.color import NEUTRAL
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from . import Precision, Progress, picture
+from . import Precision, Progress
 from .chroma import (
     AT_ONCE,
     Colorization,
@@ -35,7 +35,7 @@ from .chroma import (
     working_sides,
 )
 from .hints import Hints
-from .runner import retry_on_oom
+from .runner import retry_on_oom, validate_image
 
 FEWER = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
@@ -178,7 +178,7 @@ def encode_colors(
         encoded: list[list[Tensor]] = []
         for start in range(0, len(image), at_once):
             part = slice(start, start + at_once)
-            chroma = resize_bilinear(color.split(picture(image[part])[0])[1], job.chroma_size).to(job.device)
+            chroma = resize_bilinear(color.split(validate_image(image[part])[0])[1], job.chroma_size).to(job.device)
             encoded.append(job.plan(pad(chroma, job.grid) + NEUTRAL, job.condition(part, None))[0])
         return [torch.cat(levels).to(image.device) for levels in zip(*encoded, strict=True)]
 
@@ -262,8 +262,8 @@ def apply_chroma(
     Raises:
         ImageError: If a picture is none, or the numbers of pictures do not fit.
     """
-    rgb, alpha = picture(luma_from)
-    colours = picture(colors_from)[0].to(rgb.device)
+    rgb, alpha = validate_image(luma_from)
+    colours = validate_image(colors_from)[0].to(rgb.device)
     if len(rgb) != len(colours) and 1 not in (len(rgb), len(colours)):
         raise ImageError(
             f"{len(rgb)} pictures for luma and {len(colours)} for colours do not pair. Give one of either, or as many."

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from . import Cancelled, Progress, picture
-from .runner import retry_on_oom
+from . import Cancelled, Progress
+from .runner import retry_on_oom, validate_image
 
 GOAL = 60.0  # dB: half of the steps of 8 bits, 1/510, would be 54
 ENOUGH = 70.0  # dB, where iterations end early
@@ -38,13 +38,13 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
         ShapeError: If there are not as many images for every source.
         ImageError: If one of them is no picture.
     """
-    picture(images[:1])  # a batch that is none is refused in its words
-    small = picture(source)[0].cpu()
+    validate_image(images[:1])  # a batch that is none is refused in its words
+    small = validate_image(source)[0].cpu()
     each = per_source(images, small)
     if images.shape[-2] < small.shape[-2] or images.shape[-1] < small.shape[-1]:
         small = resize(small, *images.shape[-2:]).clamp(0, 1)
     # One by one, because a batch may fill half of the memory.
-    values = [lr_psnr(picture(images[k, None])[0].cpu(), small[k // each, None]) for k in range(len(images))]
+    values = [lr_psnr(validate_image(images[k, None])[0].cpu(), small[k // each, None]) for k in range(len(images))]
     return torch.cat(values).clamp(max=MOST)
 
 
@@ -90,8 +90,8 @@ def match_source(
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.
     """
-    picture(images[:1])  # a batch that is none is refused in its words
-    small = picture(source)[0].to(images.device)
+    validate_image(images[:1])  # a batch that is none is refused in its words
+    small = validate_image(source)[0].to(images.device)
     each = per_source(images, small)
     size, least = images.shape[-2:], small.shape[-2:]
     if size[0] < least[0] or size[1] < least[1]:
@@ -102,7 +102,7 @@ def match_source(
     matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
     worst = MOST
     for k, there in enumerate(matched):
-        (x, alpha), y = picture(images[k, None]), small[k // each, None]
+        (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
         for _ in range(iterations):
             if cancelled is not None and cancelled():
                 raise Cancelled("Stopped on request.")

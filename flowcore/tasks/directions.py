@@ -18,7 +18,7 @@ from ..flow import Flow
 from ..images.files import image_files
 from ..inference.plan import planned
 from ..latents import Direction, add, attribute_direction, scale
-from . import Progress, images_at_once
+from . import Progress
 from .passes import (
     SMALLER,
     Meter,
@@ -29,7 +29,7 @@ from .passes import (
     home_of,
     label_condition,
 )
-from .runner import retry_on_oom
+from .runner import images_at_once, retry_on_oom
 
 TEMPER = 0.15  # how much of a temperature messiness is: 2 units are a factor of 1.35
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
-from . import picture
+from .runner import validate_image
 
 Colour = str | Sequence[float]
 Point = tuple[float, float, Colour]
@@ -57,7 +57,7 @@ def hints_from_strokes(
     Raises:
         ImageError: If the strokes are no colour image, or the mask no mask of as many items.
     """
-    rgb, alpha = picture(strokes)
+    rgb, alpha = validate_image(strokes)
     if strokes.shape[1] < 3:
         raise ImageError(f"Strokes need colours: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
     chroma = color.split(rgb)[1]
@@ -168,7 +168,7 @@ def palette_from(colours: Sequence[Colour] | None = None, image: Tensor | None =
     if (image is None) == (not colours):
         raise FlowError("A palette is made of colours or of an image: give one of the two.")
     if image is not None:
-        return color.palette_of(color.split(picture(image)[0])[1])
+        return color.palette_of(color.split(validate_image(image)[0])[1])
     return color.palette_of(torch.stack([_chroma(c) for c in colours or ()], dim=1)[None, :, None])
 
 

@@ -16,7 +16,8 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..inference.plan import Plan, planned
 from ..likelihood import rows
-from . import Cancelled, Progress, images_at_once, layers, overflow, upscale, watched
+from . import Cancelled, Progress, overflow, upscale
+from .runner import images_at_once, layers, watched
 
 Labels = int | Sequence[int] | Tensor
 log = logging.getLogger("flowcore")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
-from . import Progress, picture
+from . import Progress
 from .consistency import consistency, per_source
+from .runner import validate_image
 from .score import score
 
 By = Literal["consistency", "likelihood"]
@@ -34,7 +35,7 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
         ShapeError: If there are fewer than two samples, or they do not come out even.
         ImageError: If they are no pictures.
     """
-    rgb = picture(images)[0].cpu()
+    rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:
         raise ShapeError(
@@ -77,7 +78,7 @@ def ranked(
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
-    rgb, small = picture(images)[0], picture(source)[0]
+    rgb, small = validate_image(images)[0], validate_image(source)[0]
     each = per_source(rgb, small)
     if by == "consistency":
         scores = consistency(rgb, small).view(-1, each)

@@ -1,38 +1,335 @@
-"""When memory runs out: what every task does then, and what it says if that does not help."""
+"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out.
+
+A task builds a ``Runner`` from its arguments and gives it a function that computes the result::
+
+    run = Runner(flow, RunOptions(batch=batch, progress=progress), "Score smaller images.", image)
+    return run(lambda: _score(run, image))
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar, cast, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..device import empty_cache, is_out_of_memory
-from ..errors import FlowError
+from ..device import empty_cache, is_out_of_memory, no_autocast, preferred_precision
+from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..inference.plan import use_minimum_memory
+from ..inference.fold import BorderConv, ConditionConv, FoldedConv, FoldedDense
+from ..inference.plan import Plan, planned, use_minimum_memory
+from ..networks.conditioner import NormalisedConv, ScaledConv
+from ..networks.residual import WeightNormConv
+from ..prior import Temperature
+from . import Cancelled, Precision, Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+WATCHED = (
+    *(nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv),
+    *(BorderConv, FoldedConv, FoldedDense, ConditionConv),
+)
+PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+MOST_AT_ONCE = 64  # more than this is no faster
+
 log = logging.getLogger("flowcore")
 
 
-def retry_on_oom(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a task that runs out of memory run again, from the start, with as little at once as it can.
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What is drawn.
 
-    That is one image at a time, in the lowest strips; the result is the same. Nothing of the run that failed is kept,
-    so it does not matter where memory ran out.
+    Attributes:
+        temperature: Standard deviation of the latents, one or one per level, finest first.
+        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
+        samples: Results per image, at least 1.
+    """
+
+    temperature: Temperature = 1.0
+    seed: int = 0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise FlowError(f"samples must be at least 1; got {self.samples}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FlowError(f"A seed must be a whole number in [0, 2^64); got {self.seed!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a task runs; none of it changes the result beyond rounding, but for a lower precision.
+
+    Attributes:
+        precision: Of conditioners and encoder, see ``Precision``; on a CPU, float16 becomes float32.
+        batch: Images or samples that go through the flow at once; 0 chooses.
+        progress: Called as the work advances.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+    """
+
+    precision: Precision = "float32"
+    batch: int = 0
+    progress: Progress | None = None
+    cancelled: Callable[[], bool] | None = None
+    notify: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
+        if self.batch < 0:
+            raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
+
+
+class Runner:
+    """Runs one task, again with less at once if memory runs out.
+
+    Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and ``stage``
+    announces units of which the layers that run next are an equal share each.
 
     Args:
-        advice: What to do if memory runs out once more, naming the arguments that matter.
-        at_once: The task's argument for how many images go through the flow together; "" if it has none.
+        flow: The model; None for a task without one.
+        options: How to run.
+        advice: What to do if memory does not suffice, naming the arguments that matter.
+        image: What the task works on, named by its size if memory does not suffice.
+    """
+
+    def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
+        self.options = options
+        self.minimum_memory = False
+        self._flow, self._plan, self._precision = flow, None, None
+        self._size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
+        self._advice = advice
+        self.expect(0)
+
+    def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
+        """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
+
+        Args:
+            task: Computes the result from the start: nothing of an attempt that failed is used, so it does not matter
+                where memory ran out.
+            smaller: Called when memory runs out even with minimum memory. It makes the next attempt smaller and says
+                how ("with tiles of 64 pixels"), or returns None if that is impossible. None: there is no other way.
+
+        Returns:
+            What the task returns.
+
+        Raises:
+            FlowError: If memory does not suffice, with the advice.
+        """
+        while True:
+            self._plan = None
+            try:
+                with torch.no_grad(), no_autocast(self.device), ExitStack() as self._attempt:
+                    return task()
+            except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
+                if not is_out_of_memory(error):
+                    raise
+                less: str | None = "with one image at a time and minimum memory. It takes longer"
+                if self.minimum_memory:
+                    less = None if smaller is None else smaller()
+                if less is None:
+                    raise FlowError(f"Out of memory{self._size}. {self._advice}") from error
+            # Outside of the except clause, because an error keeps alive what its attempt has made.
+            self.minimum_memory = True
+            self.notify(f"Out of memory: going on {less}.")
+            empty_cache()
+
+    @property
+    def plan(self) -> Plan:
+        """The model folded in the precision of the options; made when first asked for, and watched from then on."""
+        if self._plan is None:
+            assert self._flow is not None
+            self._plan = planned(self._flow, self._chosen_precision(self._flow))
+            if self.minimum_memory:
+                self._plan.use_minimum_memory()
+            self._attempt.enter_context(self.watching(self._plan))
+        return self._plan
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._parameter().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's parameters."""
+        return self._parameter().dtype
+
+    def at_once(self, preferred: int) -> int:
+        """Choose how many images or samples go through the flow together.
+
+        Args:
+            preferred: If the caller has no wish; see ``images_at_once``.
+
+        Returns:
+            At least 1.
+        """
+        return 1 if self.minimum_memory else self.options.batch or preferred
+
+    def notify(self, sentence: str) -> None:
+        """Tell the caller something, or the log."""
+        (self.options.notify or log.warning)(sentence)
+
+    def check_cancelled(self) -> None:
+        """Ask the caller whether to stop.
+
+        Raises:
+            Cancelled: If so.
+        """
+        if self.options.cancelled is not None and self.options.cancelled():
+            raise Cancelled("Stopped on request.")
+
+    def expect(self, total: int) -> None:
+        """Start counting from 0.
+
+        Args:
+            total: Units of work to come.
+        """
+        self._total = total
+        self._done = self._start = self._end = 0
+        self._layers, self._seen = 0, set[nn.Module]()
+
+    def stage(self, units: int, layers: int) -> None:
+        """Begin units of work that count as layers run, each layer once however often it runs; not all need to.
+
+        Args:
+            units: Units that are done when the stage ends, with the next ``stage`` or ``advance``.
+            layers: Number of layers that they are spread over.
+        """
+        self.check_cancelled()
+        self._start, self._end, self._layers = self._end, self._end + units, layers
+        self._seen.clear()
+
+    def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
+        """End the current stage, if there is one, and count finished units.
+
+        Args:
+            units: How many.
+            preview: A finished picture, ``(3, H, W)`` in [0, 1].
+        """
+        self._start = self._end = self._end + units
+        self._layers = 0
+        self._report(self._end, preview)
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Generator[None, None, None]:
+        """Count the layers of a model, and ask before each whether to stop; ``plan`` is watched anyway."""
+        with watched(model, self._before_layer):
+            yield
+
+    def _before_layer(self, layer: nn.Module) -> None:
+        self.check_cancelled()
+        if self._layers:
+            self._seen.add(layer)
+            share = min(len(self._seen), self._layers) * (self._end - self._start) // self._layers
+            self._report(self._start + share, None)
+
+    def _report(self, done: int, preview: Tensor | None) -> None:
+        if done > self._done:
+            self._done = done
+            if self.options.progress is not None:
+                self.options.progress(done, self._total, preview)
+
+    def _chosen_precision(self, flow: Flow) -> Any:
+        if self._precision is None:
+            self._precision = self.options.precision
+            if self._precision == "float16" and self.device.type == "cpu":
+                self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
+                self._precision = "float32"
+            if self._precision == "auto":
+                self._precision = preferred_precision(self.device)
+        return self._precision
+
+    def _parameter(self) -> Tensor:
+        parameter = None if self._flow is None else next(self._flow.parameters(), None)
+        return torch.empty(0) if parameter is None else parameter
+
+
+def images_at_once(height: int, width: int) -> int:
+    """Choose how many images of a size go through a flow together unless the caller says.
+
+    Args:
+        height: Of an image.
+        width: Of an image.
+    """
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
+
+
+def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Check an image that is passed to a task, and separate colors from alpha.
+
+    Args:
+        image: ``(B, C, H, W)`` in [0, 1], float of any precision, or uint8 in [0, 255]; values outside are clamped. C
+            is 1 (gray), 3, or 4 (with alpha).
 
     Returns:
-        A decorator, to be the outermost.
+        ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if there is one.
+
+    Raises:
+        ImageError: If the image has another shape or type, is empty, or holds NaN or infinity.
     """
+    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
+        raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
+    if 0 in image.shape:
+        raise ImageError(
+            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
+        )
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    wrong = int((~image.isfinite()).sum())
+    if wrong:
+        raise ImageError(
+            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Fix the node or file "
+            "that it comes from."
+        )
+    image = image.clamp(0, 1)
+    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """List the layers of a model that are counted: its convolutions and linear maps, where nearly all time goes."""
+    return [m for m in model.modules() if isinstance(m, WATCHED)]
+
+
+@contextmanager
+def watched(model: nn.Module, before_each: Callable[[nn.Module], None]) -> Generator[None, None, None]:
+    """Call something before every layer of a model; what it raises ends the body of the ``with`` statement."""
+
+    def hook(layer: nn.Module, _: object) -> None:
+        before_each(layer)
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# --- for tasks that do not use the runner yet -------------------------------------------------------------------------
+
+
+def plan_for(flow: Flow, precision: Precision, notify: Callable[[str], None]) -> Plan:
+    """Fold a flow in the precision that a caller asks for; see ``Runner.plan``."""
+    if precision not in get_args(Precision):
+        raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    device = next(flow.parameters()).device
+    if precision == "float16" and device.type == "cpu":
+        notify("float16 is many times slower than float32 on a CPU: going on in float32.")
+        precision = "float32"
+    return planned(flow, preferred_precision(device) if precision == "auto" else precision)
+
+
+def retry_on_oom(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Run a task again with less at once when memory runs out; see ``Runner``."""
 
     def decorated(task: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(task)
@@ -62,11 +359,7 @@ def retry_on_oom(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P
 
 
 def make_room(*flows: Flow) -> None:
-    """Let go of what can be made anew, and let the plans of flows work in the lowest strips from now on.
-
-    Args:
-        flows: What will run next.
-    """
+    """Free cached plans and switch to minimum-memory mode."""
     for flow in flows:
         use_minimum_memory(flow)
     empty_cache()

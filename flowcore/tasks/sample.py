@@ -19,7 +19,7 @@ from ..flow import Flow
 from ..inference.plan import planned
 from ..likelihood import quantisation, snap, to_integers
 from ..prior import sample_latents
-from . import Precision, Progress, images_at_once, overflow, plan_for, upscale
+from . import Precision, Progress, overflow, upscale
 from .directions import apply_style
 from .passes import (
     SMALLER,
@@ -38,7 +38,7 @@ from .passes import (
     report_repairs,
     run_batches,
 )
-from .runner import retry_on_oom
+from .runner import images_at_once, plan_for, retry_on_oom
 
 
 @retry_on_oom(SMALLER)

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..condition import Condition
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
-from ..inference.plan import planned
 from ..likelihood import (
     Dequantizer,
     Gaussian,
@@ -31,43 +30,42 @@ from ..likelihood import (
     rows,
     to_integers,
 )
-from . import Cancelled, Progress, images_at_once, watched
-from .runner import retry_on_oom
+from . import Progress
+from .runner import Runner, RunOptions, SamplingOptions, images_at_once
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
-WEBP_SIDE = 16383  # the longest that the format has
+WEBP_SIDE = 16383  # longest side of the format
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Score:
-    """What a model needs for images, in bits per dimension unless it says otherwise, and the contract of the numbers.
+    """Bits per dimension that a model needs for images, with all that they depend on.
 
-    All tensors are float64 and on the CPU. Numbers of two scores compare only where ``contract`` is the same.
+    All tensors are float64 and on the CPU. Two scores compare only if ``contract`` and the model are the same.
 
     Attributes:
-        bits_per_dim: The bound from all draws together, ``(B,)``; with one draw, that draw. Lower is likelier.
-        mean: Mean over the draws of what each gives alone (the ELBO), ``(B,)``; never below ``bits_per_dim``.
-        spread: Their standard deviation, ``(B,)``; NaN for a single draw.
+        bits_per_dim: Importance-weighted bound from all draws, ``(B,)``. Lower is likelier.
+        mean: Mean of the single-draw bounds (the ELBO), ``(B,)``; never below ``bits_per_dim``.
+        spread: Standard deviation of the single-draw bounds, ``(B,)``; NaN for one draw.
         effective_samples: How many draws carry the bound, 1 to ``samples``, ``(B,)``.
         log_prob: The bound as a density in image units, nats, ``(B,)``: ``likelihood.bits_per_dim(log_prob, D, width)``
             is ``bits_per_dim``.
-        per_level: The share of every latent, finest first, ``(B, levels)``; their sum is ``bits_per_dim``. The constant
-            below is in it, by each level's share of the D dimensions.
-        constant: ``-log2(width)``, what the width of the bins contributes whatever the image: n_bits on the grid
-            "bins".
-        map: The share of every pixel, ``(B, H, W)``; their sum is ``bits_per_dim``. Shows where, not why: receptive
-            fields overlap.
-        complexity: What the best of some lossless compressors needs, ``(B,)``; None if it was not asked for.
-        complexity_corrected: ``bits_per_dim - complexity``, ``(B,)``: high means strange to the model, beyond what
-            detail explains; None likewise.
+        per_level: Share of every latent, finest first, ``(B, levels)``, summing to ``bits_per_dim``. ``constant`` is
+            spread over the levels by their dimensions.
+        constant: ``-log2(width)``, the contribution of the bin width to every image: n_bits on the grid "bins".
+        map: Share of every pixel, ``(B, H, W)``, summing to ``bits_per_dim``. It shows where, not why: receptive fields
+            overlap.
+        complexity: Bits per dimension of the best lossless compressor, ``(B,)``; None if not requested.
+        complexity_corrected: ``bits_per_dim - complexity``, ``(B,)``: high means more unusual than its detail explains;
+            None if not requested.
         notes: Sentences on what was done to the image, and on what the numbers are not.
         n_bits: Bits of the integers that were scored.
-        grid: Where the model expects them; see ``likelihood.Quantisation``.
+        grid: Where the model expects the integers; see ``likelihood.Quantisation``.
         dequantization: Name of the noise.
         samples: Draws per image.
-        seed: Of image 0; of no meaning if the noise was given.
+        seed: Of image 0; meaningless if the noise was passed in.
         bound: Whether the expectation of ``bits_per_dim`` is an upper bound on the exact bits of a discrete image.
     """
 
@@ -91,7 +89,7 @@ class Score:
 
     @property
     def contract(self) -> dict[str, Any]:
-        """What must be the same for two scores to compare; so must the model."""
+        """The settings that two scores must share to compare."""
         names = ("n_bits", "grid", "dequantization", "samples", "bound")
         return {name: getattr(self, name) for name in names}
 
@@ -102,16 +100,14 @@ class Typicality:
 
     Attributes:
         distance: ``|x - mean(reference)|`` in standard deviations of the reference, ``(B,)``.
-        tail: Share of the reference that lies at least as far from its mean as x, x counted with it, ``(B,)``: small
-            is unusual, and ``1 / (n + 1)`` is the smallest that n reference scores can show.
+        tail: Share of the reference (x included) that is at least as far from its mean as x, ``(B,)``: small is
+            unusual; ``1 / (n + 1)`` is the smallest value that n reference scores can give.
     """
 
     distance: Tensor
     tail: Tensor
 
 
-@retry_on_oom("Score smaller images, ask for fewer samples, or free memory on the device.")
-@torch.no_grad()
 def score(
     flow: Flow,
     image: Tensor,
@@ -127,37 +123,36 @@ def score(
     cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Score:
-    """Say how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
+    """Compute how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
 
-    What such a number can tell: which of two models fits a set of images better, and, for one model, where in an image
-    and on which level of detail the surprise lies.
+    What this number can tell: which of two models fits a set of images better, and, for one model, where in an image
+    and at which level of detail the surprise lies.
 
-    What it cannot tell: whether an image is good, real, or of the kind that the model was trained on. Smooth images
-    score absurdly well under every model of images: a blank one scores far better than any photograph of the training
-    set, and digits may score better than the clothes that a model was trained on. Likely is not typical: nearly all
-    images that a model would draw have nearly the same score, and one that is much *better* is as strange as one that
-    is much worse. So compare on both sides (``typicality``), or subtract what plain detail costs
-    (``complexity_corrected``), and still take neither for proof: couplings mostly learn local correlations of pixels,
-    and even a perfect density ranks images differently in other coordinates. Numbers compare only for the same model
-    and the same contract (bits, grid, noise, draws); 5-bit numbers never compare with 8-bit ones.
+    What it cannot tell: whether an image is good, real, or like the training set. Smooth images score absurdly well
+    under every image model: a blank one beats every photograph of the training set, and digits may beat the clothes
+    that a model was trained on. Likely is not typical: nearly all images that a model would draw have nearly the same
+    score, and an image that is much *better* is as unusual as one that is much worse. So compare on both sides
+    (``typicality``) or subtract the cost of plain detail (``complexity_corrected``), and take neither as proof:
+    couplings mostly learn local correlations of pixels, and even a perfect density ranks images differently in other
+    coordinates. Numbers compare only for the same model and the same contract (bits, grid, noise, draws); 5-bit numbers
+    never compare with 8-bit ones.
 
-    Image i has a random generator of its own, seeded with ``seed + i``, and its draws come one after the other, so
-    neither the batch nor the number of draws changes a draw. Runs in the precision of the flow's parameters.
+    Image i has its own random generator, seeded with ``seed + i``, which makes its draws one after the other: neither
+    the batch nor the number of draws changes a draw. Runs in the precision of the flow's parameters.
 
     Args:
         flow: The model.
-        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; scored at its own size. With 4 channels, alpha is dropped; a
-            grey image is given to an RGB model as RGB.
+        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; scored at its own size. Alpha is dropped; an RGB model gets
+            a gray image as RGB.
         cond: The model's condition, or what its ``encode_condition`` takes; None for unconditional models.
         dequantization: The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin;
             "variational", the model's own, if it has one; or a ``likelihood.Dequantizer``. Another noise gives another
             bound on the same number.
-        samples: Draws per image: more bring the bound nearer to the exact number (importance weighting) and cost as
-            many passes.
+        samples: Draws per image. More draws tighten the bound (importance weighting) and cost as many passes.
         seed: In [0, 2^64).
-        noise: ``(samples, B, C, H, W)``, instead of random numbers: the noise u itself for "uniform", what the noise is
-            made from for others. Uniform noise outside [0, 1) is scored, too, as the density of a noisy image; it is no
-            bound then.
+        noise: ``(samples, B, C, H, W)``, replaces the random draws: u itself for "uniform", what the noise is computed
+            from for others. Uniform noise outside [0, 1) is scored, too, as the density of a noisy image, but is no
+            bound.
         complexity: Whether to compress the images for comparison.
         batch: Draws that go through the flow at once; 0 chooses by the image's size. Changes memory and time, not the
             numbers (beyond rounding).
@@ -172,7 +167,8 @@ def score(
         ImageError: If the batch is empty, has a wrong number of channels, or values that are not numbers.
         ShapeError: If the model cannot take images of that size, or the noise does not fit.
         ConditionError: If the condition does not fit.
-        FlowError: If another argument is out of its range, or the model has no variational noise.
+        FlowError: If another argument is out of its range, the model has no variational noise, or memory does not
+            suffice.
         Cancelled: If stopped.
 
     Source: bounds as in ``likelihood``. Nalisnick et al., "Do deep generative models know what they don't know?", and
@@ -181,47 +177,54 @@ def score(
         normalizing flows fail to detect out-of-distribution data"; Le Lan & Dinh, "Perfect density models cannot
         guarantee anomaly detection".
     """
+    sampling = SamplingOptions(seed=seed, samples=samples)
+    options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
+    advice = "Score smaller images, ask for fewer samples, or free memory on the device."
+    run = Runner(flow, options, advice, image)
+    return run(lambda: _score(run, flow, image, cond, dequantization, sampling, noise, complexity))
+
+
+def _score(
+    run: Runner,
+    flow: Flow,
+    image: Tensor,
+    cond: Any,
+    dequantization: Dequantization | Dequantizer,
+    sampling: SamplingOptions,
+    noise: Tensor | None,
+    complexity: bool,
+) -> Score:
     quantised = quantisation(flow)
     dequantizer = _dequantizer(flow, dequantization)
     notes: list[str] = []
     k = _integers(flow, image, quantised, notes)  # (B, C, H, W)
     images, channels, height, width = k.shape
     dimensions = channels * height * width
-    samples = _checked(samples, seed, batch, noise, k)
-    batch = batch or images_at_once(height, width)
-    cond = _condition(flow, cond, images)
-    parameter = next(flow.parameters(), None)
-    device, dtype = (torch.device("cpu"), torch.float32) if parameter is None else (parameter.device, parameter.dtype)
-
-    def ask(_: object = None) -> None:
-        if cancelled is not None and cancelled():
-            raise Cancelled("Stopped on request.")
+    samples = _draws_per_image(sampling.samples, noise, k)
+    cond = _condition(run, cond, images)
+    run.expect(images * (samples + complexity))
 
     latent_dimensions = [math.prod(shape) for shape in flow.latent_shapes(height, width)]
     weights = torch.empty(images, samples, dtype=torch.float64)
     levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
     inside = True
-    total = images * (samples + complexity)
-    done = 0
-    plan = planned(flow)
-    with watched(plan, ask):
-        for chunk in dequantized(k, quantised, dequantizer, samples=samples, seed=seed, batch=batch, noise=noise):
-            ask()
-            shares = plan.by_position(chunk.x.to(device, dtype), rows(cond, chunk.items))[1]
-            density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
-            log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
-            weights[chunk.items, chunk.draws] = log_bins - chunk.log_q
-            levels.index_add_(0, chunk.items, density.flatten(2).sum(2))
-            pixels.index_add_(0, chunk.items, density.sum(1))
-            inside = inside and bool(chunk.inside.all())
-            done += len(chunk.items)
-            if progress is not None:
-                progress(done, total)
+    batch = run.at_once(images_at_once(height, width))
+    draws = dequantized(k, quantised, dequantizer, samples=samples, seed=sampling.seed, batch=batch, noise=noise)
+    for chunk in draws:
+        run.check_cancelled()
+        shares = run.plan.by_position(chunk.x.to(run.device, run.dtype), rows(cond, chunk.items))[1]
+        density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
+        log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
+        weights[chunk.items, chunk.draws] = log_bins - chunk.log_q
+        levels.index_add_(0, chunk.items, density.flatten(2).sum(2))
+        pixels.index_add_(0, chunk.items, density.sum(1))
+        inside = inside and bool(chunk.inside.all())
+        run.advance(len(chunk.items))
     if not inside:
         notes.append(
-            "The noise leaks into neighbouring bins (it lies outside [0, 1) in places): the number is the density of a "
-            "noisy image, and no bound on the bits of the image."
+            "The noise leaks into neighboring bins (it lies outside [0, 1) in places): the number is the density of a "
+            "noisy image, not a bound on the bits of the image."
         )
     if not weights.isfinite().all():
         notes.append("The model gave values that are not finite numbers: these images lie outside what it can encode.")
@@ -229,18 +232,16 @@ def score(
     if complexity:
         sizes: list[float] = []
         for item in k:
-            ask()
+            run.check_cancelled()
             sizes.append(lossless_bits(item) / dimensions)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+            run.advance()
         compressed = torch.tensor(sizes, dtype=torch.float64)
 
     per_dim = -1 / (dimensions * math.log(2))  # nats to bits per dimension
     bound = importance_weighted(weights)
     bits = per_dim * bound
     level_bits, pixel_bits = per_dim * levels / samples, per_dim * pixels / samples
-    # what has no place of its own: the width of the bins, the density of the noise, what several draws gain
+    # The bin width, the density of the noise and the gain of several draws belong to no place: spread them evenly.
     by_dimensions = torch.tensor(latent_dimensions, dtype=torch.float64) / sum(latent_dimensions)
     level_bits = level_bits + (bits - level_bits.sum(1))[:, None] * by_dimensions
     pixel_bits = pixel_bits + ((bits - pixel_bits.flatten(1).sum(1)) / (height * width))[:, None, None]
@@ -260,7 +261,7 @@ def score(
         grid=quantised.grid,
         dequantization=dequantizer.name,
         samples=samples,
-        seed=seed,
+        seed=sampling.seed,
         bound=inside,
     )
 
@@ -268,24 +269,23 @@ def score(
 def typicality(
     score_values: Score | Tensor | Sequence[float], reference_values: Score | Tensor | Sequence[float]
 ) -> Typicality:
-    """Compare scores with those of images that are known to be usual, in both directions.
+    """Compare scores with those of usual images, in both directions.
 
-    Images that a model finds much likelier than the usual ones are as unusual as those that it finds much less likely.
-    This is the published test for a single image, with the mean of the reference in the place of the model's entropy.
-    It knows nothing but one number per image, so it can be fooled: an unusual image may well have a usual score. It
-    says "unusual for these", never "usual".
+    An image that a model finds much likelier than the usual ones is as unusual as one that it finds much less likely.
+    This is the published test for a single image, with the mean of the reference in place of the model's entropy. It
+    knows one number per image, so it can be fooled: an unusual image may well have a usual score. It says "unusual
+    among these", never "usual".
 
     Args:
         score_values: Scores, or bits per dimension, ``(B,)``.
-        reference_values: Those of images that were not used in training, from the same model under the same contract;
-            ``(n,)``, some hundred if the tail is to mean anything.
+        reference_values: Scores of images that were not used in training, from the same model under the same contract;
+            ``(n,)``, some hundred for a meaningful tail.
 
     Returns:
         Distance and tail.
 
     Raises:
-        FlowError: If the two differ in their contracts, hold values that are not finite, or the reference holds no two
-            different values.
+        FlowError: If the contracts differ, a value is not finite, or the reference holds no two different values.
 
     Source: Nalisnick et al., "Detecting out-of-distribution inputs to deep generative models using typicality".
     """
@@ -301,17 +301,16 @@ def typicality(
             f"Typicality needs at least 2 different reference scores; got {len(reference)} scores of spread "
             f"{float(spread):g}. Score more reference images."
         )
-    off, usual = (x - mean).abs(), (reference - mean).abs().sort()[0]
-    nearer = torch.searchsorted(usual, off)  # how many of the reference are strictly nearer to their mean
-    return Typicality(distance=off / spread, tail=(len(usual) - nearer + 1) / (len(usual) + 1.0))
+    distances, reference_distances = (x - mean).abs(), (reference - mean).abs().sort()[0]
+    nearer = torch.searchsorted(reference_distances, distances)  # how many are strictly nearer to the mean
+    return Typicality(distance=distances / spread, tail=(len(reference) - nearer + 1) / (len(reference) + 1.0))
 
 
 def lossless_bits(integers: Tensor) -> float:
-    """Compress an image without loss, and count what it takes beyond a flat image of its size.
+    """Measure how many bits an image takes after lossless compression, beyond a flat image of its size.
 
-    The least over Pillow's optimised PNG, lossless WebP and lossless JPEG 2000 of ``8 * (bytes - bytes of black)``, at
-    least 0. The compressors see exactly the integers given. Other versions of the compressors need other numbers of
-    bytes, by a few per mille.
+    The least over Pillow's optimized PNG, lossless WebP and lossless JPEG 2000 of ``8 * (bytes - bytes of black)``, at
+    least 0. The compressors see exactly the integers given. Other versions of them differ by a few per mille.
 
     Args:
         integers: k, ``(C, H, W)``, whole numbers from 0 to 255.
@@ -325,17 +324,16 @@ def lossless_bits(integers: Tensor) -> float:
     pixels = integers.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
     if pixels.shape[2] != 3:  # one plane; other numbers of channels one below the other
         pixels = pixels.transpose(2, 0, 1).reshape(-1, pixels.shape[1])
-    return 8.0 * max(0, min(a - b for a, b in zip(_sizes(pixels), _overheads(pixels.shape), strict=True)))
+    return 8.0 * max(0, min(a - b for a, b in zip(_file_sizes(pixels), _black_sizes(pixels.shape), strict=True)))
 
 
 @functools.lru_cache(maxsize=64)
-def _overheads(shape: tuple[int, ...]) -> list[int]:
-    """Bytes of a black image."""
-    return _sizes(np.zeros(shape, np.uint8))
+def _black_sizes(shape: tuple[int, ...]) -> list[int]:
+    return _file_sizes(np.zeros(shape, np.uint8))
 
 
-def _sizes(pixels: np.ndarray[Any, Any]) -> list[int]:
-    """Bytes by compressor, of those that this Pillow has and that take such an image."""
+def _file_sizes(pixels: np.ndarray[Any, Any]) -> list[int]:
+    """Bytes by compressor, for those that this Pillow has and that take such an image."""
     sides = pixels.shape[:2]
     options: dict[str, dict[str, Any]] = {"PNG": {"optimize": True}}
     if features.check("webp") and max(sides) <= WEBP_SIDE:
@@ -372,27 +370,26 @@ def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> De
 
 
 def _integers(flow: Flow, image: Tensor, quantised: Quantisation, notes: list[str]) -> Tensor:
-    """Bring an image into the integers and channels of the model, and note what that took."""
+    """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")
     if 0 in image.shape:
         raise ImageError(
-            f"Nothing to score: the batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one "
-            "image."
+            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
         )
     if image.shape[1] == 4 and flow.channels != 4:
         image = image[:, :3]
-        notes.append("Alpha was dropped: colours were scored as if opaque.")
+        notes.append("Alpha was dropped: colors were scored as if opaque.")
     if image.shape[1] == 1 and flow.channels == 3:
         image = image.expand(-1, 3, -1, -1)
-        notes.append("A grey image was scored as RGB: the two repeated channels cost a model of colour images little.")
+        notes.append("A gray image was scored as RGB: the two repeated channels cost a model of color images little.")
     if image.shape[1] != flow.channels:
-        turn = "Convert it to grey first." if flow.channels == 1 else "Convert it first."
+        fix = "Convert it to gray first." if flow.channels == 1 else "Convert it first."
         raise ImageError(
-            f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {turn}"
+            f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {fix}"
         )
     _check_size(flow, *image.shape[-2:])
-    k, off = to_integers(image.cpu().contiguous(), quantised.n_bits)  # another layout would round otherwise
+    k, off = to_integers(image.cpu().contiguous(), quantised.n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:
         notes.append("Values outside [0, 1] were clamped.")
@@ -413,8 +410,8 @@ def _check_size(flow: Flow, height: int, width: int) -> None:
     size, m = flow.image_size, flow.size_multiple
     if flow.fixed_size and size is not None and (height, width) != tuple(size):
         raise ShapeError(
-            f"This model scores images of {size[0]}x{size[1]}, the size that it was made for; got {height}x{width}. "
-            f"Crop or resize to {size[0]}x{size[1]} first (resizing changes the score)."
+            f"This model scores images of {size[0]}x{size[1]} only; got {height}x{width}. Crop or resize to "
+            f"{size[0]}x{size[1]} first (resizing changes the score)."
         )
     if height % m or width % m:
         fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
@@ -424,14 +421,7 @@ def _check_size(flow: Flow, height: int, width: int) -> None:
         )
 
 
-def _checked(samples: int, seed: int, batch: int, noise: Tensor | None, k: Tensor) -> int:
-    """Check the numbers, and return the number of draws."""
-    if samples < 1:
-        raise FlowError(f"samples must be at least 1; got {samples}.")
-    if batch < 0:
-        raise FlowError(f"batch must not be negative; got {batch}. 0 chooses by the image's size.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+def _draws_per_image(samples: int, noise: Tensor | None, k: Tensor) -> int:
     if noise is None:
         return samples
     if noise.ndim != 5 or noise.shape[1:] != k.shape or samples not in (1, noise.shape[0]) or not len(noise):
@@ -441,23 +431,22 @@ def _checked(samples: int, seed: int, batch: int, noise: Tensor | None, k: Tenso
             f"got {tuple(noise.shape)}."
         )
     if not noise.isfinite().all():
-        raise FlowError("The noise holds values that are not finite numbers. Draw it anew.")
+        raise FlowError("The noise holds values that are not finite numbers. Draw it again.")
     return noise.shape[0]
 
 
-def _condition(flow: Flow, cond: Any, images: int) -> Any:
+def _condition(run: Runner, cond: Any, images: int) -> Any:
     if isinstance(cond, Tensor):
-        parameter = next(flow.parameters(), None)
-        cond = planned(flow).encode_condition(cond if parameter is None else cond.to(parameter.device))
+        cond = run.plan.encode_condition(cond.to(run.device))
     if isinstance(cond, Condition) and cond.batch not in (1, images):
         raise ConditionError(
-            f"A condition of {cond.batch} items came with {images} images. Encode one for every image, or one for all."
+            f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."
         )
     return cond
 
 
 def _values(values: Score | Tensor | Sequence[float]) -> Tensor:
-    """Take scores as (n,) float64 on the CPU."""
+    """Scores as ``(n,)`` float64 on the CPU."""
     bits = values.bits_per_dim if isinstance(values, Score) else torch.as_tensor(values, dtype=torch.float64)
     bits = bits.detach().to("cpu", torch.float64).reshape(-1)
     if not bits.isfinite().all():

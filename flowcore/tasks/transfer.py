@@ -12,7 +12,7 @@ from ..flow import Flow
 from ..inference.plan import planned
 from ..latents import Per, normalise
 from ..likelihood import snap
-from . import Progress, images_at_once, overflow
+from . import Progress, overflow
 from .passes import (
     SMALLER,
     Labels,
@@ -29,7 +29,7 @@ from .passes import (
     run_batches,
     validate_pixels,
 )
-from .runner import retry_on_oom
+from .runner import images_at_once, retry_on_oom
 from .sample import dequantized_image
 
 

@@ -23,8 +23,8 @@ from ..inference.condition_cache import ConditionStore
 from ..inference.fold import DENSE_BYTES
 from ..inference.plan import Plan
 from ..prior import Temperature, on_grid, sample_latents, temperatures
-from . import Cancelled, Precision, Progress, consistency, layers, overflow, picture, plan_for, watched
-from .runner import make_room, retry_on_oom
+from . import Cancelled, Precision, Progress, consistency, overflow
+from .runner import layers, make_room, plan_for, retry_on_oom, validate_image, watched
 
 HALO = 16  # LR pixels; what it leaves of the difference to the whole image is in docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
@@ -109,7 +109,7 @@ def upscale(
     _check_model(flow)
     if samples < 1:
         raise FlowError(f"samples must be at least 1; got {samples}.")
-    rgb, alpha = picture(lr)
+    rgb, alpha = validate_image(lr)
     say = notify or log.warning
     height, width = rgb.shape[-2:]
     size = target_size(flow, height, width, factor, longest_side)
@@ -181,7 +181,7 @@ def temperature_grid(
             f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}. Give some."
         )
     work = _Work(flow, tile, halo, precision, progress, cancelled, notify or log.warning, store)
-    return work(picture(lr)[0], temperatures, seeds, seed).flatten(0, 1).to(lr.device)
+    return work(validate_image(lr)[0], temperatures, seeds, seed).flatten(0, 1).to(lr.device)
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

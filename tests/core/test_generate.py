@@ -15,8 +15,9 @@ from flowcore.inference.plan import Plan
 from flowcore.likelihood import snap
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
-from flowcore.tasks import Cancelled, directions, images_at_once
+from flowcore.tasks import Cancelled, directions
 from flowcore.tasks.directions import apply_style, attribute_direction_from_folders
+from flowcore.tasks.runner import images_at_once
 from flowcore.tasks.sample import decode, dequantized_image, encode, reconstruct, sample
 from flowcore.tasks.transfer import content_transfer, style_transfer
 
