@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from flowcore.checkpoints.file import read, read_header
-from flowcore.evaluation.tables import evaluate_upscaler
+from flowcore.evaluation.upscaling import evaluate_upscaler
 from flowcore.flow import Flow
 from flowcore.likelihood import bits_per_dim, dequantize, log_prob
 from flowcore.models import build, configure

@@ -18,7 +18,7 @@ import torch
 import flowcore
 from flowcore.images import color
 from flowcore.images.files import image_files
-from flowcore.quality.metrics import flicker
+from flowcore.quality.color_metrics import flicker
 
 from .hints import read
 

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from flowcore.checkpoints import load
-from flowcore.evaluation.tables import color_table, evaluate_colorizer
+from flowcore.evaluation.colorization import evaluate_colorizer
+from flowcore.evaluation.tables import colorizer_table
 from flowcore.models import build
 from flowcore.models.colorizer import ColorizerConfig
 from flowcore.training.loop import train
@@ -76,7 +77,7 @@ def main() -> None:
     sys.stdout.write("| model | parameters of the flow | with encoder | minutes |\n|---|---|---|---|\n")
     for name, row in trained.items():
         sys.stdout.write(f"| {name} | {row['flow_parameters']:,} | {row['parameters']:,} | {row['minutes']} |\n")
-    sys.stdout.write("\n" + color_table(results) + "\n")
+    sys.stdout.write("\n" + colorizer_table(results) + "\n")
 
 
 def smaller(recipe: Recipe, config: ColorizerConfig, steps: int, batch: int, crop: int) -> Recipe:

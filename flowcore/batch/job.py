@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..checkpoints.latents_file import model_sha256
-from ..evaluation.tables import sized
+from ..evaluation.image_set import read_sized
 from ..flow import Flow
 from ..images import files
 from ..images.files import Format, Photograph
@@ -192,7 +192,7 @@ class Worker:
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         result = score(
             self.flow,
-            sized(self.flow, io.BytesIO(picture), name)[None],
+            read_sized(self.flow, io.BytesIO(picture), name)[None],
             samples=self.work.samples,
             seed=self.work.seed,
             **self.work.settings,

@@ -29,25 +29,18 @@ from ..checkpoints import catalog
 from ..checkpoints.file import read_header, save
 from ..checkpoints.latents_file import model_sha256
 from ..errors import FlowError, ImageError
-from ..evaluation.tables import (
-    MEASURES,
-    USUAL_MEASURES,
-    color_table,
-    density_table,
-    evaluate_colorizer,
-    evaluate_density,
-    evaluate_upscaler,
-    missing_measures,
-    read_sized,
-    table,
-)
+from ..evaluation.colorization import evaluate_colorizer
+from ..evaluation.density import evaluate_density
+from ..evaluation.image_set import read_sized
+from ..evaluation.tables import colorizer_table, density_table, upscaler_table
+from ..evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures
 from ..flow import Flow
 from ..images.files import FORMATS, SUFFIXES, Format, check_format
 from ..tasks import Precision
 from ..training.data import Digits
 from ..training.loop import train
 from ..training.ranks import joined
-from ..training.recipe import read_recipe
+from ..training.recipe import held_out_names, read_recipe
 from ..training.styles import measure_styles
 
 
@@ -253,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
         "--measures",
         metavar="NAME,NAME",
         help=f"upscalers: some of {', '.join(MEASURES)} (default: all but bits_per_dim)",
+    )
+    command.add_argument(
+        "--held-out",
+        action="store_true",
+        help="only images whose names are on flowcore's list of images that no shipped model was trained on",
     )
     command.set_defaults(run_command=_eval)
     return parser
@@ -686,6 +684,7 @@ def _eval(options: argparse.Namespace) -> None:
     if options.measures is not None and kinds != {"srflow"}:
         raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
     limit = {} if options.limit is None else {"limit": options.limit}
+    only = held_out_names("standard") if options.held_out else None
 
     def label(model: str, folder: Path) -> str:
         return folder.name if len(flows) == 1 else f"{folder.name}, {model}"
@@ -694,7 +693,7 @@ def _eval(options: argparse.Namespace) -> None:
     missing: str | None = None
     if kinds == {"density"}:
         results: dict[str, Any] = {
-            label(model, folder): evaluate_density(flow, folder, samples=options.samples or 1, **limit)
+            label(model, folder): evaluate_density(flow, folder, samples=options.samples or 1, only=only, **limit)
             for model, flow, folder in pairs
         }
         laid_out = density_table(results)
@@ -710,9 +709,10 @@ def _eval(options: argparse.Namespace) -> None:
                     detail=options.detail,
                     working_size=options.working_size,
                     log=_say,
+                    only=only,
                     **limit,
                 )
-        laid_out = color_table(results)
+        laid_out = colorizer_table(results)
     else:
         temperatures = options.temperature or [0.0, 0.8]
         measures = USUAL_MEASURES
@@ -720,11 +720,17 @@ def _eval(options: argparse.Namespace) -> None:
             measures = [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
         results = {
             label(model, folder): evaluate_upscaler(
-                flow, folder, temperatures=temperatures, samples=options.samples or 8, log=_say, measures=measures
+                flow,
+                folder,
+                temperatures=temperatures,
+                samples=options.samples or 8,
+                log=_say,
+                measures=measures,
+                only=only,
             )
             for model, flow, folder in pairs
         }
-        laid_out = table(results, measures)
+        laid_out = upscaler_table(results, measures)
         missing = missing_measures(measures)
     sys.stdout.write(laid_out + "\n")
     if missing is not None:

@@ -1,1 +1,1 @@
-"""Tables of what models make of folders of images."""
+"""Evaluation: models measured on folders of images, in the numbers of the literature."""

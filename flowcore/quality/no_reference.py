@@ -1,12 +1,11 @@
-"""Quality of a picture by itself, without a reference: NIQE, BRISQUE, PIQE.
+"""Image quality without a reference: NIQE, BRISQUE, PIQE.
 
-All three look at luma minus its local mean, over its local deviation: in photographs of nature these numbers, and the
-products of neighbours, follow distributions that blur, noise and compression bend. Lower is better for all three. They
-were made to find distortions; on enlargements they rank textures by how much they look like those of photographs, and
-say nothing about whether they are right.
+All three normalize luma by its local mean and deviation: in natural photographs these coefficients, and the products of
+neighbors, follow distributions that blur, noise and compression distort. Lower is better for all three. They were made
+to find distortions; on enlargements they rank textures by how photographic they look, not by how correct they are.
 
-The models of NIQE and BRISQUE are in ``no_reference.safetensors``; whence, under which licences and by which command
-stands in ``no_reference.licences.txt``.
+The models of NIQE and BRISQUE are in ``no_reference.safetensors``; ``no_reference.licences.txt`` has their sources,
+licenses and the command that wrote them.
 """
 
 from __future__ import annotations
@@ -24,25 +23,24 @@ from ..images.color import luma
 from ..images.resize import continued, shrink
 
 MODELS = Path(__file__).with_suffix(".safetensors")
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, and both diagonals
-ROUNDING = 1e-9  # what float64 makes of 0 where a picture is flat stays below
+NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, and both diagonals
+ROUNDING = 1e-9  # float64 rounding errors of 0 in flat areas stay below this
 GAMMA = 0.05  # of the radial basis functions of BRISQUE's regression
 NIQE_SIDE = 96  # of NIQE's patches
 PIQE_SIDE = 16  # of PIQE's blocks
-PIQE_EDGE = 6  # pixels of a stretch of a block's edge
-ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block is looked at; deviation below which a stretch is flat
+PIQE_EDGE = 6  # pixels of a segment of a block's edge
+ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block counts; deviation below which a segment is flat
 
 
 def niqe(images: Tensor) -> Tensor:
-    """How far statistics of patches are from those of 125 pristine photographs.
+    """Distance between the statistics of an image's patches and those of 125 pristine photographs.
 
     With mean m and covariance S of 36 features over the patches, and m0, S0 those of the photographs,
     ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))``.
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 96, and one at least 192; what is beyond multiples
-            of 96 is left out. Colours are turned into luma of 16 to 235, as in the tables of super-resolution, and
-            rounded.
+        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 96, and one at least 192; cropped to multiples of
+            96. Colors are converted to luma of 16 to 235, as in the super-resolution literature, and rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; about 3 to 5 for good photographs, lower is better; NaN for an image without two
@@ -52,27 +50,27 @@ def niqe(images: Tensor) -> Tensor:
         ShapeError: If an image is too small, or has other channels.
 
     Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013, with the
-        parameters of its release. The published value of BasicSR's baboon, 5.7296 by MATLAB R2021a, is met.
+        parameters of its release. Matches the published value of BasicSR's baboon, 5.7296 by MATLAB R2021a.
     """
-    grey = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _grey(images)
-    rows, columns = (side // NIQE_SIDE for side in grey.shape[-2:])
+    gray = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
+    rows, columns = (side // NIQE_SIDE for side in gray.shape[-2:])
     if rows * columns < 2:
         raise ShapeError(
             f"NIQE compares patches of {NIQE_SIDE}x{NIQE_SIDE} and needs two at least; got {tuple(images.shape)}. "
             "Measure larger images."
         )
     models = _models()
-    return torch.stack([_niqe(one, models) for one in grey[..., : rows * NIQE_SIDE, : columns * NIQE_SIDE]])
+    return torch.stack([_niqe(one, models) for one in gray[..., : rows * NIQE_SIDE, : columns * NIQE_SIDE]])
 
 
 def brisque(images: Tensor) -> Tensor:
-    """What people would say of a picture, learned from the LIVE database of distorted photographs.
+    """Predicted human rating, learned from the LIVE database of distorted photographs.
 
-    36 features of the whole picture at two sizes, and a support vector regression with radial basis functions:
-    ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, kept in [0, 100].
+    36 features of the image at two sizes, and a support vector regression with radial basis functions:
+    ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, clamped to [0, 100].
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 16. Colours are turned into luma and rounded.
+        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 16. Colors are converted to luma and rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; 0 for good photographs, 100 for the worst.
@@ -83,26 +81,26 @@ def brisque(images: Tensor) -> Tensor:
     Source: Mittal, Moorthy & Bovik, "No-reference image quality assessment in the spatial domain", IEEE TIP 2012, with
         the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
     """
-    grey = _grey(images)  # (B, 1, H, W)
+    gray = _gray(images)  # (B, 1, H, W)
     _check_sides(images, 16, "BRISQUE")
     # Not antialiased and with a kernel of its own (Keys' cubic with a = -0.75): the model was trained on that.
-    half = F.interpolate(grey, [side // 2 for side in grey.shape[-2:]], mode="bicubic", align_corners=False)
-    found = torch.cat([_brisque_features(_normalised(x)) for x in (grey, half)], dim=1)  # (B, 36)
+    half = F.interpolate(gray, [side // 2 for side in gray.shape[-2:]], mode="bicubic", align_corners=False)
+    features = torch.cat([_brisque_features(_normalized(x)) for x in (gray, half)], dim=1)  # (B, 36)
     models = _models()
-    least, most = models["brisque.range"]
-    found = 2 * (found - least) / (most - least) - 1
-    distances = (found[:, None] - models["brisque.support"]).square().sum(2)  # (B, 774)
+    low, high = models["brisque.range"]
+    features = 2 * (features - low) / (high - low) - 1
+    distances = (features[:, None] - models["brisque.support"]).square().sum(2)  # (B, 774)
     return ((-GAMMA * distances).exp() @ models["brisque.weight"] + models["brisque.bias"]).clamp(0, 100)
 
 
 def piqe(images: Tensor) -> Tensor:
-    """Share of the structured blocks of a picture that are distorted, weighted by how much.
+    """Share of the structured blocks of an image that are distorted, weighted by how much.
 
-    Of N blocks of 16x16 whose variance v (after normalisation) is above 0.1, one with a flat stretch on its edge counts
-    ``1 - v``, one that looks like noise counts ``v``: ``100 (1 + sum) / (1 + N)``.
+    Of N blocks of 16x16 whose variance v (after normalisation) is above 0.1, one with a flat segment on its edge counts
+    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``.
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1]. Colours are turned into luma and rounded.
+        images: ``(B, 1 or 3, H, W)`` in [0, 1]. Colors are converted to luma and rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; 0 to 100 but for the smallest images, lower is better, 100 for flat images.
@@ -111,19 +109,19 @@ def piqe(images: Tensor) -> Tensor:
         ShapeError: If the images have other channels.
 
     Source: Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, with
-        constants and details of the program that MATLAB and PyPI's ``pypiqe`` 1.2 are.
+        the constants and details of MATLAB's program and PyPI's ``pypiqe`` 1.2.
     """
-    grey = _grey(images)
-    height, width = grey.shape[-2:]
+    gray = _gray(images)
+    height, width = gray.shape[-2:]
     high, wide = (-(-side // PIQE_SIDE) * PIQE_SIDE for side in (height, width))
-    grey = continued(grey, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
-    grey = (255 * grey / grey.amax((1, 2, 3), keepdim=True).clamp(min=1)).round()
-    blocks = _patches(_normalised(grey), PIQE_SIDE)  # (B, N, 16, 16)
+    gray = continued(gray, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
+    gray = (255 * gray / gray.amax((1, 2, 3), keepdim=True).clamp(min=1)).round()
+    blocks = _patches(_normalized(gray), PIQE_SIDE)  # (B, N, 16, 16)
     variance = blocks.flatten(2).var(2)
     edges = torch.stack([blocks[:, :, 0], blocks[:, :, -1], blocks[..., 0], blocks[..., -1]], dim=2)
     flat = (edges.unfold(-1, PIQE_EDGE, 1).std(-1) < IMPAIRED).flatten(2).any(2)
-    # The two middle columns against the others. That the others include column 8 and lack column 9 is the published
-    # program's; without it the numbers would not be PIQE.
+    # The two middle columns against the others, which include column 8 and lack column 9: an error of the published
+    # program without which the numbers would not be PIQE.
     middle, others = blocks[..., 7:9], blocks[..., [k for k in range(PIQE_SIDE) if k not in (7, 9)]]
     ratio = (middle.flatten(2).std(2) / others.flatten(2).std(2)).nan_to_num(0)
     deviation = variance.sqrt()
@@ -133,53 +131,53 @@ def piqe(images: Tensor) -> Tensor:
     return 100 * (1 + torch.where(active, distortion, 0).sum(1)) / (1 + active.sum(1))
 
 
-def _niqe(grey: Tensor, models: dict[str, Tensor]) -> Tensor:
-    """NIQE of one picture, (1, H, W) in [0, 255] with sides that are multiples of the patches'."""
-    sizes = (grey[None], NIQE_SIDE), (shrink(grey[None], 2), NIQE_SIDE // 2)
-    found = torch.cat([_niqe_features(_patches(_normalised(x), side)[0]) for x, side in sizes], dim=1)  # (N, 36)
-    whole = found[~found.isnan().any(1)]  # flat patches have no statistics
-    if len(whole) < 2:
+def _niqe(gray: Tensor, models: dict[str, Tensor]) -> Tensor:
+    """NIQE of one image, (1, H, W) in [0, 255], sides multiples of the patch side."""
+    sizes = (gray[None], NIQE_SIDE), (shrink(gray[None], 2), NIQE_SIDE // 2)
+    features = torch.cat([_niqe_features(_patches(_normalized(x), side)[0]) for x, side in sizes], dim=1)  # (N, 36)
+    valid = features[~features.isnan().any(1)]  # flat patches have no statistics
+    if len(valid) < 2:
         return torch.tensor(torch.nan, dtype=torch.float64)
-    gap = found.nanmean(0) - models["niqe.mean"]
-    spread = (whole.T.cov() + models["niqe.covariance"]) / 2
+    gap = features.nanmean(0) - models["niqe.mean"]
+    spread = (valid.T.cov() + models["niqe.covariance"]) / 2
     return (gap @ torch.linalg.pinv(spread, hermitian=True) @ gap).sqrt()
 
 
 def _niqe_features(patches: Tensor) -> Tensor:
-    """18 numbers of each patch, (N, 18), from (N, H, W)."""
+    """18 features of each patch: (N, H, W) to (N, 18)."""
     shape, left, right = _fit(patches)
-    found = [shape, (left + right) * _scale(shape) / 2]
+    features = [shape, (left + right) * _scale(shape) / 2]
     for product in _products(patches, wrap=True):
         shape, left, right = _fit(product)
-        found += [shape, _mean(shape, left, right), left * _scale(shape), right * _scale(shape)]
-    return torch.stack(found, dim=1)
+        features += [shape, _mean(shape, left, right), left * _scale(shape), right * _scale(shape)]
+    return torch.stack(features, dim=1)
 
 
 def _brisque_features(x: Tensor) -> Tensor:
-    """18 numbers of each picture, (B, 18), from (B, 1, H, W)."""
-    x = torch.where(x.abs() < ROUNDING, 0, x)[:, 0]  # a flat surface has no sign, and OpenCV's float32 sees none
+    """18 features of each image: (B, 1, H, W) to (B, 18)."""
+    x = torch.where(x.abs() < ROUNDING, 0, x)[:, 0]  # OpenCV's float32 sees no sign in flat areas
     shape, left, right = _fit(x)
-    found = [shape, (left.square() + right.square()) / 2]
+    features = [shape, (left.square() + right.square()) / 2]
     for product in _products(x, wrap=False):
         shape, left, right = _fit(product)
-        found += [shape, _mean(shape, left, right), left.square(), right.square()]
-    return torch.stack(found, dim=1)
+        features += [shape, _mean(shape, left, right), left.square(), right.square()]
+    return torch.stack(features, dim=1)
 
 
 def _products(x: Tensor, *, wrap: bool) -> list[Tensor]:
-    """Every pixel times its neighbour, in four directions; beyond the border is the other end, or 0."""
+    """Every pixel times its neighbor, in four directions; beyond the border wrapped around, or 0."""
     products: list[Tensor] = []
-    for down, right in NEIGHBOURS:
-        neighbour = x.roll((down, right), (-2, -1))
+    for down, right in NEIGHBORS:
+        neighbor = x.roll((down, right), (-2, -1))
         if not wrap:
-            neighbour[..., :down, :] = 0
-            neighbour[..., slice(right, None) if right < 0 else slice(right)] = 0
-        products.append(x * neighbour)
+            neighbor[..., :down, :] = 0
+            neighbor[..., slice(right, None) if right < 0 else slice(right)] = 0
+        products.append(x * neighbor)
     return products
 
 
 def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit an asymmetric generalised Gaussian: shape, and deviation of the negative and of the positive numbers, (N,).
+    """Fit an asymmetric generalized Gaussian: shape, and deviations of the negative and of the positive values, (N,).
 
     By moments (Lasmar, Stitou & Berthoumieu 2009), with the shape on a grid of 0.001.
     """
@@ -196,13 +194,13 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @functools.cache
 def _shapes() -> tuple[Tensor, Tensor]:
-    """Shapes from 0.2 to 10 and the moment of each, Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a)), which grows."""
+    """Shapes a from 0.2 to 10 and their increasing moments, Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a))."""
     shapes = torch.arange(200, 10_001, dtype=torch.float64) / 1000
     return shapes, (2 * _lgamma(2, shapes) - _lgamma(1, shapes) - _lgamma(3, shapes)).exp()
 
 
 def _scale(shape: Tensor) -> Tensor:
-    """What turns a deviation into a scale parameter."""
+    """Factor from a deviation to the scale parameter."""
     return ((_lgamma(1, shape) - _lgamma(3, shape)) / 2).exp()
 
 
@@ -214,14 +212,14 @@ def _lgamma(k: int, shape: Tensor) -> Tensor:
     return torch.lgamma(k / shape)
 
 
-def _normalised(grey: Tensor) -> Tensor:
+def _normalized(gray: Tensor) -> Tensor:
     """Luma in [0, 255] minus its local mean, over its local deviation plus 1: (B, 1, H, W).
 
-    Local is a Gaussian window of 7x7 pixels and std 7/6; beyond the border the border pixel goes on.
+    Local means a Gaussian window of 7x7 pixels and std 7/6; borders are replicated.
     """
-    mean = _smoothed(grey)
-    deviation = (_smoothed(grey.square()) - mean.square()).clamp(min=0).sqrt()
-    return (grey - mean) / (deviation + 1)
+    mean = _smoothed(gray)
+    deviation = (_smoothed(gray.square()) - mean.square()).clamp(min=0).sqrt()
+    return (gray - mean) / (deviation + 1)
 
 
 def _smoothed(x: Tensor) -> Tensor:
@@ -243,7 +241,7 @@ def _luma(images: Tensor) -> Tensor:
     return luma(images) if images.shape[1] == 3 else images
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     return (255 * _luma(images)).round()
 
 

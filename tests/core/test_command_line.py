@@ -226,7 +226,7 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     table = capsys.readouterr().out
     assert "| data | bicubic |" in table
     rows = json.loads(numbers.read_text())["data"]
-    assert list(rows) == ["bicubic", "tau 0", "tau 0.8"]
+    assert list(rows) == ["bicubic", "tau 0", "tau 0.8", "original"]
     assert rows["tau 0"]["diversity"] == 0 < rows["tau 0.8"]["diversity"]
     assert rows["bicubic"]["psnr"] > 25  # smooth pictures
 

@@ -1,4 +1,4 @@
-"""Evaluation of colorizers and upscalers: on models whose numbers are known, and on colourings that are."""
+"""Evaluation of colorizers and upscalers: on models and colorings whose numbers are known."""
 
 from __future__ import annotations
 
@@ -9,51 +9,43 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import build_tiny
 from PIL import Image
 
 from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
-from flowcore.evaluation import tables as evaluate
-from flowcore.evaluation.tables import (
-    MEASURES,
-    USUAL_MEASURES,
-    color_table,
-    evaluate_colorizer,
-    evaluate_upscaler,
-    missing_measures,
-    table,
-)
+from flowcore.evaluation import colorization, upscaling
+from flowcore.evaluation.colorization import evaluate_colorizer
+from flowcore.evaluation.density import evaluate_density
+from flowcore.evaluation.tables import colorizer_table, upscaler_table
+from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
-from flowcore.models import build, configure
-from flowcore.models.colorizer import ColorizerConfig, colorizer
-from flowcore.quality.metrics import chroma_rmse, diversity, diversity_score, global_share, lr_psnr, psnr, ssim
+from flowcore.quality.color_metrics import chroma_rmse, global_share
+from flowcore.quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, ssim
 from flowcore.quality.no_reference import brisque, niqe, piqe
 from flowcore.tasks.colorize import colorize
 from flowcore.tasks.score import score
 from flowcore.tasks.upscale import upscale
+from flowcore.training.recipe import held_out_names
 
 from .photographs import photograph
 
 SPREAD = 0.05  # of the chroma that the models below draw
 
 
-def model(perturbed=False, **changes):
+def model(perturb=0.0, **fields):
     """A small colorizer; without perturbation its chroma is white noise of a known spread, whatever the luma."""
-    torch.manual_seed(0)
-    sizes = {"steps": (1, 1), "hidden": (4, 4), "widths": (4, 4, 8), "merged": 8, "features": 4, "working_size": 32}
-    flow = colorizer(ColorizerConfig(**{**sizes, **changes})).eval()
+    flow = build_tiny("colorizer", perturb=perturb, hidden=(4, 4), widths=(4, 4, 8), **fields)
     with torch.no_grad():
-        for parameter in flow.parameters() if perturbed else ():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
         flow.prelude.mean.fill_(NEUTRAL)
         flow.prelude.matrix.copy_(torch.eye(2) / SPREAD)
     return flow
 
 
 def pale(size, seed=0):
-    """A photograph of middling luma, pale, and with an odd seed paler: there is room for all of its colours."""
+    """A photograph of medium luma, pale, with an odd seed paler: all of its colors are within the RGB cube."""
     array = np.asarray(photograph(*size, seed=seed), dtype=float)
     return Image.fromarray((90 + array * (0.2 if seed % 2 else 0.4)).round().astype(np.uint8))
 
@@ -102,23 +94,23 @@ def test_coherence_tells_white_noise_from_what_the_coarsest_grid_decides(folder)
     assert still["coherence"] == row["coherence"]  # at temperature 1 whatever is asked for
 
 
-def fake(monkeypatch, colour):
-    """Replace colorize: ``colour(y, number of the image, sample)`` is the picture; returns the calls made."""
+def fake(monkeypatch, paint):
+    """Replace colorize: ``paint(y, number of the image, sample)`` is the coloring; returns the calls made."""
     calls = []
 
     def colorize(flow, image, **options):
         calls.append(options)
         assert image.dtype == torch.uint8
         assert image.shape[:2] == (1, 1)
-        number = (len(calls) - 1) // 2  # each image is coloured by samples, and calmly
+        number = (len(calls) - 1) // 2  # each image is colored by samples, and at temperature 0
         y = image.double() / 255
-        return torch.cat([colour(y, number, s) for s in range(options.get("samples", 1))])
+        return torch.cat([paint(y, number, s) for s in range(options.get("samples", 1))])
 
-    monkeypatch.setattr(evaluate, "colorize", colorize)
+    monkeypatch.setattr(colorization, "colorize", colorize)
     return calls
 
 
-def test_grey_colourings_are_as_far_as_grey(folder, monkeypatch):
+def test_gray_colorings_are_as_far_as_gray(folder, monkeypatch):
     calls = fake(monkeypatch, lambda y, number, s: y.expand(-1, 3, -1, -1))
     row = evaluate_colorizer(model(), folder, samples=3, seed=10, temperature=0.7, working_size=48)
     expected = [float(chroma.square().mean().sqrt()) for chroma in chroma_of(folder)]
@@ -135,7 +127,7 @@ def test_grey_colourings_are_as_far_as_grey(folder, monkeypatch):
     assert second["seed"] == 13  # no two images share their draws
 
 
-def test_perfect_colourings_miss_nothing(folder, monkeypatch):
+def test_perfect_colorings_have_no_error(folder, monkeypatch):
     truth = chroma_of(folder)
     fake(monkeypatch, lambda y, number, s: compress(y, truth[number]))
     row = evaluate_colorizer(model(), folder, samples=2)
@@ -145,8 +137,8 @@ def test_perfect_colourings_miss_nothing(folder, monkeypatch):
     assert row["colourfulness"] == pytest.approx(row["colourfulness_truth"]) == pytest.approx(row["rmse_grey"] * 2**0.5)
 
 
-def test_the_best_of_several_is_a_whole_picture(folder, monkeypatch):
-    """Two colourings, each right where the other is grey: by pixel they are perfect together."""
+def test_the_best_of_several_is_one_image_not_the_best_pixels(folder, monkeypatch):
+    """Two colorings, each right where the other is gray: by pixel they are perfect together."""
     truth = chroma_of(folder)
 
     def half(y, number, s):
@@ -167,7 +159,7 @@ def test_the_best_of_several_is_a_whole_picture(folder, monkeypatch):
     assert row["diversity"] == pytest.approx(sum(float(chroma.abs().mean()) for chroma in truth) / 4, rel=1e-6)
 
 
-def test_one_wrong_pixel_of_luma_is_seen(folder, monkeypatch):
+def test_one_wrong_pixel_of_luma_is_detected(folder, monkeypatch):
     def spotted(y, number, s):
         picture = y.expand(-1, 3, -1, -1).clone()
         picture[:, :, 5, 6] += (0.004 if s else 0) * (number == 1)
@@ -179,7 +171,7 @@ def test_one_wrong_pixel_of_luma_is_seen(folder, monkeypatch):
     assert row["luma_kept"] == 0.5
 
     def rounded_up(y, number, s):
-        """Green by 0.6 of a step: luma rounds to what it was, but green does not, and takes luma along."""
+        """Green by 0.6 of a step: luma rounds to what it was, but green does not, and changes luma."""
         green = torch.tensor([0, 0.6 / 255, 0], dtype=y.dtype)[:, None, None]
         return y + green * number
 
@@ -189,12 +181,12 @@ def test_one_wrong_pixel_of_luma_is_seen(folder, monkeypatch):
     assert row["luma_kept"] == 0.5
 
 
-def test_the_task_and_the_model_are_what_is_measured(tmp_path):
+def test_results_are_those_of_the_task_and_the_model(tmp_path):
     (tmp_path / "set").mkdir()
     lines = []
     for k in range(3):
         pale((41, 30), seed=k).save(tmp_path / "set" / f"{k}.png")  # resized, padded, enlarged
-    flow = model(perturbed=True)
+    flow = model(perturb=0.05)
     row = evaluate_colorizer(flow, tmp_path / "set", samples=2, seed=3, limit=2, log=lines.append)
     assert row["images"] == 2
     assert [line.split(":")[0] for line in lines] == ["0.png", "2.png"]  # evenly spread
@@ -216,9 +208,9 @@ def test_the_task_and_the_model_are_what_is_measured(tmp_path):
     assert other["rmse"] != row["rmse"]
 
 
-def test_errors_say_what_would_do(folder, tmp_path):
+def test_invalid_arguments_raise_readable_errors(folder, tmp_path):
     with pytest.raises(FlowError, match="got a glow model"):
-        evaluate_colorizer(build("glow", configure("glow", {"levels": 1, "steps": 1, "hidden": 4})), folder)
+        evaluate_colorizer(build_tiny("glow"), folder)
     with pytest.raises(FlowError, match="at least 2 samples"):
         evaluate_colorizer(model(), folder, samples=1)
     with pytest.raises(FlowError, match="temperature must be a finite number >= 0; got -1"):
@@ -232,7 +224,7 @@ def test_errors_say_what_would_do(folder, tmp_path):
 
 def test_the_table_has_a_row_per_set_and_model(folder):
     row = evaluate_colorizer(model(), folder, samples=2)
-    lines = color_table({"photos": {"pyramid": row, "single": {**row, "coherence": 0.25}}}).splitlines()
+    lines = colorizer_table({"photos": {"pyramid": row, "single": {**row, "coherence": 0.25}}}).splitlines()
     titles, first, second = ([cell.strip() for cell in lines[k].split("|")[1:-1]] for k in (0, 2, 3))
     assert len(titles) == len(first) == len(second) == lines[1].count("---")
     shown = dict(zip(titles, second, strict=True))
@@ -250,13 +242,7 @@ def test_the_table_has_a_row_per_set_and_model(folder):
 
 
 def upscaler():
-    torch.manual_seed(0)
-    sizes = {"scale": 4, "levels": 3, "steps": 1, "hidden": 8, "encoder_blocks": 1, "encoder_width": 8}
-    flow = build("srflow", configure("srflow", {**sizes, "encoder_growth": 4, "stacked_blocks": (0,)})).eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape))
-    return flow
+    return build_tiny("srflow", perturb=0.02, scale=4, steps=1, encoder_blocks=1, stacked_blocks=(0,))
 
 
 @pytest.fixture
@@ -270,8 +256,8 @@ def enlarged(tmp_path):
 def test_every_measure_of_an_upscaler_is_the_mean_over_images(enlarged):
     flow = upscaler()
     rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, seed=5, measures=MEASURES)
-    assert list(rows) == ["bicubic", "tau 0", "tau 0.7"]
-    expected = {key: [] for key in (*MEASURES, "diversity_score_mse", "base")}
+    assert list(rows) == ["bicubic", "tau 0", "tau 0.7", "original"]
+    expected, originals = {key: [] for key in (*MEASURES, "diversity_score_mse", "base")}, []
     for name in ("large", "small"):
         hr = rgb(enlarged / f"{name}.png").float()
         hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
@@ -286,6 +272,8 @@ def test_every_measure_of_an_upscaler_is_the_mean_over_images(enlarged):
         expected["diversity_score_mse"].append(diversity_score(pictures, hr))
         for measure in (brisque, piqe, *([niqe] if name == "large" else [])):
             expected[measure.__name__].append(float(measure(pictures[:1])))
+        expected["false_specks"].append(float(false_specks(pictures[:1], hr)))
+        originals.append(float(piqe(hr)))
         side = flow.size_multiple
         hr = hr[..., : hr.shape[-2] // side * side, : hr.shape[-1] // side * side]
         cond = flow.encode_condition(eight_bits(shrink(hr, 4)))
@@ -298,13 +286,16 @@ def test_every_measure_of_an_upscaler_is_the_mean_over_images(enlarged):
     assert rows["bicubic"]["gain"] == rows["bicubic"]["diversity"] == rows["bicubic"]["diversity_score_mse"] == 0
     assert rows["tau 0"]["diversity_score_mse"] == 0
     assert "bits_per_dim" not in rows["bicubic"]
+    assert rows["original"].keys() == {"niqe", "brisque", "piqe", "false_specks"}
+    assert rows["original"]["piqe"] == pytest.approx(sum(originals) / 2)
+    assert rows["original"]["false_specks"] == 0
 
 
 def eight_bits(image):
     return (image.clamp(0, 1) * 255).round() / 255
 
 
-def test_only_what_was_asked_for_is_measured(enlarged):
+def test_only_the_requested_measures_are_taken(enlarged):
     flow, lines = upscaler(), []
     rows = evaluate_upscaler(
         flow, enlarged, temperatures=(0,), log=lines.append, measures=("piqe", "ssim", "lpips", "bits_per_dim")
@@ -313,7 +304,7 @@ def test_only_what_was_asked_for_is_measured(enlarged):
     assert set(rows["tau 0"]) == {"ssim", "piqe", "bits_per_dim"}
     assert all("dB" in line for line in lines)
     usual = evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]
-    assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # what older files of numbers hold
+    assert list(usual)[:4] == ["psnr", "ssim", "lr_psnr", "diversity"]  # as older result files do
     assert "bits_per_dim" not in usual
     with pytest.raises(FlowError, match="no measure 'fid'; choose from psnr, ssim"):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
@@ -321,70 +312,91 @@ def test_only_what_was_asked_for_is_measured(enlarged):
     assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
 
 
-def test_the_table_of_upscalers_says_what_is_missing():
+def test_the_table_of_upscalers_marks_missing_measures():
     row = {"psnr": 20.0, "ssim": 0.5, "lr_psnr": 40.0, "diversity": 0.0, "gain": -1.0, "diversity_score_mse": 7.0}
     results = {"a": {"bicubic": row, "tau 0": {**row, "bits_per_dim": 2.0}}}
     old = "| set | method | PSNR | SSIM | LR-PSNR | diversity |"
-    assert table(results).startswith(old[:-1])
-    assert "missing" not in table(results)
-    lines = table(results, [*MEASURES]).splitlines()
-    assert lines[0] == old + " gain | diversity score (MSE) | NIQE | BRISQUE | PIQE | LPIPS | bits/dim |"
-    assert lines[1] == "|" + "---|" * 13
-    assert lines[2] == (
-        "| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 | 7.00 | missing | missing | missing | missing | - |"
-    )
-    assert lines[3].endswith("| 2.0000 |")
+    assert upscaler_table(results).startswith(old[:-1])
+    assert "missing" not in upscaler_table(results)
+    lines = upscaler_table(results, [*MEASURES]).splitlines()
+    columns = " gain | diversity score (MSE) | NIQE | BRISQUE | PIQE | LPIPS | bits/dim | false specks, per mille |"
+    assert lines[0] == old + columns
+    assert lines[1] == "|" + "---|" * 14
+    missing = " missing |" * 4
+    assert lines[2] == f"| a | bicubic | 20.00 | 0.5000 | 40.00 | 0.00 | -1.00 | 7.00 |{missing} - | missing |"
+    assert lines[3].endswith("| 2.0000 | missing |")
     learned = {key: value for key, value in row.items() if key != "diversity_score_mse"}
-    header = table({"a": {"b": {**learned, "diversity_score_lpips": 7.0}}}, USUAL_MEASURES).splitlines()[0]
+    results = {"a": {"b": {**learned, "diversity_score_lpips": 7.0}}}
+    header = upscaler_table(results, USUAL_MEASURES).splitlines()[0]
     assert "diversity score (LPIPS)" in header
     assert "MSE" not in header
 
 
-def test_with_lpips_the_diversity_score_is_the_challenges(enlarged, monkeypatch):
-    """Whatever stands for LPIPS here: it is asked, and nothing else is under its name."""
-    monkeypatch.setattr(evaluate, "lpips_missing", lambda: None)
-    monkeypatch.setattr(evaluate, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
-    monkeypatch.setattr(evaluate, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
+def test_the_diversity_score_uses_lpips_where_it_is_installed(enlarged, monkeypatch):
+    monkeypatch.setattr(upscaling, "lpips_missing", lambda: None)
+    monkeypatch.setattr(upscaling, "lpips", lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    monkeypatch.setattr(upscaling, "lpips_map", lambda a, b: (a - b).abs().mean(1, keepdim=True))
     flow = upscaler()
     row = evaluate_upscaler(flow, enlarged, temperatures=(0.9,), samples=2)["tau 0.9"]
     assert "diversity_score_mse" not in row
-    expected, whole = [], []
+    expected, distances = [], []
     for name in ("large", "small"):
         hr = rgb(enlarged / f"{name}.png").float()
         hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]
         pictures = eight_bits(upscale(flow, eight_bits(shrink(hr, 4)), temperature=0.9, seed=0, samples=2))
-        expected.append(diversity_score(pictures, hr, evaluate.lpips_map))
-        whole.append(float((pictures[0] - hr).abs().mean()))
+        expected.append(diversity_score(pictures, hr, upscaling.lpips_map))
+        distances.append(float((pictures[0] - hr).abs().mean()))
     assert row["diversity_score_lpips"] == pytest.approx(sum(expected) / 2, rel=1e-4)
-    assert row["lpips"] == pytest.approx(sum(whole) / 2, rel=1e-4)
+    assert row["lpips"] == pytest.approx(sum(distances) / 2, rel=1e-4)
     assert missing_measures() is None
 
 
-def test_what_is_missing_is_said_in_one_line(monkeypatch):
-    monkeypatch.setattr(evaluate, "lpips_missing", lambda: "a wish")
-    assert missing_measures() == "Missing: LPIPS and the diversity score on LPIPS. To get it: a wish."
-    assert missing_measures(["lpips"]) == "Missing: LPIPS. To get it: a wish."
-    assert missing_measures(["diversity_score"]) == "Missing: the diversity score on LPIPS. To get it: a wish."
+def test_missing_measures_are_named_in_one_line(monkeypatch):
+    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
+    assert missing_measures() == "Missing: LPIPS and the diversity score on LPIPS. To get it: a package."
+    assert missing_measures(["lpips"]) == "Missing: LPIPS. To get it: a package."
+    assert missing_measures(["diversity_score"]) == "Missing: the diversity score on LPIPS. To get it: a package."
     assert missing_measures(["psnr"]) is None
 
 
 def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "lpips_missing", lambda: "a wish")
+    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
     save(upscaler(), tmp_path / "model.safetensors")
     words = ["eval", str(enlarged), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
     words += ["--temperature", "0", "--json", str(tmp_path / "numbers.json")]
     assert main([*words, "--measures", "LR-PSNR,brisque"]) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines()[0] == "| set | method | LR-PSNR | BRISQUE |"
-    assert "Missing" not in told.err
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "| set | method | LR-PSNR | BRISQUE |"
+    assert "Missing" not in captured.err
     assert set(json.loads((tmp_path / "numbers.json").read_text())["hr"]["tau 0"]) == {"lr_psnr", "brisque"}
     assert main(words) == 0
-    told = capsys.readouterr()
-    assert told.out.count("missing") == 2  # LPIPS of bicubic and tau 0
-    assert told.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
+    captured = capsys.readouterr()
+    assert captured.out.count("missing") == 2  # LPIPS of bicubic and tau 0
+    assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
     assert main([*words, "--measures", "psnr,fid"]) == 1
     assert "no measure 'fid'" in capsys.readouterr().err
-    save(model(), tmp_path / "colours.safetensors")
-    words[3] = str(tmp_path / "colours.safetensors")
+    save(model(), tmp_path / "colorizer.safetensors")
+    words[3] = str(tmp_path / "colorizer.safetensors")
     assert main([*words, "--measures", "psnr"]) == 1
     assert "measures of upscalers" in capsys.readouterr().err
+
+
+def test_held_out_images_alone_are_measured(enlarged, tmp_path, capsys):
+    listed = sorted(held_out_names("standard"))[0]
+    (enlarged / "small.png").rename(enlarged / listed)
+    save(upscaler(), tmp_path / "model.safetensors")
+    words = ["eval", str(enlarged), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
+    assert main([*words, "--temperature", "0", "--measures", "psnr", "--held-out"]) == 0
+    captured = capsys.readouterr()
+    assert listed in captured.err
+    assert "large.png" not in captured.err
+    (enlarged / listed).unlink()
+    assert main([*words, "--held-out"]) == 1
+    assert "held-out images" in capsys.readouterr().err
+
+
+def test_held_out_images_of_other_models(folder):
+    assert evaluate_colorizer(model(), folder, samples=2, only={"1.png"})["images"] == 1
+    assert evaluate_density(build_tiny("glow", image_size=16), folder, only={"0.png", "other.png"})["images"] == 1
+    with pytest.raises(ImageError, match="None of the images"):
+        evaluate_density(build_tiny("glow", image_size=16), folder, only={"other.png"})

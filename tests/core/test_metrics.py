@@ -8,23 +8,16 @@ import torch
 
 from flowcore.errors import FlowError, ShapeError
 from flowcore.images.resize import enlarge, shrink
-from flowcore.quality.metrics import (
-    ALEXNET,
+from flowcore.quality.color_metrics import (
     chroma_rmse,
     coherence,
     coherence_parts,
-    colourfulness,
-    diversity,
-    diversity_score,
+    colorfulness,
     flicker,
     global_share,
-    lpips,
-    lpips_map,
-    lpips_missing,
-    lr_psnr,
-    psnr,
-    ssim,
 )
+from flowcore.quality.lpips import ALEXNET, lpips, lpips_map, lpips_missing
+from flowcore.quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, ssim
 
 
 def test_psnr_of_a_constant_difference() -> None:
@@ -54,9 +47,31 @@ def test_diversity_is_the_mean_deviation_in_eighth_bit_steps() -> None:
     assert diversity(samples[:1].repeat(3, 1, 1, 1)) == 0
 
 
-def flat(*colours: tuple[float, float], size: tuple[int, int] = (6, 10)) -> torch.Tensor:
-    """One picture per colour: (N, 2, *size)."""
-    return torch.tensor(colours)[:, :, None, None].expand(-1, -1, *size)
+def test_false_specks_are_isolated_pixels_where_the_original_is_smooth() -> None:
+    hr = torch.full((1, 3, 20, 30), 0.5)
+    hr[..., 20:] = 0.7  # an edge: no pixel of it differs from its local median
+    assert false_specks(hr, hr).tolist() == [0]
+    sr = hr.clone()
+    sr[..., 5, 5] += 0.09
+    sr[..., 12, 8] -= 0.09
+    sr[..., 12, 20] += 0.07  # too faint
+    sr[..., 2:4, 10:14] += 0.3  # an area, whose inner pixels are their own median; its four corners are not
+    assert false_specks(sr, hr).tolist() == pytest.approx([1000 * 6 / 600])
+    detailed = hr.clone()
+    detailed[..., 7, 7] += 0.05  # detail of the original, 2 pixels away from the first speck
+    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 5 / 600])
+    detailed[..., 7, 7], detailed[..., 5, 2] = 0.5, 0.55  # 3 pixels away
+    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
+    detailed[..., 5, 2], detailed[..., 5, 6] = 0.5, 0.53  # too faint to count as detail
+    assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
+    assert false_specks(torch.cat([sr, hr]), hr).tolist() == pytest.approx([10, 0])
+    with pytest.raises(ShapeError, match="originals of the enlargements' size"):
+        false_specks(sr, hr[..., 1:])
+
+
+def flat(*colors: tuple[float, float], size: tuple[int, int] = (6, 10)) -> torch.Tensor:
+    """One image per color: (N, 2, *size)."""
+    return torch.tensor(colors)[:, :, None, None].expand(-1, -1, *size)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -64,14 +79,14 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_chroma_rmse_is_over_both_channels_and_one_number_per_picture() -> None:
-    a, grey = flat((0.3, -0.4), (0.0, 0.2)), flat((0.0, 0.0))
+    a, gray = flat((0.3, -0.4), (0.0, 0.2)), flat((0.0, 0.0))
     expected = [0.25**0.5 / 2**0.5, 0.2 / 2**0.5]
-    assert chroma_rmse(a, grey).tolist() == pytest.approx(expected)
-    assert chroma_rmse(grey, a).tolist() == pytest.approx(expected)
+    assert chroma_rmse(a, gray).tolist() == pytest.approx(expected)
+    assert chroma_rmse(gray, a).tolist() == pytest.approx(expected)
     assert chroma_rmse(a, a).tolist() == [0, 0]
     half = a.clone()
     half[..., :5] = 0  # an error on half of the pixels: sqrt(1/2) of it
-    assert chroma_rmse(half, grey).tolist() == pytest.approx([e / 2**0.5 for e in expected])
+    assert chroma_rmse(half, gray).tolist() == pytest.approx([e / 2**0.5 for e in expected])
 
 
 def test_global_share_is_one_for_a_change_of_the_whole_and_one_over_the_pixels_for_noise() -> None:
@@ -121,11 +136,11 @@ def test_coherence_says_what_it_needs() -> None:
     assert math.isnan(coherence(flat((0.1, 0.1), (0.1, 0.1), size=(4, 4)), noise(1, 2, 4, 4)))
 
 
-def test_colourfulness_is_the_length_of_chroma() -> None:
+def test_colorfulness_is_the_length_of_chroma() -> None:
     half = flat((0.3, 0.4)).clone()
     half[..., :5] = 0
     values = torch.cat([flat((0.3, 0.4), (-0.3, -0.4), (0.0, 0.0)), half])
-    assert colourfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
+    assert colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
 
 
 def test_flicker_looks_where_nothing_moves() -> None:
@@ -136,7 +151,7 @@ def test_flicker_looks_where_nothing_moves() -> None:
     assert flicker(chroma, luma) == pytest.approx(0.02)
     chroma[2] = 0.02  # there, and stays
     assert flicker(chroma, luma) == pytest.approx(0.01)
-    chroma[1, :, :, :3] = 0.3  # wild colours on the left, where it moves
+    chroma[1, :, :, :3] = 0.3  # wild colors on the left, where it moves
     assert flicker(chroma, luma) > 0.05
     luma[1, :, :, :3] = 0.6
     assert flicker(chroma, luma) == pytest.approx(0.01)
@@ -162,7 +177,7 @@ def test_diversity_score_is_what_choosing_by_pixel_gains() -> None:
     samples[0, :, 0] = 0.2  # wrong above: mean square 0.02
     samples[1, :, 1] = 0.4  # wrong below, and more so
     assert diversity_score(samples, hr) == pytest.approx(100)  # each pixel is right in one of them
-    samples[:, 0, 1, 1] = 0.3  # one of four pixels, one of three colours, in both: 0.03 on the map
+    samples[:, 0, 1, 1] = 0.3  # one of four pixels, one of three colors, in both: 0.03 on the map
     # best whole: (0.04 + 0.04 + 0 + 0.03) / 4; best by pixel: 0.03 / 4
     assert diversity_score(samples, hr) == pytest.approx(100 * (0.11 - 0.03) / 0.11, rel=1e-5)
     linear = diversity_score(samples, hr, lambda a, b: (a - b).abs().mean(1, keepdim=True))

@@ -15,7 +15,8 @@ from flowcore.images import color
 from flowcore.images.resize import enlarge, shrink
 from flowcore.likelihood import log_prob, snap
 from flowcore.prior import sample_latents
-from flowcore.quality.metrics import chroma_rmse, colourfulness, diversity, lr_psnr, psnr
+from flowcore.quality.color_metrics import chroma_rmse, colorfulness
+from flowcore.quality.metrics import diversity, lr_psnr, psnr
 from flowcore.tasks.directions import apply_style
 from flowcore.tasks.hints import hints_from_points
 from flowcore.training.styles import STYLES, attributes
@@ -61,7 +62,7 @@ def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_gre
     assert float((color.luma(pictures) - y).abs().max()) <= 1e-6
     chroma = color.split(pictures)[1]
     assert float(chroma.std(0).mean()) > 0.01
-    assert 0.4 < float(colourfulness(chroma).mean() / colourfulness(truth)) < 2
+    assert 0.4 < float(colorfulness(chroma).mean() / colorfulness(truth)) < 2
     grey = float(chroma_rmse(torch.zeros_like(truth), truth))
     assert float(chroma_rmse(chroma, truth.expand(8, -1, -1, -1)).min()) < grey
 

@@ -10,7 +10,8 @@ import torch
 
 import flowcore
 from flowcore.errors import FlowError, ImageError
-from flowcore.evaluation.tables import density_table, evaluate_density
+from flowcore.evaluation.density import evaluate_density
+from flowcore.evaluation.tables import density_table
 from flowcore.likelihood import VariationalDequantizer, to_integers
 from flowcore.models import build, configure
 from flowcore.training.data import Digits, read_idx

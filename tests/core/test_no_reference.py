@@ -37,7 +37,7 @@ def tensor(array):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_numbers_are_those_of_the_programs_of_the_literature(name):
+def test_values_match_the_reference_programs(name):
     picture = tensor(PICTURES[name]())
     for measure in (niqe, brisque, piqe):
         came, expected = measure(picture), RECORDED[name][measure.__name__]
@@ -48,7 +48,7 @@ def test_numbers_are_those_of_the_programs_of_the_literature(name):
 
 
 @pytest.mark.parametrize("measure", [niqe, brisque, piqe])
-def test_pictures_of_a_batch_are_measured_one_by_one(measure):
+def test_images_of_a_batch_are_measured_independently(measure):
     batch = torch.cat([tensor(PICTURES[name]()) for name in ("leaves", "noisy", "blurred")])
     before = batch.clone()
     assert measure(batch).tolist() == pytest.approx([float(measure(one[None])) for one in batch], rel=1e-9)
@@ -57,7 +57,7 @@ def test_pictures_of_a_batch_are_measured_one_by_one(measure):
 
 
 @pytest.mark.parametrize("shape", [2, 1])
-def test_a_fit_finds_the_distribution_that_was_drawn(shape):
+def test_the_fit_recovers_the_distribution(shape):
     generator = torch.Generator().manual_seed(0)
     size = (2, 400, 500)
     if shape == 2:
@@ -72,21 +72,21 @@ def test_a_fit_finds_the_distribution_that_was_drawn(shape):
     assert right.tolist() == pytest.approx([deviation, deviation], rel=0.01)
 
 
-def test_what_a_flat_picture_is():
+def test_flat_images():
     flat = torch.full((1, 3, 200, 200), 0.5)
     assert float(piqe(flat)) == 100
     assert float(piqe(torch.zeros(1, 1, 20, 20))) == 100
     assert math.isnan(float(niqe(flat)))
 
 
-def test_noise_and_blocks_are_worse_than_none():
+def test_noise_and_blocks_score_worse():
     clean, noisy, blocky = (tensor(PICTURES[name]()) for name in ("leaves", "noisy", "blocky"))
     for measure in (niqe, brisque, piqe):
         assert float(measure(clean)) < float(measure(noisy)), measure.__name__
         assert float(measure(clean)) < float(measure(blocky)), measure.__name__
 
 
-def test_errors_say_what_would_do():
+def test_unsuitable_images_raise_readable_errors():
     for measure in (niqe, brisque, piqe):
         with pytest.raises(ShapeError, match=r"\(B, 1 or 3, H, W\); got \(1, 4, 200, 200\)"):
             measure(torch.rand(1, 4, 200, 200))

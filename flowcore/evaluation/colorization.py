@@ -1,0 +1,173 @@
+"""Colorizers, measured on photographs in color."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import FlowError
+from ..flow import Flow
+from ..images.color import NEUTRAL, luma, split
+from ..networks.luma import STRIDE
+from ..prior import sample_latents
+from ..quality.color_metrics import chroma_rmse, coherence_parts, colorfulness
+from ..tasks.chroma import bounded, schedule
+from ..tasks.colorize import colorize
+from ..tasks.score import score
+from .image_set import list_images, read_upright
+
+
+def evaluate_colorizer(
+    flow: Flow,
+    folder: Path,
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    temperature: float | None = None,
+    detail: float | None = None,
+    working_size: int | None = None,
+    limit: int = 10_000,
+    log: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
+) -> dict[str, float]:
+    """Measure a colorizer on a folder of photographs in color.
+
+    Two kinds of measurements, each a mean over images unless stated otherwise, each image with seeds of its own:
+
+    On the grid that the model works on (chroma at a quarter of the working size; the photograph is resized so that both
+    sides are the nearest multiples that the model takes, and center-cropped): bits per dimension and coherence.
+
+    On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size: everything
+    else. RMSE is ``chroma_rmse``, a number per image; the best of several is the best image, never the best pixel of
+    each.
+
+    Args:
+        flow: A colorizer.
+        folder: Photographs in color, at any depth.
+        samples: K, colorings per image, at least 2.
+        seed: Image i takes the seeds from ``seed + i * samples`` on.
+        temperature: Of the palette; None for the model's default.
+        detail: Temperature of the detail; None for the model's default.
+        working_size: Shorter side at which colors are decided; None for the model's default.
+        limit: At most so many images, evenly spread over the sorted names.
+        log: Called with a line per image.
+        only: File names to measure; None for all.
+
+    Returns:
+        "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
+        "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the requested
+        temperatures), see ``coherence``: both are ratios of means, "global_share" over "global_share_truth", and those
+        with "_default". At full size, "rmse" (of one coloring: the mean of all K), "rmse_best" (of the best of K),
+        "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no color),
+        "diversity" (standard deviation of the K, mean over pixels and channels), "colourfulness",
+        "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is washed out),
+        "luma_error" (the largest of all pixels of all images) and "luma_kept" (share of the images whose 8-bit
+        colorings have exactly the 8-bit luma that went in).
+
+    Raises:
+        ImageError: If there is no image, or one that cannot be read.
+        FlowError: If the model is not a colorizer, or another argument is out of its range.
+    """
+    flow.require("colorize")
+    if samples < 2 or limit < 1:
+        raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
+    rows: list[dict[str, float]] = []
+    for number, file in enumerate(list_images(folder, only, limit)):
+        settings = _Settings(samples, (seed + number * samples) % 2**64, temperature, detail, working_size)
+        image = read_upright(file)
+        row = _measure_colorings(flow, image, settings) | _measure_grid(flow, image, settings)
+        rows.append(row)
+        if log is not None:
+            log(
+                f"{file.name}: {row['bits_per_dim']:.3f} bits/dim, RMSE {row['rmse']:.4f}, best of {samples} "
+                f"{row['rmse_best']:.4f}, gray {row['rmse_grey']:.4f}"
+            )
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    bits = torch.tensor([row["bits_per_dim"] for row in rows], dtype=torch.float64)
+    return {
+        "images": len(rows),
+        "samples": samples,
+        **means,
+        "standard_error": float(bits.std()) / len(rows) ** 0.5 if len(rows) > 1 else math.nan,
+        "coherence": _ratio(means["global_share"], means["global_share_truth"]),
+        "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
+        "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
+        "luma_error": max(row["luma_error"] for row in rows),
+    }
+
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    seed: int
+    temperature: float | None
+    detail: float | None
+    working_size: int | None
+
+
+@torch.no_grad()
+def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[str, float]:
+    """Measure a colorizer on the grid that it works on."""
+    config: Any = flow.config
+    multiple = config.source_multiple
+    factor = (settings.working_size or config.working_size) / min(image.size)
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
+    y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
+    truth = F.avg_pool2d(chroma, STRIDE)  # (1, 2, height / 4, width / 4)
+    device = next(flow.parameters()).device
+    cond = flow.encode_condition(y.to(device))
+    shapes = flow.latent_shapes(*truth.shape[-2:])
+    palette, detail = (
+        default if requested is None else requested
+        for default, requested in zip(config.temperatures, (settings.temperature, settings.detail), strict=True)
+    )
+    row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=settings.seed, complexity=False).bits_per_dim)}
+    for name, taus in (("", 1.0), ("_default", schedule(palette, detail, len(shapes)))):
+        latents = [z.to(device) for z in sample_latents(shapes, settings.samples, taus, seed=settings.seed)]
+        drawn = flow.inverse(latents, cond.expand(settings.samples), partial(bounded, flow)).cpu() - NEUTRAL
+        row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
+    return row
+
+
+def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> dict[str, float]:
+    """Measure what ``colorize`` makes of a photograph's luma at its own size."""
+    y, truth = split(_pixels(image).double() / 255)
+    gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
+    color = partial(colorize, flow, gray.to(torch.uint8), working_size=settings.working_size)
+    colorings = color(
+        temperature=settings.temperature, detail=settings.detail, seed=settings.seed, samples=settings.samples
+    ).double()
+    calm = color(temperature=0, detail=0).double()
+    result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
+    errors = chroma_rmse(chroma, truth)
+    luma_kept = luma((colorings * 255).round()).round() == gray
+    return {
+        "rmse": float(errors.mean()),
+        "rmse_best": float(errors.min()),
+        "rmse_mean": float(chroma_rmse(chroma.mean(0, keepdim=True), truth)),
+        "rmse_calm": float(chroma_rmse(split(calm)[1], truth)),
+        "rmse_grey": float(chroma_rmse(torch.zeros_like(truth), truth)),
+        "diversity": float(chroma.std(0, correction=0).mean()),
+        "colourfulness": float(colorfulness(chroma).mean()),
+        "colourfulness_truth": float(colorfulness(truth)),
+        "luma_error": float((result_luma - gray / 255).abs().max()),
+        "luma_kept": float(luma_kept.all()),
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8

@@ -1,0 +1,173 @@
+"""Upscalers and bicubic enlargement, measured on HR images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FlowError, ShapeError
+from ..flow import Flow
+from ..images.resize import enlarge, shrink
+from ..quality.lpips import lpips, lpips_map, lpips_missing
+from ..quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, squared_error, ssim
+from ..quality.no_reference import brisque, niqe, piqe
+from ..tasks.score import score
+from ..tasks.upscale import upscale
+from .image_set import list_images, read_cropped
+
+MEASURES = (
+    "psnr",
+    "ssim",
+    "lr_psnr",
+    "diversity",
+    "gain",
+    "diversity_score",
+    "niqe",
+    "brisque",
+    "piqe",
+    "lpips",
+    "false_specks",
+    "bits_per_dim",
+)
+USUAL_MEASURES = MEASURES[:-1]  # bits_per_dim costs as much as all the others together
+OF_ORIGINALS = ("niqe", "brisque", "piqe", "false_specks")  # what an original can be measured in, too
+
+
+def evaluate_upscaler(
+    flow: Flow,
+    folder: Path,
+    *,
+    temperatures: Sequence[float] = (0.0, 0.8),
+    samples: int = 8,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+    measures: Sequence[str] = USUAL_MEASURES,
+    only: Collection[str] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure bicubic and a model on a folder of HR images.
+
+    LR images are antialiased bicubic, rounded to 8 bits; results are rounded to 8 bits; PSNR, SSIM and LPIPS are over
+    RGB and entire images. Diversity is the mean per-pixel standard deviation of the samples; the diversity score is the
+    challenge's if LPIPS is installed, and otherwise the same formula with squared differences, under another key.
+
+    Args:
+        flow: An upscaler.
+        folder: HR images; sides are cropped to multiples of the scale.
+        temperatures: To measure at; the first sample each for all but the diversities.
+        samples: For the diversities of temperatures above 0; the challenge takes 10.
+        seed: Of the first sample.
+        log: Called with a line per image.
+        measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
+        only: File names to measure; None for all.
+
+    Returns:
+        Method ("bicubic", "tau 0.8", ..., "original") to the means over images of the requested measures: "psnr",
+        "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of bicubic, dB), "diversity_score_lpips" or
+        "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips", "false_specks" (per mille) and
+        "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original" those that need no reference,
+        and false specks, 0 by definition. Images that are too small for a measure are left out of its mean, and the
+        measure if all are.
+
+    Raises:
+        FlowError: If the model is not an upscaler, or there is no such measure.
+        ImageError: If there is no image.
+    """
+    flow.require("upscale")
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise FlowError(f"There is no measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
+    scale = flow.condition_scale
+    rows: dict[str, list[dict[str, float]]] = {}
+    for file in list_images(folder, only):
+        hr = read_cropped(file, scale)
+        lr = _rounded(shrink(hr, scale))
+        bicubic = _rounded(enlarge(lr, scale))
+        base = float(psnr(bicubic, hr))
+        of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
+        bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
+        for tau in temperatures:
+            images = _rounded(upscale(flow, lr, temperature=tau, seed=seed, samples=samples if tau else 1))
+            of_this[f"tau {tau:g}"] = {**_measure(images, hr, lr, base, measures), **bits}
+        if log is not None:
+            log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in of_this.items()))
+        if without_reference := [name for name in measures if name in OF_ORIGINALS]:
+            of_this["original"] = {**_measure(hr, hr, lr, base, without_reference)}
+            del of_this["original"]["psnr"]
+        for method, row in of_this.items():
+            rows.setdefault(method, []).append(row)
+    return {
+        method: {
+            key: mean
+            for key in values[0]
+            if (key != "psnr" or key in measures) and not math.isnan(mean := _mean_of_measured(values, key))
+        }
+        for method, values in rows.items()
+    }
+
+
+def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
+    """Name the measures that this machine lacks, and how to get them.
+
+    Args:
+        measures: Some of ``MEASURES``.
+
+    Returns:
+        A line; None if nothing is missing.
+    """
+    based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
+    lacking = [title for name, title in based_on_lpips.items() if name in measures]
+    missing = lpips_missing() if lacking else None
+    return None if missing is None else f"Missing: {' and '.join(lacking)}. To get it: {missing}."
+
+
+def _measure(images: Tensor, hr: Tensor, lr: Tensor, base: float, measures: Sequence[str]) -> dict[str, float]:
+    """Measure samples of one image: all of them for the diversities, the first for the rest."""
+    first = images[:1]
+    ways: dict[str, Callable[[], Any]] = {
+        "psnr": lambda: psnr(first, hr),
+        "ssim": lambda: ssim(first, hr),
+        "lr_psnr": lambda: lr_psnr(first, lr),
+        "diversity": lambda: diversity(images) if len(images) > 1 else 0.0,
+        "gain": lambda: psnr(first, hr) - base,
+        "niqe": lambda: niqe(first),
+        "brisque": lambda: brisque(first),
+        "piqe": lambda: piqe(first),
+        "false_specks": lambda: false_specks(first, hr),
+    }
+    if lpips_missing() is None:
+        ways["lpips"] = lambda: lpips(first, hr)
+        score_key, distance = "diversity_score_lpips", lpips_map
+    else:
+        score_key, distance = "diversity_score_mse", squared_error
+    ways[score_key] = lambda: diversity_score(images, hr, distance) if len(images) > 1 else 0.0
+    requested = {"psnr", score_key if "diversity_score" in measures else "", *measures}  # PSNR is for the log, too
+    row: dict[str, float] = {}
+    for key, measure in ways.items():
+        if key in requested:
+            try:
+                row[key] = float(measure())
+            except ShapeError:
+                row[key] = math.nan  # the image is too small for this one
+    return row
+
+
+def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
+    """Bits per dimension of an HR image, cropped to what the model takes."""
+    multiple = flow.size_multiple
+    height, width = (side // multiple * multiple for side in hr.shape[-2:])
+    hr = hr[..., :height, :width]
+    device = next(flow.parameters()).device
+    cond = flow.encode_condition(_rounded(shrink(hr, flow.condition_scale)).to(device))
+    return {"bits_per_dim": float(score(flow, (hr * 255).round().byte(), cond, complexity=False).bits_per_dim)}
+
+
+def _mean_of_measured(rows: list[dict[str, float]], key: str) -> float:
+    values = [row[key] for row in rows if not math.isnan(row[key])]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _rounded(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round() / 255
