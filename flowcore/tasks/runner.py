@@ -11,18 +11,20 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..device import Precision as PlanPrecision
 from ..device import empty_cache, is_out_of_memory, no_autocast, preferred_precision
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..inference.fold import BorderConv, ConditionConv, FoldedConv, FoldedDense
 from ..inference.plan import Plan, planned, use_minimum_memory
+from ..inference.progress import observed
 from ..networks.conditioner import NormalisedConv, ScaledConv
 from ..networks.residual import WeightNormConv
 from ..prior import Temperature
@@ -70,7 +72,7 @@ class RunOptions:
         precision: Of conditioners and encoder, see ``Precision``; on a CPU, float16 becomes float32.
         batch: Images or samples that go through the flow at once; 0 chooses.
         progress: Called as the work advances.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        cancelled: Asked before every convolution; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked; None logs it.
     """
 
@@ -91,7 +93,7 @@ class Runner:
     """Runs one task, again with less at once if memory runs out.
 
     Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and ``stage``
-    announces units of which the layers that run next are an equal share each.
+    announces units that are counted while the plan computes them.
 
     Args:
         flow: The model; None for a task without one.
@@ -103,7 +105,8 @@ class Runner:
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
         self.options = options
         self.minimum_memory = False
-        self._flow, self._plan, self._precision = flow, None, None
+        self._flow, self._plan = flow, None
+        self._notified: set[str] = set()
         self._size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
         self._advice = advice
         self.expect(0)
@@ -126,7 +129,7 @@ class Runner:
         while True:
             self._plan = None
             try:
-                with torch.no_grad(), no_autocast(self.device), ExitStack() as self._attempt:
+                with torch.no_grad(), no_autocast(self.device), observed(self._observe):
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
@@ -143,13 +146,12 @@ class Runner:
 
     @property
     def plan(self) -> Plan:
-        """The model folded in the precision of the options; made when first asked for, and watched from then on."""
+        """The model folded in the precision of the options; made when first asked for."""
         if self._plan is None:
             assert self._flow is not None
-            self._plan = planned(self._flow, self._chosen_precision(self._flow))
+            self._plan = planned(self._flow, self._precision())
             if self.minimum_memory:
                 self._plan.use_minimum_memory()
-            self._attempt.enter_context(self.watching(self._plan))
         return self._plan
 
     @property
@@ -174,8 +176,10 @@ class Runner:
         return 1 if self.minimum_memory else self.options.batch or preferred
 
     def notify(self, sentence: str) -> None:
-        """Tell the caller something, or the log."""
-        (self.options.notify or log.warning)(sentence)
+        """Tell the caller something, or the log; each sentence once, however many attempts it takes."""
+        if sentence not in self._notified:
+            self._notified.add(sentence)
+            (self.options.notify or log.warning)(sentence)
 
     def check_cancelled(self) -> None:
         """Ask the caller whether to stop.
@@ -193,19 +197,18 @@ class Runner:
             total: Units of work to come.
         """
         self._total = total
-        self._done = self._start = self._end = 0
-        self._layers, self._seen = 0, set[nn.Module]()
+        self._reported = self._done = self._end = 0
+        self._weight = 0
 
-    def stage(self, units: int, layers: int) -> None:
-        """Begin units of work that count as layers run, each layer once however often it runs; not all need to.
+    def stage(self, units: int, weight: int = 1) -> None:
+        """Begin units of work that are counted while the plan computes them.
 
         Args:
-            units: Units that are done when the stage ends, with the next ``stage`` or ``advance``.
-            layers: Number of layers that they are spread over.
+            units: Units that are done when the next ``stage`` or ``advance`` ends this one, whatever was counted.
+            weight: Units per unit of the plan (see ``Plan.units`` and ``Plan.encoder_units``): the number of images.
         """
         self.check_cancelled()
-        self._start, self._end, self._layers = self._end, self._end + units, layers
-        self._seen.clear()
+        self._done, self._end, self._weight = self._end, self._end + units, weight
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
         """End the current stage, if there is one, and count finished units.
@@ -214,38 +217,27 @@ class Runner:
             units: How many.
             preview: A finished picture, ``(3, H, W)`` in [0, 1].
         """
-        self._start = self._end = self._end + units
-        self._layers = 0
-        self._report(self._end, preview)
+        self._done = self._end = self._end + units
+        self._report(preview)
 
-    @contextmanager
-    def watching(self, model: nn.Module) -> Generator[None, None, None]:
-        """Count the layers of a model, and ask before each whether to stop; ``plan`` is watched anyway."""
-        with watched(model, self._before_layer):
-            yield
+    def _observe(self, units: int) -> None:
+        if not units:
+            self.check_cancelled()
+        self._done = min(self._done + self._weight * units, self._end)
+        self._report(None)
 
-    def _before_layer(self, layer: nn.Module) -> None:
-        self.check_cancelled()
-        if self._layers:
-            self._seen.add(layer)
-            share = min(len(self._seen), self._layers) * (self._end - self._start) // self._layers
-            self._report(self._start + share, None)
-
-    def _report(self, done: int, preview: Tensor | None) -> None:
-        if done > self._done:
-            self._done = done
+    def _report(self, preview: Tensor | None) -> None:
+        if self._done > self._reported:
+            self._reported = self._done
             if self.options.progress is not None:
-                self.options.progress(done, self._total, preview)
+                self.options.progress(self._done, self._total, preview)
 
-    def _chosen_precision(self, flow: Flow) -> Any:
-        if self._precision is None:
-            self._precision = self.options.precision
-            if self._precision == "float16" and self.device.type == "cpu":
-                self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
-                self._precision = "float32"
-            if self._precision == "auto":
-                self._precision = preferred_precision(self.device)
-        return self._precision
+    def _precision(self) -> PlanPrecision:
+        precision = self.options.precision
+        if precision == "float16" and self.device.type == "cpu":
+            self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
+            return "float32"
+        return preferred_precision(self.device) if precision == "auto" else precision
 
     def _parameter(self) -> Tensor:
         parameter = None if self._flow is None else next(self._flow.parameters(), None)
