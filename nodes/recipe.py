@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from .. import flowcore
 from ..flowcore import provenance
-from ..flowcore.provenance import KEY, MOST_ENTRIES, MOST_PICTURES, Recipe, RecipeError
+from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance, ProvenanceError
 from .host import Notes, input_files, input_path, io, log, make, on_prompt, on_start, wrap
 from .inputs import shown
 from .load import choices, locate
@@ -93,10 +93,10 @@ def _write(hidden: Any, kind: str, values: dict[str, Any], output: Any) -> None:
                 put(pnginfo, name, entry)
 
 
-def _recipe(node_id: str, kind: str, values: dict[str, Any], images: torch.Tensor) -> Recipe:
+def _recipe(node_id: str, kind: str, values: dict[str, Any], images: torch.Tensor) -> Provenance:
     flow = flow_of(values["model"])
     pictures = images.permute(0, 3, 1, 2)
-    return Recipe(
+    return Provenance(
         node_id=node_id,
         node=kind,
         model=model_name(flow),
@@ -107,7 +107,7 @@ def _recipe(node_id: str, kind: str, values: dict[str, Any], images: torch.Tenso
         samples=values["samples"],
         settings={name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)},
         sources={name: _source(value) for name, value in values.items() if name != "model" and _is_source(value)},
-        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MOST_PICTURES]),
+        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
         version=flowcore.__version__,
     )
 
@@ -135,12 +135,12 @@ def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
     Args:
         pnginfo: The prompt's `extra_pnginfo`.
         node_id: Of the node.
-        entry: What `Recipe.to_json` gave.
+        entry: What `Provenance.to_json` gave.
     """
     before = pnginfo.get(KEY)
     kept = before if isinstance(before, list) else []
     kept = [other for other in kept if isinstance(other, dict) and other.get("node_id") != node_id]
-    pnginfo[KEY] = [*kept, {**entry, "node_id": node_id}][-MOST_ENTRIES:]
+    pnginfo[KEY] = [*kept, {**entry, "node_id": node_id}][-MAX_ENTRIES:]
 
 
 def look_at(body: Any) -> None:
@@ -155,7 +155,7 @@ def look_at(body: Any) -> None:
         return
     ours = [name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in _kinds]
     digests: dict[str, str] = {}
-    for node_id in ours[:MOST_ENTRIES]:  # whatever is posted, the host does not wait for us
+    for node_id in ours[:MAX_ENTRIES]:  # whatever is posted, the host does not wait for us
         try:
             mark = _mark(prompt, node_id, digests)
         except RecursionError:  # values within values, which the host refuses next
@@ -279,11 +279,11 @@ class FlowcoreLoadRecipe(io.ComfyNode):
         notes = Notes("Load Flow Recipe", cls.hidden.unique_id)
         path = input_path(image)
         if path is None:
-            raise RecipeError(f"{shown(image)} is gone from the input folder. Choose another picture.")
+            raise ProvenanceError(f"{shown(image)} is gone from the input folder. Choose another picture.")
         every = provenance.read(path)
         picture = _opened(path)
         mark = provenance.fingerprint(picture)
-        recipe = provenance.chosen(every, mark)
+        recipe = provenance.select(every, mark)
         if mark not in recipe.pictures:
             notes(
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes what it was "
@@ -313,5 +313,5 @@ def _opened(path: Path) -> torch.Tensor:
         with Image.open(path, formats=["PNG"]) as file:
             pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
     except Exception as error:  # of many classes, if the bytes are hostile
-        raise RecipeError(f"{path.name} is damaged: {str(error)[:200]}. Use the file as it was saved.") from error
+        raise ProvenanceError(f"{path.name} is damaged: {str(error)[:200]}. Use the file as it was saved.") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

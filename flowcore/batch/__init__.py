@@ -1,1 +1,1 @@
-"""Thousands of files: jobs, folders, and machines that share them."""
+"""Batches of picture files: jobs, folders with resume, and clusters."""

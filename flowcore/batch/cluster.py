@@ -1,10 +1,10 @@
-"""The same work on many machines: over a Ray cluster, with Ray Data (``pip install .[ray]``).
+"""A batch on many machines: a Ray cluster, through Ray Data (``pip install .[ray]``).
 
-    names of pictures -> workers, which read them, each with the model in memory -> results, saved by this program
+    paths of pictures -> workers, which read them, each with the model in memory -> results, saved by this program
 
-So each machine needs flowcore and Ray, and sees the pictures under the same path; the model travels with the work, and
-the results come back. Without the address of a cluster, Ray runs one on this machine for as long as the work lasts; its
-ports are open on all interfaces, as Ray's always are.
+Every machine needs flowcore and Ray, and sees the pictures under the same path; the model is sent to the workers.
+Without an address, Ray runs a cluster on this machine for the duration of the batch; its ports are open on all
+interfaces, as Ray's always are.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ..errors import FlowError
 from .folders import Job, Result
 from .job import Work, Worker
 
-MOST_BLOCKS = 4096  # of a run: a picture each, unless there are more
-ATTEMPTS = 2  # at each picture
+MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
+ATTEMPTS = 2  # per picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class Cluster:
     """Where to run.
 
     Attributes:
-        address: Of a running cluster, "auto" for the one that this machine belongs to; None for one of our own.
-        workers: How many, each with a model of its own; None for as many as the cluster's CPUs (on a GPU: its GPUs)
-            suffice for.
-        threads: Of each worker. Results are those of a single process with as many.
-        memory: Bytes of shared memory for pictures on their way, of a cluster of our own.
+        address: Address of a running cluster, "auto" for the one that this machine belongs to; None starts one.
+        workers: Number of workers, each with its own copy of the model; None for as many as the CPUs (on a GPU: the
+            GPUs) of the cluster allow.
+        threads: Threads of each worker. Results are those of a single process with as many threads.
+        memory: Bytes of shared memory for pictures in transit, for a cluster that is started here.
     """
 
     address: str | None = None
@@ -55,8 +55,8 @@ class Model:
     """Which model, so that every machine can load it.
 
     Attributes:
-        name: Of a shipped one, or of a file.
-        device: Where it shall live.
+        name: Name of a shipped model, or a file.
+        device: Device of every worker.
         overrides: See ``checkpoints.load``.
     """
 
@@ -66,7 +66,7 @@ class Model:
 
 
 class _Remote:
-    """A worker on some machine; rows of pictures in, rows of results out."""
+    """A worker on some machine: rows of pictures in, rows of results out."""
 
     def __init__(self, work: Work, model: Model, file: Any, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -79,88 +79,88 @@ class _Remote:
             self._worker = Worker(work, load(name, model.device, **model.overrides))
 
     def __call__(self, batch: Any) -> Any:
-        return _table([self._done(row) for row in batch.to_pylist()])
+        return _table([self._process(row) for row in batch.to_pylist()])
 
-    def _done(self, row: dict[str, Any]) -> dict[str, Any]:
-        said: list[str] = []
+    def _process(self, row: dict[str, Any]) -> dict[str, Any]:
+        notes: list[str] = []
         try:
             path = Path(row["path"])
-            results = self._worker(path.read_bytes(), path.name, notify=said.append)
+            results = self._worker(path.read_bytes(), path.name, notify=notes.append)
         except Exception as error:  # one picture does not stop the others
             text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            return {"number": row["number"], "results": [], "error": text, "said": said}
-        return {"number": row["number"], "results": results, "error": "", "said": said}
+            return {"number": row["number"], "results": [], "error": text, "notes": notes}
+        return {"number": row["number"], "results": results, "error": "", "notes": notes}
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
-    """Lay rows of results out for Ray: as numpy arrays, bytes would lose zeros at their end."""
+    """Convert rows of results for Ray; numpy arrays of bytes would lose trailing zeros."""
     arrow: Any = importlib.import_module("pyarrow")
     types = {
         "number": arrow.int64(),
         "results": arrow.list_(arrow.large_binary()),
         "error": arrow.string(),
-        "said": arrow.list_(arrow.string()),
+        "notes": arrow.list_(arrow.string()),
     }
     return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
-def do(
-    work: Work, model: Model, cluster: Cluster, say: Callable[[str], None], jobs: Iterable[Job]
+def execute(
+    work: Work, model: Model, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]
 ) -> Generator[Result]:
-    """Do jobs on a cluster.
+    """Execute jobs on a cluster.
 
     Args:
-        work: What to do.
+        work: What to do with every picture.
         model: With which model.
         cluster: Where.
-        say: Called with what a task has to say about a picture.
-        jobs: The jobs; what fails is tried once more.
+        notify: Called with the tasks' notes about pictures.
+        jobs: The jobs; those that fail are tried once more.
 
     Yields:
-        Each job, as it is done, and its results or why there are none.
+        Each job when it is finished, with its results or its failure.
 
     Raises:
         FlowError: If there is no Ray, or no cluster at that address.
     """
-    left, failed = dict(enumerate(jobs)), dict[int, str]()
-    if not left:
+    pending, failed = dict(enumerate(jobs)), dict[int, str]()
+    if not pending:
         return
     with _running(cluster) as ray:
         file = None if model.name in catalog.names() else ray.put(Path(model.name).expanduser().read_bytes())
         for attempt in range(ATTEMPTS):
-            failed = dict.fromkeys(left, "Its worker died; it may need more memory than there is.")
-            for row in _rows(ray, work, model, file, left, cluster):
-                job = left[row["number"]]
+            failed = dict.fromkeys(pending, "Its worker died; it may need more memory than there is.")
+            for row in _rows(ray, work, model, file, pending, cluster):
+                job = pending[row["number"]]
                 if row["error"]:
                     failed[row["number"]] = row["error"]
                     continue
                 del failed[row["number"]]
-                for sentence in row["said"]:
-                    say(f"{job.source.name}: {sentence}")
+                for note in row["notes"]:
+                    notify(f"{job.source.name}: {note}")
                 yield job, row["results"]
             if attempt + 1 < ATTEMPTS and failed:
-                say(f"{len(failed)} failed: trying once more.")
-            left = {number: left[number] for number in failed}
-            if not left:
+                notify(f"{len(failed)} failed: trying once more.")
+            pending = {number: pending[number] for number in failed}
+            if not pending:
                 return
-        for number, why in failed.items():
-            yield left[number], FlowError(why)
+        for number, reason in failed.items():
+            yield pending[number], FlowError(reason)
 
 
 def _rows(
     ray: Any, work: Work, model: Model, file: Any, jobs: dict[int, Job], cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
     gpu = model.device.startswith("cuda")
-    there = ray.cluster_resources()
-    most = int(there.get("GPU", 0)) if gpu else int(there.get("CPU", 1)) // cluster.threads
-    workers = max(1, min(cluster.workers or most, len(jobs)))
+    resources = ray.cluster_resources()
+    available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads
+    workers = max(1, min(cluster.workers or available, len(jobs)))
     items = [{"number": number, "path": str(job.source.absolute())} for number, job in jobs.items()]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a worker that dies with a picture does not stop the others
-    pictures = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+    context.max_errored_blocks = -1  # a picture that kills its worker does not stop the others
+    pictures = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's plans
+        warnings.simplefilter("ignore")  # about Ray's execution plan
         results = pictures.map_batches(
             _Remote,
             fn_constructor_args=(work, model, file, cluster.threads),
@@ -169,18 +169,16 @@ def _rows(
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             num_cpus=0 if gpu else cluster.threads,
             num_gpus=1 if gpu else 0,
-            max_task_retries=0,  # or a picture that kills its worker would do so for ever
+            max_task_retries=0,  # a picture that kills its worker would do so again
         )
     batches = iter(results.iter_batches(batch_size=1, batch_format="pyarrow"))
     while True:
         try:
             batch = next(batches, None)
-        except Exception as error:  # Ray's own are of many kinds
+        except Exception as error:  # Ray raises many types
             lines = [line for line in str(error).splitlines() if line.strip()]
-            why = lines[-1].strip() if lines else type(error).__name__
-            raise FlowError(
-                f"The cluster could not do it: {why} See to it that flowcore runs on each machine."
-            ) from error
+            reason = lines[-1].strip() if lines else type(error).__name__
+            raise FlowError(f"The cluster failed: {reason} Check that flowcore runs on every machine.") from error
         if batch is None:
             return
         yield from batch.to_pylist()
@@ -190,7 +188,7 @@ def _rows(
 def _running(cluster: Cluster) -> Generator[Any]:
     """Join a cluster, or start one that ends with the block."""
     ray = _ray()
-    if ray.is_initialized():  # by the program that calls
+    if ray.is_initialized():  # by the calling program
         yield ray
         return
     _check_reachable(cluster.address)
@@ -211,7 +209,7 @@ def _running(cluster: Cluster) -> Generator[Any]:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Knock at an address, where Ray would wait for minutes."""
+    """Try to connect to an address: Ray itself would wait for minutes."""
     host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -219,13 +217,13 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise FlowError(
-            f"Nobody answers at {address}: {error}. Start a cluster with `ray start --head`, and give the address that "
-            "it says."
+            f"Nothing answers at {address}: {error}. Start a cluster with `ray start --head`, and give the address "
+            "that it prints."
         ) from error
 
 
 def _ray() -> Any:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its makers
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray: Any = importlib.import_module("ray")
@@ -235,6 +233,6 @@ def _ray() -> Any:
             f"Working on many machines needs Ray ({error}). Install it beside flowcore: pip install 'ray[data]'; or "
             "leave --ray out."
         ) from error
-    for name in ("ray", "ray.data"):  # what fails is said by us
+    for name in ("ray", "ray.data"):  # failures are reported by us
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray

@@ -1,8 +1,8 @@
-"""Many picture files: which ones, where their results go, what is there already, and what could not be done.
+"""Folders of pictures: which files, where their results go, which are done, and which failed.
 
-A result carries the name of the wish that it answers (``work.Work.ids``) as EXIF's ImageUniqueID. So a run that was
-stopped at any moment goes on where it was, and a wish for something else makes the results anew. Results are whole or
-not there (``checkpoints.writing``). One picture that cannot be done does not stop the others.
+Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped at
+any moment can be resumed, and changed settings make the results again. Results are complete or absent
+(``checkpoints.writing``). A picture that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -31,12 +32,11 @@ SCORE_COLUMNS = ("image", "bits_per_dim", "complexity_corrected", "per_level", "
 
 @dataclass(frozen=True)
 class Found:
-    """A picture file that was asked for.
+    """A picture file that was found.
 
     Attributes:
         path: The file.
-        inside: Its path below the folder, or the fixed part of the pattern, that it was found in; its name, if it was
-            named itself.
+        inside: Its path below the folder, or below the fixed part of the pattern; its name if it was given itself.
     """
 
     path: Path
@@ -45,12 +45,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture file and its results.
-
-    Attributes:
-        source: The picture.
-        targets: A file for each result.
-    """
+    """A picture file, and a file for each of its results."""
 
     source: Path
     targets: tuple[Path, ...] = ()
@@ -58,35 +53,48 @@ class Job:
 
 @dataclass
 class Report:
-    """What has become of the jobs of a run.
+    """Outcome of a run.
 
     Attributes:
         done: Jobs that were done.
-        skipped: Jobs whose results were there.
-        failed: Jobs that could not be done, and why.
+        skipped: Jobs whose results existed.
+        failed: Jobs that failed, and why.
     """
 
     done: list[Job] = field(default_factory=list[Job])
     skipped: list[Job] = field(default_factory=list[Job])
     failed: list[tuple[Job, Exception]] = field(default_factory=list[tuple[Job, Exception]])
 
+    def raise_failures(self, total: int) -> None:
+        """Raise an error that lists the jobs that failed, out of ``total``; nothing if there are none."""
+        if not self.failed:
+            return
+        first = self.failed[0][1]
+        if total == 1:
+            raise first
+        lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in self.failed]
+        raise FlowError("\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])) from first
+
 
 Result = tuple[Job, list[bytes] | Exception]
-"""A job, and what became of it."""
+"""A job, and its results or its failure."""
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
 
 
 def find(words: Sequence[str], out: Path | None = None) -> list[Found]:
-    """Find the picture files that words of a command line mean.
+    """Find picture files.
 
     Args:
-        words: Files; folders, of which all picture files are meant, at any depth; patterns such as ``photos/**/*.jpg``.
-        out: The folder of the results, in which nothing is looked for.
+        words: Files, folders (searched at any depth) and patterns such as ``photos/**/*.jpg``.
+        out: Folder of the results, which is not searched.
 
     Returns:
-        The files: word by word, each file once, those of a folder in the order of the numbers in their names.
+        The files: word by word, each file once, in natural order of their names.
 
     Raises:
-        FlowError: If a folder or pattern holds none, or is itself where the results go.
+        FlowError: If a folder or pattern has no picture, or ``out`` is one of the folders.
     """
     found: dict[Path, Found] = {}
     for word in words:
@@ -94,92 +102,78 @@ def find(words: Sequence[str], out: Path | None = None) -> list[Found]:
         if path.is_dir():
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
-            results = _within(out, path)
-            several = [Found(p, p.relative_to(path)) for p in path.rglob("*") if _is_picture(p, results)]
-            what = f"No images in {word}"
+            excluded = _within(out, path)
+            matches = [Found(p, p.relative_to(path)) for p in path.rglob("*") if _is_picture(p, excluded)]
+            problem = f"No images in {word}"
         elif MAGIC.search(word) and not path.exists():
-            fixed = Path(*_before_magic(path.parts))
-            results = _within(out, fixed)
-            matches = (Path(match) for match in glob.glob(word, recursive=True))
-            several = [Found(p, p.relative_to(fixed)) for p in matches if _is_picture(p, results)]
-            what = f"Nothing matches {word}"
+            fixed = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
+            excluded = _within(out, fixed)
+            paths = (Path(match) for match in glob.glob(word, recursive=True))
+            matches = [Found(p, p.relative_to(fixed)) for p in paths if _is_picture(p, excluded)]
+            problem = f"Nothing matches {word}"
         else:
-            several, what = [Found(path, Path(path.name))], ""
-        if not several:
-            raise FlowError(f"{what}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-        for one in sorted(several, key=lambda one: in_order(one.inside)):
+            matches, problem = [Found(path, Path(path.name))], ""
+        if not matches:
+            raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        for one in sorted(matches, key=lambda one: natural_key(one.inside)):
             found.setdefault(one.path.absolute(), one)
     return list(found.values())
 
 
-def in_order(path: Path) -> list[tuple[int, int, str]]:
-    """Give what to sort paths by, so that frame 10 comes after frame 9.
-
-    Args:
-        path: Of a file.
-
-    Returns:
-        Its parts, numbers as numbers.
-    """
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key of a path that puts frame 10 after frame 9."""
     parts = re.split(r"(\d+)", path.as_posix())
     return [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts if part]
 
 
 def _within(out: Path | None, folder: Path) -> Path | None:
-    """The folder of the results, if it lies where pictures are looked for."""
+    """The folder of the results, if it lies below a folder that is searched."""
     return out.resolve() if out is not None and folder.resolve() in out.resolve().parents else None
 
 
-def _is_picture(path: Path, results: Path | None) -> bool:
+def _is_picture(path: Path, excluded: Path | None) -> bool:
     if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
         return False
-    return results is None or results not in path.resolve().parents
+    return excluded is None or excluded not in path.resolve().parents
 
 
-def _before_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts:
-        if MAGIC.search(part):
-            return
-        yield part
+# --- where results go -------------------------------------------------------------------------------------------------
 
 
 def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -> list[Job]:
-    """Say where the results of each picture go: into the same sub-folder of OUT as it was found in.
+    """Make a job for each picture; results go into the same sub-folder of ``out`` as the picture was found in.
 
-    Pictures whose results would have one name (a.jpg and a.png) have their suffix in it; of different folders, each of
-    which was named itself, those folders.
+    Where results of two pictures would collide, their names get the suffix (a.jpg and a.png), and pictures of different
+    folders that were given themselves keep those folders.
 
     Args:
         found: The pictures.
         out: Folder of the results.
-        names: Makes names of results of the name of a picture.
+        names: From the stem of a picture's name to the names of its results.
 
     Returns:
-        A job for each.
+        A job for each picture.
 
     Raises:
-        FlowError: If a result would take the place of a picture.
+        FlowError: If a result would overwrite a picture or another result.
     """
     above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
-    places = Counter(_place(one.inside) for one in found)
+    stems = Counter(_stem(one.inside) for one in found)
     inside = [one.inside for one in found]
     for k, one in enumerate(found):
-        if places[_place(one.inside)] > 1:
-            named = one.inside if len(one.inside.parts) > 1 else one.path.absolute().relative_to(above)
-            inside[k] = named.with_name(f"{named.stem}_{named.suffix[1:]}")
+        if stems[_stem(one.inside)] > 1:
+            place = one.inside if len(one.inside.parts) > 1 else one.path.absolute().relative_to(above)
+            inside[k] = place.with_name(f"{place.stem}_{place.suffix[1:]}")
     made = [
         Job(one.path, tuple(out / path.parent / name for name in names(path.stem)))
         for one, path in zip(found, inside, strict=True)
     ]
-    check_apart(made)
+    check_targets(made)
     return made
 
 
-def check_apart(made: Sequence[Job]) -> None:
-    """Refuse to write over pictures that are read, and two results into one file.
-
-    Args:
-        made: All jobs.
+def check_targets(made: Sequence[Job]) -> None:
+    """Refuse results that would overwrite a picture or each other.
 
     Raises:
         FlowError: Naming the file.
@@ -188,58 +182,60 @@ def check_apart(made: Sequence[Job]) -> None:
     targets = Counter(target.resolve() for job in made for target in job.targets)
     for target, times in targets.items():
         if target in sources:
-            raise FlowError(f"The result would take the place of {target}. Name another folder, or file, for it.")
+            raise FlowError(f"The result would overwrite {target}. Name another folder, or file, for it.")
         if times > 1:
             raise FlowError(f"{times} results would be {target}. Give the pictures different names.")
 
 
-def _place(inside: Path) -> str:
+def _stem(inside: Path) -> str:
     return inside.with_suffix("").as_posix().lower()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
 
 
 def run(
     made: Sequence[Job],
-    do: Callable[[Iterable[Job]], Iterable[Result]],
+    executor: Callable[[Iterable[Job]], Iterable[Result]],
     *,
-    there: Callable[[Job], bool],
-    keep: Callable[[Job, list[bytes]], None],
-    tell: Callable[[Job, Exception | None, bool], None],
+    is_done: Callable[[Job], bool],
+    save: Callable[[Job, list[bytes]], None],
+    on_result: Callable[[Job, Exception | None, bool], None],
     whole_clips: bool = False,
 ) -> Report:
-    """Do all jobs, except those whose results are there.
+    """Execute all jobs whose results do not exist yet.
 
     Args:
         made: The jobs.
-        do: Does those that it is given, in any order; what it raises ends the run.
-        there: Whether the results of a job are there.
-        keep: Saves results.
-        tell: Called with every job that is over, why it failed, and whether its results were there.
-        whole_clips: A result depends on those before in its folder: if one is missing, all are made.
+        executor: Executes the jobs that it is given, in any order; an exception that it raises ends the run.
+        is_done: Returns True if the results of a job exist.
+        save: Saves results.
+        on_result: Called after every job with its failure, if any, and whether it was skipped.
+        whole_clips: Results depend on the frames before them in the folder: if one is missing, all are made again.
 
     Returns:
-        What has become of them.
+        The outcome.
 
     Raises:
-        SavingError: If results cannot be saved; so could not the next ones.
+        SavingError: If results cannot be saved; the next ones could not be saved either.
     """
-    report, missing = Report(), dict[Path, bool]()
-    present = {job.source: there(job) for job in made} if whole_clips else {}
-    for source, is_there in present.items():
-        missing[source.parent] = missing.get(source.parent, False) or not is_there
+    report, incomplete = Report(), set[Path]()
+    if whole_clips:
+        incomplete = {job.source.parent for job in made if not is_done(job)}
 
-    def left() -> Iterator[Job]:
+    def pending() -> Iterator[Job]:
         for job in made:
-            if not missing[job.source.parent] if whole_clips else there(job):
+            if job.source.parent not in incomplete if whole_clips else is_done(job):
                 report.skipped.append(job)
-                tell(job, None, True)
+                on_result(job, None, True)
             else:
                 yield job
 
-    for job, result in do(left()):
+    for job, result in executor(pending()):
         failure = result if isinstance(result, Exception) else None
-        if failure is None:
+        if not isinstance(result, Exception):
             try:
-                keep(job, result if isinstance(result, list) else [])
+                save(job, result)
             except SavingError:
                 raise
             except (FlowError, OSError) as error:
@@ -248,57 +244,53 @@ def run(
             report.done.append(job)
         else:
             report.failed.append((job, failure))
-        tell(job, failure, False)
+        on_result(job, failure, False)
     return report
 
 
-def are_there(job: Job, work: Work, model: str) -> bool:
-    """Look whether a job's results are there: whole, and the answer to this wish.
+def is_done(job: Job, work: Work, model: str) -> bool:
+    """Return True if all outputs exist and match the job's settings.
 
     Args:
         job: The job.
-        work: The wish.
+        work: What is done with every picture.
         model: Fingerprint of the model.
 
     Returns:
-        Whether they are. Pictures of the right name that some other program has saved count.
+        Whether the job can be skipped. Pictures without a fingerprint, saved by another program, count as outputs.
     """
     if not job.targets or not all(target.is_file() for target in job.targets):
         return False
     try:
-        ids = work.ids(job.source.read_bytes(), model)
-        found = [files.unique_id(target.read_bytes()) for target in job.targets]
+        expected = work.ids(job.source.read_bytes(), model)
+        actual = [files.unique_id(target.read_bytes()) for target in job.targets]
     except OSError:
         return False
-    return all(id in (None, wanted) for id, wanted in zip(found, ids, strict=True))
+    return all(id in (None, wanted) for id, wanted in zip(actual, expected, strict=True))
 
 
 def save(job: Job, results: Sequence[bytes]) -> None:
-    """Save results, each whole or not at all.
-
-    Args:
-        job: The job.
-        results: A file for each of its targets.
+    """Save the results of a job, each file atomically.
 
     Raises:
-        SavingError: If the system refuses.
+        SavingError: If a file cannot be written.
     """
     for target, result in zip(job.targets, results, strict=True):
         write_whole(target, result)
 
 
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
 class Scores:
-    """A CSV file of scores, a row for each picture, that can be gone on with."""
+    """A CSV table of scores, one row per picture, that a later run can resume.
+
+    Attributes:
+        path: The file, which need not exist yet.
+        rows: Complete rows by picture; failures and a last row that was cut off are left out.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a last row that was cut off does not count.
-
-        Args:
-            path: The file, which need not be there.
-
-        Raises:
-            FlowError: If it is another table.
-        """
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         if not path.exists():
@@ -309,21 +301,18 @@ class Scores:
                 raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
             for row in reader:
                 if re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
+                    corrected = row["complexity_corrected"]
                     self.rows[row["image"]] = {
                         "image": row["image"],
                         "bits_per_dim": float(row["bits_per_dim"]),
-                        "complexity_corrected": _number(row["complexity_corrected"]),
+                        "complexity_corrected": float(corrected) if corrected else None,
                         "per_level": json.loads(row["per_level"]),
                         "notes": json.loads(row["notes"]),
                         "id": row["id"],
                     }
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one more row, at once.
-
-        Args:
-            row: By column.
-        """
+        """Write one more row, and flush it to the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -332,11 +321,7 @@ class Scores:
             os.fsync(file.fileno())
 
     def rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write all anew, whole or not at all.
-
-        Args:
-            rows: By column, in order.
-        """
+        """Replace the table atomically."""
         text = _line(SCORE_COLUMNS) + "".join(_line(_cells(row)) for row in rows)
         write_whole(self.path, text.encode())
 
@@ -350,7 +335,3 @@ def _line(cells: Iterable[Any]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None

@@ -1,6 +1,6 @@
-"""What is done to one picture file out of many: a file's bytes in, the bytes of its results out.
+"""One picture file of a batch: the file's bytes in, the bytes of its results out.
 
-A ``Work`` says it in values that can be sent to another machine; a ``Worker`` has the model loaded and does it.
+``Work`` is the description, in values that can be sent to another machine; ``Worker`` holds the model and does it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..evaluation.image_set import read_sized
 from ..flow import Flow
 from ..images import files
 from ..images.files import Format, Photograph
-from ..provenance import KEY, Recipe, fingerprint, is_plain, source
+from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.hints import Hints, combine, hints_from_points, palette_from, parse_points
@@ -28,25 +28,25 @@ from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
 Command = Literal["upscale", "colorize", "score"]
-NODES = {"upscale": "FlowcoreUpscale", "colorize": "FlowcoreColorize"}  # which would make the same picture
-NO_MATTER = {"tile"}  # settings that change memory and time, not the picture
+NODES = {"upscale": "FlowcoreUpscale", "colorize": "FlowcoreColorize"}  # that would make the same picture
+IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to do to every picture.
+    """What to do with every picture.
 
     Attributes:
         command: Which task.
-        model: What the model is called, for the recipe.
-        settings: Of the task, by their names there; of hints their texts ("points"), "radius" and "lock", of palettes
-            their "colours". "frames" is "video" for a clip whose frames carry on from each other.
-        seed: Of the first sample.
+        model: Name of the model, for the provenance.
+        settings: Keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as
+            "colours". "frames" is "video" for a clip whose frames depend on each other.
+        seed: Seed of the first sample.
         samples: Results per picture; for ``score``, draws.
-        reference: A picture file whose palette is taken over, for ``colorize``.
-        format: Of the results.
-        bits: Likewise.
-        quality: Likewise.
+        reference: Content of a picture file whose palette ``colorize`` applies.
+        format: File format of the results.
+        bits: Bits per channel of the results.
+        quality: Quality of the results, for lossy formats.
     """
 
     command: Command
@@ -61,42 +61,37 @@ class Work:
 
     @property
     def carries(self) -> bool:
-        """Whether a result depends on the pictures before."""
+        """Whether a result depends on the frames before it."""
         return self.settings.get("frames") == "video" and bool(self.settings.get("carry"))
 
     def ids(self, picture: bytes, model: str) -> list[str]:
-        """Name the results of a picture, so that they can be told from those of other wishes.
+        """Fingerprint the results of a picture: model, settings, seed and the picture itself.
 
         Args:
-            picture: The file.
+            picture: Content of the picture file.
             model: Fingerprint of the model.
 
         Returns:
             32 hexadecimal digits for each result.
         """
-        said = {name: value for name, value in self.settings.items() if name not in NO_MATTER}
-        said |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits}
-        said |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
-        said |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
-        seeds = range(self.seed, self.seed + self.samples)
-        wishes = [{**said, "seed": self.seed, "samples": self.samples}] if self.command == "score" else None
-        wishes = wishes or [{**said, "seed": seed} for seed in seeds]
-        return [hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:32] for wish in wishes]
+        payload = {name: value for name, value in self.settings.items() if name not in IRRELEVANT}
+        payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits}
+        payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
+        payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
+        if self.command == "score":
+            payloads = [{**payload, "seed": self.seed, "samples": self.samples}]
+        else:
+            payloads = [{**payload, "seed": seed} for seed in range(self.seed, self.seed + self.samples)]
+        return [hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:32] for each in payloads]
 
 
 class Worker:
-    """Does a work, with the model in memory."""
+    """Does a ``Work``, with the model in memory."""
 
     def __init__(self, work: Work, flow: Flow) -> None:
-        """Take the model.
-
-        Args:
-            work: What to do.
-            flow: The model.
-        """
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
-        self._before: list[Tensor] = []  # what the last frame of the clip has left
+        self._before: list[Tensor] = []  # state that ``colorize_video`` carries from frame to frame
         self._clip: object = None
 
     def __call__(
@@ -107,12 +102,12 @@ class Worker:
         progress: Progress | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> list[bytes]:
-        """Do it.
+        """Process one picture.
 
         Args:
-            picture: The file.
-            name: What to call it when something is wrong.
-            clip: Of a video, what is the same for all frames of a clip.
+            picture: Content of the picture file.
+            name: Name of the file, for messages.
+            clip: Identifies the clip of a video frame.
             progress: See the tasks.
             notify: See the tasks.
 
@@ -128,29 +123,31 @@ class Worker:
             pictures = self._upscale(photograph, progress, notify)
         else:
             pictures = self._colorize(photograph, clip, progress, notify)
-        settings = {key: value for key, value in self.work.settings.items() if is_plain(value)}
-        recipe = Recipe(
+        work = self.work
+        provenance = Provenance(
             node_id="command",
-            node=NODES[self.work.command],
-            model=self.work.model,
+            node=NODES[work.command],
+            model=work.model,
             model_sha256=self.model_sha256,
             architecture=self.flow.architecture,
             temperature=self._temperature(),
-            seed=self.work.seed,
-            samples=self.work.samples,
-            settings=settings,
+            seed=work.seed,
+            samples=work.samples,
+            settings={key: value for key, value in work.settings.items() if is_plain(value)},
             sources={"image": source(photograph.pixels)},
             pictures=tuple(fingerprint((result * 255).round().byte()) for result in pictures),
         )
-        text = {KEY: json.dumps([recipe.to_json()])}
-        kept, work = photograph.kept, self.work
+        text = {KEY: json.dumps([provenance.to_json()])}
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
-        return [files.encode(result, kept, unique_id=id, **options) for result, id in zip(pictures, ids, strict=True)]
+        return [
+            files.encode(result, photograph.kept, unique_id=id, **options)
+            for result, id in zip(pictures, ids, strict=True)
+        ]
 
     def _check_format(self, photograph: Photograph) -> None:
-        """Refuse before the work what could not be saved after it."""
-        work, alpha = self.work, photograph.pixels.shape[1] == 4
-        files.check_format(work.format, work.bits, work.quality, alpha=alpha)
+        """Refuse a format before the work, not after it."""
+        alpha = photograph.pixels.shape[1] == 4
+        files.check_format(self.work.format, self.work.bits, self.work.quality, alpha=alpha)
 
     def _temperature(self) -> float:
         given = self.work.settings.get("temperature")
@@ -172,22 +169,22 @@ class Worker:
     def _colorize(
         self, photograph: Photograph, clip: object, progress: Progress | None, notify: Callable[[str], None] | None
     ) -> Tensor:
-        wishes = dict(self.work.settings)
+        settings = dict(self.work.settings)
         image = photograph.pixels
-        hints = hints_of(wishes, (image.shape[-2], image.shape[-1]))
-        wishes |= {"seed": self.work.seed, "hints": hints, "progress": progress, "notify": notify}
-        if wishes.pop("frames", "photographs") == "video":
-            clip = (clip, tuple(image.shape))  # frames of another size are those of another clip
+        hints = hints_of(settings, (image.shape[-2], image.shape[-1]))
+        settings |= {"seed": self.work.seed, "hints": hints, "progress": progress, "notify": notify}
+        if settings.pop("frames", "photographs") == "video":
+            clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
             if clip != self._clip:
                 self._clip = clip
                 self._before.clear()
-            return colorize_video(self.flow, image, before=self._before, **wishes)
-        wishes.pop("carry", None)
-        strength = wishes.pop("strength", 1.0)
-        wishes["samples"] = self.work.samples
+            return colorize_video(self.flow, image, before=self._before, **settings)
+        settings.pop("carry", None)
+        strength = settings.pop("strength", 1.0)
+        settings["samples"] = self.work.samples
         if self._reference is None:
-            return colorize(self.flow, image, **wishes)
-        return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **wishes)
+            return colorize(self.flow, image, **settings)
+        return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         result = score(
@@ -207,10 +204,10 @@ class Worker:
 
 
 def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
-    """Take the wishes for colours out of settings.
+    """Turn the hints in settings into ``Hints``.
 
     Args:
-        settings: See ``Work``; they lose "points", "radius", "lock" and "colours".
+        settings: See ``Work``; "points", "radius", "lock" and "colours" are removed from them.
         size: Height and width of the image.
 
     Returns:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import __version__, decode, encode, interpolate, load, provenance, sample
 from ..batch import cluster, folders
-from ..batch.folders import Job, Report, Result, Scores
+from ..batch.folders import Job, Result, Scores
 from ..batch.job import Work, Worker
 from ..checkpoints import catalog
 from ..checkpoints.file import read_header, save
@@ -362,7 +362,7 @@ def _colorize(options: argparse.Namespace) -> None:
     if is_file:
         options.again = True  # it was named itself
         made = [Job(found[0].path, tuple(_numbered(options)))]
-        folders.check_apart(made)
+        folders.check_targets(made)
     else:
         made = folders.jobs(found, options.out, lambda stem: _colour_names(options, flow, stem, work.format))
     _make_pictures(options, work, flow, made)
@@ -409,31 +409,33 @@ def _make_pictures(options: argparse.Namespace, work: Work, flow: Flow, made: li
     model = model_sha256(flow)
     line = ProgressLine(len(made))
 
-    def tell(job: Job, failure: Exception | None, was_there: bool) -> None:
-        line.finish(job, failure, was_there)
-        for target in job.targets if failure is None and not was_there else ():
+    def on_result(job: Job, failure: Exception | None, skipped: bool) -> None:
+        line.finish(job, failure, skipped)
+        for target in job.targets if failure is None and not skipped else ():
             line.say(str(target))
 
     report = folders.run(
         made,
-        _doing(options, work, flow, line),
-        there=lambda job: not options.again and folders.are_there(job, work, model),
-        keep=folders.save,
-        tell=tell,
+        _executor(options, work, flow, line),
+        is_done=lambda job: not options.again and folders.is_done(job, work, model),
+        save=folders.save,
+        on_result=on_result,
         whole_clips=work.carries,
     )
     line.end()
-    _complain(report, len(made))
+    report.raise_failures(len(made))
 
 
-def _doing(options: argparse.Namespace, work: Work, flow: Flow, line: ProgressLine) -> Callable[..., Iterable[Result]]:
-    """Say how jobs are done: by this process, one after the other, or by a cluster."""
+def _executor(
+    options: argparse.Namespace, work: Work, flow: Flow, line: ProgressLine
+) -> Callable[..., Iterable[Result]]:
+    """Return what executes jobs: this process, one after the other, or a cluster."""
     if options.ray or options.ray_address:
         model = cluster.Model(name=options.model, device=options.device, overrides=_fields(options.set))
         where = cluster.Cluster(
             address=options.ray_address, workers=options.ray_workers, threads=max(1, options.ray_threads)
         )
-        return partial(cluster.do, work, model, where, line.say)
+        return partial(cluster.execute, work, model, where, line.say)
     worker = Worker(work, flow)
 
     def one_by_one(jobs: Iterable[Job]) -> Iterable[Result]:
@@ -448,17 +450,6 @@ def _doing(options: argparse.Namespace, work: Work, flow: Flow, line: ProgressLi
                 yield job, result
 
     return one_by_one
-
-
-def _complain(report: Report, total: int) -> None:
-    """Raise an error that lists what could not be done."""
-    if not report.failed:
-        return
-    first = report.failed[0][1]
-    if total == 1:
-        raise first
-    lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in report.failed]
-    raise FlowError("\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])) from first
 
 
 class ProgressLine:
@@ -575,21 +566,23 @@ def _score(options: argparse.Namespace) -> None:
     made = [Job(found.path) for found in folders.find(options.images)]
     model, line, rows = model_sha256(flow), ProgressLine(len(made)), dict[str, dict[str, Any]]()
 
-    def there(job: Job) -> bool:
+    def is_done(job: Job) -> bool:
         row = None if table is None or options.again else table.rows.get(str(job.source))
         if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
             return False
         rows[str(job.source)] = row
         return True
 
-    def keep(job: Job, results: list[bytes]) -> None:
+    def save_row(job: Job, results: list[bytes]) -> None:
         rows[str(job.source)] = row = {"image": str(job.source), **json.loads(results[0])}
         if table is not None:
             table.append(row)
 
     if table is not None and table.rows:
         table.rewrite(list(table.rows.values()))  # without what was cut off
-    report = folders.run(made, _doing(options, work, flow, line), there=there, keep=keep, tell=line.finish)
+    report = folders.run(
+        made, _executor(options, work, flow, line), is_done=is_done, save=save_row, on_result=line.finish
+    )
     line.end()
     ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
     lines = ["| image | bits per dimension | minus those of a lossless file |", "|---|---|---|"]
@@ -604,7 +597,7 @@ def _score(options: argparse.Namespace) -> None:
         failed = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in report.failed}
         others = [row for name, row in table.rows.items() if name not in rows and name not in failed]
         table.rewrite([*others, *({**failed, **rows}[str(job.source)] for job in made)])
-    _complain(report, len(made))
+    report.raise_failures(len(made))
 
 
 def _four(number: float | None) -> str:

@@ -20,7 +20,7 @@ from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
 from flowcore.provenance import fingerprint
-from flowcore.provenance import read as read_recipes
+from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
 
 from .test_command_line import model, photograph, pixels, small_colorizer, small_glow  # noqa: F401
@@ -134,7 +134,7 @@ def test_a_png_holds_its_recipe(model, folder, tmp_path, capsys):  # noqa: F811
     words = ["upscale", str(folder / "a2.png"), "-o", str(tmp_path), "--model", str(model), "--samples", "2"]
     assert main([*words, "--device", "cpu", "--seed", "7"]) == 0
     file = tmp_path / "a2_x4_tau0.8_seed8.png"
-    (recipe,) = read_recipes(file)
+    (recipe,) = read_provenance(file)
     assert (recipe.temperature, recipe.seed, recipe.samples) == (0.8, 7, 2)
     assert recipe.seed_of(fingerprint((pixels(file) * 255).byte())) == 8
     capsys.readouterr()
@@ -175,10 +175,10 @@ def test_patterns_and_files_of_one_name(folder, tmp_path):
     photograph(folder / "other" / "b.png", (4, 4))
     named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
     assert named == ["out/deep/b_png_new.png", "out/other/b_png_new.png", "out/a10_new.png"]
-    with pytest.raises(FlowError, match="would take the place of"):
+    with pytest.raises(FlowError, match="would overwrite"):
         folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda stem: [f"{stem}.png"])
     with pytest.raises(FlowError, match="2 results would be"):
-        folders.check_apart([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
+        folders.check_targets([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
 
 
 def test_a_full_disk_stops_the_run(folder, tmp_path):
@@ -192,7 +192,7 @@ def test_a_full_disk_stops_the_run(folder, tmp_path):
             yield job, [b"result"]
 
     with pytest.raises(FlowError, match="Could not save"):
-        folders.run(made, do, there=lambda job: False, keep=folders.save, tell=lambda *_: None)
+        folders.run(made, do, is_done=lambda job: False, save=folders.save, on_result=lambda *_: None)
     assert len(done) == 1
 
 
@@ -235,7 +235,7 @@ def test_colorize_takes_folders(small_colorizer, folder, tmp_path, capsys):  # n
     assert main(["colorize", str(folder / "a2.png"), *model]) == 1
     assert "where to" in capsys.readouterr().err
     assert main(["colorize", str(folder / "a2.png"), str(folder / "a2.png"), *model]) == 1
-    assert "take the place of" in capsys.readouterr().err
+    assert "would overwrite" in capsys.readouterr().err
     assert main(["colorize", str(folder), "-o", str(tmp_path / "new"), "--bits", "16", "--format", "webp", *model]) == 1
     assert "16 bits per channel" in capsys.readouterr().err
 

@@ -54,7 +54,7 @@ def test_an_address_where_nobody_is(model, folder, tmp_path, capsys):  # noqa: F
         address = f"127.0.0.1:{s.getsockname()[1]}"
     words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "-o", str(tmp_path / "out")]
     assert main([*words, "--ray-address", address]) == 1
-    assert f"Nobody answers at {address}" in capsys.readouterr().err
+    assert f"Nothing answers at {address}" in capsys.readouterr().err
 
 
 def test_two_workers_make_what_one_process_makes(ray, model, folder, tmp_path, capsys):  # noqa: F811

@@ -31,7 +31,7 @@ import flowcore
 
 SCHEMAS = json.loads(GOLDEN.read_text())
 # By its end: the host loads the pack under a name of its own.
-OURS = {"FlowError", "RecipeError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
+OURS = {"FlowError", "ProvenanceError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
 LONGEST = 20.0  # seconds for a prompt
 BETWEEN = 20  # bad prompts between two good ones
 

@@ -1,0 +1,254 @@
+"""Provenance in PNG files: round trip, limits on hostile files, and finding the model by its fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import struct
+import time
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from builders import build_tiny
+from cases import cases, tried
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from flowcore import FlowError, load
+from flowcore.checkpoints import catalog, save
+from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.provenance import (
+    MAX_TEXT,
+    SIGNATURE,
+    Provenance,
+    ProvenanceError,
+    find_model,
+    fingerprint,
+    is_plain,
+    read,
+    select,
+    source,
+)
+
+ENTRY = Provenance(
+    node_id="3",
+    node="FlowcoreUpscale",
+    model="srflow-x4",
+    model_sha256="ab" * 32,
+    architecture="srflow",
+    temperature=0.8,
+    seed=2**64 - 1,
+    samples=4,
+    settings={"tile": 0, "precision": "float32"},
+    sources={"image": {"shape": [1, 2, 3, 3], "sha256": "0" * 12}},
+    pictures=("a" * 12, "b" * 12, "c" * 12, "d" * 12),
+    version="0.1.0",
+)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(path, text, kind="tEXt"):
+    """Write a PNG with our text in a chunk of some kind."""
+    content = {
+        "tEXt": lambda: b"flowcore\0" + text.encode("latin-1"),
+        "zTXt": lambda: b"flowcore\0\0" + zlib.compress(text.encode("latin-1")),
+        "iTXt": lambda: b"flowcore\0\0\0en\0flowcore\0" + text.encode(),
+        "iTXt packed": lambda: b"flowcore\0\1\0\0\0" + zlib.compress(text.encode()),
+    }[kind]()
+    Image.new("RGB", (3, 2), (9, 8, 7)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + chunk(kind[:4].encode(), content) + whole[33:])  # after the header
+    return path
+
+
+def to_text(**changes):
+    return json.dumps([ENTRY.to_json() | changes])
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iTXt packed"])
+def test_every_kind_of_text_chunk_is_read(tmp_path, kind):
+    path = png(tmp_path / "a.png", to_text(), kind)
+    assert read(path) == [ENTRY]
+    assert Image.open(path).size == (3, 2)
+
+
+def test_text_written_by_pillow_is_read(tmp_path):
+    text = PngInfo()
+    text.add_text("prompt", "{}" * 1000)
+    text.add_text("flowcore", json.dumps([ENTRY.to_json(), ENTRY.to_json() | {"node_id": "5"}]))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=text)
+    assert [entry.node_id for entry in read(tmp_path / "a.png")] == ["3", "5"]
+
+
+def test_unknown_fields_of_a_newer_version_are_dropped(tmp_path):
+    assert read(png(tmp_path / "a.png", to_text(mood="calm"))) == [ENTRY]
+
+
+INVALID = {
+    "not JSON": ("{", "not JSON"),
+    "nested": ("[" * 200_000, "not JSON"),
+    "a digit too many": ("9" * 10_000, "not JSON"),
+    "a number": ("7", "list of 1 to 64"),
+    "nothing in it": ("[]", "list of 1 to 64"),
+    "too much in it": (json.dumps([ENTRY.to_json()] * 65), "list of 1 to 64"),
+    "no object": ("[3]", "is a int"),
+    "no seed": (to_text().replace('"seed"', '"sneed"'), "no seed"),
+    "text for a seed": (to_text(seed="1; import os"), "seed in the recipe is '1; import os'"),
+    "true for a seed": (to_text(seed=True), "seed in the recipe is True"),
+    "a seed below 0": (to_text(seed=-1), "seed in the recipe is -1"),
+    "a seed beyond 64 bits": (to_text(seed=2**64), "expected a whole number from 0"),
+    "NaN": (to_text(temperature=float("nan")), "temperature in the recipe is nan"),
+    "infinite": (to_text(temperature=float("inf")), "temperature in the recipe is inf"),
+    "a path for a hash": (to_text(model_sha256="../" * 21 + "x"), "expected 64 hex digits"),
+    "a list for a name": (to_text(model=["srflow-x4"]), "model in the recipe is a list"),
+    "a long name": (to_text(model="x" * 1000), "expected a short text"),
+    "no samples": (to_text(samples=0), "samples in the recipe is 0"),
+    "a text for settings": (to_text(settings="tile"), "settings in the recipe is 'tile'"),
+    "numbers for pictures": (to_text(pictures=[1, 2]), "expected a list of fingerprints"),
+}
+
+
+@pytest.mark.parametrize("what", INVALID)
+def test_invalid_entries_raise_readable_error(tmp_path, what):
+    text, words = INVALID[what]
+    with pytest.raises(ProvenanceError) as refused:
+        read(png(tmp_path / "odd.png", text))
+    assert words in str(refused.value)
+    assert "odd.png" in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_oversized_text_is_refused_without_reading_it(tmp_path):
+    start = time.monotonic()
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(SIGNATURE + struct.pack(">I", 100 * 2**20) + b"tEXtflowcore\0")
+        file.truncate(101 * 2**20)
+    with pytest.raises(ProvenanceError, match="bytes long"):
+        read(tmp_path / "a.png")
+    # Text of other programs is skipped.
+    with (tmp_path / "b.png").open("wb") as file:
+        file.write(SIGNATURE + struct.pack(">I", 100 * 2**20) + b"tEXtprompt\0")
+        file.truncate(101 * 2**20)
+    with pytest.raises(ProvenanceError, match="no recipe"):
+        read(tmp_path / "b.png")
+    assert time.monotonic() - start < 20
+
+
+def test_decompression_is_bounded(tmp_path):
+    with pytest.raises(ProvenanceError, match=f"more than {MAX_TEXT}"):
+        read(png(tmp_path / "a.png", " " * (MAX_TEXT + 1), "zTXt"))
+
+
+def test_other_files_raise_readable_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\xff\xd8\xff\xe0 a photograph")
+    (tmp_path / "b.png").write_bytes(b"")
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
+    for name, words in {
+        "a.png": "not a PNG",
+        "b.png": "not a PNG",
+        "c.png": "no recipe",
+        "d.png": "No such file",
+        "\0": "read",
+        ".": "read",
+    }.items():
+        with pytest.raises(ProvenanceError, match=words):
+            read(tmp_path / name)
+
+
+@pytest.mark.fuzz
+@cases(150, 5000)
+@given(st.data())
+def test_corrupted_files_are_read_or_refused(tmp_path_factory, data):
+    path = png(
+        tmp_path_factory.mktemp("png") / "a.png", to_text(), data.draw(st.sampled_from(["tEXt", "zTXt", "iTXt"]))
+    )
+    whole = bytearray(path.read_bytes())
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6)):
+        whole[place] = value
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    tried("changed PNG files")
+    with contextlib.suppress(FlowError):
+        assert all(isinstance(entry, Provenance) for entry in read(path))
+
+
+def test_seed_of_each_picture():
+    assert [ENTRY.seed_of(letter * 12) for letter in "abcd"] == [2**64 - 1, 0, 1, 2]
+    two = replace(ENTRY, samples=2, seed=7)  # of two images
+    assert [two.seed_of(letter * 12) for letter in "abcd"] == [7, 8, 7, 8]
+    assert ENTRY.seed_of("e" * 12) == ENTRY.seed
+    clip = Provenance(**{**ENTRY.__dict__, "settings": {"frames": "video"}})
+    assert clip.seed_of("b" * 12) == ENTRY.seed
+
+
+def test_select_the_entry_of_a_picture():
+    other = replace(ENTRY, node_id="9", pictures=("e" * 12,))
+    assert select([ENTRY, other], "b" * 12) is ENTRY
+    assert select([other, ENTRY], "e" * 12) is other
+    assert select([ENTRY, other], "f" * 12) is other  # changed since it was made
+
+
+def test_fingerprint_survives_saving_as_8_bit(tmp_path):
+    torch.manual_seed(0)
+    picture = torch.rand(3, 9, 7)
+    saved = np.clip(255.0 * picture.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)  # as ComfyUI writes it
+    Image.fromarray(saved).save(tmp_path / "a.png")
+    back = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
+    assert fingerprint(picture) == fingerprint(back)
+    assert fingerprint(picture.flip(0)) != fingerprint(back)
+    assert fingerprint(picture.transpose(1, 2)) != fingerprint(back)
+    assert source(picture)["shape"] == [3, 9, 7]
+    assert source(picture)["sha256"] != source(picture + 1e-6)["sha256"]
+
+
+def test_is_plain():
+    assert [is_plain(value) for value in (1, 0.5, "a", True, float("nan"), float("inf"), None, [1], {})] == [
+        *[True] * 4,
+        *[False] * 5,
+    ]
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A folder with two models of one shape and a broken file."""
+    for seed, name in enumerate(("mine", "other")):
+        save(build_tiny("glow", seed=seed), tmp_path / f"{name}.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    return tmp_path
+
+
+def provenance_of(flow, name="mine.safetensors"):
+    fields = {"model": name, "model_sha256": model_sha256(flow), "architecture": flow.architecture}
+    return replace(ENTRY, **fields)
+
+
+def test_find_model_by_name_or_fingerprint(models):
+    entry = provenance_of(build_tiny("glow"))
+    shipped = [(name, catalog.path(name)) for name in catalog.names()]
+    assert find_model(entry, models / "mine.safetensors", [])[0] == "mine.safetensors"
+    shutil.move(models / "mine.safetensors", models / "renamed.safetensors")
+    every = [(path.name, path) for path in sorted(models.iterdir())]
+    name, flow = find_model(entry, None, [*shipped, *every])
+    assert name == "renamed.safetensors"
+    assert model_sha256(flow) == entry.model_sha256
+    # Another model has taken its name.
+    shutil.copy(models / "other.safetensors", models / "mine.safetensors")
+    assert find_model(entry, models / "mine.safetensors", every)[0] == "renamed.safetensors"
+
+
+def test_missing_model_error_names_both_fingerprints(models):
+    entry, other = provenance_of(build_tiny("glow")), load(models / "other.safetensors")
+    with pytest.raises(ProvenanceError) as refused:
+        find_model(entry, models / "other.safetensors", [])
+    for sha in (entry.model_sha256, model_sha256(other)):
+        assert sha[:12] in str(refused.value)
+    with pytest.raises(ProvenanceError, match=r"no such model here.*models/flows"):
+        find_model(entry, None, [("other", models / "other.safetensors"), ("broken", models / "broken.safetensors")])
