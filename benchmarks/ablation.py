@@ -33,9 +33,10 @@ import torch
 from torch import Tensor
 
 from flowcore.checkpoints.file import read, read_header
+from flowcore.dequantization import dequantize
 from flowcore.evaluation.upscaling import evaluate_upscaler
 from flowcore.flow import Flow
-from flowcore.likelihood import bits_per_dim, dequantize, log_prob
+from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.training.data import Photographs, open_data

@@ -51,8 +51,8 @@ def measure(settings: Settings) -> list[Table]:
     pairs: dict[str, tuple[str, str, Program, Program]] = {
         "dense blocks without concatenation": (
             *("encoder", "folded encoder"),
-            lambda: encoder(lr, levels, with_picture=flow.config.residual),
-            lambda: folded(lr, levels, with_picture=flow.config.residual),
+            lambda: encoder(lr, levels, with_enlargement=flow.config.residual),
+            lambda: folded(lr, levels, with_enlargement=flow.config.residual),
         ),
         "folding, one inverse per 1x1 convolution, no logdet": (
             *("flow.inverse", "plan.inverse, features enlarged before"),

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from flowcore.checkpoints.file import read
-from flowcore.likelihood import bits_per_dim, dequantize, log_prob
+from flowcore.dequantization import dequantize
+from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models.srflow import srflow
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import lr_psnr, psnr
@@ -45,7 +46,7 @@ def main() -> None:
             assert flow.encoder is not None
             flow.encoder.load_state_dict(source.encoder.state_dict())
             generator = torch.Generator().manual_seed(0)
-            flow.initialise(dequantize(hr, flow.config.quant_bins, generator), flow.encode_condition(lr))
+            flow.initialize(dequantize(hr, flow.config.quant_bins, generator), flow.encode_condition(lr))
             cond = flow.encode_condition(held_lr)
             density = log_prob(flow, dequantize(held_hr, flow.config.quant_bins, generator), cond)
             row: dict[str, float | str | bool] = {"mixing": mixing, "residual": residual}

@@ -14,7 +14,7 @@ import sys
 import torch
 
 import flowcore
-from flowcore.likelihood import snap
+from flowcore.dequantization import quantize
 from flowcore.prior import sample_latents
 from flowcore.tasks.directions import apply_style
 from flowcore.training.styles import STYLES, attributes
@@ -32,7 +32,7 @@ def main() -> None:
     latents = sample_latents(flow.latent_shapes(*flow.image_size), options.count, 0.8, seed=100)
 
     def measured(styles: dict[str, float]) -> torch.Tensor:
-        return attributes(snap(flow, flowcore.decode(flow, apply_style(flow, latents, styles), cond)))
+        return attributes(quantize(flow, flowcore.decode(flow, apply_style(flow, latents, styles), cond)))
 
     plain = measured({})
     rows = {

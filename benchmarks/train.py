@@ -191,7 +191,7 @@ def build_ours(setting: Setting, theirs: Theirs | None) -> Ours:
         **({} if setting.own_network else as_theirs),
     )
     flow = glow(config)
-    flow.initialise(x)
+    flow.initialize(x)
     return Ours(flow, x)
 
 

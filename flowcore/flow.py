@@ -324,7 +324,7 @@ class Flow(Transform):
         return [*latents, x], [*shares, pending + spread(log_density(x).sum(1), height, width)]
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+    def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Set every data-dependent parameter from a first batch; training calls this once.
 
         Args:
@@ -336,15 +336,15 @@ class Flow(Transform):
         """
         features, labels = self._told(cond, x.shape[0])
         if self.prelude is not None:
-            self.prelude.initialise(x)
+            self.prelude.initialize(x)
         x = self._start(x, cond)[0]
         latents: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
-            x = level.steps.initialise(level.squeeze(x)[0], feature)
+            x = level.steps.initialize(level.squeeze(x)[0], feature)
             if level.split is not None:
-                x, latent = level.split.initialise(x, labels)
+                x, latent = level.split.initialize(x, labels)
                 latents.append(latent)
-        return [*latents, x if self.top is None else self.top.initialise(x, labels)]
+        return [*latents, x if self.top is None else self.top.initialize(x, labels)]
 
     def _start(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
         """From pixels to what the first level takes, with the logdet so far."""

@@ -50,7 +50,7 @@ def interpolate(
 
     In D dimensions independent normal latents have norms near sqrt(D) and lie at right angles, so the linear midpoint
     has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp takes x and y as they
-    are (not normalised) and keeps the norm where both norms are equal; norm follows the norms exactly even where they
+    are (not normalized) and keeps the norm where both norms are equal; norm follows the norms exactly even where they
     are not, as those of encoded photographs are not.
 
     slerp falls back to linear where the arc is undefined: at angles below ``SMALLEST_ANGLE`` (no difference), within
@@ -196,7 +196,7 @@ def vary(
     ]
 
 
-def normalise(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "level", *, window: int = 9) -> list[Tensor]:
+def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "level", *, window: int = 9) -> list[Tensor]:
     """Bring latents to the statistics that the prior expects: ``z + strength ((z - mean) / std - z)``.
 
     An image that the model finds unlikely (pasted, compressed, blurred) has latents whose mean and standard deviation
@@ -215,12 +215,12 @@ def normalise(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
 
     Args:
         latents: Finest first.
-        strength: In [0, 1]: 0 changes nothing (bit for bit), 1 normalises fully.
+        strength: In [0, 1]: 0 changes nothing (bit for bit), 1 normalizes fully.
         per: As above.
         window: Side of the local window in positions of the level, odd, at least 5.
 
     Returns:
-        The normalised latents.
+        The normalized latents.
 
     Raises:
         FlowError: If an argument is out of its range.
@@ -230,7 +230,7 @@ def normalise(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     """
     checked = _checked(latents)
     if not 0 <= strength <= 1:
-        raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 changes nothing, 1 normalises fully.")
+        raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 changes nothing, 1 normalizes fully.")
     if per not in ("level", "channel", "local"):
         raise FlowError(f"per must be level, channel or local; got {per!r}.")
     if window < 5 or window % 2 == 0:
@@ -402,7 +402,7 @@ def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
     return torch.stack([(z * d).sum(1) for z, d in pairs]).sum(0) / squared
 
 
-def orthogonalise(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Direction:
+def orthogonalize(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Direction:
     """Take out of a direction what it shares with others, so that moving along it leaves their projections alone.
 
     ``d - sum over i of (d . q_i) q_i``, with q an orthonormal basis of the space that the others span.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..flowcore import ConditionError, Flow, FlowError, likelihood
+from ..flowcore import ConditionError, Flow, FlowError, dequantization
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
@@ -348,7 +348,7 @@ class FlowcoreDecode(io.ComfyNode):
         load_to_device(model, memory_required(flow, count, height, width))
         told, progress = condition_for(flow, shown, small), Progress()
         images = decode(flow, levels, told, progress=progress, cancelled=stop_if_cancelled, notify=notes)
-        images = likelihood.snap(flow, images) if snap else images.clamp(0, 1)
+        images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
         return io.NodeOutput(to_image(images), ui=notes.ui)
 
 

@@ -279,7 +279,7 @@ class FlowcoreNormalizeLatents(io.ComfyNode):
     def execute(cls, latents: Any, strength: float, per: material.Per, window: int = 9) -> Any:
         """Normalize the latents."""
         latents = checked(latents)
-        levels = material.normalise(latents.levels, strength, per, window=window)
+        levels = material.normalize(latents.levels, strength, per, window=window)
         return io.NodeOutput(dataclasses.replace(latents, levels=levels))
 
 

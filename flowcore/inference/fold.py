@@ -26,7 +26,7 @@ from ..condition import MultiScaleFeatures, Source
 from ..device import float64
 from ..images.resize import enlarge
 from ..networks import Conditioner, Edge, PlainConditioner, ResidualConditioner, RRDBEncoder, ScaledConv
-from ..networks.conditioner import NormalisedConv
+from ..networks.conditioner import NormalizedConv
 from ..networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
 from ..networks.rrdb import DenseBlock
 from ..transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
@@ -637,14 +637,14 @@ def _convs(network: nn.Module) -> list[nn.Module]:
 
 def _edges(network: nn.Module) -> list[Edge]:
     """What its convolutions see beyond the border."""
-    return [conv.edge if isinstance(conv, (NormalisedConv, ScaledConv)) else "zeros" for conv in _convs(network)]
+    return [conv.edge if isinstance(conv, (NormalizedConv, ScaledConv)) else "zeros" for conv in _convs(network)]
 
 
 def _weights(network: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
     """Weights and biases of its convolutions, with what follows them, in float64; None if it is made of others."""
     result: list[tuple[Tensor, Tensor]] = []
     for conv in _convs(network):
-        if isinstance(conv, NormalisedConv):
+        if isinstance(conv, NormalizedConv):
             scale = float64(conv.actnorm.logs()).exp()
             weight, bias = conv.weight, conv.actnorm.bias
         elif isinstance(conv, ScaledConv):
@@ -882,14 +882,14 @@ class FoldedEncoder(nn.Module):
         self.fine, self.last = FoldedConv.of(encoder.conv_hr, dtype), FoldedConv.of(encoder.conv_last, dtype)
 
     def forward(
-        self, lr: Tensor, levels: int, *, with_picture: bool = False
+        self, lr: Tensor, levels: int, *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute the features for the flow; see ``RRDBEncoder.forward``.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1].
             levels: Number of grids, finest first.
-            with_picture: Whether to compute the enlargement as well.
+            with_enlargement: Whether to compute the enlargement as well.
 
         Returns:
             Per level the features in parts, and the enlargement or None.
@@ -903,7 +903,7 @@ class FoldedEncoder(nn.Module):
             features = F.leaky_relu_(enlarged, 0.2)
             report(1)
             native[2 ** (k + 1)] = features
-        picture = self._picture(lr, features) if with_picture else None
+        picture = self._picture(lr, features) if with_enlargement else None
         report(1)
         result: list[MultiScaleFeatures] = []
         for level in range(1, levels + 1):

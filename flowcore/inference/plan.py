@@ -258,7 +258,7 @@ class Plan(Flow):
         """Refuse to be moved or widened: what was folded would stay behind."""
         raise FlowError("A plan stays where and as it was made. Move the flow, and make a new plan.")
 
-    def initialise(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+    def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Refuse: a plan's weights are what its flow's were.
 
         Raises:
@@ -592,7 +592,7 @@ class _Folder:
             weights = folded_weights(split.conditioner)
             if weights is not None:
                 prior = OnCanvas(Network(weights, weights[0][0].shape[1], None, self.dtype))
-                split = Split(prior, labelled=split.labelled, kept=split.kept)
+                split = Split(prior, labeled=split.labeled, kept=split.kept)
         return FoldedLevel(steps, split, level.squeeze, level.fold, self.strip_bytes)
 
     def part(self, transform: Transform, channels: int, given: int) -> Transform:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition
+from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
 from ..flow import Flow, Level
-from ..likelihood import VariationalDequantizer
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
 from ..transforms import (
     ActNorm,
@@ -181,7 +181,7 @@ def _split(channels: int, number: int, config: GlowConfig) -> Split:
         return Split(ScaledConv(channels // 2, channels, edge=config.edge))
     assert config.image_size is not None
     height, width = (side // 2**number for side in config.image_size)
-    return Split(TablePrior(channels // 2, height, width, classes=config.classes), labelled=config.classes > 0)
+    return Split(TablePrior(channels // 2, height, width, classes=config.classes), labeled=config.classes > 0)
 
 
 def _top(channels: int, config: GlowConfig) -> Transform | None:

@@ -165,7 +165,7 @@ def _encode(flow: Flow, lr: Tensor) -> Condition:
             "Use flowcore.upscale, which pads for you."
         )
     assert flow.encoder is not None  # an RRDBEncoder, or what a plan has made of it
-    features, origin = flow.encoder(lr, len(flow.levels), with_picture=flow.config.residual)
+    features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
 
 

@@ -13,7 +13,7 @@ from ..transforms import ActNorm
 Edge = Literal["zeros", "ones", "flag"]
 
 
-class NormalisedConv(nn.Module):
+class NormalizedConv(nn.Module):
     """A bias-free convolution followed by an actnorm, computed as one convolution.
 
     ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes
@@ -51,7 +51,7 @@ class NormalisedConv(nn.Module):
         return convolve(x, weight, bias, self.edge)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> Tensor:
+    def initialize(self, x: Tensor) -> Tensor:
         """Choose the actnorm so that this batch leaves with mean 0 and variance 1 per channel.
 
         Args:
@@ -60,7 +60,7 @@ class NormalisedConv(nn.Module):
         Returns:
             The normalised output.
         """
-        return self.actnorm.initialise(convolve(x, self.weight, None, self.edge))
+        return self.actnorm.initialize(convolve(x, self.weight, None, self.edge))
 
 
 class ScaledConv(nn.Module):
@@ -136,9 +136,9 @@ class Conditioner(nn.Module):
         """
         super().__init__()
         self.pool = nn.Linear(hidden, hidden) if pooled else None
-        self.hidden = nn.ModuleList([NormalisedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
+        self.hidden = nn.ModuleList([NormalizedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
         self.hidden.extend(
-            NormalisedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
+            NormalizedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
         )
         self.last = ScaledConv(hidden, outputs, edge=edge)
 
@@ -156,15 +156,15 @@ class Conditioner(nn.Module):
         return self.last(x)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Initialise the hidden actnorms, each from what the layers before it make of the batch.
 
         Args:
             x: ``(B, inputs, H, W)``.
         """
         for number, conv in enumerate(self.hidden):
-            assert isinstance(conv, NormalisedConv)
-            x = self._pooled(F.relu(conv.initialise(x)), number)
+            assert isinstance(conv, NormalizedConv)
+            x = self._pooled(F.relu(conv.initialize(x)), number)
 
     def _pooled(self, x: Tensor, number: int) -> Tensor:
         if self.pool is None or number > 0:

@@ -159,7 +159,7 @@ class ResidualConditioner(nn.Module):
         return torch.stack([shift, log_scale], dim=2).flatten(1, 2)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Take the moments of every normalisation from this batch, one after the other.
 
         Args:

@@ -104,13 +104,13 @@ class RRDBEncoder(nn.Module):
         self.conv_hr = _conv(width, width)
         self.conv_last = _conv(width, 3)
 
-    def forward(self, lr: Tensor, levels: int, *, with_picture: bool = False) -> tuple[list[Tensor], Tensor | None]:
+    def forward(self, lr: Tensor, levels: int, *, with_enlargement: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Compute the features for the flow.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` asks for the half-resolution grid.
             levels: Number of grids, finest first; the first has half as many pixels a side as HR.
-            with_picture: Whether to compute the enlargement as well.
+            with_enlargement: Whether to compute the enlargement as well.
 
         Returns:
             Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native
@@ -123,7 +123,7 @@ class RRDBEncoder(nn.Module):
         for k, conv in enumerate(self.conv_up[:-1]):
             features = _enlarged(conv, features)
             native[2 ** (k + 1)] = features
-        picture = self._picture(lr, features) if with_picture else None
+        picture = self._picture(lr, features) if with_enlargement else None
         result: list[Tensor] = []
         for level in range(1, levels + 1):
             if 2**level <= self.scale:

@@ -20,7 +20,7 @@ from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import continued, resize_bilinear
-from ..likelihood import rows
+from ..likelihood import select_items
 from ..networks.luma import STRIDE
 from ..prior import Shape
 from . import Cancelled, Precision, Progress, overflow
@@ -235,7 +235,7 @@ class Colorization:
                 wild.append(~(_chroma_seen(self.flow, number, x).abs() <= GUARD_REACH).all(1, keepdim=True))
                 return x
 
-            told = cond if items is None else rows(cond, items)
+            told = cond if items is None else select_items(cond, items)
             chroma = self.decode(latents, told, look, self.bounded, self.locking(wanted))
             if not torch.stack([mark.any() for mark in wild]).any():
                 return chroma, None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..inference.plan import Plan
-from ..likelihood import rows
+from ..likelihood import select_items
 
 BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)
 """Factors on the latents of a cell, before it overflows, after it has once, twice, ..."""
@@ -108,7 +108,7 @@ def within(plan: Plan, cond: Condition | None, reach: float) -> Attempt:
     """
 
     def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        told = cond if items is None or cond is None or cond.batch == 1 else rows(cond, items)
+        told = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
         images = plan.inverse(latents, told)
         low, high = images.aminmax()  # both are NaN if there is one
         if (low >= 0.5 - reach) & (high <= 0.5 + reach):

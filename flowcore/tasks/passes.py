@@ -15,7 +15,7 @@ from ..device import is_out_of_memory, require_full_precision
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..inference.plan import Plan, planned
-from ..likelihood import rows
+from ..likelihood import select_items
 from . import Cancelled, Progress, overflow, upscale
 from .runner import images_at_once, layers, watched
 
@@ -217,7 +217,7 @@ def _rows(flow: Flow, cond: Condition | None, start: int, stop: int, count: int)
             f"The condition is of {cond.batch} images; got {count}. Encode the condition of the same images, or of one "
             "for all."
         )
-    return _mapped(rows(cond, torch.arange(start, stop)), lambda t: t.to(device, dtype))
+    return _mapped(select_items(cond, torch.arange(start, stop)), lambda t: t.to(device, dtype))
 
 
 def _mapped(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:

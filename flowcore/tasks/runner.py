@@ -25,7 +25,7 @@ from ..flow import Flow
 from ..inference.fold import BorderConv, ConditionConv, FoldedConv, FoldedDense
 from ..inference.plan import Plan, planned, use_minimum_memory
 from ..inference.progress import observed
-from ..networks.conditioner import NormalisedConv, ScaledConv
+from ..networks.conditioner import NormalizedConv, ScaledConv
 from ..networks.residual import WeightNormConv
 from ..prior import Temperature
 from . import Cancelled, Precision, Progress
@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WATCHED = (
-    *(nn.Conv2d, nn.Linear, NormalisedConv, ScaledConv, WeightNormConv),
+    *(nn.Conv2d, nn.Linear, NormalizedConv, ScaledConv, WeightNormConv),
     *(BorderConv, FoldedConv, FoldedDense, ConditionConv),
 )
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition
+from ..dequantization import quantization, quantize, to_integers
 from ..flow import Flow
 from ..inference.plan import planned
-from ..likelihood import quantisation, snap, to_integers
 from ..prior import sample_latents
 from . import Precision, Progress, overflow, upscale
 from .directions import apply_style
@@ -72,7 +72,7 @@ def sample(
             labels, ``(n or 1, classes)``.
         styles: Name to strength, for models that carry styles; see ``apply_style``.
         snapped: Whether to take off the dequantization noise that a model draws with an image; see
-            ``likelihood.snap``.
+            ``dequantization.quantize``.
         batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (but for
             rounding).
         precision: Of conditioners; the flow itself stays in float32. See ``upscale``. ``decode`` of the same latents
@@ -107,7 +107,7 @@ def sample(
         cond = None if wanted is None else label_condition(flow, wanted[start:stop])
         pictures = decode_guarded(plan, [z[start:stop].to(device, dtype) for z in latents], cond, start, repairs)
         pictures = pictures.to("cpu", torch.float32)
-        result[start:stop] = (snap(flow, pictures) if snapped else pictures).clamp(0, 1)
+        result[start:stop] = (quantize(flow, pictures) if snapped else pictures).clamp(0, 1)
         meter.finish(result[start:stop])
 
     run_batches(plan, n, batch or images_at_once(height, width), meter, some, notify)
@@ -235,8 +235,8 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
     """Give an image the noise of one bin, as those that the model was trained on have it.
 
     A model of few bits has never seen a pixel that lies exactly on a grey level: the black around a digit, say, has
-    latents far from anything typical, and what is made of them under another label falls apart. ``likelihood.snap``
-    takes the noise off again.
+    latents far from anything typical, and what is made of them under another label falls apart. ``dequantization``'s
+    ``quantize`` takes the noise off again.
 
     Args:
         flow: The model.
@@ -250,7 +250,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
         ImageError: As in ``encode``.
     """
     pixels = check_image(flow, image)
-    bins = quantisation(flow)
+    bins = quantization(flow)
     noise = [
         torch.rand(pixels.shape[1:], generator=torch.Generator("cpu").manual_seed((seed + i) % 2**64))
         for i in range(len(pixels))

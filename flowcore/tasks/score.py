@@ -15,21 +15,19 @@ from PIL import Image, features
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import ConditionError, FlowError, ImageError, ShapeError
-from ..flow import Flow
-from ..likelihood import (
+from ..dequantization import (
     Dequantizer,
     Gaussian,
     Grid,
-    Quantisation,
+    Quantization,
     Uniform,
-    dequantized,
-    effective_samples,
-    importance_weighted,
-    quantisation,
-    rows,
+    dequantized_batches,
+    quantization,
     to_integers,
 )
+from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..flow import Flow
+from ..likelihood import effective_samples, importance_weighted, select_items
 from . import Progress
 from .runner import Runner, RunOptions, SamplingOptions, images_at_once
 
@@ -62,7 +60,7 @@ class Score:
             None if not requested.
         notes: Sentences on what was done to the image, and on what the numbers are not.
         n_bits: Bits of the integers that were scored.
-        grid: Where the model expects the integers; see ``likelihood.Quantisation``.
+        grid: Where the model expects the integers; see ``dequantization.Quantization``.
         dequantization: Name of the noise.
         samples: Draws per image.
         seed: Of image 0; meaningless if the noise was passed in.
@@ -146,8 +144,8 @@ def score(
             a gray image as RGB.
         cond: The model's condition, or what its ``encode_condition`` takes; None for unconditional models.
         dequantization: The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin;
-            "variational", the model's own, if it has one; or a ``likelihood.Dequantizer``. Another noise gives another
-            bound on the same number.
+            "variational", the model's own, if it has one; or a ``dequantization.Dequantizer``. Another noise
+            gives another bound on the same number.
         samples: Draws per image. More draws tighten the bound (importance weighting) and cost as many passes.
         seed: In [0, 2^64).
         noise: ``(samples, B, C, H, W)``, replaces the random draws: u itself for "uniform", what the noise is computed
@@ -194,7 +192,7 @@ def _score(
     noise: Tensor | None,
     complexity: bool,
 ) -> Score:
-    quantised = quantisation(flow)
+    quantised = quantization(flow)
     dequantizer = _dequantizer(flow, dequantization)
     notes: list[str] = []
     k = _integers(flow, image, quantised, notes)  # (B, C, H, W)
@@ -210,10 +208,12 @@ def _score(
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
     inside = True
     batch = run.at_once(images_at_once(height, width))
-    draws = dequantized(k, quantised, dequantizer, samples=samples, seed=sampling.seed, batch=batch, noise=noise)
+    draws = dequantized_batches(
+        k, quantised, dequantizer, samples=samples, seed=sampling.seed, batch=batch, noise=noise
+    )
     for chunk in draws:
         run.check_cancelled()
-        shares = run.plan.by_position(chunk.x.to(run.device, run.dtype), rows(cond, chunk.items))[1]
+        shares = run.plan.by_position(chunk.x.to(run.device, run.dtype), select_items(cond, chunk.items))[1]
         density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
         log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
         weights[chunk.items, chunk.draws] = log_bins - chunk.log_q
@@ -369,7 +369,7 @@ def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> De
     return own
 
 
-def _integers(flow: Flow, image: Tensor, quantised: Quantisation, notes: list[str]) -> Tensor:
+def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[str]) -> Tensor:
     """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")

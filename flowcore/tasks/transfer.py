@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..dequantization import quantize
 from ..errors import ShapeError
 from ..flow import Flow
 from ..inference.plan import planned
-from ..latents import Per, normalise
-from ..likelihood import snap
+from ..latents import Per, normalize
 from . import Progress, overflow
 from .passes import (
     SMALLER,
@@ -83,7 +83,7 @@ def style_transfer(
     repeated = [z.repeat_interleave(len(others), 0) for z in latents]
     cond = label_condition(flow, torch.cat([others] * len(pixels)))
     pictures = decode_batches(flow, repeated, cond, batch, meter)
-    return pictures.clamp(0, 1) if seed is None else snap(flow, pictures)
+    return pictures.clamp(0, 1) if seed is None else quantize(flow, pictures)
 
 
 @retry_on_oom(SMALLER)
@@ -111,9 +111,9 @@ def content_transfer(
         flow: An SRFlow.
         edited: HR images, ``(B, 3, s * h, s * w)``, as in ``encode``.
         lr: LR images of the target, ``(B or 1, 3, h, w)``, float in [0, 1] or uint8.
-        strength: How far to normalise, in [0, 1]; see ``latents.normalise``.
-        per: Over what the statistics are taken; see ``latents.normalise``.
-        window: Side of the local window; see ``latents.normalise``.
+        strength: How far to normalize, in [0, 1]; see ``latents.normalize``.
+        per: Over what the statistics are taken; see ``latents.normalize``.
+        window: Side of the local window; see ``latents.normalize``.
         batch: Images at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
@@ -149,7 +149,7 @@ def content_transfer(
         cond = plan.encode_condition(small[start:stop].to(device))
         latents = plan(pixels[start:stop].to(device), cond)[0]
         refuse_nonfinite(latents, pixels[start:stop], start)
-        latents = normalise(latents, strength, per, window=window)
+        latents = normalize(latents, strength, per, window=window)
         meter.finish()
         result[start:stop] = decode_guarded(plan, latents, cond, start, repairs).clamp(0, 1).to(result.device)
         meter.finish(result[start:stop])

@@ -30,7 +30,7 @@ from ..tasks import Progress as Watcher
 from ..transforms import batch_moments
 from .data import Data, open_data
 from .memory import largest_batch, recomputed
-from .objective import AbsoluteError, initialise, lr_encoder, objective
+from .objective import AbsoluteError, initialize, lr_encoder, objective
 from .ranks import Ranks
 from .recipe import Recipe, Stage, fingerprint
 from .run_folder import Checkpoints, Journal, Progress, restore
@@ -228,7 +228,7 @@ class _Trainer:
                     if stage.objective == "likelihood" and not progress.initialised:
                         x, source = self.data.batch(self.recipe.init_batch, stage.crop, self.recipe.seed + 1, 0)
                         source = None if source is None else source.to(self.device)
-                        initialise(self.flow, x.to(self.device), source, self.recipe.seed)
+                        initialize(self.flow, x.to(self.device), source, self.recipe.seed)
                         progress.initialised = True
                     self.average.load_state_dict(self.flow.state_dict())
                     self.optimiser_state = None

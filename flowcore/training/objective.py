@@ -7,19 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..condition import Condition
+from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import shrink
-from ..likelihood import (
-    Uniform,
-    VariationalDequantizer,
-    bits_per_dim,
-    dequantize,
-    integers,
-    log_prob,
-    log_weight,
-    quantisation,
-)
+from ..likelihood import bits_per_dim, log_prob, log_weight
 from ..networks import RRDBEncoder
 from .recipe import Stage
 
@@ -157,7 +149,7 @@ def bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor
     quant_bins = getattr(flow.config, "quant_bins", 0)
     if quant_bins:
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
-    k = integers(x, quantisation(flow).n_bits)
+    k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
 
 
@@ -173,8 +165,8 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
     Returns:
         ``(levels, B)``, finest first.
     """
-    bins = quantisation(flow)
-    k = integers(x, bins.n_bits)
+    bins = quantization(flow)
+    k = round_to_integers(x, bins.n_bits)
     latents, shares = flow.by_position(bins.place(k, noise.to(k)).to(x), cond)
     per_level = [
         bits_per_dim(share.sum((1, 2)), z[0].numel(), bins.width) for z, share in zip(latents, shares, strict=True)
@@ -183,7 +175,7 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
 
 
 @torch.no_grad()
-def initialise(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
+def initialize(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
     """Set a flow's data-dependent parameters from one large batch.
 
     Args:
@@ -197,14 +189,14 @@ def initialise(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
     noise = Uniform().noise(tuple(x.shape), generator).to(x)
     quant_bins = getattr(flow.config, "quant_bins", 0)
     if quant_bins:
-        flow.initialise(dequantize(x, quant_bins, noise), cond)
+        flow.initialize(dequantize(x, quant_bins, noise), cond)
         return
-    bins = quantisation(flow)
-    k = integers(x, bins.n_bits)
+    bins = quantization(flow)
+    k = round_to_integers(x, bins.n_bits)
     dequantizer = _variational(flow)
     if dequantizer is not None:
-        dequantizer.initialise(dequantizer.noise(tuple(k.shape), generator).to(k), k)
-    flow.initialise(bins.place(k, noise.to(k)).to(x), cond)
+        dequantizer.initialize(dequantizer.noise(tuple(k.shape), generator).to(k), k)
+    flow.initialize(bins.place(k, noise.to(k)).to(x), cond)
 
 
 def lr_encoder(flow: Flow) -> RRDBEncoder:

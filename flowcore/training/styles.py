@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dequantization import quantization, to_integers
 from ..errors import FlowError
 from ..flow import Flow
-from ..likelihood import quantisation, to_integers
 from ..models import build
 
 STYLES = ("bold", "wide", "slanted", "messy")
@@ -82,7 +82,7 @@ def measure_styles(
     """
     if flow.architecture != "class_conditional":
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
-    bins = quantisation(flow)
+    bins = quantization(flow)
     generator = torch.Generator("cpu").manual_seed(seed)
     wanted = _within_classes(attributes(images), labels)  # (N, 4)
     latents: list[Tensor] = []

@@ -67,7 +67,7 @@ class ActNorm(Transform):
         return z * torch.exp(-self.logs())[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """Choose bias and scale so that this batch leaves with mean 0 and (population) variance 1 per channel.
 
         Args:
@@ -128,8 +128,8 @@ class SignedActNorm(Transform):
         return z / self.scale[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Choose bias and scale as ``ActNorm.initialise`` does.
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Choose bias and scale as ``ActNorm.initialize`` does.
 
         Args:
             x: ``(B, C, H, W)``.

@@ -71,7 +71,7 @@ class BatchNorm(Transform):
         return z * deviation[:, None, None] + self.get_buffer("mean")[:, None, None]
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """Take the moments of this batch.
 
         Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .coupling import affine, initialise_network
+from .coupling import affine, initialize_network
 from .transform import Transform
 
 
@@ -69,7 +69,7 @@ class CheckerboardCoupling(Transform):
         return z, torch.where(kept, 0, log_scale).sum(1)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """Initialise the conditioner (if it has anything to initialise) from this batch.
 
         Args:
@@ -79,7 +79,7 @@ class CheckerboardCoupling(Transform):
         Returns:
             The coupled batch.
         """
-        initialise_network(self.conditioner, self._input(x, self._mask(x)))
+        initialize_network(self.conditioner, self._input(x, self._mask(x)))
         return self.forward(x, cond)[0]
 
     def _affine(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class ConditionOnChannels(Transform):
         return torch.cat([kept, z], dim=1), log_density
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Initialise the inner transform from this batch.
 
         Args:
@@ -74,7 +74,7 @@ class ConditionOnChannels(Transform):
             The transformed batch.
         """
         kept, rest = self._parts(x)
-        return torch.cat([kept, self.transform.initialise(rest, beside(kept, cond))], dim=1)
+        return torch.cat([kept, self.transform.initialize(rest, beside(kept, cond))], dim=1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, : self.kept], x[:, self.kept :]

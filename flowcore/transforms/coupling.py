@@ -79,7 +79,7 @@ class Coupling(Transform):
         return z, log_scale.sum(1)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Initialise the conditioner (if it has anything to initialise) from this batch.
 
         Args:
@@ -89,7 +89,7 @@ class Coupling(Transform):
         Returns:
             The coupled batch.
         """
-        initialise_network(self.conditioner, beside(self._parts(x)[0], cond))
+        initialize_network(self.conditioner, beside(self._parts(x)[0], cond))
         return self.forward(x, cond)[0]
 
     def _couple(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -212,13 +212,13 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
     return torch.logaddexp(log_scale, floor)
 
 
-def initialise_network(network: nn.Module, x: Tensor) -> None:
+def initialize_network(network: nn.Module, x: Tensor) -> None:
     """Give a network the chance to set its data-dependent parameters.
 
     Args:
-        network: With or without a method ``initialise(x)``.
+        network: With or without a method ``initialize(x)``.
         x: The network's input of the first batch.
     """
-    initialise: Any = getattr(network, "initialise", None)
-    if initialise is not None:
-        initialise(x)
+    initialize: Any = getattr(network, "initialize", None)
+    if initialize is not None:
+        initialize(x)

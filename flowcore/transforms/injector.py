@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConditionError
-from .coupling import Scaling, affine, initialise_network
+from .coupling import Scaling, affine, initialize_network
 from .transform import Transform
 
 
@@ -66,7 +66,7 @@ class Injector(Transform):
         return (x + shift) * scale, log_scale.sum(1)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Initialise the conditioner from this batch's condition.
 
         Args:
@@ -76,7 +76,7 @@ class Injector(Transform):
         Returns:
             The injected batch.
         """
-        initialise_network(self.conditioner, _checked(x, cond))
+        initialize_network(self.conditioner, _checked(x, cond))
         return self.forward(x, cond)[0]
 
     def _affine(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

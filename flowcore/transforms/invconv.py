@@ -25,7 +25,7 @@ class InvertibleConv(Transform):
     and U strictly upper triangular, so that ``log|det W| = sum(log_diagonal)`` costs nothing.
 
     Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: "principal" makes the explicit
-        ``initialise`` call set
+        ``initialize`` call set
     W to the principal axes of its batch (largest variance first), "reverse" starts as the reversal of the channels,
     which makes successive couplings take turns without mixing what "principal" has just sorted.
     """
@@ -99,7 +99,7 @@ class InvertibleConv(Transform):
         return _mix(z, torch.linalg.inv(float64(self.matrix())).to(z))
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """With ``start="principal"``, take the principal axes of the batch as the matrix; otherwise change nothing.
 
         Args:

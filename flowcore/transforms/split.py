@@ -22,18 +22,18 @@ class Split(Transform):
     an affine map, which makes its log-determinant honest and every latent standard normal.
     """
 
-    def __init__(self, conditioner: nn.Module | None, *, labelled: bool = False, kept: int | None = None) -> None:
+    def __init__(self, conditioner: nn.Module | None, *, labeled: bool = False, kept: int | None = None) -> None:
         """Hold the conditioner.
 
         Args:
             conditioner: Network from ``(B, K, H, W)``, K the channels that stay, to ``(B or 1, 2 * (C - K), H, W)``;
                 None for a standard-normal prior.
-            labelled: Whether it is given the labels, too.
+            labeled: Whether it is given the labels, too.
             kept: How many channels stay; None for half of them (rounded down).
         """
         super().__init__()
         self.conditioner = conditioner
-        self.labelled = labelled
+        self.labeled = labeled
         self.kept = kept
 
     def stay(self, channels: int) -> int:
@@ -52,7 +52,7 @@ class Split(Transform):
 
         Args:
             x: ``(B, C, H, W)``.
-            cond: Labels, one-hot ``(B, K)``; not used unless ``labelled``.
+            cond: Labels, one-hot ``(B, K)``; not used unless ``labeled``.
 
         Returns:
             ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``, and logdet ``(B,)``.
@@ -73,7 +73,7 @@ class Split(Transform):
         kept, latent = z
         if self.conditioner is None:
             return torch.cat([kept, latent], dim=1)
-        mean, log_std = _prior(self.conditioner, kept, cond if self.labelled else None)
+        mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)
         return torch.cat([kept, mean + torch.exp(log_std) * latent], dim=1)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -85,7 +85,7 @@ class Split(Transform):
         kept, gone = x[:, :stay], x[:, stay:]
         if self.conditioner is None:
             return (kept, gone), x.new_zeros(x.shape[0], *x.shape[2:])
-        mean, log_std = _prior(self.conditioner, kept, cond if self.labelled else None)
+        mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)
         log_density = -log_std.sum(1).expand(x.shape[0], -1, -1)  # a prior may be one for the whole batch
         return (kept, (gone - mean) * torch.exp(-log_std)), log_density
 

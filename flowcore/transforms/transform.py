@@ -7,7 +7,7 @@ only. ``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape `
 contains the prior. Neither changes its arguments, its module or global state. There is no ``reverse=`` flag and no
 other sign in the package.
 
-``initialise(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it
+``initialize(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it
 once; sampling, loading and ``forward`` never do.
 
 Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and
@@ -52,7 +52,7 @@ class Transform(nn.Module):
         """
         raise NotImplementedError
 
-    def initialise(self, x: Tensor, cond: Any = None) -> Any:
+    def initialize(self, x: Tensor, cond: Any = None) -> Any:
         """Set the parameters that are derived from a first batch, and pass the batch on.
 
         Args:
@@ -162,8 +162,8 @@ class Chain(Transform):
             total = total + spread(change, height, width)
         return x, total
 
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """Initialise every part from what the parts before it make of the batch."""
         for part in self.parts():
-            x = part.initialise(x, cond)
+            x = part.initialize(x, cond)
         return x

@@ -16,7 +16,7 @@ class ChannelWhitening(Transform):
     """Take the mean off every pixel and decorrelate its channels, by fixed numbers.
 
     Forward: ``z = M (x - mean)`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z + mean``.
-    ``initialise`` sets mean and M to those of its batch, so that pixels leave with mean 0 and the identity as
+    ``initialize`` sets mean and M to those of its batch, so that pixels leave with mean 0 and the identity as
     covariance (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterwards.
     """
 
@@ -57,7 +57,7 @@ class ChannelWhitening(Transform):
         return _mix(z, torch.linalg.inv(float64(self.get_buffer("matrix"))).to(z)) + self._mean()
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, cond: Any = None) -> Tensor:
+    def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         """Measure the batch and whiten it.
 
         Args:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowcore import dequantization, likelihood, prior
 from flowcore import latents as latents_
-from flowcore import likelihood, prior
 from flowcore.checkpoints import load, read, save
 from flowcore.transforms import OrderedSqueeze
 
@@ -278,8 +278,8 @@ def test_where_pixels_lie(cases):
     """chaiyujin's pixel values are the middles of their bins; so bits with its noise of 1/256 are no bound."""
     case = cases("chaiyujin_affine_nolu")
     assert (case.flow.config.grid, case.flow.config.pixels) == ("levels", "unit")
-    quantisation = likelihood.quantisation(case.flow)
-    assert (quantisation.n_bits, quantisation.grid) == (8, "levels")
+    quantization = dequantization.quantization(case.flow)
+    assert (quantization.n_bits, quantization.grid) == (8, "levels")
     for name in ("y0ast_affine_shuffle", "rosinality_affine_lu_5bit", "openai_affine_1x1_learntop_8bit"):
         assert (cases(name).flow.config.grid, cases(name).flow.config.pixels) == ("bins", "centred")
     assert cases("normflows_diagonal_grey").flow.config.pixels == "unit"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcore import likelihood, prior
+from flowcore import dequantization, likelihood, prior
 from flowcore.checkpoints.sources.srflow import srflow_names
 from flowcore.transforms import Split
 
@@ -132,7 +132,7 @@ def test_dequantised_encode(flow, recorded):
 
 def test_dequantize_is_the_published_formula(recorded):
     noise = torch.rand(recorded["gt"].shape, generator=torch.Generator().manual_seed(3))
-    ours = likelihood.dequantize(recorded["gt"], 32, torch.Generator().manual_seed(3))
+    ours = dequantization.dequantize(recorded["gt"], 32, torch.Generator().manual_seed(3))
     assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
 
 
@@ -221,7 +221,7 @@ def test_data_dependent_initialisation(flow64, recorded):
     for name in actnorms:
         state[names[name]].zero_()
     cond = flow64.encode_condition(lr)
-    latents = flow64.initialise(gt, cond)
+    latents = flow64.initialize(gt, cond)
     for name in actnorms:
         near(state[names[name]], recorded[f"f64.init.{name}"].flatten(), DOUBLE)
     assert len(actnorms) == sum(key.startswith("f64.init.flowUpsamplerNet.") for key in recorded)

@@ -65,7 +65,7 @@ def tiny(**fields):
     hints[:8, :, 20:], hints[4:, :, :, :20] = 0, 0
     source = torch.cat([grey(64, 64, batch=12, seed=90), hints, told.expand(-1, -1, 64, 64)], dim=1)
     with torch.no_grad():
-        flow.initialise(chroma, flow.encode_condition(source))
+        flow.initialize(chroma, flow.encode_condition(source))
     return flow
 
 

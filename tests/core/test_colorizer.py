@@ -234,8 +234,8 @@ def test_initialise_whitens_first_and_then_normalises_every_actnorm(fields):
     x, cond = chroma(batch=16).double(), flow.encode_condition(source(8, batch=16).double())
     x[:, 1] += 0.7 * (x[:, 0] - NEUTRAL)  # channels that depend on each other
     expected = ChannelWhitening(2).double()
-    expected.initialise(x)
-    flow.initialise(x, cond)
+    expected.initialize(x)
+    flow.initialize(x, cond)
     for name in ("mean", "matrix"):
         assert torch.equal(flow.prelude.get_buffer(name), expected.get_buffer(name))
     assert (expected.get_buffer("matrix")[0, 0] - 1).abs() > 1
@@ -253,7 +253,7 @@ def test_initialise_whitens_first_and_then_normalises_every_actnorm(fields):
 def test_initialise_gives_every_grid_latents_of_about_unit_size():
     flow = tiny(**THREE).double()
     x, cond = chroma(16, 16, 16).double(), flow.encode_condition(source(8, 64, 64, 16).double())
-    for z in flow.initialise(x, cond):
+    for z in flow.initialize(x, cond):
         assert 0.9 < z.std() < 1.1
 
 

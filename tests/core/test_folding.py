@@ -451,8 +451,8 @@ def test_the_folded_encoder_is_the_encoder(scale, stacked, low, picture, monkeyp
     lr = random(2, 3, 82, 4).sigmoid()  # dense blocks take 40 rows and more: two strips and two rows
     given = lr.clone()
     for levels in range(1, round(math.log2(scale)) + 2):
-        features, enlarged = encoder(lr, levels, with_picture=picture)
-        came, painted = folded(lr, levels, with_picture=picture)
+        features, enlarged = encoder(lr, levels, with_enlargement=picture)
+        came, painted = folded(lr, levels, with_enlargement=picture)
         assert len(came) == levels
         for one, two in zip(came, features, strict=True):
             close(one.whole(), two)

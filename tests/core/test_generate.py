@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from flowcore import latents as la
+from flowcore.dequantization import quantize
 from flowcore.errors import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.inference.plan import Plan
-from flowcore.likelihood import snap
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
 from flowcore.tasks import Cancelled, directions
@@ -555,7 +555,7 @@ def test_a_dequantized_image_is_noisy_within_its_bins_and_snaps_back(flows):
     image = (picture(3, 1) * 255).round() / 255
     noisy = dequantized_image(flow, image, seed=4)
     assert 0 < (noisy - image).abs().max() <= 1 / 255
-    close(snap(flow, noisy), image, 1e-6)
+    close(quantize(flow, noisy), image, 1e-6)
     assert torch.equal(dequantized_image(flow, image[1:], seed=5), noisy[1:])  # whatever the place in the batch
     assert not torch.equal(dequantized_image(flow, image, seed=5), noisy)
     close(style_transfer(flow, image, 1, 1), image, 1e-6)
@@ -593,7 +593,7 @@ def test_content_transfer_normalises_the_latents_under_the_targets_lr(flows):
     results = []
     for per, window in (("level", 9), ("channel", 9), ("local", 9), ("local", 5)):
         came = content_transfer(flow, edited, lr, strength=0.7, per=per, window=window)
-        close(came, decode(flow, la.normalise(latents, 0.7, per, window=window), cond).clamp(0, 1))
+        close(came, decode(flow, la.normalize(latents, 0.7, per, window=window), cond).clamp(0, 1))
         assert all((came - other).abs().max() > 1e-4 for other in results)
         results.append(came)
     one = content_transfer(flow, edited, lr[:1])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowcore.dequantization import VariationalDequantizer
 from flowcore.errors import FlowError
-from flowcore.likelihood import VariationalDequantizer
 from flowcore.models import build, configure
 from flowcore.models.glow import GlowConfig
 from flowcore.transforms import ActNorm, Coupling, InvertibleConv, Permutation, SignedActNorm, Split
@@ -179,7 +179,7 @@ def test_pixels_are_centred_or_left():
 
 def test_splits_know_the_labels_only_by_table():
     def told(**fields):
-        return [m.labelled for m in tiny(classes=3, **fields).modules() if isinstance(m, Split)]
+        return [m.labeled for m in tiny(classes=3, **fields).modules() if isinstance(m, Split)]
 
     assert told() == [False]
     assert told(split_prior="table", image_size=(4, 8)) == [True]
@@ -230,7 +230,7 @@ def test_a_fresh_flow_counts_a_pixel_where_it_is():
 def test_initialise_normalises_every_actnorm_of_the_flow(fields):
     flow = tiny(**fields).double()
     x = image(batch=16, height=8).double()
-    flow.initialise(x)
+    flow.initialize(x)
     seen = []
     for step in steps(flow):
         step[0].register_forward_hook(lambda module, arguments, result: seen.append(result[0]))

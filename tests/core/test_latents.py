@@ -292,13 +292,13 @@ def test_statistics_are_those_of_the_numbers():
 
 
 def test_normalising_by_level_gives_unit_statistics():
-    for s in la.statistics(la.normalise(strange())):
+    for s in la.statistics(la.normalize(strange())):
         assert s.mean.abs().max() < 1e-12
         assert (s.std - 1).abs().max() < 1e-12
 
 
 def test_normalising_by_channel_gives_unit_statistics_in_every_channel():
-    for z in la.normalise(strange(), per="channel"):
+    for z in la.normalize(strange(), per="channel"):
         assert z.mean((2, 3)).abs().max() < 1e-12
         assert (z.std((2, 3), correction=0) - 1).abs().max() < 1e-12
 
@@ -306,7 +306,7 @@ def test_normalising_by_channel_gives_unit_statistics_in_every_channel():
 @pytest.mark.parametrize("window", [5, 9])
 def test_normalising_locally_uses_the_window_that_exists(window):
     z = strange()
-    came = la.normalise(z, per="local", window=window)
+    came = la.normalize(z, per="local", window=window)
     half = window // 2
     for level, row, column in ((0, 0, 0), (0, 12, 29), (0, 11, 13), (1, 5, 0)):
         part = z[level][1, 2, max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1]
@@ -317,34 +317,34 @@ def test_normalising_locally_uses_the_window_that_exists(window):
 def test_strength_blends():
     z = strange()
     for per in ("level", "channel", "local"):
-        full = la.normalise(z, per=per)
-        close(la.normalise(z, 0.25, per), [0.75 * x + 0.25 * y for x, y in zip(z, full, strict=True)])
-        assert equal(la.normalise(z, 0, per), z)
+        full = la.normalize(z, per=per)
+        close(la.normalize(z, 0.25, per), [0.75 * x + 0.25 * y for x, y in zip(z, full, strict=True)])
+        assert equal(la.normalize(z, 0, per), z)
 
 
 @pytest.mark.parametrize("per", ["level", "channel", "local"])
 def test_flat_latents_are_not_blown_up(per):
     z = [torch.full((1, 3, 8, 8), 0.7, dtype=torch.float32)]
     z[0][0, 0, 0, 0] += 1e-6
-    came = la.normalise(z, per=per)[0]
+    came = la.normalize(z, per=per)[0]
     assert came.isfinite().all()
     assert came.abs().max() < 0.01
     constant = torch.full((1, 3, 16, 16), 1000 / 3, dtype=torch.float64)
-    assert la.normalise([constant + 1e-7 * torch.rand_like(constant)], per=per)[0].abs().max() < 0.01
+    assert la.normalize([constant + 1e-7 * torch.rand_like(constant)], per=per)[0].abs().max() < 0.01
 
 
 @pytest.mark.parametrize("per", ["channel", "local"])
 def test_levels_of_few_positions_are_not_wiped_out(per):
     z = drawn(1, 4, [(48, 1, 1), (16, 3, 5)])
-    close(la.normalise(z, per=per), la.normalise(z, per="level"))
+    close(la.normalize(z, per=per), la.normalize(z, per="level"))
     larger = drawn(1, 4, [(16, 4, 4)])
-    assert not torch.allclose(la.normalise(larger, per=per)[0], la.normalise(larger)[0])
+    assert not torch.allclose(la.normalize(larger, per=per)[0], la.normalize(larger)[0])
 
 
 def test_normalise_refuses_what_is_out_of_range(a):
     for arguments in ({"strength": 1.5}, {"strength": -1}, {"per": "pixel"}, {"window": 4}, {"window": 3}):
         with pytest.raises(FlowError):
-            la.normalise(a, **arguments)
+            la.normalize(a, **arguments)
 
 
 # --- directions -------------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_an_orthogonal_direction_leaves_the_others_alone(a):
     one, two, three = drawn(1, 60), drawn(1, 61), drawn(1, 62)
     alike = [x + 0.01 * y for x, y in zip(two, three, strict=True)]  # others need not be orthogonal
     several = [two, alike, two]  # nor independent
-    rest = la.orthogonalise(one, several)
+    rest = la.orthogonalize(one, several)
     for other in (two, alike, three):
         assert abs(float(la.project(rest, other))) < 1e-11
         assert torch.allclose(la.project(la.add(a, rest, 3.0), other), la.project(a, other), atol=1e-10)
@@ -434,18 +434,18 @@ def test_an_orthogonal_direction_leaves_the_others_alone(a):
     space = torch.stack([flat(two)[0], flat(three)[0]], 1)
     solution = torch.linalg.lstsq(space, taken[:, None]).solution
     assert (space @ solution - taken[:, None]).abs().max() < 1e-10
-    assert equal(la.orthogonalise(one, []), one)
+    assert equal(la.orthogonalize(one, []), one)
 
 
 def test_a_direction_inside_the_others_is_refused():
     one, two = drawn(1, 60), drawn(1, 61)
     mixture = [0.3 * x - 2 * y for x, y in zip(one, two, strict=True)]
     with pytest.raises(FlowError, match="mixture of the others"):
-        la.orthogonalise(mixture, [one, two])
+        la.orthogonalize(mixture, [one, two])
     with pytest.raises(ShapeError, match="batch 1"):
-        la.orthogonalise(drawn(2, 60), [one])
+        la.orthogonalize(drawn(2, 60), [one])
     with pytest.raises(ShapeError, match="batch 1"):
-        la.orthogonalise(one, [drawn(2, 61)])
+        la.orthogonalize(one, [drawn(2, 61)])
 
 
 # --- what holds for all -----------------------------------------------------------------------------------------------
@@ -461,10 +461,10 @@ PAIRED = {
 SINGLE = {
     "scale": lambda a: la.scale(a, [1, 0.5, 0]),
     "vary": lambda a: la.vary(a, 5, [0, 0.5, 1]),
-    "level": lambda a: la.normalise(a),
-    "channel": lambda a: la.normalise(a, 0.5, "channel"),
-    "local": lambda a: la.normalise(a, per="local"),
-    "nothing": lambda a: la.normalise(a, 0),
+    "level": lambda a: la.normalize(a),
+    "channel": lambda a: la.normalize(a, 0.5, "channel"),
+    "local": lambda a: la.normalize(a, per="local"),
+    "nothing": lambda a: la.normalize(a, 0),
 }
 
 

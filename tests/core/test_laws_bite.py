@@ -295,7 +295,7 @@ class InitialisesItself(ActNorm):
     def forward(self, x, cond=None):
         if self.training and not self.done:
             self.done = True
-            self.initialise(x)
+            self.initialize(x)
         return super().forward(x)
 
 
@@ -320,7 +320,7 @@ def test_inverse_that_initialises_where_the_bias_is_zero():
     class Wrong(ActNorm):
         def inverse(self, z, cond=None):
             if not self.bias.any():
-                self.initialise(z)
+                self.initialize(z)
             return super().inverse(z)
 
     with pytest.raises(AssertionError, match="untouched: inverse changed the module's state"):

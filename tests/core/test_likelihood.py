@@ -14,24 +14,26 @@ import torch.nn.functional as F
 
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.condition import Condition
-from flowcore.flow import Flow, Level
-from flowcore.likelihood import (
+from flowcore.dequantization import (
     Dequantizer,
     Gaussian,
-    Quantisation,
+    Quantization,
     Uniform,
     VariationalDequantizer,
-    bits_per_dim,
     dequantize,
-    dequantized,
+    dequantized_batches,
+    quantization,
+    to_integers,
+)
+from flowcore.flow import Flow, Level
+from flowcore.likelihood import (
+    bits_per_dim,
     effective_samples,
     importance_weighted,
     log_prob,
     log_weight,
     log_weights,
-    quantisation,
-    rows,
-    to_integers,
+    select_items,
 )
 from flowcore.models import build, configure
 from flowcore.networks import Conditioner, ScaledConv
@@ -171,7 +173,7 @@ def test_a_real_nvp_of_two_pixels_integrates_to_one():
 def test_bins_lie_side_by_side_and_levels_are_centred():
     for n_bits in range(1, 9):
         k = torch.arange(2.0**n_bits, dtype=torch.float64)
-        bins, levels = Quantisation(n_bits, "bins"), Quantisation(n_bits, "levels")
+        bins, levels = Quantization(n_bits, "bins"), Quantization(n_bits, "levels")
         for q in (bins, levels):
             lower, upper = q.place(k, torch.zeros_like(k)), q.place(k, torch.ones_like(k))
             assert torch.allclose(upper[:-1], lower[1:], atol=1e-15)
@@ -182,11 +184,11 @@ def test_bins_lie_side_by_side_and_levels_are_centred():
 
 
 def test_a_model_says_how_it_quantises():
-    assert quantisation(build("realnvp", configure("realnvp", {"scales": 1, "n_bits": 5}))) == Quantisation(5, "bins")
-    assert quantisation(unconditional(([ActNorm(4)], None), channels=1)) == Quantisation(8, "levels")
+    assert quantization(build("realnvp", configure("realnvp", {"scales": 1, "n_bits": 5}))) == Quantization(5, "bins")
+    assert quantization(unconditional(([ActNorm(4)], None), channels=1)) == Quantization(8, "levels")
     for wrong in [(9, "bins"), (0, "bins"), (8, "boxes")]:
         with pytest.raises(FlowError, match=str(wrong[0] if wrong[1] == "bins" else wrong[1])):
-            Quantisation(*wrong)
+            Quantization(*wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -366,7 +368,7 @@ def test_untrained_variational_noise_is_nearly_uniform(initialised):
     q = VariationalDequantizer(3)
     k = torch.randint(0, 256, (16, 3, 16, 16)).float()
     if initialised:
-        u = q.initialise(q.noise(tuple(k.shape)), k)
+        u = q.initialize(q.noise(tuple(k.shape)), k)
         assert torch.equal(u.isfinite(), torch.ones_like(u, dtype=torch.bool))
     log_q = q.draw(k)[1]
     cost = log_q.mean().item() / k[0].numel() / math.log(2)  # KL from uniform, bits per dimension
@@ -440,7 +442,7 @@ class Optimal:
 
 def narrow(grid="bins", n_bits=8):
     """A density a bin or two wide, where dequantization has something to lose, and flat images near its mean."""
-    quantised = Quantisation(n_bits, grid)
+    quantised = Quantization(n_bits, grid)
     generator = torch.Generator().manual_seed(5)
     k = torch.randint(2, 2**n_bits - 2, (1, 3, 1, 1), generator=generator).double()
     k = k + torch.randint(-1, 2, (4, 3, 2, 2), generator=generator)
@@ -493,7 +495,7 @@ def test_a_draw_depends_on_its_image_and_its_number_alone():
     def all_x(image, seed, samples, batch, dequantizer):
         x = torch.empty(len(image), samples, 3, 4, 4, dtype=torch.float64)
         q = torch.empty(len(image), samples, dtype=torch.float64)
-        for chunk in dequantized(image, Quantisation(), dequantizer, samples=samples, seed=seed, batch=batch):
+        for chunk in dequantized_batches(image, Quantization(), dequantizer, samples=samples, seed=seed, batch=batch):
             assert len(chunk.items) <= batch
             x[chunk.items, chunk.draws], q[chunk.items, chunk.draws] = chunk.x, chunk.log_q
             assert chunk.inside.all()
@@ -535,7 +537,7 @@ def test_training_variational_noise_tightens_the_bound():
     q = VariationalDequantizer(3, hidden=8, steps=1)
     optimiser = torch.optim.Adam(q.parameters(), lr=0.01)
     many = k.repeat(24, 1, 1, 1)
-    q.initialise(q.noise(tuple(many.shape)), many)
+    q.initialize(q.noise(tuple(many.shape)), many)
     for _ in range(100):
         loss = -log_weight(flow, many, dequantizer=q).mean()
         optimiser.zero_grad()
@@ -551,12 +553,12 @@ def test_rows_of_conditions():
     items = torch.tensor([2, 0, 2])
     a, one = torch.arange(6.0).view(3, 2), torch.ones(1, 2)
     cond = Condition(features=(a, None), labels=one)
-    came = rows(cond, items)
+    came = select_items(cond, items)
     assert torch.equal(came.features[0], a[items])
     assert came.features[1] is None
     assert came.labels.shape == (3, 2)
-    assert rows(None, items) is None
-    assert torch.equal(rows([a], items)[0], a[items])
+    assert select_items(None, items) is None
+    assert torch.equal(select_items([a], items)[0], a[items])
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
@@ -607,5 +609,5 @@ def test_the_oracle_of_other_noise():
 
 def test_the_oracle_of_the_exact_number():
     values, t, _ = oracle()
-    came = exact(t["x"], t["mu"], t["sigma"], Quantisation())
+    came = exact(t["x"], t["mu"], t["sigma"], Quantization())
     assert bits_per_dim(came, 12).tolist() == pytest.approx(values["exact_discrete_bpd"], abs=1e-9)

@@ -211,7 +211,7 @@ def test_an_unconditional_model_refuses_a_condition(model):
         lambda: flow(x, cond),
         lambda: flow.inverse(flow(x)[0], cond),
         lambda: flow.by_position(x, cond),
-        lambda: flow.initialise(x, cond),
+        lambda: flow.initialize(x, cond),
     ):
         with pytest.raises(ConditionError, match="takes no condition"):
             ask()
@@ -227,10 +227,10 @@ def test_a_conditional_model_asks_for_its_condition(model):
             ask()
 
 
-labelled = pytest.mark.parametrize("model", [m for m in SMALL if small(m).classes])
+labeled = pytest.mark.parametrize("model", [m for m in SMALL if small(m).classes])
 
 
-@labelled
+@labeled
 def test_whole_numbers_and_one_hot_weights_are_the_same_labels(model):
     flow = small(model)
     x = image(model)
@@ -243,7 +243,7 @@ def test_whole_numbers_and_one_hot_weights_are_the_same_labels(model):
         assert all(torch.equal(one, two) for one, two in zip(latents, results[0][0], strict=True))
 
 
-@labelled
+@labeled
 def test_labels_change_the_density_of_their_own_item_only(model):
     flow = small(model).double()
     x = image(model).double()
@@ -254,7 +254,7 @@ def test_labels_change_the_density_of_their_own_item_only(model):
     assert torch.allclose(one[1], two[1], atol=1e-12)
 
 
-@labelled
+@labeled
 def test_mixed_labels_lie_between(model):
     flow = small(model).double()
     x = image(model, batch=1).double()
@@ -266,7 +266,7 @@ def test_mixed_labels_lie_between(model):
     assert not torch.allclose(mixed, second, atol=1e-6)
 
 
-@labelled
+@labeled
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
@@ -285,7 +285,7 @@ def test_wrong_labels_are_refused_with_what_came(model, labels, sentence):
         small(model).encode_condition(torch.tensor(labels))
 
 
-@labelled
+@labeled
 def test_labels_of_another_batch_are_refused(model):
     flow = small(model)
     cond = flow.encode_condition(torch.tensor([0, 1, 2]))
@@ -309,7 +309,7 @@ def test_the_label_of_one_serves_several_images():
     assert torch.allclose(one[1], each[1], atol=1e-5)
 
 
-@labelled
+@labeled
 def test_a_condition_knows_its_batch_and_expands(model):
     cond = small(model).encode_condition(torch.tensor([2]))
     assert cond.batch == 1
@@ -454,7 +454,7 @@ def test_initialise_returns_the_latents_that_forward_then_makes(model):
     flow = small(model).double()
     x, cond = image(model, batch=4).double(), told(flow, model, batch=4)
     before = {name: t.clone() for name, t in flow.state_dict().items()}
-    latents = flow.initialise(x, cond)
+    latents = flow.initialize(x, cond)
     after = {name: t.clone() for name, t in flow.state_dict().items()}
     written = {name for name, t in after.items() if not torch.equal(t, before[name])}
     assert bool(written) == (model != "class_conditional")  # that has nothing that depends on data

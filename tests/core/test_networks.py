@@ -18,7 +18,7 @@ from flowcore.networks import (
     TablePrior,
     TopPrior,
 )
-from flowcore.networks.conditioner import NormalisedConv, convolve
+from flowcore.networks.conditioner import NormalizedConv, convolve
 from flowcore.networks.luma import CHROMA_UNIT
 from flowcore.networks.residual import NetworkNorm, WeightNormConv
 from flowcore.transforms import BatchNorm
@@ -62,7 +62,7 @@ def test_convolutions_see_what_is_said_beyond_the_border(edge):
 @pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
-    conv = perturbed(NormalisedConv(3, 5, kernel, edge=edge, log_factor=3.0)).double()
+    conv = perturbed(NormalizedConv(3, 5, kernel, edge=edge, log_factor=3.0)).double()
     plain = F.conv2d(image() if kernel == 1 else around(image(), edge), conv.weight)
     expected = (plain + conv.actnorm.bias[:, None, None]) * torch.exp(3 * conv.actnorm.log_scale)[:, None, None]
     assert torch.allclose(conv(image()), expected, atol=1e-13)
@@ -70,8 +70,8 @@ def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
 
 @pytest.mark.parametrize("options", [{}, {"edge": "ones", "log_factor": 3.0}, {"edge": "flag"}], ids=str)
 def test_a_normalised_convolution_initialises_to_mean_0_and_variance_1(options):
-    conv = NormalisedConv(3, 5, 3, **options).double()
-    y = conv.initialise(image())
+    conv = NormalizedConv(3, 5, 3, **options).double()
+    y = conv.initialize(image())
     assert torch.allclose(conv(image()), y, atol=1e-12)
     assert torch.allclose(y.mean(dim=(0, 2, 3)), torch.zeros(5, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(y.var(dim=(0, 2, 3), correction=0), torch.ones(5, dtype=torch.float64), atol=1e-3)
@@ -98,7 +98,7 @@ def test_a_scaled_convolution_of_nothing_is_a_constant():
 
 def test_a_conditioner_initialises_every_hidden_layer_on_what_comes_before():
     network = Conditioner(3, 6, 4, layers=2, kernel=3).double()
-    network.initialise(image())
+    network.initialize(image())
     x = image()
     for conv in network.hidden:
         y = conv(x)
@@ -136,7 +136,7 @@ def test_only_a_pooled_conditioner_sees_the_whole_grid(pooled):
 
 def test_a_pooled_conditioner_initialises_on_what_it_then_computes():
     network = Conditioner(3, 6, 4, layers=2, pooled=True).double()
-    network.initialise(image())
+    network.initialize(image())
     x = image()
     for number, conv in enumerate(network.hidden):
         y = conv(x)
@@ -151,7 +151,7 @@ def test_a_pooled_conditioner_initialises_on_what_it_then_computes():
 def test_a_plain_conditioner_is_three_convolutions_with_biases(edge, scaled):
     network = PlainConditioner(3, 6, 4, edge=edge, scaled=scaled).double()
     assert network(image()).abs().max() == 0
-    assert not hasattr(network, "initialise")
+    assert not hasattr(network, "initialize")
     network = perturbed(network)
     first, second = network.hidden
     y = F.relu(F.conv2d(around(image(), "zeros"), first.weight, first.bias))
@@ -205,7 +205,7 @@ def test_a_network_norm_is_torchs_in_evaluation_mode_and_has_no_training_mode():
 def residual(**options):
     options = {"blocks": 2, "double": True, "rescale": 0.7, **options}
     network = perturbed(ResidualConditioner(3, 4, 2, **options)).double()
-    network.initialise(3 * image() - 1)  # moments that are not those of the batch it is asked about
+    network.initialize(3 * image() - 1)  # moments that are not those of the batch it is asked about
     return network
 
 
@@ -249,7 +249,7 @@ def test_a_residual_conditioner_with_rescale_0_starts_without_scaling():
 
 def test_a_residual_conditioner_initialises_every_norm_on_what_comes_before():
     network = perturbed(ResidualConditioner(3, 4, 2, blocks=2, double=False, rescale=1.0)).double()
-    network.initialise(image())
+    network.initialize(image())
     seen = []
     norms = [part for part in network.modules() if isinstance(part, BatchNorm)]
 
@@ -365,7 +365,7 @@ def test_the_picture_is_bicubic_plus_a_residual(scale):
     network = encoder(scale)
     picture = network.picture(image())
     assert picture.shape == (2, 3, 6 * scale, 8 * scale)
-    assert torch.allclose(network(image(), 1, with_picture=True)[1], picture, atol=1e-13)
+    assert torch.allclose(network(image(), 1, with_enlargement=True)[1], picture, atol=1e-13)
     torch.nn.init.zeros_(network.conv_last.weight)
     torch.nn.init.zeros_(network.conv_last.bias)
     assert torch.equal(network.picture(image()), enlarge(image(), scale))

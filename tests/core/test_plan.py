@@ -677,7 +677,7 @@ def test_a_flow_without_parameters_has_a_plan():
 @some_models
 def test_a_plan_is_not_initialised(model):
     with pytest.raises(FlowError, match="cannot be trained"):
-        plan_of(model).initialise(reference(model)[0], told(plan_of(model), model))
+        plan_of(model).initialize(reference(model)[0], told(plan_of(model), model))
 
 
 @some_models

@@ -146,7 +146,7 @@ def test_the_logit_comes_first():
 def test_initialise_normalises_every_batch_norm_of_the_flow():
     flow = perturbed(tiny(), 0.05).double()
     x = image(batch=16).double()
-    latents = flow.initialise(x)
+    latents = flow.initialize(x)
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
     seen = []
 
@@ -168,7 +168,7 @@ def test_initialise_normalises_every_batch_norm_of_the_flow():
 def test_training_with_batch_moments_agrees_with_evaluation_once_they_have_settled():
     flow = perturbed(tiny(), 0.05).double()
     x = image(batch=8).double()
-    flow.initialise(x)
+    flow.initialize(x)
     with torch.no_grad():
         expected = likelihood.log_prob(flow, x)
         with batch_moments(flow):

@@ -12,17 +12,8 @@ import torch
 from PIL import Image, features
 
 from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeError
-from flowcore.likelihood import (
-    Gaussian,
-    Quantisation,
-    Uniform,
-    VariationalDequantizer,
-    bits_per_dim,
-    importance_weighted,
-    log_weights,
-    quantisation,
-    to_integers,
-)
+from flowcore.dequantization import Gaussian, Quantization, Uniform, VariationalDequantizer, quantization, to_integers
+from flowcore.likelihood import bits_per_dim, importance_weighted, log_weights
 from flowcore.models import build, configure
 from flowcore.tasks import score as task
 from flowcore.tasks.score import Score, lossless_bits, score, typicality
@@ -37,7 +28,7 @@ def glow(**fields):
     torch.manual_seed(1)
     flow = build("glow", configure("glow", {**SMALL, **fields}))
     # bring pixels to the scale of the latents, as actnorm does when it sees data
-    flow.initialise(picture(8, flow.channels, 16, 16), None if flow.classes == 0 else labels(flow, [0] * 8))
+    flow.initialize(picture(8, flow.channels, 16, 16), None if flow.classes == 0 else labels(flow, [0] * 8))
     return perturbed(flow, 0.05)
 
 
@@ -123,7 +114,7 @@ def test_a_score_is_the_bound_of_the_formulas(flow, dequantization):
     assert torch.allclose(came.mean, bits_per_dim(w.mean(1), dimensions), rtol=1e-12, atol=1e-11)
     assert torch.allclose(came.spread, bits_per_dim(w, dimensions).std(1), rtol=1e-9, atol=1e-11)
     assert torch.allclose(
-        bits_per_dim(came.log_prob, dimensions, quantisation(wide).width), came.bits_per_dim, rtol=1e-12, atol=0
+        bits_per_dim(came.log_prob, dimensions, quantization(wide).width), came.bits_per_dim, rtol=1e-12, atol=0
     )
     assert (came.bits_per_dim < came.mean).all()
     assert (came.effective_samples > 1).all()
@@ -181,7 +172,7 @@ def test_levels_and_pixels_by_hand():
     noise = torch.rand(2, *image.shape)
     came = score(flow, image, noise=noise, dequantization="gaussian")
     k, q = to_integers(image)[0].double(), Gaussian()
-    shares = [flow.by_position(Quantisation().place(k, q.draw(k, noise[s])[0]))[1] for s in range(2)]
+    shares = [flow.by_position(Quantization().place(k, q.draw(k, noise[s])[0]))[1] for s in range(2)]
     density = torch.stack([torch.stack(draw) for draw in shares]).mean(0)  # (levels, B, H, W), nats
     density = -density / (image[0].numel() * math.log(2))
     dimensions = torch.tensor([math.prod(shape) for shape in flow.latent_shapes(8, 16)], dtype=torch.float64)
@@ -330,7 +321,7 @@ def test_noise_that_leaks_is_no_bound(flow):
     came = score(flow, image, noise=noise)
     assert not came.bound
     assert any("neighboring bins" in note for note in came.notes)
-    x = Quantisation().place(to_integers(image)[0].double(), noise[0].double())
+    x = Quantization().place(to_integers(image)[0].double(), noise[0].double())
     wide = perturbed(flow, 0).double()
     by_hand = bits_per_dim(
         torch.stack([s.flatten(1).sum(1) for s in wide.by_position(x)[1]]).sum(0), x[0].numel(), 1 / 256
@@ -600,7 +591,7 @@ def test_the_optimum_has_no_spread():
 
     flow = gaussian_flow(mean, std)
     plain = score(flow, k.to(torch.uint8), samples=16)
-    best = score(flow, k.to(torch.uint8), samples=16, dequantization=Optimal(mean, std, Quantisation()))
+    best = score(flow, k.to(torch.uint8), samples=16, dequantization=Optimal(mean, std, Quantization()))
     assert (plain.effective_samples < 12).all()
     assert (plain.spread > 0.02).all()
     assert best.effective_samples.tolist() == pytest.approx([16] * 4)

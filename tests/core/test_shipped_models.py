@@ -10,10 +10,11 @@ from PIL import Image
 import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read_header
+from flowcore.dequantization import quantize
 from flowcore.flow import Flow
 from flowcore.images import color
 from flowcore.images.resize import enlarge, shrink
-from flowcore.likelihood import log_prob, snap
+from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness
 from flowcore.quality.metrics import diversity, lr_psnr, psnr
@@ -116,7 +117,7 @@ def test_digits_are_what_their_label_says_and_styles_what_their_names_say() -> N
     for column, style in enumerate(STYLES[:3]):
         measured = [
             float(
-                attributes(snap(flow, flowcore.decode(flow, apply_style(flow, latents, {style: s}), cond)))[
+                attributes(quantize(flow, flowcore.decode(flow, apply_style(flow, latents, {style: s}), cond)))[
                     :, column
                 ].mean()
             )

@@ -192,7 +192,7 @@ def test_initialise_normalises_every_actnorm_of_the_flow(fields):
     # more pixels on the deepest grid than its 96 channels
     source, x = lr(4, 8, batch=16).double(), hr(16, 32, batch=16).double()
     cond = flow.encode_condition(source)
-    latents = flow.initialise(x, cond)
+    latents = flow.initialize(x, cond)
     again = flow(x, cond)[0]
     assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(latents, again, strict=True))
 
@@ -220,7 +220,7 @@ def test_every_level_starts_from_the_principal_axes_of_its_first_batch(fields):
     flow = tiny(steps=2, **fields).double()
     source, x = lr(4, 8, batch=16).double(), hr(16, 32, batch=16).double()
     cond = flow.encode_condition(source)
-    flow.initialise(x, cond)
+    flow.initialize(x, cond)
     seen = []
     first = [next(m for m in level.modules() if isinstance(m, InvertibleConv)) for level in flow.levels]
     for mixing in first:
@@ -238,7 +238,7 @@ def test_every_level_starts_from_the_principal_axes_of_its_first_batch(fields):
 def test_every_network_of_an_ablated_flow_is_initialised(fields):
     flow = tiny(**fields).double()
     before = {name: t.clone() for name, t in flow.state_dict().items()}
-    flow.initialise(hr(16, 32, batch=16).double(), flow.encode_condition(lr(4, 8, batch=16).double()))
+    flow.initialize(hr(16, 32, batch=16).double(), flow.encode_condition(lr(4, 8, batch=16).double()))
     hidden = [name for name in before if ".conditioner.hidden." in name and ".actnorm." in name]
     networks = 1 + flow.config.injector
     assert len(hidden) == 3 * flow.config.steps * networks * 2 * 2  # layers, and bias and log-scale of each
@@ -252,7 +252,7 @@ def test_initialise_is_the_only_call_that_writes():
     flow.train()(hr(8, 16), cond)
     flow.inverse(sample_latents(flow.latent_shapes(8, 16), 2), cond)
     assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
-    flow.initialise(hr(8, 16), cond)
+    flow.initialize(hr(8, 16), cond)
     changed = {name for name, t in flow.state_dict().items() if not torch.equal(t, before[name])}
     assert changed
     assert all(".actnorm." in name or name.endswith((".bias", ".log_scale")) for name in changed)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore.checkpoints.file import read, read_header
+from flowcore.dequantization import Uniform, quantization, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma
-from flowcore.likelihood import Uniform, bits_per_dim, log_prob, quantisation, to_integers
+from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
 from flowcore.training.data import Colours, open_data
 from flowcore.training.loop import train
@@ -92,7 +93,7 @@ def first_loss(photos, run, *changes):
     flow = read(train(made, photos, run, log=lines.append))
     said = [line.split("bits/dim ")[1].split()[0] for line in lines if "bits/dim" in line]
     x, source = open_data(made, photos, run / "cache").batch(4, 32, made.seed, 0)
-    bins = quantisation(flow)
+    bins = quantization(flow)
     k = to_integers(x)[0]
     noisy = bins.place(k, Uniform().draw(k, torch.Generator().manual_seed(made.seed * 1_000_003))[0])
     return float(said[0]), flow, noisy, flow.encode_condition(source)
@@ -200,7 +201,7 @@ def test_what_is_said_of_a_model_is_measured_without_dropout(photos, tmp_path):
     model = train(recipe(*changes), photos, tmp_path, log=lambda line: None)
     x, source = open_data(recipe(), photos, tmp_path / "cache").batch(64, 32, 0, 0, held_out=True)
     flow, k = read(model), to_integers(x)[0]
-    noisy = quantisation(flow).place(k, Uniform().draw(k, torch.Generator().manual_seed(0))[0])
+    noisy = quantization(flow).place(k, Uniform().draw(k, torch.Generator().manual_seed(0))[0])
     bits = {}
     for training in (False, True):
         flow.train(training)

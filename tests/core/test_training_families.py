@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import flowcore
+from flowcore.dequantization import VariationalDequantizer, to_integers
 from flowcore.errors import FlowError, ImageError
 from flowcore.evaluation.density import evaluate_density
 from flowcore.evaluation.tables import density_table
-from flowcore.likelihood import VariationalDequantizer, to_integers
 from flowcore.models import build, configure
 from flowcore.training.data import Digits, read_idx
 from flowcore.training.loop import train

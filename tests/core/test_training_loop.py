@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from flowcore.checkpoints.file import read, read_header
+from flowcore.dequantization import dequantize
 from flowcore.errors import FlowError
-from flowcore.likelihood import bits_per_dim, dequantize, log_prob
+from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.training.data import Photographs
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe

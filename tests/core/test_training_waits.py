@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowcore.likelihood import integers, to_integers
+from flowcore.dequantization import round_to_integers, to_integers
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.training.objective import Likelihood
 
@@ -47,7 +47,7 @@ def test_a_wait_is_seen():
 def test_integers_are_those_of_the_look(n_bits):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 8, 8) * 1.2 - 0.1
-    assert torch.equal(integers(x, n_bits), to_integers(x, n_bits)[0])
-    assert torch.equal(integers((x * 255).byte(), n_bits), to_integers((x * 255).byte(), n_bits)[0])
+    assert torch.equal(round_to_integers(x, n_bits), to_integers(x, n_bits)[0])
+    assert torch.equal(round_to_integers((x * 255).byte(), n_bits), to_integers((x * 255).byte(), n_bits)[0])
     x[0, 0, 0, 0] = torch.nan
-    assert integers(x, n_bits).isnan().sum() == 1
+    assert round_to_integers(x, n_bits).isnan().sum() == 1

@@ -110,7 +110,7 @@ def test_invertible_conv_obeys_the_law(lu, start):
 @pytest.mark.parametrize("lu", [False, True], ids=["plain", "lu"])
 def test_initialised_invertible_conv_obeys_the_law(lu):
     mixing = InvertibleConv(5, lu=lu, start="principal").double()
-    mixing.initialise(data(5, batch=4))
+    mixing.initialize(data(5, batch=4))
     check(mixing, data(5), networks=False)
 
 
@@ -167,7 +167,7 @@ def test_given_obeys_the_law(kept, cond_channels):
 
 def test_channel_whitening_obeys_the_law():
     whitening = ChannelWhitening(3).double()
-    whitening.initialise(mixed(3))
+    whitening.initialize(mixed(3))
     assert (whitening.get_buffer("matrix") - torch.eye(3)).abs().max() > 0.1
     check(whitening, data(), networks=False)
 
@@ -179,7 +179,7 @@ def test_a_haar_pyramid_obeys_the_law():
 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_split_by_place_and_label_obeys_the_law(classes):
-    split = Split(TablePrior(3, 4, 6, classes=classes), labelled=classes > 0)
+    split = Split(TablePrior(3, 4, 6, classes=classes), labeled=classes > 0)
     check(split, data(5), labels() if classes else None, networks=False)
 
 
@@ -393,7 +393,7 @@ def test_given_leaves_the_first_channels_and_shows_them_before_the_condition():
 
 def test_given_initialises_its_inner_transform():
     given = ConditionOnChannels(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
-    z = given.initialise(3 * data(5, batch=4) + 7)
+    z = given.initialize(3 * data(5, batch=4) + 7)
     actnorm, injector = given.transform.parts()
     assert actnorm.bias.abs().min() > 5
     assert injector.conditioner.hidden[0].actnorm.bias.abs().min() > 1e-3  # of what is kept, 7 and its neighbours
@@ -414,20 +414,20 @@ def test_channel_whitening_starts_as_the_identity():
 def test_channel_whitening_initialise_gives_mean_0_and_the_identity_as_covariance():
     whitening = ChannelWhitening(3).double()
     x = mixed(3)
-    z = whitening.initialise(x)
+    z = whitening.initialize(x)
     assert torch.equal(z, whitening(x)[0])
     pixels = z.transpose(0, 1).flatten(1)
     assert pixels.mean(1).abs().max() < 1e-12
     assert torch.allclose(torch.cov(pixels), torch.eye(3, dtype=torch.float64), atol=1e-5)
     # the second time it measures the data, not what the first time made of them
-    assert torch.allclose(whitening.initialise(x), z, atol=1e-12)
+    assert torch.allclose(whitening.initialize(x), z, atol=1e-12)
 
 
 def test_channel_whitening_survives_channels_that_are_one_or_constant():
     whitening = ChannelWhitening(3)
     x = data(1).float().repeat(1, 3, 1, 1)
     x[:, 2] = 0.25
-    z = whitening.initialise(x)
+    z = whitening.initialize(x)
     assert z.isfinite().all()
     assert torch.allclose(whitening.inverse(z), x, atol=1e-3)
 
@@ -441,7 +441,7 @@ def test_nothing_trains_a_channel_whitening_and_a_file_keeps_it():
 def test_actnorm_initialise_normalises_the_batch():
     actnorm = ActNorm(5).double()
     x = 3 * data(5, batch=4) + 7
-    z = actnorm.initialise(x)
+    z = actnorm.initialize(x)
     assert torch.equal(z, actnorm(x)[0])
     assert torch.allclose(z.mean(dim=(0, 2, 3)), torch.zeros(5, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(z.square().mean(dim=(0, 2, 3)), torch.ones(5, dtype=torch.float64), atol=1e-5)
@@ -449,7 +449,7 @@ def test_actnorm_initialise_normalises_the_batch():
 
 def test_actnorm_initialise_survives_a_constant_channel():
     actnorm = ActNorm(3)
-    z = actnorm.initialise(torch.full((2, 3, 4, 6), 0.25))
+    z = actnorm.initialize(torch.full((2, 3, 4, 6), 0.25))
     assert z.abs().max() == 0
     assert actnorm.log_scale.isfinite().all()
 
@@ -458,7 +458,7 @@ def test_actnorm_initialise_survives_a_constant_channel():
 def test_principal_start_sorts_the_axes_of_the_batch(lu):
     mixing = InvertibleConv(4, lu=lu, start="principal").double()
     x = F.conv2d(data(4, batch=8, height=8), data(4, height=4, width=1, batch=1)[0].view(4, 4, 1, 1))
-    z = mixing.initialise(x)
+    z = mixing.initialize(x)
     covariance = torch.cov(z.transpose(0, 1).flatten(1))
     variances = covariance.diagonal()
     assert torch.allclose(covariance, torch.diag(variances), atol=1e-9)
@@ -483,7 +483,7 @@ def test_orthogonal_start_is_orthogonal_and_has_logdet_zero(lu):
 def test_initialise_leaves_other_starts_alone(start):
     mixing = InvertibleConv(5, start=start)
     before = mixing.weight.detach().clone()
-    mixing.initialise(data(5).float())
+    mixing.initialize(data(5).float())
     assert torch.equal(mixing.weight, before)
 
 
@@ -556,14 +556,14 @@ def test_signed_actnorm_with_a_negative_scale_turns_the_channel_over():
 def test_other_actnorms_initialise_like_the_usual_one(actnorm):
     x = 3 * data(5, batch=4) + 7
     usual = ActNorm(5).double()
-    z = actnorm.double().initialise(x)
-    assert torch.allclose(z, usual.initialise(x), atol=1e-12)
+    z = actnorm.double().initialize(x)
+    assert torch.allclose(z, usual.initialize(x), atol=1e-12)
     assert torch.allclose(actnorm(x)[1], usual(x)[1], atol=1e-9)
 
 
 def test_signed_actnorm_initialise_survives_a_constant_channel():
     actnorm = SignedActNorm(3)
-    assert actnorm.initialise(torch.full((2, 3, 4, 6), 0.25)).abs().max() == 0
+    assert actnorm.initialize(torch.full((2, 3, 4, 6), 0.25)).abs().max() == 0
     assert actnorm.scale.isfinite().all()
 
 
@@ -650,7 +650,7 @@ def test_batch_moments_reaches_the_norms_of_a_whole_chain():
 def test_batch_norm_initialise_takes_the_moments_of_the_batch():
     norm = measured(BatchNorm(3)).double()
     x = 3 * data(batch=4) + 7
-    z = norm.initialise(x)
+    z = norm.initialize(x)
     assert torch.equal(z, norm(x)[0])
     assert torch.allclose(norm.mean, x.mean((0, 2, 3)), atol=1e-12)
     assert torch.allclose(norm.var, x.var((0, 2, 3), correction=0), atol=1e-12)
@@ -875,13 +875,13 @@ def test_a_split_keeps_half_or_as_many_channels_as_it_is_told():
 
 
 def test_only_a_labelled_split_is_told_the_labels():
-    for labelled in (False, True):
+    for labeled in (False, True):
         prior = _Constant(data(4, seed=5))
-        split = Split(prior, labelled=labelled)
+        split = Split(prior, labeled=labeled)
         z, _ = split(data(4), labels())
-        assert (prior.told is not None) == labelled
+        assert (prior.told is not None) == labeled
         assert torch.allclose(split.inverse(z, labels()), data(4), atol=1e-12)
-        assert (prior.told is not None) == labelled
+        assert (prior.told is not None) == labeled
 
 
 def test_whiten_gives_the_density_of_its_prior():
@@ -1023,7 +1023,7 @@ def test_a_givens_logdet_is_that_of_its_inner_transform_where_it_looks():
 
 def test_a_channel_whitenings_logdet_is_spread_evenly():
     whitening = ChannelWhitening(3).double()
-    whitening.initialise(mixed(3))
+    whitening.initialize(mixed(3))
     amounts = whitening.by_position(data())[1]
     expected = torch.linalg.slogdet(whitening.get_buffer("matrix"))[1]
     assert expected.abs() > 1e-2
@@ -1056,7 +1056,7 @@ def test_spread_divides_evenly_and_adds_up():
 def test_initialise_returns_the_batch_that_forward_then_makes(transform):
     transform = perturbed(transform).double()
     x, cond = data(5), data(3, seed=2)
-    assert torch.equal(transform.initialise(x, cond), transform(x, cond)[0])
+    assert torch.equal(transform.initialize(x, cond), transform(x, cond)[0])
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_varying(host, flows):
 @pytest.mark.parametrize("per", ["local", "channel", "level"])
 def test_normalizing(host, flows, per):
     asked = {"latents": "one.1", "strength": 0.7, "per": per, "window": 5}
-    known = material.normalise(drawn(1, 10), 0.7, per, window=5)
+    known = material.normalize(drawn(1, 10), 0.7, per, window=5)
     same(levels(host, working("FlowcoreNormalizeLatents", **asked)), known, 1e-5)
     if per == "local":
         refusal(host, working("FlowcoreNormalizeLatents", **asked | {"window": 6}), "odd")
