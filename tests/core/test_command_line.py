@@ -1,6 +1,8 @@
 """The command line, run as people run it: words in, files and sentences out."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
+from flowcore.evaluation.upscaling import MEASURES
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.tasks.colorize import colorize, transfer_palette
@@ -96,6 +99,21 @@ def test_inspect_prints_the_header_as_json(model: Path, capsys: pytest.CaptureFi
     assert shown["architecture"] == "srflow"
     assert shown["config"]["stacked_blocks"] == [0]
     assert shown["provenance"]["licence"] == "CC0-1.0"
+
+
+def test_inspect_imports_neither_the_trainer_nor_torchvision() -> None:
+    program = (
+        "import sys, flowcore.cli.main as cli; cli.main(['inspect', 'srflow-x4'])\n"
+        "late = ('flowcore.training', 'flowcore.evaluation', 'flowcore.batch', 'torchvision')\n"
+        "assert not [name for name in sys.modules if name.startswith(late)]"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_help_names_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    assert ", ".join(MEASURES) in " ".join(capsys.readouterr().out.split())
 
 
 def test_convert_copies_our_own_files_too_and_may_halve_them(model: Path, tmp_path: Path) -> None:

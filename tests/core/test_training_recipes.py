@@ -9,7 +9,7 @@ import shlex
 import pytest
 import torch
 
-from flowcore.cli.main import _parser
+from flowcore.cli.main import build_parser
 from flowcore.models import build
 from flowcore.training.objective import lr_encoder
 from flowcore.training.recipe import FOLDER, read_recipe
@@ -58,7 +58,7 @@ def test_a_recipe_says_how_it_is_run(name):
     commands = [line[line.index("python -m flowcore") :] for line in told if "python -m flowcore" in line]
     assert any(line.startswith("Run: python -m flowcore train ") for line in told)
     for command in commands:
-        _parser().parse_args(shlex.split(command)[3:])
+        build_parser().parse_args(shlex.split(command)[3:])
     assert shlex.split(commands[0])[3:5] == ["train", name]
 
 

@@ -1,0 +1,87 @@
+"""Commands that take many images: upscale, colorize and score."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from .. import load
+from ..batch import folders
+from ..batch.folders import Job, Result
+from ..batch.job import Work, Worker
+from ..checkpoints.latents_file import model_sha256
+from ..errors import ImageError
+from ..flow import Flow
+from ..images.files import check_format
+from .options import parse_fields
+from .output import ProgressBar, log
+
+
+def load_model(options: argparse.Namespace) -> Flow:
+    """Load the model; on the CPU if a cluster computes, since then only its config and hash are needed here."""
+    device = "cpu" if uses_ray(options) else options.device
+    return load(options.model, device, **parse_fields(options.set))
+
+
+def uses_ray(options: argparse.Namespace) -> bool:
+    return bool(options.ray or options.ray_address)
+
+
+def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[Job]) -> None:
+    """Run all jobs, save their images and print the paths."""
+    check_format(work.format, work.bits, work.quality)
+    model = model_sha256(flow)
+    bar = ProgressBar(len(jobs))
+
+    def on_result(job: Job, failure: Exception | None, skipped: bool) -> None:
+        bar.finish(job, failure, skipped)
+        for target in job.targets if failure is None and not skipped else ():
+            log(str(target))
+
+    report = folders.run(
+        jobs,
+        executor(options, work, flow, bar),
+        is_done=lambda job: not options.again and folders.is_done(job, work, model),
+        save=folders.save,
+        on_result=on_result,
+        whole_clips=work.carries,
+    )
+    bar.close()
+    report.raise_failures(len(jobs))
+
+
+def executor(
+    options: argparse.Namespace, work: Work, flow: Flow, bar: ProgressBar
+) -> Callable[[Iterable[Job]], Iterable[Result]]:
+    """Choose what runs the jobs: this process, one after the other, or a cluster."""
+    if uses_ray(options):
+        from ..batch import cluster
+
+        model = cluster.Model(name=options.model, device=options.device, overrides=parse_fields(options.set))
+        where = cluster.Cluster(
+            address=options.ray_address, workers=options.ray_workers, threads=max(1, options.ray_threads)
+        )
+        return partial(cluster.execute, work, model, where, log)
+    worker = Worker(work, flow)
+
+    def run_in_turn(jobs: Iterable[Job]) -> Iterable[Result]:
+        for job in jobs:
+            bar.start(job.source)
+            try:
+                clip = job.source.parent
+                result = worker(read_bytes(job.source), job.source.name, clip, progress=bar.update, notify=log)
+            except Exception as error:  # one image does not stop the others
+                yield job, error
+            else:
+                yield job, result
+
+    return run_in_turn
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"Cannot read {path.name} as an image: {error.strerror or error}.") from error

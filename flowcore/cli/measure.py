@@ -1,0 +1,214 @@
+"""Commands that measure: score rates images by a model, eval rates models on images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FlowError
+from .options import add_batch, add_model, parse_fields
+from .output import ProgressBar, log
+
+if TYPE_CHECKING:
+    from ..batch.folders import Job
+    from ..flow import Flow
+
+
+def add_score(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_score)
+    add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
+    add_model(command, "glow-photos")
+    option = command.add_argument
+    option("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
+    option("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
+    option("--seed", type=int, default=0)
+    option("--json", type=Path, help="also write the numbers to this file")
+
+
+def add_eval(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_eval)
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    add_model(command, repeatable=True)
+    option = command.add_argument
+    text = "repeatable (default: 0 and 0.8; colorizers: their own)"
+    option("--temperature", type=float, action="append", help=text)
+    text = "samples per image (default: 8; NTIRE's diversity score uses 10); density models: draws for the bound (1)"
+    option("--samples", type=int, help=text)
+    option("--json", type=Path, help="also write the numbers to this file")
+    option("--detail", type=float, help="colorizers: temperature of the fine detail")
+    text = "colorizers: shorter side of the image that the model colors"
+    option("--working-size", type=int, metavar="PIXELS", help=text)
+    option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
+    text = "upscalers: some of psnr, ssim, lr_psnr, diversity, gain, diversity_score, niqe, brisque, piqe, "
+    option(
+        "--measures", metavar="NAME,NAME", help=text + "lpips, false_specks, bits_per_dim (default: all but the last)"
+    )
+    text = "only images whose names are on flowcore's list of images that no shipped model was trained on"
+    option("--held-out", action="store_true", help=text)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from ..batch import folders
+    from ..batch.job import Work
+    from ..checkpoints.latents_file import model_sha256
+    from .batches import executor, load_model
+
+    flow = load_model(options)
+    work = Work(
+        command="score",
+        model=options.model,
+        settings={"dequantization": options.dequantization},
+        seed=options.seed,
+        samples=options.samples,
+    )
+    table = None
+    if options.out is not None:
+        is_file = options.out.suffix.lower() == ".csv"
+        table = folders.Scores(options.out if is_file else options.out / "scores.csv")
+    jobs = [folders.Job(found.path) for found in folders.find(options.images)]
+    model, bar, rows = model_sha256(flow), ProgressBar(len(jobs)), dict[str, dict[str, Any]]()
+
+    def is_done(job: Job) -> bool:
+        row = None if table is None or options.again else table.rows.get(str(job.source))
+        if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
+            return False
+        rows[str(job.source)] = row
+        return True
+
+    def save(job: Job, results: list[bytes]) -> None:
+        rows[str(job.source)] = row = {"image": str(job.source), **json.loads(results[0])}
+        if table is not None:
+            table.append(row)
+
+    if table is not None and table.rows:
+        table.rewrite(list(table.rows.values()))  # drops a row that was cut off
+    report = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
+    bar.close()
+    ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
+    lines = ["| image | bits per dimension | minus those of a lossless file |", "|---|---|---|"]
+    for row in ranked:
+        corrected = row["complexity_corrected"]
+        corrected = "" if corrected is None else f"{corrected:.4f}"
+        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {corrected} |")
+    sys.stdout.write("\n".join(lines) + "\n")
+    if options.json:
+        _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
+    if table is not None:
+        failed = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in report.failed}
+        others = [row for name, row in table.rows.items() if name not in rows and name not in failed]
+        table.rewrite([*others, *({**failed, **rows}[str(job.source)] for job in jobs)])
+    report.raise_failures(len(jobs))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from .. import load
+
+    models: list[str] = options.model or ["srflow-x4"]
+    flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
+    kinds = {_kind(flow) for flow in flows.values()}
+    if len(kinds) > 1:
+        described = ", ".join(f"{model} ({flow.architecture})" for model, flow in flows.items())
+        raise FlowError(f"A table compares models of one kind; got {described}. Measure them one after the other.")
+    (kind,) = kinds
+    if options.measures is not None and kind != "upscale":
+        raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
+    evaluate = {"upscale": _eval_upscalers, "colorize": _eval_colorizers, "density": _eval_densities}[kind]
+    table, results = evaluate(options, flows)
+    sys.stdout.write(table + "\n")
+    if kind == "upscale":
+        from ..evaluation.upscaling import missing_measures
+
+        missing = missing_measures(_measures(options))
+        if missing is not None:
+            log(missing)
+    if options.json:
+        _write_json(options.json, results)
+
+
+def _kind(flow: Flow) -> str:
+    return next((task for task in ("upscale", "colorize") if task in flow.capabilities.tasks), "density")
+
+
+def _label(model: str, folder: Path, flows: dict[str, Flow]) -> str:
+    return folder.name if len(flows) == 1 else f"{folder.name}, {model}"
+
+
+def _eval_upscalers(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+    from ..evaluation.tables import upscaler_table
+    from ..evaluation.upscaling import evaluate_upscaler
+
+    results = {
+        _label(model, folder, flows): evaluate_upscaler(
+            flow,
+            folder,
+            temperatures=options.temperature or [0.0, 0.8],
+            samples=options.samples or 8,
+            log=log,
+            measures=_measures(options),
+            only=_only(options),
+        )
+        for folder in options.folders
+        for model, flow in flows.items()
+    }
+    return upscaler_table(results, _measures(options)), results
+
+
+def _measures(options: argparse.Namespace) -> list[str]:
+    from ..evaluation.upscaling import USUAL_MEASURES
+
+    if options.measures is None:
+        return list(USUAL_MEASURES)
+    return [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
+
+
+def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+    from ..evaluation.colorization import evaluate_colorizer
+    from ..evaluation.tables import colorizer_table
+
+    results: dict[str, Any] = {folder.name: {} for folder in options.folders}
+    for folder in options.folders:
+        for model, flow in flows.items():
+            for tau in options.temperature or [None]:
+                results[folder.name][model if tau is None else f"{model}, tau {tau:g}"] = evaluate_colorizer(
+                    flow,
+                    folder,
+                    samples=options.samples or 8,
+                    temperature=tau,
+                    detail=options.detail,
+                    working_size=options.working_size,
+                    log=log,
+                    only=_only(options),
+                    **_limit(options),
+                )
+    return colorizer_table(results), results
+
+
+def _eval_densities(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+    from ..evaluation.density import evaluate_density
+    from ..evaluation.tables import density_table
+
+    results = {
+        _label(model, folder, flows): evaluate_density(
+            flow, folder, samples=options.samples or 1, only=_only(options), **_limit(options)
+        )
+        for folder in options.folders
+        for model, flow in flows.items()
+    }
+    return density_table(results), results
+
+
+def _limit(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.limit is None else {"limit": options.limit}
+
+
+def _only(options: argparse.Namespace) -> frozenset[str] | None:
+    from ..training.recipe import held_out_names
+
+    return held_out_names("standard") if options.held_out else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

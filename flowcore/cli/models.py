@@ -1,0 +1,74 @@
+"""Commands on model files: convert, inspect, styles."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .options import add_fields, parse_fields
+from .output import log
+
+
+def add_convert(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_convert)
+    command.add_argument("source", type=Path, metavar="IN")
+    command.add_argument("target", type=Path, metavar="OUT")
+    add_fields(command)
+    text = "store in float16: half the size; shipped models change by less than 1/255"
+    command.add_argument("--half", action="store_true", help=text)
+
+
+def add_inspect(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_inspect)
+    command.add_argument("model", help="a flowcore model file, a shipped model by name, or a PNG file made by flowcore")
+
+
+def add_styles(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_styles)
+    command.add_argument("model", type=Path, metavar="IN", help="a class-conditional model")
+    command.add_argument("target", type=Path, metavar="OUT")
+    command.add_argument("--data", type=Path, required=True, help="folder of the four files of MNIST")
+    command.add_argument("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import torch
+
+    from .. import load
+    from ..checkpoints.file import save
+
+    flow = load(options.source, **parse_fields(options.set))
+    save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
+    log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .. import provenance
+    from ..checkpoints import catalog
+    from ..checkpoints.file import read_header
+
+    content: Any
+    if options.model.lower().endswith(".png"):
+        content = [entry.to_json() for entry in provenance.read(options.model)]
+    else:
+        path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
+        content = dataclasses.asdict(read_header(path))
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _styles(options: argparse.Namespace) -> None:
+    import torch
+
+    from .. import load
+    from ..checkpoints.file import save
+    from ..training.data import Digits
+    from ..training.styles import measure_styles
+
+    digits = Digits(options.data)
+    images = torch.from_numpy(digits.images[: options.count])[:, None].float() / 255
+    labels = torch.from_numpy(digits.labels[: options.count]).long()
+    save(measure_styles(load(options.model), images, labels, log=log), options.target)

@@ -1,0 +1,79 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from ..errors import FlowError
+from ..images.files import Format
+from ..tasks import Precision
+
+
+def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
+    command.add_argument(
+        "--model",
+        default=None if repeatable else default,
+        action="append" if repeatable else "store",
+        help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
+    )
+    add_fields(command)
+    add_device(command)
+
+
+def add_fields(command: argparse.ArgumentParser) -> None:
+    text = "a configuration field that the file does not contain, e.g. stacked_blocks=1,8,15,22"
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--precision", default="float32", choices=get_args(Precision))
+
+
+def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
+    """Add the images, where their results go, and the options of Ray.
+
+    Args:
+        command: The parser.
+        out: Help of ``--out`` where it has no default; None for a folder, "output" unless given.
+    """
+    text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
+    command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    default = Path("output") if out is None else None
+    text = out or "folder for the results (default: output); sub-folders are kept"
+    command.add_argument("-o", "--out", type=Path, default=default, help=text)
+    command.add_argument("--again", action="store_true", help="redo images whose results exist already")
+    option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
+    option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
+    option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
+    option("--ray-workers", type=int, metavar="N", help="number of workers (default: one per CPU, or per GPU)")
+    option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker (default: 1)")
+
+
+def add_file_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=get_args(Format), help="of the results (default: png)")
+    command.add_argument("--bits", type=int, default=8, choices=[8, 16], help="per channel; 16 in png and tiff")
+    command.add_argument("--quality", type=int, help="of jpeg (default: 95) and webp (90; 100 is lossless)")
+
+
+def parse_fields(settings: Sequence[str]) -> dict[str, Any]:
+    """Parse FIELD=VALUE words: 1,8,15,22 is a tuple, other values are Python literals or plain words."""
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise FlowError(f"--set takes FIELD=VALUE, e.g. stacked_blocks=1,8,15,22; got {setting!r}.")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields

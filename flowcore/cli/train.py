@@ -1,0 +1,74 @@
+"""The command train."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import FlowError
+from .options import add_device
+
+
+def add_train(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_train)
+    option = command.add_argument
+    option("recipe", help="a TOML file, or a recipe by name, e.g. srflow-x4")
+    text = "folders of photographs, any depth (default: what the recipe names)"
+    option("--data", type=Path, nargs="+", help=text)
+    text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
+    option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
+    add_device(command)
+    text = "shorten the recipe to end in about this time, and stop when it is up"
+    option("--minutes", type=float, help=text)
+    text = "start from a model file, or a shipped model by name, of the same configuration"
+    option("--start", metavar="MODEL", help=text)
+    option("--encoder-from", type=Path, metavar="MODEL", help="start from the encoder of another model file")
+    option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ..checkpoints import catalog
+    from ..training.loop import train
+    from ..training.ranks import joined
+    from ..training.recipe import read_recipe
+
+    recipe = read_recipe(options.recipe)
+    data = options.data or [Path(folder) for folder in recipe.data]
+    if not data:
+        raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
+    start = catalog.path(options.start) if options.start in catalog.names() else options.start and Path(options.start)
+    with joined(options.device) as (ranks, device), _stop_on_signal() as stopped:
+        train(
+            recipe,
+            data[0] if len(data) == 1 else data,
+            options.run or Path("runs") / recipe.name,
+            device=device,
+            start=start,
+            encoder_from=options.encoder_from,
+            stop_after=options.stop_after,
+            minutes=options.minutes,
+            cancelled=stopped.is_set,
+            ranks=ranks,
+        )
+
+
+@contextmanager
+def _stop_on_signal() -> Generator[threading.Event, None, None]:
+    """Set an event at the first SIGINT or SIGTERM, to stop after the step; the second one interrupts at once."""
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
