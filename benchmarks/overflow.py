@@ -26,8 +26,8 @@ from flowcore.images.files import image_files
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
-from flowcore.tasks.overflow import decode, within
-from flowcore.tasks.upscale import GUARD_REACH
+from flowcore.tasks.overflow import bounded_decoder, decode_with_backoff
+from flowcore.tasks.upscale import MAX_DEVIATION
 
 MODELS = ("srflow-x4", "srflow-x8")
 TEMPERATURES = (0.0, 0.8, 1.0, 1.2, 1.5)
@@ -73,7 +73,7 @@ def _one(flow: Flow, lr: Tensor, temperature: float) -> tuple[bool, float, float
     begun = time.process_time()
     plan.inverse(z, cond)
     plain = time.process_time() - begun
-    done = decode(within(plan, cond, GUARD_REACH), z, lambda: enlarge(lr, flow.condition_scale))
+    done = decode_with_backoff(bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: enlarge(lr, flow.condition_scale))
     guarded = time.process_time() - begun - plain
     if done.attenuated is None or done.filled is None:
         return False, 0.0, 0.0, plain, guarded

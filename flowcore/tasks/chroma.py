@@ -242,7 +242,7 @@ class Colorization:
             whole = torch.stack([F.interpolate(mark.float(), self.grid) for mark in wild]).amax(0) > 0
             return chroma, whole[..., : self.chroma_size[0], : self.chroma_size[1]]
 
-        decoded = overflow.decode(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
+        decoded = overflow.decode_with_backoff(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
         self.repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 

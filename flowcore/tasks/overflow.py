@@ -1,9 +1,8 @@
-"""The guard: a decoding that overflows is drawn again, calmer, where it did; no black square leaves a task.
+"""Overflow: where decoding overflows, latents are attenuated and decoded again.
 
-A flow's inverse divides by learned scales. Far from what it was trained on (a high temperature, an image unlike all it
-has seen) the quotients feed the next step's networks, grow, and end in infinities that cover as much as the networks
-see. The same latents nearer to zero are less far away. Where nothing overflows the guard reads the smallest and the
-largest value, and hands on what the flow has decoded, bit for bit.
+A flow's inverse divides by learned scales. Far from the training data (a high temperature, an unusual image) the
+quotients enter the next step's networks, grow, and end in infinities over the whole receptive field. The same latents
+closer to zero are less far away. Where nothing overflows, the decoded image is returned bit for bit.
 
 Source: Hong et al., "On the Robustness of Normalizing Flows for Inverse Problems in Imaging" (ICCV 2023), where the
 explosions of conditional flows are described; the remedy is ours.
@@ -23,19 +22,22 @@ from ..condition import Condition
 from ..inference.plan import Plan
 from ..likelihood import select_items
 
-BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)
-"""Factors on the latents of a cell, before it overflows, after it has once, twice, ..."""
-ATTEMPTS = len(BACKOFF_SCALES) + 1  # one more for cells that overflow only since others do not
-FADE = 8  # pixels over which a fallback passes into the decoded picture
+BACKOFF_SCALES = (1.0, 0.6, 0.3, 0.0)  # factors on a cell's latents: at first, after one overflow, after two, ...
+ATTEMPTS = len(BACKOFF_SCALES) + 1  # one more for cells that overflow only because of others
+FADE = 8  # pixels over which a fallback blends into the decoded picture
+
+Decoder = Callable[[Sequence[Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
+"""Decodes latents of all images, or of the images with the given indices, to images ``(B, C, H, W)`` and a mask of
+where they overflow, bool ``(B, 1, H, W)``, or None for nowhere."""
 
 
 class Decoded(NamedTuple):
-    """What was decoded, and where the guard had to help.
+    """Decoded images, and where they are not what the latents mean.
 
     Attributes:
         images: ``(B, C, H, W)``, finite.
-        attenuated: Where they were drawn at a lower temperature, bool ``(B, 1, H, W)``; None if nothing had to be done.
-        filled: Where no temperature helped and the fallback was taken, likewise.
+        attenuated: Where latents were scaled down, bool ``(B, 1, H, W)``; None if nothing overflowed.
+        filled: Where no scale helped and the fallback was taken, bool ``(B, 1, H, W)``; None if nothing overflowed.
     """
 
     images: Tensor
@@ -44,144 +46,134 @@ class Decoded(NamedTuple):
 
 
 class Repairs:
-    """Counts what the guard has done in a run, and says it."""
+    """Counts repaired pixels by picture."""
 
     def __init__(self) -> None:
-        """Start with nothing done."""
-        self.attenuated: Counter[int] = Counter()  # number of a picture to pixels of it
+        self.attenuated: Counter[int] = Counter()
         self.filled: Counter[int] = Counter()
 
     def add(self, first: int, attenuated: Tensor | None, filled: Tensor | None) -> None:
-        """Count pixels.
+        """Count the pixels of consecutive pictures, or of a tile of each.
 
         Args:
-            first: Number of the first picture; the others follow.
-            attenuated: As in ``Decoded``, of these pictures or of a part of each.
-            filled: Likewise.
+            first: Number of the first picture.
+            attenuated: As in ``Decoded``.
+            filled: As in ``Decoded``.
         """
-        for counts, where in ((self.attenuated, attenuated), (self.filled, filled)):
-            for number, pixels in enumerate([] if where is None else where.flatten(1).sum(1).tolist(), start=first):
+        for counts, mask in ((self.attenuated, attenuated), (self.filled, filled)):
+            for number, pixels in enumerate([] if mask is None else mask.flatten(1).sum(1).tolist(), start=first):
                 if pixels:
                     counts[number] += pixels
 
-    def sentences(self, pixels: int, instead: str) -> list[str]:
-        """Say what there is to say.
+    def sentences(self, pixels: int, fallback: str) -> list[str]:
+        """Describe the repairs to a user.
 
         Args:
-            pixels: Of a picture.
-            instead: What the fallback is, as a clause: "enlarged the ordinary way (bicubic)".
+            pixels: Of one picture.
+            fallback: What stands where no scale helped: "left gray".
 
         Returns:
             Up to two sentences.
         """
-        said: list[str] = []
+        sentences: list[str] = []
         if self.attenuated:
-            said.append(
+            sentences.append(
                 f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
-                "Lower "
-                "the temperature to have it the same everywhere."
+                "Lower the temperature to have it the same everywhere."
             )
         if self.filled:
-            said.append(
-                f"The model overflows at any temperature in {_extent(self.filled, pixels)}: {instead} there. The image "
-                "is unlike all that the model has learnt (noise, dithering, fine patterns), the precision too low, or "
-                "the model unstable."
+            sentences.append(
+                f"The model overflows at any temperature in {_extent(self.filled, pixels)}: {fallback} there. The "
+                "image is unlike the training data (noise, dithering, fine patterns), the precision too low, or the "
+                "model unstable."
             )
-        return said
+        return sentences
 
 
-Attempt = Callable[[Sequence[Tensor], Tensor | None], tuple[Tensor, Tensor | None]]
-"""Decodes latents: of all images, or of those whose numbers come along. Gives images ``(B, C, H, W)``, and where they
-are wild, bool ``(B, 1, H, W)``; None for nowhere."""
-
-
-def within(plan: Plan, cond: Condition | None, reach: float) -> Attempt:
-    """Decode with a plan, and call wild what cannot be part of an image.
+def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) -> Decoder:
+    """Decode with a plan, and count values far outside of [0, 1] as overflows.
 
     Args:
         plan: The model.
         cond: Of 1 or B images, or None.
-        reach: How far from 0.5, the middle of the range, values may lie.
+        max_deviation: Largest distance of a value from 0.5.
 
     Returns:
-        For ``decode``.
+        A decoder for ``decode_with_backoff``.
     """
 
-    def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        told = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
-        images = plan.inverse(latents, told)
-        low, high = images.aminmax()  # both are NaN if there is one
-        if (low >= 0.5 - reach) & (high <= 0.5 + reach):
+    def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        own = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
+        images = plan.inverse(latents, own)
+        low, high = images.aminmax()  # both are NaN if a value is
+        if (low >= 0.5 - max_deviation) & (high <= 0.5 + max_deviation):
             return images, None
-        return images, ~((images - 0.5).abs() <= reach).all(1, keepdim=True)
+        return images, ~((images - 0.5).abs() <= max_deviation).all(1, keepdim=True)
 
-    return attempt
+    return decode
 
 
-def decode(attempt: Attempt, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images that are wild nowhere.
+def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
+    """Decode latents to images that overflow nowhere.
 
     Args:
-        attempt: How to decode, and what is wild.
+        decode: How to decode, and what is an overflow.
         latents: Finest first, of batch B.
-        fallback: Called for what to show where no temperature helps, finite, ``(1 or B, C, H or 1, W or 1)``.
+        fallback: Called for what to show where no scale helps, finite, ``(1 or B, C, H or 1, W or 1)``.
 
     Returns:
-        The images; of the first attempt, if nothing is wild in it.
+        The images; those of the first attempt if nothing overflows in it.
     """
-    images, wild = attempt(latents, None)
-    if wild is None:
+    images, overflowed = decode(latents, None)
+    if overflowed is None:
         return Decoded(images)
-    affected = wild.flatten(1).any(1).nonzero()[:, 0]  # numbers of the images
-    theirs = [z[affected] for z in latents]
-    grid = theirs[-1].shape[-2:]
-    rung = torch.zeros(len(affected), 1, *grid, device=images.device)
-    factors = torch.tensor(BACKOFF_SCALES, device=images.device)
-    again, left = images[affected], wild[affected]
-    for _ in range(ATTEMPTS if any(bool(z.any()) for z in theirs) else 0):
-        rung = (rung + _cells(left, grid)).clamp(max=len(BACKOFF_SCALES) - 1)
-        again, still = attempt([_scaled(z, factors[rung.long()]) for z in theirs], affected)
-        left = torch.zeros_like(left) if still is None else still
-        if still is None:
+    affected = overflowed.flatten(1).any(1).nonzero()[:, 0]  # indices of images
+    z = [level[affected] for level in latents]
+    grid = z[-1].shape[-2:]
+    failures = torch.zeros(len(affected), 1, *grid, device=images.device)  # per cell of the coarsest latents
+    scales = torch.tensor(BACKOFF_SCALES, device=images.device)
+    repaired, remaining = images[affected], overflowed[affected]
+    for _ in range(ATTEMPTS if any(bool(level.any()) for level in z) else 0):
+        failures = (failures + _touched_cells(remaining, grid)).clamp(max=len(BACKOFF_SCALES) - 1)
+        repaired, mask = decode([_scale(level, scales[failures.long()]) for level in z], affected)
+        remaining = torch.zeros_like(remaining) if mask is None else mask
+        if mask is None:
             break
-    attenuated, filled = torch.zeros_like(wild), torch.zeros_like(wild)
-    attenuated[affected] = (_onto(rung, again, "nearest") > 0) & ~left
-    filled[affected] = left
-    if left.any():
-        instead = fallback().to(again)
-        instead = instead if len(instead) == 1 else instead[affected]
-        again = _faded(again, instead.expand_as(again), left)
+    attenuated, filled = torch.zeros_like(overflowed), torch.zeros_like(overflowed)
+    attenuated[affected] = (_resize(failures, repaired, "nearest") > 0) & ~remaining
+    filled[affected] = remaining
+    if remaining.any():
+        replacement = fallback().to(repaired)
+        replacement = replacement if len(replacement) == 1 else replacement[affected]
+        repaired = _blend(repaired, replacement.expand_as(repaired), remaining)
     images = images.clone()
-    images[affected] = again
+    images[affected] = repaired
     return Decoded(images, attenuated, filled)
 
 
-def _cells(wild: Tensor, grid: Sequence[int]) -> Tensor:
-    """Mark the cells of the coarsest latents that hold something wild, or touch one that does."""
-    cells = F.adaptive_max_pool2d(wild.float(), (grid[0], grid[1]))
+def _touched_cells(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Cells of a grid that hold a marked pixel, or are next to one that does."""
+    cells = F.adaptive_max_pool2d(mask.float(), (grid[0], grid[1]))
     return F.max_pool2d(cells, 3, stride=1, padding=1)
 
 
-def _scaled(z: Tensor, factor: Tensor) -> Tensor:
-    """Scale latents by cell; zero is zero, also of what is not finite."""
-    factor = _onto(factor, z).to(z)
+def _scale(z: Tensor, factor: Tensor) -> Tensor:
+    """Scale latents by cell; factor 0 gives 0, even for infinities."""
+    factor = _resize(factor, z).to(z)
     return torch.where(factor == 0, 0, z * factor)
 
 
-def _onto(cells: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
-    """Bring a grid of cells to the size of something finer."""
-    if cells.shape[-2:] == like.shape[-2:]:
-        return cells
-    return F.interpolate(cells, like.shape[-2:], mode=mode)
+def _resize(cells: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
+    return cells if cells.shape[-2:] == like.shape[-2:] else F.interpolate(cells, like.shape[-2:], mode=mode)
 
 
-def _faded(images: Tensor, instead: Tensor, where: Tensor) -> Tensor:
-    """Put something else where it is needed, with a soft edge outside of that."""
+def _blend(images: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
+    """Replace images under a mask, with a soft edge outside of it."""
     side = 2 * FADE + 1
-    near = F.max_pool2d(where.float(), side, stride=1, padding=FADE)
+    near = F.max_pool2d(mask.float(), side, stride=1, padding=FADE)
     weight = F.avg_pool2d(near, side, stride=1, padding=FADE, count_include_pad=False)
-    weight = torch.where(where, 1.0, weight)
-    return torch.where(weight > 0, torch.lerp(torch.where(where, instead, images), instead, weight), images)
+    weight = torch.where(mask, 1.0, weight)
+    return torch.where(weight > 0, torch.lerp(torch.where(mask, replacement, images), replacement, weight), images)
 
 
 def _extent(counts: Counter[int], pixels: int) -> str:

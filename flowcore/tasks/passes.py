@@ -172,8 +172,8 @@ def decode_guarded(
     def grey() -> Tensor:
         return torch.full((1, plan.channels, 1, 1), 0.5)
 
-    reach = upscale.GUARD_REACH if plan.capabilities.source == "low_resolution" else GUARD_REACH
-    decoded = overflow.decode(overflow.within(plan, cond, reach), latents, grey)
+    reach = upscale.MAX_DEVIATION if plan.capabilities.source == "low_resolution" else GUARD_REACH
+    decoded = overflow.decode_with_backoff(overflow.bounded_decoder(plan, cond, reach), latents, grey)
     repairs.add(first, decoded.attenuated, decoded.filled)
     return decoded.images
 

@@ -18,6 +18,7 @@ from flowcore.networks.rrdb import RRDBEncoder
 from flowcore.prior import painted, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import upscale as task
+from flowcore.tasks.runner import SamplingOptions
 from flowcore.transforms import ActNorm
 
 
@@ -286,7 +287,7 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(flow: Flow) -> None:
     try:
         result = upscale(flow, lr, notify=said.append)
         assert (result - expected).abs().max() <= 1 / 255
-        assert "lowest strips" in said[0]
+        assert "minimum memory" in said[0]
         assert "tiles of 100" in said[1]
     finally:
         hook.remove()
@@ -294,7 +295,7 @@ def test_running_out_of_memory_halves_the_tile_and_says_so(flow: Flow) -> None:
         lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
     )
     try:
-        with pytest.raises(FlowError, match="Out of memory even with tiles"):
+        with pytest.raises(FlowError, match=r"Out of memory at 200x16 pixels\. Set tile"):
             upscale(flow, lr, notify=said.append)
     finally:
         hook.remove()
@@ -352,7 +353,8 @@ def test_a_tile_changes_nothing_of_a_painted_picture(flow: Flow) -> None:
 def test_a_map_lies_over_the_image_and_not_over_the_padded_one(flow: Flow) -> None:
     """With 9 columns, 10 are worked on: the middle of the map is column 4.5 of the image."""
     lr = picture(1, 3, 8, 9)
-    tau = task._Run(planned(flow), lr, [right_half(8, 90)], 1, 0, 16, None, None, None).taus[0][0]
+    shapes = planned(flow).latent_shapes(32, 40)
+    tau = task._Latents(shapes, lr, 8, 10, [right_half(8, 90)], SamplingOptions()).taus[0][0]
     assert isinstance(tau, torch.Tensor)
     assert tau.shape[-1] == 10 * 2
     assert tau[0, 0, 0, :8].tolist() == [0.0] * 8
@@ -472,7 +474,7 @@ def test_what_is_smaller_than_the_image_is_not_matched_and_that_is_said(flow: Fl
     lr = picture(1, 3, 6, 8)
     result = upscale(flow, lr, factor=0.5, match_source=True, notify=said.append)
     assert torch.equal(result, upscale(flow, lr, factor=0.5))
-    assert "left out" in said[0]
+    assert "ignored" in said[0]
 
 
 def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow: Flow) -> None:

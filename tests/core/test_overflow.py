@@ -12,7 +12,7 @@ from flowcore.inference.plan import planned
 from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.prior import sample_latents
 from flowcore.tasks import overflow
-from flowcore.tasks.upscale import GUARD_REACH
+from flowcore.tasks.upscale import MAX_DEVIATION
 from flowcore.transforms import ActNorm, Coupling
 
 
@@ -83,7 +83,7 @@ def test_where_nothing_overflows_the_picture_is_the_flows_bit_for_bit(shipped, t
 
 def test_the_first_attempt_is_handed_on_as_it_is():
     images = torch.rand(2, 3, 4, 4)
-    decoded = overflow.decode(
+    decoded = overflow.decode_with_backoff(
         lambda latents, items: (images, None), [torch.ones(2, 1, 1, 1)], lambda: pytest.fail("asked")
     )
     assert decoded.images is images
@@ -96,7 +96,7 @@ def test_the_first_attempt_is_handed_on_as_it_is():
 def test_a_flow_that_overflows_with_temperature_is_drawn_calmer_and_says_so():
     flow, lr, said = exploding_with_temperature(), picture(1, 3, 16, 16), []
     assert not plain(flow, lr, 0.9).abs().le(1e6).all()  # the recipe explodes
-    assert (plain(flow, lr, 0.0) - 0.5).abs().max() < GUARD_REACH  # and not without temperature
+    assert (plain(flow, lr, 0.0) - 0.5).abs().max() < MAX_DEVIATION  # and not without temperature
     result = upscale(flow, lr, temperature=0.9, notify=said.append)
     assert result.isfinite().all()
     assert len(said) == 1
@@ -130,7 +130,9 @@ def test_samples_that_do_not_overflow_are_left_alone():
     z = sample_latents(flow.latent_shapes(32, 32), 3, 0.5, 0)
     z[-1][1] *= 1e30
     expected = plan.inverse(z, cond)
-    decoded = overflow.decode(overflow.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
+    decoded = overflow.decode_with_backoff(
+        overflow.bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: torch.zeros(1, 3, 1, 1)
+    )
     assert torch.equal(decoded.images[0::2], expected[0::2])
     assert decoded.images.isfinite().all()
     assert decoded.attenuated.flatten(1).any(1).tolist() == [False, True, False]
@@ -144,11 +146,13 @@ def test_what_is_far_from_the_overflow_does_not_change():
     z = sample_latents(flow.latent_shapes(384, 384), 1, 0.5, 0)
     z[-1][..., 0, 0] *= 1e6  # in one corner
     expected = plan.inverse(z, cond)
-    decoded = overflow.decode(overflow.within(plan, cond, GUARD_REACH), z, lambda: torch.zeros(1, 3, 1, 1))
+    decoded = overflow.decode_with_backoff(
+        overflow.bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: torch.zeros(1, 3, 1, 1)
+    )
     assert (decoded.images[..., 200:, 200:] - expected[..., 200:, 200:]).abs().max() < 1e-5
     assert decoded.attenuated[..., :8, :8].all()
     assert not decoded.attenuated[..., 200:, :].any()
-    assert ((decoded.images - 0.5).abs() <= GUARD_REACH).all()
+    assert ((decoded.images - 0.5).abs() <= MAX_DEVIATION).all()
 
 
 def test_latents_keep_their_direction():
@@ -162,7 +166,7 @@ def test_latents_keep_their_direction():
         return torch.zeros(1, 3, 8, 8), wild if wild.any() else None
 
     z = torch.randn(1, 4, 8, 8)
-    overflow.decode(attempt, [z], lambda: pytest.fail("asked"))
+    overflow.decode_with_backoff(attempt, [z], lambda: pytest.fail("asked"))
     assert len(seen) == 3
     for k, factor in enumerate(overflow.BACKOFF_SCALES[1:3], start=1):
         assert torch.allclose(seen[k][..., :3, :3], factor * z[..., :3, :3])
@@ -217,7 +221,7 @@ def test_a_fallback_fades_into_the_picture():
     where[..., 30:34, 30:34] = True
     images = torch.zeros(1, 1, 64, 64)
     images[where] = math.nan
-    faded = overflow._faded(images, torch.ones_like(images), where)
+    faded = overflow._blend(images, torch.ones_like(images), where)
     assert (faded[where] == 1).all()
     row = faded[0, 0, 32]
     assert (row.diff()[:30] >= 0).all()
