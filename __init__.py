@@ -1,8 +1,7 @@
-"""flowcore: normalizing flows for artists. The door that ComfyUI opens.
+"""flowcore: normalizing flows for artists. What ComfyUI imports.
 
-Nothing of ours is imported here: the host looks for `comfy_entrypoint` and calls it, so the pack costs nothing until
-then, and tools that import the repository root without a host do not fall over. There is no NODE_CLASS_MAPPINGS: with
-it, even empty, the host would never call the entry point.
+The imports are inside `comfy_entrypoint`, which the host calls: tools that import the repository root without a host
+still work. There is no NODE_CLASS_MAPPINGS: with it, even empty, the host would never call the entry point.
 """
 
 import importlib.util
@@ -25,28 +24,24 @@ def _is_too_old() -> bool:
         return True
 
 
-# A host without V3 nodes never calls the entry point, so this is the only place to say so. Without a host: not a word.
+# A host without V3 nodes never calls the entry point, so the message must come from here; without a host there is none.
 if "folder_paths" in sys.modules and _is_too_old():
     logging.getLogger("flowcore").error(TOO_OLD)
 
 
 async def comfy_entrypoint() -> Any:
-    """Return the extension that lists our nodes.
-
-    Returns:
-        The host's ComfyExtension.
+    """Return the host's ComfyExtension with our nodes.
 
     Raises:
-        ImportError: The host has no V3 nodes.
-        Exception: Whatever stopped the import; logged with its traceback first, because the host prints one line only.
+        ImportError: If the host has no V3 nodes.
+        Exception: Whatever stopped the import; logged with its traceback, because the host prints one line only.
     """
     if _is_too_old():
         raise ImportError(TOO_OLD)
     try:
-        from .nodes import NODES, REPLACEMENTS
-        from .nodes.host import Extension
+        from .nodes import extension
 
-        return Extension(NODES, REPLACEMENTS)
+        return extension()
     except Exception:
         logging.getLogger("flowcore").exception("flowcore could not be loaded")
         raise

@@ -1,69 +1,26 @@
-"""The nodes of the pack, in the order of the menu, and what stands in for those that are gone."""
+"""The nodes of the pack: every node class in a module of this list, in the order of the menu."""
 
-from .choose import (
-    FlowcoreBestOf,
-    FlowcoreDiversityMap,
-    FlowcoreMatchSource,
-    FlowcoreTemperatureCurve,
-    FlowcoreTemperatureGrid,
-)
-from .colorize import FlowcoreApplyChroma, FlowcoreColorHints, FlowcoreColorize, FlowcoreEncodeColor
-from .explore import FlowcoreLatentExplorer
-from .generate import FlowcoreDecode, FlowcoreEncode, FlowcoreSample
-from .host import Replacement
-from .inputs import guard
-from .interop import FlowcoreAsUpscaleModel
-from .latents import (
-    FlowcoreAttributeDirection,
-    FlowcoreInterpolate,
-    FlowcoreLoadLatents,
-    FlowcoreMixLatents,
-    FlowcoreNormalizeLatents,
-    FlowcoreSaveLatents,
-    FlowcoreScaleLatents,
-    FlowcoreStyle,
-    FlowcoreVaryLatents,
-)
-from .load import FlowcoreLoadModel
-from .recipe import FlowcoreLoadRecipe, recorded
-from .score import FlowcoreScore
-from .train import FlowcoreTrain
-from .upscale import FlowcoreUpscale
+from functools import partial
+
+from . import analysis, color, latents, loaders, sampling, training, upscaling
+from .host.compat import Extension, Replacement, on_prompt
+from .node import FlowNode
+from .recording import PROVENANCE_LOG, RecordingNode
+from .upscaling import register_srflow
 
 NODES = [
-    FlowcoreLoadModel,
-    FlowcoreUpscale,
-    FlowcoreSample,
-    FlowcoreEncode,
-    FlowcoreDecode,
-    FlowcoreInterpolate,
-    FlowcoreMixLatents,
-    FlowcoreVaryLatents,
-    FlowcoreNormalizeLatents,
-    FlowcoreScaleLatents,
-    FlowcoreStyle,
-    FlowcoreAttributeDirection,
-    FlowcoreSaveLatents,
-    FlowcoreLoadLatents,
-    FlowcoreScore,
-    FlowcoreColorize,
-    FlowcoreColorHints,
-    FlowcoreEncodeColor,
-    FlowcoreApplyChroma,
-    FlowcoreTrain,
-    FlowcoreLatentExplorer,
-    FlowcoreAsUpscaleModel,
-    FlowcoreLoadRecipe,
-    FlowcoreTemperatureGrid,
-    FlowcoreTemperatureCurve,
-    FlowcoreDiversityMap,
-    FlowcoreBestOf,
-    FlowcoreMatchSource,
+    node
+    for menu in (loaders, upscaling, sampling, latents, analysis, color, training)
+    for node in vars(menu).values()
+    if isinstance(node, type) and issubclass(node, FlowNode) and node.__module__ == menu.__name__
 ]
-for node in (FlowcoreUpscale, FlowcoreSample, FlowcoreColorize):
-    recorded(node)
-for node in NODES:
-    guard(node)
 
-# One entry for every node id that a release had and this one has not. So far all are there.
+# One entry for every node id of a release that this one does not have any more. So far there is none.
 REPLACEMENTS: list[Replacement] = []
+
+
+def extension() -> Extension:
+    """Return what the host asks for: our nodes, and the hooks that run once at its start."""
+    recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
+    read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
+    return Extension(NODES, REPLACEMENTS, [register_srflow, lambda: on_prompt(read_prompt)])

@@ -152,7 +152,7 @@ class TestStore:
         return float("nan")
 
     def run(self, after=None):
-        (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscale")]
+        (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscaling")]
         (plans,) = [m._KEPT for name, m in list(sys.modules.items()) if name.endswith(".flowcore.plan")]
         facts = {"count": [len(store)], "bytes": [store.nbytes], "budget": [store.budget]}
         return {"ui": facts | {"plans": [len(plans)]}}

@@ -1,0 +1,240 @@
+"""Measure and choose: how likely images are to a model, where samples differ, which are best."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..flowcore import ShapeError
+from ..flowcore.images.heat_map import heat_map
+from ..flowcore.tasks import score as task
+from ..flowcore.tasks.ranking import By, diversity_map, ranked
+from ..flowcore.tasks.sample import memory_required
+from ..flowcore.tasks.subject import Fit, prepare_subject
+from . import widgets
+from .host.compat import io
+from .host.memory import stop_if_cancelled, to_host_image
+from .host.ui import Progress
+from .node import FlowNode, schema
+from .sockets import FLOW_MODEL, FlowModel, from_image, to_image
+
+BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
+PERCENTILES = (2, 98)  # of a map of bits, at 0 and 1 of its mask
+
+
+class FlowcoreScore(FlowNode):
+    """How likely images are to a model, and which pixels surprise it."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreScore",
+            "analysis",
+            aliases=["likelihood", "bits per dimension", "bpd", "anomaly", "heat map", "rank images", "score"],
+            inputs=[
+                io.Image.Input("image"),
+                FLOW_MODEL.Input("model"),
+                io.Combo.Input(
+                    "dequantization", options=["uniform", "gaussian", "variational"], default="uniform", optional=True
+                ),
+                io.Int.Input("samples", default=1, min=1, max=1024, optional=True),
+                widgets.seed(control=False, optional=True),
+                widgets.fit(),
+                widgets.label(),
+                io.Image.Input("source", optional=True),
+            ],
+            outputs=[
+                io.Float.Output("bits_per_dim", is_output_list=True),
+                io.Image.Output("heat_map", is_output_list=True),
+                io.Mask.Output("mask", is_output_list=True),
+                io.Image.Output("ranked", is_output_list=True),
+                io.String.Output("report"),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def run(
+        cls,
+        image: list[Tensor],
+        model: list[FlowModel],
+        dequantization: list[task.Dequantization],
+        samples: list[int],
+        seed: list[int],
+        fit: list[Fit],
+        label: list[int],
+        source: list[Tensor] | None,
+    ) -> Any:
+        notes, flow, draws = cls.notes(), model[0].flow, samples[0]
+        subjects = [
+            prepare_subject(flow, from_image(batch).cpu(), fit=fit[0], label=label[0], source=small, notify=notes)
+            for batch, small in zip(image, _sources(image, source), strict=True)
+        ]
+        resized = sum(
+            len(batch) for batch, s in zip(image, subjects, strict=True) if batch.shape[1:3] != s.pixels.shape[2:]
+        )
+        if resized:
+            notes(f"{resized} of {sum(map(len, image))} images were resized or cut to fit, which changes their score.")
+        progress, total, done = Progress(), sum(len(s.pixels) for s in subjects), 0
+        scores: list[task.Score] = []
+        for subject in subjects:
+            count, _, *size = subject.pixels.shape
+            # The share of every pixel is computed beside the pass itself: twice the memory of one.
+            model[0].load(2 * memory_required(flow, count * draws, *size))
+            scores.append(
+                task.score(
+                    flow,
+                    subject.pixels,
+                    subject.condition(flow),
+                    dequantization=dequantization[0],
+                    samples=draws,
+                    seed=(seed[0] + done) % 2**64,  # as if all batches were one
+                    progress=progress.part(done / total, count / total),
+                    cancelled=stop_if_cancelled,
+                    notify=notes,
+                )
+            )
+            done += count
+        bits = [float(value) for s in scores for value in s.bits_per_dim]
+        corrected = [
+            float(value) for s in scores if s.complexity_corrected is not None for value in s.complexity_corrected
+        ]
+        spread = [float(value) for s in scores for value in s.spread]
+        order = sorted(range(total), key=lambda i: (not math.isfinite(corrected[i]), corrected[i]))
+        messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
+        report = "\n".join([*_table(order, bits, corrected, spread), "", *messages])
+        maps = _batches([_normalized(part)[None] for s in scores for part in s.map])
+        pictures = [picture[None] for s in subjects for picture in s.pixels]
+        finite = widgets.finite_or_none
+        return io.NodeOutput(
+            bits,
+            [to_image(heat_map(batch)) for batch in maps],
+            [to_host_image(batch) for batch in maps],
+            [to_image(batch) for batch in _batches([pictures[i] for i in order])],
+            report,
+            ui={
+                "text": [report],
+                "bits_per_dim": [finite(value) for value in bits],
+                "corrected": [finite(value) for value in corrected],
+                "spread": [finite(value) for value in spread],
+                "per_level": [[finite(float(value)) for value in row] for s in scores for row in s.per_level],
+                "order": order,
+                "notes": messages,
+            },
+        )
+
+
+def _normalized(bits: Tensor) -> Tensor:
+    """Scale a map of bits (H, W) to [0, 1] between two percentiles; 0 if it is constant or not finite."""
+    low, high = np.percentile(bits.numpy(), PERCENTILES)
+    if not high > low or not math.isfinite(high - low):
+        return torch.zeros(bits.shape)
+    return ((bits - float(low)) / float(high - low)).clamp(0, 1).float()
+
+
+def _sources(images: list[Tensor], sources: list[Tensor] | None) -> list[Tensor | None]:
+    """Return a source for every batch, from none, one for all, or one per batch."""
+    if sources is None:
+        return [None] * len(images)
+    if len(sources) not in (1, len(images)):
+        raise ShapeError(
+            f"source must be one image, or as many as there are images in the list; got {len(sources)} sources for "
+            f"{len(images)} images."
+        )
+    small = [from_image(source).cpu() for source in sources]
+    return [*(small if len(small) == len(images) else small * len(images))]
+
+
+def _batches(parts: list[Tensor]) -> list[Tensor]:
+    """Join all parts into one batch, unless their sizes differ."""
+    return [torch.cat(parts)] if len({part.shape for part in parts}) == 1 else parts
+
+
+def _table(order: list[int], bits: list[float], corrected: list[float], spread: list[float]) -> list[str]:
+    lines = ["rank  image  bits/dim  corrected  spread"]
+    for rank, i in enumerate(order, 1):
+        varies = f"{spread[i]:.4f}" if math.isfinite(spread[i]) else "-"
+        lines.append(f"{rank:4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
+    return lines
+
+
+class FlowcoreDiversityMap(FlowNode):
+    """Where samples differ: what the model had to guess."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreDiversityMap",
+            "analysis",
+            aliases=["diversity", "uncertainty", "heat map", "variance", "standard deviation", "spread"],
+            inputs=[
+                io.Image.Input("images"),
+                io.Int.Input("samples", default=0, min=0, max=4096, optional=True),
+                io.Float.Input("gain", default=1.0, min=0.0, max=100.0, step=0.1, optional=True),
+            ],
+            outputs=[io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean")],
+        )
+
+    @classmethod
+    def run(cls, images: Tensor, samples: int, gain: float) -> Any:
+        deviation = diversity_map(from_image(images), samples)  # (B, 1, H, W)
+        maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
+        means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
+        mean = sum(means) / len(means)
+        text = f"samples differ by {mean:.2f}/255 on average"
+        cls.show(text)
+        return io.NodeOutput(
+            to_image(heat_map(maps)), to_host_image(maps), mean, ui={"text": [text], "mean": [mean], "each": means}
+        )
+
+
+class FlowcoreBestOf(FlowNode):
+    """The best samples first, with their scores."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreBestOf",
+            "analysis",
+            aliases=["best of n", "rank", "sort images", "pick best", "cherry pick", "likelihood", "select"],
+            inputs=[
+                io.Image.Input("images"),
+                io.Image.Input("source"),
+                FLOW_MODEL.Input("model", optional=True),
+                io.Combo.Input("by", options=["consistency", "likelihood"], default="consistency"),
+                io.Int.Input("keep", default=1, min=1, max=64),
+            ],
+            outputs=[
+                io.Image.Output("best"),
+                io.Float.Output("scores", is_output_list=True),
+                io.Int.Output("order", is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def run(cls, images: Tensor, source: Tensor, model: FlowModel | None, by: By, keep: int) -> Any:
+        notes, pixels, small, flow = cls.notes(), from_image(images), from_image(source), None
+        if by == "likelihood" and model is not None:
+            samples = max(1, len(pixels) // max(1, len(small)))
+            flow = model.load(2 * memory_required(model.flow, samples, *pixels.shape[-2:]))  # as in Score
+        scores, order = ranked(pixels, small, by, flow, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
+        numbers = best.flatten().tolist()
+        values = [float(value) for value in scores.flatten()[numbers]]
+        unit = "dB" if by == "consistency" else "bits per dimension"
+        lines = [f"image {number}: {value:.4g} {unit}" for number, value in zip(numbers, values, strict=True)]
+        cls.show("\n".join(lines[:8]))
+        return io.NodeOutput(
+            to_image(pixels[numbers]),
+            values,
+            numbers,
+            ui={
+                "text": [*lines, *notes.lines],
+                "scores": [widgets.finite_or_none(float(value)) for value in scores.flatten()],
+                "order": numbers,
+            },
+        )

@@ -1,0 +1,73 @@
+"""The host's care for models and devices, and its Cancel button."""
+
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import torch
+
+# What `stop_if_cancelled` raises: an Exception in old hosts, a BaseException in newer ones.
+Interrupted: type[BaseException] = management.InterruptProcessingException
+
+on_release: list[Callable[[], None]] = []
+"""Called when the host takes a model off its device, to free what was derived from models."""
+
+
+class _Patcher(comfy.model_patcher.ModelPatcher):
+    def detach(self, unpatch_all: bool = True) -> Any:
+        if unpatch_all:  # False when the host reloads the same model
+            for release in on_release:
+                release()
+        return super().detach(unpatch_all)
+
+
+def wrap(model: torch.nn.Module) -> Any:
+    """Hand a model on the CPU to the host, which moves it between devices and frees it under memory pressure.
+
+    Returns:
+        The host's ModelPatcher. Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
+    """
+    return _Patcher(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
+
+
+def load_to_device(patcher: Any, working_memory: int) -> None:
+    """Load all of a model onto its device.
+
+    Args:
+        patcher: What `wrap` returned.
+        working_memory: Bytes needed besides the weights.
+    """
+    management.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
+
+
+@contextlib.contextmanager
+def freed_device() -> Generator[str, None, None]:
+    """Unload all models for work outside the host's care, such as training.
+
+    Yields:
+        The host's device, as torch writes it.
+    """
+    management.unload_all_models()
+    management.soft_empty_cache()
+    try:
+        yield str(management.get_torch_device())
+    finally:
+        management.soft_empty_cache()
+
+
+def to_host_image(image: torch.Tensor) -> torch.Tensor:
+    """Move a result to the device and dtype in which the host passes images between nodes."""
+    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else image.dtype
+    return image.to(device=management.intermediate_device(), dtype=dtype)
+
+
+def stop_if_cancelled() -> bool:
+    """Raise the host's own interruption after a press on Cancel; otherwise return False."""
+    management.throw_exception_if_processing_interrupted()
+    return False

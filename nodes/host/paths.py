@@ -1,0 +1,173 @@
+"""Files and folders of the host: models, input, output."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...flowcore import FlowError
+
+MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
+SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# model files
+
+
+def register_model_folder() -> None:
+    """Add `models/flows` to the folders that the host knows."""
+    # extra_model_paths.yaml may have created the entry already, with an empty set of suffixes: "every file".
+    paths, suffixes = folder_paths.folder_names_and_paths.get(MODELS, ([], set()))
+    ours = os.path.join(folder_paths.models_dir, MODELS)
+    if ours not in paths:
+        paths.append(ours)
+    folder_paths.folder_names_and_paths[MODELS] = (paths, set(suffixes) | SUFFIXES)
+
+
+def model_files() -> list[str]:
+    """List the files in `models/flows` and in the folders of `extra_model_paths`, as the host names them."""
+    return folder_paths.get_filename_list(MODELS)
+
+
+def model_folders() -> list[str]:
+    """List the folders that are searched for model files."""
+    return folder_paths.get_folder_paths(MODELS)
+
+
+def model_path(name: str) -> Path | None:
+    """Find a model file.
+
+    `..` and leading slashes cannot lead out of the model folders: the host resolves them as if the folder were the
+    root of the disk. Links inside a model folder are followed wherever they point: people keep models on other disks,
+    and a prompt cannot create links.
+
+    Args:
+        name: A name as in `model_files`.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
+    path = folder_paths.get_full_path(MODELS, name)
+    return Path(path) if path else None
+
+
+def model_target(name: str) -> Path:
+    """Return the path in `models/flows` for a new model file; the folder is created, and a file may exist there."""
+    folder = Path(folder_paths.models_dir) / MODELS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def upscale_model_files() -> list[Path]:
+    """List the files that the host's own Load Upscale Model offers."""
+    names = folder_paths.get_filename_list("upscale_models")
+    paths = (folder_paths.get_full_path("upscale_models", name) for name in names)
+    return [Path(path) for path in paths if path]
+
+
+def recipe_files() -> dict[str, Path]:
+    """Find the training recipes (`.toml`) directly in the model folders: name to path, sorted."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, model_folders()):
+        for path in folder.glob("*.toml"):
+            found.setdefault(path.name, path)
+    return dict(sorted(found.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# input and output folders
+
+
+def input_files(subfolder: str, suffix: str) -> list[str]:
+    """List files of the input folder and of one of its sub-folders, which need not exist.
+
+    Args:
+        subfolder: Name of the sub-folder.
+        suffix: Suffix of the files.
+
+    Returns:
+        Names relative to the input folder, with forward slashes, sorted.
+    """
+    base = Path(folder_paths.get_input_directory())
+    files = (file for folder in (base, base / subfolder) if folder.is_dir() for file in folder.iterdir())
+    return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
+
+
+def input_path(name: str) -> Path | None:
+    """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
+
+    Neither the name nor a link leads out of that folder, as in the host's own loaders.
+
+    Args:
+        name: A name as in `input_files`.
+
+    Returns:
+        The path, or None if there is no such file or the name leads out of the folder.
+    """
+    plain, folder = folder_paths.annotated_filepath(name)
+    folder = os.path.realpath(folder or folder_paths.get_input_directory())
+    try:
+        # Not the host's own check: 0.3.75 has none.
+        path = os.path.realpath(os.path.join(folder, plain))
+        inside = os.path.commonpath((folder, path)) == folder
+    except ValueError:  # a zero byte in the name, or another drive
+        return None
+    return Path(path) if inside and os.path.isfile(path) else None
+
+
+def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
+    """Choose the next free name in the output folder, as the host's own saving nodes do.
+
+    Neither `..`, nor an absolute path, nor a link inside the output folder leads out of it. The output folder itself
+    may be a link.
+
+    Args:
+        prefix: Sub-folders and beginning of the name; may hold the host's %date% words.
+        suffix: End of the name.
+
+    Returns:
+        The path, whose folder exists, and its record for the history; None if the prefix leads out of the folder.
+
+    Raises:
+        FlowError: If the folder that the prefix names cannot be created or read.
+    """
+    base = os.path.realpath(folder_paths.get_output_directory())
+    try:
+        target = os.path.realpath(os.path.join(base, prefix))
+        if "\0" in prefix or os.path.commonpath((base, target)) != base:
+            return None
+    except ValueError:
+        return None
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    except OSError as error:  # too long a name, or a file where a folder should be
+        raise FlowError(
+            f"Cannot save under `{prefix[:80]}` in the output folder: {error.strerror or error}. Choose another name."
+        ) from error
+    file = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def user_folder(name: str) -> Path:
+    """Resolve a folder that a person typed: an absolute path, or one below the input folder; it need not exist.
+
+    Quotation marks around the name are removed and a leading `~` is expanded.
+    """
+    typed = os.path.expanduser(name.strip().strip("\"'"))
+    return Path(os.path.abspath(os.path.join(folder_paths.get_input_directory(), typed)))
+
+
+def output_folder(*names: str) -> Path:
+    """Return the path of a folder below the output folder, which need not exist."""
+    return Path(folder_paths.get_output_directory(), *names)
+
+
+def output_record(path: Path) -> dict[str, str]:
+    """Return the record of a file in the output folder for the history, as `/view` takes it."""
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}

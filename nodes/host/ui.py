@@ -1,0 +1,163 @@
+"""What a node shows while it runs and afterwards: progress, messages, and small copies of its pictures."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import args
+from PIL import Image
+from server import PromptServer
+
+from .compat import io
+
+STEPS = 10_000  # of a progress bar that several tasks share
+GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
+COMPARED = 2048  # pixels of the longer side of two pictures that are compared on a node
+
+log = logging.getLogger("flowcore")
+
+
+class Progress:
+    """The progress bar on the running node, with previews."""
+
+    def __init__(self) -> None:
+        self._bar = comfy.utils.ProgressBar(1)
+
+    def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
+        """Move the bar.
+
+        Args:
+            done: Units of work done.
+            total: Units of work in all.
+            preview: A finished picture (1, 3 or 4, H, W) in [0, 1], or None; alpha is not shown.
+        """
+        shown = None
+        if preview is not None:
+            short, long = sorted(preview.shape[-2:])
+            # The host would enlarge a small picture to the size it is given.
+            size = min(long, getattr(args, "preview_size", 512))
+            if short * size >= long:  # the host crashes on a picture so narrow that it shrinks to nothing
+                shown = ("JPEG", _to_pil(preview), size)
+        self._bar.update_absolute(done, total, shown)
+
+    def part(self, start: float, share: float) -> Callable[..., None]:
+        """Return the progress callable of one task among several.
+
+        Args:
+            start: Where its part of the bar begins, in [0, 1].
+            share: Length of its part.
+        """
+
+        def move(done: int, total: int, preview: torch.Tensor | None = None) -> None:
+            self(round(STEPS * (start + share * done / total)), STEPS, preview)
+
+        return move
+
+
+class Notes:
+    """Messages about a run: shown on the node, logged, and collected for the history."""
+
+    def __init__(self, node: str, node_id: str | None) -> None:
+        """Start without messages.
+
+        Args:
+            node: Display name of the node, for the log.
+            node_id: Its hidden `unique_id`.
+        """
+        self.lines: list[str] = []
+        self._node, self._node_id = node, node_id
+
+    def __call__(self, message: str) -> None:
+        """Add a message; repeated ones are dropped."""
+        if message not in self.lines:
+            self.lines.append(message)
+            log.warning("%s: %s", self._node, message)
+            show_text(message, self._node_id)
+
+    @property
+    def ui(self) -> dict[str, list[str]] | None:
+        """The `ui` of a node that reports nothing but messages."""
+        return {"text": self.lines} if self.lines else None
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Show text on the running node; `node_id` is its hidden `unique_id`."""
+    server = getattr(PromptServer, "instance", None)
+    if node_id is not None and server is not None:
+        server.send_progress_text(text, node_id)
+
+
+def gallery(pictures: torch.Tensor, seed: int, samples: int, notes: Notes, labels: list[int] | None = None) -> Any:
+    """Save thumbnails of a run's pictures for the canvas, where a click on one takes over its seed.
+
+    Args:
+        pictures: (N, C, H, W) in [0, 1].
+        seed: Seed of the first picture.
+        samples: Number of seeds; they start again for every input image.
+        notes: Messages of the run.
+        labels: What every picture shows, if that depends on its position.
+
+    Returns:
+        The node's `ui`. Always with the same keys: the host joins those of a list of runs.
+    """
+    shown: list[dict[str, Any]] = []
+    try:
+        for k, picture in enumerate(pictures[:GALLERY]):
+            entry = _save_temporary(picture, THUMBNAIL, ".jpg", quality=90)
+            entry["seed"] = (seed + k % samples) % 2**64
+            if labels is not None and labels[k] != labels[0]:  # labels are assigned in turn: start with this one
+                entry["labels"] = ", ".join(map(str, labels[k:] + labels[:k]))
+            shown.append(entry)
+    except OSError as error:  # the run is done, and its pictures are safe
+        log.warning("The gallery on the node is not shown: %s", error)
+    return {"text": notes.lines, "flowcore_gallery": shown}
+
+
+def comparison(before: Callable[[], torch.Tensor], after: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
+    """Save two pictures for the view `compare`; nothing for scripts, which have no such view.
+
+    Args:
+        before: Returns (C, H, W) in [0, 1]; called only if there is such a view.
+        after: (C, H, W) in [0, 1].
+        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
+
+    Returns:
+        Part of the node's `ui`; always the same keys for the runs of a prompt.
+    """
+    if not hasattr(io, "ImageCompare") or not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
+        return {}
+    saved: dict[str, list[Any]] = {"a_images": [], "b_images": []}
+    try:
+        for key, picture in zip(saved, (before(), after), strict=True):
+            saved[key].append(_save_temporary(picture, COMPARED, ".png", compress_level=1))
+    except OSError as error:  # the run is done, and its pictures are safe
+        log.warning("Before and after are not shown on the node: %s", error)
+    return saved
+
+
+def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:
+    """Save a copy, shrunk to a longest side, in the folder that the host empties at every start."""
+    folder = Path(folder_paths.get_temp_directory()) / "flowcore"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = secrets.token_hex(8) + suffix
+    shrinking = max(picture.shape[-2:]) / longest
+    if shrinking > 1:
+        size = [max(1, round(side / shrinking)) for side in picture.shape[-2:]]
+        picture = torch.nn.functional.interpolate(picture.detach()[None], size, mode="area")[0]
+    _to_pil(picture).save(folder / name, **options)
+    return {"filename": name, "subfolder": folder.name, "type": "temp"}
+
+
+def _to_pil(picture: torch.Tensor) -> Image.Image:
+    """Convert (1, 3 or 4, H, W) in [0, 1]; alpha is dropped."""
+    rgb = picture.detach()[:3].expand(3, -1, -1)
+    return Image.fromarray(rgb.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,193 @@
+"""The base class of our nodes: words from the English locale, and values that are what the schema says.
+
+The host checks typed values only, and not all of them: NaN is neither below a minimum nor above a maximum, 0.3.75
+accepts anything as a choice, and what arrives through a wire is not checked at all. So `FlowNode.execute` validates
+every value, fills in the defaults of inputs that a script left out, and calls the node's `run`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..flowcore import FlowError
+from .host.compat import io, make
+from .host.ui import Notes, show_text
+from .sockets import SOCKETS, shown
+
+# All texts of the nodes. The other languages translate this file, and the frontend reads it, too.
+WORDS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")
+)
+
+
+def schema(
+    node_id: str,
+    category: str,
+    *,
+    aliases: list[str],
+    inputs: list[Any],
+    outputs: list[Any],
+    reports: bool = True,
+    hidden: tuple[Any, ...] = (),
+    **fields: Any,
+) -> Any:
+    """Describe a node; its texts come from the English locale.
+
+    Saved workflows hold widget values and wires by position: append inputs and outputs, never reorder them.
+
+    Args:
+        node_id: Its id in workflows and in the locale.
+        category: Its menu.
+        aliases: Words under which the search finds it.
+        inputs: The host's inputs, without tooltips.
+        outputs: The host's outputs, without display names and tooltips.
+        reports: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
+        hidden: Hidden inputs besides `unique_id`.
+        **fields: More fields of the host's Schema.
+
+    Returns:
+        The host's Schema.
+    """
+    words = WORDS[node_id]
+    for described in inputs:
+        described.tooltip = words["inputs"][described.id]["tooltip"]
+    for place, described in enumerate(outputs):
+        described.display_name = words["outputs"][str(place)]["name"]
+        described.tooltip = words["outputs"][str(place)]["tooltip"]
+    return make(
+        io.Schema,
+        node_id=node_id,
+        display_name=words["display_name"],
+        category=f"flowcore/{category}",
+        description=words["description"],
+        search_aliases=aliases,
+        inputs=inputs,
+        outputs=outputs,
+        hidden=[io.Hidden.unique_id, *hidden] if reports else [],
+        has_intermediate_output=reports and not fields.get("is_output_node"),
+        **fields,
+    )
+
+
+class FlowNode(io.ComfyNode):
+    """A node: `define_schema` describes it with `schema`, and the classmethod `run` gets a value of every input."""
+
+    run: ClassVar[Callable[..., Any]]
+
+    @classmethod
+    def execute(cls, **values: Any) -> Any:
+        return cls.run(**cls.validated(values))
+
+    @classmethod
+    def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Check all values against the schema.
+
+        Args:
+            values: Input name to value, as the host passes them.
+
+        Returns:
+            A value for every input, in the order of the schema; names that it does not have are dropped.
+
+        Raises:
+            FlowError: If a value is missing or not what the schema allows.
+        """
+        described = cls.define_schema()
+        validate = _validated_list if getattr(described, "is_input_list", False) else _validated
+        # Lists of files change while the host runs: their nodes check the choice in `validate_inputs`.
+        files = set(inspect.signature(cls.validate_inputs).parameters)
+        result: dict[str, Any] = {}
+        for wanted in described.inputs:
+            if str(wanted.get_io_type()) in VIEWS:
+                continue
+            if wanted.id in values:
+                result[wanted.id] = validate(wanted, values[wanted.id], wanted.id in files)
+            elif wanted.optional:
+                default = wanted.default if str(wanted.get_io_type()) in WIDGETS else None
+                result[wanted.id] = [default] if validate is _validated_list and default is not None else default
+            else:
+                raise FlowError(f"{wanted.id} is missing: nothing came along its wire. Connect it.")
+        return result
+
+    @classmethod
+    def notes(cls) -> Notes:
+        """Return the collector of this run's messages."""
+        return Notes(cls.define_schema().display_name, cls.hidden.unique_id)
+
+    @classmethod
+    def show(cls, text: str) -> None:
+        """Show text on the node while it runs."""
+        show_text(text, cls.hidden.unique_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# validation
+
+VIEWS = {"IMAGECOMPARE"}  # shown on the node, without a value
+WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
+
+
+def _validated_list(described: Any, values: Any, is_file: bool) -> Any:
+    """Validate the list of values that nodes with `is_input_list` get."""
+    valid = [_validated(described, value, is_file) for value in values]
+    return None if valid == [None] else valid
+
+
+def _validated(described: Any, value: Any, is_file: bool) -> Any:
+    name, kind = described.id, str(described.get_io_type())
+    if kind in SOCKETS:
+        return None if value is None and described.optional else SOCKETS[kind](value, name)
+    if kind == "INT":
+        return _in_range(described, _integer(value, name))
+    if kind == "FLOAT":
+        return _in_range(described, _finite(value, name))
+    if kind == "BOOLEAN" and not isinstance(value, bool):
+        raise FlowError(f"{name} is on or off; got {shown(value)}. Send true or false.")
+    if kind in ("STRING", "COMBO"):
+        return _text(described, value, is_file)
+    return value
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, float) and value.is_integer():  # as nodes for arithmetic make it
+        return int(value)
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise FlowError(f"{name} must be a whole number; got {shown(value)}. Send one, or connect one.") from None
+
+
+def _finite(value: Any, name: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, str) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise FlowError(f"{name} must be a finite number; got {shown(value)}. Send one, or connect one.")
+    return number
+
+
+def _in_range(described: Any, value: float) -> Any:
+    least, most = described.min, described.max
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise FlowError(f"{described.id} must lie in {least} to {most}; got {value:.6g}. Choose a value in between.")
+    return value
+
+
+def _text(described: Any, value: Any, is_file: bool) -> str:
+    name = described.id
+    if not isinstance(value, str):
+        raise FlowError(f"{name} must be text; got {shown(value)}. Send a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FlowError(f"{name} holds half of a character (a lone surrogate). Type it again.") from None
+    options = getattr(described, "options", None)
+    if options is not None and not is_file and value not in options:
+        raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
+    return value

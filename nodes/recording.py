@@ -1,0 +1,191 @@
+"""Nodes that write what made a picture into its PNG file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections import OrderedDict, deque
+from typing import Any
+
+from torch import Tensor
+
+from .. import flowcore
+from ..flowcore import provenance
+from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
+from .host.compat import io, log
+from .node import FlowNode
+from .sockets import FlowModel
+
+MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
+NAMED = ("model", "temperature", "seed", "samples")  # fields of its own; all other values are its settings
+HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
+
+
+class RecordingNode(FlowNode):
+    """A node that writes the provenance of the pictures in its first output.
+
+    It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not
+    decide whether a node runs again. The schema of such a node needs `hidden=HIDDEN`.
+    """
+
+    @classmethod
+    def execute(cls, **values: Any) -> Any:
+        valid = cls.validated(values)
+        output = cls.run(**valid)
+        try:
+            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, valid, output.args[0])
+        except Exception:  # the picture is worth more than its provenance
+            log.exception("flowcore could not write a recipe")
+        return output
+
+
+class ProvenanceLog:
+    """The provenance of the last runs, for prompts in which the host reuses a result.
+
+    A node whose result is cached does not run, and its pictures may be saved again. So the provenance of a run is also
+    written into all prompts in which the node has the same inputs, including those in the queue. Prompts are posted in
+    one thread and run in another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._written: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
+
+    def write(self, hidden: Any, kind: str, values: dict[str, Any], images: Tensor) -> None:
+        """Write the provenance of a run into its prompt, and into those with the same inputs.
+
+        Args:
+            hidden: The node's hidden inputs.
+            kind: Its node id in the schema.
+            values: Its other inputs.
+            images: Its pictures, (B, H, W, C).
+        """
+        node_id = str(hidden.unique_id)
+        entry = _provenance(node_id, kind, values, images).to_json()
+        if isinstance(hidden.extra_pnginfo, dict):
+            put(hidden.extra_pnginfo, node_id, entry)
+        if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
+            return
+        mark = _fingerprint(hidden.prompt, node_id, {})
+        with self._lock:
+            self._written[mark] = entry
+            self._written.move_to_end(mark)
+            while len(self._written) > MAX_REMEMBERED:
+                self._written.popitem(last=False)
+            for other, name, pnginfo in self._posted:
+                if other == mark:
+                    put(pnginfo, name, entry)
+
+    def read_prompt(self, body: Any, kinds: set[str]) -> None:
+        """Write known provenance into a posted prompt; nodes that run will replace them.
+
+        Args:
+            body: The body of the request, which may be anything.
+            kinds: Ids of the nodes that write it.
+        """
+        prompt, extra = (body.get("prompt"), body.get("extra_data")) if isinstance(body, dict) else (None, None)
+        pnginfo = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
+        if not isinstance(prompt, dict) or not isinstance(pnginfo, dict):
+            return
+        ours = [
+            name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in kinds
+        ]
+        digests: dict[str, str] = {}
+        for node_id in ours[:MAX_ENTRIES]:  # the host waits for us
+            try:
+                mark = _fingerprint(prompt, node_id, digests)
+            except RecursionError:  # nested values, which the host refuses next
+                continue
+            with self._lock:
+                if mark in self._written:
+                    put(pnginfo, node_id, self._written[mark])
+                self._posted.append((mark, node_id, pnginfo))
+
+
+PROVENANCE_LOG = ProvenanceLog()
+
+
+def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
+    model: FlowModel = values["model"]
+    pictures = images.permute(0, 3, 1, 2)
+    return Provenance(
+        node_id=node_id,
+        node=kind,
+        model=model.name,
+        model_sha256=model.sha256,
+        architecture=model.flow.architecture,
+        temperature=values["temperature"],
+        seed=values["seed"],
+        samples=values["samples"],
+        settings={name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)},
+        sources={name: _source(value) for name, value in values.items() if name not in NAMED and _is_source(value)},
+        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
+        version=flowcore.__version__,
+    )
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, (Tensor, list)) or dataclasses.is_dataclass(value)
+
+
+def _source(value: Any) -> Any:
+    """Describe the value of a wire: images, latents and hints by their content, anything else by its type."""
+    if isinstance(value, Tensor):
+        return provenance.source(value)
+    if isinstance(value, list):
+        return [_source(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+        return {name: _source(part) for name, part in parts.items() if part is not None}
+    return value if provenance.is_plain(value) else {"kind": type(value).__name__}
+
+
+def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
+    """Put the provenance of a node among that of a prompt, replacing an earlier one.
+
+    Args:
+        pnginfo: The prompt's `extra_pnginfo`.
+        node_id: Of the node.
+        entry: What `Provenance.to_json` returned.
+    """
+    before = pnginfo.get(KEY)
+    others = before if isinstance(before, list) else []
+    others = [other for other in others if isinstance(other, dict) and other.get("node_id") != node_id]
+    pnginfo[KEY] = [*others, {**entry, "node_id": node_id}][-MAX_ENTRIES:]
+
+
+def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
+    """Fingerprint a node with its inputs and all nodes before it.
+
+    Args:
+        prompt: Node id to node.
+        node_id: Of the node.
+        digests: Of the prompt's nodes that were visited before; more are added.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    found: dict[str, str] = {}
+    waiting = [node_id]
+    while waiting:
+        name = waiting.pop()
+        node = prompt.get(name)
+        if name in found or not isinstance(node, dict):
+            continue
+        values = node.get("inputs")
+        values = values if isinstance(values, dict) else {}
+        if name not in digests:
+            # The host makes 1.0 of 1 where a number need not be whole.
+            plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
+            text = json.dumps([node.get("class_type"), plain], sort_keys=True)
+            digests[name] = hashlib.sha256(text.encode()).hexdigest()
+        found[name] = digests[name]
+        waiting += [value[0] for value in values.values() if isinstance(value, list) and _is_wire(value)]
+    return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()
+
+
+def _is_wire(value: list[Any]) -> bool:
+    return len(value) == 2 and isinstance(value[0], str)

@@ -1,0 +1,240 @@
+"""Sample, encode, decode: between images and latents, both ways."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..flowcore import ConditionError, Flow, FlowError, dequantization
+from ..flowcore.latents import scale, statistics
+from ..flowcore.prior import sample_latents
+from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
+from ..flowcore.tasks.subject import (
+    Fit,
+    condition_for,
+    prepare_subject,
+    refuse_colorizer,
+    size_of_latents,
+    source_for_latents,
+)
+from . import widgets
+from .host.compat import io
+from .host.memory import stop_if_cancelled
+from .host.ui import Notes, Progress, gallery
+from .node import FlowNode, schema
+from .recording import HIDDEN, RecordingNode
+from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, to_image
+
+
+class FlowcoreSample(RecordingNode):
+    """Images from nothing but a seed, and their latents."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreSample",
+            "sampling",
+            aliases=["flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist"],
+            inputs=[
+                FLOW_MODEL.Input("model"),
+                io.Int.Input("samples", default=4, min=1, max=256),
+                widgets.temperature(0.7),
+                widgets.seed(),
+                io.String.Input("labels", default="", optional=True),
+                io.Int.Input("width", default=0, min=0, max=4096, optional=True),
+                io.Int.Input("height", default=0, min=0, max=4096, optional=True),
+                widgets.temperatures(),
+                widgets.snap(True),
+            ],
+            outputs=[io.Image.Output("images"), FLOW_LATENTS.Output("latents")],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def run(
+        cls,
+        model: FlowModel,
+        samples: int,
+        temperature: float,
+        seed: int,
+        labels: str,
+        width: int,
+        height: int,
+        temperatures: str,
+        snap: bool,
+    ) -> Any:
+        notes = cls.notes()
+        size = _size(model.flow, width, height)
+        shown = _labels_in_turn(model.flow, labels, samples, notes)
+        taus = widgets.parse_numbers(temperatures, "temperatures") or temperature
+        check_memory(samples, 3 * math.prod(size), "pictures need", "Lower samples, width or height.")
+        flow = model.load(memory_required(model.flow, samples, *size))
+        images = sample(
+            flow,
+            samples,
+            size=size,
+            temperature=taus,
+            seed=seed,
+            labels=shown,
+            snapped=snap,
+            progress=Progress(),
+            cancelled=stop_if_cancelled,
+            notify=notes,
+        )
+        levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
+        turns = None if shown is None else shown.tolist()
+        ui = gallery(images, seed, samples, notes, turns)
+        return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
+
+
+class FlowcoreEncode(FlowNode):
+    """The exact latents of images, and how exact they are."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreEncode",
+            "sampling",
+            aliases=["flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents"],
+            inputs=[
+                io.Image.Input("image"),
+                FLOW_MODEL.Input("model"),
+                widgets.fit(),
+                widgets.label(),
+                io.Image.Input("source", optional=True),
+                io.Combo.Input("dequantize", options=["auto", "off", "on"], default="auto", optional=True),
+            ],
+            outputs=[FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded")],
+        )
+
+    @classmethod
+    def run(
+        cls,
+        image: Tensor,
+        model: FlowModel,
+        fit: Fit,
+        label: int,
+        source: Tensor | None,
+        dequantize: Literal["auto", "off", "on"],
+    ) -> Any:
+        notes, progress = cls.notes(), Progress()
+        subject = prepare_subject(
+            model.flow,
+            from_image(image).cpu(),
+            fit=fit,
+            label=label,
+            source=None if source is None else from_image(source).cpu(),
+            notify=notes,
+        )
+        if dequantize == "on" or (dequantize == "auto" and model.flow.classes):
+            subject = replace(subject, pixels=dequantized_image(model.flow, subject.pixels))
+        count, _, *size = subject.pixels.shape
+        flow = model.load(memory_required(model.flow, count, *size))
+        cond = subject.condition(flow)
+        options: dict[str, Any] = {"cancelled": stop_if_cancelled, "notify": notes}
+        levels = encode(flow, subject.pixels, cond, progress=progress.part(0, 0.5), **options)
+        decoded = decode(flow, levels, cond, progress=progress.part(0.5, 0.5), **options)
+        error = float((decoded - subject.pixels).abs().max())
+        measured = statistics(levels)
+        means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
+        lines = [f"largest error of image -> latents -> image: {error:.3g}"]
+        for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
+            lines.append(f"level {number}{_place(number, len(means))}: mean {mean:+.3f}, deviation {std:.3f}")
+        lines.append("A typical image has mean 0 and deviation 1 on every level.")
+        return io.NodeOutput(
+            model.latents(levels, labels=subject.labels, source=subject.source),
+            error,
+            to_image(subject.pixels),
+            ui={
+                "text": ["\n".join([*lines, *notes.lines])],
+                "error": [widgets.finite_or_none(error)],
+                "mean": [widgets.finite_or_none(mean) for mean in means],
+                "deviation": [widgets.finite_or_none(std) for std in stds],
+            },
+        )
+
+
+class FlowcoreDecode(FlowNode):
+    """The images of latents, with their own labels and source, or with others."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreDecode",
+            "sampling",
+            aliases=["flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode"],
+            inputs=[
+                FLOW_LATENTS.Input("latents"),
+                FLOW_MODEL.Input("model"),
+                io.String.Input("labels", default="", optional=True),
+                io.Image.Input("source", optional=True),
+                widgets.temperature(1.0, optional=True),
+                widgets.snap(False),
+            ],
+            outputs=[io.Image.Output("images")],
+        )
+
+    @classmethod
+    def run(
+        cls, latents: Latents, model: FlowModel, labels: str, source: Tensor | None, temperature: float, snap: bool
+    ) -> Any:
+        notes, flow = cls.notes(), model.flow
+        model.check_latents(latents)
+        refuse_colorizer(flow)
+        levels = scale(latents.levels, temperature)
+        shown = latents.labels
+        wanted = widgets.parse_labels(labels, flow.classes) if flow.classes else None
+        if labels.strip() and not flow.classes:
+            notes("labels is ignored: this model knows no labels.")
+        pictures = latents.items * len(wanted or [0])
+        size = size_of_latents(flow, levels)
+        check_memory(pictures, 3 * math.prod(size), "pictures need", "Pass fewer items or labels.")
+        if wanted is not None:  # all labels of item 0, then of item 1
+            levels = [z.repeat_interleave(len(wanted), 0) for z in levels]
+            shown = torch.tensor(wanted).repeat(latents.items)
+        if flow.classes and shown is None:
+            raise ConditionError(
+                f"These latents do not say what they show. Set labels to one or more of 0 to {flow.classes - 1}."
+            )
+        given = latents.source if source is None else from_image(source).cpu()
+        small = source_for_latents(flow, latents.levels, given, notes)
+        model.load(memory_required(flow, pictures, *size))
+        cond = condition_for(flow, shown, small)
+        images = decode(flow, levels, cond, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
+        return io.NodeOutput(to_image(images), ui=notes.ui)
+
+
+def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
+    """Return height and width of the images to sample."""
+    refuse_colorizer(flow)
+    if "sample" not in flow.capabilities.tasks:
+        raise FlowError("An SRFlow makes images from a small image, not from nothing. Use the node Flow Upscale.")
+    own = flow.image_size or (0, 0)
+    size = height or own[0], width or own[1]
+    if 0 in size:
+        raise FlowError(
+            "This model does not say which size it was made for. Set width and height, to multiples of "
+            f"{flow.size_multiple}."
+        )
+    return size
+
+
+def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor | None:
+    """Return the label of each image, (count,)."""
+    if not flow.classes:
+        if text.strip():
+            notes("labels is ignored: this model knows no labels.")
+        return None
+    chosen = widgets.parse_labels(text, flow.classes) or range(flow.classes)
+    return torch.tensor([chosen[i % len(chosen)] for i in range(count)])
+
+
+def _place(number: int, levels: int) -> str:
+    if levels == 1:
+        return ""
+    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "")

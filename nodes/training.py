@@ -1,0 +1,269 @@
+"""Train: a folder of images and a recipe become a flow of one's own, saved under models/flows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import flowcore
+from ..flowcore import FlowError
+from ..flowcore.checkpoints.file import read_header
+from ..flowcore.training.named_run import NamedRun, Record
+from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
+from ..flowcore.training.source_folder import folder_problem, training_files
+from .host.compat import io, log
+from .host.memory import Interrupted, freed_device, stop_if_cancelled
+from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
+from .host.ui import Progress
+from .loaders import locate_model, model_choices
+from .node import FlowNode, schema
+from .sockets import FLOW_MODEL, FlowModel, shown, to_image
+from .widgets import finite_or_none
+
+RUNS = "flowcore-runs"  # below the output folder
+NOTHING = "nothing"
+SUFFIX = ".safetensors"
+LONGEST = 100_000.0  # minutes: ten weeks
+LINES = 3  # shown on the node while it trains
+REFUSED_BY_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class FlowcoreTrain(FlowNode):
+    """A folder of images, a recipe and some minutes, as a FLOW_MODEL and a file of models/flows."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreTrain",
+            "training",
+            aliases=["train", "training", "fine-tune", "finetune", "flow", "train srflow", "own model", "learn"],
+            inputs=[
+                io.String.Input("folder", default="photos"),
+                io.Combo.Input("recipe", options=_recipes(), default="srflow-x4"),
+                io.String.Input("name", default="my-flow"),
+                io.Float.Input("minutes", default=60.0, min=0.0, max=LONGEST, step=0.5),
+                io.Combo.Input("start", options=[NOTHING, *model_choices()], default=NOTHING, optional=True),
+                io.Boolean.Input("restart", default=False, optional=True),
+            ],
+            outputs=[
+                FLOW_MODEL.Output("model"),
+                io.Image.Output("sheet"),
+                io.Image.Output("curve"),
+                io.String.Output("info"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None, recipe: str | None = None, name: str | None = None) -> Any:
+        return _problem(folder, recipe, name) or True
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        folder: str | None = None,
+        recipe: str | None = None,
+        name: str | None = None,
+        minutes: float | None = None,
+        start: str | None = None,
+        restart: bool | None = None,
+    ) -> list[str]:
+        """Return what changes with the images, the recipe and the start model, and when there is more to train."""
+        digest = hashlib.sha256()
+        images = training_files(user_folder(folder), digits=_takes_digits(recipe)) if folder else []
+        for file in [*images, *filter(None, (locate_model(start), recipe_files().get(recipe or "")))]:
+            stat = file.stat()
+            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return [digest.hexdigest(), _run(name).state() if name and _bad_name(name) is None else ""]
+
+    @classmethod
+    def run(cls, folder: str, recipe: str, name: str, minutes: float, start: str, restart: bool) -> Any:
+        from ..flowcore.training.loop import train  # takes a while, and most sessions never train
+
+        problem = _problem(folder, recipe, name)
+        if problem is not None:
+            raise FlowError(problem)
+        notes, run, plan = cls.notes(), _run(name), _read_recipe(recipe)
+        start_file = None if start == NOTHING else locate_model(start)
+        if start_file is None and start != NOTHING:
+            raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
+        settings = Record(recipe=recipe, fingerprint=fingerprint(plan), minutes=minutes, start=start)
+        record = run.open(settings, restart=restart)
+        lines: list[str] = []
+
+        def show_line(line: str) -> None:
+            plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)
+            log.info("Flow Train: %s", plain)
+            lines.append(plain)
+            cls.show("\n".join(lines[-LINES:]))
+
+        with freed_device() as device:
+            try:
+                train(
+                    _with_own_licence(plan, recipe, start_file),
+                    user_folder(folder),
+                    run.folder,
+                    device=device,
+                    start=start_file,
+                    minutes=minutes or None,
+                    log=show_line,
+                    progress=Progress(),
+                    cancelled=stop_if_cancelled,
+                )
+            except Interrupted:
+                if record.ours or not run.target.exists():
+                    run.publish(record)
+                raise
+        done, total = _steps(lines)
+        record.finished = done >= total
+        run.publish(record)
+        file = run.target.name
+        if not any(line.startswith("step ") for line in lines) and record.finished:
+            notes(
+                f"The run {run.folder.name} had come to its end before: nothing was trained. Set restart to begin "
+                f"anew, or another name with {file} as start to go on from it."
+            )
+        if not record.finished:
+            notes(f"The time was up at step {done} of {total}. Run again to go on.")
+        flow = flowcore.load(run.target)
+        sheet, rows = run.last_sheet(), run.history()
+        measured = flow.provenance.get("metrics", {})
+        facts = [
+            f"model: {file}, {flow.architecture}",
+            f"trained: {done} of {total} steps, {flow.provenance.get('minutes', 0)} minutes",
+            *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
+            *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
+            f"saved as: {run.target}",
+        ]
+        info = "\n".join([*facts, *notes.lines])
+        return io.NodeOutput(
+            FlowModel.of(flow, file),
+            to_image(_picture(sheet)),
+            to_image(_picture(run.folder / "curve.png")),
+            info,
+            ui={
+                "text": [info],
+                "images": [output_record(sheet)] if sheet else [],
+                "steps": [int(row["step"]) for row in rows],
+                "stage": [row["stage"] for row in rows],
+                "loss": [finite_or_none(float(row["loss"])) for row in rows],
+                "minutes": [flow.provenance.get("minutes")],
+                "path": [str(run.target)],
+                "run": [str(run.folder)],
+            },
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# recipes and runs
+
+
+def _recipes() -> list[str]:
+    return [*sorted(path.stem for path in FOLDER.glob("*.toml")), *recipe_files()]
+
+
+def _read_recipe(recipe: str) -> Recipe:
+    path = recipe_files().get(recipe)
+    return read_recipe(recipe if path is None else path)
+
+
+def _takes_digits(recipe: str | None) -> bool | None:
+    """Whether a recipe trains on files of MNIST; None if the recipe is not known yet."""
+    if recipe is None:
+        return None
+    try:
+        return _read_recipe(recipe).architecture == "class_conditional"
+    except FlowError:
+        return False
+
+
+def _with_own_licence(plan: Recipe, recipe: str, start: Path | None) -> Recipe:
+    """Replace the licence that a shipped recipe states, which is that of the shipped weights."""
+    if recipe in recipe_files():
+        return plan
+    licence = "not stated; trained on images of the person who trained it"
+    if start is not None:
+        theirs = read_header(start).provenance.get("licence", "not stated")
+        licence += f", beginning with {start.stem} ({theirs})"
+    return dataclasses.replace(plan, licence=licence)
+
+
+def _run(name: str) -> NamedRun:
+    stem = name.strip().removesuffix(SUFFIX)
+    file = stem + SUFFIX
+    return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
+
+
+def _steps(lines: list[str]) -> tuple[int, int]:
+    """Parse the last line of a run: steps made, and steps in all."""
+    for line in reversed(lines):
+        found = re.match(r"(\d+) of (\d+) steps", line)
+        if found:
+            return int(found[1]), int(found[2])
+    return 0, 0
+
+
+def _picture(path: Path | None) -> Tensor:
+    """Read a picture, (1, 3, H, W) in [0, 1]; a small black one if there is none."""
+    if path is None or not path.exists():
+        return torch.zeros(1, 3, 64, 64)
+    with Image.open(path) as opened:
+        pixels = np.array(opened.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# validation
+
+
+def _problem(folder: str | None, recipe: str | None, name: str | None) -> str | None:
+    """Return what is wrong with the widgets, if anything is; inputs that come along a wire are None."""
+    if name is not None and (bad := _bad_name(name)) is not None:
+        return bad
+    if recipe is not None:
+        if recipe not in _recipes():
+            return f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}."
+        try:
+            _read_recipe(recipe)
+        except FlowError as error:
+            return f"recipe {recipe}: {error}"
+    return None if folder is None else _bad_folder(folder, recipe, name)
+
+
+def _bad_name(name: str) -> str | None:
+    stem = name.strip().removesuffix(SUFFIX)
+    if re.fullmatch(r"\w[\w .+-]{0,79}", stem) and stem[-1] not in ". " and not REFUSED_BY_WINDOWS.fullmatch(stem):
+        return None
+    return (
+        f"name: {shown(name)} cannot be the name of a file in models/flows. Use letters, digits, spaces and . + - _ "
+        "only, such as my-upscaler; no folders."
+    )
+
+
+def _bad_folder(folder: str, recipe: str | None, name: str | None) -> str | None:
+    if not folder.strip():
+        return "folder: say where your images are: an absolute path, or a folder inside ComfyUI's input folder."
+    try:
+        path = user_folder(folder)
+        exists = path.exists()
+    except (OSError, ValueError):  # too long, or not a name at all
+        return f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
+    if not path.is_dir():
+        what = "is a file, not a folder" if exists else "does not exist"
+        plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
+        return f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder."
+    if name is not None and _run(name).folder.resolve().is_relative_to(path.resolve()):
+        return (
+            f"folder: {path} holds ComfyUI's output folder, into which this node writes pictures while it trains. "
+            "Choose a folder that holds nothing but your images."
+        )
+    problem = folder_problem(path, digits=_takes_digits(recipe))
+    return None if problem is None else f"folder: {problem}"
