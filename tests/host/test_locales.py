@@ -7,8 +7,9 @@ import re
 
 import comfyui
 import pytest
-from record_english import LOCALES, english
+from talk import inputs, newer
 
+LOCALES = comfyui.ROOT / "locales"
 LANGUAGES = ("en", "ko", "ja", "zh")
 # Letters that a text of the language must hold.
 SCRIPTS = {"ko": "[\uac00-\ud7a3]", "ja": "[\u3040-\u30ff\u4e00-\u9fff]", "zh": "[\u4e00-\u9fff]"}
@@ -32,21 +33,33 @@ def shape(words):
     return {path for path, _ in texts(words)}
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_node_input_and_output_has_its_words(host, language):
-    needed, there = (
-        shape(english(host.get_json("/object_info"), comfyui.PACK_NAME)),
-        shape(read(language, "nodeDefs.json")),
-    )
-    missing = [".".join(path) for path in sorted(needed - there)]
-    assert missing == [], f"locales/{language}/nodeDefs.json"
+def test_every_node_input_and_output_has_its_english_words(host):
+    """Schemas take their texts from the English file, so a missing one stops the pack; a superfluous one is found here."""
+    words = {
+        name: {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {
+                label: {"name": label, "tooltip": properties["tooltip"]} for label, _, properties in inputs(info)
+            },
+            "outputs": {
+                str(place): {"name": label, "tooltip": tooltip}
+                for place, (label, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
+            },
+        }
+        for name, info in host.get_json("/object_info").items()
+        if info["python_module"].endswith(comfyui.PACK_NAME)
+    }
+    kept = read("en", "nodeDefs.json")
+    if not newer(host.version, "0.9.0"):  # without the view of two pictures
+        del kept["FlowcoreUpscale"]["inputs"]["compare"]
+    assert words == kept
 
 
-def test_the_english_words_are_those_of_the_schemas(host):
-    """Or the frontend would show old ones."""
-    kept, now = read("en", "nodeDefs.json"), english(host.get_json("/object_info"), comfyui.PACK_NAME)
-    differing = {path for path, text in texts(now) if text != dict(texts(kept)).get(path)}
-    assert differing == set(), "run `python tests/host/record_english.py`"
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+@pytest.mark.parametrize("file", ["main.json", "nodeDefs.json"])
+def test_every_language_has_the_same_words(language, file):
+    assert shape(read(language, file)) == shape(read("en", file))
 
 
 def test_the_host_serves_all_languages(host):
