@@ -34,7 +34,7 @@ def shape(words):
 
 
 def test_every_node_input_and_output_has_its_english_words(host):
-    """Schemas take their texts from the English file, so a missing one stops the pack; a superfluous one is found here."""
+    """Schemas read their texts there, so a missing one stops the pack; this finds the superfluous."""
     words = {
         name: {
             "display_name": info["display_name"],
