@@ -179,8 +179,8 @@ class Flow(Transform):
         for level in self._levels():
             channels, height, width = level.shape(channels, height, width)
             if level.split is not None:
-                shapes.append((channels - level.split.stay(channels), height, width))
-                channels = level.split.stay(channels)
+                shapes.append((channels - level.split.kept_channels(channels), height, width))
+                channels = level.split.kept_channels(channels)
         return [*shapes, (channels, height, width)]
 
     @property

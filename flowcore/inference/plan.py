@@ -29,7 +29,7 @@ from ..errors import ConditionError, FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import RRDBEncoder, ScaledConv
 from ..transforms import Chain, CheckerboardCoupling, ConditionOnChannels, Coupling, Injector, Scaling, Split, Transform
-from ..transforms.coupling import OFFSET, halves, log_scale_of, scale_of
+from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
 from .fold import (
     ConditionConv,
     FoldedEncoder,
@@ -92,7 +92,7 @@ class Plan(Flow):
                 assert isinstance(level, Level)
                 channels = level.shape(channels, 1, 1)[0]
                 levels.append(folder.level(level, channels))
-                channels = channels if level.split is None else level.split.stay(channels)
+                channels = channels if level.split is None else level.split.kept_channels(channels)
             encoder: nn.Module | None = flow.encoder
             units = sum(
                 isinstance(part, (FoldedAffine, FoldedCheckerboard)) for level in levels for part in level.modules()
@@ -549,8 +549,8 @@ class FoldedStep(Chain):
 class FoldedCheckerboard(CheckerboardCoupling):
     """``CheckerboardCoupling`` that reports its progress."""
 
-    def _affine(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        result = super()._affine(x, kept)
+    def _affine(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        result = super()._affine(x, mask)
         report(1)
         return result
 
@@ -612,7 +612,9 @@ class _Folder:
             entering = (channels - channels // 2 if swap else channels // 2) if coupling else 0
             network = self.network(transform.conditioner, entering + given, transform.scaling)
             if isinstance(network, Network) and network.told is None:  # with nothing to keep for the next sample
-                offset = None if transform.scaling == "none" else OFFSET if transform.scaling == "sigmoid" else 0.0
+                offset = (
+                    None if transform.scaling == "none" else SIGMOID_OFFSET if transform.scaling == "sigmoid" else 0.0
+                )
                 network = UnsplitConditioner(transform.conditioner, offset, self.dtype, self.strip_bytes)
             return FoldedAffine(
                 network,
@@ -625,7 +627,7 @@ class _Folder:
         return transform
 
     def network(self, network: nn.Module, inputs: int, scaling: Scaling) -> Network | UnsplitConditioner:
-        offset = None if scaling == "none" else OFFSET if scaling == "sigmoid" else 0.0
+        offset = None if scaling == "none" else SIGMOID_OFFSET if scaling == "sigmoid" else 0.0
         weights = folded_weights(network)
         if weights is None:
             return UnsplitConditioner(network, offset, self.dtype)

@@ -68,11 +68,11 @@ class NetworkNorm(nn.Module):
         """
         norm = self.norm
         mean, var = norm.get_buffer("mean"), norm.get_buffer("var")
-        if norm.measuring and norm.across is None:
+        if norm.uses_batch and norm.average is None:
             with torch.no_grad():
-                norm.follow(*torch.var_mean(x.to(mean), dim=(0, 2, 3), correction=0)[::-1])
+                norm.update_running(*torch.var_mean(x.to(mean), dim=(0, 2, 3), correction=0)[::-1])
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=norm.eps)
-        if norm.measuring:
+        if norm.uses_batch:
             mean, var = norm.batch_moments(x.to(mean))
             scale = self.weight * torch.rsqrt(var + norm.eps)
             return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]

@@ -466,7 +466,7 @@ class _StageRunner:
         recompute = self.progress.recompute == "always"
         across = self.ranks.mean if self.ranks.several else None
         with recomputed(self.flow) if recompute else nullcontext():
-            with batch_moments(self.flow, across=across), self._autocast():
+            with batch_moments(self.flow, average=across), self._autocast():
                 loss = self.module(x, source, noise)
             loss.backward()
         return loss.detach()

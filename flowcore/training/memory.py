@@ -70,9 +70,9 @@ def _recomputing(part: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]
     norms = [norm for norm in part.modules() if isinstance(norm, BatchNorm)]
 
     def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        if not any(norm.measuring for norm in norms):
+        if not any(norm.uses_batch for norm in norms):
             return nullcontext(), nullcontext()
-        return nullcontext(), batch_moments(part, across=norms[0].across, follow=False)  # they have followed once
+        return nullcontext(), batch_moments(part, average=norms[0].average, update=False)  # updated once already
 
     def method(*args: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Actnorm: a learned shift and scale per channel, in two parametrisations."""
+"""Actnorm: a learned shift and scale per channel, in two parametrizations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ActNorm(Transform):
     """Shift and scale every channel.
 
     With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``;
-    inverse: ``x = z * exp(-s) - bias``.
+    inverse: ``x = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.1. Initialisation is an explicit call, so it can neither be repeated by
+    Source: Kingma & Dhariwal, "Glow", section 3.1. Initialization is an explicit call, so it can neither be repeated by
     accident nor be lost with a flag.
     """
 
@@ -25,7 +25,7 @@ class ActNorm(Transform):
 
         Args:
             channels: C.
-            log_factor: Factor from the stored to the used log-scale; 3 in the program of Glow's authors.
+            log_factor: Factor from the stored to the effective log-scale; 3 in the program of Glow's authors.
         """
         super().__init__()
         self.log_factor = log_factor
@@ -33,119 +33,57 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def logs(self) -> Tensor:
-        """Give the log-scale that is used.
-
-        Returns:
-            s, ``(C,)``.
-        """
+        """Compute the effective log-scale s, ``(C,)``."""
         return self.log_factor * self.log_scale
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
         logs = self.logs()
         z = (x + self.bias[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         return z * torch.exp(-self.logs())[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Choose bias and scale so that this batch leaves with mean 0 and (population) variance 1 per channel.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The normalised batch.
-        """
-        mean, deviation = _moments(x)
+        mean, std = _moments(x)
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-torch.log(deviation) / self.log_factor)
+        self.log_scale.copy_(-torch.log(std) / self.log_factor)
         return self.forward(x)[0]
 
 
 class SignedActNorm(Transform):
-    """Shift and scale every channel; the scale is stored as it is, and may be negative.
+    """Shift and scale every channel; the scale itself is stored, and may be negative.
 
     Forward: ``z = (x + bias) * scale``; logdet: ``H * W * sum(log|scale|)``; inverse: ``x = z / scale - bias``.
+    Initialized as ``ActNorm``.
 
-    Source: as ``ActNorm``; this parametrisation is that of a widely used re-implementation of Glow, whose checkpoints
+    Source: as ``ActNorm``; this parametrization is that of a widely used re-implementation of Glow, whose checkpoints
     need it.
     """
 
     def __init__(self, channels: int) -> None:
-        """Start as the identity.
-
-        Args:
-            channels: C.
-        """
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
         z = (x + self.bias[:, None, None]) * self.scale[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * self.scale.abs().log().sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         return z / self.scale[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Choose bias and scale as ``ActNorm.initialize`` does.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The normalised batch.
-        """
-        mean, deviation = _moments(x)
+        mean, std = _moments(x)
         self.bias.copy_(-mean)
-        self.scale.copy_(1 / deviation)
+        self.scale.copy_(1 / std)
         return self.forward(x)[0]
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population deviation per channel."""
+    """Mean and population standard deviation per channel, (C,) each."""
     mean = x.mean(dim=(0, 2, 3))
-    deviation = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3)).sqrt()
-    return mean, deviation + 1e-6  # 1e-6 keeps a constant channel finite
+    std = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3)).sqrt()
+    return mean, std + 1e-6  # 1e-6 keeps a constant channel finite

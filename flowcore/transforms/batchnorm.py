@@ -1,4 +1,4 @@
-"""Batch normalisation as a step of a flow: fixed moments in use, the batch's own while training."""
+"""Batch normalization as a step of a flow: fixed moments in use, the batch's own while training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .transform import Transform
 
 
 class BatchNorm(Transform):
-    """Normalise every channel by moments measured in training.
+    """Normalize every channel by moments measured in training.
 
     Forward: ``z = (x - mean) / sqrt(var + eps)``; logdet: ``-H * W * sum(log(var + eps)) / 2``;
-    inverse: ``x = z * sqrt(var + eps) + mean``.
+    inverse: ``x = z * sqrt(var + eps) + mean``. ``initialize`` takes the moments of its batch.
 
     ``mean`` and ``var`` are buffers, the same for every image, in training mode and in evaluation mode: that is what
     makes this a bijection. Only inside ``with batch_moments(model):``, which training opens around its forward pass,
@@ -36,64 +36,37 @@ class BatchNorm(Transform):
         super().__init__()
         self.eps = eps
         self.momentum = momentum
-        self.measuring = False
-        self.following = True
-        self.across: Callable[[Tensor], Tensor] | None = None
+        self.uses_batch = False
+        self.updates_running = True
+        self.average: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
-        mean, var = self.batch_moments(x) if self.measuring else (self.get_buffer("mean"), self.get_buffer("var"))
+        mean, var = self.batch_moments(x) if self.uses_batch else (self.get_buffer("mean"), self.get_buffer("var"))
         logs = -0.5 * torch.log(var + self.eps)
         z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
-        deviation = torch.sqrt(self.get_buffer("var") + self.eps)
-        return z * deviation[:, None, None] + self.get_buffer("mean")[:, None, None]
+        std = torch.sqrt(self.get_buffer("var") + self.eps)
+        return z * std[:, None, None] + self.get_buffer("mean")[:, None, None]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Take the moments of this batch.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The normalised batch.
-        """
         for name, value in zip(("mean", "var"), _moments(x), strict=True):
             self.get_buffer(name).copy_(value)
         return self.forward(x)[0]
 
     @torch.no_grad()
-    def follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running moments towards those of a batch; not by numbers that are not finite.
+    def update_running(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running moments towards those of a batch, except by values that are not finite.
 
         Args:
             mean: ``(C,)``.
             var: Population variance, ``(C,)``.
         """
-        if not self.following:
+        if not self.updates_running:
             return
         for name, value in (("mean", mean), ("var", var)):
             running = self.get_buffer(name)
@@ -101,45 +74,42 @@ class BatchNorm(Transform):
             running.lerp_(torch.where(value.isfinite(), value, running), self.momentum)
 
     def batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Measure a batch, and follow it.
+        """Measure a batch and update the running moments.
 
         Args:
             x: ``(B, C, H, W)``.
 
         Returns:
-            Mean and population variance, ``(C,)`` each, of the whole batch, also where processes share it.
+            Mean and population variance, ``(C,)`` each, of the batch over all processes that share it.
         """
-        moments = _moments(x, self.across)
-        self.follow(*moments)
+        moments = _moments(x, self.average)
+        self.update_running(*moments)
         return moments
 
 
 @contextmanager
 def batch_moments(
-    model: nn.Module, *, across: Callable[[Tensor], Tensor] | None = None, follow: bool = True
+    model: nn.Module, *, average: Callable[[Tensor], Tensor] | None = None, update: bool = True
 ) -> Generator[None, None, None]:
-    """Let every ``BatchNorm`` of a model normalise by the moments of its batch, and remember a running mean of them.
+    """Let every ``BatchNorm`` of a model normalize by the moments of its batch, and update its running moments.
 
     Args:
         model: A flow, or a network in one.
-        across: Averages a tensor over the processes that share the batch, differentiably; None if there is one.
-        follow: Whether the running moments follow; not where a batch is computed a second time.
-
-    Yields:
-        Nothing.
+        average: Averages a tensor over the processes that share the batch, differentiably; None for one process.
+        update: Whether to update the running moments; False where a batch is recomputed.
     """
-    idle = [part for part in model.modules() if isinstance(part, BatchNorm) and not part.measuring]
-    for part in idle:
-        part.measuring, part.across, part.following = True, across, follow
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and not module.uses_batch]
+    for norm in norms:
+        norm.uses_batch, norm.average, norm.updates_running = True, average, update
     try:
         yield
     finally:
-        for part in idle:
-            part.measuring, part.across, part.following = False, None, True
+        for norm in norms:
+            norm.uses_batch, norm.average, norm.updates_running = False, None, True
 
 
-def _moments(x: Tensor, across: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     mean = x.mean(dim=(0, 2, 3))
-    mean = mean if across is None else across(mean)
+    mean = mean if average is None else average(mean)
     var = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))
-    return mean, var if across is None else across(var)
+    return mean, var if average is None else average(var)

@@ -1,4 +1,4 @@
-"""Checkerboard coupling: the white squares decide how the black ones are shifted and scaled."""
+"""Checkerboard coupling: the white squares determine how the black ones are shifted and scaled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .transform import Transform
 
 
 class CheckerboardCoupling(Transform):
-    """Shift and scale every second pixel by what a conditioner makes of the others.
+    """Shift and scale every second pixel by what a conditioner computes from the others.
 
     With the mask ``b`` (1 where ``(row + column) % 2 != parity``) and ``shift, log_scale = conditioner(b * x)``:
     forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) * log_scale``;
@@ -22,7 +22,7 @@ class CheckerboardCoupling(Transform):
     """
 
     def __init__(self, conditioner: nn.Module, *, parity: int, mask_channel: bool = False) -> None:
-        """Hold the conditioner.
+        """Build the coupling.
 
         Args:
             conditioner: Network from ``(B, C, H, W)`` to ``(B, 2C, H, W)``: shift on even, log-scale on odd channels.
@@ -35,60 +35,32 @@ class CheckerboardCoupling(Transform):
         self.mask_channel = mask_channel
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
-        z, log_density = self.by_position(x, cond)
-        return z, log_density.sum((1, 2))
+        z, logdet = self.by_position(x, cond)
+        return z, logdet.sum((1, 2))
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
-        kept = self._mask(z)
-        shift, log_scale = self._affine(z, kept)
-        return torch.where(kept, z, z * torch.exp(-log_scale) - shift)
+        mask = self._mask(z)
+        shift, log_scale = self._affine(z, mask)
+        return torch.where(mask, z, z * torch.exp(-log_scale) - shift)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent with the logdet by position: the log-scales of the transformed squares."""
-        kept = self._mask(x)
-        shift, log_scale = self._affine(x, kept)
-        z = torch.where(kept, x, (x + shift) * torch.exp(log_scale))
-        return z, torch.where(kept, 0, log_scale).sum(1)
+        mask = self._mask(x)
+        shift, log_scale = self._affine(x, mask)
+        z = torch.where(mask, x, (x + shift) * torch.exp(log_scale))
+        return z, torch.where(mask, 0, log_scale).sum(1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Initialise the conditioner (if it has anything to initialise) from this batch.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The coupled batch.
-        """
         initialize_network(self.conditioner, self._input(x, self._mask(x)))
         return self.forward(x, cond)[0]
 
-    def _affine(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        shift, _, log_scale = affine(self.conditioner(self._input(x, kept)), 0, like=x, scaling="exp")
+    def _affine(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        shift, _, log_scale = affine(self.conditioner(self._input(x, mask)), 0, like=x, scaling="exp")
         return shift, log_scale
 
-    def _input(self, x: Tensor, kept: Tensor) -> Tensor:
-        masked = torch.where(kept, x, 0)
-        return torch.cat([masked, kept.to(x).expand(x.shape[0], 1, -1, -1)], dim=1) if self.mask_channel else masked
+    def _input(self, x: Tensor, mask: Tensor) -> Tensor:
+        masked = torch.where(mask, x, 0)
+        return torch.cat([masked, mask.to(x).expand(x.shape[0], 1, -1, -1)], dim=1) if self.mask_channel else masked
 
     def _mask(self, x: Tensor) -> Tensor:
         rows = torch.arange(x.shape[-2], device=x.device)[:, None]

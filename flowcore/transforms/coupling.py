@@ -1,4 +1,4 @@
-"""Affine coupling: one half of the channels decides how the other half is shifted and scaled."""
+"""Affine coupling: one half of the channels determines how the other half is shifted and scaled."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from .transform import Transform
 
 Scaling = Literal["sigmoid", "atan", "exp", "none"]
 ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it
-OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
+SIGMOID_OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
 
 
 class Coupling(Transform):
-    """Shift and scale one part of the channels by what a conditioner makes of the other part and the condition.
+    """Shift and scale one part of the channels by what a conditioner computes from the other part and the condition.
 
     With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``:
     forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``.
-    ``x1`` has ``C // 2`` channels. With ``swap`` the two parts change roles: the second conditions the first.
+    ``x1`` has ``C // 2`` channels. With ``swap`` the two parts change roles: the second conditions the first. ``cond``
+    is ``(B, Cc, H, W)``, on the grid of ``x``, or None.
 
-    Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrisation; with a condition, SRFlow section 3.3
+    Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
     """
 
     def __init__(
         self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid", swap: bool = False
     ) -> None:
-        """Hold the conditioner.
+        """Build the coupling.
 
         Args:
-            conditioner: Network from ``(B, C // 2 + condition channels, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``;
-                half as many outputs for "none". With ``swap``, the two sizes change places.
+            conditioner: Network from ``(B, C // 2 + Cc, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``; half as many
+                outputs for "none". With ``swap``, ``C // 2`` and ``C - C // 2`` change places.
             eps: Added to every scale; see ``affine``.
             scaling: How the raw scale becomes a scale; see ``affine``. "none": shift only.
             swap: Whether the second part conditions the first.
@@ -47,60 +48,32 @@ class Coupling(Transform):
         self.swap = swap
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Features on the same grid, ``(B, Cc, H, W)``, or None.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
         z, log_scale = self._couple(x, cond)
         return z, log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: As in ``forward``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
-        z1, z2 = self._parts(z)
+        z1, z2 = self._halves(z)
         shift, scale, _ = self._affine(z1, cond)
         return self._join(z1, z2 / scale - shift)
 
     def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent with the logdet by position: the log-scales, summed over channels."""
         z, log_scale = self._couple(x, cond)
         return z, log_scale.sum(1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Initialise the conditioner (if it has anything to initialise) from this batch.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: As in ``forward``.
-
-        Returns:
-            The coupled batch.
-        """
-        initialize_network(self.conditioner, beside(self._parts(x)[0], cond))
+        initialize_network(self.conditioner, append_condition(self._halves(x)[0], cond))
         return self.forward(x, cond)[0]
 
     def _couple(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        x1, x2 = self._parts(x)
+        x1, x2 = self._halves(x)
         shift, scale, log_scale = self._affine(x1, cond)
         return self._join(x1, (x2 + shift) * scale), log_scale
 
     def _affine(self, x1: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return affine(self.conditioner(beside(x1, cond)), self.eps, like=x1, scaling=self.scaling)
+        return affine(self.conditioner(append_condition(x1, cond)), self.eps, like=x1, scaling=self.scaling)
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = halves(x)
         return (second, first) if self.swap else (first, second)
 
@@ -109,19 +82,16 @@ class Coupling(Transform):
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Part the channels.
+    """Split the channels into the first ``C // 2`` and the rest.
 
     Args:
         x: ``(B, C, H, W)``.
-
-    Returns:
-        The first ``C // 2`` channels and the rest.
     """
     return x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
 
 
-def beside(x: Tensor, cond: Tensor | None) -> Tensor:
-    """Put the condition's channels behind those of ``x``.
+def append_condition(x: Tensor, cond: Tensor | None) -> Tensor:
+    """Append the condition's channels to those of ``x``.
 
     Args:
         x: ``(B, C, H, W)``.
@@ -137,15 +107,15 @@ def beside(x: Tensor, cond: Tensor | None) -> Tensor:
         return x
     if cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
         raise ConditionError(
-            f"A condition of {cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid came with "
-            f"{x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid. Encode the condition from an image of the "
-            "matching size and batch."
+            f"Expected a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {cond.shape[0]} "
+            f"items on a {cond.shape[2]}x{cond.shape[3]} grid. Encode the condition from an image of the matching size "
+            "and batch."
         )
     return torch.cat([x, cond], dim=1)
 
 
 def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:
-    """Read shift and scale off a conditioner's output.
+    """Convert a conditioner's output to shift, scale and log scale.
 
     Even channels are the shift, odd channels the raw scale r:
 
@@ -158,7 +128,7 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
     Args:
         raw: ``(B, 2C, H, W)``, or ``(B, C, H, W)`` for "none"; possibly in low precision.
         eps: The smallest scale (SRFlow: 1e-4; Glow: 0); only for "sigmoid".
-        like: A tensor of the precision in which to go on.
+        like: A tensor of the precision of the results.
         scaling: As above.
 
     Returns:
@@ -169,21 +139,18 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
         return raw, torch.ones_like(raw), torch.zeros_like(raw)
     shift, r = raw[:, 0::2], raw[:, 1::2]
     if scaling == "sigmoid":
-        r = r + OFFSET
+        r = r + SIGMOID_OFFSET
     log_scale = log_scale_of(r, eps, scaling)
     return shift, scale_of(r, eps, scaling) if eps else log_scale.exp(), log_scale
 
 
 def scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
-    """Turn raw scales into scales.
+    """Convert raw scales to scales, of the same shape.
 
     Args:
-        r: Raw scales, any shape; for "sigmoid" with ``OFFSET`` already added.
+        r: Raw scales, any shape; for "sigmoid" with ``SIGMOID_OFFSET`` already added.
         eps: As in ``affine``.
         scaling: As in ``affine``, but not "none".
-
-    Returns:
-        Scales, the same shape.
     """
     if scaling == "sigmoid":
         return torch.sigmoid(r) + eps
@@ -191,16 +158,7 @@ def scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
 
 
 def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
-    """Turn raw scales into the logarithms of scales.
-
-    Args:
-        r: As in ``scale_of``.
-        eps: As in ``affine``.
-        scaling: As in ``affine``, but not "none".
-
-    Returns:
-        Log scales, the same shape.
-    """
+    """Convert raw scales to the logarithms of scales; arguments as in ``scale_of``."""
     if scaling == "exp":
         return r
     if scaling == "atan":
@@ -213,10 +171,10 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
 
 
 def initialize_network(network: nn.Module, x: Tensor) -> None:
-    """Give a network the chance to set its data-dependent parameters.
+    """Let a network set its data-dependent parameters, if it has a method ``initialize(x)``.
 
     Args:
-        network: With or without a method ``initialize(x)``.
+        network: Any network.
         x: The network's input of the first batch.
     """
     initialize: Any = getattr(network, "initialize", None)

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ShapeError
+from .squeeze import require_even_sides
 from .transform import Transform
 
 
 class Haar(Transform):
-    """Trade each 2x2 block for its mean and its three differences, by the orthonormal Haar transform.
+    """Orthonormal Haar transform of each 2x2 block: ``(B, C, H, W)``, even sides, to ``(B, 4C, H/2, W/2)``.
 
     With a, b above c, d the four pixels of a block, forward: the channels of ``z`` are, for all C channels of ``x``
     each, ``(a + b + c + d) / 2``, then ``(a - b + c - d) / 2``, ``(a + b - c - d) / 2`` and ``(a - b - c + d) / 2``;
@@ -27,34 +27,12 @@ class Haar(Transform):
     """
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Take means and differences.
-
-        Args:
-            x: ``(B, C, H, W)`` with even H and W.
-            cond: Not used.
-
-        Returns:
-            ``(B, 4C, H/2, W/2)``: the means of all channels, then their three differences; and zeros ``(B,)``.
-
-        Raises:
-            ShapeError: If H or W is odd.
-        """
-        if x.shape[-2] % 2 or x.shape[-1] % 2:
-            raise ShapeError(f"Haar needs even sides; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to even sides.")
+        require_even_sides(x, "Haar")
         a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)  # each (B, C, H/2, W/2)
         return torch.cat(_bands(a, b, c, d), dim=1), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Add means and differences up.
-
-        Args:
-            z: ``(B, 4C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, 2H, 2W)``.
-        """
-        blocks = torch.stack(_bands(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H, W)
+        blocks = torch.stack(_bands(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H/2, W/2)
         return F.pixel_shuffle(blocks.flatten(1, 2), 2)
 
 

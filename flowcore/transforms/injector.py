@@ -1,4 +1,4 @@
-"""Affine injector: the condition alone decides how every channel is shifted and scaled."""
+"""Affine injector: the condition alone determines how every channel is shifted and scaled."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .transform import Transform
 
 
 class Injector(Transform):
-    """Shift and scale all channels by what a conditioner makes of the condition.
+    """Shift and scale all channels by what a conditioner computes from the condition.
 
     With ``shift, scale = affine(conditioner(cond))``: forward: ``z = (x + shift) * scale``; logdet: ``sum log scale``;
-    inverse: ``x = z / scale - shift``.
+    inverse: ``x = z / scale - shift``. ``cond`` is ``(B, Cc, H, W)``, on the grid of ``x``.
 
     Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector"); with "exp", the conditional prior of Winkler et
     al., "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1.
     """
 
     def __init__(self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid") -> None:
-        """Hold the conditioner.
+        """Build the injector.
 
         Args:
             conditioner: Network from ``(B, Cc, H, W)`` to ``(B, 2C, H, W)``.
             eps: Added to every scale; see ``coupling.affine``.
             scaling: How the raw scale becomes a scale; see ``coupling.affine``. With "exp" it is a learned Gaussian
-                prior on the condition: mean ``-shift``, deviation ``1 / scale``.
+                prior given the condition: mean ``-shift``, standard deviation ``1 / scale``.
         """
         super().__init__()
         self.conditioner = conditioner
@@ -35,59 +35,31 @@ class Injector(Transform):
         self.scaling: Scaling = scaling
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Features on the same grid, ``(B, Cc, H, W)``.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
         shift, scale, log_scale = self._affine(x, cond)
         return (x + shift) * scale, log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: As in ``forward``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         shift, scale, _ = self._affine(z, cond)
         return z / scale - shift
 
     def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent with the logdet by position: the log-scales, summed over channels."""
         shift, scale, log_scale = self._affine(x, cond)
         return (x + shift) * scale, log_scale.sum(1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Initialise the conditioner from this batch's condition.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: As in ``forward``.
-
-        Returns:
-            The injected batch.
-        """
-        initialize_network(self.conditioner, _checked(x, cond))
+        initialize_network(self.conditioner, _require_condition(x, cond))
         return self.forward(x, cond)[0]
 
     def _affine(self, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return affine(self.conditioner(_checked(x, cond)), self.eps, like=x, scaling=self.scaling)
+        return affine(self.conditioner(_require_condition(x, cond)), self.eps, like=x, scaling=self.scaling)
 
 
-def _checked(x: Tensor, cond: Tensor | None) -> Tensor:
+def _require_condition(x: Tensor, cond: Tensor | None) -> Tensor:
     if cond is None or cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
-        came = "none" if cond is None else f"{cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid"
+        actual = "none" if cond is None else f"{cond.shape[0]} items on a {cond.shape[2]}x{cond.shape[3]} grid"
         raise ConditionError(
-            f"An injector needs a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {came}. "
+            f"An injector needs a condition of {x.shape[0]} items on a {x.shape[2]}x{x.shape[3]} grid; got {actual}. "
             "Pass flow.encode_condition(source) of a source of the matching size and batch."
         )
     return cond

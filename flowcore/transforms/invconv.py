@@ -15,19 +15,17 @@ Start = Literal["orthogonal", "principal", "reverse"]
 
 
 class InvertibleConv(Transform):
-    """Multiply the channels of every pixel by one matrix W.
+    """Multiply the channels of every pixel by one matrix.
 
-    Forward: ``z = W x`` per pixel; logdet: ``H * W_image * log|det W|``; inverse: ``x = W^-1 z``, with W^-1 and the
-        determinant
-    computed in float64.
+    With the matrix ``M``: forward: ``z = M x`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z``. The
+    inverse and the determinant are computed in float64.
 
-    With ``lu=True``, ``W = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower
-    and U strictly upper triangular, so that ``log|det W| = sum(log_diagonal)`` costs nothing.
+    With ``lu=True``, ``M = P (L + I) (U + diag(sign * exp(log_diagonal)))``: P a fixed permutation, L strictly lower
+    and U strictly upper triangular, so that ``log|det M| = sum(log_diagonal)`` costs nothing.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: "principal" makes the explicit
-        ``initialize`` call set
-    W to the principal axes of its batch (largest variance first), "reverse" starts as the reversal of the channels,
-    which makes successive couplings take turns without mixing what "principal" has just sorted.
+    Source: Kingma & Dhariwal, "Glow", section 3.2. ``start`` goes beyond it: with "principal", ``initialize`` sets M to
+    the principal axes of its batch (largest variance first); "reverse" starts as the reversal of the channels, so that
+    successive couplings take turns without mixing what "principal" has just sorted.
     """
 
     def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
@@ -35,17 +33,16 @@ class InvertibleConv(Transform):
 
         Args:
             channels: C.
-            lu: Whether to hold the matrix as its LU factors.
+            lu: Whether to store the matrix as its LU factors.
             start: The first matrix: random orthogonal, or as the class describes.
         """
         super().__init__()
         self.lu = lu
         self.start = start
-        weight = (
-            torch.eye(channels).flip(0) if start == "reverse" else nn.init.orthogonal_(torch.empty(channels, channels))
-        )
+        reverse = start == "reverse"
+        weight = torch.eye(channels).flip(0) if reverse else nn.init.orthogonal_(torch.empty(channels, channels))
         if lu:
-            permutation, sign, lower, upper, log_diagonal = _factors(weight)
+            permutation, sign, lower, upper, log_diagonal = _lu_factors(weight)
             self.register_buffer("permutation", permutation)
             self.register_buffer("sign", sign)
             self.lower = nn.Parameter(lower)
@@ -55,11 +52,7 @@ class InvertibleConv(Transform):
             self.weight = nn.Parameter(weight)
 
     def matrix(self) -> Tensor:
-        """Build the mixing matrix.
-
-        Returns:
-            W, ``(C, C)``, rows are outputs.
-        """
+        """Compute M, ``(C, C)``; rows are outputs."""
         if not self.lu:
             return self.weight
         permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
@@ -70,71 +63,39 @@ class InvertibleConv(Transform):
             return permutation @ lower @ upper
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
-        weight = self.matrix()
+        matrix = self.matrix()
         if self.lu:
             log_det = self.log_diagonal.sum()
         else:
-            log_det = torch.linalg.slogdet(float64(weight))[1].to(device=x.device, dtype=x.dtype)
-        return _mix(x, weight), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
+            log_det = torch.linalg.slogdet(float64(matrix))[1].to(device=x.device, dtype=x.dtype)
+        return _mix(x, matrix), (x.shape[-2] * x.shape[-1] * log_det).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         return _mix(z, torch.linalg.inv(float64(self.matrix())).to(z))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """With ``start="principal"``, take the principal axes of the batch as the matrix; otherwise change nothing.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The mixed batch.
-        """
         if self.start == "principal":
             pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
-            axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1)  # columns, largest variance first
+            axes = torch.linalg.eigh(torch.cov(pixels))[1].flip(1).T  # rows, largest variance first
             if self.lu:
-                places = (
-                    self.get_buffer("permutation"),
-                    self.get_buffer("sign"),
-                    self.lower,
-                    self.upper,
-                    self.log_diagonal,
-                )
-                for place, factor in zip(places, _factors(axes.T), strict=True):
-                    place.copy_(factor)
+                permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
+                stored = (permutation, sign, self.lower, self.upper, self.log_diagonal)
+                for tensor, factor in zip(stored, _lu_factors(axes), strict=True):
+                    tensor.copy_(factor)
             else:
-                self.weight.copy_(axes.T)
+                self.weight.copy_(axes)
         return self.forward(x)[0]
 
 
-def _factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Part a matrix into permutation, sign, lower, upper and log_diagonal."""
+def _lu_factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Factor a matrix into permutation, sign, lower, upper and log_diagonal."""
     permutation, lower, upper = torch.linalg.lu(weight)
     diagonal = upper.diagonal()
     return permutation, diagonal.sign(), lower.tril(-1), upper.triu(1), diagonal.abs().log()
 
 
-def _mix(x: Tensor, weight: Tensor) -> Tensor:
+def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     with no_autocast(x.device):
         # channels last, and twice as fast as a convolution of so few channels
-        return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
+        return F.linear(x.movedim(1, -1), matrix).movedim(-1, 1)

@@ -30,36 +30,13 @@ class Permutation(Transform):
             FlowError: If it is no permutation.
         """
         super().__init__()
-        if order.ndim != 1 or (
-            order.device.type != "meta" and not torch.equal(order.sort()[0], torch.arange(len(order)))
-        ):
+        on_meta = order.device.type == "meta"  # no values to check
+        if order.ndim != 1 or not (on_meta or torch.equal(order.sort()[0], torch.arange(len(order)))):
             raise FlowError(f"A permutation lists each of 0 to C - 1 once; got {order.tolist()}.")
         self.register_buffer("order", order.long())
 
-    @property
-    def _order(self) -> Tensor:
-        return self.get_buffer("order")
-
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Reorder.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and zeros ``(B,)``.
-        """
-        return x[:, self._order], x.new_zeros(x.shape[0])
+        return x[:, self.get_buffer("order")], x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Put the channels back.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
-        return z[:, self._order.argsort()]
+        return z[:, self.get_buffer("order").argsort()]

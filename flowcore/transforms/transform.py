@@ -1,14 +1,14 @@
-"""What is invertible, and the law that every such thing obeys.
+"""The interface of every bijection, and the law that all of them obey.
 
 The law
 -------
-``forward(x, cond) -> (z, logdet)`` goes from data to latent. ``inverse(z, cond) -> x`` goes back and returns the data
-only. ``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never
-contains the prior. Neither changes its arguments, its module or global state. There is no ``reverse=`` flag and no
-other sign in the package.
+``forward(x, cond) -> (z, logdet)`` maps data to latent. ``inverse(z, cond) -> x`` maps back and returns the data only.
+``logdet`` is ``log|det dz/dx|``, in nats, summed over dimensions, shape ``(B,)``, float32 or wider. It never contains
+the prior. Neither method changes its arguments, its module or global state. There is no ``reverse=`` flag and no other
+sign in the package.
 
-``initialize(x, cond) -> z`` is the one call that writes parameters from data (actnorm's first batch). Training makes it
-once; sampling, loading and ``forward`` never do.
+``initialize(x, cond) -> z`` is the only method that sets parameters from data (actnorm's first batch). Training calls
+it once; sampling, loading and ``forward`` never do.
 
 Precision: parameters, latents, logdet and ``exp`` are float32 at least. Under ``torch.autocast`` only conditioners and
 encoders drop to bfloat16 or float16; their output is cast back before it reaches an ``exp``.
@@ -26,7 +26,10 @@ from ..device import require_full_precision
 
 
 class Transform(nn.Module):
-    """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module."""
+    """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
+
+    Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise.
+    """
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
         """Map data to latent.
@@ -53,7 +56,7 @@ class Transform(nn.Module):
         raise NotImplementedError
 
     def initialize(self, x: Tensor, cond: Any = None) -> Any:
-        """Set the parameters that are derived from a first batch, and pass the batch on.
+        """Set the data-dependent parameters from a first batch.
 
         Args:
             x: A batch of data, ``(B, C, H, W)``.
@@ -65,7 +68,7 @@ class Transform(nn.Module):
         return self.forward(x, cond)[0]
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
-        """Map data to latent, and say where in the image the log-determinant comes from.
+        """Map data to latent, with the log-determinant resolved by position.
 
         Args:
             x: Data, ``(B, C, H, W)``.
@@ -73,16 +76,16 @@ class Transform(nn.Module):
 
         Returns:
             What ``forward`` returns first, and its logdet as a sum over positions, ``(B, H, W)``. Here: spread evenly,
-            which is right for everything that treats all positions alike.
+            which is right for every transform that treats all positions alike.
         """
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
     def half(self) -> Self:
-        return self.to(torch.float16)  # which refuses
+        return self.to(torch.float16)  # raises PrecisionError
 
     def bfloat16(self) -> Self:
-        return self.to(torch.bfloat16)  # which refuses
+        return self.to(torch.bfloat16)  # raises PrecisionError
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or widen like ``torch.nn.Module.to``.
@@ -98,12 +101,12 @@ class Transform(nn.Module):
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:
-    """Divide what belongs to the cells of a coarse grid evenly among the positions of a finer one, or add up what does.
+    """Move amounts to a finer grid, divided evenly among its positions, or to a coarser one, added up.
 
     Args:
         amounts: ``(B, h, w)``.
-        height: Of the other grid, a multiple of h, or a divisor of it.
-        width: Likewise, for w.
+        height: Of the other grid, a multiple or a divisor of h.
+        width: Of the other grid, a multiple or a divisor of w.
 
     Returns:
         ``(B, height, width)``, with the same sum.
@@ -116,31 +119,20 @@ def spread(amounts: Tensor, height: int, width: int) -> Tensor:
 
 
 class Chain(Transform):
-    """Several transforms, one after the other.
+    """Several transforms, one after the other, in the data-to-latent direction; all get the same condition.
 
     Forward: ``z = f_n(...f_1(x))``; logdet: the sum of the parts; inverse: the parts' inverses in reverse order.
-    Every part is given the same condition.
     """
 
     def __init__(self, *transforms: Transform) -> None:
-        """Hold the parts.
-
-        Args:
-            transforms: In the order of the data-to-latent direction.
-        """
         super().__init__()
         self.transforms = nn.ModuleList(transforms)
 
     def parts(self) -> list[Transform]:
-        """List the parts.
-
-        Returns:
-            The transforms in the order of the data-to-latent direction.
-        """
+        """List the transforms in the data-to-latent direction."""
         return list(self.transforms)  # pyright: ignore[reportReturnType]
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class."""
         logdet = x.new_zeros(x.shape[0])
         for part in self.parts():
             x, change = part(x, cond)
@@ -148,13 +140,11 @@ class Chain(Transform):
         return x, logdet
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class."""
         for part in reversed(self.parts()):
             z = part.inverse(z, cond)
         return z
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent with the logdet by position of ``x``'s grid; see ``Transform.by_position``."""
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
@@ -163,7 +153,6 @@ class Chain(Transform):
         return x, total
 
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Initialise every part from what the parts before it make of the batch."""
         for part in self.parts():
             x = part.initialize(x, cond)
         return x

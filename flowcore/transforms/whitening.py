@@ -13,64 +13,32 @@ from .transform import Transform
 
 
 class ChannelWhitening(Transform):
-    """Take the mean off every pixel and decorrelate its channels, by fixed numbers.
+    """Subtract a fixed mean from every pixel and decorrelate its channels by a fixed matrix.
 
     Forward: ``z = M (x - mean)`` per pixel; logdet: ``H * W * log|det M|``; inverse: ``x = M^-1 z + mean``.
-    ``initialize`` sets mean and M to those of its batch, so that pixels leave with mean 0 and the identity as
-    covariance (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterwards.
+    ``initialize`` sets mean and M from its batch, whose pixels then have mean 0 and the identity as covariance
+    (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterwards.
     """
 
     def __init__(self, channels: int) -> None:
-        """Start as the identity.
-
-        Args:
-            channels: C.
-        """
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("matrix", torch.eye(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        """Map data to latent; see the class.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)`` and logdet ``(B,)``.
-        """
         matrix = self.get_buffer("matrix")
         log_det = torch.linalg.slogdet(float64(matrix))[1].to(x) * x.shape[-2] * x.shape[-1]
         return _mix(x - self._mean(), matrix), log_det.expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        """Map latent to data; see the class.
-
-        Args:
-            z: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         return _mix(z, torch.linalg.inv(float64(self.get_buffer("matrix"))).to(z)) + self._mean()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Measure the batch and whiten it.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: Not used.
-
-        Returns:
-            The whitened batch.
-        """
         pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
-        spread = torch.cov(pixels) + 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)
+        ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # for constant channels
         self.get_buffer("mean").copy_(pixels.mean(1))
-        self.get_buffer("matrix").copy_(torch.linalg.inv(torch.linalg.cholesky(spread)))
+        self.get_buffer("matrix").copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge)))
         return self.forward(x)[0]
 
     def _mean(self) -> Tensor:

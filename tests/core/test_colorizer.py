@@ -321,7 +321,7 @@ def test_the_multiple_of_luma_follows_the_number_of_grids():
 
 def test_chroma_of_another_size_than_its_luma_is_refused():
     flow = tiny()
-    with pytest.raises(ConditionError, match="on a 2x4 grid came with"):
+    with pytest.raises(ConditionError, match=r"got .* on a 2x4 grid"):
         flow(chroma(8, 8), told(flow))
     with pytest.raises(ShapeError, match=r"\(B, 2, H, W\); got \(2, 3, 4, 8\)"):
         flow(torch.zeros(2, 3, 4, 8), told(flow))

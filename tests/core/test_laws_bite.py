@@ -447,11 +447,11 @@ def test_batch_norm_that_takes_the_batch_in_training_mode():
 
     class Wrong(BatchNorm):
         def forward(self, x, cond=None):
-            self.measuring = self.training
+            self.uses_batch = self.training
             try:
                 return super().forward(x)
             finally:
-                self.measuring = False
+                self.uses_batch = False
 
     bites(measured(Wrong(4)), "untouched: forward changed the module's state, mean")
 

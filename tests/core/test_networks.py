@@ -262,7 +262,7 @@ def test_a_residual_conditioner_initialises_every_norm_on_what_comes_before():
     for y in seen:
         assert y.mean((0, 2, 3)).abs().max() < 1e-9
         assert (y.var((0, 2, 3), correction=0) - 1).abs().max() < 0.01
-    assert {(norm.momentum, norm.measuring) for norm in norms} == {(0.05, False)}
+    assert {(norm.momentum, norm.uses_batch) for norm in norms} == {(0.05, False)}
 
 
 # --- priors -----------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_batch_norm_measures_in_training_only(data, tmp_path):
     flow = flowcore.load(train(recipe("realnvp", 5), data / "photos", tmp_path, log=lambda line: None))
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
     assert norms
-    assert all(not norm.measuring for norm in norms)
+    assert all(not norm.uses_batch for norm in norms)
     assert any((norm.get_buffer("mean") != 0).any() for norm in norms)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     flow(torch.rand(2, 3, 16, 16))

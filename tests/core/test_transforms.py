@@ -401,7 +401,7 @@ def test_given_initialises_its_inner_transform():
 
 
 def test_given_refuses_a_condition_of_another_grid():
-    with pytest.raises(ConditionError, match="2 items on a 2x6 grid came with 2 items on a 4x6 grid"):
+    with pytest.raises(ConditionError, match="2 items on a 4x6 grid; got 2 items on a 2x6 grid"):
         ConditionOnChannels(2, ActNorm(3))(data(5).float(), data(1, height=2).float())
 
 
@@ -644,7 +644,7 @@ def test_batch_moments_reaches_the_norms_of_a_whole_chain():
         chain(data() + 1)
     assert len(norms) == 5
     assert all(norm.mean.abs().max() > 0 for norm in norms)
-    assert not any(norm.measuring for norm in norms)
+    assert not any(norm.uses_batch for norm in norms)
 
 
 def test_batch_norm_initialise_takes_the_moments_of_the_batch():
@@ -861,8 +861,8 @@ def test_split_without_a_prior_only_parts():
 
 
 def test_a_split_keeps_half_or_as_many_channels_as_it_is_told():
-    assert [Split(None).stay(channels) for channels in (4, 5)] == [2, 2]
-    assert [Split(None, kept=3).stay(channels) for channels in (4, 5)] == [3, 3]
+    assert [Split(None).kept_channels(channels) for channels in (4, 5)] == [2, 2]
+    assert [Split(None, kept=3).kept_channels(channels) for channels in (4, 5)] == [3, 3]
     raw, x = data(6, seed=5), data(5)
     prior = _Constant(raw)
     (kept, latent), _ = Split(prior, kept=2)(x)
