@@ -1,4 +1,4 @@
-"""Choose among samples: how much they differ and where, and which of them is best."""
+"""Ranking: how much samples differ and where, and which of them is best."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from . import Progress
-from .consistency import consistency, per_source
+from .consistency import consistency, samples_per_source
 from .runner import validate_image
 from .score import score
 
 By = Literal["consistency", "likelihood"]
-"""How like its source a sample is when it is shrunk, in dB, most first; or how many bits per dimension the model needs
-for it, fewest first."""
+"""How nearly a sample shrinks to its source, in dB, most first; or how many bits per dimension the model needs for it,
+fewest first."""
 
 
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
-    """Show where samples differ: their standard deviation at every pixel, mean over the channels.
+    """Compute the standard deviation of samples at every pixel, averaged over the channels.
 
     Args:
-        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is left out.
-        samples: N, at least 2; 0 for all images.
+        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is ignored.
+        samples: N, at least 2; 0 if all images are samples of one.
 
     Returns:
         ``(B, 1, H, W)``, on the CPU. Its mean is ``metrics.diversity`` / 255.
 
     Raises:
-        ShapeError: If there are fewer than two samples, or they do not come out even.
-        ImageError: If they are no pictures.
+        ShapeError: If there are fewer than two samples, or the number of images is not a multiple of theirs.
+        ImageError: If there is no valid image.
     """
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)
@@ -60,34 +60,32 @@ def ranked(
     Args:
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1.
         source: ``(B, C, h, w)``, what they were made from.
-        by: What is best, see ``By``.
-        flow: The SRFlow that made them, needed for "likelihood"; it takes images of its own scale only.
+        by: The criterion, see ``By``.
+        flow: The upscaling model that made them, needed for "likelihood"; it takes images of its own scale only.
         progress: Called with ``(done, total, preview)``.
-        cancelled: Asked as the model works; returns True (or raises) to stop.
+        cancelled: Asked before every convolution of the model; returns True (or raises) to stop.
         notify: Called with sentences; None logs them.
 
     Returns:
-        The scores, ``(B, N)`` in the order of the images, and per image the numbers of its samples, best first,
-        likewise. Equal ones keep their order.
+        The scores, ``(B, N)`` in the order of the images, and the indices of every image's samples, best first,
+        ``(B, N)``. Equal samples keep their order; those without a finite score come last.
 
     Raises:
-        ShapeError: If there are not as many images for every source, or the flow makes other sizes.
-        FlowError: If the flow is missing, no SRFlow, or ``by`` unknown.
-        ImageError: If one of them is no picture.
+        ShapeError: If the number of images is not a multiple of the number of sources, or the flow makes other sizes.
+        FlowError: If the flow is missing or does not upscale, ``by`` is unknown, or memory does not suffice.
+        ImageError: If either is no valid image.
         Cancelled: If stopped.
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
     rgb, small = validate_image(images)[0], validate_image(source)[0]
-    each = per_source(rgb, small)
+    each = samples_per_source(rgb, small)
     if by == "consistency":
         scores = consistency(rgb, small).view(-1, each)
         return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
-    if flow is None or flow.architecture != "srflow":
-        raise FlowError(
-            "likelihood needs the upscaling model that made the samples; got "
-            f"{'none' if flow is None else f'a {flow.architecture} model'}. Connect it, or choose consistency."
-        )
+    if flow is None:
+        raise FlowError("likelihood needs the model that made the samples; got none. Pass it, or choose consistency.")
+    flow.require("upscale")
     scale, device = flow.condition_scale, next(flow.parameters()).device
     height, width = (side * scale for side in small.shape[-2:])
     if rgb.shape[-2:] != (height, width) or height % flow.size_multiple or width % flow.size_multiple:
@@ -100,20 +98,19 @@ def ranked(
     rows: list[Tensor] = []
     for k, one in enumerate(small):
 
-        def move(done: int, total: int, preview: Tensor | None = None, k: int = k) -> None:
+        def report(done: int, total: int, preview: Tensor | None = None, k: int = k) -> None:
             if progress is not None:
                 progress(k * total + done, len(small) * total, preview)
 
         made = score(
             flow,
             rgb[k * each : (k + 1) * each].to(device),
-            flow.encode_condition(one[None].to(device)),
+            one[None],
             complexity=False,
-            progress=move,
+            progress=report,
             cancelled=cancelled,
             notify=notify,
         )
         rows.append(made.bits_per_dim.float().cpu())
     scores = torch.stack(rows)
-    # What is not finite is no candidate.
     return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
