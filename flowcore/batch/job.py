@@ -18,7 +18,7 @@ from ..checkpoints.latents_file import model_sha256
 from ..evaluation.image_set import read_sized
 from ..flow import Flow
 from ..images import files
-from ..images.files import Format, Photograph
+from ..images.files import DecodedImage, Format
 from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.colorize import colorize, transfer_palette
@@ -140,11 +140,11 @@ class Worker:
         text = {KEY: json.dumps([provenance.to_json()])}
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
         return [
-            files.encode(result, photograph.kept, unique_id=id, **options)
+            files.encode(result, photograph.metadata, unique_id=id, **options)
             for result, id in zip(pictures, ids, strict=True)
         ]
 
-    def _check_format(self, photograph: Photograph) -> None:
+    def _check_format(self, photograph: DecodedImage) -> None:
         """Refuse a format before the work, not after it."""
         alpha = photograph.pixels.shape[1] == 4
         files.check_format(self.work.format, self.work.bits, self.work.quality, alpha=alpha)
@@ -154,7 +154,7 @@ class Worker:
         return float(self.flow.config.temperatures[0] if given is None else given)
 
     def _upscale(
-        self, photograph: Photograph, progress: Progress | None, notify: Callable[[str], None] | None
+        self, photograph: DecodedImage, progress: Progress | None, notify: Callable[[str], None] | None
     ) -> Tensor:
         return upscale(
             self.flow,
@@ -167,7 +167,7 @@ class Worker:
         )
 
     def _colorize(
-        self, photograph: Photograph, clip: object, progress: Progress | None, notify: Callable[[str], None] | None
+        self, photograph: DecodedImage, clip: object, progress: Progress | None, notify: Callable[[str], None] | None
     ) -> Tensor:
         settings = dict(self.work.settings)
         image = photograph.pixels

@@ -1,8 +1,8 @@
-"""Colour: luma and chroma as JPEG has them, and back into the cube without touching luma.
+"""Luma and chroma as in JPEG, and back to RGB in gamut without a change of luma.
 
 Full-range BT.601: with R, G, B in [0, 1], ``Y = 0.299 R + 0.587 G + 0.114 B``, ``Cb = (B - Y) / 1.772``,
-``Cr = (R - Y) / 1.402``, both centred on 0, in [-1/2, 1/2]. The way back solves these equations instead of using
-rounded constants, so that the luma of the result is the luma that went in.
+``Cr = (R - Y) / 1.402``, both centered on 0, in [-1/2, 1/2]. The inverse solves these equations instead of using
+rounded constants, so it keeps luma exactly.
 
 Source: ITU-R BT.601; ITU-T T.871 (JFIF).
 """
@@ -17,28 +17,28 @@ from torch import Tensor
 
 from ..errors import ImageError, ShapeError
 
-RED, GREEN, BLUE = 0.299, 0.587, 0.114  # shares of luma
-NEUTRAL = 128 / 255  # chroma 0 as JPEG stores it, over 255
+RED, GREEN, BLUE = 0.299, 0.587, 0.114  # weights of luma
+NEUTRAL = 128 / 255  # chroma 0 as stored in 8 bits
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Weigh the three colours.
+    """Compute luma.
 
     Args:
         rgb: ``(B, 3, H, W)``.
 
     Returns:
-        Y, ``(B, 1, H, W)``; in [0, 1] for colours in [0, 1].
+        Y, ``(B, 1, H, W)``; in [0, 1] for RGB in [0, 1].
 
     Raises:
         ShapeError: If there are not three channels.
     """
-    red, green, blue = _three(rgb)
+    red, green, blue = _channels(rgb)
     return RED * red + GREEN * green + BLUE * blue
 
 
 def split(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """Part colours into luma and chroma.
+    """Convert RGB to luma and chroma.
 
     Args:
         rgb: ``(B, 3, H, W)``.
@@ -49,15 +49,15 @@ def split(rgb: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ShapeError: If there are not three channels.
     """
-    red, _, blue = _three(rgb)
+    red, _, blue = _channels(rgb)
     y = luma(rgb)
     return y, torch.cat([(blue - y) / (2 * (1 - BLUE)), (red - y) / (2 * (1 - RED))], dim=1)
 
 
 def merge(y: Tensor, chroma: Tensor) -> Tensor:
-    """Put luma and chroma together: the exact inverse of ``split``.
+    """Convert luma and chroma to RGB: the exact inverse of ``split``.
 
-    Only a quarter of all (Y, Cb, Cr) are colours of the cube, so the result may lie outside [0, 1]; see ``compress``.
+    Only a quarter of all (Y, Cb, Cr) are in gamut, so the result may lie outside [0, 1]; see ``compress``.
 
     Args:
         y: Luma ``(B, 1, H, W)``.
@@ -67,7 +67,7 @@ def merge(y: Tensor, chroma: Tensor) -> Tensor:
         ``(B, 3, H, W)``, whose luma is y.
 
     Raises:
-        ShapeError: If the two do not fit together.
+        ShapeError: If the shapes do not match.
     """
     if y.ndim != 4 or y.shape[1] != 1 or chroma.ndim != 4 or chroma.shape[1] != 2 or y.shape[2:] != chroma.shape[2:]:
         raise ShapeError(
@@ -78,10 +78,9 @@ def merge(y: Tensor, chroma: Tensor) -> Tensor:
 
 
 def compress(y: Tensor, chroma: Tensor) -> Tensor:
-    """Put luma and chroma together within the cube: as much of the chroma as there is room for.
+    """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue.
 
-    With d the offset from grey that the chroma means, ``rgb = y + k d`` and k the largest number up to 1 that keeps all
-    three within [0, 1]. Luma and hue stay exactly what they were; only saturation gives way.
+    ``rgb = y + k d``, with d the offset of the color from gray and k <= 1 the largest factor that keeps rgb in [0, 1].
 
     Args:
         y: Luma in [0, 1], ``(B, 1, H, W)``.
@@ -91,9 +90,9 @@ def compress(y: Tensor, chroma: Tensor) -> Tensor:
         ``(B, 3, H, W)`` in [0, 1], whose luma is y.
 
     Raises:
-        ShapeError: If the two do not fit together.
+        ShapeError: If the shapes do not match.
     """
-    offset = merge(y, chroma) - y  # checked there
+    offset = merge(y, chroma) - y
     room = torch.where(offset > 0, 1 - y, y)
     wanted = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
     k = (room / wanted).amin(1, keepdim=True).clamp(0, 1)
@@ -101,7 +100,7 @@ def compress(y: Tensor, chroma: Tensor) -> Tensor:
 
 
 def clip(y: Tensor, chroma: Tensor) -> Tensor:
-    """Put luma and chroma together and cut off what leaves the cube, as most programs do: luma and hue change there.
+    """Convert luma and chroma to RGB and clamp, as most programs do; out of gamut this changes luma and hue.
 
     Args:
         y: Luma in [0, 1], ``(B, 1, H, W)``.
@@ -111,22 +110,21 @@ def clip(y: Tensor, chroma: Tensor) -> Tensor:
         ``(B, 3, H, W)`` in [0, 1].
 
     Raises:
-        ShapeError: If the two do not fit together.
+        ShapeError: If the shapes do not match.
     """
     return merge(y, chroma).clamp(0, 1)
 
 
 def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
-    """Enlarge chroma to the size of an image, along the edges of its luma.
+    """Enlarge chroma to the size of an image, guided by its luma.
 
-    Bicubic, plus ``a * (y - bicubic(small_luma))`` with a the slope of a regression of chroma on luma in every 3x3
-    neighbourhood of the small grid: where colour goes with brightness, it does so in full detail. The slope is damped
-    (ridge 0.01), so that flat places stay as they are.
+    ``bicubic(chroma) + a * (y - bicubic(small_luma))``, with a the slope of the ridge regression (0.01) of chroma on
+    luma in each 3x3 neighborhood of the small grid: where color varies with brightness, it gains the luma's detail.
 
     Args:
         chroma: ``(B, 2, h, w)``.
         small_luma: The luma at the same small size, ``(B or 1, 1, h, w)``.
-        y: The luma at the size wanted, ``(B or 1, 1, H, W)``.
+        y: The luma at the size of the result, ``(B or 1, 1, H, W)``.
 
     Returns:
         ``(B, 2, H, W)``.
@@ -142,57 +140,59 @@ def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
             f"Expected chroma and luma of one size; got {tuple(chroma.shape)} and {tuple(small_luma.shape)}."
         )
     size = (y.shape[-2], y.shape[-1])
-    mean_y, mean_c = _around(small_luma), _around(chroma)
-    slope = (_around(small_luma * chroma) - mean_y * mean_c) / (_around(small_luma.square()) - mean_y.square() + 0.01)
+    mean_y, mean_c = _local_mean(small_luma), _local_mean(chroma)
+    slope = (_local_mean(small_luma * chroma) - mean_y * mean_c) / (
+        _local_mean(small_luma.square()) - mean_y.square() + 0.01
+    )
     detail = y - F.interpolate(small_luma, size, mode="bicubic")
     return F.interpolate(chroma, size, mode="bicubic") + F.interpolate(slope, size, mode="bilinear") * detail
 
 
-def palette_of(chroma: Tensor) -> Tensor:
-    """Describe colours by four numbers, as a colorizer's palette.
+def palette_from_chroma(chroma: Tensor) -> Tensor:
+    """Compute the palette that a colorizer takes: four numbers per image.
 
     Args:
-        chroma: ``(B, 2, H, W)``, centred on 0.
+        chroma: ``(B, 2, H, W)``, centered on 0.
 
     Returns:
-        ``(B, 4)``: 1, mean Cb, mean Cr, and colourfulness: the root mean square of the chroma's length.
+        ``(B, 4)``: 1, mean Cb, mean Cr, and colorfulness: the root mean square of the chroma's length.
     """
-    colourfulness = chroma.square().sum(1).mean((1, 2)).sqrt()
-    return torch.stack([torch.ones_like(colourfulness), *chroma.mean((2, 3)).unbind(1), colourfulness], dim=1)
+    colorfulness = chroma.square().sum(1).mean((1, 2)).sqrt()
+    return torch.stack([torch.ones_like(colorfulness), *chroma.mean((2, 3)).unbind(1), colorfulness], dim=1)
 
 
-def parse_colour(text: str) -> tuple[float, float, float]:
-    """Read a colour as the web writes it.
+def parse_color(text: str) -> tuple[float, float, float]:
+    """Parse a hexadecimal color of the web.
 
     Args:
-        text: "#e0b080", or "#eb8" for "#eebb88"; the "#" may be missing.
+        text: "#e0b080", or "#eb8" for "#eebb88"; the "#" is optional.
 
     Returns:
         Red, green and blue in [0, 1].
 
     Raises:
-        ImageError: If it is none.
+        ImageError: If the text is not such a color.
     """
     digits = text.strip().removeprefix("#")
     if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
-        raise ImageError(f"Expected a colour such as #e0b080; got {text.strip()[:40]!r}. Write it as # and 6 digits.")
+        raise ImageError(f"Expected a color such as #e0b080; got {text.strip()[:40]!r}. Write it as # and 6 digits.")
     if len(digits) == 3:
         digits = "".join(2 * digit for digit in digits)
     red, green, blue = (int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4))
     return red, green, blue
 
 
-def _around(x: Tensor) -> Tensor:
-    """Mean over the 3x3 neighbourhood, as far as there is one."""
+def _local_mean(x: Tensor) -> Tensor:
+    """Mean over the 3x3 neighborhood, smaller at the border."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def _offset(chroma: Tensor) -> Tensor:
     blue, red = 2 * (1 - BLUE) * chroma[:, :1], 2 * (1 - RED) * chroma[:, 1:]
-    return torch.cat([red, -(RED * red + BLUE * blue) / GREEN, blue], dim=1)  # its luma is 0
+    return torch.cat([red, -(RED * red + BLUE * blue) / GREEN, blue], dim=1)  # of luma 0
 
 
-def _three(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _channels(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if rgb.ndim != 4 or rgb.shape[1] != 3:
-        raise ShapeError(f"Expected colours of shape (B, 3, H, W); got {tuple(rgb.shape)}.")
+        raise ShapeError(f"Expected RGB of shape (B, 3, H, W); got {tuple(rgb.shape)}.")
     return rgb[:, :1], rgb[:, 1:2], rgb[:, 2:]

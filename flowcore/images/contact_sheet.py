@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in rows and columns, with a label for each row and column."""
+"""A contact sheet: images in rows and columns, with a label for each row and column."""
 
 from __future__ import annotations
 
@@ -12,69 +12,67 @@ from torch import Tensor
 from ..errors import ShapeError
 from .resize import resize
 
-LONGEST = 8192  # pixels of a sheet's side; larger pictures are shrunk
-SMALLEST = 48  # pixels that a picture keeps for its label's sake, whatever the sheet's side
+MAX_SIDE = 8192  # pixels of the sheet; larger images are shrunk
+MIN_CELL = 48  # pixels of an image's longer side, so that labels can be read; wins over MAX_SIDE
 GAP = 6
-INK, PAPER = (32, 32, 32), (255, 255, 255)
-LARGE, SMALL = 40, 9  # of the font, in pixels
+TEXT, BACKGROUND = (32, 32, 32), (255, 255, 255)
+MAX_FONT, MIN_FONT = 40, 9  # pixels
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def contact_sheet(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Lay pictures out in a labelled table.
+def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """Lay images out in a labeled grid.
 
     Args:
-        pictures: ``(rows * columns, 3, H, W)`` in [0, 1]: the first row from left to right, then the second.
-        rows: A label for each.
-        columns: A label for each.
+        images: ``(rows * columns, 3, H, W)`` in [0, 1]: the first row from left to right, then the second.
+        rows: The labels of the rows.
+        columns: The labels of the columns.
 
     Returns:
-        ``(3, height, width)`` float32 in [0, 1], on the CPU. Pictures are shrunk where the sheet would be longer than
-        8192 pixels, and small ones are enlarged where their labels need it.
+        ``(3, height, width)`` float32 in [0, 1], on the CPU. Images are shrunk if the sheet would exceed 8192 pixels,
+        and small ones are enlarged to make room for labels.
 
     Raises:
-        ShapeError: If the pictures are not rows * columns.
+        ShapeError: If there are not rows * columns images.
     """
-    if len(pictures) != len(rows) * len(columns):
+    if len(images) != len(rows) * len(columns):
         raise ShapeError(
-            f"Expected {len(rows)} x {len(columns)} pictures for as many labels; got {len(pictures)}. Pass one label "
+            f"Expected {len(rows)} x {len(columns)} images, one per pair of labels; got {len(images)}. Pass one label "
             "per row and per column."
         )
-    height, width = _cell(pictures.shape[2], pictures.shape[3], len(rows), len(columns))
-    font = _fitting(columns, width, min(LARGE, max(SMALL, height // 8)))
-    across = max(_extent(text, font)[0] for text in rows)
-    line = max(_extent(text, font)[1] for text in (*rows, *columns))
-    margin = GAP + across + GAP, GAP + line + GAP
-    # A column is never narrower than its label.
-    step = max(width, *(_extent(text, font)[0] for text in columns)) + GAP, height + GAP
+    height, width = _cell(images.shape[2], images.shape[3], len(rows), len(columns))
+    font = _fit_font(columns, width, min(MAX_FONT, max(MIN_FONT, height // 8)))
+    label_width = max(_text_size(text, font)[0] for text in rows)
+    line = max(_text_size(text, font)[1] for text in (*rows, *columns))
+    margin = GAP + label_width + GAP, GAP + line + GAP
+    step = max(width, *(_text_size(text, font)[0] for text in columns)) + GAP, height + GAP
     size = margin[0] + len(columns) * step[0], margin[1] + len(rows) * step[1]
-    sheet = Image.new("RGB", size, PAPER)
+    sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, text in enumerate(columns):
-        draw.text((margin[0] + column * step[0], GAP), text, fill=INK, font=font)
+        draw.text((margin[0] + column * step[0], GAP), text, fill=TEXT, font=font)
     for row, text in enumerate(rows):
         top = margin[1] + row * step[1]
-        draw.text((GAP, top + (height - line) // 2), text, fill=INK, font=font)
+        draw.text((GAP, top + (height - line) // 2), text, fill=TEXT, font=font)
         for column in range(len(columns)):
-            one = resize(pictures[row * len(columns) + column, None].cpu(), height, width).clamp(0, 1)[0]
-            pixels = one.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            image = resize(images[row * len(columns) + column, None].cpu(), height, width).clamp(0, 1)[0]
+            pixels = image.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
             sheet.paste(Image.fromarray(pixels), (margin[0] + column * step[0], top))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
 
 
 def _cell(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
-    """Size of a picture on the sheet: its own, unless the sheet or its label asks for another."""
-    room = min(LONGEST / (height * rows), LONGEST / (width * columns))
-    factor = min(1.0, room)
-    if max(height, width) * factor < SMALLEST:
-        factor = SMALLEST / max(height, width)
+    """Height and width of an image on the sheet."""
+    factor = min(1.0, MAX_SIDE / (height * rows), MAX_SIDE / (width * columns))
+    if max(height, width) * factor < MIN_CELL:
+        factor = MIN_CELL / max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _fitting(labels: Sequence[str], width: int, size: int) -> Font:
-    """Give the largest font in which every label fits above its column; the smallest readable one if none does."""
-    while size > SMALL and max(_extent(text, _font(size))[0] for text in labels) > width:
+def _fit_font(labels: Sequence[str], width: int, size: int) -> Font:
+    """Find the largest font in which every label fits its column, at least MIN_FONT."""
+    while size > MIN_FONT and max(_text_size(text, _font(size))[0] for text in labels) > width:
         size -= 1
     return _font(size)
 
@@ -82,11 +80,10 @@ def _fitting(labels: Sequence[str], width: int, size: int) -> Font:
 def _font(size: int) -> Font:
     try:
         return ImageFont.load_default(size)
-    except (TypeError, ImportError):  # before Pillow 10.1, or one built without FreeType: a font of one size
+    except (TypeError, ImportError):  # before Pillow 10.1 or without FreeType: a font of fixed size
         return ImageFont.load_default()
 
 
-def _extent(text: str, font: Font) -> tuple[int, int]:
-    """Width and height of a line, from where it is drawn."""
+def _text_size(text: str, font: Font) -> tuple[int, int]:
     _, _, right, bottom = font.getbbox(text or " ")
     return round(right + 0.5), round(bottom + 0.5)

@@ -1,8 +1,8 @@
-"""Picture files, read and written with all that goes with a photograph: 16 bits, alpha, colour profile, EXIF, XMP, dpi.
+"""Image files: all 16 bits, alpha, color profile, EXIF, XMP and resolution are read and written.
 
-Pillow decodes 16 bits per channel to 8 in all modes but grey. Its decoders do read both bytes, so a file is decoded
-twice, once for the upper bytes and once, told the other byte order, for the lower ones. It cannot encode them; that is
-done here, for PNG and TIFF. Files are made in memory, so that they can be sent, and saved whole or not at all.
+Pillow decodes 16 bits per channel to 8 in all modes but gray. Its decoders do see both bytes, so such a file is decoded
+twice: once for the upper bytes and once, with the byte order swapped, for the lower ones. Pillow cannot encode them;
+PNG and TIFF of 16 bits are written here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import ImageError
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # what the package reads
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
 Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
@@ -34,33 +34,29 @@ FORMATS: dict[str, Format] = {
     ".jpeg": "jpeg",
     ".tiff": "tiff",
 }
-QUALITY = {"jpeg": 95, "webp": 90}  # unless the caller says otherwise
-OTHER_ORDER = {
-    "L": "B",
-    "B": "L",
-    "N": "B" if sys.byteorder == "little" else "L",
-}  # of 16-bit samples, as Pillow names it
+QUALITY = {"jpeg": 95, "webp": 90}
+OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
 EXIF, GPS, UNIQUE_ID, ORIENTATION, SIZES = 0x8769, 0x8825, 0xA420, 0x0112, (0xA002, 0xA003)
-# Of a TIFF file's directory, what says how its own samples lie; and what goes into the new file by another way.
+# TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
 }
-TRANSPOSED = {  # by orientation, as EXIF numbers it: whether rows and columns change places, and the flips after it
+TRANSPOSED = {  # by EXIF orientation: whether rows and columns are swapped, and the axes flipped after that
     **{1: (False, ()), 2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,))},
     **{5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,))},
 }
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a photograph's file says beside its pixels.
+class Metadata:
+    """What an image file contains beside its pixels.
 
     Attributes:
-        exif: Tags by number, those of the inner directories as dictionaries; without the orientation.
-        xmp: As it is, but for the orientation.
-        icc: The colour profile, if it is one for RGB.
+        exif: Tags by number, those of inner directories as dictionaries; without the orientation.
+        xmp: The XMP packet, with the orientation reset.
+        icc: The color profile, if it is one for RGB.
         dpi: Pixels per inch.
     """
 
@@ -71,30 +67,30 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A picture that was read.
+class DecodedImage:
+    """An image file in memory.
 
     Attributes:
-        pixels: ``(1, 3 or 4, h, w)`` float32 in [0, 1], turned as its camera says.
-        kept: What else the file says.
+        pixels: ``(1, 3 or 4, H, W)`` float32 in [0, 1], upright.
+        metadata: What else the file contains.
     """
 
     pixels: Tensor
-    kept: Kept
+    metadata: Metadata
 
 
-def read(data: bytes, name: str) -> Photograph:
-    """Read a picture.
+def read(data: bytes, name: str) -> DecodedImage:
+    """Decode an image file.
 
     Args:
-        data: The file.
-        name: What to call it when something is wrong.
+        data: The file's contents.
+        name: The file's name, for error messages.
 
     Returns:
-        The picture; of several frames the first.
+        The image; the first of several frames.
 
     Raises:
-        ImageError: If it is none that can be read.
+        ImageError: If it cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -102,25 +98,23 @@ def read(data: bytes, name: str) -> Photograph:
             opened.load()
             pixels = _pixels(opened, low)
             exif, orientation = _exif(opened)
-            kept = Kept(exif, _xmp(opened), _profile(opened), _dpi(opened))
+            metadata = Metadata(exif, _xmp(opened), _profile(opened), _dpi(opened))
     except UnidentifiedImageError as error:
-        raise ImageError(f"Cannot read {name} as an image: it is of no kind that Pillow reads.") from error
-    except ImageError:
+        raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
+    except (ImageError, MemoryError):
         raise
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything
+    except Exception as error:  # damaged files make Pillow raise almost anything
         raise ImageError(f"Cannot read {name} as an image: {error}.") from error
     swapped, flips = TRANSPOSED.get(orientation, TRANSPOSED[1])
     pixels = np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
     scale = 65535 if pixels.dtype == np.uint16 else 255
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
-    return Photograph(tensor.contiguous(), kept)
+    return DecodedImage(tensor.contiguous(), metadata)
 
 
 def encode(
     picture: Tensor,
-    kept: Kept | None = None,
+    metadata: Metadata | None = None,
     *,
     format: Format = "png",
     bits: int = 8,
@@ -128,11 +122,11 @@ def encode(
     unique_id: str | None = None,
     text: dict[str, str] | None = None,
 ) -> bytes:
-    """Make a file of a picture.
+    """Encode an image as a file.
 
     Args:
-        picture: ``(1, 3 or 4, H, W)`` in [0, 1], without the batch.
-        kept: What the file shall say beside.
+        picture: ``(C, H, W)`` in [0, 1], C = 1, 3 or 4.
+        metadata: What else the file shall contain.
         format: Of the file.
         bits: Per channel: 8, or 16 in PNG and TIFF.
         quality: Of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. None for 95 and 90.
@@ -140,64 +134,64 @@ def encode(
         text: For the text chunks of a PNG.
 
     Returns:
-        The file.
+        The file's contents.
 
     Raises:
-        ImageError: If the format cannot hold that picture.
+        ImageError: If the format cannot hold the image.
     """
     check_format(format, bits, quality, alpha=picture.shape[0] == 4)
-    kept = kept or Kept()
+    metadata = metadata or Metadata()
     if picture.shape[0] == 1:
-        kept = replace(kept, icc=None)  # it is one for colours
+        metadata = replace(metadata, icc=None)  # the profile is one for RGB
     levels = 65535 if bits == 16 else 255
     scaled = (picture.detach().cpu().clamp(0, 1).double() * levels).round() if bits == 16 else (picture * 255).round()
     pixels = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16 if bits == 16 else np.uint8)
-    tags = _new_tags(kept.exif, pixels.shape[1], pixels.shape[0], unique_id)
+    tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     try:
         if format == "tiff":
-            return _tiff(pixels, kept, tags)
+            return _tiff(pixels, metadata, tags)
         if bits == 16:
-            return _png16(pixels, kept, tags, text or {})
-        return _by_pillow(pixels, kept, tags, format, quality, text or {})
+            return _png16(pixels, metadata, tags, text or {})
+        return _encode_with_pillow(pixels, metadata, tags, format, quality, text or {})
     except (ValueError, OSError) as error:
         raise ImageError(
-            f"A {format} file cannot hold this picture of {pixels.shape[1]}x{pixels.shape[0]} pixels: {error}. "
+            f"A {format} file cannot hold this image of {pixels.shape[1]}x{pixels.shape[0]} pixels: {error}. "
             "Choose another format."
         ) from error
 
 
 def check_format(format: str, bits: int = 8, quality: int | None = None, *, alpha: bool = False) -> None:
-    """Refuse what no file can be.
+    """Check settings of ``encode``.
 
     Args:
         format: Of the file.
         bits: Per channel.
         quality: See ``encode``.
-        alpha: Whether the picture has an alpha channel.
+        alpha: Whether the image has an alpha channel.
 
     Raises:
-        ImageError: Saying what would do.
+        ImageError: If no file can be written with them.
     """
     if format not in get_args(Format):
-        raise ImageError(f"A picture's format is one of {', '.join(get_args(Format))}; got {format!r}.")
+        raise ImageError(f"An image file's format is one of {', '.join(get_args(Format))}; got {format!r}.")
     if bits not in (8, 16):
-        raise ImageError(f"Pictures have 8 or 16 bits per channel; got {bits}.")
+        raise ImageError(f"Image files have 8 or 16 bits per channel; got {bits}.")
     if bits == 16 and format not in ("png", "tiff"):
         raise ImageError(f"16 bits per channel go into PNG and TIFF; got {format}. Choose one of them, or 8 bits.")
     if quality is not None and not 1 <= quality <= 100:
-        raise ImageError(f"quality goes from 1 to 100; got {quality}.")
+        raise ImageError(f"quality is 1 to 100; got {quality}.")
     if alpha and format == "jpeg":
-        raise ImageError("It has an alpha channel, which a JPEG file cannot hold. Write a .png file.")
+        raise ImageError("The image has an alpha channel, which a JPEG file cannot hold. Write a .png file.")
 
 
 def unique_id(data: bytes) -> str | None:
-    """Read EXIF's ImageUniqueID of a file.
+    """Read EXIF's ImageUniqueID.
 
     Args:
-        data: The file.
+        data: The file's contents.
 
     Returns:
-        It; None if there is none, or no picture.
+        The ID; None if there is none, or if the file is not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -231,7 +225,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
-    """Decode the lower bytes of 16-bit colours; None if there are none."""
+    """Decode the lower bytes of 16-bit colors; None if there are none."""
     if isinstance(opened, PngImagePlugin.PngImageFile):
         return _low_bytes_of_png(data)
     tile = opened.tile[0] if isinstance(opened, ImageFile.ImageFile) and opened.format == "TIFF" else None
@@ -251,7 +245,7 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
 
 
 def _low_bytes_of_png(data: bytes) -> Pixels | None:
-    """Likewise, of a PNG: its chunks are easier to read than Pillow's idea of them is to change."""
+    """Decode the lower bytes from the chunks, which is simpler than changing how Pillow reads them."""
     size, kind, interlaced, stream, position = (0, 0), 0, 0, [b""], 8
     while position + 8 <= len(data):
         length, chunk = struct.unpack_from(">I4s", data, position)
@@ -263,19 +257,19 @@ def _low_bytes_of_png(data: bytes) -> Pixels | None:
                 return None
         elif chunk == b"IDAT":
             stream.append(body)
-    # Of three and four channels, Pillow takes the upper byte in the order it is told; two of two bytes are four of one.
+    # Pillow takes the upper byte of each sample in the given order; gray with alpha is read as 4 x 1 byte.
     mode, raw = {2: ("RGB", "RGB;16L"), 4: ("RGBA", "RGBA"), 6: ("RGBA", "RGBA;16L")}[kind]
     low = np.asarray(Image.frombytes(mode, (size[0], size[1]), b"".join(stream), "zip", raw, interlaced))
     return low[:, :, [1, 1, 1, 3]] if kind == 4 else low
 
 
 def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
-    """Take the pixels of a decoded picture, (h, w, 3 or 4)."""
+    """The decoded image as an array, (h, w, 3 or 4)."""
     if opened.mode == "F":
-        raise ValueError("it holds floating-point numbers of no stated range")
-    if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-        grey = np.asarray(opened).clip(0, 65535).astype(np.uint16)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        raise ValueError("it holds floating-point numbers of unknown range")
+    if opened.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+        gray = np.asarray(opened).clip(0, 65535).astype(np.uint16)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if low is not None and opened.mode in ("RGB", "RGBA"):
         upper = np.asarray(opened).astype(np.uint16)
         if upper.shape == low.shape:
@@ -285,13 +279,13 @@ def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
 
 
 def _exif(opened: Image.Image) -> tuple[dict[int, Any], int]:
-    """Take the tags, and the orientation that is still to be applied."""
+    """The tags without the orientation, and the orientation."""
     try:
         exif = opened.getexif()
         orientation = int(exif.get(ORIENTATION, 1))
         inner = {tag: exif.get_ifd(tag) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
         tags = {tag: value for tag, value in exif.items() if tag not in STRUCTURE and tag not in inner}
-    except Exception:  # damaged tags are no reason to refuse a picture
+    except Exception:  # damaged tags do not make the image unreadable
         return {}, 1
     return {**tags, **inner}, orientation
 
@@ -307,7 +301,7 @@ def _xmp(opened: Image.Image) -> bytes | None:
 
 
 def _profile(opened: Image.Image) -> bytes | None:
-    """Take the colour profile; one for grey or CMYK says nothing about what was made of them."""
+    """The color profile, if it is one for RGB: Pillow converts gray and CMYK to RGB."""
     profile = opened.info.get("icc_profile")
     return profile if profile and profile[16:20] == b"RGB " and "RGB" in opened.mode.upper() else None
 
@@ -325,21 +319,21 @@ def _dpi(opened: Image.Image) -> tuple[float, float] | None:
 
 
 def _new_tags(tags: dict[int, Any], width: int, height: int, unique_id: str | None) -> dict[int, Any]:
-    """Change the tags into those of a picture of another size."""
+    """Copy the tags for an image of another size."""
     inner = dict(tags.get(EXIF, {}))
     inner |= {tag: size for tag, size in zip(SIZES, (width, height), strict=True) if tag in inner}
     if unique_id is not None:
         inner[UNIQUE_ID] = unique_id
     changed = {**tags, EXIF: inner} if inner else tags
     try:
-        _laid_out(changed)
-    except Exception:  # of tags that Pillow reads and cannot write
+        _tiff_directory(changed)
+    except Exception:  # Pillow cannot write every tag that it reads
         return _new_tags({}, width, height, unique_id) if tags else {}
     return changed
 
 
-def _laid_out(tags: dict[int, Any]) -> bytes:
-    """Lay tags out as a TIFF directory, little-endian, from the file's first byte on."""
+def _tiff_directory(tags: dict[int, Any]) -> bytes:
+    """Encode tags as a TIFF header and directory, little-endian."""
     exif = Image.Exif()
     exif.endian = "<"
     for tag, value in tags.items():
@@ -347,23 +341,23 @@ def _laid_out(tags: dict[int, Any]) -> bytes:
     return exif.tobytes()[6:]
 
 
-def _by_pillow(
-    pixels: Pixels, kept: Kept, tags: dict[int, Any], format: Format, quality: int | None, text: dict[str, str]
+def _encode_with_pillow(
+    pixels: Pixels, metadata: Metadata, tags: dict[int, Any], format: Format, quality: int | None, text: dict[str, str]
 ) -> bytes:
-    if kept.dpi and format == "webp":  # which has no place of its own for it
-        tags = {**tags, 282: kept.dpi[0], 283: kept.dpi[1], 296: 2}
-    options: dict[str, Any] = {"exif": b"Exif\0\0" + _laid_out(tags)} if tags else {}
-    options |= {"icc_profile": kept.icc} if kept.icc else {}
-    options |= {"dpi": kept.dpi} if kept.dpi and format != "webp" else {}
+    if metadata.dpi and format == "webp":  # it has no other field for the resolution
+        tags = {**tags, 282: metadata.dpi[0], 283: metadata.dpi[1], 296: 2}
+    options: dict[str, Any] = {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
+    options |= {"icc_profile": metadata.icc} if metadata.icc else {}
+    options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
     if format == "png":
         chunks = PngImagePlugin.PngInfo()
         for key, value in text.items():
             chunks.add_itxt(key, value)
-        if kept.xmp:
-            chunks.add_itxt("XML:com.adobe.xmp", kept.xmp.decode("utf-8", "replace"))
+        if metadata.xmp:
+            chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
         options["pnginfo"] = chunks
     else:
-        options |= {"xmp": kept.xmp} if kept.xmp else {}
+        options |= {"xmp": metadata.xmp} if metadata.xmp else {}
         options["quality"] = quality or QUALITY[format]
         if format == "webp":
             options["lossless"] = options["exact"] = options["quality"] == 100
@@ -377,33 +371,34 @@ def _by_pillow(
     return file.getvalue()
 
 
-def _png16(pixels: Pixels, kept: Kept, tags: dict[int, Any], text: dict[str, str]) -> bytes:
+def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[str, str]) -> bytes:
     """Write a PNG of 16 bits: its rows filtered by what is above them (filter 2), and deflated."""
     height, width, channels = pixels.shape
     rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, width * channels * 2)
     above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
     filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows - above], axis=1)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0))]
-    if kept.icc:
-        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(kept.icc)))
-    if kept.dpi:
-        chunks.append((b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in kept.dpi), 1)))
-    international = dict(text) | ({"XML:com.adobe.xmp": kept.xmp.decode("utf-8", "replace")} if kept.xmp else {})
+    if metadata.icc:
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata.icc)))
+    if metadata.dpi:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in metadata.dpi), 1)))
+    international = dict(text) | (
+        {"XML:com.adobe.xmp": metadata.xmp.decode("utf-8", "replace")} if metadata.xmp else {}
+    )
     for key, value in international.items():
         chunks.append((b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()))
     if tags:
-        chunks.append((b"eXIf", _laid_out(tags)))
+        chunks.append((b"eXIf", _tiff_directory(tags)))
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
 
 
-def _tiff(pixels: Pixels, kept: Kept, tags: dict[int, Any]) -> bytes:
-    """Write a TIFF of 8 or 16 bits: its samples as differences within rows (predictor 2), deflated in strips.
+def _tiff(pixels: Pixels, metadata: Metadata, tags: dict[int, Any]) -> bytes:
+    """Write a TIFF of 8 or 16 bits with horizontal differencing (predictor 2) and deflate.
 
-    Pillow writes the directory, the photograph's own tags and inner directories included, which it leaves out of
-    compressed TIFFs of its own.
+    Pillow encodes the directory with all tags and inner directories, which it omits from its own compressed TIFFs.
     """
     height, width, channels = pixels.shape
     per_strip = max(1, 2**18 // (width * channels * pixels.itemsize))
@@ -419,10 +414,10 @@ def _tiff(pixels: Pixels, kept: Kept, tags: dict[int, Any]) -> bytes:
     directory[277], directory[278], directory[284], directory[317] = channels, per_strip, 1, 2
     if channels == 4:
         directory[338] = 2
-    if kept.dpi:
-        directory[282], directory[283], directory[296] = *kept.dpi, 2
-    if kept.xmp:
-        directory[700] = kept.xmp
-    if kept.icc:
-        directory[34675] = kept.icc
-    return _laid_out(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)
+    if metadata.dpi:
+        directory[282], directory[283], directory[296] = *metadata.dpi, 2
+    if metadata.xmp:
+        directory[700] = metadata.xmp
+    if metadata.icc:
+        directory[34675] = metadata.icc
+    return _tiff_directory(directory) + b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)

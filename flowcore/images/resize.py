@@ -1,8 +1,8 @@
 """The bicubic resize of the super-resolution literature.
 
-The kernel is Keys' cubic with a = -0.5, stretched by the factor when shrinking (antialiased), over an image continued
-symmetrically beyond its border: what MATLAB's ``imresize`` does and what the papers' LR images were made with. The
-kernel is torch's; only the border is ours, since torch cuts the kernel off there.
+Keys' cubic kernel with a = -0.5, stretched by the factor when shrinking (antialiasing), on an image with symmetric
+padding: what MATLAB's ``imresize`` does, which made the papers' LR images. The kernel is torch's; only the padding is
+ours, since torch truncates the kernel at the border.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-REACH = 4  # pixels of the coarser grid that are continued beyond the border; the kernel reaches 2
+PADDING = 4  # pixels of the coarser grid; the kernel reaches 2
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
-    """Make an LR image: antialiased bicubic, an integer factor smaller.
+    """Shrink by an integer factor: antialiased bicubic, as LR images are made.
 
     Args:
         image: ``(B, C, H, W)``, float, H and W multiples of ``factor``.
@@ -36,11 +36,11 @@ def shrink(image: Tensor, factor: int) -> Tensor:
         raise ShapeError(
             f"Shrinking by {factor} needs sides divisible by {factor}; got {height}x{width}. Crop the image first."
         )
-    return _resize(image, REACH * factor, (height // factor, width // factor), REACH)
+    return _resize(image, PADDING * factor, (height // factor, width // factor), PADDING)
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:
-    """Enlarge by an integer factor: bicubic, the ordinary way and every paper's baseline.
+    """Enlarge by an integer factor: bicubic, the baseline of every paper.
 
     Args:
         image: ``(B, C, h, w)``, float.
@@ -50,19 +50,19 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
         ``(B, C, factor * h, factor * w)``, not clamped.
     """
     height, width = image.shape[-2:]
-    return _resize(image, REACH, (height * factor, width * factor), REACH * factor)
+    return _resize(image, PADDING, (height * factor, width * factor), PADDING * factor)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Resize to any size: bicubic, antialiased when shrinking.
 
-    Where both sides become a whole number of times longer or shorter this is ``enlarge`` or ``shrink``. Otherwise the
-    kernel is cut off at the border, within two pixels of the coarser grid.
+    If both sides change by the same integer factor this is ``enlarge`` or ``shrink``. Otherwise torch truncates the
+    kernel at the border, which affects two pixels of the coarser grid.
 
     Args:
         image: ``(B, C, H, W)``, float.
-        height: Wanted, at least 1.
-        width: Likewise.
+        height: Of the result, at least 1.
+        width: Of the result, at least 1.
 
     Returns:
         ``(B, C, height, width)``, not clamped.
@@ -77,10 +77,10 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Tensor:
-    """Continue by `before` pixels, resize so that the border becomes `after` pixels, cut that off."""
+    """Pad by `before` pixels, resize so that the padding becomes `after` pixels, crop it."""
     height, width = size
     with torch.autocast(image.device.type, enabled=False):
-        canvas = continued(image, before)
+        canvas = pad_symmetric(image, before)
         canvas = F.interpolate(canvas, (height + 2 * after, width + 2 * after), mode="bicubic", antialias=True)
     return canvas[..., after : after + height, after : after + width]
 
@@ -100,8 +100,8 @@ def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
 
 
-def continued(image: Tensor, border: int) -> Tensor:
-    """Continue an image symmetrically (the border pixel is repeated) on all sides, however small the image.
+def pad_symmetric(image: Tensor, border: int) -> Tensor:
+    """Pad by reflection that repeats the border pixel, by any amount, however small the image.
 
     Args:
         image: ``(..., H, W)``.

@@ -1,4 +1,4 @@
-"""Tiles: windows over an image that is too large to work on at once, and how much memory there is."""
+"""Tiles: windows over an image that is too large to process at once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ from ..errors import FlowError
 
 @dataclass(frozen=True)
 class Window:
-    """A tile and what is read around it, in pixels of one axis pair.
-
-    Attributes:
-        top: First row of the tile.
-        bottom: Row after its last.
-        left: First column of the tile.
-        right: Column after its last.
-        halo_top: First row that is read.
-        halo_bottom: Row after the last that is read.
-        halo_left: First column that is read.
-        halo_right: Column after the last that is read.
-    """
+    """A tile, and the larger area (the halo) that is read to compute it. Rows and columns in pixels, ends exclusive."""
 
     top: int
     bottom: int
@@ -38,10 +27,10 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
 
     Args:
         height: Of the image, a multiple of ``multiple``.
-        width: Likewise.
+        width: Of the image, a multiple of ``multiple``.
         tile: Largest side of a tile, without its halo.
         halo: Pixels read on every side of a tile, less at the image's border.
-        multiple: All edges are multiples of this, so that every tile is squeezed on the same grid as the whole image.
+        multiple: All edges are multiples of this, so that every tile is squeezed on the image's own grid.
 
     Returns:
         The windows, row by row.
@@ -62,9 +51,9 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
 
 
 def _axis(n: int, tile: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
-    """Part one axis into equal tiles: (start, end, start with halo, end with halo)."""
+    """Divide one axis into equal tiles: (start, end, start with halo, end with halo)."""
     units, largest = n // multiple, tile // multiple
-    parts = -(-units // largest)
-    edges = [units * k // parts * multiple for k in range(parts + 1)]
+    count = -(-units // largest)
+    edges = [units * k // count * multiple for k in range(count + 1)]
     reach = -(-halo // multiple) * multiple
     return [(a, b, max(0, a - reach), min(n, b + reach)) for a, b in pairwise(edges)]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..images.color import luma
-from ..images.resize import continued, shrink
+from ..images.resize import pad_symmetric, shrink
 
 MODELS = Path(__file__).with_suffix(".safetensors")
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # right, below, and both diagonals
@@ -114,7 +114,7 @@ def piqe(images: Tensor) -> Tensor:
     gray = _gray(images)
     height, width = gray.shape[-2:]
     high, wide = (-(-side // PIQE_SIDE) * PIQE_SIDE for side in (height, width))
-    gray = continued(gray, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
+    gray = pad_symmetric(gray, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
     gray = (255 * gray / gray.amax((1, 2, 3), keepdim=True).clamp(min=1)).round()
     blocks = _patches(_normalized(gray), PIQE_SIDE)  # (B, N, 16, 16)
     variance = blocks.flatten(2).var(2)

@@ -19,7 +19,7 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
-from ..images.resize import continued, resize_bilinear
+from ..images.resize import pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks.luma import STRIDE
 from ..prior import Shape
@@ -399,7 +399,7 @@ def pad(image: Tensor, size: Sequence[int]) -> Tensor:
     """Continue an image symmetrically at its right and at its bottom."""
     height, width = size
     border = max(height - image.shape[-2], width - image.shape[-1])
-    return continued(image, border)[..., border : border + height, border : border + width]
+    return pad_symmetric(image, border)[..., border : border + height, border : border + width]
 
 
 def working_sides(height: int, width: int, short: int) -> tuple[int, int]:

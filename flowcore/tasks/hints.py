@@ -29,7 +29,7 @@ class Hints:
     Attributes:
         coverage: Where, in [0, 1], ``(1 or B, 1, H, W)``; None for nowhere in particular.
         chroma: Which chroma is wanted there, centred on 0, ``(1 or B, 2, H, W)``; read only where covered.
-        palette: What the whole picture should be like, ``(1 or B, 4)``; see ``color.palette_of``. None for no matter.
+        palette: Of the whole picture, ``(1 or B, 4)``; see ``color.palette_from_chroma``. None for any palette.
         lock: Whether the wanted chroma is met exactly where coverage is 1, as far as the luma leaves room for it.
     """
 
@@ -159,7 +159,7 @@ def palette_from(colours: Sequence[Colour] | None = None, image: Tensor | None =
         image: Or a picture that has them, ``(B, 3, H, W)`` in [0, 1].
 
     Returns:
-        ``(1 or B, 4)``, see ``color.palette_of``.
+        ``(1 or B, 4)``, see ``color.palette_from_chroma``.
 
     Raises:
         FlowError: If neither or both are given.
@@ -168,8 +168,8 @@ def palette_from(colours: Sequence[Colour] | None = None, image: Tensor | None =
     if (image is None) == (not colours):
         raise FlowError("A palette is made of colours or of an image: give one of the two.")
     if image is not None:
-        return color.palette_of(color.split(validate_image(image)[0])[1])
-    return color.palette_of(torch.stack([_chroma(c) for c in colours or ()], dim=1)[None, :, None])
+        return color.palette_from_chroma(color.split(validate_image(image)[0])[1])
+    return color.palette_from_chroma(torch.stack([_chroma(c) for c in colours or ()], dim=1)[None, :, None])
 
 
 def combine(*hints: Hints | None) -> Hints | None:
@@ -210,7 +210,7 @@ def combine(*hints: Hints | None) -> Hints | None:
 
 def _chroma(colour: Colour) -> Tensor:
     """Chroma (2,) of a colour."""
-    rgb = color.parse_colour(colour) if isinstance(colour, str) else tuple(float(value) for value in colour)
+    rgb = color.parse_color(colour) if isinstance(colour, str) else tuple(float(value) for value in colour)
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
-        raise ImageError(f'Expected a colour such as "#e0b080", or red, green and blue in [0, 1]; got {colour!r}.')
+        raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {colour!r}.')
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()

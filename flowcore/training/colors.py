@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images.color import NEUTRAL, luma, merge, palette_of, split
+from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..networks.luma import STRIDE
 from .photographs import Entry, Photographs
 
@@ -64,7 +64,7 @@ class Colours:
             if rng.random() < self.hinted:
                 source[i, 1:4] = _hints(coarse[i], rng)
             if rng.random() < self.palettes:
-                source[i, 4:] = palette_of(coarse[i : i + 1])[0][:, None, None]
+                source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
         return coarse + NEUTRAL, source
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:

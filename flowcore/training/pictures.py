@@ -210,7 +210,7 @@ def upright_rgb(opened: Image.Image) -> Image.Image:
     """
     ImageOps.exif_transpose(opened, in_place=True)
     if opened.mode == "F":
-        raise ValueError("it holds floating-point numbers of no stated range")
+        raise ValueError("it holds floating-point numbers of unknown range")
     if opened.mode.startswith("I"):  # which Pillow, depending on its version, clips at 255
         return Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     return opened.convert("RGB")

@@ -349,7 +349,7 @@ def test_a_point_outside_the_image_is_named(point):
 
 def test_points_of_no_colour_or_radius_are_refused():
     for colour in ("reddish", (0.1, 0.2), (0.1, 0.2, 1.5), (0.1, 0.2, math.nan)):
-        with pytest.raises(ImageError, match="Expected a colour"):
+        with pytest.raises(ImageError, match="Expected a color"):
             hints_from_points([(1, 1, colour)], (4, 4))
     for radius in (-1, math.nan, math.inf):
         with pytest.raises(FlowError, match="radius"):
@@ -452,16 +452,16 @@ def test_json_that_is_no_list_of_points_is_named(text):
 
 def test_a_palette_is_made_of_colours_or_of_an_image():
     image = picture(6, 8, batch=2)
-    assert torch.equal(palette_from(image=image), color.palette_of(chroma_of(image)))
+    assert torch.equal(palette_from(image=image), color.palette_from_chroma(chroma_of(image)))
     two = palette_from(["#ff0000", (0, 0, 1.0)])
     pixels = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).T[None, :, None]
     assert two.shape == (1, 4)
-    assert torch.allclose(two, color.palette_of(chroma_of(pixels)))
+    assert torch.allclose(two, color.palette_from_chroma(chroma_of(pixels)))
     assert torch.equal(palette_from(["#abc"], None), palette_from(colours=["#aabbcc"]))
     for arguments in ({}, {"colours": []}, {"colours": ["#fff"], "image": image}):
         with pytest.raises(FlowError, match="of colours or of an image"):
             palette_from(**arguments)
-    with pytest.raises(ImageError, match="Expected a colour"):
+    with pytest.raises(ImageError, match="Expected a color"):
         palette_from(["reddish"])
 
 

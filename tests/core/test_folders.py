@@ -120,10 +120,10 @@ def test_what_a_photograph_says_beside_its_pixels_is_kept(model, tmp_path):  # n
         assert file.suffix == files.SUFFIXES[format]
         came = files.read(file.read_bytes(), file.name)
         assert came.pixels.shape == (1, 3, 48, 28)  # it stands upright
-        assert came.kept.icc == profile
-        assert came.kept.xmp == b"<x:xmpmeta/>"
-        assert came.kept.dpi == pytest.approx((240, 240), rel=1e-3)
-        assert came.kept.exif[271] == "Maker"
+        assert came.metadata.icc == profile
+        assert came.metadata.xmp == b"<x:xmpmeta/>"
+        assert came.metadata.dpi == pytest.approx((240, 240), rel=1e-3)
+        assert came.metadata.exif[271] == "Maker"
         lr = files.read((tmp_path / "in" / "photo.jpg").read_bytes(), "x").pixels
         expected = upscale(flowcore.load(model), lr, temperature=0.8)
         close = {"png": 0.51, "tiff": 0.51, "jpeg": 20, "webp": 60}[format] / (2**bits - 1)

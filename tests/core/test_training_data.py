@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 
 from flowcore.errors import ImageError
-from flowcore.images.color import NEUTRAL, luma, palette_of, split
+from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.resize import shrink
 from flowcore.training import pictures
 from flowcore.training.data import Colours, Photographs, find_pictures
@@ -601,7 +601,7 @@ def test_colours_below_alpha_and_of_palettes_are_kept(tmp_path):
 
 def test_numbers_of_no_stated_range_are_skipped(folder, tmp_path):
     Image.fromarray(np.ones((40, 40), dtype=np.float32)).save(folder / "a.tiff")
-    assert opened(folder, tmp_path).skipped == ["a.tiff: it holds floating-point numbers of no stated range"]
+    assert opened(folder, tmp_path).skipped == ["a.tiff: it holds floating-point numbers of unknown range"]
 
 
 @pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
@@ -793,7 +793,7 @@ def test_a_palette_is_that_of_the_whole_crop_in_constant_planes(folder, tmp_path
     x, source = colours(folder, tmp_path, palettes=1.0).batch(8, 32, seed=5, step=2)
     planes = source[:, 4:]
     assert torch.equal(planes, planes[:, :, :1, :1].expand_as(planes))
-    assert torch.allclose(planes[:, :, 0, 0], palette_of(x - NEUTRAL), atol=1e-6)
+    assert torch.allclose(planes[:, :, 0, 0], palette_from_chroma(x - NEUTRAL), atol=1e-6)
     assert torch.equal(planes[:, 0, 0, 0], torch.ones(8))
     assert torch.allclose(planes[:, 1:3, 0, 0], (x - NEUTRAL).mean((2, 3)), atol=1e-6)
 
