@@ -12,7 +12,7 @@ from ..flowcore import Hints
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.chroma import Gamut
 from ..flowcore.tasks.colorize import memory_required
-from ..flowcore.tasks.hints import combine, hints_from_points, hints_from_strokes, palette_from, parse_points
+from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
@@ -174,7 +174,7 @@ class FlowcoreColorHints(FlowNode):
         if colors or palette_image is not None:
             picture = None if palette_image is None else from_image(palette_image).cpu()
             parts.append(Hints(palette=palette_from(colors, picture)))
-        combined = combine(*parts, hints)
+        combined = combine_hints(*parts, hints)
         if combined is None:
             notes("There are no hints yet: connect strokes, or write points or a palette.")
             combined = Hints()

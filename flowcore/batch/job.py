@@ -22,7 +22,7 @@ from ..images.files import DecodedImage, Format
 from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.colorize import colorize, transfer_palette
-from ..tasks.hints import Hints, combine, hints_from_points, palette_from, parse_points
+from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
@@ -217,7 +217,7 @@ def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
     radius, lock = settings.pop("radius", 8.0), settings.pop("lock", False)
     colours: Sequence[str] = settings.pop("colours", ())
     points = [point for text in texts for point in parse_points(text)]
-    return combine(
+    return combine_hints(
         hints_from_points(points, size, radius=radius, lock=lock) if points else None,
         Hints(coverage=None, chroma=None, palette=palette_from(colours), lock=False) if colours else None,
     )

@@ -21,7 +21,7 @@ from ..images.color import NEUTRAL, luma, split
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
 from ..quality.color_metrics import chroma_rmse, coherence_parts, colorfulness
-from ..tasks.chroma import bounded, schedule
+from ..tasks.chroma import clamp_level, schedule
 from ..tasks.colorize import colorize
 from ..tasks.score import score
 from .image_set import list_images, read_upright
@@ -134,7 +134,7 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[s
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=settings.seed, complexity=False).bits_per_dim)}
     for name, taus in (("", 1.0), ("_default", schedule(palette, detail, len(shapes)))):
         latents = [z.to(device) for z in sample_latents(shapes, settings.samples, taus, seed=settings.seed)]
-        drawn = flow.inverse(latents, cond.expand(settings.samples), partial(bounded, flow)).cpu() - NEUTRAL
+        drawn = flow.inverse(latents, cond.expand(settings.samples), partial(clamp_level, flow)).cpu() - NEUTRAL
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
     return row
 

@@ -1,18 +1,18 @@
-"""From luma and hints to chroma at the working size, and from there to pictures."""
+"""From the luma of photographs to their chroma, at the working size, and back to pictures.
+
+luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size of the image, beside the luma
+"""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
@@ -23,29 +23,28 @@ from ..images.resize import pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks.luma import STRIDE
 from ..prior import Shape
-from . import Cancelled, Precision, Progress, overflow
-from .hints import Hints
-from .runner import plan_for, validate_image, watched
+from . import overflow
+from .hints import Hints, average_covered, check_items, covered_planes
+from .runner import Runner, validate_image
 
 Gamut = Literal["compress", "clip"]
-AT_ONCE = 8  # colourings decoded together
-LONGEST = 4  # a working image is at most so many times longer than it is wide
-GUARD_REACH = 2.0  # of chroma; at temperature 1 no colouring of the shipped model goes beyond 0.6
-COLOURED = 2 / 255  # chroma above which a picture is said to be in colour
-HINT_SPREAD = 0.01  # chroma by which a hint may be missed: standard deviation, in the refinement
-HINT_RATE = 0.08  # of Adam, in the refinement
-MOST = 0.501  # chroma of the most colourful colours, and rounding
-COVERED = 0.999  # of a cell or pixel, from which on a locked hint is met exactly
-log = logging.getLogger("flowcore")
+Between = Callable[[int, Tensor], Tensor]
+"""Changes what a level decodes to; see ``Flow.inverse``."""
+
+MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
+MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
+COLORED = 2 / 255  # chroma above which a picture counts as colored
+MAX_CHROMA = 0.501  # of the most colorful colors, and rounding
+COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
 
 def schedule(palette: float, detail: float, levels: int) -> list[float]:
-    """Spread temperatures over the levels of a colorizer, geometrically from the finest to the coarsest.
+    """Interpolate temperatures over the levels of a colorizer, geometrically.
 
     Args:
-        palette: Temperature of the coarsest level, where colours are decided.
+        palette: Temperature of the coarsest level, where colors are decided.
         detail: Temperature of the finest.
-        levels: Their number.
+        levels: Number of levels.
 
     Returns:
         A temperature per level, finest first.
@@ -56,64 +55,81 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
     return [detail ** (1 - part) * palette**part for part in parts]
 
 
-Between = Callable[[int, Tensor], Tensor]
+def working_sides(height: int, width: int, short: int) -> tuple[int, int]:
+    """Compute the working size: multiples of the finest grid, close to the proportions of the image.
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+        short: The shorter side of the working size, unless the longer one would exceed ``MAX_ASPECT`` times as much.
+
+    Returns:
+        Height and width.
+    """
+    factor = min(short / min(height, width), MAX_ASPECT * short / max(height, width))
+    rows, columns = (max(1, round(side * factor / STRIDE)) * STRIDE for side in (height, width))
+    return rows, columns
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Hints of some images at the working size: planes (B, 3, h, w), palette (B, 4), and whether they are locked."""
+class HintPlanes:
+    """Hints of B images at the padded working size (h, w): what the encoder reads.
+
+    Attributes:
+        planes: See ``covered_planes``, ``(B, 3, h, w)``.
+        palette: ``(B, 4)``.
+        lock: Whether to meet the hints exactly.
+    """
 
     planes: Tensor
     palette: Tensor
     lock: bool
 
+    def pooled(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Average over the cells of a grid: coverage ``(B, 1, *size)`` and wanted chroma ``(B, 2, *size)``."""
+        return average_covered(F.adaptive_avg_pool2d(self.planes, (size[0], size[1])))
+
 
 class Colorization:
-    """Some images on their way through a colorizer."""
+    """A batch of photographs on its way through a colorizer.
+
+    Args:
+        run: Runs the task.
+        flow: A colorizer.
+        image: ``(B, C, H, W)``, see ``colorize``.
+        working_size: Shorter side at which colors are decided; None for the model's own.
+        encoding: Whether the colors of the image are wanted; otherwise they are ignored, with a note to the caller.
+
+    Attributes:
+        y: Luma, ``(B, 1, H, W)``.
+        chroma_size: Height and width of the chroma at the working size: a quarter of it.
+        grid: The same, padded to what the model takes.
+        shapes: Of the latents.
+    """
 
     def __init__(
-        self,
-        flow: Flow,
-        image: Tensor,
-        working_size: int | None,
-        saturation: float,
-        gamut: Gamut,
-        precision: Precision,
-        notify: Callable[[str], None] | None,
-        *,
-        encoding: bool = False,
+        self, run: Runner, flow: Flow, image: Tensor, working_size: int | None, *, encoding: bool = False
     ) -> None:
         flow.require("colorize")
-        _check_finish(saturation, gamut)
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
-        say = notify or log.warning
-        self.say = say
-        self.repairs = overflow.Repairs()
-        self.flow = flow
-        self.device = next(flow.parameters()).device
-        self.home = image.device
-        self.saturation = saturation
-        self.gamut: Gamut = gamut
-        self.plan = plan_for(flow, precision, say)  # hints are refined with gradients, by the flow itself
-        rgb, self.alpha = validate_image(image)
+        self.run, self.flow, self.home = run, flow, image.device
+        rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)
-        if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLOURED:
-            say("The picture is in colour: its luma is used, its colours are not.")
-        working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
+        if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLORED:
+            run.notify("The picture is in color: its luma is used, its colors are not.")
+        self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
-        self.padded = tuple(-(-side // multiple) * multiple for side in working)
-        self.grid = cast(tuple[int, int], tuple(side // STRIDE for side in self.padded))
-        self.chroma_size = cast(tuple[int, int], tuple(side // STRIDE for side in working))
-        self.working = working
-        self.small_y = resize_bilinear(self.y, working)  # (B, 1, h, w)
+        self._padded = cast(tuple[int, int], tuple(-(-side // multiple) * multiple for side in self._working))
+        self.grid = cast(tuple[int, int], tuple(side // STRIDE for side in self._padded))
+        self.chroma_size = cast(tuple[int, int], tuple(side // STRIDE for side in self._working))
+        self._small_y = resize_bilinear(self.y, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
-        self._progress: Progress | None = None
-        self._done = self._total = 0
+        self._repairs = overflow.Repairs()
 
     def temperatures(self, palette: float | None, detail: float | None) -> list[float]:
-        """Return a temperature per level, finest first; None is what the model was made for."""
+        """Choose a temperature per level, finest first; None is what the model was made for."""
         usual: tuple[float, float] = self.flow.config.temperatures
         palette = usual[0] if palette is None else palette
         detail = usual[1] if detail is None else detail
@@ -122,71 +138,24 @@ class Colorization:
                 raise FlowError(f"{name} must be a finite number >= 0; got {tau}.")
         return schedule(palette, detail, len(self.shapes))
 
-    @contextmanager
-    def reporting(
-        self, progress: Progress | None, cancelled: Callable[[], bool] | None, total: int
-    ) -> Generator[None, None, None]:
-        """Report progress, and raise Cancelled before a layer once the caller asks for it."""
-        self._progress, self._total = progress, total
-
-        def stop(_: object) -> None:
-            if cancelled is not None and cancelled():
-                raise Cancelled("colorize was cancelled")
-
-        with watched(self.flow, stop), watched(self.plan, stop):
-            yield
-
-    def step(self, preview: Tensor | None = None) -> None:
-        """Count one finished unit of work."""
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total, None if preview is None else preview[:3])
-
-    def fitting(self, hints: Hints | None) -> Hints | None:
-        """Check that hints are for these images, and give coverage and chroma as many items as the other has."""
-        if hints is None:
-            return None
-        coverage, chroma, told = hints.coverage, hints.chroma, hints.palette
-        if (coverage is None) != (chroma is None):
-            raise ShapeError("Hints need coverage and chroma, or neither of the two.")
-        if coverage is not None and chroma is not None:
-            same = coverage.ndim == chroma.ndim == 4 and coverage.shape[2:] == chroma.shape[2:]
-            if not same or coverage.shape[1] != 1 or chroma.shape[1] != 2:
-                raise ShapeError(
-                    f"Expected hints of coverage (B, 1, H, W) and chroma (B, 2, H, W); got {tuple(coverage.shape)} and "
-                    f"{tuple(chroma.shape)}."
-                )
-            for items in (len(coverage), len(chroma)):
-                self._check_items("hints", items)
-            count = max(len(coverage), len(chroma))
-            coverage, chroma = (t.expand(count, -1, -1, -1) for t in (coverage, chroma))
-        if told is not None:
-            if told.ndim != 2 or told.shape[1] != 4:
-                raise ShapeError(f"Expected a palette of shape (B, 4); got {tuple(told.shape)}.")
-            self._check_items("palettes", len(told))
-        return Hints(coverage=coverage, chroma=chroma, palette=told, lock=hints.lock)
-
-    def wanted(self, hints: Hints | None, part: slice) -> _Wanted | None:
-        """Bring the hints of some images to the working size."""
+    def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:
+        """Resize the hints of some images to the working size."""
         if hints is None:
             return None
         count = len(self.y[part])
-        planes = torch.zeros(count, 3, *self.padded, device=self.device)
-        wanted_palette = torch.zeros(count, 4, device=self.device)
+        planes = torch.zeros(count, 3, *self._padded, device=self.run.device)
+        palette = torch.zeros(count, 4, device=self.run.device)
         if hints.coverage is not None and hints.chroma is not None:
-            covered = torch.cat([hints.coverage, hints.coverage * hints.chroma], dim=1).float()
+            covered = covered_planes(hints.coverage, hints.chroma).float()
             covered = covered[part] if len(covered) > 1 else covered
-            planes[..., : self.working[0], : self.working[1]] = resize_bilinear(covered, self.working).to(self.device)
+            height, width = self._working
+            planes[..., :height, :width] = resize_bilinear(covered, self._working).to(self.run.device)
         if hints.palette is not None:
-            wanted_palette[:] = (hints.palette[part] if len(hints.palette) > 1 else hints.palette).to(self.device)
-        return _Wanted(planes, wanted_palette, hints.lock)
+            palette[:] = (hints.palette[part] if len(hints.palette) > 1 else hints.palette).to(self.run.device)
+        return HintPlanes(planes, palette, hints.lock)
 
-    def _check_items(self, what: str, count: int) -> None:
-        if count not in (1, len(self.y)):
-            raise ShapeError(f"Expected {what} for 1 or {len(self.y)} images; got {count}.")
-
-    def given(self, latents: Sequence[Tensor], number: int) -> list[Tensor]:
-        """Bring one item of latents of any size to this size, by the nearest position of every level."""
+    def resize_latents(self, latents: Sequence[Tensor], number: int) -> list[Tensor]:
+        """Bring the latents of image ``number``, of any size, to this size: the nearest position of every level."""
         if [z.ndim for z in latents] != [4] * len(self.shapes) or any(
             z.shape[1] != shape[0] for z, shape in zip(latents, self.shapes, strict=True)
         ):
@@ -194,240 +163,219 @@ class Colorization:
                 f"Expected {len(self.shapes)} levels of latents with {', '.join(str(s[0]) for s in self.shapes)} "
                 f"channels; got {[tuple(z.shape) for z in latents]}. Encode them with this model."
             )
-        for level in latents:
-            self._check_items("latents", len(level))
-            if len(level) != len(latents[0]):
-                raise ShapeError(f"Expected latents of as many items on every level; got {[len(z) for z in latents]}.")
-        item = number if len(latents[0]) > 1 else 0
+        items = [len(z) for z in latents]
+        check_items("latents", items[0], len(self.y))
+        if len(set(items)) > 1:
+            raise ShapeError(f"Expected latents of as many items on every level; got {items}.")
+        item = number if items[0] > 1 else 0
         return [
-            F.interpolate(z[item : item + 1].float(), (shape[1], shape[2]), mode="nearest").to(self.device)
+            F.interpolate(z[item : item + 1].float(), shape[1:], mode="nearest").to(self.run.device)
             for z, shape in zip(latents, self.shapes, strict=True)
         ]
 
-    def condition(self, part: slice, wanted: _Wanted | None) -> Condition:
+    def condition(self, part: slice, hints: HintPlanes | None) -> Condition:
         """Encode luma and hints of some images."""
-        source = pad(self.small_y[part].to(self.device), self.padded)
-        if wanted is not None:
-            planes = wanted.palette[:, :, None, None].expand(-1, -1, *self.padded)
-            source = torch.cat([source, wanted.planes, planes], dim=1)
-        cond = self.plan.encode_condition(source)
-        self.step()
+        source = _pad(self._small_y[part].to(self.run.device), self._padded)
+        if hints is not None:
+            palette = hints.palette[:, :, None, None].expand(-1, -1, *self._padded)
+            source = torch.cat([source, hints.planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
+        cond = self.run.plan.encode_condition(source)
+        self.run.advance()
         return Condition(features=tuple(f.float() if isinstance(f, Tensor) else f for f in cond.features))
 
-    def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
-        """From latents to chroma, centred on 0, at a quarter of the working size; with changes between the levels."""
+    def encode(self, image: Tensor, part: slice) -> list[Tensor]:
+        """Encode the colors of some images."""
+        chroma = resize_bilinear(color.split(validate_image(image[part])[0])[1], self.chroma_size)
+        x = _pad(chroma.to(self.run.device), self.grid) + NEUTRAL
+        return self.run.plan(x, self.condition(part, None))[0]
 
-        def between(number: int, x: Tensor) -> Tensor:
+    def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
+        """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""
+
+        def between(level: int, x: Tensor) -> Tensor:
             for change in changes:
-                x = x if change is None else change(number, x)
+                x = x if change is None else change(level, x)
             return x
 
-        decoded = self.plan.inverse(z, cond, between)
+        decoded = self.run.plan.inverse(z, cond, between)
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
-    def guarded(self, first: int, z: Sequence[Tensor], cond: Condition, wanted: _Wanted | None) -> Tensor:
-        """Decode with the guard: what is bounded, but would have been far off, is drawn calmer."""
+    def decode_guarded(self, first: int, z: Sequence[Tensor], cond: Condition, hints: HintPlanes | None) -> Tensor:
+        """Decode within bounds, at a lower temperature where the chroma would have been far out; see ``overflow``.
+
+        Args:
+            first: Number of the first picture in the task.
+            z: Latents.
+            cond: Condition of as many items.
+            hints: Of this image.
+        """
 
         def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
             wild: list[Tensor] = []
 
-            def look(number: int, x: Tensor) -> Tensor:
-                wild.append(~(_chroma_seen(self.flow, number, x).abs() <= GUARD_REACH).all(1, keepdim=True))
+            def mark(level: int, x: Tensor) -> Tensor:
+                wild.append(~(_chroma_of_level(self.flow, level, x).abs() <= MAX_DEVIATION).all(1, keepdim=True))
                 return x
 
-            told = cond if items is None else select_items(cond, items)
-            chroma = self.decode(latents, told, look, self.bounded, self.locking(wanted))
-            if not torch.stack([mark.any() for mark in wild]).any():
+            shared = cond if items is None else select_items(cond, items)
+            chroma = self.decode(latents, shared, mark, self.clamp, self.locking(hints))
+            if not torch.stack([mask.any() for mask in wild]).any():
                 return chroma, None
-            whole = torch.stack([F.interpolate(mark.float(), self.grid) for mark in wild]).amax(0) > 0
-            return chroma, whole[..., : self.chroma_size[0], : self.chroma_size[1]]
+            anywhere = torch.stack([F.interpolate(mask.float(), self.grid) for mask in wild]).amax(0) > 0
+            return chroma, anywhere[..., : self.chroma_size[0], : self.chroma_size[1]]
 
         decoded = overflow.decode_with_backoff(attempt, z, lambda: torch.zeros(1, 2, 1, 1))
-        self.repairs.add(first, decoded.attenuated, decoded.filled)
+        self._repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
     def report(self) -> None:
-        """Say what the guard has done."""
-        for sentence in self.repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left grey"):
-            self.say(sentence)
+        """Tell the caller where colors were drawn at a lower temperature or left gray."""
+        for sentence in self._repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left gray"):
+            self.run.notify(sentence)
 
-    def bounded(self, number: int, x: Tensor) -> Tensor:
-        """Clamp what a level decodes to; see ``bounded``."""
-        return bounded(self.flow, number, x)
+    def clamp(self, level: int, x: Tensor) -> Tensor:
+        """Clamp what a level decodes to; see ``clamp_level``."""
+        return clamp_level(self.flow, level, x)
 
-    def locking(self, wanted: _Wanted | None) -> Between | None:
-        """Make what puts locked colours into the image between levels: where a cell is covered, its mean is known."""
-        if wanted is None or not wanted.lock:
+    def locking(self, hints: HintPlanes | None) -> Between | None:
+        """Return what puts locked colors into the image between levels; None if nothing is locked.
+
+        Each level decodes the means of the chroma over its cells, and where a cell is covered its mean is known.
+        """
+        if hints is None or not hints.lock:
             return None
 
-        def between(number: int, x: Tensor) -> Tensor:
-            covered, chroma = _pooled(wanted.planes, x.shape[-2:])
-            target = _seen(self.flow, number, chroma)
-            return torch.where(covered > COVERED, target.to(x), x)
+        def between(level: int, x: Tensor) -> Tensor:
+            covered, chroma = hints.pooled(x.shape[-2:])
+            return torch.where(covered > COVERED, _level_of_chroma(self.flow, level, chroma).to(x), x)
 
         return between
 
-    def refined(self, z: Sequence[Tensor], cond: Condition, wanted: _Wanted, steps: int) -> list[Tensor]:
-        """Move latents until the covered places have the wanted colours, as little as that takes."""
-        with torch.inference_mode(False), torch.enable_grad():
-            # copies, since what was loaded in inference mode can have no gradient
-            weights = {f"flow.{name}": t.detach().clone() for name, t in _tensors(self.flow)}
-            features = (f.detach().clone() if isinstance(f, Tensor) else f for f in cond.features)
-            given = Condition(features=tuple(features))
-            covered, chroma = (t.detach().clone() for t in _pooled(wanted.planes, self.grid))
-            drawn = [part.detach().clone() for part in z]
-            moved = [part.clone().requires_grad_() for part in drawn]
-            optimiser = torch.optim.Adam(moved, lr=HINT_RATE)
-            inverse = _Inverse(self.flow, self.bounded)
-            for _ in range(steps):
-                optimiser.zero_grad()
-                decoded = cast(Tensor, functional_call(inverse, weights, (moved, given)))
-                missed = (covered * (decoded - NEUTRAL - chroma).square()).sum() / (2 * HINT_SPREAD**2)
-                loss = missed + sum(((a - b).square().sum() / 2 for a, b in zip(moved, drawn, strict=True)), missed * 0)
-                loss.backward()
-                for part in moved:
-                    assert part.grad is not None
-                    part.grad.nan_to_num_(0, 0, 0)  # of what was out of bounds
-                optimiser.step()
-                self.step()
-            return [part.detach() for part in moved]
-
-    def finish(self, chroma: Tensor, part: slice, hints: Hints | None) -> Tensor:
-        """From chroma at the working size to pictures at the size of the image."""
-        y = self.y[part].to(self.device)
-        small = resize_bilinear(y, self.chroma_size)
-        full = enlarge_chroma(chroma, small, y)
-        alpha = None if self.alpha is None else self.alpha[part].to(self.device)
+    def finish(self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float, gamut: Gamut) -> Tensor:
+        """Enlarge chroma to the size of the images, and merge it with their luma."""
+        y = self.y[part].to(self.run.device)
+        full = enlarge(chroma, resize_bilinear(y, self.chroma_size), y) * saturation
         if hints is not None and hints.lock and hints.coverage is not None and hints.chroma is not None:
             one = len(hints.coverage) == 1
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))
-            full = _locked(full * self.saturation, coverage.to(full), target.to(full))
-            return merge(y, full, alpha, 1.0, self.gamut).to(self.home)
-        return merge(y, full, alpha, self.saturation, self.gamut).to(self.home)
+            full = _lock(full, coverage.to(full), target.to(full))
+        alpha = None if self._alpha is None else self._alpha[part].to(self.run.device)
+        return merge(y, full, alpha, gamut).to(self.home)
 
 
-def bounded(flow: Flow, number: int, x: Tensor) -> Tensor:
-    """Keep means of chroma among those of colours: for the argument ``between`` of a colorizer's inverse.
+def clamp_level(flow: Flow, level: int, x: Tensor) -> Tensor:
+    """Clamp means of chroma to those of colors; for the argument ``between`` of a colorizer's inverse.
 
-    Every picture is there already. What the flow makes of hints or temperatures unlike all it was trained on may not
-    be, and each level that starts from it would be further off, up to infinity.
+    No picture is changed by it. But what the flow makes of hints or temperatures unlike all it was trained on may lie
+    beyond all colors, and each level that starts from there would go further, up to infinity.
 
     Args:
         flow: A colorizer.
-        number: Of the level, 0 for the finest.
-        x: What it has been decoded to, ``(B, 2, h, w)``.
+        level: Its number, 0 for the finest.
+        x: What it decodes to, ``(B, 2, h, w)``.
 
     Returns:
-        The same where it is possible, else the nearest that is.
+        The nearest possible values.
     """
-    chroma = _chroma_seen(flow, number, x)
-    possible = chroma.nan_to_num(0, MOST, -MOST).clamp(-MOST, MOST)
-    return torch.where((possible == chroma).all(1, keepdim=True), x, _seen(flow, number, possible).to(x))
+    chroma = _chroma_of_level(flow, level, x)
+    possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
+    return torch.where((possible == chroma).all(1, keepdim=True), x, _level_of_chroma(flow, level, possible).to(x))
 
 
-def _chroma_seen(flow: Flow, number: int, x: Tensor) -> Tensor:
-    """Give means of chroma that the flow has between its levels; the inverse of ``_seen``."""
+def _chroma_of_level(flow: Flow, level: int, x: Tensor) -> Tensor:
+    """Convert what a level decodes to into means of chroma: the inverse of ``_level_of_chroma``."""
     assert flow.prelude is not None
-    return flow.prelude.inverse(x / 2**number) - NEUTRAL
+    return flow.prelude.inverse(x / 2**level) - NEUTRAL
 
 
-def _seen(flow: Flow, number: int, chroma: Tensor) -> Tensor:
-    """Give means of chroma as the flow has them: whitened, and doubled by every Haar step still to be undone."""
+def _level_of_chroma(flow: Flow, level: int, chroma: Tensor) -> Tensor:
+    """Convert means of chroma as the flow has them: whitened, and doubled by every Haar step."""
     assert flow.prelude is not None
-    return flow.prelude(chroma + NEUTRAL)[0] * 2**number
-
-
-class _Inverse(nn.Module):
-    """A flow whose call is its inverse, for ``functional_call``."""
-
-    def __init__(self, flow: Flow, between: Between) -> None:
-        super().__init__()
-        self.flow = flow
-        self.between = between
-
-    def forward(self, z: Sequence[Tensor], cond: Condition) -> Tensor:
-        return self.flow.inverse(z, cond, self.between)
-
-
-def _tensors(flow: Flow) -> list[tuple[str, Tensor]]:
-    return [*flow.named_parameters(), *flow.named_buffers()]
+    return flow.prelude(chroma + NEUTRAL)[0] * 2**level
 
 
 def blend_latents(drawn: Sequence[Tensor], given: Sequence[Tensor], strength: float, levels: int) -> list[Tensor]:
-    """Mix drawn latents with given ones on the coarsest levels, with the same variance in all."""
-    first = len(drawn) - levels
+    """Mix given latents into drawn ones, keeping the variance.
+
+    Args:
+        drawn: Finest first.
+        given: Of the same shapes.
+        strength: The share of the variance that the given latents supply.
+        levels: How many of the coarsest levels are mixed; 0 for all.
+
+    Returns:
+        The mixed latents.
+    """
+    first = len(drawn) - (levels or len(drawn))
     return [
         z if number < first else math.sqrt(strength) * other.to(z) + math.sqrt(1 - strength) * z
         for number, (z, other) in enumerate(zip(drawn, given, strict=True))
     ]
 
 
-def _locked(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
-    """Meet the wanted chroma where it is covered, and let the correction fade out around."""
-    size = (chroma.shape[-2], chroma.shape[-1])
-    covered = resize_bilinear(torch.cat([coverage, coverage * target], dim=1), size).expand(len(chroma), -1, -1, -1)
-    coverage, target = covered[:, :1], covered[:, 1:] / covered[:, :1].clamp_min(1e-6)
-    reach = max(1, min(size) // 64)  # a pixel of the finest grid or two
-    # the correction, times how much of the neighbourhood is covered
-    around = F.avg_pool2d(coverage * (target - chroma), 2 * reach + 1, 1, reach)
-    return torch.where(coverage > COVERED, target, chroma + around)
+def enlarge(chroma: Tensor, small_y: Tensor, y: Tensor) -> Tensor:
+    """Resize chroma to the size of an image: along the edges of its luma, unless it becomes smaller.
+
+    Args:
+        chroma: ``(B, 2, h, w)``.
+        small_y: Luma of the image at the size of the chroma, ``(B, 1, h, w)``.
+        y: Luma of the image, ``(B, 1, H, W)``.
+
+    Returns:
+        ``(B, 2, H, W)``.
+    """
+    if chroma.shape[-2] > y.shape[-2] or chroma.shape[-1] > y.shape[-1]:
+        return resize_bilinear(chroma, y.shape[-2:])
+    return color.enlarge_chroma(chroma, small_y, y)
 
 
-def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, saturation: float, gamut: Gamut) -> Tensor:
-    """Combine luma and chroma of one size into RGB, with alpha if there is one."""
-    _check_finish(saturation, gamut)
+def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tensor:
+    """Merge luma and chroma into colors of the RGB cube; of one picture or several each.
+
+    Args:
+        y: ``(1 or B, 1, H, W)``.
+        chroma: ``(1 or B, 2, H, W)``.
+        alpha: ``(1 or B, 1, H, W)``, or None.
+        gamut: See ``colorize``.
+
+    Returns:
+        ``(B, 3 or 4, H, W)``.
+    """
     count = max(len(y), len(chroma))
-    y, chroma = y.expand(count, -1, -1, -1), chroma.expand(count, -1, -1, -1) * saturation
+    y, chroma = y.expand(count, -1, -1, -1), chroma.expand(count, -1, -1, -1)
     rgb = color.compress(y, chroma) if gamut == "compress" else color.clip(y, chroma)
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb).expand(count, -1, -1, -1)], dim=1)
 
 
-def enlarge_chroma(chroma: Tensor, small: Tensor, y: Tensor) -> Tensor:
-    """Bring chroma to the size of an image, larger or smaller."""
-    if chroma.shape[-2] > y.shape[-2] or chroma.shape[-1] > y.shape[-1]:
-        return resize_bilinear(chroma, y.shape[-2:])
-    return color.enlarge_chroma(chroma, small, y)
-
-
-def _pooled(planes: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Coverage and mean wanted chroma by cell of a grid."""
-    pooled = F.adaptive_avg_pool2d(planes, (size[0], size[1]))
-    return pooled[:, :1], pooled[:, 1:] / pooled[:, :1].clamp_min(1e-6)
-
-
-def pad(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Continue an image symmetrically at its right and at its bottom."""
-    height, width = size
-    border = max(height - image.shape[-2], width - image.shape[-1])
-    return pad_symmetric(image, border)[..., border : border + height, border : border + width]
-
-
-def working_sides(height: int, width: int, short: int) -> tuple[int, int]:
-    """Give the sides a length on the finest grid: the shorter one as asked, unless the other becomes too long."""
-    factor = min(short / min(height, width), LONGEST * short / max(height, width))
-    rows, columns = (max(1, round(side * factor / STRIDE)) * STRIDE for side in (height, width))
-    return rows, columns
-
-
-def _check_finish(saturation: float, gamut: str) -> None:
+def check_colors(saturation: float, gamut: str) -> None:
+    """Raise FlowError if saturation or gamut are invalid."""
     if not (math.isfinite(saturation) and saturation >= 0):
         raise FlowError(f"saturation must be a finite number >= 0; got {saturation}.")
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")
 
 
-def items_at_once(batch: int | None) -> int:
-    """Return how many colorings are decoded together."""
-    if batch is not None and batch < 0:
-        raise FlowError(f"batch must not be negative; got {batch}. 0 chooses.")
-    return batch or AT_ONCE
-
-
-def check_draw(seed: int, strength: float, levels: int) -> None:
-    """Raise FlowError if a seed or a blend of latents is out of range."""
-    if not 0 <= seed < 2**64:
-        raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+def check_blend(strength: float, levels: int) -> None:
+    """Raise FlowError if latents cannot be blended with that strength, on that many levels."""
     if not 0 <= strength <= 1:
         raise FlowError(f"latents_strength must lie in [0, 1]; got {strength}.")
     if levels < 0:
         raise FlowError(f"latents_levels must be at least 0, which means all; got {levels}.")
+
+
+def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
+    """Meet the wanted chroma where it is covered, and let the correction fade out around."""
+    size = chroma.shape[-2:]
+    planes = resize_bilinear(covered_planes(coverage, target), size).expand(len(chroma), -1, -1, -1)
+    coverage, target = average_covered(planes)
+    reach = max(1, min(size) // 64)  # a pixel of the finest grid or two
+    # the mean correction, weighted by how much of the neighborhood is covered
+    around = F.avg_pool2d(coverage * (target - chroma), 2 * reach + 1, 1, reach)
+    return torch.where(coverage > COVERED, target, chroma + around)
+
+
+def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Continue an image symmetrically on the right and at the bottom."""
+    height, width = size
+    border = max(height - image.shape[-2], width - image.shape[-1])
+    return pad_symmetric(image, border)[..., border : border + height, border : border + width]

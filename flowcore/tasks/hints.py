@@ -1,4 +1,4 @@
-"""Hints: which colors are wanted where, from strokes, points, or a palette."""
+"""Hints: which colors are wanted where, made from strokes, points or a palette."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from ..images import color
 from ..images.resize import resize_bilinear
 from .runner import validate_image
 
-Colour = str | Sequence[float]
-Point = tuple[float, float, Colour]
+Color = str | Sequence[float]
+"""Such as "#e0b080", or red, green and blue in [0, 1]."""
+Point = tuple[float, float, Color]
+"""Column, row and color; pixels from the top left corner."""
+
 STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, where there is no mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """Which colours are wanted, and where.
+    """Which colors are wanted, and where.
 
     Attributes:
-        coverage: Where, in [0, 1], ``(1 or B, 1, H, W)``; None for nowhere in particular.
-        chroma: Which chroma is wanted there, centred on 0, ``(1 or B, 2, H, W)``; read only where covered.
-        palette: Of the whole picture, ``(1 or B, 4)``; see ``color.palette_from_chroma``. None for any palette.
+        coverage: Where, in [0, 1], ``(1 or B, 1, H, W)``; None for nowhere.
+        chroma: The chroma wanted there, centered on 0, ``(1 or B, 2, H, W)``; ignored where coverage is 0.
+        palette: The colors of the picture as a whole, ``(1 or B, 4)``; see ``color.palette_from_chroma``. None leaves them open.
         lock: Whether the wanted chroma is met exactly where coverage is 1, as far as the luma leaves room for it.
     """
 
@@ -38,16 +41,48 @@ class Hints:
     palette: Tensor | None = None
     lock: bool = False
 
+    def expand(self, images: int) -> Hints:
+        """Check the shapes, and give coverage and chroma as many items as the other has.
+
+        Args:
+            images: Number of images that the hints are for.
+
+        Returns:
+            Hints whose coverage and chroma are both None, or both of 1 or ``images`` items.
+
+        Raises:
+            ShapeError: If the shapes fit neither each other nor the images.
+        """
+        coverage, chroma = self.coverage, self.chroma
+        if (coverage is None) != (chroma is None):
+            raise ShapeError("Hints need coverage and chroma, or neither of the two.")
+        if coverage is not None and chroma is not None:
+            same = coverage.ndim == chroma.ndim == 4 and coverage.shape[2:] == chroma.shape[2:]
+            if not same or coverage.shape[1] != 1 or chroma.shape[1] != 2:
+                raise ShapeError(
+                    f"Expected hints of coverage (B, 1, H, W) and chroma (B, 2, H, W); got {tuple(coverage.shape)} and "
+                    f"{tuple(chroma.shape)}."
+                )
+            check_items("hints", len(coverage), images)
+            check_items("hints", len(chroma), images)
+            items = max(len(coverage), len(chroma))
+            coverage, chroma = coverage.expand(items, -1, -1, -1), chroma.expand(items, -1, -1, -1)
+        if self.palette is not None:
+            if self.palette.ndim != 2 or self.palette.shape[1] != 4:
+                raise ShapeError(f"Expected a palette of shape (B, 4); got {tuple(self.palette.shape)}.")
+            check_items("palettes", len(self.palette), images)
+        return Hints(coverage=coverage, chroma=chroma, palette=self.palette, lock=self.lock)
+
 
 def hints_from_strokes(
     strokes: Tensor, mask: Tensor | None = None, *, size: tuple[int, int] | None = None, lock: bool = False
 ) -> Hints:
-    """Take coloured strokes as hints; their luma does not matter.
+    """Make hints of colored strokes; only their chroma counts.
 
     Args:
         strokes: Painted on anything, ``(B, 3 or 4, H, W)`` in [0, 1].
-        mask: Where they are painted, in [0, 1], ``(1 or B, 1, h, w)`` of any size; None for wherever that image is in
-            colour, as far as its alpha, if it has one, is opaque there.
+        mask: Where they are painted, in [0, 1], ``(1 or B, 1, h, w)`` of any size; None for wherever the image is in
+            color, weighted by its alpha if it has one.
         size: Height and width of the hints; None for those of the strokes.
         lock: See ``Hints``.
 
@@ -55,11 +90,11 @@ def hints_from_strokes(
         The hints.
 
     Raises:
-        ImageError: If the strokes are no colour image, or the mask no mask of as many items.
+        ImageError: If the strokes are no color image, or the mask does not fit them.
     """
     rgb, alpha = validate_image(strokes)
     if strokes.shape[1] < 3:
-        raise ImageError(f"Strokes need colours: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
+        raise ImageError(f"Strokes need colors: expected (B, 3, H, W); got {tuple(strokes.shape)}.")
     chroma = color.split(rgb)[1]
     if mask is None:
         coverage = (chroma.abs().amax(1, keepdim=True) > STROKE).to(rgb) * (1 if alpha is None else alpha)
@@ -72,20 +107,17 @@ def hints_from_strokes(
             )
         coverage = resize_bilinear(mask.float().clamp(0, 1), chroma.shape[-2:]).to(rgb).expand(len(rgb), -1, -1, -1)
     if size is not None:
-        # colours are averaged over what is painted only
-        painted = resize_bilinear(torch.cat([coverage, coverage * chroma], dim=1), size)
-        coverage, chroma = painted[:, :1], painted[:, 1:] / painted[:, :1].clamp_min(1e-6)
+        coverage, chroma = average_covered(resize_bilinear(covered_planes(coverage, chroma), size))
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
 
 def hints_from_points(
     points: Sequence[Point], size: tuple[int, int], *, radius: float = 8, lock: bool = False
 ) -> Hints:
-    """Take discs of colours as hints.
+    """Make hints of colored discs.
 
     Args:
-        points: Column, row and colour of each: pixels from the top left corner, and "#rrggbb" or red, green and blue in
-            [0, 1]. Where two overlap the first counts.
+        points: Column, row and color of each. Where two discs overlap, the first counts.
         size: Height and width of the image.
         radius: Of the discs, in pixels; 0 for single pixels.
         lock: See ``Hints``.
@@ -94,7 +126,7 @@ def hints_from_points(
         The hints.
 
     Raises:
-        ImageError: If a point lies outside the image, or a colour is none.
+        ImageError: If a point lies outside the image, or a color is invalid.
         FlowError: If the radius is negative.
     """
     height, width = size
@@ -103,18 +135,18 @@ def hints_from_points(
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
     radius = min(radius, height + width)
     reach = math.ceil(radius)
-    for number, (x, y, colour) in reversed(list(enumerate(points, start=1))):
+    for number, (x, y, wanted) in reversed(list(enumerate(points, start=1))):
         if not (0 <= x < width and 0 <= y < height):
             raise ImageError(
                 f"Hint {number} is at x {x:g}, y {y:g}, outside the image of {width}x{height} pixels. Move it inside."
             )
-        top, left = max(0, int(y) - reach), max(0, int(x) - reach)  # of the box that holds the disc
+        top, left = max(0, int(y) - reach), max(0, int(x) - reach)  # of the box around the disc
         rows = torch.arange(top, min(height, int(y) + reach + 1))[:, None]
         columns = torch.arange(left, min(width, int(x) + reach + 1))[None]
         disc = (columns - int(x)) ** 2 + (rows - int(y)) ** 2 <= radius**2
         box = (0, slice(None), slice(top, top + len(rows)), slice(left, left + columns.shape[1]))
         coverage[box][:, disc] = 1
-        chroma[box][:, disc] = _chroma(colour)[:, None]
+        chroma[box][:, disc] = _chroma_of(wanted)[:, None]
     return Hints(coverage=coverage, chroma=chroma, lock=lock)
 
 
@@ -128,59 +160,55 @@ def parse_points(text: str) -> list[Point]:
         The points.
 
     Raises:
-        FlowError: Naming the line that is none.
+        FlowError: If a line is no point; the message quotes it.
     """
     if text.strip().startswith("["):
         try:
-            rows: Any = json.loads(text)
-            return [(float(x), float(y), str(colour)) for x, y, colour in rows]
+            parsed: Any = json.loads(text)
+            return [(float(x), float(y), str(wanted)) for x, y, wanted in parsed]
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise FlowError(f'Points as JSON are [[x, y, "#rrggbb"], ...]; got {text.strip()[:60]!r}.') from error
     points: list[Point] = []
-    for line in re.split(r"[;\n]", text):
-        words = re.split(r"[,\s]+", line.strip())
-        if words == [""]:
-            continue
+    for line in filter(None, (line.strip() for line in re.split(r"[;\n]", text))):
         try:
-            x, y, colour = words
-            points.append((float(x), float(y), colour))
+            x, y, wanted = re.split(r"[,\s]+", line)
+            points.append((float(x), float(y), wanted))
         except ValueError as error:
             raise FlowError(
-                f"A point is `x, y, #rrggbb`, such as `120, 80, #c03020`; got `{line.strip()[:60]}`. One point a line."
+                f"A point is `x, y, #rrggbb`, such as `120, 80, #c03020`; got `{line[:60]}`. One point a line."
             ) from error
     return points
 
 
-def palette_from(colours: Sequence[Colour] | None = None, image: Tensor | None = None) -> Tensor:
-    """Describe what a whole picture should be like.
+def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = None) -> Tensor:
+    """Make a palette, which describes the colors of a picture as a whole, of colors or of an image.
 
     Args:
-        colours: Colours that it shall have on the whole, in equal parts, as in ``hints_from_points``.
-        image: Or a picture that has them, ``(B, 3, H, W)`` in [0, 1].
+        colors: Colors in equal parts.
+        image: Or an image with such colors, ``(B, 3, H, W)`` in [0, 1].
 
     Returns:
         ``(1 or B, 4)``, see ``color.palette_from_chroma``.
 
     Raises:
         FlowError: If neither or both are given.
-        ImageError: If they are no colours, or no picture.
+        ImageError: If a color or the image is invalid.
     """
-    if (image is None) == (not colours):
-        raise FlowError("A palette is made of colours or of an image: give one of the two.")
+    if (image is None) == (not colors):
+        raise FlowError("A palette is made of colors or of an image: give one of the two.")
     if image is not None:
         return color.palette_from_chroma(color.split(validate_image(image)[0])[1])
-    return color.palette_from_chroma(torch.stack([_chroma(c) for c in colours or ()], dim=1)[None, :, None])
+    return color.palette_from_chroma(torch.stack([_chroma_of(c) for c in colors or ()], dim=1)[None, :, None])
 
 
-def combine(*hints: Hints | None) -> Hints | None:
-    """Put hints of one size over each other.
+def combine_hints(*hints: Hints | None) -> Hints | None:
+    """Lay hints of one size over each other.
 
     Args:
-        hints: The first that covers a pixel counts there, as far as it covers it, and the first palette; None is passed
-            over.
+        hints: The topmost first, which counts as far as it covers a pixel; so does the first palette. None is skipped.
 
     Returns:
-        All of them, locked if one is; None if there is none.
+        One set of hints, locked if one of them is; None if there is none.
 
     Raises:
         ShapeError: If their sizes differ.
@@ -204,13 +232,45 @@ def combine(*hints: Hints | None) -> Hints | None:
         mixed = hint.coverage * hint.chroma + below * chroma
         coverage = hint.coverage + below
         chroma = mixed / coverage.clamp_min(1e-6)
-    found = next((hint.palette for hint in given if hint.palette is not None), None)
-    return Hints(coverage=coverage, chroma=chroma, palette=found, lock=any(hint.lock for hint in given))
+    palette = next((hint.palette for hint in given if hint.palette is not None), None)
+    return Hints(coverage=coverage, chroma=chroma, palette=palette, lock=any(hint.lock for hint in given))
 
 
-def _chroma(colour: Colour) -> Tensor:
-    """Chroma (2,) of a colour."""
-    rgb = color.parse_color(colour) if isinstance(colour, str) else tuple(float(value) for value in colour)
+def covered_planes(coverage: Tensor, chroma: Tensor) -> Tensor:
+    """Join coverage and covered chroma, ready to be resized or averaged.
+
+    Args:
+        coverage: ``(B, 1, H, W)``.
+        chroma: ``(B, 2, H, W)``.
+
+    Returns:
+        ``(B, 3, H, W)``.
+    """
+    return torch.cat([coverage, coverage * chroma], dim=1)
+
+
+def average_covered(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Separate coverage and chroma again; uncovered pixels have no part in the averages of chroma.
+
+    Args:
+        planes: From ``covered_planes``, resized or averaged, ``(B, 3, h, w)``.
+
+    Returns:
+        Coverage ``(B, 1, h, w)`` and chroma ``(B, 2, h, w)``.
+    """
+    coverage = planes[:, :1]
+    return coverage, planes[:, 1:] / coverage.clamp_min(1e-6)
+
+
+def check_items(what: str, items: int, images: int) -> None:
+    """Raise ShapeError unless there is one item for all images, or one per image."""
+    if items not in (1, images):
+        raise ShapeError(f"Expected {what} for 1 or {images} images; got {items}.")
+
+
+def _chroma_of(wanted: Color) -> Tensor:
+    """Chroma of a color, (2,)."""
+    rgb = color.parse_color(wanted) if isinstance(wanted, str) else tuple(float(value) for value in wanted)
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
-        raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {colour!r}.')
+        raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {wanted!r}.')
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()

@@ -70,14 +70,14 @@ class RunOptions:
 
     Attributes:
         precision: Of conditioners and encoder, see ``Precision``; on a CPU, float16 becomes float32.
-        batch: Images or samples that go through the flow at once; 0 chooses.
+        batch: Images or samples that go through the flow at once; None or 0 chooses.
         progress: Called as the work advances.
         cancelled: Asked before every convolution; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked; None logs it.
     """
 
     precision: Precision = "float32"
-    batch: int = 0
+    batch: int | None = 0
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
     notify: Callable[[str], None] | None = None
@@ -85,7 +85,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
-        if self.batch < 0:
+        if self.batch is not None and self.batch < 0:
             raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
 
 

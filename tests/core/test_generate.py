@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import pytest
@@ -345,7 +344,7 @@ def test_images_that_do_not_fit_are_refused(flows):
     for image in (picture(2, 1), picture()[0], picture()[:, :, None]):
         with pytest.raises(ShapeError, match=r"\(B, 3, H, W\); got"):
             encode(glow, image)
-    with pytest.raises(ShapeError, match="to grey"):
+    with pytest.raises(ShapeError, match="to gray"):
         encode(digits, picture(), condition(digits, 2))
     with pytest.raises(ShapeError, match=r"divisible by 4; got 8x10\. Crop \(to 8x8\)"):
         encode(glow, picture(width=10))
@@ -500,10 +499,10 @@ def test_running_out_of_memory_goes_on_with_fewer_at_once(glow, monkeypatch):
     limit = 2
     came = sample(glow, 7, seed=3, progress=lambda done, total, preview=None: log.append((done, total)))
     close(came, whole)
-    assert seen == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert seen == [7, 1, 1, 1, 1, 1, 1, 1]
     assert log[-1][0] == log[-1][1]
     limit = 0
-    with pytest.raises(FlowError, match="Out of memory even with one image"):
+    with pytest.raises(FlowError, match=r"Out of memory\. Choose a smaller size"):
         sample(glow, 7)
 
 
@@ -520,14 +519,6 @@ def test_large_images_go_in_small_batches():
     assert images_at_once(32, 32) == 64
     assert images_at_once(256, 256) == 4
     assert images_at_once(4096, 4096) == 1
-
-
-@pytest.mark.parametrize(
-    "function",
-    [sample, encode, decode, reconstruct, style_transfer, content_transfer, attribute_direction_from_folders],
-)
-def test_every_task_can_be_followed(function):
-    assert {"progress", "cancelled", "batch"} <= inspect.signature(function).parameters.keys()
 
 
 # --- other images from the same latents -------------------------------------------------------------------------------
@@ -634,11 +625,11 @@ def test_messy_is_a_temperature_as_well():
     latents = [torch.randn(2, 96, 1, 1)]
     messy, bold = (flow.styles[name][0] for name in ("messy", "bold"))
     for strength in (1.0, -2):
-        factor = math.exp(directions.TEMPER * strength)
+        factor = math.exp(directions.MESSY_RATE * strength)
         expected = factor * latents[0] + strength * messy + 0.5 * bold
         close(apply_style(flow, latents, {"bold": 0.5, "messy": strength})[0], expected)
         close(apply_style(flow, latents, {"bold": [0.5], "messy": [strength]})[0], expected)
-    assert directions.TEMPER > 0
+    assert directions.MESSY_RATE > 0
 
 
 def test_an_unknown_style_is_answered_with_the_known_ones(flows):

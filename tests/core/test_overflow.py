@@ -236,7 +236,7 @@ def test_a_glow_that_always_overflows_gives_grey_and_says_so():
     said = []
     images = sample(flow, 2, temperature=0.7, notify=said.append)
     assert (images == 0.5).all()
-    assert "2 pictures, 100.0 % of them: left grey" in said[0]
+    assert "2 pictures, 100.0 % of them: left gray" in said[0]
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
         ({"points": "1, 1"}, ["x, y, #rrggbb", "1, 1"]),
         ({"points": "[[1, 1]]"}, ["JSON", "#rrggbb"]),
         ({"palette": "#12345"}, ["#e0b080", "#12345"]),
-        ({"strokes": ["image", 0]}, ["Strokes need colours"]),
+        ({"strokes": ["image", 0]}, ["Strokes need colors"]),
     ],
 )
 def test_malformed_hints_get_a_sentence(host, flows, hints, words):
