@@ -32,7 +32,7 @@ class Hints:
     Attributes:
         coverage: Where, in [0, 1], ``(1 or B, 1, H, W)``; None for nowhere.
         chroma: The chroma wanted there, centered on 0, ``(1 or B, 2, H, W)``; ignored where coverage is 0.
-        palette: The colors of the picture as a whole, ``(1 or B, 4)``; see ``color.palette_from_chroma``. None leaves them open.
+        palette: Of the picture as a whole, ``(1 or B, 4)``; see ``color.palette_from_chroma``. None for any palette.
         lock: Whether the wanted chroma is met exactly where coverage is 1, as far as the luma leaves room for it.
     """
 
