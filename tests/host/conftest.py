@@ -45,3 +45,14 @@ def flows(host, store):
     """The small flows are in the server's models/flows: name in `small_flows` to name in the loader."""
     models = host.server.base / "models" / "flows"
     return {name: small_flows.install(name, models, store) for name in small_flows.KINDS}
+
+
+@pytest.fixture
+def folder_of_photos(host):
+    """The name of a folder in the server's input folder, with three pictures."""
+    folder = host.server.base / "input" / "photos"
+    folder.mkdir(exist_ok=True)
+    whole = Image.open(WORKFLOWS / "photo.png").convert("RGB")
+    for k in range(3):
+        whole.crop((40 * k, 20, 40 * k + 96, 116)).save(folder / f"{k}.png")
+    return folder.name

@@ -30,58 +30,6 @@ CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP = 340, 60
 THUMBNAIL = 640
 
-NOTES = {
-    "temperatures": "The same six seeds at five temperatures, 0.4 on the left to 1.0 on the right. Low "
-    "temperatures are calm, high ones lively: the same images, with more or less of what "
-    "the model can imagine.",
-    "morph": "Two photographs become latents, exactly; every frame is the image of latents between "
-    "theirs. Choose two photographs of your own and remove the mirror.",
-    "digits": "The label says which digit, the latents say how it is written. Six styles of the "
-    "same ten digits: faint, bold, narrow, wide, slanted, messy.",
-    "handwriting": "Five hands write a 3. The same latents, told another label, are the other nine "
-    "digits in the same five hands.",
-    "rank": "Put images into `input/photos` and reload the page (R). The table is sorted: what "
-    "the model expects comes first. Flat images need few bits whatever they show, so "
-    "compare the column that is corrected for complexity.",
-    "retouched": "A soft piece is pasted into a photograph. The map shows where the model needs bits: "
-    "retouching leaves patches that are too quiet for their surroundings. It shows where "
-    "to look, not what happened.",
-    "content-transfer": "A piece is copied to another place. The edit is encoded under its own "
-    "small version, its latents are brought to the statistics that the model expects, and "
-    "decoded again: small shapes and colours stay, the detail becomes that of one photograph.",
-    "latent-normalisation": "A photograph of 24 dithered colours is encoded under its small version, "
-    "which hides the dither: its latents are too loud. At unit statistics they are those of an "
-    "ordinary photograph, and so is what they decode to. It works for noise and compression, too.",
-    "colourings": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; "
-    "drag it onto *Photograph*. It is coloured in four ways: every seed is another one, and all "
-    "have its luma, exactly. Put the seed of the one you like (seed + 0, 1, 2 or 3) into the node "
-    "and set samples to 1.",
-    "strokes": "Load a black-and-white photograph here. The pack's folder has one, for which the hints are "
-    "made: `workflows/house.jpg`; drag it onto *Photograph*. Two strokes are painted on it, and eight "
-    "points are written into Flow Color Hints; two seeds follow them and differ elsewhere. Strokes of "
-    "your own come from any paint program: only their hue and saturation count.",
-    "palette-transfer": "Load a black-and-white photograph as *Photograph* (the pack's folder has one: "
-    "`workflows/house.jpg`) and any picture in colour as *Reference*. The reference in warm and in "
-    "cold light becomes latents of its colours; the photograph takes over their two coarsest levels, "
-    "which hold the palette, and the rest is drawn by the seed.",
-    "train": "Put photographs into `input/my-photos`, fifty or more and none below 220 pixels a side, and press "
-    "Run. A shipped model learns from them for a minute and becomes a model of your own: `my-photos` in *Load Flow "
-    "Model*. The sheet shows its samples at six temperatures, and pieces of your photographs on the right. For a model "
-    "that is worth keeping, choose another name, more minutes and the recipe that you need.",
-    "painted": "Two temperatures in one picture. Load a photograph, right-click it, choose *Open in MaskEditor*, and "
-    "paint over what shall be lively: there *temperature* holds, everywhere else *outside*. The pack's folder has a "
-    "photograph that is painted on already: `workflows/painted.png`; drag it onto *Photograph*. Its knitwear and hair "
-    "are lively, its face is calm. With nothing painted, all is calm.",
-    "grid": "Four temperatures, three seeds, one sheet: the column says how much is invented, the row which of the "
-    "possible pictures. Find the place that you like, and put its temperature and seed into *Flow Upscale*.",
-    "best-of": "Eight enlargements of one photograph. The map shows where they differ, which is what the model had to "
-    "guess. The two that fit the photograph best are kept, and matched to it: shrunk, they are the photograph again.",
-    "clip": "Load a black-and-white photograph here. The pack's folder has one: `workflows/alps.jpg`; drag it "
-    "onto *Photograph*. Sixteen frames pan over it. With frames on video all are coloured from the same "
-    "latents, and carry keeps the palette steady. Replace the frames by those of your own clip.",
-}
-
-
 # Which file of workflows/ a story loads for its thumbnail, by node; the others load the sample photograph.
 PHOTOS = {
     "colourings": {"photo": "alps.jpg"},
@@ -155,8 +103,9 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 links.append([len(links) + 1, source["id"], output, target["id"], slot, kind])
                 shown["link"] = len(links)
                 source["outputs"][output]["links"] = [*(source["outputs"][output]["links"] or []), len(links)]
-    if name in NOTES:
-        nodes.append(note(len(nodes) + 1, NOTES[name]))
+    text = note_of(name)
+    if text:
+        nodes.append(note(len(nodes) + 1, text))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flowcore/{name}")),
         "revision": 0,
@@ -206,6 +155,13 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
                 shown.append({"name": "upload", "type": "IMAGEUPLOAD", "widget": {"name": "upload"}, "link": None})
                 values.append("image")
     return shown, values
+
+
+def note_of(name: str) -> str | None:
+    """Read the note for people from the canvas file of a story, where it is written."""
+    path = WORKFLOWS / f"{name}.json"
+    nodes = json.loads(path.read_text())["nodes"] if path.exists() else []
+    return next((node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"), None)
 
 
 def note(number: int, text: str) -> dict[str, Any]:

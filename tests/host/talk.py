@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
-from client import Client
+import pytest
+import torch
+from client import Client, RunError
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -98,3 +100,33 @@ def inputs(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
             yield name, kind, (rest[0] if rest else {})
+
+
+def noise(*shape: int, number: int = 0) -> torch.Tensor:
+    """Make what the probe pack makes of `fill="noise"`, as (B, C, H, W)."""
+    batch, channels, height, width = shape
+    generator = torch.Generator().manual_seed(number)
+    made = torch.randint(0, 256, (batch, height, width, channels), generator=generator) / 255
+    return made.permute(0, 3, 1, 2)
+
+
+def pixels(report: dict[str, Any]) -> torch.Tensor:
+    """Return the images of a report of the probe pack as (B, C, H, W)."""
+    return torch.tensor(report["rows"]).reshape(report["shape"]).permute(0, 3, 1, 2)
+
+
+def refusal(host: Host, workflow: dict[str, Any], *words: str) -> None:
+    """Run a workflow that one of our errors must stop, with these words in it."""
+    with pytest.raises(RunError) as refused:
+        host.run(workflow)
+    kind = refused.value.detail["exception_type"]
+    assert "flowcore" in kind, kind  # not an accident in the depths
+    assert kind.endswith("Error")
+    for word in words:
+        assert word in str(refused.value)
+
+
+def options(info: dict[str, Any], name: str) -> list[Any]:
+    """Return the options of an input, as either form of schema has them."""
+    kind, properties = next((kind, properties) for label, kind, properties in inputs(info) if label == name)
+    return kind if isinstance(kind, list) else properties["options"]

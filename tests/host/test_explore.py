@@ -7,8 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from talk import graph, upscale
-from test_generate import refusal
+from talk import graph, refusal, upscale
 from test_latents import DIGITS, GLOW, drawn, levels, same, working
 
 from flowcore import latents as material

@@ -132,7 +132,9 @@ def test_the_name_of_latents_does_not_lead_out(host, latents, name):
     link = host.server.base / "input" / "link.safetensors"
     link.symlink_to(latents)  # the host's own loaders do not follow it, either
     try:
-        assert "there is no file" in refusal(host, load(name.replace("OUTSIDE", str(latents.parent))))
+        said = refusal(host, load(name.replace("OUTSIDE", str(latents.parent))))
+        assert "there is no file" in said
+        assert "input/latents" in said
     finally:
         link.unlink()
 

@@ -339,14 +339,9 @@ def listing(base):
 
 
 @pytest.fixture
-def good(host, flows, photo):
+def good(host, flows, photo, folder_of_photos):
     """Good prompts, all of which run."""
     host.put("photos.png", Image.open(WORKFLOWS / "photo.png"))
-    folder = host.server.base / "input" / "photos"
-    folder.mkdir(exist_ok=True)
-    whole = Image.open(WORKFLOWS / "photo.png").convert("RGB")
-    for k in range(3):
-        whole.crop((40 * k, 20, 40 * k + 96, 116)).save(folder / f"{k}.png")
     (host.server.base / "models" / "flows" / "quick.toml").write_text(test_workflows.QUICK)
     made = stories(flows, photo)
     keep = host.run(made["keep"])["outputs"]["save"]["latents"][0]

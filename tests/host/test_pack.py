@@ -6,7 +6,7 @@ import json
 import re
 
 import comfyui
-from talk import inputs, newer
+from talk import inputs, newer, options
 
 # test_for_ever.py compares the live schemas with it.
 GOLDEN = json.loads((comfyui.ROOT / "tests" / "golden" / "object_info.json").read_text())
@@ -60,13 +60,13 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
     finally:
         other.unlink()
         notes.unlink()
-    _, kind, properties = next(inputs(info))
-    options = kind if isinstance(kind, list) else properties["options"]
+    listed = options(info, "model_name")
+    _, _, properties = next(inputs(info))
     shipped = sorted(file.stem for file in (comfyui.ROOT / "flowcore" / "weights").glob("*.safetensors"))
-    assert options[: len(shipped)] == shipped
+    assert listed[: len(shipped)] == shipped
     assert properties["default"] == "srflow-x4"
-    assert "elsewhere.safetensors" in options
-    assert "notes.txt" not in options
+    assert "elsewhere.safetensors" in listed
+    assert "notes.txt" not in listed
 
 
 def test_help_pages_are_served_and_name_every_input(host):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from small_flows import flow
-from talk import graph, inputs, newer, picture
-from test_generate import noise, pixels, refusal
+from talk import graph, inputs, newer, noise, picture, pixels, refusal
 
 from flowcore.images.resize import shrink
 from flowcore.tasks.score import score
@@ -137,36 +136,11 @@ def test_labels_and_small_images(host, flows):
     assert "shrunk 2 times" in outputs["report"]["text"][0]
 
 
-@pytest.mark.parametrize(
-    ("facts", "words"),
-    [
-        ({"batch": 0}, ["empty"]),
-        ({"fill": "nan"}, ["NaN"]),
-        ({"channels": 2}, ["1, 3 or 4"]),
-        ({"dtype": "video"}, ["frames"]),
-    ],
-)
-def test_images_that_cannot_be_scored_get_a_sentence(host, flows, facts, words):
-    refusal(host, scoring(image=picture(**facts)), *words)
-
-
 def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
     info = host.get_json("/object_info/FlowcoreScore")["FlowcoreScore"]
     (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
     assert seed["control_after_generate"] is False
     assert info["output_is_list"] == [True, True, True, True, False]
-
-
-def test_progress_moves_to_its_end(host, flows):
-    events = []
-    host.run(scoring(image=picture(fill="noise3"), second=picture(fill="noise4")), events.append)
-    values = [
-        (event["data"]["value"], event["data"]["max"])
-        for event in events
-        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "score"
-    ]
-    assert values == sorted(values)
-    assert values[-1][0] == values[-1][1]
 
 
 @pytest.mark.parametrize("model", ["glow-photos", "realnvp-cifar10"])

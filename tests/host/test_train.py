@@ -10,8 +10,7 @@ import pytest
 import torch
 from client import RunError
 from PIL import Image
-from talk import WORKFLOWS, graph, inputs
-from test_generate import refusal
+from talk import WORKFLOWS, graph, options, refusal
 
 from flowcore import load
 from flowcore.checkpoints.file import read_header
@@ -142,8 +141,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert outputs["report"]["shape"] == [2, 16, 16, 3]
     # Where the loader finds it, after what it listed before; the same weights as the run's.
     info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
-    _, kind, properties = next(inputs(info))
-    assert "first.safetensors" in (kind if isinstance(kind, list) else properties["options"])
+    assert "first.safetensors" in options(info, "model_name")
     loaded = graph(
         model=("FlowcoreLoadModel", {"model_name": "first.safetensors"}), show=("PreviewAny", {"source": "model.1"})
     )
@@ -284,14 +282,10 @@ def test_images_that_are_too_small_are_told_when_it_runs(host, photos, recipes):
 
 def test_recipes_that_flowcore_brings_come_first(host, recipes):
     info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
-    listed = {name: (kind, properties) for name, kind, properties in inputs(info)}
-    kind, properties = listed["recipe"]
-    options = kind if isinstance(kind, list) else properties["options"]
-    brought = sorted(path.stem for path in FOLDER.glob("*.toml"))
-    assert options[: len(brought)] == brought
-    assert {"as-it-is.toml", "long.toml"} <= set(options[len(brought) :])
-    kind, properties = listed["start"]
-    assert (kind if isinstance(kind, list) else properties["options"])[0] == "nothing"
+    listed, brought = options(info, "recipe"), sorted(path.stem for path in FOLDER.glob("*.toml"))
+    assert listed[: len(brought)] == brought
+    assert {"as-it-is.toml", "long.toml"} <= set(listed[len(brought) :])
+    assert options(info, "start")[0] == "nothing"
     assert info["output_node"] is True
 
 

@@ -1,6 +1,7 @@
 """A second node pack, for the tests only: it makes images that no file can hold, and reports what arrives."""
 
 import copy
+import dataclasses
 import gc
 import hashlib
 import sys
@@ -225,13 +226,14 @@ class TestSmallMemory:
 
     def run(self, model, pixels):
         # A copy: the host keeps the model that came in, and later runs get it back.
-        model = model.__class__(copy.deepcopy(model.model), model.load_device, model.offload_device)
+        patcher, flow = model.patcher, copy.deepcopy(model.flow)
+        model = dataclasses.replace(model, patcher=patcher.__class__(flow, patcher.load_device, patcher.offload_device))
 
         def refuse(module, inputs):
             if inputs[0].shape[-2] * inputs[0].shape[-1] > pixels:
                 raise torch.OutOfMemoryError("CUDA out of memory. (A test: this device has little.)")
 
-        model.model.encoder.conv_first.register_forward_pre_hook(refuse)
+        flow.encoder.conv_first.register_forward_pre_hook(refuse)
         return (model,)
 
 

@@ -1,0 +1,223 @@
+"""What all nodes have in common: odd and bad images, wrong wires, progress, previews, and Cancel."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+import torch
+from client import RunError
+from PIL import Image
+from talk import graph, noise, picture, pixels, refusal
+
+# Node to a model, its other inputs, and the output that is a picture.
+NODES = {
+    "FlowcoreUpscale": ("small-srflow", {"temperature": 0.8, "seed": 5}, 0),
+    "FlowcoreTemperatureGrid": ("small-srflow", {"temperatures": "0.5", "seed": 5}, 1),
+    "FlowcoreColorize": ("small-color", {"temperature": 1.0, "seed": 5}, 0),
+    "FlowcoreEncode": ("small-glow", {}, 2),
+    "FlowcoreScore": ("small-glow", {}, 3),
+}
+DRAWING = ("FlowcoreUpscale", "FlowcoreColorize")
+POINTS = "10, 10, #c04020\n40, 8, #2040c0"
+
+
+def making(node, image, **more):
+    """Run a node on an image, and report on the picture that it makes."""
+    model, values, slot = NODES[node]
+    return graph(
+        model=("FlowcoreLoadModel", {"model_name": f"{model}.safetensors"}),
+        image=image,
+        node=(node, {"image": "image.0", "model": "model.0"} | values | more),
+        report=("FlowcoreTestReport", {"image": f"node.{slot}"}),
+    )
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"fill": "nan"}, ["576", "NaN"]),
+        ({"fill": "inf"}, ["576"]),
+        ({"batch": 0}, ["empty"]),
+        ({"channels": 2}, ["1, 3 or 4", "(1, 2, 12, 16)"]),
+        ({"dtype": "video"}, ["(batch, height, width, channels)", "(1, 1, 12, 16, 3)", "frames"]),
+    ],
+)
+def test_bad_images_get_a_sentence_and_the_next_run_works(host, flows, node, facts, words):
+    if node in ("FlowcoreEncode", "FlowcoreScore") and facts.get("fill") == "inf":
+        pytest.skip("clamped to the range of images")
+    refusal(host, making(node, picture(**facts)), *(words[1:] if words[0] == "576" and node not in DRAWING else words))
+    assert host.run(making(node, picture()))["outputs"]["report"]["shape"][0] == (3 if "Grid" in node else 1)
+
+
+@pytest.mark.parametrize("node", DRAWING)
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"height": 1, "width": 1},
+        {"height": 7, "width": 5},
+        {"height": 2, "width": 300},
+        {"height": 500, "width": 2},  # a preview of it would have no width
+        {"channels": 1},
+        {"channels": 4},
+        {"dtype": "float16"},
+        {"dtype": "float64"},
+        {"fill": "3.5"},
+        {"fill": "-2"},
+    ],
+)
+def test_unusual_images_work(host, flows, node, facts):
+    scale = 2 if node == "FlowcoreUpscale" else 1
+    report = host.run(making(node, picture(**facts)))["outputs"]["report"]
+    sides = [scale * facts.get(side, usual) for side, usual in (("height", 12), ("width", 16))]
+    assert report["shape"] == [1, *sides, 4 if facts.get("channels") == 4 else 3]
+    assert report["dtype"] == ["float32"]
+    assert 0 <= report["range"][0] <= report["range"][1] <= 1
+
+
+def test_images_in_half_precision_or_out_of_range_are_encoded(host, flows):
+    assert host.run(making("FlowcoreEncode", picture(fill="3.5")))["outputs"]["report"]["range"] == [1, 1]
+    assert host.run(making("FlowcoreEncode", picture(dtype="float16")))["outputs"]["node"]["error"][0] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "output", "words"),
+    [
+        ("FlowcoreColorize", "model", 1, ["Load Flow Model", "Linear"]),
+        ("FlowcoreUpscale", "model", 1, ["Load Flow Model", "Linear"]),
+        ("FlowcoreColorize", "hints", 2, ["Flow Color Hints", "int"]),
+        ("FlowcoreColorize", "latents", 0, ["latents of a flow", "dict"]),
+    ],
+)
+def test_wires_that_carry_something_else_get_a_sentence(host, flows, node, key, output, words):
+    workflow = making(node, picture()) | graph(wrong=("FlowcoreTestWrong", {}))
+    workflow["node"]["inputs"][key] = ["wrong", output]
+    refusal(host, workflow, *words)
+
+
+@pytest.mark.parametrize("node", ["sample", "encode", "decode", "score", "direction"])
+def test_a_colorizer_is_sent_to_its_own_nodes(host, flows, node):
+    every = graph(
+        model=("FlowcoreLoadModel", {"model_name": "small-color.safetensors"}),
+        image=picture(fill="noise"),
+        colors=("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"}),
+        sample=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 1.0, "seed": 0}),
+        encode=("FlowcoreEncode", {"image": "image.0", "model": "model.0"}),
+        decode=("FlowcoreDecode", {"latents": "colors.0", "model": "model.0"}),
+        score=("FlowcoreScore", {"image": "image.0", "model": "model.0"}),
+        direction=(
+            "FlowcoreAttributeDirection",
+            {"model": "model.0", "with_attribute": "image.0", "without_attribute": "image.0"},
+        ),
+        show=("PreviewAny", {"source": f"{node}.0"}),
+    )
+    refusal(host, every, "Flow Colorize", "Flow Encode Color")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# progress and Cancel
+
+RUNS = {
+    "upscale": (making("FlowcoreUpscale", picture(), samples=3), [(32, 24)] * 3),
+    "colorize": (
+        making("FlowcoreColorize", picture(), samples=3, hints="hints.0", hint_steps=7)
+        | {"hints": {"class_type": "FlowcoreColorHints", "inputs": {"image": ["image", 0], "points": "1, 1, #c04020"}}},
+        {(16, 12)},
+    ),
+    "sample": (
+        graph(
+            model=("FlowcoreLoadModel", {"model_name": "small-digits.safetensors"}),
+            node=("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 77}),
+            report=("FlowcoreTestReport", {"image": "node.0"}),
+        ),
+        [(12, 8)] * 4,
+    ),
+    "score": (making("FlowcoreScore", picture(fill="noise3", batch=2), samples=3), None),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_progress_moves_to_its_end_and_results_are_shown_as_they_are_finished(host, flows, name):
+    workflow, sizes = RUNS[name]
+    if name == "colorize":
+        workflow["node"]["inputs"]["hints"] = ["hints", 0]
+    host.forget()
+    events = []
+    host.run(workflow, events.append)
+    values = [
+        (event["data"]["value"], event["data"]["max"])
+        for event in events
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "node"
+    ]
+    assert values == sorted(values)
+    assert values[-1][0] == values[-1][1]
+    previews = [event for event in events if isinstance(event, bytes) and event[:4] == b"\0\0\0\1"]
+    shown = [Image.open(io.BytesIO(preview[8:])).size for preview in previews]
+    assert sizes is None or (set(shown) if isinstance(sizes, set) else shown) == sizes
+
+
+GREY = picture(fill="noise", channels=1, height=256, width=384)
+FILM = picture(fill="noise", channels=1, batch=48, height=256, width=384)
+COLORED = {"temperature": 1.0, "seed": 5, "working_size": 512, "model": "color.0", "image": "grey.0"}
+MANY = {"samples": 64}
+LONG = {
+    "upscale": (
+        "FlowcoreUpscale",
+        {"image": "large.0", "model": "srflow.0", "temperature": 0.9, "seed": 1} | {"samples": 64},
+    ),
+    "samples": ("FlowcoreColorize", COLORED | MANY),
+    "hints": ("FlowcoreColorize", COLORED | {"hints": "hints.0", "hint_steps": 200}),
+    "video": ("FlowcoreColorize", COLORED | {"image": "film.0", "frames": "video", "carry": 0.5}),
+    "sample": ("FlowcoreSample", {"model": "glow.0", "samples": 256, "temperature": 1.0, "seed": 1}),
+    "encode": ("FlowcoreEncode", {"image": "many.0", "model": "glow.0"}),
+    "decode": ("FlowcoreDecode", {"latents": "walk.0", "model": "glow.0"}),
+    "score": ("FlowcoreScore", {"image": "many.0", "model": "glow.0", "samples": 64}),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_cancel_stops_and_the_next_run_works(host, flows, name):
+    node = LONG[name]
+    long = graph(
+        srflow=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+        glow=("FlowcoreLoadModel", {"model_name": "glow-photos"}),
+        color=("FlowcoreLoadModel", {"model_name": "color-photos"}),
+        large=picture(batch=4, height=96, width=96),
+        many=picture(fill="noise", batch=64, height=64, width=64),
+        grey=GREY,
+        film=FILM,
+        hints=("FlowcoreColorHints", {"image": "grey.0", "points": POINTS}),
+        noise=("FlowcoreSample", {"model": "glow.0", "samples": 1, "temperature": 1.0, "seed": 1}),
+        walk=("FlowcoreInterpolate", {"a": "noise.1", "b": "noise.1", "frames": 512, "mode": "linear"}),
+        node=node,
+        show=("PreviewImage", {"images": f"node.{ {'encode': 2, 'score': 1}.get(name, 0) }"}),
+    )
+    asked = None
+
+    def watch(event):
+        nonlocal asked
+        if not isinstance(event, dict):
+            return
+        if asked is None and event["type"] == "executing" and event["data"]["node"] == "node":
+            time.sleep(0.7)  # let it begin
+            host.cancel()
+            asked = time.time()
+
+    with pytest.raises(RunError, match="cancelled") as stopped:
+        host.run(long, watch)
+    assert stopped.value.detail["timestamp"] / 1000 - asked < 3.0  # the server's own clock, which is this one
+    assert host.run(making("FlowcoreUpscale", picture(), seed=78))["outputs"]["report"]["shape"] == [1, 24, 32, 3]
+
+
+@pytest.mark.parametrize("node", DRAWING)
+def test_alpha_is_kept(host, flows, node):
+    made = pixels(host.run(making(node, picture(fill="noise", channels=4), samples=2))["outputs"]["report"])
+    alpha = noise(1, 4, 12, 16)[:, 3:].expand(2, -1, -1, -1)
+    if node == "FlowcoreUpscale":
+        alpha, made = (torch.nn.functional.avg_pool2d(x, 6) for x in (alpha, made[:, 3:]))
+        made = torch.nn.functional.avg_pool2d(made, 2)
+        assert (made - alpha).abs().max() < 0.1
+    else:
+        assert (made[:, 3:] - alpha).abs().max() < 1e-6
