@@ -76,14 +76,20 @@ def probe(**inputs: Any) -> dict[str, Any]:
     return workflow
 
 
-def graph(**nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write a workflow shortly: node id to class and inputs; an input `"id.0"` is the wire from an output."""
+def graph(workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write a workflow shortly: node id to class and inputs; an input `"id.0"` is the wire from an output.
+
+    Args:
+        workflow: Nodes to add to, if any; it stays as it is.
+        **nodes: The nodes.
+    """
+    known = {**(workflow or {}), **nodes}
 
     def wired(value: Any) -> Any:
         found = re.fullmatch(r"(\w+)\.(\d)", value) if isinstance(value, str) else None
-        return [found[1], int(found[2])] if found and found[1] in nodes else value
+        return [found[1], int(found[2])] if found and found[1] in known else value
 
-    return {
+    return (workflow or {}) | {
         name: {"class_type": kind, "inputs": {key: wired(value) for key, value in values.items()}}
         for name, (kind, values) in nodes.items()
     }

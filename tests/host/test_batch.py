@@ -50,7 +50,7 @@ def nobody():
         return f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
-def test_a_folder_that_is_killed_in_the_middle_is_gone_on_with(host, flows, folder, tmp_path):
+def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_path):
     settings = ("--set", f"model.model_name={flows['small-srflow']}", "--set", "upscale.samples=2")
     here, again = tmp_path / "out", tmp_path / "at once"
     process = subprocess.Popen(command(folder, here, "--server", host.url, *settings), stderr=subprocess.PIPE)
@@ -116,7 +116,7 @@ def test_a_folder_that_is_killed_in_the_middle_is_gone_on_with(host, flows, fold
     assert len(results(again)) == 4 * len(NAMES)
 
 
-def test_a_wrong_wish_is_refused_before_anything_is_done(folder, tmp_path):
+def test_invalid_options_are_refused_before_any_work(folder, tmp_path):
     for words, said in (
         (["--set", "nothing.seed=1"], "NODE.INPUT=VALUE"),
         (["--image-node", "nothing"], "--image-node"),
@@ -129,7 +129,7 @@ def test_a_wrong_wish_is_refused_before_anything_is_done(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_server_it_ends_and_says_so(folder, tmp_path):
+def test_an_unreachable_server_is_reported(folder, tmp_path):
     start = time.monotonic()
     words = command(Path(folder), tmp_path / "out", "--server", nobody())
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60)

@@ -49,28 +49,29 @@ def grid(flows, **more):
 
 def test_the_grid_is_every_temperature_with_every_seed(host, flows):
     workflow = grid(flows) | {"show": ("FlowcoreTestReport", {"image": "grid.1"})}
-    single = enlarged(flows, samples=3) | {"show": ("FlowcoreTestReport", {"image": "up.0"})}
-    ui, batch = facts(host, graph(**workflow), "grid", "show")
-    assert ui["temperatures"] == [0, 0.8]
-    assert ui["seeds"] == [5, 6, 7]
-    assert batch["shape"] == [6, 16, 24, 3]
-    rows = np.array(batch["rows"])
+    workflow |= shows(taus="grid.2", seeds="grid.3")
+    workflow["up"] = enlarged(flows)["up"]
+    workflow["single"] = ("FlowcoreTestReport", {"image": "up.0"})
+    outputs = host.run(graph(**workflow))["outputs"]
+    assert (outputs["grid"]["temperatures"], outputs["grid"]["seeds"]) == ([0, 0.8], [5, 6, 7])
+    assert [float(x) for x in outputs["taus"]["text"]] == [0, 0, 0, 0.8, 0.8, 0.8]
+    assert [int(x) for x in outputs["seeds"]["text"]] == [5, 6, 7] * 2
+    assert outputs["show"]["shape"] == [6, 16, 24, 3]
+    rows = np.array(outputs["show"]["rows"])
     assert np.array_equal(rows[0], rows[1])  # at temperature 0 seeds make no difference
     assert np.array_equal(rows[0], rows[2])
-    expected = np.array(facts(host, graph(**single), "show")["rows"])
-    assert np.abs(rows[3:] - expected).max() < 1e-4
+    assert np.abs(rows[3:] - np.array(outputs["single"]["rows"])).max() < 1e-4
 
 
-def test_the_lists_tell_of_every_picture(host, flows):
-    workflow = graph(**grid(flows, seed=2**64 - 1), **shows(taus="grid.2", seeds="grid.3"))
-    outputs = host.run(workflow)["outputs"]
-    assert [float(x) for x in outputs["taus"]["text"]] == [0, 0, 0, 0.8, 0.8, 0.8]
-    assert [int(x) for x in outputs["seeds"]["text"]] == [2**64 - 1, 0, 1] * 2
-
-
-def test_the_sheet_has_a_column_per_temperature_and_a_row_per_seed_with_labels(host, flows):
-    workflow = graph(**grid(flows), save=("SaveImage", {"images": "grid.0", "filename_prefix": "sheet"}))
-    (sheet,) = (Image.open(io.BytesIO(data)) for data in host.pictures(host.run(workflow)))
+def test_each_image_has_a_labeled_sheet_and_seeds_wrap_around(host, flows):
+    workflow = grid(flows, seed=2**64 - 1)
+    workflow["image"] = picture(fill="photo", height=8, width=12, batch=2)
+    workflow["many"] = ("FlowcoreTestReport", {"image": "grid.1"})
+    workflow["save"] = ("SaveImage", {"images": "grid.0", "filename_prefix": "sheet"})
+    entry = host.run(graph(**workflow))
+    assert entry["outputs"]["grid"]["seeds"] == [2**64 - 1, 0, 1]
+    assert entry["outputs"]["many"]["shape"] == [12, 16, 24, 3]
+    sheet, _ = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
     values = array(sheet)
     assert sheet.width > 2 * 48
     assert sheet.height > 3 * 16
@@ -81,18 +82,8 @@ def test_the_sheet_has_a_column_per_temperature_and_a_row_per_seed_with_labels(h
     assert (values[-3:] > 0.98).all()
 
 
-def test_each_image_of_a_batch_has_its_sheet(host, flows):
-    workflow = grid(flows, temperatures="0.5", seeds=2)
-    workflow["image"] = picture(fill="photo", height=6, width=4, batch=2)
-    workflow["show"] = ("FlowcoreTestReport", {"image": "grid.0"})
-    workflow["many"] = ("FlowcoreTestReport", {"image": "grid.1"})
-    sheet, many = facts(host, graph(**workflow), "show", "many")
-    assert sheet["shape"][0] == 2
-    assert many["shape"] == [4, 12, 8, 3]
-
-
 @pytest.mark.parametrize("temperatures", ["", "warm", "0.5, -1", "nan", ", ".join(["0.5"] * 65)])
-def test_temperatures_that_make_no_grid_are_refused_in_a_sentence(host, flows, temperatures):
+def test_invalid_temperatures_of_a_grid_raise_a_readable_error(host, flows, temperatures):
     with pytest.raises(RunError, match=r"(?i)temperature"):
         host.run(graph(**grid(flows, temperatures=temperatures), show=("FlowcoreTestReport", {"image": "grid.0"})))
 
@@ -101,44 +92,34 @@ def test_temperatures_that_make_no_grid_are_refused_in_a_sentence(host, flows, t
 # Flow Temperature Curve
 
 
+def curve(**inputs):
+    asked = {"fine": 0.2, "coarse": 1.0, "levels": 3} | inputs
+    return graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
+
+
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [
-        ({}, "0.6, 0.75, 0.9"),
-        ({"levels": 1}, "0.6"),
+        ({}, "0.2, 0.6, 1"),
+        ({"levels": 1}, "0.2"),
         ({"fine": 1.0, "coarse": 0.0, "levels": 2}, "1, 0"),
-        ({"fine": 0.5, "coarse": 0.5, "levels": 8}, ", ".join(["0.5"] * 8)),
+        ({"curve": {"points": [[0, 0], [0.5, 1], [1, 1]], "interpolation": "linear"}}, "0.2, 1, 1"),
+        ({"curve": {"points": [[0, 1], [1, 0]], "interpolation": "linear"}}, "1, 0.6, 0.2"),
+        ({"curve": {"__value__": [[0, 0.5], [1, 0.5]]}}, "0.6, 0.6, 0.6"),  # a list, as the canvas sends it
     ],
 )
-def test_without_a_curve_the_way_is_straight(host, inputs, text):
-    asked = {"fine": 0.6, "coarse": 0.9, "levels": 3} | inputs
-    workflow = graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
-    assert host.run(workflow)["outputs"]["text"]["text"] == [text]
+def test_a_curve_leads_from_fine_to_coarse(host, inputs, text):
+    if "curve" in inputs and not newer(host.version, "0.16.0"):
+        pytest.skip("this host has no curves")
+    assert host.run(curve(**inputs))["outputs"]["text"]["text"] == [text]
 
 
-@pytest.mark.parametrize(
-    ("curve", "text"),
-    [
-        ({"points": [[0, 0], [0.5, 1], [1, 1]], "interpolation": "linear"}, "0.2, 1, 1"),
-        ({"points": [[0, 1], [1, 0]], "interpolation": "linear"}, "1, 0.6, 0.2"),
-        ({"__value__": [[0, 0.5], [1, 0.5]]}, "0.6, 0.6, 0.6"),  # a list, as the canvas sends it
-    ],
-)
-def test_a_curve_leads_from_fine_to_coarse(host, curve, text):
+@pytest.mark.parametrize("value", ["up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}])
+def test_invalid_curves_raise_a_readable_error(host, value):
     if not newer(host.version, "0.16.0"):
         pytest.skip("this host has no curves")
-    asked = {"fine": 0.2, "coarse": 1.0, "levels": 3, "curve": curve}
-    workflow = graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
-    assert host.run(workflow)["outputs"]["text"]["text"] == [text]
-
-
-@pytest.mark.parametrize("curve", ["up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}])
-def test_what_is_no_curve_is_refused_in_a_sentence(host, curve):
-    if not newer(host.version, "0.16.0"):
-        pytest.skip("this host has no curves")
-    asked = {"fine": 0.2, "coarse": 1.0, "levels": 3, "curve": curve}
     with pytest.raises(RunError, match="curve must"):
-        host.run(graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0")))
+        host.run(curve(curve=value))
 
 
 def test_a_curve_goes_into_the_upscaler(host, flows):
@@ -200,7 +181,7 @@ def test_maps_of_a_batch_and_their_gain(host, flows):
 
 
 @pytest.mark.parametrize(("made", "samples"), [(1, 0), (3, 2), (3, 1), (2, 4)])
-def test_what_makes_no_map_is_refused(host, flows, made, samples):
+def test_too_few_samples_for_a_map_raise_a_readable_error(host, flows, made, samples):
     workflow = enlarged(flows, samples=made)
     workflow["map"] = ("FlowcoreDiversityMap", {"images": "up.0", "samples": samples, "gain": 1.0})
     workflow["show"] = ("FlowcoreTestReport", {"image": "map.0"})
@@ -254,7 +235,7 @@ def test_every_source_has_its_own_best(host, flows):
         ({"source": "three.0"}, "4 images for 3 sources"),
     ],
 )
-def test_what_cannot_be_ranked_is_refused_in_a_sentence(host, flows, more, words):
+def test_invalid_rankings_raise_a_readable_error(host, flows, more, words):
     workflow = best(flows, **more) | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
     workflow["other"] = ("FlowcoreLoadModel", {"model_name": flows["small-glow"]})
     workflow["small"] = picture(fill="photo", height=4, width=6)
@@ -293,7 +274,7 @@ def test_matched_images_are_their_source_again(host, size):
     assert float(outputs["number"]["text"][0]) == outputs["match"]["consistency"][0]
 
 
-def test_what_cannot_be_matched_is_said(host):
+def test_images_that_cannot_be_matched_get_a_note_or_a_readable_error(host):
     workflow = graph(
         image=picture(fill="photo", height=8, width=12),
         noise=picture(fill="noise", height=4, width=4),

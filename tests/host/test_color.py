@@ -33,18 +33,12 @@ def coloring(image=GREY, model=COLOR, hints=None, latents=None, **inputs):
         report=("FlowcoreTestReport", {"image": "color.0"}),
     )
     if hints is not None:
-        workflow["hints"] = {"class_type": "FlowcoreColorHints", "inputs": {"image": ["image", 0], **hints}}
+        workflow = graph(workflow, hints=("FlowcoreColorHints", {"image": "image.0", **hints}))
         workflow["color"]["inputs"]["hints"] = ["hints", 0]
     if latents is not None:
-        workflow["encode"] = {"class_type": "FlowcoreEncodeColor", "inputs": {"model": ["model", 0], **latents}}
+        workflow = graph(workflow, encode=("FlowcoreEncodeColor", {"model": "model.0", **latents}))
         workflow["color"]["inputs"]["latents"] = ["encode", 0]
     return workflow
-
-
-def with_nodes(workflow, **nodes):
-    """Add nodes, with wires to those that are there."""
-    both = graph(**{name: (node["class_type"], {}) for name, node in workflow.items()}, **nodes)
-    return workflow | {name: both[name] for name in nodes}
 
 
 def colored(host, workflow):
@@ -140,7 +134,7 @@ def test_other_models_are_refused(host, flows):
     refusal(host, workflow, "colorizer", "glow")
 
 
-def test_values_that_no_widget_can_rule_out_get_a_sentence(host, flows):
+def test_values_beyond_the_widgets_raise_a_readable_error(host, flows):
     refusal(host, coloring(working_size=8), "working_size", "16", "8")
     refusal(host, coloring(temperature=float("nan")), "temperature", "nan")
     refusal(host, coloring(saturation=float("nan")), "saturation", "nan")
@@ -208,7 +202,7 @@ def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
 
 def test_a_mask_says_where_strokes_are(host, flows):
     workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "mask": ["mask", 0], "lock": True}, hint_steps=0)
-    workflow = with_nodes(
+    workflow = graph(
         workflow,
         strokes=picture(fill="noise7", **SIDES),
         mask=("SolidMask", {"value": 1.0, "width": 12, "height": 8}),
@@ -224,7 +218,7 @@ def test_a_mask_says_where_strokes_are(host, flows):
 def test_a_palette_of_colors_or_of_an_image(host, flows):
     typed = coloring(hints={"palette": "#c04020, 2040c0;#8a8"})
     taken = coloring(hints={"palette_image": ["palette", 0]})
-    taken = with_nodes(taken, palette=picture(fill="noise3", height=16, width=16))
+    taken = graph(taken, palette=picture(fill="noise3", height=16, width=16))
     for workflow, palette in (
         (typed, palette_from(["#c04020", "#2040c0", "#88aa88"])),
         (taken, palette_from(image=noise(1, 3, 16, 16, number=3))),
@@ -250,7 +244,7 @@ def test_new_hints_lie_over_earlier_ones(host, flows):
         assert apart(made[..., y, x], wanted) < 1e-4
     workflow["earlier"]["inputs"]["image"] = ["small", 0]
     workflow["earlier"]["inputs"]["points"] = "1, 1, #2040c0"
-    refusal(host, with_nodes(workflow, small=picture(height=8, width=8)), "8x8", "48x32", "one image")
+    refusal(host, graph(workflow, small=picture(height=8, width=8)), "8x8", "48x32", "one image")
 
 
 def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
@@ -271,7 +265,7 @@ def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
         ({"strokes": ["image", 0]}, ["Strokes need colors"]),
     ],
 )
-def test_malformed_hints_get_a_sentence(host, flows, hints, words):
+def test_malformed_hints_raise_a_readable_error(host, flows, hints, words):
     refusal(host, coloring(hints=hints), *words)
 
 
@@ -281,7 +275,7 @@ def test_malformed_hints_get_a_sentence(host, flows, hints, words):
 def test_a_picture_gets_its_own_colors_back_from_its_latents(host, flows):
     image = picture(fill="noise", height=64, width=96)
     workflow = coloring(image, latents={"image": ["image", 0]}, latents_levels=0)
-    workflow = with_nodes(workflow, latents=("FlowcoreTestLatents", {"latents": "encode.0"}))
+    workflow = graph(workflow, latents=("FlowcoreTestLatents", {"latents": "encode.0"}))
     outputs = host.run(workflow)["outputs"]
     rgb, small = noise(1, 3, 64, 96), flow("small-color")
     for level, known in zip(outputs["latents"]["levels"], flowcore.encode_colors(small, rgb), strict=True):
@@ -297,7 +291,7 @@ def test_a_picture_gets_its_own_colors_back_from_its_latents(host, flows):
 @pytest.mark.parametrize("options", [{}, {"latents_strength": 0.5, "latents_levels": 1}, {"latents_strength": 0.0}])
 def test_a_palette_is_transferred(host, flows, options):
     workflow = coloring(latents={"image": ["other", 0]}, samples=2, **options)
-    made = colored(host, with_nodes(workflow, other=picture(fill="noise4", height=40, width=40)))
+    made = colored(host, graph(workflow, other=picture(fill="noise4", height=40, width=40)))
     names = {"latents_strength": "strength", "latents_levels": "levels"}
     expected = flowcore.transfer_palette(
         flow("small-color"),
@@ -315,7 +309,7 @@ def test_a_palette_is_transferred(host, flows, options):
 def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, flows):
     rgb = [noise(1, 3, 40, 40, number=k) for k in (4, 6)]
     workflow = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
-    workflow = with_nodes(
+    workflow = graph(
         workflow,
         one=picture(fill="noise4", height=40, width=40),
         two=picture(fill="noise6", height=40, width=40),
@@ -346,11 +340,11 @@ def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, fl
     assert apart(colored(host, loaded), made[:1]) < CLOSE
 
 
-def test_latents_that_do_not_fit_get_a_sentence(host, flows):
+def test_latents_that_do_not_fit_raise_a_readable_error(host, flows):
     workflow = coloring(latents={"image": ["image", 0]})
     refusal(host, workflow, "colour image")  # one channel
     workflow = coloring(picture(batch=2, **SIDES), latents={"image": ["three", 0]}, model=COLOR)
-    refusal(host, with_nodes(workflow, three=picture(fill="noise", batch=3, **SIDES)), "1 or 2 images", "got 3")
+    refusal(host, graph(workflow, three=picture(fill="noise", batch=3, **SIDES)), "1 or 2 images", "got 3")
     workflow = coloring(picture(fill="noise", **SIDES), latents={"image": ["image", 0]})
     workflow["other"] = {"class_type": "FlowcoreLoadModel", "inputs": {"model_name": "other-color.safetensors"}}
     workflow["encode"]["inputs"]["model"] = ["other", 0]
@@ -382,7 +376,7 @@ def test_still_frames_stay_still(host, flows):
     assert apart(made, made[:1].expand(3, -1, -1, -1)) < 1e-6
 
 
-def test_what_means_nothing_is_said(host, flows):
+def test_unused_values_get_a_note(host, flows):
     outputs = host.run(coloring(frames="video", samples=2, hints={"points": POINTS}))["outputs"]
     assert outputs["report"]["shape"] == [1, 32, 48, 3]
     assert [text.split(" is ignored")[0] for text in outputs["color"]["text"]] == ["samples", "hint_steps"]

@@ -107,7 +107,7 @@ def test_large_pictures_are_shrunk(host):
     assert thumbnail.size == (256, 33)
 
 
-def test_a_label_that_was_the_turn_of_a_picture_comes_with_it(host, flows):
+def test_gallery_entries_carry_the_label_of_their_picture(host, flows):
     def sampling(**values):
         return graph(
             model=("FlowcoreLoadModel", {"model_name": DIGITS}),
@@ -122,7 +122,7 @@ def test_a_label_that_was_the_turn_of_a_picture_comes_with_it(host, flows):
     assert near(again[0][1], picked)
 
 
-def test_a_run_whose_gallery_cannot_be_kept_is_a_run(host, photo):
+def test_a_gallery_that_cannot_be_saved_does_not_fail_the_run(host, photo):
     folder = host.server.base / "temp" / "flowcore"
     moved = folder.with_name("aside")
     host.forget()

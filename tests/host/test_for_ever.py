@@ -27,12 +27,12 @@ STORIES = sorted({path.name.split(".")[0] for path in SHIPPED.rglob("*.json")})
 # schemas
 
 
-def test_nothing_has_changed_since_it_was_recorded(host):
+def test_schemas_are_those_recorded(host):
     now = kept(host.get_json("/object_info"), comfyui.PACK_NAME)
     assert changes(json.loads(GOLDEN.read_text()), now) == []
 
 
-def test_what_was_appended_is_recorded_too(host):
+def test_appended_inputs_and_outputs_are_recorded(host):
     """Or else it could change again before anyone noticed."""
     golden, now = json.loads(GOLDEN.read_text()), kept(host.get_json("/object_info"), comfyui.PACK_NAME)
     for part in ("inputs", "outputs"):
@@ -102,7 +102,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_every_change_that_breaks_workflows_is_told(what):
+def test_every_breaking_schema_change_is_reported(what):
     change, told = BREAKS[what]
     now = copy.deepcopy(small())
     change(now)
@@ -207,14 +207,14 @@ REPLACEMENTS.append({
 """
 
 
-def test_no_node_is_gone_yet_and_the_host_knows(host):
+def test_the_host_knows_of_no_removed_node(host):
     if newer(host.version, "0.14.0"):
         served = host.get_json("/node_replacements")
         assert [old for old in served if old.startswith("Flowcore")] == []
 
 
 @pytest.mark.soak
-def test_a_node_that_is_gone_is_replaced(tmp_path, monkeypatch):
+def test_a_removed_node_is_replaced(tmp_path, monkeypatch):
     """On the newest host, with a copy of the pack from whose next release a node has gone."""
     pack = tmp_path / "pack"
     shutil.copytree(comfyui.ROOT / "nodes", pack / "nodes")
@@ -261,7 +261,7 @@ def opens(*arguments, path):
 
 
 @pytest.mark.parametrize("part", [None, "comfy_api", "comfy_api/v0_0_1"])
-def test_a_host_without_v3_nodes_is_told_so_in_one_sentence(tmp_path, part):
+def test_a_host_without_v3_nodes_logs_one_readable_error(tmp_path, part):
     """Such a host never calls the entry point: before 0.3.48 there was none."""
     (tmp_path / "folder_paths.py").touch()
     if part:
@@ -277,6 +277,6 @@ def test_a_host_without_v3_nodes_is_told_so_in_one_sentence(tmp_path, part):
     assert "ModuleNotFoundError" not in called.stderr
 
 
-def test_without_a_host_the_door_is_silent():
+def test_without_a_host_the_import_is_silent():
     done = opens(path=None)
     assert (done.returncode, done.stderr) == (0, "")

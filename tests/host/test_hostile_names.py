@@ -83,7 +83,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize("name", MODELS, ids=lambda name: ascii(name)[:30])
-def test_a_models_name_does_not_lead_out(host, outside, name):
+def test_a_model_name_cannot_leave_the_model_folders(host, outside, name):
     name = name.replace("OUTSIDE", str(outside))
     assert "there is no flow model" in refusal(host, look(name))
 
@@ -128,7 +128,7 @@ def load(name):
     ],
     ids=lambda name: ascii(name)[:30],
 )
-def test_the_name_of_latents_does_not_lead_out(host, latents, name):
+def test_a_latents_name_cannot_leave_the_input_folder(host, latents, name):
     link = host.server.base / "input" / "link.safetensors"
     link.symlink_to(latents)  # the host's own loaders do not follow it, either
     try:
@@ -188,7 +188,7 @@ def test_nothing_is_saved_outside_of_the_output_folder(host, flows, led_out, out
 @pytest.mark.parametrize(
     "prefix", ["x" * 300, "x" * 300 + "/y", "taken/y"], ids=lambda prefix: prefix[:5] + prefix[-2:]
 )
-def test_a_name_that_cannot_be_is_said_to_be_so(host, flows, led_out, prefix):
+def test_an_impossible_file_name_raises_a_readable_error(host, flows, led_out, prefix):
     before = everything(host.server.base)
     assert "save" in refusal(host, save(prefix)).lower()
     assert everything(host.server.base) == before

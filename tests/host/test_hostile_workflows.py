@@ -377,7 +377,7 @@ def test_the_good_prompts_are_good(host, good):
 
 
 @pytest.mark.fuzz
-def test_whatever_is_sent_is_answered(host, good, photo):
+def test_every_malformed_prompt_gets_an_answer(host, good, photo):
     witness = Witness(host, photo)
 
     @cases.cases(40, 750)
@@ -401,7 +401,7 @@ FLOATS = [
 ]
 
 
-def test_no_number_that_is_none_gets_through(host, good):
+def test_nan_is_refused_by_every_float_input(host, good):
     """The host lets NaN pass: it is neither below a minimum nor above a maximum."""
     missing = set(FLOATS)
     for workflow in good.values():
@@ -416,7 +416,7 @@ def test_no_number_that_is_none_gets_through(host, good):
     assert not missing
 
 
-def test_what_no_memory_holds_is_refused_before_it_is_made(host, flows, photo):
+def test_results_beyond_memory_are_refused_before_the_work(host, flows, photo):
     """All of it is within its range, and together it is too much: 256 pictures of 4096x4096 are 51 GB."""
     model = ("FlowcoreLoadModel", {"model_name": flows["free-glow"]})
     common = {"model": "model.0", "temperature": 0.7, "seed": 1}
@@ -451,7 +451,7 @@ BODIES = [
 ]
 
 
-def test_what_is_no_prompt_does_no_harm(host, good, photo):
+def test_malformed_requests_do_no_harm(host, good, photo):
     """Most of these are the host's to answer: that ours goes on is what counts."""
     witness = Witness(host, photo)
     for body in BODIES:

@@ -30,7 +30,7 @@ def test_installing_the_pack_installs_nothing_else():
     assert not (ROOT / "install.py").exists()
 
 
-def test_the_door_does_not_hide_the_nodes_from_the_host():
+def test_the_entry_point_is_not_hidden_by_node_class_mappings():
     # With this name, even empty, the host never calls comfy_entrypoint.
     assert "NODE_CLASS_MAPPINGS =" not in (ROOT / "__init__.py").read_text()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_flows
 import torch
+from builders import build_tiny
 from client import RunError
 from PIL import Image
 from talk import WORKFLOWS, graph, upscale
@@ -20,7 +21,6 @@ import flowcore
 from flowcore.checkpoints import CheckpointError, catalog, save
 from flowcore.checkpoints.sources.srflow import srflow_names
 from flowcore.integrations.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
-from flowcore.models import build, configure
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -39,9 +39,7 @@ def array(image):
 
 @functools.cache
 def small(**fields):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build("srflow", configure("srflow", {**PUBLISHED, **fields})).eval()
+    return build_tiny("srflow", **(PUBLISHED | fields))
 
 
 def published(flow):
@@ -102,7 +100,7 @@ def test_tiles_of_the_stock_node_leave_no_seam(host, upscale_models):
 
 
 @pytest.mark.parametrize("kind", ["half", "published", "nested"])
-def test_other_files_that_tell_all_work_too(host, photo, upscale_models, kind):
+def test_other_file_formats_work_in_the_stock_nodes(host, photo, upscale_models, kind):
     flow = small_flows.flow("small-srflow") if kind == "half" else small()
     if kind == "half":
         (upscale_models / "sub").mkdir(exist_ok=True)
@@ -120,7 +118,7 @@ def test_other_files_that_tell_all_work_too(host, photo, upscale_models, kind):
     assert np.abs(array(made) - wanted.numpy()).max() <= 2 / 255
 
 
-def test_wrong_files_are_refused_as_ever_and_damaged_ones_in_a_sentence(host, photo, upscale_models):
+def test_foreign_and_damaged_files_are_refused(host, photo, upscale_models):
     save(small_flows.flow("free-glow"), upscale_models / "glow.safetensors")
     torch.save(published(small(stacked_blocks=(0, 2))), upscale_models / "odd.pth")
     state = published(small())
@@ -242,7 +240,7 @@ def test_tensors_that_grow_when_copied_are_refused():
         flow_of(state, shipped)
 
 
-def test_noise_hangs_on_the_tile_and_on_the_seed_alone():
+def test_noise_depends_on_tile_and_seed_only():
     pixels = torch.from_numpy(np.array(photograph(64, 16))).permute(2, 0, 1)[None].float() / 255
     left, right = pixels[..., :32], pixels[..., 32:]
     flow = small_flows.flow("small-srflow")
@@ -277,7 +275,7 @@ def test_an_upscale_model_has_what_others_ask_for():
         descriptor(Upscaler(flow, cancelled=stop))(torch.full((1, 3, 5, 7), 0.5))
 
 
-def test_without_spandrel_there_is_a_sentence_and_flowcore_works():
+def test_without_spandrel_registering_raises_a_readable_error():
     program = (
         "import sys; sys.modules['spandrel'] = None\n"
         "import flowcore, flowcore.integrations.spandrel as s\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from small_flows import flow
@@ -17,7 +16,7 @@ from flowcore.checkpoints import save
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
 from flowcore.prior import sample_latents
 from flowcore.tasks.directions import apply_style
-from flowcore.tasks.sample import decode, encode
+from flowcore.tasks.sample import encode
 from flowcore.training.styles import STYLES, attributes
 
 GLOW = "small-glow.safetensors"
@@ -135,24 +134,6 @@ def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
     assert (images[2] - noise(1, 3, 16, 12, number=1)).abs().max() < 1e-4
 
 
-def test_a_walk_becomes_an_animation(host, flows):
-    workflow = walk(frames=6, loop=True) | graph(
-        decode=("FlowcoreDecode", {}),
-        save=(
-            "SaveAnimatedWEBP",
-            {"filename_prefix": "walk", "fps": 12.0, "lossless": True, "quality": 80, "method": "fastest"},
-        ),
-    )
-    workflow["decode"]["inputs"] = {"latents": ["node", 0], "model": ["model", 0]}
-    workflow["save"]["inputs"]["images"] = ["decode", 0]
-    (film,) = host.images(workflow)
-    assert film.n_frames == 10
-    film.seek(0)
-    first = np.asarray(film.convert("RGB"), dtype=float) / 255
-    known = decode(flow("small-glow"), drawn(1, 10)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    assert np.abs(first - known).max() < 1.5 / 255
-
-
 @pytest.mark.parametrize("kind", ["FlowcoreInterpolate", "FlowcoreMixLatents"])
 def test_latents_of_two_models_do_not_go_together(host, flows, kind):
     more = {"frames": 3, "mode": "slerp"} if kind == "FlowcoreInterpolate" else {"coarse": 1.0, "fine": 0.0}
@@ -206,7 +187,7 @@ def test_every_widget_reaches_the_task(host, flows, node, values, expected):
         (SCALE, ONE | {"temperature": 0.5, "temperatures": "1, nan"}, ["finite"]),
     ],
 )
-def test_values_that_cannot_be_get_a_sentence(host, flows, node, values, words):
+def test_invalid_values_raise_a_readable_error(host, flows, node, values, words):
     refusal(host, working(node, **values), *words)
 
 
@@ -268,15 +249,12 @@ def test_the_direction_of_an_attribute(host, flows):
         [encode(flow("small-glow"), noise(2, 3, 12, 16, number=2))],
     )
     same(levels(host, directed()), known, 1e-4)
-    # The same images as a list of two batches.
-    workflow = directed()
-    workflow |= graph(
-        rest=("ImageFromBatch", {"batch_index": 1, "length": 2}),
-        first=("ImageFromBatch", {"batch_index": 0, "length": 1}),
+    workflow = graph(  # the same images as a list of two batches
+        directed(),
+        rest=("ImageFromBatch", {"image": "plus.0", "batch_index": 1, "length": 2}),
+        first=("ImageFromBatch", {"image": "plus.0", "batch_index": 0, "length": 1}),
+        list=("FlowcoreTestImages", {"first": "first.0", "second": "rest.0"}),
     )
-    for name in ("rest", "first"):
-        workflow[name]["inputs"]["image"] = ["plus", 0]
-    workflow |= {"list": {"class_type": "FlowcoreTestImages", "inputs": {"first": ["first", 0], "second": ["rest", 0]}}}
     workflow["node"]["inputs"]["with_attribute"] = ["list", 0]
     same(levels(host, workflow), known, 1e-4)
 
@@ -310,11 +288,8 @@ def files(host):
 
 
 def saving(prefix="latents/flowcore", model=DIGITS, **inputs):
-    workflow = sampling(model, **inputs)
-    workflow |= {
-        "save": {"class_type": "FlowcoreSaveLatents", "inputs": {"latents": ["sample", 1], "filename_prefix": prefix}}
-    }
-    return workflow
+    save = ("FlowcoreSaveLatents", {"latents": "sample.1", "filename_prefix": prefix})
+    return graph(sampling(model, **inputs), save=save)
 
 
 def loading(name, model=DIGITS):
@@ -362,7 +337,7 @@ def test_files_of_both_folders_are_listed_and_others_are_not(host, flows, files)
     assert options(info, "file") == ["flat.safetensors", "latents/deep.safetensors"]
 
 
-def test_files_that_hold_no_latents_get_a_sentence(host, flows, files):
+def test_files_without_latents_raise_a_readable_error(host, flows, files):
     (files / "notes.safetensors").write_text("a shopping list\n" * 50)
     save(flow("small-glow"), files / "model.safetensors")
     good = drawn(2, 1, model="small-digits")
@@ -377,8 +352,7 @@ def test_files_that_hold_no_latents_get_a_sentence(host, flows, files):
 
 def test_latents_of_an_upscaler_bring_their_small_image_along(host, flows, files):
     workflow = encoding(flows["small-srflow"], picture(fill="noise", height=16, width=12))
-    workflow |= graph(save=("FlowcoreSaveLatents", {"filename_prefix": "latents/sr"}))
-    workflow["save"]["inputs"]["latents"] = ["encode", 0]
+    workflow = graph(workflow, save=("FlowcoreSaveLatents", {"latents": "encode.0", "filename_prefix": "latents/sr"}))
     (record,) = host.run(workflow)["outputs"]["save"]["latents"]
     again = loading(f"latents/{record['filename']} [output]", flows["small-srflow"])
     assert host.run(again)["outputs"]["again"]["shape"] == [1, 16, 12, 3]
@@ -406,21 +380,15 @@ def test_the_shipped_styles_do_what_their_names_say(host):
         model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
         sample=("FlowcoreSample", {"model": "model.0", "samples": 8, "temperature": 0.7, "seed": 10}),
     )
-    for name, way in itertools.product(STYLES, (-2.0, 2.0)):
-        end = f"{name}{way:+.0f}"
-        sliders = dict.fromkeys(STYLES, 0.0) | {name: way}
-        workflow |= {
-            f"style {end}": {
-                "class_type": "FlowcoreStyle",
-                "inputs": {"latents": ["sample", 1], "model": ["model", 0]} | sliders,
-            },
-            f"decode {end}": {
-                "class_type": "FlowcoreDecode",
-                "inputs": {"latents": [f"style {end}", 0], "model": ["model", 0]},
-            },
-            end: {"class_type": "FlowcoreTestReport", "inputs": {"image": [f"decode {end}", 0]}},
+    for name, (end, way) in itertools.product(STYLES, (("less", -2.0), ("more", 2.0))):
+        sliders = {"latents": "sample.1", "model": "model.0"} | dict.fromkeys(STYLES, 0.0) | {name: way}
+        nodes = {
+            f"style_{name}_{end}": ("FlowcoreStyle", sliders),
+            f"decode_{name}_{end}": ("FlowcoreDecode", {"latents": f"style_{name}_{end}.0", "model": "model.0"}),
+            f"{name}_{end}": ("FlowcoreTestReport", {"image": f"decode_{name}_{end}.0"}),
         }
+        workflow = graph(workflow, **nodes)
     outputs = host.run(workflow)["outputs"]
     for number, name in enumerate(STYLES):
-        less, more = (attributes(pixels(outputs[f"{name}{way}"])[:, :1])[:, number] for way in ("-2", "+2"))
+        less, more = (attributes(pixels(outputs[f"{name}_{end}"])[:, :1])[:, number] for end in ("less", "more"))
         assert more.mean() > less.mean()

@@ -96,7 +96,7 @@ def test_texts_are_of_their_language(language, file):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_what_is_filled_in_stands_in_every_language(language):
+def test_placeholders_are_the_same_in_every_language(language):
     for path, text in texts(read("en", "main.json")):
         there = dict(texts(read(language, "main.json")))[path]
         assert re.findall(r"\{\w+\}", there) == re.findall(r"\{\w+\}", text)

@@ -45,7 +45,7 @@ def making(node, image, **more):
         ({"dtype": "video"}, ["(batch, height, width, channels)", "(1, 1, 12, 16, 3)", "frames"]),
     ],
 )
-def test_bad_images_get_a_sentence_and_the_next_run_works(host, flows, node, facts, words):
+def test_invalid_images_raise_a_readable_error_and_the_next_run_works(host, flows, node, facts, words):
     if node in ("FlowcoreEncode", "FlowcoreScore") and facts.get("fill") == "inf":
         pytest.skip("clamped to the range of images")
     refusal(host, making(node, picture(**facts)), *(words[1:] if words[0] == "576" and node not in DRAWING else words))
@@ -91,7 +91,7 @@ def test_images_in_half_precision_or_out_of_range_are_encoded(host, flows):
         ("FlowcoreColorize", "latents", 0, ["latents of a flow", "dict"]),
     ],
 )
-def test_wires_that_carry_something_else_get_a_sentence(host, flows, node, key, output, words):
+def test_wires_of_a_wrong_type_raise_a_readable_error(host, flows, node, key, output, words):
     workflow = making(node, picture()) | graph(wrong=("FlowcoreTestWrong", {}))
     workflow["node"]["inputs"][key] = ["wrong", output]
     refusal(host, workflow, *words)

@@ -27,7 +27,8 @@ def process(host):
     return host.server.process.pid
 
 
-def enough_on_the_newer(host):
+@pytest.fixture
+def newest(host):
     if not newer(host.version, "0.18.0"):
         pytest.skip("to save time: the newer host is enough")
 
@@ -35,8 +36,7 @@ def enough_on_the_newer(host):
 # --- memory, files, threads -------------------------------------------------------------------------------------------
 
 
-def test_30_prompts_leave_no_file_open_and_no_thread(host, process):
-    enough_on_the_newer(host)
+def test_30_prompts_leave_no_file_open_and_no_thread(host, process, newest):
     for number in ORDINARY:
         soak.outcome(host, soak.good(number))
     before = soak.settled(process)
@@ -49,7 +49,7 @@ def test_30_prompts_leave_no_file_open_and_no_thread(host, process):
     assert after.files <= before.files, soak.open_files(process)
 
 
-def test_what_was_freed_is_gone_and_the_next_prompt_is_right(host):
+def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     prompt = soak.upscaling(40, samples=2)
     known = soak.outcome(host, prompt)
     kept = {"store": {"class_type": "FlowcoreTestStore", "inputs": {}}}
@@ -77,23 +77,20 @@ def test_what_was_freed_is_gone_and_the_next_prompt_is_right(host):
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 
-def test_8_prompts_cancelled_at_random_moments_leave_no_trace(host, process):
-    enough_on_the_newer(host)
+def test_8_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newest):
     assert "8 prompts" in soak.cancelled(host, host.server, 8, random.Random(8), factor=0.15)
 
 
 # --- several clients --------------------------------------------------------------------------------------------------
 
 
-def test_8_clients_get_their_own_pictures_and_errors(host):
-    enough_on_the_newer(host)
+def test_8_clients_get_their_own_pictures_and_errors(host, newest):
     prompts = [soak.good(number) for number in ORDINARY] + soak.variants()[:4]
     known = {prompt.key: soak.outcome(host, prompt) for prompt in prompts}
     soak.clients(host.server, prompts, known, count=8, each=4)
 
 
-def test_ways_to_make_the_same_picture_do_not_mix(host):
-    enough_on_the_newer(host)
+def test_cached_conditions_of_other_settings_are_not_mixed_up(host, newest):
     prompts = soak.variants()
     alone = []
     for prompt in prompts:
@@ -116,7 +113,7 @@ def test_savers_that_are_killed_leave_no_half_file(tmp_path):
     soak.killed_savers(tmp_path, 8)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(host, process):
+def test_a_full_disk_raises_a_readable_error_and_leaves_no_file(host, process):
     resource = pytest.importorskip("resource")
     small, large = soak.saving(1, folder="full"), soak.saving(2, frames=512, folder="full", items=8)
     host.run(small.workflow)
@@ -141,7 +138,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(host, process):
         load_latents(file)
 
 
-def test_what_a_killed_server_left_is_not_listed_and_goes(host, process):
+def test_partial_files_of_a_killed_server_are_hidden_and_removed(host, process):
     folder = host.server.base / "output" / "left"
     host.run(soak.saving(3, folder="left").workflow)
     (file,) = folder.iterdir()

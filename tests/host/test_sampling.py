@@ -48,7 +48,7 @@ def encoding(model="small-glow.safetensors", image=None, decode=None, **inputs):
 # --- sample -----------------------------------------------------------------------------------------------------------
 
 
-def test_samples_are_those_of_python_and_decode_to_themselves(host, flows):
+def test_samples_equal_those_of_python_and_decode_to_themselves(host, flows):
     outputs = host.run(sampling())["outputs"]
     images = pixels(outputs["images"])
     assert outputs["images"]["shape"] == [3, 12, 16, 3]
@@ -129,7 +129,7 @@ def test_sizes(host, flows):
         ({"temperatures": "-1, 1"}, [">= 0"]),
     ],
 )
-def test_values_that_cannot_be_get_a_sentence(host, flows, inputs, words):
+def test_invalid_values_raise_a_readable_error(host, flows, inputs, words):
     refusal(host, sampling(**inputs), *words)
 
 
@@ -157,7 +157,7 @@ def test_an_image_decodes_to_itself(host, flows, model, inputs, facts):
     assert outputs["latents"]["labels"] == [2] * (2 * ("label" in inputs))
 
 
-def test_encoded_latents_are_those_of_python(host, flows):
+def test_encoded_latents_equal_those_of_python(host, flows):
     outputs = host.run(encoding(image=picture(fill="noise", batch=2)))["outputs"]
     expected = encode(flow("small-glow"), noise(2, 3, 12, 16))
     for level, known in zip(outputs["latents"]["levels"], expected, strict=True):
@@ -167,7 +167,7 @@ def test_encoded_latents_are_those_of_python(host, flows):
     assert outputs["encode"]["deviation"][0] == pytest.approx(deviation, rel=1e-4)
 
 
-def test_values_that_mean_nothing_are_ignored_with_a_note(host, flows):
+def test_unused_values_are_ignored_with_a_note(host, flows):
     outputs = host.run(sampling(labels="7"))["outputs"]
     assert "ignored" in outputs["sample"]["text"][0]
     assert outputs["images"]["shape"] == [3, 12, 16, 3]

@@ -42,7 +42,7 @@ def agree(ui, known):
     assert np.array(ui["per_level"]) == pytest.approx(known.per_level.numpy(), abs=1e-4)
 
 
-def test_the_numbers_are_those_of_python(host, flows):
+def test_scores_equal_those_of_python(host, flows):
     outputs = host.run(scoring(seed=7))["outputs"]
     known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7)
     agree(outputs["score"], known)

@@ -46,9 +46,8 @@ def test_500_prompts_leave_memory_files_and_threads_where_they_were(tmp_path, ca
                 objects = soak.objects(host)
                 at[number] = now = soak.settled(process, at.get(50))
                 rows.append((number, running, now.memory, now.files, now.threads, *objects))
-        heads = ("prompts", "RSS MiB", "after /free", "files", "threads", "tensors", "MiB of them", "modules")
         with capsys.disabled():
-            print(soak.table("one server, 500 prompts", heads, rows))  # noqa: T201
+            print("prompts, RSS MiB, after /free, files, threads, tensors, MiB of them, modules:", *rows, sep="\n")  # noqa: T201
         first, last = at[50], at[500]
         assert last.memory < 1.05 * first.memory
         assert rows[-1][1] < 1.05 * rows[0][1]
@@ -58,35 +57,28 @@ def test_500_prompts_leave_memory_files_and_threads_where_they_were(tmp_path, ca
         assert server.alive()
 
 
-# --- cancel -----------------------------------------------------------------------------------------------------------
+def printed(capsys, report):
+    with capsys.disabled():
+        print(f"\n{report}")  # noqa: T201
 
 
 def test_200_prompts_cancelled_at_random_moments_leave_no_trace(tmp_path, capsys):
     with soak.server(tmp_path) as server:
-        report = soak.cancelled(Host(server), server, 200, random.Random(time.time()))
-    with capsys.disabled():
-        print(report)  # noqa: T201
-
-
-# --- several clients --------------------------------------------------------------------------------------------------
+        printed(capsys, soak.cancelled(Host(server), server, 200, random.Random(time.time())))
 
 
 def test_8_clients_get_their_own_pictures_and_errors_for_10_minutes(tmp_path, capsys):
     with soak.server(tmp_path) as server:
         prompts = [soak.good(number) for number in range(24)] + soak.variants()
         known = {prompt.key: soak.outcome(Host(server), prompt) for prompt in prompts}
-        report = soak.clients(server, prompts, known, count=8, seconds=600)
-    with capsys.disabled():
-        print(report)  # noqa: T201
+        printed(capsys, soak.clients(server, prompts, known, count=8, seconds=600))
 
 
 # --- crash ------------------------------------------------------------------------------------------------------------
 
 
 def test_100_savers_killed_at_random_moments_leave_no_half_file(tmp_path, capsys):
-    report = soak.killed_savers(tmp_path, 100)
-    with capsys.disabled():
-        print(report)  # noqa: T201
+    printed(capsys, soak.killed_savers(tmp_path, 100))
 
 
 def test_20_servers_killed_during_a_save_leave_no_half_file(tmp_path, capsys):
@@ -115,6 +107,5 @@ def test_20_servers_killed_during_a_save_leave_no_half_file(tmp_path, capsys):
                 assert file.suffix == ".partial"
                 left["partial files"] += 1
                 file.rename(tmp_path / "input" / file.name)  # where loaders look
-    with capsys.disabled():
-        print(f"\n20 servers killed: {whole} whole files, {dict(left)}")  # noqa: T201
+    printed(capsys, f"20 servers killed: {whole} whole files, {dict(left)}")
     assert whole

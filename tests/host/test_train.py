@@ -158,7 +158,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert any(e[:4] in (b"\0\0\0\x01", b"\0\0\0\x04") for e in events if isinstance(e, bytes))
 
 
-def test_what_is_finished_is_not_trained_again_unless_images_change_or_it_is_asked_for(host, photos, recipes):
+def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
     workflow = training("again")
     host.run(workflow)
     first = model(host, "again").read_bytes()
@@ -231,7 +231,7 @@ def test_training_starts_from_a_model(host, photos, recipes):
         host.run(training("nobody", start="nobody.safetensors"))
 
 
-def test_a_model_of_somebody_else_is_not_overwritten(host, photos, recipes):
+def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
     model(host, "mine").write_bytes(b"precious")
     refusal(host, training("mine"), "mine.safetensors", "not overwritten", "another name")
     assert model(host, "mine").read_bytes() == b"precious"
@@ -266,7 +266,7 @@ def test_a_model_of_somebody_else_is_not_overwritten(host, photos, recipes):
         ),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(host, photos, recipes, values, words):
+def test_invalid_values_are_refused_before_the_run(host, photos, recipes, values, words):
     empty = host.server.base / "input" / "empty"
     empty.mkdir(exist_ok=True)
     (empty / "notes.txt").write_text("no picture")
@@ -275,12 +275,12 @@ def test_what_cannot_be_is_said_in_a_sentence(host, photos, recipes, values, wor
     assert not run(host, "refused").exists()
 
 
-def test_images_that_are_too_small_are_told_when_it_runs(host, photos, recipes):
+def test_too_small_images_raise_a_readable_error(host, photos, recipes):
     refusal(host, training("small", recipe="glow-photos"), "64 pixels")
     host.run(training("small"))  # nothing was begun, so nothing is in the way
 
 
-def test_recipes_that_flowcore_brings_come_first(host, recipes):
+def test_shipped_recipes_come_first(host, recipes):
     info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
     listed, brought = options(info, "recipe"), sorted(path.stem for path in FOLDER.glob("*.toml"))
     assert listed[: len(brought)] == brought

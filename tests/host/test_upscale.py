@@ -85,33 +85,14 @@ def test_low_precision_changes_the_picture_only_slightly(host, photo, precision)
 
 
 def test_samples_of_the_first_image_come_first(host):
-    (one,) = report(host, probe(batch=1, samples=2, seed=4))
-    (two,) = report(host, probe(batch=2, samples=2, seed=4))
-    assert one["shape"] == [2, 24, 32, 3]
-    assert two["shape"] == [4, 24, 32, 3]
-    for rows in (two["rows"][:2], two["rows"][2:]):
-        assert np.abs(np.array(rows) - np.array(one["rows"])).max() <= ONE
+    one, two = (rows(host, probe(batch=batch, samples=2, seed=4)) for batch in (1, 2))
+    assert (one.shape, two.shape) == ((2, 24, 32, 3), (4, 24, 32, 3))
+    assert np.abs(two - np.concatenate([one, one])).max() <= ONE
 
 
-def report(host, workflow):
-    return [output for name, output in host.run(workflow)["outputs"].items() if name == "save"]
-
-
-def test_alpha_of_a_picture_is_kept(host):
-    image = Image.new("RGBA", (8, 6), (200, 60, 20, 255))
-    image.paste((20, 60, 200, 0), (0, 0, 4, 6))
-    workflow = probe()
-    # LoadImage hands alpha over as a mask; JoinImageWithAlpha puts the two together again.
-    workflow["file"] = {"class_type": "LoadImage", "inputs": {"image": host.put("alpha.png", image)}}
-    workflow["photo"] = {
-        "class_type": "JoinImageWithAlpha",
-        "inputs": {"image": ["file", 0], "alpha": ["file", 1]},
-    }
-    (facts,) = report(host, workflow)
-    assert facts["shape"] == [1, 24, 32, 4]
-    alpha = np.array(facts["rows"]).reshape(24, 32, 4)[..., 3]
-    assert alpha[:, :12].max() < 0.1 or alpha[:, 20:].max() < 0.1
-    assert max(alpha[:, :12].mean(), alpha[:, 20:].mean()) > 0.9
+def rows(host, workflow):
+    facts = host.run(workflow)["outputs"]["save"]
+    return np.array(facts["rows"]).reshape(facts["shape"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,11 +110,6 @@ def painted(**inputs):
     }
     workflow["upscale"]["inputs"]["mask"] = ["mask", 0]
     return workflow
-
-
-def rows(host, workflow):
-    (facts,) = report(host, workflow)
-    return np.array(facts["rows"]).reshape(facts["shape"])
 
 
 def test_temperature_holds_in_the_mask_and_outside_elsewhere(host):
@@ -163,7 +139,7 @@ def test_temperatures_per_level_replace_temperature(host):
         host.run(probe(temperatures="warm"))
 
 
-def test_a_black_mask_is_told_and_a_wrong_one_refused(host, photo):
+def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
     workflow = upscale(photo=photo, temperature=0.9)
     workflow["upscale"]["inputs"]["mask"] = ["photo", 1]  # of a picture without alpha: nobody has painted
     said = host.run(workflow)["outputs"]["upscale"]["text"]
@@ -216,7 +192,7 @@ def test_a_matched_picture_is_consistent_and_the_number_says_so(host):
     assert 60 <= sized <= 100
 
 
-def test_memory_that_nothing_holds_is_told_before_the_work(host):
+def test_a_result_beyond_memory_is_refused_before_the_work(host):
     with pytest.raises(RunError, match="GB of memory"):
         host.run(probe(batch=64, samples=64, longest_side=16384))
 
@@ -244,7 +220,7 @@ def test_the_canvas_gets_before_and_after_and_scripts_get_no_files(host, photo):
         assert np.abs(array(before) - soft).max() < 0.05
 
 
-def test_too_little_memory_halves_the_tile_and_says_so(host):
+def test_out_of_memory_halves_the_tile_with_a_note(host):
     photo = host.put("square.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((100, 30, 164, 94)))
     workflow = upscale(photo=photo, seed=9)
     (whole,) = host.images(workflow)
@@ -258,7 +234,7 @@ def test_too_little_memory_halves_the_tile_and_says_so(host):
     assert np.abs(array(tiled) - array(whole)).max() <= ONE
 
 
-def test_what_overflows_is_mended_and_said_on_the_node(host):
+def test_overflow_is_repaired_and_reported(host):
     """Noise at the hot end of the slider: before the guard, black and glaring blocks."""
     entry = host.run(probe(fill="noise3", height=24, width=24, temperature=1.5))
     (said,) = entry["outputs"]["upscale"]["text"][:1]
@@ -276,7 +252,7 @@ def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
     if not newer(comfyui.version(tree), "0.18.0"):
         pytest.skip("this host always passes float32")
     with comfyui.running(tree, tmp_path, packs=(HERE / "probe",), flags=("--fp16-intermediates",)) as server:
-        (facts,) = report(Host(server), probe(dtype="float16"))
+        facts = Host(server).run(probe(dtype="float16"))["outputs"]["save"]
         assert facts["dtype"] == ["float16"]
 
 
@@ -285,7 +261,7 @@ def kept(host, image=None):
     return {"store": {"class_type": "FlowcoreTestStore", "inputs": after}}
 
 
-def test_what_is_kept_of_images_does_not_grow_and_goes_when_the_host_frees_memory(host):
+def test_the_condition_store_is_bounded_and_freed_with_the_models(host):
     host.forget()
     counts, sizes = [], []
     for image in range(7):

@@ -81,26 +81,30 @@ def test_a_template_opens_and_has_a_picture(host, name):
     assert min(picture.size) >= 200
 
 
+def check_values(node_type, valued):
+    """Check values against widgets: (name, kind or options, properties, value)."""
+    for name, kind, properties, value in valued:
+        place = f"{node_type}.{name}: {value!r}"
+        if properties.get("image_upload"):
+            assert isinstance(value, str), place
+        elif isinstance(kind, list):
+            assert value in kind, place
+        elif kind in ("INT", "FLOAT"):
+            assert isinstance(value, int | float), place
+            assert not isinstance(value, bool), place
+            assert kind == "FLOAT" or isinstance(value, int), place
+            assert properties["min"] <= value <= properties["max"], place
+        else:
+            assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
+
+
 def test_values_line_up_with_the_live_schema(host, story, folder_of_photos):
     every = host.get_json("/object_info")
     for node in story["nodes"]:
-        if node["type"] in VIRTUAL:
-            continue
-        named = list(widgets(every[node["type"]]))
-        assert len(named) == len(node["widgets_values"]), node["type"]
-        for (name, kind, properties), value in zip(named, node["widgets_values"], strict=True):
-            place = f"{node['type']}.{name}: {value!r}"
-            if properties.get("image_upload"):
-                assert isinstance(value, str), place
-            elif isinstance(kind, list):
-                assert value in kind, place
-            elif kind in ("INT", "FLOAT"):
-                assert isinstance(value, int | float), place
-                assert not isinstance(value, bool), place
-                assert kind == "FLOAT" or isinstance(value, int), place
-                assert properties["min"] <= value <= properties["max"], place
-            else:
-                assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
+        if node["type"] not in VIRTUAL:
+            named = list(widgets(every[node["type"]]))
+            values = zip(named, node["widgets_values"], strict=True)
+            check_values(node["type"], [(*described, value) for described, value in values])
 
 
 def test_slots_and_wires_agree_with_each_other_and_with_the_live_schema(host, story):
