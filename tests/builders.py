@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowcore import Flow
 from flowcore.models import build, configure
+from flowcore.transforms import ActNorm
 
 TINY: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 8},
@@ -53,6 +54,26 @@ def build_tiny(architecture: str, *, seed: int = 0, perturb: float = 0.0, **fiel
         with torch.no_grad():
             for parameter in flow.parameters() if perturb else ():
                 parameter += perturb * torch.randn_like(parameter)
+    return flow
+
+
+def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
+    """Build a small SRFlow whose samples are pictures, as those of trained models are: nothing overflows.
+
+    Args:
+        scale: 2, 4 or 8.
+        fields: Other fields of the configuration that differ from ``TINY``.
+
+    Returns:
+        The flow in evaluation mode.
+    """
+    flow = build_tiny("srflow", **{"scale": scale, "levels": {2: 2, 4: 3, 8: 4}[scale], "residual": True, **fields})
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if not name.startswith("encoder"):
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
     return flow
 
 

@@ -84,7 +84,9 @@ def ranked(
         scores = consistency(rgb, small).view(-1, each)
         return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
     if flow is None:
-        raise FlowError("likelihood needs the model that made the samples; got none. Pass it, or choose consistency.")
+        raise FlowError(
+            "likelihood needs the upscaling model that made the samples; got none. Choose consistency without one."
+        )
     flow.require("upscale")
     scale, device = flow.condition_scale, next(flow.parameters()).device
     height, width = (side * scale for side in small.shape[-2:])

@@ -1,37 +1,25 @@
-"""The guard: what a flow decodes is finite, calmer where it would not be, and otherwise as the flow has it."""
+"""Overflow: decoded images are finite, attenuated where they would not be, and otherwise what the flow gives."""
 
 import math
 
 import pytest
 import torch
+from builders import build_upscaler
 
 import flowcore
 from flowcore import Hints, colorize, decode, sample, upscale
+from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
-from flowcore.models.srflow import SRFlowConfig, srflow
 from flowcore.prior import sample_latents
 from flowcore.tasks import overflow
 from flowcore.tasks.upscale import MAX_DEVIATION
 from flowcore.transforms import ActNorm, Coupling
 
 
-def tame(**fields):
-    """A small SRFlow whose samples are pictures."""
-    torch.manual_seed(0)
-    options = {"steps": 2, "hidden": 8, "encoder_blocks": 1, "encoder_width": 8, "encoder_growth": 4} | fields
-    flow = srflow(SRFlowConfig(stacked_blocks=(0,), residual=True, **options)).eval()
-    with torch.no_grad():
-        for name, parameter in flow.named_parameters():
-            if not name.startswith("encoder"):
-                parameter += 0.02 * torch.randn_like(parameter)
-        next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
-    return flow
-
-
 def exploding_with_temperature():
-    """Couplings that answer to the half they leave untouched, a hundred times too loudly: each feeds the next."""
-    flow = tame()
+    """Couplings that amplify the half they leave untouched a hundred times: each feeds the next."""
+    flow = build_upscaler()
     with torch.no_grad():
         for coupling in flow.levels.modules():
             if isinstance(coupling, Coupling):
@@ -42,7 +30,7 @@ def exploding_with_temperature():
 
 def exploding_always():
     """Scales without a floor, which the weights drive to exp(-60): whatever is decoded is divided by them."""
-    flow = tame(affine_eps=0.0)
+    flow = build_upscaler(affine_eps=0.0)
     with torch.no_grad():
         for module in flow.levels.modules():
             if isinstance(module, Coupling):
@@ -58,11 +46,17 @@ def picture(*shape, seed=0):
     return torch.nn.functional.interpolate(small, shape[-2:], mode="bicubic").clamp(0, 1)
 
 
-def plain(flow, lr, temperature, seed=0, samples=1):
-    """What the flow makes without the guard, not clamped."""
+def plain(flow, lr, temperature, seed=0):
+    """What the flow decodes, neither repaired nor clamped."""
     plan, scale = planned(flow), flow.condition_scale
-    z = sample_latents(flow.latent_shapes(*(scale * side for side in lr.shape[-2:])), samples, temperature, seed)
+    z = sample_latents(flow.latent_shapes(*(scale * side for side in lr.shape[-2:])), 1, temperature, seed)
     return plan.inverse(z, plan.encode_condition(lr))
+
+
+def repaired(flow, lr, z):
+    plan = planned(flow)
+    decoder = overflow.bounded_decoder(plan, plan.encode_condition(lr), MAX_DEVIATION)
+    return overflow.decode_with_backoff(decoder, z, lambda: torch.zeros(1, 3, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +64,26 @@ def shipped():
     return flowcore.load("srflow-x4")
 
 
+@pytest.fixture
+def sentences():
+    return []
+
+
 # --- nothing overflows ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
-def test_where_nothing_overflows_the_picture_is_the_flows_bit_for_bit(shipped, temperature):
-    said, lr = [], picture(1, 3, 24, 32)
-    guarded = upscale(shipped, lr, temperature=temperature, seed=3, notify=said.append)
-    assert torch.equal(guarded, plain(shipped, lr, temperature, seed=3).clamp(0, 1))
-    assert said == []
+def test_without_overflow_the_picture_is_the_flows_bit_for_bit(shipped, sentences, temperature):
+    lr = picture(1, 3, 24, 32)
+    result = upscale(shipped, lr, temperature=temperature, seed=3, notify=sentences.append)
+    assert torch.equal(result, plain(shipped, lr, temperature, seed=3).clamp(0, 1))
+    assert sentences == []
 
 
-def test_the_first_attempt_is_handed_on_as_it_is():
+def test_without_overflow_the_first_attempt_is_returned_as_it_is():
     images = torch.rand(2, 3, 4, 4)
     decoded = overflow.decode_with_backoff(
-        lambda latents, items: (images, None), [torch.ones(2, 1, 1, 1)], lambda: pytest.fail("asked")
+        lambda latents, items: (images, None), [torch.ones(2, 1, 1, 1)], lambda: pytest.fail("called")
     )
     assert decoded.images is images
     assert (decoded.attenuated, decoded.filled) == (None, None)
@@ -93,189 +92,168 @@ def test_the_first_attempt_is_handed_on_as_it_is():
 # --- a temperature is too high ----------------------------------------------------------------------------------------
 
 
-def test_a_flow_that_overflows_with_temperature_is_drawn_calmer_and_says_so():
-    flow, lr, said = exploding_with_temperature(), picture(1, 3, 16, 16), []
+def test_a_flow_that_overflows_with_temperature_is_attenuated(sentences):
+    flow, lr = exploding_with_temperature(), picture(1, 3, 16, 16)
     assert not plain(flow, lr, 0.9).abs().le(1e6).all()  # the recipe explodes
     assert (plain(flow, lr, 0.0) - 0.5).abs().max() < MAX_DEVIATION  # and not without temperature
-    result = upscale(flow, lr, temperature=0.9, notify=said.append)
+    result = upscale(flow, lr, temperature=0.9, notify=sentences.append)
     assert result.isfinite().all()
-    assert len(said) == 1
-    assert "overflowed in 1 picture" in said[0]
-    assert "Lower the temperature" in said[0]
-    # it is a picture of that image, and not what stands in where nothing helps
+    (sentence,) = sentences
+    assert "overflowed in 1 picture" in sentence
+    assert "Lower the temperature" in sentence
+    # it is a picture of that image, and not the fallback
     small = torch.nn.functional.avg_pool2d(result, 4)
     assert (small - lr).abs().mean() < 0.1
     assert not torch.allclose(result, enlarge(lr, 4).clamp(0, 1), atol=0.02)
 
 
-def test_temperatures_on_the_slider_explode_in_a_shipped_model_and_are_mended(shipped):
+def test_a_shipped_model_at_a_high_temperature_is_repaired(shipped, sentences):
     """Noise is unlike any photograph: at 1.5 values of some thousand and more come out."""
     generator = torch.Generator().manual_seed(0)
     lr = (picture(1, 3, 32, 32) + 0.1 * torch.randn(1, 3, 32, 32, generator=generator)).clamp(0, 1)
     assert not ((plain(shipped, lr, 1.5) - 0.5).abs() < 100).all()
-    said = []
-    result = upscale(shipped, lr, temperature=1.5, notify=said.append)
-    assert said
-    # before, most of what overflowed was black or of full colour
+    result = upscale(shipped, lr, temperature=1.5, notify=sentences.append)
+    assert sentences
+    # without the repair, most of what overflowed is black or of full color
     saturated = ((result == 0) | (result == 1)).all(1).float().mean()
     assert saturated < 0.02
     assert (torch.nn.functional.avg_pool2d(result, 4) - lr).abs().mean() < 0.08
 
 
-def test_samples_that_do_not_overflow_are_left_alone():
-    """One of three is made to."""
-    flow, lr = tame(), picture(1, 3, 8, 8)
-    plan = planned(flow)
-    cond = plan.encode_condition(lr)
+def test_other_samples_of_a_batch_do_not_change():
+    flow, lr = build_upscaler(), picture(1, 3, 8, 8)
     z = sample_latents(flow.latent_shapes(32, 32), 3, 0.5, 0)
     z[-1][1] *= 1e30
-    expected = plan.inverse(z, cond)
-    decoded = overflow.decode_with_backoff(
-        overflow.bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: torch.zeros(1, 3, 1, 1)
-    )
+    expected = planned(flow).inverse(z, planned(flow).encode_condition(lr))
+    decoded = repaired(flow, lr, z)
     assert torch.equal(decoded.images[0::2], expected[0::2])
     assert decoded.images.isfinite().all()
     assert decoded.attenuated.flatten(1).any(1).tolist() == [False, True, False]
     assert not decoded.filled.any()
 
 
-def test_what_is_far_from_the_overflow_does_not_change():
-    flow, lr = tame(), picture(1, 3, 96, 96)
-    plan = planned(flow)
-    cond = plan.encode_condition(lr)
+def test_places_far_from_the_overflow_do_not_change():
+    flow, lr = build_upscaler(), picture(1, 3, 96, 96)
     z = sample_latents(flow.latent_shapes(384, 384), 1, 0.5, 0)
     z[-1][..., 0, 0] *= 1e6  # in one corner
-    expected = plan.inverse(z, cond)
-    decoded = overflow.decode_with_backoff(
-        overflow.bounded_decoder(plan, cond, MAX_DEVIATION), z, lambda: torch.zeros(1, 3, 1, 1)
-    )
+    expected = planned(flow).inverse(z, planned(flow).encode_condition(lr))
+    decoded = repaired(flow, lr, z)
     assert (decoded.images[..., 200:, 200:] - expected[..., 200:, 200:]).abs().max() < 1e-5
     assert decoded.attenuated[..., :8, :8].all()
     assert not decoded.attenuated[..., 200:, :].any()
     assert ((decoded.images - 0.5).abs() <= MAX_DEVIATION).all()
 
 
-def test_latents_keep_their_direction():
-    """Calmer is not another draw: the factors of the ladder, on the same latents."""
+def test_latents_are_scaled_and_not_drawn_again():
     seen = []
 
-    def attempt(latents, items):
+    def decode(latents, items):
         seen.append(latents[0].clone())
-        wild = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-        wild[..., :2, :2] = len(seen) < 3
-        return torch.zeros(1, 3, 8, 8), wild if wild.any() else None
+        mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+        mask[..., :2, :2] = len(seen) < 3
+        return torch.zeros(1, 3, 8, 8), mask if mask.any() else None
 
     z = torch.randn(1, 4, 8, 8)
-    overflow.decode_with_backoff(attempt, [z], lambda: pytest.fail("asked"))
+    overflow.decode_with_backoff(decode, [z], lambda: pytest.fail("called"))
     assert len(seen) == 3
     for k, factor in enumerate(overflow.BACKOFF_SCALES[1:3], start=1):
         assert torch.allclose(seen[k][..., :3, :3], factor * z[..., :3, :3])
         assert torch.equal(seen[k][..., 4:, 4:], z[..., 4:, 4:])
 
 
-def test_latents_that_are_not_finite_end_as_zero():
+def test_infinite_latents_end_as_zero(sentences):
     """Infinity times zero is no number, and must not stay one."""
     flow = flowcore.load("glow-cifar10")
     z = sample_latents(flow.latent_shapes(32, 32), 2, 0.7, 0)
     good = decode(flow, [level[1:] for level in z])
     for level in z:
         level[0] = math.inf
-    said = []
-    images = decode(flow, z, notify=said.append)
+    images = decode(flow, z, notify=sentences.append)
     assert images.isfinite().all()
     assert torch.allclose(images[1:], good, atol=1e-5)
-    assert "1 picture" in said[0]
+    assert "1 picture" in sentences[0]
 
 
 # --- no temperature helps ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tile", [0, 32])
-def test_a_flow_that_always_overflows_gives_the_ordinary_enlargement_and_says_so(tile):
-    flow, lr, said = exploding_always(), picture(1, 3, 40, 44), []
+def test_a_flow_that_always_overflows_gives_a_bicubic_enlargement(sentences, tile):
+    flow, lr = exploding_always(), picture(1, 3, 40, 44)
     assert not plain(flow, lr, 0.0).isfinite().all()
-    result = upscale(flow, lr, temperature=0.8, tile=tile, samples=2, notify=said.append)
+    result = upscale(flow, lr, temperature=0.8, tile=tile, samples=2, notify=sentences.append)
     assert (result - enlarge(lr, 4).clamp(0, 1)).abs().max() < 1e-5
-    (sentence,) = said
+    (sentence,) = sentences
     assert "overflows at any temperature in 2 pictures, 100.0 % of them" in sentence
     assert "bicubic" in sentence
 
 
-def test_a_pattern_no_photograph_has_is_mended_in_its_place_only(shipped):
-    """A dithered square in a smooth picture: what is in it explodes even at temperature 0."""
+def test_an_unusual_pattern_is_replaced_in_its_place_only(shipped, sentences):
+    """A dithered square in a smooth picture explodes even at temperature 0."""
     lr = picture(1, 3, 64, 64)
     rows = torch.arange(24)
     lr[..., 20:44, 20:44] = ((rows[:, None] + rows) % 2).float()
     assert not plain(shipped, lr, 0.0).isfinite().all()
-    said = []
-    result = upscale(shipped, lr, temperature=0.8, notify=said.append)
+    result = upscale(shipped, lr, temperature=0.8, notify=sentences.append)
     assert result.isfinite().all()
-    assert any("at any temperature in 1 picture" in sentence for sentence in said)
+    assert any("at any temperature in 1 picture" in sentence for sentence in sentences)
     smooth = upscale(shipped, picture(1, 3, 64, 64), temperature=0.8)
-    corner = (result - smooth)[..., :24, :24].abs().mean()
-    assert corner < 0.01
+    assert (result - smooth)[..., :24, :24].abs().mean() < 0.01
 
 
 def test_a_fallback_fades_into_the_picture():
-    where = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
-    where[..., 30:34, 30:34] = True
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[..., 30:34, 30:34] = True
     images = torch.zeros(1, 1, 64, 64)
-    images[where] = math.nan
-    faded = overflow._blend(images, torch.ones_like(images), where)
-    assert (faded[where] == 1).all()
-    row = faded[0, 0, 32]
+    images[mask] = math.nan
+    blended = overflow._blend(images, torch.ones_like(images), mask)
+    assert (blended[mask] == 1).all()
+    row = blended[0, 0, 32]
     assert (row.diff()[:30] >= 0).all()
     assert row.diff().abs().max() < 0.2
     assert (row[:13] == 0).all()
 
 
-def test_a_glow_that_always_overflows_gives_grey_and_says_so():
+def test_a_glow_that_always_overflows_gives_gray(sentences):
     flow = flowcore.load("glow-cifar10")
     with torch.no_grad():
         next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).bias.fill_(1e30)
-    said = []
-    images = sample(flow, 2, temperature=0.7, notify=said.append)
+    images = sample(flow, 2, temperature=0.7, notify=sentences.append)
     assert (images == 0.5).all()
-    assert "2 pictures, 100.0 % of them: left gray" in said[0]
+    assert "2 pictures, 100.0 % of them: left gray" in sentences[0]
 
 
-# --- colours ----------------------------------------------------------------------------------------------------------
+# --- colors -----------------------------------------------------------------------------------------------------------
 
 
-def test_colours_that_overflow_are_drawn_calmer_and_luma_stays():
-    flow, said = flowcore.load("color-photos"), []
-    luma = flowcore.images.color.luma(picture(1, 3, 96, 96, seed=5))
-    calm = colorize(flow, luma, temperature=1.0, detail=0.3, seed=2, notify=said.append)
-    assert said == []
-    wild = colorize(flow, luma, temperature=3.0, detail=3.0, seed=2, notify=said.append)
-    assert "overflowed in 1 picture" in said[0]
-    for result in (calm, wild):
+def test_colors_that_overflow_are_attenuated_and_luma_stays(sentences):
+    flow, luma = flowcore.load("color-photos"), luma_of(picture(1, 3, 96, 96, seed=5))
+    usual = colorize(flow, luma, temperature=1.0, detail=0.3, seed=2, notify=sentences.append)
+    assert sentences == []
+    high = colorize(flow, luma, temperature=3.0, detail=3.0, seed=2, notify=sentences.append)
+    assert "overflowed in 1 picture" in sentences[0]
+    for result in (usual, high):
         assert result.isfinite().all()
-        assert (flowcore.images.color.luma(result) - luma).abs().max() < 1e-5
+        assert (luma_of(result) - luma).abs().max() < 1e-5
 
 
-def test_hints_that_were_refined_are_not_calmed_away():
-    flow, said = flowcore.load("color-photos"), []
-    luma = torch.full((1, 1, 64, 64), 0.5)
+def test_refined_hints_are_not_attenuated(sentences):
+    luma, options = torch.full((1, 1, 64, 64), 0.5), {"temperature": 2.0, "detail": 2.0, "working_size": 64}
     hints = Hints(coverage=torch.ones(1, 1, 64, 64), chroma=torch.full((1, 2, 64, 64), 0.1))
-    result = colorize(
-        flow, luma, temperature=2.0, detail=2.0, working_size=64, hints=hints, hint_steps=30, notify=said.append
-    )
+    flow = flowcore.load("color-photos")
+    result = colorize(flow, luma, hints=hints, hint_steps=30, notify=sentences.append, **options)
     assert result.isfinite().all()
-    assert said == []
+    assert sentences == []
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
-
-
-def test_parts_of_a_picture_are_added_up():
+def test_repaired_tiles_of_a_picture_are_added_up():
     repairs = overflow.Repairs()
     half, none = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     half[0, :, :2] = True
     repairs.add(0, half, none)
     repairs.add(0, half, none)
     repairs.add(0, None, None)
-    (sentence,) = repairs.sentences(32, "left grey")
+    (sentence,) = repairs.sentences(32, "left gray")
     assert "in 1 picture, 50.0 % of it" in sentence
     repairs.add(2, half, none)
-    assert "in 2 pictures, 37.5 % of them" in repairs.sentences(32, "left grey")[0]
+    assert "in 2 pictures, 37.5 % of them" in repairs.sentences(32, "left gray")[0]
