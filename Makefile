@@ -2,30 +2,38 @@
 
 PYTHON ?= python3
 PORT ?= 8188
-PY := .venv/bin/python
+# Processes that tests run in; each computes on one thread.
+WORKERS ?= 2
+# What to install of torch; the workflows name the oldest versions here.
+TORCH ?= torch torchvision
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PY := $(BIN)/python
+# The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
+PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help venv hosts demo serve workflows lint types tests check test browser soak gates clean
+.PHONY: help venv hosts demo serve workflows lint types quick core tests check test browser soak gates clean
 
 help:
-	@echo "make demo    upscale a photograph in a real, headless ComfyUI; pictures go to output/"
-	@echo "make serve   ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
-	@echo "make workflows   lay the stories of workflows/api out for the canvas, and run them for thumbnails"
-	@echo "make test    lint, types and all tests, two real hosts included"
-	@echo "make browser every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
-	@echo "make soak    what takes an hour: thousands of hostile files, a long queue, eight clients at once"
-	@echo "make gates   what the registry's own tools say: comfy node validate, comfy-test lint"
-	@echo "make check   the same gate, named as in CONTRIBUTING"
-	@echo "make clean   remove .venv and the fetched hosts"
+	@echo "make demo       upscale a photograph in a real, headless ComfyUI; images go to output/"
+	@echo "make serve      ComfyUI with its frontend and this pack, on http://127.0.0.1:$(PORT)"
+	@echo "make quick      lint, types and the fast core tests: what to run before every commit"
+	@echo "make test       lint, types and all tests, those in two real ComfyUI versions included"
+	@echo "make core       the tests that need no ComfyUI"
+	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
+	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
+	@echo "make gates      the registry's own tools: comfy node validate, comfy-test lint"
+	@echo "make workflows  lay out the stories of workflows/api for the canvas, and run them for thumbnails"
+	@echo "make clean      remove .venv and the fetched ComfyUI versions"
 
 # --- set-up, once -----------------------------------------------------------------------------------------------------
 
 venv: .venv/.installed
 
-# torch first and by its plain name: whatever the index offers for this machine is right.
+# torch first, and unpinned: whatever the index offers for this machine is right.
 .venv/.installed: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (once)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check torch torchvision
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -50,18 +58,23 @@ serve: .hosts/.frontend
 workflows: .hosts/.prepared
 	@$(PY) tests/host/stories.py
 
-# --- the gate ---------------------------------------------------------------------------------------------------------
+# --- check it ---------------------------------------------------------------------------------------------------------
 
 lint: .venv/.installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: .venv/.installed
-	.venv/bin/pyright
+	$(BIN)/pyright
 
-# The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
+quick: lint types
+	$(PYTEST_ALL) tests/core -m "not (slow or fuzz or soak)" $(PYTEST)
+
+core: .venv/.installed
+	$(PYTEST_ALL) tests/core tests/conformance $(PYTEST)
+
 tests: .hosts/.prepared
-	.venv/bin/pytest $(PYTEST)
+	$(PYTEST_ALL) $(PYTEST)
 
 check: lint types tests
 
@@ -73,11 +86,11 @@ test: check
 
 # Also a part of `tests`, where this has been run once and Chromium is there; skipped elsewhere.
 browser: .hosts/.frontend .venv/.browser
-	.venv/bin/pytest tests/browser $(PYTEST)
+	$(BIN)/pytest tests/browser $(PYTEST)
 
 # -s: latency, throughput and memory are printed, not asserted.
 soak: .hosts/.prepared
-	FLOWCORE_SOAK=1 .venv/bin/pytest -m "fuzz or soak" -s $(PYTEST)
+	FLOWCORE_SOAK=1 $(BIN)/pytest -m "fuzz or soak" -s $(PYTEST)
 
 .gates/.installed:
 	@$(PYTHON) -m venv .gates

@@ -9,20 +9,11 @@ from hypothesis import HealthCheck, settings
 
 LONG = bool(os.environ.get("FLOWCORE_SOAK"))
 
-# Kind of case to how many were tried; printed at the end of a run.
-TRIED: Counter[str] = Counter()
+TRIED: Counter[str] = Counter()  # cases by kind, printed at the end of a run
 
 
 def cases(short: int, long: int) -> settings:
-    """Say how many cases a test tries.
-
-    Args:
-        short: In `make test`, the same ones every time.
-        long: In `make soak`, new ones every time.
-
-    Returns:
-        What to decorate the test with, outside `given`.
-    """
+    """The settings of a fuzz test: ``short`` fixed cases in `make test`, ``long`` random ones in `make soak`."""
     return settings(
         max_examples=long if LONG else short,
         derandomize=not LONG,
@@ -34,10 +25,5 @@ def cases(short: int, long: int) -> settings:
 
 
 def tried(kind: str, number: int = 1) -> None:
-    """Count cases.
-
-    Args:
-        kind: Of what, such as "checkpoints".
-        number: How many.
-    """
+    """Count cases of a kind, such as "checkpoints"."""
     TRIED[kind] += number

@@ -2,8 +2,7 @@
 
     .venv/bin/python tests/core/golden_pictures.py     record anew
 
-A change of any picture is a change of what people get from workflows that they have saved: its new hash belongs into
-CHANGELOG.md, with the reason.
+A change of any of them changes what saved workflows make: name the model and the reason in CHANGELOG.md.
 """
 
 from __future__ import annotations
