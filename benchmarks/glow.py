@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import flowcore
-from flowcore.checkpoints.sources import NORMFLOWS
+from flowcore.checkpoints.sources.normflows import NORMFLOWS
 from flowcore.inference.plan import Plan
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents

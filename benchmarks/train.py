@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowcore.checkpoints.sources import NORMFLOWS
+from flowcore.checkpoints.sources.normflows import NORMFLOWS
 from flowcore.flow import Flow
 from flowcore.likelihood import log_prob
 from flowcore.models.glow import GlowConfig, glow

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowcore import Flow
+from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm
 
@@ -80,3 +81,12 @@ def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
 def random_image(*shape: int, seed: int = 0) -> Tensor:
     """Draw an image, uniform in [0, 1), the same for the same arguments."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
+    """Convert an SRFlow of ours to a state dict of the published program."""
+    ours = flow.state_dict()
+    return {
+        origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+        for origin in srflow_origins(flow.config)
+    }

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import SavingError, write_whole
+from ..checkpoints.writing import SavingError, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
@@ -276,7 +276,7 @@ def save(job: Job, results: Sequence[bytes]) -> None:
         SavingError: If a file cannot be written.
     """
     for target, result in zip(job.targets, results, strict=True):
-        write_whole(target, result)
+        write_atomic(target, result)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ class Scores:
     def rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace the table atomically."""
         text = _line(SCORE_COLUMNS) + "".join(_line(_cells(row)) for row in rows)
-        write_whole(self.path, text.encode())
+        write_atomic(self.path, text.encode())
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

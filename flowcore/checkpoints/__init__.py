@@ -12,25 +12,26 @@ from ..flow import Flow
 from . import catalog
 from .convert import convert
 from .file import Header, is_ours, read, read_header, save
-from .sources import SOURCES, Source
+from .sources import SOURCES
+from .sources.source import Source
 
 __all__ = ["SOURCES", "Header", "Source", "catalog", "convert", "is_ours", "load", "read", "read_header", "save"]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> Flow:
-    """Load a model: a shipped one by name, a file of ours, or a public checkpoint, which is converted in memory.
+    """Load a model: a shipped one by name, a file in our format, or a public checkpoint, which is converted in memory.
 
     Args:
-        path: Name of a shipped model (see ``catalog.names``), or a file. A shipped model's name goes before a file's.
-        device: Where the model shall live.
-        config_overrides: Configuration fields that replace the file's, or supply what a public checkpoint cannot tell,
+        path: Name of a shipped model (see ``catalog.names``), or a file. Names of shipped models take precedence.
+        device: Device of the model.
+        config_overrides: Configuration fields that replace the file's, or that a public checkpoint does not determine,
             e.g. ``stacked_blocks=(1, 8, 15, 22)`` or ``n_bits=5``.
 
     Returns:
         The flow, in float32 and evaluation mode.
 
     Raises:
-        CheckpointError: If there is no such model, or the file is none that flowcore can read.
+        CheckpointError: If there is no such model, or flowcore cannot read the file.
     """
     if str(path) in catalog.names():
         file = catalog.path(str(path))
@@ -39,7 +40,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         try:
             file = file.expanduser()
             exists = file.exists()
-        except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, no such person's home
+        except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
             exists = False
         if not exists:
             shipped = ", ".join(catalog.names()) or "none"

@@ -10,25 +10,15 @@ FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
 
 def names() -> list[str]:
-    """List the shipped models.
-
-    Returns:
-        Their names, sorted.
-    """
+    """List the names of the shipped models, sorted."""
     return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
 
 
 def path(name: str) -> Path:
-    """Find a shipped model's file.
-
-    Args:
-        name: One of ``names()``.
-
-    Returns:
-        The ``.safetensors`` file.
+    """Return the ``.safetensors`` file of a shipped model.
 
     Raises:
-        CheckpointError: If there is no such model; naming those that there are.
+        CheckpointError: If there is no such model; lists those that exist.
     """
     known = names()
     if name not in known:

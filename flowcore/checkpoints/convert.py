@@ -1,9 +1,9 @@
-"""Public checkpoints: from the file that someone published to our Flow, in memory.
+"""Public checkpoints, converted to our Flow in memory.
 
-One ``Source`` for each published layout, in ``sources``; here the file is read and its source found. The files are from
-strangers: pickles are followed before they are read (``pickled.py``), they are opened with ``weights_only=True`` and
-nothing else, names and shapes are compared with a model on torch's meta device before anything is allocated, and a
-refusal says what was seen. Bound on memory: until then at most 256 MiB and eight times the file; see ``file.py``.
+Here the file is read and its ``Source`` found; ``sources`` describes the published layouts. Files are untrusted: a
+pickle is checked before it is read (``pickled.py``), files are opened with ``weights_only=True`` and nothing else, and
+names and shapes are compared with a model on torch's meta device before anything is allocated. Until then reading takes
+at most 256 MiB and eight times the file; see ``file.py``.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
-from .file import KEY, opened
+from .file import KEY, open_safetensors
 from .pickled import refuse_excess
 from .sources import SOURCES
 from .sources.source import Source, State
 
-WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flow:
-    """Read a published checkpoint.
+    """Read and convert a published checkpoint.
 
     Args:
-        path: A ``.pth`` or ``.pt`` file as ``torch.save`` writes it, or a ``.safetensors`` file; told apart by content.
-            ``module.`` and similar prefixes, wrapping dictionaries and ``params_ema`` are seen through.
-        overrides: Configuration fields that the file cannot tell, e.g. ``{"stacked_blocks": (1, 8, 15, 22)}``, or that
-            it tells wrongly.
+        path: A ``.pth`` or ``.pt`` file as ``torch.save`` writes it, or a ``.safetensors`` file; recognized by content.
+            ``module.`` and similar prefixes, wrapping dictionaries and ``params_ema`` are removed.
+        overrides: Configuration fields that the file does not determine, e.g.
+            ``{"stacked_blocks": (1, 8, 15, 22)}``, or that the program mostly has otherwise.
 
     Returns:
         The flow, in float32 and evaluation mode, on the CPU, with its provenance.
 
     Raises:
-        CheckpointError: If the file is missing, no checkpoint, damaged, of another architecture, or would run code;
-            says what was seen, what is supported, and which field is missing.
+        CheckpointError: If the file is missing, not a checkpoint, damaged, of another architecture, or would run code;
+            says what was found, what is supported, and which field is missing.
     """
     path = Path(path)
     try:
         source, state = _find(_read(path))
-        _refuse_odd(source, state, path.stat().st_size)
+        _refuse_unusual(source, state, path.stat().st_size)
         flow = source.convert(state, overrides or {})
         flow.provenance = {
             "source": f"converted from {path.name} ({source.name})",
@@ -72,12 +72,12 @@ SUPPORTED = (
     f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors)."
 )
 
-# What training programs put around or in front of the names of a network.
+# Wrappers and prefixes that training programs add to the names of a network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "netG.", "generator.", "params_ema.", "params.", "state_dict.")
-DEPTH = 3  # of dictionaries within dictionaries
-MOST_CANDIDATES = 8  # state dicts in one file
-LONGEST = 1000  # name of a tensor
-MOST_CONTENTS = 8 * 2**20  # bytes of an archive's table: 80,000 tensors
+MAX_DEPTH = 3  # of nested dictionaries
+MAX_CANDIDATES = 8  # state dicts in one file
+MAX_NAME = 1000  # characters of a tensor's name
+MAX_CONTENTS = 8 * 2**20  # bytes of an archive's table of contents: 80,000 tensors
 
 FIRST_BYTES = {
     b"\xff\xd8\xff": "a JPEG image",
@@ -92,7 +92,7 @@ FIRST_BYTES = {
     b"{": "a JSON text",
 }
 
-# Names that give an architecture away, tried in this order.
+# Names that are typical of an architecture, tried in this order.
 LOOKS = (
     (r"blocks\.\d+\.attn_blocks\.\d+\.", "TarFlow, a transformer flow, which flowcore does not build"),
     (r"blocks\.\d+\.dnn\.(encoder|init_proj|pos_emb)", "Jet, a transformer flow, which flowcore does not build"),
@@ -113,7 +113,7 @@ LOOKS = (
 
 
 def _read(path: Path) -> Any:
-    """Read what is in the file, as views of it where that is possible."""
+    """Read the content of a file, mapped where possible."""
     if path.is_dir():
         raise CheckpointError(f"this is a folder; give the file in it. {SUPPORTED}")
     if not path.is_file():
@@ -140,24 +140,24 @@ def _read(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with opened(path, "Fetch it again.") as file:
+    with open_safetensors(path, "Fetch it again.") as file:
         if KEY in (file.metadata() or {}):
             raise CheckpointError("this is a flowcore model already; there is nothing to convert. Load it as it is.")
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _pickle_of_archive(path: Path) -> bytes:
-    """Find the pickle of a torch archive, and refuse other and dubious archives."""
+    """Read the pickle of a torch archive, and refuse other and suspicious archives."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 22))
         end = file.read()
-    # torch writes no comment behind its table of contents. With one, two readers may see two tables.
+    # torch writes no comment after its table of contents. With one, two readers could see two tables.
     if not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
         raise CheckpointError(
             "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
         )
-    if int.from_bytes(end[12:16], "little") > MOST_CONTENTS:
+    if int.from_bytes(end[12:16], "little") > MAX_CONTENTS:
         raise CheckpointError(f"the table of contents of this archive is larger than that of any model. {SUPPORTED}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -176,17 +176,17 @@ def _pickle_of_archive(path: Path) -> bytes:
                 )
             if any(name.split("/")[-1] == "constants.pkl" for name in names):
                 raise CheckpointError(f"this is a TorchScript program, not a state dict. {SUPPORTED}")
-            if len({name.lower() for name in names}) < len(names):  # torch does not tell a from A
+            if len({name.lower() for name in names}) < len(names):  # torch ignores case
                 raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError(
-                    "this archive has been compressed, and torch compresses none. Unpack it, and write its tensors "
-                    f"anew. {SUPPORTED}"
+                    "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again. "
+                    f"{SUPPORTED}"
                 )
             return archive.read(pickles[0])
     except CheckpointError:
         raise
-    except Exception as error:  # of many classes, if the bytes are hostile
+    except Exception as error:  # of many types, if the bytes are hostile
         raise CheckpointError(
             "this torch checkpoint is truncated or damaged: its table of contents cannot be read. Fetch it again."
         ) from error
@@ -194,11 +194,11 @@ def _pickle_of_archive(path: Path) -> bytes:
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
-        if path.suffix == ".safetensors":  # torch would believe the suffix
+        if path.suffix == ".safetensors":  # torch would trust the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # of many classes, if the bytes are hostile
+    except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
             f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again. {SUPPORTED}"
@@ -206,21 +206,21 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
 
 
 def _find(loaded: Any) -> tuple[Source, State]:
-    """Find the one state dict of a known layout in what a file holds."""
+    """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
         raise CheckpointError(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors. {SUPPORTED}")
     tensors: list[str] = []
-    candidates = list(islice(_candidates(loaded, (), tensors, set()), MOST_CANDIDATES))
+    candidates = list(islice(_candidates(loaded, (), tensors, set()), MAX_CANDIDATES))
     if {where[-1] for where, _, _ in candidates if where} == {"params", "params_ema"}:
-        candidates = [c for c in candidates if c[0][-1:] == ("params_ema",)]  # the averaged weights are those to use
+        candidates = [c for c in candidates if c[0][-1:] == ("params_ema",)]  # use the averaged weights
     if len(candidates) == 1:
         return candidates[0][1:]
     keys = ", ".join(_shown(key) for key in list(loaded)[:8])
     if candidates:
-        places = [".".join(where) for where, _, _ in candidates[:4]]
+        paths = [".".join(where) for where, _, _ in candidates[:4]]
         lookup = "".join(f"[{key!r}]" for key in candidates[-1][0])
         raise CheckpointError(
-            f"this is a trainer's checkpoint with the keys {keys}, and {' and '.join(places)} hold the weights of a "
+            f"this is a trainer's checkpoint with the keys {keys}, and {' and '.join(paths)} hold the weights of a "
             "model each. Extract the one you want, for example: "
             f"torch.save(torch.load(FILE, weights_only=True){lookup}, 'model.pth')."
         )
@@ -242,19 +242,18 @@ def _find(loaded: Any) -> tuple[Source, State]:
 def _candidates(
     loaded: dict[Any, Any], where: tuple[str, ...], tensors: list[str], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Source, State]]:
-    """Walk through dictionaries of dictionaries, and collect the names of all tensors but those of optimizers."""
-    entries = list(dict.items(loaded))  # a hostile OrderedDict may have an attribute of that name
+    """Search nested dictionaries for known layouts; collect the names of all tensors but an optimizer's."""
+    entries = list(dict.items(loaded))  # a hostile OrderedDict may shadow the method
     state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-    if any(len(name) > LONGEST for name in state):
-        raise CheckpointError(f"this file has a tensor whose name is longer than {LONGEST} characters. {SUPPORTED}")
+    if any(len(name) > MAX_NAME for name in state):
+        raise CheckpointError(f"this file has a tensor whose name is longer than {MAX_NAME} characters. {SUPPORTED}")
     tensors.extend(state)
     bare = _without_prefixes(state)
-    shapes = {name: tuple(t.shape) for name, t in bare.items()}
-    source = next((source for source in SOURCES if source.detect(shapes)), None)
+    source = next((source for source in SOURCES if any(map(source.detect.match, bare))), None)
     if source is not None:
         yield where, source, bare
-    elif len(where) < DEPTH and id(loaded) not in seen:
-        seen.add(id(loaded))  # dictionaries that share their parts would be walked through a million times
+    elif len(where) < MAX_DEPTH and id(loaded) not in seen:
+        seen.add(id(loaded))  # shared dictionaries would be walked millions of times
         for key, value in entries:
             if isinstance(value, dict) and "optim" not in (name := _shown(key)):
                 yield from _candidates(value, (*where, name), tensors, seen)
@@ -278,13 +277,13 @@ def _without_prefixes(state: State) -> State:
     return bare
 
 
-def _refuse_odd(source: Source, state: State, size: int) -> None:
-    """Refuse tensors that are no plain numbers, or that are views which would grow beyond the file when copied."""
+def _refuse_unusual(source: Source, state: State, size: int) -> None:
+    """Refuse tensors that are not plain numbers, and views that would exceed the file when copied."""
     for name, t in state.items():
-        whole = bool(source.whole.fullmatch(name))
-        plain = t.is_floating_point() or (whole and t.dtype in WHOLE)
-        if not plain or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
-            expected = "plain whole numbers" if whole else "plain floating point"
+        integers = bool(source.integers.fullmatch(name))
+        numeric = t.is_floating_point() or (integers and t.dtype in INTEGERS)
+        if not numeric or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
+            expected = "plain integers" if integers else "plain floating point"
             raise CheckpointError(f"{name} is a {t.dtype} {t.layout} tensor; expected {expected}.")
     claimed = sum(t.numel() * t.element_size() for t in state.values())
     if claimed > size:

@@ -1,12 +1,12 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
-The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance says source, sha256
-of the original, licence and metrics. Reading it costs no tensor.
+The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance has the source,
+sha256 of the original, licence and metrics. Reading it loads no tensor.
 
-Files come from strangers. Bounds on what one can ask for: a header of 4 MiB, a configuration of 8,000 tensors, 5 s,
-and, until names, types and shapes have been compared, 256 MiB beside eight times the file (the file itself is mapped,
-not read). Afterwards the model takes what its tensors take in float32. Values that are not finite are refused; what was
-loaded does not hang on the file, which may be replaced or cut short.
+Files are untrusted. Reading one is limited to a header of 4 MiB, a configuration of 8,000 tensors, 5 s, and, until
+names, types and shapes have been compared, 256 MiB beside eight times the file (the file itself is mapped). After that,
+memory is that of the tensors in float32. Values that are not finite are refused. The loaded model does not depend on
+the file, which may be replaced or truncated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -29,24 +29,24 @@ from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
-from .writing import write_whole
+from .writing import write_atomic
 
 FORMAT = 1
 KEY = "flowcore"
-MOST_HEADER = 4 * 2**20  # bytes: 30,000 tensors; of the largest published flow 0.2 MiB
-MOST_TENSORS = 8_000  # of a configuration; the largest that was published has 3,000
-FLOATING = ("F64", "F32", "F16", "BF16")
-WHOLE = ("I64", "I32", "I16", "U8")
+MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 0.2 MiB
+MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
+FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32", "I16", "U8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a model file says about itself.
+    """Header of a model file.
 
     Attributes:
-        architecture: Name of the recipe, e.g. "srflow".
+        architecture: Name of the architecture, e.g. "srflow".
         format: Version of this file format.
-        config: Fields of the recipe's configuration.
+        config: Fields of its configuration.
         provenance: Where the weights come from: source, sha256, licence, metrics.
     """
 
@@ -57,16 +57,10 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read what a file says about itself, without reading a tensor.
-
-    Args:
-        path: A ``.safetensors`` file in our format.
-
-    Returns:
-        The header.
+    """Read the header of a ``.safetensors`` file in our format, without reading a tensor.
 
     Raises:
-        CheckpointError: If the file is not there, broken, not ours, or written by a newer flowcore.
+        CheckpointError: If the file is missing, damaged, not ours, or written by a newer flowcore.
     """
     metadata = _metadata(Path(path))
     if KEY not in metadata:
@@ -97,14 +91,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def is_ours(path: str | Path) -> bool:
-    """Say whether a file carries a flowcore header.
-
-    Args:
-        path: Any file.
-
-    Returns:
-        Whether it is a safetensors file with our header key.
-    """
+    """Return True if a file is a safetensors file with a flowcore header."""
     try:
         return KEY in _metadata(Path(path))
     except CheckpointError:
@@ -114,17 +101,17 @@ def is_ours(path: str | Path) -> bool:
 def save(
     flow: Flow, path: str | Path, *, provenance: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a model, whole or not at all.
+    """Write a model atomically.
 
     Args:
         flow: The model.
-        path: Where to; an existing file is replaced atomically.
-        provenance: What to record; None for ``flow.provenance``.
+        path: The file, which is replaced if it exists.
+        provenance: Provenance to record; None for ``flow.provenance``.
         dtype: Precision of the stored tensors; float16 halves the file, and loading widens it again.
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
-        FlowError: If a number is too large for ``dtype``: reading would refuse the file.
+        FlowError: If a value is too large for ``dtype``: the file could not be read again.
     """
     path = Path(path)
     header = {
@@ -145,7 +132,7 @@ def save(
             raise FlowError(
                 f"{lost[0]} holds numbers that are too large for {dtype}. Save this model in torch.float32."
             )
-    write_whole(path, serialise(tensors, metadata={KEY: json.dumps(header)}))  # save_file would make it private
+    write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
 
 
 def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
@@ -159,61 +146,51 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         The flow, in evaluation mode.
 
     Raises:
-        CheckpointError: If the file is not ours, broken, or its tensors do not fit its configuration.
+        CheckpointError: If the file is not ours, damaged, or its tensors do not fit its configuration.
     """
     path = Path(path)
     header = read_header(path)
     try:
         config = configure(header.architecture, {**header.config, **(overrides or {})})
-    except FlowError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
-    try:
-        flow = skeleton(header.architecture, config)
+        flow = build_on_meta(header.architecture, config)
     except FlowError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     ours = flow.state_dict()
-    with opened(path, f"Fetch {path.name} again.") as file:
+    with open_safetensors(path, f"Fetch {path.name} again.") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in ours.items()}, shapes)
         for name, part in slices.items():
-            types = FLOATING if ours[name].is_floating_point() else WHOLE
+            types = FLOATS if ours[name].is_floating_point() else INTEGERS
             if str(part.get_dtype()) not in types:
                 raise CheckpointError(
                     f"{name} in {path.name} is of type {part.get_dtype()}; expected {', '.join(types[:-1])} or "
                     f"{types[-1]}. The file is damaged."
                 )
-        # copied, because safetensors lends out the file's own pages, and the file may be replaced or cut short
+        # Copied: safetensors maps the file, which may be replaced or truncated.
         state = {
             name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else torch.int64, copy=True)
             for name, t in ours.items()
         }
-    refuse_values(path.name, state)
+    refuse_nonfinite(path.name, state)
     flow.load_state_dict(state, assign=True)
     refuse_no_inverse(path.name, flow)
     flow.provenance = header.provenance
     return flow.eval()
 
 
-def skeleton(architecture: str, config: Any) -> Flow:
-    """Build a model without numbers, on torch's meta device: what a stranger's configuration asks for, to look at.
-
-    Args:
-        architecture: A key of ``models.ARCHITECTURES``.
-        config: Its configuration.
-
-    Returns:
-        The flow; its tensors have shapes only.
+def build_on_meta(architecture: str, config: Any) -> Flow:
+    """Build a model on torch's meta device: names and shapes of what an untrusted configuration asks for.
 
     Raises:
         CheckpointError: If it has more tensors than any model.
     """
-    with torch.device("meta"), _Counted():
+    with torch.device("meta"), _LimitedCalls():
         return build(architecture, config)
 
 
-class _Counted(TorchFunctionMode):
-    """Ends the building of a model that would take minutes: a tensor takes five calls of torch on average."""
+class _LimitedCalls(TorchFunctionMode):
+    """Aborts the construction of a model that would take minutes: a tensor takes five calls of torch on average."""
 
     calls = 0
 
@@ -221,29 +198,25 @@ class _Counted(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self.calls += 1
-        if self.calls > 5 * MOST_TENSORS:
+        if self.calls > 5 * MAX_TENSORS:
             raise CheckpointError(
-                f"the configuration asks for more than {MOST_TENSORS} tensors, which no model has. Its numbers of "
+                f"the configuration asks for more than {MAX_TENSORS} tensors, which no model has. Its numbers of "
                 "steps, layers or blocks are too large."
             )
         return func(*args, **(kwargs or {}))
 
 
-def refuse_values(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that hold values that are not finite: a training run that went wrong, or a damaged file.
-
-    Args:
-        name: Of the file, for the message.
-        tensors: By name.
+def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors with NaN or infinite values, in the name of a file.
 
     Raises:
         CheckpointError: Saying how many values, and where.
     """
     wrong: dict[str, int] = {}
     for key, t in tensors.items():
-        # one pass without a copy; both ends are NaN if any value is
-        numbers = t.is_floating_point() and t.numel() > 0 and not t.is_meta
-        if numbers and not all(end.isfinite() for end in t.aminmax()):
+        # One pass without a copy; both extremes are NaN if any value is.
+        has_values = t.is_floating_point() and t.numel() > 0 and not t.is_meta
+        if has_values and not all(end.isfinite() for end in t.aminmax()):
             wrong[key] = int((~t.isfinite()).sum())
     if wrong:
         most = max(wrong, key=lambda key: wrong[key])
@@ -254,19 +227,12 @@ def refuse_values(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def refuse_no_inverse(name: str, flow: Flow) -> None:
-    """Refuse what has no inverse though its numbers are finite.
-
-    That is a fixed order of channels that is none (it would read beyond its tensors, or lose channels), a matrix that
-    is singular, a variance that is negative.
-
-    Args:
-        name: Of the file, for the message.
-        flow: What was loaded.
+    """Refuse finite values without an inverse: an order that is no permutation, a singular matrix, a negative variance.
 
     Raises:
         CheckpointError: Naming the first.
     """
-    for place, module in flow.named_modules():
+    for path, module in flow.named_modules():
         wrong = ""
         if any(t.is_meta for t in module.state_dict().values()):
             continue
@@ -281,27 +247,22 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
         elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
             wrong = f"var in {name} is negative"
         if wrong:
-            raise CheckpointError(f"{place}.{wrong}. The file is damaged; fetch it again.")
+            raise CheckpointError(f"{path}.{wrong}. The file is damaged; fetch it again.")
 
 
-def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[str, tuple[int, ...]]) -> None:
-    """Compare tensor names and shapes.
-
-    Args:
-        name: Of the file, for the message.
-        expected: Tensor name to shape.
-        came: Likewise.
+def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare shapes by tensor name, in the name of a file.
 
     Raises:
         CheckpointError: Naming up to three differences.
     """
     differences = [
-        *(f"{key} is missing" for key in expected.keys() - came.keys()),
-        *(f"{key[:100]} is not known" for key in came.keys() - expected.keys()),
+        *(f"{key} is missing" for key in expected.keys() - actual.keys()),
+        *(f"{key[:100]} is not known" for key in actual.keys() - expected.keys()),
         *(
-            f"{key} is {str(came[key])[:100]} instead of {expected[key]}"
-            for key in expected.keys() & came.keys()
-            if came[key] != expected[key]
+            f"{key} is {str(actual[key])[:100]} instead of {expected[key]}"
+            for key in expected.keys() & actual.keys()
+            if actual[key] != expected[key]
         ),
     ]
     if differences:
@@ -313,41 +274,41 @@ def refuse_mismatch(name: str, expected: dict[str, tuple[int, ...]], came: dict[
 
 
 @contextlib.contextmanager
-def opened(path: Path, cure: str) -> Generator[Any]:
-    """Open a safetensors file of a stranger, and give every complaint about it the one class.
+def open_safetensors(path: Path, advice: str) -> Generator[Any]:
+    """Open an untrusted safetensors file, and turn every failure into a CheckpointError.
 
     Args:
         path: The file.
-        cure: What to do about a damaged one; a sentence.
+        advice: What to do about a damaged file; a sentence.
 
     Yields:
         What ``safe_open`` gives.
 
     Raises:
-        CheckpointError: If it is no regular file, none of safetensors, truncated, or damaged.
+        CheckpointError: If it is not a regular safetensors file, truncated, or damaged.
     """
     try:
         regular = path.is_file()
         exists = regular or path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, a zero byte in it, a folder that may not be read
+    except (OSError, ValueError) as error:  # name too long, zero byte, unreadable folder
         raise CheckpointError(
             f"The file {path.name[:80]!r} cannot be read ({_reason(error)}). Check the name."
         ) from error
     if not regular:
-        what = "is a folder or a device, no file" if exists else "is not there"
-        raise CheckpointError(f"There is no file {path.name} in {path.parent}: it {what}. Check the name.")
+        problem = "is a folder or a device" if exists else "does not exist"
+        raise CheckpointError(f"There is no file {path.name} in {path.parent}: it {problem}. Check the name.")
     try:
         with path.open("rb") as start:
             header = int.from_bytes(start.read(8), "little")
-        if MOST_HEADER < header < path.stat().st_size:
+        if MAX_HEADER < header < path.stat().st_size:
             raise CheckpointError(
-                f"{path.name} has a header of {header} bytes; that of a model has at most {MOST_HEADER}. {cure}"
+                f"{path.name} has a header of {header} bytes; that of a model has at most {MAX_HEADER}. {advice}"
             )
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a safetensors file, or it is truncated or damaged ({_reason(error)}). {cure}"
+            f"{path.name} is not a safetensors file, or it is truncated or damaged ({_reason(error)}). {advice}"
         ) from error
 
 
@@ -360,5 +321,5 @@ def _metadata(path: Path) -> dict[str, str]:
         "Supported: flowcore models (.safetensors) and published checkpoints of SRFlow, Glow and Real NVP (.pth, .pt, "
         ".safetensors)."
     )
-    with opened(path, supported) as file:
+    with open_safetensors(path, supported) as file:
         return file.metadata() or {}

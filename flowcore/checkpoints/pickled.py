@@ -1,10 +1,9 @@
-"""What a torch pickle would do, found out before torch reads it.
+"""Check what a torch pickle would do, before torch reads it.
 
 ``weights_only=True`` keeps code from running. It does not keep a few hundred bytes from asking for gigabytes
-(``bytearray(10**10)``, a storage or a tensor larger than the file) or for hours (a codec that takes quadratic time, a
-dictionary key of tuples within tuples that share their parts, whose hash walks through each copy). So the opcodes are
-walked first, with numbers, texts and sizes standing for the objects: nothing is built, and the walk takes as long as
-the pickle is.
+(``bytearray(10**10)``, a storage or tensor larger than the file) or hours (a codec of quadratic time; a dictionary key
+of nested tuples that share their parts, whose hash visits every copy). So the opcodes are interpreted first, with
+numbers, strings and sizes in place of the objects: nothing is built, and it takes time proportional to the pickle.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
 
-MOST_OPCODES = 500_000  # 20,000 tensors, ten times as many as the largest published flow has
-MOST_WITHIN = 10_000  # parts of a tuple, counted as its hash walks through them
-MOST_PICKLES = 5  # in an old torch file: magic number, protocol, system, objects, keys of storages
+MAX_OPCODES = 500_000  # 20,000 tensors, ten times as many as the largest published flow has
+MAX_TUPLE = 10_000  # parts of a tuple, counted as its hash visits them
+MAX_PICKLES = 5  # in an old torch file: magic number, protocol, system, objects, keys of storages
 
-# What pickles of plain tensors import; all that is read.
+# What pickles of plain tensors import; nothing else is accepted.
 HARMLESS = re.compile(
     r"collections\.(OrderedDict|Counter)"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|sparse_tensor)"
@@ -29,7 +28,7 @@ HARMLESS = re.compile(
     r"|torch\.(b?float|double|half|u?int|long|short|bool|complex)\w*|torch\.(Size|device)"
 )
 
-# What of it is called, with what for the first argument; storages and types are only named.
+# Which of them are called, with which first argument; storages and types are only named.
 CALLED = {
     "collections.OrderedDict": (list, dict),
     "collections.Counter": (dict,),
@@ -41,13 +40,13 @@ CALLED = {
     "torch.Size": (list, tuple),
     "torch.device": (str,),
 }
-DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be followed. Fetch it again."
-EXCESS = "which no checkpoint needs. It was not read. If you trust it, write its tensors anew: "
-ANEW = "torch.save(model.state_dict(), 'model.pth')."
+DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be read. Fetch it again."
+EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
+RESAVE = "torch.save(model.state_dict(), 'model.pth')."
 
 
-class _Rest:
-    """A stream that is asked for no more than there is: Python would make room for all that a pickle claims."""
+class _BoundedStream:
+    """Never reads more than the file holds: Python would allocate whatever length a pickle claims."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream = stream
@@ -60,45 +59,45 @@ class _Rest:
 
 
 class _Import:
-    """Stands for something that was imported."""
+    """Stands for an imported object."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 _MARK = (0, None)
-_Thing = tuple[int, Any]  # how many parts its hash walks through; and the value, or a type that stands for one
+_Item = tuple[int, Any]  # how many parts its hash visits; and the value, or a type in its place
 
 
 def refuse_excess(stream: BinaryIO, size: int, *, many: bool = False) -> None:
-    """Follow a pickle, and refuse one that imports, allocates or computes what plain tensors do not need.
+    """Interpret a pickle, and refuse one that imports, allocates or computes what plain tensors do not need.
 
     Args:
-        stream: Where it starts.
-        size: Of the file, in bytes: what tensors may claim together.
+        stream: Starts with the pickle.
+        size: Bytes of the file: what all tensors together may claim.
         many: Whether further pickles may follow, as in old torch files.
 
     Raises:
-        CheckpointError: If it would; saying what.
+        CheckpointError: Saying what is excessive.
     """
-    walk, rest = _Walk(size), _Rest(stream, size)
+    interpreter, bounded = _Interpreter(size), _BoundedStream(stream, size)
     try:
-        for number in range(MOST_PICKLES if many else 1):
-            walk.start()
-            for opcode, argument, _ in pickletools.genops(rest):  # pyright: ignore[reportArgumentType]
-                walk.step(opcode, argument)
-            if number == 0 and many and not walk.magic:
-                break  # torch reads no further, either
+        for number in range(MAX_PICKLES if many else 1):
+            interpreter.start()
+            for opcode, argument, _ in pickletools.genops(bounded):  # pyright: ignore[reportArgumentType]
+                interpreter.step(opcode, argument)
+            if number == 0 and many and not interpreter.magic:
+                break  # torch reads no further either
     except CheckpointError:
         raise
     except Exception as error:  # of many classes, if the bytes are hostile
-        walk.refuse_imports()
+        interpreter.refuse_imports()
         raise CheckpointError(DAMAGED) from error
-    walk.refuse_imports()
+    interpreter.refuse_imports()
 
 
-class _Walk:
-    """The state of following pickles."""
+class _Interpreter:
+    """Interprets pickles, with sizes and types in place of objects."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -109,14 +108,14 @@ class _Walk:
         self.start()
 
     def start(self) -> None:
-        self.stack: list[_Thing] = []
-        self.memo: dict[int, _Thing] = {}
+        self.stack: list[_Item] = []
+        self.memo: dict[int, _Item] = {}
         self.magic = False
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         self.opcodes += 1
-        if self.opcodes > MOST_OPCODES:
-            raise CheckpointError(f"this pickle has more than {MOST_OPCODES} steps, {EXCESS}{ANEW}")
+        if self.opcodes > MAX_OPCODES:
+            raise CheckpointError(f"this pickle has more than {MAX_OPCODES} steps, {EXCESS}{RESAVE}")
         name, stack = opcode.name, self.stack
         if name == "MARK":
             stack.append(_MARK)
@@ -148,14 +147,14 @@ class _Walk:
         elif name == "BUILD":
             self._pop()
             if stack[-1][1] is not dict:
-                raise CheckpointError(f"this pickle gives a state to what is no dictionary, {EXCESS}{ANEW}")
+                raise CheckpointError(f"this pickle gives a state to what is no dictionary, {EXCESS}{RESAVE}")
         elif name == "STOP":
             self.magic = isinstance(stack[-1][1], int)
         else:
             self._other(opcode, argument)
 
     def _other(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """What does nothing but take things off the stack and put others there."""
+        """Apply an opcode that only pops from the stack and pushes to it."""
         for taken in reversed(opcode.stack_before):
             if taken is pickletools.stackslice:
                 self._pop_to_mark()
@@ -175,30 +174,30 @@ class _Walk:
             named = ", ".join(name[:80] for name in foreign[:3])
             raise CheckpointError(
                 f"reading this pickle would import {named}, which could run code; it was not read. Supported are files "
-                f"of tensors only. If you trust it, write those anew where the file comes from: {ANEW}"
+                f"of tensors only. If you trust it, save those again where the file comes from: {RESAVE}"
             )
 
     def _imported(self, name: str) -> _Import:
         self.imports[name] = None
         return _Import(name)
 
-    def _pop(self) -> _Thing:
-        thing = self.stack.pop()
-        if thing is _MARK:
+    def _pop(self) -> _Item:
+        item = self.stack.pop()
+        if item is _MARK:
             raise ValueError("a mark")
-        return thing
+        return item
 
-    def _pop_to_mark(self) -> list[_Thing]:
-        things: list[_Thing] = []
-        while (thing := self.stack.pop()) is not _MARK:
-            things.append(thing)
-        return things[::-1]
+    def _pop_to_mark(self) -> list[_Item]:
+        items: list[_Item] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
 
-    def _tuple(self, things: list[_Thing]) -> _Thing:
-        within = 1 + sum(size for size, _ in things)
-        if within > MOST_WITHIN:
-            raise CheckpointError(f"this pickle nests tuples of more than {MOST_WITHIN} parts, {EXCESS}{ANEW}")
-        return within, tuple(value for _, value in things)
+    def _tuple(self, items: list[_Item]) -> _Item:
+        within = 1 + sum(size for size, _ in items)
+        if within > MAX_TUPLE:
+            raise CheckpointError(f"this pickle nests tuples of more than {MAX_TUPLE} parts, {EXCESS}{RESAVE}")
+        return within, tuple(value for _, value in items)
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, _Import) or not HARMLESS.fullmatch(function.name):
@@ -207,14 +206,14 @@ class _Walk:
         kinds = CALLED.get(function.name, ())
         empty = arguments == () and function.name == "collections.OrderedDict"
         if not empty and not any(first is kind or isinstance(first, kind) for kind in kinds):
-            raise CheckpointError(f"this pickle calls {function.name} in an unusual way, {EXCESS}{ANEW}")
+            raise CheckpointError(f"this pickle calls {function.name} in an unusual way, {EXCESS}{RESAVE}")
         if function.name.startswith("torch._utils._rebuild_tensor"):
             self._refuse_view(arguments)
         return dict if function.name.startswith("collections.") else None
 
-    def _storage(self, told: Any) -> tuple[int]:
-        """A storage, as a tuple of its number of elements; all together have no more than the file has bytes."""
-        kind, key, number = told[0], told[2], told[4]
+    def _storage(self, fields: Any) -> tuple[int]:
+        """Represent a storage by its number of elements; all of them must fit into the file."""
+        kind, key, number = fields[0], fields[2], fields[4]
         if kind not in ("storage", b"storage") or type(key) not in (str, int) or type(number) is not int or number < 0:
             raise ValueError("no storage")
         self.claimed += max(0, number - self.storages.get(key, 0))
@@ -227,7 +226,7 @@ class _Walk:
         return (number,)
 
     def _refuse_view(self, arguments: tuple[Any, ...]) -> None:
-        """A tensor must lie within its storage, which torch would else enlarge."""
+        """Refuse a tensor that exceeds its storage, which torch would enlarge."""
         (number,), offset, sides, strides = arguments[:4]
         if not all(type(n) is int and n >= 0 for n in (offset, *sides, *strides)) or len(sides) != len(strides):
             raise ValueError("no view")

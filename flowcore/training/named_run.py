@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.writing import replacing, write_whole
+from ..checkpoints.writing import replacing, write_atomic
 from ..errors import FlowError
 
 CHECKPOINT, MODEL, RECORD = "checkpoint.pt", "model.safetensors", "node.json"
@@ -132,7 +132,7 @@ class NamedRun:
 
     def _write(self, record: Record) -> None:
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-        write_whole(self.folder / RECORD, text.encode())
+        write_atomic(self.folder / RECORD, text.encode())
 
     def _set_aside(self) -> None:
         earlier = self.folder / EARLIER

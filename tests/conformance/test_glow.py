@@ -1,4 +1,4 @@
-"""Published Glows and a Real NVP: our conversion gives the numbers that the programs gave."""
+"""Published Glows and a Real NVP against tensors recorded from the programs; see glow/README.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowcore import latents as latents_
 from flowcore.checkpoints import load, read, save
 from flowcore.transforms import OrderedSqueeze
 
-RECORDED = Path(__file__).parent / "glow"
+from .published import GLOW, recorded_glow
 
 CASES: dict[str, dict] = {
     "y0ast_affine_lu_learntop": {},
@@ -43,37 +43,23 @@ LATENTS = dict.fromkeys(CASES, 1e-9) | {
 }
 
 
-def weights_of(case: str) -> dict[str, Tensor]:
-    """The recorded state dict, with arbitrary numbers where nobody looks."""
-    state = load_file(RECORDED / f"{case}_weights.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    if "learn_top_fn.conv.bias" in state:
-        wide = len(state["learn_top_fn.conv.bias"])
-        state["learn_top_fn.conv.weight"] = torch.randn(wide, wide, 3, 3, generator=generator)
-    if "model/prior/p/W" in state:
-        flag = state["model/prior/p/W"]
-        others = torch.randn(3, 3, flag.shape[3], flag.shape[3], generator=generator)
-        state["model/prior/p/W"] = torch.cat([others, flag], dim=2)
-    return state
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A file of each case, as it would be published."""
+    """A folder with a checkpoint of each case."""
     folder = tmp_path_factory.mktemp("published")
     for case in CASES:
-        save_file(weights_of(case), folder / f"{case}.safetensors")
+        save_file(recorded_glow(case), folder / f"{case}.safetensors")
     return folder
 
 
 class Case:
-    """One recorded network as ours, with its input and what came out."""
+    """One recorded network as ours, with its recorded inputs and outputs."""
 
     def __init__(self, name: str, file: Path) -> None:
         self.name = name
         self.flow32 = load(file, **CASES[name])
         self.flow = load(file, **CASES[name]).double()
-        recorded = load_file(RECORDED / f"{name}_io.safetensors")
+        recorded = load_file(GLOW / f"{name}_io.safetensors")
         self.io = {
             key.removesuffix("_nhwc"): t.permute(0, 3, 1, 2) if key.endswith("_nhwc") else t
             for key, t in recorded.items()
@@ -90,7 +76,7 @@ class Case:
         self.cond = None if self.labels is None else self.flow.encode_condition(self.labels)
 
     def decode(self, latents: list[Tensor]) -> Tensor:
-        """In the program's own range of pixels."""
+        """Decode to the program's own range of pixels."""
         own = self.flow.inverse(latents, self.cond)
         return own - 0.5 if getattr(self.flow.config, "pixels", "unit") == "centred" else own
 
@@ -163,9 +149,9 @@ def test_whitened_latents_and_logdet(cases, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("normflows")])
-def test_latents_of_normflows_are_whitened_by_their_bases(cases, name):
-    """Theirs are raw, deepest first; what whitens them is read off the published names once more."""
-    case, state = cases(name), {k: t.double() for k, t in weights_of(name).items()}
+def test_latents_of_normflows(cases, name):
+    """Theirs are not whitened, and deepest first."""
+    case, state = cases(name), {k: t.double() for k, t in recorded_glow(name).items()}
     latents, _ = case.flow(case.x, case.cond)
     for number, ours in enumerate(reversed(latents)):
         raw, base = case.io[f"z{number}_deep_to_shallow_f64"], f"q0.{number}"
@@ -184,8 +170,8 @@ def test_latents_of_normflows_are_whitened_by_their_bases(cases, name):
 
 
 @torch.no_grad()
-def test_latents_of_real_nvp_make_up_an_image(cases):
-    """Theirs stay in the image's shape; ours are what was factored out, in the grid of the split, and the rest."""
+def test_latents_of_real_nvp(cases):
+    """Theirs keep the image's shape; ours are the factored-out half, in the grid of the split, and the rest."""
     case = cases("chrischute_realnvp_2scale")
     (gone, rest), logdet = case.flow(case.x)
     assert gone.shape == rest.shape == (2, 6, 16, 16)
@@ -195,7 +181,7 @@ def test_latents_of_real_nvp_make_up_an_image(cases):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_decoding_gives_the_image_back(cases, name):
+def test_encode_then_decode(cases, name):
     case = cases(name)
     latents, _ = case.flow(case.x, case.cond)
     assert error(case.flow.inverse(latents, case.cond), case.x) < 1e-12
@@ -247,7 +233,7 @@ def test_interpolations(cases, name, mode, key):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["y0ast_additive_nolu_ycond", "normflows_glow_classcond_lu"])
-def test_labels_and_one_hot_labels_are_the_same_and_matter(cases, name):
+def test_labels_and_one_hot_labels(cases, name):
     case = cases(name)
     numbers = case.labels if case.labels.ndim == 1 else case.labels.argmax(1)
     one_hot = torch.nn.functional.one_hot(numbers.long(), case.flow.classes).double()
@@ -258,11 +244,11 @@ def test_labels_and_one_hot_labels_are_the_same_and_matter(cases, name):
     assert (a - c).abs().min() > 1
 
 
-# --- what the files tell ----------------------------------------------------------------------------------------------
+# --- converted models -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_saved_is_read_bit_for_bit(cases, name, tmp_path):
+def test_saved_flow_is_read_bit_for_bit(cases, name, tmp_path):
     flow = cases(name).flow32
     save(flow, tmp_path / "ours.safetensors")
     again = read(tmp_path / "ours.safetensors")
@@ -274,8 +260,8 @@ def test_what_is_saved_is_read_bit_for_bit(cases, name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], strict=True))
 
 
-def test_where_pixels_lie(cases):
-    """chaiyujin's pixel values are the middles of their bins; so bits with its noise of 1/256 are no bound."""
+def test_pixel_conventions(cases):
+    """chaiyujin's pixel values are the centers of their bins."""
     case = cases("chaiyujin_affine_nolu")
     assert (case.flow.config.grid, case.flow.config.pixels) == ("levels", "unit")
     quantization = dequantization.quantization(case.flow)
@@ -302,15 +288,15 @@ def test_native_sizes(cases):
     }
 
 
-def test_masked_triangles_of_lu_factors_are_emptied(cases):
+def test_masked_triangles_of_lu_factors_are_zeroed(cases):
     factor = {
         "y0ast_affine_lu_learntop": "flow.layers.1.invconv.lower",
         "normflows_glow_classcond_lu": "flows.0.0.flows.1.L",
         "rosinality_affine_lu_5bit": "module.blocks.0.flows.0.invconv.w_l",
     }
     for name, prefix in factor.items():
-        junk = weights_of(name)[prefix].triu()
-        assert junk.abs().max() > 0  # there is something to take out
+        masked = recorded_glow(name)[prefix].triu()
+        assert masked.abs().max() > 0
         factors = {key: t for key, t in cases(name).flow.state_dict().items() if key.endswith((".lower", ".upper"))}
         assert factors
         for key, t in factors.items():
@@ -319,18 +305,18 @@ def test_masked_triangles_of_lu_factors_are_emptied(cases):
 
 
 def test_stored_numbers_are_not_rounded(cases):
-    """All that happens at load is exact: the same numbers, in other places, with other signs."""
+    """Conversion only moves values and changes signs."""
     for name in CASES:
         if "glowbase" in name:
             continue
-        stored = torch.cat([t.float().abs().flatten() for t in weights_of(name).values()])
+        stored = torch.cat([t.float().abs().flatten() for t in recorded_glow(name).values()])
         tensors = [t for t in cases(name).flow32.state_dict().values() if t.is_floating_point()]
         used = torch.cat([t.abs().flatten() for t in tensors])
         assert torch.isin(used[used > 0], stored).all(), name
 
 
 @torch.no_grad()
-def test_bits_per_dimension_of_chaiyujin_from_what_it_reports(cases):
+def test_reported_bits_of_chaiyujin(cases):
     """It divides by pixels, not by dimensions: bits = reported / 3 + 16 / 3."""
     case = cases("chaiyujin_affine_nolu")
     log_prob = likelihood.log_prob(case.flow, case.x)

@@ -1,132 +1,54 @@
-"""Every SRFlow layout: the published ones by their tensor names, small ones of every shape by a second implementation.
+"""Every published layout is recognized, uses every tensor, and computes what its program computes.
 
-``Published`` below is that second implementation: it reads a state dict under its published names, and shares no code
-with flowcore. It is itself held against the recorded tensors first.
+The numbers in ``layouts.safetensors`` come from a second implementation of the programs, written without flowcore and
+held against the recorded tensors; it was last part of the tests at commit 236c108.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
 import re
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import srflow_checkpoint
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowcore.checkpoints.sources.srflow import SRFLOW, srflow_names, srflow_shape
+from flowcore import likelihood
+from flowcore.checkpoints import load
+from flowcore.checkpoints.sources import CHRISCHUTE, SOURCES, SRFLOW
+from flowcore.checkpoints.sources.source import Checkpoint
+from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.errors import CheckpointError
+from flowcore.models.glow import GlowConfig
+from flowcore.models.realnvp import RealNVPConfig
 from flowcore.models.srflow import SRFlowConfig
 
-RECORDED = Path(__file__).parent / "srflow"
+from . import published
+from .published import image, random_state, sample_of, small_srflow
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-class Published:
-    """The published network, written down a second time: from LR image to features, from HR image to latents."""
-
-    def __init__(self, state: dict[str, Tensor], scale: int, stacked: tuple[int, ...]) -> None:
-        self.state = {name: t.double() for name, t in state.items()}
-        self.scale, self.stacked = scale, stacked
-        self.layers = [int(m[1]) for name in state if (m := re.match(r"flowUpsamplerNet\.layers\.(\d+)\.", name))]
-
-    def conv(self, x: Tensor, name: str) -> Tensor:
-        weight = self.state[f"{name}.weight"]
-        return F.conv2d(x, weight, self.state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
-
-    def features(self, lr: Tensor) -> dict[tuple[int, int], Tensor]:
-        """By grid size."""
-        x = self.conv(lr, "RRDB.conv_first")
-        outputs = []
-        while f"RRDB.RRDB_trunk.{len(outputs)}.RDB1.conv1.weight" in self.state:
-            block = x
-            for d in (1, 2, 3):
-                grown = x
-                for k in (1, 2, 3, 4):
-                    new = self.conv(grown, f"RRDB.RRDB_trunk.{len(outputs)}.RDB{d}.conv{k}")
-                    grown = torch.cat([grown, torch.where(new > 0, new, 0.2 * new)], 1)
-                x = x + 0.2 * self.conv(grown, f"RRDB.RRDB_trunk.{len(outputs)}.RDB{d}.conv5")
-            x = block + 0.2 * x
-            outputs.append(x)
-        native = [x + self.conv(x, "RRDB.trunk_conv")]
-        rows, columns = lr.shape[-2] // 2 * 2, lr.shape[-1] // 2 * 2
-        half = native[0][..., :rows, :columns]
-        half = sum(half[..., i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
-        for k in range(1, int(math.log2(self.scale))):
-            new = self.conv(native[-1].repeat_interleave(2, -2).repeat_interleave(2, -1), f"RRDB.upconv{k}")
-            native.append(torch.where(new > 0, new, 0.2 * new))
-        result = {}
-        for own in [half, *native]:
-            height, width = own.shape[-2:]
-            parts = [own]
-            for index in self.stacked:
-                part = outputs[index]
-                if height < part.shape[-2]:
-                    part = part[..., ::2, ::2]
-                else:
-                    part = part.repeat_interleave(height // part.shape[-2], -2)
-                    part = part.repeat_interleave(width // part.shape[-1], -1)
-                parts.append(part)
-            result[height, width] = torch.cat(parts, 1)
-        return result
-
-    def subnet(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Shift and scale."""
-        k = 0
-        while f"{name}.{k}.actnorm.bias" in self.state:
-            x = self.conv(x, f"{name}.{k}")
-            x = (x + self.state[f"{name}.{k}.actnorm.bias"]) * self.state[f"{name}.{k}.actnorm.logs"].exp()
-            x = x.clamp(min=0)
-            k += 2
-        x = self.conv(x, f"{name}.{k}") * (3 * self.state[f"{name}.{k}.logs"]).exp()
-        return x[:, ::2], 1 / (1 + (-2 - x[:, 1::2]).exp()) + 1e-4
-
-    def encode(self, x: Tensor, lr: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Latents, whitened, and the sum of log determinants."""
-        features = self.features(lr)
-        latents, logdet = [], 0
-        for index in range(max(self.layers) + 1):
-            name = f"flowUpsamplerNet.layers.{index}"
-            if index not in self.layers:
-                b, c, h, w = x.shape
-                x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
-                continue
-            half = x.shape[1] // 2
-            if f"{name}.conv.weight" in self.state:
-                x, gone = x[:, :half], x[:, half:]
-                prior = self.conv(x, f"{name}.conv") * (3 * self.state[f"{name}.conv.logs"]).exp()
-                latents.append((gone - prior[:, ::2]) / prior[:, 1::2].exp())
-                logdet = logdet - prior[:, 1::2].sum((1, 2, 3))
-                continue
-            pixels = x.shape[-2] * x.shape[-1]
-            x = (x + self.state[f"{name}.actnorm.bias"]) * self.state[f"{name}.actnorm.logs"].exp()
-            weight = self.state[f"{name}.invconv.weight"]
-            x = torch.einsum("oc,bchw->bohw", weight, x)
-            logdet = logdet + pixels * (self.state[f"{name}.actnorm.logs"].sum() + weight.det().abs().log())
-            if f"{name}.affine.fFeatures.0.weight" in self.state:
-                feature = features[tuple(x.shape[-2:])]
-                shift, scale = self.subnet(feature, f"{name}.affine.fFeatures")
-                x = (x + shift) * scale
-                logdet = logdet + scale.log().sum((1, 2, 3))
-                x1, x2 = x[:, :half], x[:, half:]
-                shift, scale = self.subnet(torch.cat([x1, feature], 1), f"{name}.affine.fAffine")
-                x = torch.cat([x1, (x2 + shift) * scale], 1)
-                logdet = logdet + scale.log().sum((1, 2, 3))
-        return [*latents, x], logdet
+def meta(shapes: Shapes, dtypes: dict[str, str] | None = None) -> dict[str, Tensor]:
+    dtypes = dtypes or {}
+    return {
+        name: torch.empty(shape, device="meta", dtype=getattr(torch, dtypes.get(name, "float32")))
+        for name, shape in shapes.items()
+    }
 
 
-@torch.no_grad()
-def test_the_second_implementation_is_the_published_one(published, recorded):
-    network = Published(published, 4, (0, 1, 2, 3))
-    latents, logdet = network.encode(recorded["gt"].double(), recorded["lr"].double())
-    assert (latents[0] - recorded["f64.enc.eps0"]).abs().max() < 1e-9
-    assert (latents[1] - recorded["f64.enc.z"]).abs().max() < 1e-9
-    density = logdet - sum(0.5 * (z**2 + math.log(2 * math.pi)).sum((1, 2, 3)) for z in latents)
-    assert (density + recorded["f64.enc.nll"] * math.log(2) * 48 * 40).abs().max() < 1e-9
+def near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-LAYOUTS = {
+# --- SRFlow -----------------------------------------------------------------------------------------------------------
+
+SRFLOW_LAYOUTS = {
     "4x": {},
     "4x stacked in order": {"stacked_blocks": (0, 1, 2, 3)},
     "4x one block twice": {"stacked_blocks": (1, 1)},
@@ -143,67 +65,236 @@ LAYOUTS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_survives_the_round_trip_and_means_the_same(layout, small_flow, export):
-    flow = small_flow(**LAYOUTS[layout])
-    state = export(flow)
-    back = SRFLOW.convert(state, {"stacked_blocks": flow.config.stacked_blocks})
-    assert back.config == flow.config
-    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in back.state_dict().items())
+@pytest.mark.parametrize("layout", SRFLOW_LAYOUTS)
+def test_srflow_layout(layout):
+    fields = {**published.SMALL, **SRFLOW_LAYOUTS[layout]}
+    state = small_srflow(**fields)
+    flow = SRFLOW.convert(state, {"stacked_blocks": fields["stacked_blocks"]})
+    assert flow.config == SRFlowConfig(**fields)
+    back = srflow_checkpoint(flow)
+    assert back.keys() == {name for name in state if not name.startswith("flowUpsamplerNet.f.")}
+    assert all(torch.equal(t, state[name]) for name, t in back.items())
 
-    back = back.to(dtype=torch.float64)
-    scale, generator = flow.config.scale, torch.Generator().manual_seed(1)
-    lr = torch.rand(2, 3, 4, 6, generator=generator, dtype=torch.float64)
-    hr = torch.rand(2, 3, 4 * scale, 6 * scale, generator=generator, dtype=torch.float64)
-    theirs, their_logdet = Published(state, scale, flow.config.stacked_blocks).encode(hr, lr)
-    cond = back.encode_condition(lr)
-    ours, logdet = back(hr, cond)
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() < 1e-9
-    assert (logdet - their_logdet).abs().max() < 1e-9
-    assert (back.inverse(theirs, cond) - hr).abs().max() < 1e-9
+    flow, scale = flow.double(), fields["scale"]
+    expected = load_file(published.SRFLOW / "layouts.safetensors")
+    hr, cond = image(1, 2, 3, 4 * scale, 6 * scale), flow.encode_condition(image(2, 2, 3, 4, 6))
+    latents, logdet = flow(hr, cond)
+    for i, z in enumerate(sample_of(latents)):
+        near(z, expected[f"{layout}.latent{i}"])
+    near(logdet, expected[f"{layout}.logdet"])
+    near(flow.inverse(latents, cond), hr, 1e-5)
 
 
-PUBLISHED = {
+SRFLOW_PUBLISHED = {
     "SRFlow_DF2K_4X": SRFlowConfig(),
     "SRFlow_DF2K_8X": SRFlowConfig(scale=8, levels=4, stacked_blocks=(1, 3, 5, 7)),
     "SRFlow_CelebA_8X": SRFlowConfig(scale=8, levels=4, encoder_blocks=8, stacked_blocks=(1, 3, 5, 7)),
 }
 
 
-def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(shape) for key, shape in json.loads((RECORDED / f"keys_{name}.json").read_text()).items()}
+@pytest.mark.parametrize("name", SRFLOW_PUBLISHED)
+def test_published_srflow_is_recognized_and_every_tensor_used_once(name):
+    text = (published.SRFLOW / f"keys_{name}.json").read_text()
+    shapes = {key: tuple(shape) for key, shape in json.loads(text).items()}
+    flow = SRFLOW.convert(meta(shapes), {})
+    assert flow.config == SRFLOW_PUBLISHED[name]
+    origins = [*srflow_origins(flow.config)]
+    assert {origin.ours for origin in origins} == flow.state_dict().keys()
+    used = {origin.names[0] for origin in origins}
+    assert len(used) == len(origins)
+    assert shapes.keys() - used == {key for key in shapes if key.startswith("flowUpsamplerNet.f.")}
 
 
-def meta(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+def test_deep_subnets_are_recognized():
+    fields = {**published.SMALL, "hidden_layers": 36, "hidden_kernel": 3}
+    config = SRFLOW.convert(meta(published.srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
+    assert (config.hidden_layers, config.hidden_kernel) == (36, 3)
+
+
+def test_srflow_without_injectors_is_refused(small_state):
+    with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
+        SRFLOW.convert(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
+
+
+# --- Glow and Real NVP, made smaller ----------------------------------------------------------------------------------
+
+# Configuration to tensor name to (shape, dtype).
+KEYS = json.loads(gzip.decompress((published.GLOW / "keys.json.gz").read_bytes()))
+FOREIGN = {"tarflow_afhq256": "TarFlow", "jet_pytorch_imagenet64_200m": "Jet"}
+REAL_NVP = "chrischute_realnvp_cifar10_published"
+
+
+def source_of(state: dict[str, Tensor]):
+    found = [source for source in SOURCES if any(source.detect.match(name.removeprefix("module.")) for name in state)]
+    assert len(found) == 1
+    return found[0]
+
+
+def shrink(configuration: str) -> Shapes:
+    """The first two steps of every level of a published configuration, with networks of width 6."""
+    result = {}
+    for name, (shape, _) in KEYS[configuration].items():
+        if m := re.match(r"flow\.layers\.(\d+)\.(.*)", name):
+            level, place = divmod(int(m[1]), 34)  # all of these have 32 steps
+            if place not in (1, 2, 33):
+                continue
+            name = f"flow.layers.{4 * level + min(place, 3)}.{m[2]}"
+        elif (m := re.match(r"(?:blocks\.\d+\.flows\.|model/\d+/|flows\.\d+\.)(\d+)[./]", name)) and int(m[1]) > 1:
+            continue
+        result[name] = tuple({512: 6, 513: 7, 256: 6}.get(side, side) for side in shape)
+    return result
+
+
+def openai_with_labels() -> Shapes:
+    labels = {
+        "prior/y_emb/W": (7, 96), "prior/y_emb/b": (1, 96), "prior/y_emb/logs": (1, 96),
+        "classifier/W": (48, 7), "classifier/b": (1, 7), "classifier/logs": (1, 7),
+    }  # fmt: skip
+    return shrink("openai_cifar10_abl-1x1-add") | {f"model/{name}": sides for name, sides in labels.items()}
+
+
+def without(shapes: Shapes, pattern: str) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if not re.match(pattern, name)}
+
+
+VARIANTS: dict[str, tuple[Callable[[], Shapes], dict]] = {
+    name: (lambda name=name: shrink(name), {"n_bits": 8} if name.startswith(("ros", "open")) else {})
+    for name in KEYS
+    if name not in (*FOREIGN, REAL_NVP) and "shuffle" not in name.replace("abl-shuffle", "")
+}
+VARIANTS |= {
+    "y0ast reversing": (lambda: shrink("y0ast_cifar10_shuffle"), {"mixing": "reverse"}),
+    "openai with labels": (openai_with_labels, {"n_bits": 5}),
+    "openai with labels alone": (lambda: without(openai_with_labels(), "model/prior/p/"), {"n_bits": 8}),
+    "openai with a standard normal": (
+        lambda: without(shrink("openai_lsun64_rnvp"), "model/prior/"),
+        {"n_bits": 8},
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_glow_layout(variant):
+    make, overrides = VARIANTS[variant]
+    state = random_state(make())
+    flow = source_of(state).convert(state, overrides).double()
+    multiple = 2**flow.config.levels
+    x = image(2, 2, 3, *(flow.image_size if flow.fixed_size else (multiple, 2 * multiple)))
+    cond = None
+    if flow.classes:
+        cond = flow.encode_condition(F.one_hot(torch.tensor([1, flow.classes - 1]), flow.classes).double())
+    expected = load_file(published.GLOW / "layouts.safetensors")
+    latents, _ = flow(x, cond)
+    assert len(latents) == flow.config.levels
+    for i, z in enumerate(sample_of(latents)):
+        near(z, expected[f"{variant}.latent{i}"])
+    near(likelihood.log_prob(flow, x, cond), expected[f"{variant}.log_prob"], 1e-8)
+    near(flow.inverse(latents, cond), x)
+
+
+# --- Glow and Real NVP, in full ---------------------------------------------------------------------------------------
+
+CIFAR = {"levels": 3, "steps": 32, "hidden": 512}
+ROSINALITY = {"edge": "ones", "network": "plain", "actnorm": "signed", "steps": 32, "hidden": 512}
+OPENAI = {**CIFAR, "edge": "flag", "actnorm": "log3", "mixing": "conv"}
+NORMFLOWS = {
+    "levels": 3, "mixing": "lu", "network": "plain", "scaled": False, "split_prior": "table", "pixels": "unit",
+    "classes": 10, "image_size": 32,
+}  # fmt: skip
+CHAIYUJIN = {**CIFAR, "image_size": (64, 64), "pixels": "unit", "grid": "levels"}
+
+PUBLISHED: dict[str, tuple[dict, GlowConfig]] = {
+    "y0ast_cifar10_published": ({}, GlowConfig(**CIFAR, image_size=(32, 32))),
+    "y0ast_cifar10_additive_ycond": ({}, GlowConfig(**CIFAR, image_size=(32, 32), coupling="additive", classes=10)),
+    "y0ast_cifar10_noLU_nolearntop": ({}, GlowConfig(**CIFAR, image_size=(32, 32), mixing="conv", learned_top=False)),
+    "y0ast_cifar10_shuffle": ({"mixing": "reverse"}, GlowConfig(**CIFAR, image_size=(32, 32), mixing="reverse")),
+    "chaiyujin_celeba64_published": ({}, GlowConfig(**CHAIYUJIN, mixing="conv", learned_top=False)),
+    "chaiyujin_celeba64_LU_learntop_ycond": ({}, GlowConfig(**CHAIYUJIN, classes=40)),
+    "rosinality_default_64_additive_lu": (
+        {"n_bits": 5},
+        GlowConfig(**ROSINALITY, levels=4, coupling="additive", n_bits=5),
+    ),
+    "rosinality_64_affine_lu": ({"n_bits": 5}, GlowConfig(**ROSINALITY, levels=4, n_bits=5)),
+    "rosinality_64_affine_nolu": (
+        {"n_bits": 8, "image_size": 64},
+        GlowConfig(**ROSINALITY, levels=4, mixing="conv", last_mixing="lu", image_size=(64, 64)),
+    ),
+    "rosinality_cifar_3x32_affine_lu": ({"n_bits": 8}, GlowConfig(**ROSINALITY, levels=3)),
+    "openai_cifar10_abl-1x1-aff": ({"n_bits": 8}, GlowConfig(**OPENAI)),
+    "openai_cifar10_abl-1x1-add": ({"n_bits": 8}, GlowConfig(**{**OPENAI, "coupling": "additive"})),
+    "openai_cifar10_abl-reverse-aff": ({"n_bits": 8}, GlowConfig(**{**OPENAI, "mixing": "reverse"})),
+    "openai_cifar10_abl-shuffle-aff": ({"n_bits": 8}, GlowConfig(**{**OPENAI, "mixing": "shuffle"})),
+    "openai_lsun64_rnvp": ({"n_bits": 8}, GlowConfig(**{**OPENAI, "steps": 48})),
+    "normflows_glow_K32_h512": ({}, GlowConfig(**NORMFLOWS, steps=32, hidden=512)),
+    "normflows_glow_notebook_cifar10": ({}, GlowConfig(**NORMFLOWS, steps=16, hidden=256)),
+    REAL_NVP: (
+        {},
+        RealNVPConfig(
+            batch_norm=False, mask_channel=False, alpha=(1 - float(torch.tensor(0.9))) / 2, hidden=64, blocks=8
+        ),
+    ),
+}
+
+# What does not matter to the flow, by program; every other published tensor must be used.
+UNUSED = {
+    "y0ast": r"prior_h|project_class\.(linear\.weight|linear\.bias|logs)|learn_top_fn\.conv\.weight",
+    "chaiyujin": r"prior_h|project_class\.(weight|bias|logs)|learn_top\.weight",
+    "rosinality": r".*\.(initialized|l_mask|u_mask|l_eye)",
+    "openai": r".*/indices_inverse",
+    "normflows": r".*\.(data_dep_init_done|eye)",
+    "chrischute": r"data_constraint|.*\.num_batches_tracked",
+}
+
+
+def test_all_configurations_are_tested():
+    assert len(KEYS) == 20
+    assert KEYS.keys() == PUBLISHED.keys() | FOREIGN.keys()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_layout_is_recognised_and_every_tensor_consumed(name):
-    shapes = shapes_of(name)
-    flow = SRFLOW.convert(meta(shapes), {})
-    assert flow.config == PUBLISHED[name]
-    ours = {key: tuple(t.shape) for key, t in flow.state_dict().items()}
-    consumed = {theirs: srflow_shape(theirs, ours[key]) for key, theirs in srflow_names(flow.config)}
-    dead = {key: shape for key, shape in shapes.items() if key.startswith("flowUpsamplerNet.f.")}
-    assert consumed | dead == shapes
-    assert len(consumed) == len(ours)
+def test_published_configuration_is_recognized_and_every_tensor_used(name):
+    program = name.split("_")[0]
+    overrides, expected = PUBLISHED[name]
+    shapes = {key: tuple(shape) for key, (shape, _) in KEYS[name].items()}
+    state = meta(shapes, {key: dtype for key, (_, dtype) in KEYS[name].items()})
+    if program == "chrischute":
+        state["data_constraint"] = torch.tensor([0.9])
+    source = source_of(state)
+    assert source.name.lower().endswith(program)
+    assert source.convert(state, overrides).config == expected
+    for key, t in state.items():  # the file reader's condition
+        assert t.is_floating_point() or source.integers.fullmatch(key)
+    layout = source.layout(Checkpoint(source.name, state), overrides)
+    used = {name for origin in layout.origins for name in origin.names}
+    assert used <= shapes.keys()
+    assert all(bool(re.fullmatch(UNUSED[program], key)) == (key not in used) for key in shapes)
 
 
-def test_names_pair_one_to_one():
-    pairs = list(srflow_names(SRFlowConfig()))
-    assert len({ours for ours, _ in pairs}) == len({theirs for _, theirs in pairs}) == len(pairs)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_transformer_flows_are_refused_by_name(tmp_path, name):
+    save_file({key: torch.zeros(1) for key in KEYS[name]}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"They look like {FOREIGN[name]}, a transformer flow.*Supported"):
+        load(tmp_path / "model.safetensors")
 
 
-def test_very_deep_subnets_are_recognised(small_flow, export):
-    config = {"hidden_layers": 36, "hidden_kernel": 3}
-    shapes = {name: tuple(t.shape) for name, t in export(small_flow(**config)).items()}
-    flow = SRFLOW.convert(meta(shapes), {"stacked_blocks": [2, 0, 3, 1]})
-    assert (flow.config.hidden_layers, flow.config.hidden_kernel) == (36, 3)
-
-
-def test_a_published_network_is_not_read_without_its_injectors(small_flow, export):
-    flow = small_flow()
-    with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
-        SRFLOW.convert(export(flow), {"stacked_blocks": flow.config.stacked_blocks, "injector": False})
+def test_real_nvp_of_three_scales():
+    shapes = without(shrink(REAL_NVP), r"flows\.next_block\.")
+    levels = {"flows.": {name: shape for name, shape in shapes.items() if name.startswith("flows.")}}
+    for depth in (1, 2):  # every level has twice the channels of the one before
+        prefix = "flows." + "next_block." * depth
+        levels[prefix] = {
+            name: tuple(2 * side if n < 2 and side > 1 else side for n, side in enumerate(shape))
+            for name, shape in levels["flows." + "next_block." * (depth - 1)].items()
+        }
+    state: dict[str, Tensor] = {"data_constraint": torch.tensor([0.8], dtype=torch.float64)}
+    for prefix, level in levels.items():
+        for name, shape in level.items():
+            if not (prefix.count("next") == 2 and ".out_couplings." in name):
+                state[name.replace("flows.", prefix)] = torch.empty(shape, device="meta")
+    last = "flows.next_block.next_block.in_couplings."
+    state |= {name.replace(".2.", ".3.", 1): t for name, t in state.items() if name.startswith(f"{last}2.")}
+    config = CHRISCHUTE.convert(state, {"image_size": (32, 48)}).config
+    assert (config.scales, config.channels, config.hidden, config.blocks) == (3, 3, 64, 8)
+    assert config.alpha == pytest.approx(0.1, abs=1e-12)
+    assert config.image_size == (32, 48)

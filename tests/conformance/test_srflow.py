@@ -1,8 +1,7 @@
 """SRFlow against tensors recorded from the published program; see srflow/README.md.
 
 Tolerances: float64 1e-9 absolute; float32 5e-5 for images, features and latents, 2e-6 relative for logdet. The
-published "logdet" contains the log density of the latents that splits send out; ours never contains a prior, so the
-tests add it.
+published "logdet" contains the log density of the latents of splits; ours never contains a prior, so the tests add it.
 """
 
 from __future__ import annotations
@@ -14,11 +13,16 @@ import torch
 from torch import Tensor
 
 from flowcore import dequantization, likelihood, prior
-from flowcore.checkpoints.sources.srflow import srflow_names
+from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.transforms import Split
 
 PIXELS = 48 * 40  # of the recorded HR images
 SINGLE, DOUBLE = 5e-5, 1e-9
+
+
+def names(flow) -> list[tuple[str, str]]:
+    """Our name and the published one of every parameter."""
+    return [(origin.ours, origin.names[0]) for origin in srflow_origins(flow.config)]
 
 
 def precision(flow) -> str:
@@ -39,7 +43,7 @@ def near_logdet(flow, ours: Tensor, theirs: Tensor) -> None:
 
 
 def near_running(flow, ours: Tensor, theirs: Tensor) -> None:
-    # A sum of thousands that passes through zero: in float32 only its absolute error means something.
+    # A sum of thousands that crosses zero: in float32 only its absolute error is meaningful.
     near(ours, theirs, DOUBLE if precision(flow) == "f64" else 1e-3)
 
 
@@ -56,7 +60,7 @@ def published_logdet(latents: list[Tensor], logdet: Tensor) -> Tensor:
     return logdet + prior.log_prob(latents[:-1])
 
 
-# --- whole network ----------------------------------------------------------------------------------------------------
+# --- the network ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -82,7 +86,7 @@ def test_likelihood(flow, recorded):
 
 
 @torch.no_grad()
-def test_decode_what_was_encoded(flow, recorded):
+def test_encode_then_decode(flow, recorded):
     gt, lr = inputs(flow, recorded)
     cond = flow.encode_condition(lr)
     x = flow.inverse(flow(gt, cond)[0], cond)
@@ -101,12 +105,11 @@ def test_decode_latents(flow, recorded, case):
     x = flow.inverse(latents, cond)
     t = precision(flow)
     near_for(flow, x, recorded[f"{t}.{case}.x"])
-    # Decoding's logdet is the negative of encoding what was decoded.
     near_logdet(flow, -published_logdet(latents, flow(x, cond)[1]), recorded[f"{t}.{case}.logdet"])
 
 
 @torch.no_grad()
-def test_seeded_draw_in_published_order(flow, recorded):
+def test_seeded_sample(flow, recorded):
     _, lr = inputs(flow, recorded)
     drawn = prior.sample_latents(flow.latent_shapes(48, 40), 2, 0.9, 1234, order="published")
     assert torch.equal(drawn[0], recorded["f32.seed1234.draw0"])
@@ -119,7 +122,7 @@ def test_seeded_draw_in_published_order(flow, recorded):
 
 
 @torch.no_grad()
-def test_dequantised_encode(flow, recorded):
+def test_dequantized_encode(flow, recorded):
     gt, lr = inputs(flow, recorded)
     u, bins = recorded["f32.noise.u"].to(gt), flow.config.quant_bins
     latents, logdet = flow(gt + (u - 0.5) / bins, flow.encode_condition(lr))
@@ -130,7 +133,7 @@ def test_dequantised_encode(flow, recorded):
     near(published_nll(prior.log_prob(latents) + logdet + constant), recorded["f32.noise.nll"], 2e-5)
 
 
-def test_dequantize_is_the_published_formula(recorded):
+def test_dequantize_matches_the_published_formula(recorded):
     noise = torch.rand(recorded["gt"].shape, generator=torch.Generator().manual_seed(3))
     ours = dequantization.dequantize(recorded["gt"], 32, torch.Generator().manual_seed(3))
     assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
@@ -148,7 +151,7 @@ def test_conditioning_features(flow, recorded):
 
 
 def layers(flow, features):
-    """Everything that the published program counts as a layer, in its order, with its condition."""
+    """Every layer in the numbering of the published program, with its condition."""
     for level, feature in zip(flow.levels, features, strict=True):
         yield level.squeeze, None
         for step in level.steps.parts():
@@ -199,7 +202,7 @@ def test_gradients(flow64, recorded):
     published_nll(likelihood.log_prob(flow64, gt, flow64.encode_condition(lr))).mean().backward()
     parameters = dict(flow64.named_parameters())
     seen = set()
-    for ours, name in srflow_names(flow64.config):
+    for ours, name in names(flow64):
         gradient = parameters.pop(ours).grad
         if gradient is None:
             assert f"f64.gradnorm_none.{name}" in recorded, f"{ours} should have a gradient"
@@ -213,17 +216,16 @@ def test_gradients(flow64, recorded):
 
 
 @torch.no_grad()
-def test_data_dependent_initialisation(flow64, recorded):
+def test_data_dependent_initialization(flow64, recorded):
     gt, lr = inputs(flow64, recorded)
     state = flow64.state_dict()
-    names = {name: ours for ours, name in srflow_names(flow64.config)}
-    actnorms = [name for name in names if ".actnorm." in name]
-    for name in actnorms:
-        state[names[name]].zero_()
+    actnorms = [(ours, name) for ours, name in names(flow64) if ".actnorm." in name]
+    for ours, _ in actnorms:
+        state[ours].zero_()
     cond = flow64.encode_condition(lr)
     latents = flow64.initialize(gt, cond)
-    for name in actnorms:
-        near(state[names[name]], recorded[f"f64.init.{name}"].flatten(), DOUBLE)
+    for ours, name in actnorms:
+        near(state[ours], recorded[f"f64.init.{name}"].flatten(), DOUBLE)
     assert len(actnorms) == sum(key.startswith("f64.init.flowUpsamplerNet.") for key in recorded)
     again, logdet = flow64(gt, cond)
     for first, second in zip(latents, again, strict=True):
@@ -233,10 +235,10 @@ def test_data_dependent_initialisation(flow64, recorded):
 
 
 @torch.no_grad()
-def test_initialisation_happens_on_request_only(flow64, recorded):
+def test_actnorm_is_never_initialized_implicitly(flow64, recorded):
     gt, lr = inputs(flow64, recorded)
     state = flow64.state_dict()
-    for ours, name in srflow_names(flow64.config):
+    for ours, name in names(flow64):
         if ".actnorm." in name:
             state[ours].zero_()
     before = {name: t.clone() for name, t in flow64.state_dict().items()}

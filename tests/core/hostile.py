@@ -199,13 +199,13 @@ def serve() -> None:
     import torch
 
     import flowcore
-    from flowcore.checkpoints.file import skeleton
+    from flowcore.checkpoints.file import build_on_meta
     from flowcore.models import configure
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for name in ("glow", "class_conditional"):  # what torch imports for its meta device is not a file's doing
-        skeleton(name, configure(name, {}))
+        build_on_meta(name, configure(name, {}))
     torch.randperm(4, device="meta"), flowcore.CheckpointError("")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

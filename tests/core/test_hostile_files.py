@@ -19,6 +19,7 @@ import zipfile
 
 import pytest
 import torch
+from builders import srflow_checkpoint
 from cases import cases, tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,9 +27,8 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 
 from flowcore.checkpoints import read, save
-from flowcore.checkpoints.file import MOST_HEADER
+from flowcore.checkpoints.file import MAX_HEADER
 from flowcore.checkpoints.latents_file import save_latents
-from flowcore.checkpoints.sources.srflow import srflow_names
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.models import ARCHITECTURES, build, configure
 from flowcore.training.styles import with_styles
@@ -69,18 +69,6 @@ OURS = {
 SHA = "0123456789abcdef" * 4
 
 
-def published(flow) -> dict[str, torch.Tensor]:
-    """The state dict of an SRFlow under its published names."""
-    names, state = dict(srflow_names(flow.config)), {}
-    for ours, t in flow.state_dict().items():
-        name = names[ours]
-        if ".actnorm." in name:
-            state[name] = t[None, :, None, None].clone()
-        else:
-            state[name] = t[:, None, None].clone() if name.endswith(".logs") else t.clone()
-    return state
-
-
 def torch_file(content, *, old: bool = False) -> bytes:
     out = io.BytesIO()
     torch.save(content, out, _use_new_zipfile_serialization=not old)
@@ -104,7 +92,7 @@ def good(tmp_path_factory):
             flow = with_styles(flow, ("bold",), torch.ones(1, 16))
         save(flow, folder / name)
         files[name] = (folder / name).read_bytes()
-    state = published(perturbed(build("srflow", configure("srflow", SRFLOW))))
+    state = srflow_checkpoint(perturbed(build("srflow", configure("srflow", SRFLOW))))
     files["published safetensors"] = serialise(state)
     files["published pth"] = torch_file(state)
     files["published old pth"] = torch_file(state, old=True)
@@ -462,7 +450,7 @@ def test_messages_do_not_repeat_a_strangers_megabytes(good, look):
 def test_a_header_larger_than_any_models_is_not_parsed(look):
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     content = safetensors({f"t{i}": entry for i in range(80_000)}, b"")
-    assert len(content) > MOST_HEADER
+    assert len(content) > MAX_HEADER
     refused(look(content), "header of")
     assert look(content, ".pth")["load_latents"]
 

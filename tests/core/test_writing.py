@@ -10,7 +10,7 @@ import torch
 
 from flowcore import FlowError
 from flowcore.checkpoints import writing
-from flowcore.checkpoints.writing import SavingError, clear_abandoned, replacing, write_whole
+from flowcore.checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
 
 NOBODY = 2**22 + 1  # more than any process of Linux
 
@@ -36,9 +36,9 @@ def test_what_the_system_refuses_is_a_sentence_and_changes_nothing(tmp_path, mon
 
     monkeypatch.setattr(writing.os, step, refuse)
     with pytest.raises(SavingError) as refused:
-        write_whole(tmp_path / "a.safetensors", bytes(2_000_000))
+        write_atomic(tmp_path / "a.safetensors", bytes(2_000_000))
     text = str(refused.value)
-    for expected in (words, "a.safetensors", "2.0 MB", "MB are free", "What was there before was not changed"):
+    for expected in (words, "a.safetensors", "2.0 MB", "MB are free", "The previous file was not changed"):
         assert expected in text
     assert isinstance(refused.value, FlowError)
     assert isinstance(refused.value, OSError)
@@ -62,7 +62,7 @@ def test_what_torch_says_of_a_full_disk_is_the_same_sentence(tmp_path):
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(SavingError, match=r"Could not save a\.safetensors"):
-        write_whole(tmp_path / "folder" / "a.safetensors", b"")
+        write_atomic(tmp_path / "folder" / "a.safetensors", b"")
 
 
 def test_the_next_save_clears_away_what_the_dead_have_left(tmp_path):
@@ -72,7 +72,7 @@ def test_the_next_save_clears_away_what_the_dead_have_left(tmp_path):
         partial(tmp_path, os.getppid(), 3600, "parent.safetensors"),
         partial(tmp_path, NOBODY, 3600).rename(tmp_path / ".not-ours.partial"),
     ]
-    write_whole(tmp_path / "a.safetensors", b"whole")
+    write_atomic(tmp_path / "a.safetensors", b"whole")
     assert not [file for file in gone if file.exists()]
     assert all(file.exists() for file in living)
     assert (tmp_path / "a.safetensors").read_bytes() == b"whole"

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import small_flows
 import torch
-from builders import build_tiny
+from builders import build_tiny, srflow_checkpoint
 from client import RunError
 from PIL import Image
 from talk import WORKFLOWS, graph, upscale
 
 import flowcore
 from flowcore.checkpoints import CheckpointError, catalog, save
-from flowcore.checkpoints.sources.srflow import srflow_names
 from flowcore.integrations.spandrel import ID, OURS, Upscaler, descriptor, detect, flow_of, support
 
 spandrel = pytest.importorskip("spandrel")
@@ -40,16 +39,6 @@ def array(image):
 @functools.cache
 def small(**fields):
     return build_tiny("srflow", **(PUBLISHED | fields))
-
-
-def published(flow):
-    """Its weights, in the names and shapes of the published program."""
-    names, state = dict(srflow_names(flow.config)), {}
-    for ours, t in flow.state_dict().items():
-        name = names[ours]
-        shape = (1, -1, 1, 1) if ".actnorm." in name else (-1, 1, 1) if name.endswith(".logs") else t.shape
-        state[name] = t.reshape(shape).clone()
-    return state
 
 
 def photograph(width, height, left=100, top=30):
@@ -107,7 +96,7 @@ def test_other_file_formats_work_in_the_stock_nodes(host, photo, upscale_models,
         save(flow, upscale_models / "sub" / "half.safetensors", dtype=torch.float16)
         name, size = "sub/half.safetensors", (48, 32)
     else:
-        state = published(flow)
+        state = srflow_checkpoint(flow)
         torch.save(state if kind == "published" else {"state_dict": state}, upscale_models / f"{kind}.pth")
         name, size = f"{kind}.pth", (192, 128)
     (made,) = host.images(stock(name, photo))
@@ -120,8 +109,8 @@ def test_other_file_formats_work_in_the_stock_nodes(host, photo, upscale_models,
 
 def test_foreign_and_damaged_files_are_refused(host, photo, upscale_models):
     save(small_flows.flow("free-glow"), upscale_models / "glow.safetensors")
-    torch.save(published(small(stacked_blocks=(0, 2))), upscale_models / "odd.pth")
-    state = published(small())
+    torch.save(srflow_checkpoint(small(stacked_blocks=(0, 2))), upscale_models / "odd.pth")
+    state = srflow_checkpoint(small())
     state.pop("RRDB.conv_first.bias")
     torch.save(state, upscale_models / "cut.pth")
     for name, words in {
@@ -195,7 +184,7 @@ def test_only_srflow_is_claimed_and_nobody_else_claims_it(registry):
     for name in catalog.names():
         state = flowcore.load(name).state_dict()
         assert claimants(registry, state) == ([ID] if name.startswith("srflow") else [])
-    assert claimants(registry, published(small())) == [ID]
+    assert claimants(registry, srflow_checkpoint(small())) == [ID]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +223,7 @@ def test_a_file_is_known_by_all_of_its_tensors(tmp_path):
 
 
 def test_tensors_that_grow_when_copied_are_refused():
-    state = published(small())
+    state = srflow_checkpoint(small())
     state["RRDB.conv_first.bias"] = torch.zeros(1).expand(8)
     with pytest.raises(CheckpointError, match="no plain tensor"):
         flow_of(state, shipped)

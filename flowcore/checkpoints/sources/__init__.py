@@ -1,6 +1,6 @@
-"""Published layouts, one module per program. This is the only place that guesses hyper-parameters from tensors.
+"""Published checkpoint layouts, one ``Source`` per publisher; the only place that infers hyper-parameters from tensors.
 
-``source.py`` says what a layout is; to add one, write down where every tensor of ours comes from.
+To add one, write a module that says where every tensor of our model comes from (``source.py``), and register it here.
 """
 
 from .normflows import NORMFLOWS
@@ -11,6 +11,4 @@ from .source import Source
 from .srflow import SRFLOW
 from .y0ast import CHAIYUJIN, Y0AST
 
-SOURCES = (SRFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)
-
-__all__ = ["CHAIYUJIN", "CHRISCHUTE", "NORMFLOWS", "OPENAI", "ROSINALITY", "SOURCES", "SRFLOW", "Y0AST", "Source"]
+SOURCES: tuple[Source, ...] = (SRFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)

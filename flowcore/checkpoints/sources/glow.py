@@ -1,8 +1,8 @@
-"""What the published Glows have in common: our names, orders of rows, and what is read off a first step.
+"""What the published Glows have in common: names, order of rows, and what the first step determines.
 
-All of them are ``models.glow`` with other settings; each program's module says which, and where its tensors go. Exact
-reorderings are made there; numbers stay as they were stored, so that nothing is rounded. Our order everywhere: rows of
-a coupling's last convolution and of a prior alternate, shift and raw scale, mean and log-deviation.
+All of them are ``models.glow`` with different settings; each program's module says which, and where its tensors go.
+Conversions only reorder and change signs, so that nothing is rounded. In our order the rows of a coupling's last
+convolution and of a prior alternate: shift, raw scale, ...; mean, log-deviation, ...
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .source import SAME, Origin, Shapes, missing_field, take
+from .source import SAME, Checkpoint, Origin, missing_field, take
 
 LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"
 
-# What the programs of y0ast, chaiyujin and, but for two fields, OpenAI fix.
+# Fixed by the programs of y0ast, chaiyujin and, but for two fields, OpenAI.
 SETTINGS = {
     "edge": "zeros",
     "network": "actnorm",
@@ -30,9 +30,9 @@ SETTINGS = {
     "last_mixing": "",
 }
 
-# What checks say.
+# Errors of checks.
 UNTRAINED = (
-    "says that this network was never initialised from a batch: its program would do that on first use, and the file "
+    "says that this network was never initialized from a batch: its program would do that on first use, and the file "
     "holds no trained model. Give the file of a trained one."
 )
 NO_PERMUTATION = "is no permutation: it does not list every channel once. The file is damaged; fetch it again."
@@ -42,231 +42,130 @@ CHANGED = "is not what the program makes of it. The file is damaged, or of a cha
 # --- our names --------------------------------------------------------------------------------------------------------
 
 
-def step_name(level: int, k: int) -> str:
-    """Name a step of our model.
+def steps_of(config: GlowConfig) -> Iterator[tuple[int, int, str]]:
+    """Iterate over level (0 is the finest), number in data-to-latent direction, and our name of every step.
 
-    Args:
-        level: 0 is the finest.
-        k: Number of the step, in the data-to-latent direction.
-
-    Returns:
-        Its name, before the number of its part: 0 the actnorm, 1 the mixing, 2 the coupling.
+    A part's number follows the name: 0 for the actnorm, 1 for the mixing, 2 for the coupling.
     """
-    return f"levels.{level}.steps.transforms.{k}.transforms"
+    for level in range(config.levels):
+        for k in range(config.steps):
+            yield level, k, f"levels.{level}.steps.transforms.{k}.transforms"
 
 
-def lu_factors(
-    ours: str, published: str, *, lower: str, upper: str, log: str, permutation: str, sign: str
-) -> Iterator[Origin]:
-    """Take a mixing that is held as LU factors; what its program masks out of the triangles is arbitrary, and goes.
+def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
+    """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped.
 
     Args:
         ours: Our name of the mixing.
-        published: The published one.
-        lower: What the triangular factor is called there.
-        upper: Likewise.
-        log: Likewise, of the logarithm of the diagonal.
-        permutation: Likewise.
-        sign: Likewise, of the signs of the diagonal.
-
-    Yields:
-        The origins.
+        published: The published name.
+        names: Published names of the permutation, the signs of the diagonal, the lower factor, the upper factor, and
+            the logarithm of the diagonal, separated by spaces.
     """
-    yield take(f"{ours}.permutation", f"{published}.{permutation}")
-    yield take(f"{ours}.sign", f"{published}.{sign}")
-    yield take(f"{ours}.lower", f"{published}.{lower}", SAME.then(lambda t: t.tril(-1)))
-    yield take(f"{ours}.upper", f"{published}.{upper}", SAME.then(lambda t: t.triu(1)))
-    yield take(f"{ours}.log_diagonal", f"{published}.{log}")
+    permutation, sign, lower, upper, log = (f"{published}.{name}" for name in names.split())
+    yield take(f"{ours}.permutation", permutation)
+    yield take(f"{ours}.sign", sign)
+    yield take(f"{ours}.lower", lower, SAME.then(lambda t: t.tril(-1)))
+    yield take(f"{ours}.upper", upper, SAME.then(lambda t: t.triu(1)))
+    yield take(f"{ours}.log_diagonal", log)
 
 
 def reversals(config: GlowConfig) -> dict[str, Tensor]:
-    """Make the orders of a model whose steps reverse the channels.
-
-    Args:
-        config: Of the model.
-
-    Returns:
-        Our name to order.
-    """
-    return {
-        f"{step_name(level, k)}.1.order": torch.arange(level_channels(config, level)).flip(0)
-        for level in range(config.levels)
-        for k in range(config.steps)
-    }
+    """Make the channel orders of a model whose steps reverse the channels."""
+    return {f"{name}.1.order": torch.arange(channels_of(config, level)).flip(0) for level, _, name in steps_of(config)}
 
 
-def level_channels(config: GlowConfig, level: int) -> int:
-    """Count the channels within a level.
-
-    Args:
-        config: Of the model.
-        level: 0 is the finest.
-
-    Returns:
-        C.
-    """
+def channels_of(config: GlowConfig, level: int) -> int:
+    """Return the number of channels in the steps of a level."""
     return config.channels * 4 * 2**level
 
 
-# --- orders of rows ---------------------------------------------------------------------------------------------------
+# --- order of rows ----------------------------------------------------------------------------------------------------
 
 
 def alternate(t: Tensor) -> Tensor:
-    """Put rows that come in halves in turn.
-
-    Args:
-        t: Rows a0, a1, ..., b0, b1, ...
-
-    Returns:
-        Rows a0, b0, a1, b1, ...
-    """
+    """Reorder rows a0, a1, ..., b0, b1, ... to a0, b0, a1, b1, ..."""
     return torch.stack(t.chunk(2), dim=1).flatten(0, 1)
 
 
 def alternate_swapped(t: Tensor) -> Tensor:
-    """Put rows that come in halves in turn, those of the second half first.
-
-    Args:
-        t: Rows a0, a1, ..., b0, b1, ...
-
-    Returns:
-        Rows b0, a0, b1, a1, ...
-    """
+    """Reorder rows a0, a1, ..., b0, b1, ... to b0, a0, b1, a1, ..."""
     return torch.stack(t.chunk(2)[::-1], dim=1).flatten(0, 1)
 
 
-# --- what a first step tells ------------------------------------------------------------------------------------------
+# --- hyper-parameters -------------------------------------------------------------------------------------------------
 
 
-def image_channels(program: str, wide: int) -> int:
-    """Read the channels of the image off those of the first step.
+def first_step(found: Checkpoint, channels: int, outputs: int) -> dict[str, Any]:
+    """Derive image channels and coupling from the first step.
 
     Args:
-        program: Name of the published program.
-        wide: Channels of the first step.
-
-    Returns:
-        1 or 3.
+        found: The checkpoint.
+        channels: Channels of the first step.
+        outputs: Outputs of its coupling's network.
 
     Raises:
-        CheckpointError: If it is neither.
+        CheckpointError: If they fit no variant.
     """
-    if wide not in (4, 12):
+    if channels not in (4, 12):
         raise CheckpointError(
-            f"the first step of this checkpoint of {program} has {wide} channels; expected 12, for colour images, or "
-            "4, for grey ones. The file is damaged, or the variant is not supported."
+            f"the first step of this checkpoint of {found.program} has {channels} channels; expected 12, for color "
+            "images, or 4, for gray ones. The file is damaged, or the variant is not supported."
         )
-    return wide // 4
-
-
-def coupling_kind(program: str, outputs: int, wide: int) -> str:
-    """Tell affine from additive couplings.
-
-    Args:
-        program: Name of the published program.
-        outputs: Channels that the first coupling's network gives.
-        wide: Channels of the first step.
-
-    Returns:
-        "affine" or "additive".
-
-    Raises:
-        CheckpointError: If it can be neither.
-    """
-    if outputs not in (wide, wide // 2):
+    if outputs not in (channels, channels // 2):
         raise CheckpointError(
-            f"the network of the first coupling of this checkpoint of {program} has {outputs} outputs for {wide} "
-            f"channels; expected {wide} (affine) or {wide // 2} (additive). The file is damaged, or the variant is not "
-            "supported."
+            f"the network of the first coupling of this checkpoint of {found.program} has {outputs} outputs for "
+            f"{channels} channels; expected {channels} (affine) or {channels // 2} (additive). The file is damaged, or "
+            "the variant is not supported."
         )
-    return "affine" if outputs == wide else "additive"
+    return {"channels": channels // 4, "coupling": "affine" if outputs == channels else "additive"}
 
 
-def parts_of(shapes: Shapes, pattern: str) -> set[str]:
-    """Collect what some module is made of, over all steps: a damaged file may lack it in any one.
-
-    Args:
-        shapes: Of the file.
-        pattern: Matches the start of a name, up to its part.
-
-    Returns:
-        The rests of the names.
-    """
-    found = ((name, re.match(pattern, name)) for name in shapes)
-    return {name[match.end() :] for name, match in found if match}
-
-
-def levels_and_steps(program: str, shapes: Shapes, pattern: str) -> tuple[int, int]:
-    """Read levels and steps per level off names that hold both numbers.
+def levels_and_steps(found: Checkpoint, pattern: str) -> dict[str, int]:
+    """Count levels, and steps per level, in names that hold both numbers.
 
     Args:
-        program: Name of the published program.
-        shapes: Of the file.
+        found: The checkpoint.
         pattern: Matches the start of such a name; its groups are level and step.
 
-    Returns:
-        Both.
-
     Raises:
-        CheckpointError: If the numbers do not form a rectangle.
+        CheckpointError: If the levels have different numbers of steps.
     """
     seen: dict[int, set[int]] = {}
-    for name in shapes:
+    for name in found.shapes:
         if match := re.match(pattern, name):
             seen.setdefault(int(match[1]), set()).add(int(match[2]))
     steps = len(seen.get(0, ()))
-    if sorted(seen) != list(range(len(seen))) or any(found != set(range(steps)) for found in seen.values()):
-        counts = ", ".join(f"{len(found)} in level {level}" for level, found in sorted(seen.items())[:8])
+    if sorted(seen) != list(range(len(seen))) or any(numbers != set(range(steps)) for numbers in seen.values()):
+        counts = ", ".join(f"{len(numbers)} in level {level}" for level, numbers in sorted(seen.items())[:8])
         raise CheckpointError(
-            f"the levels of this checkpoint of {program} do not have the same number of steps each: {counts}. "
+            f"the levels of this checkpoint of {found.program} do not have the same number of steps each: {counts}. "
             "The file lacks tensors; fetch it again."
         )
-    return len(seen), steps
+    return {"levels": len(seen), "steps": steps}
 
 
-def missing_bits(program: str, habit: str, told: Mapping[str, Any]) -> CheckpointError:
-    """Build the error for bits per subpixel that are not given.
-
-    Args:
-        program: Name of the published program.
-        habit: What it uses when.
-        told: What the file tells.
-
-    Returns:
-        The error, to be raised.
-    """
-    return missing_field(
-        "n_bits",
-        f"the bits per subpixel that this model ({told['levels']} levels of {told['steps']} steps, {told['coupling']}) "
-        f"was trained on. No checkpoint of {program} holds it; the program uses {habit}.",
-        "5",
-        "5",
-        "gives wrong bits per dimension",
-    )
+def require_bits(found: Checkpoint, usual: str, detected: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raise an error if ``n_bits``, which no tensor determines, is not among the overrides."""
+    if "n_bits" not in overrides:
+        raise missing_field(
+            "n_bits",
+            f"the bits per subpixel that this model ({detected['levels']} levels of {detected['steps']} steps, "
+            f"{detected['coupling']}) was trained on. No checkpoint of {found.program} holds it; the program uses "
+            f"{usual}.",
+            "5",
+            "5",
+            "gives wrong bits per dimension",
+        )
 
 
-# --- what tensors must hold -------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def is_permutation(t: Tensor) -> bool:
-    """Say whether a tensor lists each of 0 to C - 1 once.
-
-    Args:
-        t: Whole numbers, ``(C,)``.
-
-    Returns:
-        Whether it does.
-    """
+    """Return True if a vector lists each of 0 to C - 1 once."""
     return torch.equal(t.long().sort()[0], torch.arange(len(t)))
 
 
 def is_identity(t: Tensor) -> bool:
-    """Say whether a matrix is the identity.
-
-    Args:
-        t: ``(C, C)``.
-
-    Returns:
-        Whether it is.
-    """
+    """Return True if a matrix is the identity."""
     return torch.equal(t.float(), torch.eye(len(t)))

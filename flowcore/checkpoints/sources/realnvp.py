@@ -1,4 +1,4 @@
-"""Published Real NVPs of chrischute/real-nvp: the paper's, but for batch norm in the flow and mask channels."""
+"""Published Real NVPs of chrischute/real-nvp: the paper's, without batch norm in the flow and without mask channels."""
 
 from __future__ import annotations
 
@@ -10,46 +10,16 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...flow import Flow
 from ...models.realnvp import RealNVPConfig
-from .source import (
-    AS_KERNEL,
-    PER_OUTPUT,
-    SAME,
-    Layout,
-    Origin,
-    Shapes,
-    Source,
-    State,
-    assemble,
-    configured,
-    has,
-    indices,
-    shape_of,
-    shapes_of,
-    take,
-)
+from .glow import LICENCE
+from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take
 
-PROGRAM = "Real NVP by chrischute"
-LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"
-
-# torch's newer spelling of weight normalisation, and the older one.
+# Names of weight normalization in newer versions of torch, and in older ones.
+DEPTH = r"flows\.((next_block\.)*)"
 PARAMETRIZATIONS = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
-def _convert(state: State, overrides: Mapping[str, Any]) -> Flow:
-    state = _in_old_spelling(state)
-    constraint = state.get("data_constraint")
-    if constraint is None or constraint.numel() != 1:
-        raise CheckpointError(
-            f"a checkpoint of {PROGRAM} has a tensor data_constraint, a single number; it is missing, or another. "
-            "The file is damaged or incomplete; fetch it again."
-        )
-    alpha = (1 - float(constraint)) / 2
-    return assemble(realnvp_layout(shapes_of(state), alpha, overrides), state)
-
-
-def _in_old_spelling(state: State) -> State:
+def _to_older_names(state: State) -> State:
     renamed = dict(state)
     for name in state:
         for new, old in PARAMETRIZATIONS.items():
@@ -59,31 +29,26 @@ def _in_old_spelling(state: State) -> State:
     return renamed
 
 
-def realnvp_layout(shapes: Shapes, alpha: float, overrides: Mapping[str, Any]) -> Layout:
-    """Describe a checkpoint of chrischute's program.
-
-    Args:
-        shapes: Of the file, weight normalisation in its older spelling.
-        alpha: Of the logit.
-        overrides: Configuration fields.
-
-    Returns:
-        How it becomes our model.
-    """
-    depths = {len(m[1]) // len("next_block.") for name in shapes if (m := re.match(r"flows\.((next_block\.)*)", name))}
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    constraint = found.state.get("data_constraint")
+    if constraint is None or constraint.numel() != 1:
+        raise CheckpointError(
+            f"a checkpoint of {found.program} has a tensor data_constraint, a single number; it is missing, or "
+            "another. The file is damaged or incomplete; fetch it again."
+        )
+    depths = {len(m[1]) // len("next_block.") for name in found.shapes if (m := re.match(DEPTH, name))}
     first = "flows.in_couplings.0.st_net"
-    told = {
-        "channels": shape_of(PROGRAM, shapes, f"{first}.in_norm.weight", 1)[0],
+    detected = {
+        "channels": found.shape(f"{first}.in_norm.weight", 1)[0],
         "scales": max(depths) + 1,
-        "hidden": shape_of(PROGRAM, shapes, f"{first}.in_conv.conv.weight_v", 4)[0],
-        "blocks": len(indices(shapes, re.escape(first) + r"\.blocks\.(\d+)\.")),
+        "hidden": found.shape(f"{first}.in_conv.conv.weight_v", 4)[0],
+        "blocks": len(found.indices(re.escape(first) + r"\.blocks\.(\d+)\.")),
         "batch_norm": False,
         "mask_channel": False,
-        "alpha": alpha,
+        "alpha": (1 - float(constraint)) / 2,
     }
-    config: RealNVPConfig = configured(PROGRAM, "realnvp", told, {"n_bits": 8, "grid": "bins"}, overrides)
+    config: RealNVPConfig = found.config("realnvp", detected, {"n_bits": 8, "grid": "bins"}, overrides)
     return Layout(
-        program=PROGRAM,
         architecture="realnvp",
         config=config,
         origins=[*_origins(config)],
@@ -97,7 +62,7 @@ def _origins(config: RealNVPConfig) -> Iterator[Origin]:
         ours, published = f"levels.{level}.steps.transforms", "flows." + "next_block." * level
         for k in range(4 if last else 3):
             yield from _coupling(f"{ours}.{k}.conditioner", f"{published}in_couplings.{k}", config)
-        for k in range(0 if last else 3):  # the fourth of our steps is a squeeze
+        for k in range(0 if last else 3):  # our fourth step is a squeeze
             yield from _coupling(f"{ours}.{4 + k}.conditioner", f"{published}out_couplings.{k}", config)
 
 
@@ -115,9 +80,9 @@ def _coupling(ours: str, published: str, config: RealNVPConfig) -> Iterator[Orig
     yield from _norm(f"{ours}.norm_out", f"{net}.out_norm")
     for origin in _conv(f"{ours}.conv_out", f"{net}.out_conv"):
         yield Origin(origin.ours, origin.names, [form.then(_shifts_first) for form in origin.forms])
-    # A number per channel as length times direction, where the direction can only be 1 or -1.
-    names = f"{published}.rescale.weight_g", f"{published}.rescale.weight_v"
-    yield Origin(f"{ours}.rescale", names, (PER_OUTPUT, PER_OUTPUT), _signed)
+    # One number per channel, as length times direction: the direction is a sign.
+    rescale = f"{published}.rescale.weight_g", f"{published}.rescale.weight_v"
+    yield Origin(f"{ours}.rescale", rescale, (PER_OUTPUT, PER_OUTPUT), _signed)
 
 
 def _signed(length: Tensor, direction: Tensor) -> Tensor:
@@ -132,22 +97,23 @@ def _norm(ours: str, published: str) -> Iterator[Origin]:
 
 
 def _conv(ours: str, published: str, *, bias: bool = True) -> Iterator[Origin]:
-    yield take(f"{ours}.direction", f"{published}.conv.weight_v", SAME)
+    yield take(f"{ours}.direction", f"{published}.conv.weight_v")
     yield take(f"{ours}.length", f"{published}.conv.weight_g", AS_KERNEL)
     if bias:
         yield take(f"{ours}.bias", f"{published}.conv.bias")
 
 
 def _shifts_first(t: Tensor) -> Tensor:
-    """From log-scales in the first half and shifts in the second to rows in turn: shift, log-scale, ..."""
+    """Reorder halves of log-scales and shifts to alternating rows: shift, log-scale, ..."""
     log_scales, shifts = t.chunk(2)
     return torch.stack([shifts, log_scales], dim=1).flatten(0, 1)
 
 
 CHRISCHUTE = Source(
-    name=PROGRAM,
+    name="Real NVP by chrischute",
     licence=LICENCE,
-    detect=has(r"flows\.(next_block\.)*(in|out)_couplings\."),
-    convert=_convert,
-    whole=re.compile(r".*\.num_batches_tracked"),
+    detect=re.compile(r"flows\.(next_block\.)*(in|out)_couplings\."),
+    layout=_layout,
+    integers=re.compile(r".*\.num_batches_tracked"),
+    rename=_to_older_names,
 )

@@ -7,41 +7,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...flow import Flow
 from ...models import configure
 from ...models.srflow import SRFlowConfig
-from .source import (
-    Form,
-    Layout,
-    Shapes,
-    Source,
-    State,
-    assemble,
-    has,
-    indices,
-    missing_field,
-    shape_of,
-    shapes_of,
-    take,
-)
-
-PROGRAM = "SRFlow"
+from .source import PER_CHANNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, missing_field, take
 
 # What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
 
+# A head that the published program never reads either.
+UNUSED = re.compile(r"flowUpsamplerNet\.f\..*")
 
-def srflow_names(config: SRFlowConfig) -> Iterator[tuple[str, str]]:
-    """Pair our parameter names with those of the published SRFlow.
 
-    The published program counts all layers of the flow in one list: per level a squeeze (without parameters), plain
-    steps, coupled steps, a split. Shapes differ: ``(1, C, 1, 1)`` or ``(C, 1, 1)`` there where we have ``(C,)``.
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    config = _config(found.without(UNUSED), overrides)
+    return Layout(architecture="srflow", config=config, origins=[*srflow_origins(config)], unused=UNUSED)
 
-    Args:
-        config: Of the model.
 
-    Yields:
-        (our name, published name), for every parameter.
+def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one.
+
+    The published program numbers all layers of the flow in one list: per level a squeeze (without parameters), plain
+    steps, coupled steps, a split.
     """
     convs = [
         ("conv_first", "conv_first"),
@@ -58,107 +44,70 @@ def srflow_names(config: SRFlowConfig) -> Iterator[tuple[str, str]]:
     ]
     for ours, published in convs:
         for part in ("weight", "bias"):
-            yield f"encoder.{ours}.{part}", f"RRDB.{published}.{part}"
+            yield take(f"encoder.{ours}.{part}", f"RRDB.{published}.{part}")
 
     layer = 0
     for level in range(config.levels):
         layer += 1  # the squeeze
         for step in range(config.transition_steps + config.steps):
             ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from _actnorm_names(f"{ours}.0", f"{published}.actnorm")
-            yield f"{ours}.1.weight", f"{published}.invconv.weight"
+            yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+            yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
             if step >= config.transition_steps:
-                if config.injector:  # always, as published
-                    yield from _subnet_names(
-                        f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config.hidden_layers
-                    )
-                coupling = 3 if config.injector else 2
-                yield from _subnet_names(
-                    f"{ours}.{coupling}.conditioner", f"{published}.affine.fAffine", config.hidden_layers
-                )
+                subnets = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
+                for part, name in enumerate(subnets, start=2):
+                    yield from _subnet(f"{ours}.{part}.conditioner", f"{published}.affine.{name}", config.hidden_layers)
             layer += 1
         if level + 1 < config.levels - 1:
-            yield from _scaled_conv_names(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            yield from _zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
             layer += 1
 
 
-def _subnet_names(ours: str, published: str, hidden_layers: int) -> Iterator[tuple[str, str]]:
+def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
     for k in range(hidden_layers + 1):
-        yield f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight"  # the odd indices are activations
-        yield from _actnorm_names(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
-    yield from _scaled_conv_names(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
+        yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
+        yield from _actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
+    yield from _zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
-def _actnorm_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
-    yield f"{ours}.bias", f"{published}.bias"
-    yield f"{ours}.log_scale", f"{published}.logs"
+def _actnorm(ours: str, published: str) -> Iterator[Origin]:
+    yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
+    yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
 
 
-def _scaled_conv_names(ours: str, published: str) -> Iterator[tuple[str, str]]:
-    yield f"{ours}.weight", f"{published}.weight"
-    yield f"{ours}.bias", f"{published}.bias"
-    yield f"{ours}.log_scale", f"{published}.logs"
+def _zero_conv(ours: str, published: str) -> Iterator[Origin]:
+    yield take(f"{ours}.weight", f"{published}.weight")
+    yield take(f"{ours}.bias", f"{published}.bias")
+    yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 
-def srflow_shape(published: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """Say which shape a parameter has in the published SRFlow.
-
-    Args:
-        published: Its published name.
-        ours: Its shape in our model.
-
-    Returns:
-        The published shape.
-    """
-    if ".actnorm." in published:
-        return (1, *ours, 1, 1)
-    return (*ours, 1, 1) if published.endswith(".logs") else ours
-
-
-def _convert(state: State, overrides: Mapping[str, Any]) -> Flow:
-    # "f" is never used by the published program either: a head that nothing reads.
-    unused = re.compile(r"flowUpsamplerNet\.f\..*")
-    shapes = {name: shape for name, shape in shapes_of(state).items() if not unused.fullmatch(name)}
-    config = _config(shapes, overrides)
-    origins = [take(ours, published, _form(published)) for ours, published in srflow_names(config)]
-    return assemble(
-        Layout(program=PROGRAM, architecture="srflow", config=config, origins=origins, unused=unused), state
-    )
-
-
-def _form(published: str) -> Form:
-    vector = ".actnorm." in published or published.endswith(".logs")
-    return Form(lambda ours: srflow_shape(published, ours), lambda t: t.flatten() if vector else t)
-
-
-def _config(shapes: Shapes, overrides: Mapping[str, Any]) -> SRFlowConfig:
-    levels, transition_steps, steps, coupled = _layers(shapes)
+def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
+    levels, transition_steps, steps, coupled = _layers(found)
     subnet = f"flowUpsamplerNet.layers.{coupled}.affine.fFeatures."
-    convs = [name for name in shapes if name.startswith(subnet) and name.endswith(".weight")]
+    convs = [name for name in found.shapes if name.startswith(subnet) and name.endswith(".weight")]
     hidden_layers = len(convs) - 2
-    hidden, condition = shape_of(PROGRAM, shapes, f"{subnet}0.weight", 4)[:2]
-    blocks = indices(shapes, r"RRDB\.RRDB_trunk\.(\d+)\.")
+    hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
     detected: dict[str, Any] = {
-        "scale": 2 ** min(8, len(indices(shapes, r"RRDB\.upconv(\d+)\."))),
+        "scale": 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\."))),
         "levels": levels,
         "steps": steps,
         "transition_steps": transition_steps,
         "hidden": hidden,
         "hidden_layers": hidden_layers,
-        "hidden_kernel": shape_of(PROGRAM, shapes, f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
-        "encoder_blocks": max(blocks, default=-1) + 1,
-        "encoder_width": shape_of(PROGRAM, shapes, "RRDB.conv_first.weight", 4)[0],
-        "encoder_growth": shape_of(PROGRAM, shapes, "RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
+        "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
+        "encoder_blocks": max(found.indices(r"RRDB\.RRDB_trunk\.(\d+)\."), default=-1) + 1,
+        "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
+        "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
     }
     fields = {**detected, **overrides}
     fields["stacked_blocks"] = _stacked_blocks(detected, condition, overrides.get("stacked_blocks"))
     return configure("srflow", fields)
 
 
-def _layers(shapes: Shapes) -> tuple[int, int, int, int]:
-    """Read levels, plain steps and coupled steps per level, and the index of a coupled step, off the layer list."""
+def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
+    """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
     kinds: dict[int, str] = {}
-    for name in shapes:
+    for name in found.shapes:
         match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
         if match:
             kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
@@ -172,7 +121,7 @@ def _layers(shapes: Shapes) -> tuple[int, int, int, int]:
         raise CheckpointError(
             "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
             "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
-            f"the last two; came {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
+            f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
     ((transition_steps, steps),) = shape
     return len(parts), transition_steps, steps, sequence.index("c")
@@ -214,8 +163,8 @@ def _stacked_blocks(detected: Mapping[str, Any], condition: int, given: Any) -> 
 
 
 SRFLOW = Source(
-    name=PROGRAM,
+    name="SRFlow",
     licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
-    detect=has(r"flowUpsamplerNet\."),
-    convert=_convert,
+    detect=re.compile(r"flowUpsamplerNet\."),
+    layout=_layout,
 )

@@ -1,0 +1,156 @@
+"""Checkpoints of published programs: the recorded ones, and seeded ones of any layout.
+
+Seeded checkpoints are the same on every machine: NumPy's ``RandomState`` and torch's uniform draws are exact.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from builders import srflow_checkpoint
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowcore.checkpoints.file import build_on_meta
+from flowcore.models import configure
+
+GLOW, SRFLOW = (Path(__file__).parent / name for name in ("glow", "srflow"))
+
+RECORDED = {
+    "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,
+    "encoder_blocks": 4, "encoder_width": 64, "encoder_growth": 32, "stacked_blocks": (0, 1, 2, 3),
+}  # fmt: skip
+SMALL = {
+    "scale": 4, "levels": 3, "steps": 1, "transition_steps": 1, "hidden": 6,
+    "encoder_blocks": 4, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (2, 0, 3, 1),
+}  # fmt: skip
+
+# In every published SRFlow, and read by nothing: their values must not matter.
+UNREAD = {
+    "RRDB.upconv2": (64, 64, 3, 3),
+    "RRDB.HRconv": (64, 64, 3, 3),
+    "RRDB.conv_last": (3, 64, 3, 3),
+    "flowUpsamplerNet.f.0": (96, 320, 3, 3),
+}
+
+
+def recorded_srflow() -> dict[str, Tensor]:
+    """The weights of the recorded SRFlow, bit for bit: noise from a seed per tensor, rounded to float16.
+
+    Only the 1x1 convolutions are stored.
+    """
+    state = load_file(SRFLOW / "tiny4x_mixings.safetensors")
+    for name, shape in srflow_shapes(**RECORDED).items():
+        if not name.endswith("invconv.weight"):
+            state[name] = torch.from_numpy(_noise(name, shape).astype(np.float16))
+    for name, shape in UNREAD.items():
+        state[f"{name}.weight"] = torch.full(shape, 7.0)
+        state[f"{name}.bias"] = torch.full(shape[:1], 7.0)
+    return state
+
+
+def srflow_shapes(**fields) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an SRFlow's tensors in the published program."""
+    flow = build_on_meta("srflow", configure("srflow", fields))
+    return {name: tuple(t.shape) for name, t in srflow_checkpoint(flow).items()}
+
+
+def _noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    inputs = math.prod(shape[1:])
+    encoder, weight = name.startswith("RRDB."), name.endswith(".weight")
+    if encoder and weight:
+        gain = 0.5 * math.sqrt(2 / inputs) if ".RDB" in name else math.sqrt(1.5 / inputs)
+    elif weight:
+        gain = 0.4 / math.sqrt(inputs) if name.endswith((".4.weight", ".conv.weight")) else math.sqrt(2 / inputs)
+    elif name.endswith(".bias"):
+        gain = 0.05 if encoder else 0.1
+    else:
+        gain = 0.1 if ".affine." in name and ".actnorm." in name else 0.05
+    draw = np.random.RandomState(zlib.crc32(name.encode()) ^ (7 * 0x9E3779B1 % 2**32))
+    noise = gain * draw.standard_normal(shape)
+    if name.endswith("conv5.weight"):
+        noise[range(shape[0]), range(shape[0]), 1, 1] -= 2
+    if re.fullmatch(r"flowUpsamplerNet\.layers\.(3|4|9|10|14|15)\.actnorm\.logs", name):  # of the coupled steps
+        noise += 0.19
+    return noise
+
+
+def recorded_glow(case: str) -> dict[str, Tensor]:
+    """The weights of a recorded Glow or Real NVP, with arbitrary values where the program reads none."""
+    state = load_file(GLOW / f"{case}_weights.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    if "learn_top_fn.conv.bias" in state:
+        channels = len(state["learn_top_fn.conv.bias"])
+        state["learn_top_fn.conv.weight"] = torch.randn(channels, channels, 3, 3, generator=generator)
+    if "model/prior/p/W" in state:
+        flag = state["model/prior/p/W"]
+        others = torch.randn(3, 3, flag.shape[3], flag.shape[3], generator=generator)
+        state["model/prior/p/W"] = torch.cat([others, flag], dim=2)
+    return state
+
+
+def small_srflow(**fields) -> dict[str, Tensor]:
+    """A small SRFlow under published names, with stacked blocks (2, 0, 3, 1) unless given."""
+    return {
+        **random_state(srflow_shapes(**{**SMALL, **fields})),
+        "flowUpsamplerNet.f.0.weight": torch.full((3, 4, 3, 3), 7.0),
+        "flowUpsamplerNet.f.0.bias": torch.full((3,), 7.0),
+    }
+
+
+def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Draw values with which every tensor matters, and arbitrary ones where programs leave them."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        last = re.split(r"[./]", name)[-1]
+        noise = (2 * torch.rand(shape, generator=generator) - 1) * 3**0.5
+        if name == "prior_h":
+            state[name] = torch.zeros(shape)
+        elif last in ("p", "w_p", "P"):
+            state[name] = torch.eye(shape[0])[torch.randperm(shape[0], generator=generator)]
+        elif last in ("sign_s", "s_sign", "sign_S"):
+            state[name] = noise.sign()
+        elif last == "initialized":
+            state[name] = torch.tensor(1, dtype=torch.uint8)
+        elif last == "data_dep_init_done":
+            state[name] = torch.tensor(1.0)
+        elif last in ("l_mask", "u_mask"):
+            state[name] = torch.ones(shape).tril(-1) if last == "l_mask" else torch.ones(shape).triu(1)
+        elif last in ("l_eye", "eye"):
+            state[name] = torch.eye(shape[0])
+        elif last == "indices":
+            state[name] = torch.randperm(shape[0], generator=generator).int()
+        elif last == "indices_inverse":
+            state[name] = state[name.removesuffix("_inverse")].argsort().int()
+        elif name.endswith(("invconv.weight", "invconv/W")):
+            state[name] = (torch.eye(shape[0]) + 0.1 * noise.reshape(shape[:2])).reshape(shape)
+        elif name.endswith("actnorm.scale"):
+            state[name] = noise.sign() * (1 + 0.1 * noise)
+        else:
+            inputs = max(1, noise.numel() // max(shape))
+            gain = 0.05 if "log" in last or last in ("s", "w_s", "scale") else 0.3 / inputs**0.5
+            state[name] = gain * noise
+    return state
+
+
+def same(a, b) -> bool:
+    """Return True if two flows have the same configuration and the same tensors."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return a.config == b.config and all(torch.equal(x, y) for x, y in pairs)
+
+
+def image(seed: int, *shape: int) -> Tensor:
+    """Draw an image, uniform in [0, 1), in float64."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sample_of(latents: list[Tensor]) -> list[Tensor]:
+    """The pixel in the last corner of every level, all channels: ``(B, C)``."""
+    return [z[:, :, -1, -1] for z in latents]
