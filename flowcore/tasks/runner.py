@@ -8,35 +8,24 @@ A task builds a ``Runner`` from its arguments and gives it a function that compu
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast, get_args
+from typing import TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..device import Precision as PlanPrecision
 from ..device import empty_cache, is_out_of_memory, no_autocast, preferred_precision
 from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..inference.fold import BorderConv, ConditionConv, FoldedConv, FoldedDense
-from ..inference.plan import Plan, planned, use_minimum_memory
+from ..inference.plan import Plan, planned
 from ..inference.progress import observed
-from ..networks.conditioner import NormalizedConv, ScaledConv
-from ..networks.residual import WeightNormConv
-from ..prior import Temperature
 from . import Cancelled, Precision, Progress
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
-WATCHED = (
-    *(nn.Conv2d, nn.Linear, NormalizedConv, ScaledConv, WeightNormConv),
-    *(BorderConv, FoldedConv, FoldedDense, ConditionConv),
-)
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MOST_AT_ONCE = 64  # more than this is no faster
 
@@ -48,12 +37,10 @@ class SamplingOptions:
     """What is drawn.
 
     Attributes:
-        temperature: Standard deviation of the latents, one or one per level, finest first.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Results per image, at least 1.
     """
 
-    temperature: Temperature = 1.0
     seed: int = 0
     samples: int = 1
 
@@ -284,74 +271,3 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         )
     image = image.clamp(0, 1)
     return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
-
-
-def layers(model: nn.Module) -> list[nn.Module]:
-    """List the layers of a model that are counted: its convolutions and linear maps, where nearly all time goes."""
-    return [m for m in model.modules() if isinstance(m, WATCHED)]
-
-
-@contextmanager
-def watched(model: nn.Module, before_each: Callable[[nn.Module], None]) -> Generator[None, None, None]:
-    """Call something before every layer of a model; what it raises ends the body of the ``with`` statement."""
-
-    def hook(layer: nn.Module, _: object) -> None:
-        before_each(layer)
-
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers(model)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# --- for tasks that do not use the runner yet -------------------------------------------------------------------------
-
-
-def plan_for(flow: Flow, precision: Precision, notify: Callable[[str], None]) -> Plan:
-    """Fold a flow in the precision that a caller asks for; see ``Runner.plan``."""
-    if precision not in get_args(Precision):
-        raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
-    device = next(flow.parameters()).device
-    if precision == "float16" and device.type == "cpu":
-        notify("float16 is many times slower than float32 on a CPU: going on in float32.")
-        precision = "float32"
-    return planned(flow, preferred_precision(device) if precision == "auto" else precision)
-
-
-def retry_on_oom(advice: str, *, at_once: str = "batch") -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Run a task again with less at once when memory runs out; see ``Runner``."""
-
-    def decorated(task: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(task)
-        def run(*args: P.args, **options: P.kwargs) -> R:
-            try:
-                return task(*args, **options)
-            except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
-                if not is_out_of_memory(error):
-                    raise
-            # Out here, because an error keeps alive what its run has made.
-            say = cast("Callable[[str], None] | None", options.get("notify")) or log.warning
-            say("Out of memory: going on with one image at a time, in the lowest strips. It takes longer.")
-            make_room(*(arg for arg in (*args, *options.values()) if isinstance(arg, Flow)))
-            less: dict[str, Any] = {at_once: 1} if at_once else {}
-            try:
-                return task(*args, **{**options, **less})  # pyright: ignore[reportCallIssue]
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                image = next((arg for arg in args if isinstance(arg, Tensor) and arg.ndim == 4), None)
-                size = "" if image is None else f" at {image.shape[3]}x{image.shape[2]} pixels"
-                raise FlowError(f"Out of memory{size}. {advice}") from error
-
-        return run
-
-    return decorated
-
-
-def make_room(*flows: Flow) -> None:
-    """Free cached plans and switch to minimum-memory mode."""
-    for flow in flows:
-        use_minimum_memory(flow)
-    empty_cache()

@@ -127,5 +127,5 @@ def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size() -> None:
 
 
 def test_every_picture_needs_a_label() -> None:
-    with pytest.raises(ShapeError, match="2 x 2 pictures"):
+    with pytest.raises(ShapeError, match="2 x 2 images"):
         contact_sheet(torch.rand(3, 3, 8, 8), ["a", "b"], ["c", "d"])
