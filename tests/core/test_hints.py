@@ -1,0 +1,477 @@
+"""Hints: made of strokes, points and palettes, laid over each other, and met by colorings, exactly where locked."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, colorize_video, decode_colors, encode_colors
+from flowcore.checkpoints.file import read, save
+from flowcore.images import color
+from flowcore.images.color import NEUTRAL
+from flowcore.prior import sample_latents
+from flowcore.tasks import chroma, refine
+from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from flowcore.tasks.refine import refine_latents
+
+from .colorings import (
+    WANTED,
+    chroma_of,
+    colored,
+    colorization,
+    gray,
+    hint_error,
+    luma_error,
+    middle,
+    squares,
+    tiny_colorizer,
+    uniform_hints,
+)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return tiny_colorizer()
+
+
+# --- made of points, strokes and palettes -----------------------------------------------------------------------------
+
+
+def test_points_cover_discs_and_the_first_counts():
+    hints = hints_from_points([(5, 3, "#ff0000"), (7.9, 3, (0, 0, 1.0))], (9, 12), radius=2)
+    assert hints.coverage.shape == (1, 1, 9, 12)
+    assert hints.chroma.shape == (1, 2, 9, 12)
+    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(12), indexing="ij")
+    first = (rows - 3) ** 2 + (columns - 5) ** 2 <= 4
+    second = ((rows - 3) ** 2 + (columns - 7) ** 2 <= 4) & ~first
+    assert (first.sum(), second.sum()) == (13, 8)
+    assert torch.equal(hints.coverage[0, 0], (first | second).float())
+    for disc, rgb in ((first, [1.0, 0, 0]), (second, [0, 0, 1.0])):
+        wanted = chroma_of(torch.tensor(rgb)[None, :, None, None])[0, :, :, 0]
+        assert (hints.chroma[0, :, disc] - wanted).abs().max() < 1e-6
+    assert not hints.lock
+    assert hints_from_points([], (4, 4), lock=True).lock
+    single = hints_from_points([(11, 8, "#fff")], (9, 12), radius=0).coverage[0, 0]
+    assert single.nonzero().tolist() == [[8, 11]]
+    assert hints_from_points([(6, 6, "#fff")], (40, 40)).coverage[0, 0, 6].sum() == 15  # radius 8, cut by the border
+
+
+@pytest.mark.parametrize("point", [(12, 3), (-1, 3), (3, 9), (3, -0.5), (math.nan, 3)])
+def test_points_outside_the_image_are_refused(point):
+    with pytest.raises(ImageError, match=r"Hint 2 is at x .*, y .*, outside the image of 12x9 pixels. Move it inside"):
+        hints_from_points([(0, 0, "#123456"), (*point, "#123456")], (9, 12))
+
+
+def test_points_of_invalid_color_or_radius_are_refused():
+    for wrong in ("reddish", (0.1, 0.2), (0.1, 0.2, 1.5), (0.1, 0.2, math.nan)):
+        with pytest.raises(ImageError, match="Expected a color"):
+            hints_from_points([(1, 1, wrong)], (4, 4))
+    for radius in (-1, math.nan, math.inf):
+        with pytest.raises(FlowError, match="radius"):
+            hints_from_points([(1, 1, "#123456")], (4, 4), radius=radius)
+
+
+def test_strokes_are_where_the_mask_is_or_where_there_is_color():
+    strokes = torch.full((2, 3, 8, 10), 0.4)
+    strokes[0, :, 2:4, 3:7] = torch.tensor(WANTED)[:, None, None]
+    strokes[1, :, 5, 5] = torch.tensor([0.41, 0.4, 0.4])  # hardly colored
+    strokes[1, :, 7, 2] = torch.tensor([0.3, 0.5, 0.3])  # green: both parts of the chroma are negative
+    hints = hints_from_strokes(strokes)
+    expected = torch.zeros(2, 1, 8, 10)
+    expected[0, :, 2:4, 3:7] = expected[1, :, 7, 2] = 1
+    assert torch.equal(hints.coverage, expected)
+    assert torch.equal(hints_from_strokes((strokes * 255).round().to(torch.uint8)).coverage, expected)
+    mask = torch.zeros(1, 1, 8, 10)
+    mask[..., :4, :] = 0.5
+    masked = hints_from_strokes(strokes, mask, lock=True)
+    assert torch.equal(masked.coverage, mask.expand(2, -1, -1, -1))
+    assert (hints.lock, masked.lock) == (False, True)
+    for made in (hints, masked):
+        assert torch.equal(made.chroma, chroma_of(strokes))
+
+
+def test_masks_of_another_size_are_resized():
+    mask = torch.zeros(1, 1, 4, 5)
+    mask[..., :2, :] = 1
+    coverage = hints_from_strokes(colored(8, 10), mask).coverage
+    assert coverage.shape == (1, 1, 8, 10)
+    assert (coverage[..., :3, :] > 0.99).all()
+    assert (coverage[..., 5:, :] < 0.01).all()
+
+
+def test_transparent_strokes_do_not_count():
+    strokes = torch.cat([torch.tensor(WANTED)[None, :, None, None].expand(1, 3, 6, 6), torch.zeros(1, 1, 6, 6)], dim=1)
+    strokes[:, 3, :2], strokes[:, 3, 2:4] = 1, 0.5
+    assert hints_from_strokes(strokes).coverage[0, 0, :, 0].tolist() == [1, 1, 0.5, 0.5, 0, 0]
+    assert hints_from_strokes(strokes, torch.ones(1, 1, 6, 6)).coverage.min() == 1
+
+
+def test_resized_strokes_keep_their_color_up_to_the_edge():
+    """Averaging with the unpainted surroundings would fade it."""
+    strokes = torch.tensor([0.1, 0.9, 0.1])[None, :, None, None].repeat(1, 1, 16, 16)  # a color that is masked off
+    strokes[..., 3:9, 3:9] = torch.tensor(WANTED)[None, :, None, None]
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 3:9, 3:9] = 1
+    hints = hints_from_strokes(strokes, mask, size=(8, 6))
+    assert hints.coverage.shape == (1, 1, 8, 6)
+    assert hints.chroma.shape == (1, 2, 8, 6)
+    painted = hints.coverage[0, 0] > 0.02
+    assert 4 <= painted.sum() < 24
+    wanted = chroma_of(torch.tensor(WANTED)[None, :, None, None])[0, :, :, 0]
+    assert (hints.chroma[0, :, painted] - wanted).abs().max() < 1e-5
+    assert hints.coverage.mean() == pytest.approx(36 / 256, abs=0.02)
+
+
+def test_strokes_and_masks_that_do_not_fit_are_refused(flow):
+    strokes = colored(8, 8, batch=2)
+    with pytest.raises(ImageError, match="Strokes need colors"):
+        hints_from_strokes(strokes[:, :1])
+    for mask in (torch.ones(3, 1, 8, 8), torch.ones(2, 2, 8, 8), torch.ones(8, 8), torch.full((1, 1, 8, 8), math.nan)):
+        with pytest.raises(ImageError, match=r"Expected a mask \(1 or 2, 1, h, w\) of finite numbers"):
+            hints_from_strokes(strokes, mask)
+    one_mask = hints_from_strokes(strokes, torch.ones(1, 1, 4, 4), size=(16, 16))
+    assert colorize(flow, gray(batch=2), hints=one_mask, hint_steps=1).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "120, 80, #c03020\n 3.5,4, 8af\n",
+        "120, 80, #c03020; 3.5,4, 8af",
+        "\n120 80 #c03020\r\n\n3.5 4 8af ;",
+        '[[120, 80, "#c03020"], [3.5, 4, "8af"]]',
+        ' [[120, 80, "#c03020"], ["3.5", "4", "8af"]] ',
+    ],
+)
+def test_points_are_read_from_lines_or_json(text):
+    assert parse_points(text) == [(120, 80, "#c03020"), (3.5, 4, "8af")]
+    assert parse_points(" \n ; ") == parse_points("[]") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(text, "A point is `x, y, #rrggbb`.*got `" + text.splitlines()[-1])
+     for text in ("1, 2, #fff\n3, #abc", "a, 2, #fff", "1, 2, #fff, 4", "1, 2")]
+    + [(text, "Points as JSON are")
+       for text in ("[[1, 2]]", '[1, 2, "#fff"]', '[[1, 2, "#fff"]', '[["a", 2, "#fff"]]', "[[null, 1, 2]]")],
+)  # fmt: skip
+def test_text_that_holds_no_points_is_refused(text, message):
+    with pytest.raises(FlowError, match=message):
+        parse_points(text)
+
+
+def test_palettes_are_made_of_colors_or_of_an_image():
+    image = colored(6, 8, batch=2)
+    assert torch.equal(palette_from(image=image), color.palette_from_chroma(chroma_of(image)))
+    two = palette_from(["#ff0000", (0, 0, 1.0)])
+    assert two.shape == (1, 4)
+    pixels = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).T[None, :, None]
+    assert torch.allclose(two, color.palette_from_chroma(chroma_of(pixels)))
+    assert torch.equal(palette_from(["#abc"], None), palette_from(colors=["#aabbcc"]))
+    for arguments in ({}, {"colors": []}, {"colors": ["#fff"], "image": image}):
+        with pytest.raises(FlowError, match="of colors or of an image"):
+            palette_from(**arguments)
+    with pytest.raises(ImageError, match="Expected a color"):
+        palette_from(["reddish"])
+
+
+# --- combined ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_combined_hints_the_first_that_covers_counts():
+    over, under = uniform_hints(0, 0.3), uniform_hints(1, 0.1)
+    over.coverage[..., :2], over.coverage[..., 0, 3] = 1, 0.5
+    under.coverage[..., 3, :] = 0
+    both = combine_hints(over, under)
+    assert torch.equal(both.coverage[0, 0, 3], torch.tensor([1.0, 1, 0, 0]))
+    assert torch.equal(both.coverage[0, 0, 1], torch.ones(4))
+    assert torch.allclose(both.chroma[0, 1, 1], torch.tensor([0.3, 0.3, 0.1, 0.1]))
+    assert both.chroma[0, 0, 0, 3] == pytest.approx(0.2)  # half covered
+    third = combine_hints(None, over, None, under, uniform_hints(1, -0.4))
+    assert torch.allclose(third.chroma[0, 1, 3], torch.tensor([0.3, 0.3, -0.4, -0.4]))
+    half = combine_hints(uniform_hints(0.5, 0.2), uniform_hints(0, 0.0))  # over nothing: it does not fade
+    assert torch.allclose(half.chroma, torch.full((1, 2, 4, 4), 0.2))
+    assert torch.equal(half.coverage, torch.full((1, 1, 4, 4), 0.5))
+
+
+def test_combining_keeps_palette_and_lock_and_needs_one_size():
+    hint, locked = uniform_hints(1, 0.1), uniform_hints(1, 0.1, lock=True)
+    assert combine_hints() is combine_hints(None, None) is None
+    warm, cold = palette_from(["#ff8040"]), palette_from(["#4080ff"])
+    both = combine_hints(Hints(palette=warm), uniform_hints(1, 0.1, palette=cold))
+    assert torch.equal(both.palette, warm)
+    assert torch.equal(both.coverage, torch.ones(1, 1, 4, 4))
+    assert not both.lock
+    assert torch.equal(combine_hints(hint, Hints(palette=cold)).palette, cold)
+    assert combine_hints(hint, locked).lock
+    assert combine_hints(locked, None).lock
+    assert combine_hints(hint).palette is None
+    with pytest.raises(ShapeError, match=r"4x6 and 4x4 pixels do not go together"):
+        combine_hints(hint, uniform_hints(1, 0.1, size=(6, 4)))
+
+
+# --- seen by the model ------------------------------------------------------------------------------------------------
+
+
+WITHOUT_REFINEMENT = [(colorize, {"hint_steps": 0}), (colorize_video, {})]
+
+
+@pytest.mark.parametrize(("call", "options"), WITHOUT_REFINEMENT)
+def test_the_encoder_reads_coverage_covered_chroma_and_palette(flow, call, options):
+    """As ``networks.luma`` describes them, in pixels of the working size."""
+    hints = uniform_hints(0, 0.2, size=(64, 96), palette=palette_from(["#ff8040"]))
+    hints.coverage[..., 8:24, 16:40] = 1
+    hints.coverage[..., 40:, :] = 0.25
+    image, seen = gray(64, 96, batch=2), []
+    hook = flow.encoder.register_forward_pre_hook(lambda _, inputs: seen.append([t.clone() for t in inputs]))
+    try:
+        call(flow, image, hints=hints, **options)
+        hinted = list(seen)
+        call(flow, image[:1])
+    finally:
+        hook.remove()
+    inner = torch.ones(32, 48, dtype=torch.bool)
+    for edge in (4, 12, 20):
+        inner[edge - 1 : edge + 1] = False
+    for edge in (8, 20):
+        inner[:, edge - 1 : edge + 1] = False
+    for _, planes, palette in hinted:
+        expected = torch.zeros(len(planes), 1, 32, 48)
+        expected[..., 4:12, 8:20], expected[..., 20:, :] = 1, 0.25
+        assert ((planes[:, :1] - expected) * inner).abs().max() < 1e-5
+        assert (planes[:, 1:] - 0.2 * planes[:, :1]).abs().max() < 1e-5
+        assert torch.allclose(palette, hints.palette.expand(len(planes), -1), atol=1e-5)
+    _, planes, palette = seen[-1]
+    assert planes.abs().max() == palette.abs().max() == 0
+
+
+@pytest.mark.parametrize(("call", "options"), [(colorize, {"hint_steps": 2}), (colorize_video, {})])
+def test_every_image_has_its_own_hints(flow, call, options):
+    image = middle(batch=3)
+    many = Hints(
+        coverage=torch.cat([uniform_hints(k / 2, 0, (32, 32)).coverage for k in range(3)]),
+        chroma=torch.cat([uniform_hints(1, 0.03 * k, (32, 32)).chroma for k in range(3)]),
+        palette=torch.cat([palette_from([c]) for c in ("#f84", "#48f", "#8f4")]),
+    )
+    together = call(flow, image, hints=many, seed=1, **options)
+    for k in range(3):
+        own = Hints(coverage=many.coverage[k : k + 1], chroma=many.chroma[k : k + 1], palette=many.palette[k : k + 1])
+        alone = call(flow, image[k : k + 1], hints=own, seed=1, **options)
+        assert (together[k] - alone[0]).abs().max() < 1e-4
+    assert (together[0] - together[2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_one_mask_goes_with_many_colors_and_one_color_with_many_masks(flow, lock):
+    image = middle(batch=2)
+    few = uniform_hints(1, 0.04, (32, 32))
+    masks, many = torch.cat([few.coverage, torch.zeros(1, 1, 32, 32)]), torch.cat([few.chroma, -few.chroma])
+    for coverage, wanted in ((few.coverage, many), (masks, few.chroma)):
+        together = colorize(flow, image, hints=Hints(coverage=coverage, chroma=wanted, lock=lock), hint_steps=0)
+        pairs = zip(coverage.expand(2, -1, -1, -1).split(1), wanted.expand(2, -1, -1, -1).split(1), strict=True)
+        for k, (own, its) in enumerate(pairs):
+            alone = colorize(flow, image[k : k + 1], hints=Hints(coverage=own, chroma=its, lock=lock), hint_steps=0)
+            assert (together[k] - alone[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("hints", "sentence"),
+    [
+        (Hints(coverage=torch.ones(2, 1, 8, 8), chroma=torch.zeros(2, 2, 8, 8)), "hints for 1 or 3 images; got 2"),
+        (Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.zeros(2, 2, 8, 8)), "hints for 1 or 3 images; got 2"),
+        (Hints(palette=torch.ones(2, 4)), "palettes for 1 or 3 images; got 2"),
+        (Hints(palette=torch.ones(1, 3)), r"palette of shape \(B, 4\); got \(1, 3\)"),
+        (Hints(coverage=torch.ones(1, 1, 8, 8)), "coverage and chroma"),
+        (Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.zeros(1, 2, 8, 9)), r"\(1, 1, 8, 8\) and \(1, 2, 8, 9\)"),
+        (Hints(coverage=torch.ones(1, 1, 8, 8), chroma=torch.zeros(1, 3, 8, 8)), r"chroma \(B, 2, H, W\)"),
+    ],
+)
+def test_hints_that_do_not_fit_are_refused(flow, hints, sentence):
+    for call in (colorize, colorize_video):
+        with pytest.raises(ShapeError, match=sentence):
+            call(flow, gray(batch=3), hints=hints)
+
+
+# --- refined ----------------------------------------------------------------------------------------------------------
+
+
+def test_refined_latents_meet_the_hints_and_seeds_still_differ_elsewhere(flow):
+    image, hints = middle(), squares()
+    free, refined = colorize(flow, image, samples=4), colorize(flow, image, samples=4, hints=hints)
+    none, few = (colorize(flow, image, samples=4, hints=hints, hint_steps=steps) for steps in (0, 4))
+    assert hint_error(refined, hints) < hint_error(free, hints) / 4
+    assert hint_error(none, hints) > hint_error(free, hints) / 2  # this random model ignores hints by itself
+    assert hint_error(refined, hints) < hint_error(few, hints) < hint_error(none, hints)
+    elsewhere = F.max_pool2d(hints.coverage, 9, 1, 4) == 0
+    spread = [(chroma_of(result).std(0) * elsewhere).sum() / elsewhere.sum() for result in (free, refined)]
+    assert spread[1] > spread[0] / 2
+
+
+def test_refinement_leaves_latents_alone_where_nothing_is_wanted(flow):
+    nothing = uniform_hints(0, 0.1, (32, 32))
+    plain, refined = (colorize(flow, middle(), hints=nothing, hint_steps=steps) for steps in (0, 10))
+    assert (refined - plain).abs().max() < 1e-6
+
+
+def test_refinement_stays_near_the_drawn_latents(flow):
+    """Weak hints and the pull of the prior balance."""
+    image = middle()
+    job = colorization(flow, image)
+    planes = job.hint_planes(uniform_hints(0.01, 0, (32, 32)), slice(0, 1))
+    z = sample_latents(job.shapes, 1, job.temperatures(None, None), seed=3)
+    with torch.no_grad():
+        cond = job.condition(slice(0, 1), planes)
+        moved = refine_latents(job, z, cond, planes, 100)
+    leaves = [t.clone().requires_grad_() for t in moved]
+    covered, wanted = planes.pooled(job.grid)
+    missed = (covered * (flow.inverse(leaves, cond) - NEUTRAL - wanted).square()).sum() / (2 * 0.01**2)
+    pulled = sum((a - b).square().sum() / 2 for a, b in zip(leaves, z, strict=True))
+    (missed + pulled).backward()
+    for leaf, start in zip(leaves, z, strict=True):  # at the optimum both forces cancel
+        assert leaf.grad.norm() < 0.5 * (leaf - start).norm()
+
+
+def test_refinement_touches_neither_parameters_nor_gradients(flow):
+    flow = copy.deepcopy(flow).requires_grad_()
+    before = copy.deepcopy(flow.state_dict())
+    assert not colorize(flow, middle(), hints=squares(), hint_steps=3).requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in flow.state_dict().items())
+    assert all(p.grad is None and p.requires_grad and p.is_leaf for p in flow.parameters())
+
+
+def test_refinement_works_in_inference_mode_with_a_model_that_was_loaded_in_it(flow, tmp_path):
+    """As the host does it."""
+    save(flow, tmp_path / "tiny.safetensors")
+    image, hints = middle(), squares()
+    options = {"hint_steps": 5, "samples": 2}
+    expected = colorize(flow, image, hints=hints, **options)
+    with torch.inference_mode():
+        assert torch.equal(colorize(flow, image.clone(), hints=hints, **options), expected)
+        loaded = read(tmp_path / "tiny.safetensors")
+        assert any(parameter.is_inference() for parameter in loaded.parameters())
+        assert torch.equal(colorize(loaded, image.clone(), hints=squares(), **options), expected)
+        made = hints_from_points([(9, 9, WANTED)], (32, 32), lock=True)
+        for call in (colorize, colorize_video):
+            assert call(loaded, image.clone(), hints=made).isfinite().all()
+    assert torch.equal(colorize(loaded, image, hints=hints, **options), expected)
+
+
+# --- locked -----------------------------------------------------------------------------------------------------------
+
+
+POINTS = [(9, 12, WANTED), (40, 30, "#6d8079"), (55, 3, "#808078")]
+
+
+@pytest.mark.parametrize(("saturation", "steps"), [(1.0, 0), (1.0, 5), (0.0, 5), (1.7, 0), (1.7, 5)])
+def test_locked_points_are_met_at_every_covered_pixel(flow, saturation, steps):
+    image = middle(40, 64, batch=2)
+    hints = hints_from_points(POINTS, (40, 64), radius=4, lock=True)
+    result = colorize(flow, image, hints=hints, hint_steps=steps, saturation=saturation, temperature=0.4, samples=2)
+    frames = colorize_video(flow, image, hints=hints, saturation=saturation, chunk=1)
+    free = colorize(flow, image, hints=Hints(coverage=hints.coverage, chroma=hints.chroma), hint_steps=0, samples=2)
+    covered = hints.coverage > 0
+    errors = [((chroma_of(pictures) - hints.chroma).abs() * covered).max() for pictures in (result, frames, free)]
+    assert max(errors[:2]) < 1 / 255
+    assert errors[2] > 10 / 255
+    assert luma_error(result, image) <= 1e-6
+    elsewhere = F.max_pool2d(hints.coverage, 5, 1, 2) == 0
+    assert ((chroma_of(result).abs() * elsewhere).max() < 1e-6) == (saturation == 0)
+
+
+@pytest.mark.parametrize("size", [None, (24, 100)])
+def test_locked_strokes_are_met_too_and_may_be_of_another_size(flow, size):
+    strokes = torch.full((2, 3, 48, 50), 0.5)
+    strokes[0, :, 10:30, 5:25] = torch.tensor(WANTED)[:, None, None]
+    strokes[1, :, 20:40, 20:40] = torch.tensor([0.45, 0.5, 0.57])[:, None, None]
+    hints = hints_from_strokes(strokes, size=size, lock=True)
+    image = middle(48, 50, batch=2)
+    result = chroma_of(colorize(flow, image, hints=hints, hint_steps=0, saturation=1.3, temperature=0.4))
+    for k, (rows, columns) in enumerate([(slice(13, 27), slice(8, 22)), (slice(23, 37), slice(23, 37))]):
+        wanted = chroma_of(strokes[k : k + 1, :, rows, columns])
+        assert (result[k : k + 1, :, rows, columns] - wanted).abs().max() < 1 / 255
+
+
+def test_half_covered_pixels_are_not_locked(flow):
+    half = uniform_hints(0.5, 0.3, (32, 32), lock=True)
+    assert (chroma_of(colorize(flow, middle(), hints=half, hint_steps=0)) - 0.3).abs().mean() > 0.05
+
+
+def test_locked_colors_enter_every_level_as_the_flow_sees_them_there(flow):
+    """As the means of a constant picture, whitened, by the transforms of the flow itself."""
+    wanted = torch.tensor([0.05, -0.03])[None, :, None, None]
+    hints = Hints(coverage=torch.zeros(1, 1, 32, 32), chroma=wanted.expand(1, 2, 32, 32), lock=True)
+    hints.coverage[..., :16, 8:] = 1
+    job = colorization(flow, middle())
+    between = job.locking(job.hint_planes(hints, slice(0, 1)))
+    x = flow.prelude((wanted + NEUTRAL).expand(1, 2, 8, 8))[0]
+    for number, (side, right) in enumerate([(8, 2), (4, 1)]):
+        given = torch.randn(1, 2, side, side)
+        locked = between(number, given)
+        assert (locked[..., : side // 2, right:] - x[..., : side // 2, right:]).abs().max() < 1e-4
+        assert torch.equal(locked[..., side // 2 :, :], given[..., side // 2 :, :])
+        assert torch.equal(locked[..., :right], given[..., :right])
+        x = flow.levels[number].squeeze(x)[0][:, :2]
+    assert job.locking(job.hint_planes(Hints(coverage=hints.coverage, chroma=hints.chroma), slice(0, 1))) is None
+    assert job.locking(None) is None
+
+
+def test_locked_colors_reach_the_levels_below(flow, monkeypatch):
+    """They are not only pasted at the end: the picture is decoded around them."""
+    hints = squares()
+    monkeypatch.setattr(chroma, "_lock", lambda chroma, *_: chroma)
+    for call, options in WITHOUT_REFINEMENT:
+        assert hint_error(call(flow, middle(), hints=squares(lock=True), **options), hints) < 0.01
+    assert hint_error(colorize(flow, middle(), hints=hints, hint_steps=0), hints) > 0.03
+
+
+def test_locks_fade_out_around_their_place():
+    coverage = torch.zeros(1, 1, 256, 256)
+    coverage[..., 100:140, 100:140] = 1
+    row = chroma._lock(torch.zeros(1, 2, 256, 256), coverage, torch.full((1, 2, 256, 256), 0.1))[0, 1, 120]
+    assert (row[100:140] == 0.1).all()
+    assert row[96:100].tolist() == pytest.approx([0.1 / 9, 0.2 / 9, 0.3 / 9, 0.4 / 9])
+    assert row[:95].abs().max() == row[145:].abs().max() == 0
+
+
+# --- out of bounds ----------------------------------------------------------------------------------------------------
+
+
+def test_divergence_in_one_place_keeps_no_hint_from_being_met(flow):
+    image, free = middle(64, 64), uniform_hints(0, 0.05, (64, 64))
+    free.coverage[..., 36:60, 4:28] = 1
+    wild = [z[:1] for z in encode_colors(flow, 0.4 + 0.2 * colored(64, 64), working_size=64)]
+
+    def in_place(steps):
+        options = {"working_size": 64, "latents_levels": 0, "hints": free, "hint_steps": steps}
+        return (chroma_of(colorize(flow, image, latents=wild, **options)) - 0.05)[..., 40:56, 8:24]
+
+    wild[0][..., 0, 7] = 1e30  # in the opposite corner
+    assert in_place(20).square().mean() < in_place(0).square().mean() / 6
+    wild[0][..., 0, 7] = math.inf  # some gradients are NaN then, which is no reason to lose all color
+    assert in_place(2).std() > 0.01
+
+
+def test_refinement_decodes_within_the_same_bounds_as_the_picture(flow, monkeypatch):
+    levels = []
+    for module in (chroma, refine):
+        monkeypatch.setattr(module, "clamp_level", lambda flow, level, x: (levels.append(level), x)[1])
+    colorize(flow, middle(), hints=squares(), hint_steps=3)
+    assert levels == 4 * [1, 0]
+
+
+def test_bounds_leave_the_most_colorful_pictures_alone(flow):
+    """The corners of the RGB cube, whose chroma is as far out as chroma goes."""
+    corners = torch.tensor([[i >> k & 1 for k in range(3)] for i in range(8)]).float()
+    image = corners[torch.randperm(64) % 8].T.reshape(1, 3, 8, 8).repeat(1, 1, 1, 2)
+    assert (decode_colors(flow, encode_colors(flow, image), image) - image).abs().max() < 1e-4
+    x = flow.prelude(chroma_of(image) + NEUTRAL)[0]
+    for level in range(2):
+        assert torch.equal(chroma.clamp_level(flow, level, x), x)
+        back = flow.prelude.inverse(chroma.clamp_level(flow, level, 3 * x) / 2**level) - NEUTRAL
+        beyond = flow.prelude.inverse(3 * x / 2**level) - NEUTRAL
+        assert (back - beyond.clamp(-0.501, 0.501)).abs().max() < 1e-5
+        x = flow.levels[level].squeeze(x)[0][:, :2]

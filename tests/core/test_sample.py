@@ -1,0 +1,384 @@
+"""Sampling, encoding and decoding: one seed one image, and an exact way there and back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flowcore import latents as la
+from flowcore.errors import ConditionError, FlowError, ImageError, PrecisionError, ShapeError
+from flowcore.inference.plan import Plan
+from flowcore.prior import sample_latents
+from flowcore.tasks import Cancelled
+from flowcore.tasks.directions import apply_style
+from flowcore.tasks.runner import images_at_once
+from flowcore.tasks.sample import decode, encode, reconstruct, sample
+from flowcore.tasks.transfer import content_transfer, style_transfer
+
+from .generators import KINDS, LABELED, close, condition, images, make
+
+
+@pytest.fixture(scope="module")
+def flows():
+    return {kind: make(kind) for kind in KINDS}
+
+
+@pytest.fixture
+def glow(flows):
+    return flows["glow"]
+
+
+# --- sample -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_the_decoded_noise_of_its_seed(glow):
+    for arguments in ({"temperature": 0.4}, {"temperature": [0.2, 0.9]}, {}):
+        result = sample(glow, 2, seed=7, **arguments)
+        tau = arguments.get("temperature", 0.7)
+        z = sample_latents(glow.latent_shapes(8, 12), 2, 1.0, 7)
+        with torch.no_grad():
+            close(result, glow.inverse(la.scale(z, tau)).clamp(0, 1))
+        assert result.dtype == torch.float32
+        assert not result.requires_grad
+    assert sample(glow, 3, temperature=3.0).aminmax() == (0, 1)
+    calm = sample(glow, 3, temperature=0)
+    close(calm, calm[:1].expand(3, -1, -1, -1))
+    with pytest.raises(ShapeError, match="2 levels"):
+        sample(glow, 1, temperature=[0.2, 0.9, 1])
+
+
+def test_sample_i_is_drawn_with_seed_plus_i_whatever_the_batch(glow):
+    together = sample(glow, 5, seed=100)
+    for batch in (1, 2, 3, 64):
+        close(sample(glow, 5, seed=100, batch=batch), together)
+    for i in range(5):
+        close(sample(glow, 1, seed=100 + i), together[i : i + 1])
+    assert (together[0] - together[1]).abs().max() > 0.01
+    close(sample(glow, 2, seed=2**64 - 1)[1:], sample(glow, 1, seed=0))
+
+
+def test_low_precision_stays_near_and_plans_have_their_own(glow):
+    wide, narrow = sample(glow, 2, seed=3), sample(glow, 2, seed=3, precision="bfloat16")
+    assert 0 < (wide - narrow).abs().mean() < 0.02
+    assert torch.equal(sample(glow, 2, seed=3, precision="tf32"), wide)  # no tensor cores on a CPU
+    with pytest.raises(FlowError, match="precision must be one of float32, bfloat16, float16, auto, tf32; got 'half'"):
+        sample(glow, 1, precision="half")
+    for precision, expected in (("float32", wide), ("bfloat16", narrow)):
+        assert torch.equal(sample(Plan(glow, precision), 2, seed=3), expected)
+
+
+def test_sizes_are_the_models_own_or_any_that_fit(flows):
+    assert sample(flows["glow"], 1, size=(16, 8)).shape == (1, 3, 16, 8)
+    assert sample(flows["any size"], 1, size=8).shape == (1, 3, 8, 8)
+    with pytest.raises(FlowError, match=r"Give one: size=\(height, width\), multiples of 4"):
+        sample(flows["any size"], 1)
+    with pytest.raises(ShapeError, match="divisible by 4; got 8x10"):
+        sample(flows["any size"], 1, size=(8, 10))
+    with pytest.raises(ShapeError, match="8x12 only"):
+        sample(flows["digits"], 1, size=16, labels=0)
+    for size in ((8,), (8, 8.0), (8, 8, 8)):
+        with pytest.raises(FlowError, match="size must be"):
+            sample(flows["any size"], 1, size=size)
+
+
+@pytest.mark.parametrize("kind", LABELED)
+def test_labels_say_what_to_show(flows, kind):
+    flow = flows[kind]
+    each = sample(flow, 3, labels=[0, 1, 2], seed=9)
+    assert torch.equal(each, sample(flow, 3, labels=torch.tensor([0, 1, 2]), seed=9))
+    close(each, sample(flow, 3, labels=torch.eye(3, dtype=torch.float64), seed=9))
+    close(each, sample(flow, 3, labels=[0, 1, 2], seed=9, batch=2))
+    for label in range(3):
+        for labels in (label, [label], torch.tensor(label)):
+            same = sample(flow, 3, labels=labels, seed=9)
+            close(same[label], each[label])
+            assert all((same[i] - each[i]).abs().max() > 1e-4 for i in range(3) if i != label)
+
+
+@pytest.mark.parametrize("kind", LABELED)
+def test_invalid_labels_are_refused(flows, kind):
+    flow = flows[kind]
+    with pytest.raises(ConditionError, match="labels 0 to 2; got none"):
+        sample(flow, 2)
+    with pytest.raises(ConditionError, match="Got 3 labels for 2 images"):
+        sample(flow, 2, labels=[0, 1, 2])
+    for labels in (0.5, True, [], [[0, 1]], torch.zeros(2, 4)):
+        with pytest.raises(ConditionError, match="expected one whole number"):
+            sample(flow, 2, labels=labels)
+    for labels in (7, -1):
+        with pytest.raises(ConditionError):
+            sample(flow, 2, labels=labels)
+
+
+def test_what_models_cannot_sample_is_refused(flows):
+    digits = flows["digits"]
+    assert sample(digits, 2, labels=digits.classes).shape == (2, 1, 8, 12)  # its label for no class
+    with pytest.raises(ConditionError, match="not conditioned on labels"):
+        sample(flows["glow"], 2, labels=1)
+    with pytest.raises(FlowError, match="sample needs a model that makes images"):
+        sample(flows["srflow"], 2)
+    for arguments in ({"n": 0}, {"seed": -1}, {"seed": 2**64}, {"temperature": -1}, {"batch": -1}):
+        with pytest.raises(FlowError):
+            sample(flows["glow"], **{"n": 1, **arguments})
+
+
+def test_overflows_are_attenuated_and_the_caller_is_notified(glow):
+    notes = []
+    assert sample(glow, 2, seed=5, temperature=1e38, notify=notes.append).isfinite().all()
+    assert len(notes) == 1
+    assert "overflowed in 2 pictures" in notes[0]
+    assert "lower temperature" in notes[0]
+
+
+def test_samples_are_drawn_in_a_style(flows):
+    digits, options = flows["digits"], {"temperature": 0.5, "seed": 3, "labels": [0, 1]}
+    drawn = sample_latents(digits.latent_shapes(8, 12), 2, 0.5, 3)
+    z = [x + 2 * d for x, d in zip(drawn, digits.styles["bold"], strict=True)]
+    expected = decode(digits, z, digits.encode_condition(torch.tensor([0, 1]))).clamp(0, 1)
+    close(sample(digits, 2, styles={"bold": 2.0}, **options), expected, 1e-6)
+    assert not torch.equal(expected, sample(digits, 2, **options))
+    with pytest.raises(FlowError, match="bold"):
+        sample(digits, 2, labels=[0, 1], styles={"curly": 1.0})
+
+
+# --- encode, decode, reconstruct --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_decode_inverts_encode(kind, dtype, tolerance):
+    flow = make(kind).to(dtype)
+    image = images(2, flow.channels, dtype=dtype)
+    if kind != "realnvp":  # its logit ends at 0 and 1
+        image = 1.4 * image - 0.2  # not clamped on the way
+    cond = condition(flow, 2)
+    latents = encode(flow, image, cond)
+    assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes(8, 12)
+    assert {z.dtype for z in latents} == {dtype}
+    with torch.no_grad():
+        for x, y in zip(latents, flow(image, cond)[0], strict=True):
+            close(x, y, tolerance)
+    back = decode(flow, latents, cond)
+    assert back.dtype == dtype
+    assert not back.requires_grad
+    close(back, image, tolerance)
+    again, error = reconstruct(flow, image, cond)
+    assert torch.equal(again, back)
+    assert torch.equal(error, (back - image).abs().flatten(1).amax(1))
+    # and there is something to invert
+    assert (torch.cat([z.flatten(1) for z in latents], 1) - image.flatten(1)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_8_bit_images_are_divided_by_255_and_come_back_exactly(dtype):
+    flow = make("glow").to(dtype)
+    image = (images(dtype=torch.float64) * 255).round()
+    latents = encode(flow, image.byte())
+    assert all(torch.equal(x, y) for x, y in zip(latents, encode(flow, image.to(dtype) / 255), strict=True))
+    assert torch.equal((decode(flow, latents) * 255).round().double(), image)
+
+
+def test_errors_are_measured_per_image(glow, monkeypatch):
+    true = Plan.inverse
+
+    def spoilt(self, z, cond=None):
+        x = true(self, z, cond)
+        x[1, 2, 3, 4] -= 0.25
+        return x
+
+    monkeypatch.setattr(Plan, "inverse", spoilt)
+    error = reconstruct(glow, images(3))[1]
+    assert error[1].item() == pytest.approx(0.25, abs=1e-4)
+    assert error[[0, 2]].max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["glow", "digits", "srflow"])
+def test_neither_batch_nor_autocast_change_anything(flows, kind):
+    flow = flows[kind]
+    image, cond = images(5, flow.channels), condition(flow, 5)
+    latents = encode(flow, image, cond)
+    for batch in (1, 2, 5):
+        for x, y in zip(encode(flow, image, cond, batch=batch), latents, strict=True):
+            close(x, y)
+        close(decode(flow, latents, cond, batch=batch), image, 1e-4)
+    drawn = None if kind == "srflow" else sample(flow, 1, labels=1 if flow.classes else None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(x, y) for x, y in zip(encode(flow, image, cond), latents, strict=True))
+        back, error = reconstruct(flow, image, cond)
+        if drawn is not None:
+            assert torch.equal(drawn, sample(flow, 1, labels=1 if flow.classes else None))
+    assert torch.equal(back, decode(flow, latents, cond))
+    assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", [*LABELED, "srflow"])
+def test_one_condition_serves_many_images(flows, kind):
+    flow = flows[kind]
+    image, one = images(3, flow.channels), condition(flow, 1)
+    latents = encode(flow, image, one, batch=2)
+    for i in range(3):
+        for x, y in zip(latents, encode(flow, image[i : i + 1], one), strict=True):
+            close(x[i : i + 1], y)
+    close(decode(flow, latents, one, batch=2), image, 1e-4)
+    for call, given in ((encode, image), (decode, latents)):
+        with pytest.raises(ConditionError, match="of 2 images; got 3"):
+            call(flow, given, condition(flow, 2))
+
+
+def test_flows_in_low_precision_are_refused():
+    flow = make("glow")
+    latents = encode(flow, images())
+    for parameter in flow.parameters():
+        parameter.data = parameter.data.half()  # .half() itself is refused
+    for call in (lambda: encode(flow, images()), lambda: decode(flow, latents), lambda: sample(flow, 1)):
+        with pytest.raises(PrecisionError):
+            call()
+
+
+def test_images_and_conditions_that_do_not_fit_are_refused(flows):
+    glow, digits = flows["glow"], flows["digits"]
+    with pytest.raises(ConditionError, match="a condition"):
+        encode(flows["srflow"], images())
+    with pytest.raises(ConditionError, match="no condition"):
+        encode(glow, images(), condition(digits, 2))
+    for image in (images(2, 1), images()[0], images()[:, :, None]):
+        with pytest.raises(ShapeError, match=r"\(B, 3, H, W\); got"):
+            encode(glow, image)
+    with pytest.raises(ShapeError, match="to gray"):
+        encode(digits, images(), condition(digits, 2))
+    with pytest.raises(ShapeError, match=r"divisible by 4; got 8x10\. Crop \(to 8x8\)"):
+        encode(glow, images(width=10))
+    with pytest.raises(ShapeError, match="8x12 only"):
+        encode(digits, images(2, 1, 12, 12), condition(digits, 2))
+    spoilt = images()
+    spoilt[0, 0, 0, :2] = math.nan
+    for image, words in (
+        (images()[:0], "empty"),
+        (images()[..., :0], "empty"),
+        (images().long(), "uint8, or float"),
+        (spoilt, "2 values"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            encode(glow, image)
+    beyond = images(3)
+    beyond[1, 0, 0, 0] = 1.5
+    for call in (encode, reconstruct):
+        with pytest.raises(ImageError, match=r"Image 1 has no finite latents.* to 1\.5; expected are 0 to 1"):
+            call(flows["realnvp"], beyond, batch=1)
+
+
+def test_latents_that_do_not_fit_are_refused(flows):
+    z = encode(flows["glow"], images())
+    for wrong in ([], z[0], [z[0], z[1][:1]], [z[0][:0], z[1][:0]]):
+        with pytest.raises(ShapeError, match="finest first"):
+            decode(flows["glow"], wrong)
+    with pytest.raises(ShapeError, match="Expected latents of shapes"):
+        decode(flows["glow"], z[::-1])
+    with pytest.raises(ShapeError, match="Expected latents of shapes"):
+        decode(flows["digits"], z, condition(flows["digits"], 2))
+
+
+def test_nothing_is_changed(flows):
+    state = torch.get_rng_state()
+    for flow in flows.values():
+        before = {name: t.clone() for name, t in flow.state_dict().items()}
+        image, cond = images(2, flow.channels), condition(flow, 2)
+        latents = encode(flow, image, cond)
+        copies = [z.clone() for z in latents]
+        decode(flow, latents, cond).fill_(7)
+        reconstruct(flow, image, cond)[0].fill_(7)
+        assert torch.equal(image, images(2, flow.channels))
+        assert all(torch.equal(x, y) for x, y in zip(latents, copies, strict=True))
+        assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.gpu
+def test_results_lie_where_their_input_did():
+    flow, image = make("glow"), images()
+    latents, drawn = encode(flow, image), sample(flow, 2)
+    flow = flow.to("cuda")
+    assert {z.device.type for z in encode(flow, image.cuda())} == {"cuda"}
+    for x, y in zip(encode(flow, image), latents, strict=True):
+        assert x.device.type == "cpu"
+        close(x, y, 1e-3)
+    assert decode(flow, latents).device.type == "cpu"
+    again, error = reconstruct(flow, image.cuda())
+    assert again.device.type == "cuda"
+    assert error.max() < 1e-3
+    assert sample(flow, 2).device.type == "cpu"
+    close(sample(flow, 2), drawn, 1e-3)
+    digits = make("digits").to("cuda")
+    cond = digits.encode_condition(torch.tensor([0], device="cuda"))
+    assert apply_style(digits, encode(digits, images(1, 1), cond), {"bold": 1.0})[0].device.type == "cpu"
+    assert style_transfer(digits, images(1, 1), 0, [1, 2]).device.type == "cpu"
+
+
+# --- progress, cancellation, memory -----------------------------------------------------------------------------------
+
+
+TASKS = {  # name to a call and the number of images that it shows
+    "sample": (lambda f, **k: sample(f["glow"], 3, batch=2, **k), 3),
+    "encode": (lambda f, **k: encode(f["glow"], images(3), batch=2, **k), 0),
+    "decode": (lambda f, **k: decode(f["glow"], [torch.zeros(3, 6, 4, 6), torch.ones(3, 24, 2, 3)], batch=2, **k), 3),
+    "reconstruct": (lambda f, **k: reconstruct(f["glow"], images(3), batch=2, **k), 3),
+    "style transfer": (lambda f, **k: style_transfer(f["digits"], images(2, 1), 0, [1, 2], seed=None, batch=3, **k), 4),
+    "content transfer": (lambda f, **k: content_transfer(f["srflow"], images(3), images(3, 3, 4, 6), batch=2, **k), 3),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_progress_rises_to_its_end_and_shows_every_finished_image(flows, name):
+    call, shown = TASKS[name]
+    log = []
+    result = call(flows, progress=lambda done, total, preview=None: log.append((done, total, preview)))
+    done = [entry[0] for entry in log]
+    assert done == sorted(done)
+    assert {total for _, total, _ in log} == {done[-1]}
+    assert min(done) > 0
+    previews = [preview for _, _, preview in log if preview is not None]
+    assert len(previews) == shown
+    pictures = result[0] if isinstance(result, tuple) else result
+    for preview, expected in zip(previews, pictures if shown else [], strict=True):
+        close(preview, expected.clamp(0, 1), 0)
+    if name != "style transfer":
+        assert len(log) > 10  # layer by layer, not image by image
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_be_cancelled(flows, name):
+    for count in (0, 1):
+        asked = []
+        with pytest.raises(Cancelled):
+            TASKS[name][0](flows, cancelled=lambda asked=asked, count=count: asked.append(1) or len(asked) > count)
+        assert len(asked) == count + 1
+    asked = []
+    TASKS[name][0](flows, cancelled=lambda: bool(asked.append(1)))
+    assert len(asked) > 2
+
+
+def test_running_out_of_memory_goes_on_with_one_image_at_once(glow, monkeypatch):
+    expected, seen, log = sample(glow, 7, seed=3), [], []
+    true = Plan.inverse
+
+    def short(self, z, cond=None):
+        x = true(self, z, cond)
+        seen.append(len(x))
+        if len(x) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return x
+
+    monkeypatch.setattr(Plan, "inverse", short)
+    limit = 2
+    close(sample(glow, 7, seed=3, progress=lambda done, total, preview=None: log.append((done, total))), expected)
+    assert seen == [7, 1, 1, 1, 1, 1, 1, 1]
+    assert log[-1][0] == log[-1][1]
+    limit = 0
+    with pytest.raises(FlowError, match=r"Out of memory\. Choose a smaller size"):
+        sample(glow, 7)
+
+
+def test_large_images_go_in_small_batches():
+    assert [images_at_once(side, side) for side in (32, 256, 4096)] == [64, 4, 1]
