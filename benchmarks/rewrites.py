@@ -38,7 +38,7 @@ def measure(settings: Settings) -> list[Table]:
     side = settings.lr * flow.config.scale
     z, several = (_latents(plan, side, n, settings.device) for n in (1, MORE))
     cond = plan.encode_condition(lr)
-    whole = replace(cond, features=tuple(f.whole() if isinstance(f, MultiScaleFeatures) else f for f in cond.features))
+    whole = replace(cond, features=tuple(f.merged() if isinstance(f, MultiScaleFeatures) else f for f in cond.features))
     narrow, ready = low.encode_condition(lr), cond.prepare(plan)
     assert isinstance(flow.encoder, RRDBEncoder)
     encoder, folded, levels = flow.encoder, plan.encoder, len(flow.levels)

@@ -1,4 +1,4 @@
-"""Condition: what a flow is told about the image, made once and passed in."""
+"""Condition: conditioning features for a flow, computed once per source image."""
 
 from __future__ import annotations
 
@@ -11,66 +11,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Source = tuple[Tensor, int]
-"""Features, and the factor by which they are to be enlarged by nearest neighbour."""
+"""Features, and the factor by which they are to be enlarged by nearest neighbor."""
 
 ConditionTerms = tuple[Tensor | None, Tensor | None]
-"""What a step draws from the condition alone: its first convolution's part; or all of its network's output."""
+"""What a coupling or injector computes from the condition alone: the condition's term of its first convolution, or, if
+nothing else enters its network, the network's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiScaleFeatures:
-    """What a level is told, in parts that need not be put together: those that are enlarged are kept small.
+    """Features of one level on several grids; those that are to be enlarged stay small.
 
     Attributes:
-        sources: Features ``(B, C_i, H / factor, W / factor)`` and factors; their channels follow each other.
-        told: What every step draws from them alone, by the step's number; None unless prepared.
+        sources: Features ``(B, C_i, H / factor, W / factor)`` and factors; their channels are concatenated.
+        precomputed: Per coupling and injector of the level, in the data-to-latent direction, what it computes from the
+            features alone; None unless prepared.
     """
 
     sources: tuple[Source, ...]
-    told: tuple[ConditionTerms, ...] | None = None
+    precomputed: tuple[ConditionTerms, ...] | None = None
 
-    def whole(self) -> Tensor:
-        """Enlarge, and put the parts together.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
-        parts = [t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in self.sources]
-        return torch.cat(parts, dim=1)
+    def merged(self) -> Tensor:
+        """Enlarge and concatenate all sources: ``(B, C, H, W)``."""
+        enlarged = [t if f == 1 else F.interpolate(t, scale_factor=f, mode="nearest") for t, f in self.sources]
+        return torch.cat(enlarged, dim=1)
 
     def tensors(self) -> list[Tensor]:
-        """List what it holds.
-
-        Returns:
-            All tensors.
-        """
-        return [t for t, _ in self.sources] + [t for step in self.told or () for t in step if t is not None]
+        """List all tensors held."""
+        return [t for t, _ in self.sources] + [t for terms in self.precomputed or () for t in terms if t is not None]
 
 
 class Preparer(Protocol):
-    """What can prepare a condition: ``plan.Plan``."""
+    """Computes what every step needs from the condition alone: ``inference.plan.Plan``."""
 
-    def prepared(
+    def precompute(
         self, features: Sequence[Tensor | MultiScaleFeatures | None]
     ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
-        """Compute what every step draws from the condition alone.
-
-        Args:
-            features: Of all levels.
-
-        Returns:
-            The same, with that.
-        """
+        """Return the features of all levels with their ``precomputed`` filled in."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What every level of a flow is told, and the image that it measures from.
+    """Conditioning features for a flow, computed once per source image.
 
     Attributes:
-        features: Per level, finest first, what its steps see, ``(B, C_l, H_l, W_l)``, or that in parts; None where they
-            see nothing.
+        features: Per level, finest first, what its steps see: ``(B, C_l, H_l, W_l)``, or features on several grids;
+            None where they see nothing.
         origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None for nothing.
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
     """
@@ -86,27 +73,27 @@ class Condition:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it holds, in bytes; what several tensors share counts once."""
+        """Memory held, in bytes; what several tensors share counts once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}
         return sum(storages.values())
 
     def prepare(self, plan: Preparer) -> Condition:
-        """Compute, for every step of a plan, what depends on the condition alone.
+        """Precompute, for every step of a plan, what depends on the condition alone.
 
-        Samples of one image share it: an injector's shift and scale, and the condition's part of a coupling's first
-        convolution. Worth its memory (``Condition.nbytes``) if more samples are to follow later; decoding without it
-        computes the same, step by step.
+        All samples of one image share it: an injector's shift and scale, and the condition's term of a coupling's first
+        convolution. Worth its memory (``Condition.nbytes``) if more samples follow later; decoding without it computes
+        the same, step by step.
 
         Args:
             plan: The plan that will decode.
 
         Returns:
-            The same condition with all of that, for this plan only.
+            The same condition with precomputed terms, for this plan only.
         """
-        return replace(self, features=plan.prepared(self.features))
+        return replace(self, features=plan.precompute(self.features))
 
     def expand(self, samples: int) -> Condition:
-        """Give one image's condition to several samples without copying it.
+        """Share one image's condition among several samples, without copying.
 
         Args:
             samples: Number of samples; the condition must be of one image.
@@ -115,20 +102,14 @@ class Condition:
             A condition of batch ``samples`` that shares memory with this one.
         """
 
-        def several(t: Tensor | None) -> Any:
-            return None if t is None else t.expand(samples, *t.shape[1:])
+        def expand(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.expand(samples, *value.shape[1:])
+            if isinstance(value, MultiScaleFeatures):
+                return MultiScaleFeatures(sources=expand(value.sources), precomputed=expand(value.precomputed))
+            return tuple(map(expand, value)) if isinstance(value, tuple) else value
 
-        def feature(f: Tensor | MultiScaleFeatures | None) -> Tensor | MultiScaleFeatures | None:
-            if isinstance(f, MultiScaleFeatures):
-                told = None if f.told is None else tuple((several(first), several(raw)) for first, raw in f.told)
-                return MultiScaleFeatures(sources=tuple((several(t), factor) for t, factor in f.sources), told=told)
-            return several(f)
-
-        return Condition(
-            features=tuple(map(feature, self.features)),
-            origin=several(self.origin),
-            labels=several(self.labels),
-        )
+        return Condition(features=expand(self.features), origin=expand(self.origin), labels=expand(self.labels))
 
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []

@@ -384,7 +384,7 @@ class Flow(Transform):
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         """What the steps of a level take as their condition."""
-        return feature.whole() if isinstance(feature, MultiScaleFeatures) else feature
+        return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
 
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:

@@ -18,7 +18,7 @@ from ..flow import Flow
 from ..images.resize import enlarge, resize
 from ..images.tiling import Window, windows
 from ..inference.condition_cache import ConditionStore
-from ..inference.fold import DENSE_BYTES
+from ..inference.strips import DENSE_BYTES
 from ..prior import Shape, Temperature, on_grid, sample_latents, temperatures
 from . import Precision, Progress, consistency, overflow
 from .runner import Runner, RunOptions, SamplingOptions, validate_image

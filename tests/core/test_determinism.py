@@ -11,9 +11,9 @@ from PIL import Image
 
 import flowcore
 from flowcore import device, score
-from flowcore.inference import plan
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import forget_plan
+from flowcore.inference.strips import StripBudget
 from flowcore.tasks import upscale as upscale_task
 
 from . import golden_pictures as golden
@@ -140,7 +140,7 @@ def test_tiles_change_less_than_a_level(upscaler):
 
 def test_strips_change_rounding_only(name, flow, pictures, monkeypatch):
     for size in (2**16, 2**30):
-        monkeypatch.setattr(plan, "_strip_bytes", lambda device, size=size: size)
+        monkeypatch.setattr(StripBudget, "fitting", lambda device, size=size: StripBudget(size))
         forget_plan()
         assert difference(golden.MAKERS[name](flow), pictures) < 1e-5
     forget_plan()

@@ -1,0 +1,142 @@
+"""Folded conditioners: what a coupling or an injector runs, strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..device import autocast
+from ..networks import Conditioner, ResidualConditioner
+from .convolutions import ConditionConv, Conv
+from .fold import ConvWeights, conv_weights
+from .progress import report
+from .residual import FoldedResidual
+from .strips import Rows, StripBudget, Tile
+
+
+class FoldedConditioner(nn.Module):
+    """A conditioner of convolutions with ReLU between, folded and split; see ``networks.Conditioner``.
+
+    ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term of the first convolution is computed on its own, once
+    for all samples. Of the outputs, shifts come first, then raw scales.
+
+    Attributes:
+        own: The first convolution, of what the flow holds; None if nothing of it enters.
+        condition: The same, of the condition, with the bias; None if there is no condition.
+    """
+
+    def __init__(
+        self, weights: Sequence[ConvWeights], inputs: int, dtype: torch.dtype, pool: nn.Linear | None = None
+    ) -> None:
+        """Split the first convolution.
+
+        Args:
+            weights: Of all convolutions.
+            inputs: How many input channels of the first the flow holds; the rest is the condition.
+            dtype: To compute in.
+            pool: As in ``networks.Conditioner``.
+        """
+        super().__init__()
+        first, *rest = weights
+        conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
+        own = first.weight[:, :inputs] if conditional else first.weight
+        self.own = Conv(own, None if conditional else first.bias, dtype, first.edge) if inputs else None
+        self.condition = ConditionConv(first.weight[:, inputs:], first.bias, dtype) if conditional else None
+        self.rest = nn.ModuleList(Conv(*conv[:2], dtype, conv.edge) for conv in rest)
+        self.pool = None if pool is None else (pool.weight.to(dtype, copy=True), pool.bias.to(dtype, copy=True))
+        self.outputs = weights[-1].weight.shape[0]
+        self.widest = max(conv.weight.shape[0] for conv in weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run on whole images without a condition, as the prior of a split does."""
+        return self.strip(x, None, 0, x.shape[2], x.shape[2])
+
+    def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
+        """Compute some rows of the output.
+
+        Args:
+            own: What the flow holds, ``(B, inputs, H, W)``; None if nothing.
+            terms: The condition's term of the first convolution, batch B or 1; None if there is none.
+            top: First row to compute.
+            bottom: Row after the last.
+            height: H.
+
+        Returns:
+            ``(B, outputs, bottom - top, W)``.
+        """
+        convs = [conv for conv in self.rest if isinstance(conv, Conv)]
+        spans = [(top, bottom)]  # of rows that each convolution computes, from the last to the first
+        for conv in reversed(convs):
+            reads = conv.reads(*spans[-1], height)
+            spans.append((reads.start, reads.stop))
+        start, stop = spans.pop()
+        if own is None:
+            assert terms is not None
+            h = terms(start, stop)
+        else:
+            assert self.own is not None
+            h = self.own(own[:, :, self.own.reads(start, stop, height)], start, stop, height)
+            h = h if terms is None else h.add_(terms(start, stop))
+        for number, conv in enumerate(convs):
+            h = F.relu(h) if number == 0 and own is None else F.relu_(h)  # terms may be read again
+            if number == 0 and self.pool is not None:
+                h = h + F.linear(h.mean((2, 3)), *self.pool)[:, :, None, None]
+            h = conv(h, *spans.pop(), height)
+        return h
+
+    def tiles(self, x: Tensor, budget: StripBudget) -> list[Tile]:
+        """Split a batch ``(B, C, H, W)`` into what goes through the network at once."""
+        batch, _, height, width = x.shape
+        if self.pool is not None:
+            return [(slice(batch), 0, height)]  # the mean is over the whole image
+        split = budget.tiles if self.condition is None else budget.strips  # a condition's term serves the whole batch
+        return split(batch, height, width * self.widest * x.element_size())
+
+
+class UnsplitConditioner(nn.Module):
+    """A conditioner that takes whole images, all inputs concatenated; shifts first, then raw scales.
+
+    Folded if it is a residual network, else run as it is.
+    """
+
+    condition = None
+
+    def __init__(self, network: nn.Module, offset: float | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.offset, self.dtype = network, offset, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        report()
+        with autocast(x.device, self.dtype):
+            raw = self.network(x).to(x.dtype)
+        return raw if self.offset is None else torch.cat([raw[:, 0::2], raw[:, 1::2] + self.offset], dim=1)
+
+    def tiles(self, x: Tensor, budget: StripBudget) -> list[Tile]:
+        """Take a batch at once."""
+        return [(slice(x.shape[0]), 0, x.shape[2])]
+
+
+def folded_conditioner(
+    network: nn.Module, inputs: int, offset: float | None, dtype: torch.dtype, budget: StripBudget
+) -> FoldedConditioner | UnsplitConditioner:
+    """Fold a conditioner if it is of a kind that can be, else run it as it is.
+
+    Args:
+        network: Any.
+        inputs: How many of its input channels the flow holds; the rest is the condition.
+        offset: Added to the raw scales; None if the outputs are not to be reordered.
+        dtype: To compute in.
+        budget: For strips.
+    """
+    if isinstance(network, ResidualConditioner):
+        network = FoldedResidual(network, dtype, budget)
+    weights = conv_weights(network)
+    conditional = bool(weights) and inputs + (weights[0].edge == "flag") < weights[0].weight.shape[1]
+    if not weights or (conditional and weights[0].edge != "zeros"):
+        return UnsplitConditioner(network, offset, dtype)
+    if offset is not None:
+        weights[-1] = weights[-1].shifts_first(offset)
+    return FoldedConditioner(weights, inputs, dtype, network.pool if isinstance(network, Conditioner) else None)

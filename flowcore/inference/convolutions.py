@@ -1,0 +1,243 @@
+"""Convolutions of strips: of what the flow holds, and of conditioning features, which may have to be enlarged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..condition import MultiScaleFeatures, Source
+from ..networks import Edge
+from .progress import report
+from .strips import Rows, StripBudget, canvas, strips
+
+NHWC = torch.channels_last
+
+
+class Conv(nn.Module):
+    """A convolution of a strip, in its own precision.
+
+    Attributes:
+        reach: How many rows above and below an output row it reads.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, edge: Edge = "zeros") -> None:
+        """Convert weight and bias.
+
+        Args:
+            weight: ``(outputs, inputs, k, k)``, k odd; for the edge "flag", with one input more.
+            bias: ``(outputs,)`` or None.
+            dtype: To compute in.
+            edge: What lies beyond the border; see ``networks.conditioner.convolve``.
+        """
+        super().__init__()
+        self.reach = weight.shape[-1] // 2
+        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.edge: Edge = edge
+
+    def reads(self, top: int, bottom: int, height: int) -> slice:
+        """The rows of an image of some height that the rows from ``top`` to ``bottom`` of the output depend on."""
+        return slice(max(0, top - self.reach), min(height, bottom + self.reach))
+
+    def forward(self, x: Tensor, top: int, bottom: int, height: int) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: ``(B, inputs, rows, W)``, the rows of ``reads(top, bottom, height)``.
+            top: First row to compute.
+            bottom: Row after the last.
+            height: Of the image.
+
+        Returns:
+            ``(B, outputs, bottom - top, W)``.
+        """
+        report()
+        x = x.to(self.weight.dtype)
+        above, below = max(0, self.reach - top), max(0, bottom + self.reach - height)  # rows beyond the border
+        if self.edge == "zeros":
+            if above != below:
+                x, above = F.pad(x, (0, 0, above, below)), 0
+            return F.conv2d(x, self.weight, self.bias, padding=(above, self.reach))
+        around = (self.reach, self.reach, above, below)
+        if self.edge == "ones":
+            return F.conv2d(F.pad(x, around, value=1), self.weight, self.bias)
+        flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)
+        return F.conv2d(torch.cat([F.pad(x, around), flag], dim=1), self.weight, self.bias)
+
+
+class ConditionConv(nn.Module):
+    """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        """Convert weight and bias.
+
+        Args:
+            weight: ``(outputs, condition channels, 3, 3)``.
+            bias: ``(outputs,)``.
+            dtype: To compute in.
+        """
+        super().__init__()
+        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
+        self.bias = bias.to(dtype)
+        self.outputs = weight.shape[0]
+
+    def forward(self, sources: Sequence[Source], top: int, bottom: int, out: Tensor | None = None) -> Tensor:
+        """Convolve without enlarging.
+
+        Args:
+            sources: The features, as in ``MultiScaleFeatures``.
+            top: First row to compute, a multiple of every factor.
+            bottom: Row after the last, likewise.
+            out: Where to write; None to allocate.
+
+        Returns:
+            ``(B, outputs, bottom - top, W)``.
+        """
+        report()
+        weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
+        parts = sorted(zip(sources, weights, strict=True), key=lambda part: part[0][1])
+        (t, factor), weight = parts.pop()  # the coarsest, which can write where it is wanted
+        total = convolve_enlarged(t, weight, factor, top, bottom, self.bias, out)
+        for (t, factor), weight in parts:
+            total.add_(convolve_enlarged(t, weight, factor, top, bottom))
+        return total
+
+    def on_canvas(
+        self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Convolve whole images, strip by strip.
+
+        Args:
+            features: Of one image or more; an expanded batch counts as one.
+            budget: For strips of the output.
+            widths: How the outputs are divided into tensors; None for one tensor.
+
+        Returns:
+            Each ``(B or 1, width, H, W)``.
+        """
+        sources, (batch, height, width) = _deduplicated(features)
+        coarsest = max(factor for _, factor in sources)
+        each = budget.rows(batch * self.outputs * width * self.weight.element_size())
+        each = max(coarsest, each // coarsest * coarsest)
+        if each >= height and widths is None:
+            return [self(sources, 0, height)]
+        shares = [self.outputs] if widths is None else list(widths)
+        result = [canvas(self.weight.new_empty((batch, 0, height, width)), share) for share in shares]
+        for top, bottom in strips(height, each):
+            if widths is None:
+                self(sources, top, bottom, result[0][:, :, top:bottom])
+                continue
+            for whole, share in zip(result, self(sources, top, bottom).split(shares, dim=1), strict=True):
+                whole[:, :, top:bottom] = share
+        return result
+
+
+class StreamedConditionConv:
+    """A ``ConditionConv`` computed as its rows are asked for (see ``Rows``); only the latest are held."""
+
+    def __init__(self, conv: ConditionConv, features: MultiScaleFeatures, budget: StripBudget) -> None:
+        self.conv = conv
+        self.sources, (batch, self.height, width) = _deduplicated(features)
+        self.coarsest = max(factor for _, factor in self.sources)
+        self.each = budget.rows(batch * conv.outputs * width * conv.weight.element_size())
+        self.top, self.latest = 0, conv.weight.new_empty(0, 0, 0, 0)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        if start < self.top or stop > self.top + self.latest.shape[2]:
+            factor = self.coarsest
+            self.top = start // factor * factor
+            bottom = max(stop, min(self.top + self.each, self.height))
+            self.latest = self.conv(self.sources, self.top, -(-bottom // factor) * factor)
+        return self.latest[:, :, start - self.top : stop - self.top]
+
+
+def rows_of(x: Tensor) -> Rows:
+    """Look rows up in a tensor ``(B, C, H, W)``."""
+    return lambda start, stop: x[:, :, start:stop]
+
+
+def convolve_enlarged(
+    x: Tensor,
+    weight: Tensor,
+    factor: int,
+    top: int,
+    bottom: int,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Convolve features enlarged by nearest neighbor, without enlarging them.
+
+    In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are
+    ``a x[i-1] + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and
+    ``a x[i] + b x[i] + c x[i+1]`` at its last. With the pairs ``s[i] = a x[i-1] + c x[i]`` these are ``s[i] + b x[i]``,
+    ``(a + b + c) x[i]`` and ``s[i+1] + b x[i]``: for f = 2 three products instead of six, and in two dimensions 9
+    instead of 36.
+
+    Args:
+        x: ``(B, C, h, w)``, the whole image.
+        weight: ``(outputs, C, 3, 3)``.
+        factor: f; 1 for an ordinary convolution.
+        top: First row of the enlarged grid to compute, a multiple of f.
+        bottom: Row after the last, likewise.
+        bias: ``(outputs,)`` or None.
+        out: Where to write; None to allocate.
+
+    Returns:
+        ``(B, outputs, bottom - top, f * w)``.
+    """
+    top, bottom, height = top // factor, bottom // factor, x.shape[2]
+    if top == 0 and bottom == height:
+        x, beyond = x.to(weight.dtype), 1  # convolutions add a row of zeros above and below
+    else:
+        above, below = max(0, 1 - top), max(0, bottom + 1 - height)
+        x, beyond = x[:, :, max(0, top - 1) : bottom + 1].to(weight.dtype), 0
+        x = F.pad(x, (0, 0, above, below)) if above or below else x
+    if factor == 1:
+        result = F.conv2d(x, weight, bias, padding=(beyond, 1))
+        return result if out is None else out.copy_(result)
+    pairs = _columns(x, weight[:, :, 0::2], factor, beyond)  # (B, outputs, h + 1, f * w)
+    x, beyond = (x, beyond - 1) if beyond else (x[:, :, 1:-1], 0)
+    own = _columns(x, weight[:, :, 1:2], factor, beyond)
+    if bias is not None:
+        own += bias[:, None, None]
+    size = (*own.shape[:2], factor * (bottom - top), own.shape[-1])
+    result = out if out is not None else torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    torch.add(pairs[:, :, :-1], own, out=result[:, :, 0::factor])
+    torch.add(pairs[:, :, 1:], own, out=result[:, :, factor - 1 :: factor])
+    if factor > 2:
+        middle = _columns(x, weight.sum(2, keepdim=True), factor, beyond)
+        middle = middle if bias is None else middle + bias[:, None, None]
+        for place in range(1, factor - 1):
+            result[:, :, place::factor] = middle
+    return result
+
+
+def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
+    """The same along a row: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
+    pairs = F.conv2d(x, kernel[..., 0::2].contiguous(memory_format=NHWC), padding=(beyond, 1))  # w + 1 columns
+    own = F.conv2d(x, kernel[..., 1:2].contiguous(memory_format=NHWC), padding=(beyond, 0))
+    size = (*own.shape[:3], factor * x.shape[-1])
+    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    torch.add(pairs[..., :-1], own, out=result[..., 0::factor])
+    torch.add(pairs[..., 1:], own, out=result[..., factor - 1 :: factor])
+    if factor > 2:
+        kernel = kernel.sum(-1, keepdim=True).contiguous(memory_format=NHWC)
+        middle = F.conv2d(x, kernel, padding=(beyond, 0))
+        for place in range(1, factor - 1):
+            result[..., place::factor] = middle
+    return result
+
+
+def _deduplicated(features: MultiScaleFeatures) -> tuple[list[Source], tuple[int, int, int]]:
+    """Sources in which an expanded batch counts as one image; and batch, height and width of their common grid."""
+    sources = [(_first(t) if t.stride(0) == 0 else t, factor) for t, factor in features.sources]
+    t, factor = sources[0]
+    return sources, (t.shape[0], t.shape[2] * factor, t.shape[3] * factor)
+
+
+def _first(t: Tensor) -> Tensor:
+    """The first item, with the strides of a batch of one: with those of ``t[:1]`` torch would copy it."""
+    return t.as_strided((1, *t.shape[1:]), (t[0].numel(), *t.stride()[1:]))

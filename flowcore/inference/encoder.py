@@ -1,0 +1,153 @@
+"""The folded encoder of SRFlow."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..condition import MultiScaleFeatures
+from ..images.resize import enlarge
+from ..networks import RRDBEncoder
+from ..networks.rrdb import DenseBlock
+from .convolutions import ConditionConv, Conv
+from .progress import report
+from .strips import StripBudget, canvas, strips
+
+
+class FoldedEncoder(nn.Module):
+    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early.
+
+    Attributes:
+        units: Units of work that one run reports.
+    """
+
+    def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
+        """Convert the convolutions of the enlargement; the others are shared with the encoder.
+
+        Args:
+            encoder: The encoder.
+            dtype: To compute in.
+            budget: For strips.
+        """
+        super().__init__()
+        self.dtype, self.budget = dtype, budget
+        self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
+        self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
+        self.dense = nn.ModuleList(
+            FoldedDenseBlock(part, budget) for part in encoder.modules() if isinstance(part, DenseBlock)
+        )
+        self.up = nn.ModuleList(ConditionConv(*_weights(conv), dtype) for conv in encoder.conv_up)
+        self.fine, self.last = (Conv(*_weights(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
+        self.units = len(self.dense) + len(self.up)
+
+    def forward(
+        self, lr: Tensor, levels: int, *, with_enlargement: bool = False
+    ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
+        """Compute the features for the flow; see ``RRDBEncoder.forward``.
+
+        Returns:
+            Per level the features on their own grids, and the enlargement or None.
+        """
+        scale = self.scale
+        trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        native = {1: trunk}  # features by their scale
+        features = trunk
+        for k, conv in enumerate(self.up[:-1]):
+            assert isinstance(conv, ConditionConv)
+            (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
+            native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
+            report(1)
+        picture = self._picture(lr, features) if with_enlargement else None
+        report(1)
+        result: list[MultiScaleFeatures] = []
+        for level in range(1, levels + 1):
+            if 2**level <= scale:
+                factor = scale // 2**level
+                sources = [(native[factor], 1), (stack, factor)]
+            else:
+                half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
+                sources = [(half, 1), (stack[:, :, ::2, ::2], 1)]
+            result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
+        return result, picture
+
+    def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
+        x = self.conv_first(lr)
+        width = x.shape[1]
+        stack = canvas(x, width * len(self.stacked_blocks))
+        for number in range(len(self.dense) // 3):
+            inner = x
+            for dense in self.dense[3 * number : 3 * number + 3]:
+                inner = dense(inner)
+                report(1)
+            x = inner.mul_(0.2).add_(x)
+            for place, stacked in enumerate(self.stacked_blocks):
+                if stacked == number:
+                    stack[:, place * width : (place + 1) * width] = x
+        return self.conv_trunk(x).add_(x), stack
+
+    def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
+        """The enlargement ``(B, 3, scale * h, scale * w)``; its wide tensors exist in strips only."""
+        up, fine, last = self.up[-1], self.fine, self.last
+        result = enlarge(lr, self.scale)
+        height, width = result.shape[2:]
+        each = self.budget.rows(result.shape[0] * width * fine.weight.shape[0] * features.element_size())
+        for top, bottom in strips(height, each // 2 * 2):
+            middle = last.reads(top, bottom, height)
+            outer = fine.reads(middle.start, middle.stop, height)
+            first, end = outer.start // 2 * 2, -(-outer.stop // 2) * 2  # whole pixels of the features
+            x = F.leaky_relu_(up([(features, 2)], first, end), 0.2)[:, :, outer.start - first : outer.stop - first]
+            x = F.leaky_relu_(fine(x, middle.start, middle.stop, height), 0.2)
+            result[:, :, top:bottom] += last(x, top, bottom, height)
+        return result
+
+
+class FoldedDenseBlock(nn.Module):
+    """A dense block in which each feature is convolved once, by all the convolutions that read it.
+
+    A dense block's five convolutions see the input and all outputs before them. Here the input goes through the five of
+    them at once, then each output through those that remain, and the terms are added up: nothing is concatenated.
+    """
+
+    def __init__(self, block: DenseBlock, budget: StripBudget) -> None:
+        super().__init__()
+        self.budget = budget
+        self.convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
+        self.reach = len(self.convs)
+        self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # sums before and after an addition
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, width, h, w)`` to the same shape, in strips that overlap by what the convolutions reach."""
+        height, reach = x.shape[2], self.reach
+        each = max(8 * reach, self.budget.dense // (x.shape[0] * x.shape[3] * self.widest * x.element_size()))
+        if each >= height:
+            return self._strip(x)
+        result = torch.empty_like(x)
+        for top, bottom in strips(height, each):
+            start, stop = max(0, top - reach), min(height, bottom + reach)
+            result[:, :, top:bottom] = self._strip(x[:, :, start:stop])[:, :, top - start : bottom - start]
+        return result
+
+    def _strip(self, x: Tensor) -> Tensor:
+        report()
+        edges = [0, *(conv.weight.shape[1] for conv in self.convs)]  # channels that each convolution reads more
+        bias = torch.cat([conv.bias for conv in self.convs if conv.bias is not None]).to(x.dtype)
+        sums = y = x
+        for k, (start, stop) in enumerate(pairwise(edges)):
+            weight = torch.cat([conv.weight[:, start:stop] for conv in self.convs[k:]])  # cheap; a copy would be large
+            weight = weight.to(dtype=x.dtype, memory_format=torch.channels_last)
+            if k == 0:
+                sums = F.conv2d(x, weight, bias, padding=1)
+            else:
+                sums = F.conv2d(y, weight, padding=1).add_(sums[:, stop - start :])
+            y = F.leaky_relu(sums[:, : edges[k + 2] - stop], 0.2) if k + 2 < len(edges) else sums
+        return sums.mul_(0.2).add_(x)
+
+
+def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return conv.weight, conv.bias

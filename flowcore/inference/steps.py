@@ -1,0 +1,325 @@
+"""Folded levels: the same transforms as in a flow, made of mixings and of affine maps that run in strips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..condition import ConditionTerms, MultiScaleFeatures
+from ..errors import ConditionError
+from ..flow import Level
+from ..transforms import (
+    Chain,
+    CheckerboardCoupling,
+    ConditionOnChannels,
+    Coupling,
+    Injector,
+    Permutation,
+    Scaling,
+    Split,
+    Transform,
+)
+from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
+from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
+from .convolutions import ConditionConv, StreamedConditionConv, rows_of
+from .fold import Mixing, PixelMap, pixel_map
+from .progress import report
+from .strips import Rows, StripBudget, Tile, canvas
+
+
+class FoldedLevel(Level):
+    """A level of folded parts.
+
+    Attributes:
+        affine: Its couplings and injectors, in the data-to-latent direction.
+    """
+
+    def __init__(
+        self, steps: Sequence[Transform], split: Split | None, squeeze: Transform, fold: int, budget: StripBudget
+    ) -> None:
+        super().__init__(steps, split, squeeze=squeeze, fold=fold)
+        self.budget = budget
+        self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
+
+    def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
+        """Compute what every coupling and injector needs from the condition alone, with one convolution for all."""
+        convs = [part.network.condition for part in self.affine if part.network.condition is not None]
+        if not convs:
+            return features
+        together = ConditionConv(
+            torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]), convs[0].weight.dtype
+        )
+        terms = together.on_canvas(features, self.budget, [conv.outputs for conv in convs])
+        terms.reverse()
+        precomputed = [
+            (None, None) if part.network.condition is None else part.precompute(terms.pop()) for part in self.affine
+        ]
+        return MultiScaleFeatures(sources=features.sources, precomputed=tuple(precomputed))
+
+
+class FoldedStep(Chain):
+    """A mixing, perhaps an injector, and a coupling, whose inverse takes a strip through all three at once.
+
+    Only the coupling reads rows beside a strip, and it comes first in the inverse: so the strip stays in the cache.
+    """
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        mixing, *injectors, coupling = self.parts()
+        assert isinstance(coupling, FoldedAffine)
+        affine = [coupling, *(part for part in reversed(injectors) if isinstance(part, FoldedAffine))]
+        params = [part.affine_params(z, cond) for part in affine]
+        x = canvas(z, z.shape[1])
+        for tile in coupling.network.tiles(z, coupling.budget):
+            items, top, bottom = tile
+            strip = z[items, :, top:bottom]
+            for part, raw in zip(affine, params, strict=True):
+                strip = part.invert_strip(strip, raw(tile))
+            x[items, :, top:bottom] = mixing.inverse(strip)
+        report(len(affine))
+        return x
+
+
+class FoldedAffine(Transform):
+    """A coupling or an injector: ``z = (x + shift) * scale``, of one half of the channels or of all, in strips.
+
+    Its network sees what the flow holds (the other half, and channels that the steps are conditioned on), and the
+    condition.
+    """
+
+    def __init__(
+        self,
+        network: FoldedConditioner | UnsplitConditioner,
+        transform: Coupling | Injector,
+        number: int,
+        budget: StripBudget,
+    ) -> None:
+        """Keep the network and the parameters of the transform.
+
+        Args:
+            network: The folded conditioner.
+            transform: What it belongs to.
+            number: Of this part among the couplings and injectors of its level: where its precomputed terms are.
+            budget: For strips.
+        """
+        super().__init__()
+        self.network, self.number, self.budget = network, number, budget
+        self.coupling = isinstance(transform, Coupling)
+        self.swap = isinstance(transform, Coupling) and transform.swap
+        self.eps = transform.eps
+        self.scaling: Scaling = transform.scaling
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        z, log_scale = self.by_position(x, cond)
+        return z, log_scale.flatten(1).sum(1)
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        params = self.affine_params(x, cond)
+        z, log_scales = canvas(x, x.shape[1]), x.new_zeros(x.shape[0], *x.shape[2:])
+        for tile in self.network.tiles(x, self.budget):
+            items, top, bottom = tile
+            x1, x2 = self._parts(x[items, :, top:bottom])
+            shift, r = self._shift_scale(params(tile), x)
+            x2 = x2 + shift
+            if r is not None:
+                log_scale = log_scale_of(r, self.eps, self.scaling)
+                log_scales[items, top:bottom] = log_scale.sum(1)
+                x2.mul_(scale_of(r, self.eps, self.scaling) if self.eps else log_scale.exp())
+            z[items, :, top:bottom] = self._join(x1, x2)
+        report(1)
+        return z, log_scales
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        params = self.affine_params(z, cond)
+        x = canvas(z, z.shape[1])
+        for tile in self.network.tiles(z, self.budget):
+            items, top, bottom = tile
+            x[items, :, top:bottom] = self.invert_strip(z[items, :, top:bottom], params(tile))
+        report(1)
+        return x
+
+    def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
+        """Map a strip ``(B, C, rows, W)`` from latent to data, given its shifts and raw scales."""
+        z1, z2 = self._parts(z)
+        shift, r = self._shift_scale(raw, z)
+        return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
+
+    def affine_params(self, x: Tensor, cond: Any) -> Callable[[Tile], Tensor]:
+        """Prepare the computation of shifts and raw scales.
+
+        Args:
+            x: ``(B, C, H, W)``, of which a coupling reads the half that it leaves alone.
+            cond: Of the level.
+
+        Returns:
+            From a tile to shifts and raw scales, ``(b or 1, outputs, rows, W)``.
+        """
+        kept, cond = cond if isinstance(cond, _ConditionOn) else (None, cond)
+        held = [t for t in (self._parts(x)[0], kept) if t is not None]
+        network, height = self.network, x.shape[2]
+        if isinstance(network, UnsplitConditioner):
+            features = cond.merged() if isinstance(cond, MultiScaleFeatures) else cond
+            inputs = [*held, *([] if features is None else [features])]
+            everything = torch.cat([t.expand(x.shape[0], *t.shape[1:]) for t in inputs], dim=1)
+            return lambda tile: network(everything[tile[0]])
+        own = None if not held else torch.cat(held, dim=1) if len(held) > 1 else held[0]
+        terms: Rows | None = None
+        if isinstance(cond, MultiScaleFeatures) and cond.precomputed is not None:
+            first, output = cond.precomputed[self.number]
+            if output is not None:
+                return lambda tile: output[:, :, tile[1] : tile[2]]
+            terms = None if first is None else rows_of(first)
+        elif network.condition is not None:
+            if cond is None:
+                raise ConditionError("This step needs a condition; got none. Pass plan.encode_condition(source).")
+            terms = StreamedConditionConv(network.condition, multi_scale(cond), self.budget)
+        return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
+
+    def precompute(self, first: Tensor) -> ConditionTerms:
+        """Compute as much as the condition alone decides.
+
+        Args:
+            first: The condition's term of the first convolution, ``(B, hidden, H, W)``.
+
+        Returns:
+            That and None; or, if nothing else enters the network, None and its output.
+        """
+        network = self.network
+        assert isinstance(network, FoldedConditioner)
+        if network.own is not None:
+            return first, None
+        output = canvas(first, network.outputs)
+        for _, top, bottom in network.tiles(first, self.budget):
+            output[:, :, top:bottom] = network.strip(None, rows_of(first), top, bottom, first.shape[2])
+        return None, output
+
+    def _shift_scale(self, raw: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        raw = raw.to(like.dtype)
+        if self.scaling == "none":
+            return raw, None
+        shift, r = raw.chunk(2, dim=1)
+        return shift, r.contiguous(memory_format=torch.channels_last)  # else a sigmoid takes eight times as long
+
+    def _parts(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The half that conditions, and the half that is changed; an injector changes all."""
+        if not self.coupling:
+            return None, x
+        first, second = halves(x)
+        return (second, first) if self.swap else (first, second)
+
+    def _join(self, x1: Tensor | None, x2: Tensor) -> Tensor:
+        return x2 if x1 is None else torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
+
+
+class FoldedCheckerboard(CheckerboardCoupling):
+    """``CheckerboardCoupling`` that reports its progress."""
+
+    def _affine(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        result = super()._affine(x, mask)
+        report(1)
+        return result
+
+
+class _ConditionOn(NamedTuple):
+    """Channels of the flow itself that some steps are conditioned on, and the level's condition."""
+
+    kept: Tensor
+    cond: Tensor | MultiScaleFeatures | None
+
+
+class FoldedConditionOnChannels(ConditionOnChannels):
+    """``ConditionOnChannels`` that does not concatenate the kept channels and the condition."""
+
+    def _condition(self, kept: Tensor, cond: Any) -> Any:
+        return _ConditionOn(kept, cond)
+
+
+class LevelFolder:
+    """Folds the levels of a flow."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, budget: StripBudget) -> None:
+        """Keep what every part needs.
+
+        Args:
+            like: A parameter of the flow: the dtype and device of latents.
+            dtype: Of conditioners.
+            budget: For strips.
+        """
+        self.like, self.dtype, self.budget = like, dtype, budget
+        self.count = 0  # of couplings and injectors in this level so far
+
+    def level(self, level: Level, channels: int) -> FoldedLevel:
+        """Fold a level whose steps have so many channels."""
+        self.count = 0
+        steps = self._steps(level.steps, channels, 0)
+        split = level.split
+        if split is not None and split.conditioner is not None and not split.labeled:
+            prior = folded_conditioner(split.conditioner, split.kept_channels(channels), None, self.dtype, self.budget)
+            if isinstance(prior, FoldedConditioner):
+                split = Split(prior, labeled=False, kept=split.kept)
+        return FoldedLevel(steps, split, level.squeeze, level.fold, self.budget)
+
+    def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
+        """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
+
+        `kept` channels of the flow enter the conditioners besides.
+        """
+        result: list[Transform] = []
+        run: list[tuple[Transform, PixelMap]] = []  # of neighbors that treat each pixel alike
+        for part in [*_flat(transform), None]:
+            pixelwise = None if part is None else pixel_map(part)
+            if part is not None and pixelwise is not None:
+                run.append((part, pixelwise))
+                continue
+            if len(run) == 1 and isinstance(run[0][0], Permutation):
+                result.append(run[0][0])  # cheaper than a matrix
+            elif run:
+                result.append(Mixing([pixelwise for _, pixelwise in run], self.like))
+            run.clear()
+            if part is not None:
+                result.append(self._part(part, channels, kept))
+                _merge_step(result)
+        return result
+
+    def _part(self, transform: Transform, channels: int, kept: int) -> Transform:
+        if isinstance(transform, ConditionOnChannels):
+            inner = self._steps(transform.transform, channels - transform.kept, kept + transform.kept)
+            return FoldedConditionOnChannels(transform.kept, Chain(*inner))
+        if isinstance(transform, CheckerboardCoupling):
+            network = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
+            return FoldedCheckerboard(network, parity=transform.parity, mask_channel=transform.mask_channel)
+        if not isinstance(transform, (Coupling, Injector)):
+            return transform
+        held = 0
+        if isinstance(transform, Coupling):
+            held = channels - channels // 2 if transform.swap else channels // 2
+        offset = {"none": None, "sigmoid": SIGMOID_OFFSET}.get(transform.scaling, 0.0)
+        network = folded_conditioner(transform.conditioner, held + kept, offset, self.dtype, self.budget)
+        self.count += 1
+        return FoldedAffine(network, transform, self.count - 1, self.budget)
+
+
+def _merge_step(parts: list[Transform]) -> None:
+    """Join a coupling at the end of a list with the injectors and the mixing before it."""
+    coupling = parts[-1]
+    if not (isinstance(coupling, FoldedAffine) and coupling.coupling):
+        return
+    start = len(parts) - 1
+    while start and isinstance(before := parts[start - 1], FoldedAffine) and not before.coupling:
+        if coupling.network.condition is None:
+            return  # it takes some images of a batch at a time; an injector takes all
+        start -= 1
+    if start and isinstance(parts[start - 1], Mixing):
+        parts[start - 1 :] = [FoldedStep(*parts[start - 1 :])]
+
+
+def multi_scale(features: Tensor | MultiScaleFeatures) -> MultiScaleFeatures:
+    """Present features that are one tensor as features of one source."""
+    return features if isinstance(features, MultiScaleFeatures) else MultiScaleFeatures(sources=((features, 1),))
+
+
+def _flat(transform: Transform) -> list[Transform]:
+    """The parts of chains of chains, in order."""
+    return [t for part in transform.parts() for t in _flat(part)] if isinstance(transform, Chain) else [transform]

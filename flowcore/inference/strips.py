@@ -1,0 +1,84 @@
+"""Strips: images are decoded a few rows at a time, so that the wide tensors in between stay small and in the cache.
+
+A 3x3 convolution reads one row more on either side, and sees zeros beyond the image. So strips give exactly what the
+whole image gives, and need memory for their own height only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..device import free_memory
+
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
+"""Of the widest tensor of a strip: what a core's cache holds; on a GPU, what keeps it busy."""
+DENSE_BYTES = 2**27
+"""Of all that a dense block of the encoder holds of a strip: its strips overlap, so low ones cost time."""
+MINIMUM_BYTES = 2**18
+"""Of both, where memory has run out."""
+LEAST_ROWS = 8  # else most of the work would be the rows above and below that a strip reads besides
+
+Rows = Callable[[int, int], Tensor]
+"""From a first row and the row after the last to these rows of an image, ``(B or 1, C, rows, W)``."""
+Tile = tuple[slice, int, int]
+"""Some images of a batch; a first row and the row after the last."""
+
+
+class StripBudget:
+    """How much memory the tensors of a strip may take: one object for all parts of a plan.
+
+    It changes memory and time, not results.
+
+    Attributes:
+        strip: Bytes of the widest tensor.
+        dense: Bytes of all that a dense block of the encoder holds.
+    """
+
+    def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES) -> None:
+        self.strip, self.dense = strip, dense
+
+    @classmethod
+    def fitting(cls, device: torch.device) -> StripBudget:
+        """Choose a budget for a device and the memory that is free on it now."""
+        free = free_memory(device)
+        usual = STRIP_BYTES.get(device.type, STRIP_BYTES["cpu"])
+        return cls(usual if free is None else min(usual, max(2**20, free // 16)))
+
+    def use_minimum(self) -> None:
+        """Make strips as low as they can be from now on."""
+        self.strip, self.dense = min(self.strip, MINIMUM_BYTES), min(self.dense, MINIMUM_BYTES)
+
+    def rows(self, row_bytes: int) -> int:
+        """Choose the height of strips, given the bytes of one row of the widest tensor."""
+        return max(LEAST_ROWS, self.strip // max(1, row_bytes))
+
+    def strips(self, batch: int, height: int, row_bytes: int) -> list[Tile]:
+        """Split into strips of all images, given the bytes of a row of one image."""
+        return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes))]
+
+    def tiles(self, batch: int, height: int, row_bytes: int) -> list[Tile]:
+        """Split into groups of images, and strips where one image is too large, given the bytes of a row of one image.
+
+        Half of the budget each: a convolution reads one tensor and writes another.
+        """
+        each = max(LEAST_ROWS, self.strip // 2 // max(1, row_bytes))
+        several = max(1, self.strip // 2 // (row_bytes * height))
+        return [
+            (slice(first, first + several), top, bottom)
+            for first in range(0, batch, several)
+            for top, bottom in strips(height, each)
+        ]
+
+
+def strips(height: int, each: int) -> list[tuple[int, int]]:
+    """Split rows into strips: the first row of each, and the row after its last; the last strip may be lower."""
+    return [(top, min(top + each, height)) for top in range(0, height, each)]
+
+
+def canvas(like: Tensor, channels: int) -> Tensor:
+    """Allocate ``(B, channels, H, W)`` like a tensor ``(B, any, H, W)``, to be written strip by strip."""
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
