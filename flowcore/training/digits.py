@@ -1,4 +1,4 @@
-"""Training data of class-conditional models: labeled digits in the files of MNIST."""
+"""Training data of class-conditional models: labelled digits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ImageError
 
 
 class Digits:
-    """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
+    """Labelled grey images in the four files of MNIST: ``train-`` and ``t10k-``, ``images-idx3-ubyte`` and ``labels-``.
 
-    The digits of a training step are a function of (seed, step) alone.
+    Which digits a training step sees is a function of (seed, step) alone.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
@@ -27,9 +27,9 @@ class Digits:
         """Read the training files.
 
         Args:
-            folder: Of the files.
-            validation: How many digits, the last ones, to hold out of training.
-            unlabelled: Share of the digits that get the label "not given", which is the number of classes.
+            folder: Where they are, gzipped or not.
+            validation: How many digits, the last ones, to keep out of training.
+            unlabelled: Part of the digits that are shown with the label "none given".
 
         Raises:
             ImageError: If a file is missing or damaged.
@@ -38,14 +38,21 @@ class Digits:
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
         self.unlabelled = unlabelled
-        count = len(self.images) - min(validation, len(self.images) - 1)
-        self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
+        kept = len(self.images) - min(validation, len(self.images) - 1)
+        self.training, self.held_out = np.arange(kept), np.arange(kept, len(self.images))
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Draw the digits of one step; arguments as for ``Photographs.batch``, but digits are never cropped.
+        """Draw the digits of one step.
+
+        Args:
+            size: B.
+            crop: Not used: digits are shown whole.
+            seed: Of the run.
+            step: Number of the step.
+            held_out: Whether to draw from those kept out of training; all of these keep their labels.
 
         Returns:
-            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``; held-out digits all have theirs.
+            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``.
         """
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(self.held_out if held_out else self.training, size)
@@ -55,6 +62,15 @@ class Digits:
         return torch.from_numpy(self.images[chosen])[:, None].float() / 255, torch.from_numpy(labels)
 
     def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
+        """List the digits: all of them fit.
+
+        Args:
+            crop: Not used.
+            held_out: Whether to list those kept out of training.
+
+        Returns:
+            Their numbers.
+        """
         return self.held_out if held_out else self.training
 
 
@@ -62,11 +78,11 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     """Read one of MNIST's files.
 
     Args:
-        folder: Of the file.
+        folder: Where it is.
         name: Its name, without ``.gz``.
 
     Returns:
-        Its values, uint8.
+        Its numbers, uint8.
 
     Raises:
         ImageError: If it is missing or damaged.
@@ -82,4 +98,4 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
             raise ValueError(f"it starts with {content[:4]!r}")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise ImageError(f"{path.name} is not a file of MNIST, or damaged ({error}). Download it again.") from error
+        raise ImageError(f"{path.name} is no file of MNIST, or damaged ({error}). Fetch it again.") from error

@@ -1,4 +1,4 @@
-"""Memory of a training step: using less, by recomputing activations, and finding the largest batch that fits."""
+"""Memory of a training step: keep less of it, measure it, and say how large a batch fits."""
 
 from __future__ import annotations
 
@@ -17,112 +17,124 @@ from ..flow import Flow, Level
 from ..networks import RRDBEncoder
 from ..transforms import BatchNorm, batch_moments
 
+# --- keep less --------------------------------------------------------------------------------------------------------
+
 
 @contextmanager
-def recompute_activations(flow: Flow) -> Generator[None, None, None]:
-    """Discard the activations inside every step of a flow and every block of an LR encoder, and recompute them.
+def recomputed(flow: Flow) -> Generator[None, None, None]:
+    """Let every step of a flow, and every block of an LR encoder, forget its activations and compute them again.
 
-    Each of these modules stores its input alone; the backward pass, which must run inside this context too, runs it
-    again. Memory hardly grows with the number of steps, for about a third more work, and gradients are the same.
+    What a step keeps is its input alone; the backward pass runs it once more, inside this context too. So memory hardly
+    grows with the number of steps, for about a third more work, and gradients are the same.
 
     Args:
-        flow: The model to train in the body of the ``with`` statement.
+        flow: The model that the body of the ``with`` statement trains.
 
     Yields:
         Nothing.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost" (2016); torch's implementation.
     """
-    modules = recomputable_modules(flow)
-    for module in modules:
+    parts = units(flow)
+    for part in parts:
         for method in ("forward", "by_position"):
-            if hasattr(module, method):
-                setattr(module, method, _recomputing(module, getattr(module, method)))
+            if hasattr(part, method):
+                setattr(part, method, _recomputing(part, getattr(part, method)))
     try:
         yield
     finally:
-        for module in modules:
+        for part in parts:
             for method in ("forward", "by_position"):
-                module.__dict__.pop(method, None)  # uncovers the class's own method
+                part.__dict__.pop(method, None)  # what the class has comes back
 
 
-def recomputable_modules(flow: Flow) -> list[nn.Module]:
-    """List the steps of all levels, and the residual blocks of an LR encoder."""
-    modules: list[nn.Module] = []
+def units(flow: Flow) -> list[nn.Module]:
+    """List what ``recomputed`` works on.
+
+    Args:
+        flow: A model.
+
+    Returns:
+        The steps of all levels, and the residual blocks of an LR encoder.
+    """
+    parts: list[nn.Module] = []
     for level in flow.levels:
         assert isinstance(level, Level)
-        modules += level.steps.parts()
+        parts += level.steps.parts()
     if isinstance(flow.encoder, RRDBEncoder):
-        modules += flow.encoder.blocks
-    return modules
+        parts += flow.encoder.blocks
+    return parts
 
 
-def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
-    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+def _recomputing(part: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    norms = [norm for norm in part.modules() if isinstance(norm, BatchNorm)]
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         if not any(norm.uses_batch for norm in norms):
             return nullcontext(), nullcontext()
-        # running moments follow a batch once, not again when it is recomputed
-        return nullcontext(), batch_moments(module, average=norms[0].average, update=False)
+        return nullcontext(), batch_moments(part, average=norms[0].average, update=False)  # updated once already
 
     def method(*args: Any) -> Any:
         if not torch.is_grad_enabled():
             return run(*args)
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=again)
 
     return method
 
 
-class PeakMemory(TorchDispatchMode):
-    """Measures the most bytes that tensors made inside this context occupy at one time, on any device.
+# --- measure ----------------------------------------------------------------------------------------------------------
 
-    It counts the storages that operations return, including the backward pass, until they are freed; not the temporary
-    memory inside an operation. The same program gives the same number every time.
+
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors made inside this context held at one time, on any device.
+
+    It counts the storages that operations return, the backward pass included, until they are freed; not what an
+    operation uses inside. The same program gives the same number on every run.
     """
 
     def __init__(self) -> None:
+        """Start at 0."""
         super().__init__()
         self.peak = 0
-        self._current = 0
+        self._now = 0
         self._live: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Run an operation and count what it returns."""
         result = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(result):
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in inputs:
-                self._add(t.untyped_storage())
-        self.peak = max(self.peak, self._current)
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in given:
+                self._count(t.untyped_storage())
+        self.peak = max(self.peak, self._now)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage.data_ptr(), storage.nbytes()
         if key not in self._live and size:
             self._live.add(key)
-            self._current += size
-            weakref.finalize(storage, self._remove, key, size)
+            self._now += size
+            weakref.finalize(storage, self._forget, key, size)
 
-    def _remove(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int) -> None:
         self._live.discard(key)
-        self._current -= size
+        self._now -= size
 
 
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
-    """Estimate how many items fit into memory, from steps of a few items and of twice as many.
+    """Say how many items fit into memory, from steps of few items and of twice as many.
 
-    Gradients, which do not grow with a batch, hide the memory of a few small items; so the number is raised until the
-    difference shows.
+    Gradients, which do not grow with a batch, hide what few small items take; so more are tried until they show.
 
     Args:
-        step: Makes a training step of this many items, and keeps nothing.
+        step: Makes a training step of so many items, and keeps nothing.
         free: Bytes that may be used.
         most: Items to try at most.
 
     Returns:
-        The largest batch, 0 if not even one item fits, and the bytes per item.
+        The largest batch, 0 if not even one item fits, and the bytes that each item takes.
     """
     items = 1
     while True:

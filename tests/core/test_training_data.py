@@ -21,10 +21,8 @@ from PIL import Image, ImageFile
 from flowcore.errors import ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.resize import shrink
-from flowcore.training import image_sources
-from flowcore.training.colors import ColorPhotographs
-from flowcore.training.image_sources import find_images
-from flowcore.training.photographs import Photographs
+from flowcore.training import pictures
+from flowcore.training.data import Colours, Photographs, find_pictures
 
 from .photographs import photograph, photographs
 
@@ -237,7 +235,7 @@ def test_processes_side_by_side_decode_into_one_cache(folder, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ImageError, match=r"could not be stored in .*another folder"):
+    with pytest.raises(ImageError, match=r"could not be kept in .*another folder"):
         opened(folder, tmp_path)
 
 
@@ -255,7 +253,7 @@ def test_batches_may_be_cut_in_many_threads(folder, tmp_path):
 
 
 def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_sources, "SMALL_IMAGE", 0)
+    monkeypatch.setattr(pictures, "TINY", 0)
     folder = flat(tmp_path / "photos", [30 * k for k in range(8)])
 
     def make(image):
@@ -263,7 +261,7 @@ def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
         time.sleep((210 - level) / 3000)  # the first is slowest
         return level
 
-    came = list(image_sources.decode_each(find_images(folder), make))
+    came = list(pictures.from_each(find_pictures(folder), make))
     assert [(picture.name, level, reason) for picture, level, reason in came] == [
         (f"{k:02d}.png", 30 * k, "") for k in range(8)
     ]
@@ -272,9 +270,9 @@ def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("budget", "most"), [(2**25, None), (3 * 32 * 32, 3), (1, 1)])
 def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
     folder = flat(tmp_path / "photos", range(12))
-    monkeypatch.setattr(image_sources, "MAX_PIXELS_IN_FLIGHT", budget)
-    monkeypatch.setattr(image_sources, "SMALL_IMAGE", 0)
-    monkeypatch.setattr(image_sources.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(pictures, "PIXELS_IN_FLIGHT", budget)
+    monkeypatch.setattr(pictures, "TINY", 0)
+    monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
     made, taken, lock, waiting = 0, 0, threading.Lock(), []
 
     def make(_):
@@ -284,7 +282,7 @@ def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
             waiting.append(made - taken)
         time.sleep(0.005)
 
-    for _ in image_sources.decode_each(find_images(folder), make):
+    for _ in pictures.from_each(find_pictures(folder), make):
         with lock:
             taken += 1
         time.sleep(0.01)  # whoever takes them is slower than they are made
@@ -295,13 +293,13 @@ def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
 
 @pytest.mark.parametrize("tiny", [0, 2**14])
 def test_what_goes_wrong_in_making_ends_all(folder, monkeypatch, tiny):
-    monkeypatch.setattr(image_sources, "SMALL_IMAGE", tiny)
+    monkeypatch.setattr(pictures, "TINY", tiny)
 
     def make(_):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(image_sources.decode_each(find_images(folder), make))
+        list(pictures.from_each(find_pictures(folder), make))
 
 
 # --- several folders --------------------------------------------------------------------------------------------------
@@ -331,18 +329,18 @@ def test_a_photograph_that_lies_in_two_of_the_folders_counts_once(folder, tmp_pa
     photographs(folder / "more", [(40, 40), (44, 44)])
     (tmp_path / "link").symlink_to(folder / "more")
     for folders in ([folder, folder / "more"], [folder / "more", folder], [folder, tmp_path / "link"], [folder] * 2):
-        found = find_images(folders)
+        found = find_pictures(folders)
         assert len(found) == len({p.name for p in found}) == 5
 
 
 def test_no_folder_and_one_that_is_not_there_are_refused(folder, tmp_path):
     with pytest.raises(ImageError, match="Name at least one folder"):
-        find_images([])
+        find_pictures([])
     with pytest.raises(ImageError, match=r"There is no folder .*nowhere.*photos\.zip/train"):
-        find_images([folder, tmp_path / "nowhere"])
+        find_pictures([folder, tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"No images in .*empty"):
-        find_images([folder, tmp_path / "empty"])
+        find_pictures([folder, tmp_path / "empty"])
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -370,29 +368,27 @@ def test_photographs_in_an_archive_are_those_of_the_folder(folder, archive, tmp_
     files = {e.name: e for e in opened(folder, tmp_path).training}
     folders = opened(folder, tmp_path)
     for entry in data.training:
-        for one, two in zip(
-            data.cache.images(entry), folders.cache.images(files[entry.name.split("/")[1]]), strict=True
-        ):
+        for one, two in zip(data._images(entry), folders._images(files[entry.name.split("/")[1]]), strict=True):
             assert np.array_equal(one, two)
 
 
 def test_the_folder_within_an_archive_is_chosen_by_its_path(archive, tmp_path):
-    assert len(find_images(archive)) == 4
-    assert [p.name for p in find_images(archive / "train" / "dogs")] == ["photo0.png"]
-    both = find_images([archive / "test", archive / "train"])
+    assert len(find_pictures(archive)) == 4
+    assert [p.name for p in find_pictures(archive / "train" / "dogs")] == ["photo0.png"]
+    both = find_pictures([archive / "test", archive / "train"])
     assert [p.name for p in both][:2] == ["1-test/cats/other.png", "2-train/cats/photo1.png"]
-    assert len(find_images([archive, archive / "train"])) == 4
+    assert len(find_pictures([archive, archive / "train"])) == 4
     with pytest.raises(ImageError, match=r"No images in tra of .*set\.zip, which holds __MACOSX, test, train\."):
-        find_images(archive / "tra")
+        find_pictures(archive / "tra")
 
 
 def test_an_archive_that_is_none_is_refused(tmp_path):
     (tmp_path / "set.zip").write_text("no archive")
-    with pytest.raises(ImageError, match=r"set\.zip is not a ZIP archive, or damaged"):
-        find_images(tmp_path / "set.zip" / "train")
+    with pytest.raises(ImageError, match=r"set\.zip is no ZIP archive, or damaged"):
+        find_pictures(tmp_path / "set.zip" / "train")
     (tmp_path / "photos.zip").mkdir()
     photographs(tmp_path / "photos.zip" / "a", [(40, 40)])
-    assert [p.name for p in find_images(tmp_path / "photos.zip")] == ["a/photo0.png"]  # a folder of that name
+    assert [p.name for p in find_pictures(tmp_path / "photos.zip")] == ["a/photo0.png"]  # a folder of that name
 
 
 def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monkeypatch):
@@ -402,7 +398,7 @@ def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monk
         sizes = {i.filename: i.file_size for i in opened_archive.infolist()}
     content[info.header_offset + 200] ^= 255
     archive.write_bytes(content)
-    monkeypatch.setattr(image_sources, "MAX_MEMBER_BYTES", sizes["train/dogs/photo0.png"] - 1)
+    monkeypatch.setattr(pictures, "MOST_BYTES", sizes["train/dogs/photo0.png"] - 1)
     data = opened(archive / "train", tmp_path)
     assert [e.name for e in data.training] == ["cats/photo2.png"]
     assert data.skipped[0].startswith("cats/photo1.png: ")
@@ -524,7 +520,7 @@ def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, name, damage):
     ("name", "damage", "reason"),
     [
         ("a.webp", empty, "it is empty"),
-        ("a.png", renamed_text, "Pillow does not know its format"),
+        ("a.png", renamed_text, "it is no image of a kind that Pillow reads"),
         ("a.jpg", half_a_jpeg, "truncated"),
         ("a.png", bomb, "3600000000 pixels"),
     ],
@@ -580,7 +576,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 def sole(tmp_path, **options):
     """The pixels of the only picture."""
     data = opened(tmp_path / "photos", tmp_path, **{"scale": 1, **options})
-    return data.cache.images(data.training[0])[0]
+    return data._images(data.training[0])[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
@@ -699,7 +695,7 @@ def test_short_sides_have_a_cache_of_their_own(folder, tmp_path):
 
 def colours(folder, tmp_path, **options):
     data = Photographs(folder, tmp_path / "cache", scale=1, validation=1, turn=False)
-    return ColorPhotographs(data, **options)
+    return Colours(data, **options)
 
 
 def rectangle(mask):

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from flowcore.images.resize import shrink
+from flowcore.training.data import Photographs
 from flowcore.training.degradation import BEST, GRID, MOST_PHOTON, WIDEST, WORST, Degradation, degrade, draw_degradation
-from flowcore.training.photographs import Photographs
 
 from .photographs import photograph, photographs
 
