@@ -57,7 +57,7 @@ def upscaling(number: int = 0, **inputs: Any) -> Prompt:
 
 
 def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "", **inputs: Any) -> Prompt:
-    """A small grey image in colours; with points, refined by hints."""
+    """A small gray image in colors; with points, refined by hints."""
     asked = {"temperature": 1.0, "seed": number, "working_size": 64, "image": "image.0", "model": "model.0"} | inputs
     nodes: dict[str, Any] = {
         "model": ("FlowcoreLoadModel", {"model_name": "color-photos"}),
@@ -334,8 +334,8 @@ def variants() -> list[Prompt]:
         {"samples": 2},
         {"tile": 32},
     ]
-    colours: list[dict[str, Any]] = [{}, {"temperature": 0.3}, {"precision": "bfloat16"}, {"samples": 2}]
-    return [*(upscaling(33, **way) for way in ways), *(coloring(33, **way) for way in colours)]
+    colors: list[dict[str, Any]] = [{}, {"temperature": 0.3}, {"precision": "bfloat16"}, {"samples": 2}]
+    return [*(upscaling(33, **way) for way in ways), *(coloring(33, **way) for way in colors)]
 
 
 def clients(

@@ -96,7 +96,7 @@ def graph(workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[st
 
 
 def picture(**facts: Any) -> tuple[str, dict[str, Any]]:
-    """An image of the probe pack, for `graph`: a colour gradient unless it says otherwise."""
+    """An image of the probe pack, for `graph`: a color gradient unless it says otherwise."""
     made = {"batch": 1, "height": 12, "width": 16, "channels": 3, "fill": "gradient", "dtype": "float32"}
     return "FlowcoreTestImage", made | facts
 

@@ -250,7 +250,7 @@ def test_invalid_rankings_raise_a_readable_error(host, flows, more, words):
 
 @pytest.mark.parametrize("size", [(32, 48), (27, 50), (8, 12)])
 def test_matched_images_are_their_source_again(host, size):
-    """Of any upscaler: here the host's own, which shifts colours a little."""
+    """Of any upscaler: here the host's own, which shifts colors a little."""
     workflow = graph(
         image=picture(fill="photo", height=8, width=12),
         up=(

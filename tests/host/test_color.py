@@ -1,4 +1,4 @@
-"""Flow Colorize and its companions over the API: colours drawn and asked for, exact luma, and refusals."""
+"""Flow Colorize and its companions over the API: colors drawn and asked for, exact luma, and refusals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flowcore.tasks.hints import Hints, hints_from_points, hints_from_strokes, p
 CLOSE = 1e-5
 COLOR = "small-color.safetensors"
 SIDES = {"height": 32, "width": 48}
-GREY = picture(fill="noise", channels=1, **SIDES)
+GRAY = picture(fill="noise", channels=1, **SIDES)
 POINTS = "10, 10, #c04020\n40, 8, #2040c0"
 
 
-def coloring(image=GREY, model=COLOR, hints=None, latents=None, **inputs):
-    """Colour, and report on it; `hints` are the inputs of Flow Color Hints, `latents` those of Flow Encode Color."""
+def coloring(image=GRAY, model=COLOR, hints=None, latents=None, **inputs):
+    """Color, and report on it; `hints` are the inputs of Flow Color Hints, `latents` those of Flow Encode Color."""
     workflow = graph(
         model=("FlowcoreLoadModel", {"model_name": model}),
         image=image,
@@ -46,7 +46,7 @@ def colored(host, workflow):
     return pixels(host.run(workflow)["outputs"]["report"])
 
 
-def grey(batch=1, number=0):
+def gray(batch=1, number=0):
     return noise(batch, 1, 32, 48, number=number)
 
 
@@ -54,13 +54,13 @@ def apart(one, other):
     return float((one - other).abs().max())
 
 
-# --- colourings -------------------------------------------------------------------------------------------------------
+# --- colorings -------------------------------------------------------------------------------------------------------
 
 
 def known(image=None, samples=1, **options):
     """The same in Python."""
     asked = {"temperature": 1.0, "detail": 0.3, "seed": 5} | options
-    return flowcore.colorize(flow("small-color"), grey() if image is None else image, samples=samples, **asked)
+    return flowcore.colorize(flow("small-color"), gray() if image is None else image, samples=samples, **asked)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_every_widget_reaches_the_task(host, flows, options):
 
 
 def test_luma_is_kept_to_the_last_bit_of_a_file(host, flows):
-    photo = Image.open(WORKFLOWS / "photo.png").convert("L")  # stored as RGB: LoadImage of 0.30.0 alters grey files
+    photo = Image.open(WORKFLOWS / "photo.png").convert("L")  # stored as RGB: LoadImage of 0.30.0 alters gray files
     workflow = coloring(samples=2, temperature=1.3, saturation=2.0)
-    workflow["image"] = {"class_type": "LoadImage", "inputs": {"image": host.put("grey.png", photo.convert("RGB"))}}
+    workflow["image"] = {"class_type": "LoadImage", "inputs": {"image": host.put("gray.png", photo.convert("RGB"))}}
     workflow["report"] = {"class_type": "SaveImage", "inputs": {"images": ["color", 0], "filename_prefix": "color"}}
     files = host.images(workflow)
     assert [file.size for file in files] == [photo.size] * 2
@@ -113,16 +113,16 @@ def test_a_seed_is_a_coloring_and_samples_of_the_first_image_come_first(host, fl
 def test_low_precision_changes_the_colors_slightly_and_luma_not_at_all(host, flows):
     wide, narrow = (colored(host, coloring(precision=p)) for p in ("float32", "bfloat16"))
     assert 0 < (wide - narrow).abs().mean() < 0.02
-    assert apart(color.luma(narrow), grey()) < CLOSE
+    assert apart(color.luma(narrow), gray()) < CLOSE
     outputs = host.run(coloring(precision="float16"))["outputs"]
     if "color" in outputs:  # on a CPU
         assert "going on in float32" in outputs["color"]["text"][0]
         assert apart(pixels(outputs["report"]), wide) < CLOSE
 
 
-def test_an_image_in_color_gets_a_note_and_a_grey_one_none(host, flows):
+def test_an_image_in_color_gets_a_note_and_a_gray_one_none(host, flows):
     outputs = host.run(coloring(picture(fill="noise", **SIDES)))["outputs"]
-    assert "in colour" in outputs["color"]["text"][0]
+    assert "in color" in outputs["color"]["text"][0]
     assert apart(color.luma(pixels(outputs["report"])), color.luma(noise(1, 3, 32, 48))) < CLOSE
     assert host.run(coloring(picture(fill="gradient", **SIDES)))["outputs"]["color"]["text"] == []
 
@@ -188,7 +188,7 @@ def test_locked_points_are_met_exactly(host, flows):
 
 
 def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
-    strokes = Image.new("RGB", (24, 16), "grey")
+    strokes = Image.new("RGB", (24, 16), "gray")
     strokes.paste((200, 60, 20), (2, 2, 10, 10))
     name = host.put("strokes.png", strokes)
     workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "lock": True}, hint_steps=0)
@@ -239,8 +239,8 @@ def test_new_hints_lie_over_earlier_ones(host, flows):
     workflow["hints"]["inputs"]["hints"] = ["earlier", 0]
     made = color.split(colored(host, workflow))[1]
     size = (32, 48)
-    for x, y, colour in ((10, 10, "#c04020"), (40, 20, "#20c040")):
-        wanted = hints_from_points([(x, y, colour)], size).chroma[..., y, x]
+    for x, y, value in ((10, 10, "#c04020"), (40, 20, "#20c040")):
+        wanted = hints_from_points([(x, y, value)], size).chroma[..., y, x]
         assert apart(made[..., y, x], wanted) < 1e-4
     workflow["earlier"]["inputs"]["image"] = ["small", 0]
     workflow["earlier"]["inputs"]["points"] = "1, 1, #2040c0"
@@ -295,7 +295,7 @@ def test_a_palette_is_transferred(host, flows, options):
     names = {"latents_strength": "strength", "latents_levels": "levels"}
     expected = flowcore.transfer_palette(
         flow("small-color"),
-        grey(),
+        gray(),
         noise(1, 3, 40, 40, number=4),
         temperature=1.0,
         detail=0.3,
@@ -324,7 +324,7 @@ def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, fl
     workflow["color"]["inputs"]["latents"] = ["walk", 0]
     outputs = host.run(workflow)["outputs"]
     made, small = pixels(outputs["report"]), flow("small-color")
-    assert made.shape == (5, 3, 24, 32)  # a single picture in the colours of every item
+    assert made.shape == (5, 3, 24, 32)  # a single picture in the colors of every item
     image = noise(1, 1, 24, 32)
     a, b = (flowcore.encode_colors(small, x) for x in rgb)
     assert apart(made[:1], flowcore.decode_colors(small, a, image)) < 1e-4
@@ -342,7 +342,7 @@ def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, fl
 
 def test_latents_that_do_not_fit_raise_a_readable_error(host, flows):
     workflow = coloring(latents={"image": ["image", 0]})
-    refusal(host, workflow, "colour image")  # one channel
+    refusal(host, workflow, "color image")  # one channel
     workflow = coloring(picture(batch=2, **SIDES), latents={"image": ["three", 0]}, model=COLOR)
     refusal(host, graph(workflow, three=picture(fill="noise", batch=3, **SIDES)), "1 or 2 images", "got 3")
     workflow = coloring(picture(fill="noise", **SIDES), latents={"image": ["image", 0]})

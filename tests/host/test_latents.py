@@ -260,7 +260,7 @@ def test_the_direction_of_an_attribute(host, flows):
 
 
 def test_directions_of_labelled_models_and_of_upscalers(host, flows):
-    grey = directed(DIGITS, label=2, size=(8, 12))
+    gray = directed(DIGITS, label=2, size=(8, 12))
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     told = flow("small-digits").encode_condition(torch.tensor([2]))
     known = material.attribute_direction(
@@ -269,7 +269,7 @@ def test_directions_of_labelled_models_and_of_upscalers(host, flows):
             for n, i in ((3, 1), (2, 2))
         )
     )
-    same(levels(host, grey), known, 1e-4)
+    same(levels(host, gray), known, 1e-4)
     refusal(host, directed(DIGITS), "set label to 0 to 2")
     refusal(host, directed("small-srflow.safetensors"), "models that make images from noise")
     refusal(host, directed(plain=picture(batch=0)), "empty")

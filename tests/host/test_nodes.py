@@ -158,9 +158,9 @@ def test_progress_moves_to_its_end_and_results_are_shown_as_they_are_finished(ho
     assert sizes is None or (set(shown) if isinstance(sizes, set) else shown) == sizes
 
 
-GREY = picture(fill="noise", channels=1, height=256, width=384)
+GRAY = picture(fill="noise", channels=1, height=256, width=384)
 FILM = picture(fill="noise", channels=1, batch=48, height=256, width=384)
-COLORED = {"temperature": 1.0, "seed": 5, "working_size": 512, "model": "color.0", "image": "grey.0"}
+COLORED = {"temperature": 1.0, "seed": 5, "working_size": 512, "model": "color.0", "image": "gray.0"}
 MANY = {"samples": 64}
 LONG = {
     "upscale": (
@@ -186,9 +186,9 @@ def test_cancel_stops_and_the_next_run_works(host, flows, name):
         color=("FlowcoreLoadModel", {"model_name": "color-photos"}),
         large=picture(batch=4, height=96, width=96),
         many=picture(fill="noise", batch=64, height=64, width=64),
-        grey=GREY,
+        gray=GRAY,
         film=FILM,
-        hints=("FlowcoreColorHints", {"image": "grey.0", "points": POINTS}),
+        hints=("FlowcoreColorHints", {"image": "gray.0", "points": POINTS}),
         noise=("FlowcoreSample", {"model": "glow.0", "samples": 1, "temperature": 1.0, "seed": 1}),
         walk=("FlowcoreInterpolate", {"a": "noise.1", "b": "noise.1", "frames": 512, "mode": "linear"}),
         node=node,

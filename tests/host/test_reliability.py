@@ -181,11 +181,11 @@ def test_hosts_make_the_same(host):
     photo = host.put("same.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 152, 64)))
     (made,) = host.images(upscale(photo=photo, seed=11))
     same_on_every_host(host, "photograph", made.tobytes())
-    grey = graph(
+    gray = graph(
         photo=("LoadImage", {"image": photo}),
         model=("FlowcoreLoadModel", {"model_name": "color-photos"}),
         made=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 1.0, "seed": 4}),
         save=("SaveImage", {"images": "made.0", "filename_prefix": "same"}),
     )
-    (made,) = host.images(grey)
-    same_on_every_host(host, "colours", made.tobytes())
+    (made,) = host.images(gray)
+    same_on_every_host(host, "colors", made.tobytes())

@@ -24,8 +24,8 @@ def scoring(model=GLOW, image=None, second=None, **values):
         score=("FlowcoreScore", {"image": "image.0", "model": "model.0"} | values),
         bits=("PreviewAny", {"source": "score.0"}),
         heat=("FlowcoreTestReport", {"image": "score.1"}),
-        grey=("MaskToImage", {"mask": "score.2"}),
-        mask=("FlowcoreTestReport", {"image": "grey.0"}),
+        gray=("MaskToImage", {"mask": "score.2"}),
+        mask=("FlowcoreTestReport", {"image": "gray.0"}),
         ranked=("FlowcoreTestReport", {"image": "score.3"}),
         report=("PreviewAny", {"source": "score.4"}),
     )

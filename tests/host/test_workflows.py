@@ -218,7 +218,7 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
         assert pictures[0].n_frames == 16
     if name in ("colourings", "strokes", "palette-transfer", "clip"):
         rgb = np.asarray(pictures[0].convert("RGB"), dtype=float)
-        assert np.ptp(rgb, axis=2).mean() > 1  # in colour
+        assert np.ptp(rgb, axis=2).mean() > 1  # in color
 
 
 def test_the_retouched_patch_shows_in_the_map(host, photo):
