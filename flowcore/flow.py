@@ -31,10 +31,12 @@ class Capabilities:
     Attributes:
         source: What its condition is computed from: nothing, a low-resolution image, luma with hints, or labels.
         tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
+        network_floats: Peak working memory of its networks per pixel of the image, in floats; 0 if it is negligible.
     """
 
     source: Source = "none"
     tasks: frozenset[Task] = frozenset({"sample"})
+    network_floats: float = 0.0
 
 
 class Level(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..condition import Condition
 from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
-from ..flow import Flow, Level
+from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
 from ..transforms import (
     ActNorm,
@@ -136,6 +136,10 @@ def glow(config: GlowConfig) -> Flow:
         channels=config.channels,
         config=config,
         architecture="glow",
+        capabilities=Capabilities(
+            source="labels" if config.classes else "none",
+            network_floats=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
+        ),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,
         top=_top(channels, config),
         encode=_encode if config.classes else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..flow import Flow, Level
+from ..flow import Capabilities, Flow, Level
 from ..networks import ResidualConditioner
 from ..transforms import (
     BatchNorm,
@@ -96,6 +96,7 @@ def realnvp(config: RealNVPConfig) -> Flow:
         channels=config.channels,
         config=config,
         architecture="realnvp",
+        capabilities=Capabilities(network_floats=4.0 * config.hidden),  # at every pixel
         prelude=Logit(config.alpha),
         image_size=config.image_size,
     )

@@ -39,16 +39,7 @@ COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
 
 def schedule(palette: float, detail: float, levels: int) -> list[float]:
-    """Interpolate temperatures over the levels of a colorizer, geometrically.
-
-    Args:
-        palette: Temperature of the coarsest level, where colors are decided.
-        detail: Temperature of the finest.
-        levels: Number of levels.
-
-    Returns:
-        A temperature per level, finest first.
-    """
+    """Interpolate temperatures geometrically from ``detail``, at the finest level, to ``palette``; finest first."""
     if levels == 1:
         return [palette]
     parts = [k / (levels - 1) for k in range(levels)]  # 0 at the finest
@@ -56,16 +47,7 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
 
 
 def working_sides(height: int, width: int, short: int) -> tuple[int, int]:
-    """Compute the working size: multiples of the finest grid, close to the proportions of the image.
-
-    Args:
-        height: Of the image.
-        width: Of the image.
-        short: The shorter side of the working size, unless the longer one would exceed ``MAX_ASPECT`` times as much.
-
-    Returns:
-        Height and width.
-    """
+    """Compute a working size of that shorter side, on the finest grid, close to the proportions of an image."""
     factor = min(short / min(height, width), MAX_ASPECT * short / max(height, width))
     rows, columns = (max(1, round(side * factor / STRIDE)) * STRIDE for side in (height, width))
     return rows, columns
@@ -73,20 +55,14 @@ def working_sides(height: int, width: int, short: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class HintPlanes:
-    """Hints of B images at the padded working size (h, w): what the encoder reads.
+    """Hints of B images at the padded working size (h, w): what the encoder reads."""
 
-    Attributes:
-        planes: See ``covered_planes``, ``(B, 3, h, w)``.
-        palette: ``(B, 4)``.
-        lock: Whether to meet the hints exactly.
-    """
-
-    planes: Tensor
-    palette: Tensor
+    planes: Tensor  # see ``covered_planes``, (B, 3, h, w)
+    palette: Tensor  # (B, 4)
     lock: bool
 
     def pooled(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Average over the cells of a grid: coverage ``(B, 1, *size)`` and wanted chroma ``(B, 2, *size)``."""
+        """Average coverage and wanted chroma over the cells of a grid."""
         return average_covered(F.adaptive_avg_pool2d(self.planes, (size[0], size[1])))
 
 
@@ -96,15 +72,9 @@ class Colorization:
     Args:
         run: Runs the task.
         flow: A colorizer.
-        image: ``(B, C, H, W)``, see ``colorize``.
-        working_size: Shorter side at which colors are decided; None for the model's own.
-        encoding: Whether the colors of the image are wanted; otherwise they are ignored, with a note to the caller.
-
-    Attributes:
-        y: Luma, ``(B, 1, H, W)``.
-        chroma_size: Height and width of the chroma at the working size: a quarter of it.
-        grid: The same, padded to what the model takes.
-        shapes: Of the latents.
+        image: As in ``colorize``.
+        working_size: As in ``colorize``.
+        encoding: Whether the colors of the image are used; if not, the caller is notified where it has any.
     """
 
     def __init__(
@@ -114,9 +84,10 @@ class Colorization:
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
-        self.run, self.flow, self.home = run, flow, image.device
+        self.run, self.flow, self._home = run, flow, image.device
+        self.clamp: Between = lambda level, x: clamp_level(flow, level, x)
         rgb, self._alpha = validate_image(image)
-        self.y = color.luma(rgb)
+        self.y = color.luma(rgb)  # (B, 1, H, W)
         if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLORED:
             run.notify("The picture is in color: its luma is used, its colors are not.")
         self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
@@ -201,14 +172,7 @@ class Colorization:
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
     def decode_guarded(self, first: int, z: Sequence[Tensor], cond: Condition, hints: HintPlanes | None) -> Tensor:
-        """Decode within bounds, at a lower temperature where the chroma would have been far out; see ``overflow``.
-
-        Args:
-            first: Number of the first picture in the task.
-            z: Latents.
-            cond: Condition of as many items.
-            hints: Of this image.
-        """
+        """Decode picture ``first`` and following within bounds, attenuated where needed; see ``overflow``."""
 
         def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
             wild: list[Tensor] = []
@@ -233,15 +197,8 @@ class Colorization:
         for sentence in self._repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left gray"):
             self.run.notify(sentence)
 
-    def clamp(self, level: int, x: Tensor) -> Tensor:
-        """Clamp what a level decodes to; see ``clamp_level``."""
-        return clamp_level(self.flow, level, x)
-
     def locking(self, hints: HintPlanes | None) -> Between | None:
-        """Return what puts locked colors into the image between levels; None if nothing is locked.
-
-        Each level decodes the means of the chroma over its cells, and where a cell is covered its mean is known.
-        """
+        """Return what puts locked colors into the means that each level decodes, where a cell is covered."""
         if hints is None or not hints.lock:
             return None
 
@@ -260,22 +217,14 @@ class Colorization:
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))
             full = _lock(full, coverage.to(full), target.to(full))
         alpha = None if self._alpha is None else self._alpha[part].to(self.run.device)
-        return merge(y, full, alpha, gamut).to(self.home)
+        return merge(y, full, alpha, gamut).to(self._home)
 
 
 def clamp_level(flow: Flow, level: int, x: Tensor) -> Tensor:
-    """Clamp means of chroma to those of colors; for the argument ``between`` of a colorizer's inverse.
+    """Clamp what a level decodes to, means of chroma ``(B, 2, h, w)``, to those of colors; for ``Flow.inverse``.
 
-    No picture is changed by it. But what the flow makes of hints or temperatures unlike all it was trained on may lie
+    No picture is changed by it. But what a flow makes of hints or temperatures unlike all it was trained on may lie
     beyond all colors, and each level that starts from there would go further, up to infinity.
-
-    Args:
-        flow: A colorizer.
-        level: Its number, 0 for the finest.
-        x: What it decodes to, ``(B, 2, h, w)``.
-
-    Returns:
-        The nearest possible values.
     """
     chroma = _chroma_of_level(flow, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
@@ -295,17 +244,7 @@ def _level_of_chroma(flow: Flow, level: int, chroma: Tensor) -> Tensor:
 
 
 def blend_latents(drawn: Sequence[Tensor], given: Sequence[Tensor], strength: float, levels: int) -> list[Tensor]:
-    """Mix given latents into drawn ones, keeping the variance.
-
-    Args:
-        drawn: Finest first.
-        given: Of the same shapes.
-        strength: The share of the variance that the given latents supply.
-        levels: How many of the coarsest levels are mixed; 0 for all.
-
-    Returns:
-        The mixed latents.
-    """
+    """Mix given latents into the coarsest levels of drawn ones, 0 for all; strength is their share of the variance."""
     first = len(drawn) - (levels or len(drawn))
     return [
         z if number < first else math.sqrt(strength) * other.to(z) + math.sqrt(1 - strength) * z
@@ -314,33 +253,14 @@ def blend_latents(drawn: Sequence[Tensor], given: Sequence[Tensor], strength: fl
 
 
 def enlarge(chroma: Tensor, small_y: Tensor, y: Tensor) -> Tensor:
-    """Resize chroma to the size of an image: along the edges of its luma, unless it becomes smaller.
-
-    Args:
-        chroma: ``(B, 2, h, w)``.
-        small_y: Luma of the image at the size of the chroma, ``(B, 1, h, w)``.
-        y: Luma of the image, ``(B, 1, H, W)``.
-
-    Returns:
-        ``(B, 2, H, W)``.
-    """
+    """Resize chroma (h, w) to the luma of an image (H, W), along its edges; ``small_y`` is that luma at (h, w)."""
     if chroma.shape[-2] > y.shape[-2] or chroma.shape[-1] > y.shape[-1]:
         return resize_bilinear(chroma, y.shape[-2:])
     return color.enlarge_chroma(chroma, small_y, y)
 
 
 def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tensor:
-    """Merge luma and chroma into colors of the RGB cube; of one picture or several each.
-
-    Args:
-        y: ``(1 or B, 1, H, W)``.
-        chroma: ``(1 or B, 2, H, W)``.
-        alpha: ``(1 or B, 1, H, W)``, or None.
-        gamut: See ``colorize``.
-
-    Returns:
-        ``(B, 3 or 4, H, W)``.
-    """
+    """Merge luma, chroma and alpha of 1 or B pictures each into colors of the RGB cube, ``(B, 3 or 4, H, W)``."""
     count = max(len(y), len(chroma))
     y, chroma = y.expand(count, -1, -1, -1), chroma.expand(count, -1, -1, -1)
     rgb = color.compress(y, chroma) if gamut == "compress" else color.clip(y, chroma)

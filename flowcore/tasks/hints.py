@@ -42,17 +42,7 @@ class Hints:
     lock: bool = False
 
     def expand(self, images: int) -> Hints:
-        """Check the shapes, and give coverage and chroma as many items as the other has.
-
-        Args:
-            images: Number of images that the hints are for.
-
-        Returns:
-            Hints whose coverage and chroma are both None, or both of 1 or ``images`` items.
-
-        Raises:
-            ShapeError: If the shapes fit neither each other nor the images.
-        """
+        """Check the shapes for so many images, and give coverage and chroma as many items as the other has."""
         coverage, chroma = self.coverage, self.chroma
         if (coverage is None) != (chroma is None):
             raise ShapeError("Hints need coverage and chroma, or neither of the two.")
@@ -85,9 +75,6 @@ def hints_from_strokes(
             color, weighted by its alpha if it has one.
         size: Height and width of the hints; None for those of the strokes.
         lock: See ``Hints``.
-
-    Returns:
-        The hints.
 
     Raises:
         ImageError: If the strokes are no color image, or the mask does not fit them.
@@ -122,9 +109,6 @@ def hints_from_points(
         radius: Of the discs, in pixels; 0 for single pixels.
         lock: See ``Hints``.
 
-    Returns:
-        The hints.
-
     Raises:
         ImageError: If a point lies outside the image, or a color is invalid.
         FlowError: If the radius is negative.
@@ -155,9 +139,6 @@ def parse_points(text: str) -> list[Point]:
 
     Args:
         text: Lines "x, y, #rrggbb" (or with ";" between the points), or a JSON list ``[[x, y, "#rrggbb"], ...]``.
-
-    Returns:
-        The points.
 
     Raises:
         FlowError: If a line is no point; the message quotes it.
@@ -237,27 +218,12 @@ def combine_hints(*hints: Hints | None) -> Hints | None:
 
 
 def covered_planes(coverage: Tensor, chroma: Tensor) -> Tensor:
-    """Join coverage and covered chroma, ready to be resized or averaged.
-
-    Args:
-        coverage: ``(B, 1, H, W)``.
-        chroma: ``(B, 2, H, W)``.
-
-    Returns:
-        ``(B, 3, H, W)``.
-    """
+    """Join coverage and covered chroma to planes (B, 3, H, W), which may be resized or averaged."""
     return torch.cat([coverage, coverage * chroma], dim=1)
 
 
 def average_covered(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Separate coverage and chroma again; uncovered pixels have no part in the averages of chroma.
-
-    Args:
-        planes: From ``covered_planes``, resized or averaged, ``(B, 3, h, w)``.
-
-    Returns:
-        Coverage ``(B, 1, h, w)`` and chroma ``(B, 2, h, w)``.
-    """
+    """Separate the planes again; uncovered pixels have no part in the averages of chroma."""
     coverage = planes[:, :1]
     return coverage, planes[:, 1:] / coverage.clamp_min(1e-6)
 

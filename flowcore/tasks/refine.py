@@ -16,7 +16,7 @@ from torch.func import functional_call  # pyright: ignore[reportUnknownVariableT
 from ..condition import Condition
 from ..flow import Flow
 from ..images.color import NEUTRAL
-from .chroma import Colorization, HintPlanes, clamp_level
+from .chroma import Between, Colorization, HintPlanes
 
 SIGMA = 0.01  # chroma by which a hint may be missed
 RATE = 0.08  # of Adam
@@ -25,18 +25,7 @@ RATE = 0.08  # of Adam
 def refine_latents(
     job: Colorization, z: Sequence[Tensor], cond: Condition, hints: HintPlanes, steps: int
 ) -> list[Tensor]:
-    """Move latents as little as it takes for the covered places to have the wanted colors.
-
-    Args:
-        job: What the latents belong to; each step counts as one unit of its progress, and may be cancelled.
-        z: As drawn, finest first.
-        cond: Of as many items.
-        hints: What is wanted.
-        steps: Of gradient descent.
-
-    Returns:
-        The latents.
-    """
+    """Move latents as little as it takes for the covered places to have the wanted colors; a step counts as a unit."""
     with torch.inference_mode(False), torch.enable_grad():
         # copies, because tensors that were made in inference mode have no gradients
         tensors = [*job.flow.named_parameters(), *job.flow.named_buffers()]
@@ -46,7 +35,7 @@ def refine_latents(
         drawn = [level.detach().clone() for level in z]
         moved = [level.clone().requires_grad_() for level in drawn]
         optimizer = torch.optim.Adam(moved, lr=RATE)
-        inverse = _Inverse(job.flow)
+        inverse = _Inverse(job.flow, job.clamp)
         for _ in range(steps):
             job.run.check_cancelled()
             optimizer.zero_grad()
@@ -63,11 +52,11 @@ def refine_latents(
 
 
 class _Inverse(nn.Module):
-    """A flow whose call is its inverse within the bounds of colors, for ``functional_call``."""
+    """A flow whose call is its inverse, for ``functional_call``."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, between: Between) -> None:
         super().__init__()
-        self.flow = flow
+        self.flow, self.between = flow, between
 
     def forward(self, z: Sequence[Tensor], cond: Condition) -> Tensor:
-        return self.flow.inverse(z, cond, lambda level, x: clamp_level(self.flow, level, x))
+        return self.flow.inverse(z, cond, self.between)

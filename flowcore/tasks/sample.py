@@ -239,9 +239,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     """Estimate the working memory of one pass, beyond the weights, for as many images as go through at once.
 
-    Counts, per pixel, the peak: the image and its neighbors in the chain, eight times its channels; and within one
-    network input, hidden layers and sum, three to four times the hidden width. A Real NVP runs its networks at every
-    pixel, a Glow at every fourth; dense networks add next to nothing.
+    Counts, per pixel, the peak: the image and its neighbors in the chain, eight times its channels; and one network.
 
     Args:
         flow: The model.
@@ -256,5 +254,4 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
         return at_once * upscale.memory_required(flow, *small)
-    hidden = {"glow": 3 / 4, "realnvp": 4.0}.get(flow.architecture, 0.0) * flow.config.hidden
-    return round(4 * at_once * height * width * (8 * flow.channels + hidden))
+    return round(4 * at_once * height * width * (8 * flow.channels + flow.capabilities.network_floats))

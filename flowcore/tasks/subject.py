@@ -96,14 +96,7 @@ def prepare_subject(
 
 
 def refuse_colorizer(flow: Flow) -> None:
-    """Refuse models of chroma, which neither take nor make whole images.
-
-    Args:
-        flow: The model.
-
-    Raises:
-        FlowError: If it is a colorizer.
-    """
+    """Raise FlowError for a colorizer, which neither takes nor makes whole images."""
     if flow.capabilities.source == "luma":
         raise FlowError(
             "A colorizer makes colors for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow "
@@ -112,16 +105,7 @@ def refuse_colorizer(flow: Flow) -> None:
 
 
 def condition_for(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
-    """Encode what a flow is conditioned on, on its device.
-
-    Args:
-        flow: The model, on the device where it will run.
-        labels: ``(B,)``, for models with labels.
-        source: ``(1 or B, 3, h, w)``, for upscaling models.
-
-    Returns:
-        The condition; None for unconditional models.
-    """
+    """Encode the labels or small images that a flow is conditioned on; None for unconditional models."""
     given = labels if flow.classes else source
     return None if given is None else flow.encode_condition(given.to(next(flow.parameters()).device))
 
@@ -138,11 +122,7 @@ def source_for_latents(
         notify: Called with a sentence if the source is ignored.
 
     Returns:
-        ``(1 or B, 3, h, w)``; None for all other models.
-
-    Raises:
-        ConditionError: If an upscaling model has no source.
-        ShapeError: If the source does not fit the latents.
+        ``(1 or B, 3, h, w)`` for upscaling models; else None.
     """
     if flow.capabilities.source != "low_resolution":
         if source is not None:
@@ -164,15 +144,7 @@ def source_for_latents(
 
 
 def size_of_latents(flow: Flow, latents: Sequence[Tensor]) -> tuple[int, int]:
-    """Compute the size of the images that latents decode to.
-
-    Args:
-        flow: The model.
-        latents: Finest first.
-
-    Returns:
-        Height and width.
-    """
+    """Compute height and width of the images that latents decode to."""
     if flow.fixed_size and flow.image_size is not None:
         return flow.image_size
     height, width = (side * flow.size_multiple for side in latents[-1].shape[-2:])
