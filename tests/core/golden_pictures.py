@@ -1,15 +1,12 @@
-"""What every shipped model makes of one seed, as it was recorded: `tests/golden/pictures`.
+"""What every shipped model makes of one seed, as recorded in `tests/golden/pictures`.
 
     .venv/bin/python tests/core/golden_pictures.py     record anew
 
-A change of any of them changes what saved workflows make: name the model and the reason in CHANGELOG.md.
+A change of a picture changes what people get from workflows that they have saved: the reason belongs into CHANGELOG.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +35,7 @@ def upscaled(flow: Flow, **options: object) -> Tensor:
     return flowcore.upscale(flow, small, seed=7, samples=2, temperature=0.8, **options)
 
 
-def coloured(flow: Flow, **options: object) -> Tensor:
+def colorized(flow: Flow, **options: object) -> Tensor:
     return flowcore.colorize(flow, luma(photo(64, 80)), seed=7, samples=2, **options)
 
 
@@ -50,7 +47,7 @@ def sampled(flow: Flow, **options: object) -> Tensor:
 MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4": upscaled,
     "srflow-x8": upscaled,
-    "color-photos": coloured,
+    "color-photos": colorized,
     "glow-photos": sampled,
     "glow-cifar10": sampled,
     "realnvp-cifar10": sampled,
@@ -64,23 +61,7 @@ def eight_bits(pictures: Tensor) -> np.ndarray:
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
-def digest(pixels: np.ndarray) -> str:
-    """SHA-256 of the shape and the values."""
-    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def record() -> None:
-    """Write all pictures and their hashes."""
-    torch.set_num_threads(1)
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    hashes: dict[str, str] = {}
-    for name, make in MAKERS.items():
-        pixels = eight_bits(make(flowcore.load(name)))
-        Image.fromarray(pixels).save(GOLDEN / f"{name}.png", optimize=True)
-        hashes[name] = digest(pixels)
-        sys.stdout.write(f"{name} {hashes[name][:12]}\n")
-    (GOLDEN / "hashes.json").write_text(json.dumps(hashes, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    record()
+    torch.set_num_threads(1)
+    for name, make in MAKERS.items():
+        Image.fromarray(eight_bits(make(flowcore.load(name)))).save(GOLDEN / f"{name}.png", optimize=True)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from builders import build_tiny, build_upscaler
 from cases import LONG, cases, tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,6 @@ from hypothesis import strategies as st
 import flowcore
 from flowcore import FlowError, Hints
 from flowcore.images.resize import enlarge
-from flowcore.models import build, configure
-from flowcore.transforms import ActNorm
-
-from .laws import perturbed
 
 pytestmark = pytest.mark.fuzz
 
@@ -24,28 +21,11 @@ PIXELS = 2**19 if LONG else 2**13  # of all images of a batch together
 SECONDS = 60  # that a case may take at most, on a busy machine
 
 
-def srflow():
-    torch.manual_seed(0)
-    fields = {"scale": 2, "levels": 2, "steps": 1, "hidden": 4, "encoder_blocks": 1, "encoder_width": 4}
-    fields |= {"encoder_growth": 2, "stacked_blocks": (0,), "residual": True}
-    flow = perturbed(build("srflow", configure("srflow", fields)), 0.02).eval()
-    with torch.no_grad():
-        next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
-    return flow
-
-
-def colorizer():
-    torch.manual_seed(0)
-    fields = {"steps": [1, 1], "hidden": [8, 8], "widths": [8, 8, 16], "merged": 8, "features": 4, "working_size": 32}
-    return perturbed(build("colorizer", configure("colorizer", fields)), 0.05).eval()
-
-
-def glow(**fields):
-    torch.manual_seed(0)
-    return perturbed(build("glow", configure("glow", {"levels": 2, "steps": 1, "hidden": 4, **fields})), 0.05).eval()
-
-
-FLOWS = {"srflow": srflow(), "colorizer": colorizer(), "glow": glow()}
+FLOWS = {
+    "srflow": build_upscaler(2, steps=1, hidden=4, encoder_blocks=1, encoder_width=4, encoder_growth=2),
+    "colorizer": build_tiny("colorizer", perturb=0.05),
+    "glow": build_tiny("glow", perturb=0.05, steps=1, hidden=4),
+}
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
