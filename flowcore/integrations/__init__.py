@@ -1,1 +1,1 @@
-"""Models of flowcore under the interfaces of other programs."""
+"""flowcore models behind the interfaces of other programs."""

@@ -1,12 +1,11 @@
-"""SRFlow as an ordinary upscaling model: a module from small to large image, and a spandrel architecture.
+"""SRFlow as an ordinary upscaling model: a module from small to large images, and a spandrel architecture.
 
-spandrel is the library by which ComfyUI and others load upscaling models: state dict in, model out. It is no dependency
-of flowcore: it is imported only when one of these functions is called.
+spandrel is the library by which ComfyUI and others load upscaling models: state dict in, model out. flowcore does not
+depend on it: it is imported when one of these functions is called.
 
-An ordinary upscaling model is a function of an image, and programs call it on overlapping tiles without saying where a
-tile lies. At temperature 0 that is what a flow is, too. Above, the noise of a tile is drawn from its seed and from its
-own pixels: the same tile is the same picture every time, no two tiles share their noise, and where two tiles overlap,
-they differ.
+Programs call an ordinary upscaling model on overlapping tiles without saying where a tile lies. At temperature 0 a flow
+is such a function of the image. Above 0, the noise of a tile is drawn from the seed and the tile's own pixels: the same
+tile always gives the same picture, no two tiles share noise, and overlapping tiles differ where they overlap.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ..inference.plan import forget_plan
 from ..tasks.upscale import upscale
 
 ID = "flowcore-srflow"
-# No other architecture has these names together: the first two tensors of our encoder, and of our flow.
+# No other architecture has all of these names: two tensors of our encoder, and one of our flow.
 OURS = {"encoder.conv_first.weight", "encoder.conv_trunk.weight", "levels.0.steps.transforms.0.transforms.0.log_scale"}
 PUBLISHED = "flowUpsamplerNet.layers."
 
@@ -48,17 +47,17 @@ class Upscaler(nn.Module):
         cancelled: Callable[[], bool] | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        """Hold the flow.
+        """Wrap a flow.
 
         Args:
             flow: An SRFlow.
-            temperature: As in ``upscale``; 0 leaves no seams where tiles are put together.
-            seed: Of the noise, together with the pixels of each image.
+            temperature: As in ``upscale``; 0 leaves no seams between tiles.
+            seed: Seed of the noise, combined with the pixels of each image.
             cancelled: As in ``upscale``.
             notify: As in ``upscale``.
 
         Raises:
-            FlowError: If the flow is no SRFlow.
+            FlowError: If the flow is not an SRFlow.
         """
         super().__init__()
         if flow.architecture != "srflow":
@@ -71,17 +70,17 @@ class Upscaler(nn.Module):
 
     @property
     def scale(self) -> int:
-        """Factor from small to large."""
+        """Upscaling factor."""
         return self.flow.condition_scale
 
     def forward(self, image: Tensor) -> Tensor:
-        """Enlarge images.
+        """Upscale images.
 
         Args:
             image: ``(B, 3, h, w)`` in [0, 1], of any size and precision.
 
         Returns:
-            ``(B, 3, s * h, s * w)`` in [0, 1], of the same precision and on the same device.
+            ``(B, 3, s * h, s * w)`` in [0, 1], in the same precision and on the same device.
         """
         options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self.notify}
         if not self.temperature:
@@ -93,27 +92,26 @@ class Upscaler(nn.Module):
         return torch.cat(pictures).to(image.dtype)
 
     def _seed(self, image: Tensor) -> int:
-        # As files have them: half precision, or the last bit of another device, is no other picture.
+        # From 8-bit values: half precision, or rounding on another device, makes the same noise.
         steps = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
         digest = hashlib.blake2b(steps.numpy().tobytes(), digest_size=8)
         return (self.seed + int.from_bytes(digest.digest(), "little")) % 2**64
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Let go of what was folded for the old device."""
+        """Free plans that were made for the previous device."""
         forget_plan()
         return super()._apply(fn, recurse)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# spandrel
+# --- spandrel ---------------------------------------------------------------------------------------------------------
 
 
 def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
-    """Describe a module in the way that programs with upscaling models expect: an UPSCALE_MODEL of ComfyUI.
+    """Wrap a module for programs that use upscaling models: an UPSCALE_MODEL of ComfyUI.
 
     Args:
         upscaler: The module.
-        architecture: spandrel's; None for that of ``support``.
+        architecture: spandrel's architecture; None for that of ``support``.
 
     Returns:
         spandrel's ``ImageModelDescriptor``: ``scale``, ``model``, ``to``, ``eval``, and a call with ``(1, 3, h, w)``.
@@ -140,11 +138,11 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
 
 
 def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
-    """Make spandrel's entry for SRFlow: our files, and published ones that tell all that is needed.
+    """Make spandrel's entry for SRFlow: our files, and published ones that need no further configuration.
 
     Args:
-        files: Lists model files. spandrel is given the tensors of ours, but not the header with their configuration: it
-            is looked up in the file that holds the same tensors.
+        files: Lists model files. spandrel passes the tensors of our files, but not the header with their configuration,
+            which is read from the file that holds the same tensors.
         cancelled: As in ``upscale``, for the models that are loaded.
 
     Returns:
@@ -156,8 +154,6 @@ def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
     spandrel = _spandrel()
 
     class SRFlow(spandrel.Architecture):
-        """spandrel asks it for a model when ``detect`` has said yes."""
-
         def __init__(self) -> None:
             super().__init__(id=ID, name="SRFlow", detect=detect)
 
@@ -168,53 +164,35 @@ def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
 
 
 def register(files: Files, cancelled: Callable[[], bool] | None = None) -> None:
-    """Let spandrel load SRFlow from now on, wherever it is used in this process.
-
-    Args:
-        files: See ``support``.
-        cancelled: See ``support``.
-
-    Raises:
-        FlowError: If spandrel is not installed.
-    """
+    """Add SRFlow to spandrel in this process; arguments and errors as in ``support``."""
     _spandrel().MAIN_REGISTRY.add(support(files, cancelled), ignore_duplicates=True)
 
 
 def detect(state: Mapping[str, Any]) -> bool:
-    """Say whether tensors are those of an SRFlow, by their names alone.
-
-    Args:
-        state: A state dict.
-
-    Returns:
-        Whether they are ours or published; if so, loading succeeds or says what is wrong.
-    """
+    """Return True if the names are those of an SRFlow, ours or published: loading it succeeds or says what is wrong."""
     return state.keys() >= OURS or any(name.startswith(PUBLISHED) for name in state)
 
 
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
-    """Make a flow of the tensors of a file.
+    """Make a flow from the tensors of a file.
 
     Args:
-        state: What ``detect`` has recognised.
+        state: Tensors that ``detect`` accepts.
         files: See ``support``.
 
-    Returns:
-        The flow.
-
     Raises:
-        CheckpointError: If the tensors are of no known variant, or no file holds them together with a header.
+        CheckpointError: If the tensors fit no known variant, or no file holds them together with a header.
     """
     if not state.keys() >= OURS:
-        wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _grows(t)]
+        wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
         if wrong:
             raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")
         try:
             flow = SRFLOW.convert(state, {})
         except FlowError as error:
             raise CheckpointError(
-                f"{error} A model that must be told something can be converted once (python -m flowcore convert IN OUT "
-                "--set FIELD=VALUE), and what comes out be put in its place."
+                f"{error} Convert such a model once (python -m flowcore convert IN OUT --set FIELD=VALUE) and use the "
+                "converted file instead."
             ) from error
         flow.provenance = {"source": f"converted from a checkpoint of {SRFLOW.name}", "licence": SRFLOW.licence}
         return flow
@@ -229,7 +207,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
 
 
 def _holds(path: Path, state: Mapping[str, Any]) -> bool:
-    """Say whether a file of ours holds these tensors: names, shapes, and then every value."""
+    """Return True if a file of ours holds exactly these tensors."""
     if path.suffix.lower() not in (".safetensors", ".sft") or not is_ours(path):
         return False
     try:
@@ -242,11 +220,11 @@ def _holds(path: Path, state: Mapping[str, Any]) -> bool:
                 return False
             return all(torch.equal(file.get_tensor(name), t.to("cpu")) for name, t in state.items())
     except (CheckpointError, SafetensorError, OSError, RuntimeError, AttributeError):
-        return False  # damaged, gone, or values that are no tensors
+        return False  # damaged, deleted, or values that are not tensors
 
 
-def _grows(t: Tensor) -> bool:
-    """Say whether a tensor is a view that would become larger than what it lies in when copied."""
+def _is_expanded(t: Tensor) -> bool:
+    """Return True if a copy of the tensor would be larger than its storage."""
     return t.layout != torch.strided or t.numel() * t.element_size() > t.untyped_storage().nbytes()
 
 

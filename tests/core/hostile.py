@@ -1,9 +1,7 @@
-"""Builders of bad files, and a child process that reads them and is watched.
+"""Builders of hostile files, and a child process that reads them under observation.
 
-The child imports flowcore once and then takes any number of files, one JSON line each; so a crash, a hang and the
-memory of every single file are seen, without paying for an import per file.
-
-    python tests/core/hostile.py      is that child; the tests start it
+The child imports flowcore once and then reads any number of files, one JSON line each: crashes, hangs and the memory of
+every file are seen without an import per file. The tests start it as ``python tests/core/hostile.py``.
 """
 
 from __future__ import annotations
@@ -22,14 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SECONDS = 5.0  # that reading a file may take
-PATIENCE = 20  # after which the child is taken for hanging
-MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/file.py
-LONGEST = 1500  # characters of a message
+MAX_SECONDS = 5.0  # to read a file
+TIMEOUT = 20  # seconds, after which the child is considered to hang
+MAX_MEMORY = 256 * 2**20  # bytes beside eight times the file, see flowcore/checkpoints/file.py
+MAX_MESSAGE = 1500  # characters
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# safetensors, by hand: the library would not write what is wanted here
+# --- safetensors, by hand: the library refuses to write invalid files -------------------------------------------------
 
 
 def safetensors(header: bytes | str | dict, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -62,8 +59,7 @@ def with_config(content: bytes, change: dict) -> bytes:
     return with_header(content, "flowcore", {"config": {**config, **change}})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# pickles, by hand
+# --- pickles, by hand -------------------------------------------------------------------------------------------------
 
 
 def archive(pickled: bytes, *, name: str = "m/data.pkl", extra: dict[str, bytes] | None = None, deflate=False) -> bytes:
@@ -90,10 +86,10 @@ def whole(value: int) -> bytes:
 
 def tensor(numbers: int, sides: list[int], strides: list[int], *, offset: int = 0, key: str = "0") -> bytes:
     """The opcodes that rebuild a tensor, with any claims."""
-    told = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + whole(numbers) + b"tQ"
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + whole(numbers) + b"tQ"
     shape = b"".join(b"(" + b"".join(map(whole, values)) + b"t" for values in (sides, strides))
     hooks = b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + told + whole(offset) + shape + b"\x89" + hooks + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(offset) + shape + b"\x89" + hooks + b"tR"
 
 
 def dictionary(value: bytes, key: bytes | None = None) -> bytes:
@@ -107,8 +103,7 @@ def legacy(pickled: bytes) -> bytes:
     return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + pickled + b"\x80\x02](" + text("0") + b"e."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the child
+# --- the child --------------------------------------------------------------------------------------------------------
 
 
 def _status(name: str) -> int:
@@ -126,7 +121,7 @@ def _surroundings(path: Path) -> dict:
 
 
 def _check_model(flow) -> None:
-    """A model that was loaded is what its configuration says, in finite float32."""
+    """Check that a loaded model matches its configuration, in finite float32."""
     import torch
 
     from flowcore.models import build
@@ -152,7 +147,7 @@ def _check_latents(levels) -> None:
 
 
 def _look(path: Path, overrides: dict) -> dict:
-    """Read a file in every way there is; what came of each, and what is wrong with it."""
+    """Read a file with every reader; return the error of each, and violations of the limits."""
     import traceback
 
     import flowcore
@@ -168,30 +163,30 @@ def _look(path: Path, overrides: dict) -> dict:
         "load_latents": lambda: _check_latents(latents_file.load_latents(path)[0]),
         "load_source": lambda: latents_file.load_source(path),
     }
-    came, wrong = {}, []
+    errors, wrong = {}, []
     del ways["read" if is_ours(path) else "convert"]  # load does it
     for name, way in ways.items():
-        start = time.process_time()  # not of the clock: other tests may run; waiting is what PATIENCE is for
+        start = time.process_time()  # not wall time: other tests may run; TIMEOUT limits waiting
         try:
             way()
-            came[name] = ""
+            errors[name] = ""
         except flowcore.FlowError as error:
-            came[name] = message = str(error)
-            if len(message) > LONGEST or "\n" in message or not message.rstrip().endswith((".", "convert IN OUT.")):
-                wrong.append(f"{name}: no sentence: {message[:300]!r} ({len(message)} characters)")
+            errors[name] = message = str(error)
+            if len(message) > MAX_MESSAGE or "\n" in message or not message.rstrip().endswith((".", "convert IN OUT.")):
+                wrong.append(f"{name}: not a sentence: {message[:300]!r} ({len(message)} characters)")
             if path.name[:20] not in message:
                 wrong.append(f"{name}: does not name the file: {message[:300]!r}")
         except BaseException:
-            came[name] = "raised"
+            errors[name] = "raised"
             wrong.append(f"{name}:\n{traceback.format_exc(limit=-6)[-1500:]}")
         seconds = time.process_time() - start
-        if seconds > SECONDS:
+        if seconds > MAX_SECONDS:
             wrong.append(f"{name} took {seconds:.1f} s")
-    return {"came": came, "wrong": wrong}
+    return {"errors": errors, "wrong": wrong}
 
 
 def serve() -> None:
-    """Be the child: a line with a path in, a line with a verdict out."""
+    """Run the child: a line with a path in, a line with a verdict out."""
     import faulthandler
     import warnings
 
@@ -204,7 +199,7 @@ def serve() -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for name in ("glow", "class_conditional"):  # what torch imports for its meta device is not a file's doing
+    for name in ("glow", "class_conditional"):  # torch imports modules for its meta device once
         build_on_meta(name, configure(name, {}))
     torch.randperm(4, device="meta"), flowcore.CheckpointError("")
     answers = os.fdopen(os.dup(1), "w")
@@ -214,13 +209,13 @@ def serve() -> None:
         request = json.loads(line)
         path = Path(request["path"])
         before, resident, virtual = _surroundings(path), _status("VmRSS"), _status("VmPeak")
-        with contextlib.suppress(OSError):  # not allowed everywhere; then the peak is that of all files so far
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        with contextlib.suppress(OSError):  # not permitted everywhere; then the peak is that of all files so far
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
+        faulthandler.dump_traceback_later(TIMEOUT, exit=True)
         verdict = _look(path, request["overrides"])
         faulthandler.cancel_dump_traceback_later()
         grown = {"resident": _status("VmHWM") - resident, "reserved": _status("VmPeak") - virtual}
-        bound = MEMORY + 8 * (path.stat().st_size if os.path.isfile(path) else 0)
+        bound = MAX_MEMORY + 8 * (path.stat().st_size if os.path.isfile(path) else 0)
         verdict["wrong"] += [f"{kind} memory grew by {n >> 20} MiB" for kind, n in grown.items() if n > bound]
         if _surroundings(path) != before:
             verdict["wrong"].append("something was written")
@@ -229,7 +224,7 @@ def serve() -> None:
 
 
 class Child:
-    """The process that reads hostile files; started when it is first needed, and again after it has died."""
+    """The process that reads hostile files; started on demand, and again after a crash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -237,19 +232,19 @@ class Child:
         self.log = folder.parent / f"{folder.name}.log"
 
     def look(self, path: Path, overrides: dict | None = None) -> dict:
-        """Let it read a file; the verdict, or what killed it."""
+        """Let it read a file, and return its verdict, or how it died."""
         if self.process is None:
             self.start()
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"path": str(path), "overrides": overrides or {}}) + "\n")
         self.process.stdin.flush()
-        answer = self._answer(PATIENCE + 10)
+        answer = self._answer(TIMEOUT + 10)
         if answer:
             return json.loads(answer)
         code = self.stop()
-        said = self.log.read_text(errors="replace")[-3000:]
-        return {"came": {}, "wrong": [f"the process died with {code}:\n{said}"], "grown": 0}
+        log = self.log.read_text(errors="replace")[-3000:]
+        return {"errors": {}, "wrong": [f"the process died with {code}:\n{log}"], "grown": 0}
 
     def start(self) -> None:
         with self.log.open("w") as log:
@@ -280,7 +275,7 @@ class Child:
         return process.returncode
 
     def _answer(self, seconds: float) -> str:
-        """A line from it; nothing if it died, or took longer."""
+        """Read a line; nothing if it died or took too long."""
         assert self.process is not None
         assert self.process.stdout is not None
         timer = threading.Timer(seconds, self.process.kill)

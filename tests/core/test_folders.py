@@ -1,4 +1,4 @@
-"""Folders of pictures through the command line: gone on with, nothing lost, one that fails does not stop the others."""
+"""Batches of pictures through the command line: resume, metadata, failures, clips, and tables of scores."""
 
 import csv
 import io
@@ -43,8 +43,8 @@ def contents(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_a_folder_keeps_its_sub_folders_and_goes_on(model, folder, tmp_path, capsys):  # noqa: F811
-    out = tmp_path / "in" / "out"  # where nothing is looked for
+def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "in" / "out"  # which is not searched
     words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
     (folder / "bad.jpg").write_bytes(b"nothing")
     assert main(words) == 1
@@ -57,14 +57,14 @@ def test_a_folder_keeps_its_sub_folders_and_goes_on(model, folder, tmp_path, cap
     (folder / "bad.jpg").unlink()
     before = stamps(out)
     (out / made[0]).unlink()
-    (out / f".{made[0]}.999999999.partial").write_bytes(b"half")  # of a run that was ended by force
+    (out / f".{made[0]}.999999999.partial").write_bytes(b"half")  # of a run that was killed
     assert main(words) == 0
     assert "3 of 4 were there already" in capsys.readouterr().err
     after = stamps(out)
     assert {name: after[name] for name in made[1:]} == {name: before[name] for name in made[1:]}
     assert after[made[0]] != before[made[0]]
 
-    # Another wish with results of the same names makes them anew; so does --again.
+    # Other settings with results of the same names make them again; so does --again.
     before = contents(out)
     assert main([*words, "--quality", "80"]) == 0
     assert "were there" not in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_a_folder_keeps_its_sub_folders_and_goes_on(model, folder, tmp_path, cap
     assert all(stamped[name] != stamp for name, stamp in stamps(out).items() if name in made)
     assert contents(out) == others
 
-    # A photograph that has changed is another one; a file of somebody else's is left alone.
+    # A changed photograph is processed again; a file of another program is kept.
     photograph(folder / "a2.png", (8, 6), seed=99)
     Image.new("RGB", (3, 3)).save(out / made[1])
     assert main([*words, "--quality", "80"]) == 0
@@ -83,8 +83,8 @@ def test_a_folder_keeps_its_sub_folders_and_goes_on(model, folder, tmp_path, cap
     assert Image.open(out / made[1]).size == (3, 3)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="ends a process by force")
-def test_a_run_that_is_killed_is_gone_on_with(model, tmp_path):  # noqa: F811
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_killed_run_is_resumed(model, tmp_path):  # noqa: F811
     for k in range(12):
         photograph(tmp_path / "in" / f"{k}.png", (40, 40), seed=k)
     words = [str(tmp_path / "in"), "--model", str(model), "--device", "cpu"]
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_is_gone_on_with(model, tmp_path):  # noqa: F811
     assert came == contents(tmp_path / "at once")
 
 
-def test_what_a_photograph_says_beside_its_pixels_is_kept(model, tmp_path):  # noqa: F811
+def test_metadata_is_kept(model, tmp_path):  # noqa: F811
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[271], exif[0x0112] = "Maker", 6
@@ -130,7 +130,7 @@ def test_what_a_photograph_says_beside_its_pixels_is_kept(model, tmp_path):  # n
         assert (came.pixels - expected).abs().max() <= close
 
 
-def test_a_png_holds_its_recipe(model, folder, tmp_path, capsys):  # noqa: F811
+def test_png_has_provenance(model, folder, tmp_path, capsys):  # noqa: F811
     words = ["upscale", str(folder / "a2.png"), "-o", str(tmp_path), "--model", str(model), "--samples", "2"]
     assert main([*words, "--device", "cpu", "--seed", "7"]) == 0
     file = tmp_path / "a2_x4_tau0.8_seed8.png"
@@ -144,7 +144,7 @@ def test_a_png_holds_its_recipe(model, folder, tmp_path, capsys):  # noqa: F811
     assert "holds no recipe" in capsys.readouterr().err
 
 
-def test_patterns_and_files_of_one_name(folder, tmp_path):
+def test_patterns_and_name_collisions(folder, tmp_path):
     def inside(*words):
         return [str(found.inside) for found in folders.find(list(words))]
 
@@ -154,7 +154,7 @@ def test_patterns_and_files_of_one_name(folder, tmp_path):
     assert inside(str(folder / "deep" / "er"), str(folder / "a2.png")) == ["c.png", "a2.png"]
     photograph(folder / "x[1].png", (4, 4))
     assert inside(f"{folder}/x[1].png") == ["x[1].png"]
-    assert len(folders.find([str(folder)], folder.parent)) == len(folders.find([str(folder)]))  # results lie beside
+    assert len(folders.find([str(folder)], folder.parent)) == len(folders.find([str(folder)]))  # results go beside it
     with pytest.raises(FlowError, match="Nothing matches"):
         folders.find([f"{folder}/*.tif"])
     (tmp_path / "empty").mkdir()
@@ -181,7 +181,7 @@ def test_patterns_and_files_of_one_name(folder, tmp_path):
         folders.check_targets([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
 
 
-def test_a_full_disk_stops_the_run(folder, tmp_path):
+def test_unsaved_results_stop_the_run(folder, tmp_path):
     made = folders.jobs(folders.find([str(folder)]), tmp_path / "file" / "inside", lambda stem: [stem])
     (tmp_path / "file").write_text("no folder")
     done = []
@@ -196,7 +196,7 @@ def test_a_full_disk_stops_the_run(folder, tmp_path):
     assert len(done) == 1
 
 
-def test_a_clip_carries_its_colours_on(tmp_path, capsys):
+def test_clip_carries_colors_over(tmp_path, capsys):
     frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=k) for k in (1, 2, 9, 10, 11)]
     out = tmp_path / "out"
     words = ["colorize", str(tmp_path / "clip"), "-o", str(out), "--working-size", "32", "--device", "cpu"]
@@ -224,7 +224,7 @@ def test_a_clip_carries_its_colours_on(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_colorize_takes_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
+def test_colorize_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
     model = ["--model", str(small_colorizer), "--device", "cpu"]  # noqa: F811
     assert main(["colorize", str(folder), str(tmp_path / "old form"), *model]) == 0
     assert main(["colorize", str(folder), "--out", str(tmp_path / "new"), *model]) == 0
@@ -240,7 +240,7 @@ def test_colorize_takes_folders(small_colorizer, folder, tmp_path, capsys):  # n
     assert "16 bits per channel" in capsys.readouterr().err
 
 
-def test_scores_are_a_table_that_can_be_gone_on_with(small_glow, folder, tmp_path, capsys):  # noqa: F811
+def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):  # noqa: F811
     table = tmp_path / "out" / "scores.csv"
     words = ["score", str(folder), "-o", str(tmp_path / "out"), "--model", str(small_glow), "--device", "cpu"]
     (folder / "bad.png").write_bytes(b"nothing")
@@ -255,7 +255,7 @@ def test_scores_are_a_table_that_can_be_gone_on_with(small_glow, folder, tmp_pat
     assert "bad.png" not in whole
     numbers = [float(row["bits_per_dim"]) for row in csv.DictReader(io.StringIO(whole)) if row["bits_per_dim"]]
     lines = whole.splitlines(keepends=True)
-    table.write_text("".join(lines[:3]) + lines[3][:-20])  # killed while it wrote
+    table.write_text("".join(lines[:3]) + lines[3][:-20])  # killed while writing
     capsys.readouterr()
     assert main(words) == 0
     assert "2 of 4 were there already" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""Files from strangers: whatever is in them, they are read, or refused by a sentence; soon, in little memory, for good.
+"""Untrusted files are read, or refused by a readable error, in bounded time and memory, whatever is in them.
 
-`hostile.py` builds them, and watches a child process that reads them. Every finding has a test of its own below; the
-generated cases (`fuzz`) look for more.
+`hostile.py` builds them, and watches a child process that reads them. Every past finding has its own test; generated
+cases (`fuzz`) search for more.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import random
+import socket
 import struct
 import sys
 import warnings
@@ -19,52 +21,29 @@ import zipfile
 
 import pytest
 import torch
-from builders import srflow_checkpoint
+from builders import build_tiny, srflow_checkpoint
 from cases import cases, tried
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 
 from flowcore.checkpoints import read, save
 from flowcore.checkpoints.file import MAX_HEADER
 from flowcore.checkpoints.latents_file import save_latents
 from flowcore.errors import CheckpointError, FlowError
-from flowcore.models import ARCHITECTURES, build, configure
+from flowcore.models import ARCHITECTURES
 from flowcore.training.styles import with_styles
 
-from .hostile import (
-    Child,
-    archive,
-    dictionary,
-    legacy,
-    parts,
-    safetensors,
-    tensor,
-    text,
-    whole,
-    with_config,
-    with_header,
-)
-from .laws import perturbed
+from . import hostile
+from .hostile import archive, dictionary, legacy, parts, safetensors, tensor, text, whole, with_config, with_header
 
-SRFLOW = {
-    "scale": 2,
-    "levels": 2,
-    "steps": 1,
-    "transition_steps": 1,
-    "hidden": 4,
-    "encoder_blocks": 2,
-    "encoder_width": 4,
-    "encoder_growth": 3,
-    "stacked_blocks": (1, 0),
-}
 OURS = {
-    "srflow": SRFLOW,
-    "glow": {"levels": 2, "steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
-    "realnvp": {"scales": 2, "hidden": 4, "blocks": 1},
+    "srflow": {"scale": 2, "levels": 2, "steps": 1, "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
+    "glow": {"steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
+    "realnvp": {"hidden": 4},
     "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
-    "colorizer": {"steps": (1, 1), "hidden": (4, 4), "widths": (4, 4, 4), "merged": 4, "features": 4},
+    "colorizer": {"hidden": (4, 4), "widths": (4, 4, 4), "merged": 4},
 }
 SHA = "0123456789abcdef" * 4
 
@@ -82,18 +61,18 @@ class Files(dict):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Good files of every kind: name to content."""
+    """Contents of good files of every kind, by name."""
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     files = Files()
     for name, fields in OURS.items():
-        flow = perturbed(build(name, configure(name, fields)))
+        flow = build_tiny(name, perturb=0.1, **fields)
         if name == "class_conditional":
             flow = with_styles(flow, ("bold",), torch.ones(1, 16))
         save(flow, folder / name)
         files[name] = (folder / name).read_bytes()
-    state = srflow_checkpoint(perturbed(build("srflow", configure("srflow", SRFLOW))))
-    files["published safetensors"] = serialise(state)
+    state = srflow_checkpoint(build_tiny("srflow", perturb=0.1, **OURS["srflow"]))
+    files["published safetensors"] = serialize(state)
     files["published pth"] = torch_file(state)
     files["published old pth"] = torch_file(state, old=True)
     latents = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 3)]
@@ -105,58 +84,60 @@ def good(tmp_path_factory):
 
 MODELS = (*OURS, "published safetensors", "published pth", "published old pth")
 LATENTS = ("latents", "latents with source")
-OVERRIDES = {"stacked_blocks": (1, 0)}  # what the published file does not tell
+
+
+def overrides_for(name: str) -> dict:
+    return {"stacked_blocks": (1, 0)} if name.startswith("published") else {}
 
 
 @pytest.fixture(scope="module")
 def child(tmp_path_factory):
     if not sys.platform.startswith("linux"):
         pytest.skip("the child's memory is read the Linux way")
-    child = Child(tmp_path_factory.mktemp("hostile"))
+    child = hostile.Child(tmp_path_factory.mktemp("hostile"))
     yield child
     child.stop()
 
 
 @pytest.fixture(scope="module")
 def look(child):
-    """Let the child read a content; nothing may be wrong with that."""
+    """Let the child read a content within its limits, and return the errors by function."""
 
-    def look(content: bytes, suffix: str = ".safetensors", overrides=None, *, keep: bool = False):
+    def look(content: bytes, suffix: str = ".safetensors", overrides=None):
         path = child.folder / f"file{suffix}"
         path.write_bytes(content)
         verdict = child.look(path, overrides)
         path.unlink()
         assert verdict["wrong"] == []
-        return verdict["came"]
+        return verdict["errors"]
 
     return look
 
 
-def refused(came: dict[str, str], *words: str) -> None:
-    """`load` has refused the file in a sentence with these words."""
-    assert came["load"], "it was loaded"
+def refused(errors: dict[str, str], *words: str) -> None:
+    """Check that `load` refused the file with an error that has these words."""
+    assert errors["load"], "it was loaded"
     for word in words:
-        assert word in came["load"], came["load"]
+        assert word in errors["load"], errors["load"]
 
 
-# --- what must stay possible ------------------------------------------------------------------------------------------
+# --- good files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_good_models_are_read(good, look, name):
-    overrides = OVERRIDES if name.startswith("published") else {}
     for suffix in (".safetensors", ".pth", ""):
-        assert look(good[name], suffix, overrides)["load"] == ""
+        assert look(good[name], suffix, overrides_for(name))["load"] == ""
 
 
 @pytest.mark.parametrize("name", LATENTS)
 def test_good_latents_are_read(good, look, name):
-    came = look(good[name])
-    assert {came[way] for way in ("read_latents_header", "load_latents", "load_source")} == {""}
+    errors = look(good[name])
+    assert {errors[way] for way in ("read_latents_header", "load_latents", "load_source")} == {""}
 
 
 @pytest.mark.parametrize("target", ["file", "link", "link to a link"])
-def test_links_that_a_person_has_made_are_followed(good, child, tmp_path, target):
+def test_symlinks_are_followed(good, child, tmp_path, target):
     path = child.folder / "link.safetensors"
     (tmp_path / "file").write_bytes(good["glow"])
     (tmp_path / "between").symlink_to(tmp_path / "file")
@@ -164,16 +145,14 @@ def test_links_that_a_person_has_made_are_followed(good, child, tmp_path, target
     verdict = child.look(path)
     path.unlink()
     assert verdict["wrong"] == []
-    assert verdict["came"]["load"] == ""
+    assert verdict["errors"]["load"] == ""
 
 
-# --- files that are none ----------------------------------------------------------------------------------------------
+# --- not files, not models --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "endless device", "loop", "nothing", "link to nothing", "socket"])
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(child, tmp_path, kind):
-    import socket
-
+def test_special_files_are_refused_without_waiting(child, tmp_path, kind):
     path = child.folder / "odd.safetensors"
     opened = socket.socket(socket.AF_UNIX) if kind == "socket" else None
     if kind == "fifo":
@@ -196,16 +175,16 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(child, tmp_path, 
     if opened is not None:
         opened.close()
     assert verdict["wrong"] == []
-    refused(verdict["came"], "odd.safetensors")
+    refused(verdict["errors"], "odd.safetensors")
 
 
 @pytest.mark.parametrize(
     "name", ["x" * 300, "a\0b", "~nobody-of-that-name/x", "x" * 5000, "\udcff"], ids=lambda name: ascii(name)[:12]
 )
-def test_names_that_no_file_can_have_are_refused(child, name):
+def test_impossible_names_are_refused(child, name):
     verdict = child.look(child.folder / name if name[0] != "~" else name)
     assert verdict["wrong"] == []
-    refused(verdict["came"])
+    refused(verdict["errors"])
 
 
 OTHER_FILES = {
@@ -229,7 +208,7 @@ def test_other_files_are_refused(look, name):
         refused(look(OTHER_FILES[name], suffix))
 
 
-# --- what was found: each once made the reader crash, hang, grow, or speak nonsense -----------------------------------
+# --- past findings: each one made the reader crash, hang, use too much memory, or report nonsense ---------------------
 
 HASHED_FOREVER = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 IDEOGRAMS = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20000))
@@ -286,11 +265,7 @@ PICKLES = {
 }
 
 
-SLOW = {
-    "a million opcodes",
-    "a value a hundred thousand lists deep",
-    "marks without end",
-}  # to unpickle, as they may be
+SLOW = {"a million opcodes", "a value a hundred thousand lists deep", "marks without end"}  # to unpickle
 
 
 @pytest.mark.parametrize(
@@ -301,10 +276,10 @@ SLOW = {
 def test_pickles_that_ask_for_too_much(look, name, form):
     pickled, words = PICKLES[name]
     content = archive(pickled, extra={"m/data/0": bytes(4)}) if form == "archive" else legacy(pickled)
-    came = look(content, ".pth")
-    refused(came)
+    errors = look(content, ".pth")
+    refused(errors)
     # an old file has its numbers behind its pickles, and torch may complain of these first
-    assert words in came["load"] or (form == "old" and "truncated or damaged" in came["load"]), came["load"]
+    assert words in errors["load"] or (form == "old" and "truncated or damaged" in errors["load"]), errors["load"]
 
 
 class Payload:
@@ -339,7 +314,7 @@ def test_code_in_pickles_is_not_run(child, look, kind, form, protocol):
 
 
 def zip_with(change) -> bytes:
-    """An archive that a stranger has had in hands, around a good pickle."""
+    """A manipulated archive around a good pickle."""
     return change(archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(400)}))
 
 
@@ -389,7 +364,7 @@ def test_archives(look, name):
     refused(look(zip_with(change), ".pth"), words)
 
 
-GIANTS = {
+HUGE = {
     "srflow of a million convolutions": (
         "srflow",
         {"steps": 256, "transition_steps": 16, "scale": 8, "levels": 4, "hidden_layers": 64, "encoder_blocks": 256},
@@ -406,11 +381,9 @@ GIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [next(iter(GIANTS)), *(pytest.param(n, marks=pytest.mark.soak) for n in [*GIANTS][1:])]
-)
-def test_configurations_of_giants_are_refused_soon(good, look, name):
-    architecture, fields = GIANTS[name]
+@pytest.mark.parametrize("name", [next(iter(HUGE)), *(pytest.param(n, marks=pytest.mark.soak) for n in [*HUGE][1:])])
+def test_huge_configurations_are_refused_quickly(good, look, name):
+    architecture, fields = HUGE[name]
     refused(look(with_config(good[architecture], fields)))
 
 
@@ -425,7 +398,7 @@ def test_json_within_json(good, look, key, depth):
         look(with_header(content, key, text_))
 
 
-def test_messages_do_not_repeat_a_strangers_megabytes(good, look):
+def test_messages_are_bounded(good, look):
     for value in ("x" * 10**5, {"x": "y" * 10**5}, 10**4000, [[[["x"] * 99] * 9] * 9]):
         for architecture, field in (
             ("glow", "image_size"),
@@ -447,7 +420,7 @@ def test_messages_do_not_repeat_a_strangers_megabytes(good, look):
     refused(look(safetensors({"a": {"dtype": "x" * 10**6, "shape": [], "data_offsets": [0, 4]}}, bytes(4))))
 
 
-def test_a_header_larger_than_any_models_is_not_parsed(look):
+def test_oversized_headers_are_not_parsed(look):
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     content = safetensors({f"t{i}": entry for i in range(80_000)}, b"")
     assert len(content) > MAX_HEADER
@@ -455,71 +428,51 @@ def test_a_header_larger_than_any_models_is_not_parsed(look):
     assert look(content, ".pth")["load_latents"]
 
 
-WRONG_TYPES = {  # to bytes of one
-    "BOOL": 1,
-    "I8": 1,
-    "U8": 1,
-    "I16": 2,
-    "U16": 2,
-    "I32": 4,
-    "I64": 8,
-    "U64": 8,
-    "C64": 8,
-    "F8_E4M3": 1,
-    "F8_E8M0": 1,
-}
+WRONG_TYPES = {  # to bytes per value
+    "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "I64": 8, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", WRONG_TYPES)
 def test_weights_of_another_type_are_refused(good, look, kind):
     # a published file in eight bits is widened like any other
     for name in ("realnvp", "latents", *(["published safetensors"] if kind[:2] != "F8" else [])):
-        header, _ = parts(good[name])
-        tensors = parse(good[name])
+        header, tensors = parts(good[name])[0], parse(good[name])
         key = next(k for k, t in tensors.items() if t.ndim == 4)
-        count, size = tensors[key].numel(), WRONG_TYPES[kind]
-        header = {k: v for k, v in header.items() if k in (key, "__metadata__")}
-        rest = {k: t for k, t in tensors.items() if k != key}
-        other = parts(serialise(rest))
-        moved = {
-            k: {**v, "data_offsets": [n + count * size for n in v["data_offsets"]]}
-            for k, v in other[0].items()
-            if k != "__metadata__"
-        }
-        header[key] = {**header[key], "dtype": kind, "data_offsets": [0, count * size]}
-        came = look(
-            safetensors({**header, **moved}, bytes(count * size) + other[1]),
-            overrides=OVERRIDES if "pub" in name else {},
-        )
-        assert came["load_latents" if name == "latents" else "load"]
+        size = tensors.pop(key).numel() * WRONG_TYPES[kind]
+        others, data = parts(serialize(tensors))
+        moved = {k: {**v, "data_offsets": [n + size for n in v["data_offsets"]]} for k, v in others.items()}
+        first = {**header[key], "dtype": kind, "data_offsets": [0, size]}
+        metadata = {k: v for k, v in header.items() if k == "__metadata__"}
+        errors = look(safetensors({**metadata, key: first, **moved}, bytes(size) + data), overrides=overrides_for(name))
+        assert errors["load_latents" if name == "latents" else "load"]
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
 def test_weights_of_another_precision_are_read(good, look, kind):
     header, _ = parts(good["realnvp"])
     tensors = {name: t.to(kind) for name, t in parse(good["realnvp"]).items()}
-    assert look(serialise(tensors, header["__metadata__"]))["load"] == ""
+    assert look(serialize(tensors, header["__metadata__"]))["load"] == ""
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e60])
 @pytest.mark.parametrize("name", ["glow", "realnvp", "published safetensors", "published pth", "published old pth"])
-def test_weights_that_are_not_finite_are_counted_and_named(good, look, name, value):
+def test_nonfinite_weights_are_counted_and_named(good, look, name, value):
     flat = good["published safetensors" if name.startswith("published") else name]
     tensors = {key: t.double() if t.is_floating_point() else t for key, t in parse(flat).items()}
     key = next(k for k, t in sorted(tensors.items()) if t.ndim == 4 and t.is_floating_point())
     tensors[key].view(-1)[1:3] = value
     metadata = parts(flat)[0].get("__metadata__")
-    content = serialise(tensors, metadata) if "pth" not in name else torch_file(tensors, old="old" in name)
-    overrides = OVERRIDES if name.startswith("published") else {}
-    came = look(content, overrides=overrides)
-    refused(came, "2 values that are not finite", "in 1 of its tensors")
+    content = serialize(tensors, metadata) if "pth" not in name else torch_file(tensors, old="old" in name)
+    errors = look(content, overrides=overrides_for(name))
+    refused(errors, "2 values that are not finite", "in 1 of its tensors")
 
 
-def test_an_order_of_channels_that_is_none_is_refused(good, look):
+def test_invalid_channel_orders_are_refused(good, look):
     tensors = parse(good["glow"])
     key = next(k for k in tensors if k.endswith(".order"))
     for order in ([0] * len(tensors[key]), [*range(1, len(tensors[key]) + 1)], [-1, *range(len(tensors[key]) - 1)]):
-        changed = serialise({**tensors, key: torch.tensor(order)}, parts(good["glow"])[0]["__metadata__"])
+        changed = serialize({**tensors, key: torch.tensor(order)}, parts(good["glow"])[0]["__metadata__"])
         refused(look(changed), key, "does not list each of 0 to")
 
 
@@ -531,19 +484,18 @@ def test_an_order_of_channels_that_is_none_is_refused(good, look):
         ("realnvp", "var", -1.0, "negative"),
     ],
 )
-def test_what_has_no_inverse_is_refused(good, look, model, end, value, words):
-    """Its numbers are finite: what decodes would have raised torch's own error, or given no numbers."""
+def test_values_without_inverse_are_refused(good, look, model, end, value, words):
     tensors = parse(good[model])
     key = next(
         k for k, t in tensors.items() if k.endswith(end) and t.ndim < 3 and (end == "var" or len(t) == t.shape[1])
     )
     changed = {**tensors, key: torch.full_like(tensors[key], value)}
-    changed = serialise(changed, parts(good[model])[0]["__metadata__"])
+    changed = serialize(changed, parts(good[model])[0]["__metadata__"])
     refused(look(changed), words)
 
 
-def test_a_loaded_model_does_not_hang_on_its_file(good, tmp_path):
-    """It once shared the file's pages: an overwritten file changed the model, a truncated one ended the process."""
+def test_loaded_model_is_independent_of_its_file(good, tmp_path):
+    """Shared pages would let an overwritten file change the model, and a truncated one kill the process."""
     for name in OURS:
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(good[name])
@@ -554,8 +506,8 @@ def test_a_loaded_model_does_not_hang_on_its_file(good, tmp_path):
         assert all(torch.equal(t, before[key]) for key, t in flow.state_dict().items())
 
 
-def test_what_could_not_be_read_again_is_not_saved(tmp_path):
-    flow = build("realnvp", configure("realnvp", OURS["realnvp"]))
+def test_unreadable_files_are_not_saved(tmp_path):
+    flow = build_tiny("realnvp")
     with torch.no_grad():
         name, large = next(iter(flow.named_parameters()))
         large.view(-1)[0] = 1e5
@@ -567,7 +519,7 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path):
         read(tmp_path / "model.safetensors")
 
 
-def test_errors_are_of_the_one_class(tmp_path):
+def test_impossible_names_raise_checkpoint_error(tmp_path):
     for name in ("x" * 300, "a\0b"):
         with pytest.raises(CheckpointError):
             read(tmp_path / name)
@@ -578,7 +530,7 @@ def test_errors_are_of_the_one_class(tmp_path):
 
 
 def boundaries(content: bytes) -> list[int]:
-    """Where something begins or ends in a file."""
+    """Offsets at which parts of a file begin or end."""
     places = {0, 1, 4, 7, 8, 9, len(content) - 1, len(content)}
     if content.startswith(b"PK"):
         found = [i for i in range(len(content) - 1) if content[i : i + 2] == b"PK"]
@@ -593,7 +545,7 @@ def boundaries(content: bytes) -> list[int]:
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """A file to which a few things have happened."""
+    """A file with a few random changes."""
     edges = boundaries(content)
     for _ in range(draw(st.integers(1, 3))):
         size = len(content)
@@ -638,61 +590,28 @@ ODD = st.one_of(
 )
 JSON_TRICKS = st.sampled_from(
     [
-        "",
-        "{",
-        "null",
-        "[]",
-        "7",
-        '"text"',
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "[" * 100_000,
-        "[" * 990 + "]" * 990,
-        '{"a":' * 100_000,
-        '{"format": 1, "format": 2}',
-        '{"format": NaN}',
-        '{"format": 1e400}',
-        '{"format": ' + "9" * 5000 + "}",
-        "\ufeff{}",
-        "{}\0",
-        "\x00",
+        *("", "{", "null", "[]", "7", '"text"', "NaN", "Infinity", "-Infinity", "\ufeff{}", "{}\0", "\x00"),
+        *("[" * 100_000, "[" * 990 + "]" * 990, '{"a":' * 100_000),
+        *('{"format": 1, "format": 2}', '{"format": NaN}', '{"format": 1e400}', '{"format": ' + "9" * 5000 + "}"),
         '{"architecture": "glow", "format": 1, "config": [["levels", 1]], "provenance": {}}',
         '{"architecture": "glow", "format": 1, "config": {}, "provenance": []}',
     ]
 )
+DTYPES = ["F16", "BF16", "F64", "I8", "U8", "I64", "BOOL", "F4", "F6_E2M3", "F8_E5M2", "C64", "XX", "", None, 3]
+CHANGES = ["type", "shape", "sides", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"]
 
 
 @st.composite
 def odd_headers(draw, content: bytes) -> bytes:
-    """A safetensors file whose header says something else."""
+    """A safetensors file with a changed header."""
     header, data = parts(content)
     names = [name for name in header if name != "__metadata__"]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(names))
         entry = dict(header[name]) if isinstance(header.get(name), dict) else {"dtype": "F32", "shape": [1]}
-        what = draw(
-            st.sampled_from(["type", "shape", "sides", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"])
-        )
+        what = draw(st.sampled_from(CHANGES))
         if what == "type":
-            kinds = [
-                "F16",
-                "BF16",
-                "F64",
-                "I8",
-                "U8",
-                "I64",
-                "BOOL",
-                "F4",
-                "F6_E2M3",
-                "F8_E5M2",
-                "C64",
-                "XX",
-                "",
-                None,
-                3,
-            ]
-            entry["dtype"] = draw(st.sampled_from(kinds))
+            entry["dtype"] = draw(st.sampled_from(DTYPES))
         elif what == "shape":
             entry["shape"] = draw(ODD)
         elif what == "sides":
@@ -725,11 +644,8 @@ def odd_headers(draw, content: bytes) -> bytes:
         raw = raw[:-1] + b"," + raw[1:]
     elif how == "bytes":
         at = draw(st.integers(0, len(raw)))
-        raw = (
-            raw[:at]
-            + draw(st.sampled_from([b"\xff", b"\0", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"1e999", b"NaN"]))
-            + raw[at:]
-        )
+        tricks = [b"\xff", b"\0", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"1e999", b"NaN"]
+        raw = raw[:at] + draw(st.sampled_from(tricks)) + raw[at:]
     elif how == "deep":
         raw = raw[:-1] + b',"deep":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     elif how == "spaces":
@@ -739,7 +655,7 @@ def odd_headers(draw, content: bytes) -> bytes:
 
 @st.composite
 def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
-    """A model file whose configuration has odd values, or whose header has."""
+    """A model file with odd values in its configuration or header."""
     name = draw(st.sampled_from(sorted(OURS)))
     fields = sorted(ARCHITECTURES[name][0].__dataclass_fields__)
     if draw(st.integers(0, 4)) == 0:
@@ -752,80 +668,21 @@ def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
     return with_config(files[name], changed)
 
 
+GLOBALS = """torch FloatStorage, torch._utils _rebuild_tensor_v2, torch Size, collections OrderedDict,
+collections Counter, torch._utils _rebuild_parameter, torch._utils _rebuild_sparse_tensor,
+torch.serialization _get_layout, os system, builtins eval, torch int64, torch device"""
 OPCODES = [
-    b"(",
-    b"t",
-    b"\x85",
-    b"\x86",
-    b"\x87",
-    b")",
-    b"]",
-    b"}",
-    b"a",
-    b"e",
-    b"s",
-    b"u",
-    b"R",
-    b"b",
-    b"Q",
-    b"N",
-    b"0",
-]
-OPCODES += [
-    b"q\0",
-    b"h\0",
-    b"q\1",
-    b"h\1",
-    b"K\1",
-    b"\x88",
-    b"\x89",
-    text("weight"),
-    text("storage"),
-    text("0"),
-    text("cpu"),
-]
-OPCODES += [
-    whole(2**40),
-    b"\x8a\x00",
-    b"ctorch\nFloatStorage\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"ctorch\nSize\n",
-]
-OPCODES += [
-    b"ccollections\nOrderedDict\n",
-    b"ccollections\nCounter\n",
-    b"ctorch._utils\n_rebuild_parameter\n",
-    b"\x81",
-    b"\x8f",
-]
-OPCODES += [
-    b"ctorch._utils\n_rebuild_sparse_tensor\n",
-    b"ctorch.serialization\n_get_layout\n",
-    text("torch.sparse_coo"),
-]
-OPCODES += [
-    b"cos\nsystem\n",
-    b"cbuiltins\neval\n",
-    b"ctorch\nint64\n",
-    b"ctorch\ndevice\n",
-    b"2",
-    b"1",
-    b".",
-    b"\x8c\x01a",
-    b"\x94",
-]
-OPCODES += [
-    tensor(1, [1], [1]),
-    tensor(1, [1, 1], [1, 1]),
-    tensor(100, [100], [1], key="1"),
-    b"G" + bytes(8),
-    b"J\xff\xff\xff\xff",
+    *(bytes([code]) for code in b"(t\x85\x86\x87)]}aesuRbQN0\x88\x89\x81\x8f21.\x94"),
+    *(f"c{name}\n".replace(" ", "\n").encode() for name in GLOBALS.replace("\n", " ").split(", ")),
+    *(text(word) for word in ("weight", "storage", "0", "cpu", "torch.sparse_coo")),
+    *(b"q\0", b"h\0", b"q\1", b"h\1", b"K\1", b"\x8a\x00", b"\x8c\x01a", b"G" + bytes(8), b"J\xff\xff\xff\xff"),
+    *(whole(2**40), tensor(1, [1], [1]), tensor(1, [1, 1], [1, 1]), tensor(100, [100], [1], key="1")),
 ]
 
 
 @st.composite
 def odd_pickles(draw, state: bytes) -> bytes:
-    """A torch file around a pickle of arbitrary steps, or around a good one that was changed."""
+    """A torch file around a random or damaged pickle."""
     if draw(st.booleans()):
         pickled = b"\x80\x02" + b"".join(draw(st.lists(st.sampled_from(OPCODES), max_size=40))) + b"."
     else:
@@ -835,80 +692,66 @@ def odd_pickles(draw, state: bytes) -> bytes:
     return archive(pickled, extra={"m/data/0": bytes(4), "m/data/1": bytes(400)}, deflate=draw(st.integers(0, 9)) == 0)
 
 
-@pytest.mark.fuzz
-@cases(short=70, long=4500)
-@given(data=st.data())
+def fuzz(short: int, long: int):
+    """Run a test on generated data; see ``cases`` for the numbers of cases."""
+    return lambda test: pytest.mark.fuzz(cases(short=short, long=long)(given(data=st.data())(test)))
+
+
+@fuzz(70, 4500)
 def test_damaged_models(good, look, data):
     name = data.draw(st.sampled_from(MODELS))
-    overrides = OVERRIDES if name.startswith("published") else {}
     content = data.draw(damaged(good[name]))
-    look(content, data.draw(st.sampled_from([".pth", ".safetensors"])), overrides)
+    look(content, data.draw(st.sampled_from([".pth", ".safetensors"])), overrides_for(name))
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=30, long=2500)
-@given(data=st.data())
+@fuzz(30, 2500)
 def test_models_with_odd_headers(good, look, data):
     name = data.draw(st.sampled_from([*OURS, "published safetensors"]))
-    look(data.draw(odd_headers(good[name])), overrides=OVERRIDES if name.startswith("published") else {})
+    look(data.draw(odd_headers(good[name])), overrides=overrides_for(name))
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=60, long=3500)
-@given(data=st.data())
+@fuzz(60, 3500)
 def test_models_with_odd_configurations(good, look, data):
     look(data.draw(odd_configurations(good)))
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=30, long=2500)
-@given(data=st.data())
+@fuzz(30, 2500)
 def test_odd_pickles(good, look, data):
     look(data.draw(odd_pickles(good["published pth"])), ".pth")
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=20, long=500)
-@given(
-    content=st.binary(max_size=2000), start=st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"])
-)
-def test_random_bytes(look, content, start):
-    look(start + content, ".pth")
+@fuzz(20, 500)
+def test_random_bytes(look, data):
+    start = data.draw(st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"]))
+    look(start + data.draw(st.binary(max_size=2000)), ".pth")
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=10, long=500)
-@given(
-    name=st.sampled_from(MODELS), value=st.sampled_from([float("nan"), float("inf"), -float("inf")]), seed=st.integers()
-)
-def test_models_with_values_that_are_not_finite(good, look, name, value, seed):
-    chance = random.Random(seed)
+@fuzz(10, 500)
+def test_models_with_nonfinite_values(good, look, data):
+    name, value = data.draw(st.sampled_from(MODELS)), data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    chance = random.Random(data.draw(st.integers()))
     flat = good["published safetensors" if name.startswith("published") else name]
     tensors = parse(flat)
     key = chance.choice(sorted(k for k, t in tensors.items() if t.is_floating_point() and t.numel()))
     tensors[key].view(-1)[chance.randrange(tensors[key].numel())] = value
     metadata = parts(flat)[0].get("__metadata__")
-    content = torch_file(tensors, old="old" in name) if "pth" in name else serialise(tensors, metadata)
-    refused(look(content, overrides=OVERRIDES if name.startswith("published") else {}), "not finite")
+    content = torch_file(tensors, old="old" in name) if "pth" in name else serialize(tensors, metadata)
+    refused(look(content, overrides=overrides_for(name)), "not finite")
     tried("checkpoints")
 
 
-@pytest.mark.fuzz
-@cases(short=30, long=1500)
-@given(data=st.data())
+@fuzz(30, 1500)
 def test_damaged_latents(good, look, data):
     look(data.draw(damaged(good[data.draw(st.sampled_from(LATENTS))])))
     tried("latents files")
 
 
-@pytest.mark.fuzz
-@cases(short=30, long=1500)
-@given(data=st.data())
+@fuzz(30, 1500)
 def test_latents_with_odd_headers(good, look, data):
     content = good[data.draw(st.sampled_from(LATENTS))]
     if data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""Files of latents: what goes in comes out, for its own model only, and a bad file gets a clear sentence."""
+"""Files of latents: round trip, refusal of other models, fingerprints, and damaged files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import struct
 
 import pytest
 import torch
+from builders import build_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -25,12 +26,10 @@ from flowcore.checkpoints.latents_file import (
     save_latents,
 )
 from flowcore.errors import CheckpointError, FlowError, ShapeError
-from flowcore.models import build, configure
+from flowcore.models import build
 from flowcore.models.glow import GlowConfig
 from flowcore.prior import sample_latents
 from flowcore.training.styles import with_styles
-
-from .laws import perturbed
 
 SHA = "0123456789abcdef" * 4
 OTHER = "f" * 64
@@ -66,10 +65,10 @@ def rewrite(file, *, tensors=None, raw=None, **fields):
     save_file(tensors or load_file(file), file, metadata={KEY: json.dumps(header) if raw is None else raw})
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- round trip -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(latents, file):
+def test_round_trip_is_exact(latents, file):
     back, header = load_latents(file, SHA)
     assert len(back) == 3
     assert all(torch.equal(x, y) and y.dtype == torch.float32 for x, y in zip(latents, back, strict=True))
@@ -81,7 +80,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(latents, file):
     assert load_latents(file)[1] == header
 
 
-def test_levels_are_float32_and_named_by_number(file):
+def test_tensor_names_and_types(file):
     tensors = load_file(file)
     assert tensors.keys() == {"level0", "level1", "level2"}
     assert {t.dtype for t in tensors.values()} == {torch.float32}
@@ -101,7 +100,7 @@ def test_any_precision_and_memory_order_is_saved(latents, tmp_path):
     assert header.model_name == "glow"
 
 
-def test_loaded_latents_do_not_hang_on_the_file(latents, file):
+def test_loaded_latents_are_independent_of_the_file(latents, file):
     back, _ = load_latents(file)
     size = file.stat().st_size
     with file.open("r+b") as opened:
@@ -109,7 +108,7 @@ def test_loaded_latents_do_not_hang_on_the_file(latents, file):
     assert all(torch.equal(x, y) for x, y in zip(latents, back, strict=True))
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_rest(latents, file, monkeypatch):
+def test_failed_save_keeps_the_previous_file(latents, file, monkeypatch):
     before = file.read_bytes()
 
     def fail(*_):
@@ -122,21 +121,19 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(latents, file, monkeypatc
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
-def test_what_cannot_be_saved_is_refused(latents, tmp_path):
+def test_invalid_latents_are_not_saved(latents, tmp_path):
     path = tmp_path / "z.safetensors"
-    with pytest.raises(ShapeError, match="finest first"):
-        save_latents(path, [], model=SHA, architecture="glow")
-    with pytest.raises(ShapeError, match="one batch"):
-        save_latents(path, [latents[0], latents[1][:1]], model=SHA, architecture="glow")
-    with pytest.raises(FlowError, match="64 hexadecimal"):
-        save_latents(path, latents, model="glow-photos", architecture="glow")
-    with pytest.raises(FlowError, match="not finite"):
-        save_latents(path, [z / 0 for z in latents], model=SHA, architecture="glow")
-    with pytest.raises(FlowError, match="not finite"):
-        save_latents(path, [z.double() * 1e60 for z in latents], model=SHA, architecture="glow")
-    for extra in ({"flow": object()}, {"seed": float("nan")}):
-        with pytest.raises(FlowError, match="JSON"):
-            save_latents(path, latents, model=SHA, architecture="glow", extra=extra)
+    for kind, match, levels, fields in (
+        (ShapeError, "finest first", [], {}),
+        (ShapeError, "one batch", [latents[0], latents[1][:1]], {}),
+        (FlowError, "64 hexadecimal", latents, {"model": "glow-photos"}),
+        (FlowError, "not finite", [z / 0 for z in latents], {}),
+        (FlowError, "not finite", [z.double() * 1e60 for z in latents], {}),
+        (FlowError, "JSON", latents, {"extra": {"flow": object()}}),
+        (FlowError, "JSON", latents, {"extra": {"seed": float("nan")}}),
+    ):
+        with pytest.raises(kind, match=match):
+            save_latents(path, levels, **{"model": SHA, "architecture": "glow", **fields})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,55 +147,48 @@ def test_latents_of_another_model_are_refused_by_name(file):
     assert "the model given is glow-faces (sha ffffffffffff)" in str(caught.value)
 
 
-TINY = {"levels": 2, "steps": 1, "hidden": 4, "image_size": 8}
-
-
 @pytest.fixture(scope="module")
 def flow():
-    torch.manual_seed(1)
-    return perturbed(build("glow", configure("glow", TINY)))
+    return build_tiny("glow", perturb=0.1, steps=1, hidden=4, image_size=8)
 
 
-def test_a_fingerprint_is_of_what_a_model_computes(flow, tmp_path):
+def copy_of(flow, config=None):
+    copy = build("glow", config or flow.config)
+    copy.load_state_dict(flow.state_dict())
+    return copy
+
+
+def test_fingerprint_ignores_storage(flow, tmp_path):
     sha = model_sha256(flow)
     assert len(sha) == 64
     assert model_sha256(flow) == sha
     save(flow, tmp_path / "model.safetensors")
     assert model_sha256(read(tmp_path / "model.safetensors")) == sha
-    again = build("glow", flow.config)
-    again.load_state_dict(flow.state_dict())
-    assert model_sha256(again.to(memory_format=torch.channels_last)) == sha
-    assert model_sha256(again.double()) == sha
+    assert model_sha256(copy_of(flow).to(memory_format=torch.channels_last)) == sha
+    assert model_sha256(copy_of(flow).double()) == sha
 
 
-def test_a_fingerprint_notices_every_weight_and_field(flow):
+def test_fingerprint_changes_with_every_weight_and_field(flow):
     sha = model_sha256(flow)
     for name, tensor in flow.state_dict().items():
         if tensor.is_floating_point():
-            other = build("glow", flow.config)
-            other.load_state_dict(flow.state_dict())
+            other = copy_of(flow)
             value = other.state_dict()[name].view(-1)
             value[-1] = torch.nextafter(value[-1], torch.tensor(9e9))
             assert model_sha256(other) != sha, name
-    other = build("glow", configure("glow", {**TINY, "n_bits": 5}))
-    other.load_state_dict(flow.state_dict())
-    assert model_sha256(other) != sha
-    other = build("glow", flow.config)
-    other.load_state_dict(flow.state_dict())
+    assert model_sha256(copy_of(flow, dataclasses.replace(flow.config, n_bits=5))) != sha
+    other = copy_of(flow)
     other.architecture = "realnvp"
     assert model_sha256(other) != sha
 
 
-def test_a_fingerprint_does_not_confuse_names_shapes_and_values():
+def test_fingerprint_separates_names_shapes_and_values():
     class Bare:
         architecture = "glow"
-        config = configure("glow", TINY)
+        config = GlowConfig()
 
         def __init__(self, **tensors):
-            self.tensors = tensors
-
-        def state_dict(self):
-            return self.tensors
+            self.state_dict = lambda: tensors
 
     one, two = torch.ones(2), torch.zeros(2)
     fingerprints = {
@@ -217,38 +207,56 @@ def test_a_fingerprint_does_not_confuse_names_shapes_and_values():
     assert model_sha256(Bare(b=two, a=one)) == model_sha256(Bare(a=one, b=two))
 
 
-# --- bad files --------------------------------------------------------------------------------------------------------
+def test_fingerprint_ignores_styles():
+    flow = build_tiny("class_conditional")
+    assert model_sha256(with_styles(flow, ("bold",), torch.ones(1, 96))) == model_sha256(flow)
+    assert model_sha256(build_tiny("class_conditional", seed=1)) != model_sha256(flow)
+
+
+def test_fingerprint_ignores_new_fields_with_defaults(flow):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(GlowConfig):
+        novelty: int = 0
+
+    later = copy_of(flow)
+    later.config = Later(**dataclasses.asdict(flow.config))
+    assert model_sha256(later) == model_sha256(flow)
+    later.config = dataclasses.replace(later.config, novelty=1)
+    assert model_sha256(later) != model_sha256(flow)
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
 
 
 def refused(file, *words):
-    """Loading says so, and reads no tensor to find out."""
+    """Check that loading is refused with an error that has these words."""
     with pytest.raises(CheckpointError) as caught:
         load_latents(file)
     for word in (file.name, *words):
         assert word in str(caught.value)
 
 
-def test_no_file(tmp_path):
+def test_missing_file(tmp_path):
     refused(tmp_path / "z.safetensors", "no file")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"\xff" * 64, pickle.dumps({"level0": 1}), b"PK\x03\x04" + bytes(60)]
 )
-def test_a_file_of_another_kind(tmp_path, content):
+def test_other_files(tmp_path, content):
     path = tmp_path / "z.safetensors"
     path.write_bytes(content)
     refused(path, "not a safetensors file")
 
 
-@pytest.mark.parametrize("kept", [0.05, 0.3, 0.9, 0.999])
-def test_a_truncated_file(file, kept):
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.9, 0.999])
+def test_truncated_files(file, part):
     content = file.read_bytes()
-    file.write_bytes(content[: int(kept * len(content))])
+    file.write_bytes(content[: int(part * len(content))])
     refused(file, "truncated")
 
 
-def test_a_model_or_any_other_safetensors_file_holds_no_latents(flow, file, tmp_path):
+def test_other_safetensors_files(flow, file, tmp_path):
     save(flow, tmp_path / "model.safetensors")
     refused(tmp_path / "model.safetensors", "a flowcore model", "save_latents")
     save_file(load_file(file), file)
@@ -256,20 +264,9 @@ def test_a_model_or_any_other_safetensors_file_holds_no_latents(flow, file, tmp_
 
 
 @pytest.mark.parametrize(
-    "raw",
-    [
-        "",
-        "{",
-        "[]",
-        "7",
-        "null",
-        '"text"',
-        "{}",
-        "[" * 100_000,
-        '{"format": 1}',
-    ],
+    "raw", ["", "{", "[]", "7", "null", '"text"', "{}", "[" * 100_000, '{"format": 1}'], ids=lambda raw: raw[:9]
 )
-def test_a_damaged_header(file, raw):
+def test_damaged_headers(file, raw):
     rewrite(file, raw=raw)
     refused(file, "header of", "is damaged (")
 
@@ -299,13 +296,13 @@ def test_a_damaged_header(file, raw):
     ],
     ids=str,
 )
-def test_a_header_with_a_wrong_field(file, field):
+def test_invalid_header_fields(file, field):
     rewrite(file, **field)
     refused(file, "header of", "is damaged (")
 
 
 @pytest.mark.parametrize("field", [{"format": 2}, {"colour": "red"}])
-def test_a_newer_format(file, field):
+def test_newer_formats(file, field):
     rewrite(file, **field)
     refused(file, "newer flowcore")
 
@@ -319,12 +316,12 @@ def test_a_newer_format(file, field):
         [[2, 6, 8, 10], [2, 12, 4, 5], [2, 24, 2**30, 2**30]],
     ],
 )
-def test_a_header_that_does_not_match_its_tensors(file, shapes):
+def test_header_does_not_match_tensors(file, shapes):
     rewrite(file, shapes=shapes)
     refused(file, "claims")
 
 
-def test_tensors_that_do_not_match_the_header(file):
+def test_tensors_do_not_match_header(file):
     good = load_file(file)
     half = {name: t.half() for name, t in good.items()}
     named = {name.replace("level2", "deepest"): t for name, t in good.items()}
@@ -336,14 +333,14 @@ def test_tensors_that_do_not_match_the_header(file):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite(file, value):
+def test_nonfinite_values(file, value):
     tensors = load_file(file)
     tensors["level1"][0, 3, 2, 1] = value
     rewrite(file, tensors=tensors)
     refused(file, "1 values that are not finite")
 
 
-def test_no_tensor_is_read_before_the_header_is_checked(file, monkeypatch):
+def test_header_is_checked_before_tensors_are_read(file, monkeypatch):
     opened = []
 
     class Watched:
@@ -371,38 +368,14 @@ def test_no_tensor_is_read_before_the_header_is_checked(file, monkeypatch):
     assert "get_tensor" not in opened
 
 
-def test_long_names_of_strangers_are_cut(file):
+def test_long_names_are_truncated(file):
     rewrite(file, model_name="x" * 10_000)
     with pytest.raises(CheckpointError) as caught:
         load_latents(file, OTHER)
     assert len(str(caught.value)) < 400
 
 
-def test_a_fingerprint_tells_bijections_apart_and_nothing_else():
-    torch.manual_seed(0)
-    config = configure("class_conditional", {"image_size": 4, "classes": 2, "steps": 1, "hidden": 4})
-    flow = build("class_conditional", config)
-    styled = with_styles(flow, ("bold",), torch.ones(1, 16))
-    assert model_sha256(styled) == model_sha256(flow)
-    other = build("class_conditional", config)
-    assert model_sha256(other) != model_sha256(flow)
-
-
-def test_a_field_that_later_versions_add_with_a_default_does_not_change_fingerprints():
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Later(GlowConfig):
-        novelty: int = 0
-
-    torch.manual_seed(0)
-    flow = build("glow", configure("glow", {"levels": 1, "steps": 1, "hidden": 4}))
-    before = model_sha256(flow)
-    flow.config = Later(**dataclasses.asdict(flow.config))
-    assert model_sha256(flow) == before
-    flow.config = dataclasses.replace(flow.config, novelty=1)
-    assert model_sha256(flow) != before
-
-
-def test_the_small_image_of_an_upscaler_comes_along(latents, tmp_path):
+def test_source_image_is_stored(latents, tmp_path):
     path, small = tmp_path / "up.safetensors", torch.rand(1, 3, 4, 5)
     save_latents(path, latents, model=SHA, architecture="srflow", source=small)
     levels, header = load_latents(path)
@@ -419,7 +392,7 @@ def test_the_small_image_of_an_upscaler_comes_along(latents, tmp_path):
 
 
 @pytest.mark.parametrize("source", [[1, 3, 4], [0, 3, 4, 5], [7, 3, 4, 5], [1, 3, 4, 6], "x", [1, 3, 4, 5.0]])
-def test_a_source_that_is_not_what_the_header_says_is_refused(latents, tmp_path, source):
+def test_invalid_sources(latents, tmp_path, source):
     path = tmp_path / "up.safetensors"
     save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(1, 3, 4, 5))
     header = json.loads(safe_open(path, framework="pt").metadata()[KEY])

@@ -1,7 +1,7 @@
-"""The same work over a local Ray cluster of two workers: the same files, byte for byte.
+"""A batch on a local Ray cluster of two workers gives the same files, byte for byte.
 
-In `make soak`, and where Ray is installed (`pip install '.[ray]'`): it is large, starts processes by the dozen, and
-opens its ports on all addresses of the machine, whatever it is told.
+In `make soak`, where Ray is installed (`pip install '.[ray]'`): it is large, starts dozens of processes, and opens
+ports on all interfaces, whatever its settings.
 """
 
 import os
@@ -47,7 +47,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_an_address_where_nobody_is(model, folder, tmp_path, capsys):  # noqa: F811
+def test_unreachable_address(model, folder, tmp_path, capsys):  # noqa: F811
     pytest.importorskip("ray.data", reason="Ray Data is not installed; pip install 'ray[data]'")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -57,32 +57,32 @@ def test_an_address_where_nobody_is(model, folder, tmp_path, capsys):  # noqa: F
     assert f"Nothing answers at {address}" in capsys.readouterr().err
 
 
-def test_two_workers_make_what_one_process_makes(ray, model, folder, tmp_path, capsys):  # noqa: F811
+def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):  # noqa: F811
     words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "--samples", "2"]
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
     (folder / "bad.png").write_bytes(b"nothing")
     (tmp_path / "many").mkdir()
-    made_before = "a_x4_tau0.8_seed0.png", "a_x4_tau0.8_seed1.png"
-    for name in made_before:
+    existing = "a_x4_tau0.8_seed0.png", "a_x4_tau0.8_seed1.png"
+    for name in existing:
         (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
     capsys.readouterr()
     assert main([*words, "-o", str(tmp_path / "many"), "--ray"]) == 1
-    said = capsys.readouterr().err
-    assert "1 failed: trying once more." in said
-    assert f"1 of 5 images could not be done:\n  {folder / 'bad.png'}: Cannot read bad.png as an image" in said
-    assert "1 of 5 were there already" in said
+    shown = capsys.readouterr().err
+    assert "1 failed: trying once more." in shown
+    assert f"1 of 5 images could not be done:\n  {folder / 'bad.png'}: Cannot read bad.png as an image" in shown
+    assert "1 of 5 were there already" in shown
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert len(contents(tmp_path / "many")) == 8
 
 
-def test_without_ray_it_is_said_what_to_install(model, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_missing_ray_names_the_package(model, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "ray", None)
     words = ["upscale", str(folder), "--model", str(model), "--device", "cpu", "-o", str(tmp_path), "--ray"]
     assert main(words) == 1
     assert "pip install 'ray[data]'" in capsys.readouterr().err
 
 
-def test_nobody_needs_ray_who_does_not_ask_for_it():
+def test_ray_is_optional():
     program = "import sys, flowcore.cli.main; assert not {'ray', 'pyarrow', 'pandas'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert cluster.Cluster().address is None

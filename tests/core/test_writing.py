@@ -1,4 +1,4 @@
-"""Files whole or not at all: what a full disk says, and what processes that were killed have left."""
+"""Atomic writes: errors of a full disk, and partial files of killed processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowcore import FlowError
 from flowcore.checkpoints import writing
 from flowcore.checkpoints.writing import SavingError, clear_abandoned, replacing, write_atomic
 
-NOBODY = 2**22 + 1  # more than any process of Linux
+DEAD = 2**22 + 1  # more than any process of Linux
 
 
 def partial(folder, process, age=0.0, name="x.safetensors"):
@@ -28,7 +28,7 @@ def partial(folder, process, age=0.0, name="x.safetensors"):
     [(errno.ENOSPC, "The disk is full (No space"), (errno.EDQUOT, "The disk is full ("), (errno.EACCES, "Could not")],
 )
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_what_the_system_refuses_is_a_sentence_and_changes_nothing(tmp_path, monkeypatch, number, words, step):
+def test_failed_write_is_a_readable_error_and_changes_nothing(tmp_path, monkeypatch, number, words, step):
     (tmp_path / "a.safetensors").write_bytes(b"before")
 
     def refuse(*_):
@@ -46,7 +46,7 @@ def test_what_the_system_refuses_is_a_sentence_and_changes_nothing(tmp_path, mon
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without a device that is always full")
-def test_what_torch_says_of_a_full_disk_is_the_same_sentence(tmp_path):
+def test_full_disk_under_torch_save(tmp_path):
     content = {"weights": torch.zeros(100_000)}
     with (
         pytest.raises(SavingError, match="The disk is full"),
@@ -59,18 +59,18 @@ def test_what_torch_says_of_a_full_disk_is_the_same_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
+def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(SavingError, match=r"Could not save a\.safetensors"):
         write_atomic(tmp_path / "folder" / "a.safetensors", b"")
 
 
-def test_the_next_save_clears_away_what_the_dead_have_left(tmp_path):
-    gone = [partial(tmp_path, NOBODY, 3600), partial(tmp_path, os.getpid(), 3600, "a.safetensors")]
+def test_next_save_removes_abandoned_files(tmp_path):
+    gone = [partial(tmp_path, DEAD, 3600), partial(tmp_path, os.getpid(), 3600, "a.safetensors")]
     living = [
-        partial(tmp_path, NOBODY, 5, "young.safetensors"),  # it may be written from another machine
+        partial(tmp_path, DEAD, 5, "young.safetensors"),  # it may be written from another machine
         partial(tmp_path, os.getppid(), 3600, "parent.safetensors"),
-        partial(tmp_path, NOBODY, 3600).rename(tmp_path / ".not-ours.partial"),
+        partial(tmp_path, DEAD, 3600).rename(tmp_path / ".not-ours.partial"),
     ]
     write_atomic(tmp_path / "a.safetensors", b"whole")
     assert not [file for file in gone if file.exists()]
@@ -78,8 +78,8 @@ def test_the_next_save_clears_away_what_the_dead_have_left(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == b"whole"
 
 
-def test_what_cannot_be_cleared_away_does_not_matter(tmp_path, monkeypatch):
-    left = partial(tmp_path, NOBODY, 3600)
+def test_undeletable_files_are_ignored(tmp_path, monkeypatch):
+    left = partial(tmp_path, DEAD, 3600)
 
     def refuse(*_, **__):
         raise PermissionError
