@@ -1,4 +1,4 @@
-"""What each rewrite of ``flowcore/inference/fold.py`` gives by itself, on SRFlow of the published size."""
+"""What each rewrite of ``flowcore/inference`` gives by itself, on SRFlow of the published size."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Reading order, for someone who wants to learn how flows work:
    what can be done to latents.
 4. ``networks/``, ``condition.py``: what is not invertible, and how a flow is told about an image.
 5. ``models/``: a whole model on one page each; ``glow.py`` first.
-6. ``plan.py``, ``folding.py``: the same flows, folded to be fast and small; every task runs by a plan.
+6. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Every task runs a plan.
 7. ``tasks/``: image in, image out.
 8. ``checkpoints/``, ``training/``: where weights come from.
 """

@@ -31,14 +31,7 @@ class FoldedConditioner(nn.Module):
     def __init__(
         self, weights: Sequence[ConvWeights], inputs: int, dtype: torch.dtype, pool: nn.Linear | None = None
     ) -> None:
-        """Split the first convolution.
-
-        Args:
-            weights: Of all convolutions.
-            inputs: How many input channels of the first the flow holds; the rest is the condition.
-            dtype: To compute in.
-            pool: As in ``networks.Conditioner``.
-        """
+        """Split the first convolution, of whose input channels the flow holds ``inputs``; the rest is the condition."""
         super().__init__()
         first, *rest = weights
         conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
@@ -55,17 +48,14 @@ class FoldedConditioner(nn.Module):
         return self.strip(x, None, 0, x.shape[2], x.shape[2])
 
     def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
-        """Compute some rows of the output.
+        """Compute the rows from ``top`` to ``bottom`` of the output, ``(B, outputs, bottom - top, W)``.
 
         Args:
             own: What the flow holds, ``(B, inputs, H, W)``; None if nothing.
-            terms: The condition's term of the first convolution, batch B or 1; None if there is none.
-            top: First row to compute.
+            terms: The condition's term of the first convolution, batch B or 1; None if there is no condition.
+            top: First row.
             bottom: Row after the last.
             height: H.
-
-        Returns:
-            ``(B, outputs, bottom - top, W)``.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
         spans = [(top, bottom)]  # of rows that each convolution computes, from the last to the first

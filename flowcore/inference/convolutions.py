@@ -19,19 +19,11 @@ NHWC = torch.channels_last
 class Conv(nn.Module):
     """A convolution of a strip, in its own precision.
 
-    Attributes:
-        reach: How many rows above and below an output row it reads.
+    The weight is ``(outputs, inputs, k, k)``, k odd. An output row reads ``reach`` rows above and below. The edge is
+    what lies beyond the border; see ``networks.conditioner.convolve``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, edge: Edge = "zeros") -> None:
-        """Convert weight and bias.
-
-        Args:
-            weight: ``(outputs, inputs, k, k)``, k odd; for the edge "flag", with one input more.
-            bias: ``(outputs,)`` or None.
-            dtype: To compute in.
-            edge: What lies beyond the border; see ``networks.conditioner.convolve``.
-        """
         super().__init__()
         self.reach = weight.shape[-1] // 2
         self.weight = weight.to(dtype=dtype, memory_format=NHWC)
@@ -43,16 +35,9 @@ class Conv(nn.Module):
         return slice(max(0, top - self.reach), min(height, bottom + self.reach))
 
     def forward(self, x: Tensor, top: int, bottom: int, height: int) -> Tensor:
-        """Convolve.
+        """Compute the rows from ``top`` to ``bottom``, ``(B, outputs, bottom - top, W)``, of an image of some height.
 
-        Args:
-            x: ``(B, inputs, rows, W)``, the rows of ``reads(top, bottom, height)``.
-            top: First row to compute.
-            bottom: Row after the last.
-            height: Of the image.
-
-        Returns:
-            ``(B, outputs, bottom - top, W)``.
+        ``x`` holds the rows of ``reads(top, bottom, height)``, ``(B, inputs, rows, W)``.
         """
         report()
         x = x.to(self.weight.dtype)
@@ -69,69 +54,41 @@ class Conv(nn.Module):
 
 
 class ConditionConv(nn.Module):
-    """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions."""
+    """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions.
+
+    The weight is ``(outputs, condition channels, 3, 3)``.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        """Convert weight and bias.
-
-        Args:
-            weight: ``(outputs, condition channels, 3, 3)``.
-            bias: ``(outputs,)``.
-            dtype: To compute in.
-        """
         super().__init__()
         self.weight = weight.to(dtype=dtype, memory_format=NHWC)
         self.bias = bias.to(dtype)
         self.outputs = weight.shape[0]
 
-    def forward(self, sources: Sequence[Source], top: int, bottom: int, out: Tensor | None = None) -> Tensor:
-        """Convolve without enlarging.
-
-        Args:
-            sources: The features, as in ``MultiScaleFeatures``.
-            top: First row to compute, a multiple of every factor.
-            bottom: Row after the last, likewise.
-            out: Where to write; None to allocate.
-
-        Returns:
-            ``(B, outputs, bottom - top, W)``.
-        """
+    def forward(self, sources: Sequence[Source], top: int, bottom: int) -> Tensor:
+        """Compute the rows from ``top`` to ``bottom``, multiples of every source's factor, without enlarging."""
         report()
         weights = self.weight.split([t.shape[1] for t, _ in sources], dim=1)
         parts = sorted(zip(sources, weights, strict=True), key=lambda part: part[0][1])
-        (t, factor), weight = parts.pop()  # the coarsest, which can write where it is wanted
-        total = convolve_enlarged(t, weight, factor, top, bottom, self.bias, out)
+        (t, factor), weight = parts.pop()  # the coarsest
+        total = convolve_enlarged(t, weight, factor, top, bottom, self.bias)
         for (t, factor), weight in parts:
             total.add_(convolve_enlarged(t, weight, factor, top, bottom))
         return total
 
-    def on_canvas(
-        self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] | None = None
-    ) -> list[Tensor]:
-        """Convolve whole images, strip by strip.
+    def on_canvas(self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] = ()) -> list[Tensor]:
+        """Convolve images strip by strip; an expanded batch counts as one image.
 
-        Args:
-            features: Of one image or more; an expanded batch counts as one.
-            budget: For strips of the output.
-            widths: How the outputs are divided into tensors; None for one tensor.
-
-        Returns:
-            Each ``(B or 1, width, H, W)``.
+        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one.
         """
         sources, (batch, height, width) = _deduplicated(features)
+        shares = list(widths) or [self.outputs]
+        result = [canvas(self.weight.new_empty((batch, 0, height, width)), share) for share in shares]
         coarsest = max(factor for _, factor in sources)
         each = budget.rows(batch * self.outputs * width * self.weight.element_size())
-        each = max(coarsest, each // coarsest * coarsest)
-        if each >= height and widths is None:
-            return [self(sources, 0, height)]
-        shares = [self.outputs] if widths is None else list(widths)
-        result = [canvas(self.weight.new_empty((batch, 0, height, width)), share) for share in shares]
-        for top, bottom in strips(height, each):
-            if widths is None:
-                self(sources, top, bottom, result[0][:, :, top:bottom])
-                continue
-            for whole, share in zip(result, self(sources, top, bottom).split(shares, dim=1), strict=True):
-                whole[:, :, top:bottom] = share
+        for top, bottom in strips(height, max(coarsest, each // coarsest * coarsest)):
+            for image, share in zip(result, self(sources, top, bottom).split(shares, dim=1), strict=True):
+                image[:, :, top:bottom] = share
         return result
 
 
@@ -160,13 +117,7 @@ def rows_of(x: Tensor) -> Rows:
 
 
 def convolve_enlarged(
-    x: Tensor,
-    weight: Tensor,
-    factor: int,
-    top: int,
-    bottom: int,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
+    x: Tensor, weight: Tensor, factor: int, top: int, bottom: int, bias: Tensor | None = None
 ) -> Tensor:
     """Convolve features enlarged by nearest neighbor, without enlarging them.
 
@@ -183,7 +134,6 @@ def convolve_enlarged(
         top: First row of the enlarged grid to compute, a multiple of f.
         bottom: Row after the last, likewise.
         bias: ``(outputs,)`` or None.
-        out: Where to write; None to allocate.
 
     Returns:
         ``(B, outputs, bottom - top, f * w)``.
@@ -196,15 +146,14 @@ def convolve_enlarged(
         x, beyond = x[:, :, max(0, top - 1) : bottom + 1].to(weight.dtype), 0
         x = F.pad(x, (0, 0, above, below)) if above or below else x
     if factor == 1:
-        result = F.conv2d(x, weight, bias, padding=(beyond, 1))
-        return result if out is None else out.copy_(result)
+        return F.conv2d(x, weight, bias, padding=(beyond, 1))
     pairs = _columns(x, weight[:, :, 0::2], factor, beyond)  # (B, outputs, h + 1, f * w)
     x, beyond = (x, beyond - 1) if beyond else (x[:, :, 1:-1], 0)
     own = _columns(x, weight[:, :, 1:2], factor, beyond)
     if bias is not None:
         own += bias[:, None, None]
     size = (*own.shape[:2], factor * (bottom - top), own.shape[-1])
-    result = out if out is not None else torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
+    result = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=NHWC)
     torch.add(pairs[:, :, :-1], own, out=result[:, :, 0::factor])
     torch.add(pairs[:, :, 1:], own, out=result[:, :, factor - 1 :: factor])
     if factor > 2:

@@ -18,20 +18,13 @@ from .strips import StripBudget, canvas, strips
 
 
 class FoldedEncoder(nn.Module):
-    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early.
+    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early; it shares the weights.
 
     Attributes:
         units: Units of work that one run reports.
     """
 
     def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
-        """Convert the convolutions of the enlargement; the others are shared with the encoder.
-
-        Args:
-            encoder: The encoder.
-            dtype: To compute in.
-            budget: For strips.
-        """
         super().__init__()
         self.dtype, self.budget = dtype, budget
         self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks

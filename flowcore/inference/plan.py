@@ -18,7 +18,7 @@ precomputes the condition's terms of all steps; and ``inverse`` per batch of sam
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
@@ -111,7 +111,6 @@ class Plan(Flow):
         self.identity: object = object()
 
     def encode_condition(self, source: Tensor) -> Condition:
-        """Compute conditioning features in the plan's precision; see ``Flow.encode_condition``."""
         with self._arithmetic(), autocast(source.device, self.dtype):
             report()
             cond = super().encode_condition(source)
@@ -144,26 +143,17 @@ class Plan(Flow):
         return total
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
-        """Encode images; see ``Flow.forward``.
-
-        Raises:
-            PrecisionError: In a lower precision than the flow's: decoding would not give the same image.
-        """
+        """Encode images; see ``Flow.forward``. PrecisionError unless in float32: decoding would give another image."""
         self._check_precise()
         with self._arithmetic():
             return super().forward(x, cond)
 
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
-        """Decode latents; see ``Flow.inverse``. On a GPU nothing in it waits for the device."""
+        """Decode latents; see ``Flow.inverse``. On a GPU, nothing waits for the device."""
         with self._arithmetic():
             return super().inverse(z, cond, between)
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Encode images with their log density by level and pixel; see ``Flow.by_position``.
-
-        Raises:
-            PrecisionError: As in ``forward``.
-        """
         self._check_precise()
         with self._arithmetic():
             return super().by_position(x, cond)
@@ -172,43 +162,7 @@ class Plan(Flow):
         """Run in the lowest strips from now on: less memory, more time, the same result."""
         self.budget.use_minimum()
 
-    def recorded(self, z: Sequence[Tensor], cond: Condition | None = None) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Record the decoding of one condition as a CUDA graph: for many small images, where launches cost most.
-
-        Args:
-            z: Latents of the shapes and on the device that will be decoded.
-            cond: As in ``inverse``; best prepared.
-
-        Returns:
-            ``inverse`` for this condition and for latents of these shapes; on other devices not recorded.
-        """
-        if self.device.type != "cuda":
-            return lambda latents: self.inverse(latents, cond)
-        held = [t.clone() for t in z]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # the set-up of libraries at a first run cannot be recorded
-                self.inverse(held, cond)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self.inverse(held, cond)
-
-        def replay(latents: Sequence[Tensor]) -> Tensor:
-            for place, t in zip(held, latents, strict=True):
-                place.copy_(t)
-            graph.replay()
-            return result.clone()
-
-        return replay
-
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Refuse: a plan's weights are fixed.
-
-        Raises:
-            FlowError: Always.
-        """
         raise FlowError("A plan cannot be trained. Initialize the flow, and make a new plan.")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:  # behind ``to``, ``double``, ``cuda`` and their like

@@ -24,13 +24,6 @@ class FoldedResidual(nn.Module):
     """
 
     def __init__(self, network: ResidualConditioner, dtype: torch.dtype, budget: StripBudget) -> None:
-        """Fold.
-
-        Args:
-            network: Its running moments are taken.
-            dtype: To compute in.
-            budget: For groups of images.
-        """
         super().__init__()
         self.budget = budget
         scale, shift = _normalization(network.norm_in)

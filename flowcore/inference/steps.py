@@ -96,14 +96,7 @@ class FoldedAffine(Transform):
         number: int,
         budget: StripBudget,
     ) -> None:
-        """Keep the network and the parameters of the transform.
-
-        Args:
-            network: The folded conditioner.
-            transform: What it belongs to.
-            number: Of this part among the couplings and injectors of its level: where its precomputed terms are.
-            budget: For strips.
-        """
+        """Take over a transform with its folded conditioner; ``number`` counts the level's couplings and injectors."""
         super().__init__()
         self.network, self.number, self.budget = network, number, budget
         self.coupling = isinstance(transform, Coupling)
@@ -237,16 +230,9 @@ class FoldedConditionOnChannels(ConditionOnChannels):
 
 
 class LevelFolder:
-    """Folds the levels of a flow."""
+    """Folds the levels of a flow, whose parameters are ``like``; conditioners compute in ``dtype``."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype, budget: StripBudget) -> None:
-        """Keep what every part needs.
-
-        Args:
-            like: A parameter of the flow: the dtype and device of latents.
-            dtype: Of conditioners.
-            budget: For strips.
-        """
         self.like, self.dtype, self.budget = like, dtype, budget
         self.count = 0  # of couplings and injectors in this level so far
 
