@@ -39,9 +39,10 @@ from flowcore.flow import Flow
 from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build, configure
 from flowcore.models.srflow import SRFlowConfig
-from flowcore.training.data import Photographs, open_data
+from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import Likelihood
+from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import Recipe, parse_recipe
 
 RECIPE = """

@@ -22,7 +22,7 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models.srflow import srflow
 from flowcore.prior import sample_latents
 from flowcore.quality.metrics import lr_psnr, psnr
-from flowcore.training.data import Photographs
+from flowcore.training.photographs import Photographs
 
 
 @torch.no_grad()

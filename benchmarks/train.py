@@ -42,7 +42,7 @@ from flowcore.flow import Flow
 from flowcore.likelihood import log_prob
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.networks import Conditioner, PlainConditioner
-from flowcore.training.memory import recomputed
+from flowcore.training.memory import recompute_activations
 from flowcore.training.objective import Likelihood
 
 Step = Callable[[], float]  # a training step; gives its bits per dimension
@@ -105,7 +105,7 @@ class Ours:
         """
         self.optimiser.zero_grad(set_to_none=True)
         noise = self.loss.noise(tuple(self.x.shape), self.generator)
-        with recomputed(self.flow) if again else nullcontext():
+        with recompute_activations(self.flow) if again else nullcontext():
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 loss = self.loss(self.x, None, noise)
             loss.backward()

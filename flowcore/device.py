@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -60,6 +62,25 @@ def empty_cache() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory for the next allocation, instead of returning it to the system after every step.
+
+    Otherwise each large tensor is mapped anew and its pages are cleared at first use, in every step again. This is a
+    setting of the process, so it is for programs of their own, such as the command line, and not for a host's process.
+
+    Returns:
+        Whether it took effect; False where the allocator is not glibc's.
+    """
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):  # another C library
+        return False
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # constants of malloc.h
+    without_mmap = libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_max, 0)  # old glibc refuses the former
+    return bool(without_mmap and libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(top_pad, 2**28))
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.training.named_run import NamedRun, Record
-from ..flowcore.training.recipe import FOLDER, Recipe, fingerprint, read_recipe
+from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
 from ..flowcore.training.source_folder import folder_problem, training_files
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled
@@ -167,7 +167,7 @@ class FlowcoreTrain(FlowNode):
 
 
 def _recipes() -> list[str]:
-    return [*sorted(path.stem for path in FOLDER.glob("*.toml")), *recipe_files()]
+    return [*sorted(path.stem for path in RECIPES.glob("*.toml")), *recipe_files()]
 
 
 def _read_recipe(recipe: str) -> Recipe:

@@ -12,6 +12,7 @@ from ..batch import folders
 from ..batch.folders import Job, Result
 from ..batch.job import Work, Worker
 from ..checkpoints.latents_file import model_sha256
+from ..device import keep_freed_memory
 from ..errors import ImageError
 from ..flow import Flow
 from ..images.files import check_format
@@ -21,6 +22,7 @@ from .output import ProgressBar, log
 
 def load_model(options: argparse.Namespace) -> Flow:
     """Load the model; on the CPU if a cluster computes, since then only its config and hash are needed here."""
+    keep_freed_memory()
     device = "cpu" if uses_ray(options) else options.device
     return load(options.model, device, **parse_fields(options.set))
 

@@ -105,7 +105,9 @@ def _score(options: argparse.Namespace) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     from .. import load
+    from ..device import keep_freed_memory
 
+    keep_freed_memory()
     models: list[str] = options.model or ["srflow-x4"]
     flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
     kinds = {_kind(flow) for flow in flows.values()}

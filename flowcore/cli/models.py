@@ -65,7 +65,7 @@ def _styles(options: argparse.Namespace) -> None:
 
     from .. import load
     from ..checkpoints.file import save
-    from ..training.data import Digits
+    from ..training.digits import Digits
     from ..training.styles import measure_styles
 
     digits = Digits(options.data)

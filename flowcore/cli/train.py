@@ -32,8 +32,9 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..checkpoints import catalog
+    from ..device import keep_freed_memory
+    from ..training.distributed import init_distributed
     from ..training.loop import train
-    from ..training.ranks import joined
     from ..training.recipe import read_recipe
 
     recipe = read_recipe(options.recipe)
@@ -41,7 +42,8 @@ def _train(options: argparse.Namespace) -> None:
     if not data:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
     start = catalog.path(options.start) if options.start in catalog.names() else options.start and Path(options.start)
-    with joined(options.device) as (ranks, device), _stop_on_signal() as stopped:
+    keep_freed_memory()
+    with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
         train(
             recipe,
             data[0] if len(data) == 1 else data,
@@ -52,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
             stop_after=options.stop_after,
             minutes=options.minutes,
             cancelled=stopped.is_set,
-            ranks=ranks,
+            distributed=distributed,
         )
 
 

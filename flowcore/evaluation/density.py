@@ -47,7 +47,7 @@ def evaluate_density(
         ImageError: If there is no image.
     """
     labels = None
-    if flow.capabilities.source == "labels" and flow.channels == 1:
+    if flow.classes and flow.channels == 1:
         if only is not None:
             raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
         images, labels = _test_digits(data, limit)

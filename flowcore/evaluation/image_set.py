@@ -17,18 +17,12 @@ from ..images.files import image_files
 
 
 def list_images(folder: Path, only: Collection[str] | None = None, limit: int | None = None) -> list[Path]:
-    """List the images of a test set.
+    """List the images of a folder, at any depth and sorted.
 
     Args:
-        folder: Images at any depth.
+        folder: The test set.
         only: File names, without folders, to restrict it to; None for all.
         limit: At most so many, evenly spread over the sorted names; None for all.
-
-    Returns:
-        Their paths, sorted.
-
-    Raises:
-        ImageError: If there are none.
     """
     files = image_files(folder)
     if only is not None:
@@ -62,30 +56,12 @@ def read_sized(flow: Flow, file: Path | IO[bytes], name: str | None = None) -> T
 
 
 def read_upright(file: Path) -> Image.Image:
-    """Read an RGB image, rotated as its EXIF data ask for.
-
-    Args:
-        file: Its path.
-
-    Returns:
-        The image.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
+    """Read an RGB image, rotated as its EXIF data ask for."""
     return _open(file, None, "RGB")
 
 
 def read_cropped(file: Path, multiple: int) -> Tensor:
-    """Read an RGB image, cropped at the right and the bottom to multiples of a number.
-
-    Args:
-        file: Its path.
-        multiple: Of both sides.
-
-    Returns:
-        ``(1, 3, H, W)`` in [0, 1].
-    """
+    """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number."""
     with Image.open(file) as opened:
         array = np.asarray(opened.convert("RGB"))
     height, width = (side // multiple * multiple for side in array.shape[:2])

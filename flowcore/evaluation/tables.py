@@ -44,9 +44,6 @@ def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Se
         results: Set name to what ``evaluate_upscaler`` returned.
         measures: Those that were requested: columns of one that nothing has say "missing". None for those that are
             there.
-
-    Returns:
-        A Markdown table.
     """
     present = {key for methods in results.values() for row in methods.values() for key in row}
     requested = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}
@@ -66,14 +63,7 @@ def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Se
 
 
 def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Format results of colorizers.
-
-    Args:
-        results: Set name to model name to what ``evaluate_colorizer`` returned.
-
-    Returns:
-        A Markdown table.
-    """
+    """Format results of colorizers: set name to model name to what ``evaluate_colorizer`` returned."""
     counts = sorted({round(row["samples"]) for models in results.values() for row in models.values()})
     number = "/".join(map(str, counts)) or "K"
     titles = [title.replace("of K", f"of {number}") for title, _ in COLORIZER_COLUMNS.values()]
@@ -91,14 +81,7 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def density_table(results: dict[str, dict[str, float]]) -> str:
-    """Format densities.
-
-    Args:
-        results: Set name to what ``evaluate_density`` returned.
-
-    Returns:
-        A Markdown table.
-    """
+    """Format densities: set name to what ``evaluate_density`` returned."""
     rows = [
         [name, f"{row['images']:.0f}", f"{row['bits_per_dim']:.4f}", f"{row['standard_error']:.4f}"]
         for name, row in results.items()

@@ -109,14 +109,7 @@ def evaluate_upscaler(
 
 
 def missing_measures(measures: Sequence[str] = USUAL_MEASURES) -> str | None:
-    """Name the measures that this machine lacks, and how to get them.
-
-    Args:
-        measures: Some of ``MEASURES``.
-
-    Returns:
-        A line; None if nothing is missing.
-    """
+    """Name the measures that this machine lacks, and how to get them, in a line; None if it lacks none."""
     based_on_lpips = {"lpips": "LPIPS", "diversity_score": "the diversity score on LPIPS"}
     lacking = [title for name, title in based_on_lpips.items() if name in measures]
     missing = lpips_missing() if lacking else None

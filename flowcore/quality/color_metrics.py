@@ -81,18 +81,7 @@ def coherence(samples: Tensor, truth: Tensor) -> float:
 
 
 def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Compute numerator and denominator of ``coherence``, for means over images.
-
-    Args:
-        samples: ``(N, 2, H, W)``, N at least 2.
-        truth: ``(1, 2, H, W)``.
-
-    Returns:
-        The global share of the samples' differences from their mean, and that of the truth's.
-
-    Raises:
-        ShapeError: If there is one sample only, or the two do not fit together.
-    """
+    """Compute numerator and denominator of ``coherence``, for means over images."""
     _check_chroma(samples, "samples")
     if len(samples) < 2:
         raise ShapeError(f"Coherence needs at least 2 samples; got {len(samples)}. Draw more, with other seeds.")

@@ -51,18 +51,7 @@ def lpips(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lpips_map(a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS at every pixel: the differences of each layer, enlarged to the size of the image.
-
-    Args:
-        a: As for ``lpips``.
-        b: As for ``lpips``.
-
-    Returns:
-        ``(B, 1, H, W)``. Its mean is not exactly ``lpips``.
-
-    Raises:
-        FlowError: As for ``lpips``.
-    """
+    """LPIPS at every pixel, ``(B, 1, H, W)``: the differences of each layer, enlarged. Its mean is not quite LPIPS."""
     return _distance(a, b, spatial=True)
 
 

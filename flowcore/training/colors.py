@@ -1,4 +1,4 @@
-"""Training data of colorizers: crops of photographs, aged, with hints and palettes."""
+"""Training data of colorizers: photographs with their luma aged, and with hints and palettes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from torch import Tensor
 
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..networks.luma import STRIDE
-from .photographs import Entry, Photographs
+from .photographs import Photographs
+from .pixel_cache import Entry
 
 
-class Colours:
-    """Crops of photographs for colorizers: chroma, and the luma and the hints to make it from.
+class ColorPhotographs:
+    """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
 
-    Hints and palettes are taken from the crop's own colours, for a part of the crops each. Luma and chroma are varied
+    Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
     as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
     the chroma alone. Held-out crops are not varied and have no hints.
     """
 
     def __init__(self, photographs: Photographs, *, hinted: float = 0.6, palettes: float = 0.15) -> None:
-        """Hold the photographs.
-
-        Args:
-            photographs: Where crops come from; of scale 1.
-            hinted: Part of the crops that come with hints.
-            palettes: Part of the crops that come with a palette.
-        """
+        """Take photographs of scale 1, and the share of the crops that have hints, and a palette."""
         self.photographs = photographs
         self.hinted = hinted
         self.palettes = palettes
@@ -36,79 +31,60 @@ class Colours:
         self.held_out = photographs.held_out
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Cut the crops of one step.
-
-        Args:
-            size: B.
-            crop: Side of the luma.
-            seed: Of the run.
-            step: Number of the step.
-            held_out: Whether to cut from the validation photographs.
+        """Cut the crops of one step; arguments as for ``Photographs.batch``, with the side of the luma as ``crop``.
 
         Returns:
             Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``.
-
-        Raises:
-            ImageError: If no image is as large as the crop.
         """
         rgb = self.photographs.batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
         y, chroma = split(rgb)
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:
-            chroma = _recoloured(chroma, rng)
-            y = _aged(luma(merge(y, chroma).clamp_(0, 1)), rng)
+            chroma = _vary_chroma(chroma, rng)
+            y = _vary_luma(luma(merge(y, chroma).clamp_(0, 1)), rng)
         coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
         source = torch.zeros(size, 8, crop, crop)  # luma, 3 planes of hints, 4 of the palette
         source[:, :1] = y
         for i in range(0 if held_out else size):
             if rng.random() < self.hinted:
-                source[i, 1:4] = _hints(coarse[i], rng)
+                source[i, 1:4] = _draw_hints(coarse[i], rng)
             if rng.random() < self.palettes:
                 source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
         return coarse + NEUTRAL, source
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
-        """List the images that a crop fits into.
-
-        Args:
-            crop: Side of the crops.
-            held_out: Whether to look among the validation photographs.
-
-        Returns:
-            Entries with both sides at least as long as the crop.
-        """
         return self.photographs.fitting(crop, held_out=held_out)
 
 
-def _recoloured(chroma: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary saturation by a fifth, and the white balance a little."""
+def _vary_chroma(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary saturation by up to a fifth, and white balance slightly."""
     size = len(chroma)
     saturation = torch.from_numpy(rng.uniform(0.8, 1.2, (size, 1, 1, 1))).float()
     balance = torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
     return chroma * saturation + balance
 
 
-def _aged(y: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary exposure and contrast; add grain to a third."""
+def _vary_luma(y: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary exposure and contrast; add grain to a third of the crops."""
     size = len(y)
 
-    def numbers(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (size, 1, 1, 1))).float()
 
-    y = y.clamp(0, 1).pow_(numbers(0.8, 1.25)).mul_(numbers(0.9, 1.0)).add_(numbers(0, 0.08))
+    y = y.clamp(0, 1).pow_(uniform(0.8, 1.25)).mul_(uniform(0.9, 1.0)).add_(uniform(0, 0.08))
     noise = torch.from_numpy(rng.standard_normal(y.shape, dtype=np.float32))
-    return y.add_(noise.mul_(numbers(-0.1, 0.05).clamp_min(0))).clamp_(0, 1)
+    return y.add_(noise.mul_(uniform(-0.1, 0.05).clamp_min(0))).clamp_(0, 1)
 
 
-def _hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
-    """Paint 1 to 16 squares of the image's own colours: (3, H, W) at the luma's size."""
+def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Paint 1 to 16 squares of the image's own colors: coverage and chroma, (3, H, W) at the size of the luma."""
     height, width = chroma.shape[1:]
     largest = min(6, height, width)
     planes = torch.zeros(3, height, width)
     for _ in range(int(2 ** rng.uniform(0, 4))):
         side = int(rng.integers(1, largest + 1))
         top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        square = slice(top, top + side), slice(left, left + side)
-        planes[0][square] = 1
-        planes[1:, square[0], square[1]] = chroma[:, square[0], square[1]].mean((1, 2), keepdim=True)
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        planes[0, rows, columns] = 1
+        planes[1:, rows, columns] = chroma[:, rows, columns].mean((1, 2), keepdim=True)
     return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]

@@ -1,7 +1,7 @@
-"""Training data: photographs for upscalers and flows without a condition, colours for colorizers, labelled digits.
+"""The training data that a recipe asks for.
 
-Whatever it is, ``batch(size, crop, seed, step)`` is a function of what it is given alone and may be called from any
-thread, and ``training``, ``held_out`` and ``skipped`` say what there is.
+Whatever the kind, ``batch(size, crop, seed, step)`` is a function of its arguments alone and may be called from any
+thread; ``training``, ``held_out`` and ``skipped`` list what there is.
 """
 
 from __future__ import annotations
@@ -10,42 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FlowError
+from ..models.class_conditional import ClassConditionalConfig
+from ..models.colorizer import ColorizerConfig
 from ..tasks import Progress
-from .colors import Colours
-from .digits import Digits, read_idx
-from .photographs import Entry, Photographs
-from .pictures import Picture, find_pictures
+from .colors import ColorPhotographs
+from .digits import Digits
+from .photographs import Photographs
 from .recipe import Recipe, held_out_names
 
-__all__ = ["Colours", "Data", "Digits", "Entry", "Photographs", "Picture", "find_pictures", "open_data", "read_idx"]
-
-Data = Photographs | Colours | Digits
+Data = Photographs | ColorPhotographs | Digits
 
 
 def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
-    """Open what a recipe trains on.
+    """Open the training data of a recipe.
 
-    Args:
-        recipe: The recipe.
-        data: Folders of images at any depth, or ZIP archives; for class-conditional models one folder, of the four
-            files of MNIST.
-        cache: Where decoded pixels are kept.
-        progress: Called with every picture that is decoded for the first time.
-
-    Returns:
-        The data.
-
-    Raises:
-        FlowError: If there are several folders for a model that takes one.
+    That is folders of images, or ZIP archives; for class-conditional models one folder, of the files of MNIST. Decoded
+    pixels are stored in the cache folder.
     """
-    if recipe.architecture == "class_conditional":
+    if isinstance(recipe.model, ClassConditionalConfig):
         if not isinstance(data, Path):
-            raise FlowError("Labelled digits come from one folder, that of the four files of MNIST; got several.")
+            raise FlowError("Labeled digits come from one folder, that of the four files of MNIST; got several.")
         return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
     photographs = Photographs(
         data,
         cache,
-        scale=getattr(recipe.model, "scale", 1),
+        scale=recipe.scale,
         pyramid=recipe.pyramid,
         validation=recipe.validation,
         held_out=held_out_names(recipe.held_out),
@@ -55,4 +44,4 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
         degradation_strength=recipe.degradation_strength,
         progress=progress,
     )
-    return Colours(photographs) if recipe.architecture == "colorizer" else photographs
+    return ColorPhotographs(photographs) if isinstance(recipe.model, ColorizerConfig) else photographs

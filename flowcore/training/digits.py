@@ -1,4 +1,4 @@
-"""Training data of class-conditional models: labelled digits."""
+"""Training data of class-conditional models: labeled digits in the files of MNIST."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ImageError
 
 
 class Digits:
-    """Labelled grey images in the four files of MNIST: ``train-`` and ``t10k-``, ``images-idx3-ubyte`` and ``labels-``.
+    """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
 
-    Which digits a training step sees is a function of (seed, step) alone.
+    The digits of a training step are a function of (seed, step) alone.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
@@ -24,35 +24,19 @@ class Digits:
     skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, *, validation: int = 0, unlabelled: float = 0.0) -> None:
-        """Read the training files.
-
-        Args:
-            folder: Where they are, gzipped or not.
-            validation: How many digits, the last ones, to keep out of training.
-            unlabelled: Part of the digits that are shown with the label "none given".
-
-        Raises:
-            ImageError: If a file is missing or damaged.
-        """
+        """Hold the last digits out for validation, and label a share as "not given", which is the number of classes."""
         self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
         self.unlabelled = unlabelled
-        kept = len(self.images) - min(validation, len(self.images) - 1)
-        self.training, self.held_out = np.arange(kept), np.arange(kept, len(self.images))
+        count = len(self.images) - min(validation, len(self.images) - 1)
+        self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Draw the digits of one step.
-
-        Args:
-            size: B.
-            crop: Not used: digits are shown whole.
-            seed: Of the run.
-            step: Number of the step.
-            held_out: Whether to draw from those kept out of training; all of these keep their labels.
+        """Draw the digits of one step; arguments as for ``Photographs.batch``, but digits are never cropped.
 
         Returns:
-            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``.
+            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``; held-out digits all have theirs.
         """
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(self.held_out if held_out else self.training, size)
@@ -62,31 +46,11 @@ class Digits:
         return torch.from_numpy(self.images[chosen])[:, None].float() / 255, torch.from_numpy(labels)
 
     def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
-        """List the digits: all of them fit.
-
-        Args:
-            crop: Not used.
-            held_out: Whether to list those kept out of training.
-
-        Returns:
-            Their numbers.
-        """
         return self.held_out if held_out else self.training
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read one of MNIST's files.
-
-    Args:
-        folder: Where it is.
-        name: Its name, without ``.gz``.
-
-    Returns:
-        Its numbers, uint8.
-
-    Raises:
-        ImageError: If it is missing or damaged.
-    """
+    """Read one of MNIST's files, gzipped or not, as uint8; raise ImageError if it is missing or damaged."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise ImageError(f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST.")
@@ -98,4 +62,4 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
             raise ValueError(f"it starts with {content[:4]!r}")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise ImageError(f"{path.name} is no file of MNIST, or damaged ({error}). Fetch it again.") from error
+        raise ImageError(f"{path.name} is not a file of MNIST, or damaged ({error}). Download it again.") from error

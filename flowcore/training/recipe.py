@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -24,7 +25,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Optimiser = Literal["adamw", "adam"]
 Recompute = Literal["auto", "always", "never"]
 
-LIMITS = {  # of keys that may not be 0, or not any larger number
+RECIPES = Path(__file__).parent / "recipes"
+HELD_OUT = Path(__file__).parent / "held_out.txt"
+LIMITS = {  # least and greatest value of numbers; of the others, 0 and infinity
     "steps": (1, math.inf),
     "batch": (1, math.inf),
     "crop": (1, math.inf),
@@ -36,11 +39,10 @@ LIMITS = {  # of keys that may not be 0, or not any larger number
     "unlabelled": (0, 1),
     "degradation_strength": (0.01, 1),
 }
-
 WITHOUT_EFFECT = (  # on the parameters that a run ends with
     "name",
     "data",
-    "precision",  # decided once, and kept in the checkpoint
+    "precision",  # chosen once, then stored in the checkpoint
     "recompute",
     "compile",
     "checkpoint_every",
@@ -49,8 +51,6 @@ WITHOUT_EFFECT = (  # on the parameters that a run ends with
     "licence",
     "text",
 )
-FOLDER = Path(__file__).parent / "recipes"
-HELD_OUT = Path(__file__).parent / "held_out.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Stage:
 
     Attributes:
         name: Shown in the progress line.
-        objective: "l1": the encoder as an ordinary upscaler, mean absolute error of its enlargement; "likelihood": the
-            whole model, bits per dimension of dequantized HR images.
+        objective: "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement;
+            "likelihood" trains the flow, on bits per dimension of dequantized HR images.
         steps: Number of optimiser steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
@@ -69,14 +69,14 @@ class Stage:
         schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as
             published).
         warmup: Steps over which the rate rises from 0.
-        clip: Largest norm of the gradient; 0 for no clipping.
+        clip: Maximum norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
         lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
         weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
-        balanced: Whether every level's latents count the same in the loss, however few they are; otherwise every
-            latent does.
-        frozen_levels: How many of the coarsest levels keep their weights in a likelihood stage. What has few latents
-            per image is learnt first, and by heart next, while finer levels still improve.
+        balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
+            latents do.
+        frozen_levels: Number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per
+            image they are the first to overfit, while finer levels still improve.
     """
 
     name: str
@@ -106,30 +106,31 @@ class Recipe:
         model: Its configuration.
         stages: In order.
         seed: Of weights, crops and noise.
-        data: Folders or ZIP archives of images, for a run that is told of none.
-        pyramid: Sizes at which every photograph is used; see ``data.Photographs``.
-        validation: Photographs kept out of training.
-        held_out: A text file of the names of photographs that are kept out of training instead, one name a line, or
-            "standard" for the list that flowcore brings, which names photographs of the shipped models' data.
-        ema: Decay per step of the averaged weights, which are what is saved; 0 for none.
+        data: Folders or ZIP archives of images; a caller may name others.
+        pyramid: Scale factors at which every photograph is used; see ``Photographs``.
+        validation: Number of photographs to hold out of training.
+        held_out: Instead of a number: a text file of the names of photographs to hold out, one name a line, or
+            "standard" for flowcore's own list of photographs in the shipped models' data.
+        ema: Decay per step of the averaged weights, which are the ones saved; 0 for no averaging.
         precision: Of conditioners and encoder; "auto" times both and takes the faster.
-        recompute: Whether steps forget their activations and compute them again, which takes a third more time and a
+        recompute: Whether activations are recomputed in the backward pass, which takes a third more time and a
             fraction of the memory: "auto" does so where the batch would not fit otherwise.
         compile: Whether networks inside the flow are compiled by ``torch.compile``; needs a C++ compiler on a CPU.
-        patience: After so many steps in a row that were not finite, a run goes back to its last good checkpoint, with
-            half the rate.
+        patience: After this many consecutive steps with non-finite loss or gradient, a run returns to its last good
+            checkpoint, with half the rate.
         checkpoint_every: Steps between checkpoints, sample sheets and validation.
-        evaluate: Crops of the held-out images that are measured then; 0 for what suits the model.
-        sheet: Temperatures of the sample sheet's columns; none for what suits the model.
-        init_batch: Crops of the batch that initialises the flow.
-        turn: Whether crops are turned by quarters at random.
+        evaluate: Number of held-out crops to measure; 0 for the model's default.
+        sheet: Temperatures of the sample sheet's columns; empty for the model's default.
+        init_batch: Crops in the batch of the data-dependent initialization.
+        turn: Whether crops are rotated by random multiples of 90 degrees.
         short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is shrunk.
-        unlabelled: Part of the labelled images that are shown as "no label given", by which a class-conditional model
-            learns to do without.
-        degradation: How LR images are made of HR ones: "bicubic", or "realistic", with blur, noise and JPEG for
+        unlabelled: Share of the labeled images that are shown without their label, so that a class-conditional model
+            learns to work without one.
+        degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
             upscalers of people's own photographs; see ``degradation.py``.
         degradation_strength: Factor on the amounts of blur, noise and JPEG.
         licence: Of the resulting weights, for their header.
+        text: The TOML text that it was parsed from.
     """
 
     name: str
@@ -158,42 +159,47 @@ class Recipe:
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
+    @property
+    def scale(self) -> int:
+        """Factor between the model's LR and HR images; 1 for models that are not upscalers."""
+        return getattr(self.model, "scale", 1)
+
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe.
+    """Read and check a recipe.
 
     Args:
-        path: A TOML file, or the name of a recipe that flowcore brings, e.g. "srflow-x4".
+        path: A TOML file, or the name of one of flowcore's recipes, e.g. "srflow-x4".
 
     Returns:
-        The recipe, checked.
+        The recipe.
 
     Raises:
         FlowError: Naming the key and the choices.
     """
     path = Path(path)
-    if not path.exists() and (FOLDER / f"{path.name.removesuffix('.toml')}.toml").exists():
-        path = FOLDER / f"{path.name.removesuffix('.toml')}.toml"
+    included = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
+    if not path.exists() and included.exists():
+        path = included
     if not path.exists():
-        brought = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
-        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {brought}.")
-    text = path.read_text(encoding="utf-8")
-    return parse_recipe(text)
+        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {names}.")
+    return parse_recipe(path.read_text(encoding="utf-8"))
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Parse a recipe.
+    """Parse and check a recipe.
 
     Args:
         text: TOML.
 
     Returns:
-        The recipe, checked.
+        The recipe.
 
     Raises:
         FlowError: Naming the key and the choices.
     """
-    raw = _toml(text)
+    raw = _parse_toml(text)
     stages: Any = raw.pop("stages", None)
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise FlowError("A recipe needs at least one [[stages]] table with name, objective and steps.")
@@ -203,12 +209,11 @@ def parse_recipe(text: str) -> Recipe:
     if not isinstance(model, dict):
         raise FlowError(f"[model] must be a table of the model's configuration; got {model!r}.")
     raw["model"] = configure(str(raw["architecture"]), model)
-    raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
     for k, stage in enumerate(recipe.stages):
-        scale = getattr(recipe.model, "scale", 1)
-        multiple = scale if stage.objective == "l1" else max(scale, _side_multiple(recipe))
+        multiple = recipe.scale if stage.objective == "l1" else max(recipe.scale, _crop_multiple(recipe))
         if stage.crop % multiple:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
@@ -218,24 +223,8 @@ def parse_recipe(text: str) -> Recipe:
     return recipe
 
 
-def _check_degradation(recipe: Recipe) -> None:
-    """Refuse a degradation that nothing is made with, and a loss that holds only for a plain one."""
-    if getattr(recipe.model, "scale", 1) == 1:
-        raise FlowError(
-            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
-            f"Leave it out; got {recipe.degradation!r}."
-        )
-    for k, stage in enumerate(recipe.stages):
-        if stage.lr_consistency:
-            raise FlowError(
-                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
-                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
-                f"degradation = 'bicubic'; got {stage.lr_consistency}."
-            )
-
-
 def held_out_names(source: str) -> frozenset[str]:
-    """Read the names of the photographs that are kept out of training.
+    """Read the names of the photographs that are held out of training.
 
     Args:
         source: The recipe's ``held_out``: "standard", a text file with one name a line, or "" for none. Lines that
@@ -261,9 +250,9 @@ def held_out_names(source: str) -> frozenset[str]:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Summarise what decides the parameters of a run: everything but names, places and habits of reporting.
+    """Hash everything that determines the parameters of a run, without names, paths and reporting.
 
-    Keys that a recipe leaves as they are do not count, so a key that flowcore learns later changes no fingerprint.
+    Fields at their defaults are left out, so that a field that is added later changes no fingerprint.
 
     Args:
         recipe: The recipe.
@@ -271,29 +260,44 @@ def fingerprint(recipe: Recipe) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    told = _told(recipe)
+    fields = _without_defaults(recipe)
     for key in WITHOUT_EFFECT:
-        told.pop(key, None)
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        fields.pop(key, None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _told(value: Any) -> Any:
-    """A dataclass as the dictionary of its fields that differ from their defaults."""
+def _without_defaults(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_told(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_without_defaults(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    return {f.name: _told(given) for f in dataclasses.fields(value) if (given := getattr(value, f.name)) != f.default}
+    fields = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+    return {name: _without_defaults(item) for name, (item, default) in fields.items() if item != default}
 
 
-def _side_multiple(recipe: Recipe) -> int:
+def _crop_multiple(recipe: Recipe) -> int:
     if isinstance(recipe.model, ColorizerConfig):
         return recipe.model.source_multiple  # crops are of luma
     with torch.device("meta"):
         return build(recipe.architecture, recipe.model).size_multiple
 
 
-def _toml(text: str) -> dict[str, Any]:
+def _check_degradation(recipe: Recipe) -> None:
+    if recipe.scale == 1:
+        raise FlowError(
+            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
+            f"Leave it out; got {recipe.degradation!r}."
+        )
+    for k, stage in enumerate(recipe.stages):
+        if stage.lr_consistency:
+            raise FlowError(
+                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
+                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
+                f"degradation = 'bicubic'; got {stage.lr_consistency}."
+            )
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib as toml
     else:
@@ -307,9 +311,17 @@ def _toml(text: str) -> dict[str, Any]:
         raise FlowError(f"The recipe is not valid TOML: {error}.") from error
 
 
+LISTS: dict[str, tuple[str, type[Any]]] = {  # what the items of a list are, and their type
+    "pyramid": ("finite numbers above 0, e.g. [1.0, 0.5]", float),
+    "sheet": ("temperatures from 0 to 4, e.g. [0, 0.8]", float),
+    "data": ('folders, e.g. ["photos"]', str),
+    "short_sides": ("whole numbers above 0, e.g. [256]", int),
+}
+
+
 def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     """Build a dataclass from plain values, checking names, types and choices."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields, types = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)
     for key in raw:
         if key not in fields:
             raise FlowError(
@@ -318,63 +330,40 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in raw:
             raise FlowError(f"The recipe lacks {prefix}{name}.")
-    values: dict[str, Any] = {}
-    choices = {
-        "Objective": Objective,
-        "Schedule": Schedule,
-        "Precision": Precision,
-        "Optimiser": Optimiser,
-        "Recompute": Recompute,
-        "DegradationKind": DegradationKind,
-    }
-    for key, value in raw.items():
-        expected = str(fields[key].type)
-        if expected in choices and value not in get_args(choices[expected]):
-            raise FlowError(
-                f"Recipe key {prefix}{key} must be one of {', '.join(get_args(choices[expected]))}; got {value!r}."
-            )
-        if expected == "float" and type(value) is int:
-            value = float(value)
-        if expected in ("int", "float", "str", "bool") and type(value).__name__ != expected:
-            raise FlowError(f"Recipe key {prefix}{key} must be of type {expected}; got {value!r}.")
-        low, high = LIMITS.get(key, (0, math.inf))
-        if expected in ("int", "float") and not (low <= value <= high and math.isfinite(value)):
-            most = "" if high == math.inf else f" and at most {high}"
-            raise FlowError(f"Recipe key {prefix}{key} must be a finite number, at least {low}{most}; got {value!r}.")
-        if key == "pyramid":
-            value = _sizes(value)
-        if key == "sheet":
-            value = _temperatures(value)
-        if key == "data":
-            value = _folders(value)
-        if key == "short_sides":
-            value = _lengths(value)
-        values[key] = tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return kind(**values)
+    return kind(**{key: _checked_value(key, value, types[key], prefix) for key, value in raw.items()})
 
 
-def _lengths(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or any(type(side) is not int or side < 1 for side in value):  # pyright: ignore[reportUnknownVariableType]
-        raise FlowError(f"Recipe key short_sides must be a list of whole numbers above 0, e.g. [256]; got {value!r}.")
-    return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+def _checked_value(key: str, value: Any, expected: Any, prefix: str) -> Any:
+    name = f"Recipe key {prefix}{key}"
+    if key in LISTS:
+        items, kind = LISTS[key]
+        if not _is_list(key, value):
+            raise FlowError(f"{name} must be a list of {items}; got {value!r}.")
+        return tuple(kind(item) for item in value)
+    if get_origin(expected) is Literal and value not in get_args(expected):
+        raise FlowError(f"{name} must be one of {', '.join(get_args(expected))}; got {value!r}.")
+    if expected is float and type(value) is int:
+        value = float(value)
+    if expected in (int, float, str, bool) and type(value) is not expected:
+        raise FlowError(f"{name} must be of type {expected.__name__}; got {value!r}.")
+    if expected in (int, float):
+        _check_number(name, value, *LIMITS.get(key, (0, math.inf)))
+    return value
 
 
-def _temperatures(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, (list, tuple)) or any(type(tau) not in (int, float) or not 0 <= tau <= 4 for tau in value):  # pyright: ignore[reportUnknownVariableType]
-        raise FlowError(f"Recipe key sheet must be a list of temperatures from 0 to 4, e.g. [0, 0.8]; got {value!r}.")
-    return tuple(float(tau) for tau in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if not (low <= value <= high and math.isfinite(value)):
+        maximum = "" if high == math.inf else f" and at most {high}"
+        raise FlowError(f"{name} must be a finite number, at least {low}{maximum}; got {value!r}.")
 
 
-def _folders(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or any(type(folder) is not str for folder in value):  # pyright: ignore[reportUnknownVariableType]
-        raise FlowError(f'Recipe key data must be a list of folders, e.g. ["photos"]; got {value!r}.')
-    return tuple(value)  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _sizes(value: Any) -> tuple[float, ...]:
-    numbers = isinstance(value, (list, tuple)) and all(
-        type(size) in (int, float) and 0 < size < math.inf for size in value
-    )
-    if not numbers or not value:
-        raise FlowError(f"Recipe key pyramid must be a list of finite numbers above 0, e.g. [1.0, 0.5]; got {value!r}.")
-    return tuple(float(size) for size in value)
+def _is_list(key: str, value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or (key == "pyramid" and not value):
+        return False
+    items: Sequence[Any] = value
+    kinds = (int, float) if LISTS[key][1] is float else (LISTS[key][1],)
+    if any(type(item) not in kinds for item in items):  # isinstance would take True for an int
+        return False
+    if key == "pyramid":
+        return all(0 < item < math.inf for item in items)
+    return all(0 <= item <= 4 for item in items) if key == "sheet" else key == "data" or min(items, default=1) >= 1

@@ -1,9 +1,8 @@
-"""Style directions: how digits are written, measured on images, as directions among a model's latents.
+"""Style directions: attributes of handwriting, measured on images, as directions among a model's latents.
 
-A class-conditional flow is told the digit, so its latents hold what is left: the hand. Attributes of the training
-images (how bold, how wide, how slanted, how messy), with what the digit explains taken away, are regressed on:
-``direction_k`` is what the latents differ by, on average, when attribute k is one standard deviation higher and the
-others stay as they are.
+The label that conditions the flow explains the digit, so its latents hold the rest: the handwriting. Attributes of the
+training images (how bold, wide, slanted and messy), minus the mean of their digit, are regressed on: ``direction_k`` is
+the average difference of the latents when attribute k is one standard deviation higher and the others are unchanged.
 
 Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible Neural Networks" (2019), section 4.1,
 finds such axes by principal components; measured attributes have names and signs.
@@ -22,6 +21,7 @@ from ..dequantization import quantization, to_integers
 from ..errors import FlowError
 from ..flow import Flow
 from ..models import build
+from ..models.class_conditional import ClassConditionalConfig
 
 STYLES = ("bold", "wide", "slanted", "messy")
 
@@ -31,8 +31,8 @@ def attributes(images: Tensor) -> Tensor:
 
     - bold: width of the stroke, twice the ink over the length of its outline;
     - wide: horizontal standard deviation of the ink, in pixels;
-    - slanted: how far the ink leans to the right for every pixel that it rises;
-    - messy: length of the outline over that of the same digit with its roughness smoothed away.
+    - slanted: how many pixels the ink leans to the right per pixel upwards;
+    - messy: length of the outline over that of the same digit, smoothed.
 
     Args:
         images: ``(B, 1, H, W)`` in [0, 1], ink is 1.
@@ -46,12 +46,12 @@ def attributes(images: Tensor) -> Tensor:
     columns = torch.arange(ink.shape[2], dtype=ink.dtype)[None]
     y = rows - ((ink * rows).sum((1, 2)) / mass)[:, None, None]
     x = columns - ((ink * columns).sum((1, 2)) / mass)[:, None, None]
-    spread = (ink * x * x).sum((1, 2)) / mass
-    height = ((ink * y * y).sum((1, 2)) / mass).clamp_min(1e-6)
-    lean = -(ink * x * y).sum((1, 2)) / mass / height  # rows count downwards
+    variance_x = (ink * x * x).sum((1, 2)) / mass
+    variance_y = ((ink * y * y).sum((1, 2)) / mass).clamp_min(1e-6)
+    slant = -(ink * x * y).sum((1, 2)) / mass / variance_y  # rows count downwards
     outline = _outline(ink)
     smooth = F.avg_pool2d(ink[:, None], 3, 1, 1)[:, 0]
-    return torch.stack([2 * mass / outline, spread.sqrt(), lean, outline / _outline(smooth)], dim=1)
+    return torch.stack([2 * mass / outline, variance_x.sqrt(), slant, outline / _outline(smooth)], dim=1)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def measure_styles(
     batch: int = 500,
     log: Callable[[str], None] | None = None,
 ) -> Flow:
-    """Measure the directions of ``STYLES`` on labelled images, and put them into a model.
+    """Measure the directions of ``STYLES`` on labeled images, and add them to a model.
 
     Args:
         flow: A class-conditional model.
@@ -72,7 +72,7 @@ def measure_styles(
         labels: ``(N,)``, whole numbers below the model's number of classes.
         seed: Of the dequantization noise.
         batch: Images encoded at once.
-        log: Called with a sentence on how much of each attribute the latents explain linearly.
+        log: Called with a line on the variance of each attribute that the latents explain linearly.
 
     Returns:
         The same model with ``styles``; strengths are in standard deviations of the attribute within a digit.
@@ -80,21 +80,22 @@ def measure_styles(
     Raises:
         FlowError: If the model is not class-conditional.
     """
-    if flow.architecture != "class_conditional":
+    if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
     bins = quantization(flow)
     generator = torch.Generator("cpu").manual_seed(seed)
-    wanted = _within_classes(attributes(images), labels)  # (N, 4)
+    targets = _center_classes(attributes(images), labels)
+    targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         k = to_integers(x, bins.n_bits)[0]
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
         latents.append(torch.cat([z.flatten(1) for z in flow(noisy, flow.encode_condition(y))[0]], dim=1))
-    z = _within_classes(torch.cat(latents).double(), labels, scaled=False)
-    shared = wanted.T @ z / len(z)  # (4, D): covariance with the latents
-    directions = torch.linalg.solve(wanted.T @ wanted / len(z), shared)
+    z = _center_classes(torch.cat(latents).double(), labels)
+    covariance = targets.T @ z / len(z)  # (4, D)
+    directions = torch.linalg.solve(targets.T @ targets / len(z), covariance)
     if log is not None:
-        explained = directions.square().sum(1)  # of unit variance each, since latents are nearly independent
+        explained = directions.square().sum(1)  # latents are nearly independent, of unit variance each
         log(
             "variance of the attribute along its direction: "
             + ", ".join(f"{name} {float(value):.2f}" for name, value in zip(STYLES, explained, strict=True))
@@ -103,16 +104,7 @@ def measure_styles(
 
 
 def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
-    """Copy a class-conditional model with named directions among its latents.
-
-    Args:
-        flow: The model.
-        names: S names.
-        directions: ``(S, D)``.
-
-    Returns:
-        A model that shares the weights.
-    """
+    """Copy a class-conditional model, with S named directions ``(S, D)`` among its latents; weights are shared."""
     with torch.device("meta"):
         copy = build(flow.architecture, dataclasses.replace(flow.config, styles=names))
     copy.load_state_dict({**flow.state_dict(), "style_directions": directions}, assign=True)
@@ -121,14 +113,15 @@ def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
 
 
 def _outline(ink: Tensor) -> Tensor:
+    """Length of the outline: the total variation of the ink."""
     across = (ink[:, :, 1:] - ink[:, :, :-1])[:, :-1]
     down = (ink[:, 1:] - ink[:, :-1])[:, :, :-1]
     return torch.sqrt(across.square() + down.square() + 1e-12).sum((1, 2)).clamp_min(1e-6)
 
 
-def _within_classes(values: Tensor, labels: Tensor, *, scaled: bool = True) -> Tensor:
-    """Take the mean of every class away, and bring what is left to unit variance."""
+def _center_classes(values: Tensor, labels: Tensor) -> Tensor:
+    """Subtract the mean of every class."""
     values = values.clone()
     for label in labels.unique():
         values[labels == label] -= values[labels == label].mean(0)
-    return values / values.square().mean(0).sqrt() if scaled else values
+    return values

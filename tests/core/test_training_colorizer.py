@@ -16,7 +16,8 @@ from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma
 from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
-from flowcore.training.data import Colours, open_data
+from flowcore.training.colors import ColorPhotographs
+from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 
@@ -104,7 +105,7 @@ def first_loss(photos, run, *changes):
 
 def test_a_colorizer_is_trained_on_colours(photos, tmp_path):
     data = open_data(recipe(), photos, tmp_path)
-    assert isinstance(data, Colours)
+    assert isinstance(data, ColorPhotographs)
     assert {min(e.height, e.width) for e in data.training} == {32, 40}
     assert data.photographs.turn is False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import threading
 import time
@@ -11,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -21,8 +23,12 @@ from PIL import Image, ImageFile
 from flowcore.errors import ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.resize import shrink
-from flowcore.training import pictures
-from flowcore.training.data import Colours, Photographs, find_pictures
+from flowcore.training import image_sources
+from flowcore.training.colors import ColorPhotographs
+from flowcore.training.data import open_data
+from flowcore.training.image_sources import find_images
+from flowcore.training.photographs import Photographs
+from flowcore.training.recipe import held_out_names, parse_recipe, read_recipe
 
 from .photographs import photograph, photographs
 
@@ -235,7 +241,7 @@ def test_processes_side_by_side_decode_into_one_cache(folder, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ImageError, match=r"could not be kept in .*another folder"):
+    with pytest.raises(ImageError, match=r"could not be stored in .*another folder"):
         opened(folder, tmp_path)
 
 
@@ -253,7 +259,7 @@ def test_batches_may_be_cut_in_many_threads(folder, tmp_path):
 
 
 def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "TINY", 0)
+    monkeypatch.setattr(image_sources, "SMALL_IMAGE", 0)
     folder = flat(tmp_path / "photos", [30 * k for k in range(8)])
 
     def make(image):
@@ -261,7 +267,7 @@ def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
         time.sleep((210 - level) / 3000)  # the first is slowest
         return level
 
-    came = list(pictures.from_each(find_pictures(folder), make))
+    came = list(image_sources.decode_each(find_images(folder), make))
     assert [(picture.name, level, reason) for picture, level, reason in came] == [
         (f"{k:02d}.png", 30 * k, "") for k in range(8)
     ]
@@ -270,9 +276,9 @@ def test_what_is_made_of_pictures_comes_in_their_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("budget", "most"), [(2**25, None), (3 * 32 * 32, 3), (1, 1)])
 def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
     folder = flat(tmp_path / "photos", range(12))
-    monkeypatch.setattr(pictures, "PIXELS_IN_FLIGHT", budget)
-    monkeypatch.setattr(pictures, "TINY", 0)
-    monkeypatch.setattr(pictures.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(image_sources, "MAX_PIXELS_IN_FLIGHT", budget)
+    monkeypatch.setattr(image_sources, "SMALL_IMAGE", 0)
+    monkeypatch.setattr(image_sources.os, "cpu_count", lambda: 4)
     made, taken, lock, waiting = 0, 0, threading.Lock(), []
 
     def make(_):
@@ -282,7 +288,7 @@ def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
             waiting.append(made - taken)
         time.sleep(0.005)
 
-    for _ in pictures.from_each(find_pictures(folder), make):
+    for _ in image_sources.decode_each(find_images(folder), make):
         with lock:
             taken += 1
         time.sleep(0.01)  # whoever takes them is slower than they are made
@@ -293,13 +299,13 @@ def test_pictures_in_memory_are_bounded(tmp_path, monkeypatch, budget, most):
 
 @pytest.mark.parametrize("tiny", [0, 2**14])
 def test_what_goes_wrong_in_making_ends_all(folder, monkeypatch, tiny):
-    monkeypatch.setattr(pictures, "TINY", tiny)
+    monkeypatch.setattr(image_sources, "SMALL_IMAGE", tiny)
 
     def make(_):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(pictures.from_each(find_pictures(folder), make))
+        list(image_sources.decode_each(find_images(folder), make))
 
 
 # --- several folders --------------------------------------------------------------------------------------------------
@@ -329,18 +335,18 @@ def test_a_photograph_that_lies_in_two_of_the_folders_counts_once(folder, tmp_pa
     photographs(folder / "more", [(40, 40), (44, 44)])
     (tmp_path / "link").symlink_to(folder / "more")
     for folders in ([folder, folder / "more"], [folder / "more", folder], [folder, tmp_path / "link"], [folder] * 2):
-        found = find_pictures(folders)
+        found = find_images(folders)
         assert len(found) == len({p.name for p in found}) == 5
 
 
 def test_no_folder_and_one_that_is_not_there_are_refused(folder, tmp_path):
     with pytest.raises(ImageError, match="Name at least one folder"):
-        find_pictures([])
+        find_images([])
     with pytest.raises(ImageError, match=r"There is no folder .*nowhere.*photos\.zip/train"):
-        find_pictures([folder, tmp_path / "nowhere"])
+        find_images([folder, tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"No images in .*empty"):
-        find_pictures([folder, tmp_path / "empty"])
+        find_images([folder, tmp_path / "empty"])
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -368,27 +374,29 @@ def test_photographs_in_an_archive_are_those_of_the_folder(folder, archive, tmp_
     files = {e.name: e for e in opened(folder, tmp_path).training}
     folders = opened(folder, tmp_path)
     for entry in data.training:
-        for one, two in zip(data._images(entry), folders._images(files[entry.name.split("/")[1]]), strict=True):
+        for one, two in zip(
+            data.cache.images(entry), folders.cache.images(files[entry.name.split("/")[1]]), strict=True
+        ):
             assert np.array_equal(one, two)
 
 
 def test_the_folder_within_an_archive_is_chosen_by_its_path(archive, tmp_path):
-    assert len(find_pictures(archive)) == 4
-    assert [p.name for p in find_pictures(archive / "train" / "dogs")] == ["photo0.png"]
-    both = find_pictures([archive / "test", archive / "train"])
+    assert len(find_images(archive)) == 4
+    assert [p.name for p in find_images(archive / "train" / "dogs")] == ["photo0.png"]
+    both = find_images([archive / "test", archive / "train"])
     assert [p.name for p in both][:2] == ["1-test/cats/other.png", "2-train/cats/photo1.png"]
-    assert len(find_pictures([archive, archive / "train"])) == 4
+    assert len(find_images([archive, archive / "train"])) == 4
     with pytest.raises(ImageError, match=r"No images in tra of .*set\.zip, which holds __MACOSX, test, train\."):
-        find_pictures(archive / "tra")
+        find_images(archive / "tra")
 
 
 def test_an_archive_that_is_none_is_refused(tmp_path):
     (tmp_path / "set.zip").write_text("no archive")
-    with pytest.raises(ImageError, match=r"set\.zip is no ZIP archive, or damaged"):
-        find_pictures(tmp_path / "set.zip" / "train")
+    with pytest.raises(ImageError, match=r"set\.zip is not a ZIP archive, or damaged"):
+        find_images(tmp_path / "set.zip" / "train")
     (tmp_path / "photos.zip").mkdir()
     photographs(tmp_path / "photos.zip" / "a", [(40, 40)])
-    assert [p.name for p in find_pictures(tmp_path / "photos.zip")] == ["a/photo0.png"]  # a folder of that name
+    assert [p.name for p in find_images(tmp_path / "photos.zip")] == ["a/photo0.png"]  # a folder of that name
 
 
 def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monkeypatch):
@@ -398,7 +406,7 @@ def test_damaged_and_huge_members_are_skipped_and_listed(archive, tmp_path, monk
         sizes = {i.filename: i.file_size for i in opened_archive.infolist()}
     content[info.header_offset + 200] ^= 255
     archive.write_bytes(content)
-    monkeypatch.setattr(pictures, "MOST_BYTES", sizes["train/dogs/photo0.png"] - 1)
+    monkeypatch.setattr(image_sources, "MAX_MEMBER_BYTES", sizes["train/dogs/photo0.png"] - 1)
     data = opened(archive / "train", tmp_path)
     assert [e.name for e in data.training] == ["cats/photo2.png"]
     assert data.skipped[0].startswith("cats/photo1.png: ")
@@ -437,22 +445,47 @@ def test_held_out_photographs_are_spread_over_the_names(tmp_path):
     assert sorted({e.name for e in data.held_out}) == ["00.png", "04.png", "08.png"]
 
 
-@pytest.mark.parametrize(
-    ("images", "validation"),
-    [
-        (1, 4),
-        (2, 2),
-        (3, 4),
-        (3, 1),
-        (5, 4),
-        (7, 6),
-    ],
-)
-def test_holding_out_leaves_something_to_train_on(tmp_path, images, validation):
+@pytest.mark.parametrize(("images", "validation"), [(1, 4), (2, 2), (3, 4), (3, 1), (5, 4), (7, 6)])
+def test_holding_out_leaves_images_to_train_on(tmp_path, images, validation):
     data = opened(flat(tmp_path / "photos", range(images)), tmp_path, validation=validation)
     assert data.training
     assert len(data.training) + len(data.held_out) == images
     assert len(data.held_out) <= validation
+
+
+def test_listed_names_and_no_others_are_held_out(tmp_path):
+    folder = flat(tmp_path / "photos", range(4))
+    flat(folder / "more", range(2))
+    data = opened(folder, tmp_path, pyramid=(1.0, 0.5), validation=3, held_out=frozenset({"01.png", "missing.png"}))
+    assert [(e.name, e.factor) for e in data.held_out] == [
+        (name, factor) for name in ("01.png", "more/01.png") for factor in (1.0, 0.5)
+    ]
+    assert {e.name for e in data.training} == {"00.png", "02.png", "03.png", "more/00.png"}
+    unlisted = opened(folder, tmp_path, validation=3, held_out=frozenset({"missing.png", "1.png"}))
+    assert len(unlisted.held_out) == 3  # none of them exists: by number
+    with pytest.raises(ImageError, match=r"All 2 images in .* are on the list"):
+        opened(folder / "more", tmp_path, held_out=frozenset({"00.png", "01.png"}))
+
+
+@pytest.mark.parametrize("recipe", ["srflow-x4", "color-photos", "glow-photos"])
+def test_a_recipe_with_the_standard_list_never_trains_on_it(tmp_path, recipe):
+    listed = sorted(held_out_names("standard"))
+    assert len(listed) > 100
+    assert all(len(PurePath(name).parts) == 1 and PurePath(name).suffix for name in listed)
+    folders = [tmp_path / "photos", tmp_path / "photos-large"]
+    for folder, names in zip(folders, (listed[::40], listed[1::40]), strict=True):
+        folder.mkdir()
+        for k, name in enumerate([*names, "a.png", "b.jpg"]):
+            level = 200 if k < len(names) else 50
+            Image.new("RGB", (64, 64), (level, level, level)).save(folder / name)
+    text = re.sub(r"(?m)^(held_out|pyramid|short_sides) = .*\n", "", read_recipe(recipe).text)
+    data = open_data(parse_recipe('held_out = "standard"\n' + text), folders, tmp_path / "cache")
+    assert {PurePath(e.name).name for e in data.held_out} == {*listed[::40], *listed[1::40]}
+    assert {PurePath(e.name).name for e in data.training} == {"a.png", "b.jpg"}
+    photographs = data.photographs if recipe == "color-photos" else data
+    for step in range(20):
+        assert photographs.batch(8, 32, 0, step)[0].max() * 255 < 60
+        assert photographs.batch(8, 32, 0, step, held_out=True)[0].min() * 255 > 190
 
 
 def corrupt_png(path):
@@ -520,7 +553,7 @@ def test_a_damaged_file_is_skipped_and_listed(folder, tmp_path, name, damage):
     ("name", "damage", "reason"),
     [
         ("a.webp", empty, "it is empty"),
-        ("a.png", renamed_text, "it is no image of a kind that Pillow reads"),
+        ("a.png", renamed_text, "Pillow does not know its format"),
         ("a.jpg", half_a_jpeg, "truncated"),
         ("a.png", bomb, "3600000000 pixels"),
     ],
@@ -576,7 +609,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 def sole(tmp_path, **options):
     """The pixels of the only picture."""
     data = opened(tmp_path / "photos", tmp_path, **{"scale": 1, **options})
-    return data._images(data.training[0])[0]
+    return data.cache.images(data.training[0])[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
@@ -695,7 +728,7 @@ def test_short_sides_have_a_cache_of_their_own(folder, tmp_path):
 
 def colours(folder, tmp_path, **options):
     data = Photographs(folder, tmp_path / "cache", scale=1, validation=1, turn=False)
-    return Colours(data, **options)
+    return ColorPhotographs(data, **options)
 
 
 def rectangle(mask):

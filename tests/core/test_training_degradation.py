@@ -10,8 +10,17 @@ import torch
 from PIL import Image
 
 from flowcore.images.resize import shrink
-from flowcore.training.data import Photographs
-from flowcore.training.degradation import BEST, GRID, MOST_PHOTON, WIDEST, WORST, Degradation, degrade, draw_degradation
+from flowcore.training.degradation import (
+    GRID,
+    MAX_BLUR,
+    MAX_PHOTON,
+    MAX_QUALITY,
+    MIN_QUALITY,
+    Degradation,
+    degrade,
+    draw_degradation,
+)
+from flowcore.training.photographs import Photographs
 
 from .photographs import photograph, photographs
 
@@ -24,7 +33,7 @@ def image(height=192, width=256, seed=0):
     return np.asarray(photograph(height, width, seed=seed))
 
 
-def grey(level, side=512):
+def gray(level, side=512):
     return np.full((side, side, 3), level, dtype=np.uint8)
 
 
@@ -55,10 +64,10 @@ def test_without_any_degradation_lr_is_that_of_the_papers(scale):
     [
         {"blur": (0.9, 0.9)},
         {"blur": (0.9, 0.3), "direction": 0.7},
-        {"shrinking": "bilinear"},
-        {"shrinking": "area"},
+        {"kernel": "bilinear"},
+        {"kernel": "area"},
         {"quality": 40, "grid": (5, 11)},
-        {"quality": 40, "halved": True, "grid": (0, 15)},
+        {"quality": 40, "subsampled": True, "grid": (0, 15)},
         {"blur": (0.9, 0.5), "direction": 2.0, "quality": 60, "grid": (9, 1)},
     ],
     ids=str,
@@ -69,7 +78,7 @@ def test_a_crop_is_the_part_of_a_larger_crop(scale, way):
     hr, way = image(384, 384), Degradation(**way)
     small = degrade(hr, scale, 32, 32, 20, way, rng())
     large = degrade(hr, scale, 32 - GRID, 32 - GRID, 20 + 2 * GRID, way, rng())[GRID : GRID + 20, GRID : GRID + 20]
-    if way.halved:  # JPEG mixes the colours of neighbours when it enlarges them, and at the outermost pixels has none
+    if way.subsampled:  # JPEG interpolates chroma, and has no neighbors to do so at the outermost pixels
         small, large = small[1:-1, 1:-1], large[1:-1, 1:-1]
     assert small.std() > 20
     assert np.abs(small.astype(int) - large).max() <= 1  # of rounding; a border shows by far more
@@ -114,11 +123,11 @@ def test_blur_is_along_its_direction_and_as_wide_as_stated():
 
 def test_noise_of_photons_is_even_and_that_of_the_sensor_is_in_the_shadows():
     for level in (60, 128, 200):
-        assert lr_of(grey(level), 4, 128, photon=0.03).std() == pytest.approx(0.03, rel=0.05)
-    read = {level: lr_of(grey(level), 4, 128, read=0.01).std() for level in (60, 128, 200)}
+        assert lr_of(gray(level), 4, 128, photon=0.03).std() == pytest.approx(0.03, rel=0.05)
+    read = {level: lr_of(gray(level), 4, 128, read=0.01).std() for level in (60, 128, 200)}
     assert read[128] == pytest.approx(0.01, rel=0.05)
     assert read[60] > 2 * read[128] > 2.5 * read[200]
-    coloured, alike = (lr_of(grey(128), 4, 128, photon=0.03, grey=one) for one in (False, True))
+    coloured, alike = (lr_of(gray(128), 4, 128, photon=0.03, gray=one) for one in (False, True))
     assert np.ptp(alike, axis=2).max() == 0
     assert np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1] < 0.05
     assert abs(coloured.mean() - 128 / 255) < 0.002
@@ -131,7 +140,8 @@ def test_jpeg_costs_more_at_lower_quality_and_colour_at_half_resolution():
     assert 0 < costs[0] < costs[1] < costs[2]
     chroma = np.array([0.5, -0.4, -0.1])
     full, half = (
-        np.abs((lr_of(hr, 2, 128, quality=95, halved=halved) - plain) @ chroma).mean() for halved in (False, True)
+        np.abs((lr_of(hr, 2, 128, quality=95, subsampled=subsampled) - plain) @ chroma).mean()
+        for subsampled in (False, True)
     )
     assert half > 1.5 * full
 
@@ -148,11 +158,11 @@ def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
 
     assert part(lambda w: max(w.blur) == 0) == pytest.approx(0.25, abs=0.03)
     assert part(lambda w: w.blur[1] < w.blur[0]) == pytest.approx(0.3, abs=0.03)
-    assert part(lambda w: w.shrinking == "bicubic") == pytest.approx(0.6, abs=0.03)
-    assert part(lambda w: w.shrinking == "area") == pytest.approx(0.2, abs=0.03)
+    assert part(lambda w: w.kernel == "bicubic") == pytest.approx(0.6, abs=0.03)
+    assert part(lambda w: w.kernel == "area") == pytest.approx(0.2, abs=0.03)
     assert part(lambda w: w.photon == w.read == 0) == pytest.approx(0.4, abs=0.03)
     assert part(lambda w: w.quality is None) == pytest.approx(0.25, abs=0.03)
-    assert part(lambda w: w.halved) == pytest.approx(0.6, abs=0.03)
+    assert part(lambda w: w.subsampled) == pytest.approx(0.6, abs=0.03)
     assert part(lambda w: max(w.blur) == w.photon == w.read == 0 and w.quality is None) == pytest.approx(
         0.025, abs=0.01
     )
@@ -164,10 +174,13 @@ def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
 def test_strength_is_a_factor_on_the_amounts(strength):
     generator = rng()
     ways = [draw_degradation(generator, strength) for _ in range(2000)]
-    assert max(max(w.blur) for w in ways) == pytest.approx(strength * WIDEST, rel=0.02)
-    assert max(w.photon for w in ways) == pytest.approx(strength * MOST_PHOTON, rel=0.05)
+    assert max(max(w.blur) for w in ways) == pytest.approx(strength * MAX_BLUR, rel=0.02)
+    assert max(w.photon for w in ways) == pytest.approx(strength * MAX_PHOTON, rel=0.05)
     qualities = [w.quality for w in ways if w.quality is not None]
-    assert (min(qualities), max(qualities)) == (round(BEST - strength * (BEST - WORST)), BEST)
+    assert (min(qualities), max(qualities)) == (
+        round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY)),
+        MAX_QUALITY,
+    )
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from flowcore.errors import FlowError, ImageError
 from flowcore.evaluation.density import evaluate_density
 from flowcore.evaluation.tables import density_table
 from flowcore.models import build, configure
-from flowcore.training.data import Digits, read_idx
+from flowcore.training.digits import Digits, read_idx
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.styles import STYLES, attributes, measure_styles
@@ -168,7 +168,7 @@ def test_batches_of_digits_are_a_function_of_seed_and_step(tmp_path):
 def test_what_is_no_mnist_is_refused(tmp_path, content):
     name = "train-images-idx3-ubyte" + (".gz" if content[:2] == b"\x1f\x8b" else "")
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match="no file of MNIST"):
+    with pytest.raises(ImageError, match="not a file of MNIST"):
         read_idx(tmp_path, "train-images-idx3-ubyte")
 
 

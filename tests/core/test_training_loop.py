@@ -20,8 +20,8 @@ from flowcore.checkpoints.file import read, read_header
 from flowcore.dequantization import dequantize
 from flowcore.errors import FlowError
 from flowcore.likelihood import bits_per_dim, log_prob
-from flowcore.training.data import Photographs
 from flowcore.training.loop import train
+from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import parse_recipe
 
 from .photographs import photographs
@@ -505,7 +505,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, photos, t
         (run / "checkpoint.pt").write_bytes(damage)
     lines = []
     train(recipe(), photos, run, log=lines.append)
-    assert any("going on after step 12" in line for line in lines)
+    assert any("resuming after step 12" in line for line in lines)
     assert any("checkpoint.pt is damaged" in line for line in lines) == (damage is not None)
     assert_same_run(whole[0], run)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+import textwrap
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +16,8 @@ import torch
 from flowcore.device import free_memory
 from flowcore.models import build, configure
 from flowcore.networks.residual import NetworkNorm
-from flowcore.training.memory import PeakMemory, largest_batch, recomputed, units
-from flowcore.training.objective import Likelihood, objective
+from flowcore.training.memory import PeakMemory, largest_batch, recomputable_modules, recompute_activations
+from flowcore.training.objective import Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.transforms import BatchNorm, batch_moments
 
@@ -50,7 +55,7 @@ def batch(flow, size=4, side=16):
 def gradients(loss, flow, x, source, *, recompute):
     noise = loss.noise(tuple(x.shape), torch.Generator().manual_seed(2))
     torch.manual_seed(3)  # for dropout
-    with recomputed(flow) if recompute else nullcontext():
+    with recompute_activations(flow) if recompute else nullcontext():
         with batch_moments(flow):
             value = loss(x, source, noise)
         value.backward()
@@ -80,7 +85,7 @@ def test_recomputed_steps_have_the_same_gradients(architecture):
 def test_so_does_an_encoder_that_is_trained_alone():
     flow = model("srflow")
     x, source = batch(flow)
-    loss = objective(flow, Stage(name="encoder", objective="l1", steps=1, lr_consistency=1.0))
+    loss = make_objective(flow, Stage(name="encoder", objective="l1", steps=1, lr_consistency=1.0))
     assert_same(*(gradients(loss, flow, x, source, recompute=way)[1] for way in (False, True)))
 
 
@@ -99,10 +104,14 @@ def test_running_moments_follow_a_batch_once():
 
 def test_afterwards_a_model_is_as_it_was():
     flow = model("srflow")
-    before = [dict(part.__dict__) for part in units(flow)]
-    with recomputed(flow):
-        assert any(part.__dict__.keys() != was.keys() for part, was in zip(units(flow), before, strict=True))
-    assert [part.__dict__.keys() for part in units(flow)] == [was.keys() for was in before]
+
+    def attributes():
+        return [set(module.__dict__) for module in recomputable_modules(flow)]
+
+    before = attributes()
+    with recompute_activations(flow):
+        assert all(now != was for now, was in zip(attributes(), before, strict=True))
+    assert attributes() == before
 
 
 def peak(steps, *, recompute, size=16):
@@ -166,6 +175,32 @@ def test_what_items_take_is_found_behind_what_does_not_grow():
     assert largest_batch(step, 1_000_000, most=1)[0] > 0  # nothing shows, and it ends
 
 
-def test_free_memory_is_said_or_not_known():
+def test_free_memory_is_plausible_or_unknown():
     free = free_memory("cpu")
     assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_freed_memory_is_used_again_on_request_alone(keep):
+    """Memory that is new to the process has a page fault per page; in a process of its own, which it changes."""
+    program = textwrap.dedent(
+        """
+        import resource, sys, torch
+        from flowcore.device import keep_freed_memory
+        if sys.argv[1] == "True" and not keep_freed_memory():
+            sys.exit("no glibc")
+        faults = []
+        for _ in range(3):  # 64 MiB, 16,384 pages, each time
+            torch.empty(2**24).fill_(1.0)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        print(faults[2] - faults[1])
+        """
+    )
+    command = [sys.executable, "-c", program, str(keep)]
+    root = Path(__file__).resolve().parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
+    if "no glibc" in done.stderr or not sys.platform.startswith("linux"):
+        pytest.skip("the allocator is not glibc's")
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) < 1000) == keep

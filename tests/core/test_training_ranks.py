@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from flowcore.errors import FlowError
+from flowcore.training.distributed import Distributed
 from flowcore.training.loop import train
-from flowcore.training.ranks import Ranks
 from flowcore.training.recipe import parse_recipe
 
 from .photographs import photographs
@@ -114,13 +114,13 @@ def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path):
 
 
 def test_processes_share_a_batch_equally_or_not_at_all():
-    shares = [range(12)[Ranks(rank, 3).share(12)] for rank in range(3)]
+    shares = [range(12)[Distributed(rank, 3).shard(12)] for rank in range(3)]
     assert [list(share) for share in shares] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(FlowError, match=r"batch of 16 cannot be shared equally by 3 processes.*divides 16"):
-        Ranks(0, 3).share(16)
+        Distributed(0, 3).shard(16)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step(photos, tmp_path):
     with pytest.raises(FlowError, match="batch of 4"):
-        train(parse_recipe(UPSCALER), photos, tmp_path / "run", ranks=Ranks(0, 3), log=lambda _: None)
+        train(parse_recipe(UPSCALER), photos, tmp_path / "run", distributed=Distributed(0, 3), log=lambda _: None)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

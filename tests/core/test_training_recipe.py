@@ -6,7 +6,7 @@ import pytest
 
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.models.srflow import SRFlowConfig
-from flowcore.training.recipe import FOLDER, Recipe, Stage, parse_recipe, read_recipe
+from flowcore.training.recipe import RECIPES, Recipe, Stage, parse_recipe, read_recipe
 
 GOOD = """
 name = "tiny"
@@ -45,12 +45,12 @@ def test_a_recipe_is_read():
     assert recipe.text == GOOD
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
 def test_every_recipe_that_flowcore_brings_is_valid(name):
     recipe = read_recipe(name)
     assert recipe.name == name
     assert recipe == read_recipe(f"{name}.toml")
-    assert recipe == read_recipe(FOLDER / f"{name}.toml")
+    assert recipe == read_recipe(RECIPES / f"{name}.toml")
     for stage in recipe.stages:
         assert stage.crop % (getattr(recipe.model, "scale", 1) * 2) == 0
 

@@ -12,9 +12,9 @@ import torch
 from flowcore.cli.main import build_parser
 from flowcore.models import build
 from flowcore.training.objective import lr_encoder
-from flowcore.training.recipe import FOLDER, read_recipe
+from flowcore.training.recipe import RECIPES, read_recipe
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 every_recipe = pytest.mark.parametrize("name", NAMES)
 
 

@@ -14,7 +14,7 @@ from talk import WORKFLOWS, graph, options, refusal
 
 from flowcore import load
 from flowcore.checkpoints.file import read_header
-from flowcore.training.recipe import FOLDER
+from flowcore.training.recipe import RECIPES as INCLUDED
 
 RECIPE = """
 name = "tiny"
@@ -192,7 +192,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photo
     host.run(graph(m=("FlowcoreLoadModel", {"model_name": "stopped.safetensors"}), p=("PreviewAny", {"source": "m.1"})))
     told = cancelled(host, workflow)
     assert told == stopped + 1
-    assert f"going on after step {stopped}\n" in (run(host, "stopped") / "log.txt").read_text()
+    assert f"resuming after step {stopped}\n" in (run(host, "stopped") / "log.txt").read_text()
     assert step_of(run(host, "stopped") / "checkpoint.pt") > stopped
     assert read_header(model(host, "stopped")).provenance["steps"] > stopped
     refusal(host, training("stopped"), "long.toml (now as-it-is.toml)", "set restart")
@@ -212,7 +212,7 @@ def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
     else:  # a machine that became slower: there is more to do, so the cache does not answer
         assert "The time was up" in ui["text"][0]
         host.run(training("short", recipe=recipes["long"], minutes=0.02))
-        assert "going on after" in (run(host, "short") / "log.txt").read_text()
+        assert "resuming after" in (run(host, "short") / "log.txt").read_text()
 
 
 def test_training_starts_from_a_model(host, photos, recipes):
@@ -256,7 +256,7 @@ def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
         ({"folder": "tiny-photos/0.png"}, ["is a file, not a folder"]),
         ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
         ({"folder": "../output"}, ["holds ComfyUI's output folder"]),
-        ({"recipe": "mnist-styles"}, ["no file of MNIST"]),
+        ({"recipe": "mnist-styles"}, ["not a file of MNIST"]),
         ({"recipe": "nothing.toml"}, ["there is no 'nothing.toml'", "srflow-x4"]),
         ({"recipe": "broken.toml"}, ["broken.toml", "lacks architecture"]),
         ({"minutes": -1.0}, ["min"]),
@@ -282,7 +282,7 @@ def test_too_small_images_raise_a_readable_error(host, photos, recipes):
 
 def test_shipped_recipes_come_first(host, recipes):
     info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
-    listed, brought = options(info, "recipe"), sorted(path.stem for path in FOLDER.glob("*.toml"))
+    listed, brought = options(info, "recipe"), sorted(path.stem for path in INCLUDED.glob("*.toml"))
     assert listed[: len(brought)] == brought
     assert {"as-it-is.toml", "long.toml"} <= set(listed[len(brought) :])
     assert options(info, "start")[0] == "nothing"

@@ -1,0 +1,122 @@
+"""Checkpoints of a run: written atomically, so that a complete one exists whenever the process is killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.writing import replacing
+from ..errors import FlowError
+from ..flow import Flow
+
+
+@dataclass
+class RunState:
+    """What a checkpoint stores besides tensors; the field names are part of its format.
+
+    Attributes:
+        step: Finished steps, over all stages.
+        skipped: Steps whose update was skipped because loss or gradient was not finite.
+        bad: How many of the last steps, consecutively, were skipped.
+        rate: Factor on the recipe's learning rates, halved whenever the run went back to a checkpoint.
+        retreats: How often it went back.
+        initialised: Whether the data-dependent initialization was made.
+        length: Factor on the recipe's numbers of steps, below 1 where time is short.
+        precision: "float32" or "bfloat16", once chosen.
+        recompute: "always" or "never", once chosen.
+        origin: Text on the model that the weights were taken from, if any.
+        seconds: Time spent training.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad: int = 0
+    rate: float = 1.0
+    retreats: int = 0
+    initialised: bool = False
+    length: float = 1.0
+    precision: str = ""
+    recompute: str = ""
+    origin: str = ""
+    seconds: float = 0.0
+
+
+class Checkpoints:
+    """The two checkpoints of a run: ``checkpoint.pt``, the newest, and ``checkpoint.previous.pt``, the one before it.
+
+    While steps are not finite, the previous one stays what it is: the last good one. Each is written to a temporary
+    file, flushed to the disk and then renamed.
+    """
+
+    def __init__(self, run: Path, fingerprint: str) -> None:
+        """Take the run's folder and the fingerprint of its recipe; a checkpoint of another recipe is refused."""
+        self.newest, self.previous = run / "checkpoint.pt", run / "checkpoint.previous.pt"
+        self.fingerprint = fingerprint
+        self._newest_is_good = False
+
+    def write(
+        self, flow: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer | None, state: RunState
+    ) -> None:
+        """Write the newest checkpoint; the one that was the newest becomes the previous one, if it is good."""
+        content = {
+            "flow": flow.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": None if optimiser is None else optimiser.state_dict(),
+            "progress": vars(state).copy(),
+            "recipe": self.fingerprint,
+        }
+        with replacing(self.newest) as partial:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+            if self.newest.exists() and self._newest_is_good:
+                os.replace(self.newest, self.previous)
+        self._newest_is_good = state.bad == 0
+
+    def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is readable.
+
+        Args:
+            log: Called with a line on one that is damaged.
+            good: Whether to ignore checkpoints whose last steps were not finite.
+
+        Returns:
+            Its content, or None if there is none.
+
+        Raises:
+            FlowError: If it belongs to another recipe.
+        """
+        for path in (self.newest, self.previous):
+            if not path.exists():
+                continue
+            try:
+                content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                state: dict[str, Any] = content["progress"]
+            except Exception as error:  # a damaged file can raise anything
+                log(f"{path.name} is damaged ({type(error).__name__}: {error}); trying the one before it")
+                continue
+            if content["recipe"] != self.fingerprint:
+                raise FlowError(
+                    f"{path.parent} holds a run of another recipe (model, stages or seed differ). Choose another "
+                    "--run folder."
+                )
+            is_good = state.get("bad", 0) == 0
+            if path == self.newest:
+                self._newest_is_good = is_good
+            if is_good or not good:
+                return content
+        return None
+
+
+def restore(content: Mapping[str, Any], flow: Flow, average: Flow, state: RunState) -> dict[str, Any] | None:
+    """Load a checkpoint's content into models and state, and return the optimizer's state, if there is one."""
+    flow.load_state_dict(content["flow"])
+    average.load_state_dict(content["average"])
+    for name, value in content["progress"].items():
+        setattr(state, name, value)
+    return content["optimiser"]

@@ -1,0 +1,226 @@
+"""Finding and decoding the images of folders and ZIP archives."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+import zipfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from ..errors import ImageError
+from ..images.files import IMAGE_SUFFIXES, image_files
+
+MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bombs, which other code may have changed
+MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
+MAX_PIXELS_IN_FLIGHT = 2**25  # of all images that are decoded at the same time, unless a single one has more
+MAX_THREADS = 4
+SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where an image is stored.
+
+    Attributes:
+        name: Relative to its folder or archive; unique among all that were found.
+        path: Its file, or the archive that it is a member of.
+        member: Its name within the archive; empty for a file.
+        size: In bytes.
+        stamp: Changes when the content does: a file's time of modification in ns, a member's checksum.
+    """
+
+    name: str
+    path: Path
+    member: str
+    size: int
+    stamp: int
+
+
+def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
+    """List the images of folders and archives, at any depth, without opening one.
+
+    Args:
+        folders: One or several of: a folder, a ZIP archive (``photos.zip``), a folder in one (``photos.zip/train``).
+            Archives inside folders are not opened, and nothing is unpacked to disk.
+
+    Returns:
+        The images, sorted by name within each folder. With several folders, names begin with the folder's number and
+        name (``2-holiday/a.jpg``), and an image that is in two of them is listed once.
+
+    Raises:
+        ImageError: If a folder or archive does not exist, is damaged, or has no images.
+    """
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    if not folders:
+        raise ImageError("There is nothing to train on. Name at least one folder, or ZIP archive, of images.")
+    if len(folders) == 1:
+        return _images_of(folders[0])
+    found: list[ImageSource] = []
+    for number, folder in enumerate(folders, start=1):
+        known = {(source.path.resolve(), source.member) for source in found}
+        found += [
+            replace(source, name=f"{number}-{folder.resolve().name}/{source.name}")
+            for source in _images_of(folder)
+            if (source.path.resolve(), source.member) not in known
+        ]
+    return found
+
+
+def _images_of(folder: Path) -> list[ImageSource]:
+    archive = next((p for p in (folder, *folder.parents) if p.suffix.lower() == ".zip" and p.is_file()), None)
+    if archive is not None:
+        return _members(archive, folder.relative_to(archive).as_posix())
+    if not folder.is_dir():
+        raise ImageError(f"There is no folder {folder}. Give a folder of images, or a ZIP archive (photos.zip/train).")
+    stats = [(file, file.stat()) for file in image_files(folder)]
+    return [ImageSource(str(file.relative_to(folder)), file, "", s.st_size, s.st_mtime_ns) for file, s in stats]
+
+
+def _members(archive: Path, folder: str) -> list[ImageSource]:
+    """List the images in one of an archive's folders, "." for all."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            infos = {info.filename: info for info in opened.infolist()}  # of two with one name, the last one counts
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ImageError(f"{archive} is not a ZIP archive, or damaged ({error}). Download it again.") from error
+    prefix = "" if folder == "." else f"{folder}/"
+    sources = [
+        ImageSource(member.removeprefix(prefix), archive, member, info.file_size, info.CRC)
+        for member, info in infos.items()
+        if member.startswith(prefix)
+        and os.path.splitext(member)[1].lower() in IMAGE_SUFFIXES
+        and not member.startswith("__MACOSX/")
+        and not info.is_dir()
+    ]
+    if not sources:
+        tops = sorted({PurePosixPath(member).parts[0] for member in infos if PurePosixPath(member).parts})
+        raise ImageError(
+            f"No images in {folder if folder != '.' else 'the archive'} of {archive}, which holds "
+            f"{', '.join(tops[:8]) or 'nothing'}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return sorted(sources, key=lambda source: source.name.split("/"))
+
+
+def decode_each(
+    sources: Iterable[ImageSource], process: Callable[[Image.Image], Result]
+) -> Generator[tuple[ImageSource, Result | None, str], None, None]:
+    """Decode images and process each, several at a time in threads; results come in the order of the images.
+
+    Args:
+        sources: Any number of images; only a few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``.
+        process: Called in a thread with an upright RGB image; what it raises ends the iteration.
+
+    Yields:
+        The source; the result, None if the image could not be decoded; and the reason why not.
+    """
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    pending: deque[tuple[ImageSource, int, Future[tuple[Result | None, str]]]] = deque()
+    archives: dict[Path, zipfile.ZipFile] = {}
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        for source in sources:
+            if source.member and source.path not in archives:
+                archives[source.path] = stack.enter_context(zipfile.ZipFile(source.path))
+            opened, reason = _attempt(lambda s=source: _open(s, archives.get(s.path)))
+            pixels = opened.width * opened.height if opened is not None else 0
+            while pending and (
+                len(pending) >= 2 * threads or pixels + sum(n for _, n, _ in pending) > MAX_PIXELS_IN_FLIGHT
+            ):
+                first, _, future = pending.popleft()
+                yield first, *future.result()
+            future: Future[tuple[Result | None, str]] = Future()
+            if pixels <= SMALL_IMAGE:
+                future.set_result(_decode(opened, reason, process))
+            else:
+                future = pool.submit(_decode, opened, reason, process)
+            pending.append((source, pixels, future))
+        while pending:
+            first, _, future = pending.popleft()
+            yield first, *future.result()
+
+
+@contextmanager
+def strict_decoding() -> Generator[None, None, None]:
+    """Silence Pillow's warnings, and make it raise on truncated files.
+
+    Both are settings of the process, which other code may have changed; they are restored at the end.
+    """
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def decode_rgb(opened: Image.Image) -> Image.Image:
+    """Decode an image as 8-bit RGB, rotated as its EXIF data ask for.
+
+    Of 16 bits the upper 8 are taken; alpha is dropped and leaves the colors as they are.
+
+    Raises:
+        ValueError: If it holds floating-point values, whose range is not known.
+    """
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode == "F":
+        raise ValueError("it holds floating-point numbers of unknown range")
+    if opened.mode.startswith("I"):  # which some versions of Pillow clip at 255
+        return Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    return opened.convert("RGB")
+
+
+def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> Image.Image:
+    """Read the header; of a member of an archive, all of it into memory."""
+    if source.size == 0:
+        raise ValueError("it is empty")
+    file: Path | io.BytesIO = source.path
+    if archive is not None:
+        if source.size > MAX_MEMBER_BYTES:
+            raise ValueError(f"it unpacks to {source.size} bytes, more than {MAX_MEMBER_BYTES}")
+        file = io.BytesIO(archive.read(source.member))  # zipfile reads no more than the size it states
+    opened = Image.open(file)
+    if opened.width * opened.height > MAX_PIXELS:
+        opened.close()
+        raise ValueError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
+    return opened
+
+
+def _decode(
+    opened: Image.Image | None, reason: str, process: Callable[[Image.Image], Result]
+) -> tuple[Result | None, str]:
+    if opened is None:
+        return None, reason
+    with opened:
+        image, reason = _attempt(lambda: decode_rgb(opened))
+    return (None, reason) if image is None else (process(image), "")
+
+
+def _attempt(read: Callable[[], Image.Image]) -> tuple[Image.Image | None, str]:
+    """Return an image, or the reason why it cannot be read: damaged files make Pillow raise nearly anything."""
+    try:
+        return read(), ""
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        return None, "Pillow does not know its format"
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return None, str(error)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"

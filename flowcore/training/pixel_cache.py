@@ -1,0 +1,205 @@
+"""The pixels of all training images, decoded once into a file that is mapped into memory.
+
+Two files per set of images, named by a hash of what is in them: ``HASH.u8`` holds the pixels, ``HASH.json`` the index.
+The index is written last: a cache without an index does not exist. Several processes may write the same cache at the
+same time; each writes files of its own and renames them, and their contents are equal.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import ImageError
+from ..images.resize import shrink
+from ..tasks import Progress
+from .image_sources import ImageSource, decode_each, find_images, strict_decoding
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the cache.
+
+    Attributes:
+        name: Of its file, relative to the data folder.
+        height: HR rows.
+        width: HR columns.
+        offset: Of its HR pixels in the cache, in bytes; its LR pixels follow.
+        factor: Its size relative to the file's.
+    """
+
+    name: str
+    height: int
+    width: int
+    offset: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    """Decoded images: HR, and LR if there is a scale, both 8 bit as the papers' PNG files are.
+
+    Attributes:
+        entries: What there is, in the order of the files.
+        skipped: Files that could not be used, each with the reason.
+        pixels: All bytes, mapped into memory.
+        scale: Factor between HR and LR; 1 if there is no LR.
+    """
+
+    entries: list[Entry]
+    skipped: list[str]
+    pixels: np.ndarray
+    scale: int
+
+    def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        """Look up an image: HR ``(H, W, 3)`` and LR ``(H / scale, W / scale, 3)``, uint8; of scale 1 the same twice."""
+        hr = self.pixels[entry.offset : entry.offset + entry.height * entry.width * 3]
+        hr = hr.reshape(entry.height, entry.width, 3)
+        if self.scale == 1:
+            return hr, hr
+        height, width = entry.height // self.scale, entry.width // self.scale
+        start = entry.offset + hr.size
+        return hr, self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+
+def open_pixel_cache(
+    folders: Path | Sequence[Path],
+    cache: Path,
+    *,
+    scale: int,
+    pyramid: tuple[float, ...] = (1.0,),
+    short_sides: tuple[int, ...] = (),
+    progress: Progress | None = None,
+) -> PixelCache:
+    """Open the cache of some folders' images, or decode them into it.
+
+    LR images are made from entire images (antialiased bicubic, rounded to 8 bits), so crops have no border effects.
+
+    See ``Photographs`` for the arguments. If ``progress``, called with every image that is decoded, raises, no cache is
+    left.
+
+    Raises:
+        ImageError: If no image can be used, or the cache cannot be written.
+    """
+    sources = find_images(folders)
+    described = [[source.name, source.size, source.stamp] for source in sources]
+    sizes = [f"short side {side}" for side in short_sides] or pyramid
+    key = hashlib.sha256(json.dumps([described, scale, sizes]).encode()).hexdigest()[:16]
+    pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
+    content = _read_index(pixels, index, scale)
+    if content is None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _write(sources, scale, pyramid, short_sides, pixels, index, progress)
+        except OSError as error:
+            raise ImageError(
+                f"The decoded images could not be stored in {cache} ({error}). Make room there, or choose another "
+                "folder for the run."
+            ) from error
+        content = _read_index(pixels, index, scale)
+        assert content is not None
+    entries, skipped = content
+    if not entries:
+        raise ImageError(
+            f"None of the {len(sources)} files in {describe(folders)} could be used. Skipped: {'; '.join(skipped[:3])}."
+        )
+    return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), scale)
+
+
+def describe(folders: Path | Sequence[Path]) -> str:
+    """Name folders in a message."""
+    return str(folders) if isinstance(folders, Path) else ", ".join(map(str, folders))
+
+
+def _read_index(pixels: Path, index: Path, scale: int) -> tuple[list[Entry], list[str]] | None:
+    """Read entries and skipped files; None if there is no cache, or an incomplete one."""
+    try:
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        entries = [Entry(*row) for row in content["entries"]]
+        skipped: list[str] = content["skipped"]
+        size = max((e.offset + _bytes_of(e.height, e.width, scale) for e in entries), default=0)
+        return (entries, skipped) if pixels.stat().st_size == size else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _bytes_of(height: int, width: int, scale: int) -> int:
+    return 3 * height * width + (3 * (height // scale) * (width // scale) if scale > 1 else 0)
+
+
+def _write(
+    sources: list[ImageSource],
+    scale: int,
+    pyramid: tuple[float, ...],
+    short_sides: tuple[int, ...],
+    pixels: Path,
+    index: Path,
+    progress: Progress | None,
+) -> None:
+    entries: list[tuple[str, int, int, int, float]] = []
+    skipped: list[str] = []
+    unique = uuid.uuid4().hex
+    partial, partial_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
+    resize = functools.partial(_at_all_sizes, scale=scale, pyramid=pyramid, short_sides=short_sides)
+    try:
+        with strict_decoding(), partial.open("wb") as out:
+            for done, (source, sizes, reason) in enumerate(decode_each(sources, resize), start=1):
+                if sizes is None:
+                    skipped.append(f"{source.name}: {reason}")
+                for size in sizes or ():
+                    if size.content is None:
+                        skipped.append(f"{source.name}: {size.width}x{size.height} is too small")
+                        continue
+                    entries.append((source.name, size.height, size.width, out.tell(), size.factor))
+                    out.write(size.content)
+                if progress is not None:
+                    progress(done, len(sources))
+        partial_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
+        if _read_index(pixels, index, scale) is None:  # or another process was faster, and may be reading its own
+            os.replace(partial, pixels)
+            os.replace(partial_index, index)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_index.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """An image at one size: HR pixels followed by LR pixels, or None if it is too small."""
+
+    height: int
+    width: int
+    factor: float
+    content: bytes | None
+
+
+def _at_all_sizes(
+    image: Image.Image, *, scale: int, pyramid: tuple[float, ...], short_sides: tuple[int, ...]
+) -> list[_Sized]:
+    results: list[_Sized] = []
+    multiple = 2 * scale if scale > 1 else 1
+    for factor in [min(1.0, side / min(image.size)) for side in short_sides] or pyramid:
+        sides = round(image.width * factor), round(image.height * factor)
+        if min(sides) < multiple:
+            results.append(_Sized(sides[1], sides[0], factor, None))
+            continue
+        resized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
+        height, width = resized.height // multiple * multiple, resized.width // multiple * multiple
+        hr = np.asarray(resized.crop((0, 0, width, height)))
+        content = hr.tobytes()
+        if scale > 1:
+            lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float().div_(255), scale)[0]
+            content += (lr.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
+        results.append(_Sized(height, width, factor, content))
+    return results

@@ -1,0 +1,338 @@
+"""The steps of one training stage: batches, gradients, optimizer, averaged weights, and the memory they take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..device import free_memory, is_out_of_memory
+from ..errors import FlowError
+from ..flow import Flow
+from ..transforms import batch_moments
+from .checkpoint import RunState
+from .data import Data
+from .distributed import Distributed
+from .memory import largest_batch, recompute_activations
+from .objective import AbsoluteError, make_objective
+from .recipe import Recipe, Stage
+from .run_log import RunLog
+
+SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
+LOG_EVERY = 20  # seconds between progress lines
+USABLE = 0.8  # share of the free memory that a batch may take
+
+
+class Diverged(Exception):
+    """Too many consecutive steps were not finite."""
+
+
+@dataclass
+class Run:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    data: Data
+    flow: Flow
+    average: Flow
+    state: RunState
+    log: RunLog
+    device: str
+    distributed: Distributed
+
+
+class StageRunner:
+    """Trains one stage, whose first step is number ``first`` of the run."""
+
+    def __init__(self, run: Run, stage: Stage, first: int) -> None:
+        self.run, self.stage, self.first = run, stage, first
+        self.recipe, self.state, self.device = run.recipe, run.state, run.device
+        self.flow, self.average, self.distributed = run.flow, run.average, run.distributed
+        self.flow.requires_grad_(True)
+        trained_levels = len(self.flow.levels) - stage.frozen_levels
+        for number, level in enumerate(self.flow.levels):
+            level.requires_grad_(number < trained_levels)
+        self.objective = make_objective(self.flow, stage)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        kernels = [p for p in self.parameters if p.ndim == 4]
+        others = [p for p in self.parameters if p.ndim != 4]
+        groups = [{"params": kernels, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
+        self.optimiser = kind(
+            [group for group in groups if group["params"]], stage.learning_rate, betas=(0.9, 0.99), fused=True
+        )
+        self._freeze_encoder(self._encoder_is_frozen(run.state.step))
+        self.module = self._wrap()
+        # counted on the device, so that no step waits for it
+        self.skipped = torch.tensor(self.state.skipped, device=self.device)
+        self.bad = torch.tensor(self.state.bad, device=self.device)
+        self.sum = torch.zeros((), dtype=torch.float64 if self.device != "mps" else torch.float32, device=self.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.norm = torch.zeros((), device=self.device)
+
+    def train(
+        self,
+        until: int,
+        optimiser_state: dict[str, Any] | None,
+        *,
+        interruption: Callable[[int], str | BaseException | None],
+        checkpoint: Callable[[torch.optim.Optimizer, Stage], None],
+    ) -> bool:
+        """Train up to a step, with checkpoints on the way.
+
+        Args:
+            until: Number of the step, counted over all stages.
+            optimiser_state: From a checkpoint; None at the start of a stage.
+            interruption: Called after every step: the reason to stop, an exception to raise after a checkpoint, or
+                None.
+            checkpoint: Called at every checkpoint.
+
+        Returns:
+            Whether it reached that step.
+
+        Raises:
+            Diverged: If too many consecutive steps were not finite.
+        """
+        state = self.state
+        every = self.recipe.checkpoint_every
+        if state.length < 1:
+            every = max(min(every, 25), round(every * state.length))
+        if optimiser_state is not None:
+            self.optimiser.load_state_dict(optimiser_state)
+        self._fit_into_memory()
+        data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
+        with ThreadPoolExecutor(1, "flowcore-data") as loader:
+            upcoming = loader.submit(self.batch, state.step)
+            while state.step < until:
+                begin = time.monotonic()
+                batch = upcoming.result()
+                data_wait += time.monotonic() - begin
+                upcoming = loader.submit(self.batch, min(state.step + 1, until - 1))
+                self._step(*batch)
+                state.step += 1
+                reason = interruption(until)
+                due = state.step % every == 0 or state.step == until or reason is not None
+                if due or state.step % SYNC_EVERY == 0:
+                    self._read_counters()
+                now = time.monotonic()
+                if due or now - logged > LOG_EVERY:
+                    seconds = max(now - logged, 1e-9)
+                    self._log_progress((state.step - logged_step) / seconds, data_wait / seconds)
+                    logged, logged_step, data_wait = now, state.step, 0.0
+                if due:
+                    state.seconds += time.monotonic() - started
+                    checkpoint(self.optimiser, self.stage)
+                    started = logged = time.monotonic()
+                if isinstance(reason, BaseException):
+                    raise reason
+                if reason is not None:
+                    self.run.log.line(f"stopped: {reason}")
+                    return state.step == until
+        return True
+
+    def _read_counters(self) -> None:
+        self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
+        if self.state.bad >= self.recipe.patience:
+            raise Diverged
+
+    def _log_progress(self, steps_per_second: float, data_wait: float) -> None:
+        state, stage = self.state, self.stage
+        done = state.step - self.first
+        mean = float(self.sum / self.count)
+        self.sum.zero_()
+        self.count.zero_()
+        minutes = (stage.steps - done) / max(steps_per_second, 1e-9) / 60
+        bar = "#" * round(20 * done / stage.steps)
+        self.run.log.line(
+            f"{stage.name} [{bar:<20}] {done}/{stage.steps} {self.objective.unit} {mean:.4f} "
+            f"{steps_per_second:.2f} steps/s data wait {data_wait:.1%} skipped {state.skipped} {minutes:.0f} min left"
+        )
+        self.run.log.training(
+            step=state.step,
+            stage=stage.name,
+            unit=self.objective.unit,
+            loss=round(mean, 6),
+            rate=f"{self._learning_rate():.6g}",
+            gradient_norm=round(float(self.norm), 6),
+            steps_per_second=round(steps_per_second, 3),
+            data_wait=round(data_wait, 4),
+            skipped=state.skipped,
+        )
+
+    # --- one step
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Make this process's share of a step's images, sources and noise; runs beside the step before."""
+        stage, seed = self.stage, self.recipe.seed
+        x, source = self.run.data.batch(stage.batch, stage.crop, seed, step)
+        noise = self.objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(seed * 1_000_003 + step))
+        shard = self.distributed.shard(stage.batch)
+        return (
+            self._to_device(x[shard]),
+            None if source is None else self._to_device(source[shard]),
+            None if noise is None else self._to_device(noise[shard]),
+        )
+
+    def gradient(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Compute the loss, and accumulate its gradient."""
+        average = self.distributed.mean if self.distributed.is_active else None
+        low = self.state.precision == "bfloat16"
+        with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
+            with (
+                batch_moments(self.flow, average=average),
+                torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low),
+            ):
+                loss = self.module(x, source, noise)
+            loss.backward()
+        return loss.detach()
+
+    def _step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
+        """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
+        if self._freeze_encoder(self._encoder_is_frozen(self.state.step)):
+            self.module = self._wrap()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        # for dropout, which must differ between processes
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
+        try:
+            loss = self.gradient(x, source, noise)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FlowError(
+                f"Stage {self.stage.name} ran out of memory with a batch of {self.stage.batch} crops of "
+                f"{self.stage.crop} pixels. Lower batch or crop, or set recompute = 'always' in the recipe."
+            ) from error
+        loss = self.distributed.mean(loss)
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
+        finite = loss.isfinite() & self.norm.isfinite()
+        # makes a fused optimizer skip the update, without reading the flag off the device
+        self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimiser.step()
+        self._update_average(finite)
+        self.skipped += ~finite
+        self.bad = torch.where(finite, 0, self.bad + 1)
+        self.sum += torch.where(finite, loss, 0.0)
+        self.count += finite
+
+    @torch.no_grad()
+    def _update_average(self, finite: Tensor) -> None:
+        """Move the average towards the weights, unless the update was skipped."""
+        done = self.state.step - self.first
+        decay = min(self.recipe.ema, (1 + done) / (10 + done))
+        weight = (1 - decay) * finite.float()
+        for mean, value in zip(self.average.parameters(), self.flow.parameters(), strict=True):
+            if value.requires_grad:  # the others are equal already
+                mean.lerp_(value, weight)
+        for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
+            mean.copy_(value)  # constants, and moments that are running means already
+
+    def _encoder_is_frozen(self, step: int) -> bool:
+        stage = self.stage
+        return stage.objective == "likelihood" and step - self.first < stage.train_encoder_after * stage.steps
+
+    def _freeze_encoder(self, frozen: bool) -> bool:
+        """Freeze or unfreeze the encoder; return True if that changed which parameters have gradients."""
+        if isinstance(self.objective, AbsoluteError) or self.objective.encoder_frozen == frozen:
+            return False
+        self.objective.encoder_frozen = frozen
+        if self.flow.encoder is not None:
+            self.flow.encoder.requires_grad_(not frozen)
+        return True
+
+    def _wrap(self) -> nn.Module:
+        """Distribute the objective; DistributedDataParallel must know which parameters have gradients."""
+        if not self.distributed.is_active:
+            return self.objective
+        return DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
+
+    def _learning_rate(self) -> float:
+        return self.stage.learning_rate * self.state.rate * _schedule(self.stage, self.state.step - self.first)
+
+    def _to_device(self, t: Tensor) -> Tensor:
+        if self.device.startswith("cuda"):
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)
+
+    # --- memory
+
+    def _fit_into_memory(self) -> None:
+        """Log how large a batch fits, and choose whether to recompute activations, unless the run has chosen before."""
+        stage, state = self.stage, self.state
+        free = free_memory(self.device)
+        if self.recipe.recompute != "auto":
+            state.recompute = self.recipe.recompute
+        chosen = state.recompute
+        state.recompute = chosen or "never"
+        if free is None:
+            return
+        per_process = stage.batch // self.distributed.world_size
+        images = self.batch(state.step)
+
+        def step(items: int) -> None:
+            self.gradient(*(None if t is None else _repeat_to(t, items) for t in images))  # pyright: ignore[reportArgumentType]
+            self.optimiser.zero_grad(set_to_none=True)
+
+        buffers = [b.clone() for b in self.flow.buffers()]
+        fits, each = largest_batch(step, round(USABLE * free), per_process)
+        if fits < per_process and not chosen:
+            state.recompute = "always"
+            fits, each = largest_batch(step, round(USABLE * free), per_process)
+        for buffer, value in zip(self.flow.buffers(), buffers, strict=True):
+            buffer.copy_(value)  # undoes what the trial steps did to running moments
+        how = ", activations recomputed" if state.recompute == "always" else ""
+        self.run.log.line(
+            f"{stage.name}: {each / 2**20:.3g} MB per crop of {stage.crop}{how}; the largest batch that fits into "
+            f"{free / 2**30:.1f} GB of free memory is about {fits}"
+            + (f", fewer than {per_process}: expect to run out of memory" if fits < per_process else "")
+        )
+
+
+def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
+    """Refuse a stage that cannot be trained, before the first step of the run."""
+    if not len(data.fitting(stage.crop)):
+        raise FlowError(
+            f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
+            "images or a smaller crop."
+        )
+    if stage.frozen_levels >= len(flow.levels):
+        raise FlowError(
+            f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
+            f"got {stage.frozen_levels}."
+        )
+    if stage.objective == "l1":
+        make_objective(flow, stage)
+    elif getattr(recipe.model, "mixing", "") == "principal":
+        channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]
+        pixels = recipe.init_batch * height * width
+        if pixels <= channels:
+            raise FlowError(
+                f"mixing = 'principal' needs more pixels than channels on the deepest grid; stage {stage.name} has "
+                f"{pixels} pixels for {channels} channels. Raise init_batch to at least "
+                f"{channels // (height * width) + 1}."
+            )
+
+
+def _repeat_to(t: Tensor, items: int) -> Tensor:
+    """The first items of a batch, repeated if there are too few."""
+    return t.repeat(math.ceil(items / len(t)), *[1] * (t.ndim - 1))[:items]
+
+
+def _schedule(stage: Stage, done: int) -> float:
+    """Factor on the peak learning rate after some steps of a stage."""
+    warmup = min(1.0, (done + 1) / max(stage.warmup, 1))
+    part = done / stage.steps
+    if stage.schedule == "cosine":
+        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+    if stage.schedule == "halving":
+        return warmup * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
+    return warmup
