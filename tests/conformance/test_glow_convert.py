@@ -115,9 +115,7 @@ def test_rescaling_of_real_nvp_has_a_sign():
 # --- fields that no tensor determines ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("program", "usual"), [("rosinality", "5 unless it is told otherwise"), ("openai", "5 for CelebA-HQ")]
-)
+@pytest.mark.parametrize(("program", "usual"), [("rosinality", "5 by default"), ("openai", "5 for CelebA-HQ")])
 def test_missing_bits(tmp_path, program, usual):
     save_file(weights(program), tmp_path / "model.safetensors")
     message = refusal(load, tmp_path / "model.safetensors")

@@ -69,7 +69,7 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
         "scaled": True,
         "split_prior": "conv",
     }
-    require_bits(found, "5 unless it is told otherwise", detected, overrides)
+    require_bits(found, "5 by default", detected, overrides)
     return found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)
 
 
