@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowcore.prior import sample_latents
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "steps": 2,

@@ -17,6 +17,8 @@ from flowcore.tasks import upscale as upscale_task
 
 from . import golden_pictures as golden
 
+pytestmark = pytest.mark.slow
+
 UPSCALERS = ("srflow-x4", "srflow-x8")
 
 

@@ -84,6 +84,7 @@ def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.slow
 def test_killed_run_is_resumed(model, tmp_path):  # noqa: F811
     for k in range(12):
         photograph(tmp_path / "in" / f"{k}.png", (40, 40), seed=k)

@@ -434,6 +434,7 @@ def decoded(flow, source, latents):
         return flow.inverse(latents, None if source is None else flow.encode_condition(source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalog.names())
 def test_a_shipped_model_and_its_plan_decode_the_same_picture(name):
     flow, source, latents = shipped(name)
@@ -445,6 +446,7 @@ def test_a_shipped_model_and_its_plan_decode_the_same_picture(name):
 # Measured against float64 on these pictures, at most 0.0125 and 0.0027 in bfloat16, and 0.0014 and 0.0003 in float16:
 # where the latents are a picture's own, which low precision is not for; of latents that were drawn, bfloat16 misses by
 # 0.0068 and 0.0009.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "most", "usual"), [("bfloat16", 0.02, 0.004), ("float16", 0.003, 0.0006)], ids=["bf16", "fp16"]
 )
@@ -492,6 +494,7 @@ def test_planned_returns_the_same_plan_while_nothing_changes():
     assert planned(flow) is planned(flow, "float32") is planned(plan) is plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["srflow x2 residual", "glow labels", "realnvp", "colorizer on one grid"])
 def test_planned_makes_a_new_plan_after_a_change_of_any_tensor(model):
     flow = build_model(model)

@@ -23,6 +23,8 @@ from flowcore.training.recipe import parse_recipe
 
 from .photographs import photograph, photographs
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "tiny"
 architecture = "colorizer"

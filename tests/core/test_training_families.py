@@ -23,6 +23,8 @@ from flowcore.transforms import BatchNorm
 from .digits import digits, write_idx, write_mnist
 from .photographs import photographs
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "tiny"
 architecture = "{architecture}"

@@ -26,6 +26,8 @@ from flowcore.training.recipe import parse_recipe
 
 from .photographs import photographs
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "tiny"
 architecture = "srflow"

@@ -21,6 +21,8 @@ from flowcore.training.objective import Likelihood, make_objective
 from flowcore.training.recipe import Stage
 from flowcore.transforms import BatchNorm, batch_moments
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {
     "glow": {"levels": 2, "steps": 3, "hidden": 8, "image_size": 16},
     "realnvp": {"scales": 2, "hidden": 4, "blocks": 1, "image_size": 16},

@@ -18,6 +18,8 @@ from flowcore.training.recipe import parse_recipe
 from .photographs import photographs
 from .test_training_loop import RECIPE as UPSCALER
 
+pytestmark = pytest.mark.slow
+
 GRAPH = """
 name = "tiny"
 architecture = "{architecture}"
