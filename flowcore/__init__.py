@@ -6,13 +6,16 @@ Reading order, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.
 2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
-3. ``prior.py``, ``likelihood.py``, ``latents.py``: where the latents come from, what a density is worth in bits, and
-   what can be done to latents.
-4. ``networks/``, ``condition.py``: what is not invertible, and how a flow is told about an image.
-5. ``models/``: a whole model on one page each; ``glow.py`` first.
-6. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Every task runs a plan.
-7. ``tasks/``: image in, image out.
-8. ``checkpoints/``, ``training/``: where weights come from.
+3. ``prior.py``, ``latents.py``: drawing latents, and operations on them.
+4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.
+5. ``networks/``, ``condition.py``: what is not invertible, and the features of an image that condition a flow.
+6. ``models/``: a complete model on one page each; ``glow.py`` first.
+7. ``inference/``: the same flows, folded to be fast and small; ``plan.py`` first. Tasks run plans.
+8. ``tasks/``: image in, image out. ``images/`` reads, writes and resizes.
+9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
+10. ``cli/``, ``batch/``: the command line, and folders of images.
+
+``errors.py`` and ``device.py`` serve all of them.
 """
 
 from .checkpoints import load

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, ShapeError
@@ -17,70 +18,76 @@ from .transforms import Chain, Split, Squeeze, Transform, spread
 
 Source = Literal["none", "low_resolution", "luma", "labels"]
 Task = Literal["upscale", "colorize", "sample"]
-NEEDS: dict[Task, str] = {
+SUITABLE_MODELS: dict[Task, str] = {
     "upscale": "a model that enlarges images, such as srflow-x4",
     "colorize": "a colorizer, such as color-photos",
     "sample": "a model that makes images from latents alone, such as glow-photos",
 }
 
 
+class Config(Protocol):
+    """A model's frozen dataclass of JSON types; see ``models``."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+C = TypeVar("C", bound=Config, default=Any)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a model can do and what it needs; its builder states them.
+    """What a model can do and what it needs, as stated by its builder.
 
     Attributes:
-        source: What its condition is computed from: nothing, a low-resolution image, luma with hints, or labels.
+        source: What its condition is encoded from: nothing, a low-resolution image, luma with hints, or labels.
         tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
         network_floats: Peak working memory of its networks per pixel of the image, in floats; 0 if it is negligible.
     """
 
-    source: Source = "none"
-    tasks: frozenset[Task] = frozenset({"sample"})
+    source: Source
+    tasks: frozenset[Task]
     network_floats: float = 0.0
 
 
 class Level(nn.Module):
-    """One grid of a flow: squeeze, steps, and a split unless all channels go on."""
+    """One grid of a flow: squeeze, steps, and a split unless all channels continue."""
 
     def __init__(
-        self, steps: Sequence[Transform], split: Split | None, *, squeeze: Transform | None = None, fold: int = 2
+        self, steps: Sequence[Transform], split: Split | None, *, squeeze: Transform | None = None, downscale: int = 2
     ) -> None:
-        """Hold the parts.
+        """Build the level.
 
         Args:
             steps: In the data-to-latent direction.
-            split: What sends half of the channels out; None for none.
-            squeeze: What comes first; None for ``Squeeze``. An empty ``Chain()`` for nothing.
-            fold: By how much squeeze and steps together shrink the sides: 2, 1, or 0 for all of it, to a single
-                position.
+            split: Factors out some of the channels as latents; None if all continue.
+            squeeze: The first transform; None for ``Squeeze``, an empty ``Chain()`` for none.
+            downscale: Factor by which squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a
+                single position.
         """
         super().__init__()
         self.squeeze = Squeeze() if squeeze is None else squeeze
         self.steps = Chain(*steps)
         self.split = split
-        self.fold = fold
+        self.downscale = downscale
 
     def shape(self, channels: int, height: int, width: int) -> Shape:
-        """Say what squeeze and steps make of an image.
+        """Compute channels and sides after squeeze and steps.
 
         Args:
             channels: C.
             height: H.
             width: W.
-
-        Returns:
-            Channels and sides after them.
         """
-        if self.fold == 0:
+        if self.downscale == 0:
             return channels * height * width, 1, 1
-        return channels * self.fold**2, height // self.fold, width // self.fold
+        return channels * self.downscale**2, height // self.downscale, width // self.downscale
 
 
-class Flow(Transform):
+class Flow(Transform, Generic[C]):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
-    ``top(x)``. Logdet: the sum over all of them. Levels without a split hand all their channels on.
+    ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels.
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3.
     """
@@ -90,13 +97,13 @@ class Flow(Transform):
         levels: Sequence[Level],
         *,
         channels: int,
-        config: Any,
+        config: C,
         architecture: str,
-        capabilities: Capabilities = Capabilities(),
+        capabilities: Capabilities,
         prelude: Transform | None = None,
         top: Transform | None = None,
         encoder: nn.Module | None = None,
-        encode: Callable[[Flow, Tensor], Condition] | None = None,
+        condition_encoder: Callable[[Flow[C], Tensor], Condition] | None = None,
         condition_scale: int = 1,
         classes: int = 0,
         image_size: tuple[int, int] | None = None,
@@ -104,24 +111,24 @@ class Flow(Transform):
         dequantizer: nn.Module | None = None,
         styles: Sequence[str] = (),
     ) -> None:
-        """Hold the parts; recipes in ``models`` build them.
+        """Assemble a flow; the builders in ``models`` call this.
 
         Args:
             levels: Finest first.
             channels: Channels of the image.
             config: The frozen configuration that the flow was built from.
-            architecture: Name of the recipe.
+            architecture: Its registered name; see ``models.register``.
             capabilities: What it can do.
-            prelude: From pixels in [0, 1] to the range of the first level; None for nothing.
-            top: Whitens what the last level ends with; None for nothing. It is given the labels, as splits are.
-            encoder: Network that reads the condition's source, if one is needed.
-            encode: From this flow and the source to the condition; None for an unconditional flow.
+            prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
+            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do.
+            encoder: Network that ``condition_encoder`` uses, if any.
+            condition_encoder: From this flow and the source to the condition; None for an unconditional flow.
             condition_scale: Integer factor from the source's sides to the image's.
             classes: Number of labels that the flow is conditioned on; 0 for none.
-            image_size: Height and width of the images that it was made for; None if it tells nothing.
-            fixed_size: Whether it takes images of that size only.
-            dequantizer: Model of the dequantization noise that was trained with the flow; no part of the bijection.
-            styles: Names of directions among the latents of ``image_size``, to be stored with the weights.
+            image_size: Height and width of the training images; None if unknown.
+            fixed_size: Whether the flow accepts images of that size only.
+            dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
+            styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
@@ -138,7 +145,7 @@ class Flow(Transform):
         self.fixed_size = fixed_size
         self.dequantizer = dequantizer
         self.provenance: dict[str, Any] = {}
-        self.encoding = encode
+        self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
         if styles:
             assert image_size is not None
@@ -146,34 +153,34 @@ class Flow(Transform):
             self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
 
     def require(self, task: Task) -> None:
-        """Refuse a task that the model is not made for.
+        """Check that the model is made for a task.
 
         Args:
             task: The task.
 
         Raises:
-            FlowError: Naming what the task needs and what the model is.
+            FlowError: If it is not, naming a model that is.
         """
         if task not in self.capabilities.tasks:
-            raise FlowError(f"{task} needs {NEEDS[task]}; got a {self.architecture} model.")
+            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of an image must be multiples of."""
-        return math.prod(max(1, level.fold) for level in self._levels())
+        """Divisor of an image's sides."""
+        return math.prod(max(1, level.downscale) for level in self._levels())
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
-        """Say which latents an image has.
+        """Compute the shapes of an image's latents.
 
         Args:
             height: Of the image (HR for upscalers), a multiple of ``size_multiple``.
-            width: Likewise.
+            width: Of the image, a multiple of ``size_multiple``.
 
         Returns:
             ``(C_l, H_l, W_l)``, finest first.
 
         Raises:
-            ShapeError: If a side does not fit.
+            ShapeError: If the model does not accept images of that size.
         """
         self._check_sides(height, width)
         shapes: list[Shape] = []
@@ -181,13 +188,14 @@ class Flow(Transform):
         for level in self._levels():
             channels, height, width = level.shape(channels, height, width)
             if level.split is not None:
-                shapes.append((channels - level.split.kept_channels(channels), height, width))
-                channels = level.split.kept_channels(channels)
+                kept = level.split.kept_channels(channels)
+                shapes.append((channels - kept, height, width))
+                channels = kept
         return [*shapes, (channels, height, width)]
 
     @property
     def styles(self) -> dict[str, list[Tensor]]:
-        """Named directions among the latents, each a list of latents of batch 1, to be added with a strength."""
+        """Named directions in latent space, each a list of latents of batch 1; see ``latents.add``."""
         if not self._style_names:
             return {}
         assert self.image_size is not None
@@ -199,22 +207,22 @@ class Flow(Transform):
         }
 
     def encode_condition(self, source: Tensor) -> Condition:
-        """Read what the flow is conditioned on; once per image, whatever the number of samples.
+        """Encode the condition from its source; once per image, for any number of samples.
 
         Args:
-            source: What the model's recipe says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional
-                models: labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
+            source: As the model's builder says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional models:
+                labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
 
         Returns:
-            The condition to pass to ``forward`` and ``inverse``.
+            The condition for ``forward`` and ``inverse``.
 
         Raises:
             ConditionError: If the flow is unconditional.
-            ShapeError: If the source does not fit.
+            ShapeError: If the model does not accept a source of that shape.
         """
-        if self.encoding is None:
+        if self.condition_encoder is None:
             raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
-        return self.encoding(self, source)
+        return self.condition_encoder(self, source)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -227,11 +235,11 @@ class Flow(Transform):
             Latents, finest first, and logdet in nats, ``(B,)``.
 
         Raises:
-            ShapeError: If the image does not fit.
-            ConditionError: If the condition does not.
+            ShapeError: If the model does not accept images of that shape.
+            ConditionError: If the condition is missing, superfluous or of another image size.
         """
         self._check_image(x)
-        features, labels = self._told(cond, x.shape[0])
+        features, labels = self._check_condition(cond, x.shape[0])
         x, logdet = self._start(x, cond)
         latents: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
@@ -258,26 +266,25 @@ class Flow(Transform):
         Args:
             z: Latents, finest first, as ``forward`` returned them or ``sample_latents`` drew them.
             cond: As in ``forward``.
-            between: What looks at the image between levels, and may change it: called after every level with its
-                number, 0 for the finest, and what it has been decoded to, ``(B, C, h, w)``; returns what goes on. None
-                for nothing, which makes this the inverse of ``forward``.
+            between: Called after every level with its number (0 for the finest) and its output, ``(B, C, h, w)``;
+                returns the input of the next level. With None this is the inverse of ``forward``.
 
         Returns:
             Images, ``(B, C, H, W)``, not clamped.
 
         Raises:
-            ShapeError: If the latents do not fit.
-            ConditionError: If the condition does not.
+            ShapeError: If the model has no latents of these shapes.
+            ConditionError: If the condition is missing, superfluous or of another image size.
         """
         self._check_latents(z)
-        features, labels = self._told(cond, z[0].shape[0])
-        rest = list(z)
-        x = rest.pop()
+        features, labels = self._check_condition(cond, z[0].shape[0])
+        remaining = list(z)
+        x = remaining.pop()
         if self.top is not None:
             x = self.top.inverse(x, labels)
         for number, level in reversed(list(enumerate(self._levels()))):
             if level.split is not None:
-                x = level.split.inverse((x, rest.pop()), labels)
+                x = level.split.inverse((x, remaining.pop()), labels)
             x = level.steps.inverse(x, features[number])
             x = level.squeeze.inverse(x)
             if between is not None:
@@ -288,10 +295,10 @@ class Flow(Transform):
         return x if self.prelude is None else self.prelude.inverse(x)
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Encode images, and say which level and which pixel their log density comes from.
+        """Encode images, with the log density resolved by level and pixel.
 
-        Every level's share holds the logdet of its grid and the prior of its latents; what has no place (an actnorm, a
-        1x1 convolution) is spread evenly, and what belongs to a coarse position evenly over its pixels. Receptive
+        Every level's share is the logdet of its grid plus the prior of its latents. Contributions without a position
+        (an actnorm, a 1x1 convolution) are spread evenly, those of a coarse position evenly over its pixels. Receptive
         fields overlap, so this shows where the model finds the image likely, not why.
 
         Args:
@@ -303,7 +310,7 @@ class Flow(Transform):
             and pixels is ``likelihood.log_prob``.
         """
         self._check_image(x)
-        features, labels = self._told(cond, x.shape[0])
+        features, labels = self._check_condition(cond, x.shape[0])
         height, width = x.shape[-2:]
         latents: list[Tensor] = []
         pending = x.new_zeros(x.shape[0], height, width)
@@ -327,16 +334,8 @@ class Flow(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Set every data-dependent parameter from a first batch; training calls this once.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            cond: The batch's condition.
-
-        Returns:
-            The batch's latents.
-        """
-        features, labels = self._told(cond, x.shape[0])
+        """Set every data-dependent parameter from a first batch, and return its latents; training calls this once."""
+        features, labels = self._check_condition(cond, x.shape[0])
         if self.prelude is not None:
             self.prelude.initialize(x)
         x = self._start(x, cond)[0]
@@ -349,7 +348,7 @@ class Flow(Transform):
         return [*latents, x if self.top is None else self.top.initialize(x, labels)]
 
     def _start(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
-        """From pixels to what the first level takes, with the logdet so far."""
+        """Map pixels to the input of the first level, with the logdet so far."""
         logdet = x.new_zeros(x.shape[0])
         if self.prelude is not None:
             x, logdet = self.prelude(x)
@@ -361,15 +360,12 @@ class Flow(Transform):
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
-    def _told(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
-        """Features by level, and labels."""
-        if (cond is None) != (self.encoding is None):
-            expected = (
-                "a condition; make one with flow.encode_condition(source)"
-                if cond is None
-                else "no condition; pass None"
-            )
-            raise ConditionError(f"This {self.architecture} model takes {expected}.")
+    def _check_condition(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
+        """Check a condition and return its features by level and its labels."""
+        if (cond is None) != (self.condition_encoder is None):
+            takes = "a condition; make one with flow.encode_condition(source)"
+            takes = takes if cond is None else "no condition; pass None"
+            raise ConditionError(f"This {self.architecture} model takes {takes}.")
         if cond is None:
             return [None] * len(self.levels), None
         if len(cond.features) != len(self.levels):
@@ -385,7 +381,6 @@ class Flow(Transform):
         return [self._feature(f) for f in cond.features], cond.labels
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
-        """What the steps of a level take as their condition."""
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
 
     def _check_image(self, x: Tensor) -> None:
@@ -401,10 +396,10 @@ class Flow(Transform):
             )
         m = self.size_multiple
         if height < 1 or width < 1 or height % m or width % m:
-            fits = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
+            nearest = "x".join(f"{max(m, side // m * m)}" for side in (height, width))
             raise ShapeError(
                 f"This model takes images with sides divisible by {m}; got {height}x{width}. "
-                f"Crop (to {fits}) or pad it."
+                f"Crop (to {nearest}) or pad it."
             )
 
     def _check_latents(self, latents: Sequence[Tensor]) -> None:
@@ -414,9 +409,9 @@ class Flow(Transform):
         m = self.size_multiple
         sides = deepest.shape[-2] * m, deepest.shape[-1] * m
         expected = self.latent_shapes(*(self.image_size if self.fixed_size and self.image_size else sides))
-        came = [tuple(z.shape[1:]) for z in latents]
-        if came != expected:
-            raise ShapeError(f"Expected latents of shapes {expected} per item, finest first; got {came}.")
+        actual = [tuple(z.shape[1:]) for z in latents]
+        if actual != expected:
+            raise ShapeError(f"Expected latents of shapes {expected} per item, finest first; got {actual}.")
         batches = [z.shape[0] for z in latents]
         if len(set(batches)) > 1:
             raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")

@@ -1,11 +1,11 @@
-"""Latents as material: mix them, vary them, bring them to unit statistics, and find directions that mean something.
+"""Operations on latents: mix, vary, scale and normalize them, and find directions with a meaning.
 
 Every function takes a list of latents, finest first, each ``(B, C_l, H_l, W_l)``, and returns new ones; none writes
-into its arguments. Two lists fit together when they come from the same model and image size; where one has a batch of
-1, it serves every item of the other.
+into its arguments. Two lists are compatible when they come from the same model and image size; a list with a batch of 1
+serves every item of the other.
 
-Everything works on whitened latents (standard normal under the model). The split prior is inside the flow, so what is
-mixed here keeps its meaning at every level: the raw halves of a Glow, whose prior depends on the deeper level, would
+All of it works on whitened latents (standard normal under the model). The split prior is inside the flow, so results
+keep their meaning at every level: with the raw halves of a Glow, whose prior depends on the deeper level, they would
 not.
 """
 
@@ -30,8 +30,8 @@ Per = Literal["level", "channel", "local"]
 
 SMALLEST_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
 OPPOSITE = 1e-3  # radians short of half a turn; beyond, the plane of the arc is rounding noise
-SMALLEST_STD = 1e-3  # of latents that should have 1: what is flatter holds nothing to stretch
-FEWEST_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that it is 0
+SMALLEST_STD = 1e-3  # of latents that should have 1: a flatter level has nothing to stretch
+FEWEST_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that its std is 0
 
 
 # --- mixing two lists -------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ FEWEST_POSITIONS = 16  # statistics of fewer numbers say little, and of a single
 def interpolate(
     a: Sequence[Tensor], b: Sequence[Tensor], t: float | Sequence[float], *, mode: Mode = "slerp"
 ) -> list[Tensor]:
-    """Walk from one list of latents to another, level by level and item by item.
+    """Interpolate between two lists of latents, level by level and item by item.
 
     With x and y one level of one item of ``a`` and ``b``, flattened, and w the angle between them::
 
@@ -48,20 +48,20 @@ def interpolate(
         slerp    sin((1 - t) w) / sin(w) x + sin(t w) / sin(w) y
         norm     m ((1 - t) |x| + t |y|) / |m|   with m = (1 - t) x + t y
 
-    In D dimensions independent normal latents have norms near sqrt(D) and lie at right angles, so the linear midpoint
-    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp takes x and y as they
-    are (not normalized) and keeps the norm where both norms are equal; norm follows the norms exactly even where they
-    are not, as those of encoded photographs are not.
+    In D dimensions independent normal latents have norms near sqrt(D) and are nearly orthogonal, so the linear midpoint
+    has the norm sqrt(D / 2): a dip of the temperature to 0.71, smooth and poor in detail. slerp (of x and y as they
+    are, not normalized) preserves the norm where both norms are equal; norm interpolates the norms exactly even where
+    they differ, as those of encoded photographs do.
 
     slerp falls back to linear where the arc is undefined: at angles below ``SMALLEST_ANGLE`` (no difference), within
-    ``OPPOSITE`` of half a turn, and for a zero vector. norm leaves a vanishing m as it is.
+    ``OPPOSITE`` of half a turn, and for a zero vector. norm does not rescale a vanishing m.
 
     Args:
-        a: Where t = 0 is.
-        b: Where t = 1 is.
+        a: Latents at t = 0.
+        b: Latents at t = 1.
         t: One position for all levels, or one per level, finest first: with the deepest ahead, coarse structure changes
-            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], linear goes on along the line; the formulas
-            of the others go on, too, but promise nothing there (norm keeps its target at 0 or above).
+            first. 0 and 1 give ``a`` and ``b`` bit for bit. Outside [0, 1], linear extrapolates; the formulas of the
+            others continue, too, without a guarantee (norm keeps its target at 0 or above).
         mode: As above.
 
     Returns:
@@ -69,20 +69,19 @@ def interpolate(
 
     Raises:
         FlowError: If t is not finite or the mode is unknown.
-        ShapeError: If the two do not fit together, or there are not as many t as levels.
+        ShapeError: If the lists are incompatible, or the number of t is not that of levels.
 
     Source: Shoemake, "Animating rotation with quaternion curves" (slerp); Kingma & Dhariwal, "Glow", section 6
     (linear).
     """
     pairs = _pairs(a, b)
-    walks: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"slerp": _slerp, "linear": _linear, "norm": _norm}
-    if mode not in walks:
-        raise FlowError(f"mode must be one of {', '.join(walks)}; got {mode!r}.")
-    positions = _per_level(t, len(pairs), "t")
-    walk = walks[mode]
+    modes: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"slerp": _slerp, "linear": _linear, "norm": _norm}
+    if mode not in modes:
+        raise FlowError(f"mode must be one of {', '.join(modes)}; got {mode!r}.")
+    mix = modes[mode]
     return [
-        x.clone() if position == 0 else y.clone() if position == 1 else walk(x, y, position)
-        for (x, y), position in zip(pairs, positions, strict=True)
+        x.clone() if position == 0 else y.clone() if position == 1 else mix(x, y, position)
+        for (x, y), position in zip(pairs, _per_level(t, len(pairs), "t"), strict=True)
     ]
 
 
@@ -95,17 +94,16 @@ def mix_levels(
 ) -> list[Tensor]:
     """Take some levels from another list: the structure of one image with the detail of another.
 
-    Give ``levels`` to swap whole levels, or ``weights`` to blend: ``sqrt(1 - w) a + sqrt(w) b``, which is standard
-    normal again when a and b are independent standard normals. For latents that are alike (two neighbours on a walk, an
-    image and its variation) that formula makes too much of what they share; ``interpolate`` with one t per level is
-    for them.
+    Give ``levels`` to swap entire levels, or ``weights`` to blend: ``sqrt(1 - w) a + sqrt(w) b``, which is standard
+    normal again when a and b are independent standard normals. For similar latents (two neighbors of an interpolation,
+    an image and its variation) that formula exaggerates what they share; use ``interpolate`` with one t per level.
 
     Args:
-        a: What is kept where nothing is taken from b.
-        b: What is taken.
-        levels: What to take whole: a truth value per level, or the numbers of the levels; 0 is the finest, -1 the
+        a: Latents of the other levels.
+        b: Latents of the chosen levels.
+        levels: Levels to take from b: a truth value per level, or the numbers of the levels; 0 is the finest, -1 the
             deepest.
-        weights: How much of b: one in [0, 1], or one per level. 0 and 1 give a and b bit for bit.
+        weights: Weight of b: one in [0, 1], or one per level. 0 and 1 give a and b bit for bit.
 
     Returns:
         Latents of the larger batch.
@@ -113,15 +111,15 @@ def mix_levels(
     Raises:
         FlowError: If neither or both of ``levels`` and ``weights`` are given, a level does not exist, or a weight lies
             outside [0, 1].
-        ShapeError: If the two do not fit together, or there are not as many values as levels.
+        ShapeError: If the lists are incompatible, or the number of values is not that of levels.
     """
     pairs = _pairs(a, b)
     if (levels is None) == (weights is None):
-        raise FlowError("mix_levels takes levels (to swap whole levels) or weights (to blend): exactly one of the two.")
+        raise FlowError("mix_levels takes levels (to swap entire levels) or weights (to blend): exactly one of them.")
     name = "truth values" if weights is None else "weights"
-    shares = _per_level(_chosen(levels, len(pairs)) if weights is None else weights, len(pairs), name)
+    shares = _per_level(_level_weights(levels, len(pairs)) if weights is None else weights, len(pairs), name)
     if any(not 0 <= share <= 1 for share in shares):
-        raise FlowError(f"A weight must lie in [0, 1]; got {shares}. 0 keeps a, 1 takes b.")
+        raise FlowError(f"A weight must lie in [0, 1]; got {shares}. 0 gives a, 1 gives b.")
     return [
         x.clone() if share == 0 else y.clone() if share == 1 else math.sqrt(1 - share) * x + math.sqrt(share) * y
         for (x, y), share in zip(pairs, shares, strict=True)
@@ -146,9 +144,9 @@ def scale(latents: Sequence[Tensor], temperature: float | Sequence[float]) -> li
 
     Raises:
         FlowError: If a temperature is negative or not finite.
-        ShapeError: If there are not as many temperatures as levels.
+        ShapeError: If the number of temperatures is not that of levels.
     """
-    checked = _checked(latents)
+    checked = _check(latents)
     taus = _per_level(temperature, len(checked), "temperatures")
     if min(taus) < 0:
         raise FlowError(f"Temperature must be >= 0; got {taus}. 0 is the calmest, 1 changes nothing.")
@@ -162,10 +160,10 @@ def vary(
     *,
     temperature: float | Sequence[float] = 1.0,
 ) -> list[Tensor]:
-    """Make a variation: turn the latents a little towards fresh noise.
+    """Make a variation: rotate the latents towards fresh noise.
 
     ``cos(theta) z + sin(theta) tau e``, with e standard normal and ``theta = strength pi / 2``. If z is tau N(0, I) and
-    independent of e, so is the result, at every strength: a variation is as probable as what it varies.
+    independent of e, so is the result, at every strength: a variation is as probable as the original.
 
     Args:
         latents: Finest first.
@@ -178,21 +176,21 @@ def vary(
         The variation.
 
     Raises:
-        FlowError: If the strength lies outside [0, 1], the seed is that of the latents, or an argument is refused by
-            ``sample_latents``.
-        ShapeError: If there are not as many values as levels.
+        FlowError: If the strength lies outside [0, 1], the seed is that of the latents, or ``sample_latents`` refuses
+            an argument.
+        ShapeError: If the number of values is not that of levels.
     """
-    checked = _checked(latents)
+    checked = _check(latents)
     strengths = _per_level(strength, len(checked), "strengths")
     if any(not 0 <= s <= 1 for s in strengths):
         raise FlowError(f"strength must lie in [0, 1]; got {strengths}. 0 changes nothing, 1 is only fresh noise.")
     shapes: list[Shape] = [(z.shape[1], z.shape[2], z.shape[3]) for z in checked]
-    drawn = [e.to(z) for e, z in zip(sample_latents(shapes, checked[0].shape[0], 1.0, seed), checked, strict=True)]
+    noise = [e.to(z) for e, z in zip(sample_latents(shapes, checked[0].shape[0], 1.0, seed), checked, strict=True)]
     if any(strengths):
-        _refuse_same_noise(checked, drawn, seed)
+        _refuse_same_noise(checked, noise, seed)
     return [
         z.clone() if s == 0 else e if s == 1 else math.cos(s * math.pi / 2) * z + math.sin(s * math.pi / 2) * e
-        for z, e, s in zip(checked, scale(drawn, temperature), strengths, strict=True)
+        for z, e, s in zip(checked, scale(noise, temperature), strengths, strict=True)
     ]
 
 
@@ -200,17 +198,17 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     """Bring latents to the statistics that the prior expects: ``z + strength ((z - mean) / std - z)``.
 
     An image that the model finds unlikely (pasted, compressed, blurred) has latents whose mean and standard deviation
-    are not 0 and 1. Corrected and decoded, it looks more like what the model knows.
+    are not 0 and 1. Corrected and decoded, it looks more like the model's training images.
 
-    Mean and (population) standard deviation are taken per item, over
+    Mean and (population) standard deviation are computed per item, over
 
-    * "level": everything of the level: one number each;
+    * "level": the entire level: one number each;
     * "channel": the positions of each channel;
     * "local": the ``window x window`` positions around each position, per channel, cut off at the border; for images
       that are unlikely in places.
 
     Where a channel has fewer than ``FEWEST_POSITIONS`` positions (the deepest levels of small images), "channel" and
-    "local" use the statistics of the level: those of a single number would wipe it out. A standard deviation below
+    "local" use the statistics of the level: those of a single number would erase it. A standard deviation below
     ``SMALLEST_STD`` counts as that.
 
     Args:
@@ -228,7 +226,7 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     Source: Lugmayr et al., "SRFlow", latent space normalization; the blending, the window's treatment at the border and
     the floor of the standard deviation are ours.
     """
-    checked = _checked(latents)
+    checked = _check(latents)
     if not 0 <= strength <= 1:
         raise FlowError(f"strength must lie in [0, 1]; got {strength}. 0 changes nothing, 1 normalizes fully.")
     if per not in ("level", "channel", "local"):
@@ -248,13 +246,13 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
 
 @dataclass(frozen=True, kw_only=True)
 class LevelStatistics:
-    """How far one level of latents is from what the prior expects.
+    """Statistics of one level of latents, to compare with what the prior expects.
 
     Attributes:
         mean: Per item, ``(B,)``; 0 is expected.
         std: Population standard deviation per item, ``(B,)``; 1 is expected.
         radius: ``|z| / sqrt(D)`` per item, ``(B,)``; 1 is expected, with a standard deviation of ``1 / sqrt(2 D)``.
-        dimensions: D, the numbers in this level of one item.
+        dimensions: D, the size of this level of one item.
     """
 
     mean: Tensor
@@ -264,25 +262,19 @@ class LevelStatistics:
 
 
 def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
-    """Measure every level: mean, standard deviation and norm.
+    """Measure mean, standard deviation and norm of every level, in float64.
 
     Args:
         latents: Finest first.
 
     Returns:
-        Per level, finest first; numbers in float64.
+        Per level, finest first.
     """
     result: list[LevelStatistics] = []
-    for z in _checked(latents):
-        flat = float64(z).flatten(1)
-        result.append(
-            LevelStatistics(
-                mean=flat.mean(1),
-                std=flat.std(1, correction=0),
-                radius=flat.square().mean(1).sqrt(),
-                dimensions=flat.shape[1],
-            )
-        )
+    for z in _check(latents):
+        flat = float64(z).flatten(1)  # (B, D)
+        mean, std, radius = flat.mean(1), flat.std(1, correction=0), flat.square().mean(1).sqrt()
+        result.append(LevelStatistics(mean=mean, std=std, radius=radius, dimensions=flat.shape[1]))
     return result
 
 
@@ -290,30 +282,30 @@ def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
 
 
 class RunningMean:
-    """The mean of many latents, of which only the sum is kept: ``(1 / n) sum over items of z``, in float64."""
+    """The mean of many latents in the memory of one, in float64."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
         self.count = 0
         self._sums: list[Tensor] = []
 
     def add(self, latents: Sequence[Tensor]) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             latents: Finest first; every item counts once.
 
         Raises:
-            ShapeError: If they do not fit those before.
-            FlowError: If they hold values that are not finite, which would spoil the mean for good.
+            ShapeError: If they are incompatible with those before.
+            FlowError: If they contain values that are not finite, which would spoil the mean for good.
         """
-        checked = _checked(latents)
+        checked = _check(latents)
         if not all(z.isfinite().all() for z in checked):
-            raise FlowError("The latents hold values that are not finite numbers. Leave out the image they come from.")
+            raise FlowError(
+                "The latents contain values that are not finite numbers. Leave out the image they come from."
+            )
         sums = [float64(z).sum(0, keepdim=True).cpu() for z in checked]
         if self._sums:
-            _pairs(self._sums, sums)
-            sums = [before + new for before, new in zip(self._sums, sums, strict=True)]
+            sums = [before + new for before, new in _pairs(self._sums, sums)]
         self._sums = sums
         self.count += checked[0].shape[0]
 
@@ -342,8 +334,8 @@ def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterab
         The direction, float32, on the CPU; ``add(latents, direction, 1)`` moves from one mean to the other.
 
     Raises:
-        FlowError: If one side is empty, or holds values that are not finite.
-        ShapeError: If not all latents fit together.
+        FlowError: If one side is empty, or contains values that are not finite.
+        ShapeError: If the latents are incompatible.
 
     Source: Kingma & Dhariwal, "Glow", section 6, whose program also multiplies by 1.6; here that is the strength of
     ``add``.
@@ -372,7 +364,7 @@ def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float 
 
     Raises:
         FlowError: If a strength is not finite.
-        ShapeError: If the two do not fit together, or there are not as many strengths as levels.
+        ShapeError: If the two are incompatible, or the number of strengths is not that of levels.
     """
     pairs = _pairs(latents, direction)
     strengths = _per_level(strength, len(pairs), "strengths")
@@ -380,7 +372,7 @@ def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float 
 
 
 def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
-    """Measure how much of a direction latents hold: ``z . d / |d|^2``, over all levels together.
+    """Project latents on a direction: ``z . d / |d|^2``, over all levels together.
 
     ``add(latents, direction, s)`` raises it by s.
 
@@ -393,7 +385,7 @@ def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
 
     Raises:
         FlowError: If the direction is zero.
-        ShapeError: If the two do not fit together.
+        ShapeError: If the two are incompatible.
     """
     pairs = [(float64(z).flatten(1), float64(d).flatten(1)) for z, d in _pairs(latents, direction)]
     squared = torch.stack([d.square().sum(1) for _, d in pairs]).sum(0)
@@ -403,9 +395,9 @@ def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
 
 
 def orthogonalize(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Direction:
-    """Take out of a direction what it shares with others, so that moving along it leaves their projections alone.
+    """Remove from a direction what it shares with others, so that moving along it leaves their projections unchanged.
 
-    ``d - sum over i of (d . q_i) q_i``, with q an orthonormal basis of the space that the others span.
+    ``d - sum over i of (d . q_i) q_i``, with q an orthonormal basis of the span of the others.
 
     Args:
         direction: Latents of batch 1.
@@ -416,23 +408,23 @@ def orthogonalize(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]
 
     Raises:
         FlowError: If nothing is left: the direction is a mixture of the others.
-        ShapeError: If they do not fit together, or are not of batch 1.
+        ShapeError: If they are incompatible, or not of batch 1.
     """
-    checked = _checked(direction)
-    if any(z.shape[0] != 1 for z in (*checked, *(z for other in others for z in _checked(other)))):
+    checked = _check(direction)
+    if any(z.shape[0] != 1 for z in (*checked, *(z for other in others for z in _check(other)))):
         raise ShapeError("A direction is a list of latents of batch 1; got a larger batch. Pass one item of it.")
     basis: list[Tensor] = []
     for other in others:
-        vector = _joined([d for _, d in _pairs(checked, other)])
-        rest = _without(vector, basis)
-        if rest.norm() > 1e-9 * vector.norm():  # else it adds nothing to the space of those before
+        vector = _flatten([d for _, d in _pairs(checked, other)])
+        rest = _reject(vector, basis)
+        if rest.norm() > 1e-9 * vector.norm():  # else it lies in the span of those before
             basis.append(rest / rest.norm())
-    whole = _joined(checked)
-    rest = _without(whole, basis)
-    if not rest.norm() > 1e-6 * whole.norm():
+    vector = _flatten(checked)
+    rest = _reject(vector, basis)
+    if not rest.norm() > 1e-6 * vector.norm():
         raise FlowError("Nothing is left of the direction: it is a mixture of the others. Leave one of them out.")
-    pieces = rest.split([z.numel() for z in checked])
-    return [piece.view(z.shape).to(z) for piece, z in zip(pieces, checked, strict=True)]
+    levels = rest.split([z.numel() for z in checked])
+    return [level.view(z.shape).to(z) for level, z in zip(levels, checked, strict=True)]
 
 
 # --- one level of one pair --------------------------------------------------------------------------------------------
@@ -445,23 +437,23 @@ def _linear(x: Tensor, y: Tensor, t: float) -> Tensor:
 def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     one, two = float64(x).flatten(1), float64(y).flatten(1)  # (B, D)
     angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
-    # not a number where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
+    # NaN where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
     arc = (angle > SMALLEST_ANGLE) & (angle < math.pi - OPPOSITE)
     angle = torch.where(arc, angle, 1.0)
     first = torch.where(arc, ((1 - t) * angle).sin() / angle.sin(), 1 - t)
     second = torch.where(arc, (t * angle).sin() / angle.sin(), t)
-    return _factor(first, x) * x + _factor(second, y) * y
+    return _item_weights(first, x) * x + _item_weights(second, y) * y
 
 
 def _norm(x: Tensor, y: Tensor, t: float) -> Tensor:
     mixed = _linear(x, y, t)
-    lengths = [float64(z).flatten(1).norm(dim=1) for z in (x, y, mixed)]  # each (B,)
-    target = ((1 - t) * lengths[0] + t * lengths[1]).clamp_min(0)
-    sound = lengths[2] > 1e-6 * (lengths[0] + lengths[1])
-    return _factor(torch.where(sound, target / torch.where(sound, lengths[2], 1.0), 1.0), x) * mixed
+    norm_x, norm_y, norm_mixed = (float64(z).flatten(1).norm(dim=1) for z in (x, y, mixed))  # each (B,)
+    target = ((1 - t) * norm_x + t * norm_y).clamp_min(0)
+    defined = norm_mixed > 1e-6 * (norm_x + norm_y)
+    return _item_weights(torch.where(defined, target / torch.where(defined, norm_mixed, 1.0), 1.0), x) * mixed
 
 
-def _factor(weights: Tensor, z: Tensor) -> Tensor:
+def _item_weights(weights: Tensor, z: Tensor) -> Tensor:
     """Shape one weight per item, (B,), for multiplication with a level."""
     return weights.to(z)[:, None, None, None]
 
@@ -475,32 +467,32 @@ def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
         return z.mean((1, 2, 3), keepdim=True), z.std((1, 2, 3), correction=0, keepdim=True)
     if per == "channel":
         return z.mean((2, 3), keepdim=True), z.std((2, 3), correction=0, keepdim=True)
-    mean = _blurred(z, window)
-    return mean, (_blurred(z.square(), window) - mean.square()).clamp_min(0).sqrt()
+    mean = _window_mean(z, window)
+    return mean, (_window_mean(z.square(), window) - mean.square()).clamp_min(0).sqrt()
 
 
-def _blurred(z: Tensor, window: int) -> Tensor:
-    """Average every window, over the positions of it that exist."""
+def _window_mean(z: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(z, window, stride=1, padding=window // 2, count_include_pad=False)
 
 
-def _joined(latents: Sequence[Tensor]) -> Tensor:
-    """All levels of one item as one vector, in float64."""
+def _flatten(latents: Sequence[Tensor]) -> Tensor:
+    """Join all levels of one item to one vector, in float64."""
     return torch.cat([float64(z).flatten() for z in latents])
 
 
-def _without(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
-    for _ in range(2):  # the second time takes out what rounding left
+def _reject(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
+    """Subtract the projection on an orthonormal basis."""
+    for _ in range(2):  # the second pass removes rounding errors of the first
         for axis in basis:
             vector = vector - vector.dot(axis) * axis
     return vector
 
 
-def _refuse_same_noise(latents: Sequence[Tensor], drawn: Sequence[Tensor], seed: int) -> None:
-    """Notice latents that are the very noise that is to vary them: the mixture would only be louder."""
+def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed: int) -> None:
+    """Refuse latents that are themselves the noise that is to vary them: the mixture would only be louder."""
     same = torch.ones(latents[0].shape[0], dtype=torch.bool, device=float64(latents[0]).device)  # (B,)
     empty = torch.ones_like(same)
-    for z, e in zip(latents, drawn, strict=True):
+    for z, e in zip(latents, noise, strict=True):
         one, two = float64(z).flatten(1), float64(e).flatten(1)
         zero = (one == 0).all(1)  # drawn at temperature 0, which says nothing about the seed
         same &= zero | (F.cosine_similarity(one, two, dim=1) > 1 - 1e-6)
@@ -515,28 +507,29 @@ def _refuse_same_noise(latents: Sequence[Tensor], drawn: Sequence[Tensor], seed:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _checked(latents: Sequence[Tensor]) -> list[Tensor]:
+def _check(latents: Sequence[Tensor]) -> list[Tensor]:
     levels: list[Any] = [] if isinstance(latents, Tensor) else list(latents)
     if not levels or any(not isinstance(z, Tensor) or z.ndim != 4 or 0 in z.shape for z in levels):
-        came = (
+        actual = (
             f"a tensor of shape {tuple(latents.shape)}"
             if isinstance(latents, Tensor)
             else [tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__ for z in levels]
         )
-        raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {came}.")
+        raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {actual}.")
     for z in levels:
         require_full_precision(z.dtype)
-    if len({z.shape[0] for z in levels}) > 1:
+    batches = [z.shape[0] for z in levels]
+    if len(set(batches)) > 1:
         raise ShapeError(
-            f"All levels must be of one batch; got {[z.shape[0] for z in levels]} items, finest level first. Take the "
-            "same items of every level."
+            f"All levels must be of one batch; got {batches} items, finest level first. Take the same items of every "
+            "level."
         )
     return levels
 
 
 def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Check that two lists fit together, and give both the larger batch, the wider precision and the device of a."""
-    one, two = _checked(a), _checked(b)
+    """Check that two lists are compatible; give both the larger batch, the wider precision and the device of a."""
+    one, two = _check(a), _check(b)
     shapes = [[tuple(z.shape[1:]) for z in latents] for latents in (one, two)]
     if shapes[0] != shapes[1]:
         raise ShapeError(
@@ -558,7 +551,7 @@ def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tenso
 
 
 def _per_level(value: float | Sequence[float], levels: int, name: str) -> list[float]:
-    """One number per level out of one number, or out of one per level."""
+    """List one number per level, from one number or one per level."""
     values = [float(value)] * levels if isinstance(value, (int, float)) else [float(v) for v in value]
     if len(values) != levels:
         raise ShapeError(f"These latents have {levels} levels; got {len(values)} {name}. Give one, or one per level.")
@@ -567,15 +560,15 @@ def _per_level(value: float | Sequence[float], levels: int, name: str) -> list[f
     return values
 
 
-def _chosen(levels: Sequence[bool] | Iterable[int] | None, count: int) -> list[float]:
-    """A weight of 0 or 1 per level, out of truth values or of level numbers."""
-    given = list(levels or ())
-    if given and all(type(level) is bool for level in given):
-        return [float(level) for level in given]
-    if any(type(n) is not int or not -count <= n < count for n in given):
+def _level_weights(levels: Sequence[bool] | Iterable[int] | None, count: int) -> list[float]:
+    """Convert truth values or level numbers to a weight of 0 or 1 per level."""
+    chosen = list(levels or ())
+    if chosen and all(type(level) is bool for level in chosen):
+        return [float(level) for level in chosen]
+    if any(type(n) is not int or not -count <= n < count for n in chosen):
         raise FlowError(
-            f"These latents have levels 0 (finest) to {count - 1} (deepest); got {given}. Give their numbers, or one "
+            f"These latents have levels 0 (finest) to {count - 1} (deepest); got {chosen}. Give their numbers, or one "
             "truth value per level."
         )
-    taken = {n % count for n in given}
-    return [float(n in taken) for n in range(count)]
+    numbers = {n % count for n in chosen}
+    return [float(n in numbers) for n in range(count)]

@@ -16,13 +16,11 @@ Shape = tuple[int, int, int]
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map
-``(1 or n, 1, h, w)`` of any resolution, which lies over the whole image."""
+``(1 or n, 1, h, w)`` of any resolution that covers the whole image."""
 
 
 def log_prob(latents: Sequence[Tensor]) -> Tensor:
-    """Evaluate the standard-normal log density.
-
-    ``sum over all elements of -(z^2 + log(2 pi)) / 2``.
+    """Evaluate the standard-normal log density: ``sum over all elements of -(z^2 + log(2 pi)) / 2``.
 
     Args:
         latents: Finest first, each ``(B, C_l, H_l, W_l)``.
@@ -34,13 +32,10 @@ def log_prob(latents: Sequence[Tensor]) -> Tensor:
 
 
 def log_density(z: Tensor) -> Tensor:
-    """Evaluate the standard-normal log density, element by element.
+    """Evaluate the standard-normal log density elementwise: ``-(z^2 + log(2 pi)) / 2``, in nats.
 
     Args:
         z: Any shape.
-
-    Returns:
-        ``-(z^2 + log(2 pi)) / 2`` in nats, the same shape.
     """
     return -0.5 * (z.square() + math.log(2 * math.pi))
 
@@ -59,12 +54,12 @@ def sample_latents(
     device, at every batch position and at every tile size.
 
     Args:
-        shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` gives them.
+        shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` returns them.
         n: Number of items.
         temperature: Standard deviation tau: one for all levels, or one per level; a number, or a map of 1 or ``n``
             items that is resized to each level. 0 gives the mode of the latents.
-        seed: Item i is drawn from a generator of its own, seeded with ``seed + i``. On the CPU torch reads 32 bits of a
-            seed: those that differ by a multiple of 2^32 give the same noise.
+        seed: Item i has its own generator, seeded with ``seed + i``. On the CPU torch reads 32 bits of a seed: seeds
+            that differ by a multiple of 2^32 give the same noise.
         order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
             program of SRFlow does (with temperature 0 that program still consumes the split draws, which makes no
             difference here).
@@ -74,11 +69,11 @@ def sample_latents(
 
     Raises:
         FlowError: If a temperature is negative or not finite, the seed lies outside [0, 2^64), or n is less than 1.
-        ShapeError: If there are not as many temperatures as levels.
+        ShapeError: If the number of temperatures is not that of levels.
     """
     taus = [
-        on_grid(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
-        for tau, shape in zip(temperatures(temperature, len(shapes), n), shapes, strict=True)
+        resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
+        for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
     ]
     if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
@@ -95,31 +90,31 @@ def sample_latents(
     return [tau * torch.stack([item[level] for item in items]) for level, tau in enumerate(taus)]
 
 
-def temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
-    """Take temperatures as someone passes them, one per level.
+def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
+    """Validate temperatures and list them by level.
 
     Args:
         temperature: One, or one per level, finest first.
         levels: Of the model.
-        n: How many items a map may have besides 1.
+        n: Allowed batch size of a map, besides 1.
 
     Returns:
         Per level a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU.
 
     Raises:
         FlowError: If a temperature is negative or not finite.
-        ShapeError: If there are not as many temperatures as levels, or a map has another shape.
+        ShapeError: If the number of temperatures is not that of levels, or a map has another shape.
     """
     # A tensor is one map; only one without dimensions is a number.
     if isinstance(temperature, (int, float, Tensor)):
-        given: list[float | Tensor] = [_map(temperature, n)] * levels
+        taus: list[float | Tensor] = [_number_or_map(temperature, n)] * levels
     else:
-        given = [_map(tau, n) for tau in temperature]
-    if len(given) != levels:
+        taus = [_number_or_map(tau, n) for tau in temperature]
+    if len(taus) != levels:
         raise ShapeError(
-            f"This model has {levels} levels of latents; got {len(given)} temperatures. Give one, or one per level."
+            f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
         )
-    for tau in given:
+    for tau in taus:
         # The smallest value of a map is NaN if one is; the largest shows an infinity.
         for value in [float(v) for v in tau.aminmax()] if isinstance(tau, Tensor) else [tau]:
             if not (math.isfinite(value) and value >= 0):
@@ -127,30 +122,30 @@ def temperatures(temperature: Temperature, levels: int, n: int) -> list[float | 
                     f"Temperature must be a finite number >= 0; got {value}. 0 is the calmest, 1 the model's own "
                     "spread."
                 )
-    return given
+    return taus
 
 
-def painted(mask: Tensor, inside: float, outside: float) -> Tensor:
-    """Make a map of temperatures from a mask: ``outside + (inside - outside) * mask``.
+def masked_temperature(mask: Tensor, inside: float, outside: float) -> Tensor:
+    """Convert a mask to a temperature map: ``outside + (inside - outside) * mask``.
 
     Args:
         mask: ``(B, 1, h, w)`` in [0, 1].
-        inside: Where the mask is 1.
-        outside: Where it is 0.
+        inside: Temperature where the mask is 1.
+        outside: Temperature where it is 0.
 
     Returns:
-        The map, likewise.
+        ``(B, 1, h, w)``.
     """
     return inside * mask + outside * (1 - mask)
 
 
-def on_grid(tau: Tensor, height: int, width: int) -> Tensor:
-    """Resize a map of temperatures: bilinear and antialiased, which leaves the range that it has.
+def resize_temperature_map(tau: Tensor, height: int, width: int) -> Tensor:
+    """Resize a temperature map, bilinear and antialiased, which stays within its range.
 
     Args:
         tau: ``(B, 1, h, w)``.
-        height: Wanted.
-        width: Likewise.
+        height: Of the result.
+        width: Of the result.
 
     Returns:
         ``(B, 1, height, width)``.
@@ -160,8 +155,7 @@ def on_grid(tau: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(tau, (height, width), mode="bilinear", antialias=True)
 
 
-def _map(tau: float | Tensor, n: int) -> float | Tensor:
-    """Take one temperature."""
+def _number_or_map(tau: float | Tensor, n: int) -> float | Tensor:
     if not isinstance(tau, Tensor) or tau.ndim == 0:
         return float(tau)
     if tau.ndim != 4 or tau.shape[0] not in (1, n) or tau.shape[1] != 1 or 0 in tau.shape:

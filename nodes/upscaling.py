@@ -16,7 +16,7 @@ from ..flowcore.images.resize import resize
 from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
-from ..flowcore.prior import Temperature, painted
+from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.upscale import memory_required, target_size
@@ -136,7 +136,11 @@ def _temperature(
             f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: "
             "right-click Load Image, Open in MaskEditor."
         )
-    return [painted(where, tau, outside) for tau in levels] if levels else painted(where, inside, outside)
+    return (
+        [masked_temperature(where, tau, outside) for tau in levels]
+        if levels
+        else masked_temperature(where, inside, outside)
+    )
 
 
 class FlowcoreTemperatureGrid(FlowNode):

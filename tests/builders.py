@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcore import Flow
 from flowcore.checkpoints.sources.srflow import srflow_origins
+from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm
 
@@ -76,6 +77,12 @@ def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
     return flow
+
+
+def assemble(levels: Sequence[Level], *, channels: int) -> Flow:
+    """Assemble an unconditional flow of no architecture."""
+    capabilities = Capabilities(source="none", tasks=frozenset())
+    return Flow(levels, channels=channels, config=None, architecture="test", capabilities=capabilities)
 
 
 def random_image(*shape: int, seed: int = 0) -> Tensor:

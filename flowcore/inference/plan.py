@@ -94,7 +94,7 @@ class Plan(Flow):
             prelude=flow.prelude,
             top=flow.top,
             encoder=encoder,
-            encode=flow.encoding,
+            condition_encoder=flow.condition_encoder,
             condition_scale=flow.condition_scale,
             classes=flow.classes,
             image_size=flow.image_size,

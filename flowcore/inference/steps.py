@@ -40,7 +40,7 @@ class FoldedLevel(Level):
     def __init__(
         self, steps: Sequence[Transform], split: Split | None, squeeze: Transform, fold: int, budget: StripBudget
     ) -> None:
-        super().__init__(steps, split, squeeze=squeeze, fold=fold)
+        super().__init__(steps, split, squeeze=squeeze, downscale=fold)
         self.budget = budget
         self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
 
@@ -245,7 +245,7 @@ class LevelFolder:
             prior = folded_conditioner(split.conditioner, split.kept_channels(channels), None, self.dtype, self.budget)
             if isinstance(prior, FoldedConditioner):
                 split = Split(prior, labeled=False, kept=split.kept)
-        return FoldedLevel(steps, split, level.squeeze, level.fold, self.budget)
+        return FoldedLevel(steps, split, level.squeeze, level.downscale, self.budget)
 
     def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.

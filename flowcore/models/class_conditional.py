@@ -1,4 +1,4 @@
-"""Class-conditional flow: the label says which digit, the latents say how it is written.
+"""Class-conditional flow: the label determines which digit, the latents how it is written.
 
 Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
 (2019), section 4.1 and its MNIST program: fixed permutations of all pixels between two-sided couplings with fully
@@ -18,25 +18,25 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
-from .fields import check_choice, check_number, check_whole, image_size, shown
+from .fields import check_choice, check_integer, check_number, short_repr, size_tuple
 from .labels import one_hot
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassConditionalConfig:
-    """Everything that says how a class-conditional flow is built; the defaults are a third of the published network.
+    """Configuration of a class-conditional flow; the defaults are a third of the published network.
 
     Attributes:
         channels: Of the image: 1 or 3.
-        image_size: Height and width, or the side of a square; it takes no other size.
-        classes: Number of labels. One more, ``classes``, stands for "no label given".
+        image_size: Height and width, or the side of a square; the model accepts no other size.
+        classes: Number of labels. The label ``classes`` itself means "unlabeled".
         steps: Pairs of couplings.
         hidden: Width of their networks.
         shift: Pixel value that becomes 0.
         width: Difference in pixel value that becomes 1.
-        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
         grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
-        styles: Names of the style directions that the file holds.
+        styles: Names of the style directions stored with the weights.
     """
 
     channels: int = 1
@@ -51,56 +51,50 @@ class ClassConditionalConfig:
     styles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            FlowError: Naming the field, its value and what it may be.
-        """
         check_choice(self, channels=(1, 3), grid=("bins", "levels"))
-        check_whole(self, classes=(1, 1000), steps=(1, 64), hidden=(1, 4096), n_bits=(1, 8))
+        check_integer(self, classes=(1, 1000), steps=(1, 64), hidden=(1, 4096), n_bits=(1, 8))
         check_number(self, shift=(-10, 10), width=(1e-6, 100))
-        size = image_size(self, 1)
+        size = size_tuple(self, 1)
         if size is None or self.channels * size[0] * size[1] > 2**16:
             raise FlowError(
-                f"image_size must be given, and have at most 65536 subpixels; got {shown(self.image_size)}."
+                f"image_size must be given, and have at most 65536 subpixels; got {short_repr(self.image_size)}."
             )
         object.__setattr__(self, "image_size", size)
         names: Any = self.styles
-        named = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)  # pyright: ignore[reportUnknownVariableType]
-        if not named or len(set(names)) < len(names):  # pyright: ignore[reportUnknownArgumentType]
-            raise FlowError(f"styles must be a list of different names; got {shown(names)}.")
-        object.__setattr__(self, "styles", tuple(names))  # pyright: ignore[reportUnknownArgumentType]
+        named = type(names) in (list, tuple) and all(isinstance(name, str) and name for name in names)
+        if not named or len(set(names)) < len(names):
+            raise FlowError(f"styles must be a list of different names; got {short_repr(names)}.")
+        object.__setattr__(self, "styles", tuple(names))
 
 
-def class_conditional(config: ClassConditionalConfig) -> Flow:
+def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalConfig]:
     """Build a class-conditional flow.
-
-    Its images are ``(B, channels, H, W)`` in [0, 1]; its condition's source are labels.
 
     Args:
         config: See ``ClassConditionalConfig``.
 
     Returns:
-        The flow, with random weights.
+        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; its condition is encoded from
+        labels.
     """
     size = config.channels * config.image_size[0] * config.image_size[1]
     inputs, outputs = size // 2, size - size // 2
-    told = config.classes + 1
+    labels = config.classes + 1
     steps: list[Transform] = []
     for _ in range(config.steps):
         steps += [
             Permutation(torch.randperm(size)),
-            Coupling(DenseConditioner(inputs + told, config.hidden, 2 * outputs), scaling="atan"),
-            Coupling(DenseConditioner(outputs + told, config.hidden, 2 * inputs), scaling="atan", swap=True),
+            Coupling(DenseConditioner(inputs + labels, config.hidden, 2 * outputs), scaling="atan"),
+            Coupling(DenseConditioner(outputs + labels, config.hidden, 2 * inputs), scaling="atan", swap=True),
         ]
     return Flow(
-        [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), fold=0)],
+        [Level(steps, None, squeeze=Flatten(config.channels, *config.image_size), downscale=0)],
         channels=config.channels,
         config=config,
         architecture="class_conditional",
         capabilities=Capabilities(source="labels", tasks=frozenset({"sample"})),
         prelude=PixelMap(config.shift, config.width),
-        encode=_encode,
+        condition_encoder=_encode_labels,
         classes=config.classes,
         image_size=config.image_size,
         fixed_size=True,
@@ -108,7 +102,7 @@ def class_conditional(config: ClassConditionalConfig) -> Flow:
     )
 
 
-def _encode(flow: Flow, labels: Tensor) -> Condition:
+def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
     if labels.ndim == 2 and labels.shape[1] == flow.classes:  # weights of the classes alone
         labels = torch.cat([labels, labels.new_zeros(len(labels), 1)], dim=1)
     weights = one_hot(labels, flow.classes + 1).to(next(flow.parameters()).dtype)

@@ -1,9 +1,9 @@
 """Colorizer: the two chroma channels of a photograph from its luma, in many ways.
 
-The chroma, at a quarter of the luma's size, is taken apart by a Haar pyramid. The coarsest grid, a few positions for a
-whole photograph, is one conditional flow with a global view: there the colours are decided, once. Each finer grid is a
-flow of the details, given the coarser image, so that what was decided is kept. A flow on a single grid must send the
-colour decision of every patch to noise of its own, and patches disagree (``structure="single"``, for comparison).
+A Haar pyramid decomposes the chroma, which has a quarter of the luma's sides. The coarsest grid, a few positions for a
+whole photograph, is one conditional flow with a global view: it decides the colors, once. Each finer grid is a flow of
+the details, given the coarser image, so that the decision stands. A flow on a single grid must decide the color of
+every patch by separate noise, and patches disagree (``structure="single"``, for comparison).
 
     p(chroma | luma) = p(means_K, details_K | luma) * product over l < K of p(details_l | means_l, luma)
 
@@ -38,25 +38,25 @@ from ..transforms import (
     Split,
     Transform,
 )
-from .fields import check_choice, check_number, check_whole, shown
+from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
 
-SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with a palette, too
+SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with hints and a palette
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorizerConfig:
-    """Everything that says how a colorizer is built; the defaults are the shipped network.
+    """Configuration of a colorizer; the defaults are the shipped network.
 
     Attributes:
         structure: "pyramid", or "single": one conditional flow on the finest grid, the ablation.
-        steps: Per grid, finest first: as many as there are grids; for "single" the first counts.
-        hidden: Width of the networks in couplings, likewise.
-        widths: Of the luma encoder at strides 4, 8, ...: one more than there are grids.
-        merged: Its channels on the way up.
-        features: Channels of luma that each grid's flow sees.
+        steps: Steps per grid, finest first; "single" uses the first.
+        hidden: Width of the networks in couplings per grid, finest first; "single" uses the first.
+        widths: Channels of the luma encoder at strides 4, 8, ...: one more than there are grids.
+        merged: Channels of the encoder's upward path.
+        features: Channels of luma features per grid.
         dropout: Of the encoder, in training; see ``LumaEncoder``.
-        working_size: Shorter side of the luma, in pixels, at which it decides on colours.
-        temperatures: Of palette (the coarsest grid) and detail (the finest) at which it is meant to be sampled.
+        working_size: Shorter side of the luma, in pixels, at which colors are decided.
+        temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
     """
 
     structure: Literal["pyramid", "single"] = "pyramid"
@@ -70,16 +70,11 @@ class ColorizerConfig:
     temperatures: tuple[float, float] = (0.9, 0.3)
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            FlowError: Naming the field, its value and what it may be.
-        """
         check_choice(self, structure=("pyramid", "single"))
-        check_whole(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
+        check_integer(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
         check_number(self, dropout=(0, 1))
         for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
-            object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), high))
+            object.__setattr__(self, name, integer_tuple(self, name, 1, high))
         grids = len(self.steps)
         if not 1 <= grids <= 8 or len(self.hidden) != grids or len(self.widths) != grids + 1:
             raise FlowError(
@@ -89,26 +84,27 @@ class ColorizerConfig:
         if self.widths[-1] % 4:
             raise FlowError(f"The last of widths must be a multiple of 4; got {self.widths[-1]}.")
         taus: Any = self.temperatures
-        if not isinstance(taus, (list, tuple)) or len(taus) != 2:  # pyright: ignore[reportUnknownArgumentType]
-            raise FlowError(f"temperatures must be those of palette and detail; got {shown(taus)}.")
-        object.__setattr__(self, "temperatures", tuple(taus))  # pyright: ignore[reportUnknownArgumentType]
+        if type(taus) not in (list, tuple) or len(taus) != 2:
+            raise FlowError(f"temperatures must be those of palette and detail; got {short_repr(taus)}.")
+        object.__setattr__(self, "temperatures", tuple(taus))
         for tau in self.temperatures:
             if type(tau) not in (int, float) or not 0 <= tau <= 10:
-                raise FlowError(f"temperatures must lie in [0, 10]; got {shown(self.temperatures)}.")
+                raise FlowError(f"temperatures must lie in [0, 10]; got {short_repr(self.temperatures)}.")
 
     @property
     def source_multiple(self) -> int:
-        """What the sides of the luma must be multiples of."""
+        """Divisor of the luma's sides."""
         return STRIDE * 2 ** len(self.steps)
 
 
-def colorizer(config: ColorizerConfig) -> Flow:
+def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     """Build a colorizer.
 
-    Its images are chroma, ``(B, 2, H, W)``: Cb and Cr as JPEG stores them, over 255 (``color.NEUTRAL`` is grey). Its
-    condition's source is luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with hints
-    (coverage in [0, 1], and coverage times Cb and Cr, both centred on 0); or ``(B, 8, 4H, 4W)`` with a palette, too,
-    constant planes: whether there is one, mean Cb, mean Cr, and colourfulness (root mean square chroma), times that.
+    Its images are chroma, ``(B, 2, H, W)``: Cb and Cr as JPEG stores them, over 255 (``color.NEUTRAL`` is gray). Its
+    condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with
+    hints (coverage in [0, 1], and coverage times Cb and Cr, both centered on 0); or ``(B, 8, 4H, 4W)`` with also a
+    palette in constant planes: whether there is one, mean Cb, mean Cr, and colorfulness (root mean square chroma), all
+    times that.
 
     Args:
         config: See ``ColorizerConfig``.
@@ -117,18 +113,18 @@ def colorizer(config: ColorizerConfig) -> Flow:
         The flow, with random weights.
     """
     encoder = LumaEncoder(config.widths, config.merged, config.features, dropout=config.dropout)
-    told = encoder.outputs
+    features = encoder.outputs
     grids = len(config.steps)
     levels: list[Level] = []
     if config.structure == "single":
-        levels.append(Level(_steps(8, told, config.steps[0], config.hidden[0]), None))
+        levels.append(Level(_steps(8, features, config.steps[0], config.hidden[0]), None))
     else:
         for number, (steps, hidden) in enumerate(zip(config.steps, config.hidden, strict=True), start=1):
             if number < grids:
-                details = Chain(*_steps(6, told + 2, steps, hidden))
+                details = Chain(*_steps(6, features + 2, steps, hidden))
                 levels.append(Level([ConditionOnChannels(2, details)], Split(None, kept=2), squeeze=Haar()))
             else:
-                levels.append(Level(_steps(8, told, steps, hidden, pooled=True), None, squeeze=Haar()))
+                levels.append(Level(_steps(8, features, steps, hidden, pooled=True), None, squeeze=Haar()))
     return Flow(
         levels,
         channels=2,
@@ -137,12 +133,12 @@ def colorizer(config: ColorizerConfig) -> Flow:
         capabilities=Capabilities(source="luma", tasks=frozenset({"colorize"})),
         prelude=ChannelWhitening(2),
         encoder=encoder,
-        encode=_encode,
+        condition_encoder=_encode_luma,
     )
 
 
-def _steps(channels: int, told: int, steps: int, hidden: int, *, pooled: bool = False) -> list[Transform]:
-    inputs, outputs = channels // 2 + told, 2 * (channels - channels // 2)
+def _steps(channels: int, features: int, steps: int, hidden: int, *, pooled: bool = False) -> list[Transform]:
+    inputs, outputs = channels // 2 + features, 2 * (channels - channels // 2)
     parts: list[Transform] = []
     for k in range(steps):
         parts += [
@@ -150,10 +146,11 @@ def _steps(channels: int, told: int, steps: int, hidden: int, *, pooled: bool = 
             InvertibleConv(channels, start="principal" if k == 0 else "reverse"),
             Coupling(Conditioner(inputs, hidden, outputs, pooled=pooled), scaling="atan"),
         ]
-    return [*parts, ActNorm(channels), Injector(Conditioner(told, hidden, 2 * channels, pooled=pooled), scaling="exp")]
+    prior = Conditioner(features, hidden, 2 * channels, pooled=pooled)
+    return [*parts, ActNorm(channels), Injector(prior, scaling="exp")]
 
 
-def _encode(flow: Flow, source: Tensor) -> Condition:
+def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
     if source.ndim != 4 or source.shape[1] not in SOURCE_CHANNELS:
         raise ShapeError(
             "Expected luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette; "
@@ -170,9 +167,3 @@ def _encode(flow: Flow, source: Tensor) -> Condition:
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(padded[:, :1], padded[:, 1:4], padded[:, 4:].mean((2, 3)))
     return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]))
-
-
-def _whole_numbers(name: str, value: Any, high: int) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or any(type(n) is not int or not 1 <= n <= high for n in value):  # pyright: ignore[reportUnknownVariableType]
-        raise FlowError(f"{name} must be whole numbers from 1 to {high}; got {shown(value)}.")
-    return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

@@ -1,4 +1,4 @@
-"""Checks of configuration fields, for values that come from strangers' files: the sentence names the field."""
+"""Checks of configuration fields, whose values may come from untrusted files; every message names the field."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ _SHORT.maxlist = _SHORT.maxtuple = 16
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
-def shown(value: Any) -> str:
-    """Write a value for a message: short, whatever a stranger's file holds.
+def short_repr(value: Any) -> str:
+    """Write a value for a message: at most 200 characters, whatever a file contains.
 
     Args:
         value: Any.
-
-    Returns:
-        Its repr, with long and deep parts left out.
     """
     text = _SHORT.repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def check_whole(config: Any, **limits: tuple[int, int]) -> None:
-    """Refuse fields that are no whole number within their limits; True and 4.0 are none.
+def check_integer(config: Any, **limits: tuple[int, int]) -> None:
+    """Refuse fields that are not whole numbers within their limits; True and 4.0 are none.
 
     Args:
         config: A configuration.
@@ -40,11 +37,11 @@ def check_whole(config: Any, **limits: tuple[int, int]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(config, name)
         if type(value) is not int or not low <= value <= high:
-            raise FlowError(f"{name} must be a whole number from {low} to {high}; got {shown(value)}.")
+            raise FlowError(f"{name} must be a whole number from {low} to {high}; got {short_repr(value)}.")
 
 
 def check_number(config: Any, **limits: tuple[float, float]) -> None:
-    """Refuse fields that are no number within their limits, the upper one excluded.
+    """Refuse fields that are not numbers within their limits, the upper one excluded.
 
     Args:
         config: A configuration.
@@ -56,7 +53,7 @@ def check_number(config: Any, **limits: tuple[float, float]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(config, name)
         if type(value) not in (int, float) or not low <= value < high or not math.isfinite(value):
-            raise FlowError(f"{name} must lie in [{low}, {high}); got {shown(value)}.")
+            raise FlowError(f"{name} must lie in [{low}, {high}); got {short_repr(value)}.")
 
 
 def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
@@ -73,29 +70,51 @@ def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
         value = getattr(config, name)
         if not any(type(value) is type(option) and value == option for option in allowed):
             listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-            raise FlowError(f"{name} must be {listed}; got {shown(value)}.")
+            raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
 
 
-def image_size(config: Any, multiple: int) -> tuple[int, int] | None:
+def integer_tuple(config: Any, name: str, low: int, high: int) -> tuple[int, ...]:
+    """Read a field of several whole numbers; JSON has lists for tuples.
+
+    Args:
+        config: A configuration.
+        name: The field.
+        low: Smallest value.
+        high: Largest value.
+
+    Raises:
+        FlowError: Naming the field, its value and what it may be.
+    """
+    value = getattr(config, name)
+    if type(value) not in (list, tuple) or any(type(n) is not int or not low <= n <= high for n in value):
+        value = tuple(value) if type(value) is list else value
+        raise FlowError(f"{name} must be whole numbers from {low} to {high}; got {short_repr(value)}.")
+    return tuple(value)
+
+
+def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
     """Read the field ``image_size``: a side, or height and width, or None.
 
     Args:
         config: A configuration.
-        multiple: What the sides must be multiples of.
+        multiple: Divisor of both sides.
 
     Returns:
         Height and width.
 
     Raises:
-        FlowError: If it is no size, or does not fit.
+        FlowError: If it is not a size, or not divisible.
     """
     value: Any = config.image_size
     if value is None:
         return None
     sides = (value, value) if type(value) is int else value
-    whole = isinstance(sides, (list, tuple)) and all(type(side) is int and 1 <= side <= 16384 for side in sides)  # pyright: ignore[reportUnknownVariableType]
-    if not whole or len(sides) != 2 or any(side % multiple for side in sides):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if (
+        type(sides) not in (list, tuple)
+        or len(sides) != 2
+        or any(type(side) is not int or not 1 <= side <= 16384 or side % multiple for side in sides)
+    ):
         raise FlowError(
-            f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {shown(value)}."
+            f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {short_repr(value)}."
         )
-    return tuple(sides)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType, reportReturnType]
+    return sides[0], sides[1]

@@ -1,7 +1,7 @@
 """Glow: images from noise and back, by levels of actnorm, 1x1 convolution and coupling.
 
 Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (NeurIPS 2018). The fields from
-``pixels`` on are what distinguishes published programs of it; their defaults are ours.
+``pixels`` on are where published programs of it differ; their defaults are ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_number, check_whole, image_size
+from .fields import check_choice, check_integer, check_number, size_tuple
 from .labels import one_hot
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
@@ -37,7 +37,7 @@ Mixing = Literal["reverse", "shuffle", "conv", "lu"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlowConfig:
-    """Everything that says how a Glow is built; the defaults are the paper's CIFAR-10 network.
+    """Configuration of a Glow; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
         channels: Of the image: 1 or 3.
@@ -45,25 +45,25 @@ class GlowConfig:
         steps: Steps per level.
         hidden: Width of the networks in couplings.
         coupling: "affine" or "additive".
-        mixing: What comes before every coupling: "reverse" or "shuffle" (fixed), a learned 1x1 convolution ("conv"), or
-            one held as its LU factors ("lu"): the ablation of the paper.
+        mixing: What precedes every coupling: "reverse" or "shuffle" (fixed), a learned 1x1 convolution ("conv"), or one
+            stored as its LU factors ("lu"): the ablation of the paper.
         mixing_start: How "conv" starts: "orthogonal" at random as in the paper, or "principal": the first of each level
             from the principal axes of the first batch, the others as channel reversals.
         affine_eps: Smallest scale of affine couplings; 0 in the paper.
-        learned_top: Whether mean and deviation of the last latents are learned.
+        learned_top: Whether mean and standard deviation of the last latents are learned.
         classes: Labels that the last latents' prior depends on; 0 for none.
-        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
         grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
             k / (2^n_bits - 1) is the middle of its bin.
-        image_size: Height and width, or the side of a square, that it was made for; None if it tells nothing.
+        image_size: Height and width, or the side of a square, of the training images; None if unknown.
         dequantizer_steps: Steps of a variational dequantizer, trained with the flow; 0 for none.
         pixels: What the first level sees: "centred" (x - 1/2) or "unit" (x).
         edge: What convolutions of couplings and priors see beyond the border: "zeros", "ones", or a "flag" channel.
         network: Of couplings: with "actnorm", or "plain" convolutions with biases.
-        actnorm: How scales are stored: "log", "log3" (a third of the log), or "signed" (as they are).
+        actnorm: How scales are stored: "log", "log3" (a third of the log), or "signed" (the scale itself).
         scaled: Whether the last convolution of couplings has a learned scale.
-        split_prior: What the prior of a split sees: the half that stays ("conv"), or place and label only ("table").
-        last_mixing: ``mixing`` of the last level, if it differs; "" for the same.
+        split_prior: What the prior of a split sees: the other half ("conv"), or position and label only ("table").
+        last_mixing: ``mixing`` of the last level if it differs, else "".
     """
 
     channels: int = 3
@@ -89,38 +89,32 @@ class GlowConfig:
     last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            FlowError: Naming the field, its value and what it may be.
-        """
-        check_whole(self, levels=(1, 8), steps=(1, 256), hidden=(1, 4096), classes=(0, 10_000), n_bits=(1, 8))
-        check_whole(self, dequantizer_steps=(0, 64))
+        check_integer(self, levels=(1, 8), steps=(1, 256), hidden=(1, 4096), classes=(0, 10_000))
+        check_integer(self, n_bits=(1, 8), dequantizer_steps=(0, 64))
         check_number(self, affine_eps=(0, 1))
         check_choice(self, channels=(1, 3), coupling=("affine", "additive"), pixels=("centred", "unit"))
         check_choice(self, mixing=("reverse", "shuffle", "conv", "lu"), mixing_start=("orthogonal", "principal"))
         check_choice(self, last_mixing=("", "reverse", "shuffle", "conv", "lu"), grid=("bins", "levels"))
         check_choice(self, edge=("zeros", "ones", "flag"), network=("actnorm", "plain"), scaled=(True, False))
         check_choice(self, actnorm=("log", "log3", "signed"), split_prior=("conv", "table"), learned_top=(True, False))
-        object.__setattr__(self, "image_size", image_size(self, 2**self.levels))
+        object.__setattr__(self, "image_size", size_tuple(self, 2**self.levels))
         if self.split_prior == "table" and self.image_size is None:
-            raise FlowError('split_prior "table" holds a number per pixel, so it needs image_size, e.g. 32.')
+            raise FlowError('split_prior "table" stores a number per pixel, so it needs image_size, e.g. 32.')
         if self.network == "actnorm" and not self.scaled:
             raise FlowError('scaled must be true for network "actnorm".')
         if self.network == "plain" and self.edge == "flag":
             raise FlowError('edge must be "zeros" or "ones" for network "plain".')
 
 
-def glow(config: GlowConfig) -> Flow:
+def glow(config: GlowConfig) -> Flow[GlowConfig]:
     """Build a Glow.
-
-    Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition's source are labels.
 
     Args:
         config: See ``GlowConfig``.
 
     Returns:
-        The flow, with random weights.
+        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition
+        is encoded from labels.
     """
     levels: list[Level] = []
     channels = config.channels
@@ -138,11 +132,12 @@ def glow(config: GlowConfig) -> Flow:
         architecture="glow",
         capabilities=Capabilities(
             source="labels" if config.classes else "none",
+            tasks=frozenset({"sample"}),
             network_floats=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
         ),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,
         top=_top(channels, config),
-        encode=_encode if config.classes else None,
+        condition_encoder=_encode_labels if config.classes else None,
         classes=config.classes,
         image_size=config.image_size,
         fixed_size=config.split_prior == "table",
@@ -160,10 +155,10 @@ def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> list
         network: nn.Module = Conditioner(inputs, config.hidden, outputs, edge=config.edge, log_factor=log_factor)
     else:
         network = PlainConditioner(inputs, config.hidden, outputs, edge=config.edge, scaled=config.scaled)
-    normalise = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
+    actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)
     scaling = "sigmoid" if config.coupling == "affine" else "none"
     return [
-        normalise,
+        actnorm,
         _mixing(channels, config, first, last),
         Coupling(network, eps=config.affine_eps, scaling=scaling),
     ]
@@ -198,5 +193,5 @@ def _top(channels: int, config: GlowConfig) -> Transform | None:
     return Whiten(TopPrior(channels, learned=config.learned_top, edge=config.edge, classes=config.classes))
 
 
-def _encode(flow: Flow, labels: Tensor) -> Condition:
+def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
     return Condition(features=(None,) * len(flow.levels), labels=one_hot(labels, flow.classes))

@@ -1,4 +1,4 @@
-"""Labels as what flows are told about an image."""
+"""Labels as the condition of a flow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..errors import ConditionError
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Turn labels into weights of classes.
+    """Convert labels to weights of classes.
 
     Args:
-        labels: Whole numbers in [0, classes), ``(B,)``; or weights already, ``(B, classes)``, which pass unchanged.
+        labels: Whole numbers in [0, classes), ``(B,)``; or weights already, ``(B, classes)``, returned unchanged.
         classes: K.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Real NVP: checkerboards and channel halves take turns, with residual networks between.
+"""Real NVP: checkerboard and channelwise couplings in turn, with residual networks as conditioners.
 
 Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 2017). The fields ``batch_norm``,
-``mask_channel`` and ``rescale`` let checkpoints of a re-implementation load, which leaves the first two out.
+``mask_channel`` and ``alpha`` let checkpoints of a re-implementation load, which lacks the first two.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ..transforms import (
     Transform,
     Unsqueeze,
 )
-from .fields import check_choice, check_number, check_whole, image_size
+from .fields import check_choice, check_integer, check_number, size_tuple
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealNVPConfig:
-    """Everything that says how a Real NVP is built; the defaults are the paper's CIFAR-10 network.
+    """Configuration of a Real NVP; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
         channels: Of the image: 1 or 3.
-        scales: Number of scales; all but the last factor half of the dimensions out.
+        scales: Number of scales; all but the last factor out half of the dimensions.
         hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
         blocks: Residual blocks per network.
-        batch_norm: Whether a batch-norm layer of the flow follows every coupling. It normalises all channels; that of
-            the authors' program the transformed half.
+        batch_norm: Whether a batch-norm layer of the flow follows every coupling. It normalizes all channels; that of
+            the authors' program only the transformed half.
         mask_channel: Whether checkerboard networks see their mask.
-        alpha: Of the logit: how far pixels keep from 0 and 1.
-        n_bits: Bits per subpixel of the images that it is a model of: 1 to 8.
+        alpha: Of the logit: distance of pixels from 0 and 1.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
         grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
             k / (2^n_bits - 1) is the middle of its bin.
-        image_size: Height and width, or the side of a square, that it was made for; None if it tells nothing.
+        image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
 
     channels: int = 3
@@ -57,28 +57,21 @@ class RealNVPConfig:
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            FlowError: Naming the field, its value and what it may be.
-        """
-        check_whole(self, scales=(1, 8), hidden=(1, 4096), blocks=(0, 64), n_bits=(1, 8))
+        check_integer(self, scales=(1, 8), hidden=(1, 4096), blocks=(0, 64), n_bits=(1, 8))
         check_choice(self, channels=(1, 3), batch_norm=(True, False), mask_channel=(True, False))
         check_choice(self, grid=("bins", "levels"))
         check_number(self, alpha=(1e-6, 0.5))
-        object.__setattr__(self, "image_size", image_size(self, 2 ** (self.scales - 1)))
+        object.__setattr__(self, "image_size", size_tuple(self, 2 ** (self.scales - 1)))
 
 
-def realnvp(config: RealNVPConfig) -> Flow:
+def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
     """Build a Real NVP.
-
-    Its images are ``(B, channels, H, W)`` in [0, 1].
 
     Args:
         config: See ``RealNVPConfig``.
 
     Returns:
-        The flow, with random weights.
+        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
     """
     levels: list[Level] = []
     channels, hidden = config.channels, config.hidden
@@ -90,13 +83,17 @@ def realnvp(config: RealNVPConfig) -> Flow:
         levels.append(Level(steps, Split(None), squeeze=Chain()))
         channels, hidden = 2 * channels, 2 * hidden
     last = [_checkerboard(channels, hidden, parity, config) for parity in (0, 1, 0, 1)]
-    levels.append(Level(last, None, squeeze=Chain(), fold=1))
+    levels.append(Level(last, None, squeeze=Chain(), downscale=1))
     return Flow(
         levels,
         channels=config.channels,
         config=config,
         architecture="realnvp",
-        capabilities=Capabilities(network_floats=4.0 * config.hidden),  # at every pixel
+        capabilities=Capabilities(
+            source="none",
+            tasks=frozenset({"sample"}),
+            network_floats=4.0 * config.hidden,  # at every pixel
+        ),
         prelude=Logit(config.alpha),
         image_size=config.image_size,
     )
@@ -106,14 +103,14 @@ def _checkerboard(channels: int, hidden: int, parity: int, config: RealNVPConfig
     inputs = channels + config.mask_channel
     network = ResidualConditioner(inputs, hidden, channels, blocks=config.blocks, double=True, rescale=0.0)
     coupling = CheckerboardCoupling(network, parity=parity, mask_channel=config.mask_channel)
-    return _normalised(coupling, channels, config)
+    return _with_batch_norm(coupling, channels, config)
 
 
 def _channelwise(channels: int, hidden: int, swap: bool, config: RealNVPConfig) -> Transform:
     half = channels // 2  # channels are a multiple of 4 here
     network = ResidualConditioner(half, hidden, half, blocks=config.blocks, double=False, rescale=1.0)
-    return _normalised(Coupling(network, scaling="exp", swap=swap), channels, config)
+    return _with_batch_norm(Coupling(network, scaling="exp", swap=swap), channels, config)
 
 
-def _normalised(coupling: Transform, channels: int, config: RealNVPConfig) -> Transform:
+def _with_batch_norm(coupling: Transform, channels: int, config: RealNVPConfig) -> Transform:
     return Chain(coupling, BatchNorm(channels)) if config.batch_norm else coupling

@@ -1,4 +1,4 @@
-"""Networks inside couplings, injectors and splits."""
+"""Networks inside couplings, injectors and splits; all keep the grid: (B, inputs, H, W) to (B, outputs, H, W)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NormalizedConv(nn.Module):
     """A bias-free convolution followed by an actnorm, computed as one convolution.
 
     ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes
-    over the activations. Its log-determinant is nobody's business: a conditioner need not be invertible.
+    over the activations. Its log-determinant does not matter: a conditioner need not be invertible.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class NormalizedConv(nn.Module):
         Args:
             inputs: Channels in.
             outputs: Channels out.
-            kernel: Side of the kernel, odd; the grid keeps its size.
+            kernel: Side of the kernel, odd.
             edge: What lies beyond the border; see ``convolve``. A 1x1 kernel sees no border.
             log_factor: Of the actnorm.
         """
@@ -38,28 +38,13 @@ class NormalizedConv(nn.Module):
         self.actnorm = ActNorm(outputs, log_factor=log_factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and normalise.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, outputs, H, W)``.
-        """
         scale = self.actnorm.logs().exp()
         weight, bias = self.weight * scale[:, None, None, None], self.actnorm.bias * scale
         return convolve(x, weight, bias, self.edge)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        """Choose the actnorm so that this batch leaves with mean 0 and variance 1 per channel.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            The normalised output.
-        """
+        """Initialize the actnorm and return the output, of mean 0 and variance 1 per channel."""
         return self.actnorm.initialize(convolve(x, self.weight, None, self.edge))
 
 
@@ -75,7 +60,7 @@ class ScaledConv(nn.Module):
         """Start at zero.
 
         Args:
-            inputs: Channels in; 0 for a constant (and, with the edge "flag", what the border adds to it).
+            inputs: Channels in; 0 for a constant (and, with the edge "flag", another one at the border).
             outputs: Channels out.
             edge: What lies beyond the border; see ``convolve``.
         """
@@ -87,14 +72,6 @@ class ScaledConv(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and scale.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, outputs, H, W)``.
-        """
         scale = torch.exp(3 * self.log_scale)
         if self.weight is None:
             return (self.bias * scale)[:, None, None].expand(x.shape[0], -1, *x.shape[2:])
@@ -128,11 +105,11 @@ class Conditioner(nn.Module):
             hidden: Channels of the hidden layers.
             outputs: Channels out.
             layers: Hidden convolutions between the first and the last.
-            kernel: Their side: 1 or 3.
+            kernel: Side of their kernels: 1 or 3.
             edge: What lies beyond the border; see ``convolve``.
             log_factor: Of the actnorms.
-            pooled: Whether every position is also told the mean over all positions of the first hidden layer, which
-                makes the whole grid the receptive field, whatever its size.
+            pooled: Whether to add to every position a linear map of the first hidden layer's mean over all positions,
+                which makes the whole grid the receptive field, whatever its size.
         """
         super().__init__()
         self.pool = nn.Linear(hidden, hidden) if pooled else None
@@ -143,30 +120,18 @@ class Conditioner(nn.Module):
         self.last = ScaledConv(hidden, outputs, edge=edge)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the network.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, outputs, H, W)``.
-        """
         for number, conv in enumerate(self.hidden):
-            x = self._pooled(F.relu(conv(x)), number)
+            x = self._add_pooled(F.relu(conv(x)), number)
         return self.last(x)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Initialise the hidden actnorms, each from what the layers before it make of the batch.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-        """
+        """Initialize the hidden actnorms, each from the output of the layers before it."""
         for number, conv in enumerate(self.hidden):
             assert isinstance(conv, NormalizedConv)
-            x = self._pooled(F.relu(conv.initialize(x)), number)
+            x = self._add_pooled(F.relu(conv.initialize(x)), number)
 
-    def _pooled(self, x: Tensor, number: int) -> Tensor:
+    def _add_pooled(self, x: Tensor, number: int) -> Tensor:
         if self.pool is None or number > 0:
             return x
         return x + self.pool(x.mean((2, 3)))[:, :, None, None]
@@ -202,14 +167,6 @@ class PlainConditioner(nn.Module):
             nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the network.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, outputs, H, W)``.
-        """
         for conv in self.hidden:
             x = F.relu(conv(x))
         return self.last(x)
@@ -222,13 +179,6 @@ class DenseConditioner(nn.Module):
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        """Build the network.
-
-        Args:
-            inputs: Channels in.
-            hidden: Width of the hidden layer.
-            outputs: Channels out.
-        """
         super().__init__()
         self.first = nn.Linear(inputs, hidden)
         self.last = nn.Linear(hidden, outputs)
@@ -236,15 +186,7 @@ class DenseConditioner(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the network.
-
-        Args:
-            x: ``(B, inputs, 1, 1)``.
-
-        Returns:
-            ``(B, outputs, 1, 1)``.
-        """
-        return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]
+        return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:
@@ -254,16 +196,17 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tens
         x: ``(B, C, H, W)``.
         weight: ``(outputs, C, k, k)``, k odd; ``(outputs, C + 1, k, k)`` for the edge "flag".
         bias: ``(outputs,)`` or None.
-        edge: What lies beyond the border: "zeros"; "ones": the constant 1; or "flag": zeros, and one more, last channel
-            that is 1 beyond the border and 0 inside, by which a convolution can tell where it is (Glow's program).
+        edge: What lies beyond the border: "zeros"; "ones": the constant 1; or "flag": zeros, and an additional last
+            channel that is 1 beyond the border and 0 inside, by which a convolution can tell where it is (Glow's
+            program).
 
     Returns:
         ``(B, outputs, H, W)``.
     """
-    around = weight.shape[-1] // 2
+    border = weight.shape[-1] // 2
     if edge == "zeros":
-        return F.conv2d(x, weight, bias, padding=around)
+        return F.conv2d(x, weight, bias, padding=border)
     if edge == "ones":
-        return F.conv2d(F.pad(x, (around,) * 4, value=1), weight, bias)
-    flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), (around,) * 4, value=1)
-    return F.conv2d(torch.cat([F.pad(x, (around,) * 4), flag], dim=1), weight, bias)
+        return F.conv2d(F.pad(x, (border,) * 4, value=1), weight, bias)
+    flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), (border,) * 4, value=1)
+    return F.conv2d(torch.cat([F.pad(x, (border,) * 4), flag], dim=1), weight, bias)

@@ -1,4 +1,4 @@
-"""What a colorizer's flow sees of the luma, and of the colours that were asked for."""
+"""The encoder of a colorizer: features of the luma and of the colors that were asked for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 STRIDE = 4  # luma pixels per position of the finest grid
 HINT_PLANES, PALETTE_PLANES = 3, 4
-CHROMA_UNIT = 0.1  # what counts as 1 in the planes of asked-for colours
+CHROMA_UNIT = 0.1  # chroma that counts as 1 in the planes of hints and palette
 
 
 class LumaEncoder(nn.Module):
-    """A feature pyramid of luma with planes of hints: down to a coarse grid that sees everything, and up again.
+    """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
 
     Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
     each grid adds what the coarser ones know (Lin et al. 2017). Hints enter at every grid, pooled to it, and the
@@ -31,10 +31,10 @@ class LumaEncoder(nn.Module):
         Args:
             widths: Channels at strides 4, 8, 16, ...; from the second on, a grid each. The last is a multiple of the
                 attention's 4 heads.
-            merged: Channels of the way up.
-            features: Channels that each grid ends with, before hints and palette.
-            dropout: Part of the channels that training hides from the coarser half of the grids. These have few latents
-                per photograph and learn photographs by heart first.
+            merged: Channels of the upward path.
+            features: Channels of each grid's output, before hints and palette.
+            dropout: Fraction of the channels that training hides from the coarser half of the grids. These have few
+                latents per photograph and memorize photographs first.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
@@ -57,32 +57,32 @@ class LumaEncoder(nn.Module):
 
         Args:
             luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids``.
-            hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centred on 0.
-            palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colourfulness, all times that.
+            hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0.
+            palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
 
         Returns:
             Finest first, at strides 8, 16, ...: ``(B, features + 7, H / stride, W / stride)``, hints and palette last.
         """
-        x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)
-        x = self.first(self.stem(_told(x, hints, palette)))
-        ways: list[Tensor] = []
+        x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
+        x = self.first(self.stem(_append_hints(x, hints, palette)))
+        skips: list[Tensor] = []
         for down, block in zip(self.down, self.blocks, strict=True):
-            x = block(F.leaky_relu(down(_told(x, hints, palette)), 0.1))
-            ways.append(x)
-        x = self.dropout(self.attention(ways.pop()))
+            x = block(F.leaky_relu(down(_append_hints(x, hints, palette)), 0.1))  # half the sides of the one before
+            skips.append(x)
+        x = self.dropout(self.attention(skips.pop()))
         x = self.merge[-1](self.lateral[-1](x))
         merged = [x]
-        for number in reversed(range(len(ways))):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](ways[number])
+        for number in reversed(range(len(skips))):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](skips[number])
             x = self.merge[number](x)
             merged.append(x)
         merged.reverse()
         merged = [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
-        return [_told(head(x), hints, palette) for head, x in zip(self.heads, merged, strict=True)]
+        return [_append_hints(head(x), hints, palette) for head, x in zip(self.heads, merged, strict=True)]
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside the identity; the second starts at zero."""
+    """Two convolutions with a residual connection; the second starts at zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,29 +97,28 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Every position of a grid looks at all others; without positions of its own, so that any size will do."""
+    """Self-attention over all positions of a grid, without position embeddings, so that any size fits."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
         self.heads = heads
-        self.normalise = nn.GroupNorm(1, width)
+        self.normalise = nn.GroupNorm(1, width)  # these three names are keys of stored weights
         self.ask = nn.Conv2d(width, 3 * width, 1)
         self.answer = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        asked = self.ask(self.normalise(x)).flatten(2)  # (B, 3C, N)
-        asked = asked.unflatten(1, (3, self.heads, -1)).transpose(-1, -2)  # (B, 3, heads, N, C / heads)
-        query, key, value = asked.unbind(1)
-        found = F.scaled_dot_product_attention(query, key, value)
-        return x + self.answer(found.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[2:]))
+        projected = self.ask(self.normalise(x)).flatten(2)  # (B, 3C, N)
+        projected = projected.unflatten(1, (3, self.heads, -1)).transpose(-1, -2)  # (B, 3, heads, N, C / heads)
+        attended = F.scaled_dot_product_attention(*projected.unbind(1))  # (B, heads, N, C / heads)
+        return x + self.answer(attended.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[2:]))
 
 
-def _told(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
-    """Put the hints, pooled to the grid of ``x``, and the palette behind it."""
+def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
+    """Append the hints, pooled to the grid of ``x``, and the palette: (B, C + 7, h, w)."""
     pooled = F.adaptive_avg_pool2d(hints, (x.shape[2], x.shape[3]))
-    covered = pooled[:, :1]
-    colour = pooled[:, 1:] / covered.clamp_min(1e-6) / CHROMA_UNIT
-    strength = covered.clamp_min(0) ** 0.25  # a stroke is small in a coarse cell, and must be seen there
-    wanted = torch.cat([palette[:, :1], palette[:, 1:] / CHROMA_UNIT], dim=1)[:, :, None, None]
-    planes = [strength, strength * colour, wanted.expand(-1, -1, *x.shape[2:])]
+    coverage = pooled[:, :1]
+    color = pooled[:, 1:] / coverage.clamp_min(1e-6) / CHROMA_UNIT
+    strength = coverage.clamp_min(0) ** 0.25  # a stroke is small in a coarse cell, and must be visible there
+    scaled = torch.cat([palette[:, :1], palette[:, 1:] / CHROMA_UNIT], dim=1)[:, :, None, None]
+    planes = [strength, strength * color, scaled.expand(-1, -1, *x.shape[2:])]
     return torch.cat([x, *(plane.to(x.dtype) for plane in planes)], dim=1)

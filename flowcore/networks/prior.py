@@ -1,4 +1,4 @@
-"""Networks that predict means and deviations of latents from nothing but the grid and the labels."""
+"""Networks that predict means and standard deviations of latents from nothing but the grid and the labels."""
 
 from __future__ import annotations
 
@@ -16,45 +16,32 @@ class ScaledLinear(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        """Start at zero.
-
-        Args:
-            inputs: Numbers in.
-            outputs: Numbers out.
-        """
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.log_scale = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map.
-
-        Args:
-            x: ``(B, inputs)``.
-
-        Returns:
-            ``(B, outputs)``.
-        """
         return (x @ self.weight.T + self.bias) * torch.exp(3 * self.log_scale)
 
 
 class TopPrior(nn.Module):
-    """Mean and log-deviation of a flow's last latents: learned constants, what the border adds, what the label adds.
+    """Prior of a flow's last latents: learned constants, a contribution of the border, and one of the label.
 
-    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid sees nothing but its own padding, so
-    that it gives a constant per channel, and another at the border if the padding is not zero.
+    ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid sees nothing but its own padding, so it
+    gives a constant per channel, and another one at the border if the padding is not zero. Starts at mean 0 and
+    standard deviation 1.
 
     Source: Kingma & Dhariwal's program for Glow ("learntop", "ycond").
     """
 
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
-        """Start at mean 0 and deviation 1.
+        """Build the prior.
 
         Args:
             channels: C of the latents.
             learned: Whether there are learned constants.
-            edge: Padding of their convolution. With "zeros" it has no kernel, since that would see only zeros.
+            edge: Padding of their convolution. With "zeros" it has no kernel, which would see only zeros.
             classes: Number of labels; 0 for none.
         """
         super().__init__()
@@ -71,7 +58,7 @@ class TopPrior(nn.Module):
             labels: One-hot ``(B, K)`` for class-conditional priors.
 
         Returns:
-            ``(B or 1, 2 * C, H, W)``: means on even, log-deviations on odd channels.
+            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
         """
         batch, _, height, width = like.shape
         raw = like.new_zeros(1, 2 * self.channels, height, width)
@@ -84,13 +71,13 @@ class TopPrior(nn.Module):
 
 
 class TablePrior(nn.Module):
-    """Mean and log-deviation of latents, a learned number each for every channel, position and label.
+    """Prior with a learned mean and log standard deviation for every channel, position and label.
 
     Source: Stimper et al., "normflows: A PyTorch Package for Normalizing Flows" (class-conditional diagonal Gaussian).
     """
 
     def __init__(self, channels: int, height: int, width: int, *, classes: int = 0) -> None:
-        """Start at mean 0 and deviation 1.
+        """Start at mean 0 and standard deviation 1.
 
         Args:
             channels: C.
@@ -110,10 +97,10 @@ class TablePrior(nn.Module):
             labels: One-hot ``(B, K)``.
 
         Returns:
-            ``(B or 1, 2 * C, H, W)``: means on even, log-deviations on odd channels.
+            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
         """
         tables = torch.stack([self.mean, self.log_std], dim=2).flatten(1, 2)  # (K, 2C, H, W)
         if labels is not None:
-            with no_autocast(tables.device):  # a look-up, which has nothing to gain by it
+            with no_autocast(tables.device):  # a look-up gains nothing from low precision
                 tables = torch.tensordot(labels.to(tables.dtype), tables, dims=1)  # (B, 2C, H, W)
         return tables.to(like.dtype)

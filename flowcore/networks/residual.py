@@ -1,4 +1,4 @@
-"""The residual network inside Real NVP's couplings: weight-normalised convolutions, batch normalisation, skip sums."""
+"""The residual network inside Real NVP's couplings: weight-normalized convolutions, batch normalization, skip sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WeightNormConv(nn.Module):
             inputs: Channels in.
             outputs: Channels out.
             kernel: Side of the kernel, odd; the grid keeps its size.
-            bias: Whether there is one.
+            bias: Whether to add one.
         """
         super().__init__()
         direction = nn.Conv2d(inputs, outputs, kernel).weight.detach()
@@ -31,41 +31,20 @@ class WeightNormConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, outputs, H, W)``.
-        """
         weight = self.direction * (self.length / _lengths(self.direction))[:, None, None, None]
         return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
 class NetworkNorm(nn.Module):
-    """Batch normalisation inside a network: that of the flow without its logdet, with a learned scale and shift."""
+    """Batch normalization inside a network: that of the flow without its logdet, with a learned scale and shift."""
 
     def __init__(self, channels: int) -> None:
-        """Start without scale and shift.
-
-        Args:
-            channels: C.
-        """
         super().__init__()
         self.norm = BatchNorm(channels, eps=1e-5)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise.
-
-        Args:
-            x: ``(B, C, H, W)``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         norm = self.norm
         mean, var = norm.get_buffer("mean"), norm.get_buffer("var")
         if norm.uses_batch and norm.average is None:
@@ -83,11 +62,6 @@ class ResidualBlock(nn.Module):
     """``x + conv3x3(relu(norm(conv3x3(relu(norm(x))))))``."""
 
     def __init__(self, channels: int) -> None:
-        """Build the block.
-
-        Args:
-            channels: C.
-        """
         super().__init__()
         self.norms = nn.ModuleList([NetworkNorm(channels), NetworkNorm(channels)])
         self.convs = nn.ModuleList(
@@ -95,14 +69,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block.
-
-        Args:
-            x: ``(B, C, H, W)``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
         y = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
             y = conv(F.relu(norm(y)))
@@ -110,10 +76,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConditioner(nn.Module):
-    """Shift and bounded log-scale of a Real NVP coupling.
+    """Shift and bounded log-scale of a Real NVP coupling: ``(B, inputs, H, W)`` to ``(B, 2 * outputs, H, W)``.
 
-    The normalised input and its negative enter together; every block's output reaches the end by a 1x1 skip
-    convolution; ``log_scale = rescale * tanh(raw)`` with a learned ``rescale`` keeps scales bounded.
+    The normalized input and its negative enter together; every block's output reaches the end by a 1x1 skip
+    convolution; ``log_scale = rescale * tanh(raw)`` with a learned ``rescale`` keeps scales bounded. Shifts are on
+    even, log-scales on odd channels.
 
     Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its program.
     """
@@ -126,8 +93,8 @@ class ResidualConditioner(nn.Module):
             hidden: Channels of the residual blocks.
             outputs: Channels of the shift, and of the log-scale.
             blocks: Residual blocks.
-            double: Whether the normalised input is doubled, as for checkerboard masks, which blank half of it.
-            rescale: What the learned bound of the log-scales starts with.
+            double: Whether to double the normalized input, as for checkerboard masks, which blank half of it.
+            rescale: Initial bound of the log-scales.
         """
         super().__init__()
         self.gain = 2 if double else 1
@@ -140,36 +107,24 @@ class ResidualConditioner(nn.Module):
         self.rescale = nn.Parameter(torch.full((outputs,), rescale))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the network.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-
-        Returns:
-            ``(B, 2 * outputs, H, W)``: shift on even, log-scale on odd channels.
-        """
         x = self.norm_in(x) * self.gain
         x = self.conv_in(F.relu(torch.cat([x, -x], dim=1)))  # (B, hidden, H, W)
         total = self.skips[0](x)
         for block, skip in zip(self.blocks, self.skips[1:], strict=True):
             x = block(x)
             total = total + skip(x)
-        raw = self.conv_out(F.relu(self.norm_out(total)))
+        raw = self.conv_out(F.relu(self.norm_out(total)))  # (B, 2 * outputs, H, W)
         shift, log_scale = raw[:, 0::2], self.rescale[:, None, None] * torch.tanh(raw[:, 1::2])
         return torch.stack([shift, log_scale], dim=2).flatten(1, 2)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Take the moments of every normalisation from this batch, one after the other.
-
-        Args:
-            x: ``(B, inputs, H, W)``.
-        """
-        norms = [part for part in self.modules() if isinstance(part, BatchNorm)]
+        """Take the moments of every normalization from this batch, each after those before it."""
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        with batch_moments(self):  # each sees what the ones before it make of the batch
+        with batch_moments(self):
             self.forward(x)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -26,19 +26,12 @@ class DenseBlock(nn.Module):
         self.convs = nn.ModuleList(_conv(width + growth * k, outputs[k]) for k in range(5))
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
             nn.init.kaiming_normal_(conv.weight)
             conv.weight.data.mul_(0.1)
-            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block.
-
-        Args:
-            x: ``(B, width, H, W)``.
-
-        Returns:
-            ``(B, width, H, W)``.
-        """
         seen = [x]
         for conv in self.convs[:-1]:
             seen.append(_activate(conv(torch.cat(seen, dim=1))))
@@ -52,24 +45,10 @@ class RRDB(nn.Module):
     """
 
     def __init__(self, width: int, growth: int) -> None:
-        """Build the blocks.
-
-        Args:
-            width: Channels in and out.
-            growth: As in ``DenseBlock``.
-        """
         super().__init__()
         self.dense = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block.
-
-        Args:
-            x: ``(B, width, H, W)``.
-
-        Returns:
-            ``(B, width, H, W)``.
-        """
         return x + 0.2 * self.dense(x)
 
 
@@ -79,9 +58,8 @@ class RRDBEncoder(nn.Module):
     Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of
     the first convolution's; the features are the activated tensors; there is a half-resolution grid.
 
-    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement (``picture``) is bicubic plus the learned residual;
-        the published
-    network has that branch, too, without the bicubic, and does not use it.
+    Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement is bicubic plus a learned residual; the published
+    network also has that branch, without the bicubic part, and does not use it.
     """
 
     def __init__(self, scale: int, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
@@ -92,7 +70,7 @@ class RRDBEncoder(nn.Module):
             blocks: Number of RRDBs.
             width: Channels of the trunk.
             growth: Channels that each dense convolution adds.
-            stacked_blocks: Indices of the RRDBs whose outputs every grid is given, in this order.
+            stacked_blocks: Indices of the RRDBs whose outputs are part of every grid's features, in this order.
         """
         super().__init__()
         self.scale = scale
@@ -108,34 +86,34 @@ class RRDBEncoder(nn.Module):
         """Compute the features for the flow.
 
         Args:
-            lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` asks for the half-resolution grid.
+            lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` includes the half-resolution grid.
             levels: Number of grids, finest first; the first has half as many pixels a side as HR.
             with_enlargement: Whether to compute the enlargement as well.
 
         Returns:
             Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native
-            features first, then the stacked blocks' outputs, resized by nearest neighbour. And ``picture(lr)``, or
+            features first, then the stacked blocks' outputs, resized by nearest neighbor. And ``enlargement(lr)``, or
             None.
         """
         trunk, stack = self._trunk(lr)
-        native = {1: trunk}
         features = trunk
+        native = {1: trunk}  # by factor from the LR grid
         for k, conv in enumerate(self.conv_up[:-1]):
-            features = _enlarged(conv, features)
+            features = _upsample(conv, features)
             native[2 ** (k + 1)] = features
-        picture = self._picture(lr, features) if with_enlargement else None
+        enlarged = self._enlarge(lr, features) if with_enlargement else None
         result: list[Tensor] = []
         for level in range(1, levels + 1):
             if 2**level <= self.scale:
                 own = native[self.scale // 2**level]
-            else:  # the half-resolution grid; bilinear with half-pixel centres is the mean of 2x2 pixels
+            else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
                 own = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
             if self.stacked_blocks:
                 own = torch.cat([own, F.interpolate(stack, own.shape[-2:], mode="nearest")], dim=1)
             result.append(own)
-        return result, picture
+        return result, enlarged
 
-    def picture(self, lr: Tensor) -> Tensor:
+    def enlargement(self, lr: Tensor) -> Tensor:
         """Enlarge the image the ordinary way: one sharp guess, trained with L1.
 
         Args:
@@ -146,22 +124,22 @@ class RRDBEncoder(nn.Module):
         """
         features = self._trunk(lr)[0]
         for conv in self.conv_up[:-1]:
-            features = _enlarged(conv, features)
-        return self._picture(lr, features)
+            features = _upsample(conv, features)
+        return self._enlarge(lr, features)
 
-    def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
-        features = _enlarged(self.conv_up[-1], features)
+    def _enlarge(self, lr: Tensor, features: Tensor) -> Tensor:
+        features = _upsample(self.conv_up[-1], features)
         residual = self.conv_last(_activate(self.conv_hr(features)))
         return enlarge(lr, self.scale) + residual.to(lr.dtype)
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         features = self.conv_first(lr)
-        kept: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             features = block(features)
             if number in self.stacked_blocks:
-                kept[number] = features
-        stack = torch.cat([kept[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
+                outputs[number] = features
+        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
         return features + self.conv_trunk(features), stack
 
 
@@ -169,7 +147,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _enlarged(conv: nn.Module, x: Tensor) -> Tensor:
+def _upsample(conv: nn.Module, x: Tensor) -> Tensor:
     return _activate(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 

@@ -19,7 +19,7 @@ from ..images.resize import enlarge, resize
 from ..images.tiling import Window, windows
 from ..inference.condition_cache import ConditionStore
 from ..inference.strips import DENSE_BYTES
-from ..prior import Shape, Temperature, on_grid, sample_latents, temperatures
+from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, consistency, overflow
 from .runner import Runner, RunOptions, SamplingOptions, validate_image
 
@@ -65,7 +65,7 @@ def upscale(
             are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize.
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
             model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the image, for
-            example from ``prior.painted``.
+            example from ``prior.masked_temperature``.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Enlargements per image, at least 1.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
@@ -337,10 +337,10 @@ class _Latents:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
             if not isinstance(tau, Tensor):
                 return tau
-            tau = on_grid(tau, rgb.shape[2] * finest, rgb.shape[3] * finest)
-            return on_grid(F.pad(tau, padding, mode="replicate"), *shape[1:])
+            tau = resize_temperature_map(tau, rgb.shape[2] * finest, rgb.shape[3] * finest)
+            return resize_temperature_map(F.pad(tau, padding, mode="replicate"), *shape[1:])
 
-        per_level = [temperatures(tau, len(shapes), len(rgb)) for tau in taus]
+        per_level = [level_temperatures(tau, len(shapes), len(rgb)) for tau in taus]
         self.taus = [list(map(place, levels, shapes)) for levels in per_level]
 
     def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:

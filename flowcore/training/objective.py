@@ -34,7 +34,7 @@ class AbsoluteError(nn.Module):
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
-        enlarged = self.encoder.picture(lr)
+        enlarged = self.encoder.enlargement(lr)
         loss = F.l1_loss(enlarged, hr)
         if self.lr_consistency:
             loss = loss + self.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)

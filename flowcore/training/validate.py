@@ -89,7 +89,7 @@ def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tens
     """A row per crop: bicubic, the encoder's enlargement or a sample per temperature, and the original."""
     columns, names = [enlarge(lr, flow.condition_scale)], ["bicubic"]
     if stage.objective == "l1":
-        columns.append(lr_encoder(flow).picture(lr))
+        columns.append(lr_encoder(flow).enlargement(lr))
         names.append("l1")
     else:
         cond, shapes = flow.encode_condition(lr), flow.latent_shapes(*hr.shape[-2:])

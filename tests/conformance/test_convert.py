@@ -172,8 +172,8 @@ def test_one_stacked_block_as_a_number(refused, tmp_path):
         ((0, 1, 2, 4), ["below encoder_blocks=4", "(0, 1, 2, 4)"]),
         ((0, 1, 2, -1), ["below encoder_blocks=4"]),
         ("0123", ["block indices such as (1, 8, 15, 22)", "'0123'"]),
-        (("0", 1, 2, 3), ["stacked_blocks must be indices"]),
-        ((0, 1.0, 2, 3), ["stacked_blocks must be indices"]),
+        (("0", 1, 2, 3), ["stacked_blocks must be whole numbers"]),
+        ((0, 1.0, 2, 3), ["stacked_blocks must be whole numbers"]),
     ],
 )
 def test_invalid_stacked_blocks(refused, small_state, given, says):

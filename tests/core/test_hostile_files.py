@@ -657,7 +657,7 @@ def odd_headers(draw, content: bytes) -> bytes:
 def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
     """A model file with odd values in its configuration or header."""
     name = draw(st.sampled_from(sorted(OURS)))
-    fields = sorted(ARCHITECTURES[name][0].__dataclass_fields__)
+    fields = sorted(ARCHITECTURES[name].config.__dataclass_fields__)
     if draw(st.integers(0, 4)) == 0:
         part = draw(st.sampled_from(["architecture", "format", "config", "provenance", "more"]))
         value = draw(st.one_of(ODD, st.sampled_from(sorted(OURS))))

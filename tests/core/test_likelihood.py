@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import assemble
 
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
 from flowcore.condition import Condition
@@ -25,7 +26,7 @@ from flowcore.dequantization import (
     quantization,
     to_integers,
 )
-from flowcore.flow import Flow, Level
+from flowcore.flow import Level
 from flowcore.likelihood import (
     bits_per_dim,
     effective_samples,
@@ -43,9 +44,7 @@ from .laws import check, jacobian_logdet, perturbed
 
 
 def unconditional(*levels, channels):
-    return Flow(
-        [Level(steps, split) for steps, split in levels], channels=channels, config=None, architecture="test"
-    ).double()
+    return assemble([Level(steps, split) for steps, split in levels], channels=channels).double()
 
 
 def affine_flow():

@@ -363,12 +363,12 @@ def test_enlarged_stacks_repeat_pixels_and_enlarged_native_features_are_activate
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_the_picture_is_bicubic_plus_a_residual(scale):
     network = encoder(scale)
-    picture = network.picture(image())
+    picture = network.enlargement(image())
     assert picture.shape == (2, 3, 6 * scale, 8 * scale)
     assert torch.allclose(network(image(), 1, with_enlargement=True)[1], picture, atol=1e-13)
     torch.nn.init.zeros_(network.conv_last.weight)
     torch.nn.init.zeros_(network.conv_last.bias)
-    assert torch.equal(network.picture(image()), enlarge(image(), scale))
+    assert torch.equal(network.enlargement(image()), enlarge(image(), scale))
 
 
 def test_no_stacked_blocks_leaves_the_native_features():

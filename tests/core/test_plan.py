@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from builders import assemble
 from PIL import Image
 from torch import nn
 
@@ -17,7 +18,7 @@ import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.condition import MultiScaleFeatures
 from flowcore.errors import ConditionError, FlowError, PrecisionError
-from flowcore.flow import Flow, Level
+from flowcore.flow import Level
 from flowcore.images import color
 from flowcore.inference import strips
 from flowcore.inference.fold import Mixing
@@ -578,7 +579,7 @@ def test_strips_are_lower_where_memory_is_short(free, expected, monkeypatch):
 
 
 def test_a_flow_without_parameters_has_a_plan():
-    flow = Flow([Level([Squeeze()], None, squeeze=Chain())], channels=3, config=None, architecture="glow")
+    flow = assemble([Level([Squeeze()], None, squeeze=Chain())], channels=3)
     x = torch.rand(1, 3, 4, 6)
     latents, logdet = Plan(flow)(x)
     assert torch.equal(latents[0], flow(x)[0][0])

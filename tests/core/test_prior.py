@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowcore.errors import FlowError, ShapeError
-from flowcore.prior import log_prob, on_grid, painted, sample_latents
+from flowcore.prior import log_prob, masked_temperature, resize_temperature_map, sample_latents
 
 SHAPES = [(6, 4, 6), (12, 2, 3)]
 
@@ -156,7 +156,7 @@ def test_a_map_multiplies_every_level_on_its_own_grid(order):
     unit = sample_latents(SHAPES, 2, seed=9, order=order)
     tau = ramp()
     came = sample_latents(SHAPES, 2, tau, seed=9, order=order)
-    assert equal(came, [on_grid(tau, *z.shape[-2:]) * z for z in unit])
+    assert equal(came, [resize_temperature_map(tau, *z.shape[-2:]) * z for z in unit])
     assert not torch.equal(came[0], unit[0])
 
 
@@ -170,7 +170,7 @@ def test_a_map_is_resized_without_leaving_its_range():
     hard = torch.zeros(1, 1, 37, 53)
     hard[..., 20:] = 0.9
     for size in [(5, 9), (37, 53), (200, 11)]:
-        came = on_grid(hard, *size)
+        came = resize_temperature_map(hard, *size)
         assert came.shape[-2:] == size
         assert came.min() >= 0
         assert came.max() <= 0.9 + 1e-6
@@ -180,9 +180,9 @@ def test_a_map_is_resized_without_leaving_its_range():
 
 def test_a_mask_paints_one_temperature_on_another():
     mask = torch.tensor([[[[0.0, 0.5, 1.0]]]])
-    assert torch.allclose(painted(mask, 0.9, 0.3), torch.tensor([0.3, 0.6, 0.9]))
+    assert torch.allclose(masked_temperature(mask, 0.9, 0.3), torch.tensor([0.3, 0.6, 0.9]))
     with pytest.raises(FlowError, match="finite"):  # larger than float32 holds
-        sample_latents(SHAPES, 1, painted(mask, 1e308, 0.3))
+        sample_latents(SHAPES, 1, masked_temperature(mask, 1e308, 0.3))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])

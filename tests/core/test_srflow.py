@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from builders import assemble
 from safetensors.torch import load_file, save_file
 
 from flowcore import flow as flow_module
@@ -165,7 +166,7 @@ def test_residual_measures_from_the_encoders_picture():
     flow = perturbed(tiny(residual=True), 0.05).double()
     source, x = lr().double(), hr(8, 16).double()
     cond = flow.encode_condition(source)
-    assert torch.equal(cond.origin, flow.encoder.picture(source))
+    assert torch.equal(cond.origin, flow.encoder.enlargement(source))
     from_zero = dataclasses.replace(cond, origin=torch.zeros_like(cond.origin))
     for one, two in zip(flow(x, cond)[0], flow(x - cond.origin, from_zero)[0], strict=True):
         assert torch.equal(one, two)
@@ -335,9 +336,7 @@ def test_a_missing_or_superfluous_condition_is_refused():
         flow(hr(8, 16))
     with pytest.raises(ConditionError, match="encode_condition"):
         flow.inverse(latents)
-    unconditional = flow_module.Flow(
-        [flow_module.Level([ActNorm(12)], None)], channels=3, config=None, architecture="plain"
-    )
+    unconditional = assemble([flow_module.Level([ActNorm(12)], None)], channels=3)
     with pytest.raises(ConditionError, match="no condition"):
         unconditional(hr(8, 16), flow.encode_condition(lr()))
     with pytest.raises(ConditionError, match="unconditional"):

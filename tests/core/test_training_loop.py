@@ -159,7 +159,7 @@ def test_another_seed_is_another_run(whole, photos, tmp_path):
 def l1_loss(model, photos, run):
     flow = read(model)
     hr, lr = Photographs(photos, run / "cache", scale=2, validation=1).batch(32, 16, seed=5, step=0)
-    return (flow.encoder.picture(lr) - hr).abs().mean().item()
+    return (flow.encoder.enlargement(lr) - hr).abs().mean().item()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from flowcore.flow import Flow
 from flowcore.images.resize import enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
-from flowcore.prior import painted, sample_latents
+from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import upscale as task
 from flowcore.tasks.runner import SamplingOptions
@@ -74,7 +74,7 @@ def right_half(height: int, width: int) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("temperature", [0.8, painted(right_half(33, 50), 0.8, 0.1)])
+@pytest.mark.parametrize("temperature", [0.8, masked_temperature(right_half(33, 50), 0.8, 0.1)])
 def test_tiles_do_not_change_the_picture(flow: Flow, temperature: float | Tensor) -> None:
     """With sides that no level divides, so that a map must end with the image and not with the padded one."""
     lr, options = picture(1, 3, 95, 83), {"seed": 1, "temperature": temperature}
@@ -314,7 +314,7 @@ def test_a_constant_map_equals_the_number(flow: Flow, size: tuple[int, int], res
 def test_each_half_of_a_map_has_its_temperature(flow: Flow, resolution: tuple[int, int]) -> None:
     lr, mask = picture(1, 3, 40, 64), right_half(*resolution)
     high, low = (upscale(flow, lr, temperature=tau, samples=2, seed=1) for tau in (0.8, 0.2))
-    half = upscale(flow, lr, temperature=painted(mask, 0.8, 0.2), samples=2, seed=1)
+    half = upscale(flow, lr, temperature=masked_temperature(mask, 0.8, 0.2), samples=2, seed=1)
     far = 14 * 4  # from the seam, which a coarse mask blurs
     assert (half - low)[..., : 128 - far].abs().max() < 1 / 255
     assert (half - high)[..., 128 + far :].abs().max() < 1 / 255
@@ -335,7 +335,7 @@ def test_a_map_covers_the_image_and_not_the_padded_one(flow: Flow) -> None:
 def test_every_image_may_have_a_map_and_every_level_a_temperature(flow: Flow) -> None:
     lr = picture(2, 3, 12, 16)
     masks = torch.cat([right_half(12, 16), 1 - right_half(12, 16)])
-    taus = [painted(masks, 0.9, 0.1), painted(masks, 0.6, 0.0)]
+    taus = [masked_temperature(masks, 0.9, 0.1), masked_temperature(masks, 0.6, 0.0)]
     both = upscale(flow, lr, temperature=taus, samples=2, seed=3)
     for k in range(2):
         alone = upscale(flow, lr[k : k + 1], temperature=[tau[k : k + 1] for tau in taus], samples=2, seed=3)
@@ -346,7 +346,7 @@ def test_every_image_may_have_a_map_and_every_level_a_temperature(flow: Flow) ->
 
 def test_a_map_that_overflows_is_attenuated_there(flow: Flow) -> None:
     sentences: list[str] = []
-    lr, tau = picture(1, 3, 24, 24), painted(right_half(24, 24), 60.0, 0.3)
+    lr, tau = picture(1, 3, 24, 24), masked_temperature(right_half(24, 24), 60.0, 0.3)
     result = upscale(flow, lr, temperature=tau, notify=sentences.append)
     assert "overflow" in sentences[0]
     assert result.isfinite().all()

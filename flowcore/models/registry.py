@@ -1,0 +1,92 @@
+"""The registry of architectures: from a name and plain values to a configuration, and from that to a flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError, FlowError
+from ..flow import Config, Flow
+from .fields import short_repr
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of model.
+
+    Attributes:
+        config: Its frozen, keyword-only dataclass, of JSON types, which checks its fields.
+        build: From a configuration to a flow with random weights, whose ``architecture`` is the registered name.
+    """
+
+    config: type[Config]
+    build: Callable[[Any], Flow]
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
+    """Add an architecture; files of it can then be loaded, and recipes can train it.
+
+    Args:
+        name: Its name in files and recipes.
+        config: See ``Architecture``.
+        build: See ``Architecture``.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in ARCHITECTURES:
+        raise ValueError(f"There is already an architecture {name!r}.")
+    ARCHITECTURES[name] = Architecture(config, build)
+
+
+def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
+    """Build a model's configuration from plain values.
+
+    Args:
+        architecture: A registered name.
+        fields: Field name to value, as in JSON or TOML; missing fields take their defaults.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        CheckpointError: If the architecture or a field is unknown.
+        FlowError: If a value is not allowed.
+    """
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}. Update "
+            "flowcore."
+        )
+    config = ARCHITECTURES[architecture].config
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise CheckpointError(
+            f"Unknown {architecture} field {', '.join(map(short_repr, unknown[:8]))}: written by a newer flowcore, or "
+            f"misspelt. Known: {', '.join(sorted(known))}."
+        )
+    try:
+        return config(**fields)
+    except TypeError as error:
+        raise FlowError(f"A value of the {architecture} configuration has the wrong type: {error}.") from error
+
+
+def build(architecture: str, config: Any) -> Flow:
+    """Build a model with random weights.
+
+    Args:
+        architecture: A registered name.
+        config: From ``configure``.
+
+    Returns:
+        The flow.
+    """
+    return ARCHITECTURES[architecture].build(config)
