@@ -138,7 +138,7 @@ def check_by_position(transform: nn.Module, x: Tensor, cond: Any = None) -> None
 
 
 def check_items_independent(transform: nn.Module, x: Tensor, cond: Any = None) -> None:
-    """An item's latent, logdet and data do not depend on its neighbours in the batch."""
+    """An item's latent, logdet and data do not depend on its neighbors in the batch."""
     cond = condition(transform, x, cond)
     latent, logdet = transform.forward(x, cond)
     data = transform.inverse(latent, cond)
@@ -180,15 +180,15 @@ def check_precision(transform: nn.Module, x: Tensor, cond: Any = None, networks:
             cond_low = condition(transform, x, cond)
             low = transform.forward(x, cond_low)
             low_back = transform.inverse(plain[0], cond_low)
-    for expected, came in zip((*tensors(plain), plain_back), (*tensors(low), low_back), strict=True):
+    for expected, actual in zip((*tensors(plain), plain_back), (*tensors(low), low_back), strict=True):
         assert expected.dtype == torch.float32, f"precision: float32 data became {expected.dtype}"
-        assert came.dtype == torch.float32, f"precision: autocast leaked, a result is {came.dtype}"
-        assert came.isfinite().all(), "precision: not finite under autocast"
+        assert actual.dtype == torch.float32, f"precision: autocast leaked, a result is {actual.dtype}"
+        assert actual.isfinite().all(), "precision: not finite under autocast"
         if not networks:
-            assert torch.equal(came, expected), "precision: autocast leaked, it changed a transform without networks"
+            assert torch.equal(actual, expected), "precision: autocast leaked, it changed a transform without networks"
         else:
             scale = expected.abs().max().clamp_min(1)
-            assert (came - expected).abs().max() < 0.1 * scale, (
+            assert (actual - expected).abs().max() < 0.1 * scale, (
                 "precision: autocast changed the result beyond bfloat16's error"
             )
 
@@ -307,10 +307,10 @@ def _assert_gradients(
     transform.zero_grad(set_to_none=True)
 
 
-def _close(came: Tensor, expected: Tensor, law: str) -> None:
-    assert came.shape == expected.shape, f"{law}: shape {tuple(came.shape)} instead of {tuple(expected.shape)}"
-    for side, values in (("what came", came), ("what was expected", expected)):
+def _close(actual: Tensor, expected: Tensor, law: str) -> None:
+    assert actual.shape == expected.shape, f"{law}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    for side, values in (("the actual value", actual), ("the expected value", expected)):
         assert values.isfinite().all(), f"{law}: {side} is not finite"  # infinity is within any tolerance of infinity
-    error = (came - expected).abs().max().item()
+    error = (actual - expected).abs().max().item()
     scale = max(1.0, expected.abs().max().item())
     assert error <= TOLERANCE * scale, f"{law}: by {error:.3g}"

@@ -63,7 +63,7 @@ def source(channels=1, height=16, width=32, batch=2, seed=5):
     return given[:, :channels]
 
 
-def told(flow, channels=8):
+def condition_of(flow, channels=8):
     return flow.encode_condition(source(channels).to(next(flow.parameters()).dtype))
 
 
@@ -76,7 +76,7 @@ def first(cond):
 
 @pytest.mark.parametrize("channels", [1, 4, 8])
 def test_a_colorizer_obeys_the_law(channels):
-    check(moved(), chroma(), lambda flow: told(flow, channels), strength=0.0)
+    check(moved(), chroma(), lambda flow: condition_of(flow, channels), strength=0.0)
 
 
 def test_three_grids_obey_the_law():
@@ -91,12 +91,12 @@ def test_the_single_structure_obeys_the_law(fields):
     # with one flow, the encoder's coarser grids speak through the finest only
     dead = [name for name, _ in flow.named_parameters() if name.startswith("encoder.heads.1.")]
     assert bool(dead) == (fields is not ALONE)
-    check(flow, chroma(), told, dead=dead, strength=0.0)
+    check(flow, chroma(), condition_of, dead=dead, strength=0.0)
 
 
 def test_the_logdet_of_a_fresh_one_is_that_of_the_jacobian_too():
     flow = tiny().double()
-    x, cond = chroma().double(), told(flow)
+    x, cond = chroma().double(), condition_of(flow)
     expected = jacobian_logdet(flow, x[:1], first(cond))
     assert torch.allclose(flow(x, cond)[1][:1], expected, atol=1e-9)
 
@@ -135,7 +135,7 @@ def test_the_default_is_a_pyramid_over_the_whole_photograph():
 
 @pytest.mark.parametrize("channels", [1, 4, 8])
 @pytest.mark.parametrize("fields", [{}, THREE, ALONE], ids=["pyramid", "three grids", "single"])
-def test_colours_go_round_on_grids_of_any_proportion(fields, channels):
+def test_colors_go_round_on_grids_of_any_proportion(fields, channels):
     flow = moved(**fields).double()
     m = flow.config.source_multiple
     for rows, columns in ((1, 3), (4, 1), (3, 2)):
@@ -153,10 +153,10 @@ def test_colours_go_round_on_grids_of_any_proportion(fields, channels):
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
 def test_log_prob_is_finite_and_in_nats_of_an_item(fields):
     flow = moved(**fields)
-    density = log_prob(flow, chroma(), told(flow))
+    density = log_prob(flow, chroma(), condition_of(flow))
     assert density.shape == (2,)
     assert density.isfinite().all()
-    one = log_prob(flow, chroma()[:1], first(told(flow)))
+    one = log_prob(flow, chroma()[:1], first(condition_of(flow)))
     assert torch.allclose(density[:1], one, rtol=1e-5)
 
 
@@ -204,10 +204,10 @@ def test_only_the_coarsest_grid_looks_at_all_of_itself_in_every_coupling():
     assert [pools(level) for level in tiny(**ALONE).levels] == [{False}]
 
 
-def test_the_coarse_colours_are_decided_by_the_coarsest_latents_alone():
+def test_the_coarse_colors_are_decided_by_the_coarsest_latents_alone():
     """So the means over 4x4 pixels are the same for every draw of the finer latents, and not without these."""
     flow = moved().double()
-    cond = told(flow)
+    cond = condition_of(flow)
     fine, coarse = (z.double() for z in sample_latents(flow.latent_shapes(4, 8), 2, seed=1))
     one, two = (flow.inverse([z, coarse], cond) for z in (fine, -fine))
     assert torch.allclose(F.avg_pool2d(one, 2), F.avg_pool2d(two, 2), atol=1e-12)
@@ -219,17 +219,17 @@ def test_the_coarse_colours_are_decided_by_the_coarsest_latents_alone():
 def test_the_details_depend_on_the_coarser_image():
     """The same latents of the fine grid are other details on another coarse image."""
     flow = moved(strength=0.1).double()
-    cond = told(flow)
+    cond = condition_of(flow)
     fine, coarse = (z.double() for z in sample_latents(flow.latent_shapes(4, 8), 2, seed=1))
     one, two = (Haar()(flow.prelude(flow.inverse([fine, z], cond))[0])[0][:, 2:] for z in (coarse, -coarse))
     assert (one - two).abs().max() > 1e-3
 
 
-# --- initialise -------------------------------------------------------------------------------------------------------
+# --- initialize -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
-def test_initialise_whitens_first_and_then_normalises_every_actnorm(fields):
+def test_initialize_whitens_first_and_then_normalizes_every_actnorm(fields):
     flow = tiny(**fields).double()
     x, cond = chroma(batch=16).double(), flow.encode_condition(source(8, batch=16).double())
     x[:, 1] += 0.7 * (x[:, 0] - NEUTRAL)  # channels that depend on each other
@@ -250,7 +250,7 @@ def test_initialise_whitens_first_and_then_normalises_every_actnorm(fields):
         assert (z.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-3
 
 
-def test_initialise_gives_every_grid_latents_of_about_unit_size():
+def test_initialize_gives_every_grid_latents_of_about_unit_size():
     flow = tiny(**THREE).double()
     x, cond = chroma(16, 16, 16).double(), flow.encode_condition(source(8, 64, 64, 16).double())
     for z in flow.initialize(x, cond):
@@ -271,18 +271,18 @@ def test_hints_and_palette_that_are_none_are_as_good_as_zero():
 
 
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
-def test_luma_hints_and_palette_all_change_the_colours(fields):
+def test_luma_hints_and_palette_all_change_the_colors(fields):
     flow = moved(**fields)
     latents = sample_latents(flow.latent_shapes(4, 8), 2, seed=1)
-    colours = [flow.inverse(latents, told(flow, channels)) for channels in (1, 4, 8)]
-    colours.append(flow.inverse(latents, flow.encode_condition(source(8, seed=9))))
-    for one, two in pairwise(colours):
+    colors = [flow.inverse(latents, condition_of(flow, channels)) for channels in (1, 4, 8)]
+    colors.append(flow.inverse(latents, flow.encode_condition(source(8, seed=9))))
+    for one, two in pairwise(colors):
         assert (one - two).abs().amax((1, 2, 3)).min() > 1e-6
 
 
 def test_a_condition_has_features_for_every_level():
-    assert [f.shape for f in told(tiny()).features] == [(2, 2 + 7, 2, 4), (2, 2 + 7, 1, 2)]
-    assert [f.shape for f in told(tiny(structure="single")).features] == [(2, 2 + 7, 2, 4)]
+    assert [f.shape for f in condition_of(tiny()).features] == [(2, 2 + 7, 2, 4), (2, 2 + 7, 1, 2)]
+    assert [f.shape for f in condition_of(tiny(structure="single")).features] == [(2, 2 + 7, 2, 4)]
 
 
 def test_one_condition_serves_several_samples():
@@ -322,14 +322,14 @@ def test_the_multiple_of_luma_follows_the_number_of_grids():
 def test_chroma_of_another_size_than_its_luma_is_refused():
     flow = tiny()
     with pytest.raises(ConditionError, match=r"got .* on a 2x4 grid"):
-        flow(chroma(8, 8), told(flow))
+        flow(chroma(8, 8), condition_of(flow))
     with pytest.raises(ShapeError, match=r"\(B, 2, H, W\); got \(2, 3, 4, 8\)"):
-        flow(torch.zeros(2, 3, 4, 8), told(flow))
+        flow(torch.zeros(2, 3, 4, 8), condition_of(flow))
 
 
 def test_a_condition_of_the_other_structure_is_refused():
     with pytest.raises(ConditionError, match="has 2 levels; the condition has 1"):
-        tiny()(chroma(), told(tiny(structure="single")))
+        tiny()(chroma(), condition_of(tiny(structure="single")))
 
 
 @pytest.mark.parametrize(
@@ -376,5 +376,5 @@ def test_a_file_gives_the_colorizer_back_with_its_whitening(fields, tmp_path):
     assert back.config == flow.config
     assert torch.equal(back.prelude.get_buffer("matrix"), flow.prelude.get_buffer("matrix"))
     latents = sample_latents(flow.latent_shapes(4, 8), 2, seed=1)
-    assert torch.equal(back.inverse(latents, told(back)), flow.inverse(latents, told(flow)))
-    assert torch.equal(log_prob(back, chroma(), told(back)), log_prob(flow, chroma(), told(flow)))
+    assert torch.equal(back.inverse(latents, condition_of(back)), flow.inverse(latents, condition_of(flow)))
+    assert torch.equal(log_prob(back, chroma(), condition_of(back)), log_prob(flow, chroma(), condition_of(flow)))

@@ -170,7 +170,7 @@ def test_log3_reaches_the_actnorms_of_the_networks_too():
     assert {m.log_factor for m in tiny().modules() if isinstance(m, ActNorm)} == {1.0}
 
 
-def test_pixels_are_centred_or_left():
+def test_pixels_are_centered_or_left():
     x = image()
     flow = tiny()
     assert torch.equal(flow.prelude(x)[0], x - 0.5)
@@ -178,11 +178,11 @@ def test_pixels_are_centred_or_left():
 
 
 def test_splits_know_the_labels_only_by_table():
-    def told(**fields):
+    def condition_of(**fields):
         return [m.labeled for m in tiny(classes=3, **fields).modules() if isinstance(m, Split)]
 
-    assert told() == [False]
-    assert told(split_prior="table", image_size=(4, 8)) == [True]
+    assert condition_of() == [False]
+    assert condition_of(split_prior="table", image_size=(4, 8)) == [True]
 
 
 @pytest.mark.parametrize(("fields", "moved"), [({}, [False, True]), ({"split_prior": "table"}, [True, True])], ids=str)
@@ -214,7 +214,7 @@ def test_a_fresh_flow_counts_a_pixel_where_it_is():
         assert at == {(0, i, j) for i in rows for j in columns}
 
 
-# --- initialise -------------------------------------------------------------------------------------------------------
+# --- initialize -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_fresh_flow_counts_a_pixel_where_it_is():
     ],
     ids=str,
 )
-def test_initialise_normalises_every_actnorm_of_the_flow(fields):
+def test_initialize_normalizes_every_actnorm_of_the_flow(fields):
     flow = tiny(**fields).double()
     x = image(batch=16, height=8).double()
     flow.initialize(x)

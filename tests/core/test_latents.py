@@ -52,13 +52,13 @@ def test_linear_is_the_line(a, b):
 
 
 def test_slerp_is_its_formula_with_one_angle_per_level_and_item(a, b):
-    came = la.interpolate(a, b, 0.3)
+    actual = la.interpolate(a, b, 0.3)
     for level in range(3):
         for i in range(2):
             x, y = a[level][i].flatten(), b[level][i].flatten()
             w = math.acos(float(x @ y / (x.norm() * y.norm())))
             expected = math.sin(0.7 * w) / math.sin(w) * x + math.sin(0.3 * w) / math.sin(w) * y
-            assert (came[level][i].flatten() - expected).abs().max() < 1e-12
+            assert (actual[level][i].flatten() - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("angle", [1e-3, 0.05, 1.0, 2.5, 3.1])
@@ -71,9 +71,9 @@ def test_slerp_turns_at_constant_speed_on_a_circle(angle):
 
 
 def test_norm_follows_the_norms(a, b):
-    came = la.interpolate(a, b, 0.3, mode="norm")
+    actual = la.interpolate(a, b, 0.3, mode="norm")
     line = la.interpolate(a, b, 0.3, mode="linear")
-    for x, y, z, m in zip(a, b, came, line, strict=True):
+    for x, y, z, m in zip(a, b, actual, line, strict=True):
         norms = [v.flatten(1).norm(dim=1) for v in (x, y, z, m)]
         assert torch.allclose(norms[2], 0.7 * norms[0] + 0.3 * norms[1], rtol=1e-12)
         assert torch.allclose(z, m * (norms[2] / norms[3])[:, None, None, None], rtol=1e-12)  # in the line's direction
@@ -101,20 +101,20 @@ def test_the_ends_are_exact(a, b, mode, dtype):
 
 @pytest.mark.parametrize("mode", ["slerp", "linear", "norm"])
 def test_every_level_may_have_its_own_t(a, b, mode):
-    came = la.interpolate(a, b, [0, 0.25, 1], mode=mode)
-    assert torch.equal(came[0], a[0])
-    assert torch.equal(came[1], la.interpolate(a, b, 0.25, mode=mode)[1])
-    assert torch.equal(came[2], b[2])
+    actual = la.interpolate(a, b, [0, 0.25, 1], mode=mode)
+    assert torch.equal(actual[0], a[0])
+    assert torch.equal(actual[1], la.interpolate(a, b, 0.25, mode=mode)[1])
+    assert torch.equal(actual[2], b[2])
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear", "norm"])
 def test_one_item_serves_a_batch(a, mode):
     one = drawn(1, 30)
-    came = la.interpolate(one, a, 0.4, mode=mode)
-    assert [len(z) for z in came] == [2, 2, 2]
+    actual = la.interpolate(one, a, 0.4, mode=mode)
+    assert [len(z) for z in actual] == [2, 2, 2]
     for i in range(2):
         alone = la.interpolate(one, [z[i : i + 1] for z in a], 0.4, mode=mode)
-        close([z[i : i + 1] for z in came], alone)
+        close([z[i : i + 1] for z in actual], alone)
     assert equal(la.interpolate(one, a, 0, mode=mode), [z.expand(2, -1, -1, -1) for z in one])
     assert equal(la.interpolate(a, one, 1, mode=mode), [z.expand(2, -1, -1, -1) for z in one])
 
@@ -177,10 +177,10 @@ def test_no_level_chosen_leaves_a(a, b):
 
 
 def test_weights_mix_by_their_roots(a, b):
-    came = la.mix_levels(a, b, weights=[0, 0.36, 1])
-    assert torch.equal(came[0], a[0])
-    assert (came[1] - (0.8 * a[1] + 0.6 * b[1])).abs().max() < 1e-12
-    assert torch.equal(came[2], b[2])
+    actual = la.mix_levels(a, b, weights=[0, 0.36, 1])
+    assert torch.equal(actual[0], a[0])
+    assert (actual[1] - (0.8 * a[1] + 0.6 * b[1])).abs().max() < 1e-12
+    assert torch.equal(actual[2], b[2])
     close(la.mix_levels(a, b, weights=0.36), [0.8 * x + 0.6 * y for x, y in zip(a, b, strict=True)])
 
 
@@ -268,7 +268,7 @@ def test_vary_refuses_strengths_and_seeds_out_of_range(a):
         la.vary(a, -1, 0.5)
 
 
-# --- statistics and normalisation -------------------------------------------------------------------------------------
+# --- statistics and normalization -------------------------------------------------------------------------------------
 
 
 def strange():
@@ -291,27 +291,27 @@ def test_statistics_are_those_of_the_numbers():
             assert float(s.radius[i]) == pytest.approx(math.sqrt((numbers**2).mean()), rel=1e-12)
 
 
-def test_normalising_by_level_gives_unit_statistics():
+def test_normalizing_by_level_gives_unit_statistics():
     for s in la.statistics(la.normalize(strange())):
         assert s.mean.abs().max() < 1e-12
         assert (s.std - 1).abs().max() < 1e-12
 
 
-def test_normalising_by_channel_gives_unit_statistics_in_every_channel():
+def test_normalizing_by_channel_gives_unit_statistics_in_every_channel():
     for z in la.normalize(strange(), per="channel"):
         assert z.mean((2, 3)).abs().max() < 1e-12
         assert (z.std((2, 3), correction=0) - 1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("window", [5, 9])
-def test_normalising_locally_uses_the_window_that_exists(window):
+def test_normalizing_locally_uses_the_window_that_exists(window):
     z = strange()
-    came = la.normalize(z, per="local", window=window)
+    actual = la.normalize(z, per="local", window=window)
     half = window // 2
     for level, row, column in ((0, 0, 0), (0, 12, 29), (0, 11, 13), (1, 5, 0)):
         part = z[level][1, 2, max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1]
         expected = (z[level][1, 2, row, column] - part.mean()) / part.std(correction=0)
-        assert float(came[level][1, 2, row, column]) == pytest.approx(float(expected), rel=1e-9)
+        assert float(actual[level][1, 2, row, column]) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_strength_blends():
@@ -326,9 +326,9 @@ def test_strength_blends():
 def test_flat_latents_are_not_blown_up(per):
     z = [torch.full((1, 3, 8, 8), 0.7, dtype=torch.float32)]
     z[0][0, 0, 0, 0] += 1e-6
-    came = la.normalize(z, per=per)[0]
-    assert came.isfinite().all()
-    assert came.abs().max() < 0.01
+    actual = la.normalize(z, per=per)[0]
+    assert actual.isfinite().all()
+    assert actual.abs().max() < 0.01
     constant = torch.full((1, 3, 16, 16), 1000 / 3, dtype=torch.float64)
     assert la.normalize([constant + 1e-7 * torch.rand_like(constant)], per=per)[0].abs().max() < 0.01
 
@@ -341,7 +341,7 @@ def test_levels_of_few_positions_are_not_wiped_out(per):
     assert not torch.allclose(la.normalize(larger, per=per)[0], la.normalize(larger)[0])
 
 
-def test_normalise_refuses_what_is_out_of_range(a):
+def test_normalize_refuses_what_is_out_of_range(a):
     for arguments in ({"strength": 1.5}, {"strength": -1}, {"per": "pixel"}, {"window": 4}, {"window": 3}):
         with pytest.raises(FlowError):
             la.normalize(a, **arguments)

@@ -114,9 +114,9 @@ def test_log_prob_is_prior_plus_logdet_over_all_levels():
 
 def test_bits_per_dimension_formula():
     nats = torch.tensor([-100.0, 250.0], dtype=torch.float64)
-    came = bits_per_dim(nats, 48, 1 / 256)
+    actual = bits_per_dim(nats, 48, 1 / 256)
     expected = [-(value + 48 * math.log(1 / 256)) / (48 * math.log(2)) for value in (-100.0, 250.0)]
-    assert came.tolist() == pytest.approx(expected, abs=1e-12)
+    assert actual.tolist() == pytest.approx(expected, abs=1e-12)
     assert bits_per_dim(nats, 48).tolist() == pytest.approx(
         [100 / 48 / math.log(2), -250 / 48 / math.log(2)], abs=1e-12
     )
@@ -124,12 +124,12 @@ def test_bits_per_dimension_formula():
 
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_a_uniform_density_costs_exactly_its_bits(bits):
-    """Uniform on [0, 1]^D has log density 0; quantised to 2^bits values it takes `bits` bits per dimension."""
+    """Uniform on [0, 1]^D has log density 0; quantized to 2^bits values it takes `bits` bits per dimension."""
     assert bits_per_dim(torch.zeros(1, dtype=torch.float64), 12, 2.0**-bits).item() == pytest.approx(bits, abs=1e-12)
 
 
 @pytest.mark.parametrize("bins", [32, 256])
-def test_dequantization_noise_is_one_centred_bin(bins):
+def test_dequantization_noise_is_one_centered_bin(bins):
     x = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64)
     noise = (dequantize(x, bins, torch.Generator().manual_seed(0)) - x) * bins
     assert noise.min() >= -0.5
@@ -169,7 +169,7 @@ def test_a_real_nvp_of_two_pixels_integrates_to_one():
 # --- integers and bins ------------------------------------------------------------------------------------------------
 
 
-def test_bins_lie_side_by_side_and_levels_are_centred():
+def test_bins_lie_side_by_side_and_levels_are_centered():
     for n_bits in range(1, 9):
         k = torch.arange(2.0**n_bits, dtype=torch.float64)
         bins, levels = Quantization(n_bits, "bins"), Quantization(n_bits, "levels")
@@ -361,12 +361,12 @@ def test_variational_noise_stays_in_the_bin_however_extreme(dtype):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("initialised", [False, True])
-def test_untrained_variational_noise_is_nearly_uniform(initialised):
+@pytest.mark.parametrize("initialized", [False, True])
+def test_untrained_variational_noise_is_nearly_uniform(initialized):
     torch.manual_seed(0)
     q = VariationalDequantizer(3)
     k = torch.randint(0, 256, (16, 3, 16, 16)).float()
-    if initialised:
+    if initialized:
         u = q.initialize(q.noise(tuple(k.shape)), k)
         assert torch.equal(u.isfinite(), torch.ones_like(u, dtype=torch.bool))
     log_q = q.draw(k)[1]
@@ -401,9 +401,9 @@ def gaussian_flow(mean, std, n_bits=8, grid="bins"):
     return flow
 
 
-def exact(k, mean, std, quantised):
+def exact(k, mean, std, quantized):
     """log P(k): the integral of that density over the bins, (B,)."""
-    ends = [(quantised.place(k.double(), torch.full_like(k.double(), u)) - mean) / std for u in (0.0, 1.0)]
+    ends = [(quantized.place(k.double(), torch.full_like(k.double(), u)) - mean) / std for u in (0.0, 1.0)]
     swap = ends[0] > 0  # the tail that is small is the one to compute with
     low, high = torch.where(swap, -ends[1], ends[0]), torch.where(swap, -ends[0], ends[1])
     return (cumulative(high) - cumulative(low)).log().flatten(1).sum(1)
@@ -419,8 +419,8 @@ class Optimal:
 
     name = "optimal"
 
-    def __init__(self, mean, std, quantised):
-        self.mean, self.std, self.quantised = mean, std, quantised
+    def __init__(self, mean, std, quantized):
+        self.mean, self.std, self.quantized = mean, std, quantized
 
     def noise(self, shape, generator=None):
         return torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -428,40 +428,40 @@ class Optimal:
     def draw(self, image, noise=None):
         noise = noise if isinstance(noise, torch.Tensor) else self.noise(image.shape, noise)
         low, high = (
-            cumulative((self.quantised.place(image, torch.full_like(noise, u)) - self.mean) / self.std)
+            cumulative((self.quantized.place(image, torch.full_like(noise, u)) - self.mean) / self.std)
             for u in (0.0, 1.0)
         )
         z = torch.special.ndtri(low + noise * (high - low))
-        u = (self.mean + self.std * z) / self.quantised.width - self.quantised.shift - image
+        u = (self.mean + self.std * z) / self.quantized.width - self.quantized.shift - image
         log_q = (
-            -0.5 * z.square() - (self.std * math.sqrt(2 * math.pi) / self.quantised.width).log() - (high - low).log()
+            -0.5 * z.square() - (self.std * math.sqrt(2 * math.pi) / self.quantized.width).log() - (high - low).log()
         )
         return u, log_q.flatten(1).sum(1)
 
 
 def narrow(grid="bins", n_bits=8):
     """A density a bin or two wide, where dequantization has something to lose, and flat images near its mean."""
-    quantised = Quantization(n_bits, grid)
+    quantized = Quantization(n_bits, grid)
     generator = torch.Generator().manual_seed(5)
     k = torch.randint(2, 2**n_bits - 2, (1, 3, 1, 1), generator=generator).double()
     k = k + torch.randint(-1, 2, (4, 3, 2, 2), generator=generator)
-    middle = quantised.place(k.mean(0), torch.full((3, 2, 2), 0.3, dtype=torch.float64))
-    std = quantised.width * (0.4 + torch.rand(3, 2, 2, generator=generator, dtype=torch.float64))
-    return k, middle, std, quantised
+    middle = quantized.place(k.mean(0), torch.full((3, 2, 2), 0.3, dtype=torch.float64))
+    std = quantized.width * (0.4 + torch.rand(3, 2, 2, generator=generator, dtype=torch.float64))
+    return k, middle, std, quantized
 
 
 @pytest.mark.parametrize(("grid", "n_bits"), [("bins", 8), ("levels", 8), ("bins", 5), ("levels", 3)])
 def test_optimal_noise_makes_every_draw_exact(grid, n_bits):
-    k, mean, std, quantised = narrow(grid, n_bits)
+    k, mean, std, quantized = narrow(grid, n_bits)
     flow = gaussian_flow(mean, std, n_bits, grid)
-    w = log_weights(flow, k, dequantizer=Optimal(mean, std, quantised), samples=5)
-    assert torch.allclose(w, exact(k, mean, std, quantised)[:, None].expand(-1, 5), rtol=0, atol=1e-9)
+    w = log_weights(flow, k, dequantizer=Optimal(mean, std, quantized), samples=5)
+    assert torch.allclose(w, exact(k, mean, std, quantized)[:, None].expand(-1, 5), rtol=0, atol=1e-9)
     assert effective_samples(w).tolist() == pytest.approx([5] * 4)
 
 
 def test_more_draws_never_loosen_the_bound_and_end_at_the_exact_number():
-    k, mean, std, quantised = narrow()
-    truth = exact(k, mean, std, quantised)
+    k, mean, std, quantized = narrow()
+    truth = exact(k, mean, std, quantized)
     flow = gaussian_flow(mean, std)
     learned = VariationalDequantizer(3, hidden=4, steps=1).double()
     for dequantizer in (Uniform(), Gaussian(0.4), learned):
@@ -480,10 +480,10 @@ def test_more_draws_never_loosen_the_bound_and_end_at_the_exact_number():
 
 def test_several_draws_by_hand():
     w = torch.tensor([[1.0, 2.0, 3.0], [-4000.0, -4000.0, -4000.0], [0.0, -2000.0, -2000.0]])
-    came = importance_weighted(w)
+    actual = importance_weighted(w)
     by_hand = math.log((math.e + math.e**2 + math.e**3) / 3)
-    assert came.tolist() == pytest.approx([by_hand, -4000, -math.log(3)], abs=1e-12)
-    assert came.dtype == torch.float64
+    assert actual.tolist() == pytest.approx([by_hand, -4000, -math.log(3)], abs=1e-12)
+    assert actual.dtype == torch.float64
     ratio = (math.e + math.e**2 + math.e**3) ** 2 / (math.e**2 + math.e**4 + math.e**6)
     assert effective_samples(w).tolist() == pytest.approx([ratio, 3, 1], abs=1e-9)
 
@@ -518,9 +518,9 @@ def test_one_weight_with_gradients_is_one_weight_without():
     q = variational()
     noise = q.noise((1, 3, 1, 4, 6))
     expected = log_weights(flow, k, dequantizer=q, noise=noise)[:, 0]
-    came = log_weight(flow, k, dequantizer=q, noise=noise[0])
-    assert torch.allclose(came, expected, rtol=0, atol=1e-9)
-    came.sum().backward()
+    actual = log_weight(flow, k, dequantizer=q, noise=noise[0])
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-9)
+    actual.sum().backward()
     for name, parameter in [*q.named_parameters(), *flow.named_parameters()]:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -530,7 +530,7 @@ def test_one_weight_with_gradients_is_one_weight_without():
 
 def test_training_variational_noise_tightens_the_bound():
     """On the narrow density, where uniform noise loses bits; the exact number stays out of reach."""
-    k, mean, std, quantised = narrow()
+    k, mean, std, quantized = narrow()
     flow = gaussian_flow(mean, std).requires_grad_(False)
     torch.manual_seed(2)
     q = VariationalDequantizer(3, hidden=8, steps=1)
@@ -542,7 +542,7 @@ def test_training_variational_noise_tightens_the_bound():
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    truth = exact(k, mean, std, quantised)
+    truth = exact(k, mean, std, quantized)
     uniform, learned = (log_weights(flow, k, dequantizer=d, samples=1000, batch=4000).mean(1) for d in (Uniform(), q))
     assert (learned < truth).all()
     assert (truth - learned).mean() < 0.4 * (truth - uniform).mean()
@@ -552,10 +552,10 @@ def test_rows_of_conditions():
     items = torch.tensor([2, 0, 2])
     a, one = torch.arange(6.0).view(3, 2), torch.ones(1, 2)
     cond = Condition(features=(a, None), labels=one)
-    came = select_items(cond, items)
-    assert torch.equal(came.features[0], a[items])
-    assert came.features[1] is None
-    assert came.labels.shape == (3, 2)
+    actual = select_items(cond, items)
+    assert torch.equal(actual.features[0], a[items])
+    assert actual.features[1] is None
+    assert actual.labels.shape == (3, 2)
     assert select_items(None, items) is None
     assert torch.equal(select_items([a], items)[0], a[items])
 
@@ -608,5 +608,5 @@ def test_the_oracle_of_other_noise():
 
 def test_the_oracle_of_the_exact_number():
     values, t, _ = oracle()
-    came = exact(t["x"], t["mu"], t["sigma"], Quantization())
-    assert bits_per_dim(came, 12).tolist() == pytest.approx(values["exact_discrete_bpd"], abs=1e-9)
+    actual = exact(t["x"], t["mu"], t["sigma"], Quantization())
+    assert bits_per_dim(actual, 12).tolist() == pytest.approx(values["exact_discrete_bpd"], abs=1e-9)

@@ -13,85 +13,45 @@ from flowcore import likelihood
 from flowcore.checkpoints.file import read, save
 from flowcore.condition import Condition
 from flowcore.errors import CheckpointError, ConditionError, FlowError, ShapeError
-from flowcore.models import ARCHITECTURES, build, configure
+from flowcore.models import ARCHITECTURES, build, configure, register
 from flowcore.prior import sample_latents
 from flowcore.transforms import BatchNorm, ChannelWhitening, InvertibleConv
 
 from .laws import check, perturbed
 
 # architecture, fields of a small one, its image (C, H, W)
+SRFLOW = {
+    "scale": 2,
+    "levels": 2,
+    "steps": 1,
+    "transition_steps": 1,
+    "hidden": 4,
+    "encoder_blocks": 2,
+    "encoder_width": 4,
+    "encoder_growth": 3,
+    "stacked_blocks": (1,),
+    "residual": True,
+}
+GLOW = {"levels": 2, "steps": 1, "hidden": 6}
+LABELED = {**GLOW, "channels": 1, "classes": 3}
+TABLE = {"split_prior": "table", "image_size": (4, 8), "network": "plain", "actnorm": "signed", "last_mixing": "conv"}
+DIGITS = {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6, "styles": ("bold", "slanted")}
+COLORS = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
+SINGLE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4), "merged": 4, "features": 2}
 SMALL = {
-    "srflow": (
-        "srflow",
-        {
-            "scale": 2,
-            "levels": 2,
-            "steps": 1,
-            "transition_steps": 1,
-            "hidden": 4,
-            "encoder_blocks": 2,
-            "encoder_width": 4,
-            "encoder_growth": 3,
-            "stacked_blocks": (1,),
-            "residual": True,
-        },
-        (3, 4, 8),
-    ),
+    "srflow": ("srflow", SRFLOW, (3, 4, 8)),
     "srflow without injectors": (
         "srflow",
-        {
-            "scale": 2,
-            "levels": 2,
-            "steps": 1,
-            "transition_steps": 0,
-            "injector": False,
-            "hidden": 4,
-            "encoder_blocks": 2,
-            "encoder_width": 4,
-            "encoder_growth": 3,
-            "stacked_blocks": (),
-            "residual": True,
-        },
+        {**SRFLOW, "transition_steps": 0, "injector": False, "stacked_blocks": ()},
         (3, 4, 8),
     ),
-    "glow": ("glow", {"levels": 2, "steps": 1, "hidden": 6, "mixing": "shuffle"}, (3, 4, 8)),
-    "glow with labels": (
-        "glow",
-        {"channels": 1, "levels": 2, "steps": 1, "hidden": 6, "classes": 3, "dequantizer_steps": 1},
-        (1, 4, 8),
-    ),
-    "glow by table": (
-        "glow",
-        {
-            "channels": 1,
-            "levels": 2,
-            "steps": 1,
-            "hidden": 6,
-            "classes": 3,
-            "split_prior": "table",
-            "image_size": (4, 8),
-            "network": "plain",
-            "actnorm": "signed",
-            "last_mixing": "conv",
-        },
-        (1, 4, 8),
-    ),
+    "glow": ("glow", {**GLOW, "mixing": "shuffle"}, (3, 4, 8)),
+    "glow with labels": ("glow", {**LABELED, "dequantizer_steps": 1}, (1, 4, 8)),
+    "glow by table": ("glow", {**LABELED, **TABLE}, (1, 4, 8)),
     "realnvp": ("realnvp", {"scales": 2, "hidden": 4, "blocks": 1}, (3, 4, 6)),
-    "class_conditional": (
-        "class_conditional",
-        {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6, "styles": ("bold", "slanted")},
-        (1, 3, 4),
-    ),
-    "colorizer": (
-        "colorizer",
-        {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2},
-        (2, 4, 8),
-    ),
-    "colorizer on one grid": (
-        "colorizer",
-        {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4), "merged": 4, "features": 2},
-        (2, 4, 8),
-    ),
+    "class_conditional": ("class_conditional", DIGITS, (1, 3, 4)),
+    "colorizer": ("colorizer", COLORS, (2, 4, 8)),
+    "colorizer on one grid": ("colorizer", SINGLE, (2, 4, 8)),
 }
 every_model = pytest.mark.parametrize("model", SMALL)
 
@@ -130,7 +90,7 @@ def source(model, batch=2):
     return torch.tensor([2, 1, 0, 1])[:batch] if small(model).classes else None
 
 
-def told(flow, model, batch=2):
+def condition_of(flow, model, batch=2):
     given = source(model, batch)
     if given is None:
         return None
@@ -139,7 +99,7 @@ def told(flow, model, batch=2):
 
 def outputs(flow, model):
     """Latents, logdet and an image from noise, flat."""
-    cond = told(flow, model)
+    cond = condition_of(flow, model)
     with torch.no_grad():
         latents, logdet = flow(image(model), cond)
         drawn = sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2, seed=3)
@@ -173,13 +133,13 @@ def test_latent_shapes_are_those_of_the_latents_and_add_up(model):
     x = image(model)
     shapes = flow.latent_shapes(*x.shape[-2:])
     assert sum(c * h * w for c, h, w in shapes) == x[0].numel()
-    assert [tuple(z.shape[1:]) for z in flow(x, told(flow, model))[0]] == shapes
+    assert [tuple(z.shape[1:]) for z in flow(x, condition_of(flow, model))[0]] == shapes
 
 
 @every_model
 def test_images_go_round(model):
     flow = small(model).double()
-    x, cond = image(model).double(), told(flow, model)
+    x, cond = image(model).double(), condition_of(flow, model)
     assert torch.allclose(flow.inverse(flow(x, cond)[0], cond), x, atol=1e-9)
 
 
@@ -189,7 +149,7 @@ def test_images_go_round(model):
 @every_model
 def test_levels_and_pixels_add_up_to_the_log_density(model):
     flow = small(model).double()
-    x, cond = image(model).double(), told(flow, model)
+    x, cond = image(model).double(), condition_of(flow, model)
     latents, shares = flow.by_position(x, cond)
     expected = likelihood.log_prob(flow, x, cond)
     assert torch.allclose(sum(share.sum((1, 2)) for share in shares), expected, rtol=1e-12, atol=1e-11)
@@ -221,7 +181,7 @@ def test_an_unconditional_model_refuses_a_condition(model):
 def test_a_conditional_model_asks_for_its_condition(model):
     flow = small(model)
     x = image(model)
-    latents = flow(x, told(flow, model))[0]
+    latents = flow(x, condition_of(flow, model))[0]
     for ask in (lambda: flow(x), lambda: flow.inverse(latents), lambda: flow.by_position(x)):
         with pytest.raises(ConditionError, match="takes a condition; make one with"):
             ask()
@@ -231,7 +191,7 @@ labeled = pytest.mark.parametrize("model", [m for m in SMALL if small(m).classes
 
 
 @labeled
-def test_whole_numbers_and_one_hot_weights_are_the_same_labels(model):
+def test_integer_and_one_hot_weights_are_the_same_labels(model):
     flow = small(model)
     x = image(model)
     results = [
@@ -289,7 +249,10 @@ def test_wrong_labels_are_refused_with_what_came(model, labels, sentence):
 def test_labels_of_another_batch_are_refused(model):
     flow = small(model)
     cond = flow.encode_condition(torch.tensor([0, 1, 2]))
-    for ask in (lambda: flow(image(model), cond), lambda: flow.inverse(flow(image(model), told(flow, model))[0], cond)):
+    for ask in (
+        lambda: flow(image(model), cond),
+        lambda: flow.inverse(flow(image(model), condition_of(flow, model))[0], cond),
+    ):
         with pytest.raises(ConditionError, match="2 items"):
             ask()
 
@@ -327,7 +290,9 @@ def test_a_condition_knows_its_batch_and_expands(model):
 def test_other_channels_are_refused(model):
     flow = small(model)
     with pytest.raises(ShapeError, match=rf"\(B, {flow.channels}, H, W\); got \(2, 5, 4, 8\)"):
-        flow(torch.zeros(2, 5, 4, 8), told(flow, model))
+        flow(torch.zeros(2, 5, 4, 8), condition_of(flow, model))
+    with pytest.raises(ShapeError, match=r"got \(5, 4, 8\)"):
+        flow(torch.zeros(5, 4, 8), condition_of(flow, model))
 
 
 @every_model
@@ -340,7 +305,7 @@ def test_another_size_is_refused_with_what_would_do(model):
         m = flow.size_multiple
         sentence = f"sides divisible by {m}; got {height + 1}x{width}. Crop \\(to {height}x{width}\\) or pad it."
     for ask in (
-        lambda: flow(torch.zeros(2, flow.channels, height + 1, width), told(flow, model)),
+        lambda: flow(torch.zeros(2, flow.channels, height + 1, width), condition_of(flow, model)),
         lambda: flow.latent_shapes(height + 1, width),
     ):
         with pytest.raises(ShapeError, match=sentence):
@@ -348,19 +313,21 @@ def test_another_size_is_refused_with_what_would_do(model):
 
 
 @every_model
-@pytest.mark.parametrize("wrong", ["none", "more", "flat", "channels", "another batch"])
+@pytest.mark.parametrize("wrong", ["none", "fewer", "more", "flat", "channels", "another size", "another batch"])
 def test_latents_that_do_not_fit_are_refused(model, wrong):
     flow = small(model)
     *rest, deep = sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)
     latents = {
         "none": [],
+        "fewer": [deep] if rest else [],
         "more": [*rest, deep, deep],
         "flat": [*rest, deep.flatten(1)],
         "channels": [*rest, deep[:, :-1]],
+        "another size": [torch.cat([z, z], dim=-1) for z in rest] + [deep] if rest else [],
         "another batch": [*rest, deep[:1]] if rest else [],
     }[wrong]
     with pytest.raises(ShapeError, match="Expected"):
-        flow.inverse(latents, told(flow, model))
+        flow.inverse(latents, condition_of(flow, model))
 
 
 @pytest.mark.parametrize("model", ["glow by table", "class_conditional"])
@@ -368,7 +335,7 @@ def test_latents_of_another_size_are_refused_where_there_is_only_one(model):
     flow = small(model)
     latents = [torch.cat([z, z], dim=-1) for z in sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)]
     with pytest.raises(ShapeError, match="Expected latents of shapes"):
-        flow.inverse(latents, told(flow, model))
+        flow.inverse(latents, condition_of(flow, model))
 
 
 # --- copies and files -------------------------------------------------------------------------------------------------
@@ -398,9 +365,9 @@ def test_a_file_gives_the_model_back(model, tmp_path):
     assert back.config == flow.config
     assert back.architecture == flow.architecture
     assert back.provenance == flow.provenance
-    state, came = flow.state_dict(), back.state_dict()
-    assert came.keys() == state.keys()
-    assert all(torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in came.items())
+    state, actual = flow.state_dict(), back.state_dict()
+    assert actual.keys() == state.keys()
+    assert all(torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in actual.items())
     assert torch.equal(outputs(back, model), outputs(flow, model))
 
 
@@ -413,7 +380,7 @@ def test_a_file_in_float16_keeps_whole_numbers_and_rounds_the_rest(model, tmp_pa
     for name, t in back.state_dict().items():
         assert t.dtype == state[name].dtype
         assert torch.equal(t, state[name].half().float() if t.is_floating_point() else state[name])
-    x, cond = image(model), told(back, model)
+    x, cond = image(model), condition_of(back, model)
     assert torch.allclose(back.inverse(back(x, cond)[0], cond), x, atol=1e-3)
 
 
@@ -450,9 +417,9 @@ def test_a_model_builds_on_the_meta_device(model):
 
 
 @every_model
-def test_initialise_returns_the_latents_that_forward_then_makes(model):
+def test_initialize_returns_the_latents_that_forward_then_makes(model):
     flow = small(model).double()
-    x, cond = image(model, batch=4).double(), told(flow, model, batch=4)
+    x, cond = image(model, batch=4).double(), condition_of(flow, model, batch=4)
     before = {name: t.clone() for name, t in flow.state_dict().items()}
     latents = flow.initialize(x, cond)
     after = {name: t.clone() for name, t in flow.state_dict().items()}
@@ -504,6 +471,24 @@ GRID = ["", "Bins", None, 0]
 SWITCH = [1, 0, "yes", None]
 SIZE = [0, -4, 4.0, "4", (4,), (4, 4, 4), (4, "4"), (4.0, 4.0), True, (True, 4), 16388]
 WRONG = {
+    "srflow": {
+        "scale": [3, 0, -4, "4", 4.0, None, True],
+        "levels": [0, 4, -1, "3", 3.0, None, True],
+        "steps": [0, -1, 257, 1.5, "16", None, True],
+        "transition_steps": [-1, 17, 0.5, None],
+        "injector": [1, 0, "no", None],
+        "hidden": [0, 5000, "64", None],
+        "hidden_layers": [-1, 65, 1.0],
+        "hidden_kernel": [0, 2, 5, "3", 3.0, None, True],
+        "encoder_blocks": [0, 1000, None],
+        "encoder_width": [0, 5000],
+        "encoder_growth": [0, 5000],
+        "stacked_blocks": [(23,), (-1,), (1.0,), "12", 3, None, (True,)],
+        "affine_eps": [-1e-4, 1, 2.0, float("nan"), float("inf"), "1e-4", None],
+        "quant_bins": [0, -1, 65537, 32.0],
+        "residual": [1, 0, "yes", None],
+        "mixing": ["", "random", None, 3],
+    },
     "glow": {
         "channels": CHANNELS,
         "levels": [0, 9, 1.0, None, True],
@@ -587,13 +572,9 @@ def test_a_wrong_value_is_named(architecture, field, value):
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("architecture", WRONG)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_field_has_wrong_values_in_this_file(architecture):
     assert WRONG[architecture].keys() == {f.name for f in dataclasses.fields(ARCHITECTURES[architecture].config)}
-
-
-def test_every_architecture_but_srflow_has_wrong_values_in_this_file():
-    assert WRONG.keys() == ARCHITECTURES.keys() - {"srflow"}  # which has its own
 
 
 @pytest.mark.parametrize("architecture", [a for a, fields in WRONG.items() if "image_size" in fields])
@@ -602,10 +583,37 @@ def test_a_square_is_given_by_its_side(architecture):
     assert configure(architecture, {"image_size": [16, 8]}).image_size == (16, 8)
 
 
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(CheckpointError, match=r"'tarflow'.*srflow"):
+        configure("tarflow", {})
+
+
+def test_an_architecture_is_registered_once():
+    entry = ARCHITECTURES["glow"]
+    with pytest.raises(ValueError, match="already an architecture 'glow'"):
+        register("glow", entry.config, entry.build)
+
+
+def test_models_state_their_capabilities():
+    stated = {model: small(model).capabilities for model in SMALL}
+    assert {model: c.source for model, c in stated.items() if c.source != "none"} == {
+        "srflow": "low_resolution",
+        "srflow without injectors": "low_resolution",
+        "glow with labels": "labels",
+        "glow by table": "labels",
+        "class_conditional": "labels",
+        "colorizer": "luma",
+        "colorizer on one grid": "luma",
+    }
+    assert all((c.source == "none") == (small(model).condition_encoder is None) for model, c in stated.items())
+    with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a glow model"):
+        small("glow").require("colorize")
+
+
 # --- the law, once more, where nothing of it is special ---------------------------------------------------------------
 
 
 @every_model
 def test_small_models_obey_the_law(model):
     dead = [name for name, _ in small(model).named_parameters() if name.startswith("dequantizer.")]
-    check(small(model), image(model), lambda flow: told(flow, model), dead=dead, strength=0.05)
+    check(small(model), image(model), lambda flow: condition_of(flow, model), dead=dead, strength=0.05)

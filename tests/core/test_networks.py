@@ -53,15 +53,15 @@ def around(x, edge):
 def test_convolutions_see_what_is_said_beyond_the_border(edge):
     weight = torch.randn(4, 3 + (edge == "flag"), 3, 3, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64)
-    came = convolve(image(), weight, bias, edge)
-    assert torch.allclose(came, F.conv2d(around(image(), edge), weight, bias), atol=1e-13)
+    actual = convolve(image(), weight, bias, edge)
+    assert torch.allclose(actual, F.conv2d(around(image(), edge), weight, bias), atol=1e-13)
     # inside, no edge differs from another
-    assert torch.allclose(came[..., 1:-1, 1:-1], F.conv2d(image(), weight[:, :3], bias), atol=1e-13)
+    assert torch.allclose(actual[..., 1:-1, 1:-1], F.conv2d(image(), weight[:, :3], bias), atol=1e-13)
 
 
 @pytest.mark.parametrize("edge", ["zeros", "ones", "flag"])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
+def test_a_normalized_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
     conv = perturbed(NormalizedConv(3, 5, kernel, edge=edge, log_factor=3.0)).double()
     plain = F.conv2d(image() if kernel == 1 else around(image(), edge), conv.weight)
     expected = (plain + conv.actnorm.bias[:, None, None]) * torch.exp(3 * conv.actnorm.log_scale)[:, None, None]
@@ -69,7 +69,7 @@ def test_a_normalised_convolution_is_a_convolution_and_an_actnorm(kernel, edge):
 
 
 @pytest.mark.parametrize("options", [{}, {"edge": "ones", "log_factor": 3.0}, {"edge": "flag"}], ids=str)
-def test_a_normalised_convolution_initialises_to_mean_0_and_variance_1(options):
+def test_a_normalized_convolution_initializes_to_mean_0_and_variance_1(options):
     conv = NormalizedConv(3, 5, 3, **options).double()
     y = conv.initialize(image())
     assert torch.allclose(conv(image()), y, atol=1e-12)
@@ -96,7 +96,7 @@ def test_a_scaled_convolution_of_nothing_is_a_constant():
 # --- conditioners -----------------------------------------------------------------------------------------------------
 
 
-def test_a_conditioner_initialises_every_hidden_layer_on_what_comes_before():
+def test_a_conditioner_initializes_every_hidden_layer_on_what_comes_before():
     network = Conditioner(3, 6, 4, layers=2, kernel=3).double()
     network.initialize(image())
     x = image()
@@ -134,7 +134,7 @@ def test_only_a_pooled_conditioner_sees_the_whole_grid(pooled):
     assert network(image(5, 7)).shape == (2, 4, 5, 7)
 
 
-def test_a_pooled_conditioner_initialises_on_what_it_then_computes():
+def test_a_pooled_conditioner_initializes_on_what_it_then_computes():
     network = Conditioner(3, 6, 4, layers=2, pooled=True).double()
     network.initialize(image())
     x = image()
@@ -176,7 +176,7 @@ def test_a_dense_conditioner_is_two_linear_maps():
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_weight_normalised_convolution_is_torchs(kernel):
+def test_a_weight_normalized_convolution_is_torchs(kernel):
     conv = perturbed(WeightNormConv(3, 5, kernel)).double()
     plain = torch.nn.Conv2d(3, 5, kernel, padding=kernel // 2, dtype=torch.float64)
     theirs = torch.nn.utils.parametrizations.weight_norm(plain)
@@ -187,7 +187,7 @@ def test_a_weight_normalised_convolution_is_torchs(kernel):
     assert torch.allclose(conv(image()), theirs(image()), atol=1e-13)
 
 
-def test_a_weight_normalised_convolution_starts_at_the_kernels_it_drew():
+def test_a_weight_normalized_convolution_starts_at_the_kernels_it_drew():
     conv = WeightNormConv(3, 5, 3, bias=False).double()
     assert conv.bias is None
     assert torch.allclose(conv(image()), F.conv2d(image(), conv.direction, padding=1), atol=1e-6)
@@ -226,9 +226,9 @@ def test_a_residual_conditioner_computes_what_the_paper_says(double):
         x = x + block.convs[1](F.relu(normal(block.norms[1], y)))
         skips.append(network.skips[k + 1](x))
     raw = network.conv_out(F.relu(normal(network.norm_out, sum(skips))))
-    came = network(image())
-    assert torch.allclose(came[:, 0::2], raw[:, 0::2], atol=1e-12)
-    assert torch.allclose(came[:, 1::2], network.rescale[:, None, None] * raw[:, 1::2].tanh(), atol=1e-12)
+    actual = network(image())
+    assert torch.allclose(actual[:, 0::2], raw[:, 0::2], atol=1e-12)
+    assert torch.allclose(actual[:, 1::2], network.rescale[:, None, None] * raw[:, 1::2].tanh(), atol=1e-12)
 
 
 def test_a_residual_conditioner_bounds_its_log_scales():
@@ -247,7 +247,7 @@ def test_a_residual_conditioner_with_rescale_0_starts_without_scaling():
     assert network(image())[:, 0::2].abs().max() > 0
 
 
-def test_a_residual_conditioner_initialises_every_norm_on_what_comes_before():
+def test_a_residual_conditioner_initializes_every_norm_on_what_comes_before():
     network = perturbed(ResidualConditioner(3, 4, 2, blocks=2, double=False, rescale=1.0)).double()
     network.initialize(image())
     seen = []
@@ -290,13 +290,13 @@ def test_a_top_prior_is_a_convolution_of_an_empty_grid(edge):
 
 def test_a_top_prior_adds_what_the_label_says():
     prior = perturbed(TopPrior(3, classes=4)).double()
-    told = torch.eye(4, dtype=torch.float64)[[2, 0]]
+    condition_of = torch.eye(4, dtype=torch.float64)[[2, 0]]
     linear = prior.by_label
     added = (linear.weight[:, [2, 0]].T + linear.bias) * torch.exp(3 * linear.log_scale)
     alone = perturbed(TopPrior(3, classes=4)).double()
     alone.by_label = None
     expected = alone(grid()) + added[:, :, None, None]
-    assert torch.allclose(prior(grid(), told), expected, atol=1e-13)
+    assert torch.allclose(prior(grid(), condition_of), expected, atol=1e-13)
 
 
 def test_a_top_prior_that_learns_nothing_else_has_only_labels():
@@ -307,10 +307,10 @@ def test_a_top_prior_that_learns_nothing_else_has_only_labels():
 
 def test_a_table_prior_looks_up_the_label():
     prior = TablePrior(3, 4, 5, classes=4).double()
-    told = torch.eye(4, dtype=torch.float64)[[2, 0]]
-    assert prior(grid(), told).abs().max() == 0
+    condition_of = torch.eye(4, dtype=torch.float64)[[2, 0]]
+    assert prior(grid(), condition_of).abs().max() == 0
     prior = perturbed(prior)
-    raw = prior(grid(), told)
+    raw = prior(grid(), condition_of)
     assert torch.equal(raw[:, 0::2], prior.mean[[2, 0]])
     assert torch.equal(raw[:, 1::2], prior.log_std[[2, 0]])
     mixed = prior(grid(), torch.tensor([[0.5, 0, 0.5, 0]]))
@@ -428,7 +428,7 @@ def test_the_coarsest_grid_of_the_luma_encoder_sees_the_whole_image():
     assert (moved > 0).all()
 
 
-def test_hints_and_palette_stand_behind_the_features_in_units_of_a_colour():
+def test_hints_and_palette_stand_behind_the_features_in_units_of_a_color():
     planes = [f[:, 3:] for f in luma_encoder()(*asked())]
     wanted = torch.tensor([1.0, 0.8, -0.5, 1.2], dtype=torch.float64)
     assert CHROMA_UNIT == 0.1
@@ -444,7 +444,7 @@ def test_hints_and_palette_stand_behind_the_features_in_units_of_a_colour():
         assert elsewhere.abs().max() == 0
 
 
-def test_colours_where_nothing_is_covered_are_no_hints():
+def test_colors_where_nothing_is_covered_are_no_hints():
     network = luma_encoder()
     luma, hints, palette = asked(hinted=False, palette=False)
     expected = network(luma, hints, palette)
@@ -455,7 +455,7 @@ def test_colours_where_nothing_is_covered_are_no_hints():
     assert all(torch.equal(one, two) for one, two in zip(expected, again, strict=True))
 
 
-def test_half_covered_hints_say_the_same_colour_more_quietly():
+def test_half_covered_hints_say_the_same_color_more_quietly():
     full, half = (luma_encoder()(luma, hints * part, wanted) for part in (1, 0.5) for luma, hints, wanted in [asked()])
     for one, two in zip(full, half, strict=True):
         assert torch.allclose(two[:, 3:6], one[:, 3:6] * 0.5**0.25, atol=1e-9)

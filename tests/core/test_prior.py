@@ -64,9 +64,9 @@ def test_draws_do_not_depend_on_the_global_generator_nor_disturb_it():
 def test_draws_do_not_depend_on_the_default_device():
     expected = [sample_latents(SHAPES, 2, seed=3, order=order) for order in ("item", "published")]
     with torch.device("meta"):
-        came = [sample_latents(SHAPES, 2, seed=3, order=order) for order in ("item", "published")]
-    assert {z.device.type for latents in came for z in latents} == {"cpu"}
-    assert equal([*came[0], *came[1]], [*expected[0], *expected[1]])
+        actual = [sample_latents(SHAPES, 2, seed=3, order=order) for order in ("item", "published")]
+    assert {z.device.type for latents in actual for z in latents} == {"cpu"}
+    assert equal([*actual[0], *actual[1]], [*expected[0], *expected[1]])
 
 
 def test_draws_do_not_depend_on_the_default_dtype():
@@ -132,9 +132,9 @@ def test_no_items_are_refused(n):
 def test_log_prob_is_the_standard_normal_density():
     latents = [z.double() for z in sample_latents(SHAPES, 3, 0.7, seed=2)]
     expected = sum(torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) for z in latents)
-    came = log_prob(latents)
-    assert came.shape == (3,)
-    assert torch.allclose(came, expected, atol=1e-9)
+    actual = log_prob(latents)
+    assert actual.shape == (3,)
+    assert torch.allclose(actual, expected, atol=1e-9)
 
 
 # --- maps of temperatures ---------------------------------------------------------------------------------------------
@@ -155,27 +155,27 @@ def test_a_constant_map_is_the_number(size):
 def test_a_map_multiplies_every_level_on_its_own_grid(order):
     unit = sample_latents(SHAPES, 2, seed=9, order=order)
     tau = ramp()
-    came = sample_latents(SHAPES, 2, tau, seed=9, order=order)
-    assert equal(came, [resize_temperature_map(tau, *z.shape[-2:]) * z for z in unit])
-    assert not torch.equal(came[0], unit[0])
+    actual = sample_latents(SHAPES, 2, tau, seed=9, order=order)
+    assert equal(actual, [resize_temperature_map(tau, *z.shape[-2:]) * z for z in unit])
+    assert not torch.equal(actual[0], unit[0])
 
 
 def test_every_item_may_have_a_map_and_every_level_its_own():
     tau, unit = ramp(2, 4, 6), sample_latents(SHAPES, 2, seed=9)
-    came = sample_latents(SHAPES, 2, [tau, 0.5], seed=9)
-    assert equal(came, [tau * unit[0], 0.5 * unit[1]])
+    actual = sample_latents(SHAPES, 2, [tau, 0.5], seed=9)
+    assert equal(actual, [tau * unit[0], 0.5 * unit[1]])
 
 
 def test_a_map_is_resized_without_leaving_its_range():
     hard = torch.zeros(1, 1, 37, 53)
     hard[..., 20:] = 0.9
     for size in [(5, 9), (37, 53), (200, 11)]:
-        came = resize_temperature_map(hard, *size)
-        assert came.shape[-2:] == size
-        assert came.min() >= 0
-        assert came.max() <= 0.9 + 1e-6
-        assert came[..., 0].max() == 0
-        assert came[..., -1].min() == pytest.approx(0.9)
+        actual = resize_temperature_map(hard, *size)
+        assert actual.shape[-2:] == size
+        assert actual.min() >= 0
+        assert actual.max() <= 0.9 + 1e-6
+        assert actual[..., 0].max() == 0
+        assert actual[..., -1].min() == pytest.approx(0.9)
 
 
 def test_a_mask_paints_one_temperature_on_another():

@@ -111,9 +111,9 @@ def test_networks_double_their_width_with_every_squeeze():
 def test_the_defaults_are_the_published_cifar10_network():
     with torch.device("meta"):
         flow = build("realnvp", RealNVPConfig(batch_norm=False, mask_channel=False))
-    came = sum(p.numel() for p in flow.parameters())
+    actual = sum(p.numel() for p in flow.parameters())
     twice = 3 * 3 + 3 * 6 + 4 * 6  # the re-implementation holds the bounds of log-scales as length and direction
-    assert came == 19_631_640 - twice
+    assert actual == 19_631_640 - twice
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_logit_comes_first():
 # --- batch moments ----------------------------------------------------------------------------------------------------
 
 
-def test_initialise_normalises_every_batch_norm_of_the_flow():
+def test_initialize_normalizes_every_batch_norm_of_the_flow():
     flow = perturbed(tiny(), 0.05).double()
     x = image(batch=16).double()
     latents = flow.initialize(x)
@@ -172,13 +172,13 @@ def test_training_with_batch_moments_agrees_with_evaluation_once_they_have_settl
     with torch.no_grad():
         expected = likelihood.log_prob(flow, x)
         with batch_moments(flow):
-            came = likelihood.log_prob(flow, x)
+            actual = likelihood.log_prob(flow, x)
         again = likelihood.log_prob(flow, x)
-    assert torch.allclose(came, expected, atol=1e-8)
+    assert torch.allclose(actual, expected, atol=1e-8)
     assert torch.allclose(again, expected, atol=1e-8)
 
 
-def test_in_training_mode_the_score_of_an_image_does_not_depend_on_its_neighbours():
+def test_in_training_mode_the_score_of_an_image_does_not_depend_on_its_neighbors():
     flow = measured(tiny()).double().train()
     x = image(batch=3).double()
     together = likelihood.log_prob(flow, x)
