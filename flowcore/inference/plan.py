@@ -211,11 +211,6 @@ class PlanCache:
                 self._plans[flow] = plan
             return plan
 
-    def cached(self, flow: Flow) -> Plan | None:
-        """Return the cached plan of a flow, if there is one."""
-        with self._lock:
-            return self._plans.get(flow)
-
     def clear(self) -> None:
         """Free the plan."""
         with self._lock:
@@ -241,10 +236,3 @@ def planned(flow: Flow, precision: Precision = "float32") -> Plan:
 def forget_plan() -> None:
     """Free the cached plan."""
     PLANS.clear()
-
-
-def use_minimum_memory(flow: Flow) -> None:
-    """Switch a plan, or the cached plan of a flow, to minimum-memory mode; see ``Plan.use_minimum_memory``."""
-    plan = flow if isinstance(flow, Plan) else PLANS.cached(flow)
-    if plan is not None:
-        plan.use_minimum_memory()
