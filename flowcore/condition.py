@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -101,15 +101,19 @@ class Condition:
         Returns:
             A condition of batch ``samples`` that shares memory with this one.
         """
+        return self.map_tensors(lambda tensor: tensor.expand(samples, *tensor.shape[1:]))
 
-        def expand(value: Any) -> Any:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply a function to every tensor held."""
+
+        def changed(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.expand(samples, *value.shape[1:])
+                return change(value)
             if isinstance(value, MultiScaleFeatures):
-                return MultiScaleFeatures(sources=expand(value.sources), precomputed=expand(value.precomputed))
-            return tuple(map(expand, value)) if isinstance(value, tuple) else value
+                return MultiScaleFeatures(sources=changed(value.sources), precomputed=changed(value.precomputed))
+            return tuple(map(changed, value)) if isinstance(value, tuple) else value
 
-        return Condition(features=expand(self.features), origin=expand(self.origin), labels=expand(self.labels))
+        return Condition(features=changed(self.features), origin=changed(self.origin), labels=changed(self.labels))
 
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []

@@ -67,15 +67,7 @@ class HintPlanes:
 
 
 class Colorization:
-    """A batch of photographs on its way through a colorizer.
-
-    Args:
-        run: Runs the task.
-        flow: A colorizer.
-        image: As in ``colorize``.
-        working_size: As in ``colorize``.
-        encoding: Whether the colors of the image are used; if not, the caller is notified where it has any.
-    """
+    """A batch of photographs on its way through a colorizer; encoding, their own colors are used."""
 
     def __init__(
         self, run: Runner, flow: Flow, image: Tensor, working_size: int | None, *, encoding: bool = False
@@ -152,7 +144,7 @@ class Colorization:
             source = torch.cat([source, hints.planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
         cond = self.run.plan.encode_condition(source)
         self.run.advance()
-        return Condition(features=tuple(f.float() if isinstance(f, Tensor) else f for f in cond.features))
+        return cond.map_tensors(Tensor.float)
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
@@ -164,8 +156,8 @@ class Colorization:
         """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""
 
         def between(level: int, x: Tensor) -> Tensor:
-            for change in changes:
-                x = x if change is None else change(level, x)
+            for change in filter(None, changes):
+                x = change(level, x)
             return x
 
         decoded = self.run.plan.inverse(z, cond, between)
@@ -285,10 +277,9 @@ def check_blend(strength: float, levels: int) -> None:
 
 def _lock(chroma: Tensor, coverage: Tensor, target: Tensor) -> Tensor:
     """Meet the wanted chroma where it is covered, and let the correction fade out around."""
-    size = chroma.shape[-2:]
-    planes = resize_bilinear(covered_planes(coverage, target), size).expand(len(chroma), -1, -1, -1)
-    coverage, target = average_covered(planes)
-    reach = max(1, min(size) // 64)  # a pixel of the finest grid or two
+    planes = resize_bilinear(covered_planes(coverage, target), chroma.shape[-2:])
+    coverage, target = average_covered(planes.expand(len(chroma), -1, -1, -1))
+    reach = max(1, min(chroma.shape[-2:]) // 64)  # a pixel of the finest grid or two
     # the mean correction, weighted by how much of the neighborhood is covered
     around = F.avg_pool2d(coverage * (target - chroma), 2 * reach + 1, 1, reach)
     return torch.where(coverage > COVERED, target, chroma + around)

@@ -121,9 +121,8 @@ def colorize(
                 shared = cond.expand(len(group))
                 if steps and planes is not None:
                     z = refine_latents(job, z, shared, planes, steps)
-                    decoded = job.decode(
-                        z, shared, job.clamp, job.locking(planes)
-                    )  # attenuated it would miss the hints
+                    # not attenuated: that would miss the hints
+                    decoded = job.decode(z, shared, job.clamp, job.locking(planes))
                 else:
                     decoded = job.decode_guarded(len(pictures), z, shared, planes)
                 for chroma in decoded.split(1):

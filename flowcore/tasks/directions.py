@@ -147,10 +147,8 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
             f"{', '.join(sorted(known)) or 'none at all'}."
         )
     messy = styles.get("messy", 0.0)
-    if isinstance(messy, (int, float)):
-        result = scale(latents, math.exp(MESSY_RATE * messy))
-    else:
-        result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in messy])
+    strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
+    result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])
     for name, strength in styles.items():
         result = add(result, known[name], strength)
     return result

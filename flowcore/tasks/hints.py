@@ -198,20 +198,19 @@ def combine_hints(*hints: Hints | None) -> Hints | None:
     if not given:
         return None
     coverage = chroma = None
-    for hint in reversed(given):
-        if hint.coverage is None or hint.chroma is None:
+    for over, wanted in ((hint.coverage, hint.chroma) for hint in reversed(given)):
+        if over is None or wanted is None:
             continue
         if coverage is None or chroma is None:
-            coverage, chroma = hint.coverage, hint.chroma
+            coverage, chroma = over, wanted
             continue
-        if coverage.shape[-2:] != hint.coverage.shape[-2:]:
+        if coverage.shape[-2:] != over.shape[-2:]:
             raise ShapeError(
-                f"Hints of {coverage.shape[-1]}x{coverage.shape[-2]} and {hint.coverage.shape[-1]}x"
-                f"{hint.coverage.shape[-2]} pixels do not go together. Make both for one image."
+                f"Hints of {coverage.shape[-1]}x{coverage.shape[-2]} and {over.shape[-1]}x{over.shape[-2]} pixels do "
+                "not go together. Make both for one image."
             )
-        below = (1 - hint.coverage) * coverage
-        mixed = hint.coverage * hint.chroma + below * chroma
-        coverage = hint.coverage + below
+        below = (1 - over) * coverage
+        coverage, mixed = over + below, over * wanted + below * chroma
         chroma = mixed / coverage.clamp_min(1e-6)
     palette = next((hint.palette for hint in given if hint.palette is not None), None)
     return Hints(coverage=coverage, chroma=chroma, palette=palette, lock=any(hint.lock for hint in given))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..condition import Condition, MultiScaleFeatures
+from ..condition import Condition
 from ..device import require_full_precision
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import select_items
 from . import overflow, upscale
-from .runner import Runner, images_at_once
+from .runner import Runner, images_at_once, to_float
 
 Labels = int | Sequence[int] | Tensor
 
@@ -24,20 +22,14 @@ ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free 
 
 
 class Passes:
-    """Passes through the plan of a task.
-
-    Args:
-        run: Runs the task.
-        count: Passes in all; an image that is encoded and decoded makes two.
-    """
+    """Passes through the plan of a task, ``count`` in all; an image that is encoded and decoded makes two."""
 
     def __init__(self, run: Runner, count: int) -> None:
         require_full_precision(run.dtype)
         self.run = run
         self._repairs = overflow.Repairs()
-        self._max_deviation = (
-            upscale.MAX_DEVIATION if run.plan.capabilities.source == "low_resolution" else MAX_DEVIATION
-        )
+        upscales = run.plan.capabilities.source == "low_resolution"
+        self._max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
         run.expect(count * (run.plan.units + 1))
 
     def batches(self, images: int, pixels: int) -> Iterator[slice]:
@@ -85,12 +77,10 @@ class Passes:
 
     def decode_batch(self, latents: Sequence[Tensor], cond: Condition | None, first: int) -> Tensor:
         """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``."""
-        plan = self.run.plan
+        decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         latents = [z.to(self.run.device, self.run.dtype) for z in latents]
-        gray = torch.full((1, plan.channels, 1, 1), 0.5)
-        decoded = overflow.decode_with_backoff(
-            overflow.bounded_decoder(plan, cond, self._max_deviation), latents, lambda: gray
-        )
+        gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
+        decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
@@ -109,14 +99,14 @@ class Passes:
                 f"The condition is of {cond.batch} images; got {count}. Encode the condition of the same images, or of "
                 "one for all."
             )
-        selected = select_items(cond, torch.arange(part.start, part.stop))
-        return _map_tensors(selected, lambda t: t.to(self.run.device, self.run.dtype))
+        selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
+        return selected.map_tensors(lambda t: t.to(self.run.device, self.run.dtype))
 
     def encode_labels(self, labels: Tensor | None) -> Condition | None:
         """Encode labels as a condition, in the model's precision; None for models without labels."""
         if labels is None:
             return None
-        return _map_tensors(self.run.plan.encode_condition(labels.to(self.run.device)), lambda t: t.to(self.run.dtype))
+        return self.run.plan.encode_condition(labels.to(self.run.device)).map_tensors(lambda t: t.to(self.run.dtype))
 
 
 def finite_items(latents: Sequence[Tensor]) -> Tensor:
@@ -187,21 +177,7 @@ def check_pixels(image: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     if image.ndim != 4 or image.shape[1] != channels:
         hint = " Convert color to gray first." if channels == 1 and image.ndim == 4 else ""
         raise ShapeError(f"Expected images of shape (B, {channels}, H, W); got {tuple(image.shape)}.{hint}")
-    if 0 in image.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
-        )
-    if image.dtype == torch.uint8:
-        return image.to(dtype) / 255
-    if not image.is_floating_point():
-        raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
-    wrong = int((~image.isfinite()).sum())
-    if wrong:
-        raise ImageError(
-            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Fix the node or file that "
-            "it comes from."
-        )
-    return image.to(dtype)
+    return to_float(image, dtype)
 
 
 def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
@@ -211,15 +187,3 @@ def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
         shapes = [tuple(z.shape) for z in latents]
         raise ShapeError(f"Expected a list of latents of one batch, finest first, each (B, C, H, W); got {shapes}.")
     return levels
-
-
-def _map_tensors(cond: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
-    def changed(value: Any) -> Any:
-        if isinstance(value, (Condition, MultiScaleFeatures)):
-            names = [f.name for f in dataclasses.fields(value)]
-            return dataclasses.replace(value, **{name: changed(getattr(value, name)) for name in names})
-        if isinstance(value, tuple):
-            return tuple(map(changed, value))
-        return change(value) if isinstance(value, Tensor) else value
-
-    return changed(cond)

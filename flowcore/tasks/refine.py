@@ -30,7 +30,7 @@ def refine_latents(
         # copies, because tensors that were made in inference mode have no gradients
         tensors = [*job.flow.named_parameters(), *job.flow.named_buffers()]
         weights = {f"flow.{name}": t.detach().clone() for name, t in tensors}
-        shared = Condition(features=tuple(f.detach().clone() if isinstance(f, Tensor) else f for f in cond.features))
+        shared = cond.map_tensors(lambda t: t.detach().clone())
         covered, chroma = (t.detach().clone() for t in hints.pooled(job.grid))
         drawn = [level.detach().clone() for level in z]
         moved = [level.clone().requires_grad_() for level in drawn]

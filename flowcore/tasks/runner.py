@@ -256,18 +256,23 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
         raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
+    image = to_float(image, torch.float32).clamp(0, 1)
+    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
+
+
+def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert images of at least one pixel, uint8 or finite float in [0, 1], to a float type; nothing is clamped."""
     if 0 in image.shape:
         raise ImageError(
             f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
         )
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    image = image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
     wrong = int((~image.isfinite()).sum())
     if wrong:
         raise ImageError(
             f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Fix the node or file "
             "that it comes from."
         )
-    image = image.clamp(0, 1)
-    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
+    return image

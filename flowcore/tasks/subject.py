@@ -169,8 +169,12 @@ def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
     target = height // multiple * multiple, width // multiple * multiple
     own = flow.image_size
     if own is not None and fit == "resize":
-        return _crop_middle(_resize_to_cover(pixels, *own), *own)
-    if own is not None and flow.fixed_size:
+        factor = max(own[0] / height, own[1] / width)  # one side fits, the other is at least as long
+        target, covering = own, (max(own[0], round(height * factor)), max(own[1], round(width * factor)))
+        if covering != (height, width):
+            pixels = F.interpolate(pixels, covering, mode="bicubic", antialias=True).clamp(0, 1)
+            height, width = covering
+    elif own is not None and flow.fixed_size:
         target = own
     if min(target) < 1 or height < target[0] or width < target[1]:
         least = own if own is not None else (multiple, multiple)
@@ -178,22 +182,8 @@ def _fit_size(flow: Flow, pixels: Tensor, fit: Fit) -> Tensor:
             f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
             f"cannot be cropped to that. {'Set fit to resize.' if own is not None else 'Pass a larger image.'}"
         )
-    return _crop_middle(pixels, *target)
-
-
-def _resize_to_cover(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Resize, antialiased bicubic, so that one side fits and the other is at least as long."""
-    sides = pixels.shape[-2:]
-    factor = max(height / sides[0], width / sides[1])
-    target = max(height, round(sides[0] * factor)), max(width, round(sides[1] * factor))
-    if target == tuple(sides):
-        return pixels
-    return F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def _crop_middle(pixels: Tensor, height: int, width: int) -> Tensor:
-    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-    return pixels[..., top : top + height, left : left + width]
+    top, left = (height - target[0]) // 2, (width - target[1]) // 2
+    return pixels[..., top : top + target[0], left : left + target[1]]
 
 
 def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
