@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from builders import build_tiny
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flowcore.errors import ConditionError, FlowError, ImageError, ShapeError
 from flowcore.tasks import Cancelled
@@ -46,12 +46,13 @@ def test_messy_is_a_temperature_as_well():
 
 def test_unknown_styles_are_refused_naming_the_known_ones(flows):
     glow, digits = flows["glow"], flows["digits"]
-    with pytest.raises(FlowError, match="no style 'italic'; it has bold, wide"):
-        apply_style(digits, [torch.zeros(1, 96, 1, 1)], {"bold": 1, "italic": 1})
-    with pytest.raises(FlowError, match="none at all"):
-        apply_style(glow, encode(glow, images()), {"bold": 1})
-    with pytest.raises(ShapeError, match="fit together"):
-        apply_style(digits, encode(glow, images()), {"bold": 1})
+    for flow, styles, error, words in (
+        (digits, {"bold": 1, "italic": 1}, FlowError, "no style 'italic'; it has bold, wide"),
+        (glow, {"bold": 1}, FlowError, "none at all"),
+        (digits, {"bold": 1}, ShapeError, "fit together"),
+    ):
+        with pytest.raises(error, match=words):
+            apply_style(flow, encode(glow, images()), styles)
 
 
 # --- from folders -----------------------------------------------------------------------------------------------------
@@ -69,12 +70,8 @@ def folders(tmp_path):
 
 def covered(path, mode):
     """The middle of an image, resized to cover 8x12."""
-    image = Image.open(path).convert(mode)
-    factor = max(12 / image.width, 8 / image.height)
-    width, height = 12 / factor, 8 / factor
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    cut = image.resize((12, 8), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-    return torch.tensor(list(cut.tobytes()), dtype=torch.uint8).view(1, 8, 12, -1).permute(0, 3, 1, 2).float() / 255
+    fitted = ImageOps.fit(Image.open(path).convert(mode), (12, 8), Image.Resampling.BICUBIC)
+    return torch.tensor(list(fitted.tobytes()), dtype=torch.uint8).view(1, 8, 12, -1).permute(0, 3, 1, 2).float() / 255
 
 
 @pytest.mark.parametrize(("kind", "label", "mode"), [("glow", None, "RGB"), ("digits", 1, "L")])
@@ -100,9 +97,8 @@ def test_unreadable_files_are_skipped_and_listed(flows, folders):
     (folders[0] / "half.png").write_bytes(content[: len(content) // 2])
     (folders[1] / "notes.txt").write_text("not asked for")
     log = []
-    found = attribute_direction_from_folders(
-        flows["glow"], *folders, batch=2, progress=lambda done, total, preview=None: log.append((done, total))
-    )
+    options = {"batch": 2, "progress": lambda done, total, preview=None: log.append((done, total))}
+    found = attribute_direction_from_folders(flows["glow"], *folders, **options)
     assert found.counts == (3, 2)
     assert sorted(line.split(":")[0] for line in found.skipped) == ["broken.png", "half.png"]
     for x, y in zip(found.direction, expected.direction, strict=True):
@@ -123,9 +119,9 @@ def test_images_whose_latents_are_not_finite_are_left_out(flows, folders, monkey
 
     monkeypatch.setattr(type(glow), "forward", spoilt)
     found = attribute_direction_from_folders(glow, *folders)
+    (skipped,) = found.skipped
     assert found.counts == (2, 2)
-    assert len(found.skipped) == 1
-    assert "not finite" in found.skipped[0]
+    assert "not finite" in skipped
     assert all(z.isfinite().all() for z in found.direction)
 
 

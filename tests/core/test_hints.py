@@ -43,8 +43,7 @@ def flow():
 
 def test_points_cover_discs_and_the_first_counts():
     hints = hints_from_points([(5, 3, "#ff0000"), (7.9, 3, (0, 0, 1.0))], (9, 12), radius=2)
-    assert hints.coverage.shape == (1, 1, 9, 12)
-    assert hints.chroma.shape == (1, 2, 9, 12)
+    assert (hints.coverage.shape, hints.chroma.shape) == ((1, 1, 9, 12), (1, 2, 9, 12))
     rows, columns = torch.meshgrid(torch.arange(9), torch.arange(12), indexing="ij")
     first = (rows - 3) ** 2 + (columns - 5) ** 2 <= 4
     second = ((rows - 3) ** 2 + (columns - 7) ** 2 <= 4) & ~first
@@ -60,19 +59,19 @@ def test_points_cover_discs_and_the_first_counts():
     assert hints_from_points([(6, 6, "#fff")], (40, 40)).coverage[0, 0, 6].sum() == 15  # radius 8, cut by the border
 
 
-@pytest.mark.parametrize("point", [(12, 3), (-1, 3), (3, 9), (3, -0.5), (math.nan, 3)])
-def test_points_outside_the_image_are_refused(point):
-    with pytest.raises(ImageError, match=r"Hint 2 is at x .*, y .*, outside the image of 12x9 pixels. Move it inside"):
-        hints_from_points([(0, 0, "#123456"), (*point, "#123456")], (9, 12))
+OUTSIDE = r"Hint 2 is at x .*, y .*, outside the image of 12x9 pixels. Move it inside"
+INVALID_POINTS = [
+    *(((*at, "#123456"), 8, ImageError, OUTSIDE) for at in [(12, 3), (-1, 3), (3, 9), (3, -0.5), (math.nan, 3)]),
+    *(((1, 1, wrong), 8, ImageError, "Expected a color") for wrong in ["reddish", (0.1, 0.2), (0, 0, 1.5)]),
+    ((1, 1, (0.1, 0.2, math.nan)), 8, ImageError, "Expected a color"),
+    *(((1, 1, "#123456"), radius, FlowError, "radius") for radius in [-1, math.nan, math.inf]),
+]
 
 
-def test_points_of_invalid_color_or_radius_are_refused():
-    for wrong in ("reddish", (0.1, 0.2), (0.1, 0.2, 1.5), (0.1, 0.2, math.nan)):
-        with pytest.raises(ImageError, match="Expected a color"):
-            hints_from_points([(1, 1, wrong)], (4, 4))
-    for radius in (-1, math.nan, math.inf):
-        with pytest.raises(FlowError, match="radius"):
-            hints_from_points([(1, 1, "#123456")], (4, 4), radius=radius)
+@pytest.mark.parametrize(("point", "radius", "error", "words"), INVALID_POINTS)
+def test_invalid_points_are_refused(point, radius, error, words):
+    with pytest.raises(error, match=words):
+        hints_from_points([(0, 0, "#123456"), point], (9, 12), radius=radius)
 
 
 def test_strokes_are_where_the_mask_is_or_where_there_is_color():
@@ -117,8 +116,7 @@ def test_resized_strokes_keep_their_color_up_to_the_edge():
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 3:9, 3:9] = 1
     hints = hints_from_strokes(strokes, mask, size=(8, 6))
-    assert hints.coverage.shape == (1, 1, 8, 6)
-    assert hints.chroma.shape == (1, 2, 8, 6)
+    assert (hints.coverage.shape, hints.chroma.shape) == ((1, 1, 8, 6), (1, 2, 8, 6))
     painted = hints.coverage[0, 0] > 0.02
     assert 4 <= painted.sum() < 24
     wanted = chroma_of(torch.tensor(WANTED)[None, :, None, None])[0, :, :, 0]
@@ -233,14 +231,10 @@ def test_the_encoder_reads_coverage_covered_chroma_and_palette(flow, call, optio
         call(flow, image[:1])
     finally:
         hook.remove()
-    inner = torch.ones(32, 48, dtype=torch.bool)
-    for edge in (4, 12, 20):
-        inner[edge - 1 : edge + 1] = False
-    for edge in (8, 20):
-        inner[:, edge - 1 : edge + 1] = False
+    expected = torch.zeros(1, 32, 48)
+    expected[:, 4:12, 8:20], expected[:, 20:] = 1, 0.25
+    inner = F.max_pool2d(expected, 3, 1, 1) == -F.max_pool2d(-expected, 3, 1, 1)
     for _, planes, palette in hinted:
-        expected = torch.zeros(len(planes), 1, 32, 48)
-        expected[..., 4:12, 8:20], expected[..., 20:, :] = 1, 0.25
         assert ((planes[:, :1] - expected) * inner).abs().max() < 1e-5
         assert (planes[:, 1:] - 0.2 * planes[:, :1]).abs().max() < 1e-5
         assert torch.allclose(palette, hints.palette.expand(len(planes), -1), atol=1e-5)
@@ -342,8 +336,7 @@ def test_refinement_touches_neither_parameters_nor_gradients(flow):
     assert all(p.grad is None and p.requires_grad and p.is_leaf for p in flow.parameters())
 
 
-def test_refinement_works_in_inference_mode_with_a_model_that_was_loaded_in_it(flow, tmp_path):
-    """As the host does it."""
+def test_refinement_works_in_inference_mode_with_a_model_loaded_in_it(flow, tmp_path):
     save(flow, tmp_path / "tiny.safetensors")
     image, hints = middle(), squares()
     options = {"hint_steps": 5, "samples": 2}

@@ -72,14 +72,14 @@ def test_low_precision_stays_near_and_plans_have_their_own(glow):
 def test_sizes_are_the_models_own_or_any_that_fit(flows):
     assert sample(flows["glow"], 1, size=(16, 8)).shape == (1, 3, 16, 8)
     assert sample(flows["any size"], 1, size=8).shape == (1, 3, 8, 8)
-    with pytest.raises(FlowError, match=r"Give one: size=\(height, width\), multiples of 4"):
-        sample(flows["any size"], 1)
-    with pytest.raises(ShapeError, match="divisible by 4; got 8x10"):
-        sample(flows["any size"], 1, size=(8, 10))
     with pytest.raises(ShapeError, match="8x12 only"):
         sample(flows["digits"], 1, size=16, labels=0)
-    for size in ((8,), (8, 8.0), (8, 8, 8)):
-        with pytest.raises(FlowError, match="size must be"):
+    for size, error, words in (
+        (None, FlowError, r"Give one: size=\(height, width\), multiples of 4"),
+        ((8, 10), ShapeError, "divisible by 4; got 8x10"),
+        *((size, FlowError, "size must be") for size in ((8,), (8, 8.0), (8, 8, 8))),
+    ):
+        with pytest.raises(error, match=words):
             sample(flows["any size"], 1, size=size)
 
 
@@ -100,15 +100,13 @@ def test_labels_say_what_to_show(flows, kind):
 @pytest.mark.parametrize("kind", LABELED)
 def test_invalid_labels_are_refused(flows, kind):
     flow = flows[kind]
-    with pytest.raises(ConditionError, match="labels 0 to 2; got none"):
-        sample(flow, 2)
-    with pytest.raises(ConditionError, match="Got 3 labels for 2 images"):
-        sample(flow, 2, labels=[0, 1, 2])
-    for labels in (0.5, True, [], [[0, 1]], torch.zeros(2, 4)):
-        with pytest.raises(ConditionError, match="expected one whole number"):
-            sample(flow, 2, labels=labels)
-    for labels in (7, -1):
-        with pytest.raises(ConditionError):
+    for labels, words in (
+        (None, "labels 0 to 2; got none"),
+        ([0, 1, 2], "Got 3 labels for 2 images"),
+        *((wrong, "expected one whole number") for wrong in (0.5, True, [], [[0, 1]], torch.zeros(2, 4))),
+        *((unknown, None) for unknown in (7, -1)),
+    ):
+        with pytest.raises(ConditionError, match=words):
             sample(flow, 2, labels=labels)
 
 
@@ -127,9 +125,9 @@ def test_what_models_cannot_sample_is_refused(flows):
 def test_overflows_are_attenuated_and_the_caller_is_notified(glow):
     notes = []
     assert sample(glow, 2, seed=5, temperature=1e38, notify=notes.append).isfinite().all()
-    assert len(notes) == 1
-    assert "overflowed in 2 pictures" in notes[0]
-    assert "lower temperature" in notes[0]
+    (note,) = notes
+    assert "overflowed in 2 pictures" in note
+    assert "lower temperature" in note
 
 
 def test_samples_are_drawn_in_a_style(flows):
@@ -167,7 +165,6 @@ def test_decode_inverts_encode(kind, dtype, tolerance):
     again, error = reconstruct(flow, image, cond)
     assert torch.equal(again, back)
     assert torch.equal(error, (back - image).abs().flatten(1).amax(1))
-    # and there is something to invert
     assert (torch.cat([z.flatten(1) for z in latents], 1) - image.flatten(1)).abs().max() > 0.1
 
 
@@ -238,31 +235,25 @@ def test_flows_in_low_precision_are_refused():
 
 
 def test_images_and_conditions_that_do_not_fit_are_refused(flows):
-    glow, digits = flows["glow"], flows["digits"]
-    with pytest.raises(ConditionError, match="a condition"):
-        encode(flows["srflow"], images())
-    with pytest.raises(ConditionError, match="no condition"):
-        encode(glow, images(), condition(digits, 2))
-    for image in (images(2, 1), images()[0], images()[:, :, None]):
-        with pytest.raises(ShapeError, match=r"\(B, 3, H, W\); got"):
-            encode(glow, image)
-    with pytest.raises(ShapeError, match="to gray"):
-        encode(digits, images(), condition(digits, 2))
-    with pytest.raises(ShapeError, match=r"divisible by 4; got 8x10\. Crop \(to 8x8\)"):
-        encode(glow, images(width=10))
-    with pytest.raises(ShapeError, match="8x12 only"):
-        encode(digits, images(2, 1, 12, 12), condition(digits, 2))
-    spoilt = images()
+    cond, spoilt, beyond = condition(flows["digits"], 2), images(), images(3)
     spoilt[0, 0, 0, :2] = math.nan
-    for image, words in (
-        (images()[:0], "empty"),
-        (images()[..., :0], "empty"),
-        (images().long(), "uint8, or float"),
-        (spoilt, "2 values"),
+    for kind, image, given, error, words in (
+        ("srflow", images(), None, ConditionError, "a condition"),
+        ("glow", images(), cond, ConditionError, "no condition"),
+        *(
+            ("glow", image, None, ShapeError, r"\(B, 3, H, W\); got")
+            for image in (images(2, 1), images()[0], images()[:, :, None])
+        ),
+        ("digits", images(), cond, ShapeError, "to gray"),
+        ("glow", images(width=10), None, ShapeError, r"divisible by 4; got 8x10\. Crop \(to 8x8\)"),
+        ("digits", images(2, 1, 12, 12), cond, ShapeError, "8x12 only"),
+        ("glow", images()[:0], None, ImageError, "empty"),
+        ("glow", images()[..., :0], None, ImageError, "empty"),
+        ("glow", images().long(), None, ImageError, "uint8, or float"),
+        ("glow", spoilt, None, ImageError, "2 values"),
     ):
-        with pytest.raises(ImageError, match=words):
-            encode(glow, image)
-    beyond = images(3)
+        with pytest.raises(error, match=words):
+            encode(flows[kind], image, given)
     beyond[1, 0, 0, 0] = 1.5
     for call in (encode, reconstruct):
         with pytest.raises(ImageError, match=r"Image 1 has no finite latents.* to 1\.5; expected are 0 to 1"):
@@ -270,14 +261,14 @@ def test_images_and_conditions_that_do_not_fit_are_refused(flows):
 
 
 def test_latents_that_do_not_fit_are_refused(flows):
-    z = encode(flows["glow"], images())
-    for wrong in ([], z[0], [z[0], z[1][:1]], [z[0][:0], z[1][:0]]):
-        with pytest.raises(ShapeError, match="finest first"):
-            decode(flows["glow"], wrong)
-    with pytest.raises(ShapeError, match="Expected latents of shapes"):
-        decode(flows["glow"], z[::-1])
-    with pytest.raises(ShapeError, match="Expected latents of shapes"):
-        decode(flows["digits"], z, condition(flows["digits"], 2))
+    z, cond = encode(flows["glow"], images()), condition(flows["digits"], 2)
+    for kind, latents, given, words in (
+        *(("glow", wrong, None, "finest first") for wrong in ([], z[0], [z[0], z[1][:1]], [z[0][:0], z[1][:0]])),
+        ("glow", z[::-1], None, "Expected latents of shapes"),
+        ("digits", z, cond, "Expected latents of shapes"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            decode(flows[kind], latents, given)
 
 
 def test_nothing_is_changed(flows):
