@@ -1,10 +1,12 @@
-"""What every registered model keeps to, whatever it is made of."""
+"""What every registered model keeps to."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -20,18 +22,9 @@ from flowcore.transforms import BatchNorm, ChannelWhitening, InvertibleConv
 from .laws import check, perturbed
 
 # architecture, fields of a small one, its image (C, H, W)
-SRFLOW = {
-    "scale": 2,
-    "levels": 2,
-    "steps": 1,
-    "transition_steps": 1,
-    "hidden": 4,
-    "encoder_blocks": 2,
-    "encoder_width": 4,
-    "encoder_growth": 3,
-    "stacked_blocks": (1,),
-    "residual": True,
-}
+SRFLOW = {"scale": 2, "levels": 2, "steps": 1, "transition_steps": 1, "hidden": 4, "residual": True}
+SRFLOW |= {"encoder_blocks": 2, "encoder_width": 4, "encoder_growth": 3, "stacked_blocks": (1,)}
+BARE = {**SRFLOW, "transition_steps": 0, "injector": False, "stacked_blocks": ()}
 GLOW = {"levels": 2, "steps": 1, "hidden": 6}
 LABELED = {**GLOW, "channels": 1, "classes": 3}
 TABLE = {"split_prior": "table", "image_size": (4, 8), "network": "plain", "actnorm": "signed", "last_mixing": "conv"}
@@ -40,11 +33,7 @@ COLORS = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "
 SINGLE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4), "merged": 4, "features": 2}
 SMALL = {
     "srflow": ("srflow", SRFLOW, (3, 4, 8)),
-    "srflow without injectors": (
-        "srflow",
-        {**SRFLOW, "transition_steps": 0, "injector": False, "stacked_blocks": ()},
-        (3, 4, 8),
-    ),
+    "srflow without injectors": ("srflow", BARE, (3, 4, 8)),
     "glow": ("glow", {**GLOW, "mixing": "shuffle"}, (3, 4, 8)),
     "glow with labels": ("glow", {**LABELED, "dequantizer_steps": 1}, (1, 4, 8)),
     "glow by table": ("glow", {**LABELED, **TABLE}, (1, 4, 8)),
@@ -110,11 +99,11 @@ def test_every_architecture_is_here():
     assert {architecture for architecture, _, _ in SMALL.values()} == ARCHITECTURES.keys()
 
 
-# --- what it says about itself ----------------------------------------------------------------------------------------
+# --- attributes -------------------------------------------------------------------------------------------------------
 
 
 @every_model
-def test_a_model_says_what_it_is(model):
+def test_attributes_and_latent_shapes(model):
     architecture, fields, (channels, height, width) = SMALL[model]
     flow = small(model)
     assert flow.architecture == architecture
@@ -125,36 +114,12 @@ def test_a_model_says_what_it_is(model):
     assert (flow.dequantizer is not None) == bool(fields.get("dequantizer_steps"))
     assert flow.fixed_size == (model in ("glow by table", "class_conditional"))
     assert height % flow.size_multiple == width % flow.size_multiple == 0
-
-
-@every_model
-def test_latent_shapes_are_those_of_the_latents_and_add_up(model):
-    flow = small(model)
-    x = image(model)
-    shapes = flow.latent_shapes(*x.shape[-2:])
-    assert sum(c * h * w for c, h, w in shapes) == x[0].numel()
-    assert [tuple(z.shape[1:]) for z in flow(x, condition_of(flow, model))[0]] == shapes
-
-
-@every_model
-def test_images_go_round(model):
-    flow = small(model).double()
-    x, cond = image(model).double(), condition_of(flow, model)
-    assert torch.allclose(flow.inverse(flow(x, cond)[0], cond), x, atol=1e-9)
-
-
-# --- by position ------------------------------------------------------------------------------------------------------
-
-
-@every_model
-def test_levels_and_pixels_add_up_to_the_log_density(model):
-    flow = small(model).double()
-    x, cond = image(model).double(), condition_of(flow, model)
-    latents, shares = flow.by_position(x, cond)
-    expected = likelihood.log_prob(flow, x, cond)
-    assert torch.allclose(sum(share.sum((1, 2)) for share in shares), expected, rtol=1e-12, atol=1e-11)
-    assert [share.shape for share in shares] == [(2, *x.shape[-2:])] * len(latents)
-    assert all(torch.equal(one, two) for one, two in zip(latents, flow(x, cond)[0], strict=True))
+    sources = {"srflow": "low_resolution", "colorizer": "luma"}
+    assert flow.capabilities.source == sources.get(architecture, "labels" if flow.classes else "none")
+    assert (flow.condition_encoder is None) == (flow.capabilities.source == "none")
+    shapes = flow.latent_shapes(height, width)
+    assert sum(c * h * w for c, h, w in shapes) == channels * height * width
+    assert [tuple(z.shape[1:]) for z in flow(image(model), condition_of(flow, model))[0]] == shapes
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------
@@ -204,26 +169,16 @@ def test_integer_and_one_hot_weights_are_the_same_labels(model):
 
 
 @labeled
-def test_labels_change_the_density_of_their_own_item_only(model):
-    flow = small(model).double()
-    x = image(model).double()
-    one, two = (
-        likelihood.log_prob(flow, x, flow.encode_condition(torch.tensor(labels))) for labels in ([2, 1], [0, 1])
-    )
-    assert abs(one[0] - two[0]) > 1e-3
-    assert torch.allclose(one[1], two[1], atol=1e-12)
-
-
-@labeled
-def test_mixed_labels_lie_between(model):
+def test_labels_change_the_latents_and_may_be_mixed(model):
     flow = small(model).double()
     x = image(model, batch=1).double()
-    weights = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
-    mixed, first, second = (
-        flow(x, flow.encode_condition(labels))[0][-1] for labels in (weights, torch.tensor([0]), torch.tensor([1]))
+    first, second, mixed = (
+        flow.encode_condition(torch.tensor([weights], dtype=torch.float64))
+        for weights in ([1, 0, 0], [0, 1, 0], [0.5, 0.5, 0])
     )
-    assert not torch.allclose(mixed, first, atol=1e-6)
-    assert not torch.allclose(mixed, second, atol=1e-6)
+    assert (likelihood.log_prob(flow, x, first) - likelihood.log_prob(flow, x, second)).abs() > 1e-3
+    for other in (first, second):
+        assert not torch.allclose(flow(x, mixed)[0][-1], flow(x, other)[0][-1], atol=1e-6)
 
 
 @labeled
@@ -246,96 +201,66 @@ def test_wrong_labels_are_refused_with_what_came(model, labels, sentence):
 
 
 @labeled
-def test_labels_of_another_batch_are_refused(model):
+def test_labels_of_another_batch_or_model_are_refused(model):
     flow = small(model)
+    x = image(model)
+    latents = flow(x, condition_of(flow, model))[0]
     cond = flow.encode_condition(torch.tensor([0, 1, 2]))
-    for ask in (
-        lambda: flow(image(model), cond),
-        lambda: flow.inverse(flow(image(model), condition_of(flow, model))[0], cond),
-    ):
+    for ask in (lambda: flow(x, cond), lambda: flow.inverse(latents, cond)):
         with pytest.raises(ConditionError, match="2 items"):
             ask()
-
-
-def test_labels_of_another_model_are_refused():
-    flow = small("glow with labels")
-    cond = dataclasses.replace(flow.encode_condition(torch.tensor([0, 1])), labels=torch.eye(5)[:2])
-    with pytest.raises(ConditionError, match="2 items and 3 classes; the condition has 2 and 5"):
-        flow(image("glow with labels"), cond)
-
-
-def test_the_label_of_one_serves_several_images():
-    model = "glow with labels"
-    flow = small(model)
-    one = flow(image(model), flow.encode_condition(torch.tensor([2])))
-    each = flow(image(model), flow.encode_condition(torch.tensor([2, 2])))
-    assert torch.allclose(one[1], each[1], atol=1e-5)
+    cond = dataclasses.replace(flow.encode_condition(torch.tensor([0, 1])), labels=torch.eye(7)[:2])
+    with pytest.raises(ConditionError, match=r"2 items and \d classes; the condition has 2 and 7"):
+        flow(x, cond)
 
 
 @labeled
-def test_a_condition_knows_its_batch_and_expands(model):
-    cond = small(model).encode_condition(torch.tensor([2]))
-    assert cond.batch == 1
-    several = cond.expand(3)
-    assert several.batch == 3
+def test_a_condition_of_one_item_serves_several_and_expands(model):
     flow = small(model)
-    alone = flow(image(model)[:1], cond)[1]
-    assert torch.allclose(flow(image(model)[:1].expand(3, -1, -1, -1), several)[1], alone.expand(3), atol=1e-4)
+    x = image(model)
+    one, each = (flow.encode_condition(torch.tensor(labels)) for labels in ([2], [2, 2]))
+    assert (one.batch, one.expand(2).batch) == (1, 2)
+    # only a prior takes a condition of one item as it is
+    for cond in (one.expand(2), one)[: 1 + (flow.architecture == "glow")]:
+        assert torch.allclose(flow(x, cond)[1], flow(x, each)[1], atol=1e-5)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 @every_model
-def test_other_channels_are_refused(model):
+def test_images_that_do_not_fit_are_refused(model):
     flow = small(model)
-    with pytest.raises(ShapeError, match=rf"\(B, {flow.channels}, H, W\); got \(2, 5, 4, 8\)"):
-        flow(torch.zeros(2, 5, 4, 8), condition_of(flow, model))
-    with pytest.raises(ShapeError, match=r"got \(5, 4, 8\)"):
-        flow(torch.zeros(5, 4, 8), condition_of(flow, model))
-
-
-@every_model
-def test_another_size_is_refused_with_what_would_do(model):
-    flow = small(model)
+    cond = condition_of(flow, model)
+    for shape in ((2, 5, 4, 8), (5, 4, 8)):
+        with pytest.raises(ShapeError, match=re.escape(f"(B, {flow.channels}, H, W); got {shape}")):
+            flow(torch.zeros(shape), cond)
     height, width = SMALL[model][2][1:]
     if flow.fixed_size:
         sentence = f"images of {height}x{width} only; got {height + 1}x{width}. Resize the image."
     else:
         m = flow.size_multiple
         sentence = f"sides divisible by {m}; got {height + 1}x{width}. Crop \\(to {height}x{width}\\) or pad it."
-    for ask in (
-        lambda: flow(torch.zeros(2, flow.channels, height + 1, width), condition_of(flow, model)),
-        lambda: flow.latent_shapes(height + 1, width),
-    ):
-        with pytest.raises(ShapeError, match=sentence):
-            ask()
+    with pytest.raises(ShapeError, match=sentence):
+        flow(torch.zeros(2, flow.channels, height + 1, width), cond)
+    with pytest.raises(ShapeError, match=sentence):
+        flow.latent_shapes(height + 1, width)
 
 
 @every_model
-@pytest.mark.parametrize("wrong", ["none", "fewer", "more", "flat", "channels", "another size", "another batch"])
-def test_latents_that_do_not_fit_are_refused(model, wrong):
+def test_latents_that_do_not_fit_are_refused(model):
     flow = small(model)
+    cond = condition_of(flow, model)
     *rest, deep = sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)
-    latents = {
-        "none": [],
-        "fewer": [deep] if rest else [],
-        "more": [*rest, deep, deep],
-        "flat": [*rest, deep.flatten(1)],
-        "channels": [*rest, deep[:, :-1]],
-        "another size": [torch.cat([z, z], dim=-1) for z in rest] + [deep] if rest else [],
-        "another batch": [*rest, deep[:1]] if rest else [],
-    }[wrong]
-    with pytest.raises(ShapeError, match="Expected"):
-        flow.inverse(latents, condition_of(flow, model))
-
-
-@pytest.mark.parametrize("model", ["glow by table", "class_conditional"])
-def test_latents_of_another_size_are_refused_where_there_is_only_one(model):
-    flow = small(model)
-    latents = [torch.cat([z, z], dim=-1) for z in sample_latents(flow.latent_shapes(*SMALL[model][2][1:]), 2)]
-    with pytest.raises(ShapeError, match="Expected latents of shapes"):
-        flow.inverse(latents, condition_of(flow, model))
+    wider = [torch.cat([z, z], dim=-1) for z in (*rest, deep)]
+    wrong = [[], [*rest, deep, deep], [*rest, deep.flatten(1)], [*rest, deep[:, :-1]]]
+    wrong += [[deep], [*wider[:-1], deep], [*rest, deep[:1]]] if rest else []
+    for latents in wrong:
+        with pytest.raises(ShapeError, match="Expected"):
+            flow.inverse(latents, cond)
+    if flow.fixed_size:
+        with pytest.raises(ShapeError, match="Expected latents of shapes"):
+            flow.inverse(wider, cond)
 
 
 # --- copies and files -------------------------------------------------------------------------------------------------
@@ -382,19 +307,6 @@ def test_a_file_in_float16_keeps_whole_numbers_and_rounds_the_rest(model, tmp_pa
         assert torch.equal(t, state[name].half().float() if t.is_floating_point() else state[name])
     x, cond = image(model), condition_of(back, model)
     assert torch.allclose(back.inverse(back(x, cond)[0], cond), x, atol=1e-3)
-
-
-@pytest.mark.parametrize("model", ["glow", "class_conditional"])
-def test_fixed_permutations_are_saved(model, tmp_path):
-    """They are drawn when a model is built, so a file without them would hold another model."""
-    flow, other = small(model, seed=4), small(model, seed=5)
-    orders = {name: t for name, t in flow.state_dict().items() if name.endswith(".order")}
-    assert orders
-    assert {t.dtype for t in orders.values()} == {torch.int64}
-    assert not all(torch.equal(t, other.state_dict()[name]) for name, t in orders.items())
-    save(flow, tmp_path / "model.safetensors", dtype=torch.float16)
-    back = read(tmp_path / "model.safetensors").state_dict()
-    assert all(torch.equal(t, back[name]) for name, t in orders.items())
 
 
 def test_a_file_of_another_size_is_refused(tmp_path):
@@ -484,7 +396,7 @@ WRONG = {
         "encoder_width": [0, 5000],
         "encoder_growth": [0, 5000],
         "stacked_blocks": [(23,), (-1,), (1.0,), "12", 3, None, (True,)],
-        "affine_eps": [-1e-4, 1, 2.0, float("nan"), float("inf"), "1e-4", None],
+        "affine_eps": [-1e-4, 1, 2.0, math.nan, math.inf, "1e-4", None],
         "quant_bins": [0, -1, 65537, 32.0],
         "residual": [1, 0, "yes", None],
         "mixing": ["", "random", None, 3],
@@ -497,7 +409,7 @@ WRONG = {
         "coupling": ["", "Affine", None, 1],
         "mixing": ["", "1x1", None],
         "mixing_start": ["", "reverse", None],
-        "affine_eps": [-1e-4, 1, float("nan"), float("inf"), "0", None, True],
+        "affine_eps": [-1e-4, 1, math.nan, math.inf, "0", None, True],
         "learned_top": SWITCH,
         "classes": [-1, 10_001, 1.0, None, True],
         "n_bits": N_BITS,
@@ -519,7 +431,7 @@ WRONG = {
         "blocks": [-1, 65, 1.5, None],
         "batch_norm": SWITCH,
         "mask_channel": SWITCH,
-        "alpha": [0, 0.5, -0.1, float("nan"), "0.05", None, True],
+        "alpha": [0, 0.5, -0.1, math.nan, "0.05", None, True],
         "n_bits": N_BITS,
         "grid": GRID,
         "image_size": [*SIZE, 3, (4, 3)],  # not multiples of 2
@@ -530,8 +442,8 @@ WRONG = {
         "classes": [0, 1001, 1.0, None, True],
         "steps": [0, 65, None],
         "hidden": [0, 4097, 1.5],
-        "shift": [-11, 10, float("nan"), "0", None],
-        "width": [0, -1.0, 100, float("inf"), float("nan"), None],
+        "shift": [-11, 10, math.nan, "0", None],
+        "width": [0, -1.0, 100, math.inf, math.nan, None],
         "n_bits": N_BITS,
         "grid": GRID,
         "styles": ["bold", 3, None, ("bold", 3), [None], ("bold", "bold"), ("",)],
@@ -543,20 +455,9 @@ WRONG = {
         "widths": [48, None, (0, 4), (4097, 4), (4, 4.0)],
         "merged": [0, 1025, 1.0, "64", None, True],
         "features": [0, 1025, 1.0, None, True],
-        "dropout": [-0.1, 1, float("nan"), "0.3", None, True],
+        "dropout": [-0.1, 1, math.nan, "0.3", None, True],
         "working_size": [15, 4097, 256.0, "256", None],
-        "temperatures": [
-            1.0,
-            None,
-            (),
-            (1.0,),
-            (1.0, 0.3, 0.1),
-            "ab",
-            (1, -0.1),
-            (11, 1),
-            (float("nan"), 1),
-            (True, 1),
-        ],
+        "temperatures": [1.0, None, (), (1.0,), (1.0, 0.3, 0.1), "ab", (1, -0.1), (11, 1), (math.nan, 1), (True, 1)],
     },
 }
 
@@ -594,23 +495,12 @@ def test_an_architecture_is_registered_once():
         register("glow", entry.config, entry.build)
 
 
-def test_models_state_their_capabilities():
-    stated = {model: small(model).capabilities for model in SMALL}
-    assert {model: c.source for model, c in stated.items() if c.source != "none"} == {
-        "srflow": "low_resolution",
-        "srflow without injectors": "low_resolution",
-        "glow with labels": "labels",
-        "glow by table": "labels",
-        "class_conditional": "labels",
-        "colorizer": "luma",
-        "colorizer on one grid": "luma",
-    }
-    assert all((c.source == "none") == (small(model).condition_encoder is None) for model, c in stated.items())
+def test_a_task_of_another_architecture_is_refused():
     with pytest.raises(FlowError, match=r"colorize needs a colorizer.*got a glow model"):
         small("glow").require("colorize")
 
 
-# --- the law, once more, where nothing of it is special ---------------------------------------------------------------
+# --- the law ----------------------------------------------------------------------------------------------------------
 
 
 @every_model
