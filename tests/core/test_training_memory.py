@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import TINY, build_tiny
 
 from flowcore.device import free_memory
-from flowcore.models import build, configure
 from flowcore.networks.residual import NetworkNorm
 from flowcore.training.memory import PeakMemory, largest_batch, recomputable_modules, recompute_activations
 from flowcore.training.objective import Likelihood, make_objective
@@ -23,30 +23,17 @@ from flowcore.transforms import BatchNorm, batch_moments
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = {
-    "glow": {"levels": 2, "steps": 3, "hidden": 8, "image_size": 16},
-    "realnvp": {"scales": 2, "hidden": 4, "blocks": 1, "image_size": 16},
-    "srflow": {
-        **{"scale": 2, "levels": 2, "steps": 2, "hidden": 8, "encoder_blocks": 2, "encoder_width": 8},
-        **{"encoder_growth": 4, "stacked_blocks": [0], "residual": True},
-    },
-    "class_conditional": {"classes": 3, "steps": 2, "hidden": 16, "n_bits": 4},
-    "colorizer": {"steps": [1, 1], "hidden": [6, 6], "widths": [4, 4, 8], "merged": 8, "features": 2, "dropout": 0.3},
-}
+FIELDS = {"srflow": {"scale": 2, "levels": 2, "residual": True}, "colorizer": {"dropout": 0.3}}
 
 
-def model(architecture, **config):
-    torch.manual_seed(0)
-    flow = build(architecture, configure(architecture, {**CONFIGS[architecture], **config}))
-    for p in flow.parameters():
-        p.data.add_(0.02 * torch.randn_like(p))
-    return flow
+def tiny(architecture, **fields):
+    return build_tiny(architecture, perturb=0.02, **{**FIELDS.get(architecture, {}), **fields}).train()
 
 
 def batch(flow, size=4, side=16):
     torch.manual_seed(1)
     if flow.architecture == "class_conditional":
-        return torch.rand(size, 1, 28, 28), torch.arange(size) % 3
+        return torch.rand(size, 1, 8, 12), torch.arange(size) % 3
     if flow.architecture == "srflow":
         return torch.rand(size, 3, side, side), torch.rand(size, 3, side // 2, side // 2)
     if flow.architecture == "colorizer":
@@ -73,9 +60,9 @@ def assert_same(one, two):
         assert (gradient - two[name]).norm() <= 1e-5 * gradient.norm(), name
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", TINY)
 def test_recomputed_steps_have_the_same_gradients(architecture):
-    flow = model(architecture)
+    flow = tiny(architecture)
     x, source = batch(flow)
     loss = Likelihood(flow, balanced=architecture == "colorizer")
     plain, one = gradients(loss, flow, x, source, recompute=False)
@@ -84,15 +71,15 @@ def test_recomputed_steps_have_the_same_gradients(architecture):
     assert_same(one, two)
 
 
-def test_so_does_an_encoder_that_is_trained_alone():
-    flow = model("srflow")
+def test_recomputed_steps_of_an_encoder_have_the_same_gradients():
+    flow = tiny("srflow")
     x, source = batch(flow)
     loss = make_objective(flow, Stage(name="encoder", objective="l1", steps=1, lr_consistency=1.0))
     assert_same(*(gradients(loss, flow, x, source, recompute=way)[1] for way in (False, True)))
 
 
 def test_running_moments_follow_a_batch_once():
-    one = model("realnvp")
+    one = tiny("realnvp")
     norms = [m for m in one.modules() if isinstance(m, BatchNorm)]
     assert any(isinstance(m, NetworkNorm) for m in one.modules())
     assert norms
@@ -104,8 +91,8 @@ def test_running_moments_follow_a_batch_once():
         assert torch.equal(a, b), name
 
 
-def test_afterwards_a_model_is_as_it_was():
-    flow = model("srflow")
+def test_the_model_is_restored_afterwards():
+    flow = tiny("srflow")
 
     def attributes():
         return [set(module.__dict__) for module in recomputable_modules(flow)]
@@ -117,7 +104,7 @@ def test_afterwards_a_model_is_as_it_was():
 
 
 def peak(steps, *, recompute, size=16):
-    flow = model("glow", levels=3, steps=steps, hidden=32, image_size=32)
+    flow = tiny("glow", levels=3, steps=steps, hidden=32, image_size=32)
     x, _ = batch(flow, size, 32)
     loss = Likelihood(flow)
     with PeakMemory() as memory:
@@ -158,13 +145,12 @@ def test_the_largest_batch_is_found_from_two_small_ones():
         fixed, each = torch.empty(1000), torch.empty(items * 500)  # 4,000 bytes, and 2,000 an item
         del fixed, each
 
-    assert largest_batch(step, 24_000) == (10, 2000)
-    assert largest_batch(step, 4_000) == (0, 2000)
-    assert largest_batch(step, 0) == (0, 2000)
+    for free, fits in ((24_000, 10), (4_000, 0), (0, 0)):
+        assert largest_batch(step, free) == (fits, 2000)
     assert set(asked) == {1, 2}
 
 
-def test_what_items_take_is_found_behind_what_does_not_grow():
+def test_memory_per_item_is_found_beside_a_larger_constant_part():
     def step(items):
         fixed = torch.empty(100_000)  # gradients, held alone at the end
         del fixed

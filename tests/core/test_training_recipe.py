@@ -1,4 +1,4 @@
-"""Recipes: what a person may write in TOML, and what they are told when it is wrong."""
+"""Recipes in TOML: valid ones are read, and errors name the key and the choices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_recipe_is_read():
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
-def test_every_recipe_that_flowcore_brings_is_valid(name):
+def test_every_shipped_recipe_is_valid(name):
     recipe = read_recipe(name)
     assert recipe.name == name
     assert recipe == read_recipe(f"{name}.toml")
@@ -55,7 +55,7 @@ def test_every_recipe_that_flowcore_brings_is_valid(name):
         assert stage.crop % (getattr(recipe.model, "scale", 1) * 2) == 0
 
 
-def test_a_file_of_ones_own_is_read(tmp_path):
+def test_a_recipe_file_is_read(tmp_path):
     (tmp_path / "mine.toml").write_text(GOOD)
     assert read_recipe(tmp_path / "mine.toml") == parse_recipe(GOOD)
 
@@ -136,8 +136,8 @@ def test_a_wrong_recipe_is_refused_naming_key_and_choices(old, new, named):
         assert part in str(caught.value)
 
 
-COLOURS = """
-name = "colours"
+COLORS = """
+name = "colors"
 architecture = "colorizer"
 short_sides = [64, 96]
 [model]
@@ -154,31 +154,25 @@ balanced = true
 """
 
 
-def test_the_keys_of_colorizers_are_read():
-    recipe = parse_recipe(COLOURS)
-    assert recipe.short_sides == (64, 96)
-    assert (recipe.stages[0].weight_decay, recipe.stages[0].balanced) == (1.0, True)
-    plain = parse_recipe(GOOD)
-    assert plain.short_sides == ()
-    assert {(stage.weight_decay, stage.balanced) for stage in plain.stages} == {(0.0, False)}
-
-
 @pytest.mark.parametrize("crop", [8, 24, 40])
 def test_crops_of_colorizers_are_of_luma(crop):
     with pytest.raises(FlowError, match=rf"stages\[0\]\.crop must be a multiple of 16 for this model; got {crop}"):
-        parse_recipe(COLOURS.replace("crop = 32", f"crop = {crop}"))
+        parse_recipe(COLORS.replace("crop = 32", f"crop = {crop}"))
 
 
 REALISTIC = GOOD.replace("seed = 3", 'degradation = "realistic"\ndegradation_strength = 0.5')
 
 
-def test_the_keys_of_the_degradation_are_read():
-    recipe, plain = parse_recipe(REALISTIC), parse_recipe(GOOD)
-    assert (recipe.degradation, recipe.degradation_strength) == ("realistic", 0.5)
+def test_the_keys_of_colorizers_and_of_the_degradation_are_read():
+    plain, colors, realistic = (parse_recipe(text) for text in (GOOD, COLORS, REALISTIC))
+    assert (plain.short_sides, colors.short_sides) == ((), (64, 96))
+    assert {(stage.weight_decay, stage.balanced) for stage in plain.stages} == {(0.0, False)}
+    assert (colors.stages[0].weight_decay, colors.stages[0].balanced) == (1.0, True)
     assert (plain.degradation, plain.degradation_strength) == ("bicubic", 1.0)
+    assert (realistic.degradation, realistic.degradation_strength) == ("realistic", 0.5)
 
 
-def test_lr_consistency_is_refused_where_the_enlargement_must_not_shrink_to_lr():
+def test_lr_consistency_is_refused_with_realistic_degradation():
     consistent = "steps = 10\nlr_consistency = 0.5"
     with pytest.raises(FlowError, match=r"stages\[0\]\.lr_consistency must be 0 .*'realistic'.*'bicubic'; got 0\.5"):
         parse_recipe(REALISTIC.replace("steps = 10", consistent))
@@ -186,31 +180,29 @@ def test_lr_consistency_is_refused_where_the_enlargement_must_not_shrink_to_lr()
     assert parse_recipe(REALISTIC.replace("steps = 10", "steps = 10\nlr_consistency = 0")).stages[0].lr_consistency == 0
 
 
-def test_models_without_lr_images_are_not_given_a_degradation():
+def test_a_degradation_is_refused_for_models_without_lr_images():
     with pytest.raises(FlowError, match=r"degradation is about the LR images of upscalers; a colorizer model has none"):
-        parse_recipe('degradation = "realistic"\n' + COLOURS)
+        parse_recipe('degradation = "realistic"\n' + COLORS)
 
 
-def test_no_stages_are_refused():
-    for text in (
-        GOOD.split("[[stages]]")[0],
-        "stages = []\n" + GOOD.split("[[stages]]")[0],
-        "stages = [1]\n" + GOOD.split("[[stages]]")[0],
-    ):
-        with pytest.raises(FlowError, match=r"\[\[stages\]\]"):
-            parse_recipe(text)
+HEAD, STAGES = GOOD.split("[[stages]]", 1)
 
 
-def test_a_model_that_is_no_table_is_refused():
-    with pytest.raises(FlowError, match=r"\[model\]"):
-        parse_recipe("model = 3\n" + GOOD.split("[model]")[0] + "[[stages]]" + GOOD.split("[[stages]]")[1])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD, r"\[\[stages\]\]"),
+        ("stages = []\n" + HEAD, r"\[\[stages\]\]"),
+        ("stages = [1]\n" + HEAD, r"\[\[stages\]\]"),
+        ("model = 3\n" + HEAD.split("[model]")[0] + "[[stages]]" + STAGES, r"\[model\]"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_text_without_the_tables_of_a_recipe_is_refused(text, message):
+    with pytest.raises(FlowError, match=message):
+        parse_recipe(text)
 
 
-def test_text_that_is_no_toml_is_refused():
-    with pytest.raises(FlowError, match="not valid TOML"):
-        parse_recipe("name = ")
-
-
-def test_an_unknown_model_field_says_so_as_a_file_of_a_newer_flowcore_would():
+def test_an_unknown_model_field_is_refused_as_in_a_file_of_a_newer_flowcore():
     with pytest.raises(CheckpointError, match="written by a newer flowcore, or misspelt"):
         parse_recipe(GOOD.replace("levels = 2", "depth = 2"))

@@ -1,4 +1,4 @@
-"""The recipes that flowcore brings: each says how it is run and what comes out, and fits the model that it trains."""
+"""The shipped recipes: each states its command and expected result, and fits the model that it trains."""
 
 from __future__ import annotations
 
@@ -25,12 +25,6 @@ def comment(text):
     return [line.removeprefix("#").strip() for line in lines[:count]]
 
 
-def expected_result(text):
-    """What follows "Expected result", up to the command."""
-    told = re.search(r"Expected result:(.*?)(?:\bRun:|$)", " ".join(comment(text)))
-    return told[1].strip() if told else ""
-
-
 @functools.cache
 def on_meta(name):
     recipe = read_recipe(name)
@@ -38,44 +32,36 @@ def on_meta(name):
         return recipe, build(recipe.architecture, recipe.model)
 
 
-def crop_shapes(recipe, flow, stage):
-    """Latents of a crop as the stage cuts it."""
-    side = stage.crop // 4 if recipe.architecture == "colorizer" else stage.crop  # it decides on a quarter of the luma
-    return flow.latent_shapes(side, side)
+def crop_side(recipe, stage):
+    """Side of the images of a crop; a colorizer's flow takes a quarter of the luma."""
+    return stage.crop // 4 if recipe.architecture == "colorizer" else stage.crop
 
 
 def test_there_are_recipes():
     assert set(NAMES) >= {"color-photos", "glow-photos", "mnist-styles", "srflow-x4", "srflow-x8"}
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- comments -------------------------------------------------------------------------------------------------------
 
 
 @every_recipe
-def test_a_recipe_says_how_it_is_run(name):
+def test_the_commands_of_a_recipe_are_valid(name):
     """With its own name, and in words that the command line takes."""
-    told = comment(read_recipe(name).text)
-    commands = [line[line.index("python -m flowcore") :] for line in told if "python -m flowcore" in line]
-    assert any(line.startswith("Run: python -m flowcore train ") for line in told)
+    lines = comment(read_recipe(name).text)
+    commands = [line[line.index("python -m flowcore") :] for line in lines if "python -m flowcore" in line]
+    assert any(line.startswith("Run: python -m flowcore train ") for line in lines)
     for command in commands:
         build_parser().parse_args(shlex.split(command)[3:])
     assert shlex.split(commands[0])[3:5] == ["train", name]
 
 
 @every_recipe
-def test_a_recipe_says_what_to_expect(name):
-    assert expected_result(read_recipe(name).text)
-
-
-@every_recipe
-def test_what_to_expect_is_a_number(name):
-    told = expected_result(read_recipe(name).text)
-    assert re.search(r"(?<![\w/.-])-?\d+(?:[.,]\d+)*(?![\w/])", told)  # by itself: not that of srflow-x4, or of a path
-
-
-@every_recipe
-def test_a_recipe_says_what_may_be_done_with_its_weights(name):
-    assert read_recipe(name).licence != "unspecified"
+def test_a_recipe_states_an_expected_number_and_a_license(name):
+    recipe = read_recipe(name)
+    expected = re.search(r"Expected result:(.*?)(?:\bRun:|$)", " ".join(comment(recipe.text)))
+    assert expected
+    assert re.search(r"(?<![\w/.-])-?\d+(?:[.,]\d+)*(?![\w/])", expected[1])  # not in srflow-x4, or a path
+    assert recipe.licence != "unspecified"
 
 
 # --- what it trains ---------------------------------------------------------------------------------------------------
@@ -89,9 +75,9 @@ def test_the_crops_of_every_stage_fit_the_model(name):
         if stage.objective == "l1":
             assert stage.crop % lr_encoder(flow).scale == 0
             continue
-        shapes = crop_shapes(recipe, flow, stage)
+        side = crop_side(recipe, stage)
+        shapes = flow.latent_shapes(side, side)
         channels = 2 if recipe.architecture == "colorizer" else flow.channels
-        side = stage.crop // 4 if recipe.architecture == "colorizer" else stage.crop
         assert sum(c * h * w for c, h, w in shapes) == channels * side**2
         assert min(min(h, w) for _, h, w in shapes) >= 1
         if flow.image_size is not None:
@@ -105,12 +91,13 @@ def test_the_first_batch_of_a_recipe_has_principal_axes(name):
     principal = "principal" in (getattr(recipe.model, "mixing", ""), getattr(recipe.model, "mixing_start", ""))
     likelihood = [stage for stage in recipe.stages if stage.objective == "likelihood"]
     if principal and likelihood:
-        channels, height, width = crop_shapes(recipe, flow, likelihood[0])[-1]
+        side = crop_side(recipe, likelihood[0])
+        channels, height, width = flow.latent_shapes(side, side)[-1]
         assert recipe.init_batch * height * width > channels
 
 
 @every_recipe
-def test_the_stages_of_a_recipe_are_told_apart_and_leave_something_to_train(name):
+def test_stages_have_unique_names_and_train_something(name):
     recipe, flow = on_meta(name)
     names = [stage.name for stage in recipe.stages]
     assert len(set(names)) == len(names)
