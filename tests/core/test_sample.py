@@ -34,10 +34,9 @@ def glow(flows):
 
 
 def test_a_sample_is_the_decoded_noise_of_its_seed(glow):
-    for arguments in ({"temperature": 0.4}, {"temperature": [0.2, 0.9]}, {}):
+    z = sample_latents(glow.latent_shapes(8, 12), 2, 1.0, 7)
+    for arguments, tau in (({"temperature": 0.4}, 0.4), ({"temperature": [0.2, 0.9]}, [0.2, 0.9]), ({}, 0.7)):
         result = sample(glow, 2, seed=7, **arguments)
-        tau = arguments.get("temperature", 0.7)
-        z = sample_latents(glow.latent_shapes(8, 12), 2, 1.0, 7)
         with torch.no_grad():
             close(result, glow.inverse(la.scale(z, tau)).clamp(0, 1))
         assert result.dtype == torch.float32
@@ -274,15 +273,14 @@ def test_latents_that_do_not_fit_are_refused(flows):
 def test_nothing_is_changed(flows):
     state = torch.get_rng_state()
     for flow in flows.values():
-        before = {name: t.clone() for name, t in flow.state_dict().items()}
         image, cond = images(2, flow.channels), condition(flow, 2)
+        tensors = [image, *flow.state_dict().values()]
+        before = [t.clone() for t in tensors]
         latents = encode(flow, image, cond)
-        copies = [z.clone() for z in latents]
+        tensors, before = tensors + latents, before + [z.clone() for z in latents]
         decode(flow, latents, cond).fill_(7)
         reconstruct(flow, image, cond)[0].fill_(7)
-        assert torch.equal(image, images(2, flow.channels))
-        assert all(torch.equal(x, y) for x, y in zip(latents, copies, strict=True))
-        assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
+        assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
     assert torch.equal(state, torch.get_rng_state())
 
 
