@@ -119,13 +119,8 @@ def test_rescaling_of_real_nvp_has_a_sign():
 def test_missing_bits(tmp_path, program, usual):
     save_file(weights(program), tmp_path / "model.safetensors")
     message = refusal(load, tmp_path / "model.safetensors")
-    for part in (
-        "the field n_bits is missing",
-        "flowcore.load(..., n_bits=5)",
-        "--set n_bits=5",
-        "3 levels of 2 steps, affine",
-        usual,
-    ):
+    advice = ("flowcore.load(..., n_bits=5)", "--set n_bits=5", usual)
+    for part in ("the field n_bits is missing", "3 levels of 2 steps, affine", *advice):
         assert part in message
     assert load(tmp_path / "model.safetensors", n_bits=5).config.n_bits == 5
     assert "n_bits must be" in refusal(load, tmp_path / "model.safetensors", n_bits=9)
@@ -144,38 +139,28 @@ def shuffled() -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[int]]]:
     return state, saved, [order.tolist() for order in saved.values()]
 
 
-def test_missing_permutations(tmp_path):
+def test_missing_saved_and_given_permutations(tmp_path):
     state, saved, orders = shuffled()
     save_file(state, tmp_path / "model.safetensors")
     message = refusal(load, tmp_path / "model.safetensors")
-    for part in (
-        "the field permutations is missing",
-        "6 steps (2 levels of 3)",
-        'mixing="reverse"',
-        "--set mixing=reverse",
-        "flowcore.load(..., permutations=[[3, 0, ...], ...])",
-        "--set permutations='[[3,0,...],...]'",
-    ):
+    advice = ('mixing="reverse"', "--set mixing=reverse", "flowcore.load(..., permutations=[[3, 0, ...], ...])")
+    for part in ("the field permutations is missing", "6 steps (2 levels of 3)", *advice):
         assert part in message
+    assert "--set permutations='[[3,0,...],...]'" in message
     given = load(tmp_path / "model.safetensors", permutations=orders)
     assert same(given, Y0AST.convert({**state, **saved}, {}))
+    unprefixed = {name.removeprefix("__extra__."): t for name, t in saved.items()}
+    assert same(given, Y0AST.convert({**state, **unprefixed}, {}))
+    other = {"permutations": [order[::-1] for order in orders]}
+    overridden = Y0AST.convert({**state, **saved}, other)
+    assert same(overridden, Y0AST.convert(state, other))
+    assert not same(overridden, given)
     assert given.config.mixing == "shuffle"
     assert same(load(tmp_path / "model.safetensors", permutations=tuple(map(tuple, orders))), given)
     reverse = load(tmp_path / "model.safetensors", mixing="reverse")
     for name, t in reverse.state_dict().items():
         if name.endswith(".order"):
             assert t.tolist() == list(range(len(t)))[::-1]
-
-
-def test_saved_permutations_and_overrides():
-    state, saved, orders = shuffled()
-    saved = {name.removeprefix("__extra__."): t for name, t in saved.items()}
-    expected = Y0AST.convert(state, {"permutations": orders})
-    assert same(Y0AST.convert({**state, **saved}, {}), expected)
-    other = [order[::-1] for order in orders]
-    given = Y0AST.convert({**state, **saved}, {"permutations": other})
-    assert same(given, Y0AST.convert(state, {"permutations": other}))
-    assert not same(given, expected)
 
 
 @pytest.mark.parametrize(
@@ -289,31 +274,16 @@ def test_missing_and_misshapen_tensors_are_named(program, name):
 
 
 @pytest.mark.parametrize("program", CASES)
-def test_unknown_tensors_are_named(program):
-    message = refusal(convert, program, {**weights(program), "extra.weight": torch.ones(2)})
-    assert "extra.weight is not known" in message
-
-
-@pytest.mark.parametrize("program", CASES)
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
-def test_integers_in_place_of_weights(tmp_path, program, dtype):
+def test_unknown_tensors_and_integers_in_place_of_weights(tmp_path, program):
     _, case, overrides = CASES[program]
     state = recorded_glow(case)
+    assert "extra.weight is not known" in refusal(convert, program, {**weights(program), "extra.weight": torch.ones(2)})
     name = next(key for key, t in state.items() if t.is_floating_point() and key.endswith(("bias", "/b", ".t")))
-    save_file({**state, name: torch.ones(3, dtype=dtype)}, tmp_path / "model.safetensors")
-    message = refusal(load, tmp_path / "model.safetensors", **overrides)
-    assert name.removeprefix("module.") in message
-    assert "expected plain floating point" in message
-
-
-@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda t: t.to(torch.complex64)])
-def test_unusual_tensors_in_place_of_integers(tmp_path, change):
-    state = recorded_glow("y0ast_affine_shuffle")
-    name = "__extra__.flow.layers.1.shuffle.indices"
-    torch.save({**state, name: change(state[name])}, tmp_path / "model.pt")
-    message = refusal(load, tmp_path / "model.pt")
-    assert name in message
-    assert "expected plain integers" in message
+    for dtype in (torch.int64, torch.bool):
+        save_file({**state, name: torch.ones(3, dtype=dtype)}, tmp_path / "model.safetensors")
+        message = refusal(load, tmp_path / "model.safetensors", **overrides)
+        assert name.removeprefix("module.") in message
+        assert "expected plain floating point" in message
 
 
 NOT_AS_MADE = "is not what the program makes of it"
@@ -337,9 +307,14 @@ def test_unused_tensors_with_unexpected_values(name):
     assert says in message
 
 
-def test_indices_that_are_no_permutation():
+def test_invalid_stored_permutations(tmp_path):
     state = recorded_glow("y0ast_affine_shuffle")
     name = "__extra__.flow.layers.6.shuffle.indices"
+    for unusual in (state[name].to_sparse(), state[name].to(torch.complex64)):
+        torch.save({**state, name: unusual}, tmp_path / "model.pt")
+        message = refusal(load, tmp_path / "model.pt")
+        assert name in message
+        assert "expected plain integers" in message
     message = refusal(Y0AST.convert, {**state, name: torch.zeros(24, dtype=torch.int64)}, {})
     assert f"{name} is no permutation" in message
     state = random_state(shrink("openai_cifar10_abl-shuffle-aff"))
@@ -350,7 +325,12 @@ def test_indices_that_are_no_permutation():
 # --- unsupported variants and hostile names ---------------------------------------------------------------------------
 
 
-def test_unsupported_variants_of_normflows():
+def test_unsupported_variants():
+    state, bias = weights("y0ast"), "flow.layers.1.actnorm.bias"
+    message = refusal(convert, "y0ast", {**state, bias: torch.ones(1, 16, 1, 1)})
+    assert "has 16 channels; expected 12" in message
+    message = refusal(convert, "y0ast", {**state, "flow.layers.1.block.4.conv.weight": torch.ones(9, 24, 3, 3)})
+    assert "has 9 outputs for 12 channels" in message
     state = weights("normflows")
     actnorm = "flows.0.0.flows.0.flows.1.param_map.net.1.actNorm.s"
     assert "net_actnorm" in refusal(convert, "normflows", {**state, actnorm: torch.ones(1, 24, 1, 1)})
@@ -361,24 +341,12 @@ def test_unsupported_variants_of_normflows():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "says"),
-    [
-        ("flow.layers.1.actnorm.bias", (1, 16, 1, 1), "has 16 channels; expected 12"),
-        ("flow.layers.1.block.4.conv.weight", (9, 24, 3, 3), "has 9 outputs for 12 channels"),
-    ],
-)
-def test_unsupported_channel_counts(name, shape, says):
-    assert says in refusal(convert, "y0ast", {**weights("y0ast"), name: torch.ones(shape)})
-
-
-@pytest.mark.parametrize(
     ("program", "prefix", "says"),
     [
         *(("y0ast", f"flow.layers.{layer}.", "lacks layers|is missing") for layer in (1, 4, 9, 13)),
+        *(("openai", prefix, "The file lacks tensors") for prefix in ("model/0/", "model/2/1/")),
         ("rosinality", "blocks.1.flows.0.", "The file lacks tensors"),
-        ("openai", "model/2/1/", "The file lacks tensors"),
         ("normflows", "flows.0.1.", "The file lacks tensors"),
-        ("openai", "model/0/", "The file lacks tensors"),
     ],
 )
 def test_missing_steps(program, prefix, says):
