@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from flowcore.checkpoints.file import read, save
 from flowcore.errors import ConditionError, FlowError, ShapeError
 from flowcore.images.color import NEUTRAL
-from flowcore.likelihood import log_prob
 from flowcore.models import build, configure
 from flowcore.models.colorizer import ColorizerConfig
 from flowcore.prior import sample_latents
@@ -28,7 +25,7 @@ from flowcore.transforms import (
     Squeeze,
 )
 
-from .laws import check, jacobian_logdet, perturbed
+from .laws import check, perturbed
 
 TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}
@@ -48,10 +45,9 @@ def moved(strength=0.05, **fields):
     return flow
 
 
-def chroma(height=4, width=8, batch=2, seed=6):
+def chroma(height=4, width=8, batch=2):
     """Around neutral, as far as photographs go."""
-    generator = torch.Generator().manual_seed(seed)
-    return NEUTRAL + 0.1 * torch.randn(batch, 2, height, width, generator=generator)
+    return NEUTRAL + 0.1 * torch.randn(batch, 2, height, width, generator=torch.Generator().manual_seed(6))
 
 
 def source(channels=1, height=16, width=32, batch=2, seed=5):
@@ -63,12 +59,8 @@ def source(channels=1, height=16, width=32, batch=2, seed=5):
     return given[:, :channels]
 
 
-def condition_of(flow, channels=8):
-    return flow.encode_condition(source(channels).to(next(flow.parameters()).dtype))
-
-
-def first(cond):
-    return dataclasses.replace(cond, features=tuple(f[:1] for f in cond.features))
+def condition_of(flow, *arguments):
+    return flow.encode_condition(source(*(arguments or (8,))).to(next(flow.parameters()).dtype))
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------
@@ -80,9 +72,7 @@ def test_a_colorizer_obeys_the_law(channels):
 
 
 def test_three_grids_obey_the_law():
-    flow = moved(strength=0.03, **THREE)
-    given = source(8, 32, 64)
-    check(flow, chroma(8, 16), lambda f: f.encode_condition(given.to(next(f.parameters()).dtype)), strength=0.0)
+    check(moved(strength=0.03, **THREE), chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
 
 
 @pytest.mark.parametrize("fields", [ALONE, {"structure": "single"}], ids=["one grid", "an encoder of two"])
@@ -92,13 +82,6 @@ def test_the_single_structure_obeys_the_law(fields):
     dead = [name for name, _ in flow.named_parameters() if name.startswith("encoder.heads.1.")]
     assert bool(dead) == (fields is not ALONE)
     check(flow, chroma(), condition_of, dead=dead, strength=0.0)
-
-
-def test_the_logdet_of_a_fresh_one_is_that_of_the_jacobian_too():
-    flow = tiny().double()
-    x, cond = chroma().double(), condition_of(flow)
-    expected = jacobian_logdet(flow, x[:1], first(cond))
-    assert torch.allclose(flow(x, cond)[1][:1], expected, atol=1e-9)
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
@@ -139,9 +122,8 @@ def test_colors_go_round_on_grids_of_any_proportion(fields, channels):
     flow = moved(**fields).double()
     m = flow.config.source_multiple
     for rows, columns in ((1, 3), (4, 1), (3, 2)):
-        given = source(channels, m * rows, m * columns).double()
         x = chroma(m * rows // 4, m * columns // 4).double()
-        cond = flow.encode_condition(given)
+        cond = condition_of(flow, channels, m * rows, m * columns)
         latents, logdet = flow(x, cond)
         assert torch.allclose(flow.inverse(latents, cond), x, atol=1e-10)
         assert logdet.isfinite().all()
@@ -150,17 +132,10 @@ def test_colors_go_round_on_grids_of_any_proportion(fields, channels):
         assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(again, drawn, strict=True))
 
 
-@pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
-def test_log_prob_is_finite_and_in_nats_of_an_item(fields):
-    flow = moved(**fields)
-    density = log_prob(flow, chroma(), condition_of(flow))
-    assert density.shape == (2,)
-    assert density.isfinite().all()
-    one = log_prob(flow, chroma()[:1], first(condition_of(flow)))
-    assert torch.allclose(density[:1], one, rtol=1e-5)
-
-
 # --- what it is made of -----------------------------------------------------------------------------------------------
+
+
+STEP = [ActNorm, InvertibleConv, Coupling]
 
 
 def test_a_pyramid_details_finer_grids_and_decides_on_the_coarsest():
@@ -173,56 +148,40 @@ def test_a_pyramid_details_finer_grids_and_decides_on_the_coarsest():
         assert isinstance(given, ConditionOnChannels)
         assert isinstance(given.transform, Chain)
         assert (given.kept, level.split.kept, level.split.conditioner) == (2, 2, None)
-        kinds = [type(part) for part in given.transform.parts()]
-        assert kinds == [ActNorm, InvertibleConv, Coupling] * steps + [ActNorm, Injector]
+        assert [type(part) for part in given.transform.parts()] == STEP * steps + [ActNorm, Injector]
     assert coarsest.split is None
-    assert [type(part) for part in coarsest.steps.parts()] == [ActNorm, InvertibleConv, Coupling, ActNorm, Injector]
+    assert [type(part) for part in coarsest.steps.parts()] == [*STEP, ActNorm, Injector]
 
 
 def test_a_single_flow_is_one_level_on_the_finest_grid():
-    flow = tiny(**ALONE)
-    (level,) = flow.levels
+    (level,) = tiny(**ALONE).levels
     assert isinstance(level.squeeze, Squeeze)
     assert level.split is None
-    kinds = [type(part) for part in level.steps.parts()]
-    assert kinds == [ActNorm, InvertibleConv, Coupling] * 2 + [ActNorm, Injector]
+    assert [type(part) for part in level.steps.parts()] == [*STEP, *STEP, ActNorm, Injector]
 
 
-@pytest.mark.parametrize("fields", [THREE, ALONE], ids=["pyramid", "single"])
-def test_couplings_are_bounded_and_end_in_a_conditional_prior(fields):
-    parts = list(tiny(**fields).modules())
-    assert {part.scaling for part in parts if isinstance(part, Coupling)} == {"atan"}
-    assert {part.scaling for part in parts if isinstance(part, Injector)} == {"exp"}
+@pytest.mark.parametrize(
+    ("fields", "pooled"), [(THREE, [False, False, True]), (ALONE, [False])], ids=["pyramid", "single"]
+)
+def test_couplings_are_bounded_and_pool_on_the_coarsest_grid_of_a_pyramid_only(fields, pooled):
+    for level, pools in zip(tiny(**fields).levels, pooled, strict=True):
+        parts = [part for part in level.modules() if isinstance(part, (Coupling, Injector))]
+        assert {(type(part), part.scaling) for part in parts} == {(Coupling, "atan"), (Injector, "exp")}
+        assert {part.conditioner.pool is not None for part in parts} == {pools}
 
 
-def test_only_the_coarsest_grid_looks_at_all_of_itself_in_every_coupling():
-    def pools(level):
-        parts = [part for part in level.steps.modules() if isinstance(part, (Coupling, Injector))]
-        return {part.conditioner.pool is not None for part in parts}
-
-    assert [pools(level) for level in tiny(**THREE).levels] == [{False}, {False}, {True}]
-    assert [pools(level) for level in tiny(**ALONE).levels] == [{False}]
-
-
-def test_the_coarse_colors_are_decided_by_the_coarsest_latents_alone():
-    """So the means over 4x4 pixels are the same for every draw of the finer latents, and not without these."""
-    flow = moved().double()
-    cond = condition_of(flow)
-    fine, coarse = (z.double() for z in sample_latents(flow.latent_shapes(4, 8), 2, seed=1))
-    one, two = (flow.inverse([z, coarse], cond) for z in (fine, -fine))
-    assert torch.allclose(F.avg_pool2d(one, 2), F.avg_pool2d(two, 2), atol=1e-12)
-    assert (one - two).abs().max() > 1e-3
-    other = flow.inverse([fine, -coarse], cond)
-    assert (F.avg_pool2d(one, 2) - F.avg_pool2d(other, 2)).abs().amax((2, 3)).min() > 1e-3
-
-
-def test_the_details_depend_on_the_coarser_image():
-    """The same latents of the fine grid are other details on another coarse image."""
+def test_coarse_colors_depend_on_the_coarsest_latents_alone_and_details_on_all():
+    """So the means over 4x4 pixels are the same for every draw of the finer latents."""
     flow = moved(strength=0.1).double()
     cond = condition_of(flow)
     fine, coarse = (z.double() for z in sample_latents(flow.latent_shapes(4, 8), 2, seed=1))
-    one, two = (Haar()(flow.prelude(flow.inverse([fine, z], cond))[0])[0][:, 2:] for z in (coarse, -coarse))
+    one, two, other = (flow.inverse(z, cond) for z in ([fine, coarse], [-fine, coarse], [fine, -coarse]))
+    assert torch.allclose(F.avg_pool2d(one, 2), F.avg_pool2d(two, 2), atol=1e-12)
     assert (one - two).abs().max() > 1e-3
+    assert (F.avg_pool2d(one, 2) - F.avg_pool2d(other, 2)).abs().amax((2, 3)).min() > 1e-3
+    # the same latents of the fine grid are other details on another coarse image
+    details, others = (Haar()(flow.prelude(colors)[0])[0][:, 2:] for colors in (one, other))
+    assert (details - others).abs().max() > 1e-3
 
 
 # --- initialize -------------------------------------------------------------------------------------------------------
@@ -231,14 +190,14 @@ def test_the_details_depend_on_the_coarser_image():
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
 def test_initialize_whitens_first_and_then_normalizes_every_actnorm(fields):
     flow = tiny(**fields).double()
-    x, cond = chroma(batch=16).double(), flow.encode_condition(source(8, batch=16).double())
+    x, cond = chroma(batch=16).double(), condition_of(flow, 8, 16, 32, 16)
     x[:, 1] += 0.7 * (x[:, 0] - NEUTRAL)  # channels that depend on each other
     expected = ChannelWhitening(2).double()
     expected.initialize(x)
+    assert (expected.matrix[0, 0] - 1).abs() > 1
     flow.initialize(x, cond)
-    for name in ("mean", "matrix"):
-        assert torch.equal(flow.prelude.get_buffer(name), expected.get_buffer(name))
-    assert (expected.get_buffer("matrix")[0, 0] - 1).abs() > 1
+    assert torch.equal(flow.prelude.mean, expected.mean)
+    assert torch.equal(flow.prelude.matrix, expected.matrix)
     seen = []
     for part in flow.levels.modules():
         if type(part) is ActNorm:
@@ -252,22 +211,20 @@ def test_initialize_whitens_first_and_then_normalizes_every_actnorm(fields):
 
 def test_initialize_gives_every_grid_latents_of_about_unit_size():
     flow = tiny(**THREE).double()
-    x, cond = chroma(16, 16, 16).double(), flow.encode_condition(source(8, 64, 64, 16).double())
-    for z in flow.initialize(x, cond):
+    for z in flow.initialize(chroma(16, 16, 16).double(), condition_of(flow, 8, 64, 64, 16)):
         assert 0.9 < z.std() < 1.1
 
 
 # --- what it is told --------------------------------------------------------------------------------------------------
 
 
-def test_hints_and_palette_that_are_none_are_as_good_as_zero():
-    flow = moved()
-    luma = source(1)
-    features = [
+def test_missing_hints_and_palette_are_zeros():
+    flow, luma = moved(), source(1)
+    expected, *others = (
         flow.encode_condition(torch.cat([luma, luma.new_zeros(2, more, 16, 32)], dim=1)).features for more in (0, 3, 7)
-    ]
-    for others in features[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(features[0], others, strict=True))
+    )
+    for features in others:
+        assert all(torch.equal(one, two) for one, two in zip(expected, features, strict=True))
 
 
 @pytest.mark.parametrize("fields", [{}, ALONE], ids=["pyramid", "single"])
@@ -289,9 +246,8 @@ def test_one_condition_serves_several_samples():
     flow = moved()
     cond = flow.encode_condition(source(8, batch=1))
     latents = sample_latents(flow.latent_shapes(4, 8), 3, seed=1)
-    together = flow.inverse(latents, cond.expand(3))
-    for k in range(3):
-        assert torch.allclose(together[k : k + 1], flow.inverse([z[k : k + 1] for z in latents], cond), atol=1e-5)
+    alone = torch.cat([flow.inverse([z[k : k + 1] for z in latents], cond) for k in range(3)])
+    assert torch.allclose(flow.inverse(latents, cond.expand(3)), alone, atol=1e-5)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -307,49 +263,36 @@ def test_a_source_of_other_channels_is_refused_with_those_that_would_do(shape):
 @pytest.mark.parametrize("sides", [(16, 24), (8, 32), (17, 32), (0, 32)], ids=str)
 def test_luma_that_does_not_fit_is_refused_with_the_numbers(sides):
     height, width = sides
-    sentence = f"sides divisible by 16 here; got {height}x{width}. Use flowcore.colorize"
-    with pytest.raises(ShapeError, match=sentence):
+    assert tiny().config.source_multiple == 16
+    with pytest.raises(ShapeError, match=f"sides divisible by 16 here; got {height}x{width}. Use flowcore.colorize"):
         tiny().encode_condition(torch.zeros(1, 1, height, width))
 
 
 def test_the_multiple_of_luma_follows_the_number_of_grids():
-    assert configure("colorizer", TINY).source_multiple == 16
     assert configure("colorizer", THREE).source_multiple == 32
     with pytest.raises(ShapeError, match="divisible by 32 here; got 16x32"):
         tiny(**THREE).encode_condition(source())
 
 
-def test_chroma_of_another_size_than_its_luma_is_refused():
+def test_a_condition_of_another_size_or_structure_is_refused():
     flow = tiny()
     with pytest.raises(ConditionError, match=r"got .* on a 2x4 grid"):
         flow(chroma(8, 8), condition_of(flow))
-    with pytest.raises(ShapeError, match=r"\(B, 2, H, W\); got \(2, 3, 4, 8\)"):
-        flow(torch.zeros(2, 3, 4, 8), condition_of(flow))
-
-
-def test_a_condition_of_the_other_structure_is_refused():
     with pytest.raises(ConditionError, match="has 2 levels; the condition has 1"):
-        tiny()(chroma(), condition_of(tiny(structure="single")))
+        flow(chroma(), condition_of(tiny(structure="single")))
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"structure": "flat"}, "structure must be 'pyramid' or 'single'; got 'flat'"),
         ({"steps": (1, 0)}, r"steps must be whole numbers from 1 to 64; got \(1, 0\)"),
-        ({"hidden": (4, 5000)}, r"hidden must be whole numbers from 1 to 4096; got \(4, 5000\)"),
-        ({"widths": "4,4,8"}, "widths must be whole numbers from 1 to 4096; got '4,4,8'"),
         ({"steps": (1,)}, "a number per grid, at most 8, and widths one more; got 1, 2 and 3"),
         ({"hidden": (4, 4, 4)}, "a number per grid, at most 8, and widths one more; got 2, 3 and 3"),
         ({"widths": (4, 8)}, "a number per grid, at most 8, and widths one more; got 2, 2 and 2"),
         ({"steps": (), "hidden": (), "widths": (4,)}, "at most 8, and widths one more; got 0, 0 and 1"),
         ({"steps": (1,) * 9, "hidden": (4,) * 9, "widths": (4,) * 10}, "at most 8, .*; got 9, 9 and 10"),
         ({"widths": (4, 4, 6)}, "The last of widths must be a multiple of 4; got 6"),
-        ({"merged": 0}, "merged must be a whole number from 1 to 1024; got 0"),
-        ({"features": 0}, "features must be a whole number from 1 to 1024; got 0"),
-        ({"working_size": 8}, "working_size must be a whole number from 16 to 4096; got 8"),
         ({"temperatures": (1.0,)}, r"temperatures must be those of palette and detail; got \(1.0,\)"),
-        ({"temperatures": (1.0, 10.5)}, r"temperatures must lie in \[0, 10\]; got \(1.0, 10.5\)"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
@@ -363,18 +306,3 @@ def test_lists_as_json_has_them_become_tuples():
     assert config == configure("colorizer", {**TINY, "temperatures": [0.9, 0.3]})
     assert config.steps == (1, 1)
     assert configure("colorizer", {"temperatures": [1, 0]}).temperatures == (1, 0)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fields", [{"temperatures": (0.9, 0.2)}, ALONE], ids=["pyramid", "single"])
-def test_a_file_gives_the_colorizer_back_with_its_whitening(fields, tmp_path):
-    flow = moved(**fields)
-    save(flow, tmp_path / "model.safetensors", provenance={"source": "made for a test"})
-    back = read(tmp_path / "model.safetensors")
-    assert back.config == flow.config
-    assert torch.equal(back.prelude.get_buffer("matrix"), flow.prelude.get_buffer("matrix"))
-    latents = sample_latents(flow.latent_shapes(4, 8), 2, seed=1)
-    assert torch.equal(back.inverse(latents, condition_of(back)), flow.inverse(latents, condition_of(flow)))
-    assert torch.equal(log_prob(back, chroma(), condition_of(back)), log_prob(flow, chroma(), condition_of(flow)))
