@@ -42,25 +42,19 @@ def coloring(image=GRAY, model=COLOR, hints=None, latents=None, **inputs):
 
 
 def colored(host, workflow):
-    """What a workflow makes, (B, C, H, W)."""
     return pixels(host.run(workflow)["outputs"]["report"])
-
-
-def gray(batch=1, number=0):
-    return noise(batch, 1, 32, 48, number=number)
 
 
 def apart(one, other):
     return float((one - other).abs().max())
 
 
-# --- colorings -------------------------------------------------------------------------------------------------------
-
-
 def known(image=None, samples=1, **options):
-    """The same in Python."""
+    """Color in Python with the same defaults, (B, C, H, W)."""
     asked = {"temperature": 1.0, "detail": 0.3, "seed": 5} | options
-    return flowcore.colorize(flow("small-color"), gray() if image is None else image, samples=samples, **asked)
+    return flowcore.colorize(
+        flow("small-color"), noise(1, 1, 32, 48) if image is None else image, samples=samples, **asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,8 +78,8 @@ def test_every_widget_reaches_the_task(host, flows, options):
 def test_luma_is_kept_to_the_last_bit_of_a_file(host, flows):
     photo = Image.open(WORKFLOWS / "photo.png").convert("L")  # stored as RGB: LoadImage of 0.30.0 alters gray files
     workflow = coloring(samples=2, temperature=1.3, saturation=2.0)
-    workflow["image"] = {"class_type": "LoadImage", "inputs": {"image": host.put("gray.png", photo.convert("RGB"))}}
-    workflow["report"] = {"class_type": "SaveImage", "inputs": {"images": ["color", 0], "filename_prefix": "color"}}
+    workflow |= graph(image=("LoadImage", {"image": host.put("gray.png", photo.convert("RGB"))}))
+    workflow = graph(workflow, report=("SaveImage", {"images": "color.0", "filename_prefix": "color"}))
     files = host.images(workflow)
     assert [file.size for file in files] == [photo.size] * 2
     for file in files:
@@ -113,7 +107,7 @@ def test_a_seed_is_a_coloring_and_samples_of_the_first_image_come_first(host, fl
 def test_low_precision_changes_the_colors_slightly_and_luma_not_at_all(host, flows):
     wide, narrow = (colored(host, coloring(precision=p)) for p in ("float32", "bfloat16"))
     assert 0 < (wide - narrow).abs().mean() < 0.02
-    assert apart(color.luma(narrow), gray()) < CLOSE
+    assert apart(color.luma(narrow), noise(1, 1, 32, 48)) < CLOSE
     outputs = host.run(coloring(precision="float16"))["outputs"]
     if "color" in outputs:  # on a CPU
         assert "going on in float32" in outputs["color"]["text"][0]
@@ -125,19 +119,6 @@ def test_an_image_in_color_gets_a_note_and_a_gray_one_none(host, flows):
     assert "in color" in outputs["color"]["text"][0]
     assert apart(color.luma(pixels(outputs["report"])), color.luma(noise(1, 3, 32, 48))) < CLOSE
     assert host.run(coloring(picture(fill="gradient", **SIDES)))["outputs"]["color"]["text"] == []
-
-
-def test_other_models_are_refused(host, flows):
-    refusal(host, coloring(model=flows["small-glow"]), "colorizer", "color-photos", "glow")
-    refusal(host, coloring(model="srflow-x4"), "colorizer", "srflow")
-    workflow = coloring(image=picture(**SIDES), model=flows["small-glow"], latents={"image": ["image", 0]})
-    refusal(host, workflow, "colorizer", "glow")
-
-
-def test_values_beyond_the_widgets_raise_a_readable_error(host, flows):
-    refusal(host, coloring(working_size=8), "working_size", "16", "8")
-    refusal(host, coloring(temperature=float("nan")), "temperature", "nan")
-    refusal(host, coloring(saturation=float("nan")), "saturation", "nan")
 
 
 # --- hints ------------------------------------------------------------------------------------------------------------
@@ -152,7 +133,7 @@ def misses(image, hints):
 MILD = picture(fill="0.5", **SIDES)
 
 
-def test_points_are_followed_in_inference_mode(host, flows):
+def test_points_are_followed_in_inference_mode_and_met_exactly_when_locked(host, flows):
     wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
     hints = {"points": POINTS, "radius": 6}
     outputs = host.run(coloring(MILD, samples=2, hints=hints, hint_steps=10))["outputs"]
@@ -163,6 +144,9 @@ def test_points_are_followed_in_inference_mode(host, flows):
     unrefined = colored(host, coloring(MILD, samples=2, hints=hints, hint_steps=0))
     assert apart(unrefined, known(hint_steps=0, **options)) < CLOSE
     assert "hints cover" in outputs["hints"]["text"][0]
+    outputs = host.run(coloring(MILD, hints=hints | {"lock": True}))["outputs"]
+    assert misses(pixels(outputs["report"]), wanted).max() < 1e-4
+    assert "locked" in outputs["hints"]["text"][0]
 
 
 def test_the_shipped_model_follows_points(host):
@@ -180,19 +164,11 @@ def test_hints_work_again_and_beside_another_run(host, flows):
     assert apart(colored(host, coloring(MILD, hints={"points": POINTS}, seed=1)), first) < 1e-4
 
 
-def test_locked_points_are_met_exactly(host, flows):
-    wanted = hints_from_points(parse_points(POINTS), (32, 48), radius=6)
-    outputs = host.run(coloring(MILD, hints={"points": POINTS, "radius": 6, "lock": True}))["outputs"]
-    assert misses(pixels(outputs["report"]), wanted).max() < 1e-4
-    assert "locked" in outputs["hints"]["text"][0]
-
-
 def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
     strokes = Image.new("RGB", (24, 16), "gray")
     strokes.paste((200, 60, 20), (2, 2, 10, 10))
-    name = host.put("strokes.png", strokes)
     workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "lock": True}, hint_steps=0)
-    workflow["strokes"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    workflow |= graph(strokes=("LoadImage", {"image": host.put("strokes.png", strokes)}))
     rgb = torch.from_numpy(np.array(strokes)).permute(2, 0, 1)[None] / 255
     wanted = hints_from_strokes(rgb, size=(32, 48), lock=True)
     made = colored(host, workflow)
@@ -202,11 +178,8 @@ def test_strokes_of_another_size_are_stretched_and_need_no_mask(host, flows):
 
 def test_a_mask_says_where_strokes_are(host, flows):
     workflow = coloring(MILD, hints={"strokes": ["strokes", 0], "mask": ["mask", 0], "lock": True}, hint_steps=0)
-    workflow = graph(
-        workflow,
-        strokes=picture(fill="noise7", **SIDES),
-        mask=("SolidMask", {"value": 1.0, "width": 12, "height": 8}),
-    )
+    mask = ("SolidMask", {"value": 1.0, "width": 12, "height": 8})
+    workflow = graph(workflow, strokes=picture(fill="noise7", **SIDES), mask=mask)
     outputs = host.run(workflow)["outputs"]
     assert "cover 100 %" in outputs["hints"]["text"][0]
     room = color.compress(torch.full((1, 1, 32, 48), 0.5), color.split(noise(1, 3, 32, 48, number=7))[1])
@@ -232,18 +205,14 @@ def test_a_palette_of_colors_or_of_an_image(host, flows):
 
 def test_new_hints_lie_over_earlier_ones(host, flows):
     workflow = coloring(MILD, hints={"points": "10, 10, #c04020", "lock": True}, hint_steps=0)
-    workflow["earlier"] = {
-        "class_type": "FlowcoreColorHints",
-        "inputs": {"image": ["image", 0], "points": "10, 10, #2040c0; 40, 20, #20c040", "palette": "#888888"},
-    }
+    earlier = {"image": "image.0", "points": "10, 10, #2040c0; 40, 20, #20c040", "palette": "#888888"}
+    workflow = graph(workflow, earlier=("FlowcoreColorHints", earlier))
     workflow["hints"]["inputs"]["hints"] = ["earlier", 0]
     made = color.split(colored(host, workflow))[1]
-    size = (32, 48)
     for x, y, value in ((10, 10, "#c04020"), (40, 20, "#20c040")):
-        wanted = hints_from_points([(x, y, value)], size).chroma[..., y, x]
+        wanted = hints_from_points([(x, y, value)], (32, 48)).chroma[..., y, x]
         assert apart(made[..., y, x], wanted) < 1e-4
-    workflow["earlier"]["inputs"]["image"] = ["small", 0]
-    workflow["earlier"]["inputs"]["points"] = "1, 1, #2040c0"
+    workflow["earlier"]["inputs"] |= {"image": ["small", 0], "points": "1, 1, #2040c0"}
     refusal(host, graph(workflow, small=picture(height=8, width=8)), "8x8", "48x32", "one image")
 
 
@@ -254,27 +223,32 @@ def test_no_hints_at_all_are_a_note_and_change_nothing(host, flows):
 
 
 @pytest.mark.parametrize(
-    ("hints", "words"),
+    ("inputs", "words"),
     [
-        ({"points": "48, 10, #c04020"}, ["Hint 1", "x 48", "48x32"]),
-        ({"points": "1, 1, #fff\n2, -1, #c04020"}, ["Hint 2", "y -1", "48x32"]),
-        ({"points": "1, 1, red"}, ["#e0b080", "red"]),
-        ({"points": "1, 1"}, ["x, y, #rrggbb", "1, 1"]),
-        ({"points": "[[1, 1]]"}, ["JSON", "#rrggbb"]),
-        ({"palette": "#12345"}, ["#e0b080", "#12345"]),
-        ({"strokes": ["image", 0]}, ["Strokes need colors"]),
+        ({"model": "small-glow.safetensors"}, ["colorizer", "color-photos", "glow"]),
+        ({"model": "srflow-x4"}, ["colorizer", "srflow"]),
+        ({"image": MILD, "model": "small-glow.safetensors", "latents": {"image": ["image", 0]}}, ["colorizer", "glow"]),
+        ({"working_size": 8}, ["working_size", "16", "8"]),
+        ({"temperature": math.nan}, ["temperature", "nan"]),
+        ({"saturation": math.nan}, ["saturation", "nan"]),
+        ({"hints": {"points": "48, 10, #c04020"}}, ["Hint 1", "x 48", "48x32"]),
+        ({"hints": {"points": "1, 1, #fff\n2, -1, #c04020"}}, ["Hint 2", "y -1", "48x32"]),
+        ({"hints": {"points": "1, 1, red"}}, ["#e0b080", "red"]),
+        ({"hints": {"points": "1, 1"}}, ["x, y, #rrggbb", "1, 1"]),
+        ({"hints": {"points": "[[1, 1]]"}}, ["JSON", "#rrggbb"]),
+        ({"hints": {"palette": "#12345"}}, ["#e0b080", "#12345"]),
+        ({"hints": {"strokes": ["image", 0]}}, ["Strokes need colors"]),
     ],
 )
-def test_malformed_hints_raise_a_readable_error(host, flows, hints, words):
-    refusal(host, coloring(hints=hints), *words)
+def test_invalid_inputs_raise_a_readable_error(host, flows, inputs, words):
+    refusal(host, coloring(**inputs), *words)
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_gets_its_own_colors_back_from_its_latents(host, flows):
-    image = picture(fill="noise", height=64, width=96)
-    workflow = coloring(image, latents={"image": ["image", 0]}, latents_levels=0)
+    workflow = coloring(picture(fill="noise", height=64, width=96), latents={"image": ["image", 0]}, latents_levels=0)
     workflow = graph(workflow, latents=("FlowcoreTestLatents", {"latents": "encode.0"}))
     outputs = host.run(workflow)["outputs"]
     rgb, small = noise(1, 3, 64, 96), flow("small-color")
@@ -293,17 +267,9 @@ def test_a_palette_is_transferred(host, flows, options):
     workflow = coloring(latents={"image": ["other", 0]}, samples=2, **options)
     made = colored(host, graph(workflow, other=picture(fill="noise4", height=40, width=40)))
     names = {"latents_strength": "strength", "latents_levels": "levels"}
-    expected = flowcore.transfer_palette(
-        flow("small-color"),
-        gray(),
-        noise(1, 3, 40, 40, number=4),
-        temperature=1.0,
-        detail=0.3,
-        seed=5,
-        samples=2,
-        **{names[name]: value for name, value in options.items()},
-    )
-    assert apart(made, expected) < CLOSE
+    asked = {"temperature": 1.0, "detail": 0.3, "seed": 5, "samples": 2} | {names[k]: v for k, v in options.items()}
+    images = noise(1, 1, 32, 48), noise(1, 3, 40, 40, number=4)
+    assert apart(made, flowcore.transfer_palette(flow("small-color"), *images, **asked)) < CLOSE
 
 
 def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, flows):
@@ -335,18 +301,17 @@ def test_latents_of_colors_are_walked_mixed_varied_and_kept_like_others(host, fl
     record = outputs["keep"]["latents"][0]
     name = f"{record['subfolder']}/{record['filename']} [output]"
     loaded = coloring(picture(fill="noise", channels=1, height=24, width=32), latents_levels=0)
-    loaded["load"] = {"class_type": "FlowcoreLoadLatents", "inputs": {"file": name}}
+    loaded |= graph(load=("FlowcoreLoadLatents", {"file": name}))
     loaded["color"]["inputs"]["latents"] = ["load", 0]
     assert apart(colored(host, loaded), made[:1]) < CLOSE
 
 
 def test_latents_that_do_not_fit_raise_a_readable_error(host, flows):
-    workflow = coloring(latents={"image": ["image", 0]})
-    refusal(host, workflow, "color image")  # one channel
+    refusal(host, coloring(latents={"image": ["image", 0]}), "color image")  # one channel
     workflow = coloring(picture(batch=2, **SIDES), latents={"image": ["three", 0]}, model=COLOR)
     refusal(host, graph(workflow, three=picture(fill="noise", batch=3, **SIDES)), "1 or 2 images", "got 3")
     workflow = coloring(picture(fill="noise", **SIDES), latents={"image": ["image", 0]})
-    workflow["other"] = {"class_type": "FlowcoreLoadModel", "inputs": {"model_name": "other-color.safetensors"}}
+    workflow = graph(workflow, other=("FlowcoreLoadModel", {"model_name": "other-color.safetensors"}))
     workflow["encode"]["inputs"]["model"] = ["other", 0]
     refusal(host, workflow, "other-color", "small-color")
 
@@ -354,7 +319,7 @@ def test_latents_that_do_not_fit_raise_a_readable_error(host, flows):
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 
-def test_frames_of_a_clip_get_the_same_latents(host, flows):
+def test_frames_of_a_clip_get_the_same_latents_and_still_ones_stay_still(host, flows):
     image = picture(fill="noise", channels=1, batch=3, height=24, width=32)
     made = []
     for carry in (0.0, 0.8):
@@ -365,15 +330,11 @@ def test_frames_of_a_clip_get_the_same_latents(host, flows):
         expected = flowcore.colorize_video(flow("small-color"), noise(3, 1, 24, 32), **options)
         assert apart(made[-1], expected) < CLOSE
     assert apart(*made) > 1e-3
-
-
-def test_still_frames_stay_still(host, flows):
-    workflow = coloring(frames="video")
-    workflow["repeat"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["image", 0], "amount": 3}}
+    workflow = graph(coloring(frames="video"), repeat=("RepeatImageBatch", {"image": "image.0", "amount": 3}))
     workflow["color"]["inputs"]["image"] = ["repeat", 0]
-    made = colored(host, workflow)
-    assert made.shape == (3, 3, 32, 48)
-    assert apart(made, made[:1].expand(3, -1, -1, -1)) < 1e-6
+    still = colored(host, workflow)
+    assert still.shape == (3, 3, 32, 48)
+    assert apart(still, still[:1].expand(3, -1, -1, -1)) < 1e-6
 
 
 def test_unused_values_get_a_note(host, flows):
@@ -388,12 +349,9 @@ def test_unused_values_get_a_note(host, flows):
 
 
 def applying(luma, colors, **inputs):
-    return graph(
-        luma=luma,
-        colors=colors,
-        apply=("FlowcoreApplyChroma", {"luma_from": "luma.0", "colors_from": "colors.0"} | inputs),
-        report=("FlowcoreTestReport", {"image": "apply.0"}),
-    )
+    asked = {"luma_from": "luma.0", "colors_from": "colors.0"} | inputs
+    report = ("FlowcoreTestReport", {"image": "apply.0"})
+    return graph(luma=luma, colors=colors, apply=("FlowcoreApplyChroma", asked), report=report)
 
 
 @pytest.mark.parametrize("options", [{}, {"saturation": 1.7}, {"saturation": 0.0}, {"gamut": "clip"}])
