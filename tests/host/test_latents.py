@@ -30,18 +30,16 @@ def drawn(count, seed, temperature=1.0, model="small-glow"):
 
 def working(kind, name=GLOW, other=None, samples=(1, 1), labels=("", ""), **values):
     """Two samplings, seeds 10 and 20, and a node that works on them, reported number by number."""
-    two = "model.0" if other is None else "other.0"
+
+    def draw(number, model, seed):
+        asked = {"samples": samples[number], "temperature": 1.0, "seed": seed, "labels": labels[number]}
+        return "FlowcoreSample", {"model": model, **asked}
+
     return graph(
         model=("FlowcoreLoadModel", {"model_name": name}),
         other=("FlowcoreLoadModel", {"model_name": other or name}),
-        one=(
-            "FlowcoreSample",
-            {"model": "model.0", "samples": samples[0], "temperature": 1.0, "seed": 10, "labels": labels[0]},
-        ),
-        two=(
-            "FlowcoreSample",
-            {"model": two, "samples": samples[1], "temperature": 1.0, "seed": 20, "labels": labels[1]},
-        ),
+        one=draw(0, "model.0", 10),
+        two=draw(1, "other.0" if other else "model.0", 20),
         node=(kind, values),
         report=("FlowcoreTestLatents", {"latents": "node.0"}),
     )
@@ -49,7 +47,7 @@ def working(kind, name=GLOW, other=None, samples=(1, 1), labels=("", ""), **valu
 
 def walk(samples=(1, 1), model=GLOW, other=None, labels=("", ""), **values):
     asked = {"a": "one.1", "b": "two.1", "frames": 5, "mode": "slerp"} | values
-    return working("FlowcoreInterpolate", model, other, samples, labels, **asked)
+    return working(WALK, model, other, samples, labels, **asked)
 
 
 def levels(host, workflow):
@@ -84,25 +82,21 @@ def test_frames_of_the_first_pair_come_first(host, flows):
     one_to_two = levels(host, walk(samples=(1, 2), frames=3))
     same([z[[0, 3]] for z in one_to_two], [z[[0, 0]] for z in a])
     same([z[[2, 5]] for z in one_to_two], b)
-    refusal(host, walk(samples=(2, 3)), "2 items and 3")
 
 
 def test_a_loop_goes_back_without_repeating_its_ends(host, flows):
-    there = levels(host, walk(frames=4))
-    loop = levels(host, walk(frames=4, loop=True))
+    there, loop = (levels(host, walk(frames=4, loop=loop)) for loop in (False, True))
     same([z[[0, 1, 2, 3, 2, 1]] for z in there], loop)
     assert len(levels(host, walk(frames=2, loop=True))[0]) == 2
 
 
 def test_coarse_levels_run_ahead(host, flows):
     a, b = drawn(1, 10), drawn(1, 20)
-    frames = levels(host, walk(frames=5, coarse_first=1.0))
-    same([z[[0]] for z in frames], a)
-    same([z[[4]] for z in frames], b)
+    frames = levels(host, walk(coarse_first=1.0))
+    same([z[[0, 4]] for z in frames], [torch.cat(ends) for ends in zip(a, b, strict=True)])
     same([z[[2]] for z in frames], [a[0], b[1]])  # the deepest has arrived, the finest has not set out
-    frames = levels(host, walk(frames=5, coarse_first=0.5))
     expected = material.interpolate(a, b, [(0.5 - 0.25) / 0.75, 0.5 / 0.75])
-    same([z[[2]] for z in frames], expected, 1e-6)
+    same([z[[2]] for z in levels(host, walk(coarse_first=0.5))], expected, 1e-6)
 
 
 def test_frames_show_the_label_of_the_nearer_end(host, flows):
@@ -134,18 +128,13 @@ def test_small_images_fade_along_a_walk_of_an_upscaler(host, flows):
     assert (images[2] - noise(1, 3, 16, 12, number=1)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["FlowcoreInterpolate", "FlowcoreMixLatents"])
-def test_latents_of_two_models_do_not_go_together(host, flows, kind):
-    more = {"frames": 3, "mode": "slerp"} if kind == "FlowcoreInterpolate" else {"coarse": 1.0, "fine": 0.0}
-    workflow = working(kind, other="other-glow.safetensors", a="one.1", b="two.1", **more)
-    refusal(host, workflow, "made with small-glow.safetensors", "with other-glow.safetensors")
-
-
 # --- mix, vary, normalize, scale --------------------------------------------------------------------------------------
 
 MIX, VARY, NORMALIZE, SCALE = (f"Flowcore{name}Latents" for name in ("Mix", "Vary", "Normalize", "Scale"))
+WALK = "FlowcoreInterpolate"
 TWO = {"a": "one.1", "b": "two.1"}
 ONE = {"latents": "one.1"}
+MIXED = TWO | {"coarse": 0.3, "fine": 0.6}
 VARIED = ONE | {"seed": 33, "strength": 0.3}
 NORMALIZED = ONE | {"strength": 0.7, "window": 5}
 
@@ -155,12 +144,8 @@ NORMALIZED = ONE | {"strength": 0.7, "window": 5}
     [
         (MIX, TWO | {"coarse": 1.0, "fine": 0.0}, lambda a, b: [a[0], b[1]]),
         (MIX, TWO | {"coarse": 0.0, "fine": 1.0}, lambda a, b: [b[0], a[1]]),
-        (MIX, TWO | {"coarse": 0.3, "fine": 0.6}, lambda a, b: material.mix_levels(a, b, weights=[0.6, 0.3])),
-        (
-            MIX,
-            TWO | {"coarse": 0.3, "fine": 0.6, "levels": "0; 0.5"},
-            lambda a, b: material.mix_levels(a, b, weights=[0, 0.5]),
-        ),
+        (MIX, MIXED, lambda a, b: material.mix_levels(a, b, weights=[0.6, 0.3])),
+        (MIX, MIXED | {"levels": "0; 0.5"}, lambda a, b: material.mix_levels(a, b, weights=[0, 0.5])),
         (VARY, VARIED, lambda a, b: material.vary(a, 33, 0.3)),
         (VARY, VARIED | {"temperature": 0.5}, lambda a, b: material.vary(a, 33, 0.3, temperature=0.5)),
         (VARY, VARIED | {"strength": 0.0}, lambda a, b: a),
@@ -179,12 +164,21 @@ def test_every_widget_reaches_the_task(host, flows, node, values, expected):
 @pytest.mark.parametrize(
     ("node", "values", "words"),
     [
-        (MIX, TWO | {"coarse": 0.3, "fine": 0.6, "levels": "0, 1, 1"}, ["2 levels", "3 weights"]),
-        (MIX, TWO | {"coarse": 0.3, "fine": 0.6, "levels": "0, 2"}, ["[0, 1]"]),
-        (MIX, TWO | {"coarse": 0.3, "fine": 0.6, "levels": "all"}, ["levels takes one number per level", "`all`"]),
+        (MIX, MIXED | {"levels": "0, 1, 1"}, ["2 levels", "3 weights"]),
+        (MIX, MIXED | {"levels": "0, 2"}, ["[0, 1]"]),
+        (MIX, MIXED | {"levels": "all"}, ["levels takes one number per level", "`all`"]),
         (VARY, VARIED | {"seed": 10}, ["seed 10", "another seed"]),
         (NORMALIZE, NORMALIZED | {"per": "local", "window": 6}, ["odd"]),
         (SCALE, ONE | {"temperature": 0.5, "temperatures": "1, nan"}, ["finite"]),
+        *(
+            (
+                kind,
+                TWO | {"other": "other-glow.safetensors"} | more,
+                [f"made with {GLOW}", "with other-glow.safetensors"],
+            )
+            for kind, more in ((MIX, {"coarse": 1.0, "fine": 0.0}), (WALK, {"frames": 3, "mode": "slerp"}))
+        ),
+        (WALK, TWO | {"samples": (2, 3), "frames": 3, "mode": "slerp"}, ["2 items and 3"]),
     ],
 )
 def test_invalid_values_raise_a_readable_error(host, flows, node, values, words):
@@ -222,54 +216,44 @@ def test_styles_of_a_model(host, flows):
 
 def test_any_direction(host, flows):
     z, d = drawn(2, 10, model="small-digits"), drawn(1, 20, model="small-digits")
-    moved = levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5))
     known = material.add(apply_style(flow("small-digits"), z, {"bold": 1.0}), d, -0.5)
-    same(moved, known, 1e-6)
-    workflow = restyled(GLOW, "other-glow.safetensors", direction="two.1")
-    refusal(host, workflow, "small-glow.safetensors", "other-glow.safetensors")
-    workflow = restyled(GLOW, "other-glow.safetensors", model="other.0")
-    refusal(host, workflow, "made with small-glow.safetensors", "given is other-glow.safetensors")
+    same(levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5)), known, 1e-6)
+    other = "other-glow.safetensors"
+    refusal(host, restyled(GLOW, other, direction="two.1"), GLOW, other)
+    refusal(host, restyled(GLOW, other, model="other.0"), f"made with {GLOW}", f"given is {other}")
 
 
 def directed(model=GLOW, plain=None, size=(12, 16), **values):
-    workflow = graph(
+    sides = {"with_attribute": "plus.0", "without_attribute": "minus.0"}
+    return graph(
         model=("FlowcoreLoadModel", {"model_name": model}),
         plus=picture(fill="noise1", batch=3, height=size[0], width=size[1]),
         minus=plain or picture(fill="noise2", batch=2, height=size[0], width=size[1]),
-        node=("FlowcoreAttributeDirection", {"model": "model.0"} | values),
+        node=("FlowcoreAttributeDirection", {"model": "model.0"} | sides | values),
         report=("FlowcoreTestLatents", {"latents": "node.0"}),
     )
-    workflow["node"]["inputs"] |= {"with_attribute": ["plus", 0], "without_attribute": ["minus", 0]}
-    return workflow
 
 
 def test_the_direction_of_an_attribute(host, flows):
-    known = material.attribute_direction(
-        [encode(flow("small-glow"), noise(3, 3, 12, 16, number=1))],
-        [encode(flow("small-glow"), noise(2, 3, 12, 16, number=2))],
-    )
+    sides = ([encode(flow("small-glow"), noise(n, 3, 12, 16, number=k))] for n, k in ((3, 1), (2, 2)))
+    known = material.attribute_direction(*sides)
     same(levels(host, directed()), known, 1e-4)
     workflow = graph(  # the same images as a list of two batches
-        directed(),
+        directed(with_attribute=["list", 0]),
         rest=("ImageFromBatch", {"image": "plus.0", "batch_index": 1, "length": 2}),
         first=("ImageFromBatch", {"image": "plus.0", "batch_index": 0, "length": 1}),
         list=("FlowcoreTestImages", {"first": "first.0", "second": "rest.0"}),
     )
-    workflow["node"]["inputs"]["with_attribute"] = ["list", 0]
     same(levels(host, workflow), known, 1e-4)
 
 
 def test_directions_of_labelled_models_and_of_upscalers(host, flows):
-    gray = directed(DIGITS, label=2, size=(8, 12))
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    told = flow("small-digits").encode_condition(torch.tensor([2]))
-    known = material.attribute_direction(
-        *(
-            [encode(flow("small-digits"), (noise(n, 3, 8, 12, number=i) * weights).sum(1, keepdim=True), told)]
-            for n, i in ((3, 1), (2, 2))
-        )
-    )
-    same(levels(host, gray), known, 1e-4)
+    digits = flow("small-digits")
+    label = digits.encode_condition(torch.tensor([2]))
+    images = ((noise(n, 3, 8, 12, number=k) * weights).sum(1, keepdim=True) for n, k in ((3, 1), (2, 2)))
+    known = material.attribute_direction(*([encode(digits, image, label)] for image in images))
+    same(levels(host, directed(DIGITS, label=2, size=(8, 12))), known, 1e-4)
     refusal(host, directed(DIGITS), "set label to 0 to 2")
     refusal(host, directed("small-srflow.safetensors"), "models that make images from noise")
     refusal(host, directed(plain=picture(batch=0)), "empty")
@@ -287,9 +271,9 @@ def files(host):
     shutil.rmtree(folder)
 
 
-def saving(prefix="latents/flowcore", model=DIGITS, **inputs):
+def saving(prefix="latents/flowcore", **inputs):
     save = ("FlowcoreSaveLatents", {"latents": "sample.1", "filename_prefix": prefix})
-    return graph(sampling(model, **inputs), save=save)
+    return graph(sampling(DIGITS, **inputs), save=save)
 
 
 def loading(name, model=DIGITS):
