@@ -25,15 +25,18 @@ def enlarged(flows, samples=3, **more):
     }
 
 
-def facts(host, workflow, *names):
-    """The history of some nodes, whose values nobody has seen before."""
-    outputs = host.run(workflow)["outputs"]
-    return [outputs[name] for name in names] if len(names) > 1 else outputs[names[0]]
-
-
 def shows(**wires):
     """A node of the host per wire, which puts its value into the history."""
     return {name: ("PreviewAny", {"source": wire}) for name, wire in wires.items()}
+
+
+def report(wire):
+    return "FlowcoreTestReport", {"image": wire}
+
+
+def refused(host, workflow, words):
+    with pytest.raises(RunError, match=words):
+        host.run(graph(**workflow))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -41,18 +44,13 @@ def shows(**wires):
 
 
 def grid(flows, **more):
-    base = enlarged(flows)
-    del base["up"]
     asked = {"image": "image.0", "model": "model.0", "temperatures": "0, 0.8", "seed": 5, "seeds": 3}
-    return base | {"grid": ("FlowcoreTemperatureGrid", asked | more)}
+    return enlarged(flows) | {"grid": ("FlowcoreTemperatureGrid", asked | more)}
 
 
 def test_the_grid_is_every_temperature_with_every_seed(host, flows):
-    workflow = grid(flows) | {"show": ("FlowcoreTestReport", {"image": "grid.1"})}
-    workflow |= shows(taus="grid.2", seeds="grid.3")
-    workflow["up"] = enlarged(flows)["up"]
-    workflow["single"] = ("FlowcoreTestReport", {"image": "up.0"})
-    outputs = host.run(graph(**workflow))["outputs"]
+    reports = shows(taus="grid.2", seeds="grid.3") | {"show": report("grid.1"), "single": report("up.0")}
+    outputs = host.run(graph(**grid(flows), **reports))["outputs"]
     assert (outputs["grid"]["temperatures"], outputs["grid"]["seeds"]) == ([0, 0.8], [5, 6, 7])
     assert [float(x) for x in outputs["taus"]["text"]] == [0, 0, 0, 0.8, 0.8, 0.8]
     assert [int(x) for x in outputs["seeds"]["text"]] == [5, 6, 7] * 2
@@ -64,11 +62,9 @@ def test_the_grid_is_every_temperature_with_every_seed(host, flows):
 
 
 def test_each_image_has_a_labeled_sheet_and_seeds_wrap_around(host, flows):
-    workflow = grid(flows, seed=2**64 - 1)
-    workflow["image"] = picture(fill="photo", height=8, width=12, batch=2)
-    workflow["many"] = ("FlowcoreTestReport", {"image": "grid.1"})
-    workflow["save"] = ("SaveImage", {"images": "grid.0", "filename_prefix": "sheet"})
-    entry = host.run(graph(**workflow))
+    workflow = grid(flows, seed=2**64 - 1) | {"image": picture(fill="photo", height=8, width=12, batch=2)}
+    save = ("SaveImage", {"images": "grid.0", "filename_prefix": "sheet"})
+    entry = host.run(graph(**workflow, many=report("grid.1"), save=save))
     assert entry["outputs"]["grid"]["seeds"] == [2**64 - 1, 0, 1]
     assert entry["outputs"]["many"]["shape"] == [12, 16, 24, 3]
     sheet, _ = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
@@ -84,8 +80,7 @@ def test_each_image_has_a_labeled_sheet_and_seeds_wrap_around(host, flows):
 
 @pytest.mark.parametrize("temperatures", ["", "warm", "0.5, -1", "nan", ", ".join(["0.5"] * 65)])
 def test_invalid_temperatures_of_a_grid_raise_a_readable_error(host, flows, temperatures):
-    with pytest.raises(RunError, match=r"(?i)temperature"):
-        host.run(graph(**grid(flows, temperatures=temperatures), show=("FlowcoreTestReport", {"image": "grid.0"})))
+    refused(host, grid(flows, temperatures=temperatures) | {"show": report("grid.0")}, r"(?i)temperature")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,14 +118,12 @@ def test_invalid_curves_raise_a_readable_error(host, value):
 
 
 def test_a_curve_goes_into_the_upscaler(host, flows):
-    workflow = enlarged(flows, temperatures="curve.0")
-    workflow["curve"] = ("FlowcoreTemperatureCurve", {"fine": 0.3, "coarse": 0.7, "levels": 1})
-    workflow["show"] = ("FlowcoreTestReport", {"image": "up.0"})
-    typed = enlarged(flows, temperatures="0.3") | {"show": ("FlowcoreTestReport", {"image": "up.0"})}
-    assert facts(host, graph(**workflow), "show")["rows"] == facts(host, graph(**typed), "show")["rows"]
-    workflow["curve"][1]["levels"] = 5
-    with pytest.raises(RunError, match="1 levels of latents; got 5"):
-        host.run(graph(**workflow))
+    drawn, typed = (enlarged(flows, temperatures=text) | {"show": report("up.0")} for text in ("curve.0", "0.3"))
+    drawn["curve"] = ("FlowcoreTemperatureCurve", {"fine": 0.3, "coarse": 0.7, "levels": 1})
+    rows = [host.run(graph(**workflow))["outputs"]["show"]["rows"] for workflow in (drawn, typed)]
+    assert rows[0] == rows[1]
+    drawn["curve"][1]["levels"] = 5
+    refused(host, drawn, "1 levels of latents; got 5")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,20 +131,19 @@ def test_a_curve_goes_into_the_upscaler(host, flows):
 
 
 def test_the_map_is_bright_where_samples_differ(host, flows):
-    workflow = enlarged(flows, samples=4, mask="mask.0", outside=0.0, temperature=1.0)
-    # The left half is white.
-    workflow["mask"] = (
-        "MaskComposite",
-        {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"},
-    )
-    workflow["black"] = ("SolidMask", {"value": 0.0, "width": 64, "height": 16})
-    workflow["white"] = ("SolidMask", {"value": 1.0, "width": 32, "height": 16})
-    workflow["image"] = picture(fill="photo", height=12, width=48)
-    workflow["map"] = ("FlowcoreDiversityMap", {"images": "up.0", "samples": 0, "gain": 4.0})
-    workflow["show"] = ("FlowcoreTestReport", {"image": "map.0"})
-    workflow["as_image"] = ("MaskToImage", {"mask": "map.1"})
-    workflow["masked"] = ("FlowcoreTestReport", {"image": "as_image.0"})
-    ui, shown, masked = facts(host, graph(**workflow), "map", "show", "masked")
+    halves = {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"}  # white on the left
+    workflow = enlarged(flows, samples=4, mask="mask.0", outside=0.0, temperature=1.0) | {
+        "mask": ("MaskComposite", halves),
+        "black": ("SolidMask", {"value": 0.0, "width": 64, "height": 16}),
+        "white": ("SolidMask", {"value": 1.0, "width": 32, "height": 16}),
+        "image": picture(fill="photo", height=12, width=48),
+        "map": ("FlowcoreDiversityMap", {"images": "up.0", "samples": 0, "gain": 4.0}),
+        "show": report("map.0"),
+        "as_image": ("MaskToImage", {"mask": "map.1"}),
+        "masked": report("as_image.0"),
+    }
+    outputs = host.run(graph(**workflow))["outputs"]
+    ui, shown, masked = (outputs[name] for name in ("map", "show", "masked"))
     assert shown["shape"] == [1, 24, 96, 3]
     mask = np.array(masked["rows"]).reshape(24, 96, 3)[..., 0]
     assert mask[:, :28].mean() > 0.2
@@ -166,17 +158,18 @@ def test_maps_of_a_batch_and_their_gain(host, flows):
     def shown(samples, gain):
         workflow = enlarged(flows, samples=2) | {
             "map": ("FlowcoreDiversityMap", {"images": "up.0", "samples": samples, "gain": gain}),
-            "show": ("FlowcoreTestReport", {"image": "map.0"}),
+            "show": report("map.0"),
         }
         workflow["image"] = picture(fill="photo", height=6, width=8, batch=2)
-        return facts(host, graph(**workflow), "map", "show")
+        outputs = host.run(graph(**workflow))["outputs"]
+        return outputs["map"], outputs["show"]
 
-    two, report = shown(2, 1.0)
-    assert report["shape"] == [2, 12, 16, 3]
+    two, bright = shown(2, 1.0)
+    assert bright["shape"] == [2, 12, 16, 3]
     assert two["each"][0] == pytest.approx(two["each"][1])  # twice the same image
     none, dark = shown(2, 0.0)
     assert none["mean"] == two["mean"]
-    assert dark["range"][1] < report["range"][1]
+    assert dark["range"][1] < bright["range"][1]
     assert shown(0, 1.0)[1]["shape"][0] == 1
 
 
@@ -184,9 +177,7 @@ def test_maps_of_a_batch_and_their_gain(host, flows):
 def test_too_few_samples_for_a_map_raise_a_readable_error(host, flows, made, samples):
     workflow = enlarged(flows, samples=made)
     workflow["map"] = ("FlowcoreDiversityMap", {"images": "up.0", "samples": samples, "gain": 1.0})
-    workflow["show"] = ("FlowcoreTestReport", {"image": "map.0"})
-    with pytest.raises(RunError, match="at least 2 samples"):
-        host.run(graph(**workflow))
+    refused(host, workflow | {"show": report("map.0")}, "at least 2 samples")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,13 +188,12 @@ def best(flows, samples=4, batch=1, **more):
     workflow = enlarged(flows, samples=samples)
     workflow["image"] = picture(fill="photo", height=8, width=12, batch=batch)
     asked = {"images": "up.0", "source": "image.0", "by": "consistency", "keep": 2} | more
-    return workflow | {"best": ("FlowcoreBestOf", asked), "all": ("FlowcoreTestReport", {"image": "up.0"})}
+    return workflow | {"best": ("FlowcoreBestOf", asked), "all": report("up.0"), "show": report("best.0")}
 
 
 @pytest.mark.parametrize("by", ["consistency", "likelihood"])
 def test_the_best_come_first_with_their_scores_and_numbers(host, flows, by):
-    workflow = best(flows, by=by, model="model.0") | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
-    workflow |= shows(scores="best.1", order="best.2")
+    workflow = best(flows, by=by, model="model.0") | shows(scores="best.1", order="best.2")
     outputs = host.run(graph(**workflow))["outputs"]
     every, order = outputs["best"]["scores"], outputs["best"]["order"]
     sign = -1 if by == "consistency" else 1
@@ -218,8 +208,7 @@ def test_the_best_come_first_with_their_scores_and_numbers(host, flows, by):
 
 
 def test_every_source_has_its_own_best(host, flows):
-    workflow = best(flows, samples=3, batch=2, keep=64) | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
-    outputs = host.run(graph(**workflow))["outputs"]
+    outputs = host.run(graph(**best(flows, samples=3, batch=2, keep=64)))["outputs"]
     order = outputs["best"]["order"]
     assert sorted(order[:3]) == [0, 1, 2]
     assert sorted(order[3:]) == [3, 4, 5]
@@ -236,12 +225,12 @@ def test_every_source_has_its_own_best(host, flows):
     ],
 )
 def test_invalid_rankings_raise_a_readable_error(host, flows, more, words):
-    workflow = best(flows, **more) | {"show": ("FlowcoreTestReport", {"image": "best.0"})}
-    workflow["other"] = ("FlowcoreLoadModel", {"model_name": flows["small-glow"]})
-    workflow["small"] = picture(fill="photo", height=4, width=6)
-    workflow["three"] = picture(fill="photo", height=8, width=12, batch=3)
-    with pytest.raises(RunError, match=words):
-        host.run(graph(**workflow))
+    others = {
+        "other": ("FlowcoreLoadModel", {"model_name": flows["small-glow"]}),
+        "small": picture(fill="photo", height=4, width=6),
+        "three": picture(fill="photo", height=8, width=12, batch=3),
+    }
+    refused(host, best(flows, **more) | others, words)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,20 +240,13 @@ def test_invalid_rankings_raise_a_readable_error(host, flows, more, words):
 @pytest.mark.parametrize("size", [(32, 48), (27, 50), (8, 12)])
 def test_matched_images_are_their_source_again(host, size):
     """Of any upscaler: here the host's own, which shifts colors a little."""
+    height, width = size
+    scale = {"upscale_method": "nearest-exact", "width": width, "height": height, "crop": "disabled"}
     workflow = graph(
         image=picture(fill="photo", height=8, width=12),
-        up=(
-            "ImageScale",
-            {
-                "image": "image.0",
-                "upscale_method": "nearest-exact",
-                "width": size[1],
-                "height": size[0],
-                "crop": "disabled",
-            },
-        ),
+        up=("ImageScale", {"image": "image.0"} | scale),
         match=("FlowcoreMatchSource", {"images": "up.0", "source": "image.0"}),
-        show=("FlowcoreTestReport", {"image": "match.0"}),
+        show=report("match.0"),
         **shows(number="match.1"),
     )
     outputs = host.run(workflow)["outputs"]
@@ -280,7 +262,7 @@ def test_images_that_cannot_be_matched_get_a_note_or_a_readable_error(host):
         noise=picture(fill="noise", height=4, width=4),
         big=picture(fill="noise1", height=8, width=8),
         match=("FlowcoreMatchSource", {"images": "big.0", "source": "noise.0"}),
-        show=("FlowcoreTestReport", {"image": "match.0"}),
+        show=report("match.0"),
     )
     assert "dB" in " ".join(host.run(workflow)["outputs"]["match"]["text"])
     workflow["match"]["inputs"] = {"images": ["noise", 0], "source": ["image", 0]}
