@@ -47,10 +47,6 @@ def b():
 # --- interpolate ------------------------------------------------------------------------------------------------------
 
 
-def test_linear_is_the_line(a, b):
-    close(la.interpolate(a, b, 0.3, mode="linear"), [0.7 * x + 0.3 * y for x, y in zip(a, b, strict=True)])
-
-
 @pytest.mark.parametrize("angle", [1e-3, 0.05, 1.0, 2.5, 3.1])
 def test_slerp_is_its_formula_with_one_angle_per_level_and_item(angle):
     angles = torch.tensor([[angle, angle / 2], [angle / 3, angle]], dtype=torch.float64)  # (levels, items)
@@ -115,18 +111,18 @@ def test_alike_opposite_and_empty_latents_stay_finite(a, mode):
             assert all(z.isfinite().all() for z in la.interpolate(one, two, t, mode=mode))
 
 
-def test_slerp_meets_the_line_where_it_takes_over(a, b):
-    """Just above the smallest angle the arc's formula must not be noise."""
+@pytest.mark.parametrize("angle", [3e-6, 1e-4])
+def test_slerp_meets_the_line_at_the_smallest_angles(a, b, angle):
     across = [y - x * ((x * y).sum() / x.square().sum()) for x, y in zip(a, b, strict=True)]
-    for angle in (3e-6, 1e-4):
-        turned = [x + y * angle * x.norm() / y.norm() for x, y in zip(a, across, strict=True)]
-        close(la.interpolate(a, turned, 0.5), la.interpolate(a, turned, 0.5, mode="linear"), 1e-8)
+    turned = [x + y * angle * x.norm() / y.norm() for x, y in zip(a, across, strict=True)]
+    close(la.interpolate(a, turned, 0.5), la.interpolate(a, turned, 0.5, mode="linear"), 1e-8)
 
 
-def test_linear_goes_on_beyond_its_ends(a, b):
-    close(la.interpolate(a, b, 1.5, mode="linear"), [1.5 * y - 0.5 * x for x, y in zip(a, b, strict=True)])
-    close(la.interpolate(a, b, -1, mode="linear"), [2 * x - y for x, y in zip(a, b, strict=True)])
-    assert all(z.isfinite().all() for mode in ("slerp", "norm") for z in la.interpolate(a, b, -3, mode=mode))
+@pytest.mark.parametrize("t", [0.3, 1.5, -1])
+def test_linear_is_the_line_and_goes_on_beyond_its_ends(a, b, t):
+    expected = [(1 - t) * x + t * y for x, y in zip(a, b, strict=True)]
+    close(la.interpolate(a, b, t, mode="linear"), expected)
+    assert all(z.isfinite().all() for mode in ("slerp", "norm") for z in la.interpolate(a, b, t, mode=mode))
 
 
 def test_walks_keep_the_precision_and_take_the_wider_one(a, b):
@@ -218,10 +214,9 @@ def test_their_own_noise_cannot_vary_latents():
         la.vary(z, 7, 0.2)
     with pytest.raises(FlowError, match="another seed"):
         la.vary([level[1:] for level in z], 8, 0.2)
-    assert len(la.vary(z, 8, 0.2)) == 3
     assert equal(la.vary(z, 7, 0), z)  # nothing is mixed
-    zeros = [torch.zeros_like(level) for level in z]
-    assert len(la.vary(zeros, 7, 0.2)) == 3
+    for latents, seed in ((z, 8), ([0 * level for level in z], 7)):
+        assert len(la.vary(latents, seed, 0.2)) == 3
 
 
 def test_vary_refuses_strengths_and_seeds_out_of_range(a):
@@ -268,12 +263,12 @@ def test_normalizing_locally_uses_the_window_that_exists(window):
         assert float(actual[level][1, 2, row, column]) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_strength_blends():
+@pytest.mark.parametrize("per", ["level", "channel", "local"])
+def test_strength_blends(per):
     z = strange()
-    for per in ("level", "channel", "local"):
-        full = la.normalize(z, per=per)
-        close(la.normalize(z, 0.25, per), [0.75 * x + 0.25 * y for x, y in zip(z, full, strict=True)])
-        assert equal(la.normalize(z, 0, per), z)
+    expected = [0.75 * x + 0.25 * y for x, y in zip(z, la.normalize(z, per=per), strict=True)]
+    close(la.normalize(z, 0.25, per), expected)
+    assert equal(la.normalize(z, 0, per), z)
 
 
 @pytest.mark.parametrize("per", ["level", "channel", "local"])
