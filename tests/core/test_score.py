@@ -96,23 +96,24 @@ def test_a_score_is_the_bound_of_the_formulas(wide, dequantization):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fields"),
+    ("architecture", "fields", "constant"),
     [
-        ("glow", {"levels": 3}),
-        ("glow", {"n_bits": 5}),
-        ("glow", {"grid": "levels"}),
-        ("glow", {"classes": 4}),
-        ("realnvp", {"hidden": 6}),
-        ("class_conditional", {"channels": 3, "image_size": (8, 16), "classes": 4}),
+        ("glow", {"levels": 3}, 8),
+        ("glow", {"n_bits": 5}, 5),
+        ("glow", {"grid": "levels"}, math.log2(255)),
+        ("glow", {"classes": 4}, 8),
+        ("realnvp", {"hidden": 6}, 8),
+        ("class_conditional", {"channels": 3, "image_size": (8, 16), "classes": 4}, 8),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_levels_and_pixels_sum_to_the_total(architecture, fields, dtype):
+def test_levels_and_pixels_sum_to_the_total(architecture, fields, constant, dtype):
     flow = perturbed(build_tiny(architecture, **fields), 0.05).to(dtype)
     image = picture(2, 3, 8, 16)
     cond = labels(flow, [1, 3]) if flow.classes else None
     source = torch.tensor([1, 3]) if flow.classes else None
     result = score(flow, image, source, samples=3)
+    assert result.constant == pytest.approx(constant)
     assert result.per_level.shape == (2, len(flow.latent_shapes(8, 16)))
     assert result.map.shape == (2, 8, 16)
     assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
@@ -122,12 +123,6 @@ def test_levels_and_pixels_sum_to_the_total(architecture, fields, dtype):
     total = bits_per_dim(importance_weighted(w), image[0].numel())
     assert torch.allclose(result.bits_per_dim, total, rtol=tolerance, atol=tolerance)
     assert {t.dtype for t in vars(result).values() if isinstance(t, torch.Tensor)} == {torch.float64}
-
-
-def test_the_constant_is_the_width_of_the_bins(flow):
-    assert score(flow, picture()).constant == 8
-    assert score(build(grid="levels"), picture()).constant == pytest.approx(math.log2(255))
-    assert score(build(n_bits=5), picture()).constant == 5
 
 
 def test_levels_and_pixels_are_those_of_by_position():
@@ -282,13 +277,6 @@ def test_changes_to_the_image_are_noted(flow):
         assert_same(result, expected, ignore=("notes",))
 
 
-def test_a_gray_model_takes_gray():
-    gray = build(channels=1)
-    assert score(gray, picture(2, 1)).map.shape == (2, 8, 12)
-    with pytest.raises(ImageError, match="gray first"):
-        score(gray, picture(2, 3))
-
-
 def test_invalid_arguments_raise_readable_errors(flow):
     image = picture()
     broken = image.clone()
@@ -316,6 +304,10 @@ def test_invalid_arguments_raise_readable_errors(flow):
     ]:
         with pytest.raises(FlowError, match=words):
             score(flow, image, **arguments)
+    gray = build(channels=1)
+    assert score(gray, picture(2, 1)).map.shape == (2, 8, 12)
+    with pytest.raises(ImageError, match="gray first"):
+        score(gray, image)
     with pytest.raises(ShapeError, match="images of 16x16 only; got 8x12"):
         score(build(image_size=(16, 16), split_prior="table"), image)
     assert score(build(image_size=(8, 8)), image).samples == 1  # convolutions take any size
@@ -381,7 +373,7 @@ def noise_image(side=64, channels=3):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_flat_is_simple_and_noise_is_not(channels):
+def test_lossless_bits_of_noise_photos_and_flat_images(channels):
     photo = as_bytes(picture(1, channels, 64, 64))
     flat = torch.ones(1, channels, 64, 64, dtype=torch.uint8)
     noise, photo, smooth, gray, black = (
