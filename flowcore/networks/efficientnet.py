@@ -1,0 +1,105 @@
+"""EfficientNet-Lite0 up to stride 32: what a photograph shows, as features of its luma."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Stages of table 1 with the Lite variant's first stage: repeats, kernel, stride, expansion, channels out.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),  # stride 8
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),  # stride 16
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),  # stride 32
+)
+STEM = 32
+TAPPED = (2, 4, 6)  # stages whose outputs are returned
+CHANNELS = tuple(STAGES[stage][-1] for stage in TAPPED)
+
+
+class EfficientNetLite0(nn.Module):
+    """The convolutional trunk of EfficientNet-Lite0 as a fixed feature extractor for luma.
+
+    Mobile inverted bottlenecks without squeeze-and-excitation, with ReLU6. Batch norms are folded into the convolutions
+    before them, and the stem's three input channels into one, since luma stands for all three. All weights are buffers:
+    no optimizer sees them and no gradient reaches them.
+
+    Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1 and
+    section 4; Sandler et al., "MobileNetV2" (2018), section 3.3. The Lite variant leaves out squeeze-and-excitation,
+    replaces swish by ReLU6 and keeps stem and head unscaled.
+    """
+
+    def __init__(self) -> None:
+        """Build the network with all weights zero; ``load_state_dict`` fills them."""
+        super().__init__()
+        self.stem = _FixedConv(1, STEM, kernel=3, stride=2)
+        stages: list[nn.Sequential] = []
+        channels = STEM
+        for repeats, kernel, stride, expansion, width in STAGES:
+            blocks: list[nn.Module] = []
+            for k in range(repeats):
+                blocks.append(_Bottleneck(channels, width, kernel, stride if k == 0 else 1, expansion))
+                channels = width
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, luma: Tensor) -> list[Tensor]:
+        """Compute the features.
+
+        Args:
+            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of 32.
+
+        Returns:
+            Features at strides 8, 16 and 32: ``(B, 40, H / 8, W / 8)``, ``(B, 112, H / 16, W / 16)`` and
+            ``(B, 320, H / 32, W / 32)``.
+        """
+        x = F.relu6(self.stem((255 * luma.detach() - 127) / 128))  # (B, 32, H / 2, W / 2)
+        features: list[Tensor] = []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number in TAPPED:
+                features.append(x)
+        return features
+
+
+class _Bottleneck(nn.Module):
+    """Expand by a 1x1 convolution, filter each channel, project back; beside the identity where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = _FixedConv(inputs, hidden, kernel=1) if expansion > 1 else None
+        self.depthwise = _FixedConv(hidden, hidden, kernel=kernel, stride=stride, groups=hidden)
+        self.project = _FixedConv(hidden, outputs, kernel=1)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else F.relu6(self.expand(x))
+        h = self.project(F.relu6(self.depthwise(h)))
+        return x + h if self.residual else h
+
+
+class _FixedConv(nn.Module):
+    """A convolution whose weights are buffers.
+
+    Padding is TensorFlow's "same": where the stride is 2, an even side gets one row or column more after it than
+    before it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.stride, self.groups = stride, groups
+        total = kernel - stride
+        self.padding = (total // 2, total - total // 2) * 2
+        self.register_buffer("weight", nn.Conv2d(inputs, outputs, kernel, groups=groups).weight.detach().zero_())
+        self.register_buffer("bias", self.weight.new_zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, self.padding) if any(self.padding) else x
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
