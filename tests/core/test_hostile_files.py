@@ -31,7 +31,7 @@ from safetensors.torch import save as serialize
 from flowcore.checkpoints import read, save
 from flowcore.checkpoints.file import MAX_HEADER
 from flowcore.checkpoints.latents_file import save_latents
-from flowcore.errors import CheckpointError, FlowError
+from flowcore.errors import FlowError
 from flowcore.models import ARCHITECTURES
 from flowcore.training.styles import with_styles
 
@@ -100,16 +100,27 @@ def child(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def look(child):
-    """Let the child read a content within its limits, and return the errors by function."""
+def look_at(child):
+    """Let the child read a path within its limits, and return the errors by function."""
+
+    def look_at(path, overrides=None):
+        verdict = child.look(path, overrides)
+        assert verdict["wrong"] == []
+        return verdict["errors"]
+
+    return look_at
+
+
+@pytest.fixture(scope="module")
+def look(child, look_at):
+    """Let the child read a content, and return the errors by function."""
 
     def look(content: bytes, suffix: str = ".safetensors", overrides=None):
         path = child.folder / f"file{suffix}"
         path.write_bytes(content)
-        verdict = child.look(path, overrides)
+        errors = look_at(path, overrides)
         path.unlink()
-        assert verdict["wrong"] == []
-        return verdict["errors"]
+        return errors
 
     return look
 
@@ -124,75 +135,53 @@ def refused(errors: dict[str, str], *words: str) -> None:
 # --- good files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_good_models_are_read(good, look, name):
+@pytest.mark.parametrize("name", [*MODELS, *LATENTS])
+def test_good_files_are_read(good, look, name):
+    ways = ("read_latents_header", "load_latents", "load_source") if name in LATENTS else ("load",)
     for suffix in (".safetensors", ".pth", ""):
-        assert look(good[name], suffix, overrides_for(name))["load"] == ""
+        errors = look(good[name], suffix, overrides_for(name))
+        assert {errors[way] for way in ways} == {""}
 
 
-@pytest.mark.parametrize("name", LATENTS)
-def test_good_latents_are_read(good, look, name):
-    errors = look(good[name])
-    assert {errors[way] for way in ("read_latents_header", "load_latents", "load_source")} == {""}
-
-
-@pytest.mark.parametrize("target", ["file", "link", "link to a link"])
-def test_symlinks_are_followed(good, child, tmp_path, target):
-    path = child.folder / "link.safetensors"
+@pytest.mark.parametrize("target", ["file", "link to a file"])
+def test_symlinks_are_followed(good, look_at, tmp_path, target):
     (tmp_path / "file").write_bytes(good["glow"])
-    (tmp_path / "between").symlink_to(tmp_path / "file")
-    path.symlink_to(tmp_path / ("between" if target == "link to a link" else "file"))
-    verdict = child.look(path)
-    path.unlink()
-    assert verdict["wrong"] == []
-    assert verdict["errors"]["load"] == ""
+    (tmp_path / "link to a file").symlink_to(tmp_path / "file")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / target)
+    assert look_at(tmp_path / "link.safetensors")["load"] == ""
 
 
 # --- not files, not models --------------------------------------------------------------------------------------------
 
+SPECIAL_FILES = {
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path),
+    "link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
+    "nothing": lambda _: None,
+}
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "endless device", "loop", "nothing", "link to nothing", "socket"])
-def test_special_files_are_refused_without_waiting(child, tmp_path, kind):
-    path = child.folder / "odd.safetensors"
-    opened = socket.socket(socket.AF_UNIX) if kind == "socket" else None
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "endless device":
-        path.symlink_to("/dev/zero")
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind == "link to nothing":
-        path.symlink_to(tmp_path / "nothing")
-    elif opened is not None:
-        opened.bind(str(path))
-    verdict = child.look(path)
-    if kind == "folder":
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
-    if opened is not None:
-        opened.close()
-    assert verdict["wrong"] == []
-    refused(verdict["errors"], "odd.safetensors")
+
+@pytest.mark.parametrize("kind", [*SPECIAL_FILES, "socket"])
+def test_special_files_are_refused_without_waiting(look_at, tmp_path, kind):
+    path = tmp_path / "odd.safetensors"
+    with socket.socket(socket.AF_UNIX) as opened:
+        make = SPECIAL_FILES.get(kind) or (lambda path: opened.bind(str(path)))
+        make(path)
+        refused(look_at(path), "odd.safetensors")
 
 
 @pytest.mark.parametrize(
     "name", ["x" * 300, "a\0b", "~nobody-of-that-name/x", "x" * 5000, "\udcff"], ids=lambda name: ascii(name)[:12]
 )
-def test_impossible_names_are_refused(child, name):
-    verdict = child.look(child.folder / name if name[0] != "~" else name)
-    assert verdict["wrong"] == []
-    refused(verdict["errors"])
+def test_impossible_names_are_refused(child, look_at, name):
+    refused(look_at(child.folder / name if name[0] != "~" else name))
 
 
 OTHER_FILES = {
     "one byte": b"\x80",
-    "gzip": gzip.compress(b"weights" * 100),
     "gzip bomb": gzip.compress(bytes(2**22)),
-    "jpeg": b"\xff\xd8\xff\xe0" + bytes(500),
-    "html": b"<html>sign in to download</html>",
     "only a length": struct.pack("<Q", 2),
     "eight zeros": bytes(8),
     "magic of a zip": b"PK\x03\x04",
@@ -212,6 +201,12 @@ def test_other_files_are_refused(look, name):
 
 HASHED_FOREVER = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 IDEOGRAMS = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20000))
+PUNYCODE = b"c_codecs\nencode\n" + text(IDEOGRAMS) + text("punycode") + b"\x86R"
+SHARED = b"".join(
+    b"q" + bytes([i]) + b"}" + b"(" + b"".join(text(str(k)) + b"h" + bytes([i]) for k in range(400)) + b"u"
+    for i in range(5)
+)
+NO_ITEMS = b"ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text("values") + b"K\x05s"
 
 PICKLES = {
     "a key that takes an hour to hash": (dictionary(b"K\x01", b")" + HASHED_FOREVER), "nests tuples"),
@@ -219,36 +214,19 @@ PICKLES = {
     "a key five thousand tuples deep": (dictionary(b"K\x01", b")" + b"\x85" * 5_000), "holds no weights"),
     "a value a hundred thousand lists deep": (dictionary(b"]" * 100_000 + b"a" * 99_999), "holds no weights"),
     "a gigabyte of zeros by name": (dictionary(b"cbuiltins\nbytearray\n" + whole(2**30) + b"\x85R"), "would import"),
-    "a codec that takes a minute": (
-        dictionary(b"c_codecs\nencode\n" + text(IDEOGRAMS) + text("punycode") + b"\x86R"),
-        "would import _codecs.encode",
-    ),
+    "a codec that takes a minute": (dictionary(PUNYCODE), "would import _codecs.encode"),
     "a set by name": (dictionary(b"cbuiltins\nset\n]\x85R"), "would import builtins.set"),
     "a storage that is made": (dictionary(b"ctorch.storage\nUntypedStorage\n" + whole(2**32) + b"\x85R"), "unusual"),
     "a tensor that is made": (dictionary(b"ctorch\nTensor\n" + whole(2**30) + b"\x85R"), "would import torch.Tensor"),
     "an object that is made": (dictionary(b"ctorch\nSize\n(K\x01tt\x81"), "truncated or damaged"),
     "a million opcodes": (dictionary(b"N0" * 500_000 + b"N"), "more than 500000 steps"),
-    "dictionaries that share their parts": (
-        b"\x80\x02}"
-        + b"".join(
-            b"q" + bytes([i]) + b"}" + b"(" + b"".join(text(str(k)) + b"h" + bytes([i]) for k in range(400)) + b"u"
-            for i in range(5)
-        )
-        + b".",
-        "holds no weights",
-    ),
-    "an ordered dictionary whose items are none": (
-        b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items") + b"K\x05s" + text("values") + b"K\x05sb.",
-        "holds no weights",
-    ),
+    "dictionaries that share their parts": (b"\x80\x02}" + SHARED + b".", "holds no weights"),
+    "an ordered dictionary whose items are none": (b"\x80\x02" + NO_ITEMS + b"b.", "holds no weights"),
     "a count of what a tensor holds": (
         dictionary(b"ccollections\nCounter\n" + tensor(1, [2**40], [0]) + b"\x85R"),
         "in an unusual way",
     ),
-    "a tensor without numbers": (
-        dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"),
-        "would import",
-    ),
+    "a tensor without numbers": (dictionary(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(NtR"), "would import"),
     "a tensor larger than its storage": (dictionary(tensor(1, [2**30], [1])), "does not fit"),
     "a storage larger than the file": (dictionary(tensor(2**32, [1], [1])), "claim"),
     "a storage of too many numbers": (dictionary(tensor(2**62, [1], [1])), "claim"),
@@ -291,7 +269,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("kind", ["command", "eval", "exec", "write", "import", "attribute"])
+@pytest.mark.parametrize("kind", ["command", "eval", "exec", "write", "import", "call"])
 @pytest.mark.parametrize("form", ["archive", "old", "bare"])
 def test_code_in_pickles_is_not_run(child, look, kind, form, protocol):
     trace = child.folder.parent / "trace"
@@ -301,21 +279,14 @@ def test_code_in_pickles_is_not_run(child, look, kind, form, protocol):
         "exec": Payload(exec, f"open({str(trace)!r}, 'w')"),
         "write": Payload(open, str(trace), "w"),
         "import": Payload(__import__, "antigravity"),
-        "attribute": Payload(getattr, os, "system"),
-    }
+        "call": Payload(os.getcwd),
+    }[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pickled = pickle.dumps(
-            {"weight": payload[kind]} if kind != "attribute" else {"weight": Payload(os.getcwd)}, protocol
-        )
+        pickled = pickle.dumps({"weight": payload}, protocol)
     content = {"archive": archive(pickled), "old": legacy(pickled), "bare": pickled}[form]
     refused(look(content, ".pth"))
     assert not trace.exists()
-
-
-def zip_with(change) -> bytes:
-    """A manipulated archive around a good pickle."""
-    return change(archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(400)}))
 
 
 def _unpacks_to_gigabytes(_) -> bytes:
@@ -361,7 +332,8 @@ ARCHIVES = {
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archives(look, name):
     change, words = ARCHIVES[name]
-    refused(look(zip_with(change), ".pth"), words)
+    good_pickle = archive(dictionary(b"K\x01"), extra={"m/data/0": bytes(400)})
+    refused(look(change(good_pickle), ".pth"), words)
 
 
 HUGE = {
@@ -399,24 +371,17 @@ def test_json_within_json(good, look, key, depth):
 
 
 def test_messages_are_bounded(good, look):
+    fields = {
+        "realnvp": "hidden", "srflow": "stacked_blocks", "colorizer": "temperatures", "class_conditional": "styles",
+    }  # fmt: skip
     for value in ("x" * 10**5, {"x": "y" * 10**5}, 10**4000, [[[["x"] * 99] * 9] * 9]):
-        for architecture, field in (
-            ("glow", "image_size"),
-            ("realnvp", "hidden"),
-            ("srflow", "stacked_blocks"),
-            ("colorizer", "temperatures"),
-            ("class_conditional", "styles"),
-            ("glow", "grid"),
-        ):
+        for architecture, field in (*fields.items(), ("glow", "image_size"), ("glow", "grid")):
             look(with_config(good[architecture], {field: value}))
     refused(look(with_config(good["glow"], {"x" * 10**6: 1})), "newer flowcore")
     refused(look(with_header(good["glow"], "flowcore", {"architecture": "x" * 10**6})), "Unknown architecture")
     header, data = parts(good["glow"])
-    refused(
-        look(
-            safetensors({**header, "x" * 10**6: {"dtype": "F32", "shape": [0], "data_offsets": [len(data)] * 2}}, data)
-        )
-    )
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [len(data)] * 2}
+    refused(look(safetensors({**header, "x" * 10**6: empty}, data)))
     refused(look(safetensors({"a": {"dtype": "x" * 10**6, "shape": [], "data_offsets": [0, 4]}}, bytes(4))))
 
 
@@ -519,13 +484,6 @@ def test_unreadable_files_are_not_saved(tmp_path):
         read(tmp_path / "model.safetensors")
 
 
-def test_impossible_names_raise_checkpoint_error(tmp_path):
-    for name in ("x" * 300, "a\0b"):
-        with pytest.raises(CheckpointError):
-            read(tmp_path / name)
-    assert issubclass(CheckpointError, FlowError)
-
-
 # --- generated --------------------------------------------------------------------------------------------------------
 
 
@@ -598,7 +556,7 @@ JSON_TRICKS = st.sampled_from(
     ]
 )
 DTYPES = ["F16", "BF16", "F64", "I8", "U8", "I64", "BOOL", "F4", "F6_E2M3", "F8_E5M2", "C64", "XX", "", None, 3]
-CHANGES = ["type", "shape", "sides", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"]
+CHANGES = ["type", "shape", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"]
 
 
 @st.composite
@@ -613,9 +571,7 @@ def odd_headers(draw, content: bytes) -> bytes:
         if what == "type":
             entry["dtype"] = draw(st.sampled_from(DTYPES))
         elif what == "shape":
-            entry["shape"] = draw(ODD)
-        elif what == "sides":
-            entry["shape"] = draw(st.lists(ODD_NUMBERS, max_size=6))
+            entry["shape"] = draw(st.one_of(ODD, st.lists(ODD_NUMBERS, max_size=6)))
         elif what == "offsets":
             entry["data_offsets"] = draw(st.one_of(ODD, st.lists(ODD_NUMBERS, min_size=2, max_size=2)))
         elif what == "nudge":
