@@ -18,10 +18,12 @@ GLOW = "small-glow.safetensors"
 
 def scoring(model=GLOW, image=None, second=None, **values):
     """Score one image, or a list of two, and report on all outputs."""
-    workflow = graph(
+    listed = {"second": second, "list": ("FlowcoreTestImages", {"first": "image.0", "second": "second.0"})}
+    return graph(
+        **(listed if second else {}),
         model=("FlowcoreLoadModel", {"model_name": model}),
         image=image or picture(fill="noise", batch=3),
-        score=("FlowcoreScore", {"image": "image.0", "model": "model.0"} | values),
+        score=("FlowcoreScore", {"image": "list.0" if second else "image.0", "model": "model.0"} | values),
         bits=("PreviewAny", {"source": "score.0"}),
         heat=("FlowcoreTestReport", {"image": "score.1"}),
         gray=("MaskToImage", {"mask": "score.2"}),
@@ -29,11 +31,6 @@ def scoring(model=GLOW, image=None, second=None, **values):
         ranked=("FlowcoreTestReport", {"image": "score.3"}),
         report=("PreviewAny", {"source": "score.4"}),
     )
-    if second:
-        workflow |= graph(second=second, list=("FlowcoreTestImages", {"second": None}))
-        workflow["list"]["inputs"] = {"first": ["image", 0], "second": ["second", 0]}
-        workflow["score"]["inputs"]["image"] = ["list", 0]
-    return workflow
 
 
 def agree(ui, known):
@@ -42,7 +39,7 @@ def agree(ui, known):
     assert np.array(ui["per_level"]) == pytest.approx(known.per_level.numpy(), abs=1e-4)
 
 
-def test_scores_equal_those_of_python(host, flows):
+def test_scores_and_heat_maps_equal_those_of_python(host, flows):
     outputs = host.run(scoring(seed=7))["outputs"]
     known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7)
     agree(outputs["score"], known)
@@ -54,21 +51,16 @@ def test_scores_equal_those_of_python(host, flows):
     assert (pixels(outputs["ranked"]) - noise(3, 3, 12, 16)[order]).abs().max() < 1e-6
     table = outputs["report"]["text"][0].splitlines()
     assert [int(line.split()[1]) for line in table[1:4]] == order
-    assert [float(line.split()[2]) for line in table[1:4]] == pytest.approx(
-        known.bits_per_dim[order].tolist(), abs=1e-4
-    )
-
-
-def test_the_heat_map_is_bright_where_the_bits_go(host, flows):
-    outputs = host.run(scoring(seed=7))["outputs"]
-    known = score(flow("small-glow"), noise(3, 3, 12, 16), seed=7).map.numpy()
+    bits = [float(line.split()[2]) for line in table[1:4]]
+    assert bits == pytest.approx(known.bits_per_dim[order].tolist(), abs=1e-4)
+    # The heat map is bright where the bits go.
+    known = known.map.numpy()
     assert outputs["heat"]["shape"] == outputs["mask"]["shape"] == [3, 12, 16, 3]
     mask, heat = pixels(outputs["mask"])[:, 0].numpy(), pixels(outputs["heat"]).numpy()
     low, high = (np.percentile(known, p, axis=(1, 2), keepdims=True) for p in (2, 98))
     assert np.abs(mask - ((known - low) / (high - low)).clip(0, 1)).max() < 1e-3
     assert (mask.min(), mask.max()) == (0, 1)
-    assert heat.min() >= 0
-    assert heat.max() <= 1
+    assert 0 <= heat.min() <= heat.max() <= 1
     # Brighter, to the eye, wherever the mask is higher.
     linear = np.where(heat <= 0.04045, heat / 12.92, ((heat + 0.055) / 1.055) ** 2.4)
     luminance = np.tensordot([0.2126, 0.7152, 0.0722], linear, (0, 1)).ravel()
@@ -77,9 +69,9 @@ def test_the_heat_map_is_bright_where_the_bits_go(host, flows):
 
 
 def test_more_draws_and_other_noise(host, flows):
-    image = noise(1, 3, 12, 16)
-    outputs = host.run(scoring(image=picture(fill="noise"), samples=4, dequantization="gaussian", seed=3))["outputs"]
-    known = score(flow("small-glow"), image, samples=4, dequantization="gaussian", seed=3)
+    options = {"samples": 4, "dequantization": "gaussian", "seed": 3}
+    outputs = host.run(scoring(image=picture(fill="noise"), **options))["outputs"]
+    known = score(flow("small-glow"), noise(1, 3, 12, 16), **options)
     agree(outputs["score"], known)
     assert outputs["score"]["spread"] == pytest.approx(known.spread.tolist(), rel=1e-3)
     refusal(host, scoring(dequantization="variational"), "no variational dequantizer", "uniform")
