@@ -24,15 +24,20 @@ from flowcore import __version__, load
 from flowcore.checkpoints import save
 from flowcore.checkpoints.latents_file import model_sha256
 
-DRAWN = ("upscale", "colorize", "sample")
-
 
 def run_from_canvas(host, prompt, pnginfo=None):
     """Run a prompt as the frontend posts it, with the canvas beside it, and return the files that it saves."""
-    pnginfo = {"workflow": {"nodes": []}} if pnginfo is None else pnginfo
-    body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": pnginfo}}
-    entry = host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=120)
-    return host.pictures(entry)
+    return host.pictures(host.wait(posted(host, prompt, pnginfo), timeout=120))
+
+
+def posted(host, prompt, pnginfo=None):
+    extra = {"extra_pnginfo": {"workflow": {"nodes": []}} if pnginfo is None else pnginfo}
+    return json.loads(host.post("/prompt", {"prompt": prompt, "client_id": host.id, "extra_data": extra}))["prompt_id"]
+
+
+def cached_nodes(entry):
+    (nodes,) = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+    return nodes
 
 
 def opened_file(data):
@@ -45,17 +50,6 @@ def recipes(data):
 
 def pixels(data):
     return np.asarray(opened_file(data))
-
-
-def shipped(host, photo):
-    """The shipped workflow for the canvas, and the prompt that the frontend makes of it."""
-    every = host.get_json("/object_info")
-    canvas = json.loads((WORKFLOWS / "upscale.json").read_text())
-    prompt = to_api(opened(canvas, every), every)
-    for node in prompt.values():
-        if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = photo
-    return canvas, prompt
 
 
 @pytest.fixture(scope="session")
@@ -75,14 +69,18 @@ def fresh(tmp_path_factory):
 
 
 def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
-    canvas, prompt = shipped(host, photo)
+    every = host.get_json("/object_info")
+    canvas = json.loads((WORKFLOWS / "upscale.json").read_text())
+    prompt = to_api(opened(canvas, every), every)  # as the frontend does
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = photo
     files = run_from_canvas(host, prompt, {"workflow": canvas})
     assert len(files) == 4
     assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
     (recipe,) = recipes(files[0])
-    assert (recipe["node"], recipe["model"], recipe["seed"], recipe["temperature"]) == (
-        "FlowcoreUpscale", "srflow-x4", 1, 0.8,
-    )  # fmt: skip
+    known = {"node": "FlowcoreUpscale", "model": "srflow-x4", "seed": 1, "temperature": 0.8}
+    assert {key: recipe[key] for key in known} == known
     assert recipe["model_sha256"] == model_sha256(load("srflow-x4"))
     assert recipe["version"] == __version__
     assert recipe["settings"]["precision"] == "float32"
@@ -98,13 +96,11 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     # And each alone, from what Load Flow Recipe reads out of its file.
     for number, data in enumerate(files[:3:2]):
         (other.server.base / "input" / "made.png").write_bytes(data)
+        asked = {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"}
         follow = graph(
             photo=("LoadImage", {"image": photo}),
             recipe=("FlowcoreLoadRecipe", {"image": "made.png"}),
-            upscale=(
-                "FlowcoreUpscale",
-                {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"},
-            ),
+            upscale=("FlowcoreUpscale", asked),
             save=("SaveImage", {"images": "upscale.0", "filename_prefix": "again"}),
             same=("SaveImage", {"images": "recipe.4", "filename_prefix": "same"}),
         )
@@ -116,41 +112,33 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
         assert entry["outputs"]["recipe"]["model"] == ["srflow-x4"]
 
 
-def workflow_of_three(photo, flows):
-    """An enlargement, colourings of it and samples, each saved."""
-    return graph(
-        photo=("LoadImage", {"image": photo}),
-        srflow=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
-        color=("FlowcoreLoadModel", {"model_name": flows["small-color"]}),
-        glow=("FlowcoreLoadModel", {"model_name": flows["free-glow"]}),
-        upscale=("FlowcoreUpscale", {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}),
-        colorize=(
-            "FlowcoreColorize",
-            {
-                "image": "upscale.0", "model": "color.0", "temperature": 0.6, "seed": 4, "samples": 2,
-                "hints": "hints.0",
-            },
-        ),
-        hints=("FlowcoreColorHints", {"image": "upscale.0", "palette": "#c08040"}),
-        sample=(
-            "FlowcoreSample",
-            {
-                "model": "glow.0", "samples": 3, "temperature": 0.7, "seed": 5, "width": 16, "height": 12,
-                "temperatures": "0.3, 0.9",
-            },
-        ),
-        save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
-        other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
-    )  # fmt: skip
-
-
 def test_the_provenance_names_every_node_once(host, photo, flows):
     host.forget()
-    prompt = workflow_of_three(photo, flows)
+    models = {"srflow": "small-srflow", "color": "small-color", "glow": "free-glow"}
+    upscaled = {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}
+    colored = {
+        "image": "upscale.0",
+        "model": "color.0",
+        "temperature": 0.6,
+        "seed": 4,
+        "samples": 2,
+        "hints": "hints.0",
+    }
+    drawn = {"model": "glow.0", "samples": 3, "temperature": 0.7, "seed": 5, "width": 16, "height": 12}
+    prompt = graph(
+        photo=("LoadImage", {"image": photo}),
+        **{key: ("FlowcoreLoadModel", {"model_name": flows[name]}) for key, name in models.items()},
+        upscale=("FlowcoreUpscale", upscaled),
+        hints=("FlowcoreColorHints", {"image": "upscale.0", "palette": "#c08040"}),
+        colorize=("FlowcoreColorize", colored),
+        sample=("FlowcoreSample", drawn | {"temperatures": "0.3, 0.9"}),
+        save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
+        other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
+    )
     files = run_from_canvas(host, prompt)
     colored = next(data for data in files if opened_file(data).size == (48, 32))
     told = {entry["node_id"]: entry for entry in recipes(colored)}
-    assert {"upscale", "colorize"} <= told.keys() <= set(DRAWN)  # what runs later cannot be in it
+    assert {"upscale", "colorize"} <= told.keys() <= {"upscale", "colorize", "sample"}  # not what runs later
     assert told["colorize"]["samples"] == 2
     assert told["colorize"]["settings"]["detail"] == 0.3
     assert told["colorize"]["sources"]["hints"]["palette"]["shape"] == [1, 4]
@@ -175,11 +163,8 @@ def test_a_cached_picture_is_saved_with_its_provenance(host, photo, flows):
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=33, temperature=1)
     (first,) = run_from_canvas(host, prompt)
     prompt["save"]["inputs"]["filename_prefix"] = "elsewhere"
-    body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": {"workflow": {}}}}
-    run = json.loads(host.post("/prompt", body))["prompt_id"]
-    entry = host.wait(run, timeout=60)
-    cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
-    assert "upscale" in cached[0]
+    entry = host.wait(posted(host, prompt), timeout=60)
+    assert "upscale" in cached_nodes(entry)
     (second,) = host.pictures(entry)
     assert recipes(second) == recipes(first)
     assert np.array_equal(pixels(first), pixels(second))
@@ -188,7 +173,7 @@ def test_a_cached_picture_is_saved_with_its_provenance(host, photo, flows):
     runs = []
     for name in ("one", "two"):
         prompt["save"]["inputs"]["filename_prefix"] = name
-        runs.append(json.loads(host.post("/prompt", body | {"prompt": copy.deepcopy(prompt)}))["prompt_id"])
+        runs.append(posted(host, prompt))
     for run in runs:
         (data,) = host.pictures(host.wait(run, timeout=60))
         assert [entry["seed"] for entry in recipes(data)] == [34]
@@ -199,18 +184,15 @@ def test_provenance_does_not_invalidate_the_cache(host, photo, flows):
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=35)
     run_from_canvas(host, prompt)
     for pnginfo in ({"workflow": {"nodes": [1]}}, {"workflow": {}, "flowcore": "nonsense"}, {}):
-        body = {"prompt": prompt, "client_id": host.id, "extra_data": {"extra_pnginfo": pnginfo}}
-        entry = host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=60)
-        cached = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
-        assert set(cached[0]) == set(prompt)
+        assert set(cached_nodes(host.wait(posted(host, prompt, pnginfo), timeout=60))) == set(prompt)
 
 
 @pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}])
 def test_prompts_without_a_canvas_run(host, photo, flows, extra):
     host.forget()
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=36)
-    body = {"prompt": prompt, "client_id": host.id, "extra_data": extra}
-    (data,) = host.pictures(host.wait(json.loads(host.post("/prompt", body))["prompt_id"], timeout=60))
+    run = json.loads(host.post("/prompt", {"prompt": prompt, "client_id": host.id, "extra_data": extra}))["prompt_id"]
+    (data,) = host.pictures(host.wait(run, timeout=60))
     assert ("flowcore" in opened_file(data).text) == bool(extra.get("extra_pnginfo"))
     if extra.get("extra_pnginfo"):
         assert [entry["seed"] for entry in recipes(data)] == [36]
@@ -237,12 +219,16 @@ def made(host, photo, flows):
 def test_models_are_found_by_fingerprint_not_by_name(host, made, store):
     models = host.server.base / "models" / "flows"
     file = models / "small-srflow.safetensors"
+    flow = small_flows.flow("small-srflow")
+    other = copy.deepcopy(flow)
+    next(iter(other.parameters())).data.flatten()[0] += 1
+    save(other, store / "another-srflow.safetensors")
     try:
         shutil.move(file, models / "renamed.safetensors")
         assert follow(host, "made.png")["model"] == ["renamed.safetensors"]
         # Another one under its name, and the right one gone.
         (models / "renamed.safetensors").unlink()
-        shutil.copy(small_flows_other(store), file)
+        shutil.copy(store / "another-srflow.safetensors", file)
         host.forget()
         with pytest.raises(RunError) as refused:
             follow(host, "made.png")
@@ -250,18 +236,7 @@ def test_models_are_found_by_fingerprint_not_by_name(host, made, store):
         (models / "renamed.safetensors").unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         small_flows.install("small-srflow", models, store)
-    for flow in (small_flows.flow("small-srflow"), load(small_flows_other(store))):
-        assert model_sha256(flow)[:12] in str(refused.value)
-
-
-def small_flows_other(store):
-    """Another small SRFlow: the same file, but for one number."""
-    path = store / "another-srflow.safetensors"
-    if not path.exists():
-        flow = copy.deepcopy(small_flows.flow("small-srflow"))
-        next(iter(flow.parameters())).data.flatten()[0] += 1
-        save(flow, path)
-    return path
+    assert all(model_sha256(known)[:12] in str(refused.value) for known in (flow, other))
 
 
 def test_a_resized_picture_keeps_its_provenance(host, made):
@@ -300,13 +275,8 @@ def test_hostile_files_raise_a_readable_error_and_the_next_run_works(host, made)
 
 def test_a_prompt_of_thousands_of_our_nodes_does_not_stop_the_server(host, photo, flows):
     """It is looked at before the host looks at it, and while the server answers nobody else."""
-    prompt = {
-        str(k): {
-            "class_type": "FlowcoreUpscale",
-            "inputs": {"image": [str(k - 1), 0], "seed": [[[k]]], "text": "x" * 1000},
-        }
-        for k in range(20_000)
-    }
+    inputs = ({"image": [str(k - 1), 0], "seed": [[[k]]], "text": "x" * 1000} for k in range(20_000))
+    prompt = {str(k): {"class_type": "FlowcoreUpscale", "inputs": values} for k, values in enumerate(inputs)}
     for node in (prompt, {"1": {"class_type": ["FlowcoreUpscale"], "inputs": {"image": ["1", 0]}}}):
         with pytest.raises(urllib.error.HTTPError):  # nothing in it is an output
             host.post("/prompt", {"prompt": node, "extra_data": {"extra_pnginfo": {"workflow": {}}}})
