@@ -39,7 +39,7 @@ def look(name):
 def refusal(host, name):
     with pytest.raises(RunError) as refused:
         host.run(look(name))
-    # A sentence, and the one that flowcore gave: not a key error from the depths.
+    # A sentence of flowcore, not a key error from the depths.
     assert refused.value.detail["exception_type"].endswith("CheckpointError")
     text = str(refused.value)
     assert name.split("/")[-1] in text
@@ -56,11 +56,8 @@ def shipped():
 
 @pytest.mark.parametrize("place", ["models", "sub-folder", "extra_model_paths"])
 def test_a_file_works_wherever_the_host_looks(host, folder, photo, place):
-    target, name = {
-        "models": (folder / "mine.safetensors", "mine.safetensors"),
-        "sub-folder": (folder / "four" / "mine.safetensors", "four/mine.safetensors"),
-        "extra_model_paths": (host.server.extra_flows / "other.safetensors", "other.safetensors"),
-    }[place]
+    name = "four/mine.safetensors" if place == "sub-folder" else "mine.safetensors"
+    target = (host.server.extra_flows if place == "extra_model_paths" else folder) / name
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(SHIPPED, target)
     (own,) = host.images(upscale(photo=photo, model_name=name, seed=3))
@@ -87,14 +84,11 @@ def test_a_missing_file_is_named_with_the_folder_it_belongs_into(host):
     assert "srflow-x4" in str(refused.value)
 
 
-class Command:
-    """What a pickle looks like that runs a command when it is read."""
-
-    def __init__(self, command):
-        self.command = command
+class Command(str):
+    """Its pickle runs the text as a command when it is read."""
 
     def __reduce__(self):
-        return os.system, (self.command,)
+        return os.system, (str(self),)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -103,11 +97,6 @@ def test_a_pickle_does_not_run_code(host, folder, tmp_path, old):
     torch.save({"weight": Command(f"touch {trace}")}, folder / "evil.pth", _use_new_zipfile_serialization=not old)
     refusal(host, "evil.pth")
     assert not trace.exists()
-
-
-def _download(folder):
-    data = SHIPPED.read_bytes()
-    (folder / "half.safetensors").write_bytes(data[: len(data) // 2])
 
 
 def _torch_file(folder, state, name="other.pth", share=1.0):
@@ -119,11 +108,6 @@ def _torch_file(folder, state, name="other.pth", share=1.0):
 def _archive(folder):
     with zipfile.ZipFile(folder / "pictures.pth", "w") as archive:
         archive.writestr("holiday.txt", "sun")
-
-
-def _picture(folder):
-    Image.new("RGB", (64, 64), "red").save(folder / "picture.png")
-    (folder / "picture.png").rename(folder / "picture.safetensors")
 
 
 def _without_a_tensor(folder):
@@ -138,13 +122,15 @@ REFUSED = {
     "a text as .pth": lambda folder: (folder / "notes.pth").write_bytes(b"This is a shopping list.\n" * 40),
     "nothing": lambda folder: (folder / "nothing.safetensors").write_bytes(b""),
     "nothing as .pt": lambda folder: (folder / "nothing.pt").write_bytes(b""),
-    "a download that broke off": _download,
+    "a download that broke off": lambda folder: (folder / "half.safetensors").write_bytes(
+        SHIPPED.read_bytes()[:5_000_000]
+    ),
     "a torch file that broke off": lambda folder: _torch_file(folder, {"a": torch.zeros(1000)}, share=0.5),
     "a checkpoint of a trainer": lambda folder: _torch_file(folder, {"model": shipped()[0], "epoch": 7}),
     "another architecture": lambda folder: save_file(OTHER, folder / "esrgan.safetensors"),
     "another architecture as .pth": lambda folder: _torch_file(folder, OTHER),
     "an archive": _archive,
-    "a picture": _picture,
+    "a picture": lambda folder: Image.new("RGB", (64, 64)).save(folder / "picture.safetensors", format="png"),
     "a missing tensor": _without_a_tensor,
 }
 
