@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from client import RunError
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host, newer, probe, upscale
+from talk import HERE, WORKFLOWS, Host, graph, newer, probe, upscale
+from test_recipe import posted
 
 ONE = 1.001 / 255  # the last bit of a picture
 
@@ -52,9 +53,9 @@ def test_the_history_names_the_files_and_the_model(host, photo):
         assert "scale: 4" in model["text"][0]
 
 
-def test_a_seed_is_a_picture(host, photo):
-    def draw(seed, samples=1):
-        return [array(picture) for picture in host.images(upscale(photo=photo, seed=seed, samples=samples))]
+def test_a_seed_is_a_picture_and_does_not_matter_without_temperature(host, photo):
+    def draw(seed, **values):
+        return [array(picture) for picture in host.images(upscale(photo=photo, seed=seed, **values))]
 
     (first,) = draw(5)
     host.forget()  # or it would answer from its cache
@@ -62,6 +63,7 @@ def test_a_seed_is_a_picture(host, photo):
     (other,) = draw(6)
     both = draw(5, samples=2)
     assert np.array_equal(first, again)
+    assert np.array_equal(draw(1, temperature=0.0), draw(2, temperature=0.0))
     assert np.abs(first - other).mean() > 1 / 255
     assert np.abs(both[0] - first).max() <= ONE
     assert np.abs(both[1] - other).max() <= ONE
@@ -71,11 +73,6 @@ def test_the_tile_size_does_not_change_the_picture(host):
     photo = host.put("wide.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((100, 30, 170, 70)))
     whole, tiled = (array(host.images(upscale(photo=photo, seed=5, tile=tile))[0]) for tile in (4096, 32))
     assert np.abs(tiled - whole).max() <= ONE
-
-
-def test_temperature_zero_is_the_same_for_every_seed(host, photo):
-    first, second = (host.images(upscale(photo=photo, seed=seed, temperature=0.0))[0] for seed in (1, 2))
-    assert np.array_equal(array(first), array(second))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -101,15 +98,13 @@ def rows(host, workflow):
 
 def painted(**inputs):
     """A workflow whose mask is white on the left half."""
-    workflow = probe(**{"fill": "photo", "height": 8, "width": 48} | inputs)
-    workflow["black"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 96, "height": 20}}
-    workflow["white"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 48, "height": 20}}
-    workflow["mask"] = {
-        "class_type": "MaskComposite",
-        "inputs": {"destination": ["black", 0], "source": ["white", 0], "x": 0, "y": 0, "operation": "add"},
-    }
-    workflow["upscale"]["inputs"]["mask"] = ["mask", 0]
-    return workflow
+    halves = {"destination": "black.0", "source": "white.0", "x": 0, "y": 0, "operation": "add"}
+    return graph(
+        probe(fill="photo", height=8, width=48, mask=["mask", 0], **inputs),
+        black=("SolidMask", {"value": 0.0, "width": 96, "height": 20}),
+        white=("SolidMask", {"value": 1.0, "width": 48, "height": 20}),
+        mask=("MaskComposite", halves),
+    )
 
 
 def test_temperature_holds_in_the_mask_and_outside_elsewhere(host):
@@ -140,14 +135,12 @@ def test_temperatures_per_level_replace_temperature(host):
 
 
 def test_a_black_mask_gets_a_note_and_a_wrong_one_is_refused(host, photo):
-    workflow = upscale(photo=photo, temperature=0.9)
-    workflow["upscale"]["inputs"]["mask"] = ["photo", 1]  # of a picture without alpha: nobody has painted
-    said = host.run(workflow)["outputs"]["upscale"]["text"]
-    assert "mask is black" in said[0]
+    workflow = upscale(photo=photo, temperature=0.9, mask=["photo", 1])  # of a picture without alpha: nothing painted
+    assert "mask is black" in host.run(workflow)["outputs"]["upscale"]["text"][0]
     workflow = painted()
     workflow["photo"]["inputs"]["batch"] = 2
-    workflow["many"] = {"class_type": "FlowcoreTestImage", "inputs": workflow["photo"]["inputs"] | {"batch": 3}}
-    workflow["mask"] = {"class_type": "ImageToMask", "inputs": {"image": ["many", 0], "channel": "red"}}
+    many, mask = workflow["photo"]["inputs"] | {"batch": 3}, {"image": "many.0", "channel": "red"}
+    workflow = graph(workflow, many=("FlowcoreTestImage", many), mask=("ImageToMask", mask))
     with pytest.raises(RunError, match=r"MASK of shape \(1 or 2, height, width\); got \(3, 8, 48\)"):
         host.run(workflow)
     workflow["many"]["inputs"] |= {"batch": 2, "fill": "nan"}
@@ -181,8 +174,7 @@ def test_any_size_can_be_asked_for(host, inputs, shape):
 def test_a_matched_picture_is_consistent_and_the_number_says_so(host):
     def number(**inputs):
         workflow = probe(fill="photo", height=16, width=16, temperature=0.9, samples=2, **inputs)
-        workflow["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["upscale", 1]}}
-        outputs = host.run(workflow)["outputs"]
+        outputs = host.run(graph(workflow, show=("PreviewAny", {"source": "upscale.1"})))["outputs"]
         assert float(outputs["show"]["text"][0]) == outputs["upscale"]["consistency"][0]
         return outputs["upscale"]["consistency"][0]
 
@@ -203,9 +195,7 @@ def test_the_canvas_gets_before_and_after_and_scripts_get_no_files(host, photo):
     workflow = upscale(photo=photo, seed=41)
     assert "a_images" not in host.run(workflow)["outputs"]["upscale"]
     workflow["upscale"]["inputs"]["seed"] = 42
-    extra = {"extra_pnginfo": {"workflow": {"nodes": []}}}
-    run = json.loads(host.post("/prompt", {"prompt": workflow, "client_id": host.id, "extra_data": extra}))["prompt_id"]
-    entry = host.wait(run, timeout=120)
+    entry = host.wait(posted(host, workflow), timeout=120)
     shown = entry["outputs"]["upscale"]
     assert ("a_images" in shown, "b_images" in shown) == (has_view, has_view)
     if has_view:
@@ -222,11 +212,9 @@ def test_the_canvas_gets_before_and_after_and_scripts_get_no_files(host, photo):
 
 def test_out_of_memory_halves_the_tile_with_a_note(host):
     photo = host.put("square.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((100, 30, 164, 94)))
-    workflow = upscale(photo=photo, seed=9)
-    (whole,) = host.images(workflow)
-    workflow["little"] = {"class_type": "FlowcoreTestSmallMemory", "inputs": {"model": ["model", 0], "pixels": 3500}}
-    workflow["upscale"]["inputs"]["model"] = ["little", 0]
-    entry = host.wait(host.queue(workflow))
+    (whole,) = host.images(upscale(photo=photo, seed=9))
+    workflow = upscale(photo=photo, seed=9, model=["little", 0])
+    entry = host.run(graph(workflow, little=("FlowcoreTestSmallMemory", {"model": "model.0", "pixels": 3500})))
     said = " ".join(entry["outputs"]["upscale"]["text"])
     assert "Out of memory" in said
     assert "tiles of 32" in said
@@ -237,8 +225,7 @@ def test_out_of_memory_halves_the_tile_with_a_note(host):
 def test_overflow_is_repaired_and_reported(host):
     """Noise at the hot end of the slider: before the guard, black and glaring blocks."""
     entry = host.run(probe(fill="noise3", height=24, width=24, temperature=1.5))
-    (said,) = entry["outputs"]["upscale"]["text"][:1]
-    assert "overflow" in said
+    assert "overflow" in entry["outputs"]["upscale"]["text"][0]
     facts = entry["outputs"]["save"]
     assert facts["shape"] == [1, 96, 96, 3]
     assert 0 <= facts["range"][0] <= facts["range"][1] <= 1
@@ -256,27 +243,19 @@ def test_results_have_the_dtype_in_which_the_host_passes_images(tmp_path):
         assert facts["dtype"] == ["float16"]
 
 
-def kept(host, image=None):
-    after = {} if image is None else {"after": [image, 0]}
-    return {"store": {"class_type": "FlowcoreTestStore", "inputs": after}}
-
-
 def test_the_condition_store_is_bounded_and_freed_with_the_models(host):
+    def store(*images, seed=0):
+        made = [probe(fill=f"noise{k}", height=16, width=16, seed=seed) for k in images]
+        workflow = graph(*made, store=("FlowcoreTestStore", {"after": "upscale.0"} if made else {}))
+        return host.run(workflow)["outputs"]["store"]
+
     host.forget()
-    counts, sizes = [], []
-    for image in range(7):
-        workflow = probe(fill=f"noise{image}", height=16, width=16, seed=image) | kept(host, "upscale")
-        facts = host.run(workflow)["outputs"]["store"]
-        counts.append(facts["count"][0])
-        sizes.append(facts["bytes"][0])
-    assert counts == [1, 2, 3, 4, 4, 4, 4]
-    assert sizes[-1] == sizes[3] <= facts["budget"][0]
-    # Another seed needs nothing new.
-    assert host.run(probe(fill="noise6", height=16, width=16, seed=99) | kept(host, "upscale"))["outputs"]["store"][
-        "bytes"
-    ] == [sizes[-1]]
+    facts = [store(k, seed=k) for k in range(7)]
+    assert [fact["count"] for fact in facts] == [[1], [2], [3], [4], [4], [4], [4]]
+    assert facts[-1]["bytes"] == facts[3]["bytes"] <= facts[-1]["budget"]
+    assert store(6, seed=99)["bytes"] == facts[-1]["bytes"]  # another seed needs nothing new
     host.forget()
     deadline = time.time() + 10
-    while time.time() < deadline and host.run(kept(host))["outputs"]["store"]["count"] != [0]:
+    while time.time() < deadline and store()["count"] != [0]:
         time.sleep(0.2)
-    assert host.run(kept(host))["outputs"]["store"]["bytes"] == [0]
+    assert store()["bytes"] == [0]
