@@ -135,9 +135,11 @@ SOURCES = [ROOT / "__init__.py", *sorted((ROOT / "flowcore").rglob("*.py")), *so
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_runs_no_code_and_opens_no_connection(path):
     found = violations(ast.parse(path.read_text(encoding="utf-8")))
-    if path.name == "cluster.py":  # it connects to the address that the user gives
-        found = [violation for violation in found if not violation.endswith("imports socket")]
-    assert found == []
+    allowed = {
+        "flowcore/batch/cluster.py": "imports socket",  # it connects to the address that the user gives
+        "flowcore/device.py": "imports ctypes",  # it sets the C library's allocator
+    }.get(path.relative_to(ROOT).as_posix(), "nothing")
+    assert [violation for violation in found if not violation.endswith(allowed)] == []
 
 
 @pytest.mark.parametrize(
