@@ -256,7 +256,7 @@ def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
         ({"folder": "tiny-photos/0.png"}, ["is a file, not a folder"]),
         ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
         ({"folder": "../output"}, ["holds ComfyUI's output folder"]),
-        ({"recipe": "mnist-styles"}, ["not a file of MNIST"]),
+        ({"recipe": "mnist-styles"}, ["no file of MNIST"]),
         ({"recipe": "nothing.toml"}, ["there is no 'nothing.toml'", "srflow-x4"]),
         ({"recipe": "broken.toml"}, ["broken.toml", "lacks architecture"]),
         ({"minutes": -1.0}, ["min"]),
