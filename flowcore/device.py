@@ -69,8 +69,8 @@ def keep_freed_memory() -> bool:
 
     Otherwise each large tensor is mapped anew and its pages are cleared at first use, in every step again. This is a
     setting of the process, so it is for programs of their own, such as the command line, and not for a host's process.
-    Training steps of ``srflow-x4`` take 12 % less processor time (1.21 instead of 1.37 s on one core of an AMD EPYC;
-    ``python -m benchmarks.malloc --data FOLDER``).
+    What it saves depends on the machine: on one core of a busy AMD EPYC nothing (1.08 and 1.07 s of processor time per
+    training step of ``srflow-x4`` with it and without; ``python -m benchmarks.malloc --data FOLDER``).
 
     Returns:
         Whether it took effect; False where the allocator is not glibc's.
