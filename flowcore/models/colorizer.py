@@ -18,14 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, LumaEncoder
-from ..networks.luma import STRIDE
+from ..networks.luma import STRIDE, split_source
 from ..transforms import (
     ActNorm,
     Chain,
@@ -34,6 +33,7 @@ from ..transforms import (
     Coupling,
     Haar,
     Injector,
+    InterpolatedDetails,
     InvertibleConv,
     Split,
     Transform,
@@ -55,6 +55,10 @@ class ColorizerConfig:
         merged: Channels of the encoder's upward path.
         features: Channels of luma features per grid.
         dropout: Of the encoder, in training; see ``LumaEncoder``.
+        backbone: The encoder's pretrained network: "efficientnet-lite0", or "none".
+        predicts_chroma: Whether the encoder also predicts mean chroma; see ``LumaEncoder``.
+        smooth: Whether finer grids start from interpolated coarser ones, in the encoder and in the flow; otherwise from
+            blocks, whose borders show where the flow does not remove them.
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
         temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
     """
@@ -66,11 +70,14 @@ class ColorizerConfig:
     merged: int = 64
     features: int = 32
     dropout: float = 0.0
+    backbone: Literal["none", "efficientnet-lite0"] = "none"
+    predicts_chroma: bool = False
+    smooth: bool = False
     working_size: int = 256
     temperatures: tuple[float, float] = (0.9, 0.3)
 
     def __post_init__(self) -> None:
-        check_choice(self, structure=("pyramid", "single"))
+        check_choice(self, structure=("pyramid", "single"), backbone=("none", "efficientnet-lite0"))
         check_integer(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
         check_number(self, dropout=(0, 1))
         for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
@@ -83,6 +90,8 @@ class ColorizerConfig:
             )
         if self.widths[-1] % 4:
             raise FlowError(f"The last of widths must be a multiple of 4; got {self.widths[-1]}.")
+        if self.backbone != "none" and grids < 3:
+            raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
         taus: Any = self.temperatures
         if type(taus) not in (list, tuple) or len(taus) != 2:
             raise FlowError(f"temperatures must be those of palette and detail; got {short_repr(taus)}.")
@@ -112,7 +121,15 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     Returns:
         The flow, with random weights.
     """
-    encoder = LumaEncoder(config.widths, config.merged, config.features, dropout=config.dropout)
+    encoder = LumaEncoder(
+        config.widths,
+        config.merged,
+        config.features,
+        dropout=config.dropout,
+        backbone=config.backbone != "none",
+        predicts_chroma=config.predicts_chroma,
+        smooth=config.smooth,
+    )
     features = encoder.outputs
     grids = len(config.steps)
     levels: list[Level] = []
@@ -121,8 +138,9 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     else:
         for number, (steps, hidden) in enumerate(zip(config.steps, config.hidden, strict=True), start=1):
             if number < grids:
-                details = Chain(*_steps(6, features + 2, steps, hidden))
-                levels.append(Level([ConditionOnChannels(2, details)], Split(None, kept=2), squeeze=Haar()))
+                details = ConditionOnChannels(2, Chain(*_steps(6, features + 2, steps, hidden)))
+                parts = [InterpolatedDetails(), details] if config.smooth else [details]
+                levels.append(Level(parts, Split(None, kept=2), squeeze=Haar()))
             else:
                 levels.append(Level(_steps(8, features, steps, hidden, pooled=True), None, squeeze=Haar()))
     return Flow(
@@ -162,8 +180,6 @@ def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
             f"This colorizer needs luma with sides divisible by {multiple} here; got {source.shape[-2]}x"
             f"{source.shape[-1]}. Use flowcore.colorize, which resizes and pads for you."
         )
-    missing = SOURCE_CHANNELS[-1] - source.shape[1]
-    padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)
     assert isinstance(flow.encoder, LumaEncoder)
-    features = flow.encoder(padded[:, :1], padded[:, 1:4], padded[:, 4:].mean((2, 3)))
+    features = flow.encoder(*split_source(source))
     return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]))

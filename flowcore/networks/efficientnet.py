@@ -21,11 +21,10 @@ CHANNELS = tuple(STAGES[stage][-1] for stage in TAPPED)
 
 
 class EfficientNetLite0(nn.Module):
-    """The convolutional trunk of EfficientNet-Lite0 as a fixed feature extractor for luma.
+    """The convolutional trunk of EfficientNet-Lite0 as a feature extractor for luma.
 
     Mobile inverted bottlenecks without squeeze-and-excitation, with ReLU6. Batch norms are folded into the convolutions
-    before them, and the stem's three input channels into one, since luma stands for all three. All weights are buffers:
-    no optimizer sees them and no gradient reaches them.
+    before them, and the stem's three input channels into one, since luma stands for all three.
 
     Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1 and
     section 4; Sandler et al., "MobileNetV2" (2018), section 3.3. The Lite variant leaves out squeeze-and-excitation,
@@ -35,7 +34,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         """Build the network with all weights zero; ``load_state_dict`` fills them."""
         super().__init__()
-        self.stem = _FixedConv(1, STEM, kernel=3, stride=2)
+        self.stem = _SameConv(1, STEM, kernel=3, stride=2)
         stages: list[nn.Sequential] = []
         channels = STEM
         for repeats, kernel, stride, expansion, width in STAGES:
@@ -56,7 +55,7 @@ class EfficientNetLite0(nn.Module):
             Features at strides 8, 16 and 32: ``(B, 40, H / 8, W / 8)``, ``(B, 112, H / 16, W / 16)`` and
             ``(B, 320, H / 32, W / 32)``.
         """
-        x = F.relu6(self.stem((255 * luma.detach() - 127) / 128))  # (B, 32, H / 2, W / 2)
+        x = F.relu6(self.stem((255 * luma - 127) / 128))  # (B, 32, H / 2, W / 2)
         features: list[Tensor] = []
         for number, stage in enumerate(self.stages):
             x = stage(x)
@@ -71,9 +70,9 @@ class _Bottleneck(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        self.expand = _FixedConv(inputs, hidden, kernel=1) if expansion > 1 else None
-        self.depthwise = _FixedConv(hidden, hidden, kernel=kernel, stride=stride, groups=hidden)
-        self.project = _FixedConv(hidden, outputs, kernel=1)
+        self.expand = _SameConv(inputs, hidden, kernel=1) if expansion > 1 else None
+        self.depthwise = _SameConv(hidden, hidden, kernel=kernel, stride=stride, groups=hidden)
+        self.project = _SameConv(hidden, outputs, kernel=1)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,24 +81,19 @@ class _Bottleneck(nn.Module):
         return x + h if self.residual else h
 
 
-class _FixedConv(nn.Module):
-    """A convolution whose weights are buffers.
+class _SameConv(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding, all weights zero at first.
 
-    Padding is TensorFlow's "same": where the stride is 2, an even side gets one row or column more after it than
-    before it.
+    Where the stride is 2, an even side gets one row or column more after it than before it.
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__()
-        self.stride, self.groups = stride, groups
+        super().__init__(inputs, outputs, kernel, stride, groups=groups)
+        assert self.bias is not None
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
         total = kernel - stride
-        self.padding = (total // 2, total - total // 2) * 2
-        self.register_buffer("weight", nn.Conv2d(inputs, outputs, kernel, groups=groups).weight.detach().zero_())
-        self.register_buffer("bias", self.weight.new_zeros(outputs))
+        self.border = (total // 2, total - total // 2) * 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, self.padding) if any(self.padding) else x
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.border) if any(self.border) else input)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .efficientnet import CHANNELS, EfficientNetLite0
+
 STRIDE = 4  # luma pixels per position of the finest grid
 HINT_PLANES, PALETTE_PLANES = 3, 4
 CHROMA_UNIT = 0.1  # chroma that counts as 1 in the planes of hints and palette
@@ -21,25 +23,43 @@ class LumaEncoder(nn.Module):
     each grid adds what the coarser ones know (Lin et al. 2017). Hints enter at every grid, pooled to it, and the
     palette at every position: planes that pass only through strided layers are ignored by the flow.
 
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); conditioning pyramids as in Ardizzone et
-    al. 2019.
+    With a backbone, features of a network that was trained to name what photographs show are added on the way down, at
+    strides 8, 16 and 32, and their average over the photograph at the coarsest grid. With predicted chroma, each grid
+    also predicts its mean chroma, which can be trained by itself (``predict_chroma``) and is part of the features.
+
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); conditioning pyramids and a condition
+    network that is pre-trained to predict colors as in Ardizzone et al. 2019.
     """
 
-    def __init__(self, widths: Sequence[int], merged: int, features: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        merged: int,
+        features: int,
+        *,
+        dropout: float = 0.0,
+        backbone: bool = False,
+        predicts_chroma: bool = False,
+        smooth: bool = False,
+    ) -> None:
         """Build the network.
 
         Args:
             widths: Channels at strides 4, 8, 16, ...; from the second on, a grid each. The last is a multiple of the
                 attention's 4 heads.
             merged: Channels of the upward path.
-            features: Channels of each grid's output, before hints and palette.
+            features: Channels of each grid's output, before predicted chroma, hints and palette.
             dropout: Fraction of the channels that training hides from the coarser half of the grids. These have few
-                latents per photograph and memorize photographs first.
+                latents per photograph and memorize photographs first. Of the backbone's channels, too.
+            backbone: Whether there is an EfficientNet-Lite0; its weights are zero until they are loaded.
+            predicts_chroma: Whether each grid predicts its mean chroma.
+            smooth: Whether the upward path enlarges bilinearly; otherwise by repetition, which shows as blocks.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
         planes = HINT_PLANES + PALETTE_PLANES
-        self.outputs = features + planes
+        self.outputs = features + 2 * predicts_chroma + planes
+        self.upsampling = "bilinear" if smooth else "nearest"
         self.stem = nn.Conv2d(STRIDE**2 + planes, widths[0], 3, padding=1)
         self.first = _Residual(widths[0])
         self.down = nn.ModuleList()
@@ -51,34 +71,82 @@ class LumaEncoder(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths[1:])
         self.merge = nn.ModuleList(_Residual(merged) for _ in widths[1:])
         self.heads = nn.ModuleList(nn.Conv2d(merged, features, 1) for _ in widths[1:])
+        self.backbone = EfficientNetLite0() if backbone else None
+        self.taps = nn.ModuleList()
+        self.average = nn.Conv2d(CHANNELS[-1], widths[-1], 1) if backbone else None
+        self.chroma = nn.ModuleList(nn.Conv2d(merged, 2, 1) for _ in widths[1:]) if predicts_chroma else None
+        if backbone:
+            self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
+        for head in self.chroma or ():
+            assert isinstance(head, nn.Conv2d)
+            assert head.bias is not None
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """Encode.
 
         Args:
-            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids``.
+            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
             hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0.
             palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
 
         Returns:
-            Finest first, at strides 8, 16, ...: ``(B, features + 7, H / stride, W / stride)``, hints and palette last.
+            Finest first, at strides 8, 16, ...: ``(B, outputs, H / stride, W / stride)``: features, predicted chroma
+            over ``CHROMA_UNIT`` if the network predicts it, hints and palette.
         """
+        results: list[Tensor] = []
+        for number, x in enumerate(self._pyramid(luma, hints, palette)):
+            features = self.heads[number](x)
+            if self.chroma is not None:
+                features = torch.cat([features, self.chroma[number](x)], dim=1)
+            results.append(_append_hints(features, hints, palette))
+        return results
+
+    def predict_chroma(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+        """Predict mean chroma on every grid.
+
+        Args:
+            luma: See ``forward``.
+            hints: See ``forward``.
+            palette: See ``forward``.
+
+        Returns:
+            Finest first: Cb and Cr over ``CHROMA_UNIT``, centered on 0, ``(B, 2, H / stride, W / stride)``.
+        """
+        assert self.chroma is not None
+        return [head(x) for head, x in zip(self.chroma, self._pyramid(luma, hints, palette), strict=True)]
+
+    def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+        """The upward path, finest first: (B, merged, H / stride, W / stride)."""
+        tapped = self._backbone_features(luma)
         x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
         x = self.first(self.stem(_append_hints(x, hints, palette)))
         skips: list[Tensor] = []
-        for down, block in zip(self.down, self.blocks, strict=True):
-            x = block(F.leaky_relu(down(_append_hints(x, hints, palette)), 0.1))  # half the sides of the one before
+        for number, (down, block) in enumerate(zip(self.down, self.blocks, strict=True)):
+            x = down(_append_hints(x, hints, palette))  # half the sides of the one before
+            if number < len(self.taps):
+                x = x + self.taps[number](tapped[number])
+            x = block(F.leaky_relu(x, 0.1))
             skips.append(x)
-        x = self.dropout(self.attention(skips.pop()))
+        x = skips.pop()
+        if self.average is not None:
+            x = x + self.average(tapped[-1].mean((2, 3), keepdim=True))
+        x = self.dropout(self.attention(x))
         x = self.merge[-1](self.lateral[-1](x))
         merged = [x]
         for number in reversed(range(len(skips))):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest") + self.lateral[number](skips[number])
+            x = F.interpolate(x, scale_factor=2.0, mode=self.upsampling) + self.lateral[number](skips[number])
             x = self.merge[number](x)
             merged.append(x)
         merged.reverse()
-        merged = [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
-        return [_append_hints(head(x), hints, palette) for head, x in zip(self.heads, merged, strict=True)]
+        return [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
+
+    def _backbone_features(self, luma: Tensor) -> list[Tensor]:
+        """Features of the backbone, finest first, each image's of mean 0 and variance 1."""
+        if self.backbone is None:
+            return []
+        return [self.dropout(F.group_norm(x, 1)) for x in self.backbone(luma)]
 
 
 class _Residual(nn.Module):
@@ -122,3 +190,17 @@ def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
     scaled = torch.cat([palette[:, :1], palette[:, 1:] / CHROMA_UNIT], dim=1)[:, :, None, None]
     planes = [strength, strength * color, scaled.expand(-1, -1, *x.shape[2:])]
     return torch.cat([x, *(plane.to(x.dtype) for plane in planes)], dim=1)
+
+
+def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a colorizer's source into luma, hints and palette; those it lacks are zero.
+
+    Args:
+        source: ``(B, 1, 4 or 8, H, W)``; see ``models.colorizer``.
+
+    Returns:
+        The arguments of ``LumaEncoder``.
+    """
+    missing = 1 + HINT_PLANES + PALETTE_PLANES - source.shape[1]
+    padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)
+    return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], padded[:, 1 + HINT_PLANES :].mean((2, 3))

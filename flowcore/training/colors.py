@@ -12,18 +12,21 @@ from ..networks.luma import STRIDE
 from .photographs import Photographs
 from .pixel_cache import Entry
 
+GRAY = 0.008  # standard deviation of a channel's difference from gray, below which a photograph counts as uncolored
+
 
 class ColorPhotographs:
     """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
 
     Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
     as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
-    the chroma alone. Held-out crops are not varied and have no hints.
+    the chroma alone. Held-out crops are not varied and have no hints. Photographs without color are left out.
     """
 
-    def __init__(self, photographs: Photographs, *, hinted: float = 0.6, palettes: float = 0.15) -> None:
+    def __init__(self, photographs: Photographs, *, hinted: float = 0.5, palettes: float = 0.1) -> None:
         """Take photographs of scale 1, and the share of the crops that have hints, and a palette."""
         self.photographs = photographs
+        photographs.leave_out(_is_gray, "has no color")
         self.hinted = hinted
         self.palettes = palettes
         self.skipped = photographs.skipped
@@ -54,6 +57,13 @@ class ColorPhotographs:
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         return self.photographs.fitting(crop, held_out=held_out)
+
+
+def _is_gray(pixels: np.ndarray) -> bool:
+    """Tell whether an image, (H, W, 3) uint8, has one hue at most, as scans of old photographs do."""
+    sample = pixels[::8, ::8].astype(np.float32) / 255
+    differences = sample - sample.mean(2, keepdims=True)
+    return float(differences.std((0, 1)).max()) < GRAY
 
 
 def _vary_chroma(chroma: Tensor, rng: np.random.Generator) -> Tensor:

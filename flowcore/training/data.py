@@ -40,6 +40,8 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
         held_out=held_out_names(recipe.held_out),
         turn=recipe.turn,
         short_sides=recipe.short_sides,
+        enlarge=recipe.enlarge,
+        sampling=recipe.sampling,
         degradation=recipe.degradation,
         degradation_strength=recipe.degradation_strength,
         progress=progress,

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from ..checkpoints.file import read, read_header, save
+from ..checkpoints.file import is_ours, read, read_header, save
 from ..errors import FlowError
 from ..flow import Flow
 from ..models import build
-from ..networks import Conditioner
+from ..networks import Conditioner, LumaEncoder
 from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, restore
 from .data import open_data
@@ -58,7 +60,8 @@ def train(
         run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
         device: Torch device.
         start: A model file whose weights to start from; its configuration must be the recipe's.
-        encoder_from: A model file whose encoder to start from.
+        encoder_from: A model file whose encoder to start from; or, for an encoder with a backbone, the file of the
+            backbone alone, as ``benchmarks/read_efficientnet.py`` writes it.
         stop_after: Stop, with a checkpoint, after this many steps in all; None for the recipe's end.
         minutes: Shorten all stages so that a new run ends in about this time; and stop, with a checkpoint, when this
             call has taken it. None for the recipe's own length.
@@ -151,6 +154,12 @@ class _Trainer:
             elif encoder_from is not None:
                 _load_encoder(self.flow, encoder_from)
                 state.origin = f", with the encoder of {encoder_from.stem}"
+            elif _backbone(self.flow) is not None:
+                raise FlowError(
+                    "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training. "
+                    "Give a file with encoder_from (--encoder-from): another model with this backbone, or what "
+                    "benchmarks/read_efficientnet.py writes."
+                )
             self.average.load_state_dict(self.flow.state_dict())
         self.content = None
         for model in (self.flow, self.average):
@@ -369,8 +378,20 @@ def _load_weights(flow: Flow, path: Path) -> None:
 
 
 def _load_encoder(flow: Flow, path: Path) -> None:
-    source, target = lr_encoder(read(path)).state_dict(), lr_encoder(flow)
+    backbone = _backbone(flow)
     try:
-        target.load_state_dict(source)
-    except RuntimeError as error:
-        raise FlowError(f"The encoder of {path.name} does not fit this recipe's encoder_* fields: {error}.") from error
+        if backbone is not None and not is_ours(path):
+            backbone.load_state_dict({name: t.float() for name, t in load_file(path).items()})
+        elif isinstance(flow.encoder, LumaEncoder):
+            encoder = read(path).encoder
+            flow.encoder.load_state_dict({} if encoder is None else encoder.state_dict())
+        else:
+            lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
+    except (RuntimeError, SafetensorError) as error:
+        raise FlowError(
+            f"The encoder of {path.name} does not fit the encoder of this recipe's model: {error}."
+        ) from error
+
+
+def _backbone(flow: Flow) -> nn.Module | None:
+    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder) else None

@@ -10,9 +10,11 @@ from ..condition import Condition
 from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..errors import FlowError
 from ..flow import Flow
+from ..images.color import NEUTRAL
 from ..images.resize import shrink
 from ..likelihood import bits_per_dim, log_prob, log_weight
-from ..networks import RRDBEncoder
+from ..networks import LumaEncoder, RRDBEncoder
+from ..networks.luma import CHROMA_UNIT, split_source
 from .recipe import Stage
 
 
@@ -39,6 +41,34 @@ class AbsoluteError(nn.Module):
         if self.lr_consistency:
             loss = loss + self.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
         return loss
+
+
+class ChromaError(nn.Module):
+    """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids.
+
+    Source: Ardizzone et al. 2019, section 4.2: the condition network is pre-trained to predict colors.
+    """
+
+    unit = "MSE"
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        if not isinstance(flow.encoder, LumaEncoder) or flow.encoder.chroma is None:
+            raise FlowError(
+                "Objective chroma trains the encoder of a colorizer with predicts_chroma = true; this "
+                f"{flow.architecture} model has none. Use objective likelihood."
+            )
+        self.encoder = flow.encoder
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def forward(self, x: Tensor, source: Tensor, noise: None = None) -> Tensor:
+        """Compute the loss from chroma ``(B, 2, H, W)`` around ``NEUTRAL`` and its source ``(B, 8, 4H, 4W)``."""
+        target = (x - NEUTRAL) / CHROMA_UNIT
+        predicted = self.encoder.predict_chroma(*split_source(source))
+        errors = [F.mse_loss(p.float(), F.adaptive_avg_pool2d(target, (p.shape[2], p.shape[3]))) for p in predicted]
+        return torch.stack(errors).mean()
 
 
 class Likelihood(nn.Module):
@@ -72,13 +102,15 @@ class Likelihood(nn.Module):
         return (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
 
 
-Objective = AbsoluteError | Likelihood
+Objective = AbsoluteError | ChromaError | Likelihood
 
 
 def make_objective(flow: Flow, stage: Stage) -> Objective:
     """Make the objective of a stage."""
     if stage.objective == "l1":
         return AbsoluteError(flow, stage.lr_consistency)
+    if stage.objective == "chroma":
+        return ChromaError(flow)
     return Likelihood(flow, balanced=stage.balanced)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,7 @@ from ..errors import ImageError
 from ..tasks import Progress
 from .degradation import DegradationKind, degrade, draw_degradation
 from .pixel_cache import Entry, describe, open_pixel_cache
+from .recipe import Sampling
 
 
 class Photographs:
@@ -34,6 +36,8 @@ class Photographs:
         held_out: frozenset[str] = frozenset(),
         turn: bool = True,
         short_sides: tuple[int, ...] = (),
+        enlarge: float = 1.0,
+        sampling: Sampling = "area",
         degradation: DegradationKind = "bicubic",
         degradation_strength: float = 1.0,
         progress: Progress | None = None,
@@ -50,7 +54,9 @@ class Photographs:
             held_out: File names, without folders, of photographs to hold out of training. If any of them exists, these
                 are held out instead of ``validation`` others.
             turn: Whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case.
-            short_sides: Instead of the pyramid, lengths of the shorter side to which every photograph is shrunk.
+            short_sides: Instead of the pyramid, lengths of the shorter side to which every photograph is resized.
+            enlarge: Greatest factor by which photographs are enlarged to a short side.
+            sampling: Whether every part of the data's area is equally likely to be in a crop, or every photograph.
             degradation: How LR crops are made of HR ones: "bicubic", or "realistic", as in ``degradation.py``.
             degradation_strength: Factor on the amounts of the latter, in (0, 1].
             progress: Called with every image that is decoded.
@@ -59,10 +65,11 @@ class Photographs:
             ImageError: If no image is left to train on, or the cache cannot be written.
         """
         self.cache = open_pixel_cache(
-            folders, cache, scale=scale, pyramid=pyramid, short_sides=short_sides, progress=progress
+            folders, cache, scale=scale, pyramid=pyramid, short_sides=short_sides, enlarge=enlarge, progress=progress
         )
         self.scale = scale
         self.turn = turn
+        self.sampling: Sampling = sampling
         self.degradation: DegradationKind = degradation
         self.degradation_strength = degradation_strength
         self.skipped = self.cache.skipped
@@ -79,6 +86,18 @@ class Photographs:
         self.training = [entry for entry in self.cache.entries if entry.name not in held]
         self.held_out = [entry for entry in self.cache.entries if entry.name in held]
         self._candidates = lru_cache(maxsize=None)(self._list_candidates)
+
+    def leave_out(self, unsuitable: Callable[[np.ndarray], bool], reason: str) -> None:
+        """Leave out the images that a predicate of their pixels, ``(H, W, 3)`` uint8, is true for."""
+        by_name: dict[str, bool] = {}
+        for entry in self.cache.entries:
+            if entry.name not in by_name:
+                by_name[entry.name] = unsuitable(self.cache.images(entry)[0])
+        self.skipped += [f"{name}: {reason}" for name, out in by_name.items() if out]
+        self.training = [entry for entry in self.training if not by_name[entry.name]]
+        self.held_out = [entry for entry in self.held_out if not by_name[entry.name]]
+        if not self.training:
+            raise ImageError(f"No image is left to train on: each one {reason}. Add others.")
 
     def batch(
         self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
@@ -119,9 +138,13 @@ class Photographs:
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""
         entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
-        # in proportion to the area of the file, so that all sizes of a photograph are equally likely
-        areas = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
-        return entries, areas / areas.sum() if entries else areas
+        # all sizes of a photograph are equally likely
+        if self.sampling == "photograph":
+            sizes = Counter(e.name for e in entries)
+            weights = np.array([1 / sizes[e.name] for e in entries])
+        else:
+            weights = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
+        return entries, weights / weights.sum() if entries else weights
 
     def _crop(
         self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator

@@ -80,6 +80,7 @@ def open_pixel_cache(
     scale: int,
     pyramid: tuple[float, ...] = (1.0,),
     short_sides: tuple[int, ...] = (),
+    enlarge: float = 1.0,
     progress: Progress | None = None,
 ) -> PixelCache:
     """Open the cache of some folders' images, or decode them into it.
@@ -95,13 +96,14 @@ def open_pixel_cache(
     sources = find_images(folders)
     described = [[source.name, source.size, source.stamp] for source in sources]
     sizes = [f"short side {side}" for side in short_sides] or pyramid
+    sizes = [*sizes, f"enlarged {enlarge:g}"] if enlarge > 1 else sizes
     key = hashlib.sha256(json.dumps([described, scale, sizes]).encode()).hexdigest()[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
     content = _read_index(pixels, index, scale)
     if content is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _write(sources, scale, pyramid, short_sides, pixels, index, progress)
+            _write(sources, scale, pyramid, short_sides, enlarge, pixels, index, progress)
         except OSError as error:
             raise ImageError(
                 f"The decoded images could not be stored in {cache} ({error}). Make room there, or choose another "
@@ -143,6 +145,7 @@ def _write(
     scale: int,
     pyramid: tuple[float, ...],
     short_sides: tuple[int, ...],
+    enlarge: float,
     pixels: Path,
     index: Path,
     progress: Progress | None,
@@ -151,7 +154,7 @@ def _write(
     skipped: list[str] = []
     unique = uuid.uuid4().hex
     partial, partial_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
-    resize = functools.partial(_at_all_sizes, scale=scale, pyramid=pyramid, short_sides=short_sides)
+    resize = functools.partial(_at_all_sizes, scale=scale, pyramid=pyramid, short_sides=short_sides, enlarge=enlarge)
     try:
         with strict_decoding(), partial.open("wb") as out:
             for done, (source, sizes, reason) in enumerate(decode_each(sources, resize), start=1):
@@ -185,11 +188,11 @@ class _Sized:
 
 
 def _at_all_sizes(
-    image: Image.Image, *, scale: int, pyramid: tuple[float, ...], short_sides: tuple[int, ...]
+    image: Image.Image, *, scale: int, pyramid: tuple[float, ...], short_sides: tuple[int, ...], enlarge: float
 ) -> list[_Sized]:
     results: list[_Sized] = []
     multiple = 2 * scale if scale > 1 else 1
-    for factor in [min(1.0, side / min(image.size)) for side in short_sides] or pyramid:
+    for factor in [min(enlarge, side / min(image.size)) for side in short_sides] or pyramid:
         sides = round(image.width * factor), round(image.height * factor)
         if min(sides) < multiple:
             results.append(_Sized(sides[1], sides[0], factor, None))

@@ -19,7 +19,8 @@ from ..models import build, configure
 from ..models.colorizer import ColorizerConfig
 from .degradation import DegradationKind
 
-Objective = Literal["l1", "likelihood"]
+Objective = Literal["l1", "chroma", "likelihood"]
+Sampling = Literal["area", "photograph"]
 Schedule = Literal["constant", "cosine", "halving"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Optimiser = Literal["adamw", "adam"]
@@ -36,6 +37,9 @@ LIMITS = {  # least and greatest value of numbers; of the others, 0 and infinity
     "patience": (1, math.inf),
     "ema": (0, 1),
     "train_encoder_after": (0, 1),
+    "encoder_rate": (0, 1),
+    "backbone_rate": (0, 1),
+    "enlarge": (1, 4),
     "unlabelled": (0, 1),
     "degradation_strength": (0.01, 1),
 }
@@ -60,7 +64,8 @@ class Stage:
     Attributes:
         name: Shown in the progress line.
         objective: "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement;
-            "likelihood" trains the flow, on bits per dimension of dequantized HR images.
+            "chroma" trains a colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood"
+            trains the flow, on bits per dimension of dequantized HR images.
         steps: Number of optimiser steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
@@ -71,6 +76,8 @@ class Stage:
         warmup: Steps over which the rate rises from 0.
         clip: Maximum norm of the gradient; 0 for no clipping.
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
+        encoder_rate: Factor on the learning rate for the encoder in a likelihood stage.
+        backbone_rate: Factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed.
         lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
         weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
         balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
@@ -90,6 +97,8 @@ class Stage:
     warmup: int = 100
     clip: float = 10.0
     train_encoder_after: float = 0.5
+    encoder_rate: float = 1.0
+    backbone_rate: float = 0.1
     lr_consistency: float = 0.0
     weight_decay: float = 0.0
     balanced: bool = False
@@ -123,7 +132,9 @@ class Recipe:
         sheet: Temperatures of the sample sheet's columns; empty for the model's default.
         init_batch: Crops in the batch of the data-dependent initialization.
         turn: Whether crops are rotated by random multiples of 90 degrees.
-        short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is shrunk.
+        short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is resized.
+        enlarge: Greatest factor by which photographs are enlarged to a short side; 1 for none.
+        sampling: What is equally likely to be in a crop: every part of the data's "area", or every "photograph".
         unlabelled: Share of the labeled images that are shown without their label, so that a class-conditional model
             learns to work without one.
         degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
@@ -154,6 +165,8 @@ class Recipe:
     turn: bool = True
     unlabelled: float = 0.0
     short_sides: tuple[int, ...] = ()
+    enlarge: float = 1.0
+    sampling: Sampling = "area"
     degradation: DegradationKind = "bicubic"
     degradation_strength: float = 1.0
     licence: str = "unspecified"

@@ -17,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import free_memory, is_out_of_memory
 from ..errors import FlowError
 from ..flow import Flow
+from ..networks import LumaEncoder
 from ..transforms import batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
 from .memory import largest_batch, recompute_activations
-from .objective import AbsoluteError, make_objective
+from .objective import Likelihood, make_objective
 from .recipe import Recipe, Stage
 from .run_log import RunLog
 
@@ -60,15 +61,11 @@ class StageRunner:
         trained_levels = len(self.flow.levels) - stage.frozen_levels
         for number, level in enumerate(self.flow.levels):
             level.requires_grad_(number < trained_levels)
+        self._freeze_backbone()
         self.objective = make_objective(self.flow, stage)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        kernels = [p for p in self.parameters if p.ndim == 4]
-        others = [p for p in self.parameters if p.ndim != 4]
-        groups = [{"params": kernels, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
-        self.optimiser = kind(
-            [group for group in groups if group["params"]], stage.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=True)
         self._freeze_encoder(self._encoder_is_frozen(run.state.step))
         self.module = self._wrap()
         # counted on the device, so that no step waits for it
@@ -199,7 +196,7 @@ class StageRunner:
         if self._freeze_encoder(self._encoder_is_frozen(self.state.step)):
             self.module = self._wrap()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group.get("factor", 1.0)  # older checkpoints have none
         self.optimiser.zero_grad(set_to_none=True)
         # for dropout, which must differ between processes
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
@@ -242,12 +239,35 @@ class StageRunner:
 
     def _freeze_encoder(self, frozen: bool) -> bool:
         """Freeze or unfreeze the encoder; return True if that changed which parameters have gradients."""
-        if isinstance(self.objective, AbsoluteError) or self.objective.encoder_frozen == frozen:
+        if not isinstance(self.objective, Likelihood) or self.objective.encoder_frozen == frozen:
             return False
         self.objective.encoder_frozen = frozen
         if self.flow.encoder is not None:
             self.flow.encoder.requires_grad_(not frozen)
+            self._freeze_backbone()
         return True
+
+    def _freeze_backbone(self) -> None:
+        backbone = self._backbone()
+        if backbone is not None and self.stage.backbone_rate == 0:
+            backbone.requires_grad_(False)
+
+    def _backbone(self) -> nn.Module | None:
+        return self.flow.encoder.backbone if isinstance(self.flow.encoder, LumaEncoder) else None
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters by the factor on their learning rate; only kernels of convolutions decay."""
+        factors: dict[int, float] = {}
+        if self.flow.encoder is not None and self.stage.objective == "likelihood":
+            factors |= {id(p): self.stage.encoder_rate for p in self.flow.encoder.parameters()}
+        backbone = self._backbone()
+        if backbone is not None:
+            factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for p in sorted(self.parameters, key=lambda p: p.ndim != 4):
+            decay = self.stage.weight_decay if p.ndim == 4 else 0.0
+            groups.setdefault((factors.get(id(p), 1.0), decay), []).append(p)
+        return [{"params": ps, "factor": f, "weight_decay": decay} for (f, decay), ps in groups.items()]
 
     def _wrap(self) -> nn.Module:
         """Distribute the objective; DistributedDataParallel must know which parameters have gradients."""
@@ -309,7 +329,7 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
             f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
             f"got {stage.frozen_levels}."
         )
-    if stage.objective == "l1":
+    if stage.objective != "likelihood":
         make_objective(flow, stage)
     elif getattr(recipe.model, "mixing", "") == "principal":
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]

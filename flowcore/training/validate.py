@@ -11,7 +11,8 @@ from torch import Tensor
 from ..flow import Flow
 from ..images.color import NEUTRAL, compress
 from ..images.resize import enlarge
-from ..networks.luma import STRIDE
+from ..networks import LumaEncoder
+from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
 from ..prior import sample_latents
 from ..quality.metrics import lr_psnr, psnr
 from ..tasks.chroma import schedule
@@ -19,6 +20,7 @@ from .data import Data
 from .objective import bits_by_level, lr_encoder, make_objective
 from .recipe import Recipe, Stage
 
+LOSSES = {"l1": "validation_l1", "chroma": "validation_mse", "likelihood": "validation_bits_per_dim"}
 CROPS = {"low_resolution": 8, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -45,11 +47,11 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         loss = float(objective(x, source, noise))
-    metrics = {"validation_l1" if stage.objective == "l1" else "validation_bits_per_dim": round(loss, 4)}
+    metrics = {LOSSES[stage.objective]: round(loss, 4)}
     if source is not None and kind == "low_resolution":
         more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
     elif source is not None and kind == "luma":
-        more, columns = _colorize(flow, x, source)
+        more, columns = (_predict_chroma if stage.objective == "chroma" else _colorize)(flow, x, source)
     else:
         more, columns = {}, _sample(flow, recipe.sheet or TEMPERATURES, x[:ROWS], labeled=source is not None)
     return metrics | more, columns
@@ -67,22 +69,42 @@ def _sample(flow: Flow, temperatures: tuple[float, ...], x: Tensor, *, labeled: 
     return [*columns, x]
 
 
+def _predict_chroma(flow: Flow, x: Tensor, source: Tensor) -> Validation:
+    """A row per photograph: its luma, the original, and the chroma that the encoder predicts."""
+    assert isinstance(flow.encoder, LumaEncoder)
+    parts = [flow.encoder.predict_chroma(*split_source(part))[0] for part in source.split(ROWS)]
+    chroma = F.interpolate(torch.cat(parts) * CHROMA_UNIT, x.shape[2:], mode="bicubic")
+    rows = slice(None, None, max(1, len(x) // ROWS))
+    y = F.avg_pool2d(source[rows, :1], STRIDE)
+    columns = [y.expand(-1, 3, -1, -1), compress(y, x[rows] - NEUTRAL), compress(y, chroma[rows])]
+    return {"of_gray": _of_gray(chroma, x)}, columns
+
+
 def _colorize(flow: Flow, x: Tensor, source: Tensor) -> Validation:
     """A row per photograph: its luma, the original, the coloring at temperature 0, and five seeds."""
     noise = torch.rand(x.shape, generator=torch.Generator("cpu").manual_seed(0))
-    by_level = bits_by_level(flow, x, flow.encode_condition(source), noise).mean(1)
+    cond, shapes = flow.encode_condition(source), flow.latent_shapes(*x.shape[-2:])
+    by_level = bits_by_level(flow, x, cond, noise).mean(1)
     metrics = {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
-    every = max(1, len(x) // ROWS)
-    shown = source[::every]
-    y = F.avg_pool2d(shown[:, :1], STRIDE)
-    cond, shapes = flow.encode_condition(shown), flow.latent_shapes(*x.shape[-2:])
+    rows = slice(None, None, max(1, len(x) // ROWS))
+    y = F.avg_pool2d(source[rows, :1], STRIDE)
     palette, detail = flow.config.temperatures
-    columns = [y.expand(-1, 3, -1, -1), compress(y, x[::every] - NEUTRAL)]
+    columns = [y.expand(-1, 3, -1, -1), compress(y, x[rows] - NEUTRAL)]
     for k in range(6):
         taus = schedule(palette, detail, len(shapes)) if k else 0.0
-        latents = [z.to(x) for z in sample_latents(shapes, len(shown), taus, seed=k * len(shown))]
-        columns.append(compress(y, flow.inverse(latents, cond) - NEUTRAL))
+        latents = [z.to(x) for z in sample_latents(shapes, len(x), taus, seed=k * len(x))]
+        chroma = flow.inverse(latents, cond) - NEUTRAL
+        if k < 2:
+            metrics["of_gray_sample" if k else "of_gray_tau0"] = _of_gray(chroma, x)
+        columns.append(compress(y, chroma[rows]))
     return metrics, columns
+
+
+def _of_gray(chroma: Tensor, x: Tensor) -> float:
+    """RMSE of chroma relative to that of gray, means over images."""
+    truth = x - NEUTRAL
+    errors = (chroma - truth).square().mean((1, 2, 3)).sqrt().mean()
+    return round(float(errors / truth.square().mean((1, 2, 3)).sqrt().mean()), 4)
 
 
 def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:

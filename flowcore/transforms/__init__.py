@@ -5,7 +5,7 @@ from .batchnorm import BatchNorm, batch_moments
 from .checkerboard import CheckerboardCoupling
 from .condition_on_channels import ConditionOnChannels
 from .coupling import Coupling, Scaling
-from .haar import Haar
+from .haar import Haar, InterpolatedDetails
 from .injector import Injector
 from .invconv import InvertibleConv
 from .permutation import Permutation
@@ -26,6 +26,7 @@ __all__ = [
     "Flatten",
     "Haar",
     "Injector",
+    "InterpolatedDetails",
     "InvertibleConv",
     "Logit",
     "OrderedSqueeze",
