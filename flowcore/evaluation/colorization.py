@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,18 @@ from torch import Tensor
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.color import NEUTRAL, luma, split
+from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from ..quality.color_metrics import chroma_rmse, coherence_parts, colorfulness
-from ..tasks.chroma import clamp_level, schedule
+from ..quality.color_metrics import (
+    chroma_rmse,
+    coherence_parts,
+    colorfulness,
+    seam_ratio,
+    seam_sums,
+    skin_verdict,
+)
+from ..tasks.chroma import clamp_level, schedule, working_sides
 from ..tasks.colorize import colorize
 from ..tasks.score import score
 from .image_set import list_images, read_upright
@@ -29,7 +37,7 @@ from .image_set import list_images, read_upright
 
 def evaluate_colorizer(
     flow: Flow,
-    folder: Path,
+    folder: Path | Sequence[Path],
     *,
     samples: int = 8,
     seed: int = 0,
@@ -39,6 +47,7 @@ def evaluate_colorizer(
     limit: int = 10_000,
     log: Callable[[str], None] | None = None,
     only: Collection[str] | None = None,
+    portraits: bool = False,
 ) -> dict[str, float]:
     """Measure a colorizer on a folder of photographs in color.
 
@@ -49,11 +58,11 @@ def evaluate_colorizer(
 
     On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size: everything
     else. RMSE is ``chroma_rmse``, a number per image; the best of several is the best image, never the best pixel of
-    each.
+    each. Seams are measured on these pictures, too, since they are what is seen, at the resolution of the grid.
 
     Args:
         flow: A colorizer.
-        folder: Photographs in color, at any depth.
+        folder: Photographs in color, at any depth; several folders are one set.
         samples: K, colorings per image, at least 2.
         seed: Image i takes the seeds from ``seed + i * samples`` on.
         temperature: Of the palette; None for the model's default.
@@ -62,6 +71,7 @@ def evaluate_colorizer(
         limit: At most so many images, evenly spread over the sorted names.
         log: Called with a line per image.
         only: File names to measure; None for all.
+        portraits: Whether all images are portraits, aligned as ``skin_color`` states; then their skin is measured.
 
     Returns:
         "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
@@ -72,7 +82,12 @@ def evaluate_colorizer(
         "diversity" (standard deviation of the K, mean over pixels and channels), "colourfulness",
         "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is washed out),
         "luma_error" (the largest of all pixels of all images) and "luma_kept" (share of the images whose 8-bit
-        colorings have exactly the 8-bit luma that went in).
+        colorings have exactly the 8-bit luma that went in). "rmse_of_grey", "rmse_best_of_grey" and
+        "rmse_calm_of_grey" are means over those of gray: sum of RMSE over sum of gray's RMSE, below 1 if colors help.
+        "seams_8", "seams_16", ... is the change of chroma across the borders of cells of so many pixels of the working
+        size, relative to the change inside, see ``seams``; "seams" is the worst of them, "seams_truth" that of the
+        photographs. Of portraits also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of
+        no human skin, or none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
 
     Raises:
         ImageError: If there is no image, or one that cannot be read.
@@ -82,11 +97,15 @@ def evaluate_colorizer(
     if samples < 2 or limit < 1:
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
+    seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
     for number, file in enumerate(list_images(folder, only, limit)):
-        settings = _Settings(samples, (seed + number * samples) % 2**64, temperature, detail, working_size)
+        first_seed = (seed + number * samples) % 2**64
+        settings = _Settings(samples, first_seed, temperature, detail, working_size, portraits)
         image = read_upright(file)
-        row = _measure_colorings(flow, image, settings) | _measure_grid(flow, image, settings)
+        row, sums = _measure_colorings(flow, image, settings)
+        row |= _measure_grid(flow, image, settings)
         rows.append(row)
+        seams += sums
         if log is not None:
             log(
                 f"{file.name}: {row['bits_per_dim']:.3f} bits/dim, RMSE {row['rmse']:.4f}, best of {samples} "
@@ -103,7 +122,16 @@ def evaluate_colorizer(
         "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
         "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
         "luma_error": max(row["luma_error"] for row in rows),
+        **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in ("rmse", "rmse_best", "rmse_calm")},
+        **_seam_ratios(seams),
     }
+
+
+def _seam_ratios(sums: Tensor) -> dict[str, float]:
+    drawn, truth = ([seam_ratio(grid) for grid in grids] for grids in sums)
+    worst = [max((ratio for ratio in ratios if not math.isnan(ratio)), default=math.nan) for ratios in (drawn, truth)]
+    each = {f"seams_{STRIDE * 2**level}": ratio for level, ratio in enumerate(drawn, start=1)}
+    return {"seams": worst[0], "seams_truth": worst[1], **each}
 
 
 @dataclass(frozen=True)
@@ -113,6 +141,7 @@ class _Settings:
     temperature: float | None
     detail: float | None
     working_size: int | None
+    portraits: bool
 
 
 @torch.no_grad()
@@ -139,8 +168,8 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[s
     return row
 
 
-def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> dict[str, float]:
-    """Measure what ``colorize`` makes of a photograph's luma at its own size."""
+def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> tuple[dict[str, float], Tensor]:
+    """Measure what ``colorize`` makes of a photograph's luma at its own size; the other result is of _sum_seams."""
     y, truth = split(_pixels(image).double() / 255)
     gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
     color = partial(colorize, flow, gray.to(torch.uint8), working_size=settings.working_size)
@@ -151,7 +180,7 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> d
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
     errors = chroma_rmse(chroma, truth)
     luma_kept = luma((colorings * 255).round()).round() == gray
-    return {
+    row = {
         "rmse": float(errors.mean()),
         "rmse_best": float(errors.min()),
         "rmse_mean": float(chroma_rmse(chroma.mean(0, keepdim=True), truth)),
@@ -163,6 +192,20 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> d
         "luma_error": float((result_luma - gray / 255).abs().max()),
         "luma_kept": float(luma_kept.all()),
     }
+    if settings.portraits:
+        outside, without = skin_verdict(chroma)
+        row["skin_outside"], row["skin_grey"] = float(outside.double().mean()), float(without.double().mean())
+        row["skin_outside_truth"] = float(skin_verdict(truth)[0])
+    return row, _sum_seams(flow.config, settings.working_size, gray / 255, chroma, truth)
+
+
+def _sum_seams(config: Any, working_size: int | None, y: Tensor, chroma: Tensor, truth: Tensor) -> Tensor:
+    """Compute ``seam_sums`` of colorings and truth for the cells of every grid: (2, grids, 4)."""
+    height, width = working_sides(y.shape[-2], y.shape[-1], working_size or config.working_size)
+    size = height // STRIDE, width // STRIDE
+    y, chroma, truth = (resize_bilinear(image, size) for image in (y, chroma, truth))
+    cells = [2**level for level in range(1, len(config.steps) + 1)]
+    return torch.stack([torch.stack([seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
 
 
 def _ratio(a: float, b: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,19 +16,23 @@ from ..flow import Flow
 from ..images.files import image_files
 
 
-def list_images(folder: Path, only: Collection[str] | None = None, limit: int | None = None) -> list[Path]:
+def list_images(
+    folders: Path | Sequence[Path], only: Collection[str] | None = None, limit: int | None = None
+) -> list[Path]:
     """List the images of a folder, at any depth and sorted.
 
     Args:
-        folder: The test set.
+        folders: The test set; of several folders, first those of the first.
         only: File names, without folders, to restrict it to; None for all.
         limit: At most so many, evenly spread over the sorted names; None for all.
     """
-    files = image_files(folder)
+    folders = [folders] if isinstance(folders, Path) else folders
+    files = [file for folder in folders for file in image_files(folder)]
     if only is not None:
         files = [file for file in files if file.name in only]
         if not files:
-            raise ImageError(f"None of the images in {folder} is on the list of held-out images. Measure all of them.")
+            names = ", ".join(map(str, folders))
+            raise ImageError(f"None of the images in {names} is on the list of held-out images. Measure all of them.")
     return files if limit is None else files[:: max(1, -(-len(files) // limit))]
 
 

@@ -34,6 +34,13 @@ COLORIZER_COLUMNS = {
     "colourfulness_gap": ("gap", "+.0%"),
     "luma_error": ("luma error", ".1e"),
     "luma_kept": ("8-bit luma kept", ".0%"),
+    "rmse_of_grey": ("RMSE of 1 / gray", ".2f"),
+    "rmse_best_of_grey": ("best of K / gray", ".2f"),
+    "rmse_calm_of_grey": ("tau 0 / gray", ".2f"),
+    "seams": ("seams", ".2f"),
+    "seams_truth": ("seams of truth", ".2f"),
+    "skin_outside": ("not skin", ".1%"),  # these two of portraits only
+    "skin_grey": ("gray skin", ".1%"),
 }
 
 
@@ -66,13 +73,15 @@ def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Format results of colorizers: set name to model name to what ``evaluate_colorizer`` returned."""
     counts = sorted({round(row["samples"]) for models in results.values() for row in models.values()})
     number = "/".join(map(str, counts)) or "K"
-    titles = [title.replace("of K", f"of {number}") for title, _ in COLORIZER_COLUMNS.values()]
+    present = {key for models in results.values() for row in models.values() for key in row}
+    columns = {key: column for key, column in COLORIZER_COLUMNS.items() if key in present}
+    titles = [title.replace("of K", f"of {number}") for title, _ in columns.values()]
     rows = [
         [
             name,
             f"{row['images']:.0f}",
             model,
-            *(format(row[key], style) for key, (_, style) in COLORIZER_COLUMNS.items()),
+            *(format(row[key], style) if key in row else "-" for key, (_, style) in columns.items()),
         ]
         for name, models in results.items()
         for model, row in models.items()

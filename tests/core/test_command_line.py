@@ -340,6 +340,13 @@ def test_eval_of_several_colorizers_and_sets(
     assert list(by_tau) == [f"{small_colorizer}, tau 0.5", f"{small_colorizer}, tau 0.9"]
     assert by_tau[f"{small_colorizer}, tau 0.9"] == default  # these are what it was made for
     assert by_tau[f"{small_colorizer}, tau 0.5"]["diversity"] < default["diversity"]
+    faces = ["eval", str(tmp_path / "sets" / "b"), *words[3:5], "--portraits", "--json", str(numbers)]
+    assert main([*faces, "--model", str(small_colorizer)]) == 0
+    portraits = json.loads(numbers.read_text())["b"][str(small_colorizer)]
+    assert portraits["samples"] == 20
+    assert 0 <= portraits["skin_outside"] <= 1
+    assert main([*faces, "--model", str(small_glow)]) == 1
+    assert "--portraits" in capsys.readouterr().err
     words = [*words, "--model", str(small_colorizer), "--limit", "1", "--json", str(numbers)]
     for asked in (["--detail", "0.9"], ["--working-size", "64"]):
         assert main([*words, *asked]) == 0

@@ -120,6 +120,8 @@ def test_gray_colorings_are_as_far_as_gray(folder, monkeypatch):
     assert row["colourfulness_gap"] == pytest.approx(-1)
     assert row["luma_error"] < 1e-12
     assert row["luma_kept"] == 1
+    assert [row[f"{name}_of_grey"] for name in ("rmse", "rmse_best", "rmse_calm")] == pytest.approx([1, 1, 1])
+    assert math.isnan(row["seams"])
     first, calm, second, _ = calls
     assert first == {"temperature": 0.7, "detail": None, "seed": 10, "samples": 3, "working_size": 48}
     assert calm == {"temperature": 0, "detail": 0, "working_size": 48}
@@ -133,6 +135,7 @@ def test_perfect_colorings_have_no_error(folder, monkeypatch):
     for name in ("rmse", "rmse_best", "rmse_mean", "rmse_calm", "diversity", "colourfulness_gap"):
         assert row[name] == pytest.approx(0, abs=1e-9), name
     assert row["rmse_grey"] > 0.01
+    assert row["seams"] == pytest.approx(row["seams_truth"])
     assert row["colourfulness"] == pytest.approx(row["colourfulness_truth"]) == pytest.approx(row["rmse_grey"] * 2**0.5)
 
 
@@ -156,6 +159,59 @@ def test_best_of_several_is_one_image(folder, monkeypatch):
     assert row["rmse"] == pytest.approx((sum(left) + sum(right)) / 4, rel=1e-6)
     assert row["rmse_mean"] == pytest.approx(row["rmse_grey"] / 2, rel=1e-6)
     assert row["diversity"] == pytest.approx(sum(float(chroma.abs().mean()) for chroma in truth) / 4, rel=1e-6)
+
+
+def test_relative_to_gray_is_a_ratio_of_sums(folder, monkeypatch):
+    truth = chroma_of(folder)
+    fake(monkeypatch, lambda y, number, s: merge(y, truth[number] * (0.5, 0.9)[s] if number else truth[number]))
+    row = evaluate_colorizer(model(), folder, samples=2)
+    first, second = (float(chroma.square().mean().sqrt()) for chroma in truth)
+    assert row["rmse_of_grey"] == pytest.approx((0 + 0.3 * second) / (first + second))
+    assert row["rmse_best_of_grey"] == pytest.approx((0 + 0.1 * second) / (first + second))
+    assert row["rmse_calm_of_grey"] == pytest.approx((0 + 0.5 * second) / (first + second))
+
+
+@pytest.mark.parametrize(("cell", "size"), [(16, (32, 48)), (8, (64, 96))])
+def test_seams_are_found_at_the_size_of_the_photograph(tmp_path, monkeypatch, cell, size):
+    """Colors in steps from cell to cell of one grid, at once and at twice the working size."""
+    (tmp_path / "set").mkdir()
+    for k in range(2):
+        Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(tmp_path / "set" / f"{k}.png")
+    side = cell * size[0] // 32
+
+    def in_cells(y, number, s):
+        places = [torch.arange(length, dtype=y.dtype) for length in size]
+        row, column = (0.1 * (place // side) / side + 0.01 * place / side for place in places)
+        return merge(y, (0.2 * row[:, None] - 0.3 * column).expand(1, 2, -1, -1) * (number == 0))
+
+    fake(monkeypatch, in_cells)
+    row = evaluate_colorizer(model(), tmp_path / "set", samples=2)
+    assert row["seams"] == row[f"seams_{cell}"] > 1.5
+    assert row["seams_8" if cell == 16 else "seams_16"] < row["seams"]
+    assert math.isnan(row["seams_truth"])
+
+
+def test_skin_of_portraits_is_judged(folder, monkeypatch):
+    brown, blue = (torch.tensor([cb, cr]).double()[:, None, None] for cb, cr in ((-0.08, 0.09), (0.09, -0.02)))
+
+    def paint(y, number, s):
+        return merge(y, (blue if number and s == 2 else brown * (s > 0)).expand(1, 2, 32, 48))
+
+    fake(monkeypatch, paint)
+    row = evaluate_colorizer(model(), folder, samples=4, portraits=True)
+    assert row["skin_outside"] == 1 / 8
+    assert row["skin_grey"] == 2 / 8
+    assert row["skin_outside_truth"] in (0, 0.5, 1)
+    assert "skin_outside" not in evaluate_colorizer(model(), folder, samples=2)
+
+
+def test_several_folders_are_one_set(folder):
+    row = evaluate_colorizer(model(), folder, samples=2)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / f"{'ab'.index(name)}.png").rename(folder / name / "0.png")
+    assert evaluate_colorizer(model(), [folder / "a", folder / "b"], samples=2) == row
+    assert evaluate_colorizer(model(), [folder / "a", folder / "b"], samples=2, limit=1)["images"] == 1
 
 
 def test_small_luma_errors_are_detected(folder, monkeypatch):
@@ -233,6 +289,9 @@ def test_table_has_a_row_per_set_and_model(folder):
         "8-bit luma kept": "100%",
     }
     assert expected.items() <= dict(zip(titles, second, strict=True)).items()
+    assert "not skin" not in titles
+    both = colorizer_table({"photos": {"a": row}, "faces": {"a": {**row, "skin_outside": 0.045, "skin_grey": 0.0}}})
+    assert [line.split("|")[-3].strip() for line in both.splitlines()] == ["not skin", "---", "-", "4.5%"]
 
 
 # --- upscalers --------------------------------------------------------------------------------------------------------

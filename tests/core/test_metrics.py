@@ -7,14 +7,21 @@ import pytest
 import torch
 
 from flowcore.errors import FlowError, ShapeError
+from flowcore.images.color import parse_color, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality.color_metrics import (
+    SKIN_PATCH,
     chroma_rmse,
     coherence,
     coherence_parts,
     colorfulness,
     flicker,
     global_share,
+    seam_ratio,
+    seam_sums,
+    seams,
+    skin_color,
+    skin_verdict,
 )
 from flowcore.quality.lpips import ALEXNET, lpips, lpips_map, lpips_missing
 from flowcore.quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, ssim
@@ -141,6 +148,65 @@ def test_colorfulness_is_the_length_of_chroma() -> None:
     half[..., :5] = 0
     values = torch.cat([flat((0.3, 0.4), (-0.3, -0.4), (0.0, 0.0)), half])
     assert colorfulness(values).tolist() == pytest.approx([0.5, 0.5, 0, 0.5 / 2**0.5])
+
+
+def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
+    """Chroma that grows by 0.01 from position to position, and by ``rise`` more from cell to cell."""
+    line = 0.01 * torch.arange(size) + rise * (torch.arange(size) // cell)
+    return (line[:, None] - line).expand(1, 2, size, size)
+
+
+def test_seams_compare_borders_of_cells_with_insides() -> None:
+    gray = torch.full((1, 1, 16, 16), 0.5)
+    expected = {2: (4 * 0.01 + 3 * 0.05) / 7 / 0.01, 4: 5.0, 8: 0.05 * 14 / (12 * 0.01 + 2 * 0.05)}
+    for cell, ratio in expected.items():
+        assert seams(stairs(rise=0), gray, cell) == pytest.approx(1, rel=1e-3)
+        assert seams(stairs(), gray, cell) == pytest.approx(ratio, rel=1e-3)
+    assert seams(stairs()[..., 1:], gray[..., 1:], 4) < 3.5  # the columns are no longer where cells begin
+    assert seams(stairs(rise=0.04) - stairs(rise=0), gray, 4) == math.inf
+    assert math.isnan(seams(flat((0.1, 0.2), size=(16, 16)), gray, 4))
+    assert math.isnan(seams(stairs(), gray, 16))  # one cell has no borders
+    both = torch.cat([stairs(), stairs(rise=0)])
+    added = seam_sums(both[:1], gray, 4) + seam_sums(both[1:], gray, 4)
+    assert seams(both, gray, 4) == pytest.approx(seam_ratio(added)) == pytest.approx(3, rel=1e-3)
+
+
+def test_seams_are_no_seams_where_luma_has_edges() -> None:
+    luma = torch.full((1, 1, 16, 16), 0.5)
+    luma[..., 4:8] += 0.1  # two of the three borders between columns
+    assert seams(stairs(), luma, 4) == pytest.approx(5, rel=1e-3)
+    only = stairs()[:, :, :1].expand(-1, -1, 16, -1)  # no changes from row to row
+    assert seams(only, luma, 4) == pytest.approx(0.05 / (3 + 1) / (0.01 / 2), rel=1e-3)
+    assert seams(only, luma, 4, flat=1) == pytest.approx(5, rel=1e-3)
+    luma[..., 12:] += 5 / 255
+    assert seams(only, luma, 4) == 0
+    luma[..., 12:] -= 2 / 255
+    assert seams(only, luma, 4) > 1
+
+
+def test_seams_say_what_they_need() -> None:
+    for size, cell, message in (((16, 15), 4, "of one size"), ((16, 16), 1, "at least 2 positions; got 1")):
+        with pytest.raises(ShapeError, match=message):
+            seams(stairs(), torch.zeros(1, 1, *size), cell)
+
+
+def test_skin_is_neither_blue_nor_green() -> None:
+    def portrait(color: str, around: str = "#3060c0") -> torch.Tensor:
+        rgb = torch.tensor(parse_color(around))[:, None, None].repeat(1, 50, 50)
+        top, bottom, left, right = (round(50 * part) for part in SKIN_PATCH)
+        rgb[:, top:bottom, left:right] = torch.tensor(parse_color(color))[:, None, None]
+        return split(rgb[None])[1]
+
+    tones = ("#d2a08c", "#e6beb9", "#c08060", "#5c3a2c", "#d06a60", "#e8c8c0")
+    wrong = ("#7080c0", "#60a080", "#a0c040", "#9060b0", "#c0b040")
+    pale = ("#808080", "#7f8083")
+    chroma = torch.cat([portrait(color) for color in (*tones, *wrong, *pale)])
+    outside, gray = skin_verdict(chroma)
+    assert outside.tolist() == [False] * len(tones) + [True] * len(wrong) + [False] * len(pale)
+    assert gray.tolist() == [False] * (len(tones) + len(wrong)) + [True] * len(pale)
+    hue, length = skin_color(flat((-0.3, 0.3), (0.0, -0.2)))
+    assert hue.tolist() == pytest.approx([135, 270])
+    assert length.tolist() == pytest.approx([0.3 * 2**0.5, 0.2])
 
 
 def test_flicker_looks_where_nothing_moves() -> None:
