@@ -32,7 +32,7 @@ THUMBNAIL = 640
 
 # Which file of workflows/ a story loads for its thumbnail, by node; the others load the sample photograph.
 PHOTOS = {
-    "colourings": {"photo": "alps.jpg"},
+    "colourings": {"photo": "mill.jpg"},
     "strokes": {"photo": "house.jpg"},
     "palette-transfer": {"photo": "house.jpg"},
     "clip": {"photo": "alps.jpg"},
