@@ -8,11 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcore.checkpoints.file import save
+from flowcore.images.color import luma
 from flowcore.prior import sample_latents
+
+from .colorings import tiny_colorizer
+from .photographs import photograph
 
 pytestmark = pytest.mark.slow
 
@@ -124,3 +131,83 @@ def test_the_benchmarks_run_and_print_a_table_and_json(tmp_path):
         ("published", "128x128"),
         ("flowcore, float32", "128x128"),
     ]
+
+
+@pytest.fixture
+def colorizer(tmp_path):
+    """A colorizer's file, and a folder of two photographs beside it, in color and gray."""
+    save(tiny_colorizer(), tmp_path / "tiny.safetensors")
+    (tmp_path / "set").mkdir()
+    for k in range(2):
+        photograph(32, 48, seed=k).save(tmp_path / "set" / f"{k}.png")
+    return tmp_path / "tiny.safetensors"
+
+
+def run(monkeypatch, module, *words):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, words)])
+    module.main()
+
+
+def test_colorizers_are_compared_and_not_measured_twice(benchmarks, colorizer, monkeypatch, capsys):
+    module, folder = benchmarks("colorizers"), colorizer.parent / "set"
+    measure, calls = module.evaluate_colorizer, []
+
+    def counted(flow, folders, **settings):
+        calls.append((folders, settings["samples"], settings["portraits"], settings["only"] is not None))
+        return {**measure(flow, folders, **settings), "rmse_calm_of_grey": 0.8502, "seams": 1.19}
+
+    monkeypatch.setattr(module, "evaluate_colorizer", counted)
+    monkeypatch.setattr(module, "held_out_names", lambda _: frozenset({"1.png"}))
+    sets = ["--photographs", folder, "--held-out", folder, "--portraits", folder]
+    written = ["--samples", 2, "--json", folder.parent / "numbers.json", "--out", folder.parent / "table.md"]
+    run(monkeypatch, module, f"the first={colorizer}", *sets, *written)
+    assert calls == [([folder], 2, False, False), ([folder], 2, False, True), ([folder], 20, True, False)]
+    text = (folder.parent / "table.md").read_text()
+    titles, _, targets, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4])
+    assert row[0] == "the first"
+    cells = {title: (target, cell) for title, target, cell in zip(titles, targets, row, strict=True)}
+    assert cells["photographs: tau 0 / gray"] == ("at most 0.850", "0.850")  # a little more, so not bold
+    assert cells["held out: tau 0 / gray"] == ("at most 0.800", "0.850")
+    assert cells["photographs: seams"] == ("at most 1.20", "**1.19**")
+    assert cells["held out: seams"] == ("", "1.19")
+    assert "photographs: best of 2 / gray" in cells
+    assert "| held out | 1 | the first |" in text
+
+    run(monkeypatch, module, f"renamed={colorizer}", *sets, *written)
+    assert len(calls) == 3
+    assert "| renamed |" in capsys.readouterr().out
+    flow = tiny_colorizer()
+    with torch.no_grad():
+        next(flow.parameters()).add_(0.01)
+    save(flow, folder.parent / "other.safetensors")
+    run(monkeypatch, module, colorizer, folder.parent / "other.safetensors", "--held-out", folder, *written)
+    assert calls[3:] == [([folder], 2, False, True)]
+    assert len(capsys.readouterr().out.splitlines()) == 5 + 1 + 4
+    photograph(32, 48, seed=7).save(folder / "2.png")  # another image: another set
+    run(monkeypatch, module, colorizer, "--portraits", folder, *written)
+    assert len(calls) == 5
+    assert capsys.readouterr().out.splitlines()[3].startswith("| tiny |")
+
+
+def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkeypatch):
+    folder = colorizer.parent / "set"
+    words = [folder, folder / "1.png", "--model", colorizer, "--height", 32, "--samples", 2, "--limit", 1]
+    run(monkeypatch, benchmarks("colourings"), colorizer.parent / "sheet.png", *words)
+    sheet = torch.from_numpy(np.array(Image.open(colorizer.parent / "sheet.png"))).permute(2, 0, 1)
+
+    def places(picture):
+        """Find the top and left of a picture (3, 32, 48) in the sheet."""
+        windows = sheet.unfold(1, 32, 1).unfold(2, 48, 1)  # (3, rows, columns, 32, 48)
+        return (windows == picture[:, None, None]).flatten(3).all(3).all(0).nonzero().tolist()
+
+    found = []
+    for name in ("0.png", "1.png"):
+        rgb = torch.from_numpy(np.array(Image.open(folder / name))).permute(2, 0, 1)
+        gray = (luma(rgb[None].float() / 255) * 255).round().byte()[0].expand(3, -1, -1)
+        ((top, left),), ((gray_top, gray_left),) = places(rgb), places(gray)
+        assert gray_top == top
+        assert gray_left < left
+        found.append((top, left))
+    (first, left), (second, other) = found
+    assert left == other
+    assert second > first

@@ -1,0 +1,174 @@
+"""Colorizers in one table, with the targets: what a backbone is worth, and what more photographs are.
+
+    python -m benchmarks.colorizers MODEL [NAME=MODEL ...] -o docs/colorizers.md --json runs/colorizers.json
+        --photographs eval/kodak eval/cbsd68 --held-out photos-small --portraits faces/heldout
+
+Models are files, or shipped ones by name; NAME is what the rows say. All are measured by ``evaluate_colorizer`` at
+their default temperatures: on photographs (all folders together are one set), on the photographs of the --held-out
+folders that are on flowcore's list of images that no shipped model was trained on, and on aligned portraits. Prints a
+table of what there are targets for, bold where they are met, and one of everything; with -o, into a file, too. "/ gray"
+is the sum of RMSE over the sum of that of gray; lower is better.
+
+The numbers go to the file of --json after every set. Those that it holds already, of the same weights, images and
+settings, are not measured again: so it can be interrupted, and called again with one more model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flowcore
+from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.evaluation.colorization import evaluate_colorizer
+from flowcore.evaluation.image_set import list_images
+from flowcore.evaluation.tables import colorizer_table
+from flowcore.training.recipe import held_out_names
+
+Results = dict[str, dict[str, dict[str, float]]]  # set to model to what evaluate_colorizer returned
+
+PHOTOGRAPHS, HELD_OUT, PORTRAITS = "photographs", "held out", "portraits"
+PORTRAIT_SAMPLES = 20
+ROUNDING = 1e-6  # of luma, in float32
+
+
+@dataclass(frozen=True)
+class Target:
+    """A column: a number of a set, and the range it should be in."""
+
+    group: str
+    key: str
+    title: str
+    style: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def text(self) -> str:
+        """Say what is wanted."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return ""
+        if math.isinf(self.low):
+            return f"at most {self.high:{self.style}}"
+        return f"{self.low:{self.style}} to {self.high:{self.style}}"
+
+    def cell(self, row: dict[str, float] | None) -> str:
+        """Format the number, bold if it is within."""
+        if row is None or self.key not in row:
+            return "-"
+        number = row[self.key]
+        text = format(number, self.style)
+        return f"**{text}**" if self.text() and self.low <= number <= self.high else text
+
+
+TARGETS = (
+    Target(PHOTOGRAPHS, "rmse_calm_of_grey", "tau 0 / gray", ".3f", high=0.85),
+    Target(PHOTOGRAPHS, "rmse_of_grey", "1 / gray", ".3f", high=1.0),
+    Target(PHOTOGRAPHS, "rmse_best_of_grey", "best of K / gray", ".3f", high=0.8),
+    Target(PHOTOGRAPHS, "colourfulness_gap", "colorfulness", "+.0%", low=-0.15, high=0.15),
+    Target(PHOTOGRAPHS, "coherence_default", "coherence", ".2f", low=0.7, high=1.4),
+    Target(PHOTOGRAPHS, "seams", "seams", ".2f", high=1.2),
+    Target(PHOTOGRAPHS, "luma_error", "luma error", ".0e", high=ROUNDING),
+    Target(PHOTOGRAPHS, "bits_per_dim", "bits/dim", ".3f"),
+    Target(HELD_OUT, "rmse_calm_of_grey", "tau 0 / gray", ".3f", high=0.8),
+    Target(HELD_OUT, "rmse_of_grey", "1 / gray", ".3f"),
+    Target(HELD_OUT, "rmse_best_of_grey", "best of K / gray", ".3f"),
+    Target(HELD_OUT, "seams", "seams", ".2f"),
+    Target(HELD_OUT, "bits_per_dim", "bits/dim", ".3f"),
+    Target(PORTRAITS, "skin_outside", "not skin", ".1%", high=0.0),
+    Target(PORTRAITS, "skin_grey", "gray skin", ".1%"),
+)
+
+
+def main() -> None:
+    """Measure all models on all sets, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
+    parser.add_argument("--photographs", type=Path, nargs="+", metavar="FOLDER", help="test photographs")
+    parser.add_argument("--held-out", type=Path, nargs="+", metavar="FOLDER", help="the data of the training")
+    parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of color_metrics")
+    parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")
+    parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each set")
+    parser.add_argument("-o", "--out", type=Path, help="a Markdown file")
+    parser.add_argument("--json", type=Path, help="the numbers; those that are there already are kept")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    sets: dict[str, list[Path]] = {
+        name: folders
+        for name, folders in (
+            (PHOTOGRAPHS, options.photographs),
+            (HELD_OUT, options.held_out),
+            (PORTRAITS, options.portraits),
+        )
+        if folders
+    }
+    if not sets:
+        parser.error("nothing to measure on: give --photographs, --held-out or --portraits")
+    measured: dict[str, Any] = {}
+    if options.json and options.json.exists():
+        measured = json.loads(options.json.read_text())
+    models = dict(map(parse_model, options.models))
+    results: Results = {name: {} for name in sets}
+    for model, file in models.items():
+        flow = flowcore.load(file, options.device)
+        weights = model_sha256(flow)
+        for name, folders in sets.items():
+            settings = {
+                "samples": PORTRAIT_SAMPLES if name == PORTRAITS else options.samples,
+                "limit": options.limit,
+                "only": held_out_names("standard") if name == HELD_OUT else None,
+                "portraits": name == PORTRAITS,
+            }
+            key = f"{name}, {fingerprint(weights, folders, settings)}"
+            if key not in measured:
+                begun = time.monotonic()
+                measured[key] = {"model": model, **evaluate_colorizer(flow, folders, **settings)}
+                sys.stderr.write(f"{model}, {name}: {(time.monotonic() - begun) / 60:.1f} minutes\n")
+                if options.json:
+                    options.json.write_text(json.dumps(measured, indent=1) + "\n")
+            results[name][model] = {field: value for field, value in measured[key].items() if field != "model"}
+    text = f"{targets_table(results, list(models))}\n\n{colorizer_table(results)}\n"
+    sys.stdout.write(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+def parse_model(text: str) -> tuple[str, str]:
+    """Split NAME=MODEL; without a name, that of a file is its own without suffix."""
+    name, separator, file = text.partition("=")
+    if separator and not Path(text).exists():
+        return name, file
+    return Path(text).stem, text
+
+
+def fingerprint(weights: str, folders: list[Path], settings: dict[str, Any]) -> str:
+    """Name what is measured: the weights, names and sizes of the images, and the settings."""
+    images = [(file.name, file.stat().st_size) for file in list_images(folders, settings["only"], settings["limit"])]
+    used = [weights, images, settings["samples"]]
+    return hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16]
+
+
+def targets_table(results: Results, models: list[str]) -> str:
+    """Format what there are targets for: a row of targets, and a row a model."""
+    columns = [target for target in TARGETS if target.group in results]
+    samples = {name: f"{next(iter(rows.values()))['samples']:.0f}" for name, rows in results.items()}
+    titles = [f"{target.group}: {target.title}".replace("of K", f"of {samples[target.group]}") for target in columns]
+    lines = [
+        ["model", *titles],
+        ["---"] * (1 + len(columns)),
+        ["target", *(target.text() for target in columns)],
+        *([model, *(target.cell(results[target.group].get(model)) for target in columns)] for model in models),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
