@@ -23,7 +23,7 @@ COMMANDS = {
     "convert": (models.add_convert, "write a public checkpoint, or a model of ours, as a flowcore model file"),
     "inspect": (models.add_inspect, "show the header of a model file, or how a PNG image was made"),
     "train": (train.add_train, "train a model on a folder of photographs"),
-    "styles": (models.add_styles, "measure style directions on MNIST, and store them in a model"),
+    "styles": (models.add_styles, "measure style directions on digits or faces, and store them in a model"),
     "eval": (measure.add_eval, "measure models of one kind on folders of images"),
 }
 

@@ -29,10 +29,16 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
 
 def add_styles(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_styles)
-    command.add_argument("model", type=Path, metavar="IN", help="a class-conditional model")
-    command.add_argument("target", type=Path, metavar="OUT")
-    command.add_argument("--data", type=Path, required=True, help="folder of the four files of MNIST")
-    command.add_argument("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+    option = command.add_argument
+    option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
+    option("target", type=Path, metavar="OUT")
+    text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
+    option("--data", type=Path, required=True, help=text)
+    option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
+    text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table (default: smile, age and gender of faces)"
+    option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
+    text = "file of the names of images to leave out, one a line (default: those that no shipped recipe trains on)"
+    option("--held-out", default="standard", metavar="FILE", help=text)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -65,10 +71,20 @@ def _styles(options: argparse.Namespace) -> None:
 
     from .. import load
     from ..checkpoints.file import save
+    from ..training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
     from ..training.digits import Digits
+    from ..training.recipe import held_out_names
     from ..training.styles import measure_styles
 
-    digits = Digits(options.data)
-    images = torch.from_numpy(digits.images[: options.count])[:, None].float() / 255
-    labels = torch.from_numpy(digits.labels[: options.count]).long()
-    save(measure_styles(load(options.model), images, labels, log=log), options.target)
+    flow = load(options.model)
+    if flow.classes:
+        digits = Digits(options.data)
+        images = torch.from_numpy(digits.images[: options.count])[:, None].float() / 255
+        labels = torch.from_numpy(digits.labels[: options.count]).long()
+        styled = measure_styles(flow, images, labels, log=log)
+    else:
+        attributes = [parse_attribute(text) for text in options.attribute or FACES]
+        held_out = held_out_names(options.held_out)
+        table = read_attribute_table(options.data / "attributes.tsv", attributes, held_out=held_out)
+        styled = measure_attributes(flow, table, log=log)
+    save(styled, options.target)

@@ -8,7 +8,7 @@ connected networks, which see the label. Style directions are ours: see ``tasks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
-from .fields import check_choice, check_integer, check_number, short_repr, size_tuple
+from .fields import check_choice, check_integer, check_number, name_tuple, short_repr, size_tuple
 from .labels import one_hot
 
 
@@ -60,11 +60,7 @@ class ClassConditionalConfig:
                 f"image_size must be given, and have at most 65536 subpixels; got {short_repr(self.image_size)}."
             )
         object.__setattr__(self, "image_size", size)
-        names: Any = self.styles
-        named = type(names) in (list, tuple) and all(isinstance(name, str) and name for name in names)
-        if not named or len(set(names)) < len(names):
-            raise FlowError(f"styles must be a list of different names; got {short_repr(names)}.")
-        object.__setattr__(self, "styles", tuple(names))
+        object.__setattr__(self, "styles", name_tuple(self, "styles"))
 
 
 def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalConfig]:

@@ -92,6 +92,23 @@ def integer_tuple(config: Any, name: str, low: int, high: int) -> tuple[int, ...
     return tuple(value)
 
 
+def name_tuple(config: Any, name: str) -> tuple[str, ...]:
+    """Read a field of several different names; JSON has lists for tuples.
+
+    Args:
+        config: A configuration.
+        name: The field.
+
+    Raises:
+        FlowError: Naming the field, its value and what it may be.
+    """
+    value: Any = getattr(config, name)
+    named = type(value) in (list, tuple) and all(isinstance(item, str) and item for item in value)
+    if not named or len(set(value)) < len(value):
+        raise FlowError(f"{name} must be a list of different names; got {short_repr(value)}.")
+    return tuple(value)
+
+
 def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
     """Read the field ``image_size``: a side, or height and width, or None.
 

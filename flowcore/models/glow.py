@@ -29,7 +29,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_integer, check_number, size_tuple
+from .fields import check_choice, check_integer, check_number, name_tuple, size_tuple
 from .labels import one_hot
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
@@ -64,6 +64,7 @@ class GlowConfig:
         scaled: Whether the last convolution of couplings has a learned scale.
         split_prior: What the prior of a split sees: the other half ("conv"), or position and label only ("table").
         last_mixing: ``mixing`` of the last level if it differs, else "".
+        styles: Names of the style directions stored with the weights; they need ``image_size``.
     """
 
     channels: int = 3
@@ -87,6 +88,7 @@ class GlowConfig:
     scaled: bool = True
     split_prior: Literal["conv", "table"] = "conv"
     last_mixing: Literal["", "reverse", "shuffle", "conv", "lu"] = ""
+    styles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_integer(self, levels=(1, 8), steps=(1, 256), hidden=(1, 4096), classes=(0, 10_000))
@@ -98,6 +100,11 @@ class GlowConfig:
         check_choice(self, edge=("zeros", "ones", "flag"), network=("actnorm", "plain"), scaled=(True, False))
         check_choice(self, actnorm=("log", "log3", "signed"), split_prior=("conv", "table"), learned_top=(True, False))
         object.__setattr__(self, "image_size", size_tuple(self, 2**self.levels))
+        object.__setattr__(self, "styles", name_tuple(self, "styles"))
+        if self.styles and self.image_size is None:
+            raise FlowError(
+                "styles must be empty without image_size: they hold a number per subpixel. Give it, e.g. 64."
+            )
         if self.split_prior == "table" and self.image_size is None:
             raise FlowError('split_prior "table" stores a number per pixel, so it needs image_size, e.g. 32.')
         if self.network == "actnorm" and not self.scaled:
@@ -144,6 +151,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
         dequantizer=VariationalDequantizer(config.channels, n_bits=config.n_bits, steps=config.dequantizer_steps)
         if config.dequantizer_steps
         else None,
+        styles=config.styles,
     )
 
 

@@ -104,7 +104,7 @@ def measure_styles(
 
 
 def with_styles(flow: Flow, names: tuple[str, ...], directions: Tensor) -> Flow:
-    """Copy a class-conditional model, with S named directions ``(S, D)`` among its latents; weights are shared."""
+    """Copy a model, with S named directions ``(S, D)`` among its latents; weights are shared."""
     with torch.device("meta"):
         copy = build(flow.architecture, dataclasses.replace(flow.config, styles=names))
     copy.load_state_dict({**flow.state_dict(), "style_directions": directions}, assign=True)

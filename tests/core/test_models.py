@@ -26,6 +26,7 @@ SRFLOW = {"scale": 2, "levels": 2, "steps": 1, "transition_steps": 1, "hidden": 
 SRFLOW |= {"encoder_blocks": 2, "encoder_width": 4, "encoder_growth": 3, "stacked_blocks": (1,)}
 BARE = {**SRFLOW, "transition_steps": 0, "injector": False, "stacked_blocks": ()}
 GLOW = {"levels": 2, "steps": 1, "hidden": 6}
+STYLED = {**GLOW, "image_size": (4, 8), "styles": ("smile",)}
 LABELED = {**GLOW, "channels": 1, "classes": 3}
 TABLE = {"split_prior": "table", "image_size": (4, 8), "network": "plain", "actnorm": "signed", "last_mixing": "conv"}
 DIGITS = {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6, "styles": ("bold", "slanted")}
@@ -35,6 +36,7 @@ SMALL = {
     "srflow": ("srflow", SRFLOW, (3, 4, 8)),
     "srflow without injectors": ("srflow", BARE, (3, 4, 8)),
     "glow": ("glow", {**GLOW, "mixing": "shuffle"}, (3, 4, 8)),
+    "glow with styles": ("glow", STYLED, (3, 4, 8)),
     "glow with labels": ("glow", {**LABELED, "dequantizer_steps": 1}, (1, 4, 8)),
     "glow by table": ("glow", {**LABELED, **TABLE}, (1, 4, 8)),
     "realnvp": ("realnvp", {"scales": 2, "hidden": 4, "blocks": 1}, (3, 4, 6)),
@@ -423,6 +425,7 @@ WRONG = {
         "scaled": SWITCH,
         "split_prior": ["", "none", None],
         "last_mixing": ["1x1", None, 0],
+        "styles": ["smile", [None], ("smile", "smile"), ("smile",)],  # the last for want of image_size
     },
     "realnvp": {
         "channels": CHANNELS,
