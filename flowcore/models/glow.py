@@ -29,7 +29,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_integer, check_number, name_tuple, size_tuple
+from .fields import check_choice, check_integer, check_number, name_tuple, short_repr, size_tuple
 from .labels import one_hot
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
@@ -103,7 +103,8 @@ class GlowConfig:
         object.__setattr__(self, "styles", name_tuple(self, "styles"))
         if self.styles and self.image_size is None:
             raise FlowError(
-                "styles must be empty without image_size: they hold a number per subpixel. Give it, e.g. 64."
+                "styles must be empty without image_size, e.g. 64: they hold a number per subpixel; got "
+                f"{short_repr(self.styles)}."
             )
         if self.split_prior == "table" and self.image_size is None:
             raise FlowError('split_prior "table" stores a number per pixel, so it needs image_size, e.g. 32.')
