@@ -53,6 +53,7 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     option("--held-out", action="store_true", help=text)
     text = "colorizers: all images are portraits with eyes at 0.45 of the height; also measure the hue of their skin"
     option("--portraits", action="store_true", help=text)
+    option("--together", action="store_true", help="colorizers: measure all folders as one set")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -122,8 +123,9 @@ def _eval(options: argparse.Namespace) -> None:
     (kind,) = kinds
     if options.measures is not None and kind != "upscale":
         raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
-    if options.portraits and kind != "colorize":
-        raise FlowError("--portraits measures the skin that a colorizer makes; this model is none. Leave it out.")
+    for name in ("portraits", "together"):
+        if getattr(options, name) and kind != "colorize":
+            raise FlowError(f"--{name} is for colorizers; this model is none. Leave it out.")
     evaluate = {"upscale": _eval_upscalers, "colorize": _eval_colorizers, "density": _eval_densities}[kind]
     table, results = evaluate(options, flows)
     sys.stdout.write(table + "\n")
@@ -177,13 +179,16 @@ def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tup
     from ..evaluation.colorization import evaluate_colorizer
     from ..evaluation.tables import colorizer_table
 
-    results: dict[str, Any] = {folder.name: {} for folder in options.folders}
-    for folder in options.folders:
+    sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}
+    if options.together:
+        sets = {" + ".join(sets): options.folders}
+    results: dict[str, Any] = {name: {} for name in sets}
+    for name, folders in sets.items():
         for model, flow in flows.items():
             for tau in options.temperature or [None]:
-                results[folder.name][model if tau is None else f"{model}, tau {tau:g}"] = evaluate_colorizer(
+                results[name][model if tau is None else f"{model}, tau {tau:g}"] = evaluate_colorizer(
                     flow,
-                    folder,
+                    folders,
                     samples=options.samples or (PORTRAIT_SAMPLES if options.portraits else 8),
                     temperature=tau,
                     detail=options.detail,

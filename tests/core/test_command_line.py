@@ -345,6 +345,10 @@ def test_eval_of_several_colorizers_and_sets(
     portraits = json.loads(numbers.read_text())["b"][str(small_colorizer)]
     assert portraits["samples"] == 20
     assert 0 <= portraits["skin_outside"] <= 1
+    assert main([*words, "--together", "--model", str(small_colorizer), "--json", str(numbers)]) == 0
+    (pooled,) = json.loads(numbers.read_text()).items()
+    assert pooled[0] == "a + b"
+    assert pooled[1][str(small_colorizer)]["images"] == 3
     assert main([*faces, "--model", str(small_glow)]) == 1
     assert "--portraits" in capsys.readouterr().err
     words = [*words, "--model", str(small_colorizer), "--limit", "1", "--json", str(numbers)]
