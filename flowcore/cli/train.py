@@ -26,7 +26,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
     option("--minutes", type=float, help=text)
     text = "start from a model file, or a shipped model by name, of the same configuration"
     option("--start", metavar="MODEL", help=text)
-    option("--encoder-from", type=Path, metavar="MODEL", help="start from the encoder of another model file")
+    option(
+        "--encoder-from",
+        type=Path,
+        metavar="MODEL",
+        help="start from the encoder of another model file, or from the file of a pretrained backbone",
+    )
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 
 

@@ -20,13 +20,12 @@ class ColorPhotographs:
 
     Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
     as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
-    the chroma alone. Held-out crops are not varied and have no hints. Photographs without color are left out.
+    the chroma alone. Held-out crops are not varied and have no hints.
     """
 
     def __init__(self, photographs: Photographs, *, hinted: float = 0.5, palettes: float = 0.1) -> None:
         """Take photographs of scale 1, and the share of the crops that have hints, and a palette."""
         self.photographs = photographs
-        photographs.leave_out(_is_gray, "has no color")
         self.hinted = hinted
         self.palettes = palettes
         self.skipped = photographs.skipped
@@ -59,8 +58,8 @@ class ColorPhotographs:
         return self.photographs.fitting(crop, held_out=held_out)
 
 
-def _is_gray(pixels: np.ndarray) -> bool:
-    """Tell whether an image, (H, W, 3) uint8, has one hue at most, as scans of old photographs do."""
+def is_gray(pixels: np.ndarray) -> bool:
+    """Tell whether an image, ``(H, W, 3)`` uint8, has one tint at most, as scans of old photographs do."""
     sample = pixels[::8, ::8].astype(np.float32) / 255
     differences = sample - sample.mean(2, keepdims=True)
     return float(differences.std((0, 1)).max()) < GRAY

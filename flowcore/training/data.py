@@ -13,7 +13,7 @@ from ..errors import FlowError
 from ..models.class_conditional import ClassConditionalConfig
 from ..models.colorizer import ColorizerConfig
 from ..tasks import Progress
-from .colors import ColorPhotographs
+from .colors import ColorPhotographs, is_gray
 from .digits import Digits
 from .photographs import Photographs
 from .recipe import Recipe, held_out_names
@@ -46,4 +46,7 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
         degradation_strength=recipe.degradation_strength,
         progress=progress,
     )
-    return ColorPhotographs(photographs) if isinstance(recipe.model, ColorizerConfig) else photographs
+    if not isinstance(recipe.model, ColorizerConfig):
+        return photographs
+    photographs.leave_out(is_gray, "has no color")
+    return ColorPhotographs(photographs)

@@ -7,11 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, ShapeError
 from flowcore.images.color import NEUTRAL
 from flowcore.models import build, configure
 from flowcore.models.colorizer import ColorizerConfig
+from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
 from flowcore.transforms import (
     ActNorm,
@@ -29,6 +31,7 @@ from .laws import check, perturbed
 
 TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}
+SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "smooth": True}
 THREE = {"steps": (1, 2, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}
 
 
@@ -73,6 +76,11 @@ def test_a_colorizer_obeys_the_law(channels):
 
 def test_three_grids_obey_the_law():
     check(moved(strength=0.03, **THREE), chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
+
+
+def test_predicted_chroma_and_smooth_grids_obey_the_law():
+    flow = moved(strength=0.03, **THREE, predicts_chroma=True, smooth=True)
+    check(flow, chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
 
 
 @pytest.mark.parametrize("fields", [ALONE, {"structure": "single"}], ids=["one grid", "an encoder of two"])
@@ -235,6 +243,48 @@ def test_luma_hints_and_palette_all_change_the_colors(fields):
     colors.append(flow.inverse(latents, flow.encode_condition(source(8, seed=9))))
     for one, two in pairwise(colors):
         assert (one - two).abs().amax((1, 2, 3)).min() > 1e-6
+
+
+def seeing():
+    """A colorizer with a backbone of random weights, and its backbone."""
+    flow = moved(**THREE, **SEEING)
+    for parameter in flow.encoder.backbone.parameters():
+        fan_in = max(1, parameter[0].numel())
+        nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5)
+    return flow.eval(), flow.encoder.backbone
+
+
+def test_a_backbone_is_seen_by_every_grid():
+    flow, backbone = seeing()
+    before = condition_of(flow, 8, 32, 64).features
+    with torch.no_grad():
+        backbone.stages[-1][-1].project.weight[0] += 1
+    after = condition_of(flow, 8, 32, 64).features
+    for one, two in zip(before, after, strict=True):
+        assert (one - two).abs().max() > 1e-4
+        assert torch.equal(one[:, -7:], two[:, -7:])  # hints and palette
+
+
+def test_predicted_chroma_is_part_of_the_condition():
+    flow, _ = seeing()
+    predicted = flow.encoder.predict_chroma(*split_source(source(8, 32, 64)))
+    for features, chroma_of_grid in zip(condition_of(flow, 8, 32, 64).features, predicted, strict=True):
+        assert chroma_of_grid.abs().max() > 0
+        assert torch.allclose(features[:, 2:4], chroma_of_grid, atol=1e-6)
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_the_rest_does():
+    flow, backbone = seeing()
+    backbone.requires_grad_(False)
+    loss = sum(p.square().sum() for p in flow.encoder.predict_chroma(*split_source(source(8, 32, 64))))
+    loss.backward()
+    assert all(p.grad is None for p in backbone.parameters())
+    assert all(tap.weight.grad.abs().sum() > 0 for tap in (*flow.encoder.taps, flow.encoder.average))
+
+
+def test_a_backbone_needs_its_three_grids():
+    with pytest.raises(FlowError, match=r"at least 3 grids.* got 2"):
+        tiny(backbone="efficientnet-lite0")
 
 
 def test_a_condition_has_features_for_every_level():

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from flowcore.checkpoints.file import read, read_header
 from flowcore.dequantization import Uniform, quantization, to_integers
@@ -16,9 +18,12 @@ from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma
 from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
+from flowcore.networks.efficientnet import EfficientNetLite0
+from flowcore.networks.luma import split_source
 from flowcore.training.colors import ColorPhotographs
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
+from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe
 
 from .photographs import photograph, photographs
@@ -108,7 +113,13 @@ def test_a_run_leaves_a_model_with_the_density_of_every_level(whole):
     header = read_header(whole / "model.safetensors")
     assert header.architecture == "colorizer"
     metrics = header.provenance["metrics"]
-    assert metrics.keys() == {"validation_bits_per_dim", "validation_level1", "validation_level2"}
+    assert metrics.keys() == {
+        "validation_bits_per_dim",
+        "validation_level1",
+        "validation_level2",
+        "of_gray_tau0",
+        "of_gray_sample",
+    }
     assert all(math.isfinite(value) for value in metrics.values())
     # of 32 numbers of chroma in a block of 4x4, 24 are latents of the first level and 8 of the second
     mean = 0.75 * metrics["validation_level1"] + 0.25 * metrics["validation_level2"]
@@ -142,7 +153,8 @@ def test_it_learns(tmp_path):
         changes = (("steps = 3", f"steps = {steps}"), ("checkpoint_every = 3", "checkpoint_every = 1000"))
         model = train(recipe(*changes), folder, tmp_path / str(steps))
         metrics.append(read_header(model).provenance["metrics"])
-    assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0]), metrics
+    assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0] if "validation" in name), metrics
+    assert metrics[1]["of_gray_tau0"] < min(1, metrics[0]["of_gray_tau0"])
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
@@ -247,6 +259,97 @@ def test_freezing_all_levels_is_refused_before_the_first_step(photos, tmp_path, 
     with pytest.raises(FlowError, match=f"frozen_levels of stage flow .* the model has 2 levels; got {frozen}"):
         train(made, photos, tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# --- an encoder that predicts colors ---------------------------------------------------------------------------------
+
+CHROMA = RECIPE.replace("dropout = 0.3", "dropout = 0.0\npredicts_chroma = true").replace("likelihood", "chroma")
+BACKBONE = """backbone = "efficientnet-lite0"
+steps = [1, 1, 1]
+hidden = [6, 6, 6]
+widths = [4, 4, 8, 8]
+"""
+
+
+def seeing_recipe(backbone_rate):
+    text = CHROMA.replace("steps = [1, 1]\nhidden = [6, 6]\nwidths = [4, 4, 8]\n", BACKBONE)
+    assert BACKBONE in text
+    return parse_recipe(text + f"backbone_rate = {backbone_rate}\n")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A file as benchmarks/read_efficientnet.py writes it."""
+    network, generator = EfficientNetLite0(), torch.Generator().manual_seed(0)
+    state = {n: torch.randn(p.shape, generator=generator) * 0.1 for n, p in network.named_parameters()}
+    path = tmp_path_factory.mktemp("backbone") / "efficientnet.safetensors"
+    save_file({name: value.half() for name, value in state.items()}, path)
+    return path, {name: value.half().float() for name, value in state.items()}
+
+
+def test_an_encoder_learns_to_predict_chroma(tmp_path):
+    """On one photograph and held out the same: nearer to its colors than gray, where it starts."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("one.png", "same.png"):
+        photograph(48, 64).save(folder / name)
+    text = CHROMA.replace("steps = 3", "steps = 60").replace("checkpoint_every = 3", "checkpoint_every = 1000")
+    metrics = read_header(train(parse_recipe(text), folder, tmp_path / "run")).provenance["metrics"]
+    assert metrics.keys() == {"validation_mse", "of_gray"}
+    assert metrics["of_gray"] < 0.9
+    assert len(list((tmp_path / "run" / "sheets").glob("*.png"))) == 1
+
+
+def test_objective_chroma_is_the_squared_error_of_every_grids_mean(photos, tmp_path):
+    made = parse_recipe(CHROMA)
+    flow = build("colorizer", made.model).eval()
+    nn.init.normal_(flow.encoder.chroma[0].bias)
+    x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
+    loss = make_objective(flow, made.stages[0])(x, source, None)
+    expected = 0.0
+    for side, predicted in zip((4, 2), flow.encoder.predict_chroma(*split_source(source)), strict=True):
+        expected += F.mse_loss(predicted, F.adaptive_avg_pool2d(x - NEUTRAL, side) / 0.1) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_backbone_starts_from_its_file_and_learns_at_its_own_rate(photos, backbone, tmp_path, rate):
+    path, start = backbone
+    train(seeing_recipe(rate), photos, tmp_path, encoder_from=path, stop_after=2)
+    after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["flow"]
+    moved = max((after[f"encoder.backbone.{name}"] - value).abs().max().item() for name, value in start.items())
+    # nothing comes through heads that are zero at the first step; the second of Adam moves by about the rate
+    assert moved == 0 if rate == 0 else 1e-3 < moved < rate * 2e-2
+
+
+def test_a_backbone_without_weights_is_refused(photos, tmp_path):
+    with pytest.raises(FlowError, match=r"pretrained weights must be loaded .*--encoder-from"):
+        train(seeing_recipe(0.1), photos, tmp_path)
+
+
+def test_a_file_that_is_no_backbone_is_refused_by_name(photos, tmp_path):
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(FlowError, match=r"The encoder of other\.safetensors does not fit"):
+        train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
+
+
+def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
+    """And a gentle rate moves it less than the flow."""
+    second = SECOND.replace("frozen_levels = 1", "encoder_rate = 0.01")
+    made = parse_recipe(CHROMA + second)
+    states = []
+    for stop in (3, 4):
+        train(made, photos, tmp_path, stop_after=stop)
+        states.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    start, end = states[0]["average"], states[1]["flow"]
+    moves = {n: (start[n] - end[n]).abs().max().item() for n in start if "weight" in n or "bias" in n}
+    assert max(v for n, v in moves.items() if n.startswith("encoder.")) <= 1.01e-4
+    assert max(v for n, v in moves.items() if n.startswith("levels.")) > 1e-3
+
+
+def test_objective_chroma_needs_an_encoder_that_predicts_it(photos, tmp_path):
+    with pytest.raises(FlowError, match="predicts_chroma = true"):
+        train(parse_recipe(CHROMA.replace("predicts_chroma = true", "")), photos, tmp_path)
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------

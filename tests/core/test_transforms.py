@@ -31,6 +31,7 @@ from flowcore.transforms import (
     Flatten,
     Haar,
     Injector,
+    InterpolatedDetails,
     InvertibleConv,
     Logit,
     OrderedSqueeze,
@@ -180,6 +181,7 @@ CASES = {
     "unsqueeze to odd multiples": plain(Unsqueeze(), data(4, 3, 5)),
     "flatten": plain(Flatten(3, 3, 5), data(3, 3, 5)),
     "haar": plain(Haar(), data()),
+    "interpolated details": plain(InterpolatedDetails(), data(8)),
     "permutation": plain(Permutation(torch.tensor([3, 0, 4, 1, 2])), data(5)),
     "pixel map": plain(PixelMap(0.3, 0.7), data()),
     "logit": plain(Logit(0.05), data().sigmoid()),
@@ -806,6 +808,17 @@ def test_initialize_returns_the_batch_that_forward_then_makes(name):
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_without_details_beyond_interpolation_is_smooth():
+    """Zeros for the details give the enlarged means, not blocks."""
+    means = torch.rand(1, 2, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z = torch.cat([2 * means, means.new_zeros(1, 6, 5, 6)], dim=1)
+    image = Haar().inverse(InterpolatedDetails().inverse(z))
+    enlarged = F.interpolate(means, scale_factor=2.0, mode="bicubic")
+    assert torch.allclose(F.avg_pool2d(image, 2), means)
+    correction = F.interpolate(means - F.avg_pool2d(enlarged, 2), scale_factor=2.0, mode="nearest")
+    assert torch.allclose(image, enlarged + correction)
 
 
 @pytest.mark.parametrize("transform", [Squeeze(), OrderedSqueeze(), Haar()], ids=lambda t: type(t).__name__)
