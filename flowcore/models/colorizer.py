@@ -78,6 +78,7 @@ class ColorizerConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, structure=("pyramid", "single"), backbone=("none", "efficientnet-lite0"))
+        check_choice(self, predicts_chroma=(True, False), smooth=(True, False))
         check_integer(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
         check_number(self, dropout=(0, 1))
         for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():

@@ -77,14 +77,14 @@ def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
         ("steps = 20", "", ["lacks stages[1].steps"]),
         ('architecture = "srflow"', "", ["lacks architecture"]),
         # a choice that is none
-        ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, likelihood", "'l2'"]),
+        ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, chroma, likelihood", "'l2'"]),
         (
             'schedule = "halving"',
             'schedule = "linear"',
             ["stages[1].schedule", "constant, cosine, halving", "'linear'"],
         ),
         ("seed = 3", 'precision = "half"', ["precision", "auto, float32, bfloat16", "'half'"]),
-        ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, likelihood"]),
+        ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, chroma, likelihood"]),
         ('architecture = "srflow"', 'architecture = "glow3"', ["'glow3'", "srflow"]),
         # a value of another kind
         ("seed = 3", 'seed = "3"', ["seed", "int", "'3'"]),
