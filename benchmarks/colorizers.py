@@ -29,7 +29,7 @@ import torch
 
 import flowcore
 from flowcore.checkpoints.latents_file import model_sha256
-from flowcore.evaluation.colorization import evaluate_colorizer
+from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
 from flowcore.evaluation.image_set import list_images
 from flowcore.evaluation.tables import colorizer_table
 from flowcore.training.recipe import held_out_names
@@ -37,7 +37,6 @@ from flowcore.training.recipe import held_out_names
 Results = dict[str, dict[str, dict[str, float]]]  # set to model to what evaluate_colorizer returned
 
 PHOTOGRAPHS, HELD_OUT, PORTRAITS = "photographs", "held out", "portraits"
-PORTRAIT_SAMPLES = 20
 ROUNDING = 1e-6  # of luma, in float32
 
 
@@ -130,8 +129,8 @@ def main() -> None:
             key = f"{name}, {fingerprint(weights, folders, settings)}"
             if key not in measured:
                 begun = time.monotonic()
-                measured[key] = {"model": model, **evaluate_colorizer(flow, folders, **settings)}
-                sys.stderr.write(f"{model}, {name}: {(time.monotonic() - begun) / 60:.1f} minutes\n")
+                measured[key] = {"model": model, **evaluate_colorizer(flow, folders, **settings, log=say)}
+                say(f"{model}, {name}: {(time.monotonic() - begun) / 60:.1f} minutes")
                 if options.json:
                     options.json.write_text(json.dumps(measured, indent=1) + "\n")
             results[name][model] = {field: value for field, value in measured[key].items() if field != "model"}
@@ -139,6 +138,11 @@ def main() -> None:
     sys.stdout.write(text)
     if options.out:
         options.out.write_text(text)
+
+
+def say(line: str) -> None:
+    """Tell how far it is."""
+    sys.stderr.write(line + "\n")
 
 
 def parse_model(text: str) -> tuple[str, str]:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..batch.folders import Job
     from ..flow import Flow
 
-PORTRAIT_SAMPLES = 20  # wrong skin is rarer than one in eight
-
 
 def add_score(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_score)
@@ -176,7 +174,7 @@ def _measures(options: argparse.Namespace) -> list[str]:
 
 
 def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
-    from ..evaluation.colorization import evaluate_colorizer
+    from ..evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
     from ..evaluation.tables import colorizer_table
 
     sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}

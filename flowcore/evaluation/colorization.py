@@ -34,6 +34,8 @@ from ..tasks.colorize import colorize
 from ..tasks.score import score
 from .image_set import list_images, read_upright
 
+PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
+
 
 def evaluate_colorizer(
     flow: Flow,
