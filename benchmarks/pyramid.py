@@ -2,8 +2,9 @@
 
     python -m benchmarks.pyramid --data FOLDER --eval FOLDER [FOLDER ...] [--steps 600]
 
-Trains both by the recipe color-photos, for as many steps, on the same crops and noise; the flow on one grid has the
-steps and the width at which it comes nearest to the parameters of the pyramid's flows (they share the luma encoder).
+Trains both by the recipe color-photos without its backbone, for as many steps, on the same crops and noise; the flow on
+one grid has the steps and the width at which it comes nearest to the parameters of the pyramid's flows (they share the
+luma encoder).
 Then measures both with ``evaluate_colorizer``: bits per dimension, coherence, best of 8. Prints JSON, then a table.
 
 With --keep FOLDER, the models stay there, and
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--eval", type=Path, nargs="+", required=True, metavar="FOLDER", help="to measure on")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=256, help="side of the crops in pixels (default: 256)")
+    parser.add_argument("--crop", type=int, default=192, help="side of the crops in pixels (default: 192)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each folder")
     parser.add_argument("--single-steps", type=int, default=16, help="steps of the flow on one grid (default: 16)")
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs there, and resume them")
     options = parser.parse_args()
     brought = read_recipe("color-photos")
-    pyramid: ColorizerConfig = brought.model
+    pyramid: ColorizerConfig = dataclasses.replace(brought.model, backbone="none", predicts_chroma=False)
     structures = {"pyramid": pyramid, "single": matched(pyramid, options.single_steps)}
     trained: dict[str, dict[str, Any]] = {}
     results: dict[str, dict[str, dict[str, float]]] = {folder.name: {} for folder in options.eval}
@@ -82,7 +83,9 @@ def main() -> None:
 
 def smaller(recipe: Recipe, config: ColorizerConfig, steps: int, batch: int, crop: int) -> Recipe:
     """Cut the recipe down to one short stage, with another model; its text is kept as where it came from."""
-    stage = dataclasses.replace(recipe.stages[0], steps=steps, batch=batch, crop=crop)
+    stage = dataclasses.replace(
+        recipe.stages[-1], steps=steps, batch=batch, crop=crop, train_encoder_after=0.0, encoder_rate=1.0
+    )
     return dataclasses.replace(
         recipe, name=f"ablation-{config.structure}", model=config, stages=(stage,), checkpoint_every=max(1, steps)
     )

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcore.checkpoints.file import save
 from flowcore.images.color import luma
+from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.prior import sample_latents
 
 from .colorings import tiny_colorizer
@@ -187,6 +190,32 @@ def test_colorizers_are_compared_and_not_measured_twice(benchmarks, colorizer, m
     run(monkeypatch, module, colorizer, "--portraits", folder, *written)
     assert len(calls) == 5
     assert capsys.readouterr().out.splitlines()[3].startswith("| tiny |")
+
+
+def test_four_models_show_what_a_backbone_and_photographs_are_worth(benchmarks, colorizer, monkeypatch, capfd):
+    folder = colorizer.parent
+    for name, seeds in (("few", range(2)), ("all", range(4))):
+        (folder / name).mkdir()
+        for k in seeds:
+            photograph(72, 96, seed=k).save(folder / name / f"{k}.png")
+    network = EfficientNetLite0()
+    save_file({name: torch.rand_like(p).half() / p[0].numel() for name, p in network.named_parameters()}, folder / "b")
+    text = (ROOT / "flowcore" / "training" / "recipes" / "color-photos.toml").read_text()
+    smaller = {"short_sides": [64], "checkpoint_every": 10, "init_batch": 8, "evaluate": 2, "working_size": 64}
+    smaller |= {"steps": [1, 1, 1], "hidden": [4, 4, 4], "widths": [4, 4, 8, 8], "merged": 8, "features": 2}
+    for key, value in smaller.items():
+        text, count = re.subn(rf"(?m)^{key} = .*", f"{key} = {value}", text, count=1)
+        assert count == 1, key
+    text = re.sub(r"(?m)^crop = .*", "crop = 64", re.sub(r"(?m)^batch = .*", "batch = 2", text))
+    text = re.sub(r"(?m)^held_out = .*", 'precision = "float32"', text)
+    (folder / "small.toml").write_text(text)
+    words = ["--recipe", folder / "small.toml", "--length", 1e-9, "--weights", folder / "b", "--keep", folder / "runs"]
+    words += ["--few", folder / "few", "--data", folder / "all", folder / "few", "--device", "cpu"]
+    run(monkeypatch, benchmarks("backbone"), *words, "--", "--photographs", folder / "set", "--samples", 2)
+    rows = [line for line in capfd.readouterr().out.splitlines() if " photographs, " in line]
+    names = [f"{amount} photographs, {kind} backbone" for amount in ("few", "all") for kind in ("without", "with")]
+    assert [row.split("|")[1].strip() for row in rows[:4]] == names
+    assert len(set(rows[:4])) == 4
 
 
 def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkeypatch):
