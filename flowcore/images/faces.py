@@ -1,0 +1,315 @@
+"""Aligned faces: cut out of a picture by two eye points, and pasted back where they came from.
+
+The crop is a square that stands upright on the line between the eyes: the irises are at 0.377 and 0.614 of its width
+and at 0.447 of its height, hair included, as in the faces that the shipped models learn from. It is a similarity
+transform of the picture: turned, moved and resized, never sheared or mirrored.
+
+Points are ``(x, y)`` in pixels from the top left corner of the picture; the middle of its first pixel is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, ShapeError
+from .resize import resize, shrink
+
+LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # of the crop's side
+SMALLEST = 8.0  # pixels of the crop's side; smaller ones hold no face
+FEWEST_INSIDE = 0.5  # of the crop's area within the picture
+MARGIN = 4  # pixels around what is resampled, for the cubic kernel
+SEPARATE = 2.0  # pixels between the dots of a mask
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacePlace:
+    """Where a face is in a picture.
+
+    Attributes:
+        left_eye: The iris on the left in the picture.
+        right_eye: That on the right.
+        height: Of the picture.
+        width: Of the picture.
+    """
+
+    left_eye: Point
+    right_eye: Point
+    height: int
+    width: int
+
+    @property
+    def side(self) -> float:
+        """Of the crop, in pixels of the picture."""
+        return math.dist(self.left_eye, self.right_eye) / (RIGHT - LEFT)
+
+    @property
+    def roll(self) -> float:
+        """By how many degrees the head leans, clockwise as seen."""
+        (x, y), (u, v) = self.left_eye, self.right_eye
+        return math.degrees(math.atan2(v - y, u - x))
+
+    @property
+    def inside(self) -> float:
+        """Share of the crop that lies in the picture."""
+        steps = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+        points = self.to_picture(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1))
+        limit = torch.tensor([self.width, self.height], dtype=torch.float64)
+        return float(((points >= 0) & (points <= limit)).all(-1).double().mean())
+
+    def to_picture(self, points: Tensor) -> Tensor:
+        """Convert points ``(..., 2)`` from shares of the crop's side to pixels of the picture."""
+        axes, corner = self._frame()
+        return points.double() @ axes + corner
+
+    def to_crop(self, points: Tensor) -> Tensor:
+        """Convert points ``(..., 2)`` from pixels of the picture to shares of the crop's side."""
+        axes, corner = self._frame()
+        return (points.double() - corner) @ axes.T / self.side**2
+
+    def scaled(self, height: int, width: int) -> FacePlace:
+        """Return the same place in an enlarged or shrunk copy of the picture.
+
+        Raises:
+            ShapeError: If the copy has other proportions.
+        """
+        x, y = width / self.width, height / self.height
+        if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):
+            raise ShapeError(
+                f"The face was cut out of a picture of {self.width}x{self.height}, and is to be pasted into one of "
+                f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
+            )
+        eyes = [(eye[0] * x, eye[1] * y) for eye in (self.left_eye, self.right_eye)]
+        return FacePlace(left_eye=eyes[0], right_eye=eyes[1], height=height, width=width)
+
+    def _frame(self) -> tuple[Tensor, Tensor]:
+        """The crop's axes, one a row, as long as its side, and its top left corner, in pixels of the picture."""
+        left, right = (torch.tensor(eye, dtype=torch.float64) for eye in (self.left_eye, self.right_eye))
+        x, y = (right - left) / (RIGHT - LEFT)
+        axes = torch.stack([torch.stack([x, y]), torch.stack([-y, x])])
+        return axes, left - torch.tensor([LEFT, EYE_LINE], dtype=torch.float64) @ axes
+
+
+def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> FacePlace:
+    """Find the place of a face from its eyes.
+
+    Args:
+        one_eye: An iris.
+        other_eye: The other one; which is which follows from their places, so a head may lean by up to 90 degrees.
+        height: Of the picture.
+        width: Of the picture.
+
+    Returns:
+        The place.
+
+    Raises:
+        ImageError: If an eye is not in the picture, they are too close to each other, or more than half of the crop
+            lies outside.
+    """
+    for x, y in (one_eye, other_eye):
+        if not (0 <= x <= width and 0 <= y <= height):  # nor NaN
+            raise ImageError(
+                f"Both eyes must be in the picture, which has {width}x{height} pixels; got ({x:.5g}, {y:.5g}). Give "
+                "points in pixels from its top left corner."
+            )
+    left, right = sorted([one_eye, other_eye], key=lambda eye: eye[0])
+    place = FacePlace(left_eye=left, right_eye=right, height=height, width=width)
+    if place.side < SMALLEST:
+        raise ImageError(
+            f"The eyes are {math.dist(left, right):.2g} pixels apart, so the face has {place.side:.2g} pixels; it must "
+            f"have at least {SMALLEST:g}. Give the middle of each eye, or a larger picture."
+        )
+    if place.inside < FEWEST_INSIDE:
+        raise ImageError(
+            f"Only {place.inside:.0%} of the face is in the picture of {width}x{height}: its square would have "
+            f"{place.side:.0f} pixels. At least {FEWEST_INSIDE:.0%} must be. Check the points."
+        )
+    return place
+
+
+def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tensor:
+    """Cut a face out, upright.
+
+    Beyond the picture's edge, the edge is continued.
+
+    Args:
+        picture: ``(B, C, H, W)`` in [0, 1], the size that ``place`` states.
+        place: Where the face is.
+        size: Side of the result in pixels; None for about as many as the face has in the picture.
+
+    Returns:
+        ``(B, C, size, size)`` in [0, 1]: bicubic, antialiased where the face shrinks.
+
+    Raises:
+        ShapeError: If the picture has another size.
+    """
+    _check_size(picture, place)
+    size = max(1, round(place.side)) if size is None else size
+    finer = max(1, math.ceil(place.side / size - 0.01))
+    steps = (torch.arange(size * finer, dtype=torch.float64) + 0.5) / (size * finer)
+    points = place.to_picture(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1))
+    top, bottom, left, right = _box(place, MARGIN)
+    region = picture[..., top:bottom, left:right]
+    face = _sample(region, points - torch.tensor([left, top], dtype=torch.float64))
+    return shrink(face, finer).clamp(0, 1)
+
+
+def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
+    """Paste a face where it was cut out, blended at its border.
+
+    Args:
+        picture: ``(1 or B, C, H, W)`` in [0, 1]: the picture that it was cut out of, or that enlarged or shrunk.
+        face: ``(B or 1, C or 1, S, S)`` in [0, 1], of any side S.
+        place: Where the face was.
+        feather: Width of the border over which the face fades in, as a share of the crop's side, up to 0.5.
+
+    Returns:
+        ``(B, C, H, W)`` in [0, 1]. Outside the crop, the picture bit for bit. Alpha is the picture's.
+
+    Raises:
+        ShapeError: If the picture has other proportions, the face is no square, or their numbers do not fit.
+    """
+    place = place.scaled(*picture.shape[-2:])
+    if face.ndim != 4 or face.shape[-1] != face.shape[-2]:
+        raise ShapeError(f"A face is a square, (B, C, S, S); got {tuple(face.shape)}. Paste what was cut out.")
+    count = max(len(picture), len(face))
+    if {len(picture), len(face)} - {1, count}:
+        raise ShapeError(
+            f"Expected as many pictures as faces, or one of them; got {len(picture)} and {len(face)}. Pass one picture."
+        )
+    colors = min(picture.shape[1], 3)
+    if face.shape[1] not in (1, colors, picture.shape[1]):
+        raise ShapeError(f"Expected a face of {colors} channels, as the picture has; got {face.shape[1]}.")
+    side = max(1, round(place.side))
+    if face.shape[-1] > side:
+        face = resize(face, side, side)
+    top, bottom, left, right = _box(place, 0)
+    rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
+    shares = place.to_crop(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1))  # (h, w, 2)
+    depth = torch.minimum(shares, 1 - shares).amin(-1)  # from the crop's border, negative outside
+    weight = (depth / max(feather, 0.5 / place.side)).clamp(0, 1)
+    weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends
+    pasted = _sample(face[:, :colors], shares * face.shape[-1]).clamp(0, 1).to(picture)
+    result = picture.expand(count, -1, -1, -1).clone()
+    region = result[:, :colors, top:bottom, left:right]
+    region.copy_(torch.where(weight > 0, region + weight * (pasted - region), region))
+    return result
+
+
+def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]:
+    """Read two eyes that are marked by a dot each.
+
+    Args:
+        mask: ``(h, w)``, the dots above 0.5; of any size, stretched over the picture.
+        height: Of the picture.
+        width: Of the picture.
+
+    Returns:
+        The middle of each dot, in pixels of the picture.
+
+    Raises:
+        ImageError: If there are not two dots.
+    """
+    rows, columns = torch.nonzero(mask > 0.5, as_tuple=True)
+    points = torch.stack([columns + 0.5, rows + 0.5], -1).double()
+    groups: list[Tensor] = []
+    if len(points):
+        centered = points - points.mean(0)
+        axis = torch.linalg.eigh(centered.T @ centered)[1][:, -1]  # along the line between two dots
+        along, order = (centered @ axis).sort()
+        cuts = (along.diff() > SEPARATE).nonzero().flatten() + 1
+        groups = list(points[order].tensor_split(cuts.cpu()))
+    if len(groups) != 2:
+        raise ImageError(
+            f"The mask must have two dots, one on each eye; it has {len(groups) or 'none'}. Paint them anew: "
+            "right-click Load Image, Open in MaskEditor."
+        )
+    scale = torch.tensor([width / mask.shape[1], height / mask.shape[0]], dtype=torch.float64)
+    one, other = ((group.mean(0) * scale).tolist() for group in groups)
+    return (one[0], one[1]), (other[0], other[1])
+
+
+def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point]:
+    """Read the eyes from the points of a face mesh.
+
+    Args:
+        points: ``(x, y)`` of the 478 points of MediaPipe's mesh, in pixels; or of its 468 without irises.
+
+    Returns:
+        The irises, or the middle between the corners of each eye.
+
+    Raises:
+        ImageError: If there are fewer points.
+    """
+    if len(points) < 468:
+        raise ImageError(f"A face mesh has 478 points, or 468 without irises; got {len(points)}.")
+    groups = ((468,), (473,)) if len(points) >= 478 else ((33, 133), (362, 263))
+    one, other = (
+        (
+            sum(float(points[k][0]) for k in group) / len(group),
+            sum(float(points[k][1]) for k in group) / len(group),
+        )
+        for group in groups
+    )
+    return one, other
+
+
+def is_profile(points: Sequence[Sequence[float]], place: FacePlace) -> bool:
+    """Tell whether a face is seen from the side: the tip of its nose is not between its eyes."""
+    nose = place.to_crop(torch.tensor([float(points[1][0]), float(points[1][1])]))
+    return not LEFT <= float(nose[0]) <= RIGHT
+
+
+def _check_size(picture: Tensor, place: FacePlace) -> None:
+    if tuple(picture.shape[-2:]) != (place.height, place.width):
+        raise ShapeError(
+            f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
+            f"{picture.shape[-2]}. Locate it in this picture."
+        )
+
+
+def _box(place: FacePlace, margin: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the part of the picture that the crop covers."""
+    corners = place.to_picture(torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]))
+    (left, top), (right, bottom) = corners.amin(0).tolist(), corners.amax(0).tolist()
+    return (
+        max(0, math.floor(top) - margin),
+        min(place.height, math.ceil(bottom) + margin),
+        max(0, math.floor(left) - margin),
+        min(place.width, math.ceil(right) + margin),
+    )
+
+
+def _sample(image: Tensor, points: Tensor) -> Tensor:
+    """Interpolate ``(B, C, H, W)`` at points ``(h, w, 2)`` in its pixels: Keys' cubic as in ``resize``, edge continued.
+
+    Torch's ``grid_sample`` has another cubic, with a = -0.75, which does not reproduce a gradient.
+    """
+    height, width = image.shape[-2:]
+    first = (points - 0.5).floor()
+    columns, rows = (first.long().to(image.device) - 1).unbind(-1)  # of the first of 4x4 pixels
+    across, down = (_cubic(t) for t in (points - 0.5 - first).to(image).unbind(-1))  # (4, h, w)
+    result = image.new_zeros(*image.shape[:2], *points.shape[:2])
+    for j in range(4):
+        row = (rows + j).clamp(0, height - 1)
+        for i in range(4):
+            result += image[..., row, (columns + i).clamp(0, width - 1)] * (down[j] * across[i])
+    return result
+
+
+def _cubic(t: Tensor) -> Tensor:
+    """Weights of the four pixels around a point that lies at ``t`` in [0, 1) between the inner two."""
+    return torch.stack(
+        [
+            ((-0.5 * t + 1.0) * t - 0.5) * t,
+            (1.5 * t - 2.5) * t * t + 1.0,
+            ((-1.5 * t + 2.0) * t + 0.5) * t,
+            (0.5 * t - 0.5) * t * t,
+        ]
+    )
