@@ -28,9 +28,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     option("--start", metavar="MODEL", help=text)
     option(
         "--encoder-from",
-        type=Path,
         metavar="MODEL",
-        help="start from the encoder of another model file, or from the file of a pretrained backbone",
+        help="start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file",
     )
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 
@@ -46,7 +45,12 @@ def _train(options: argparse.Namespace) -> None:
     data = options.data or [Path(folder) for folder in recipe.data]
     if not data:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
-    start = catalog.path(options.start) if options.start in catalog.names() else options.start and Path(options.start)
+
+    def model_file(name: str | None) -> Path | None:
+        if name is None:
+            return None
+        return catalog.path(name) if name in catalog.names() else Path(name)
+
     keep_freed_memory()
     with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
         train(
@@ -54,8 +58,8 @@ def _train(options: argparse.Namespace) -> None:
             data[0] if len(data) == 1 else data,
             options.run or Path("runs") / recipe.name,
             device=device,
-            start=start,
-            encoder_from=options.encoder_from,
+            start=model_file(options.start),
+            encoder_from=model_file(options.encoder_from),
             stop_after=options.stop_after,
             minutes=options.minutes,
             cancelled=stopped.is_set,

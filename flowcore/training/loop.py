@@ -378,13 +378,22 @@ def _load_weights(flow: Flow, path: Path) -> None:
 
 
 def _load_encoder(flow: Flow, path: Path) -> None:
-    backbone = _backbone(flow)
+    """Load an encoder; of a colorizer's, at least the backbone, where the rest is of another size."""
+    encoder, backbone = flow.encoder, _backbone(flow)
     try:
         if backbone is not None and not is_ours(path):
             backbone.load_state_dict({name: t.float() for name, t in load_file(path).items()})
-        elif isinstance(flow.encoder, LumaEncoder):
-            encoder = read(path).encoder
-            flow.encoder.load_state_dict({} if encoder is None else encoder.state_dict())
+        elif isinstance(encoder, LumaEncoder):
+            other = read(path)
+            theirs = {} if other.encoder is None else other.encoder.state_dict()
+            same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
+            if backbone is None or same:
+                encoder.load_state_dict(theirs)
+            else:
+                of_backbone = "backbone."
+                backbone.load_state_dict(
+                    {n.removeprefix(of_backbone): t for n, t in theirs.items() if n.startswith(of_backbone)}
+                )
         else:
             lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
     except (RuntimeError, SafetensorError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from flowcore.checkpoints.file import read, read_header
+from flowcore.checkpoints.file import read, read_header, save
 from flowcore.dequantization import Uniform, quantization, to_integers
 from flowcore.errors import FlowError
 from flowcore.images.color import NEUTRAL, compress, luma
@@ -320,6 +321,23 @@ def test_a_backbone_starts_from_its_file_and_learns_at_its_own_rate(photos, back
     moved = max((after[f"encoder.backbone.{name}"] - value).abs().max().item() for name, value in start.items())
     # nothing comes through heads that are zero at the first step; the second of Adam moves by about the rate
     assert moved == 0 if rate == 0 else 1e-3 < moved < rate * 2e-2
+
+
+@pytest.mark.parametrize("merged", [8, 16])
+def test_an_encoder_of_another_size_lends_its_backbone(photos, tmp_path, merged):
+    """And one of the same size all of itself."""
+    flow = build("colorizer", seeing_recipe(0.0).model)
+    for parameter in flow.encoder.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    save(flow, tmp_path / "other.safetensors")
+    made = seeing_recipe(0.0)
+    made = dataclasses.replace(made, model=dataclasses.replace(made.model, merged=merged))
+    made = dataclasses.replace(made, stages=(dataclasses.replace(made.stages[0], learning_rate=0.0),))
+    train(made, photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors", stop_after=1)
+    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["flow"]
+    equal = {n: after[f"encoder.{n}"].equal(t) for n, t in flow.encoder.state_dict().items()}
+    assert all(value for name, value in equal.items() if name.startswith("backbone."))
+    assert all(equal.values()) == (merged == 8)
 
 
 def test_a_backbone_without_weights_is_refused(photos, tmp_path):
