@@ -144,7 +144,8 @@ def seams(chroma: Tensor, luma: Tensor, cell: int, *, flat: float = FLAT) -> flo
     Mean ``|chroma[i + 1] - chroma[i]|``, over both channels, rows and columns, of neighboring positions in different
     cells, over the same of neighbors in one cell; in both cases only neighbors with
     ``|luma[i + 1] - luma[i]| < flat``, where a change of color has no edge to follow. A photograph knows nothing of
-    cells: 1. Cells that disagree: more.
+    cells: 1, or up to 1.1 where cells are so large that their borders pass through the subject in the middle. Cells
+    that disagree: more.
 
     Args:
         chroma: ``(B, 2, h, w)``, on the finest grid that a colorizer decides on: what is finer is interpolated.
