@@ -34,6 +34,7 @@ from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory,
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
 STYLES = ("bold", "wide", "slanted", "messy")
+FACE_STYLES = ("smile", "age", "gender")
 
 
 class FlowcoreInterpolate(FlowNode):
@@ -189,13 +190,24 @@ class FlowcoreStyle(FlowNode):
         return schema(
             "FlowcoreStyle",
             "latents",
-            aliases=["style", "bold", "slant", "attribute", "edit latents", "latent direction", "slider"],
+            aliases=[
+                "style",
+                "bold",
+                "slant",
+                "smile",
+                "age",
+                "attribute",
+                "edit latents",
+                "latent direction",
+                "slider",
+            ],
             inputs=[
                 FLOW_LATENTS.Input("latents"),
                 FLOW_MODEL.Input("model"),
                 *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1) for style in STYLES),
                 FLOW_LATENTS.Input("direction", optional=True),
                 io.Float.Input("strength", default=1.0, min=-5.0, max=5.0, step=0.05, optional=True),
+                *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1, optional=True) for style in FACE_STYLES),
             ],
             outputs=[FLOW_LATENTS.Output("styled")],
             reports=False,

@@ -1,4 +1,4 @@
-"""What travels along the wires: FLOW_MODEL, FLOW_LATENTS, FLOW_HINTS, and the host's IMAGE and MASK."""
+"""What travels along the wires: FLOW_MODEL, FLOW_LATENTS, FLOW_HINTS, FLOW_FACE, and the host's IMAGE and MASK."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from torch import Tensor
 from ..flowcore import Flow, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
+from ..flowcore.images.faces import FacePlace
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image, wrap
 
 FLOW_MODEL = io.Custom("FLOW_MODEL")  # a FlowModel
 FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
 FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
+FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace: of one face, or one for every image
+FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
 
 LONGEST = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
@@ -242,11 +245,26 @@ def _is_hints(value: Any, _: str) -> Hints:
     return value
 
 
+def _is_places(value: Any, _: str) -> tuple[FacePlace, ...]:
+    if not isinstance(value, tuple) or not value or not all(isinstance(one, FacePlace) for one in value):
+        raise FlowError(f"Expected the place of Flow Align Face; got {type(value).__name__}. Connect that node.")
+    return value
+
+
+def _is_landmarks(value: Any, name: str) -> list[Any]:
+    frames = value.get("frames") if isinstance(value, dict) else None
+    if not isinstance(frames, list):
+        raise FlowError(f"{name} must come from Detect Face Landmarks; got {type(value).__name__}. Connect that node.")
+    return frames
+
+
 SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _is_tensor,
     "MASK": _is_tensor,
     "FLOW_MODEL": _is_model,
     "FLOW_LATENTS": _is_latents,
     "FLOW_HINTS": _is_hints,
+    "FLOW_FACE": _is_places,
+    "FACE_LANDMARKS": _is_landmarks,
 }
 """Socket type to a check: called with a value and the name of the input, it returns the value or raises a FlowError."""

@@ -47,6 +47,8 @@ VALUES = {  # where the defaults are none, or take long
     "FlowcoreLoadLatents": {"file": "kept.safetensors"},
     "FlowcoreSaveLatents": {"filename_prefix": "l/x"},
     "FlowcoreColorHints": {"points": "3, 4, #5a8fc8", "radius": 2},
+    "FlowcoreAlignFace": {"left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"},
+    "FlowcorePasteFace": {"face": "aligned.0", "place": "aligned.1"},
     "FlowcoreColorize": {"hint_steps": 1},
     "FlowcoreInterpolate": {"frames": 3},
     "FlowcoreUpscale": {"samples": 2},
@@ -81,6 +83,7 @@ def good_prompt(kind):
         model=("FlowcoreLoadModel", {"model_name": model}),
         z=(encode, {"image": "image.0", "model": "model.0"}),
         hints=("FlowcoreColorHints", {"image": "image.0", "points": "1, 1, #c04020"}),
+        aligned=("FlowcoreAlignFace", {"image": "image.0", "size": 8, "left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"}),
         node=(kind, values | VALUES.get(kind, {})),
         **show,
     )

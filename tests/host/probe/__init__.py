@@ -66,7 +66,7 @@ class TestReport:
             "shape": list(image.shape),
             "dtype": [str(image.dtype).removeprefix("torch.")],
             "range": [float(image.min()), float(image.max())],
-            "rows": image.float().flatten(1).tolist() if image.numel() < 20000 else [],
+            "rows": image.float().flatten(1).tolist() if image.numel() < 50_000 else [],
         }
         return {"ui": facts}
 
@@ -198,10 +198,34 @@ class TestLatents:
         return {"ui": facts}
 
 
+class TestLandmarks:
+    """FACE_LANDMARKS, as the host's face detector makes them: faces from their eyes and noses, one a line.
+
+    A line is six numbers, left eye, right eye and nose; an empty text is a picture without faces.
+    """
+
+    RETURN_TYPES = ("FACE_LANDMARKS",)
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"faces": ("STRING", {"multiline": True})}}
+
+    def run(self, faces):
+        found = []
+        for line in faces.splitlines():
+            points = torch.tensor([float(word) for word in line.split()]).reshape(3, 2)
+            mesh = points[2].repeat(478, 1)
+            mesh[468], mesh[473] = points[0], points[1]
+            found.append({"landmarks_xy": mesh.numpy()})
+        return ({"frames": [found], "image_size": (0, 0), "connection_sets": {}},)
+
+
 class TestWrong:
     """Things that are not what their sockets say."""
 
-    RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL", "FLOW_HINTS")
+    RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL", "FLOW_HINTS", "FLOW_FACE", "FACE_LANDMARKS")
     FUNCTION = "run"
     CATEGORY = "flowcore tests"
 
@@ -210,7 +234,7 @@ class TestWrong:
         return {"required": {}}
 
     def run(self):
-        return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5
+        return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5, (1, 2), ["eyes"]
 
 
 class TestSmallMemory:
@@ -242,6 +266,7 @@ NODE_CLASS_MAPPINGS = {
     "FlowcoreTestImages": TestImages,
     "FlowcoreTestReport": TestReport,
     "FlowcoreTestLatents": TestLatents,
+    "FlowcoreTestLandmarks": TestLandmarks,
     "FlowcoreTestWrong": TestWrong,
     "FlowcoreTestSmallMemory": TestSmallMemory,
     "FlowcoreTestStore": TestStore,

@@ -1,0 +1,151 @@
+"""Flow Align Face and Flow Paste Face over the API: eyes typed, painted and detected, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from talk import graph, noise, picture, pixels, refusal
+
+from flowcore.images.faces import locate_face
+from flowcore.tasks.faces import align_faces, paste_faces
+
+HEIGHT, WIDTH = 40, 48
+EYES = ((19.0, 16.0), (28.0, 18.0))  # 9.2 pixels apart: a face of 39
+POINTS = {"left_eye": "19, 16", "right_eye": "28, 18"}
+
+
+def aligning(image=None, **inputs):
+    return graph(
+        image=image or picture(fill="noise", height=HEIGHT, width=WIDTH),
+        align=("FlowcoreAlignFace", {"image": "image.0", "size": 0} | inputs),
+        report=("FlowcoreTestReport", {"image": "align.0"}),
+    )
+
+
+def detecting(faces, **inputs):
+    return graph(aligning(landmarks=["find", 0], **inputs), find=("FlowcoreTestLandmarks", {"faces": faces}))
+
+
+def painted(*corners, side=2):
+    """A mask with squares at some corners, made by the host's own nodes."""
+    nodes = {"dot": ("SolidMask", {"value": 1.0, "width": side, "height": side})}
+    last, nodes["mask0"] = "mask0", ("SolidMask", {"value": 0.0, "width": WIDTH, "height": HEIGHT})
+    for number, (x, y) in enumerate(corners, start=1):
+        joined = {"destination": f"{last}.0", "source": "dot.0", "x": x, "y": y, "operation": "add"}
+        last, nodes[f"mask{number}"] = f"mask{number}", ("MaskComposite", joined)
+    return graph(aligning(eyes=[last, 0]), **nodes)
+
+
+def known(eyes=EYES, batch=1, size=0):
+    return align_faces(noise(batch, 3, HEIGHT, WIDTH), [eyes], size=size)
+
+
+def made(host, workflow):
+    outputs = host.run(workflow)["outputs"]
+    return pixels(outputs["report"]), outputs["align"]["text"]
+
+
+@pytest.mark.parametrize("size", [0, 16, 64])
+def test_eyes_are_typed(host, size):
+    face, text = made(host, aligning(size=size, **POINTS))
+    torch.testing.assert_close(face, known(size=size)[0], atol=1e-5, rtol=0)
+    assert text[0] == "eyes at 19.0, 16.0 and 28.0, 18.0; the face has 39 pixels"
+    assert "of the face lies outside" in text[1]
+    exchanged, _ = made(host, aligning(size=size, left_eye="(28;18)", right_eye="19.0 16.0"))
+    assert torch.equal(exchanged, face)
+
+
+def test_eyes_are_painted(host):
+    face, text = made(host, painted((18, 15), (27, 17)))
+    torch.testing.assert_close(face, known()[0], atol=1e-5, rtol=0)
+    assert text[0].startswith("eyes at 19.0, 16.0 and 28.0, 18.0")
+
+
+def test_eyes_are_detected(host):
+    """The largest face, unless another is asked for; here its size is that of the triangle of eyes and nose."""
+    faces = "10 10 14 10 12 12\n19 16 28 18 23 24"
+    face, text = made(host, detecting(faces))
+    torch.testing.assert_close(face, known()[0], atol=1e-5, rtol=0)
+    assert "2 faces were found; this is number 1, the largest is 1." in text
+    face, text = made(host, detecting(faces, face=2))
+    torch.testing.assert_close(face, known(((10.0, 10.0), (14.0, 10.0)))[0], atol=1e-5, rtol=0)
+    _, text = made(host, detecting("19 16 28 18 10 20"))
+    assert any("seen from the side" in line for line in text)
+
+
+def test_points_go_before_the_mask_and_the_mask_before_landmarks(host):
+    other = graph(painted((10, 10), (20, 10)), find=("FlowcoreTestLandmarks", {"faces": "1 1 9 1 5 5"}))
+    other["align"]["inputs"]["landmarks"] = ["find", 0]
+    assert made(host, other)[1][0].startswith("eyes at 11.0, 11.0")
+    other["align"]["inputs"] |= POINTS
+    assert made(host, other)[1][0].startswith("eyes at 19.0, 16.0")
+
+
+def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
+    refusal(host, aligning(), "The eyes are missing", "MaskEditor", "left_eye", "Detect Face Landmarks")
+    refusal(host, aligning(left_eye="19, 16"), "right_eye must be a point")
+    refusal(host, aligning(left_eye="left", right_eye="28, 18"), "left_eye must be a point `x, y`", "`left`")
+    refusal(host, aligning(left_eye="19, 16", right_eye="280, 18"), "Both eyes must be in the picture", "48x40")
+    refusal(host, aligning(left_eye="19, 16", right_eye="20, 16"), "at least 8")
+    refusal(host, painted((18, 15)), "two dots", "it has 1")
+    refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
+    refusal(host, detecting(""), "No face was found")
+    refusal(host, detecting("19 16 28 18 23 24", face=2), "One face was found; face 2 was asked for")
+    refusal(host, aligning(picture(fill="nan"), **POINTS), "NaN")
+    refusal(host, aligning(picture(batch=0), **POINTS), "empty")
+
+
+def test_wires_of_a_wrong_type_are_refused(host):
+    workflow = graph(aligning(**POINTS), wrong=("FlowcoreTestWrong", {}))
+    workflow["align"]["inputs"]["landmarks"] = ["wrong", 4]
+    refusal(host, workflow, "landmarks must come from Detect Face Landmarks", "list")
+    wrong = graph(pasting(place=["wrong", 3]), wrong=("FlowcoreTestWrong", {}))
+    refusal(host, wrong, "Expected the place of Flow Align Face; got tuple")
+
+
+def pasting(face="align.0", **inputs):
+    return graph(
+        graph(aligning(batch(1), **POINTS)),
+        face=picture(fill="noise5", height=24, width=24, batch=2),
+        paste=("FlowcorePasteFace", {"image": "image.0", "face": face, "place": "align.1"} | inputs),
+        report=("FlowcoreTestReport", {"image": "paste.0"}),
+    )
+
+
+def batch(count):
+    return picture(fill="noise", height=HEIGHT, width=WIDTH, batch=count)
+
+
+def test_faces_go_back_where_they_were(host):
+    image, faces = noise(1, 3, HEIGHT, WIDTH), noise(2, 3, 24, 24, number=5)
+    place = locate_face(*EYES, HEIGHT, WIDTH)
+    report = host.run(pasting("face.0", feather=0.3))["outputs"]["report"]
+    torch.testing.assert_close(pixels(report), paste_faces(image, faces, [place], feather=0.3), atol=1e-5, rtol=0)
+    plain = pixels(host.run(pasting("face.0"))["outputs"]["report"])
+    torch.testing.assert_close(plain, paste_faces(image, faces, [place]), atol=1e-5, rtol=0)
+
+
+def test_a_face_goes_into_the_enlarged_photograph_alone(host):
+    workflow = graph(
+        pasting("face.0", image=["large", 0]),
+        large=("ImageScaleBy", {"image": "image.0", "upscale_method": "nearest-exact", "scale_by": 2.0}),
+    )
+    report = host.run(workflow)["outputs"]["report"]
+    large = noise(1, 3, HEIGHT, WIDTH).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    faces = noise(2, 3, 24, 24, number=5)
+    expected = paste_faces(large, faces, [locate_face(*EYES, HEIGHT, WIDTH)])
+    torch.testing.assert_close(pixels(report), expected, atol=1e-5, rtol=0)
+    refusal(host, pasting("face.0", image="face.0"), "other proportions")
+    refusal(host, pasting("image.0"), "square")
+
+
+def test_every_picture_has_its_own_face(host):
+    """Four pictures, one pair of eyes: four faces, which go back into their own pictures."""
+    workflow = pasting()
+    workflow["image"] = graph(image=batch(4))["image"]
+    pasted = pixels(host.run(workflow)["outputs"]["report"])
+    images = noise(4, 3, HEIGHT, WIDTH)
+    faces, places = known(batch=4)
+    torch.testing.assert_close(pasted, paste_faces(images, faces, places), atol=1e-5, rtol=0)
+    workflow["paste"]["inputs"]["face"] = ["face", 0]
+    refusal(host, workflow, "Expected as many faces for each of 4 pictures; got 2")
