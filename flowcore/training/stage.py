@@ -263,11 +263,13 @@ class StageRunner:
         backbone = self._backbone()
         if backbone is not None:
             factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for p in sorted(self.parameters, key=lambda p: p.ndim != 4):
-            decay = self.stage.weight_decay if p.ndim == 4 else 0.0
-            groups.setdefault((factors.get(id(p), 1.0), decay), []).append(p)
-        return [{"params": ps, "factor": f, "weight_decay": decay} for (f, decay), ps in groups.items()]
+            groups.setdefault((factors.get(id(p), 1.0), p.ndim == 4), []).append(p)
+        return [
+            {"params": parameters, "factor": factor, "weight_decay": self.stage.weight_decay if kernels else 0.0}
+            for (factor, kernels), parameters in groups.items()
+        ]
 
     def _wrap(self) -> nn.Module:
         """Distribute the objective; DistributedDataParallel must know which parameters have gradients."""

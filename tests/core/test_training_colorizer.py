@@ -21,11 +21,14 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.models import build
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import split_source
+from flowcore.training.checkpoint import RunState
 from flowcore.training.colors import ColorPhotographs
 from flowcore.training.data import open_data
+from flowcore.training.distributed import Distributed
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.stage import Run, StageRunner
 
 from .photographs import photograph, photographs
 
@@ -313,6 +316,16 @@ def test_objective_chroma_is_the_squared_error_of_every_grids_mean(photos, tmp_p
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def train_groups(checkpoint, made):
+    """Numbers of parameters per group of the optimizer, as a resumed run has them."""
+    optimiser = checkpoint["optimiser"]
+    flow = build("colorizer", made.model)
+    run = Run(made, None, flow, flow, RunState(), None, "cpu", Distributed())
+    groups = StageRunner(run, made.stages[0], 0).optimiser
+    groups.load_state_dict(optimiser)
+    return [len(group["params"]) for group in groups.param_groups]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_backbone_starts_from_its_file_and_learns_at_its_own_rate(photos, backbone, tmp_path, rate):
     path, start = backbone
@@ -349,6 +362,14 @@ def test_a_file_that_is_no_backbone_is_refused_by_name(photos, tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FlowError, match=r"The encoder of other\.safetensors does not fit"):
         train(seeing_recipe(0.1), photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors")
+
+
+def test_older_checkpoints_have_the_same_groups_of_parameters(whole):
+    """Kernels first, then the rest, with or without weight decay: what a run that was stopped holds must fit."""
+    checkpoint = torch.load(whole / "checkpoint.pt", weights_only=True)
+    plain = train_groups(checkpoint, recipe(("weight_decay = 0.1", "weight_decay = 0.0")))
+    assert plain == train_groups(checkpoint, recipe())
+    assert len(plain) == 2
 
 
 def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
