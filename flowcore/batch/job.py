@@ -150,8 +150,10 @@ class Worker:
         files.check_format(self.work.format, self.work.bits, self.work.quality, alpha=alpha)
 
     def _temperature(self) -> float:
-        given = self.work.settings.get("temperature")
-        return float(self.flow.config.temperatures[0] if given is None else given)
+        given, config = self.work.settings.get("temperature"), self.flow.config
+        if given is not None:
+            return float(given)
+        return float(config.temperature if self.work.command == "upscale" else config.temperatures[0])
 
     def _upscale(
         self, photograph: DecodedImage, progress: Progress | None, notify: Callable[[str], None] | None

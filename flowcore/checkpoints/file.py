@@ -135,6 +135,32 @@ def save(
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
 
 
+def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any]) -> Flow:
+    """Write a copy of a model file with other values of configuration fields; the tensors stay as they are stored.
+
+    This is how a finished model gets another default, such as ``temperature`` and ``calm_edges`` of an SRFlow.
+
+    Args:
+        path: A file in our format.
+        target: The file to write, atomically; may be the same.
+        fields: Configuration fields to replace.
+
+    Returns:
+        The flow, as ``read`` returns it.
+
+    Raises:
+        CheckpointError: If the file is not ours, damaged, or its tensors do not fit the new configuration.
+        SavingError: If the file cannot be written.
+    """
+    path = Path(path)
+    flow = read(path, dict(fields))
+    header = dataclasses.asdict(read_header(path)) | {"config": dataclasses.asdict(flow.config)}
+    with open_safetensors(path, f"Fetch {path.name} again.") as file:
+        content = serialize({name: file.get_tensor(name) for name in file.keys()}, {KEY: json.dumps(header)})  # noqa: SIM118
+    write_atomic(Path(target), content)
+    return flow
+
+
 def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
     """Read a model in our format, in float32, on the CPU.
 

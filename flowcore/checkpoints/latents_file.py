@@ -54,7 +54,8 @@ class LatentsHeader:
     source: tuple[int, int, int, int] | None = None
 
 
-IRRELEVANT = ("styles", "dequantizer_steps")  # fields that do not change the bijection
+# fields that do not change the bijection
+IRRELEVANT = ("styles", "dequantizer_steps", "temperature", "calm_edges")
 
 
 def model_sha256(flow: Flow) -> str:
@@ -62,9 +63,10 @@ def model_sha256(flow: Flow) -> str:
 
     SHA-256 over, in this order: the architecture; the configuration's fields that differ from their defaults (so that
     fields of later versions make no difference) as JSON with sorted keys; then per tensor of the state dict, sorted by
-    name: the name, the shape as JSON and the values as little-endian float32. Each text ends with a zero byte. Styles
-    and the dequantizer are left out: they do not change the bijection. Device, memory layout and file do not matter;
-    another configuration field, or weights rounded to float16, make another model.
+    name: the name, the shape as JSON and the values as little-endian float32. Each text ends with a zero byte. Styles,
+    the dequantizer and an SRFlow's default temperature and calm_edges are left out: they do not change the bijection.
+    Device, memory layout and file do not matter; another configuration field, or weights rounded to float16, make
+    another model.
 
     Returns:
         64 hexadecimal digits.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import FlowError
-from .options import add_batch, add_file_format, add_model, add_precision, parse_fields
+from .options import CALM_EDGES, add_batch, add_file_format, add_model, add_precision, parse_fields
 from .output import log
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     add_batch(command)
     add_model(command)
     option = command.add_argument
-    option("--temperature", type=float, default=0.8, help="0 is calm, 1 the model's own spread (default: 0.8)")
+    text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ...")
     option("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
@@ -88,14 +90,18 @@ def _upscale(options: argparse.Namespace) -> None:
     from ..batch import folders
     from ..batch.job import Work
     from ..images.files import SUFFIXES
+    from ..tasks.upscale import sampling_settings
     from .batches import load_model, make_images
 
     flow = load_model(options)
-    flow.require("upscale")
+    temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
+    settings: dict[str, Any] = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
+    if calm_edges:  # absent when off: results from before there was the option count as done
+        settings["calm_edges"] = calm_edges
     work = Work(
         command="upscale",
         model=options.model,
-        settings={name: getattr(options, name) for name in ("temperature", "tile", "precision")},
+        settings=settings,
         seed=options.seed,
         samples=options.samples,
         format=options.format or "png",
@@ -104,7 +110,7 @@ def _upscale(options: argparse.Namespace) -> None:
     )
 
     def names(stem: str) -> list[str]:
-        name = f"{stem}_x{flow.config.scale}_tau{options.temperature:g}"
+        name = f"{stem}_x{flow.config.scale}_tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
         return [f"{name}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
 
     jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FlowError
-from .options import add_batch, add_model, parse_fields
+from .options import CALM_EDGES, add_batch, add_model, parse_fields
 from .output import ProgressBar, log
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     add_model(command, repeatable=True)
     option = command.add_argument
-    text = "repeatable (default: 0 and 0.8; colorizers: their own)"
+    text = "repeatable (default: what the model's file states, and for upscalers 0)"
     option("--temperature", type=float, action="append", help=text)
+    option("--calm-edges", type=float, metavar="SHARE", help=f"upscalers: {CALM_EDGES}")
     text = "samples per image (default: 8, of portraits 20; NTIRE's diversity score uses 10); density models: draws"
     text += " for the bound (1)"
     option("--samples", type=int, help=text)
@@ -153,7 +154,8 @@ def _eval_upscalers(options: argparse.Namespace, flows: dict[str, Flow]) -> tupl
         _label(model, folder, flows): evaluate_upscaler(
             flow,
             folder,
-            temperatures=options.temperature or [0.0, 0.8],
+            temperatures=options.temperature or [0.0, None],
+            calm_edges=options.calm_edges,
             samples=options.samples or 8,
             log=log,
             measures=_measures(options),

@@ -18,7 +18,8 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT")
     add_fields(command)
-    text = "store in float16: half the size; shipped models change by less than 1/255"
+    text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
+    text += "flowcore as they are)"
     command.add_argument("--half", action="store_true", help=text)
 
 
@@ -45,10 +46,14 @@ def _convert(options: argparse.Namespace) -> None:
     import torch
 
     from .. import load
-    from ..checkpoints.file import save
+    from ..checkpoints.file import is_ours, reconfigure, save
 
-    flow = load(options.source, **parse_fields(options.set))
-    save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
+    fields = parse_fields(options.set)
+    if is_ours(options.source) and not options.half:
+        flow = reconfigure(options.source, options.target, fields)
+    else:
+        flow = load(options.source, **fields)
+        save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 

@@ -14,6 +14,11 @@ from ..errors import FlowError
 from ..images.files import Format
 from ..tasks import Precision
 
+CALM_EDGES = (
+    "0 to 1: how much lower the temperature is at edges, which keeps lines whole (default: what the model's file "
+    "states, but 0 with a temperature of your own)"
+)
+
 
 def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
     command.add_argument(

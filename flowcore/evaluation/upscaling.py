@@ -16,7 +16,7 @@ from ..quality.lpips import lpips, lpips_map, lpips_missing
 from ..quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, squared_error, ssim
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
-from ..tasks.upscale import upscale
+from ..tasks.upscale import sampling_settings, upscale
 from .image_set import list_images, read_cropped
 
 MEASURES = (
@@ -41,7 +41,8 @@ def evaluate_upscaler(
     flow: Flow,
     folder: Path,
     *,
-    temperatures: Sequence[float] = (0.0, 0.8),
+    temperatures: Sequence[float | None] = (0.0, None),
+    calm_edges: float | None = None,
     samples: int = 8,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
@@ -57,7 +58,8 @@ def evaluate_upscaler(
     Args:
         flow: An upscaler.
         folder: HR images; sides are cropped to multiples of the scale.
-        temperatures: To measure at; the first sample each for all but the diversities.
+        temperatures: To measure at, see ``upscale``; the first sample each for all but the diversities.
+        calm_edges: See ``upscale``.
         samples: For the diversities of temperatures above 0; the challenge takes 10.
         seed: Of the first sample.
         log: Called with a line per image.
@@ -65,12 +67,12 @@ def evaluate_upscaler(
         only: File names to measure; None for all.
 
     Returns:
-        Method ("bicubic", "tau 0.8", ..., "original") to the means over images of the requested measures: "psnr",
-        "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of bicubic, dB), "diversity_score_lpips" or
-        "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips", "false_specks" (per mille) and
-        "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original" those that need no reference,
-        and false specks, 0 by definition. Images that are too small for a measure are left out of its mean, and the
-        measure if all are.
+        Method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the requested
+        measures: "psnr", "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of bicubic, dB),
+        "diversity_score_lpips" or "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips", "false_specks"
+        (per mille) and "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original" those that
+        need no reference, and false specks, 0 by definition. Images that are too small for a measure are left out of
+        its mean, and the measure if all are.
 
     Raises:
         FlowError: If the model is not an upscaler, or there is no such measure.
@@ -80,6 +82,7 @@ def evaluate_upscaler(
     if unknown := [name for name in measures if name not in MEASURES]:
         raise FlowError(f"There is no measure {unknown[0]!r}; choose from {', '.join(MEASURES)}.")
     scale = flow.condition_scale
+    settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     rows: dict[str, list[dict[str, float]]] = {}
     for file in list_images(folder, only):
         hr = read_cropped(file, scale)
@@ -88,9 +91,11 @@ def evaluate_upscaler(
         base = float(psnr(bicubic, hr))
         of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
-        for tau in temperatures:
-            images = _rounded(upscale(flow, lr, temperature=tau, seed=seed, samples=samples if tau else 1))
-            of_this[f"tau {tau:g}"] = {**_measure(images, hr, lr, base, measures), **bits}
+        for tau, calm in settings:
+            options: dict[str, Any] = {"temperature": tau, "calm_edges": calm, "samples": samples if tau else 1}
+            images = _rounded(upscale(flow, lr, seed=seed, **options))
+            method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
+            of_this[method] = {**_measure(images, hr, lr, base, measures), **bits}
         if log is not None:
             log(f"{file.name}: " + ", ".join(f"{method} {row['psnr']:.2f} dB" for method, row in of_this.items()))
         if without_reference := [name for name in measures if name in OF_ORIGINALS]:

@@ -25,7 +25,7 @@ from ..checkpoints.sources.srflow import SRFLOW
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..inference.plan import forget_plan
-from ..tasks.upscale import upscale
+from ..tasks.upscale import sampling_settings, upscale
 
 ID = "flowcore-srflow"
 # No other architecture has all of these names: two tensors of our encoder, and one of our flow.
@@ -42,7 +42,8 @@ class Upscaler(nn.Module):
         self,
         flow: Flow,
         *,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
+        calm_edges: float | None = None,
         seed: int = 0,
         cancelled: Callable[[], bool] | None = None,
         notify: Callable[[str], None] | None = None,
@@ -52,12 +53,13 @@ class Upscaler(nn.Module):
         Args:
             flow: An SRFlow.
             temperature: As in ``upscale``; 0 leaves no seams between tiles.
+            calm_edges: As in ``upscale``.
             seed: Seed of the noise, combined with the pixels of each image.
             cancelled: As in ``upscale``.
             notify: As in ``upscale``.
 
         Raises:
-            FlowError: If the flow is not an SRFlow.
+            FlowError: If the flow is not an SRFlow, or ``calm_edges`` lies outside [0, 1].
         """
         super().__init__()
         if flow.architecture != "srflow":
@@ -65,7 +67,8 @@ class Upscaler(nn.Module):
                 f"An upscale model is made of an SRFlow; got a {flow.architecture} model. Load one such as srflow-x4."
             )
         self.flow = flow
-        self.temperature, self.seed = temperature, seed
+        self.temperature, self.calm_edges = sampling_settings(flow, temperature, calm_edges)
+        self.seed = seed
         self.cancelled, self.notify = cancelled, notify
 
     @property
@@ -85,10 +88,8 @@ class Upscaler(nn.Module):
         options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self.notify}
         if not self.temperature:
             return upscale(self.flow, image, temperature=0.0, **options).to(image.dtype)
-        pictures = [
-            upscale(self.flow, one, temperature=self.temperature, seed=self._seed(one), **options)
-            for one in image.split(1)
-        ]
+        options |= {"temperature": self.temperature, "calm_edges": self.calm_edges}
+        pictures = [upscale(self.flow, one, seed=self._seed(one), **options) for one in image.split(1)]
         return torch.cat(pictures).to(image.dtype)
 
     def _seed(self, image: Tensor) -> int:

@@ -15,11 +15,11 @@ from typing import Literal
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import ShapeError
+from ..errors import FlowError, ShapeError
 from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import check_choice, check_integer, check_number, integer_tuple
+from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class SRFlowConfig:
         residual: Whether to subtract the encoder's own enlargement from the image first.
         mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level
             from the principal axes of the first batch, the others as channel reversals.
+        temperature: Temperature at which the model is meant to be sampled; that of files which do not state one.
+        calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
 
     scale: int = 4
@@ -62,6 +64,8 @@ class SRFlowConfig:
     quant_bins: int = 32
     residual: bool = False
     mixing: Literal["orthogonal", "principal"] = "orthogonal"
+    temperature: float = 0.8
+    calm_edges: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice(self, scale=(2, 4, 8), hidden_kernel=(1, 3), mixing=("orthogonal", "principal"))
@@ -69,7 +73,9 @@ class SRFlowConfig:
         check_integer(self, levels=(1, round(math.log2(self.scale)) + 1), steps=(1, 256), transition_steps=(0, 16))
         check_integer(self, hidden=(1, 4096), hidden_layers=(0, 64), quant_bins=(1, 65536))
         check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
-        check_number(self, affine_eps=(0, 1))
+        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
+        if type(self.calm_edges) not in (int, float) or not 0 <= self.calm_edges <= 1:
+            raise FlowError(f"calm_edges must lie in [0, 1]; got {short_repr(self.calm_edges)}.")
         blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
         object.__setattr__(self, "stacked_blocks", blocks)
 

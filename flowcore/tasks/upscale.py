@@ -21,6 +21,7 @@ from ..inference.condition_cache import ConditionStore
 from ..inference.strips import DENSE_BYTES
 from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, consistency, overflow
+from .calm_edges import edge_map
 from .runner import Runner, RunOptions, SamplingOptions, validate_image
 
 HALO = 16  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
@@ -32,13 +33,15 @@ LONGEST = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 
 Index = tuple[EllipsisType, slice, slice]
+Settings = tuple[Temperature, float]  # from ``sampling_settings``
 
 
 def upscale(
     flow: Flow,
     lr: Tensor,
     *,
-    temperature: Temperature = 0.9,
+    temperature: Temperature | None = None,
+    calm_edges: float | None = None,
     seed: int = 0,
     samples: int = 1,
     tile: int = 0,
@@ -65,7 +68,11 @@ def upscale(
             are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize.
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
             model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the image, for
-            example from ``prior.masked_temperature``.
+            example from ``prior.masked_temperature``. None for the model's own, which its file states: the highest
+            that was measured to draw hardly any false specks.
+        calm_edges: In [0, 1]: how much lower the temperature is at edges, where samples break lines into specks; it
+            multiplies whatever ``temperature`` says by a map of the whole image. 0 for off. None: see
+            ``sampling_settings``.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Enlargements per image, at least 1.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
@@ -101,6 +108,7 @@ def upscale(
     flow.require("upscale")
     sampling = SamplingOptions(seed=seed, samples=samples)
     options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
+    settings = sampling_settings(flow, temperature, calm_edges)
     run = Runner(flow, options, ADVICE, lr)
     upscaler = _Upscaler(run, flow, tile, halo, store)
 
@@ -113,7 +121,7 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        pictures = upscaler(rgb, [temperature], sampling)
+        pictures = upscaler(rgb, [settings], sampling)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
@@ -132,8 +140,9 @@ def upscale(
 def temperature_grid(
     flow: Flow,
     lr: Tensor,
-    temperatures: Sequence[float],
+    temperatures: Sequence[float | None],
     *,
+    calm_edges: float | None = None,
     seed: int = 0,
     seeds: int = 1,
     tile: int = 0,
@@ -149,7 +158,8 @@ def temperature_grid(
     Args:
         flow: As in ``upscale``; so are the arguments that are not named here.
         lr: ``(B, C, h, w)``; an alpha channel is dropped.
-        temperatures: Each gives one picture per seed.
+        temperatures: Each gives one picture per seed; None is the model's own.
+        calm_edges: As in ``upscale``: None for that of the model where the temperature is the model's own, else 0.
         seed: The first.
         seeds: How many, counted up from ``seed``.
         tile: See ``upscale``.
@@ -174,9 +184,40 @@ def temperature_grid(
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
     sampling = SamplingOptions(seed=seed, samples=seeds)
     options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
+    settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     run = Runner(flow, options, ADVICE.replace("samples", "seeds"), lr)
     upscaler = _Upscaler(run, flow, tile, halo, store)
-    return run(lambda: upscaler(validate_image(lr)[0], temperatures, sampling).to(lr.device), upscaler.halve_tiles)
+    return run(lambda: upscaler(validate_image(lr)[0], settings, sampling).to(lr.device), upscaler.halve_tiles)
+
+
+def sampling_settings(
+    flow: Flow, temperature: Temperature | None = None, calm_edges: float | None = None
+) -> tuple[Temperature, float]:
+    """Fill in what a model's file states.
+
+    Temperature and ``calm_edges`` of a file were measured together. So a model's ``calm_edges`` comes with its
+    temperature: whoever states a temperature gets that temperature everywhere, as before there were calm edges, unless
+    they state ``calm_edges`` as well.
+
+    Args:
+        flow: An upscaling model.
+        temperature: As in ``upscale``; None for the model's own.
+        calm_edges: As in ``upscale``; None for the model's own if the temperature is, else 0.
+
+    Returns:
+        The temperature, and ``calm_edges``.
+
+    Raises:
+        FlowError: If the model does not upscale, or ``calm_edges`` lies outside [0, 1].
+    """
+    flow.require("upscale")
+    if calm_edges is None:
+        calm_edges = float(flow.config.calm_edges) if temperature is None else 0.0
+    if not 0 <= calm_edges <= 1:
+        raise FlowError(
+            f"calm_edges must lie in [0, 1]; got {calm_edges}. 0 is off, 1 leaves no temperature at strong edges."
+        )
+    return (float(flow.config.temperature) if temperature is None else temperature), calm_edges
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
@@ -258,7 +299,7 @@ class _Upscaler:
         self._tile = max(SMALLEST_TILE, min(self._tile, self._longest) // 2)
         return f"with tiles of {self._tile} LR pixels. Set tile to {self._tile} to start there"
 
-    def __call__(self, rgb: Tensor, taus: Sequence[Temperature], sampling: SamplingOptions) -> Tensor:
+    def __call__(self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions) -> Tensor:
         """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU."""
         run, plan, scale = self._run, self._run.plan, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
@@ -323,7 +364,7 @@ class _Latents:
         rgb: Tensor,
         rows: int,
         columns: int,
-        taus: Sequence[Temperature],
+        taus: Sequence[Settings],
         sampling: SamplingOptions,
     ) -> None:
         self.rows = rows
@@ -333,15 +374,23 @@ class _Latents:
         finest = max(1, shapes[0][1] // rows)  # the finest latents may be coarser than the LR image
         padding = (0, columns * finest - rgb.shape[3] * finest, 0, rows * finest - rgb.shape[2] * finest)
 
-        def place(tau: float | Tensor, shape: Shape) -> float | Tensor:
+        height, width = rgb.shape[2] * finest, rgb.shape[3] * finest
+        edges = edge_map(rgb) if any(calm for _, calm in taus) else None
+
+        def place(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
+            if isinstance(tau, Tensor):
+                tau = resize_temperature_map(tau, height, width)
+            if calm and edges is not None:
+                tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
             if not isinstance(tau, Tensor):
                 return tau
-            tau = resize_temperature_map(tau, rgb.shape[2] * finest, rgb.shape[3] * finest)
             return resize_temperature_map(F.pad(tau, padding, mode="replicate"), *shape[1:])
 
-        per_level = [level_temperatures(tau, len(shapes), len(rgb)) for tau in taus]
-        self.taus = [list(map(place, levels, shapes)) for levels in per_level]
+        per_level = [(level_temperatures(tau, len(shapes), len(rgb)), calm) for tau, calm in taus]
+        self.taus = [
+            [place(tau, calm, shape) for tau, shape in zip(levels, shapes, strict=True)] for levels, calm in per_level
+        ]
 
     def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:
         """The latents of some samples of an image in a tile, finest first."""

@@ -1,0 +1,204 @@
+"""Calm edges and the temperature that a model's file states: what they do, and that nothing changes without them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import build_upscaler
+from builders import random_image as picture
+from safetensors import safe_open
+from torch import Tensor
+
+import flowcore
+from flowcore import FlowError, temperature_grid, upscale
+from flowcore.checkpoints.file import read_header, reconfigure, save
+from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.cli.main import main
+from flowcore.evaluation.upscaling import evaluate_upscaler
+from flowcore.flow import Flow
+from flowcore.integrations.spandrel import Upscaler
+from flowcore.prior import resize_temperature_map
+from flowcore.provenance import read as read_provenance
+from flowcore.tasks.calm_edges import edge_map
+from flowcore.tasks.upscale import sampling_settings
+
+from .test_command_line import photograph
+
+OWN = {"temperature": 0.6, "calm_edges": 0.75}
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    return build_upscaler(**OWN)
+
+
+def halves(height: int = 12, width: int = 16) -> Tensor:
+    """Black and white, with an edge in the middle."""
+    image = torch.zeros(1, 3, height, width)
+    image[..., width // 2 :] = 1
+    return image
+
+
+# --- the map ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_is_1_at_an_edge_and_0_elsewhere_and_in_weak_texture() -> None:
+    edges = edge_map(halves())
+    assert edges.shape == (1, 1, 12, 16)
+    assert (edges[..., 6:10] == 1).all()
+    assert (edges[..., :5] == 0).all()
+    assert (edges[..., 11:] == 0).all()
+    assert torch.equal(edge_map(halves().transpose(2, 3)), edges.transpose(2, 3))
+    assert (edge_map(0.5 + 0.02 * (picture(1, 3, 20, 20) - 0.5)) == 0).all()
+    for size in ((1, 1), (1, 7), (2, 3)):
+        assert edge_map(picture(2, 3, *size)).shape == (2, 1, *size)
+
+
+# --- what a file states -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_states_temperature_and_calm_edges_together(flow: Flow) -> None:
+    assert sampling_settings(flow) == (0.6, 0.75)
+    assert sampling_settings(flow, 0.9) == (0.9, 0.0)  # what a temperature meant before there were calm edges
+    assert sampling_settings(flow, 0.9, 0.5) == (0.9, 0.5)
+    assert sampling_settings(flow, None, 0.0) == (0.6, 0.0)
+    assert sampling_settings(build_upscaler()) == (0.8, 0.0)
+    lr = picture(2, 3, 7, 9)
+    own = upscale(flow, lr, seed=3)
+    assert torch.equal(own, upscale(flow, lr, seed=3, **OWN))
+    assert not torch.equal(own, upscale(flow, lr, seed=3, temperature=0.6))
+    without = build_upscaler()  # a file that states nothing
+    assert torch.equal(upscale(without, lr, seed=3), upscale(without, lr, seed=3, temperature=0.8))
+
+
+def test_off_is_bit_for_bit_what_a_temperature_alone_gives(flow: Flow) -> None:
+    lr, plain = picture(1, 3, 9, 8), build_upscaler()
+    for temperature in (0.8, [0.3, 0.9], torch.rand(1, 1, 5, 6)):
+        expected = upscale(plain, lr, temperature=temperature, seed=2)
+        assert torch.equal(upscale(flow, lr, temperature=temperature, seed=2), expected)
+        assert torch.equal(upscale(flow, lr, temperature=temperature, calm_edges=0, seed=2), expected)
+
+
+@pytest.mark.parametrize("calm", [-0.01, 1.01, float("nan")])
+def test_a_share_outside_of_0_to_1_is_refused(flow: Flow, calm: float) -> None:
+    for call in (upscale, lambda *a, **o: temperature_grid(*a, [0.5], **o)):
+        with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
+            call(flow, picture(1, 3, 4, 4), calm_edges=calm)
+    with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
+        build_upscaler(calm_edges=calm)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_agree_at_edges_and_differ_elsewhere_as_before(flow: Flow) -> None:
+    lr = halves(12, 40)
+    spread, calm = (upscale(flow, lr, temperature=0.8, calm_edges=c, samples=4).std(0).mean((0, 1)) for c in (0.0, 1.0))
+    assert calm[76:84].mean() < 0.3 * spread[76:84].mean()
+    assert torch.allclose(calm[:40], spread[:40], atol=0.1 * float(spread[:40].mean()))
+
+
+@pytest.mark.parametrize("scale", [4, 8])
+@pytest.mark.parametrize("levels", [False, True])
+def test_it_multiplies_numbers_maps_and_temperatures_per_level(scale: int, levels: bool) -> None:
+    """Odd sides: the map must end with the image, not with what is padded to it."""
+    flow, lr = build_upscaler(scale), picture(2, 3, 7, 9)
+    finest = flow.latent_shapes(8 * scale, 8 * scale)[0][1] // 8
+    painted = torch.rand(2, 1, 7 * finest, 9 * finest)
+    kept = 1 - 0.5 * resize_temperature_map(edge_map(lr), 7 * finest, 9 * finest)
+    count = len(flow.latent_shapes(8 * scale, 8 * scale))
+    for tau in (0.9, painted):
+        given: Any = [tau, *[0.4] * (count - 1)] if levels else tau
+        explicit: Any = [tau * kept, *[0.4 * kept] * (count - 1)] if levels else tau * kept
+        calm = upscale(flow, lr, temperature=given, calm_edges=0.5, seed=4)
+        torch.testing.assert_close(calm, upscale(flow, lr, temperature=explicit, seed=4), atol=1e-5, rtol=0)
+        assert (calm - upscale(flow, lr, temperature=given, seed=4)).abs().max() > 1e-3
+
+
+def test_tiles_of_one_picture_share_its_map(flow: Flow) -> None:
+    lr = picture(1, 3, 95, 83)
+    whole = upscale(flow, lr, tile=95 + 83, seed=1)
+    for tile in (32, 48):
+        assert (upscale(flow, lr, tile=tile, seed=1) - whole).abs().max() <= 1 / 255
+
+
+def test_every_image_of_a_batch_has_its_own_map(flow: Flow) -> None:
+    lr = torch.cat([halves(), picture(1, 3, 12, 16), torch.full((1, 3, 12, 16), 0.5)])
+    batch = upscale(flow, lr, samples=2, seed=5)
+    alone = torch.cat([upscale(flow, image, samples=2, seed=5) for image in lr.split(1)])
+    torch.testing.assert_close(batch, alone, atol=1e-5, rtol=0)
+
+
+def test_a_grid_has_the_models_own_temperature_among_others(flow: Flow) -> None:
+    lr = picture(1, 3, 6, 8)
+    for calm, expected in ((None, [{}, {"temperature": 0.9}]), (0.4, [{"temperature": 0.6}, {"temperature": 0.9}])):
+        grid = temperature_grid(flow, lr, [None, 0.9], calm_edges=calm, seed=7, seeds=2)
+        options = {} if calm is None else {"calm_edges": calm}
+        alone = torch.cat([upscale(flow, lr, samples=2, seed=7, **each, **options) for each in expected])
+        torch.testing.assert_close(grid, alone, atol=1e-5, rtol=0)
+
+
+def test_an_upscale_model_takes_both_or_the_models_own(flow: Flow) -> None:
+    lr = picture(1, 3, 8, 8)
+    assert torch.equal(Upscaler(flow)(lr), upscale(flow, lr, temperature=0))
+    own, stated, plain = (Upscaler(flow, **o)(lr) for o in ({"temperature": None}, OWN, {"temperature": 0.6}))
+    assert torch.equal(own, stated)
+    assert not torch.equal(own, plain)
+
+
+# --- files, commands, measurements ------------------------------------------------------------------------------------
+
+
+def test_a_file_gets_another_default_and_keeps_every_byte_of_its_weights(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    flow = build_upscaler()
+    save(flow, old, provenance={"licence": "CC0-1.0"}, dtype=torch.float16)
+    words = ["--set", "temperature=0.55", "--set", "calm_edges=1"]
+    assert main(["convert", str(old), str(new), *words]) == 0
+    before, after = read_header(old), read_header(new)
+    assert after.config == before.config | {"temperature": 0.55, "calm_edges": 1}
+    assert after.provenance == before.provenance
+    with safe_open(old, "pt") as a, safe_open(new, "pt") as b:
+        assert set(a.keys()) == set(b.keys())
+        for name in a.keys():  # noqa: SIM118
+            assert a.get_tensor(name).dtype == b.get_tensor(name).dtype
+            assert torch.equal(a.get_tensor(name), b.get_tensor(name))
+    loaded = flowcore.load(new)
+    assert sampling_settings(loaded) == (0.55, 1)
+    assert model_sha256(loaded) == model_sha256(flowcore.load(old))  # so recipes in pictures still find it
+    reconfigure(new, new, {"calm_edges": 0.5})
+    assert sampling_settings(flowcore.load(new)) == (0.55, 0.5)
+    content = new.read_bytes()
+    with pytest.raises(FlowError, match="calm_edges"):
+        reconfigure(new, new, {"calm_edges": 2})
+    assert new.read_bytes() == content
+
+
+def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_path: Path) -> None:
+    model, out = tmp_path / "own.safetensors", tmp_path / "out"
+    save(build_upscaler(**OWN), model)
+    image = photograph(tmp_path / "photo.png", (10, 7))
+    words = ["upscale", str(image), "-o", str(out), "--model", str(model), "--device", "cpu"]
+    for options, name, settings in (
+        ([], "photo_x4_tau0.6_calm0.75_seed0.png", (0.6, 0.75)),
+        (["--temperature", "0.9"], "photo_x4_tau0.9_seed0.png", (0.9, None)),
+        (["--calm-edges", "0"], "photo_x4_tau0.6_seed0.png", (0.6, None)),
+        (["--temperature", "0.9", "--calm-edges", "0.5"], "photo_x4_tau0.9_calm0.5_seed0.png", (0.9, 0.5)),
+    ):
+        assert main([*words, *options]) == 0
+        (entry,) = read_provenance(out / name)
+        assert (entry.temperature, entry.settings.get("calm_edges")) == settings
+    assert len(list(out.iterdir())) == 4
+
+
+def test_a_table_measures_the_models_own_unless_told_otherwise(flow: Flow, tmp_path: Path) -> None:
+    photograph(tmp_path / "photo.png", (40, 32))
+    rows = evaluate_upscaler(flow, tmp_path, samples=2, measures=("psnr", "diversity"))
+    assert list(rows) == ["bicubic", "tau 0", "tau 0.6, calm 0.75"]
+    options = {"temperatures": (0.6, 0.0), "calm_edges": 0.75, "samples": 2, "measures": ("psnr", "diversity")}
+    again = evaluate_upscaler(flow, tmp_path, **options)
+    assert list(again) == ["bicubic", "tau 0.6, calm 0.75", "tau 0"]
+    assert again["tau 0.6, calm 0.75"] == rows["tau 0.6, calm 0.75"]
+    plain = evaluate_upscaler(flow, tmp_path, **options | {"calm_edges": None})
+    assert plain["tau 0.6"]["diversity"] > rows["tau 0.6, calm 0.75"]["diversity"]
