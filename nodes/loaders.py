@@ -83,6 +83,7 @@ class FlowcoreLoadRecipe(FlowNode):
                 io.Int.Output("seed"),
                 io.String.Output("recipe"),
                 io.Image.Output("picture"),
+                io.Float.Output("calm_edges"),
             ],
         )
 
@@ -124,6 +125,7 @@ class FlowcoreLoadRecipe(FlowNode):
             seed,
             text,
             to_image(picture[None].float() / 255),
+            _calm_edges(recipe),
             ui={"text": ["\n".join([*lines, *notes.lines])], **facts},
         )
 
@@ -160,13 +162,16 @@ def file_fingerprint(path: Path | None, name: str) -> list[Any]:
     return [str(path), stat.st_size, stat.st_mtime_ns]
 
 
-def _facts(flow: flowcore.Flow) -> dict[str, str | int]:
-    facts: dict[str, str | int] = {"architecture": flow.architecture}
+def _facts(flow: flowcore.Flow) -> dict[str, str | float]:
+    facts: dict[str, str | float] = {"architecture": flow.architecture}
     scale = getattr(flow.config, "scale", None)
     if scale is not None:
         facts["scale"] = scale
     if flow.image_size is not None:
         facts["size"] = "{}x{}".format(*flow.image_size)
+    for name in ("temperature", "calm_edges"):
+        if hasattr(flow.config, name):
+            facts[name] = getattr(flow.config, name)
     working_size = getattr(flow.config, "working_size", None)
     if working_size is not None:
         facts["working_size"] = working_size
@@ -177,6 +182,12 @@ def _facts(flow: flowcore.Flow) -> dict[str, str | int]:
     facts["licence"] = str(flow.provenance.get("licence", "not stated"))
     facts["source"] = str(flow.provenance.get("source", "not stated"))
     return facts
+
+
+def _calm_edges(recipe: provenance.Provenance) -> float:
+    """Return the calm_edges of a picture; a recipe from before there were any has 0."""
+    value = recipe.settings.get("calm_edges", 0.0)
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
 
 
 def _read_png(path: Path) -> torch.Tensor:

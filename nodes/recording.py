@@ -35,10 +35,15 @@ class RecordingNode(FlowNode):
         valid = cls.validated(values)
         output = cls.run(**valid)
         try:
-            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, valid, output.args[0])
+            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, cls.recorded(valid), output.args[0])
         except Exception:  # the picture is worth more than its provenance
             log.exception("flowcore could not write a recipe")
         return output
+
+    @classmethod
+    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values to record: what a value that leaves something to the model has stood for."""
+        return values
 
 
 class ProvenanceLog:

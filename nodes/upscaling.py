@@ -19,7 +19,7 @@ from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
-from ..flowcore.tasks.upscale import memory_required, target_size
+from ..flowcore.tasks.upscale import memory_required, sampling_settings, target_size
 from . import widgets
 from .host.compat import compare_view, curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
@@ -52,7 +52,7 @@ class FlowcoreUpscale(RecordingNode):
             inputs=[
                 io.Image.Input("image"),
                 FLOW_MODEL.Input("model"),
-                widgets.temperature(0.8),
+                widgets.temperature(widgets.OWN, own=True),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),
                 io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
@@ -63,7 +63,8 @@ class FlowcoreUpscale(RecordingNode):
                 io.Float.Input("factor", default=0.0, min=0.0, max=16.0, step=0.05, optional=True),
                 io.Int.Input("longest_side", default=0, min=0, max=16384, optional=True),
                 io.Boolean.Input("match_source", default=False, optional=True),
-                *compare_view(),
+                widgets.calm_edges(),
+                *compare_view(),  # last: frontends disagree on whether it saves a value, see web/js/compare.js
             ],
             outputs=[io.Image.Output("images"), io.Float.Output("consistency")],
             hidden=HIDDEN,
@@ -85,7 +86,9 @@ class FlowcoreUpscale(RecordingNode):
         factor: float,
         longest_side: int,
         match_source: bool,
+        calm_edges: float,
     ) -> Any:
+        tau, calm = _settings(model, temperature, calm_edges, temperatures)
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
         sizes = [
@@ -99,7 +102,8 @@ class FlowcoreUpscale(RecordingNode):
         pictures = flowcore.upscale(
             flow,
             pixels,
-            temperature=_temperature(temperature, temperatures, mask, outside, len(pixels), notes),
+            temperature=_temperature(tau, temperatures, mask, outside, len(pixels), notes),
+            calm_edges=calm,
             seed=seed,
             samples=samples,
             tile=tile,
@@ -113,14 +117,29 @@ class FlowcoreUpscale(RecordingNode):
             store=STORE,
         )
         worst = float(consistency(pictures, pixels).min())
-        cls.show("\n".join([*notes.lines, f"consistency {worst:.1f} dB"]))
+        drawn = [] if temperatures.strip() else [f"temperature {tau:g}, calm edges {calm:g}"]
+        cls.show("\n".join([*notes.lines, *drawn, f"consistency {worst:.1f} dB"]))
         return io.NodeOutput(
             to_image(pictures),
             worst,
             ui=gallery(pictures, seed, samples, notes)
             | comparison(lambda: resize(pixels[:1], *pictures.shape[-2:])[0], pictures[0], cls.hidden.extra_pnginfo)
-            | {"consistency": [worst]},
+            | {"consistency": [worst], "temperature": [tau], "calm_edges": [calm]},
         )
+
+    @classmethod
+    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        names = ("model", "temperature", "calm_edges", "temperatures")
+        tau, calm = _settings(*(values[name] for name in names))
+        return values | {"temperature": tau, "calm_edges": calm}
+
+
+def _settings(model: FlowModel, temperature: float, calm_edges: float, per_level: str = "") -> tuple[float, float]:
+    """Fill in what the model's file states where the sliders follow the model; temperatures per level are stated."""
+    flow, tau, calm = model.flow, widgets.own_or(temperature), widgets.own_or(calm_edges)
+    stated = widgets.parse_numbers(per_level, "temperatures")
+    _, share = sampling_settings(flow, tau if stated is None else stated, calm)
+    return float(flow.config.temperature) if tau is None else tau, share
 
 
 def _temperature(
@@ -160,6 +179,7 @@ class FlowcoreTemperatureGrid(FlowNode):
                 io.Int.Input("seeds", default=3, min=1, max=16, optional=True),
                 io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
                 widgets.precision(),
+                widgets.calm_edges(),
             ],
             outputs=[
                 io.Image.Output("sheet"),
@@ -171,7 +191,15 @@ class FlowcoreTemperatureGrid(FlowNode):
 
     @classmethod
     def run(
-        cls, image: Tensor, model: FlowModel, temperatures: str, seed: int, seeds: int, tile: int, precision: Precision
+        cls,
+        image: Tensor,
+        model: FlowModel,
+        temperatures: str,
+        seed: int,
+        seeds: int,
+        tile: int,
+        precision: Precision,
+        calm_edges: float,
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
@@ -187,7 +215,8 @@ class FlowcoreTemperatureGrid(FlowNode):
         pictures = flowcore.temperature_grid(
             model.load(needed),
             pixels,
-            taus,
+            [widgets.own_or(tau) for tau in taus],
+            calm_edges=widgets.own_or(calm_edges),
             seed=seed,
             seeds=seeds,
             tile=tile,
@@ -197,6 +226,7 @@ class FlowcoreTemperatureGrid(FlowNode):
             notify=notes,
             store=STORE,
         )
+        taus = [float(model.flow.config.temperature) if tau < 0 else tau for tau in taus]
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [
@@ -271,15 +301,26 @@ class FlowcoreAsUpscaleModel(FlowNode):
             "FlowcoreAsUpscaleModel",
             "upscaling",
             aliases=["upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model"],
-            inputs=[FLOW_MODEL.Input("model"), widgets.temperature(0.0), widgets.seed()],
+            inputs=[
+                FLOW_MODEL.Input("model"),
+                widgets.temperature(0.0, own=True),
+                widgets.seed(),
+                widgets.calm_edges(),
+            ],
             outputs=[io.UpscaleModel.Output("upscale_model")],
         )
 
     @classmethod
-    def run(cls, model: FlowModel, temperature: float, seed: int) -> Any:
+    def run(cls, model: FlowModel, temperature: float, seed: int, calm_edges: float) -> Any:
         notes = cls.notes()
-        upscaler = Upscaler(model.flow, temperature=temperature, seed=seed, cancelled=stop_if_cancelled)
-        if temperature:
+        upscaler = Upscaler(
+            model.flow,
+            temperature=widgets.own_or(temperature),
+            calm_edges=widgets.own_or(calm_edges),
+            seed=seed,
+            cancelled=stop_if_cancelled,
+        )
+        if upscaler.temperature:
             notes(SEAMS)
         return io.NodeOutput(_with_patcher(descriptor(upscaler), model.patcher), ui=notes.ui)
 

@@ -10,26 +10,53 @@ from ..flowcore import ConditionError, FlowError
 from .host.compat import gradient_slider, io, make
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
+OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
+HIGHEST = 1.5  # temperature
 MOST_ITEMS = 4096  # labels in one text
 
 
-def temperature(default: float, name: str = "temperature", *, optional: bool = False) -> Any:
-    """Describe a temperature: a slider, colored from cold to hot."""
+def temperature(default: float, name: str = "temperature", *, own: bool = False, optional: bool = False) -> Any:
+    """Describe a temperature: a slider, colored from cold to hot.
+
+    With `own` its left end, `OWN`, is no temperature: the node takes what the model's file states, see `own_or`. It
+    is a value of the slider because nothing else tells a slider that nobody moved from one that a workflow has saved.
+    Saved workflows and prompts state a temperature, of 0 or more, and keep it; only new nodes start at `OWN`.
+
+    Args:
+        default: Its default.
+        name: Its name.
+        own: Whether it can follow the model.
+        optional: Whether a script may leave it out.
+    """
+    zero = OWN / (OWN - HIGHEST) if own else 0.0  # where on the slider 0 is
+    stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
+    stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return make(
         io.Float.Input,
         name,
         default=default,
-        min=0.0,
-        max=1.5,
+        min=OWN if own else 0.0,
+        max=HIGHEST,
         step=0.01,
         optional=optional,
         display_mode=gradient_slider(),
-        gradient_stops=[
-            {"offset": 0.0, "color": COLD},
-            {"offset": 0.55, "color": MILD},
-            {"offset": 1.0, "color": HOT},
-        ],
+        gradient_stops=[{"offset": round(offset, 4), "color": color} for offset, color in stops],
     )
+
+
+def calm_edges() -> Any:
+    """Describe the number `calm_edges`, which came after temperature.
+
+    Workflows from before open with its default, `OWN`. They state a temperature, and `OWN` then means 0 (see
+    `flowcore.tasks.upscale.sampling_settings`): they keep their pictures. With the model's own temperature it is the
+    model's own as well.
+    """
+    return slider("calm_edges", OWN, OWN, 1.0, optional=True)
+
+
+def own_or(value: float) -> float | None:
+    """Read a slider that can follow the model: None for that, which is what tasks call it."""
+    return None if value < 0 else value
 
 
 def temperatures() -> Any:

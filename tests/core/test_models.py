@@ -399,6 +399,8 @@ WRONG = {
         "encoder_growth": [0, 5000],
         "stacked_blocks": [(23,), (-1,), (1.0,), "12", 3, None, (True,)],
         "affine_eps": [-1e-4, 1, 2.0, math.nan, math.inf, "1e-4", None],
+        "temperature": [-0.1, 10, math.nan, math.inf, "0.8", None, True],
+        "calm_edges": [-0.1, 1.1, math.nan, math.inf, "0", None, True],
         "quant_bins": [0, -1, 65537, 32.0],
         "residual": [1, 0, "yes", None],
         "mixing": ["", "random", None, 3],

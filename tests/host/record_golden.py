@@ -4,7 +4,8 @@
     python tests/host/record_golden.py --breaks   record whatever there is; say in the CHANGELOG whose workflows break
 
 The canvas saves the values of widgets by position and wires by the number of an output; scripts send inputs by name and
-leave out what has a default. So nodes, inputs, outputs and options may be appended, and nothing else may change.
+leave out what is optional. So nodes, inputs, outputs and options may be appended, ranges may grow, required inputs may
+get another default, and nothing else may change.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def _changed_input(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"was {was['type']} and is {now['type']}.")
     if was["required"] != now["required"]:
         found.append(f"was {_asked(was)} and is {_asked(now)}.")
-    if "default" in was and was["default"] != now.get("default"):
+    # A required input has no default but for new nodes: every saved workflow and every prompt states its value.
+    if "default" in was and was["default"] != now.get("default") and not (was["required"] and now["required"]):
         found.append(f"had the default {was['default']!r} and has {now.get('default')!r}: prompts without it change.")
     if "min" in now and now["min"] > was.get("min", float("-inf")):
         found.append(f"could be {was.get('min', 'anything')} and now begins at {now['min']}: saved values are refused.")

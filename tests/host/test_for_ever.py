@@ -109,6 +109,7 @@ def test_appending_is_no_change():
     now["A"]["inputs"].append(NEW | {"min": 0, "max": 1})
     now["A"]["inputs"][3]["options"].insert(0, "c")
     now["A"]["inputs"][2] |= {"min": -1.0, "max": 2.0}
+    now["A"]["inputs"][1]["default"] = 1  # it is required: whoever saved or sent it has stated its value
     now["A"]["outputs"].append({"name": "mask", "type": "MASK", "list": False})
     assert changes(small(), now) == changes(small(), small()) == []
 

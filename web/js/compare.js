@@ -11,6 +11,11 @@ app.registerExtension({
     if (!widget) return;
     // What it shows is no input: sent along, it would make every run a new one, and nothing would be kept from the last.
     widget.options.serialize = false;
+    const configured = node.onConfigure;
+    node.onConfigure = function () {
+      configured?.apply(this, arguments);
+      takeNoViewForAValue(this);
+    };
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
@@ -28,6 +33,16 @@ app.registerExtension({
 
 function ours(node) {
   return node.comfyClass?.startsWith("Flowcore") ? node.widgets?.find((widget) => widget.type === KIND) : undefined;
+}
+
+// Some frontends save what the view shows, as the node's last value. Inputs that were appended since stand before the
+// view: in a workflow from then such a value lands on the first of them, which must take its default.
+function takeNoViewForAValue(node) {
+  for (const widget of node.widgets ?? []) {
+    if (widget.type === KIND || typeof widget.value !== "object" || widget.value === null) continue;
+    const described = node.constructor.nodeData?.input?.optional?.[widget.name];
+    if (described?.[1]?.default !== undefined) widget.value = described[1].default;
+  }
 }
 
 function show(node, output) {
