@@ -226,7 +226,7 @@ class FlowcoreTemperatureGrid(FlowNode):
             notify=notes,
             store=STORE,
         )
-        taus = [float(model.flow.config.temperature) if tau < 0 else tau for tau in taus]
+        taus = [float(model.flow.config.temperature) if tau < 0 else tau for tau in taus]  # below OWN is refused
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [

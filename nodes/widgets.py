@@ -55,8 +55,8 @@ def calm_edges() -> Any:
 
 
 def own_or(value: float) -> float | None:
-    """Read a slider that can follow the model: None for that, which is what tasks call it."""
-    return None if value < 0 else value
+    """Read a value that can follow the model: None for that, which is what tasks call it."""
+    return None if OWN <= value < 0 else value
 
 
 def temperatures() -> Any:

@@ -16,8 +16,10 @@ WORKFLOWS = comfyui.ROOT / "workflows"
 OUTPUT = comfyui.ROOT / "output"
 PHOTO = WORKFLOWS / "photo.png"
 
+OWN = -0.1  # what Flow Upscale calls the model's own temperature
+
 # (temperature, seed). The first three appear in the side-by-side picture.
-SAMPLES = [(0.0, 1), (0.8, 1), (0.8, 2), (0.8, 3)]
+SAMPLES = [(0.0, 1), (OWN, 1), (OWN, 2), (OWN, 3)]
 
 sys.path.insert(0, str(WORKFLOWS / "api"))
 from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside the workflows, for people to copy)
@@ -41,8 +43,8 @@ def main() -> None:
     bicubic = photo.resize(pictures[0].size, Image.Resampling.BICUBIC)
     panels = {"bicubic": bicubic}
     for (temperature, seed), picture in zip(SAMPLES, pictures, strict=True):
-        panels[f"tau {temperature:g}, seed {seed}"] = picture
-        path = OUTPUT / f"upscale-tau{temperature:g}-seed{seed}.png"
+        panels[f"{named(temperature)}, seed {seed}"] = picture
+        path = OUTPUT / f"upscale-{named(temperature).replace(' ', '-')}-seed{seed}.png"
         picture.save(path)
         say(f"saved {path}")
     path = OUTPUT / "side-by-side.png"
@@ -59,11 +61,16 @@ def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
     workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
     workflow["photo"]["inputs"]["image"] = client.upload(PHOTO, "flowcore-demo.png")
     workflow["upscale"]["inputs"] |= {"temperature": temperature, "seed": seed, "samples": 1}
-    line = ProgressLine(f"temperature {temperature:g}, seed {seed}")
+    line = ProgressLine(f"{named(temperature)}, seed {seed}")
     entry = client.wait(client.queue(workflow), line)
     line.end()
     (data,) = client.pictures(entry)
     return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def named(temperature: float) -> str:
+    """Name a temperature."""
+    return "default" if temperature == OWN else f"tau {temperature:g}"
 
 
 def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:

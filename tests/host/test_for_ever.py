@@ -156,6 +156,24 @@ def opened(workflow, every):
     return workflow
 
 
+@pytest.mark.parametrize("story", ["upscale", "painted"])
+def test_a_saved_temperature_draws_what_it_drew(host, story, photo):
+    """The first version of a story, opened where calm_edges and sliders that follow the model came since."""
+    every = host.get_json("/object_info")
+    (_, old), *_ = versions(SHIPPED, story)
+    now = to_api(opened(old, every), every)
+    (drawn,) = [node["inputs"] for node in now.values() if node["class_type"] == "FlowcoreUpscale"]
+    assert drawn["temperature"] > 0
+    assert drawn["calm_edges"] < 0  # its default
+    (_, before), *_ = versions(SHIPPED / "api", story)
+    for node in before.values():
+        if node["class_type"] == "FlowcoreUpscale":
+            assert "calm_edges" not in node["inputs"]
+            node["inputs"]["calm_edges"] = 0.0
+    pictures = [[np.asarray(p) for p in run_small(host, each, photo, None)] for each in (now, before)]
+    assert all(np.array_equal(a, b) for a, b in zip(*pictures, strict=True))
+
+
 @pytest.mark.fuzz
 @pytest.mark.parametrize("story", STORIES)
 def test_every_released_version_runs(host, story, photo, folder_of_photos):

@@ -79,8 +79,10 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     assert len(files) == 4
     assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
     (recipe,) = recipes(files[0])
-    known = {"node": "FlowcoreUpscale", "model": "srflow-x4", "seed": 1, "temperature": 0.8}
+    stated = load("srflow-x4").config  # which the sliders follow: the recipe has the numbers
+    known = {"node": "FlowcoreUpscale", "model": "srflow-x4", "seed": 1, "temperature": stated.temperature}
     assert {key: recipe[key] for key in known} == known
+    assert recipe["settings"]["calm_edges"] == stated.calm_edges
     assert recipe["model_sha256"] == model_sha256(load("srflow-x4"))
     assert recipe["version"] == __version__
     assert recipe["settings"]["precision"] == "float32"
@@ -97,6 +99,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     for number, data in enumerate(files[:3:2]):
         (other.server.base / "input" / "made.png").write_bytes(data)
         asked = {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"}
+        asked["calm_edges"] = "recipe.5"
         follow = graph(
             photo=("LoadImage", {"image": photo}),
             recipe=("FlowcoreLoadRecipe", {"image": "made.png"}),

@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8188")
     parser.add_argument("--model", default="srflow-x4")
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, help="default: the model's own, with its own calm_edges")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("output"))
@@ -310,11 +310,9 @@ def main() -> None:
     client = Client(options.url)
     workflow = json.loads((HERE / "upscale.json").read_text())
     workflow["model"]["inputs"]["model_name"] = options.model
-    workflow["upscale"]["inputs"] |= {
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "samples": options.samples,
-    }
+    workflow["upscale"]["inputs"] |= {"seed": options.seed, "samples": options.samples}
+    if options.temperature is not None:
+        workflow["upscale"]["inputs"]["temperature"] = options.temperature
     try:
         for picture in options.pictures:
             workflow["photo"]["inputs"]["image"] = client.upload(picture)
