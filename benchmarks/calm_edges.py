@@ -2,7 +2,7 @@
 
 The tables of flowcore/weights/README.md:
 
-    python -m benchmarks.calm_edges FOLDER [FOLDER ...] [--model srflow-x4] [--crop 320] [--held-out] [--limit 6]
+    python -m benchmarks.calm_edges FOLDER [FOLDER ...] [--model srflow-x4] [--crop 320] [--held-out NAME] [--limit 6]
 
 none        the same temperature everywhere
 edges       what flowcore has: ``tasks.calm_edges.edge_map``
@@ -108,16 +108,17 @@ def main() -> None:
     option("folders", nargs="+", type=Path, help="HR images")
     option("--model", default="srflow-x4")
     option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
-    option("--held-out", action="store_true", help="only images whose names are on the list of held-out images")
+    text = "folders of which only the images count that are on the list of held-out images"
+    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
     option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
     option("--settings", nargs="+", default=SETTINGS, metavar="MAP:TEMPERATURE:SHARE", help="share: as calm_edges")
     option("--json", type=Path, help="also write the numbers of every image to this file")
     options = parser.parse_args()
     flow = flowcore.load(options.model)
-    only = held_out_names("standard") if options.held_out else None
     rows: dict[str, dict[str, dict[str, float]]] = {}
     with torch.no_grad():
         for folder in options.folders:
+            only = held_out_names("standard") if folder.name in options.held_out else None
             for path in list_images(folder, only, options.limit):
                 hr = read_cropped(path, 16)
                 rows[path.name] = measure(flow, _center(hr, options.crop) if options.crop else hr, options.settings)
