@@ -122,6 +122,8 @@ def _eval(options: argparse.Namespace) -> None:
     (kind,) = kinds
     if options.measures is not None and kind != "upscale":
         raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
+    if options.calm_edges is not None and kind != "upscale":
+        raise FlowError("--calm-edges is for upscalers; these models are none. Leave it out.")
     for name in ("portraits", "together"):
         if getattr(options, name) and kind != "colorize":
             raise FlowError(f"--{name} is for colorizers; this model is none. Leave it out.")
