@@ -28,6 +28,7 @@ from .tasks import Cancelled
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
 from .tasks.hints import Hints
+from .tasks.ranking import ranked
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
@@ -60,6 +61,7 @@ __all__ = [
     "interpolate",
     "load",
     "match_source",
+    "ranked",
     "sample",
     "score",
     "temperature_grid",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flowcore import ShapeError
 from ..flowcore.images.heat_map import heat_map
 from ..flowcore.tasks import score as task
+from ..flowcore.tasks.colorize import memory_required as colorizer_memory
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
 from ..flowcore.tasks.sample import memory_required
 from ..flowcore.tasks.subject import Fit, prepare_subject
@@ -200,12 +201,21 @@ class FlowcoreBestOf(FlowNode):
         return schema(
             "FlowcoreBestOf",
             "analysis",
-            aliases=["best of n", "rank", "sort images", "pick best", "cherry pick", "likelihood", "select"],
+            aliases=[
+                "best of n",
+                "rank",
+                "sort images",
+                "pick best",
+                "cherry pick",
+                "likelihood",
+                "consensus",
+                "select",
+            ],
             inputs=[
                 io.Image.Input("images"),
                 io.Image.Input("source"),
                 FLOW_MODEL.Input("model", optional=True),
-                io.Combo.Input("by", options=["consistency", "likelihood"], default="consistency"),
+                io.Combo.Input("by", options=["consistency", "likelihood", "consensus"], default="consistency"),
                 io.Int.Input("keep", default=1, min=1, max=64),
             ],
             outputs=[
@@ -219,13 +229,17 @@ class FlowcoreBestOf(FlowNode):
     def run(cls, images: Tensor, source: Tensor, model: FlowModel | None, by: By, keep: int) -> Any:
         notes, pixels, small, flow = cls.notes(), from_image(images), from_image(source), None
         if by == "likelihood" and model is not None:
-            samples = max(1, len(pixels) // max(1, len(small)))
-            flow = model.load(2 * memory_required(model.flow, samples, *pixels.shape[-2:]))  # as in Score
+            samples, size = max(1, len(pixels) // max(1, len(small))), pixels.shape[-2:]
+            if "colorize" in model.flow.capabilities.tasks:
+                memory = colorizer_memory(model.flow, size[0], size[1], samples)
+            else:
+                memory = memory_required(model.flow, samples, *size)
+            flow = model.load(2 * memory)  # as in Score
         scores, order = ranked(pixels, small, by, flow, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
-        unit = "dB" if by == "consistency" else "bits per dimension"
+        unit = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}[by]
         lines = [f"image {number}: {value:.4g} {unit}" for number, value in zip(numbers, values, strict=True)]
         cls.show("\n".join(lines[:8]))
         return io.NodeOutput(

@@ -23,6 +23,7 @@ from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from ..tasks.ranking import By, ranked
 from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
@@ -42,7 +43,9 @@ class Work:
         settings: Keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as
             "colours". "frames" is "video" for a clip whose frames depend on each other.
         seed: Seed of the first sample.
-        samples: Results per picture; for ``score``, draws.
+        samples: Samples per picture; for ``score``, draws.
+        keep: Of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed.
+        by: What best means, see ``ranking.By``.
         reference: Content of a picture file whose palette ``colorize`` applies.
         format: File format of the results.
         bits: Bits per channel of the results.
@@ -54,6 +57,8 @@ class Work:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 0
     samples: int = 1
+    keep: int = 0
+    by: By = "consensus"
     reference: bytes | None = None
     format: Format = "png"
     bits: int = 8
@@ -80,6 +85,9 @@ class Work:
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples}]
+        elif self.keep:
+            payload |= {"seed": self.seed, "samples": self.samples, "by": self.by}
+            payloads = [{**payload, "rank": rank} for rank in range(self.keep)]
         else:
             payloads = [{**payload, "seed": seed} for seed in range(self.seed, self.seed + self.samples)]
         return [hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:32] for each in payloads]
@@ -112,7 +120,7 @@ class Worker:
             notify: See the tasks.
 
         Returns:
-            A file per sample; for ``score``, one row as JSON.
+            A file per sample or kept sample; for ``score``, one row as JSON.
         """
         ids = self.work.ids(picture, self.model_sha256)
         if self.work.command == "score":
@@ -139,6 +147,8 @@ class Worker:
         )
         text = {KEY: json.dumps([provenance.to_json()])}
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
+        if work.keep:
+            pictures = self._best(pictures, photograph, notify)
         return [
             files.encode(result, photograph.metadata, unique_id=id, **options)
             for result, id in zip(pictures, ids, strict=True)
@@ -187,6 +197,13 @@ class Worker:
         if self._reference is None:
             return colorize(self.flow, image, **settings)
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
+
+    def _best(self, pictures: Tensor, photograph: DecodedImage, notify: Callable[[str], None] | None) -> Tensor:
+        order = ranked(pictures, photograph.pixels, self.work.by, self.flow, notify=notify)[1][0, : self.work.keep]
+        if notify is not None:
+            seeds = ", ".join(str((self.work.seed + int(number)) % 2**64) for number in order)
+            notify(f"Kept of {len(pictures)}, best first, by {self.work.by}: seed {seeds}.")
+        return pictures[order]
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         result = score(

@@ -39,6 +39,9 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
     add_model(command, "color-photos")
     option = command.add_argument
     option("--samples", type=int, default=1, help="colorings, with seeds SEED, SEED + 1, ...")
+    option("--keep", type=int, metavar="N", help="of the samples, write only the N most plausible, best first")
+    text = "what is most plausible: nearest to the other samples, or likeliest palette (default: consensus)"
+    option("--by", choices=["consensus", "likelihood"], help=text)
     option("--seed", type=int, default=0)
     option("--temperature", type=float, help="of the palette: 0 is the calmest, 1 the model's own spread")
     option("--detail", type=float, help="temperature of the fine detail (default of both: the model's own)")
@@ -132,6 +135,7 @@ def _colorize(options: argparse.Namespace) -> None:
             raise FlowError("colorize needs an output: IMAGE OUT, or IMAGE ... -o OUT.")
         options.out = Path(options.images.pop())
     settings = _colorize_settings(options)
+    _check_keep(options)
     flow = load_model(options)
     flow.require("colorize")
     found = folders.find(options.images, options.out)
@@ -147,6 +151,8 @@ def _colorize(options: argparse.Namespace) -> None:
         settings=settings,
         seed=options.seed,
         samples=options.samples,
+        keep=options.keep or 0,
+        by=options.by or "consensus",
         reference=None if options.reference is None else read_bytes(options.reference),
         format=FORMATS[suffix] if is_file else options.format or "png",
         bits=options.bits,
@@ -182,14 +188,33 @@ def _colorize_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {**settings, "frames": "video", "carry": 0.5 if options.carry is None else options.carry}
 
 
+def _check_keep(options: argparse.Namespace) -> None:
+    if options.keep is None:
+        if options.by is not None:
+            raise FlowError("--by says what --keep keeps. Give a number of pictures with --keep N.")
+    elif not 1 <= options.keep <= options.samples:
+        raise FlowError(f"--keep is 1 to --samples, {options.samples}; got {options.keep}. Ask for more --samples.")
+    elif options.frames == "video":
+        raise FlowError("A video is colored once: leave --keep out.")
+
+
 def _seeds(options: argparse.Namespace) -> range:
     return range(options.seed, options.seed + options.samples)
 
 
+def _sample_names(options: argparse.Namespace) -> list[str]:
+    """What distinguishes the files of one picture: their seeds, or their ranks, which --by depends on."""
+    if options.keep is None:
+        return [f"seed{seed}" for seed in _seeds(options)]
+    return [f"seeds{options.seed}-{_seeds(options)[-1]}_best{rank}" for rank in range(1, options.keep + 1)]
+
+
 def _numbered_files(options: argparse.Namespace) -> list[Path]:
-    """A file per sample: OUT itself, or numbered by seed."""
+    """A file per sample: OUT itself, or numbered by seed or rank."""
     out: Path = options.out
-    return [out] if options.samples == 1 else [out.with_stem(f"{out.stem}_seed{seed}") for seed in _seeds(options)]
+    if (options.keep or options.samples) == 1:
+        return [out]
+    return [out.with_stem(f"{out.stem}_{name}") for name in _sample_names(options)]
 
 
 def _colorized_names(options: argparse.Namespace, flow: Flow, suffix: str, stem: str) -> list[str]:
@@ -199,7 +224,7 @@ def _colorized_names(options: argparse.Namespace, flow: Flow, suffix: str, stem:
         default if given is None else given
         for given, default in zip((options.temperature, options.detail), flow.config.temperatures, strict=True)
     )
-    return [f"{stem}_color_tau{temperature:g}_detail{detail:g}_seed{seed}{suffix}" for seed in _seeds(options)]
+    return [f"{stem}_color_tau{temperature:g}_detail{detail:g}_{name}{suffix}" for name in _sample_names(options)]
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -31,10 +31,13 @@ from ..quality.color_metrics import (
 )
 from ..tasks.chroma import clamp_level, schedule, working_sides
 from ..tasks.colorize import colorize
+from ..tasks.ranking import By, ranked
 from ..tasks.score import score
 from .image_set import list_images, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
+KEPT = 2  # samples that are chosen automatically
+GREY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")  # also relative to gray's
 
 
 def evaluate_colorizer(
@@ -83,6 +86,8 @@ def evaluate_colorizer(
         "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no color),
         "diversity" (standard deviation of the K, mean over pixels and channels), "colourfulness",
         "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is washed out),
+        "rmse_consensus" and "rmse_likelihood" are means of the first 2 of the K by these criteria, see ``ranking.By``,
+        and "colourfulness_consensus" and "colourfulness_likelihood" their colorfulness,
         "luma_error" (the largest of all pixels of all images) and "luma_kept" (share of the images whose 8-bit
         colorings have exactly the 8-bit luma that went in). "rmse_of_grey", "rmse_best_of_grey" and
         "rmse_calm_of_grey" are means over those of gray: sum of RMSE over sum of gray's RMSE, below 1 if colors help.
@@ -124,7 +129,7 @@ def evaluate_colorizer(
         "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
         "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
         "luma_error": max(row["luma_error"] for row in rows),
-        **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in ("rmse", "rmse_best", "rmse_calm")},
+        **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in GREY},
         **_seam_ratios(seams),
     }
 
@@ -182,6 +187,8 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> t
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
     errors = chroma_rmse(chroma, truth)
     luma_kept = luma((colorings * 255).round()).round() == gray
+    chosen: list[By] = ["consensus", "likelihood"]
+    best = {by: ranked(colorings, gray / 255, by, flow)[1][0, :KEPT] for by in chosen}
     row = {
         "rmse": float(errors.mean()),
         "rmse_best": float(errors.min()),
@@ -193,6 +200,8 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> t
         "colourfulness_truth": float(colorfulness(truth)),
         "luma_error": float((result_luma - gray / 255).abs().max()),
         "luma_kept": float(luma_kept.all()),
+        **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
+        **{f"colourfulness_{by}": float(colorfulness(chroma[order]).mean()) for by, order in best.items()},
     }
     if settings.portraits:
         outside, without = skin_verdict(chroma)

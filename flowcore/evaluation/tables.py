@@ -37,6 +37,8 @@ COLORIZER_COLUMNS = {
     "rmse_of_grey": ("RMSE of 1 / gray", ".2f"),
     "rmse_best_of_grey": ("best of K / gray", ".2f"),
     "rmse_calm_of_grey": ("tau 0 / gray", ".2f"),
+    "rmse_consensus_of_grey": ("2 of K by consensus / gray", ".2f"),
+    "rmse_likelihood_of_grey": ("2 of K by likelihood / gray", ".2f"),
     "seams": ("seams", ".2f"),
     "seams_truth": ("seams of truth", ".2f"),
     "skin_outside": ("not skin", ".1%"),  # these two of portraits only

@@ -148,9 +148,12 @@ class Colorization:
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
-        chroma = resize_bilinear(color.split(validate_image(image[part])[0])[1], self.chroma_size)
-        x = _pad(chroma.to(self.run.device), self.grid) + NEUTRAL
-        return self.run.plan(x, self.condition(part, None))[0]
+        return self.run.plan(self.chroma_on_grid(image[part]) + NEUTRAL, self.condition(part, None))[0]
+
+    def chroma_on_grid(self, image: Tensor) -> Tensor:
+        """Resize the chroma of images of this batch's size to the padded finest grid, centered on 0."""
+        chroma = resize_bilinear(color.split(validate_image(image)[0])[1], self.chroma_size)
+        return _pad(chroma.to(self.run.device), self.grid)
 
     def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
         """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""

@@ -12,12 +12,14 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from . import Progress
 from .consistency import consistency, samples_per_source
-from .runner import validate_image
+from .plausibility import consensus, palette_bits
+from .runner import log, validate_image
 from .score import score
 
-By = Literal["consistency", "likelihood"]
+By = Literal["consistency", "likelihood", "consensus"]
 """How nearly a sample shrinks to its source, in dB, most first; or how many bits per dimension the model needs for it,
-fewest first."""
+fewest first (of colorings: for their palettes, see ``plausibility``); or how far a coloring is from the other colorings
+of its photograph, nearest first."""
 
 
 @torch.no_grad()
@@ -59,9 +61,9 @@ def ranked(
 
     Args:
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1.
-        source: ``(B, C, h, w)``, what they were made from.
-        by: The criterion, see ``By``.
-        flow: The upscaling model that made them, needed for "likelihood"; it takes images of its own scale only.
+        source: ``(B, C, h, w)``, what they were made from: small images, or the photographs that were colored.
+        by: The criterion, see ``By``. For colorings "consensus" is the better one.
+        flow: The model that made them, needed for "likelihood"; an upscaling model takes images of its own scale only.
         progress: Called with ``(done, total, preview)``.
         cancelled: Asked before every convolution of the model; returns True (or raises) to stop.
         notify: Called with sentences; None logs them.
@@ -72,7 +74,7 @@ def ranked(
 
     Raises:
         ShapeError: If the number of images is not a multiple of the number of sources, or the flow makes other sizes.
-        FlowError: If the flow is missing or does not upscale, ``by`` is unknown, or memory does not suffice.
+        FlowError: If the flow is missing or makes no such samples, ``by`` is unknown, or memory does not suffice.
         ImageError: If either is no valid image.
         Cancelled: If stopped.
     """
@@ -80,13 +82,25 @@ def ranked(
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
     rgb, small = validate_image(images)[0], validate_image(source)[0]
     each = samples_per_source(rgb, small)
+    if by == "consensus":
+        scores = consensus(rgb, small)
+        return scores, torch.argsort(scores, dim=1, stable=True)
     if by == "consistency":
+        if rgb.shape[-2:] == small.shape[-2:]:
+            (notify or log.warning)(
+                "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
+                "colorings."
+            )
         scores = consistency(rgb, small).view(-1, each)
         return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
     if flow is None:
         raise FlowError(
-            "likelihood needs the upscaling model that made the samples; got none. Choose consistency without one."
+            "likelihood needs the model that made the samples; got none. Without one choose consistency for "
+            "enlargements, or consensus for colorings."
         )
+    if "colorize" in flow.capabilities.tasks:
+        scores = palette_bits(flow, rgb, small, progress=progress, cancelled=cancelled, notify=notify)
+        return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
     flow.require("upscale")
     scale, device = flow.condition_scale, next(flow.parameters()).device
     height, width = (side * scale for side in small.shape[-2:])

@@ -15,8 +15,11 @@ import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.evaluation.upscaling import MEASURES
+from flowcore.provenance import fingerprint
+from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.ranking import ranked
 from flowcore.tasks.upscale import upscale
 from flowcore.transforms import ActNorm
 
@@ -265,6 +268,35 @@ def test_colorize_writes_the_named_file(small_colorizer: Path, tmp_path: Path) -
     assert main([*words, "--samples", "2", "--seed", "7"]) == 0
     names = sorted(p.name for p in target.parent.iterdir())
     assert names == ["coloured.png", "coloured_seed7.png", "coloured_seed8.png"]
+
+
+def test_colorize_keeps_the_best_samples(
+    small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, out = photograph(tmp_path / "in" / "old.png", (40, 28)), tmp_path / "out"
+    words = ["colorize", str(image), str(out), "--model", str(small_colorizer), "--device", "cpu"]
+    words += ["--samples", "5", "--seed", "3"]
+    flow = flowcore.load(small_colorizer)
+    scan = pixels(image)[None]
+    every = colorize(flow, scan, seed=3, samples=5)
+    for by in ("consensus", "likelihood"):
+        assert main([*words, "--keep", "2", "--by", by, "--again"]) == 0
+        names = sorted(p.name for p in out.iterdir())
+        assert names == [f"old_color_tau0.9_detail0.3_seeds3-7_best{k}.png" for k in (1, 2)]
+        order = ranked(every, scan, by, flow)[1][0, :2].tolist()
+        for name, number in zip(names, order, strict=True):
+            assert (pixels(out / name) - every[number]).abs().max() <= 0.51 / 255
+            entry = read_provenance(out / name)[-1]
+            assert entry.seed_of(fingerprint((every[number] * 255).round().byte())) == 3 + number
+        assert f"seed {', '.join(str(3 + number) for number in order)}" in capsys.readouterr().err
+    assert main([*words, "--keep", "2", "--by", "likelihood"]) == 0
+    assert "were there already" in capsys.readouterr().err
+    single = tmp_path / "one.png"
+    assert main([*words[:2], str(single), *words[3:], "--keep", "1"]) == 0
+    assert (pixels(single) - every[ranked(every, scan, "consensus")[1][0, 0]]).abs().max() <= 0.51 / 255
+    for wrong, said in ((["--keep", "6"], "--samples"), (["--keep", "0"], "--samples"), (["--by", "likelihood"], "N")):
+        assert main([*words, *wrong]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_colorize_with_colors(small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

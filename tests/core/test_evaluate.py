@@ -121,6 +121,8 @@ def test_gray_colorings_are_as_far_as_gray(folder, monkeypatch):
     assert row["luma_error"] < 1e-12
     assert row["luma_kept"] == 1
     assert [row[f"{name}_of_grey"] for name in ("rmse", "rmse_best", "rmse_calm")] == pytest.approx([1, 1, 1])
+    for by in ("consensus", "likelihood"):
+        assert [row[f"rmse_{by}_of_grey"], row[f"colourfulness_{by}"]] == pytest.approx([1, 0], abs=1e-12)
     assert math.isnan(row["seams"])
     first, calm, second, _ = calls
     assert first == {"temperature": 0.7, "detail": None, "seed": 10, "samples": 3, "working_size": 48}

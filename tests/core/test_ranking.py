@@ -7,17 +7,28 @@ import torch
 from builders import build_upscaler, random_image
 
 import flowcore
+from flowcore import likelihood
 from flowcore.errors import FlowError, ShapeError
 from flowcore.flow import Flow
+from flowcore.images import color
 from flowcore.images.contact_sheet import MAX_SIDE, contact_sheet
 from flowcore.images.resize import enlarge
+from flowcore.prior import log_density
+from flowcore.quality.color_metrics import colorfulness
 from flowcore.quality.metrics import diversity
 from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.transforms import Haar
+
+from .colorings import colorization, gray, tiny_colorizer
 
 
 @pytest.fixture(scope="module")
 def flow() -> Flow:
     return build_upscaler()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_the_map_is_the_standard_deviation_and_its_mean_the_diversity() -> None:
@@ -129,3 +140,106 @@ def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size() -> None:
 def test_every_picture_needs_a_label() -> None:
     with pytest.raises(ShapeError, match="2 x 2 images"):
         contact_sheet(torch.rand(3, 3, 8, 8), ["a", "b"], ["c", "d"])
+
+
+# --- colorings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colorizer() -> Flow:
+    return tiny_colorizer()
+
+
+def tinted(chroma: list[tuple[float, float]], y: torch.Tensor) -> torch.Tensor:
+    """Colorings of a photograph, each in one color."""
+    planes = [torch.tensor(c).view(1, 2, 1, 1).expand(1, 2, *y.shape[2:]) for c in chroma]
+    return color.compress(y.expand(len(planes), -1, -1, -1), torch.cat(planes))
+
+
+def test_the_coloring_nearest_to_the_others_comes_first() -> None:
+    y = torch.full((1, 1, 20, 30), 0.5)
+    warm = [(-0.05, 0.05), (-0.045, 0.055), (-0.05, 0.045)]
+    scores, order = ranked(tinted([(0.06, -0.04), *warm, (0.05, 0.05)], y), y, "consensus")
+    assert set(order[0, :3].tolist()) == {1, 2, 3}
+    a, b = torch.tensor([0.06, -0.04]), torch.tensor([[*warm[0]], [*warm[1]], [*warm[2]], [0.05, 0.05]])
+    expected = ((a - b).square().sum(1) / (a.norm() * b.norm(dim=1))).mean()
+    assert float(scores[0, 0]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_consensus_is_the_same_for_calm_and_vivid_ones() -> None:
+    y, base = torch.full((1, 1, 24, 24), 0.5), 0.1 * (torch.rand(5, 2, 24, 24, generator=seeded(1)) - 0.5)
+    scores = [ranked(color.merge(y.expand(5, -1, -1, -1), base * s), y, "consensus")[0] for s in (0.5, 1.0, 2.0)]
+    assert torch.allclose(scores[0], scores[1], rtol=1e-3)
+    assert torch.allclose(scores[2], scores[1], rtol=1e-3)
+    twice = torch.cat([base[:1] / 2, base[:1], base[:1] * 2])  # the middle one is nearest to both others
+    order = ranked(color.merge(y.expand(3, -1, -1, -1), twice), y, "consensus")[1]
+    assert order[0, 0] == 1
+
+
+def test_gray_colorings_and_single_ones_have_a_consensus() -> None:
+    y = random_image(2, 1, 9, 500)
+    scores, order = ranked(y.repeat_interleave(3, 0), y, "consensus")
+    assert scores.tolist() == [[0, 0, 0]] * 2
+    assert order.tolist() == [[0, 1, 2]] * 2
+    assert ranked(tinted([(0.1, 0.1)], y[:1]), y[:1], "consensus")[0].tolist() == [[0]]
+
+
+def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer: Flow) -> None:
+    y = gray(32, 48)
+    images = flowcore.colorize(colorizer, y, samples=3, seed=4)  # too few for a trend
+    scores = ranked(images, y, "likelihood", colorizer)[0]
+    job = colorization(colorizer, y, encoding=True)
+    chroma = job.chroma_on_grid(images)
+    strength = chroma.square().sum(1).mean((1, 2)).sqrt()
+    chroma = chroma * (strength.median() / strength)[:, None, None, None]
+    cond = colorizer.encode_condition(color.luma(y.expand(-1, 3, -1, -1)))
+    x = colorizer.prelude(chroma + color.NEUTRAL)[0]
+    coarse = Haar()(x)[0][:, :2]  # two grids: the means of the finer one are the coarser one
+    z, logdet = colorizer.levels[1].steps(Haar()(coarse)[0], cond.features[1].expand(3, -1, -1, -1))
+    log_prob = (logdet + log_density(z).flatten(1).sum(1)).double()
+    size = z[0].numel()
+    whitening = colorizer.prelude(chroma)[1].double() * size / chroma[0].numel()
+    bits = likelihood.bits_per_dim(log_prob + whitening, size, 1 / 255)
+    assert torch.allclose(scores[0], bits.detach(), atol=1e-4)
+
+
+def test_likelihood_of_colorings_is_not_their_colorfulness(colorizer: Flow) -> None:
+    y = gray(32, 48, batch=2)
+    images = flowcore.colorize(colorizer, y, samples=8, seed=1, temperature=1.5)
+    reports = list[tuple[int, int]]()
+    scores, order = ranked(images, y, "likelihood", colorizer, progress=lambda d, t, p=None: reports.append((d, t)))
+    strength = colorfulness(colorization(colorizer, y).chroma_on_grid(images)).view(2, 8).log()
+    for bits, logs in zip(scores, strength.double(), strict=True):
+        assert abs(float(torch.corrcoef(torch.stack([bits, logs]))[0, 1])) < 1e-3
+        assert float(bits.std()) > 1e-3
+    assert order.tolist() == scores.argsort(1).tolist()
+    assert reports[-1] == (18, 18)
+    again = ranked(images[8:], y[1:], "likelihood", colorizer)[0]
+    assert torch.allclose(again, scores[1:], atol=1e-4)
+
+
+def test_likelihood_prefers_the_colors_that_the_model_expects(colorizer: Flow) -> None:
+    y = gray(32, 48)
+    drawn = flowcore.colorize(colorizer, y, samples=2, seed=3, temperature=0.1, detail=0.1)
+    opposite = color.compress(y, -color.split(drawn[:1])[1])  # as colorful
+    scores, order = ranked(torch.cat([opposite, drawn]), y, "likelihood", colorizer)
+    assert order[0, 2] == 0
+    assert scores[0, 0] > scores[0, 1:].max() + 0.05
+
+
+def test_a_colorizer_of_one_grid_ranks_too() -> None:
+    y, flow = gray(32, 48), tiny_colorizer(structure="single")
+    scores = ranked(flowcore.colorize(flow, y, samples=4), y, "likelihood", flow)[0]
+    assert scores.isfinite().all()
+    assert float(scores.std()) > 0
+
+
+def test_rankings_that_do_not_fit_colorings_are_refused_or_noted(colorizer: Flow) -> None:
+    y, images, notes = torch.rand(1, 1, 16, 16), torch.rand(2, 3, 16, 16), list[str]()
+    for arguments in [(images[..., :12], y, "consensus"), (images[..., :12], y, "likelihood", colorizer)]:
+        with pytest.raises(ShapeError, match="own size"):
+            ranked(*arguments)
+    with pytest.raises(FlowError, match="3 images for 2 sources"):
+        ranked(torch.rand(3, 3, 8, 8), torch.rand(2, 3, 8, 8), "consensus")
+    ranked(images, y, notify=notes.append)
+    assert "consensus" in notes[0]

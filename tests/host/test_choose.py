@@ -218,7 +218,7 @@ def test_every_source_has_its_own_best(host, flows):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"by": "likelihood"}, "likelihood needs the upscaling model"),
+        ({"by": "likelihood"}, "likelihood needs the model"),
         ({"by": "likelihood", "model": "other.0"}, "got a glow model"),
         ({"by": "likelihood", "model": "model.0", "source": "small.0"}, "2 times as large"),
         ({"source": "three.0"}, "4 images for 3 sources"),
@@ -231,6 +231,42 @@ def test_invalid_rankings_raise_a_readable_error(host, flows, more, words):
         "three": picture(fill="photo", height=8, width=12, batch=3),
     }
     refused(host, best(flows, **more) | others, words)
+
+
+def best_coloring(flows, **more):
+    asked = {"images": "color.0", "source": "image.0", "by": "consensus", "keep": 2} | more
+    return {
+        "image": picture(fill="photo", height=32, width=48, batch=2),
+        "model": ("FlowcoreLoadModel", {"model_name": flows["small-colorizer"]}),
+        "color": ("FlowcoreColorize", {"image": "image.0", "model": "model.0", "temperature": 0.9, "samples": 5}),
+        "best": ("FlowcoreBestOf", asked),
+        "all": report("color.0"),
+        "show": report("best.0"),
+    }
+
+
+@pytest.mark.parametrize("by", ["consensus", "likelihood"])
+def test_the_most_plausible_colorings_come_first(host, flows, by):
+    outputs = host.run(graph(**best_coloring(flows, by=by, model="model.0")))["outputs"]
+    every, order = outputs["best"]["scores"], outputs["best"]["order"]
+    assert len(every) == 10
+    assert order == [k for start in (0, 5) for k in sorted(range(start, start + 5), key=lambda k: every[k])[:2]]
+    assert outputs["show"]["rows"] == [outputs["all"]["rows"][k] for k in order]
+    assert len(set(every[:5])) == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"by": "likelihood"}, "needs the model"), ({"source": "small.0"}, "own size")],
+)
+def test_invalid_choices_of_colorings_raise_a_readable_error(host, flows, more, words):
+    workflow = best_coloring(flows, **more) | {"small": picture(fill="photo", height=16, width=24, batch=2)}
+    refused(host, workflow, words)
+
+
+def test_colorings_sorted_by_consistency_get_a_note(host, flows):
+    outputs = host.run(graph(**best_coloring(flows, by="consistency")))["outputs"]
+    assert "Choose consensus for colorings" in " ".join(outputs["best"]["text"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""Plausibility: which of several colorings of one photograph are nearest to its colors.
+
+The log density of a coloring does not tell by itself. A density depends on the coordinates, and in those of chroma it
+is highest where all colors are near gray: sorted by it, colorings come out in the order of their colorfulness. Both
+criteria here leave the colorfulness out. On the 29 test photographs with the first ``color-photos``, 8 colorings each,
+on a grid of 16x24, the best 2 by criterion, relative to the mean of the 8:
+
+| criterion | RMSE | RMSE at equal colorfulness | colorfulness |
+|---|---|---|---|
+| log density, all grids | 0.80 | | 0.61 |
+| log density, the coarsest grid | 0.85 | 1.01 | 0.73 |
+| least colorful, without a model | 0.80 | 1.04 | 0.59 |
+| energy of the coarsest latents | 0.92 | | 0.88 |
+| ``palette_bits`` | 0.96 | 0.98 | 0.98 |
+| ``consensus`` | 0.92 | 0.95 | 0.96 |
+
+``python -m flowcore eval`` measures both at full size, as ``rmse_likelihood`` and ``rmse_consensus``.
+
+Source: ours. That densities rank differently in other coordinates: Le Lan & Dinh, "Perfect density models cannot
+guarantee anomaly detection" (2021). The least expected distance: minimum Bayes risk decoding, Kumar & Byrne (2004).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..dequantization import quantization
+from ..errors import ShapeError
+from ..flow import Flow
+from ..images import color
+from ..images.color import NEUTRAL
+from ..images.resize import resize_bilinear
+from ..quality.color_metrics import colorfulness
+from . import Progress
+from .chroma import Colorization
+from .colorize import ADVICE, AT_ONCE
+from .consistency import samples_per_source
+from .runner import Runner, RunOptions, validate_image
+
+SIDE = 64  # shorter side at which colorings are compared
+LEAST = 1e-3  # colorfulness below which a picture is gray, and hues are noise
+MOST_SCALING = 4.0  # of chroma, to equal colorfulness
+ENOUGH = 4  # colorings from which on the trend by colorfulness is removed
+
+
+@torch.no_grad()
+def consensus(images: Tensor, source: Tensor) -> Tensor:
+    """Compute how far each coloring is from the other ones: the mean of ``|a - b|^2 / (|a| |b|)`` of their chroma.
+
+    Where samples are draws of the colors that a photograph may have, this is the expected distance from its true ones.
+    The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm.
+
+    Args:
+        images: ``(B * N, C, H, W)`` in [0, 1]: all colorings of image 0, then of image 1.
+        source: ``(B, C, H, W)``, the photographs.
+
+    Returns:
+        ``(B, N)`` on the CPU: 0 if all are alike, about 2 if they have nothing in common.
+
+    Raises:
+        ShapeError: If these are no colorings of the source.
+        ImageError: If either is no valid image.
+    """
+    each = _colorings_per_source(images, source)
+    height, width = images.shape[-2:]
+    factor = min(1.0, SIDE / min(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    # One by one, because a batch may fill half of the memory.
+    small = [resize_bilinear(color.split(validate_image(one[None])[0])[1], size).cpu().double() for one in images]
+    x = torch.cat(small).flatten(1).unflatten(0, (-1, each))  # (B, N, 2hw)
+    length = x.norm(dim=2).clamp_min(LEAST * (x.shape[2] / 2) ** 0.5)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    relative = distance / (length[:, :, None] * length[:, None])  # (B, N, N), 0 on the diagonal
+    return relative.sum(2) / max(1, each - 1)
+
+
+def palette_bits(
+    flow: Flow,
+    images: Tensor,
+    source: Tensor,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Tensor:
+    """Compute how many bits per dimension a colorizer needs for the palettes of colorings, given the luma.
+
+    A palette is what the coarsest grid holds, where the colors are decided; the finer ones follow luma, and their
+    density says how much detail there is. All colorings of a photograph are scaled to the same colorfulness (the
+    median) before, and of 4 or more the trend that is left is removed: the slope of their bits over the logarithm of
+    their own colorfulness. So neither calm nor vivid ones come first.
+
+    Args:
+        flow: The colorizer that made them, which decides at its own working size.
+        images: ``(B * N, C, H, W)`` in [0, 1]: all colorings of image 0, then of image 1.
+        source: ``(B, C, H, W)``, the photographs, of which the luma is used.
+        progress: Called with ``(done, total, preview)``.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with sentences; None logs them.
+
+    Returns:
+        ``(B, N)`` on the CPU, float64, in bits of 8-bit chroma; lower is likelier. Comparable among the colorings of
+        one photograph only.
+
+    Raises:
+        FlowError: If the model is no colorizer, or memory does not suffice.
+        ShapeError: If these are no colorings of the source.
+        ImageError: If either is no valid image.
+        Cancelled: If stopped.
+    """
+    flow.require("colorize")
+    each = _colorings_per_source(images, source)
+    run = Runner(flow, RunOptions(progress=progress, cancelled=cancelled, notify=notify), ADVICE, source)
+
+    def task() -> Tensor:
+        job = Colorization(run, flow, source, None, encoding=True)
+        at_once = run.at_once(AT_ONCE)
+        run.expect(len(job.y) + len(images))
+        rows: list[Tensor] = []
+        for number in range(len(job.y)):
+            cond = job.condition(slice(number, number + 1), None)
+            chroma = torch.cat([job.chroma_on_grid(one[None]) for one in images[number * each :][:each]])
+            strength = colorfulness(chroma).double()
+            scale = (strength.median() / strength.clamp_min(LEAST)).clamp(1 / MOST_SCALING, MOST_SCALING)
+            chroma = (chroma * scale[:, None, None, None]).to(chroma.dtype)
+            bits: list[Tensor] = []
+            for part in chroma.split(at_once):
+                bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
+                run.advance(len(part))
+            rows.append(_without_trend(torch.cat(bits), strength.clamp_min(LEAST).log().cpu()))
+        return torch.stack(rows)
+
+    return run(task)
+
+
+def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: object) -> Tensor:
+    """Bits per dimension of the coarsest latents, of chroma x as the flow has it, (N,)."""
+    latents, shares = run.plan.by_position(x, cond)  # pyright: ignore[reportArgumentType]
+    dimensions = latents[-1][0].numel()
+    log_prob = shares[-1].double().flatten(1).sum(1)
+    if flow.prelude is not None and len(shares) > 1:  # its density belongs to all levels by their dimensions
+        log_prob = log_prob + flow.prelude(x)[1].double() * dimensions / x[0].numel()
+    return (-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu()
+
+
+def _without_trend(bits: Tensor, strength: Tensor) -> Tensor:
+    """Remove from (N,) bits what depends linearly on (N,) strengths."""
+    centered = strength - strength.mean()
+    variance = centered.square().sum()
+    if len(bits) < ENOUGH or not bits.isfinite().all() or not variance > 1e-12:
+        return bits
+    return bits - (centered * bits).sum() / variance * centered
+
+
+def _colorings_per_source(images: Tensor, source: Tensor) -> int:
+    if images.ndim != 4 or source.ndim != 4 or images.shape[-2:] != source.shape[-2:]:
+        raise ShapeError(
+            f"Expected colorings of their source's own size; got {tuple(images.shape)} for {tuple(source.shape)}. Give "
+            "the photographs that were colored as source."
+        )
+    return samples_per_source(images, source)
