@@ -26,6 +26,7 @@ from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes
 from .runner import Runner, validate_image
+from .scans import find_border, is_tinted
 
 Gamut = Literal["compress", "clip"]
 Between = Callable[[int, Tensor], Tensor]
@@ -35,6 +36,7 @@ MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``
 MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
 COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # of the most colorful colors, and rounding
+TINT_SIDE = 64  # shorter side at which a tint is told from colors
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
 
@@ -67,10 +69,20 @@ class HintPlanes:
 
 
 class Colorization:
-    """A batch of photographs on its way through a colorizer; encoding, their own colors are used."""
+    """A batch of photographs on its way through a colorizer; encoding, their own colors are used.
+
+    Colors are decided as if a plain border of a photograph were not there (see ``scans``), unless these are frames.
+    """
 
     def __init__(
-        self, run: Runner, flow: Flow, image: Tensor, working_size: int | None, *, encoding: bool = False
+        self,
+        run: Runner,
+        flow: Flow,
+        image: Tensor,
+        working_size: int | None,
+        *,
+        encoding: bool = False,
+        frames: bool = False,
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
@@ -80,14 +92,19 @@ class Colorization:
         self.clamp: Between = lambda level, x: clamp_level(flow, level, x)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
-        if not encoding and image.shape[1] > 1 and float(color.split(rgb)[1].abs().max()) > COLORED:
-            run.notify("The picture is in color: its luma is used, its colors are not.")
+        self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
+        self._guide = self.y  # what the colors follow
+        if any(self._inside):
+            filled = zip(self.y.split(1), self._inside, strict=True)
+            self._guide = torch.cat([one if inside is None else inside.fill(one) for one, inside in filled])
+        if not encoding:
+            self._notify_of_scans(rgb if image.shape[1] > 1 else None)
         self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
         multiple = flow.config.source_multiple
         self._padded = cast(tuple[int, int], tuple(-(-side // multiple) * multiple for side in self._working))
         self.grid = cast(tuple[int, int], tuple(side // STRIDE for side in self._padded))
         self.chroma_size = cast(tuple[int, int], tuple(side // STRIDE for side in self._working))
-        self._small_y = resize_bilinear(self.y, self._working)  # (B, 1, h, w)
+        self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self._repairs = overflow.Repairs()
 
@@ -148,11 +165,15 @@ class Colorization:
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
-        return self.run.plan(self.chroma_on_grid(image[part]) + NEUTRAL, self.condition(part, None))[0]
+        return self.run.plan(self.chroma_on_grid(image[part], part) + NEUTRAL, self.condition(part, None))[0]
 
-    def chroma_on_grid(self, image: Tensor) -> Tensor:
-        """Resize the chroma of images of this batch's size to the padded finest grid, centered on 0."""
-        chroma = resize_bilinear(color.split(validate_image(image)[0])[1], self.chroma_size)
+    def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
+        """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""
+        rgb = validate_image(image)[0]
+        inside = self._inside[part]
+        if any(inside):
+            rgb = torch.cat([one if i is None else i.fill(one) for one, i in zip(rgb.split(1), inside, strict=True)])
+        chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device), self.grid)
 
     def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
@@ -205,14 +226,34 @@ class Colorization:
 
     def finish(self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float, gamut: Gamut) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""
-        y = self.y[part].to(self.run.device)
-        full = enlarge(chroma, resize_bilinear(y, self.chroma_size), y) * saturation
+        y, guide = self.y[part].to(self.run.device), self._guide[part].to(self.run.device)
+        full = enlarge(chroma, resize_bilinear(guide, self.chroma_size), guide) * saturation
         if hints is not None and hints.lock and hints.coverage is not None and hints.chroma is not None:
             one = len(hints.coverage) == 1
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))
             full = _lock(full, coverage.to(full), target.to(full))
+        inside = self._inside[part]
+        if any(inside):
+            full = torch.cat([one if i is None else i.clear(one) for one, i in zip(full.split(1), inside, strict=True)])
         alpha = None if self._alpha is None else self._alpha[part].to(self.run.device)
         return merge(y, full, alpha, gamut).to(self._home)
+
+    def _notify_of_scans(self, rgb: Tensor | None) -> None:
+        """Tell the caller what of the pictures is not used: colors, a tint, a border."""
+        tinted = False
+        for one, inside in zip(() if rgb is None else rgb.split(1), self._inside, strict=False):
+            photograph = one if inside is None else inside.cut(one)
+            if float(color.split(photograph)[1].abs().max()) > COLORED:
+                factor = min(1.0, TINT_SIDE / min(photograph.shape[-2:]))
+                height, width = (max(1, round(side * factor)) for side in photograph.shape[-2:])
+                if is_tinted(resize_bilinear(photograph, (height, width))):
+                    tinted = True
+                else:
+                    self.run.notify("The picture is in color: its luma is used, its colors are not.")
+        if tinted:
+            self.run.notify("The picture is a tinted gray one, such as sepia: its luma is used, the tint is ignored.")
+        if any(self._inside):
+            self.run.notify("The picture has a plain border: it stays gray, and colors are decided without it.")
 
 
 def clamp_level(flow: Flow, level: int, x: Tensor) -> Tensor:

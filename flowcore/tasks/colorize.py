@@ -54,8 +54,9 @@ def colorize(
 
     Args:
         flow: A colorizer.
-        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values
-            outside are clamped. C is 1; or 3, of which the luma is used; or 4, of which alpha is kept, too.
+        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 in [0, 255] or uint16 in
+            [0, 65535]; values outside are clamped. C is 1; or 3, of which the luma is used; or 4, of which alpha is
+            kept, too. A plain border stays gray and has no influence on the colors of the photograph in it.
         temperature: Standard deviation of the coarsest latents, which decide on the colors; None for what the model
             was made for.
         detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.

@@ -123,7 +123,8 @@ def palette_bits(
         rows: list[Tensor] = []
         for number in range(len(job.y)):
             cond = job.condition(slice(number, number + 1), None)
-            chroma = torch.cat([job.chroma_on_grid(one[None]) for one in images[number * each :][:each]])
+            colorings = images[number * each : (number + 1) * each].split(1)
+            chroma = torch.cat([job.chroma_on_grid(one, slice(number, number + 1)) for one in colorings])
             strength = colorfulness(chroma).double()
             scale = (strength.median() / strength.clamp_min(LEAST)).clamp(1 / MOST_SCALING, MOST_SCALING)
             chroma = (chroma * scale[:, None, None, None]).to(chroma.dtype)

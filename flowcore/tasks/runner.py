@@ -27,6 +27,7 @@ from . import Cancelled, Precision, Progress
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
+LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
 MOST_AT_ONCE = 64  # more than this is no faster
 
 log = logging.getLogger("flowcore")
@@ -245,8 +246,8 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Check an image that is passed to a task, and separate colors from alpha.
 
     Args:
-        image: ``(B, C, H, W)`` in [0, 1], float of any precision, or uint8 in [0, 255]; values outside are clamped. C
-            is 1 (gray), 3, or 4 (with alpha).
+        image: ``(B, C, H, W)`` in [0, 1], float of any precision, or uint8 in [0, 255], or uint16 in [0, 65535]; values
+            outside are clamped. C is 1 (gray), 3, or 4 (with alpha).
 
     Returns:
         ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if there is one.
@@ -261,14 +262,14 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert images of at least one pixel, uint8 or finite float in [0, 1], to a float type; nothing is clamped."""
+    """Convert images of at least one pixel, uint8, uint16 or finite float in [0, 1], to a float type; no clamping."""
     if 0 in image.shape:
         raise ImageError(
             f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
         )
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise ImageError(f"Expected images of uint8, or float in [0, 1]; got {image.dtype}. Convert them.")
-    image = image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+    if image.dtype not in LARGEST and not image.is_floating_point():
+        raise ImageError(f"Expected images of uint8 or uint16, or float in [0, 1]; got {image.dtype}. Convert them.")
+    image = image.to(dtype) / LARGEST[image.dtype] if image.dtype in LARGEST else image.to(dtype)
     wrong = int((~image.isfinite()).sum())
     if wrong:
         raise ImageError(

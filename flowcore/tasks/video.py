@@ -84,7 +84,7 @@ def colorize_video(
     run = Runner(flow, options, ADVICE, frames)
 
     def task() -> tuple[Tensor, list[Tensor]]:
-        job = Colorization(run, flow, frames, working_size)
+        job = Colorization(run, flow, frames, working_size, frames=True)
         wanted = None if hints is None else hints.expand(len(job.y))
         z = sample_latents(job.shapes, 1, job.temperatures(temperature, detail), seed=drawing.seed)
         if latents is not None:

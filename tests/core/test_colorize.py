@@ -31,6 +31,7 @@ from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 from flowcore.tasks.colorize import memory_required
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
+from flowcore.tasks.scans import find_border, is_tinted
 
 from .colorings import (
     THREE_LEVELS,
@@ -441,6 +442,126 @@ def test_invalid_images_are_refused(flow, call):
     ]:
         with pytest.raises(ImageError, match=words):
             call(flow, bad)
+
+
+# --- scans ------------------------------------------------------------------------------------------------------------
+
+
+def tinted(y, tint, strength=1.0):
+    """A tint that fades towards black and white, as of paper."""
+    chroma = torch.tensor(tint).view(1, 2, 1, 1) * (4 * y * (1 - y)) * strength
+    return color.compress(y, chroma)
+
+
+@pytest.mark.parametrize("tint", [(-0.06, 0.04), (0.05, -0.03), (-0.02, 0.005)])
+@pytest.mark.parametrize("call", BOTH)
+def test_the_tint_of_a_sepia_scan_is_ignored_in_one_sentence(flow, call, tint):
+    y, notes = gray(64, 80), []
+    scan = (tinted(y, tint) + 0.003 * torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    result = call(flow, scan, notify=notes.append)
+    assert notes == ["The picture is a tinted gray one, such as sepia: its luma is used, the tint is ignored."]
+    assert (result - call(flow, color.luma(scan))).abs().max() < 1e-5
+    alpha = torch.cat([scan, torch.rand(1, 1, 64, 80)], dim=1)
+    assert torch.equal(call(flow, alpha, notify=notes.append)[:, :3], result)
+    assert notes[1:] == notes[:1]
+
+
+def test_photographs_in_muted_colors_are_not_called_tinted():
+    for seed in range(6):
+        image = colored(64, 80, seed=seed)
+        y, chroma = color.split(image)
+        muted = color.compress(y, 0.4 * chroma)
+        assert not is_tinted(muted), seed
+        assert not is_tinted(y.expand(-1, 3, -1, -1)), seed
+        assert is_tinted(tinted(y, (-0.06, 0.04))), seed
+
+
+def test_sixteen_bits_are_taken_at_their_own_scale(flow):
+    """In 8 bits a soft ramp has bands; its luma keeps all of its levels."""
+    levels = (12000 + 7 * torch.arange(40 * 56) % 40000).view(1, 1, 40, 56)
+    image = levels.to(torch.uint16)
+    result = colorize(flow, image)
+    assert torch.equal(result, colorize(flow, levels.float() / 65535))
+    assert torch.equal((65535 * color.luma(result.double())).round().long(), levels)
+    alpha = torch.cat([image.expand(-1, 3, -1, -1).to(torch.int64), levels], dim=1).to(torch.uint16)
+    assert torch.equal(colorize(flow, alpha)[:, 3:], levels.float() / 65535)
+    assert torch.equal(colorize_video(flow, image), colorize_video(flow, levels.float() / 65535))
+    for wrong in (torch.int16, torch.int32, torch.int64, torch.bool):
+        with pytest.raises(ImageError, match="uint8 or uint16"):
+            colorize(flow, levels.to(wrong))
+
+
+def test_huge_pictures_are_decided_at_the_working_size(shipped):
+    """512 and 4096 pixels wide: the same mean chroma, and the encoder sees the same number of pixels."""
+    small, seen = colored(160, 512, seed=2), []
+    hook = shipped.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    try:
+        options = {"seed": 4, "working_size": 64}
+        huge = F.interpolate(color.luma(small), (1280, 4096), mode="bilinear")
+        wide, narrow = (chroma_of(colorize(shipped, image, **options)) for image in (huge, color.luma(small)))
+    finally:
+        hook.remove()
+    assert seen[0] == seen[1]
+    assert narrow.square().mean().sqrt() > 0.02
+    assert (wide.mean((2, 3)) - narrow.mean((2, 3))).abs().max() < 0.005
+    per_pixel = memory_required(shipped, 40000, 60000) / (40000 * 60000)
+    assert per_pixel == pytest.approx(4 * 24, rel=0.01)  # the merge; nothing else grows with the picture
+
+
+def framed(photograph, frame, width=(7, 9, 6, 8)):
+    """A photograph in a frame of one color, with some dust."""
+    top, bottom, left, right = width
+    height, columns = photograph.shape[-2] + top + bottom, photograph.shape[-1] + left + right
+    image = torch.tensor(frame).view(1, 3, 1, 1).expand(len(photograph), 3, height, columns).clone()
+    image += 0.02 * (torch.rand(image.shape, generator=torch.Generator().manual_seed(2)) - 0.5)
+    image[..., 1, 3], image[..., -2, 5] = 0.5, 0.3
+    image[..., top : top + photograph.shape[-2], left : left + photograph.shape[-1]] = photograph
+    return image.clamp(0, 1)
+
+
+FRAMES = {"white": (0.97, 0.97, 0.97), "black": (0.02, 0.02, 0.02), "red": (0.7, 0.1, 0.1), "paper": (0.9, 0.85, 0.7)}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_plain_border_stays_gray_and_casts_no_color(flow, frame):
+    y, notes = gray(64, 80), []
+    photograph = (0.15 + 0.6 * y).expand(-1, 3, -1, -1)
+    scan = framed(photograph, FRAMES[frame])
+    result = colorize(flow, scan, samples=2, notify=notes.append)
+    assert notes == ["The picture has a plain border: it stays gray, and colors are decided without it."]
+    assert luma_error(result, scan) <= 1e-6
+    chroma = chroma_of(result)
+    outside = torch.ones(chroma.shape[-2:], dtype=torch.bool)
+    outside[7 : 7 + 64, 6 : 6 + 80] = False
+    assert chroma[..., outside].abs().max() < 1e-6
+    assert chroma[..., ~outside].abs().max() > 0.02
+    other = chroma_of(colorize(flow, framed(photograph, FRAMES["black" if frame != "black" else "white"]), samples=2))
+    assert (other - chroma).abs().max() < 1e-5  # whatever color the border has
+    one_framed, alone = torch.cat([scan, scan * 0 + color.luma(colored(80, 94, seed=7))]), colorize(flow, scan)
+    assert torch.allclose(colorize(flow, one_framed, notify=notes.append)[:1], alone, atol=1e-5)
+
+
+def test_colors_of_a_framed_photograph_come_back_from_their_latents(flow):
+    photograph = middle(64, 80, batch=1)
+    y = photograph if photograph.shape[1] == 1 else color.luma(photograph)
+    image = framed(color.compress(y, 0.3 * chroma_of(colored(64, 80, seed=3))), FRAMES["white"])
+    back = chroma_of(decode_colors(flow, encode_colors(flow, image, working_size=160), image, working_size=160))
+    inside = slice(12, 60), slice(12, 74)
+    rough = F.avg_pool2d(chroma_of(image) - back, 8)[..., 2:7, 2:9]
+    assert rough.abs().mean() < 0.01
+    assert back[..., inside[0], inside[1]].abs().max() > 0.02
+    assert back[..., :7, :].abs().max() < 1e-6
+
+
+def test_what_only_looks_like_a_border_is_colored():
+    sky = torch.full((1, 3, 60, 80), 0.6)
+    bird = sky.clone()
+    bird[..., 20:40, 30:34], bird[..., 28:30, 22:50] = 0.2, 0.1  # something in front of a plain background
+    bars = gray(60, 80).expand(-1, 3, -1, -1).clone()
+    bars[..., :8, :], bars[..., -8:, :] = 0, 0  # of two sides
+    thin = framed(gray(60, 80).expand(-1, 3, -1, -1), FRAMES["white"], (1, 1, 1, 1))
+    for image in (sky, bird, bars, thin, colored(60, 80), gray(60, 80).expand(-1, 3, -1, -1), sky[..., :3, :5]):
+        assert find_border(image) is None
 
 
 SIZES = {"working_size": (15, 4097, 0, -1, math.nan)}

@@ -15,6 +15,8 @@ import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.evaluation.upscaling import MEASURES
+from flowcore.images import files
+from flowcore.images.color import luma
 from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
@@ -341,6 +343,23 @@ def test_files_of_16_bits_are_not_blown_out(small_colorizer: Path, tmp_path: Pat
     red, green, blue = pixels(target)
     came = 0.299 * red + 0.587 * green + 0.114 * blue
     assert (came - torch.from_numpy(ramp.astype(np.float32) / 65535)).abs().max() <= 0.51 / 255
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_scans_of_16_bits_keep_their_levels(small_colorizer: Path, tmp_path: Path, format: files.Format) -> None:
+    """A soft ramp of 1,120 levels within 18 of 256: no bands, in gray or in sepia."""
+    suffix = files.SUFFIXES[format]
+    ramp = (20000 + 4 * torch.arange(40 * 28)).view(1, 28, 40).double() / 65535
+    sepia = torch.cat([ramp + 0.04, ramp, ramp - 0.06])
+    words = ["--model", str(small_colorizer), "--device", "cpu", "--bits", "16"]
+    for name, scan in (("gray", ramp), ("sepia", sepia)):
+        (tmp_path / f"{name}{suffix}").write_bytes(files.encode(scan.float(), format=format, bits=16))
+        target = tmp_path / f"{name}-out{suffix}"
+        assert main(["colorize", str(tmp_path / f"{name}{suffix}"), str(target), *words]) == 0
+        came = files.read(target.read_bytes(), target.name).pixels.double()
+        wanted = luma(scan[None]) if len(scan) == 3 else scan[None]
+        assert (luma(came) - wanted).abs().max() <= 1.1 / 65535
+        assert len(luma(came).mul(65535).round().unique()) >= 1100
 
 
 def test_eval_of_several_colorizers_and_sets(

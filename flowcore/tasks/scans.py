@@ -1,0 +1,105 @@
+"""What scans bring along: a plain border around the photograph, and a tint of its paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..images import color
+
+PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
+OUTLIERS = 0.05  # share of a row or column of the border that may be further: dust, scratches
+SHARP = 0.4  # share of the photograph's edge that differs from the border; a sky's does only where something stands out
+SHARP_SIDES = 3  # of 4; the photograph may be as bright as the border on one
+EDGE = 2  # pixels in which a border ends
+INSIDE = 0.25  # least share of both sides that is photograph
+BINS = 16  # of luma, for the tint
+TINT = 0.012, 0.25  # deviation from the tint's curve, in chroma and relative to the tint, that noise and JPEG make
+VISIBLE = 0.01  # chroma below which a tint is not worth mentioning
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where the photograph of a picture with a border lies, in pixels: rows top to bottom, columns left to right."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def fill(self, image: Tensor) -> Tensor:
+        """Continue the photograph symmetrically over the border of images ``(B, C, H, W)``."""
+        rows = _mirror(image.shape[-2], self.top, self.bottom).to(image.device)
+        columns = _mirror(image.shape[-1], self.left, self.right).to(image.device)
+        return image[..., rows, :][..., columns]
+
+    def cut(self, image: Tensor) -> Tensor:
+        """Return the photograph alone."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+    def clear(self, chroma: Tensor) -> Tensor:
+        """Set the border of chroma ``(B, 2, H, W)`` to gray."""
+        result = torch.zeros_like(chroma)
+        self.cut(result).copy_(self.cut(chroma))
+        return result
+
+
+def find_border(rgb: Tensor) -> Inside | None:
+    """Find a plain border on all four sides of a picture: the mat or the frame of a scan, of any color.
+
+    The border has one color, and the photograph begins at a straight edge. What merely stands in front of a plain
+    background (a bird in the sky) is no border, and bars on two sides are none.
+
+    Args:
+        rgb: ``(1, 3, H, W)`` in [0, 1].
+
+    Returns:
+        The photograph inside of it; None if there is no border.
+    """
+    height, width = rgb.shape[-2:]
+    if min(height, width) < 16:
+        return None
+    ring = torch.cat([rgb[0, :, 0], rgb[0, :, -1], rgb[0, :, :, 0], rgb[0, :, :, -1]], dim=1)
+    differs = (rgb[0] - ring.median(1).values[:, None, None]).abs().amax(0) > PLAIN  # (H, W)
+    rows, columns = (differs.float().mean(axis) > OUTLIERS for axis in (1, 0))
+    if not (rows.any() and columns.any()):
+        return None
+    inner_rows, inner_columns = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
+    top, bottom = int(inner_rows[0]), int(inner_rows[-1]) + 1
+    left, right = int(inner_columns[0]), int(inner_columns[-1]) + 1
+    if min(top, height - bottom, left, width - right) < EDGE:
+        return None
+    if bottom - top < max(2 * EDGE + 1, INSIDE * height) or right - left < max(2 * EDGE + 1, INSIDE * width):
+        return None
+    photograph = differs[top:bottom, left:right]
+    edges = photograph[EDGE], photograph[-1 - EDGE], photograph[:, EDGE], photograph[:, -1 - EDGE]
+    if sum(float(edge.float().mean()) >= SHARP for edge in edges) < SHARP_SIDES:
+        return None
+    return Inside(top + EDGE, bottom - EDGE, left + EDGE, right - EDGE)
+
+
+def is_tinted(rgb: Tensor) -> bool:
+    """Tell whether a picture has one tint (sepia, cyanotype, yellowed paper) instead of colors.
+
+    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise.
+
+    Args:
+        rgb: ``(1, 3, H, W)`` in [0, 1]; better shrunk, which removes grain.
+    """
+    y, chroma = color.split(rgb)
+    bins = (y * BINS).long().clamp(0, BINS - 1).flatten()  # (HW,)
+    values = chroma[0].flatten(1).T  # (HW, 2)
+    sums = torch.zeros(BINS, 2).to(values).index_add_(0, bins, values)
+    counts = torch.zeros(BINS).to(values).index_add_(0, bins, torch.ones_like(values[:, 0]))
+    curve = (sums / counts.clamp_min(1)[:, None])[bins]
+    tint, deviation = (float(x.square().sum(1).mean().sqrt()) for x in (curve, values - curve))
+    return tint > VISIBLE and deviation <= min(TINT[0], TINT[1] * tint)
+
+
+def _mirror(size: int, first: int, end: int) -> Tensor:
+    """Indices of a side continued symmetrically beyond [first, end)."""
+    length = end - first
+    position = (torch.arange(size) - first) % (2 * length)
+    return first + torch.where(position < length, position, 2 * length - 1 - position)
