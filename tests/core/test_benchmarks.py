@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import build_tiny
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,9 +21,11 @@ from flowcore.checkpoints.file import save
 from flowcore.images.color import luma
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.prior import sample_latents
+from flowcore.training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
 
 from .colorings import tiny_colorizer
 from .photographs import photograph
+from .portraits import SIDE, write_portraits
 
 pytestmark = pytest.mark.slow
 
@@ -240,3 +243,34 @@ def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkey
     (first, left), (second, other) = found
     assert left == other
     assert second > first
+
+
+def test_styles_of_faces_are_seen_by_a_classifier_of_its_own(benchmarks, tmp_path, monkeypatch, capsys):
+    """On portraits whose smiles and years are plain to see, and whose gender is drawn at random."""
+    folder = write_portraits(tmp_path)
+    held_out = [f"{'judge' if k % 4 == 0 else 'member'}-{k}.png" for k in range(0, 160, 3)]
+    (folder / "held_out.txt").write_text("\n".join(held_out))
+    flow = build_tiny("glow", image_size=SIDE, n_bits=8)
+    table = read_attribute_table(folder / "attributes.tsv", [parse_attribute(text) for text in FACES])
+    save(measure_attributes(flow, table), folder / "styled.safetensors", provenance={"licence": "CC0-1.0"})
+    words = [folder / "styled.safetensors", "--data", folder, "--held-out", folder / "held_out.txt"]
+    run(monkeypatch, benchmarks("face_styles"), *words, "--sheet", folder / "sheet.png")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line]
+    right = {row[0]: (float(row[3].rstrip("%")), float(row[4].rstrip("%"))) for row in rows[2:5]}
+    assert right["smile"][0] > right["smile"][1] + 10
+    assert right["age"][0] > 95 > right["age"][1]
+    assert right["gender"][0] < 75
+    moved = {row[0]: [float(cell.rstrip("%")) for cell in row[1:]] for row in rows[7:]}
+    for sign, name in ((1, "+2"), (-1, "-2")):
+        smile, age, _, direction, distance, _ = moved[f"smile {name}"]
+        assert sign * smile > 1.5
+        assert abs(age) < 0.3
+        assert direction == 100
+        assert 0 < distance < 1
+        _, age, _, direction, _, _ = moved[f"age {name}"]
+        assert sign * age > 0.7
+        assert direction == 100
+        assert moved[f"gender {name}"][4:] == [0, 100]  # shrunk away: everyone stays as they are
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.height >= 8 * SIDE
+        assert sheet.width >= 7 * SIDE
