@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowcore.checkpoints.sources.srflow import srflow_origins
+from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
 from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm
@@ -21,6 +22,15 @@ TINY: dict[str, dict[str, Any]] = {
         "levels": 3,
         "steps": 2,
         "hidden": 8,
+        "encoder_blocks": 2,
+        "encoder_width": 8,
+        "encoder_growth": 4,
+        "stacked_blocks": (1,),
+    },
+    "srflow_da": {
+        "layers": "s2pccds2pc",
+        "hidden": 8,
+        "hidden_layers": 2,
         "encoder_blocks": 2,
         "encoder_width": 8,
         "encoder_growth": 4,
@@ -91,9 +101,10 @@ def random_image(*shape: int, seed: int = 0) -> Tensor:
 
 
 def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
-    """Convert an SRFlow of ours to a state dict of the published program."""
+    """Convert an SRFlow or a descendant of ours to a state dict of the published program."""
     ours = flow.state_dict()
+    origins = {"srflow": srflow_origins, "srflow_da": srflow_da_origins}[flow.architecture]
     return {
         origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
-        for origin in srflow_origins(flow.config)
+        for origin in origins(flow.config)
     }

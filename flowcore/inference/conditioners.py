@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import autocast
-from ..networks import Conditioner, ResidualConditioner
+from ..networks import Conditioner, PlainConditioner, ResidualConditioner
 from .convolutions import ConditionConv, Conv
 from .fold import ConvWeights, conv_weights
 from .progress import report
@@ -29,9 +29,17 @@ class FoldedConditioner(nn.Module):
     """
 
     def __init__(
-        self, weights: Sequence[ConvWeights], inputs: int, dtype: torch.dtype, pool: nn.Linear | None = None
+        self,
+        weights: Sequence[ConvWeights],
+        inputs: int,
+        dtype: torch.dtype,
+        pool: nn.Linear | None = None,
+        block_layers: int = 0,
     ) -> None:
-        """Split the first convolution, of whose input channels the flow holds ``inputs``; the rest is the condition."""
+        """Split the first convolution, of whose input channels the flow holds ``inputs``; the rest is the condition.
+
+        ``block_layers`` hidden convolutions form a residual block; 0 for none.
+        """
         super().__init__()
         first, *rest = weights
         conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
@@ -41,6 +49,8 @@ class FoldedConditioner(nn.Module):
         self.rest = nn.ModuleList(Conv(*conv[:2], dtype, conv.edge) for conv in rest)
         self.pool = None if pool is None else (pool.weight.to(dtype, copy=True), pool.bias.to(dtype, copy=True))
         self.outputs = weights[-1].weight.shape[0]
+        self.block_layers = block_layers
+        self.reach = sum(conv.weight.shape[-1] // 2 for conv in rest)  # rows beside a strip that it reads of terms
         self.widest = max(conv.weight.shape[0] for conv in weights)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,11 +80,16 @@ class FoldedConditioner(nn.Module):
             assert self.own is not None
             h = self.own(own[:, :, self.own.reads(start, stop, height)], start, stop, height)
             h = h if terms is None else h.add_(terms(start, stop))
+        block, first = h, start  # input of the residual block, and its first row
         for number, conv in enumerate(convs):
             h = F.relu(h) if number == 0 and own is None else F.relu_(h)  # terms may be read again
             if number == 0 and self.pool is not None:
                 h = h + F.linear(h.mean((2, 3)), *self.pool)[:, :, None, None]
-            h = conv(h, *spans.pop(), height)
+            if self.block_layers and number % self.block_layers == 0:
+                h = h.add_(block[:, :, start - first : start - first + h.shape[2]]) if number else h
+                block, first = h, start
+            start, stop = spans.pop()
+            h = conv(h, start, stop, height)
         return h
 
     def tiles(self, x: Tensor, budget: StripBudget) -> list[Tile]:
@@ -83,7 +98,7 @@ class FoldedConditioner(nn.Module):
         if self.pool is not None:
             return [(slice(batch), 0, height)]  # the mean is over the whole image
         split = budget.tiles if self.condition is None else budget.strips  # a condition's term serves the whole batch
-        return split(batch, height, width * self.widest * x.element_size())
+        return split(batch, height, width * self.widest * x.element_size(), 2 * self.reach)
 
 
 class UnsplitConditioner(nn.Module):
@@ -129,4 +144,6 @@ def folded_conditioner(
         return UnsplitConditioner(network, offset, dtype)
     if offset is not None:
         weights[-1] = weights[-1].shifts_first(offset)
-    return FoldedConditioner(weights, inputs, dtype, network.pool if isinstance(network, Conditioner) else None)
+    pool = network.pool if isinstance(network, Conditioner) else None
+    block_layers = network.block_layers if isinstance(network, PlainConditioner) else 0
+    return FoldedConditioner(weights, inputs, dtype, pool, block_layers)

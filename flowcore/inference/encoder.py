@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..condition import MultiScaleFeatures
 from ..images.resize import enlarge
 from ..networks import RRDBEncoder
-from ..networks.rrdb import DenseBlock
+from ..networks.rrdb import DenseBlock, grids_wanted, up_convolutions
 from .convolutions import ConditionConv, Conv
 from .progress import report
 from .strips import StripBudget, canvas, strips
@@ -37,18 +38,18 @@ class FoldedEncoder(nn.Module):
         self.units = len(self.dense) + len(self.up)
 
     def forward(
-        self, lr: Tensor, levels: int, *, with_enlargement: bool = False
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute the features for the flow; see ``RRDBEncoder.forward``.
 
         Returns:
             Per level the features on their own grids, and the enlargement or None.
         """
-        scale = self.scale
+        scale, wanted = self.scale, grids_wanted(levels)
         trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
         native = {1: trunk}  # features by their scale
         features = trunk
-        for k, conv in enumerate(self.up[:-1]):
+        for k, conv in enumerate(self.up[: up_convolutions(wanted, len(self.up), with_enlargement)]):
             assert isinstance(conv, ConditionConv)
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
@@ -56,7 +57,7 @@ class FoldedEncoder(nn.Module):
         picture = self._picture(lr, features) if with_enlargement else None
         report(1)
         result: list[MultiScaleFeatures] = []
-        for level in range(1, levels + 1):
+        for level in wanted:
             if 2**level <= scale:
                 factor = scale // 2**level
                 sources = [(native[factor], 1), (stack, factor)]

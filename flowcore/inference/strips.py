@@ -51,20 +51,20 @@ class StripBudget:
         """Make strips as low as they can be from now on."""
         self.strip, self.dense = min(self.strip, MINIMUM_BYTES), min(self.dense, MINIMUM_BYTES)
 
-    def rows(self, row_bytes: int) -> int:
-        """Choose the height of strips, given the bytes of one row of the widest tensor."""
-        return max(LEAST_ROWS, self.strip // max(1, row_bytes))
+    def rows(self, row_bytes: int, least: int = LEAST_ROWS) -> int:
+        """Choose the height of strips, given the bytes of one row of the widest tensor, and the least that pays."""
+        return max(LEAST_ROWS, least, self.strip // max(1, row_bytes))
 
-    def strips(self, batch: int, height: int, row_bytes: int) -> list[Tile]:
-        """Split into strips of all images, given the bytes of a row of one image."""
-        return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes))]
+    def strips(self, batch: int, height: int, row_bytes: int, least: int = LEAST_ROWS) -> list[Tile]:
+        """Split into strips of all images, given the bytes of a row of one image, and the least height that pays."""
+        return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes, least))]
 
-    def tiles(self, batch: int, height: int, row_bytes: int) -> list[Tile]:
+    def tiles(self, batch: int, height: int, row_bytes: int, least: int = LEAST_ROWS) -> list[Tile]:
         """Split into groups of images, and strips where one image is too large, given the bytes of a row of one image.
 
         Half of the budget each: a convolution reads one tensor and writes another.
         """
-        each = max(LEAST_ROWS, self.strip // 2 // max(1, row_bytes))
+        each = max(LEAST_ROWS, least, self.strip // 2 // max(1, row_bytes))
         several = max(1, self.strip // 2 // (row_bytes * height))
         return [
             (slice(first, first + several), top, bottom)

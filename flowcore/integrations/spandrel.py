@@ -20,17 +20,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..checkpoints import is_ours, load, read_header
+from ..checkpoints import SOURCES, is_ours, load, read_header
 from ..checkpoints.sources.srflow import SRFLOW
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow
+from ..flow import Flow, Level
 from ..inference.plan import forget_plan
 from ..tasks.upscale import sampling_settings, upscale
+from ..transforms import Coupling
 
 ID = "flowcore-srflow"
 # No other architecture has all of these names: two tensors of our encoder, and one of our flow.
 OURS = {"encoder.conv_first.weight", "encoder.conv_trunk.weight", "levels.0.steps.transforms.0.transforms.0.log_scale"}
 PUBLISHED = "flowUpsamplerNet.layers."
+UPSCALERS = ("srflow", "srflow_da")
 
 Files = Callable[[], Iterable[Path]]
 
@@ -62,7 +64,7 @@ class Upscaler(nn.Module):
             FlowError: If the flow is not an SRFlow, or ``calm_edges`` lies outside [0, 1].
         """
         super().__init__()
-        if flow.architecture != "srflow":
+        if "upscale" not in flow.capabilities.tasks:
             raise FlowError(
                 f"An upscale model is made of an SRFlow; got a {flow.architecture} model. Load one such as srflow-x4."
             )
@@ -128,7 +130,7 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
         upscaler.state_dict(),
         architecture,
         purpose="SR",
-        tags=["flow", f"{upscaler.flow.config.steps} steps"],
+        tags=["flow", f"{_steps(upscaler.flow)} steps"],
         supports_half=False,  # a flow stays in float32
         supports_bfloat16=False,
         scale=upscaler.scale,
@@ -188,14 +190,15 @@ def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
         wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
         if wrong:
             raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")
+        source = next((source for source in SOURCES if any(map(source.detect.match, state))), SRFLOW)
         try:
-            flow = SRFLOW.convert(state, {})
+            flow = source.convert(state, {})
         except FlowError as error:
             raise CheckpointError(
                 f"{error} Convert such a model once (python -m flowcore convert IN OUT --set FIELD=VALUE) and use the "
                 "converted file instead."
             ) from error
-        flow.provenance = {"source": f"converted from a checkpoint of {SRFLOW.name}", "licence": SRFLOW.licence}
+        flow.provenance = {"source": f"converted from a checkpoint of {source.name}", "licence": source.licence}
         return flow
     for path in files():
         if _holds(path, state):
@@ -212,7 +215,7 @@ def _holds(path: Path, state: Mapping[str, Any]) -> bool:
     if path.suffix.lower() not in (".safetensors", ".sft") or not is_ours(path):
         return False
     try:
-        if read_header(path).architecture != "srflow":
+        if read_header(path).architecture not in UPSCALERS:
             return False
         with safe_open(path, "pt") as file:
             if set(file.keys()) != set(state):
@@ -222,6 +225,13 @@ def _holds(path: Path, state: Mapping[str, Any]) -> bool:
             return all(torch.equal(file.get_tensor(name), t.to("cpu")) for name, t in state.items())
     except (CheckpointError, SafetensorError, OSError, RuntimeError, AttributeError):
         return False  # damaged, deleted, or values that are not tensors
+
+
+def _steps(flow: Flow) -> int:
+    """Steps of the finest level that have a conditioner."""
+    level = flow.levels[0]
+    assert isinstance(level, Level)
+    return sum(any(isinstance(part, Coupling) for part in step.modules()) for step in level.steps.parts())
 
 
 def _is_expanded(t: Tensor) -> bool:

@@ -6,10 +6,12 @@ from .glow import GlowConfig, glow
 from .realnvp import RealNVPConfig, realnvp
 from .registry import ARCHITECTURES, Architecture, build, configure, register
 from .srflow import SRFlowConfig, srflow
+from .srflow_da import SRFlowDAConfig, srflow_da
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
 
 register("srflow", SRFlowConfig, srflow)
+register("srflow_da", SRFlowDAConfig, srflow_da)
 register("glow", GlowConfig, glow)
 register("realnvp", RealNVPConfig, realnvp)
 register("class_conditional", ClassConditionalConfig, class_conditional)

@@ -15,11 +15,12 @@ from typing import Literal
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import FlowError, ShapeError
+from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .low_resolution import check_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,11 @@ class SRFlowConfig:
         blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
         object.__setattr__(self, "stacked_blocks", blocks)
 
+    @property
+    def grids(self) -> range:
+        """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
+        return range(1, self.levels + 1)
+
 
 def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
     """Build an SRFlow.
@@ -123,15 +129,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
 
 
 def _encode_lr(flow: Flow[SRFlowConfig], lr: Tensor) -> Condition:
-    scale = flow.condition_scale
-    multiple = max(1, flow.size_multiple // scale)
-    if lr.ndim != 4 or lr.shape[1] != 3:
-        raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(lr.shape)}.")
-    if min(lr.shape[-2:]) < 1 or lr.shape[-2] % multiple or lr.shape[-1] % multiple:
-        raise ShapeError(
-            f"srflow {scale}x needs sides divisible by {multiple} here; got {lr.shape[-2]}x{lr.shape[-1]}. "
-            "Use flowcore.upscale, which pads for you."
-        )
+    check_lr(flow, lr)
     assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
     features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)

@@ -138,12 +138,26 @@ class Conditioner(nn.Module):
 
 
 class PlainConditioner(nn.Module):
-    """The network of a coupling without actnorms: 3x3, 1x1 and 3x3 convolutions with biases, ReLU between.
+    """The network of a coupling without actnorms: 3x3, hidden and 3x3 convolutions with biases, ReLU between.
 
-    Source: re-implementations of Glow whose checkpoints need it; the paper's is ``Conditioner``.
+    With residual blocks, every block of hidden convolutions adds its input to its output, both after their ReLU.
+
+    Source: re-implementations of Glow whose checkpoints need it (the paper's is ``Conditioner``); Jo et al.,
+    "SRFlow-DA", section 3.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, edge: Edge = "zeros", scaled: bool = True) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        edge: Edge = "zeros",
+        scaled: bool = True,
+        layers: int = 1,
+        kernel: int = 1,
+        residual_blocks: int = 0,
+    ) -> None:
         """Build the network.
 
         Args:
@@ -152,9 +166,14 @@ class PlainConditioner(nn.Module):
             outputs: Channels out.
             edge: What lies beyond the border for the last convolution; see ``convolve``.
             scaled: Whether the last convolution is a ``ScaledConv``; else a plain one that starts at zero.
+            layers: Hidden convolutions between the first and the last.
+            kernel: Side of their kernels: 1 or 3.
+            residual_blocks: Residual blocks that they form, a divisor of ``layers``; 0 for none.
         """
         super().__init__()
-        self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)])
+        self.block_layers = layers // residual_blocks if residual_blocks else 0
+        self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1)])
+        self.hidden.extend(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(layers))
         self.last = ScaledConv(hidden, outputs, edge=edge) if scaled else nn.Conv2d(hidden, outputs, 3, padding=1)
         for conv in self.hidden:
             assert isinstance(conv, nn.Conv2d)
@@ -167,8 +186,12 @@ class PlainConditioner(nn.Module):
             nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in self.hidden:
+        first, *hidden = self.hidden
+        x = block = F.relu(first(x))
+        for number, conv in enumerate(hidden, start=1):
             x = F.relu(conv(x))
+            if self.block_layers and number % self.block_layers == 0:
+                x = block = x + block
         return self.last(x)
 
 

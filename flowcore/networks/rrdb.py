@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +83,15 @@ class RRDBEncoder(nn.Module):
         self.conv_hr = _conv(width, width)
         self.conv_last = _conv(width, 3)
 
-    def forward(self, lr: Tensor, levels: int, *, with_enlargement: bool = False) -> tuple[list[Tensor], Tensor | None]:
+    def forward(
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Compute the features for the flow.
 
         Args:
             lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` includes the half-resolution grid.
-            levels: Number of grids, finest first; the first has half as many pixels a side as HR.
+            levels: Number of grids, finest first; the first has half as many pixels a side as HR. Or the numbers of
+                those wanted: 1 for that one, 2 for the next.
             with_enlargement: Whether to compute the enlargement as well.
 
         Returns:
@@ -95,15 +99,16 @@ class RRDBEncoder(nn.Module):
             features first, then the stacked blocks' outputs, resized by nearest neighbor. And ``enlargement(lr)``, or
             None.
         """
+        wanted = grids_wanted(levels)
         trunk, stack = self._trunk(lr)
         features = trunk
         native = {1: trunk}  # by factor from the LR grid
-        for k, conv in enumerate(self.conv_up[:-1]):
+        for k, conv in enumerate(self.conv_up[: up_convolutions(wanted, len(self.conv_up), with_enlargement)]):
             features = _upsample(conv, features)
             native[2 ** (k + 1)] = features
         enlarged = self._enlarge(lr, features) if with_enlargement else None
         result: list[Tensor] = []
-        for level in range(1, levels + 1):
+        for level in wanted:
             if 2**level <= self.scale:
                 own = native[self.scale // 2**level]
             else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
@@ -141,6 +146,16 @@ class RRDBEncoder(nn.Module):
                 outputs[number] = features
         stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
         return features + self.conv_trunk(features), stack
+
+
+def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
+    """List the numbers of grids; ``levels`` is as in ``RRDBEncoder.forward``."""
+    return range(1, levels + 1) if isinstance(levels, int) else levels
+
+
+def up_convolutions(wanted: Sequence[int], count: int, with_enlargement: bool) -> int:
+    """Count the up-convolutions of an encoder that the wanted features need, of ``count``."""
+    return count - 1 if with_enlargement else max(0, count - min(wanted, default=count))
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

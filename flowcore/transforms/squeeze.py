@@ -13,19 +13,23 @@ from .transform import Transform
 
 
 class Squeeze(Transform):
-    """Trade each 2x2 block of pixels for four channels: ``(B, C, H, W)``, even sides, to ``(B, 4C, H/2, W/2)``.
+    """Trade each block of f x f pixels for f^2 channels: ``(B, C, H, W)`` to ``(B, f^2 C, H/f, W/f)``; f is mostly 2.
 
-    Forward: ``z[:, 4c + 2dy + dx, i, j] = x[:, c, 2i + dy, 2j + dx]``; logdet: 0, a permutation.
+    Forward: ``z[:, f^2 c + f dy + dx, i, j] = x[:, c, f i + dy, f j + dx]``; logdet: 0, a permutation.
 
     Source: Dinh et al., "Density estimation using Real NVP", section 3.6; channel order as in Glow.
     """
 
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        require_even_sides(x, "Squeeze")
-        return F.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
+        require_blocks(x, self.factor)
+        return F.pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        return F.pixel_shuffle(z, 2)
+        return F.pixel_shuffle(z, self.factor)
 
 
 class OrderedSqueeze(Transform):
@@ -75,6 +79,24 @@ class Flatten(Transform):
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return z.reshape(z.shape[0], *self.shape)
+
+
+def require_blocks(x: Tensor, factor: int) -> None:
+    """Refuse images that do not consist of blocks for a ``Squeeze``.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        factor: Side of a block.
+
+    Raises:
+        ShapeError: If H or W is no multiple of it.
+    """
+    if factor == 2:
+        require_even_sides(x, "Squeeze")
+    elif x.shape[-2] % factor or x.shape[-1] % factor:
+        raise ShapeError(
+            f"This squeeze needs sides divisible by {factor}; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to them."
+        )
 
 
 def require_even_sides(x: Tensor, name: str) -> None:

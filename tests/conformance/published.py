@@ -20,7 +20,7 @@ from torch import Tensor
 from flowcore.checkpoints.file import build_on_meta
 from flowcore.models import configure
 
-GLOW, SRFLOW = (Path(__file__).parent / name for name in ("glow", "srflow"))
+GLOW, SRFLOW, SRFLOW_DA = (Path(__file__).parent / name for name in ("glow", "srflow", "srflow_da"))
 
 RECORDED = {
     "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,

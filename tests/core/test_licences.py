@@ -21,7 +21,9 @@ OURS = re.compile(r"(workflows|flowcore/weights|docs)/[a-z0-9-]+\.jpg")
 MENTIONS = {
     "README.md",
     "CHANGELOG.md",
+    "flowcore/checkpoints/sources/llflow.py",
     "flowcore/checkpoints/sources/srflow.py",
+    "flowcore/checkpoints/sources/srflow_da.py",
     "flowcore/weights/README.md",
     "flowcore/weights/SOURCES.tsv",
     "flowcore/quality/no_reference.licences.txt",

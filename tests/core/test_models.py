@@ -25,6 +25,8 @@ from .laws import check, perturbed
 SRFLOW = {"scale": 2, "levels": 2, "steps": 1, "transition_steps": 1, "hidden": 4, "residual": True}
 SRFLOW |= {"encoder_blocks": 2, "encoder_width": 4, "encoder_growth": 3, "stacked_blocks": (1,)}
 BARE = {**SRFLOW, "transition_steps": 0, "injector": False, "stacked_blocks": ()}
+DEEP = {"scale": 2, "layers": "s2pcdc", "hidden": 4, "hidden_layers": 2, "residual_blocks": 1}
+DEEP |= {"encoder_blocks": 2, "encoder_width": 4, "encoder_growth": 3, "stacked_blocks": (1,)}
 GLOW = {"levels": 2, "steps": 1, "hidden": 6}
 STYLED = {**GLOW, "image_size": (4, 8), "styles": ("smile",)}
 LABELED = {**GLOW, "channels": 1, "classes": 3}
@@ -35,6 +37,7 @@ SINGLE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4)
 SMALL = {
     "srflow": ("srflow", SRFLOW, (3, 4, 8)),
     "srflow without injectors": ("srflow", BARE, (3, 4, 8)),
+    "srflow_da": ("srflow_da", DEEP, (3, 4, 8)),
     "glow": ("glow", {**GLOW, "mixing": "shuffle"}, (3, 4, 8)),
     "glow with styles": ("glow", STYLED, (3, 4, 8)),
     "glow with labels": ("glow", {**LABELED, "dequantizer_steps": 1}, (1, 4, 8)),
@@ -72,7 +75,7 @@ def image(model, batch=2, seed=6):
 
 def source(model, batch=2):
     """What the model is conditioned on; None for nothing."""
-    if SMALL[model][0] == "srflow":
+    if SMALL[model][0] in ("srflow", "srflow_da"):
         return torch.rand(batch, 3, 2, 4, generator=torch.Generator().manual_seed(5))
     if SMALL[model][0] == "colorizer":  # luma, hints and a palette
         given = torch.rand(batch, 8, 16, 32, generator=torch.Generator().manual_seed(5))
@@ -116,7 +119,7 @@ def test_attributes_and_latent_shapes(model):
     assert (flow.dequantizer is not None) == bool(fields.get("dequantizer_steps"))
     assert flow.fixed_size == (model in ("glow by table", "class_conditional"))
     assert height % flow.size_multiple == width % flow.size_multiple == 0
-    sources = {"srflow": "low_resolution", "colorizer": "luma"}
+    sources = {"srflow": "low_resolution", "srflow_da": "low_resolution", "colorizer": "luma"}
     assert flow.capabilities.source == sources.get(architecture, "labels" if flow.classes else "none")
     assert (flow.condition_encoder is None) == (flow.capabilities.source == "none")
     shapes = flow.latent_shapes(height, width)
@@ -404,6 +407,33 @@ WRONG = {
         "quant_bins": [0, -1, 65537, 32.0],
         "residual": [1, 0, "yes", None],
         "mixing": ["", "random", None, 3],
+    },
+    "srflow_da": {
+        "scale": [3, 0, -4, "4", 4.0, None, True],
+        "layers": [
+            "",
+            "s2",
+            "s2d",
+            "s3pc",
+            "pc",
+            "s2pcd",
+            "s2pcdd",
+            "s2pcds2",
+            "S2PC",
+            3,
+            None,
+            ("s2", "p"),
+            "s8pcs2c",
+        ],
+        "hidden": [0, 5000, "64", None],
+        "hidden_layers": [-1, 257, 1.0, None],
+        "residual_blocks": [-1, 257, 3, 1.0, None, True],
+        "encoder_blocks": [0, 1000, None],
+        "encoder_width": [0, 5000],
+        "encoder_growth": [0, 5000],
+        "stacked_blocks": [(23,), (-1,), (1.0,), "12", 3, None, (True,)],
+        "affine_eps": [-1e-4, 1, 2.0, math.nan, math.inf, "1e-4", None],
+        "quant_bins": [0, -1, 65537, 32.0],
     },
     "glow": {
         "channels": CHANNELS,

@@ -47,6 +47,7 @@ SRFLOW = {
     "encoder_growth": 3,
     "stacked_blocks": (2, 0),
 }
+DEEP = {k: v for k, v in SRFLOW.items() if "steps" not in k} | {"hidden_layers": 2}
 SCALE = {scale: {**SRFLOW, "scale": scale, "levels": levels} for scale, levels in ((2, 2), (4, 3), (8, 4))}
 GLOW = {"levels": 3, "steps": 2, "hidden": 6}
 COLORIZER = {"steps": (2, 2), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 3}
@@ -72,6 +73,15 @@ MODELS = {
         (80, 16),
     ),
     "srflow with scales from 0": ("srflow", {**SCALE[2], "affine_eps": 0.0}, (84, 12)),
+    "srflow_da": ("srflow_da", {**DEEP, "layers": "s2pcds2pc"}, (80, 16)),
+    "srflow_da x8": ("srflow_da", {**DEEP, "scale": 8, "layers": "s2pcds2pcds2c"}, (160, 16)),
+    "srflow_da-s": ("srflow_da", {**DEEP, "layers": "s4pcdcds2cs2c", "scale": 8}, (160, 16)),
+    "srflow_da-r": ("srflow_da", {**DEEP, "layers": "s2pcds2pc", "residual_blocks": 1}, (80, 16)),
+    "srflow_da-d": (
+        "srflow_da",
+        {**DEEP, "layers": "s4pcdc", "hidden_layers": 6, "residual_blocks": 3},
+        (80, 16),
+    ),
     "glow": ("glow", GLOW, (80, 16)),
     "glow additive": ("glow", {**GLOW, "coupling": "additive", "mixing": "shuffle"}, (80, 16)),
     "glow conv log3": ("glow", {**GLOW, "mixing": "conv", "actnorm": "log3", "affine_eps": 0.1}, (80, 16)),
@@ -121,7 +131,7 @@ FEW = (
 every_model = pytest.mark.parametrize("model", MODELS)
 some_models = pytest.mark.parametrize("model", FEW)
 conditional = pytest.mark.parametrize(
-    "model", [m for m, (_, fields, _) in MODELS.items() if fields.keys() & {"scale", "classes", "merged"}]
+    "model", [m for m, (_, fields, _) in MODELS.items() if fields.keys() & {"layers", "scale", "classes", "merged"}]
 )
 low_strips = pytest.mark.parametrize("strip_bytes", [0, 1], ids=["default", "low strips"])
 
@@ -132,7 +142,7 @@ def build_model(model, dtype=torch.float64, seed=4):
     torch.manual_seed(seed)
     flow = build(architecture, configure(architecture, fields))
     generator = torch.Generator().manual_seed(seed)
-    strength = 0.03 if architecture == "srflow" and fields["scale"] == 8 else 0.05
+    strength = 0.03 if fields.get("scale") == 8 else 0.05
     for part in flow.modules():
         for t in part.parameters(recurse=False):  # a wide mixing of much noise would be ill-conditioned
             far = strength / len(t) ** 0.5 if isinstance(part, InvertibleConv) else strength
@@ -159,8 +169,8 @@ def source_of(model, dtype=torch.float64, batch=2):
     """What the model is conditioned on; None for nothing."""
     architecture, fields, (height, width) = MODELS[model]
     generator = torch.Generator().manual_seed(5)
-    if architecture == "srflow":
-        scale = fields["scale"]
+    if architecture in ("srflow", "srflow_da"):
+        scale = fields.get("scale", 4)
         return torch.rand(batch, 3, height // scale, width // scale, generator=generator).to(dtype)
     if architecture == "colorizer":  # luma, hints and a palette
         source = torch.rand(batch, 8, 4 * height // 16 * 16, 4 * width, generator=generator).to(dtype)

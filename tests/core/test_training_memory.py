@@ -34,8 +34,9 @@ def batch(flow, size=4, side=16):
     torch.manual_seed(1)
     if flow.architecture == "class_conditional":
         return torch.rand(size, 1, 8, 12), torch.arange(size) % 3
-    if flow.architecture == "srflow":
-        return torch.rand(size, 3, side, side), torch.rand(size, 3, side // 2, side // 2)
+    if flow.capabilities.source == "low_resolution":
+        scale = flow.condition_scale
+        return torch.rand(size, 3, side, side), torch.rand(size, 3, side // scale, side // scale)
     if flow.architecture == "colorizer":
         return 0.3 + 0.4 * torch.rand(size, 2, 8, 8), torch.rand(size, 8, 32, 32)
     return torch.rand(size, 3, side, side), None

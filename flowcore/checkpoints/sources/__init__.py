@@ -9,6 +9,8 @@ from .realnvp import CHRISCHUTE
 from .rosinality import ROSINALITY
 from .source import Source
 from .srflow import SRFLOW
+from .srflow_da import SRFLOW_DA
 from .y0ast import CHAIYUJIN, Y0AST
 
-SOURCES: tuple[Source, ...] = (SRFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)
+# SRFlow's names are also those of its descendants, which come before it.
+SOURCES: tuple[Source, ...] = (SRFLOW_DA, SRFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)

@@ -29,45 +29,60 @@ def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
     The published program numbers all layers of the flow in one list: per level a squeeze (without parameters), plain
     steps, coupled steps, a split.
     """
+    yield from encoder_origins(config.scale, config.encoder_blocks)
+    layer = 0
+    for level in range(config.levels):
+        layer += 1  # the squeeze
+        for step in range(config.transition_steps + config.steps):
+            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
+            yield from step_origins(ours, published)
+            if step >= config.transition_steps:
+                subnets = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
+                for part, name in enumerate(subnets, start=2):
+                    yield from subnet(f"{ours}.{part}.conditioner", f"{published}.affine.{name}", config.hidden_layers)
+            layer += 1
+        if level + 1 < config.levels - 1:
+            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            layer += 1
+
+
+def encoder_origins(scale: int, blocks: int) -> Iterator[Origin]:
+    """Pair the parameters of an ``RRDBEncoder`` with those of the published encoder."""
     convs = [
         ("conv_first", "conv_first"),
         ("conv_trunk", "trunk_conv"),
         ("conv_hr", "HRconv"),
         ("conv_last", "conv_last"),
     ]
-    convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(config.scale.bit_length() - 1)]
-    convs += [
-        (f"blocks.{n}.dense.{d}.convs.{k}", f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}")
-        for n in range(config.encoder_blocks)
-        for d in range(3)
-        for k in range(5)
-    ]
+    convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(scale.bit_length() - 1)]
+    convs += trunk_convs(blocks)
     for ours, published in convs:
         for part in ("weight", "bias"):
             yield take(f"encoder.{ours}.{part}", f"RRDB.{published}.{part}")
 
-    layer = 0
-    for level in range(config.levels):
-        layer += 1  # the squeeze
-        for step in range(config.transition_steps + config.steps):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
-            yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
-            if step >= config.transition_steps:
-                subnets = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
-                for part, name in enumerate(subnets, start=2):
-                    yield from _subnet(f"{ours}.{part}.conditioner", f"{published}.affine.{name}", config.hidden_layers)
-            layer += 1
-        if level + 1 < config.levels - 1:
-            yield from _zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
-            layer += 1
+
+def trunk_convs(blocks: int) -> list[tuple[str, str]]:
+    """Our name and the published one of every convolution in an encoder's blocks."""
+    return [
+        (f"blocks.{n}.dense.{d}.convs.{k}", f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}")
+        for n in range(blocks)
+        for d in range(3)
+        for k in range(5)
+    ]
 
 
-def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
+def step_origins(ours: str, published: str) -> Iterator[Origin]:
+    """Pair the actnorm and the 1x1 convolution of a step."""
+    yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+    yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
+
+
+def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
+    """Pair the parameters of a ``Conditioner``."""
     for k in range(hidden_layers + 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
         yield from _actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
-    yield from _zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
+    yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:
@@ -75,7 +90,8 @@ def _actnorm(ours: str, published: str) -> Iterator[Origin]:
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
 
 
-def _zero_conv(ours: str, published: str) -> Iterator[Origin]:
+def zero_conv(ours: str, published: str) -> Iterator[Origin]:
+    """Pair the parameters of a ``ScaledConv``."""
     yield take(f"{ours}.weight", f"{published}.weight")
     yield take(f"{ours}.bias", f"{published}.bias")
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
@@ -88,31 +104,44 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
     hidden_layers = len(convs) - 2
     hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
     detected: dict[str, Any] = {
-        "scale": 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\."))),
+        **encoder_fields(found),
         "levels": levels,
         "steps": steps,
         "transition_steps": transition_steps,
         "hidden": hidden,
         "hidden_layers": hidden_layers,
         "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
+    }
+    fields = {**detected, **overrides}
+    known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
+    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
+    return configure("srflow", fields)
+
+
+def encoder_fields(found: Checkpoint) -> dict[str, int]:
+    """Detect the fields of an encoder."""
+    return {
+        "scale": 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\."))),
         "encoder_blocks": max(found.indices(r"RRDB\.RRDB_trunk\.(\d+)\."), default=-1) + 1,
         "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
         "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
     }
-    fields = {**detected, **overrides}
-    fields["stacked_blocks"] = _stacked_blocks(detected, condition, overrides.get("stacked_blocks"))
-    return configure("srflow", fields)
 
 
-def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
-    """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
+def layer_kinds(found: Checkpoint) -> str:
+    """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
     kinds: dict[int, str] = {}
     for name in found.shapes:
         match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
         if match:
             kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
             kinds[int(match[1])] = min(kind, kinds.get(int(match[1]), kind))  # c comes before p
-    sequence = "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
+    return "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
+
+
+def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
+    """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
+    sequence = layer_kinds(found)
     parts = [re.fullmatch(r"(p*)(c+)(d?)", part) for part in sequence.split("s")[1:]]
     shape = {(len(part[1]), len(part[2])) for part in parts if part}
     splits = [bool(part[3]) for part in parts if part]
@@ -127,13 +156,20 @@ def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
     return len(parts), transition_steps, steps, sequence.index("c")
 
 
-def _stacked_blocks(detected: Mapping[str, Any], condition: int, given: Any) -> tuple[int, ...]:
-    scale, blocks, width = detected["scale"], detected["encoder_blocks"], detected["encoder_width"]
+def stacked_blocks(
+    found: Checkpoint, detected: Mapping[str, Any], condition: int, known: tuple[int, ...], given: Any
+) -> tuple[int, ...]:
+    """Say which encoder blocks are stacked: those that the caller gave, or those of a released configuration.
+
+    Raises:
+        CheckpointError: If neither tells, or their number does not fit the channels of the condition.
+    """
+    blocks, width = detected["encoder_blocks"], detected["encoder_width"]
     count, rest = divmod(condition - width, width) if width else (-1, 0)
     if rest or count < 0:
         raise CheckpointError(
-            f"the condition in this SRFlow checkpoint has {condition} channels, which is no multiple of the encoder's "
-            f"width, {width}. The file is damaged, or the variant is not supported."
+            f"the condition in this {found.program} checkpoint has {condition} channels, which is no multiple of the "
+            f"encoder's width, {width}. The file is damaged, or the variant is not supported."
         )
     if given is not None:
         stacked = (given,) if isinstance(given, int) else given
@@ -146,16 +182,16 @@ def _stacked_blocks(detected: Mapping[str, Any], condition: int, given: Any) -> 
                 f"Give {count} indices."
             )
         return tuple(stacked)
-    known = STACKED_BLOCKS.get((scale, blocks), ())
     if len(known) == count:
         return known
     if count == 0:
         return ()
+    released = f"{found.program} {detected['scale']}x" if "scale" in detected else f"{found.program} model"
     example = [max(0, (k + 1) * blocks // count - 1) for k in range(min(count, 16))]
     raise missing_field(
         "stacked_blocks",
         f"which {count} of the encoder's {blocks} blocks every level sees. No checkpoint holds it, and no released "
-        f"{scale}x model has {blocks} blocks and stacks {count} of them.",
+        f"{released} has {blocks} blocks and stacks {count} of them.",
         str(tuple(example)),
         ",".join(map(str, example)),
         "gives wrong pictures",

@@ -1,0 +1,112 @@
+"""The published SRFlow-DA: upscalers by 4 and 8, and their variants -S, -R and -D."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...errors import CheckpointError
+from ...models import configure
+from ...models.srflow_da import SRFlowDAConfig, split_levels
+from .source import Checkpoint, Layout, Origin, Source, take
+from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins, zero_conv
+
+STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    config = _config(found.without(UNUSED), overrides)
+    return Layout(architecture="srflow_da", config=config, origins=[*srflow_da_origins(config)], unused=UNUSED)
+
+
+def srflow_da_origins(config: SRFlowDAConfig) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one, whose layers are numbered as in SRFlow."""
+    yield from encoder_origins(config.scale, config.encoder_blocks)
+    layer = 0
+    for level, (_, layers) in enumerate(split_levels(config.layers)):
+        layer += layers.startswith("s")
+        for step, kind in enumerate(layers.strip("s248d")):
+            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
+            yield from step_origins(ours, published)
+            if kind == "c":
+                yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config)
+                yield from _subnet(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config)
+            layer += 1
+        if layers.endswith("d"):
+            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            layer += 1
+
+
+def _subnet(ours: str, published: str, config: SRFlowDAConfig) -> Iterator[Origin]:
+    blocks, layers = config.residual_blocks, config.hidden_layers
+    each = layers // blocks if blocks else 0
+    for k in range(layers + 1):
+        if not blocks:
+            name = f"{published}.{2 * k}"  # the odd indices are activations
+        elif k == 0:
+            name = f"{published}1.0"
+        else:
+            number, place = divmod(k - 1, each)
+            name = f"{published}2.{2 * place}" if blocks == 1 else f"{published}2.{number}.{2 * place}"
+        for part in ("weight", "bias"):
+            yield take(f"{ours}.hidden.{k}.{part}", f"{name}.{part}")
+    yield from zero_conv(f"{ours}.last", f"{published}3.0" if blocks else f"{published}.{2 * (layers + 1)}")
+
+
+def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowDAConfig:
+    kinds = layer_kinds(found)
+    if "c" not in kinds:
+        raise CheckpointError(
+            "this SRFlow-DA checkpoint has no conditional steps (layers with affine). The file is incomplete; fetch it "
+            "again."
+        )
+    subnet = f"flowUpsamplerNet.layers.{kinds.index('c')}.affine.fFeatures"
+    blocks, hidden_layers, first = 0, 0, f"{subnet}.0"
+    if found.has(re.escape(f"{subnet}1.")):
+        first = f"{subnet}1.0"
+        numbers = found.indices(re.escape(f"{subnet}2.") + r"(\d+)\.\d+\.weight")
+        convs = sum(name.startswith(f"{subnet}2.") and name.endswith(".weight") for name in found.shapes)
+        blocks, hidden_layers = len(numbers) or 1, convs
+    else:
+        hidden_layers = sum(name.startswith(f"{subnet}.") and name.endswith(".weight") for name in found.shapes) - 2
+    hidden, condition = found.shape(f"{first}.weight", 4)[:2]
+    detected: dict[str, Any] = {
+        **encoder_fields(found),
+        "layers": _layers(found, kinds),
+        "hidden": hidden,
+        "hidden_layers": hidden_layers,
+        "residual_blocks": blocks,
+    }
+    fields = {**detected, **overrides}
+    known = STACKED_BLOCKS.get(detected["encoder_blocks"], ())
+    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
+    return configure("srflow_da", fields)
+
+
+def _layers(found: Checkpoint, kinds: str) -> str:
+    """Add the factor of every squeeze, which the channels of the next step tell."""
+    layers, channels = "", 3
+    for index, kind in enumerate(kinds):
+        if kind == "s":
+            after = found.shapes.get(f"flowUpsamplerNet.layers.{index + 1}.invconv.weight", (0,))[0]
+            factor = {4: 2, 16: 4, 64: 8}.get(after // channels if after % channels == 0 else 0)
+            if factor is None:
+                raise CheckpointError(
+                    f"layer {index + 1} of this SRFlow-DA checkpoint has {after or 'no'} channels after a squeeze of "
+                    f"{channels}; expected {4 * channels}, {16 * channels} or {64 * channels}. The file lacks layers, "
+                    f"or the variant is not supported; its layers are {kinds[:100]} (squeeze, plain, coupled, split)."
+                )
+            kind, channels = f"s{factor}", channels * factor**2
+        elif kind == "d":
+            channels = max(1, channels // 2)
+        layers += kind
+    return layers
+
+
+SRFLOW_DA = Source(
+    name="SRFlow-DA",
+    licence="SRFlow-DA's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
+    detect=re.compile(r"flowUpsamplerNet\.layers\.\d+\.affine\.(fAffine|fFeatures)(\.0\.bias$|[123]\.)"),
+    layout=_layout,
+)

@@ -1,0 +1,179 @@
+"""SRFlow-DA: SRFlow with fewer steps and deeper conditioners, down to the LR grid and not beyond.
+
+Source: Jo, Yang, Kim, "SRFlow-DA: Super-Resolution Using Normalizing Flow with Deep Convolutional Block" (NTIRE
+workshop, CVPR 2021), with its ablations: -S squeezes once by the whole scale, -R has a skip connection in every
+conditioner, -D a residual network of 18 blocks. Difference: the training noise is uniform as SRFlow's, of the standard
+deviation of the paper's Gaussian.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import FlowError
+from ..flow import Capabilities, Flow, Level
+from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
+from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
+from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .low_resolution import check_lr
+
+LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRFlowDAConfig:
+    """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network.
+
+    Attributes:
+        scale: Integer factor from LR to HR: 2, 4 or 8.
+        layers: The flow from HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step
+            without injector and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
+        hidden: Width of the networks in injectors and couplings.
+        hidden_layers: Hidden convolutions of these networks, besides the first: 4, or in -D 36.
+        residual_blocks: Residual blocks that they form: 0 for none, in -R 1, in -D 18.
+        encoder_blocks: RRDBs of the encoder.
+        encoder_width: Channels of its trunk.
+        encoder_growth: Channels that each of its dense convolutions adds.
+        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
+        affine_eps: Smallest scale of injectors and couplings.
+        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
+    """
+
+    scale: int = 4
+    layers: str = "s2ppccccccds2ppcccccc"
+    hidden: int = 64
+    hidden_layers: int = 4
+    residual_blocks: int = 0
+    encoder_blocks: int = 23
+    encoder_width: int = 64
+    encoder_growth: int = 32
+    stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
+    affine_eps: float = 1e-4
+    quant_bins: int = 32
+
+    def __post_init__(self) -> None:
+        check_choice(self, scale=(2, 4, 8))
+        check_integer(self, hidden=(1, 4096), hidden_layers=(0, 256), residual_blocks=(0, 256), quant_bins=(1, 65536))
+        check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
+        check_number(self, affine_eps=(0, 1))
+        blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
+        object.__setattr__(self, "stacked_blocks", blocks)
+        if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):
+            raise FlowError(
+                f"residual_blocks must divide the number of hidden_layers, {self.hidden_layers}; got "
+                f"{self.residual_blocks}."
+            )
+        layers: Any = self.layers
+        if not isinstance(layers, str) or len(layers) > 1024 or not LAYERS.fullmatch(layers):
+            raise FlowError(
+                "layers must be squeezes (s2, s4 or s8), plain steps (p), conditional steps (c) and splits (d), such "
+                f"as s2ppccds2ppcc; got {short_repr(layers)}."
+            )
+        channels, factor = 3, 1
+        for layer in re.findall(r"s\d|d", layers):
+            if layer == "d":
+                if channels % 2:
+                    raise FlowError(f"layers must split an even number of channels; got {short_repr(layers)}.")
+                channels //= 2
+            else:
+                channels, factor = channels * int(layer[1]) ** 2, factor * int(layer[1])
+            if factor > 2 * self.scale:
+                raise FlowError(
+                    f"layers must squeeze by at most {2 * self.scale} in all, as the encoder has no coarser features; "
+                    f"got {short_repr(layers)}."
+                )
+
+    @property
+    def residual(self) -> bool:
+        """False: the flow models the image, not its difference from an enlargement; as in SRFlow's configuration."""
+        return False
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
+        return tuple(dict.fromkeys(grid for grid, _ in split_levels(self.layers)))
+
+
+def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
+    """Build an SRFlow-DA.
+
+    Args:
+        config: See ``SRFlowDAConfig``.
+
+    Returns:
+        The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
+        from the LR image, ``(B, 3, h, w)`` in [0, 1], of any size if no squeeze goes beyond the LR grid.
+    """
+    features = config.encoder_width * (1 + len(config.stacked_blocks))
+    levels: list[Level] = []
+    channels = 3
+    for _, part in split_levels(config.layers):
+        factor = int(part[1]) if part.startswith("s") else 1
+        channels *= factor**2
+        steps: list[Transform] = []
+        for kind in part.strip("s248d"):
+            step: list[Transform] = [ActNorm(channels), InvertibleConv(channels)]
+            if kind == "c":
+                step.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
+                outputs = 2 * (channels - channels // 2)
+                network = _conditioner(channels // 2 + features, outputs, config)
+                step.append(Coupling(network, eps=config.affine_eps))
+            steps.append(Chain(*step))
+        split = Split(ScaledConv(channels // 2, channels)) if part.endswith("d") else None
+        squeeze = Chain() if factor == 1 else Squeeze(factor)
+        levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
+        channels = channels // 2 if split else channels
+    return Flow(
+        levels,
+        channels=3,
+        config=config,
+        architecture="srflow_da",
+        capabilities=Capabilities(source="low_resolution", tasks=frozenset({"upscale"})),
+        encoder=RRDBEncoder(
+            config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
+        ),
+        condition_encoder=_encode_lr,
+        condition_scale=config.scale,
+    )
+
+
+def split_levels(layers: str) -> list[tuple[int, str]]:
+    """Divide the layers of a flow into levels.
+
+    Args:
+        layers: As in ``SRFlowDAConfig``.
+
+    Returns:
+        Per level its grid (1 for half as many pixels a side as HR, 2 for a quarter) and its layers: a squeeze or none,
+        steps, a split or none.
+    """
+    levels: list[tuple[int, str]] = []
+    grid = 0
+    for part in re.findall(r"(?:s\d)?[pc]+d?", layers):
+        grid += {"2": 1, "4": 2, "8": 3}[part[1]] if part.startswith("s") else 0
+        levels.append((grid, part))
+    return levels
+
+
+def _encode_lr(flow: Flow[SRFlowDAConfig], lr: Tensor) -> Condition:
+    check_lr(flow, lr)
+    assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
+    grids = flow.config.grids
+    by_grid = dict(zip(grids, flow.encoder(lr, grids)[0], strict=True))
+    return Condition(features=tuple(by_grid[grid] for grid, _ in split_levels(flow.config.layers)))
+
+
+def _conditioner(inputs: int, outputs: int, config: SRFlowDAConfig) -> PlainConditioner:
+    return PlainConditioner(
+        inputs,
+        config.hidden,
+        outputs,
+        layers=config.hidden_layers,
+        kernel=3,
+        residual_blocks=config.residual_blocks,
+    )
