@@ -42,6 +42,8 @@ class SRFlowDAConfig:
         stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
+        temperature: Temperature at which the model is meant to be sampled; the published tests have 0.9.
+        calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
 
     scale: int = 4
@@ -55,12 +57,16 @@ class SRFlowDAConfig:
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
     affine_eps: float = 1e-4
     quant_bins: int = 32
+    temperature: float = 0.9
+    calm_edges: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice(self, scale=(2, 4, 8))
         check_integer(self, hidden=(1, 4096), hidden_layers=(0, 256), residual_blocks=(0, 256), quant_bins=(1, 65536))
         check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
-        check_number(self, affine_eps=(0, 1))
+        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
+        if type(self.calm_edges) not in (int, float) or not 0 <= self.calm_edges <= 1:
+            raise FlowError(f"calm_edges must lie in [0, 1]; got {short_repr(self.calm_edges)}.")
         blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
         object.__setattr__(self, "stacked_blocks", blocks)
         if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):

@@ -428,6 +428,8 @@ WRONG = {
         "hidden": [0, 5000, "64", None],
         "hidden_layers": [-1, 257, 1.0, None],
         "residual_blocks": [-1, 257, 3, 1.0, None, True],
+        "temperature": [-0.1, 10, math.nan, math.inf, "0.8", None, True],
+        "calm_edges": [-0.1, 1.1, math.nan, math.inf, "0", None, True],
         "encoder_blocks": [0, 1000, None],
         "encoder_width": [0, 5000],
         "encoder_growth": [0, 5000],
