@@ -43,7 +43,7 @@ SETTINGS = (
     *(f"none:{tau}:0" for tau in (0.0, 0.3, 0.4, 0.5, 0.6, 0.8)),
     *(f"{name}:1:0.75" for name in ("edges", "gradient", "coherence", "spread")),
     *(f"{name}:0.85:0.75" for name in ("edges", "gradient", "coherence", "spread")),
-    *("edges:1:0.9", "edges:0.9:0.6", "edges:0.8:0.5"),
+    *("edges:1:0.9", "edges:1:0.7", "edges:0.95:0.65", "edges:0.9:0.6", "edges:0.8:0.5"),
 )
 
 Map = Callable[[Flow, Tensor], Tensor]
