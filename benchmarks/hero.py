@@ -41,7 +41,7 @@ def upscaling() -> list[Image.Image]:
     """One small photograph and four samples; one seed at five temperatures."""
     flow = flowcore.load("srflow-x4")
     lr = read("photo.png")[..., 10:70, 70:130]
-    samples = flowcore.upscale(flow, lr, temperature=0.8, seed=11, samples=4)
+    samples = flowcore.upscale(flow, lr, seed=11, samples=4)
     nearest = torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
     first = panels([nearest, *samples.split(1)], ["60x60 pixels", *(f"4x, seed {11 + k}" for k in range(4))])
     taus = (0.0, 0.4, 0.7, 0.9, 1.1)
