@@ -60,11 +60,14 @@ class Condition:
             None where they see nothing.
         origin: ``(B, C, H, W)`` in image units, subtracted from the image before the first level; None for nothing.
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
+        anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
+            are the deviation from it; None for flows without.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]
     origin: Tensor | None = None
     labels: Tensor | None = None
+    anchor: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -113,10 +116,15 @@ class Condition:
                 return MultiScaleFeatures(sources=changed(value.sources), precomputed=changed(value.precomputed))
             return tuple(map(changed, value)) if isinstance(value, tuple) else value
 
-        return Condition(features=changed(self.features), origin=changed(self.origin), labels=changed(self.labels))
+        return Condition(
+            features=changed(self.features),
+            origin=changed(self.origin),
+            labels=changed(self.labels),
+            anchor=changed(self.anchor),
+        )
 
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
         for f in self.features:
             found += f.tensors() if isinstance(f, MultiScaleFeatures) else [] if f is None else [f]
-        return found + [t for t in (self.origin, self.labels) if t is not None]
+        return found + [t for t in (self.origin, self.labels, self.anchor) if t is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol
 
@@ -17,11 +17,12 @@ from .prior import Shape, log_density
 from .transforms import Chain, Split, Squeeze, Transform, spread
 
 Source = Literal["none", "low_resolution", "luma", "labels"]
-Task = Literal["upscale", "colorize", "sample"]
+Task = Literal["upscale", "colorize", "sample", "rescale"]
 SUITABLE_MODELS: dict[Task, str] = {
     "upscale": "a model that enlarges images, such as srflow-x4",
     "colorize": "a colorizer, such as color-photos",
     "sample": "a model that makes images from latents alone, such as glow-photos",
+    "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
 }
 
 
@@ -49,11 +50,39 @@ class Capabilities:
     network_floats: float = 0.0
 
 
+class Details(nn.Module):
+    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
+
+    Unlike the prior of a split it runs when the way down is complete, from the deepest level up: its features are those
+    of the level's kept channels and of all deeper levels.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
+    """
+
+    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
+        """Build it.
+
+        Args:
+            extractor: Network from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list
+                that begins with the next one, ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``.
+            transform: Of the channels factored out, conditioned on the features.
+        """
+        super().__init__()
+        self.extractor = extractor
+        self.transform = transform
+
+
 class Level(nn.Module):
     """One grid of a flow: squeeze, steps, and a split unless all channels continue."""
 
     def __init__(
-        self, steps: Sequence[Transform], split: Split | None, *, squeeze: Transform | None = None, downscale: int = 2
+        self,
+        steps: Sequence[Transform],
+        split: Split | None,
+        *,
+        squeeze: Transform | None = None,
+        downscale: int = 2,
+        details: Details | None = None,
     ) -> None:
         """Build the level.
 
@@ -63,12 +92,14 @@ class Level(nn.Module):
             squeeze: The first transform; None for ``Squeeze``, an empty ``Chain()`` for none.
             downscale: Factor by which squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a
                 single position.
+            details: Turns the channels that the split factored out into latents; None if they are latents already.
         """
         super().__init__()
         self.squeeze = Squeeze() if squeeze is None else squeeze
         self.steps = Chain(*steps)
         self.split = split
         self.downscale = downscale
+        self.details = details
 
     def shape(self, channels: int, height: int, width: int) -> Shape:
         """Compute channels and sides after squeeze and steps.
@@ -87,9 +118,10 @@ class Flow(Transform, Generic[C]):
     """A bijection between images and lists of latents, finest first, with or without a condition.
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
-    ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels.
+    ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
+    details, these then turn what was factored out into latents, from the deepest level up.
 
-    Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3.
+    Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
     def __init__(
@@ -110,6 +142,7 @@ class Flow(Transform, Generic[C]):
         fixed_size: bool = False,
         dequantizer: nn.Module | None = None,
         styles: Sequence[str] = (),
+        anchored: bool = False,
     ) -> None:
         """Assemble a flow; the builders in ``models`` call this.
 
@@ -120,7 +153,8 @@ class Flow(Transform, Generic[C]):
             architecture: Its registered name; see ``models.register``.
             capabilities: What it can do.
             prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
-            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do.
+            top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, or the
+                condition's anchor if there is one.
             encoder: Network that ``condition_encoder`` uses, if any.
             condition_encoder: From this flow and the source to the condition; None for an unconditional flow.
             condition_scale: Integer factor from the source's sides to the image's.
@@ -129,6 +163,8 @@ class Flow(Transform, Generic[C]):
             fixed_size: Whether the flow accepts images of that size only.
             dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
             styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
+            anchored: Whether the condition has an anchor, so that the last latents are the deviation from it, which is
+                zero when sampling.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
@@ -144,6 +180,7 @@ class Flow(Transform, Generic[C]):
         self.image_size = image_size
         self.fixed_size = fixed_size
         self.dequantizer = dequantizer
+        self.anchored = anchored
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
@@ -242,6 +279,7 @@ class Flow(Transform, Generic[C]):
         features, labels = self._check_condition(cond, x.shape[0])
         x, logdet = self._start(x, cond)
         latents: list[Tensor] = []
+        kept: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
             x, change = level.steps(x, feature)
@@ -249,9 +287,13 @@ class Flow(Transform, Generic[C]):
             if level.split is not None:
                 (x, latent), change = level.split(x, labels)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
+                kept.append(x)
                 logdet = logdet + change
+        for number, details, feature in self._details(kept):
+            latents[number], change = details(latents[number], feature)
+            logdet = logdet + change
         if self.top is not None:
-            x, change = self.top(x, labels)
+            x, change = self.top(x, self._anchor(cond, labels))
             logdet = logdet + change
         return [*latents, x], logdet
 
@@ -281,10 +323,15 @@ class Flow(Transform, Generic[C]):
         remaining = list(z)
         x = remaining.pop()
         if self.top is not None:
-            x = self.top.inverse(x, labels)
+            x = self.top.inverse(x, self._anchor(cond, labels))
+        deeper: list[Any] = []
         for number, level in reversed(list(enumerate(self._levels()))):
             if level.split is not None:
-                x = level.split.inverse((x, remaining.pop()), labels)
+                latent = remaining.pop()
+                if level.details is not None:
+                    deeper.insert(0, level.details.extractor(x, deeper))
+                    latent = level.details.transform.inverse(latent, deeper[0])
+                x = level.split.inverse((x, latent), labels)
             x = level.steps.inverse(x, features[number])
             x = level.squeeze.inverse(x)
             if between is not None:
@@ -318,6 +365,7 @@ class Flow(Transform, Generic[C]):
             pending = self.prelude.by_position(x)[1]
         x = self._start(x, cond)[0]
         shares: list[Tensor] = []
+        kept: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
             x = level.squeeze(x)[0]
             x, change = level.steps.by_position(x, feature)
@@ -325,12 +373,18 @@ class Flow(Transform, Generic[C]):
             if level.split is not None:
                 (x, latent), change = level.split.by_position(x, labels)
                 latents.append(latent)
-                shares.append(pending + spread(change + log_density(latent).sum(1), height, width))
+                kept.append(x)
+                shares.append(pending + spread(change, height, width))
                 pending = torch.zeros_like(pending)
+        for number, details, feature in self._details(kept):
+            latents[number], change = details.by_position(latents[number], feature)
+            shares[number] = shares[number] + spread(change, height, width)
         if self.top is not None:
-            x, change = self.top.by_position(x, labels)
+            x, change = self.top.by_position(x, self._anchor(cond, labels))
             pending = pending + spread(change, height, width)
-        return [*latents, x], [*shares, pending + spread(log_density(x).sum(1), height, width)]
+        latents.append(x)
+        densities = [spread(log_density(latent).sum(1), height, width) for latent in latents]
+        return latents, [share + density for share, density in zip([*shares, pending], densities, strict=True)]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
@@ -340,12 +394,52 @@ class Flow(Transform, Generic[C]):
             self.prelude.initialize(x)
         x = self._start(x, cond)[0]
         latents: list[Tensor] = []
+        kept: list[Tensor] = []
         for level, feature in zip(self._levels(), features, strict=True):
             x = level.steps.initialize(level.squeeze(x)[0], feature)
             if level.split is not None:
                 x, latent = level.split.initialize(x, labels)
                 latents.append(latent)
-        return [*latents, x if self.top is None else self.top.initialize(x, labels)]
+                kept.append(x)
+        for number, details, feature in self._details(kept):
+            latents[number] = details.initialize(latents[number], feature)
+        return [*latents, x if self.top is None else self.top.initialize(x, self._anchor(cond, labels))]
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Walk down to the output of the last level, without latents and without a condition.
+
+        Args:
+            x: ``(B, C, H, W)``, sides multiples of ``size_multiple``.
+
+        Returns:
+            ``(B, C_L, H_L, W_L)``; of an anchored flow, its own LR image, not clamped.
+
+        Raises:
+            ShapeError: If the model does not accept images of that shape.
+            ConditionError: If the steps of this flow need a condition.
+        """
+        self._check_image(x)
+        if not self.anchored:
+            raise ConditionError(f"The last level of a {self.architecture} model is no image; encode it instead.")
+        x = self._start(x, None)[0]
+        for level in self._levels():
+            x = level.steps(level.squeeze(x)[0])[0]
+            x = x if level.split is None else level.split(x)[0][0]
+        return x
+
+    def _details(self, kept: list[Tensor]) -> Iterator[tuple[int, Transform, Any]]:
+        """Every level's details, the deepest first, with the number of their latents and their features."""
+        deeper: list[Any] = []
+        splitting = [level for level in self._levels() if level.split is not None]
+        for number, level in reversed(list(enumerate(splitting))):
+            if level.details is not None:
+                deeper.insert(0, level.details.extractor(kept[number], deeper))
+                yield number, level.details.transform, deeper[0]
+
+    @staticmethod
+    def _anchor(cond: Condition | None, labels: Tensor | None) -> Tensor | None:
+        """What ``top`` sees."""
+        return labels if cond is None or cond.anchor is None else cond.anchor
 
     def _start(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
         """Map pixels to the input of the first level, with the logdet so far."""
@@ -377,6 +471,11 @@ class Flow(Transform, Generic[C]):
             raise ConditionError(
                 f"Expected labels of {batch} items and {self.classes} classes; the condition has "
                 f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, a label an image."
+            )
+        if cond.anchor is not None and cond.anchor.shape[0] not in (1, batch):
+            raise ConditionError(
+                f"The condition is of {cond.anchor.shape[0]} images; got {batch}. Encode the condition of the same "
+                "images, or of one for all."
             )
         return [self._feature(f) for f in cond.features], cond.labels
 

@@ -47,6 +47,7 @@ def sample_latents(
     seed: int = 0,
     *,
     order: Literal["item", "published"] = "item",
+    anchored: bool = False,
 ) -> list[Tensor]:
     """Draw latents: ``tau * N(0, 1)``.
 
@@ -63,6 +64,8 @@ def sample_latents(
         order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
             program of SRFlow does (with temperature 0 that program still consumes the split draws, which makes no
             difference here).
+        anchored: As the flow's attribute says: whether the last latents are a deviation that is not sampled. They are
+            zero, take no temperature and no draw, and are an expanded single item.
 
     Returns:
         Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
@@ -71,6 +74,9 @@ def sample_latents(
         FlowError: If a temperature is negative or not finite, the seed lies outside [0, 2^64), or n is less than 1.
         ShapeError: If the number of temperatures is not that of levels.
     """
+    if anchored:
+        still = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
+        return [*sample_latents(shapes[:-1], n, temperature, seed, order=order), still]
     taus = [
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)

@@ -36,6 +36,15 @@ TINY: dict[str, dict[str, Any]] = {
         "encoder_growth": 4,
         "stacked_blocks": (1,),
     },
+    "hcflow": {
+        "steps": 2,
+        "detail_steps": 1,
+        "hidden": 6,
+        "detail_hidden": 6,
+        "extractor_blocks": (1, 1),
+        "extractor_width": 4,
+        "extractor_growth": 3,
+    },
     "colorizer": {
         "steps": (1, 1),
         "hidden": (8, 8),

@@ -97,6 +97,11 @@ LOOKS = (
     (r"blocks\.\d+\.attn_blocks\.\d+\.", "TarFlow, a transformer flow, which flowcore does not build"),
     (r"blocks\.\d+\.dnn\.(encoder|init_proj|pos_emb)", "Jet, a transformer flow, which flowcore does not build"),
     (r"flows\.(next\.)*steps\.\d+\.(norm|conv|coup)\.", "Glow by chrischute, a variant that is not supported"),
+    (
+        r"l\d\.steps\.\d+\.(w|w_rev|an_scale|an_bias)",
+        "HCFlow as hcflow-rs stores it, folded; give the file that it was converted from, such as "
+        "SR_DF2K_X4_HCFlow++.pth",
+    ),
     (r"levels\.0\.steps\.", "a flowcore model without its header (write it with flowcore.checkpoints.save)"),
     (r"lora_(up|down|A|B)\b|\.lora_", "a LoRA"),
     (r"diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.embedders\.", "Stable Diffusion"),

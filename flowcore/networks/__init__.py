@@ -2,14 +2,17 @@
 
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
 from .luma import LumaEncoder
-from .prior import TablePrior, TopPrior
+from .prior import AnchorPrior, TablePrior, TopPrior
 from .residual import ResidualConditioner
-from .rrdb import RRDBEncoder
+from .rrdb import DenseConvs, HierarchicalExtractor, RRDBEncoder
 
 __all__ = [
+    "AnchorPrior",
     "Conditioner",
     "DenseConditioner",
+    "DenseConvs",
     "Edge",
+    "HierarchicalExtractor",
     "LumaEncoder",
     "PlainConditioner",
     "RRDBEncoder",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import no_autocast
+from ..errors import ConditionError
 from .conditioner import Edge, ScaledConv
 
 
@@ -104,3 +105,40 @@ class TablePrior(nn.Module):
             with no_autocast(tables.device):  # a look-up gains nothing from low precision
                 tables = torch.tensordot(labels.to(tables.dtype), tables, dims=1)  # (B, 2C, H, W)
         return tables.to(like.dtype)
+
+
+class AnchorPrior(nn.Module):
+    """Prior of a flow's last output around the condition's anchor, with a fixed standard deviation.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3: the density of the LR image.
+    """
+
+    def __init__(self, log_std: float) -> None:
+        """Build the prior.
+
+        Args:
+            log_std: Logarithm of the standard deviation.
+        """
+        super().__init__()
+        self.log_std = log_std
+
+    def forward(self, like: Tensor, anchor: Tensor) -> Tensor:
+        """Return means and log standard deviations.
+
+        Args:
+            like: ``(B, C, H, W)``; only its shape and dtype are read.
+            anchor: The means, ``(B or 1, C, H, W)``.
+
+        Returns:
+            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
+
+        Raises:
+            ConditionError: If the anchor is of another size.
+        """
+        if anchor.shape[1:] != like.shape[1:] or anchor.shape[0] not in (1, like.shape[0]):
+            raise ConditionError(
+                f"The condition belongs to an LR image of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode "
+                "the condition from the matching image."
+            )
+        mean = anchor.to(like.dtype)
+        return torch.stack([mean, torch.full_like(mean, self.log_std)], dim=2).flatten(1, 2)

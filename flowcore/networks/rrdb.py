@@ -1,4 +1,4 @@
-"""The LR encoder of SRFlow: residual-in-residual dense blocks."""
+"""Residual-in-residual dense blocks: SRFlow's LR encoder, HCFlow's feature extractors, and dense couplings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from torch import Tensor, nn
 from ..images.resize import enlarge
 
 
-class DenseBlock(nn.Module):
-    """Five 3x3 convolutions, each of which sees the input and all outputs before it; a residual scaled by 0.2."""
+class DenseConvs(nn.Module):
+    """Five 3x3 convolutions, each of which sees the input and all outputs before it; leaky ReLU between.
 
-    def __init__(self, width: int, growth: int) -> None:
+    By itself the network of a coupling in HCFlow's rescaling: ``(B, inputs, H, W)`` to ``(B, outputs, H, W)``.
+    """
+
+    def __init__(self, inputs: int, growth: int, outputs: int) -> None:
         """Draw the weights as ESRGAN does: Kaiming normal times 0.1, biases zero.
 
         Args:
-            width: Channels in and out.
+            inputs: Channels in.
             growth: Channels that each of the first four convolutions adds.
+            outputs: Channels out.
         """
         super().__init__()
-        outputs = [growth] * 4 + [width]
-        self.convs = nn.ModuleList(_conv(width + growth * k, outputs[k]) for k in range(5))
+        widths = [growth] * 4 + [outputs]
+        self.convs = nn.ModuleList(_conv(inputs + growth * k, widths[k]) for k in range(5))
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
@@ -36,7 +40,17 @@ class DenseBlock(nn.Module):
         seen = [x]
         for conv in self.convs[:-1]:
             seen.append(_activate(conv(torch.cat(seen, dim=1))))
-        return x + 0.2 * self.convs[-1](torch.cat(seen, dim=1))
+        return self.convs[-1](torch.cat(seen, dim=1))
+
+
+class DenseBlock(DenseConvs):
+    """Dense convolutions as a residual scaled by 0.2, ``(B, width, H, W)`` to the same shape."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__(width, growth, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * super().forward(x)
 
 
 class RRDB(nn.Module):
@@ -156,6 +170,52 @@ def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
 def up_convolutions(wanted: Sequence[int], count: int, with_enlargement: bool) -> int:
     """Count the up-convolutions of an encoder that the wanted features need, of ``count``."""
     return count - 1 if with_enlargement else max(0, count - min(wanted, default=count))
+
+
+class HierarchicalExtractor(nn.Module):
+    """Features of one level of an HCFlow, from its kept channels and the features of all deeper levels.
+
+    ``f0 = conv([kept, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the long skip starts at
+    the first convolution, unlike SRFlow's. The features are ``[f1, f2]``, or ``f2`` alone.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its program.
+    """
+
+    def __init__(
+        self, kept: int, deeper: int, blocks: tuple[int, int], width: int, growth: int, *, both: bool = True
+    ) -> None:
+        """Build the network.
+
+        Args:
+            kept: Channels that the level keeps.
+            deeper: Number of deeper levels.
+            blocks: RRDBs before and after the first half of the features.
+            width: Channels of the trunk.
+            growth: Channels that each dense convolution adds.
+            both: Whether the features are those of both halves, ``2 * width`` channels, or of the second.
+        """
+        super().__init__()
+        self.both = both
+        self.features = width * (2 if both else 1)
+        self.conv_first = _conv(kept + deeper * self.features, width)
+        self.first, self.second = (nn.Sequential(*(RRDB(width, growth) for _ in range(count))) for count in blocks)
+        self.conv_last = _conv(width, width)
+
+    def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
+        """Compute the features.
+
+        Args:
+            kept: ``(B, kept, H, W)``.
+            deeper: Of the deeper levels, the next one first: ``(B, features, H / 2, W / 2)`` and so on.
+
+        Returns:
+            ``(B, features, H, W)``.
+        """
+        enlarged = [F.interpolate(f, scale_factor=2 ** (k + 1), mode="nearest") for k, f in enumerate(deeper)]
+        start = self.conv_first(torch.cat([kept, *enlarged], dim=1))
+        middle = self.first(start)
+        end = self.conv_last(self.second(middle)) + start
+        return torch.cat([middle, end], dim=1) if self.both else end
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

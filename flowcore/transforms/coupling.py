@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..errors import ConditionError
 from .transform import Transform
 
-Scaling = Literal["sigmoid", "atan", "exp", "none"]
+Scaling = Literal["sigmoid", "atan", "narrow", "exp", "none"]
 ATAN_LIMIT = 1.2  # 0.636 is 2 / pi: log scales stay within it
+NARROW = 0.318  # 0.5 * 2 / pi, as published with three digits: log scales stay within 0.4995
 SIGMOID_OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outputs zeros is nearly the identity
 
 
@@ -22,30 +23,38 @@ class Coupling(Transform):
 
     With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``:
     forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``.
-    ``x1`` has ``C // 2`` channels. With ``swap`` the two parts change roles: the second conditions the first. ``cond``
-    is ``(B, Cc, H, W)``, on the grid of ``x``, or None.
+    ``x1`` has ``C // 2`` channels, or as many as ``first`` says. With ``swap`` the two parts change roles: the second
+    conditions the first. ``cond`` is ``(B, Cc, H, W)``, on the grid of ``x``, or None.
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
     """
 
     def __init__(
-        self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid", swap: bool = False
+        self,
+        conditioner: nn.Module,
+        *,
+        eps: float = 0.0,
+        scaling: Scaling = "sigmoid",
+        swap: bool = False,
+        first: int = 0,
     ) -> None:
         """Build the coupling.
 
         Args:
-            conditioner: Network from ``(B, C // 2 + Cc, H, W)`` to ``(B, 2 * (C - C // 2), H, W)``; half as many
-                outputs for "none". With ``swap``, ``C // 2`` and ``C - C // 2`` change places.
+            conditioner: Network from ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H, W)`` with C1 the channels of
+                ``x1``; half as many outputs for "none". With ``swap``, ``C1`` and ``C - C1`` change places.
             eps: Added to every scale; see ``affine``.
             scaling: How the raw scale becomes a scale; see ``affine``. "none": shift only.
             swap: Whether the second part conditions the first.
+            first: Channels of ``x1``; 0 for half of them, rounded down.
         """
         super().__init__()
         self.conditioner = conditioner
         self.eps = eps
         self.scaling: Scaling = scaling
         self.swap = swap
+        self.first = first
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, log_scale = self._couple(x, cond)
@@ -74,20 +83,22 @@ class Coupling(Transform):
         return affine(self.conditioner(append_condition(x1, cond)), self.eps, like=x1, scaling=self.scaling)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = halves(x)
+        first, second = halves(x, self.first)
         return (second, first) if self.swap else (first, second)
 
     def _join(self, x1: Tensor, x2: Tensor) -> Tensor:
         return torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
 
 
-def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the channels into the first ``C // 2`` and the rest.
+def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Split the channels into the first ones and the rest.
 
     Args:
         x: ``(B, C, H, W)``.
+        first: How many; 0 for ``C // 2``.
     """
-    return x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+    first = first or x.shape[1] // 2
+    return x[:, :first], x[:, first:]
 
 
 def append_condition(x: Tensor, cond: Tensor | None) -> Tensor:
@@ -122,6 +133,7 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
     - "sigmoid": ``scale = sigmoid(r + 2) + eps``: a conditioner that outputs zeros is nearly the identity, and no scale
       exceeds ``1 + eps`` (Glow, SRFlow);
     - "atan": ``scale = exp(1.2 * 0.636 * atan(r))``, between 0.30 and 3.3 (Ardizzone et al. 2019);
+    - "narrow": ``scale = exp(0.318 * atan(2 r))``, between 0.61 and 1.65 (HCFlow);
     - "exp": ``scale = exp(r)``, for conditioners that bound r themselves (Real NVP);
     - "none": all channels are the shift, ``scale = 1`` (NICE).
 
@@ -163,6 +175,8 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
         return r
     if scaling == "atan":
         return ATAN_LIMIT * 0.636 * torch.atan(r)
+    if scaling == "narrow":
+        return NARROW * torch.atan(2 * r)
     log_scale = F.logsigmoid(r)
     if eps == 0:
         return log_scale

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
+from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.models import configure
 
-GLOW, SRFLOW, SRFLOW_DA = (Path(__file__).parent / name for name in ("glow", "srflow", "srflow_da"))
+GLOW, SRFLOW, SRFLOW_DA, HCFLOW = (Path(__file__).parent / name for name in ("glow", "srflow", "srflow_da", "hcflow"))
 
 RECORDED = {
     "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,
@@ -29,6 +30,17 @@ RECORDED = {
 SMALL = {
     "scale": 4, "levels": 3, "steps": 1, "transition_steps": 1, "hidden": 6,
     "encoder_blocks": 4, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (2, 0, 3, 1),
+}  # fmt: skip
+
+HCFLOWS = {
+    "tiny4x": {
+        "scale": 4, "steps": 3, "detail_steps": 2, "hidden": 16, "detail_hidden": 16,
+        "extractor_blocks": (2, 1), "extractor_width": 16, "extractor_growth": 8,
+    },
+    "tiny_rescaling4x": {
+        "scale": 4, "steps": 4, "detail_steps": 2, "hidden": 8, "detail_hidden": 16,
+        "extractor_blocks": (2, 1), "extractor_width": 16, "extractor_growth": 8, "rescaling": True,
+    },
 }  # fmt: skip
 
 # In every published SRFlow, and read by nothing: their values must not matter.
@@ -53,6 +65,60 @@ def recorded_srflow() -> dict[str, Tensor]:
         state[f"{name}.weight"] = torch.full(shape, 7.0)
         state[f"{name}.bias"] = torch.full(shape[:1], 7.0)
     return state
+
+
+def recorded_hcflow(case: str) -> dict[str, Tensor]:
+    """The weights of a recorded HCFlow, "tiny4x" or "tiny_rescaling4x", bit for bit, as ``recorded_srflow``."""
+    state = load_file(HCFLOW / f"{case}_mixings.safetensors")
+    for name, shape in hcflow_shapes(**HCFLOWS[case]).items():
+        if name.endswith("haar_weights"):
+            state[name] = haar_weights(shape[0] // 4)
+        elif name not in state:
+            state[name] = torch.from_numpy(_hcflow_noise(name, shape, "rescaling" in case).astype(np.float16))
+    return state
+
+
+def hcflow_shapes(**fields) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an HCFlow's tensors in the published program."""
+    flow = build_on_meta("hcflow", configure("hcflow", fields))
+    ours = flow.state_dict()
+    shapes = {o.names[0]: o.forms[0].shape(tuple(ours[o.ours].shape)) for o in hcflow_origins(flow.config)}
+    if flow.config.rescaling:
+        for level in range(flow.config.levels):
+            channels = (3, 6, 12)[level]
+            shapes[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = (4 * channels, 1, 2, 2)
+    return shapes
+
+
+def haar_weights(channels: int) -> Tensor:
+    """The signs of the Haar transform as published, ``(4 * channels, 1, 2, 2)``."""
+    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+    return signs.reshape(4, 1, 2, 2).repeat(channels, 1, 1, 1)
+
+
+def _hcflow_noise(name: str, shape: tuple[int, ...], rescaling: bool) -> np.ndarray:
+    inputs = math.prod(shape[1:])
+    extractor = re.search(r"_condFlow\.(conv_first|RRDB_trunk|trunk_conv1)", name) is not None
+    if name.endswith(".weight"):
+        dense = name.startswith("flow.layers.") and rescaling  # couplings of five convolutions, not three
+        last = name.endswith(("conv5.weight" if dense else "conv3.weight", "_condFlow.f.weight"))
+        gain = math.sqrt(2 / inputs)
+        if extractor:
+            gain = 0.5 * math.sqrt(2 / inputs) if ".RDB" in name else math.sqrt(1.5 / inputs)
+        elif last:
+            gain = 0.4 / math.sqrt(inputs)
+    elif name.endswith(".bias"):
+        gain = 0.05 if extractor else 0.1
+    else:
+        gain = 0.1 if ".affine." in name and ".actnorm." in name else 0.05
+    noise = gain * np.random.RandomState(zlib.crc32(name.encode()) ^ (7 * 0x9E3779B1 % 2**32)).standard_normal(shape)
+    if ".RDB" in name and name.endswith("conv5.weight"):
+        noise[range(shape[0]), range(shape[0]), 1, 1] -= 2
+    if name == "flow.layers.1.actnorm.bias":
+        noise -= 0.5
+    if name.endswith("_condFlow.f.bias"):
+        noise[1::2] -= 1
+    return noise
 
 
 def srflow_shapes(**fields) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 To add one, write a module that says where every tensor of our model comes from (``source.py``), and register it here.
 """
 
+from .hcflow import HCFLOW
 from .normflows import NORMFLOWS
 from .openai import OPENAI
 from .realnvp import CHRISCHUTE
@@ -13,4 +14,4 @@ from .srflow_da import SRFLOW_DA
 from .y0ast import CHAIYUJIN, Y0AST
 
 # SRFlow's names are also those of its descendants, which come before it.
-SOURCES: tuple[Source, ...] = (SRFLOW_DA, SRFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)
+SOURCES: tuple[Source, ...] = (SRFLOW_DA, SRFLOW, HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)

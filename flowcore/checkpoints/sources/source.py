@@ -101,6 +101,7 @@ class Layout:
         given: Our tensors that the checkpoint does not hold.
         unused: Full names of published tensors that do not matter to the flow.
         checks: Checks of values, also of unused tensors.
+        nearest: The published file that the checkpoint is, or nearly is, for messages; "" for not said.
     """
 
     architecture: str
@@ -109,6 +110,7 @@ class Layout:
     given: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     unused: re.Pattern[str] = NOTHING
     checks: Sequence[Check] = ()
+    nearest: str = ""
 
 
 # --- a publisher ------------------------------------------------------------------------------------------------------
@@ -167,7 +169,8 @@ class Source:
             for name, form in zip(origin.names, origin.forms, strict=True)
         }
         actual = {name: tuple(t.shape) for name, t in state.items() if not layout.unused.fullmatch(name)}
-        refuse_mismatch(f"this checkpoint of {self.name}", expected, actual)
+        nearly = f" (nearly {layout.nearest})" if layout.nearest else ""
+        refuse_mismatch(f"this checkpoint of {self.name}{nearly}", expected, actual)
         for check in layout.checks:
             for name, t in state.items():
                 if check.names.fullmatch(name) and not t.is_meta and not check.holds(t):

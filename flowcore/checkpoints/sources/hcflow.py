@@ -1,0 +1,172 @@
+"""The published HCFlow: upscalers for photographs and faces, and a rescaler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ...models.hcflow import HCFlowConfig
+from .source import PER_CHANNEL, PER_OUTPUT, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take
+
+# What no file tells, and no picture depends on: bins of the dequantization noise in training, by scale.
+QUANT_BINS = {4: 64, 8: 256}
+
+# Constants of the Haar transform, channel by channel: the signs of its four bands.
+HAAR = re.compile(r"flow\.layers\.\d{1,4}\.haar_weights")
+SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+
+NEGATED = SAME.then(torch.neg)  # the published prior tells mean and log std; ours what is added and the log scale
+
+PUBLISHED = {
+    (4, False): HCFlowConfig(),
+    (8, False): HCFlowConfig(scale=8, extractor_blocks=(5, 5), quant_bins=256),
+    (4, True): HCFlowConfig(
+        steps=8, detail_steps=6, hidden=32, extractor_blocks=(2, 1), extractor_growth=16, rescaling=True
+    ),
+}
+FILES = {
+    (4, False): "SR_DF2K_X4_HCFlow.pth (also + and ++)",
+    (8, False): "SR_CelebA_X8_HCFlow.pth (also + and ++)",
+    (4, True): "Rescaling_DF2K_X4_HCFlow.pth",
+}
+
+
+def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one.
+
+    The published program numbers the trunk's layers in one list: per level a squeeze (without parameters), the steps,
+    and a split (likewise).
+    """
+    first = 1 if config.rescaling else 0  # of our steps: a factor comes before them
+    for level in range(config.levels):
+        for step in range(config.steps):
+            ours = f"levels.{level}.steps.transforms.{first + step}.transforms"
+            published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"
+            yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+            if config.rescaling:
+                yield from _convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv", 5)
+            else:
+                yield take(f"{ours}.1.weight", f"{published}.permute.weight")
+                yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.f")
+        ours, published = f"levels.{level}.details", f"flow.level{level}_condFlow"
+        yield from _conv(f"{ours}.extractor.conv_first", f"{published}.conv_first")
+        yield from _conv(f"{ours}.extractor.conv_last", f"{published}.trunk_conv1")
+        for trunk, (half, blocks) in enumerate(zip(("first", "second"), config.extractor_blocks, strict=True)):
+            for block in range(blocks):
+                for dense in range(3):
+                    yield from _convs(
+                        f"{ours}.extractor.{half}.{block}.dense.{dense}.convs",
+                        f"{published}.RRDB_trunk{trunk}.{block}.RDB{dense + 1}.conv",
+                        5,
+                    )
+        for step in range(config.detail_steps):
+            inner, outer = f"{ours}.transform.transforms.{step}.transforms", f"{published}.additional_flow_steps.{step}"
+            yield from _actnorm(f"{inner}.0", f"{outer}.actnorm")
+            yield take(f"{inner}.1.weight", f"{outer}.permute.weight")
+            yield from _subnet(f"{inner}.2.conditioner", f"{outer}.affine.f")
+        prior = f"{ours}.transform.transforms.{config.detail_steps}.conditioner"
+        yield take(f"{prior}.weight", f"{published}.f.weight", NEGATED)
+        yield take(f"{prior}.bias", f"{published}.f.bias", NEGATED)
+        yield take(f"{prior}.log_scale", f"{published}.f.logs", PER_OUTPUT)
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    config = _config(found, overrides)
+    haar = {f"flow.layers.{level * (config.steps + 2)}.haar_weights" for level in range(config.levels)}
+    if config.rescaling and (missing := sorted(haar - found.shapes.keys())):
+        raise CheckpointError(f"{missing[0]} is missing: this is nearly {_nearest(config)}. The file lacks a layer.")
+    return Layout(
+        architecture="hcflow",
+        config=config,
+        origins=[*hcflow_origins(config)],
+        unused=HAAR if config.rescaling else re.compile(r"(?!)"),
+        checks=[Check(HAAR, _is_haar, "holds no Haar transform: this variant is not supported, or damaged.")],
+        nearest=_nearest(config),
+    )
+
+
+def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
+    levels = max(found.indices(r"flow\.level(\d+)_condFlow\."), default=-1) + 1
+    layers = found.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
+    rescaling = found.has(r"flow\.layers\.\d+\.haar_weights")
+    nearest = FILES.get((2 ** min(levels, 8), rescaling), FILES[4, rescaling])
+    steps = len(layers) // levels if levels else 0
+    expected = {level * (steps + 2) + 1 + step for level in range(min(levels, 8)) for step in range(steps)}
+    if not 1 <= levels <= 3 or layers != expected or not steps:
+        raise CheckpointError(
+            f"this is nearly an HCFlow such as {nearest}, but its layers are not those of any variant. Expected 1 to 3 "
+            "levels with as many trunk steps each, a layer without parameters before and after them; got "
+            f"{levels} levels and trunk steps at layers {', '.join(map(str, sorted(layers)[:40])) or 'none'}. The file "
+            "lacks layers, or the variant is not supported."
+        )
+    inside = "flow.level0_condFlow"
+    detail_steps = max(found.indices(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."), default=-1) + 1
+    blocks = [max(found.indices(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\."), default=-1) + 1 for k in (0, 1)]
+    rrdb = next((f"{inside}.RRDB_trunk{k}.0.RDB1.conv1.weight" for k in (0, 1) if blocks[k]), "")
+    detected: dict[str, Any] = {
+        "scale": 2**levels,
+        "steps": steps,
+        "detail_steps": detail_steps,
+        "hidden": found.shape("flow.layers.1.affine.f.conv1.weight", 4)[0],
+        "detail_hidden": found.shape(f"{inside}.additional_flow_steps.0.affine.f.conv1.weight", 4)[0],
+        "extractor_blocks": tuple(blocks),
+        "extractor_width": found.shape(f"{inside}.conv_first.weight", 4)[0],
+        "extractor_growth": found.shape(rrdb, 4)[0] if rrdb else 32,
+        "rescaling": rescaling,
+    }
+    return found.config("hcflow", detected, {"quant_bins": QUANT_BINS.get(2**levels, 64)}, overrides)
+
+
+def _nearest(config: HCFlowConfig) -> str:
+    """The published file of this scale and kind, and how the configuration differs from it."""
+    key = config.scale, config.rescaling
+    if key not in PUBLISHED:
+        return "an HCFlow of no published scale"
+    published = PUBLISHED[key]
+    fields = ("steps", "detail_steps", "hidden", "detail_hidden", "extractor_blocks")
+    fields += ("extractor_width", "extractor_growth")
+    other = [f"{f} {getattr(config, f)}, not {getattr(published, f)}" for f in fields]
+    differences = [text for f, text in zip(fields, other, strict=True) if getattr(config, f) != getattr(published, f)]
+    return FILES[key] + (f", but with {'; '.join(differences)}" if differences else "")
+
+
+def _is_haar(t: Tensor) -> bool:
+    return t.ndim == 4 and t.shape[1:] == (1, 2, 2) and len(t) % 4 == 0 and bool((t.reshape(-1, 4, 4) == SIGNS).all())
+
+
+def _subnet(ours: str, published: str) -> Iterator[Origin]:
+    for k in range(2):
+        yield take(f"{ours}.hidden.{k}.weight", f"{published}.conv{k + 1}.weight")
+        yield from _actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
+    yield take(f"{ours}.last.weight", f"{published}.conv3.weight")
+    yield take(f"{ours}.last.bias", f"{published}.conv3.bias")
+    yield take(f"{ours}.last.log_scale", f"{published}.conv3.logs", PER_OUTPUT)
+
+
+def _actnorm(ours: str, published: str) -> Iterator[Origin]:
+    yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
+    yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
+
+
+def _convs(ours: str, published: str, count: int) -> Iterator[Origin]:
+    for k in range(count):
+        yield from _conv(f"{ours}.{k}", f"{published}{k + 1}")
+
+
+def _conv(ours: str, published: str, form: Form = SAME) -> Iterator[Origin]:
+    for part in ("weight", "bias"):
+        yield take(f"{ours}.{part}", f"{published}.{part}", form)
+
+
+HCFLOW = Source(
+    name="HCFlow",
+    licence="HCFlow's program and releases: Apache-2.0; its authors ask to follow the licenses of what it is based on, "
+    "too: SRFlow is CC BY-NC-SA 4.0 (non-commercial); check the license of your file",
+    detect=re.compile(r"flow\.(level\d+_condFlow\.|layers\.\d+\.(haar_weights|permute\.|affine\.f\.conv\d))"),
+    layout=_layout,
+)

@@ -1,0 +1,172 @@
+"""HCFlow: super-resolution and rescaling, with the LR image as what remains of the HR image on the way down.
+
+An unconditional trunk halves the grid and gives channels away at every level; the last three channels are an LR image.
+What was given away becomes latents by small flows, conditioned on features of all that remained, from the deepest level
+up. The last latents are the deviation of the flow's own LR image from the given one, in units of its standard
+deviation, which sampling sets to zero: the picture belongs to the given LR image.
+
+Source: Liang, Lugmayr, Zhang, Danelljan, Van Gool, Timofte, "Hierarchical Conditional Flow: A Unified Framework for
+Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR image is taken as it is; the published
+program rounds it to 8 bits first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..condition import Condition
+from ..errors import FlowError, ShapeError
+from ..flow import Capabilities, Details, Flow, Level
+from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
+from ..networks.conditioner import NormalizedConv
+from ..transforms import (
+    ActNorm,
+    Chain,
+    Coupling,
+    Haar,
+    Injector,
+    InvertibleConv,
+    PixelMap,
+    Scaling,
+    Split,
+    Transform,
+    Whiten,
+)
+from .fields import check_choice, check_integer, integer_tuple
+
+LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
+IMAGE = 3  # channels that the deepest level keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class HCFlowConfig:
+    """Configuration of an HCFlow; the defaults are the published DF2K 4X network.
+
+    Attributes:
+        scale: Integer factor from LR to HR: 2, 4 or 8; log2(scale) levels.
+        steps: Trunk steps per level.
+        detail_steps: Conditional steps per level.
+        hidden: Width of the networks in trunk couplings; in rescaling, channels that each dense convolution adds.
+        detail_hidden: Width of the networks in conditional couplings.
+        extractor_blocks: RRDBs in the two halves of every level's feature extractor.
+        extractor_width: Channels of its trunk.
+        extractor_growth: Channels that each of its dense convolutions adds.
+        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
+        rescaling: Whether the LR image is the flow's own, made to be restored: Haar transforms instead of squeezes,
+            trunk couplings between the coarse image and the rest without 1x1 convolutions, bounded priors.
+    """
+
+    scale: int = 4
+    steps: int = 13
+    detail_steps: int = 13
+    hidden: int = 64
+    detail_hidden: int = 64
+    extractor_blocks: tuple[int, int] = (7, 7)
+    extractor_width: int = 64
+    extractor_growth: int = 32
+    quant_bins: int = 64
+    rescaling: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice(self, scale=(2, 4, 8), rescaling=(True, False))
+        check_integer(self, steps=(1, 256), detail_steps=(1, 256), hidden=(1, 4096), detail_hidden=(1, 4096))
+        check_integer(self, extractor_width=(1, 4096), extractor_growth=(1, 4096), quant_bins=(1, 65536))
+        blocks: Any = integer_tuple(self, "extractor_blocks", 0, 256)
+        if len(blocks) != 2:
+            raise FlowError(f"extractor_blocks must be two numbers, e.g. (7, 7); got {len(blocks)}.")
+        object.__setattr__(self, "extractor_blocks", blocks)
+
+    @property
+    def levels(self) -> int:
+        """Squeeze scales; the deepest is the LR grid."""
+        return self.scale.bit_length() - 1
+
+
+def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
+    """Build an HCFlow.
+
+    Args:
+        config: See ``HCFlowConfig``.
+
+    Returns:
+        The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
+        from the LR image, ``(B, 3, h, w)`` in [0, 1].
+    """
+    levels: list[Level] = []
+    channels = IMAGE
+    for number in range(1, config.levels + 1):
+        channels *= 4
+        steps: list[Transform] = [PixelMap(0, 2)] if config.rescaling else []  # Haar means become block means
+        steps += [Chain(*_step(channels, k, config)) for k in range(config.steps)]
+        kept = IMAGE if number == config.levels else channels // 2
+        level = Level(
+            steps,
+            Split(None, kept=kept),
+            squeeze=Haar() if config.rescaling else None,
+            details=_details(kept, channels - kept, config.levels - number, config),
+        )
+        levels.append(level)
+        channels = kept
+    flow = Flow(
+        levels,
+        channels=IMAGE,
+        config=config,
+        architecture="hcflow",
+        capabilities=Capabilities(
+            source="low_resolution",
+            tasks=frozenset({"rescale"} if config.rescaling else {"upscale"}),
+        ),
+        top=Whiten(AnchorPrior(LR_LOG_STD)),
+        condition_encoder=_encode_lr,
+        condition_scale=config.scale,
+        anchored=True,
+    )
+    _draw_weights(flow)
+    return flow
+
+
+def _step(channels: int, number: int, config: HCFlowConfig) -> list[Transform]:
+    if not config.rescaling:
+        network = Conditioner(channels // 2, config.hidden, channels)
+        return [ActNorm(channels), InvertibleConv(channels), Coupling(network, scaling="narrow")]
+    rest = channels - IMAGE
+    if number % 2 == 0:
+        network = DenseConvs(IMAGE, config.hidden, 2 * rest)
+        return [ActNorm(channels), Coupling(network, scaling="narrow", first=IMAGE)]
+    network = DenseConvs(rest, config.hidden, IMAGE)
+    return [ActNorm(channels), Coupling(network, scaling="none", first=IMAGE, swap=True)]
+
+
+def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Details:
+    """The conditional flow of the channels that a level gives away."""
+    width, growth = config.extractor_width, config.extractor_growth
+    extractor = HierarchicalExtractor(kept, deeper, config.extractor_blocks, width, growth, both=not config.rescaling)
+    inputs, outputs = channels // 2 + extractor.features, 2 * (channels - channels // 2)
+    steps: list[Transform] = []
+    for _ in range(config.detail_steps):
+        network = Conditioner(inputs, config.detail_hidden, outputs)
+        steps.append(Chain(ActNorm(channels), InvertibleConv(channels), Coupling(network, scaling="narrow")))
+    scaling: Scaling = "narrow" if config.rescaling else "exp"
+    prior = Injector(ScaledConv(extractor.features, 2 * channels), scaling=scaling)
+    return Details(extractor, Chain(*steps, prior))
+
+
+def _draw_weights(flow: Flow[HCFlowConfig]) -> None:
+    """Start as published: Xavier normal times 0.1; what a dense coupling adds starts at zero."""
+    for module in flow.modules():
+        if isinstance(module, (NormalizedConv, DenseConvs)):
+            convs = [module] if isinstance(module, NormalizedConv) else list(module.convs)
+            for conv in convs:
+                assert isinstance(conv.weight, Tensor)
+                nn.init.xavier_normal_(conv.weight, 0.1)
+        if isinstance(module, Coupling) and isinstance(module.conditioner, DenseConvs):
+            nn.init.zeros_(module.conditioner.convs[-1].get_parameter("weight"))
+
+
+def _encode_lr(flow: Flow[HCFlowConfig], lr: Tensor) -> Condition:
+    if lr.ndim != 4 or lr.shape[1] != IMAGE or min(lr.shape) < 1:
+        raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(lr.shape)}.")
+    return Condition(features=(None,) * len(flow.levels), anchor=lr)

@@ -1,0 +1,334 @@
+"""HCFlow against tensors recorded from the published program; see hcflow/README.md.
+
+Tolerances are relative to the largest value, if that exceeds 1: float64 1e-9; float32 1e-5 for images, latents and
+features, 2e-6 for logdet and likelihood. The published likelihood rounds the LR image to 8 bits first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowcore import likelihood, prior
+from flowcore.checkpoints.sources import HCFLOW
+from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore.flow import Flow
+from flowcore.inference.plan import Plan
+from flowcore.models.hcflow import HCFlowConfig
+
+from .published import HCFLOW as FOLDER
+from .published import HCFLOWS, recorded_hcflow
+
+PIXELS = 20 * 28  # of the recorded HR images
+LR_LOG_DENSITY = 6 - math.log(2 * math.pi) / 2  # of a value at its mean
+
+
+def load(*names: str) -> dict[str, Tensor]:
+    return {key: t for name in names for key, t in load_file(FOLDER / f"{name}.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Tensor]:
+    return load("tiny4x_io", "tiny4x_intermediates", "tiny4x_train")
+
+
+@pytest.fixture(scope="module")
+def rescaling() -> dict[str, Tensor]:
+    return load("tiny_rescaling4x_io")
+
+
+def converted(case: str, dtype: str) -> Flow:
+    flow = HCFLOW.convert(recorded_hcflow(case), {})
+    assert flow.config == HCFlowConfig(**HCFLOWS[case])
+    return flow.to(dtype=getattr(torch, dtype))
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def flow(request) -> Flow:
+    """The recorded super-resolution network as ours; tests do not change it."""
+    return converted("tiny4x", request.param)
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def rescaler(request) -> Flow:
+    return converted("tiny_rescaling4x", request.param)
+
+
+@pytest.fixture
+def flow64() -> Flow:
+    """For tests that change it."""
+    return converted("tiny4x", "float64")
+
+
+def precision(flow: Flow) -> str:
+    return "f64" if next(flow.parameters()).dtype == torch.float64 else "f32"
+
+
+def near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
+    assert ours.shape == theirs.shape
+    scale = max(1.0, float(theirs.abs().max()))
+    torch.testing.assert_close(ours.double(), theirs.double(), atol=tolerance * scale, rtol=0)
+
+
+def near_for(flow: Flow, ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
+    near(ours, theirs, 1e-9 if precision(flow) == "f64" else single)
+
+
+def inputs(flow: Flow, recorded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    dtype = next(flow.parameters()).dtype
+    return recorded["hr"].to(dtype), recorded["lr"].to(dtype)
+
+
+def own_lr(latents: list[Tensor], lr: Tensor) -> Tensor:
+    """The flow's own LR image."""
+    return lr + latents[-1] * math.exp(-6)
+
+
+def published_objective(latents: list[Tensor], logdet: Tensor) -> Tensor:
+    """Logdet and density of the latents, without those of the LR image."""
+    return logdet - 6 * latents[-1][0].numel() + prior.log_prob(latents[:-1])
+
+
+def rounded_lr_log_prob(latents: list[Tensor], lr: Tensor) -> Tensor:
+    """The published density of the LR image: of the flow's own, rounded to 8 bits, its gradient passed through."""
+    own = own_lr(latents, lr)
+    rounded = own + (own.clamp(0, 1).mul(255).round().div(255) - own).detach()
+    return (LR_LOG_DENSITY - ((rounded - lr) * math.exp(6)).square() / 2).flatten(1).sum(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("planned", [False, True])
+def test_encode(flow, recorded, planned):
+    hr, lr = inputs(flow, recorded)
+    t = precision(flow)
+    latents, logdet = (Plan(flow) if planned else flow)(hr, flow.encode_condition(lr))
+    assert [tuple(z.shape[1:]) for z in latents] == flow.latent_shapes(20, 28) == [(6, 10, 14), (21, 5, 7), (3, 5, 7)]
+    for level in range(2):
+        near_for(flow, latents[level], recorded[f"{t}.enc.eps{level}"])
+    near_for(flow, own_lr(latents, lr), recorded[f"{t}.enc.lr"])
+    near_for(flow, logdet - 6 * 3 * 35, recorded[f"{t}.enc.logdet"], 2e-6)
+    near_for(flow, published_objective(latents, logdet), recorded[f"{t}.enc.objective"], 2e-6)
+    near_for(flow, rounded_lr_log_prob(latents, lr), recorded[f"{t}.enc.lr_logp"], 2e-6)
+    near_for(flow, flow.reduce(hr), recorded[f"{t}.enc.lr"])
+
+
+@torch.no_grad()
+def test_encode_then_decode(flow, recorded):
+    hr, lr = inputs(flow, recorded)
+    cond = flow.encode_condition(lr)
+    x = flow.inverse(flow(hr, cond)[0], cond)
+    near_for(flow, x, recorded[f"{precision(flow)}.recon.x"])
+    near_for(flow, x, hr)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("case", ["given", "tau0"])
+def test_decode_latents(flow, recorded, case, planned):
+    _, lr = inputs(flow, recorded)
+    latents = [recorded[f"given.eps{level}"].to(lr) for level in range(2)]
+    latents = [z if case == "given" else torch.zeros_like(z) for z in latents]
+    latents.append(torch.zeros_like(lr))
+    x = (Plan(flow) if planned else flow).inverse(latents, flow.encode_condition(lr))
+    near_for(flow, x, recorded[f"{precision(flow)}.{case}.x"])
+
+
+@torch.no_grad()
+def test_seeded_sample(flow, recorded):
+    _, lr = inputs(flow, recorded)
+    drawn = prior.sample_latents(flow.latent_shapes(20, 28), 2, 0.9, 1234, order="published", anchored=True)
+    assert torch.equal(drawn[0], recorded["f32.seed1234.draw1"])
+    assert torch.equal(drawn[1], recorded["f32.seed1234.draw0"])
+    assert not drawn[2].any()
+    x = flow.inverse([z.to(lr) for z in drawn], flow.encode_condition(lr))
+    near(x, recorded["f32.seed1234.x"], 1e-5)
+
+
+@torch.no_grad()
+def test_dequantized_likelihood(flow, recorded):
+    hr, lr = inputs(flow, recorded)
+    t = precision(flow)
+    latents, logdet = flow(hr + recorded["noise.u"].to(hr) / 64, flow.encode_condition(lr))
+    for level in range(2):
+        near_for(flow, latents[level], recorded[f"{t}.noise.eps{level}"])
+    near_for(flow, own_lr(latents, lr), recorded[f"{t}.noise.lr"])
+    objective = published_objective(latents, logdet)
+    near_for(flow, objective, recorded[f"{t}.noise.objective"], 2e-6)
+    total = objective - math.log(64) * PIXELS + rounded_lr_log_prob(latents, lr)
+    near_for(flow, -total / (math.log(2) * PIXELS), recorded[f"{t}.noise.nll"], 2e-6)
+
+
+@torch.no_grad()
+def test_log_prob_takes_the_lr_image_as_it_is(flow, recorded):
+    hr, lr = inputs(flow, recorded)
+    latents, logdet = flow(hr, flow.encode_condition(lr))
+    density = (LR_LOG_DENSITY - latents[-1].square() / 2).flatten(1).sum(1)
+    total = published_objective(latents, logdet) + density
+    near_for(flow, likelihood.log_prob(flow, hr, flow.encode_condition(lr)), total, 2e-6)
+
+
+# --- layer by layer, the first image ----------------------------------------------------------------------------------
+
+
+def check_features(details, kept, deeper, recorded, prefix, level) -> Tensor:
+    """Compare what an extractor computes, at every stage that was recorded."""
+    name = f"{prefix}.level{level}_condFlow"
+    seen: dict[str, Tensor] = {}
+    extractor = details.extractor
+    stages = {"conv_first": extractor.conv_first, "RRDB_trunk0": extractor.first, "RRDB_trunk1": extractor.second}
+    hooks = [
+        module.register_forward_hook(lambda _m, i, o, stage=stage: seen.update({stage: o, f"{stage}.input": i[0]}))
+        for stage, module in stages.items()
+    ]
+    features = extractor(kept, deeper)
+    for hook in hooks:
+        hook.remove()
+    for stage in stages:
+        near(seen[stage], recorded[f"{name}.{stage}"], 1e-5)
+    near(seen["conv_first.input"], recorded[f"{name}.input"], 1e-5)
+    near(features, recorded[f"{name}.features"], 1e-5)
+    # The published prior is mean and log std; ours is what is added, and the log scale.
+    near(-details.transform.parts()[-1].conditioner(features), recorded[f"{name}.f"], 1e-5)
+    return features
+
+
+@torch.no_grad()
+def test_every_layer_of_encode(flow, recorded):
+    x = inputs(flow, recorded)[0][:1]
+    total, index, kept, gone = x.new_zeros(1), 0, [], []
+    for level in flow.levels:
+        x = level.squeeze(x)[0]
+        near(x, recorded[f"encode.layers.{index}"], 1e-5)
+        for step in level.steps.parts():
+            x, change = step(x)
+            total, index = total + change, index + 1
+            near(x, recorded[f"encode.layers.{index}"], 1e-5)
+            near_for(flow, total, recorded[f"encode.layers.{index}.running"], 2e-5)
+        (x, a), _ = level.split(x)
+        index += 1
+        near(x, recorded[f"encode.layers.{index}"], 1e-5)
+        kept.append(x)
+        gone.append(a)
+        index += 1
+    deeper: list[Tensor] = []
+    for number in (1, 0):
+        details, a = flow.levels[number].details, gone[number]
+        deeper.insert(0, check_features(details, kept[number], deeper, recorded, "encode", number))
+        for k, step in enumerate(details.transform.parts()):
+            a, change = step(a, deeper[0])
+            total = total + change
+            if k < 2:
+                name = f"encode.level{number}_condFlow.additional_flow_steps.{k}"
+                near(a, recorded[name], 1e-5)
+                near_for(flow, total, recorded[f"{name}.running"], 2e-5)
+        total = total + prior.log_prob([a])
+
+
+@torch.no_grad()
+def test_every_layer_of_decode(flow, recorded):
+    x = inputs(flow, recorded)[1][:1]
+    deeper: list[Tensor] = []
+    index = 9
+    for number in (1, 0):
+        level = flow.levels[number]
+        deeper.insert(0, check_features(level.details, x, deeper, recorded, "given", number))
+        a = recorded[f"given.eps{number}"][:1].to(x)
+        *steps, conditional_prior = level.details.transform.parts()
+        a = conditional_prior.inverse(a, deeper[0])
+        for k, step in reversed(list(enumerate(steps))):
+            a = step.inverse(a, deeper[0])
+            near(a, recorded[f"given.level{number}_condFlow.additional_flow_steps.{k}"], 1e-5)
+        x = level.split.inverse((x, a))
+        near(x, recorded[f"given.layers.{index}"], 1e-5)
+        for step in reversed(level.steps.parts()):
+            index -= 1
+            x = step.inverse(x)
+            near(x, recorded[f"given.layers.{index}"], 1e-5)
+        x = level.squeeze.inverse(x)
+        index -= 1
+        near(x, recorded[f"given.layers.{index}"], 1e-5)
+        index -= 1
+    assert index == -1
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def noisy(flow: Flow, recorded: dict[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+    hr, lr = inputs(flow, recorded)
+    latents, logdet = flow(hr + recorded["noise.u"].to(hr) / 64, flow.encode_condition(lr))
+    return latents, logdet, lr
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_gradients(flow64, recorded, whole):
+    latents, logdet, lr = noisy(flow64, recorded)
+    objective = published_objective(latents, logdet)
+    if whole:
+        objective = objective + rounded_lr_log_prob(latents, lr)
+    (-objective.mean() / (math.log(2) * PIXELS)).backward()
+    parameters = dict(flow64.named_parameters())
+    prefix = "f64.gradnorm." if whole else "f64.flow_gradnorm."
+    seen = set()
+    for origin in hcflow_origins(flow64.config):
+        name, gradient = origin.names[0], parameters.pop(origin.ours).grad
+        near(gradient.norm().reshape(()), recorded[prefix + name].reshape(()))
+        seen.add(prefix + name)
+        if not whole and f"f64.flow_grad.{name}" in recorded:
+            theirs = recorded[f"f64.flow_grad.{name}"].reshape(gradient.shape)
+            near(origin.forms[0].to_ours(theirs), gradient)
+    assert not parameters
+    assert seen == {key for key in recorded if key.startswith(prefix)}
+
+
+@torch.no_grad()
+def test_data_dependent_initialization(flow64, recorded):
+    state = flow64.state_dict()
+    actnorms = [(o.ours, o.names[0]) for o in hcflow_origins(flow64.config) if ".actnorm." in o.names[0]]
+    for ours, _ in actnorms:
+        state[ours].zero_()
+    hr, lr = inputs(flow64, recorded)
+    hr = hr + recorded["noise.u"].to(hr) / 64
+    latents = flow64.initialize(hr, flow64.encode_condition(lr))
+    for ours, name in actnorms:
+        near(state[ours], recorded[f"f64.init.{name}"].flatten())
+    assert len(actnorms) == sum(key.startswith("f64.init.flow.") for key in recorded)
+    again, logdet = flow64(hr, flow64.encode_condition(lr))
+    for first, second in zip(latents, again, strict=True):
+        near(first, second)
+    total = published_objective(again, logdet) - math.log(64) * PIXELS + rounded_lr_log_prob(again, lr)
+    near((-total / (math.log(2) * PIXELS)).mean().reshape(()), recorded["f64.init.nll"].reshape(()))
+
+
+# --- rescaling --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("planned", [False, True])
+def test_rescaling(rescaler, rescaling, planned):
+    hr, lr = inputs(rescaler, rescaling)
+    t = precision(rescaler)
+    walk = Plan(rescaler) if planned else rescaler
+    latents = walk(hr, rescaler.encode_condition(lr))[0]
+    for level in range(2):
+        near_for(rescaler, latents[level], rescaling[f"{t}.enc.eps{level}"])
+    small = walk.reduce(hr)
+    near_for(rescaler, small, rescaling[f"{t}.enc.lr"])
+    rounded = small.clamp(0, 1).mul(255).round() / 255
+    near_for(rescaler, rounded, rescaling[f"{t}.enc.lr_quantised"], 1e-6)
+    still = torch.zeros_like(lr)
+    noise = [rescaling[f"given.eps{level}"].to(lr) for level in range(2)]
+    zeros = [torch.zeros_like(z) for z in noise]
+    near_for(rescaler, walk.inverse([*noise, still], rescaler.encode_condition(lr)), rescaling[f"{t}.given.x"])
+    near_for(rescaler, walk.inverse([*zeros, still], rescaler.encode_condition(lr)), rescaling[f"{t}.tau0.x"])
+    x = walk.inverse([*zeros, still], rescaler.encode_condition(rounded))
+    near_for(rescaler, x, rescaling[f"{t}.roundtrip_tau0.x"])
+    x = walk.inverse([*latents[:2], still], rescaler.encode_condition(small))
+    near_for(rescaler, x, rescaling[f"{t}.recon.x"])
+    drawn = prior.sample_latents(rescaler.latent_shapes(20, 28), 2, 1.0, 1234, order="published", anchored=True)
+    x = walk.inverse([z.to(lr) for z in drawn], rescaler.encode_condition(lr))
+    near(x, rescaling["f32.seed1234.x"], 1e-5)
