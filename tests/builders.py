@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
 from flowcore.flow import Capabilities, Flow, Level
@@ -96,6 +97,37 @@ def build_upscaler(scale: int = 4, **fields: Any) -> Flow:
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
     return flow
+
+
+def build_hcflow(**fields: Any) -> Flow:
+    """Build a small HCFlow whose samples are pictures: what it adds to the LR image is small.
+
+    Args:
+        fields: Fields of the configuration that differ from ``TINY``.
+
+    Returns:
+        The flow in evaluation mode.
+    """
+    flow = build_tiny("hcflow", perturb=0.02, **fields)
+    with torch.no_grad():
+        for level in flow.levels:
+            prior = level.details.transform.parts()[-1]  # pyright: ignore
+            prior.conditioner.bias[1::2] += 3  # log scales
+    return flow
+
+
+def hcflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
+    """Convert an HCFlow of ours to a state dict of the published program."""
+    ours = flow.state_dict()
+    state: dict[str, Tensor] = {}
+    for origin in hcflow_origins(flow.config):
+        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
+        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+    if flow.config.rescaling:
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 2, 2)
+        for level in range(flow.config.levels):
+            state[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = signs.repeat(3 * 2**level, 1, 1, 1)
+    return state
 
 
 def assemble(levels: Sequence[Level], *, channels: int) -> Flow:

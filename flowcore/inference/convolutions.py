@@ -73,7 +73,8 @@ class ConditionConv(nn.Module):
         (t, factor), weight = parts.pop()  # the coarsest
         total = convolve_enlarged(t, weight, factor, top, bottom, self.bias)
         for (t, factor), weight in parts:
-            total.add_(convolve_enlarged(t, weight, factor, top, bottom))
+            term = convolve_enlarged(t, weight, factor, top, bottom)
+            total = total.add_(term) if len(term) <= len(total) else term.add_(total)
         return total
 
     def on_canvas(self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] = ()) -> list[Tensor]:
@@ -184,7 +185,7 @@ def _deduplicated(features: MultiScaleFeatures) -> tuple[list[Source], tuple[int
     """Sources in which an expanded batch counts as one image; and batch, height and width of their common grid."""
     sources = [(_first(t) if t.stride(0) == 0 else t, factor) for t, factor in features.sources]
     t, factor = sources[0]
-    return sources, (t.shape[0], t.shape[2] * factor, t.shape[3] * factor)
+    return sources, (max(len(t) for t, _ in sources), t.shape[2] * factor, t.shape[3] * factor)
 
 
 def _first(t: Tensor) -> Tensor:

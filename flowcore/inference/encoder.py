@@ -1,4 +1,4 @@
-"""The folded encoder of SRFlow."""
+"""The folded encoder of SRFlow, and the folded feature extractors of HCFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..condition import MultiScaleFeatures
 from ..images.resize import enlarge
-from ..networks import RRDBEncoder
+from ..networks import HierarchicalExtractor, RRDBEncoder
 from ..networks.rrdb import DenseBlock, grids_wanted, up_convolutions
 from .convolutions import ConditionConv, Conv
 from .progress import report
@@ -97,6 +97,65 @@ class FoldedEncoder(nn.Module):
             x = F.leaky_relu_(fine(x, middle.start, middle.stop, height), 0.2)
             result[:, :, top:bottom] += last(x, top, bottom, height)
         return result
+
+
+class FoldedExtractor(nn.Module):
+    """``HierarchicalExtractor`` without concatenations, in strips, some images at a time; it shares the weights.
+
+    Where all images have the same input (expanded tensors), it is computed once: at the deepest level of an HCFlow all
+    samples of an LR image share their features.
+
+    Attributes:
+        units: Units of work that one run reports.
+    """
+
+    def __init__(self, extractor: HierarchicalExtractor, dtype: torch.dtype, budget: StripBudget) -> None:
+        super().__init__()
+        self.dtype, self.budget, self.both = dtype, budget, extractor.both
+        self.features = extractor.features
+        self.conv_first = ConditionConv(*_weights(extractor.conv_first), dtype)
+        self.first, self.second = (
+            nn.ModuleList(FoldedDenseBlock(part, budget) for part in half.modules() if isinstance(part, DenseBlock))
+            for half in (extractor.first, extractor.second)
+        )
+        self.last = Conv(*_weights(extractor.conv_last), dtype)
+        self.units = len(self.first) + len(self.second)
+
+    def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
+        """Compute the features; see ``HierarchicalExtractor.forward``."""
+        batch = len(kept)
+        if batch > 1 and all(t.stride(0) == 0 for t in (kept, *deeper)):
+            return self(kept[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
+        result = canvas(kept.new_empty((batch, 0, *kept.shape[2:]), dtype=self.dtype), self.features)
+        several = max(1, self.budget.dense // (16 * result[0].numel() * result.element_size()))
+        for start in range(0, batch, several):
+            items = slice(start, start + several)
+            self._run(kept[items], [t[items] for t in deeper], result[items])
+        return result
+
+    def _run(self, kept: Tensor, deeper: Sequence[Tensor], result: Tensor) -> None:
+        width = self.conv_first.outputs
+        sources = [(kept, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
+        (x,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
+        end = result[:, -width:]  # holds the start of the long skip until the end
+        end.copy_(x)
+        x = self._blocks(x, self.first)
+        if self.both:
+            result[:, :width] = x
+        x = self._blocks(x, self.second)
+        height = x.shape[2]
+        for items, top, bottom in self.budget.tiles(len(x), height, x.shape[3] * width * x.element_size()):
+            rows = x[items, :, self.last.reads(top, bottom, height)]
+            end[items, :, top:bottom] += self.last(rows, top, bottom, height)
+
+    def _blocks(self, x: Tensor, dense: nn.ModuleList) -> Tensor:
+        for number in range(0, len(dense), 3):
+            inner = x
+            for block in dense[number : number + 3]:
+                inner = block(inner)
+                report(1)
+            x = inner.mul_(0.2).add_(x)
+        return x
 
 
 class FoldedDenseBlock(nn.Module):

@@ -31,10 +31,11 @@ from ..device import Precision, autocast, tf32_convolutions
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import RRDBEncoder
+from ..transforms import Whiten
 from .conditioners import FoldedConditioner
-from .encoder import FoldedEncoder
+from .encoder import FoldedEncoder, FoldedExtractor
 from .progress import report
-from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, multi_scale
+from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, SharedWhiten, multi_scale
 from .strips import StripBudget
 
 
@@ -92,15 +93,18 @@ class Plan(Flow):
             architecture=flow.architecture,
             capabilities=flow.capabilities,
             prelude=flow.prelude,
-            top=flow.top,
+            top=SharedWhiten(flow.top.prior) if flow.anchored and isinstance(flow.top, Whiten) else flow.top,
             encoder=encoder,
             condition_encoder=flow.condition_encoder,
             condition_scale=flow.condition_scale,
             classes=flow.classes,
             image_size=flow.image_size,
             fixed_size=flow.fixed_size,
+            anchored=flow.anchored,
         )
-        self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in self.levels.modules())
+        parts = list(self.levels.modules())
+        self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
+        self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FoldedEncoder) else 1
         self.precision: Precision = precision
         self.dtype = dtype
@@ -157,6 +161,12 @@ class Plan(Flow):
         self._check_precise()
         with self._arithmetic():
             return super().by_position(x, cond)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Walk down to the LR image of an anchored flow; see ``Flow.reduce``. PrecisionError unless in float32."""
+        self._check_precise()
+        with self._arithmetic():
+            return super().reduce(x)
 
     def use_minimum_memory(self) -> None:
         """Run in the lowest strips from now on: less memory, more time, the same result."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..condition import ConditionTerms, MultiScaleFeatures
 from ..errors import ConditionError
-from ..flow import Level
+from ..flow import Details, Level
+from ..networks import HierarchicalExtractor
 from ..transforms import (
     Chain,
     CheckerboardCoupling,
@@ -21,10 +22,12 @@ from ..transforms import (
     Scaling,
     Split,
     Transform,
+    Whiten,
 )
 from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from .convolutions import ConditionConv, StreamedConditionConv, rows_of
+from .encoder import FoldedExtractor
 from .fold import Mixing, PixelMap, pixel_map
 from .progress import report
 from .strips import Rows, StripBudget, Tile, canvas
@@ -38,9 +41,15 @@ class FoldedLevel(Level):
     """
 
     def __init__(
-        self, steps: Sequence[Transform], split: Split | None, squeeze: Transform, fold: int, budget: StripBudget
+        self,
+        steps: Sequence[Transform],
+        split: Split | None,
+        squeeze: Transform,
+        fold: int,
+        budget: StripBudget,
+        details: Details | None = None,
     ) -> None:
-        super().__init__(steps, split, squeeze=squeeze, downscale=fold)
+        super().__init__(steps, split, squeeze=squeeze, downscale=fold, details=details)
         self.budget = budget
         self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
 
@@ -101,6 +110,7 @@ class FoldedAffine(Transform):
         self.network, self.number, self.budget = network, number, budget
         self.coupling = isinstance(transform, Coupling)
         self.swap = isinstance(transform, Coupling) and transform.swap
+        self.first = transform.first if isinstance(transform, Coupling) else 0
         self.eps = transform.eps
         self.scaling: Scaling = transform.scaling
 
@@ -199,7 +209,7 @@ class FoldedAffine(Transform):
         """The half that conditions, and the half that is changed; an injector changes all."""
         if not self.coupling:
             return None, x
-        first, second = halves(x)
+        first, second = halves(x, self.first)
         return (second, first) if self.swap else (first, second)
 
     def _join(self, x1: Tensor | None, x2: Tensor) -> Tensor:
@@ -229,6 +239,15 @@ class FoldedConditionOnChannels(ConditionOnChannels):
         return _ConditionOn(kept, cond)
 
 
+class SharedWhiten(Whiten):
+    """``Whiten`` that decodes what all images of a batch share (expanded latents, one anchor) once."""
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        if len(z) > 1 and z.stride(0) == 0 and isinstance(cond, Tensor) and (len(cond) == 1 or cond.stride(0) == 0):
+            return super().inverse(z[:1], cond[:1]).expand(len(z), -1, -1, -1)
+        return super().inverse(z, cond)
+
+
 class LevelFolder:
     """Folds the levels of a flow, whose parameters are ``like``; conditioners compute in ``dtype``."""
 
@@ -245,7 +264,16 @@ class LevelFolder:
             prior = folded_conditioner(split.conditioner, split.kept_channels(channels), None, self.dtype, self.budget)
             if isinstance(prior, FoldedConditioner):
                 split = Split(prior, labeled=False, kept=split.kept)
-        return FoldedLevel(steps, split, level.squeeze, level.downscale, self.budget)
+        details = None if level.details is None or split is None else self._details(level.details, channels, split)
+        return FoldedLevel(steps, split, level.squeeze, level.downscale, self.budget, details)
+
+    def _details(self, details: Details, channels: int, split: Split) -> Details:
+        """Fold what becomes of the channels that a split factors out of so many."""
+        extractor = details.extractor
+        if isinstance(extractor, HierarchicalExtractor):
+            extractor = FoldedExtractor(extractor, self.dtype, self.budget)
+        gone = channels - split.kept_channels(channels)
+        return Details(extractor, Chain(*self._steps(details.transform, gone, 0)))
 
     def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
@@ -280,7 +308,8 @@ class LevelFolder:
             return transform
         held = 0
         if isinstance(transform, Coupling):
-            held = channels - channels // 2 if transform.swap else channels // 2
+            first = transform.first or channels // 2
+            held = channels - first if transform.swap else first
         offset = {"none": None, "sigmoid": SIGMOID_OFFSET}.get(transform.scaling, 0.0)
         network = folded_conditioner(transform.conditioner, held + kept, offset, self.dtype, self.budget)
         self.count += 1

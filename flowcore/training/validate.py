@@ -116,7 +116,7 @@ def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tens
     else:
         cond, shapes = flow.encode_condition(lr), flow.latent_shapes(*hr.shape[-2:])
         for k, tau in enumerate(temperatures):
-            latents = [z.to(hr) for z in sample_latents(shapes, len(hr), tau, seed=k * len(hr))]
+            latents = [z.to(hr) for z in sample_latents(shapes, len(hr), tau, seed=k * len(hr), anchored=flow.anchored)]
             columns.append(flow.inverse(latents, cond))
             names.append(f"tau{tau}")
     metrics: dict[str, float] = {}

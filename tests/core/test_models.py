@@ -34,7 +34,11 @@ TABLE = {"split_prior": "table", "image_size": (4, 8), "network": "plain", "actn
 DIGITS = {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6, "styles": ("bold", "slanted")}
 COLORS = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 SINGLE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4), "merged": 4, "features": 2}
+HCFLOW = {"steps": 2, "detail_steps": 1, "hidden": 4, "detail_hidden": 4}
+HCFLOW |= {"extractor_blocks": (1, 1), "extractor_width": 4, "extractor_growth": 2}
 SMALL = {
+    "hcflow": ("hcflow", HCFLOW, (3, 4, 8)),
+    "hcflow for rescaling": ("hcflow", {**HCFLOW, "scale": 2, "rescaling": True}, (3, 4, 6)),
     "srflow": ("srflow", SRFLOW, (3, 4, 8)),
     "srflow without injectors": ("srflow", BARE, (3, 4, 8)),
     "srflow_da": ("srflow_da", DEEP, (3, 4, 8)),
@@ -75,8 +79,10 @@ def image(model, batch=2, seed=6):
 
 def source(model, batch=2):
     """What the model is conditioned on; None for nothing."""
-    if SMALL[model][0] in ("srflow", "srflow_da"):
-        return torch.rand(batch, 3, 2, 4, generator=torch.Generator().manual_seed(5))
+    architecture, fields, (_, height, width) = SMALL[model]
+    if architecture in ("srflow", "srflow_da", "hcflow"):
+        scale = fields.get("scale", 4)
+        return torch.rand(batch, 3, height // scale, width // scale, generator=torch.Generator().manual_seed(5))
     if SMALL[model][0] == "colorizer":  # luma, hints and a palette
         given = torch.rand(batch, 8, 16, 32, generator=torch.Generator().manual_seed(5))
         given[:, 4:] = given[:, 4:, :1, :1]
@@ -119,7 +125,8 @@ def test_attributes_and_latent_shapes(model):
     assert (flow.dequantizer is not None) == bool(fields.get("dequantizer_steps"))
     assert flow.fixed_size == (model in ("glow by table", "class_conditional"))
     assert height % flow.size_multiple == width % flow.size_multiple == 0
-    sources = {"srflow": "low_resolution", "srflow_da": "low_resolution", "colorizer": "luma"}
+    upscalers = dict.fromkeys(("srflow", "srflow_da", "hcflow"), "low_resolution")
+    sources = {**upscalers, "colorizer": "luma"}
     assert flow.capabilities.source == sources.get(architecture, "labels" if flow.classes else "none")
     assert (flow.condition_encoder is None) == (flow.capabilities.source == "none")
     shapes = flow.latent_shapes(height, width)
@@ -388,6 +395,20 @@ GRID = ["", "Bins", None, 0]
 SWITCH = [1, 0, "yes", None]
 SIZE = [0, -4, 4.0, "4", (4,), (4, 4, 4), (4, "4"), (4.0, 4.0), True, (True, 4), 16388]
 WRONG = {
+    "hcflow": {
+        "scale": [3, 16, 4.0, None, True],
+        "steps": [0, 257, 1.5, None],
+        "detail_steps": [0, 257, 1.5, None],
+        "hidden": [0, 4097, None],
+        "detail_hidden": [0, 4097, None],
+        "extractor_blocks": [7, None, "77", (7, -1), (257, 1), (1.0, 1)],
+        "extractor_width": [0, 4097, None],
+        "extractor_growth": [0, 4097, None],
+        "quant_bins": [0, 65537, None],
+        "rescaling": [1, "yes", None],
+        "temperature": [-0.1, 10, math.nan, None, "1", True],
+        "calm_edges": [-0.1, 1.1, math.nan, None, "1", True],
+    },
     "srflow": {
         "scale": [3, 0, -4, "4", 4.0, None, True],
         "levels": [0, 4, -1, "3", 3.0, None, True],

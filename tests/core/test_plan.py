@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,16 @@ SCALE = {scale: {**SRFLOW, "scale": scale, "levels": levels} for scale, levels i
 GLOW = {"levels": 3, "steps": 2, "hidden": 6}
 COLORIZER = {"steps": (2, 2), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 3}
 
+HCFLOW = {
+    "steps": 2,
+    "detail_steps": 1,
+    "hidden": 6,
+    "detail_hidden": 5,
+    "extractor_blocks": (1, 1),
+    "extractor_width": 4,
+    "extractor_growth": 3,
+}
+
 # Architecture, fields, sides of the image. Strips have at least 8 rows: the coarsest grid has more, so that there are
 # several strips on every grid, and a last one that is lower.
 MODELS = {
@@ -82,6 +93,9 @@ MODELS = {
         {**DEEP, "layers": "s4pcdc", "hidden_layers": 6, "residual_blocks": 3},
         (80, 16),
     ),
+    "hcflow x4": ("hcflow", {**HCFLOW, "scale": 4}, (80, 16)),
+    "hcflow x8": ("hcflow", {**HCFLOW, "scale": 8}, (160, 16)),
+    "hcflow for rescaling": ("hcflow", {**HCFLOW, "scale": 4, "rescaling": True}, (80, 16)),
     "glow": ("glow", GLOW, (80, 16)),
     "glow additive": ("glow", {**GLOW, "coupling": "additive", "mixing": "shuffle"}, (80, 16)),
     "glow conv log3": ("glow", {**GLOW, "mixing": "conv", "actnorm": "log3", "affine_eps": 0.1}, (80, 16)),
@@ -120,6 +134,7 @@ MODELS = {
 FEW = (
     "srflow x4 residual",
     "srflow without injector",
+    "hcflow x4",
     "glow",
     "glow flag",
     "glow labels",
@@ -169,7 +184,7 @@ def source_of(model, dtype=torch.float64, batch=2):
     """What the model is conditioned on; None for nothing."""
     architecture, fields, (height, width) = MODELS[model]
     generator = torch.Generator().manual_seed(5)
-    if architecture in ("srflow", "srflow_da"):
+    if architecture in ("srflow", "srflow_da", "hcflow"):
         scale = fields.get("scale", 4)
         return torch.rand(batch, 3, height // scale, width // scale, generator=generator).to(dtype)
     if architecture == "colorizer":  # luma, hints and a palette
@@ -218,8 +233,11 @@ def check_equal(plan, model, cond, tolerance, dtype=torch.float64):
         encoded, change = plan(image, cond)
         again, amounts = plan.by_position(image, cond)
     close(change, logdet, tolerance)
-    for actual, expected in zip((*encoded, *again, *amounts), (*latents, *latents, *shares), strict=True):
-        close(actual, expected, tolerance)
+    for found, expected in ((encoded, latents), (again, latents), (amounts, shares)):
+        for actual, wanted in zip(found[:-1], expected[:-1], strict=True):
+            close(actual, wanted, tolerance)
+        # the deviation from an anchor is in units of its standard deviation, exp(-6)
+        close(found[-1], expected[-1], tolerance * (math.exp(6) if plan.anchored else 1))
 
 
 def held_tensors(module):
@@ -254,7 +272,7 @@ def test_plan_computes_what_its_flow_computes(model, strip_bytes, dtype, toleran
     assert (plan.precision, plan.dtype) == ("float32", dtype)  # the flow's own
     for name in ("architecture", "config", "channels", "size_multiple", "condition_scale", "classes", "image_size"):
         assert getattr(plan, name) == getattr(flow, name)
-    assert plan.fixed_size == flow.fixed_size
+    assert (plan.fixed_size, plan.anchored) == (flow.fixed_size, flow.anchored)
     assert plan.capabilities == flow.capabilities
     assert plan.latent_shapes(*MODELS[model][2]) == flow.latent_shapes(*MODELS[model][2])
 
@@ -318,6 +336,28 @@ def test_features_that_are_enlarged_stay_small():
     small, large = condition_of(plan, "srflow x8"), condition_of(flow, "srflow x8")
     assert [[factor for _, factor in f.sources] for f in small.features] == [[1, 4], [1, 2], [1, 1], [1, 1]]
     assert small.nbytes < 0.6 * large.nbytes
+
+
+@low_strips
+def test_samples_of_one_lr_image_share_its_features(strip_bytes):
+    model = "hcflow x4"
+    plan = plan_of(model, strip_bytes=strip_bytes)
+    one = condition_of(plan, model, batch=1)
+    shapes = flow_of(model).latent_shapes(*MODELS[model][2])
+    drawn = [z.double() for z in sample_latents(shapes, 3, 0.7, 3, anchored=True)]
+    drawn[-1] = drawn[-1][:1].expand(3, -1, -1, -1)
+    batches: list[tuple[int, int]] = []
+    for number, level in enumerate(plan.levels):
+        level.details.extractor.conv_first.register_forward_pre_hook(
+            lambda _m, args, number=number: batches.append((number, len(args[0][0][0])))
+        )
+    together = plan.inverse(drawn, one)
+    assert set(batches) == {(0, 3), (1, 1)}  # the deepest level's once, the finer one's for every sample
+    batches.clear()
+    apart = [plan.inverse([z[i : i + 1] for z in drawn], one) for i in range(3)]
+    close(together, torch.cat(apart), 1e-9)
+    for level in plan.levels:
+        level.details.extractor.conv_first._forward_pre_hooks.clear()
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
 from .source import PER_CHANNEL, PER_OUTPUT, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take
 
-# What no file tells, and no picture depends on: bins of the dequantization noise in training, by scale.
+# What no file tells, by scale: bins of the dequantization noise in training, and the temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}
+TEMPERATURES = {4: 0.9, 8: 0.8}
 
 # Constants of the Haar transform, channel by channel: the signs of its four bands.
 HAAR = re.compile(r"flow\.layers\.\d{1,4}\.haar_weights")
@@ -119,7 +120,11 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
         "extractor_growth": found.shape(rrdb, 4)[0] if rrdb else 32,
         "rescaling": rescaling,
     }
-    return found.config("hcflow", detected, {"quant_bins": QUANT_BINS.get(2**levels, 64)}, overrides)
+    defaults = {
+        "quant_bins": QUANT_BINS.get(2**levels, 64),
+        "temperature": 1.0 if rescaling else TEMPERATURES.get(2**levels, 0.9),
+    }
+    return found.config("hcflow", detected, defaults, overrides)
 
 
 def _nearest(config: HCFlowConfig) -> str:

@@ -1,0 +1,283 @@
+"""HCFlow: pictures of any size, what samples share, and files that are nearly one."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from builders import build_hcflow, hcflow_checkpoint
+from builders import random_image as picture
+from safetensors.torch import save_file
+from torch import Tensor
+
+import flowcore
+from flowcore import CheckpointError, ConditionError, FlowError, ShapeError, upscale
+from flowcore.flow import Flow
+from flowcore.models import configure
+from flowcore.prior import masked_temperature, sample_latents
+from flowcore.tasks.upscale import memory_required
+from flowcore.transforms import Coupling
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    return build_hcflow()
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_belongs_to_the_lr_image_exactly(flow):
+    flow = build_hcflow().double()
+    lr = picture(2, 3, 5, 7).double()
+    cond = flow.encode_condition(lr)
+    drawn = [z.double() for z in sample_latents(flow.latent_shapes(20, 28), 2, 0.9, 3, anchored=True)]
+    with torch.no_grad():
+        hr = flow.inverse(drawn, cond)
+        assert torch.allclose(flow.reduce(hr), lr, atol=1e-12)
+        latents = flow(hr, cond)[0]
+    for z, expected in zip(latents, drawn, strict=True):
+        assert torch.allclose(z, expected, atol=1e-9)
+
+
+def test_another_lr_image_is_a_deviation_in_units_of_its_standard_deviation():
+    flow = build_hcflow().double()
+    hr, lr = picture(1, 3, 8, 8).double(), picture(1, 3, 2, 2, seed=1).double()
+    with torch.no_grad():
+        deviation = flow(hr, flow.encode_condition(lr))[0][-1]
+        assert torch.allclose(deviation, (flow.reduce(hr) - lr) * math.exp(6), rtol=1e-9)
+        again = flow.inverse(flow(hr, flow.encode_condition(lr))[0], flow.encode_condition(lr))
+    assert torch.allclose(again, hr, atol=1e-9)
+
+
+def test_scales_of_couplings_stay_within_a_factor_of_two():
+    coupling = Coupling(lambda x: torch.full((1, 2, 2, 2), 1e9), scaling="narrow")
+    z, logdet = coupling(torch.ones(1, 2, 2, 2))
+    assert math.isclose(float(logdet), 4 * 0.318 * math.pi / 2, rel_tol=1e-6)
+    assert float(z[:, 1].max()) < 1.65 * (1e9 + 1)
+
+
+def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):
+    with pytest.raises(ShapeError, match="sides divisible by 4; got 6x8"):
+        flow.reduce(picture(1, 3, 6, 8))
+    with pytest.raises(ConditionError, match="no image; encode it instead"):
+        flowcore.load("srflow-x4").reduce(picture(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3, 4), (2, 3, 2, 5), (1, 4, 2, 4)])
+def test_a_condition_of_another_size_is_refused(flow, shape):
+    hr = picture(1, 3, 8, 16)
+    if shape[1] == 4:
+        with pytest.raises(ShapeError, match=re.escape("RGB source of shape (B, 3, h, w)")):
+            flow.encode_condition(picture(*shape))
+        return
+    with pytest.raises(ConditionError, match="Encode"):
+        flow(hr, flow.encode_condition(picture(*shape)))
+
+
+def test_extractors_need_two_numbers():
+    with pytest.raises(FlowError, match="two numbers"):
+        configure("hcflow", {"extractor_blocks": (7,)})
+
+
+# --- upscale ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (5, 7), (9, 5)])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_any_size_comes_out_scaled(size, scale):
+    flow = build_hcflow(scale=scale)
+    result = upscale(flow, picture(1, 3, *size), temperature=0.5)
+    assert result.shape == (1, 3, scale * size[0], scale * size[1])
+    assert result.isfinite().all()
+    assert 0 <= float(result.min()) < float(result.max()) <= 1
+
+
+def test_seed_and_temperature_change_the_picture_and_nothing_else(flow):
+    lr = picture(2, 3, 5, 7)
+    many = upscale(flow, lr, samples=3, seed=5, temperature=0.7)
+    assert torch.equal(many, upscale(flow, lr, samples=3, seed=5, temperature=0.7))
+    assert not torch.allclose(many[0], many[1], atol=1e-3)
+    for image in range(2):
+        for sample in range(3):
+            alone = upscale(flow, lr[image : image + 1], seed=5 + sample, temperature=0.7)
+            assert torch.allclose(many[3 * image + sample], alone[0], atol=1e-6)
+    still = upscale(flow, lr, samples=2, temperature=0)
+    assert torch.allclose(still[0], still[1], atol=1e-6)
+
+
+def test_a_picture_is_what_the_model_decodes(flow):
+    lr = picture(1, 3, 5, 7)
+    drawn = sample_latents(flow.latent_shapes(20, 28), 1, 0.8, 11, anchored=True)
+    with torch.no_grad():
+        expected = flow.inverse(drawn, flow.encode_condition(lr)).clamp(0, 1)
+    assert torch.allclose(upscale(flow, lr, temperature=0.8, seed=11), expected, atol=1e-5)
+
+
+def test_temperatures_by_level_and_by_place(flow):
+    lr = picture(1, 3, 6, 9)
+    both = upscale(flow, lr, temperature=0.8)
+    assert torch.equal(both, upscale(flow, lr, temperature=[0.8, 0.8]))
+    assert not torch.allclose(both, upscale(flow, lr, temperature=[0.8, 0.0]), atol=1e-3)
+    with pytest.raises(ShapeError, match="2 levels of latents; got 3 temperatures"):
+        upscale(flow, lr, temperature=[0.8, 0.8, 0.8])
+    mask = torch.zeros(1, 1, 6, 9)
+    mask[..., 6:] = 1
+    painted = upscale(flow, lr, temperature=masked_temperature(mask, 0.8, 0.0))
+    calm = upscale(flow, lr, temperature=0.0)
+    change = (painted - calm).abs().amax((0, 1, 2))
+    assert float(change[30:].max()) > 1e-2 > 1e-6 > float(change[:2].max()) - 1e-3
+
+
+def test_strips_and_tiles_give_the_same_picture(flow):
+    lr = picture(1, 3, 40, 70)
+    whole = upscale(flow, lr, seed=2, temperature=0.6)
+    tiled = upscale(flow, lr, seed=2, temperature=0.6, tile=32)
+    assert float((whole - tiled).abs().max()) <= 1 / 255
+
+
+def test_memory_grows_with_samples_and_stops_growing_with_tiles(flow):
+    one, four = memory_required(flow, 256, 256), memory_required(flow, 256, 256, samples=4)
+    assert one < four < 4 * one
+    assert memory_required(flow, 2560, 2560, tile=64) == memory_required(flow, 5120, 256, tile=64)
+
+
+def test_score_needs_the_small_image(flow):
+    hr, lr = picture(2, 3, 20, 28), picture(2, 3, 5, 7, seed=1)
+    score = flowcore.score(flow, hr, flow.encode_condition(lr))
+    assert score.bits_per_dim.isfinite().all()
+    assert score.per_level.shape == (2, 3)
+    assert torch.allclose(score.map.sum((1, 2)), score.bits_per_dim)
+    with pytest.raises(ConditionError, match="takes a condition"):
+        flowcore.score(flow, hr)
+
+
+def test_latents_of_a_photograph_decode_to_it(flow):
+    hr = picture(1, 3, 20, 28)
+    cond = flow.encode_condition(picture(1, 3, 5, 7, seed=1))
+    latents = flowcore.encode(flow, hr, cond)
+    assert torch.allclose(flowcore.decode(flow, latents, cond), hr, atol=1e-3)
+
+
+def test_other_tasks_refuse_it_by_name(flow):
+    with pytest.raises(FlowError, match=r"sample needs .*; got a hcflow model"):
+        flowcore.sample(flow, 1, size=(8, 8))
+    with pytest.raises(FlowError, match=r"upscale needs .*srflow-x4; got a hcflow model"):
+        upscale(build_hcflow(rescaling=True), picture(1, 3, 5, 7))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(path, state):
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("fields", [{}, {"scale": 8}, {"rescaling": True}, {"scale": 2, "extractor_blocks": (2, 1)}])
+def test_a_published_file_becomes_the_same_model(tmp_path, fields):
+    flow = build_hcflow(**fields)
+    back = flowcore.load(write(tmp_path / "SR.pth", hcflow_checkpoint(flow)))
+    assert back.architecture == "hcflow"
+    assert back.config.quant_bins == {8: 256}.get(flow.config.scale, 64)
+    assert back.config.temperature == (1 if back.config.rescaling else {8: 0.8}.get(flow.config.scale, 0.9))
+    for name, t in flow.state_dict().items():
+        assert torch.equal(back.state_dict()[name], t), name
+    assert "Apache-2.0" in back.provenance["licence"]
+    assert "non-commercial" in back.provenance["licence"]
+
+
+WRAPPINGS = {
+    "module.": lambda s: {f"module.{k}": t for k, t in s.items()},
+    "netG": lambda s: {"netG": s},
+    "trainer with EMA": lambda s: {"params": {k: t + 1 for k, t in s.items()}, "params_ema": s},
+    "single key, prefix": lambda s: {"state_dict": {f"module.{k}": t for k, t in s.items()}},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_wrapped_files_are_found(tmp_path, flow, name):
+    state = hcflow_checkpoint(flow)
+    back = flowcore.load(write(tmp_path / "x.pth", WRAPPINGS[name](state)))
+    assert all(torch.equal(t, back.state_dict()[k]) for k, t in flow.state_dict().items())
+
+
+def test_a_safetensors_file_is_read_too(tmp_path, flow):
+    save_file(hcflow_checkpoint(flow), tmp_path / "x.safetensors")
+    assert flowcore.load(tmp_path / "x.safetensors").config.scale == 4
+
+
+def without(pattern):
+    return lambda s: {k: t for k, t in s.items() if not re.search(pattern, k)}
+
+
+def changed(name, change):
+    return lambda s: {**s, name: change(s[name])}
+
+
+NEARLY = {
+    "without a trunk step": (without(r"^flow\.layers\.2\."), "nearly an HCFlow such as SR_DF2K_X4_HCFlow.pth"),
+    "without the trunk": (without(r"^flow\.layers\."), "nearly an HCFlow such as SR_DF2K_X4"),
+    "without the deepest level": (without(r"level1_"), "nearly an HCFlow.*levels and trunk steps at layers"),
+    "without conditional flows": (without(r"_condFlow"), "nearly an HCFlow.*got 0 levels"),
+    "without a prior": (
+        without(r"level0_condFlow\.f\.bias"),
+        r"nearly SR_DF2K_X4.*level0_condFlow\.f\.bias is missing",
+    ),
+    "without a dense block": (without(r"level1_condFlow\.RRDB_trunk1\.0\.RDB2"), "nearly SR_DF2K_X4.*RDB2.*missing"),
+    "with steps of one level only": (without(r"level1_condFlow\.additional"), "nearly SR_DF2K_X4.*missing"),
+    "with one tensor more": (lambda s: {**s, "flow.layers.1.more": torch.ones(1)}, "more is not known"),
+    "wider at one place": (
+        changed("flow.level0_condFlow.conv_first.weight", lambda t: t.repeat(1, 2, 1, 1)),
+        "nearly SR_DF2K_X4.*conv_first.weight is",
+    ),
+    "with NaN": (changed("flow.layers.1.actnorm.bias", lambda t: t / 0), "not finite|NaN"),
+    "singular": (changed("flow.layers.1.permute.weight", torch.zeros_like), "singular"),
+    "of integers": (changed("flow.layers.1.actnorm.bias", lambda t: t.long()), "floating point"),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_what_is_nearly_one_is_named(tmp_path, flow, name):
+    change, words = NEARLY[name]
+    with pytest.raises(CheckpointError, match=words):
+        flowcore.load(write(tmp_path / "x.pth", change(hcflow_checkpoint(flow))))
+
+
+def test_another_depth_is_named_in_messages(tmp_path, flow):
+    state = without(r"level1_condFlow\.f\.bias")(hcflow_checkpoint(flow))
+    with pytest.raises(CheckpointError, match=r"but with steps 2, not 13; detail_steps 1, not 13; hidden 6, not 64"):
+        flowcore.load(write(tmp_path / "x.pth", state))
+
+
+def test_haar_weights_are_checked(tmp_path):
+    state = hcflow_checkpoint(build_hcflow(rescaling=True))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.haar_weights holds no Haar transform"):
+        flowcore.load(write(tmp_path / "x.pth", changed("flow.layers.0.haar_weights", lambda t: t / 4)(state)))
+    with pytest.raises(CheckpointError, match=r"nearly Rescaling_DF2K_X4_HCFlow\.pth"):
+        flowcore.load(write(tmp_path / "x.pth", without(r"layers\.4\.haar")(state)))
+
+
+def test_a_wrong_scale_is_refused(tmp_path, flow):
+    path = write(tmp_path / "x.pth", hcflow_checkpoint(flow))
+    with pytest.raises(CheckpointError, match="tell scale=4"):
+        flowcore.load(path, scale=8)
+    assert flowcore.load(path, quant_bins=32).config.quant_bins == 32
+
+
+def test_truncated_files_are_refused(tmp_path, flow):
+    path = write(tmp_path / "x.pth", hcflow_checkpoint(flow))
+    content = path.read_bytes()
+    for keep in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:keep])
+        with pytest.raises(CheckpointError, match=r"x\.pth"):
+            flowcore.load(path)
+
+
+def test_the_folded_file_of_hcflow_rs_is_named(tmp_path):
+    state: dict[str, Tensor] = {"l0.steps.0.w_rev": torch.ones(2, 2), "l0.steps.0.an_scale": torch.ones(2)}
+    save_file(state, tmp_path / "hcflow_x4.safetensors", metadata={"format": "hcflow-safetensors-v1"})
+    with pytest.raises(CheckpointError, match=r"hcflow-rs.*SR_DF2K_X4_HCFlow\+\+\.pth"):
+        flowcore.load(tmp_path / "hcflow_x4.safetensors")
