@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
 from .source import PER_CHANNEL, PER_OUTPUT, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take
 
-# What no file tells, by scale: bins of the dequantization noise in training, and the temperature of the published tests.
+# What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}
 TEMPERATURES = {4: 0.9, 8: 0.8}
 
