@@ -19,7 +19,7 @@ from .strips import StripBudget, canvas, strips
 
 
 class FoldedEncoder(nn.Module):
-    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early; it shares the weights.
+    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early; it shares that one's weights.
 
     Attributes:
         units: Units of work that one run reports.

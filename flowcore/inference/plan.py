@@ -17,6 +17,7 @@ precomputes the condition's terms of all steps; and ``inverse`` per batch of sam
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from ..flow import Flow, Level
 from ..networks import RRDBEncoder
 from ..transforms import Whiten
 from .conditioners import FoldedConditioner
+from .contents import contents
 from .encoder import FoldedEncoder, FoldedExtractor
 from .progress import report
 from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, SharedWhiten, multi_scale
@@ -57,7 +59,7 @@ class Plan(Flow):
         """Fold a flow.
 
         Args:
-            flow: Its weights are read now; what cannot be folded is shared with it.
+            flow: Its weights are copied now: the plan stays as it is, whatever is done to the flow later.
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
                 same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa (torch does so by
                 default; a plan only when asked). Latents and all that is inverted are in the flow's own in any case;
@@ -81,9 +83,9 @@ class Plan(Flow):
             for level in flow.levels:
                 assert isinstance(level, Level)
                 channels = level.shape(channels, 1, 1)[0]
-                levels.append(folder.level(level, channels))
+                levels.append(folder.level(copy.deepcopy(level), channels))
                 channels = channels if level.split is None else level.split.kept_channels(channels)
-            encoder = flow.encoder
+            encoder, top = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top)
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
         super().__init__(
@@ -92,8 +94,8 @@ class Plan(Flow):
             config=flow.config,
             architecture=flow.architecture,
             capabilities=flow.capabilities,
-            prelude=flow.prelude,
-            top=SharedWhiten(flow.top.prior) if flow.anchored and isinstance(flow.top, Whiten) else flow.top,
+            prelude=copy.deepcopy(flow.prelude),
+            top=SharedWhiten(top.prior) if flow.anchored and isinstance(top, Whiten) else top,
             encoder=encoder,
             condition_encoder=flow.condition_encoder,
             condition_scale=flow.condition_scale,
@@ -168,10 +170,6 @@ class Plan(Flow):
         with self._arithmetic():
             return super().reduce(x)
 
-    def use_minimum_memory(self) -> None:
-        """Run in the lowest strips from now on: less memory, more time, the same result."""
-        self.budget.use_minimum()
-
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         raise FlowError("A plan cannot be trained. Initialize the flow, and make a new plan.")
 
@@ -206,11 +204,8 @@ class PlanCache:
         return len(self._plans)
 
     def plan(self, flow: Flow, precision: Precision) -> Plan:
-        """Return the cached plan if it is this flow's and no tensor of the flow has changed since, else a new one."""
-        tensors = [*flow.parameters(), *flow.buffers()]
-        versions = [0 if t.is_inference() else t._version for t in tensors]  # pyright: ignore[reportPrivateUsage]
-        state = tuple((t.data_ptr(), version, t.device, t.dtype) for t, version in zip(tensors, versions, strict=True))
-        identity = weakref.ref(flow), precision, state
+        """Return the cached plan if it is this flow's and the flow's weights are what they were, else a new one."""
+        identity = weakref.ref(flow), precision, contents(flow)
         with self._lock:
             plan = self._plans.get(flow)
             if plan is None or plan.identity != identity:

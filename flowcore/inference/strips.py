@@ -6,7 +6,9 @@ whole image gives, and need memory for their own height only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -26,19 +28,35 @@ Rows = Callable[[int, int], Tensor]
 Tile = tuple[slice, int, int]
 """Some images of a batch; a first row and the row after the last."""
 
+_minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: plans may be shared
+
+
+@contextmanager
+def minimum_memory() -> Generator[None, None, None]:
+    """Make the strips of all plans that the body of the ``with`` statement runs in this thread as low as they can be.
+
+    Yields:
+        Nothing.
+    """
+    token = _minimum.set(True)
+    try:
+        yield
+    finally:
+        _minimum.reset(token)
+
 
 class StripBudget:
     """How much memory the tensors of a strip may take: one object for all parts of a plan.
 
-    It changes memory and time, not results.
+    It changes memory and time, and rounding at most.
 
     Attributes:
-        strip: Bytes of the widest tensor.
-        dense: Bytes of all that a dense block of the encoder holds.
+        usual_strip: ``strip`` outside of ``minimum_memory``.
+        usual_dense: ``dense`` outside of ``minimum_memory``.
     """
 
     def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES) -> None:
-        self.strip, self.dense = strip, dense
+        self.usual_strip, self.usual_dense = strip, dense
 
     @classmethod
     def fitting(cls, device: torch.device) -> StripBudget:
@@ -47,9 +65,15 @@ class StripBudget:
         usual = STRIP_BYTES.get(device.type, STRIP_BYTES["cpu"])
         return cls(usual if free is None else min(usual, max(2**20, free // 16)))
 
-    def use_minimum(self) -> None:
-        """Make strips as low as they can be from now on."""
-        self.strip, self.dense = min(self.strip, MINIMUM_BYTES), min(self.dense, MINIMUM_BYTES)
+    @property
+    def strip(self) -> int:
+        """Bytes of the widest tensor."""
+        return min(self.usual_strip, MINIMUM_BYTES) if _minimum.get() else self.usual_strip
+
+    @property
+    def dense(self) -> int:
+        """Bytes of all that a dense block of the encoder holds."""
+        return min(self.usual_dense, MINIMUM_BYTES) if _minimum.get() else self.usual_dense
 
     def rows(self, row_bytes: int, least: int = LEAST_ROWS) -> int:
         """Choose the height of strips, given the bytes of one row of the widest tensor, and the least that pays."""

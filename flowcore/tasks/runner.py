@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
@@ -22,6 +23,7 @@ from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..inference.plan import Plan, planned
 from ..inference.progress import observed
+from ..inference.strips import minimum_memory
 from . import Cancelled, Precision, Progress
 
 R = TypeVar("R")
@@ -117,7 +119,8 @@ class Runner:
         while True:
             self._plan = None
             try:
-                with torch.no_grad(), no_autocast(self.device), observed(self._observe):
+                strips = minimum_memory() if self.minimum_memory else nullcontext()
+                with torch.no_grad(), no_autocast(self.device), observed(self._observe), strips:
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
@@ -138,8 +141,6 @@ class Runner:
         if self._plan is None:
             assert self._flow is not None
             self._plan = planned(self._flow, self._precision())
-            if self.minimum_memory:
-                self._plan.use_minimum_memory()
         return self._plan
 
     @property

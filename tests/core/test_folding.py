@@ -21,7 +21,7 @@ from flowcore.inference.convolutions import (
 from flowcore.inference.encoder import FoldedEncoder
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
 from flowcore.inference.residual import FoldedResidual
-from flowcore.inference.strips import StripBudget, canvas, strips
+from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.networks import (
     Conditioner,
     DenseConditioner,
@@ -153,12 +153,11 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
     assert StripBudget(10_000).rows(100) == StripBudget(10_099).rows(100) == 100
     assert StripBudget(1).rows(100) == 8
     assert StripBudget(50).rows(0) == 50
-    budget = StripBudget()
-    budget.use_minimum()
-    assert budget.strip == budget.dense == 2**18
-    small = StripBudget(1, 1)
-    small.use_minimum()
-    assert small.strip == small.dense == 1
+    budget, small = StripBudget(), StripBudget(1, 1)
+    with minimum_memory():
+        assert budget.strip == budget.dense == 2**18
+        assert small.strip == small.dense == 1
+    assert budget.strip == 2**23
     empty = canvas(random(2, 3, 4, 5).float(), 7)
     assert (empty.shape, empty.dtype) == ((2, 7, 4, 5), torch.float32)
 

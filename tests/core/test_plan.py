@@ -515,19 +515,6 @@ def test_a_shipped_model_in_low_precision_is_close(name, precision, most, usual)
 # --- the cached plan --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["srflow x4 residual", "glow", "glow signed", "colorizer"])
-def test_a_plan_does_not_follow_the_weights(model):
-    flow = build_model(model)
-    plan = Plan(flow)
-    cond = condition_of(plan, model)
-    before = plan.inverse(latents_of(model), cond)
-    for t in flow.levels.parameters():
-        t.detach().mul_(1.5)
-    assert torch.equal(plan.inverse(latents_of(model), cond), before)
-    with torch.no_grad():
-        assert not torch.allclose(flow.inverse(latents_of(model), cond), before)
-
-
 @pytest.fixture(autouse=True)
 def _no_cached_plan():
     forget_plan()
@@ -551,7 +538,8 @@ def test_planned_makes_a_new_plan_after_a_change_of_any_tensor(model):
     flow = build_model(model)
     plan = planned(flow)
     for name, t in {**dict(flow.named_parameters()), **dict(flow.named_buffers())}.items():
-        t.detach().copy_(t.detach().clone())  # whatever is written
+        t = t.detach()
+        t.copy_(torch.nextafter(t, t + 1) if t.is_floating_point() else t.roll(1))
         new = planned(flow)
         assert new is not plan, name
         assert new.identity != plan.identity
@@ -624,8 +612,9 @@ def test_strips_are_lower_where_memory_is_short(free, expected, monkeypatch):
     monkeypatch.setattr(strips, "free_memory", lambda device: free)
     plan = Plan(flow_of("glow"))
     assert {level.budget.strip for level in plan.levels} == {expected}
-    plan.use_minimum_memory()
-    assert {level.budget.strip for level in plan.levels} == {2**18}
+    with strips.minimum_memory():
+        assert {level.budget.strip for level in plan.levels} == {2**18}
+    assert {level.budget.strip for level in plan.levels} == {expected}
 
 
 def test_a_flow_without_parameters_has_a_plan():
@@ -655,7 +644,7 @@ def published():
 
 def plan_with(flow, size):
     plan = Plan(flow, strip_bytes=size)
-    plan.budget.dense = size
+    plan.budget.usual_dense = size
     return plan
 
 

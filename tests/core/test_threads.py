@@ -1,0 +1,137 @@
+"""Threads that share a flow do not notice each other: progress, previews, cancelling and memory belong to the call."""
+
+from __future__ import annotations
+
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Event
+
+import pytest
+import torch
+from builders import build_tiny, build_upscaler, random_image
+from cases import LONG, tried
+
+import flowcore
+from flowcore.inference.plan import forget_plan, planned
+
+ROUNDS = 200 if LONG else 6  # of every task
+LR = random_image(1, 3, 10, 7)
+TASKS = {
+    "upscale": (build_upscaler, lambda flow, **asked: flowcore.upscale(flow, LR, samples=2, temperature=0.6, **asked)),
+    "colorize": (
+        lambda: build_tiny("colorizer", perturb=0.05),
+        lambda flow, **asked: flowcore.colorize(flow, random_image(1, 1, 32, 40), samples=2, **asked),
+    ),
+    "sample": (
+        lambda: build_tiny("glow", perturb=0.05),
+        lambda flow, **asked: flowcore.sample(flow, 3, size=(16, 8), temperature=0.6, batch=2, **asked),
+    ),
+    "score": (
+        lambda: build_tiny("glow", perturb=0.05),
+        lambda flow, **asked: flowcore.score(flow, random_image(3, 3, 16, 8), batch=2, **asked).map,
+    ),
+}
+
+
+@dataclass
+class Caller:
+    """Follows one call, and cancels it when it has been asked a number of times."""
+
+    patience: float = float("inf")
+    asked: int = 0
+    reports: list[tuple[int, int]] = field(default_factory=list)
+    previews: list[torch.Tensor] = field(default_factory=list)
+
+    def progress(self, done, total, preview=None):
+        self.reports.append((done, total))
+        if preview is not None:
+            self.previews.append(preview.clone())
+
+    def cancelled(self):
+        self.asked += 1
+        return self.asked > self.patience
+
+    def run(self, task, flow, **asked):
+        return task(flow, progress=self.progress, cancelled=self.cancelled, **asked)
+
+
+@pytest.fixture
+def often_switching():
+    """Threads take turns a hundred times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", TASKS)
+def test_cancelling_one_of_two_calls_changes_nothing_in_the_other(name, often_switching):
+    build, task = TASKS[name]
+    flow, alone = build(), Caller()
+    expected = alone.run(task, flow)
+    assert alone.asked > 10
+    rng = random.Random(None if LONG else 0)
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(ROUNDS):
+            if number % 3 == 0:
+                forget_plan()  # both ask for the plan that one of them makes
+            stopped, undisturbed = Caller(rng.randrange(alone.asked)), Caller()
+            calls = [pool.submit(caller.run, task, flow) for caller in rng.sample([stopped, undisturbed], 2)]
+            results = {}
+            for call in calls:
+                try:
+                    results["kept"] = call.result(timeout=120)
+                except flowcore.Cancelled:
+                    results["cancelled"] = None
+            assert set(results) == {"kept", "cancelled"}, f"{stopped.patience} of {alone.asked}"
+            assert stopped.asked == stopped.patience + 1
+            assert torch.equal(results["kept"], expected)
+            assert (undisturbed.asked, undisturbed.reports) == (alone.asked, alone.reports)
+            assert len(undisturbed.previews) == len(alone.previews)
+            assert all(map(torch.equal, undisturbed.previews, alone.previews))
+            tried("calls beside a cancelled one")
+
+
+def test_a_call_that_runs_out_of_memory_leaves_the_strips_of_others_as_they_were():
+    """On a grid this wide, strips of minimum height are several; the other call, in the middle, keeps its own."""
+    flow, sizes = build_tiny("glow", hidden=64, perturb=0.02), set()
+    plan, low, finished = planned(flow), Event(), Event()
+    latents = flowcore.encode(flow, random_image(1, 3, 64, 64))
+
+    def strips():
+        return plan.budget.strip
+
+    class Full:
+        """Out of memory at once, then in no hurry."""
+
+        attempts = 0
+
+        def cancelled(self):
+            self.attempts += 1
+            if self.attempts == 1:
+                raise MemoryError
+            sizes.add(("full", strips()))
+            low.set()
+            assert finished.wait(60)
+            return False
+
+    def other():
+        assert low.wait(60)
+        sizes.add(("other", strips()))
+        return flowcore.decode(flow, latents)
+
+    expected = flowcore.decode(flow, latents)
+    with ThreadPoolExecutor(2) as pool:
+        full = pool.submit(flowcore.decode, flow, latents, cancelled=Full().cancelled, notify=lambda sentence: None)
+        try:
+            result = pool.submit(other).result()
+        finally:
+            finished.set()
+        full.result()
+    assert sizes == {("full", 2**18), ("other", strips())}
+    assert strips() > 2**18
+    assert torch.equal(result, expected)
+    assert torch.equal(flowcore.decode(flow, latents), expected)  # and later calls
