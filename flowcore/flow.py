@@ -16,13 +16,14 @@ from .errors import ConditionError, FlowError, ShapeError
 from .prior import Shape, log_density
 from .transforms import Chain, Split, Squeeze, Transform, spread
 
-Source = Literal["none", "low_resolution", "luma", "labels"]
-Task = Literal["upscale", "colorize", "sample", "rescale"]
+Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
+Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
 SUITABLE_MODELS: dict[Task, str] = {
     "upscale": "a model that enlarges images, such as srflow-x4",
     "colorize": "a colorizer, such as color-photos",
     "sample": "a model that makes images from latents alone, such as glow-photos",
     "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
+    "brighten": "a low-light model: a published LLFlow (docs/published-weights.md says where its authors keep it)",
 }
 
 
@@ -40,7 +41,8 @@ class Capabilities:
     """What a model can do and what it needs, as stated by its builder.
 
     Attributes:
-        source: What its condition is encoded from: nothing, a low-resolution image, luma with hints, or labels.
+        source: What its condition is encoded from: nothing, a low-resolution image, luma with hints, labels, or a dark
+            photograph.
         tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
         network_floats: Peak working memory of its networks per pixel of the image, in floats; 0 if it is negligible.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore.checkpoints.sources.llflow import llflow_origins
 from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
 from flowcore.flow import Capabilities, Flow, Level
@@ -45,6 +46,15 @@ TINY: dict[str, dict[str, Any]] = {
         "extractor_blocks": (1, 1),
         "extractor_width": 4,
         "extractor_growth": 3,
+    },
+    "llflow": {
+        "steps": 1,
+        "transition_steps": 1,
+        "hidden": 8,
+        "encoder_blocks": 2,
+        "encoder_width": 8,
+        "encoder_growth": 4,
+        "stacked_blocks": (1,),
     },
     "colorizer": {
         "steps": (1, 1),
@@ -144,7 +154,7 @@ def random_image(*shape: int, seed: int = 0) -> Tensor:
 def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     """Convert an SRFlow or a descendant of ours to a state dict of the published program."""
     ours = flow.state_dict()
-    origins = {"srflow": srflow_origins, "srflow_da": srflow_da_origins}[flow.architecture]
+    origins = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins}[flow.architecture]
     return {
         origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
         for origin in origins(flow.config)

@@ -31,11 +31,12 @@ from ..condition import Condition, MultiScaleFeatures
 from ..device import Precision, autocast, tf32_convolutions
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
-from ..networks import RRDBEncoder
+from ..networks import LowLightEncoder, RRDBEncoder
 from ..transforms import Whiten
 from .conditioners import FoldedConditioner
 from .contents import contents
 from .encoder import FoldedEncoder, FoldedExtractor
+from .low_light import FoldedLowLightEncoder
 from .progress import report
 from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, SharedWhiten, multi_scale
 from .strips import StripBudget
@@ -88,6 +89,8 @@ class Plan(Flow):
             encoder, top = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top)
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
+            elif isinstance(encoder, LowLightEncoder):
+                encoder = FoldedLowLightEncoder(encoder, budget)
         super().__init__(
             levels,
             channels=flow.channels,
@@ -107,7 +110,8 @@ class Plan(Flow):
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
-        self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FoldedEncoder) else 1
+        folded = isinstance(encoder, (FoldedEncoder, FoldedLowLightEncoder))
+        self.encoder_units = 0 if encoder is None else encoder.units if folded else 1
         self.precision: Precision = precision
         self.dtype = dtype
         self.device = like.device
@@ -120,7 +124,7 @@ class Plan(Flow):
         with self._arithmetic(), autocast(source.device, self.dtype):
             report()
             cond = super().encode_condition(source)
-            if self.encoder is not None and not isinstance(self.encoder, FoldedEncoder):
+            if self.encoder is not None and not isinstance(self.encoder, (FoldedEncoder, FoldedLowLightEncoder)):
                 report(1)
             return cond
 

@@ -4,6 +4,7 @@ from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
 from .glow import GlowConfig, glow
 from .hcflow import HCFlowConfig, hcflow
+from .llflow import LLFlowConfig, llflow
 from .realnvp import RealNVPConfig, realnvp
 from .registry import ARCHITECTURES, Architecture, build, configure, register
 from .srflow import SRFlowConfig, srflow
@@ -18,3 +19,4 @@ register("realnvp", RealNVPConfig, realnvp)
 register("class_conditional", ClassConditionalConfig, class_conditional)
 register("colorizer", ColorizerConfig, colorizer)
 register("hcflow", HCFlowConfig, hcflow)
+register("llflow", LLFlowConfig, llflow)

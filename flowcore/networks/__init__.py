@@ -1,6 +1,7 @@
 """What is not invertible, and may run in low precision."""
 
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
+from .low_light import LowLightEncoder
 from .luma import LumaEncoder
 from .prior import AnchorPrior, TablePrior, TopPrior
 from .residual import ResidualConditioner
@@ -13,6 +14,7 @@ __all__ = [
     "DenseConvs",
     "Edge",
     "HierarchicalExtractor",
+    "LowLightEncoder",
     "LumaEncoder",
     "PlainConditioner",
     "RRDBEncoder",

@@ -10,7 +10,7 @@ from .injector import Injector
 from .invconv import InvertibleConv
 from .permutation import Permutation
 from .pixels import Logit, PixelMap
-from .split import Split, Whiten
+from .split import Center, Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unsqueeze
 from .transform import Chain, Transform, spread
 from .whitening import ChannelWhitening
@@ -18,6 +18,7 @@ from .whitening import ChannelWhitening
 __all__ = [
     "ActNorm",
     "BatchNorm",
+    "Center",
     "Chain",
     "ChannelWhitening",
     "CheckerboardCoupling",

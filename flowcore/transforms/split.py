@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConditionError
 from .transform import Transform
 
 
@@ -96,6 +97,33 @@ class Whiten(Transform):
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         mean, log_std = _prior(self.prior, x, cond)
         return (x - mean) * torch.exp(-log_std), -log_std.sum(1).expand(x.shape[0], -1, -1)
+
+
+class Center(Transform):
+    """Subtract what the condition expects: ``z = x - cond``; logdet: 0; inverse: ``x = z + cond``.
+
+    As a flow's ``top`` it makes the last latent standard-normal where the prior is normal around ``cond``,
+    ``(B or 1, C, H, W)``, with variance 1.
+    """
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        return x - _mean(x, cond), x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        return z + _mean(z, cond)
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        return x - _mean(x, cond), x.new_zeros(x.shape[0], *x.shape[2:])
+
+
+def _mean(x: Tensor, cond: Any) -> Tensor:
+    if not isinstance(cond, Tensor) or cond.shape[1:] != x.shape[1:] or cond.shape[0] not in (1, x.shape[0]):
+        actual = f"{tuple(cond.shape)}" if isinstance(cond, Tensor) else "none"
+        raise ConditionError(
+            f"Expected a condition of {x.shape[0]} items with a mean of shape {tuple(x.shape[1:])}; got {actual}. "
+            "Encode the condition from an image of the matching size and batch."
+        )
+    return cond
 
 
 def _prior(network: nn.Module, kept: Tensor, labels: Any) -> tuple[Tensor, Tensor]:

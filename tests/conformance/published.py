@@ -21,7 +21,9 @@ from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.models import configure
 
-GLOW, SRFLOW, SRFLOW_DA, HCFLOW = (Path(__file__).parent / name for name in ("glow", "srflow", "srflow_da", "hcflow"))
+GLOW, HCFLOW, LLFLOW, SRFLOW, SRFLOW_DA = (
+    Path(__file__).parent / name for name in ("glow", "hcflow", "llflow", "srflow", "srflow_da")
+)
 
 RECORDED = {
     "scale": 4, "levels": 3, "steps": 2, "transition_steps": 2, "hidden": 64,

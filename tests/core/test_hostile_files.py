@@ -44,6 +44,7 @@ OURS = {
     "realnvp": {"hidden": 4},
     "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
     "srflow_da": {"scale": 2, "layers": "s2cdc", "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
+    "llflow": {"hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
     "colorizer": {"hidden": (4, 4), "widths": (4, 4, 4), "merged": 4},
 }
 SHA = "0123456789abcdef" * 4

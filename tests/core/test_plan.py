@@ -96,6 +96,7 @@ MODELS = {
     "hcflow x4": ("hcflow", {**HCFLOW, "scale": 4}, (80, 16)),
     "hcflow x8": ("hcflow", {**HCFLOW, "scale": 8}, (160, 16)),
     "hcflow for rescaling": ("hcflow", {**HCFLOW, "scale": 4, "rescaling": True}, (80, 16)),
+    "llflow": ("llflow", {**SRFLOW, "steps": 1}, (80, 16)),
     "glow": ("glow", GLOW, (80, 16)),
     "glow additive": ("glow", {**GLOW, "coupling": "additive", "mixing": "shuffle"}, (80, 16)),
     "glow conv log3": ("glow", {**GLOW, "mixing": "conv", "actnorm": "log3", "affine_eps": 0.1}, (80, 16)),
@@ -146,7 +147,12 @@ FEW = (
 every_model = pytest.mark.parametrize("model", MODELS)
 some_models = pytest.mark.parametrize("model", FEW)
 conditional = pytest.mark.parametrize(
-    "model", [m for m, (_, fields, _) in MODELS.items() if fields.keys() & {"layers", "scale", "classes", "merged"}]
+    "model",
+    [
+        m
+        for m, (_, fields, _) in MODELS.items()
+        if fields.keys() & {"layers", "scale", "classes", "merged", "encoder_width"}
+    ],
 )
 low_strips = pytest.mark.parametrize("strip_bytes", [0, 1], ids=["default", "low strips"])
 
@@ -187,6 +193,8 @@ def source_of(model, dtype=torch.float64, batch=2):
     if architecture in ("srflow", "srflow_da", "hcflow"):
         scale = fields.get("scale", 4)
         return torch.rand(batch, 3, height // scale, width // scale, generator=generator).to(dtype)
+    if architecture == "llflow":
+        return torch.rand(batch, 3, height, width, generator=generator).to(dtype) ** 3
     if architecture == "colorizer":  # luma, hints and a palette
         source = torch.rand(batch, 8, 4 * height // 16 * 16, 4 * width, generator=generator).to(dtype)
         source = nn.functional.interpolate(source, (4 * height, 4 * width))

@@ -37,6 +37,8 @@ def batch(flow, size=4, side=16):
     if flow.capabilities.source == "low_resolution":
         scale = flow.condition_scale
         return torch.rand(size, 3, side, side), torch.rand(size, 3, side // scale, side // scale)
+    if flow.architecture == "llflow":
+        return torch.rand(size, 3, side, side), torch.rand(size, 3, side, side) ** 3
     if flow.architecture == "colorizer":
         return 0.3 + 0.4 * torch.rand(size, 2, 8, 8), torch.rand(size, 8, 32, 32)
     return torch.rand(size, 3, side, side), None

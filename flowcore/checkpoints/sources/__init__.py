@@ -4,6 +4,7 @@ To add one, write a module that says where every tensor of our model comes from 
 """
 
 from .hcflow import HCFLOW
+from .llflow import LLFLOW
 from .normflows import NORMFLOWS
 from .openai import OPENAI
 from .realnvp import CHRISCHUTE
@@ -14,4 +15,15 @@ from .srflow_da import SRFLOW_DA
 from .y0ast import CHAIYUJIN, Y0AST
 
 # SRFlow's names are also those of its descendants, which come before it.
-SOURCES: tuple[Source, ...] = (SRFLOW_DA, SRFLOW, HCFLOW, Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS, CHRISCHUTE)
+SOURCES: tuple[Source, ...] = (
+    LLFLOW,
+    SRFLOW_DA,
+    SRFLOW,
+    HCFLOW,
+    Y0AST,
+    CHAIYUJIN,
+    ROSINALITY,
+    OPENAI,
+    NORMFLOWS,
+    CHRISCHUTE,
+)

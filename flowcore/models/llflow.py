@@ -1,0 +1,115 @@
+"""LLFlow: many well-lit versions of a dark photograph.
+
+SRFlow's flow at scale 1, without splits, given an encoder of the dark photograph. The prior of its one latent is normal
+around a map of the scene's colors: with no noise at all, this mean decodes to the published picture.
+
+Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022, arXiv
+2109.05923). The published program has no temperature; noise around the mean is ours, and what its likelihood means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import ShapeError
+from ..flow import Capabilities, Flow, Level
+from ..networks import Conditioner, LowLightEncoder
+from ..networks.low_light import network_input
+from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
+from .fields import check_integer, check_number, integer_tuple
+
+LEVELS = 3  # as many as the encoder has grids
+MULTIPLE = 2**LEVELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLFlowConfig:
+    """Configuration of an LLFlow; the defaults are the published LOL network.
+
+    Attributes:
+        steps: Conditional steps per level.
+        transition_steps: Steps without injector and coupling at the start of each level.
+        hidden: Width of the networks in injectors and couplings.
+        encoder_blocks: RRDBs of the encoder.
+        encoder_width: Channels of its trunk.
+        encoder_growth: Channels that each of its dense convolutions adds.
+        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
+        affine_eps: Smallest scale of injectors and couplings.
+        quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
+        temperature: Temperature at which the model is meant to be sampled; the published program has 0.
+    """
+
+    steps: int = 12
+    transition_steps: int = 2
+    hidden: int = 64
+    encoder_blocks: int = 24
+    encoder_width: int = 64
+    encoder_growth: int = 32
+    stacked_blocks: tuple[int, ...] = (1, 3, 5, 7)
+    affine_eps: float = 1e-4
+    quant_bins: int = 32
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_integer(self, steps=(1, 256), transition_steps=(0, 16), hidden=(1, 4096), quant_bins=(1, 65536))
+        check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
+        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
+        blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
+        object.__setattr__(self, "stacked_blocks", blocks)
+
+
+def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
+    """Build an LLFlow.
+
+    Args:
+        config: See ``LLFlowConfig``.
+
+    Returns:
+        The flow, with random weights. Its images are well-lit, ``(B, 3, H, W)``; its condition is encoded from the dark
+        photograph, ``(B, 3, H, W)`` in [0, 1], whose channels are equalized over all that is given; or from what
+        ``networks.low_light.network_input`` makes of it, ``(B, 6, H, W)``.
+    """
+    features = config.encoder_width * (1 + len(config.stacked_blocks))
+    levels: list[Level] = []
+    channels = 3
+    for _ in range(LEVELS):
+        channels *= 4
+        steps: list[Transform] = []
+        for k in range(config.transition_steps + config.steps):
+            parts: list[Transform] = [ActNorm(channels), InvertibleConv(channels)]
+            if k >= config.transition_steps:
+                parts.append(Injector(Conditioner(features, config.hidden, 2 * channels), eps=config.affine_eps))
+                network = Conditioner(channels // 2 + features, config.hidden, channels)
+                parts.append(Coupling(network, eps=config.affine_eps))
+            steps.append(Chain(*parts))
+        levels.append(Level(steps, None))
+    return Flow(
+        levels,
+        channels=3,
+        config=config,
+        architecture="llflow",
+        capabilities=Capabilities(source="low_light", tasks=frozenset({"brighten"})),
+        top=Center(),
+        encoder=LowLightEncoder(
+            config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
+        ),
+        condition_encoder=_encode_dark,
+    )
+
+
+def _encode_dark(flow: Flow[LLFlowConfig], source: Tensor) -> Condition:
+    if source.ndim != 4 or source.shape[1] not in (3, 6):
+        raise ShapeError(f"Expected a dark photograph of shape (B, 3, H, W); got {tuple(source.shape)}.")
+    if min(source.shape[-2:]) < 1 or source.shape[-2] % MULTIPLE or source.shape[-1] % MULTIPLE:
+        raise ShapeError(
+            f"llflow needs sides divisible by {MULTIPLE} here; got {source.shape[-2]}x{source.shape[-1]}. "
+            "Use flowcore.brighten, which pads for you."
+        )
+    x = network_input(source) if source.shape[1] == 3 else source
+    assert flow.encoder is not None  # a LowLightEncoder, or a plan's folded one
+    features, color = flow.encoder(x)
+    return Condition(features=tuple(features), anchor=F.pixel_unshuffle(color.to(source.dtype), MULTIPLE))

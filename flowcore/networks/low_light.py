@@ -1,0 +1,143 @@
+"""The encoder of LLFlow: features of a dark photograph, and a map of the colors that it has where light is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rrdb import RRDB
+
+DARKEST = 1e-3  # added to intensities before their logarithm
+EPSILON = 1e-4  # added to sums of channels before a division
+Trunk = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class LowLightEncoder(nn.Module):
+    """Features on three grids, and the color map that is the mean of the flow's prior.
+
+    Besides the photograph it sees the chroma ``c = rgb / (r + g + b)``, which light does not change, and a map of
+    noise: of the central differences of c along rows and columns, the larger one. The color map
+    ``sigmoid(conv(features))`` is an estimate of the well-lit chroma.
+
+    Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022), section 3.2.
+    """
+
+    def __init__(self, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
+        """Build the network.
+
+        Args:
+            blocks: Number of RRDBs, on the grid of half the sides.
+            width: Channels of the trunk.
+            growth: Channels that each dense convolution adds.
+            stacked_blocks: Indices of the RRDBs whose outputs are part of every grid's features, in this order.
+        """
+        super().__init__()
+        self.stacked_blocks = stacked_blocks
+        self.conv_first = nn.Conv2d(12, width, 3, padding=1)
+        self.conv_second = nn.Conv2d(width, width, 3, padding=1)
+        self.blocks = nn.ModuleList(RRDB(width, growth) for _ in range(blocks))
+        self.conv_trunk = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_down = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.conv_color = nn.Conv2d(width, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute the features for the flow.
+
+        Args:
+            x: As in ``by_source``.
+
+        Returns:
+            Per grid, finest first, ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8: the native features
+            first, then the stacked blocks' outputs. And the color map ``(B, 3, H, W)``.
+        """
+        native, stacks, color = self.by_source(x)
+        return [torch.cat(pair, dim=1) for pair in zip(native, stacks, strict=True)], color
+
+    def by_source(self, x: Tensor, trunk: Trunk | None = None) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Compute native features and stacked outputs, each on its own.
+
+        Args:
+            x: ``(B, 6, H, W)``: the logarithm of the intensities, and the equalized photograph in [0, 1]; sides are
+                multiples of 8.
+            trunk: What runs the blocks; None for ``run_blocks``.
+
+        Returns:
+            Native features ``(B, width, H / f, W / f)`` for f = 2, 4, 8, the stacked blocks' outputs on the same grids,
+            ``(B, stacked * width, H / f, W / f)``, and the color map ``(B, 3, H, W)``.
+        """
+        light = x[:, :3].exp()
+        chroma = light / (light.sum(1, keepdim=True) + EPSILON)
+        features = F.leaky_relu(self.conv_first(torch.cat([x, chroma, noise_map(chroma)], dim=1)), 0.2)
+        head = F.max_pool2d(self.conv_second(features), 2)  # (B, width, H/2, W/2)
+        outer, stack = (trunk or self.run_blocks)(head)
+        half = head + self.conv_trunk(outer)
+        color = torch.sigmoid(self.conv_color(F.interpolate(half, scale_factor=2, mode="nearest")))
+        quarter = F.leaky_relu(self.conv_down[0](F.avg_pool2d(half, 2)), 0.2)
+        eighth = self.conv_down[1](F.avg_pool2d(quarter, 2))
+        return [half, quarter, eighth], [stack[:, :, ::f, ::f] for f in (1, 2, 4)], color
+
+    def run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the RRDBs: their output, and the outputs of the stacked ones, ``(B, stacked * width, h, w)``."""
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in self.stacked_blocks:
+                outputs[number] = x
+        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else x[:, :0]
+        return x, stack
+
+
+def noise_map(chroma: Tensor) -> Tensor:
+    """Measure how chroma changes from pixel to pixel, which in smooth scenes is noise.
+
+    Args:
+        chroma: ``(B, 3, H, W)``.
+
+    Returns:
+        ``max(|c[y, x+1] - c[y, x-1]|, |c[y+1, x] - c[y-1, x]|) / 2`` with zeros outside, ``(B, 3, H, W)``.
+    """
+    padded = F.pad(chroma, (1, 1, 1, 1))
+    rows = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+    columns = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+    return torch.maximum(rows.abs(), columns.abs())
+
+
+def network_input(rgb: Tensor) -> Tensor:
+    """Convert photographs to what the encoder sees.
+
+    Args:
+        rgb: ``(B, 3, H, W)`` in [0, 1].
+
+    Returns:
+        ``(B, 6, H, W)``: ``log(rgb + 0.001)``, and ``equalize(rgb)``.
+    """
+    return torch.cat([(rgb + DARKEST).clamp_min(DARKEST).log(), equalize(rgb)], dim=1)
+
+
+def equalize(rgb: Tensor) -> Tensor:
+    """Equalize the histogram of every channel, in 8 bits.
+
+    With counts n and the first occupied gray level v0, level v becomes ``255 sum_{v0 < k <= v} n_k / (N - n_v0)``,
+    rounded half to even. A channel of one level stays as it is.
+
+    Args:
+        rgb: ``(B, C, H, W)`` in [0, 1].
+
+    Returns:
+        The same shape and type, multiples of 1/255.
+
+    Source: OpenCV's equalizeHist, which LLFlow is trained with.
+    """
+    levels = (rgb.detach() * 255).round().clamp(0, 255).long().flatten(2)  # (B, C, H * W)
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=rgb.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    first = (counts > 0).long().argmax(2, keepdim=True)
+    darkest = counts.gather(2, first)
+    others = levels.shape[2] - darkest
+    factor = (255.0 / others.clamp_min(1).double()).float()
+    table = ((counts.cumsum(2) - darkest).clamp_min(0).float() * factor).round().clamp(0, 255)
+    table = torch.where(others > 0, table, torch.arange(256.0, device=rgb.device))
+    return (table.gather(2, levels).reshape(rgb.shape) / 255).to(rgb.dtype)

@@ -1,0 +1,163 @@
+"""LLFlow against tensors recorded from the published program; see llflow/README.md.
+
+Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 1e-5, logdet 5e-6.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowcore import CheckpointError, likelihood, load
+from flowcore.checkpoints.sources import LLFLOW
+from flowcore.checkpoints.sources.llflow import llflow_origins
+from flowcore.checkpoints.sources.source import Checkpoint
+from flowcore.inference.plan import Plan
+from flowcore.models.llflow import LLFlowConfig
+from flowcore.networks.low_light import equalize, network_input
+
+from . import published
+
+STACKED = (2, 0)
+UNREAD = {
+    "RRDB.downconv3": (16, 16, 3, 3),
+    "RRDB.HRconv": (16, 16, 3, 3),
+    "RRDB.conv_last": (3, 16, 3, 3),
+    "RRDB.awb_para": (3, 16),
+    "flowUpsamplerNet.f.0": (384, 192, 3, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """The recorded network, with arbitrary values where the program reads none."""
+    state = {n: t.float() for n, t in load_file(published.LLFLOW / "tiny_weights.safetensors").items()}
+    for name, shape in UNREAD.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.full(shape, 7.0), torch.full(shape[:1], 7.0)
+    return state
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Tensor]:
+    return load_file(published.LLFLOW / "tiny_io.safetensors")
+
+
+@pytest.fixture(scope="module", params=["float32", "float64", "plan"])
+def flow(request, state):
+    """The recorded network as ours, in two precisions, and folded in low strips."""
+    dtype = torch.float32 if request.param == "float32" else torch.float64
+    flow = LLFLOW.convert(state, {"stacked_blocks": STACKED}).to(dtype=dtype)
+    return Plan(flow, strip_bytes=1) if request.param == "plan" else flow
+
+
+def image(bytes_: Tensor) -> Tensor:
+    return bytes_.permute(2, 0, 1)[None].float() / 255
+
+
+def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
+    assert ours.shape == theirs.shape
+    tolerance = single if ours.dtype == torch.float32 else 1e-9
+    assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
+
+
+def test_the_input_of_the_network(recorded):
+    padded = image(recorded["padded"])
+    assert torch.equal((equalize(padded) * 255).round(), image(recorded["equalised"]) * 255)
+    assert float((network_input(padded) - recorded["input"]).abs().max()) < 1e-6
+
+
+@torch.no_grad()
+def test_encode_and_decode(flow, recorded):
+    dtype = next(flow.parameters()).dtype
+    t = "f32" if dtype == torch.float32 else "f64"
+    source, gt = recorded["input"].to(dtype), recorded["gt"].to(dtype)
+    cond = flow.encode_condition(source)
+    if not isinstance(flow, Plan):
+        for number, feature in enumerate(cond.features, start=1):
+            near(feature, recorded[f"{t}.condition{number}"])
+        near(flow.encoder(source)[1], recorded[f"{t}.color_map"])
+    near(cond.anchor, recorded[f"{t}.prior_mean"])
+    (eps,), logdet = flow(gt, cond)
+    near(eps + cond.anchor, recorded[f"{t}.enc.z"])
+    near(logdet, recorded[f"{t}.enc.logdet"], 5e-6)
+    nll = -likelihood.log_prob(flow, gt, cond) / (math.log(2) * gt[0, 0].numel())
+    near(nll, recorded[f"{t}.enc.nll"], 5e-6)
+    near(flow.inverse([eps], cond), recorded[f"{t}.recon.x"], 2e-5)
+    near(flow.inverse([torch.zeros_like(eps)], cond), recorded[f"{t}.enhance.x"])
+    near(flow.inverse([recorded["given.noise"].to(dtype)], cond), recorded[f"{t}.given.x"])
+
+
+@torch.no_grad()
+def test_a_photograph_is_its_own_condition(state, recorded):
+    flow = LLFLOW.convert(state, {"stacked_blocks": STACKED})
+    cond = flow.encode_condition(image(recorded["padded"]))
+    x = flow.inverse([torch.zeros(1, 192, 4, 4)], cond)
+    near(x, recorded["f32.enhance.x"], 2e-5)
+
+
+# --- recognized -------------------------------------------------------------------------------------------------------
+
+KEYS = json.loads(gzip.decompress((published.LLFLOW / "keys.json.gz").read_bytes()))
+CONFIGS = {
+    "LOL_smallNet": LLFlowConfig(steps=4, encoder_blocks=4, encoder_width=32, stacked_blocks=(1,)),
+    "LOL-pc": LLFlowConfig(),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_published_files_are_recognized_and_every_tensor_used_once(name):
+    shapes = {key: tuple(shape) for key, shape in KEYS[name].items()}
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert LLFLOW.layout(Checkpoint("LLFlow", state), {}).config == CONFIGS[name]
+    if name == "LOL_smallNet":
+        assert LLFLOW.convert(state, {}).config == CONFIGS[name]
+    used = [origin.names[0] for origin in llflow_origins(CONFIGS[name])]
+    assert len(set(used)) == len(used)
+    unread = {f"{name}.{part}" for name in UNREAD for part in ("weight", "bias")}
+    assert shapes.keys() - set(used) == unread
+
+
+WRAPPED = {
+    "plain": lambda state: state,
+    "module.": lambda state: {f"module.{name}": t for name, t in state.items()},
+    "one key": lambda state: {"net": state},
+    "params_ema": lambda state: {"params": {n: t + 1 for n, t in state.items()}, "params_ema": state},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_wrapped_files(tmp_path, state, wrapping):
+    torch.save(WRAPPED[wrapping](state), tmp_path / "LOL.pth")
+    flow = load(tmp_path / "LOL.pth", stacked_blocks=STACKED)
+    assert published.same(flow, LLFLOW.convert(state, {"stacked_blocks": STACKED}))
+    assert "LLFlow" in flow.provenance["source"]
+    assert "CC BY-NC-SA" in flow.provenance["licence"]
+
+
+NEARLY = {
+    "without its encoder's last block": (lambda name: "RRDB_trunk.2." not in name, "stacked_blocks must"),
+    "without a step": (lambda name: "layers.8." not in name, "not those of a known variant"),
+    "without the flow": (lambda name: name.startswith("RRDB."), "not those of a known variant"),
+    "without its color map": (lambda name: "fine_tune" not in name, r"RRDB\.fine_tune_color_map\.0\.bias is missing"),
+}
+
+
+@pytest.mark.parametrize("case", NEARLY)
+def test_files_that_are_nearly_an_llflow_are_named_so(tmp_path, state, case):
+    keep, sentence = NEARLY[case]
+    torch.save({name: t for name, t in state.items() if keep(name)}, tmp_path / "LOL.pth")
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        load(tmp_path / "LOL.pth", stacked_blocks=STACKED)
+    assert "LLFlow" in str(caught.value) or "stacked_blocks" in str(caught.value)
+
+
+def test_another_depth_asks_for_the_missing_field(tmp_path, state):
+    torch.save(state, tmp_path / "LOL.pth")
+    with pytest.raises(CheckpointError, match="no released LLFlow model has 3 blocks and stacks 2"):
+        load(tmp_path / "LOL.pth")
