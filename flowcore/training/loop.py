@@ -362,7 +362,8 @@ class _Trainer:
 def _load_weights(flow: Flow, path: Path) -> None:
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    expected.pop("styles", None)  # measured after training, so those of the file do not hold for the new weights
+    for measured in ("styles", "temperature", "calm_edges"):  # after training: those of the file are of its weights
+        expected.pop(measured, None)
     differences = [
         f"{key} is {actual.get(key)!r} instead of {expected[key]!r}"
         for key in expected
