@@ -29,6 +29,7 @@ from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors
 from .tasks.consistency import match_source
 from .tasks.hints import Hints
 from .tasks.ranking import ranked
+from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
@@ -62,8 +63,10 @@ __all__ = [
     "load",
     "match_source",
     "ranked",
+    "restore",
     "sample",
     "score",
+    "shrink",
     "temperature_grid",
     "transfer_palette",
     "upscale",

@@ -339,7 +339,7 @@ class Upscaler:
         repairs = overflow.Repairs()
         run.expect(batch * len(tiles) * (plan.encoder_units + len(parts) * plan.units + samples))
         for item, pictures in enumerate(result):
-            padded = _pad(rgb[item, None], rows, columns)
+            padded = pad(rgb[item, None], rows, columns)
             for tile in tiles:
                 run.stage(plan.encoder_units)
                 source = _crop(padded, tile, 1)
@@ -447,8 +447,17 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
     return result
 
 
-def _pad(image: Tensor, rows: int, columns: int) -> Tensor:
-    """Extend to the right and below, by reflection where there are enough pixels to reflect."""
+def pad(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Extend images to the right and below, by reflection where there are enough pixels to reflect.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        rows: Of the result, at least H.
+        columns: Of the result, at least W.
+
+    Returns:
+        ``(B, C, rows, columns)``.
+    """
     for axis, missing in ((3, columns - image.shape[3]), (2, rows - image.shape[2])):
         padding = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
         image = F.pad(image, padding, mode="reflect" if image.shape[axis] > missing else "replicate")

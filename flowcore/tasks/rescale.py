@@ -1,0 +1,156 @@
+"""Rescale: a photograph becomes a small ordinary picture, which one model brings back.
+
+Shrinking keeps the image that everyone sees in the small picture and what it cannot show in the model's latents, which
+are drawn anew when it is restored. The model puts as much into the small picture as 8 bits and a natural look allow,
+so only the small picture is stored; and it restores its own small pictures only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ImageError
+from ..flow import Flow
+from ..images.resize import resize
+from ..inference.condition_cache import ConditionStore
+from ..prior import Temperature
+from . import Precision, Progress
+from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .upscale import HALO, Upscaler, pad
+
+ADVICE = "Shrink a smaller image, or free memory on the device."
+RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
+
+
+def shrink(
+    flow: Flow,
+    image: Tensor,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Tensor:
+    """Shrink photographs to small pictures that ``restore`` brings back.
+
+    Args:
+        flow: A rescaling model.
+        image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values
+            outside are clamped. C is 3; or 1 (gray, which becomes color: colors carry detail); or 4, whose alpha is
+            shrunk by a bicubic resize. Sides that the model's scale does not divide are extended to the right and
+            below.
+        progress: Called with ``(done, total, preview)``; a preview with every finished picture.
+        cancelled: Asked before every convolution; returns True (or raises) to stop.
+        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+
+    Returns:
+        ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
+        Store it without loss: JPEG destroys what it holds.
+
+    Raises:
+        ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
+        FlowError: If the model does not rescale, or memory does not suffice.
+        Cancelled: If stopped.
+
+    Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020); Liang et al., "Hierarchical Conditional Flow" (2021),
+    section 3.
+    """
+    flow.require("rescale")
+    run = Runner(flow, RunOptions(progress=progress, cancelled=cancelled, notify=notify), ADVICE, image)
+
+    def task() -> Tensor:
+        rgb, alpha = validate_image(image)
+        scale, (height, width) = flow.condition_scale, rgb.shape[-2:]
+        rows, columns = (-(-side // scale) for side in (height, width))
+        if (rows * scale, columns * scale) != (height, width):
+            run.notify(
+                f"The image was extended from {width}x{height} to {columns * scale}x{rows * scale}: its sides must be "
+                f"divisible by {scale}. Crop what comes back to {width}x{height}."
+            )
+        run.expect(len(rgb))
+        small: list[Tensor] = []
+        for item in rgb:
+            run.check_cancelled()
+            padded = pad(item[None], rows * scale, columns * scale)
+            reduced = run.plan.reduce(padded.to(run.device, run.dtype))
+            small.append(reduced.clamp(0, 1).mul(255).round().div(255).to(image.device, torch.float32))
+            run.advance(preview=small[-1][0])
+        result = torch.cat(small)
+        if alpha is None:
+            return result
+        return torch.cat([result, resize(pad(alpha, rows * scale, columns * scale), rows, columns).clamp(0, 1)], dim=1)
+
+    return run(task)
+
+
+def restore(
+    flow: Flow,
+    small: Tensor,
+    *,
+    temperature: Temperature | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    size: tuple[int, int] | None = None,
+    tile: int = 0,
+    halo: int = HALO,
+    precision: Precision = "float32",
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None] | None = None,
+    store: ConditionStore | None = None,
+) -> Tensor:
+    """Restore photographs from the small pictures that ``shrink`` made of them.
+
+    Args:
+        flow: The rescaling model that shrank them; another gives a wrong picture.
+        small: ``(B, C, h, w)`` in [0, 1], as ``shrink`` returns it or uint8. A picture that was shrunk otherwise is
+            enlarged, but not well.
+        temperature: As in ``upscale``; None for the model's own. 0 gives the mean of what the small picture leaves
+            open.
+        seed: As in ``upscale``; so are the arguments that are not named here.
+        samples: See ``upscale``.
+        size: Height and width of the original, whose extension is cropped away; None keeps all.
+        tile: See ``upscale``.
+        halo: See ``upscale``.
+        precision: See ``upscale``.
+        progress: See ``upscale``.
+        cancelled: See ``upscale``.
+        notify: See ``upscale``.
+        store: See ``upscale``.
+
+    Returns:
+        ``(B * samples, 3 or 4, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all
+        samples of picture 0, then of picture 1.
+
+    Raises:
+        ImageError: As in ``upscale``; or if ``size`` is not what shrinks to the picture's size.
+        FlowError: If the model does not rescale, or as in ``upscale``.
+        Cancelled: If stopped.
+
+    Source: as ``shrink``.
+    """
+    flow.require("rescale")
+    sampling = SamplingOptions(seed=seed, samples=samples)
+    options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
+    run = Runner(flow, options, RESTORE_ADVICE, small)
+    upscaler = Upscaler(run, flow, tile, halo, store)
+    tau = float(flow.config.temperature) if temperature is None else temperature
+
+    def task() -> Tensor:
+        rgb, alpha = validate_image(small)
+        scale, sides = flow.condition_scale, tuple(rgb.shape[-2:])
+        height, width = (side * scale for side in sides) if size is None else size
+        if (-(-height // scale), -(-width // scale)) != sides:
+            raise ImageError(
+                f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
+                f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
+            )
+        pictures = upscaler(rgb, [(tau, 0.0)], sampling).to(small.device)
+        if alpha is not None:
+            alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1).repeat_interleave(samples, 0)
+            pictures = torch.cat([pictures, alpha], dim=1)
+        return pictures[..., :height, :width]
+
+    return run(task, upscaler.halve_tiles)
