@@ -18,6 +18,7 @@ from flowcore.images.faces import (
     locate_face,
     paste_face,
 )
+from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces
 
 HEIGHT, WIDTH = 240, 320
 LEFT_EYE, RIGHT_EYE = (120.3, 90.8), (160.9, 102.1)  # 42.1 pixels apart, leaning by 15.6 degrees
@@ -242,6 +243,39 @@ def test_eyes_of_a_face_mesh():
 def test_a_profile_is_told_by_its_nose():
     assert not is_profile(mesh(), place())
     assert is_profile(mesh(nose=(100, 115)), place())
+
+
+def test_a_face_of_each_picture_is_chosen_by_its_size():
+    large, small = mesh(), [[x / 2, y / 2] for x, y in mesh()]
+    lines: list[str] = []
+    frames = [[{"landmarks_xy": small}, {"landmarks_xy": large}], [{"landmarks_xy": large}]]
+    assert eyes_from_meshes(frames, notify=lines.append) == [(LEFT_EYE, RIGHT_EYE)] * 2
+    assert lines == ["2 faces were found; this is number 1, the largest is 1."]
+    assert eyes_from_meshes(frames[:1], 2) == [tuple((x / 2, y / 2) for x, y in (LEFT_EYE, RIGHT_EYE))]
+    for frame, words in (
+        ([], "No face was found"),
+        ([{"landmarks_xy": [[1, 2]] * 5}], "478 points"),
+        ([{"points": []}], "landmarks_xy"),
+        ([5], "landmarks_xy"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            eyes_from_meshes([frame])
+
+
+def test_faces_of_several_pictures_go_back_into_their_own():
+    pictures, eyes = torch.rand(2, 4, HEIGHT, WIDTH), [(LEFT_EYE, RIGHT_EYE), ((150.0, 120.0), (190.0, 121.0))]
+    faces, places = align_faces(pictures, eyes, size=32)
+    assert faces.shape == (2, 3, 32, 32)
+    samples = faces.repeat_interleave(3, 0)
+    pasted = paste_faces(pictures, samples, places)
+    assert pasted.shape == (6, 4, HEIGHT, WIDTH)
+    for k in (0, 2, 3, 5):
+        alone = paste_face(pictures[k // 3, :3][None], samples[k : k + 1], places[k // 3])
+        assert torch.equal(pasted[k : k + 1, :3], alone)
+    with pytest.raises(ShapeError, match="eyes of one or all of 2 images"):
+        align_faces(pictures, eyes * 2)
+    with pytest.raises(ShapeError, match="for each of 2 pictures"):
+        paste_faces(pictures, samples[:3], places)
 
 
 def test_a_place_says_how_large_the_face_is():
