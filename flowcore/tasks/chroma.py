@@ -149,7 +149,7 @@ class Colorization:
             raise ShapeError(f"Expected latents of as many items on every level; got {items}.")
         item = number if items[0] > 1 else 0
         return [
-            F.interpolate(z[item : item + 1].float(), shape[1:], mode="nearest").to(self.run.device)
+            F.interpolate(z[item : item + 1].to(self.run.dtype), shape[1:], mode="nearest").to(self.run.device)
             for z, shape in zip(latents, self.shapes, strict=True)
         ]
 
@@ -159,9 +159,9 @@ class Colorization:
         if hints is not None:
             palette = hints.palette[:, :, None, None].expand(-1, -1, *self._padded)
             source = torch.cat([source, hints.planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
-        cond = self.run.plan.encode_condition(source)
+        cond = self.run.plan.encode_condition(source.to(self.run.dtype))
         self.run.advance()
-        return cond.map_tensors(Tensor.float)
+        return cond.map_tensors(lambda t: t.to(self.run.dtype))
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
@@ -174,7 +174,7 @@ class Colorization:
         if any(inside):
             rgb = torch.cat([one if i is None else i.fill(one) for one, i in zip(rgb.split(1), inside, strict=True)])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
-        return _pad(chroma.to(self.run.device), self.grid)
+        return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 
     def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
         """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""
@@ -184,7 +184,7 @@ class Colorization:
                 x = change(level, x)
             return x
 
-        decoded = self.run.plan.inverse(z, cond, between)
+        decoded = self.run.plan.inverse([level.to(self.run.dtype) for level in z], cond, between)
         return (decoded - NEUTRAL)[..., : self.chroma_size[0], : self.chroma_size[1]]
 
     def decode_guarded(self, first: int, z: Sequence[Tensor], cond: Condition, hints: HintPlanes | None) -> Tensor:
@@ -227,7 +227,7 @@ class Colorization:
     def finish(self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float, gamut: Gamut) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""
         y, guide = self.y[part].to(self.run.device), self._guide[part].to(self.run.device)
-        full = enlarge(chroma, resize_bilinear(guide, self.chroma_size), guide) * saturation
+        full = enlarge(chroma.float(), resize_bilinear(guide, self.chroma_size), guide) * saturation
         if hints is not None and hints.lock and hints.coverage is not None and hints.chroma is not None:
             one = len(hints.coverage) == 1
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))

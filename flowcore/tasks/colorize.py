@@ -22,7 +22,7 @@ from . import Precision, Progress
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, enlarge, merge, working_sides
 from .hints import Hints
 from .refine import refine_latents
-from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .runner import Runner, RunOptions, SamplingOptions, require_tensor, validate_image
 
 AT_ONCE = 8  # colorings decoded together
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
@@ -160,6 +160,7 @@ def encode_colors(
         ImageError: If it is no color image.
         Cancelled: If stopped.
     """
+    require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (3, 4):
         raise ImageError(f"Expected a color image of shape (B, 3 or 4, H, W); got {tuple(image.shape)}.")
     run = Runner(flow, RunOptions(batch=batch, cancelled=cancelled), ADVICE, image)

@@ -13,7 +13,7 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import select_items
 from . import overflow, upscale
-from .runner import Runner, images_at_once, to_float
+from .runner import Runner, images_at_once, require_tensor, to_float
 
 Labels = int | Sequence[int] | Tensor
 
@@ -174,6 +174,7 @@ def check_image(flow: Flow, image: Tensor) -> Tensor:
 
 def check_pixels(image: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """Convert images, uint8 or float in [0, 1], to a float type; values are not clamped."""
+    require_tensor(image)
     if image.ndim != 4 or image.shape[1] != channels:
         hint = " Convert color to gray first." if channels == 1 and image.ndim == 4 else ""
         raise ShapeError(f"Expected images of shape (B, {channels}, H, W); got {tuple(image.shape)}.{hint}")

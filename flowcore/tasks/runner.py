@@ -93,6 +93,8 @@ class Runner:
     """
 
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
+        if image is not None:
+            require_tensor(image)
         self.options = options
         self.minimum_memory = False
         self._flow, self._plan = flow, None
@@ -243,6 +245,25 @@ def images_at_once(height: int, width: int) -> int:
     return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
 
 
+def require_tensor(image: object) -> None:
+    """Refuse what is no tensor (NumPy arrays, PIL images, paths), and say how to make one of it.
+
+    Args:
+        image: What the caller passed as images.
+
+    Raises:
+        ImageError: If it is no tensor.
+    """
+    if isinstance(image, Tensor):
+        return
+    kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
+    how = {
+        "numpy": "torch.from_numpy(array).permute(2, 0, 1)[None], of an array (H, W, C) of uint8, or floats in [0, 1]",
+        "PIL": "torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None], of an RGB image",
+    }.get(kind.split(".")[0], "flowcore.images.files.read(content, name).pixels, of the bytes of an image file")
+    raise ImageError(f"Expected images as a tensor (B, C, H, W); got {kind}. Make one: {how}.")
+
+
 def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Check an image that is passed to a task, and separate colors from alpha.
 
@@ -256,6 +277,7 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     Raises:
         ImageError: If the image has another shape or type, is empty, or holds NaN or infinity.
     """
+    require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
         raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
     image = to_float(image, torch.float32).clamp(0, 1)
@@ -277,4 +299,23 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
             f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Fix the node or file "
             "that it comes from."
         )
+    refuse_integer_range(image)
     return image
+
+
+def refuse_integer_range(image: Tensor) -> None:
+    """Refuse floats in [0, 255] or [0, 65535], which would be white: brighter on average than white, none negative.
+
+    Args:
+        image: Finite floats.
+
+    Raises:
+        ImageError: If they look like one of these.
+    """
+    low, high = (float(value) for value in image.aminmax())
+    if low >= 0 and 4 < high <= 65536 and float(image.mean()) > 1:
+        largest = 255 if high <= 256 else 65535  # bfloat16 rounds up
+        raise ImageError(
+            f"The image's floats go from {low:g} to {high:g}; expected [0, 1], and these look like [0, {largest}]. "
+            f"Divide them by {largest}, or convert them to uint{8 if largest == 255 else 16}."
+        )

@@ -35,6 +35,7 @@ def sample(
     labels: Labels | None = None,
     styles: Mapping[str, float | Sequence[float]] | None = None,
     snapped: bool = False,
+    clamp: bool = True,
     batch: int | None = None,
     precision: Precision = "float32",
     progress: Progress | None = None,
@@ -55,6 +56,7 @@ def sample(
         styles: Name to strength, for models that carry styles; see ``apply_style``.
         snapped: Whether to remove the dequantization noise that a model draws with an image; see
             ``dequantization.quantize``.
+        clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
         batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (beyond
             rounding).
         precision: Of conditioners; the flow itself stays in float32. See ``upscale``. ``decode`` of the same latents
@@ -65,7 +67,7 @@ def sample(
             model overflows); None logs it.
 
     Returns:
-        ``(n, C, H, W)`` float32 in [0, 1], on the CPU.
+        ``(n, C, H, W)`` in [0, 1] unless ``clamp`` is False, float32 (float64 if the flow is), on the CPU.
 
     Raises:
         FlowError: If the model makes images from an image, an argument is out of its range, or the size is missing.
@@ -87,12 +89,14 @@ def sample(
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         passes = Passes(run, n)
-        result = torch.empty((n, flow.channels, height, width), dtype=torch.float32, device="cpu")
+        result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
         for part in passes.batches(n, height * width):
             cond = passes.encode_labels(None if numbers is None else numbers[part])
-            images = passes.decode_batch([z[part] for z in latents], cond, part.start).to("cpu", torch.float32)
-            result[part] = (quantize(flow, images) if snapped else images).clamp(0, 1)
-            passes.finish(len(images), result[part])
+            images = passes.decode_batch([z[part] for z in latents], cond, part.start).cpu()
+            images = quantize(flow, images) if snapped else images
+            shown = images.clamp(0, 1)
+            result[part] = shown if clamp else images
+            passes.finish(len(images), shown)
         return passes.report(result)
 
     return run(task)
@@ -147,6 +151,7 @@ def decode(
     latents: Sequence[Tensor],
     cond: Condition | None = None,
     *,
+    clamp: bool = False,
     batch: int | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -161,13 +166,14 @@ def decode(
         flow: The model.
         latents: Finest first, each ``(B, C_l, H_l, W_l)``, as ``encode`` returned them.
         cond: As in ``encode``.
+        clamp: Whether to clamp the images to [0, 1].
         batch: Images at once; None or 0 chooses by their size.
         progress: Called with ``(done, total, preview)``; a preview with every finished image.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence where the model overflowed; None logs it.
 
     Returns:
-        ``(B, C, H, W)``, not clamped, float32 (float64 if the flow is), on the device of the latents.
+        ``(B, C, H, W)``, not clamped unless asked, float32 (float64 if the flow is), on the device of the latents.
 
     Raises:
         ShapeError: If the latents are not of this model.
@@ -178,7 +184,12 @@ def decode(
     levels = check_latents(latents)
     options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
     run = Runner(flow, options, ADVICE)
-    return run(lambda: Passes(run, len(levels[0])).decode(levels, cond))
+
+    def task() -> Tensor:
+        images = Passes(run, len(levels[0])).decode(levels, cond)
+        return images.clamp(0, 1) if clamp else images
+
+    return run(task)
 
 
 def reconstruct(flow: Flow, image: Tensor, cond: Condition | None = None, **options: Any) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items
 from . import Progress
-from .runner import Runner, RunOptions, SamplingOptions, images_at_once
+from .runner import Runner, RunOptions, SamplingOptions, images_at_once, refuse_integer_range
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -389,6 +389,8 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
             f"This model takes images of {flow.channels} channels; got {image.shape[1]}, {tuple(image.shape)}. {fix}"
         )
     _check_size(flow, *image.shape[-2:])
+    if image.is_floating_point() and image.isfinite().all():
+        refuse_integer_range(image)
     k, off = to_integers(image.cpu().contiguous(), quantised.n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:

@@ -343,11 +343,14 @@ class Upscaler:
             for tile in tiles:
                 run.stage(plan.encoder_units)
                 source = _crop(padded, tile, 1)
-                cond = self._condition(source, reused=len(parts) > 1)
+                cond = self._condition(source.to(run.dtype), reused=len(parts) > 1)
                 inner, outer = _without_halo(tile, scale, height * scale, width * scale)
                 for part in parts:
                     run.stage(plan.units)
-                    z = [z.to(run.device).expand(len(part), -1, -1, -1) for z in latents.crop(item, part, tile)]
+                    z = [
+                        z.to(run.device, run.dtype).expand(len(part), -1, -1, -1)
+                        for z in latents.crop(item, part, tile)
+                    ]
                     decode = overflow.bounded_decoder(plan, cond, MAX_DEVIATION)
                     decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
                     images, *marks = (None if t is None else t[inner] for t in decoded)

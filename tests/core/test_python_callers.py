@@ -1,0 +1,116 @@
+"""What callers from Python pass: flows in float64, arrays and PIL images, floats in [0, 255]; and what they ask for."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+import torch
+from builders import build_tiny, build_upscaler, random_image
+from PIL import Image
+
+import flowcore
+from flowcore.errors import ImageError
+from flowcore.tasks.hints import hints_from_points, parse_points
+from flowcore.tasks.sample import reconstruct
+
+PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
+SMALL = random_image(2, 3, 8, 12)
+
+upscaler = functools.cache(build_upscaler)
+colorizer = functools.cache(lambda: build_tiny("colorizer", perturb=0.05))
+glow = functools.cache(lambda: build_tiny("glow", perturb=0.05, image_size=(8, 12)))
+
+
+def decode_colors(flow, image):
+    return flowcore.decode_colors(flow, flowcore.encode_colors(flow, image), OTHER)
+
+
+TASKS = {  # of a flow and the images it works on
+    "upscale": (upscaler, lambda flow, image: flowcore.upscale(flow, image, samples=2, match_source=True), SMALL),
+    "temperature_grid": (upscaler, lambda flow, image: flowcore.temperature_grid(flow, image, [0.0, 0.6]), SMALL),
+    "colorize": (colorizer, lambda flow, image: flowcore.colorize(flow, image, samples=2), PHOTO),
+    "colorize_video": (colorizer, lambda flow, image: flowcore.colorize_video(flow, image), PHOTO),
+    "transfer_palette": (colorizer, lambda flow, image: flowcore.transfer_palette(flow, image, OTHER), PHOTO),
+    "encode_colors": (colorizer, lambda flow, image: flowcore.encode_colors(flow, image)[-1], PHOTO),
+    "decode_colors": (colorizer, decode_colors, PHOTO),
+    "encode": (glow, lambda flow, image: flowcore.encode(flow, image)[-1], SMALL),
+    "reconstruct": (glow, lambda flow, image: reconstruct(flow, image)[0], SMALL),
+    "score": (glow, lambda flow, image: flowcore.score(flow, image).bits_per_dim, SMALL),
+}
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+@every_task
+def test_a_flow_in_float64_does_every_task(task):
+    make, run, image = TASKS[task]
+    close = run(make(), image)
+    exact = run(copy_in_float64(make()), image)
+    assert (exact - close).abs().max() < 2e-3 * max(1, float(close.abs().max()))
+
+
+def copy_in_float64(flow):
+    return copy.deepcopy(flow).double()
+
+
+def test_hints_and_locks_reach_a_colorizer_in_float64():
+    hints = hints_from_points(parse_points("9,9,#ff8040"), (32, 40), radius=6, lock=True)
+    pictures = [flowcore.colorize(f, PHOTO, hints=hints) for f in (colorizer(), copy_in_float64(colorizer()))]
+    assert (pictures[0] - pictures[1]).abs().max() < 2e-3
+
+
+@every_task
+@pytest.mark.parametrize(
+    ("convert", "expected"),
+    [
+        (lambda x: x[0].permute(1, 2, 0).numpy(), "got numpy.ndarray. Make one: torch.from_numpy"),
+        (lambda x: Image.fromarray((x[0].permute(1, 2, 0) * 255).byte().numpy()), "got PIL.Image. Make one: torch"),
+        (lambda x: "photo.jpg", "got builtins.str. Make one: flowcore.images.files.read"),
+    ],
+    ids=["numpy", "PIL", "path"],
+)
+def test_what_is_no_tensor_is_refused_with_the_way_to_make_one(task, convert, expected):
+    make, run, image = TASKS[task]
+    with pytest.raises(ImageError) as raised:
+        run(make(), convert(image))
+    assert expected in str(raised.value)
+
+
+@every_task
+@pytest.mark.parametrize(("largest", "kind"), [(255, "uint8"), (65535, "uint16")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_floats_in_the_range_of_integers_are_refused_by_name(task, largest, kind, dtype):
+    make, run, image = TASKS[task]
+    with pytest.raises(
+        ImageError, match=rf"expected \[0, 1\], and these look like \[0, {largest}\].*convert .* {kind}"
+    ):
+        run(make(), (image * largest).to(dtype))
+
+
+@pytest.mark.parametrize("image", [PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)])
+def test_highlights_and_overshoots_are_no_integers(image):
+    assert flowcore.colorize(colorizer(), image).isfinite().all()
+
+
+def test_the_conversions_that_the_errors_name_work():
+    array = (SMALL[0].permute(1, 2, 0) * 255).byte().numpy()
+    ours = torch.from_numpy(array).permute(2, 0, 1)[None]
+    pil = torch.from_numpy(np.array(Image.fromarray(array))).permute(2, 0, 1)[None]
+    assert torch.equal(flowcore.upscale(upscaler(), ours), flowcore.upscale(upscaler(), pil))
+
+
+def test_samples_and_decoded_images_are_clamped_as_asked():
+    flow = glow()
+    free = flowcore.sample(flow, 3, temperature=3.0, clamp=False)
+    assert free.min() < 0
+    assert free.max() > 1
+    assert torch.equal(flowcore.sample(flow, 3, temperature=3.0), free.clamp(0, 1))
+    latents = flowcore.encode(flow, free)
+    decoded = flowcore.decode(flow, latents)
+    assert (decoded - free).abs().max() < 1e-3
+    assert torch.equal(flowcore.decode(flow, latents, clamp=True), decoded.clamp(0, 1))
+    exact = flowcore.sample(copy_in_float64(flow), 3, temperature=3.0, clamp=False)
+    assert exact.dtype == torch.float64
+    assert (exact - free).abs().max() < 1e-3
