@@ -75,12 +75,13 @@ def shrink(
             run.check_cancelled()
             padded = pad(item[None], rows * scale, columns * scale)
             reduced = run.plan.reduce(padded.to(run.device, run.dtype))
-            small.append(reduced.clamp(0, 1).mul(255).round().div(255).to(image.device, torch.float32))
+            small.append(_as_stored(reduced).to(image.device, torch.float32))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
             return result
-        return torch.cat([result, resize(pad(alpha, rows * scale, columns * scale), rows, columns).clamp(0, 1)], dim=1)
+        alpha = resize(pad(alpha, rows * scale, columns * scale), rows, columns)
+        return torch.cat([result, _as_stored(alpha)], dim=1)
 
     return run(task)
 
@@ -154,3 +155,8 @@ def restore(
         return pictures[..., :height, :width]
 
     return run(task, upscaler.halve_tiles)
+
+
+def _as_stored(pixels: Tensor) -> Tensor:
+    """What 8 bits keep of values in [0, 1]."""
+    return pixels.clamp(0, 1).mul(255).round().div(255)

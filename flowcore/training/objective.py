@@ -43,6 +43,51 @@ class AbsoluteError(nn.Module):
         return loss
 
 
+class Rescaling(nn.Module):
+    """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
+
+    ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
+    temperature 0 from 8 bits, whose rounding passes gradients on; ``lr`` is the bicubic thumbnail, which keeps the
+    small picture natural.
+
+    Source: Xiao et al., "Invertible Image Rescaling" (ECCV 2020), section 3.3; its penalty on the latents is missing,
+    since restoring at temperature 0 already leaves nothing to them.
+    """
+
+    unit = "L1"
+
+    def __init__(self, flow: Flow, lr_consistency: float = 0.0) -> None:
+        super().__init__()
+        flow.require("rescale")
+        self.flow = flow
+        self.lr_consistency = lr_consistency
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
+        """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
+        small, restored = self.restore(hr)
+        loss = F.l1_loss(restored, hr)
+        if self.lr_consistency:
+            loss = loss + self.lr_consistency * F.l1_loss(small, lr)
+        return loss
+
+    def restore(self, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """Shrink images ``(B, 3, H, W)`` and restore them at temperature 0.
+
+        Args:
+            hr: In [0, 1].
+
+        Returns:
+            The small pictures, not clamped, and the restored images.
+        """
+        small = self.flow.reduce(hr)
+        stored = small + (small.clamp(0, 1).mul(255).round().div(255) - small).detach()
+        zeros = [hr.new_zeros(len(hr), *shape) for shape in self.flow.latent_shapes(*hr.shape[-2:])]
+        return small, self.flow.inverse(zeros, self.flow.encode_condition(stored))
+
+
 class ChromaError(nn.Module):
     """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids.
 
@@ -102,7 +147,7 @@ class Likelihood(nn.Module):
         return (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
 
 
-Objective = AbsoluteError | ChromaError | Likelihood
+Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
 
 
 def make_objective(flow: Flow, stage: Stage) -> Objective:
@@ -111,6 +156,8 @@ def make_objective(flow: Flow, stage: Stage) -> Objective:
         return AbsoluteError(flow, stage.lr_consistency)
     if stage.objective == "chroma":
         return ChromaError(flow)
+    if stage.objective == "rescale":
+        return Rescaling(flow, stage.lr_consistency)
     return Likelihood(flow, balanced=stage.balanced)
 
 

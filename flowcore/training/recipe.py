@@ -19,7 +19,7 @@ from ..models import build, configure
 from ..models.colorizer import ColorizerConfig
 from .degradation import DegradationKind
 
-Objective = Literal["l1", "chroma", "likelihood"]
+Objective = Literal["l1", "chroma", "likelihood", "rescale"]
 Sampling = Literal["area", "photograph"]
 Schedule = Literal["constant", "cosine", "halving"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -65,7 +65,8 @@ class Stage:
         name: Shown in the progress line.
         objective: "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement;
             "chroma" trains a colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood"
-            trains the flow, on bits per dimension of dequantized HR images.
+            trains the flow, on bits per dimension of dequantized HR images; "rescale" trains a rescaling model to
+            shrink images and to restore them, see ``objective.Rescaling``.
         steps: Number of optimiser steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
@@ -78,7 +79,8 @@ class Stage:
         train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
         encoder_rate: Factor on the learning rate for the encoder in a likelihood stage.
         backbone_rate: Factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed.
-        lr_consistency: Weight of the mean absolute error of the enlargement on the LR grid (objective "l1").
+        lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
+            "l1"), or of the model's own small picture (objective "rescale").
         weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
         balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
             latents do.

@@ -17,10 +17,15 @@ from ..prior import sample_latents
 from ..quality.metrics import lr_psnr, psnr
 from ..tasks.chroma import schedule
 from .data import Data
-from .objective import bits_by_level, lr_encoder, make_objective
+from .objective import Rescaling, bits_by_level, lr_encoder, make_objective
 from .recipe import Recipe, Stage
 
-LOSSES = {"l1": "validation_l1", "chroma": "validation_mse", "likelihood": "validation_bits_per_dim"}
+LOSSES = {
+    "l1": "validation_l1",
+    "chroma": "validation_mse",
+    "likelihood": "validation_bits_per_dim",
+    "rescale": "validation_l1",
+}
 CROPS = {"low_resolution": 8, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -48,7 +53,10 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         loss = float(objective(x, source, noise))
     metrics = {LOSSES[stage.objective]: round(loss, 4)}
-    if source is not None and kind == "low_resolution":
+    if isinstance(objective, Rescaling):
+        assert source is not None
+        more, columns = _rescale(objective, x, source)
+    elif source is not None and kind == "low_resolution":
         more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
     elif source is not None and kind == "luma":
         more, columns = (_predict_chroma if stage.objective == "chroma" else _colorize)(flow, x, source)
@@ -105,6 +113,19 @@ def _of_gray(chroma: Tensor, x: Tensor) -> float:
     truth = x - NEUTRAL
     errors = (chroma - truth).square().mean((1, 2, 3)).sqrt().mean()
     return round(float(errors / truth.square().mean((1, 2, 3)).sqrt().mean()), 4)
+
+
+def _rescale(objective: Rescaling, hr: Tensor, lr: Tensor) -> Validation:
+    """A row per crop: the thumbnail and the small picture, both enlarged by bicubic resize, restored, and original."""
+    small, restored = objective.restore(hr)
+    scale = objective.flow.condition_scale
+    columns = [enlarge(lr, scale), enlarge(small.clamp(0, 1), scale), restored, hr]
+    pairs = {"psnr_bicubic": (columns[0], hr), "psnr_restored": (restored, hr), "psnr_small": (small, lr)}
+    metrics: dict[str, float] = {}
+    for name, pair in pairs.items():  # over the entire batch at once: the PSNR of a single crop can be infinite
+        one, other = (t.clamp(0, 1).flatten(0, 1)[None] for t in pair)
+        metrics[name] = round(float(psnr(one, other)), 2)
+    return metrics, columns
 
 
 def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:
