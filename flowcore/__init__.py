@@ -25,6 +25,7 @@ from .flow import Flow
 from .inference.plan import Plan
 from .latents import interpolate
 from .tasks import Cancelled
+from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
 from .tasks.hints import Hints
@@ -53,6 +54,7 @@ __all__ = [
     "ShapeError",
     "Transform",
     "apply_chroma",
+    "brighten",
     "colorize",
     "colorize_video",
     "decode",

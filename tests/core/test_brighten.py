@@ -1,0 +1,113 @@
+"""Brighten: the published picture at temperature 0, exposures above it, and any size, format and tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from builders import build_tiny
+
+import flowcore
+from flowcore.errors import FlowError, ImageError
+from flowcore.networks.low_light import equalize
+from flowcore.tasks.brighten import _mirrored, _padding, memory_required
+from flowcore.transforms import ActNorm
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """A small LLFlow whose pictures are pictures: the latents say little."""
+    flow = build_tiny("llflow", perturb=0.02)
+    with torch.no_grad():
+        next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).log_scale += 2
+    return flow
+
+
+def dark(height=21, width=29, batch=1):
+    return 0.2 * torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+
+
+def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
+    image = (dark() * 255).byte()
+    padded = torch.from_numpy(np.pad(image[0].numpy(), ((0, 0), (5, 6), (1, 2)), mode="symmetric"))[None].float() / 255
+    with torch.no_grad():
+        expected = flow.inverse([torch.zeros(1, 192, 4, 4)], flow.encode_condition(padded))
+    expected = expected[:, :, 5:26, 1:30].clamp(0, 1)
+    for options in ({}, {"temperature": 0.0, "seed": 5}):
+        torch.testing.assert_close(flowcore.brighten(flow, image, **options), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 7, 15, 16, 17, 32])
+def test_padding_is_numpys_symmetric_to_the_next_multiple_of_16(side):
+    before, length = _padding(side)
+    assert length % 16 == 0
+    assert length > side  # a side divisible by 16 gets 8 + 8
+    expected = np.pad(np.arange(side), (before, length - side - before), mode="symmetric")
+    assert _mirrored(side, before, length).tolist() == expected.tolist()
+
+
+def test_samples_differ_and_a_seed_means_the_same_picture(flow):
+    image = dark(batch=2)
+    four = flowcore.brighten(flow, image, temperature=0.8, seed=3, samples=2)
+    assert four.shape == (4, 3, 21, 29)
+    assert not torch.allclose(four[0], four[1], atol=1e-3)
+    alone = flowcore.brighten(flow, image[1:], temperature=0.8, seed=4)
+    torch.testing.assert_close(alone[0], four[3], atol=1e-5, rtol=0)
+
+
+def test_a_map_of_temperatures_holds_where_it_is_white(flow):
+    image, tau = dark(48, 48), torch.zeros(1, 1, 48, 48)
+    tau[..., :8] = 1
+    still, painted = (flowcore.brighten(flow, image, temperature=t, seed=1) for t in (0.0, tau))
+    change = (still - painted).abs().amax((0, 1, 2))
+    assert change[:8].max() > 1e-3
+    assert change[:8].max() > 10 * change[-8:].max()
+
+
+def test_tiles_are_nearly_the_whole_picture(flow):
+    image = dark(40, 300)
+    whole, tiled = (flowcore.brighten(flow, image, temperature=0.5, tile=tile) for tile in (0, 128))
+    assert float((whole - tiled).abs().max()) < 1 / 255
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 5, 7), (1, 4, 16, 8), (2, 3, 2, 33)])
+def test_odd_sizes_gray_and_alpha(flow, shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) / 3
+    result = flowcore.brighten(flow, image, temperature=0.3)
+    assert result.shape == (shape[0], max(3, shape[1]), *shape[2:])
+    assert bool(result.isfinite().all())
+    if shape[1] == 4:
+        assert torch.equal(result[:, 3:], image[:, 3:])
+
+
+def test_a_black_photograph_and_one_of_one_level(flow):
+    for value in (0.0, 0.5, 1.0):
+        assert bool(flowcore.brighten(flow, torch.full((1, 3, 8, 8), value)).isfinite().all())
+    assert torch.equal(equalize(torch.full((1, 3, 4, 4), 51 / 255)), torch.full((1, 3, 4, 4), 51 / 255))
+
+
+def test_equalized_channels_use_all_levels():
+    x = torch.arange(256.0).reshape(1, 1, 16, 16).expand(1, 3, -1, -1) / 510
+    levels = (equalize(x) * 255).round()
+    assert levels.min() == 0
+    assert levels.max() == 255
+
+
+def test_progress_and_refusals(flow):
+    seen = []
+    flowcore.brighten(flow, dark(), samples=2, progress=lambda done, total, preview=None: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    with pytest.raises(FlowError, match=r"brighten needs a low-light model.*got a srflow model"):
+        flowcore.brighten(build_tiny("srflow"), dark())
+    with pytest.raises(FlowError, match="upscale needs"):
+        flowcore.upscale(flow, dark())
+    with pytest.raises(FlowError, match="samples must be at least 1"):
+        flowcore.brighten(flow, dark(), samples=0)
+    with pytest.raises(FlowError, match="tile and halo"):
+        flowcore.brighten(flow, dark(), tile=-1)
+    with pytest.raises(FlowError, match="Temperature must be"):
+        flowcore.brighten(flow, dark(), temperature=-1.0)
+    with pytest.raises(ImageError, match="no pixels"):
+        flowcore.brighten(flow, torch.zeros(1, 3, 0, 4))
+    assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)
