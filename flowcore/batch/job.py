@@ -21,6 +21,7 @@ from ..images import files
 from ..images.files import DecodedImage, Format
 from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
+from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
@@ -28,8 +29,12 @@ from ..tasks.score import score
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
-Command = Literal["upscale", "colorize", "score"]
-NODES = {"upscale": "FlowcoreUpscale", "colorize": "FlowcoreColorize"}  # that would make the same picture
+Command = Literal["upscale", "colorize", "brighten", "score"]
+NODES = {
+    "upscale": "FlowcoreUpscale",
+    "colorize": "FlowcoreColorize",
+    "brighten": "FlowcoreBrighten",
+}  # that would make the same picture
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 
 
@@ -128,7 +133,9 @@ class Worker:
         photograph = files.read(picture, name)
         self._check_format(photograph)
         if self.work.command == "upscale":
-            pictures = self._upscale(photograph, progress, notify)
+            pictures = self._make(upscale, photograph, progress, notify)
+        elif self.work.command == "brighten":
+            pictures = self._make(brighten, photograph, progress, notify)
         else:
             pictures = self._colorize(photograph, clip, progress, notify)
         work = self.work
@@ -163,12 +170,16 @@ class Worker:
         given, config = self.work.settings.get("temperature"), self.flow.config
         if given is not None:
             return float(given)
-        return float(config.temperature if self.work.command == "upscale" else config.temperatures[0])
+        return float(config.temperatures[0] if self.work.command == "colorize" else config.temperature)
 
-    def _upscale(
-        self, photograph: DecodedImage, progress: Progress | None, notify: Callable[[str], None] | None
+    def _make(
+        self,
+        task: Callable[..., Tensor],
+        photograph: DecodedImage,
+        progress: Progress | None,
+        notify: Callable[[str], None] | None,
     ) -> Tensor:
-        return upscale(
+        return task(
             self.flow,
             photograph.pixels,
             seed=self.work.seed,

@@ -17,6 +17,7 @@ from . import make, measure, models, train
 COMMANDS = {
     "upscale": (make.add_upscale, "enlarge photographs"),
     "colorize": (make.add_colorize, "color black-and-white photographs, in many ways"),
+    "brighten": (make.add_brighten, "brighten dark photographs, in one picture or many exposures"),
     "sample": (make.add_sample, "generate images from noise"),
     "interpolate": (make.add_interpolate, "morph one image into another, through their latents"),
     "score": (measure.add_score, "rank images by the bits that a model needs for them"),

@@ -1,4 +1,4 @@
-"""Commands that make images: upscale, colorize, sample, interpolate."""
+"""Commands that make images: upscale, colorize, brighten, sample, interpolate."""
 
 from __future__ import annotations
 
@@ -64,6 +64,20 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
     add_file_format(command)
 
 
+def add_brighten(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_brighten)
+    add_batch(command)
+    add_model(command, None)
+    option = command.add_argument
+    text = "0 is the picture that the model expects, above come other exposures (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=1, help="exposures per image, with seeds SEED, SEED + 1, ...")
+    option("--tile", type=int, default=0, help="side of the tiles in pixels; 0 chooses by free memory")
+    add_precision(command)
+    add_file_format(command)
+
+
 def add_sample(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_sample)
     add_model(command, "glow-photos")
@@ -115,6 +129,33 @@ def _upscale(options: argparse.Namespace) -> None:
     def names(stem: str) -> list[str]:
         name = f"{stem}_x{flow.config.scale}_tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
         return [f"{name}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
+
+    jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)
+    make_images(options, work, flow, jobs)
+
+
+def _brighten(options: argparse.Namespace) -> None:
+    from ..batch import folders
+    from ..batch.job import Work
+    from ..images.files import SUFFIXES
+    from .batches import load_model, make_images
+
+    flow = load_model(options)
+    flow.require("brighten")
+    temperature = flow.config.temperature if options.temperature is None else options.temperature
+    work = Work(
+        command="brighten",
+        model=options.model,
+        settings={"temperature": temperature, "tile": options.tile, "precision": options.precision},
+        seed=options.seed,
+        samples=options.samples,
+        format=options.format or "png",
+        bits=options.bits,
+        quality=options.quality,
+    )
+
+    def names(stem: str) -> list[str]:
+        return [f"{stem}_light_tau{temperature:g}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
 
     jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)
     make_images(options, work, flow, jobs)

@@ -20,7 +20,12 @@ CALM_EDGES = (
 )
 
 
-def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
+def add_model(command: argparse.ArgumentParser, default: str | None = "srflow-x4", *, repeatable: bool = False) -> None:
+    if default is None:  # no model of this kind is shipped
+        command.add_argument("--model", required=True, help="a model file; docs/published-weights.md lists some")
+        add_fields(command)
+        add_device(command)
+        return
     command.add_argument(
         "--model",
         default=None if repeatable else default,

@@ -413,3 +413,29 @@ def test_eval_of_several_colorizers_and_sets(
     twice = ["--model", str(small_glow), "--model", str(small_glow)]
     assert main(["eval", str(tmp_path / "sets" / "a"), "--device", "cpu", *twice]) == 0
     assert "| a | 2 |" in capsys.readouterr().out  # one model given twice is one
+
+
+# --- brighten ---------------------------------------------------------------------------------------------------------
+
+
+def test_brighten_writes_exposures_and_what_made_them(tmp_path):
+    flow = build_tiny("llflow", perturb=0.02)
+    save(flow, tmp_path / "dark.safetensors", provenance={"licence": "CC0-1.0", "source": "a test"})
+    photo = photograph(tmp_path / "night" / "a.png", (21, 13))
+    words = ["brighten", str(photo), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "dark.safetensors")]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert main([*words, "--device", "cpu", "--temperature", "0.5", "--samples", "2", "--seed", "7"]) == 0
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
+    assert names == ["a_light_tau0.5_seed7.png", "a_light_tau0.5_seed8.png", "a_light_tau0_seed0.png"]
+    (entry,) = read_provenance(next((tmp_path / "out").rglob("*seed8.png")))
+    assert (entry.node, entry.architecture, entry.temperature) == ("FlowcoreBrighten", "llflow", 0.5)
+    pixels = files.read(photo.read_bytes(), "a.png").pixels
+    expected = flowcore.brighten(flow, pixels, temperature=0.5, seed=8)
+    made = files.read(next((tmp_path / "out").rglob("*seed8.png")).read_bytes(), "a").pixels
+    assert float((expected - made).abs().max()) < 0.51 / 255
+
+
+def test_brighten_refuses_other_models(tmp_path, model, capsys):
+    photo = photograph(tmp_path / "a.png", (8, 8))
+    assert main(["brighten", str(photo), "-o", str(tmp_path), "--model", str(model), "--device", "cpu"]) == 1
+    assert "brighten needs a low-light model" in capsys.readouterr().err
