@@ -1,16 +1,20 @@
-"""Everything that depends on the device: free memory, out-of-memory errors, and the precision of arithmetic."""
+"""Everything that depends on the device: memory, float64, autocast, and the precision of arithmetic.
+
+What a device can do is asked of the device, never measured by a clock: the same machine always computes the same.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import sys
-import time
+import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,32 +23,69 @@ from .errors import PrecisionError
 
 Precision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-OUT_OF_MEMORY = (  # how CUDA and Apple, Linux, Windows, and CUDA's libraries word it
+OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and the libraries of CUDA and ROCm word it
     "out of memory",
     "can't allocate memory",
     "not enough memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
+    "could not allocate tensor",
+    "not enough gpu video memory",
+    "out_of_device_memory",
+    "out_of_host_memory",
+    "out_of_resources",
+    "status_alloc_failed",
+    "status_memory_error",
 )
+WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Query how many bytes are free on a CUDA device, else in main memory; None if neither torch nor the system tells.
+    """Query how many bytes can be allocated on a device: free ones, and those that torch holds for the next tensors.
 
     Args:
         device: Any device.
+
+    Returns:
+        Bytes; None if neither torch nor the system tells (DirectML; main memory on Windows and macOS without psutil).
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
+    if device.type == "cpu":
+        return _free_main_memory()
+    if device.type == "mps":
+        return _free_on_apple()
+    module: Any = getattr(torch, device.type, None)  # torch.cuda (also ROCm), torch.xpu, and a backend's own
+    if device.type == "meta" or not hasattr(module, "mem_get_info"):
         return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    free, total = module.mem_get_info(device)
+    if getattr(module.get_device_properties(device), "is_integrated", False):
+        free = max(free, _free_main_memory() or 0)  # one memory for all, of which the driver does not count file caches
+    allocated = module.memory_allocated(device)
+    cached = module.memory_reserved(device) - allocated
+    limit = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    return max(0, min(free + cached, round(limit * total) - allocated))
+
+
+def _free_main_memory() -> int | None:
+    try:
+        import psutil  # comes with ComfyUI
+    except ImportError:
+        meminfo = Path("/proc/meminfo")
+        if not meminfo.exists():
+            return None
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return int(psutil.virtual_memory().available)
+
+
+def _free_on_apple() -> int | None:
+    """A GPU that shares main memory with everything else, and may use so much of it."""
+    allocated = torch.mps.current_allocated_memory()
+    held = torch.mps.driver_allocated_memory()  # with what torch keeps for the next tensors
+    allowed = torch.mps.recommended_max_memory() - allocated
+    main = _free_main_memory()
+    return max(0, allowed if main is None else min(allowed, main + held - allocated))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -58,10 +99,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def empty_cache() -> None:
-    """Return freed memory to the device: collect garbage, then empty CUDA's cache if CUDA is in use."""
+    """Return freed memory to every device in use: collect garbage, then empty torch's caches."""
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    for name in ("cuda", "xpu", torch._C._get_privateuse1_backend_name()):  # pyright: ignore[reportPrivateUsage]
+        module: Any = getattr(torch, name, None)
+        if hasattr(module, "empty_cache") and getattr(module, "is_initialized", lambda: True)():
+            module.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def keep_freed_memory() -> bool:
@@ -88,13 +133,40 @@ def keep_freed_memory() -> bool:
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
+@cache
+def supports_float64(device: torch.device) -> bool:
+    """Tell whether a device computes in float64: Apple's and DirectML's do not, and some of Intel's.
+
+    Args:
+        device: Any device.
+    """
+    if device.type in ("cpu", "cuda", "meta"):
+        return True
+    if device.type in WITHOUT_FLOAT64:
+        return False
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).mul(2)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 def float64(x: Tensor) -> Tensor:
-    """Widen a tensor for determinants, inverses and statistics; on the CPU where the device has no float64 (Apple).
+    """Widen a tensor for determinants, inverses and statistics; on the CPU where the device has no float64.
 
     Args:
         x: Any tensor.
     """
-    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()
+    return x.double() if supports_float64(x.device) else float64_on_cpu(x)
+
+
+def float64_on_cpu(x: Tensor) -> Tensor:
+    """Move a tensor to the CPU, then widen it: there, the same on every device.
+
+    Args:
+        x: Any tensor.
+    """
+    return x.cpu().double()  # in two steps, because a device without float64 may be asked to widen before it copies
 
 
 def require_full_precision(dtype: torch.dtype) -> None:
@@ -113,7 +185,7 @@ def require_full_precision(dtype: torch.dtype) -> None:
         )
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Make torch run convolutions and matrix products in a precision: autocast for a low one, none for a wide one.
 
     Args:
@@ -121,13 +193,15 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
         dtype: The precision.
 
     Returns:
-        A context manager.
+        A context manager; one that does nothing where torch has no autocast, such as DirectML.
     """
     low = dtype in LOW_PRECISION
+    if not _has_autocast(device.type):
+        return nullcontext()
     return torch.autocast(device.type, dtype if low else None, enabled=low)
 
 
-def no_autocast(device: torch.device) -> torch.autocast:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Turn autocast off for code that stays in float32 or wider, whatever the caller has turned on.
 
     Args:
@@ -136,56 +210,137 @@ def no_autocast(device: torch.device) -> torch.autocast:
     Returns:
         A context manager.
     """
-    return torch.autocast(device.type, enabled=False)
-
-
-@contextmanager
-def tf32_convolutions(device: torch.device, allowed: bool) -> Generator[None, None, None]:
-    """Allow or forbid TF32 in the convolutions of an NVIDIA GPU, and restore the setting; elsewhere, do nothing.
-
-    Args:
-        device: Where they run.
-        allowed: Whether they may use TF32, which keeps 10 bits of the mantissa.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=allowed,
-    ):
-        yield
+    return autocast(device, torch.float32)
 
 
 @cache
+def _has_autocast(device_type: str) -> bool:
+    try:
+        torch.autocast(device_type, enabled=False)
+    except (RuntimeError, AssertionError):  # no such type; a backend without what autocast needs of it
+        return False
+    return True
+
+
+def float32_arithmetic(*, tf32_convolutions: bool = False) -> AbstractContextManager[None]:
+    """Compute in float32 what is in float32, whatever the process has been set to; restore the settings at the end.
+
+    Another program may have allowed TF32, which keeps 10 bits of the mantissa, or bfloat16 for convolutions or for
+    matrix products: on NVIDIA's and Intel's GPUs, and on CPUs. The settings are the process's. So while several threads
+    compute, TF32 is allowed only if all of them allow it.
+
+    Args:
+        tf32_convolutions: Whether the convolutions of an NVIDIA GPU may use TF32 nevertheless.
+
+    Returns:
+        A context manager; inside another one in the same thread, the inner one holds.
+    """
+    return _FLOAT32.held(tf32_convolutions)
+
+
+class _Float32Arithmetic:
+    """The process's settings of float32 arithmetic, and who needs them otherwise at the moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
+        self._before: list[str] = []
+
+    @contextmanager
+    def held(self, tf32_convolutions: bool) -> Generator[None, None, None]:
+        thread = threading.get_ident()
+        with self._lock:
+            if not self._asked:
+                self._before = _float32_settings()
+            self._asked.setdefault(thread, []).append(tf32_convolutions)
+            self._apply()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked[thread].pop()
+                if not self._asked[thread]:
+                    del self._asked[thread]
+                self._apply()
+
+    def _apply(self) -> None:
+        if not self._asked:
+            _set_float32(self._before)
+            return
+        allowed = all(contexts[-1] for contexts in self._asked.values())
+        _set_float32(["tf32" if allowed else EXACT, *[EXACT] * (len(self._before) - 1)])
+
+
+_FLOAT32 = _Float32Arithmetic()
+EXACT = "ieee"
+
+
+def _float32_places() -> list[Any]:
+    """Where torch keeps the settings: convolutions of CUDA first, then its matrix products, then oneDNN's of both."""
+    backends: Any = torch.backends
+    return [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
+
+
+def _float32_settings() -> list[str]:
+    if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+        return ["tf32" if torch.backends.cudnn.allow_tf32 else EXACT, torch.get_float32_matmul_precision()]
+    return [place.fp32_precision for place in _float32_places()]
+
+
+def _set_float32(settings: list[str]) -> None:
+    if not hasattr(torch.backends, "fp32_precision"):
+        convolutions, products = settings
+        torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
+        torch.set_float32_matmul_precision("highest" if products == EXACT else products)
+        return
+    for place, setting in zip(_float32_places(), settings, strict=True):
+        if place.fp32_precision != setting:
+            place.fp32_precision = setting
+
+
 def preferred_precision(device: torch.device) -> Precision:
-    """Choose the fastest precision for conditioners on a device.
+    """Choose the fastest precision for conditioners that a device has hardware for.
 
     Args:
         device: Where the flow runs.
 
     Returns:
-        "float16" on an NVIDIA GPU; "bfloat16" on a CPU that convolves in it at least 1.5 times as fast as in float32
-        (measured once); else "float32".
+        "float16" on AMD's GPUs and NVIDIA's with tensor cores; "bfloat16" on a CPU with instructions for it (AMX,
+        AVX-512 BF16, Arm's BF16); else "float32".
     """
     if device.type == "cuda":
-        return "float16"
-    if device.type != "cpu":
+        tensor_cores = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
+        return "float16" if tensor_cores else "float32"
+    return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+
+
+def actual_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """Return the precision that a choice means on a device.
+
+    Args:
+        precision: What was chosen.
+        device: Where the flow runs.
+
+    Returns:
+        For "auto" the preferred one; "float32" for what the device does not gain from or cannot do: "float16" on a CPU,
+        "tf32" elsewhere than on an NVIDIA GPU; else the choice.
+    """
+    if precision == "auto":
+        return preferred_precision(device)
+    if precision == "float16" and device.type == "cpu":
         return "float32"
-    seconds = {dtype: _convolution_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return "bfloat16" if seconds[torch.float32] >= 1.5 * seconds[torch.bfloat16] else "float32"
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return "float32" if precision == "tf32" and not nvidia else precision
 
 
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """Time a typical convolution on the CPU; the best of four."""
-    x = torch.zeros(1, 64, 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.zeros(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    times: list[float] = []
-    for _ in range(4):
-        start = time.perf_counter()
-        torch.conv2d(x, weight, padding=1)
-        times.append(time.perf_counter() - start)
-    return min(times)
+@cache
+def _cpu_has_bfloat16() -> bool:
+    cpu: Any = torch.cpu
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if any(getattr(cpu, name, bool)() for name in asked):
+        return True
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        return False
+    listed = flags.read_text().split()
+    return "avx512_bf16" in listed or (platform.machine() == "aarch64" and "bf16" in listed)

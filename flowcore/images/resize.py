@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import no_autocast
 from ..errors import ShapeError
 
 PADDING = 4  # pixels of the coarser grid; the kernel reaches 2
@@ -72,14 +73,14 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         factor = new[0] // old[0]
         if factor and new == (old[0] * factor, old[1] * factor):
             return change(image, factor)
-    with torch.autocast(image.device.type, enabled=False):
+    with no_autocast(image.device):
         return F.interpolate(image, after, mode="bicubic", antialias=True)
 
 
 def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Tensor:
     """Pad by `before` pixels, resize so that the padding becomes `after` pixels, crop it."""
     height, width = size
-    with torch.autocast(image.device.type, enabled=False):
+    with no_autocast(image.device):
         canvas = pad_symmetric(image, before)
         canvas = F.interpolate(canvas, (height + 2 * after, width + 2 * after), mode="bicubic", antialias=True)
     return canvas[..., after : after + height, after : after + width]

@@ -33,6 +33,7 @@ class FoldedConditioner(nn.Module):
         weights: Sequence[ConvWeights],
         inputs: int,
         dtype: torch.dtype,
+        device: torch.device,
         pool: nn.Linear | None = None,
         block_layers: int = 0,
     ) -> None:
@@ -44,9 +45,9 @@ class FoldedConditioner(nn.Module):
         first, *rest = weights
         conditional = inputs + (first.edge == "flag") < first.weight.shape[1]
         own = first.weight[:, :inputs] if conditional else first.weight
-        self.own = Conv(own, None if conditional else first.bias, dtype, first.edge) if inputs else None
-        self.condition = ConditionConv(first.weight[:, inputs:], first.bias, dtype) if conditional else None
-        self.rest = nn.ModuleList(Conv(*conv[:2], dtype, conv.edge) for conv in rest)
+        self.own = Conv(own, None if conditional else first.bias, dtype, first.edge, device) if inputs else None
+        self.condition = ConditionConv(first.weight[:, inputs:], first.bias, dtype, device) if conditional else None
+        self.rest = nn.ModuleList(Conv(*conv[:2], dtype, conv.edge, device) for conv in rest)
         self.pool = None if pool is None else (pool.weight.to(dtype, copy=True), pool.bias.to(dtype, copy=True))
         self.outputs = weights[-1].weight.shape[0]
         self.block_layers = block_layers
@@ -146,4 +147,5 @@ def folded_conditioner(
         weights[-1] = weights[-1].shifts_first(offset)
     pool = network.pool if isinstance(network, Conditioner) else None
     block_layers = network.block_layers if isinstance(network, PlainConditioner) else 0
-    return FoldedConditioner(weights, inputs, dtype, pool, block_layers)
+    device = next(network.parameters()).device
+    return FoldedConditioner(weights, inputs, dtype, device, pool, block_layers)

@@ -20,14 +20,23 @@ class Conv(nn.Module):
     """A convolution of a strip, in its own precision.
 
     The weight is ``(outputs, inputs, k, k)``, k odd. An output row reads ``reach`` rows above and below. The edge is
-    what lies beyond the border; see ``networks.conditioner.convolve``.
+    what lies beyond the border; see ``networks.conditioner.convolve``. The device is where it runs; None for the
+    weight's.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, edge: Edge = "zeros") -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        edge: Edge = "zeros",
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
+        device = weight.device if device is None else device
         self.reach = weight.shape[-1] // 2
-        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
-        self.bias = None if bias is None else bias.to(dtype)
+        self.weight = weight.to(device=device, dtype=dtype, memory_format=NHWC)
+        self.bias = None if bias is None else bias.to(device, dtype)
         self.edge: Edge = edge
 
     def reads(self, top: int, bottom: int, height: int) -> slice:
@@ -56,13 +65,16 @@ class Conv(nn.Module):
 class ConditionConv(nn.Module):
     """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions.
 
-    The weight is ``(outputs, condition channels, 3, 3)``.
+    The weight is ``(outputs, condition channels, 3, 3)``. The device is where it runs; None for the weight's.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self.weight = weight.to(dtype=dtype, memory_format=NHWC)
-        self.bias = bias.to(dtype)
+        device = weight.device if device is None else device
+        self.weight = weight.to(device=device, dtype=dtype, memory_format=NHWC)
+        self.bias = bias.to(device, dtype)
         self.outputs = weight.shape[0]
 
     def forward(self, sources: Sequence[Source], top: int, bottom: int) -> Tensor:

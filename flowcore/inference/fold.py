@@ -1,6 +1,6 @@
 """Folded weights: per-pixel affine maps multiplied together, and conditioners as plain convolutions.
 
-All products are taken in float64 and rounded once.
+All products are taken in float64 on the CPU, whatever the device, then rounded and moved once.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import float64, no_autocast
+from ..device import float64_on_cpu, no_autocast
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv, Permutation, SignedActNorm, Transform
 
 
 class PixelMap(NamedTuple):
-    """``z = matrix x + bias`` at every pixel, in float64: ``(C, C)``, ``(C,)``; and ``log|det matrix|``."""
+    """``z = matrix x + bias`` at every pixel, in float64 on the CPU: ``(C, C)``, ``(C,)``; and ``log|det matrix|``."""
 
     matrix: Tensor
     bias: Tensor
@@ -63,30 +63,30 @@ class Mixing(Transform):
 def pixel_map(transform: Transform) -> PixelMap | None:
     """Describe a transform that treats every pixel alike as a matrix and a vector; None for any other transform."""
     if isinstance(transform, ActNorm):
-        logs = float64(transform.logs())
-        return PixelMap(torch.diag(logs.exp()), float64(transform.bias) * logs.exp(), logs.sum())
+        logs = float64_on_cpu(transform.logs())
+        return PixelMap(torch.diag(logs.exp()), float64_on_cpu(transform.bias) * logs.exp(), logs.sum())
     if isinstance(transform, SignedActNorm):
-        scale = float64(transform.scale)
-        return PixelMap(torch.diag(scale), float64(transform.bias) * scale, scale.abs().log().sum())
+        scale = float64_on_cpu(transform.scale)
+        return PixelMap(torch.diag(scale), float64_on_cpu(transform.bias) * scale, scale.abs().log().sum())
     if isinstance(transform, BatchNorm):
-        mean, var = float64(transform.get_buffer("mean")), float64(transform.get_buffer("var"))
+        mean, var = float64_on_cpu(transform.get_buffer("mean")), float64_on_cpu(transform.get_buffer("var"))
         scale = torch.rsqrt(var + transform.eps)
         return PixelMap(torch.diag(scale), -mean * scale, scale.log().sum())
     if isinstance(transform, InvertibleConv):
-        matrix = float64(transform.matrix())
+        matrix = float64_on_cpu(transform.matrix())
         return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.linalg.slogdet(matrix)[1])
     if isinstance(transform, ChannelWhitening):
-        matrix, mean = float64(transform.get_buffer("matrix")), float64(transform.get_buffer("mean"))
+        matrix, mean = float64_on_cpu(transform.get_buffer("matrix")), float64_on_cpu(transform.get_buffer("mean"))
         return PixelMap(matrix, -matrix @ mean, torch.linalg.slogdet(matrix)[1])
     if isinstance(transform, Permutation):
-        order = transform.get_buffer("order")
-        matrix = float64(torch.eye(len(order), device=order.device))[order]
+        order = transform.get_buffer("order").cpu()
+        matrix = torch.eye(len(order), dtype=torch.float64)[order]
         return PixelMap(matrix, torch.zeros_like(matrix[0]), torch.zeros_like(matrix[0, 0]))
     return None
 
 
 class ConvWeights(NamedTuple):
-    """A convolution in float64, with all that follows it up to the next ReLU folded in.
+    """A convolution in float64 on the CPU, with all that follows it up to the next ReLU folded in.
 
     Weight ``(outputs, inputs, k, k)`` (for the edge "flag", with one input more), bias ``(outputs,)``, and what lies
     beyond the border.
@@ -126,8 +126,8 @@ def _folded(conv: nn.Module) -> ConvWeights:
         assert conv.bias is not None
         scale, weight, bias, edge = torch.zeros_like(conv.bias), conv.weight, conv.bias, "zeros"
     assert weight is not None
-    factor = float64(scale).exp()
-    return ConvWeights(float64(weight) * factor[:, None, None, None], float64(bias) * factor, edge)
+    factor = float64_on_cpu(scale).exp()
+    return ConvWeights(float64_on_cpu(weight) * factor[:, None, None, None], float64_on_cpu(bias) * factor, edge)
 
 
 def _mix(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:

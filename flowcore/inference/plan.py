@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, MultiScaleFeatures
-from ..device import Precision, autocast, tf32_convolutions
+from ..device import Precision, autocast, float32_arithmetic
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import LowLightEncoder, RRDBEncoder
@@ -77,7 +77,7 @@ class Plan(Flow):
             raise FlowError(f"precision must be {', '.join(dtypes)}; got {precision!r}.")
         dtype = dtypes[precision]
         budget = StripBudget(strip_bytes) if strip_bytes else StripBudget.fitting(like.device)
-        with torch.no_grad():
+        with torch.no_grad(), float32_arithmetic():
             folder = LevelFolder(like, dtype, budget)
             levels: list[Level] = []
             channels = flow.channels
@@ -193,7 +193,7 @@ class Plan(Flow):
     @contextmanager
     def _arithmetic(self) -> Generator[None, None, None]:
         """No gradients, and the tensor cores of a GPU only where they were asked for."""
-        with torch.no_grad(), tf32_convolutions(self.device, self.precision == "tf32"):
+        with torch.no_grad(), float32_arithmetic(tf32_convolutions=self.precision == "tf32"):
             yield
 
 

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import float64
+from ..device import float64_on_cpu
 from ..networks import ResidualConditioner
 from ..networks.residual import NetworkNorm, ResidualBlock, WeightNormConv
 from .convolutions import NHWC, Conv
 from .strips import StripBudget
 
 PixelScale = tuple[Tensor, Tensor]
-"""Scale and shift of every channel, ``(C,)`` each in float64, or ``(C, 1, 1)`` in the precision of a network."""
+"""Scale and shift of every channel, ``(C,)`` each in float64 on the CPU, or ``(C, 1, 1)`` in the precision of a network."""
 
 
 class FoldedResidual(nn.Module):
@@ -27,13 +27,13 @@ class FoldedResidual(nn.Module):
         super().__init__()
         self.budget = budget
         scale, shift = _normalization(network.norm_in)
-        self.norm_in = _planes((scale * network.gain, shift * network.gain), dtype)
+        self.norm_in = _planes((scale * network.gain, shift * network.gain), network.rescale, dtype)
         self.conv_in = _conv(network.conv_in, dtype)
         self.first, self.norms, self.second = nn.ModuleList(), list[PixelScale](), nn.ModuleList()
         for block in network.blocks:
             assert isinstance(block, ResidualBlock)
             before, between = block.norms
-            self.norms.append(_planes(_normalization(before), dtype))
+            self.norms.append(_planes(_normalization(before), network.rescale, dtype))
             self.first.append(_conv(block.convs[0], dtype, _normalization(between)))
             self.second.append(_conv(block.convs[1], dtype))
         scale, shift = _normalization(network.norm_out)
@@ -70,24 +70,24 @@ class FoldedResidual(nn.Module):
 
 def _normalization(norm: nn.Module) -> PixelScale:
     assert isinstance(norm, NetworkNorm)
-    mean, var = (float64(norm.norm.get_buffer(name)) for name in ("mean", "var"))
-    scale = float64(norm.weight) * torch.rsqrt(var + norm.norm.eps)
-    return scale, float64(norm.bias) - mean * scale
+    mean, var = (float64_on_cpu(norm.norm.get_buffer(name)) for name in ("mean", "var"))
+    scale = float64_on_cpu(norm.weight) * torch.rsqrt(var + norm.norm.eps)
+    return scale, float64_on_cpu(norm.bias) - mean * scale
 
 
-def _planes(normalization: PixelScale, dtype: torch.dtype) -> PixelScale:
-    scale, shift = (t.to(dtype)[:, None, None] for t in normalization)
+def _planes(normalization: PixelScale, like: Tensor, dtype: torch.dtype) -> PixelScale:
+    scale, shift = (t.to(like.device, dtype)[:, None, None] for t in normalization)
     return scale, shift
 
 
 def _conv(conv: nn.Module, dtype: torch.dtype, after: PixelScale | None = None) -> Conv:
     """Fold the weight norm of a convolution, and the normalization after it."""
     assert isinstance(conv, WeightNormConv)
-    direction = float64(conv.direction)
-    weight = direction * (float64(conv.length) / direction.flatten(1).norm(dim=1))[:, None, None, None]
-    bias = None if conv.bias is None else float64(conv.bias)
+    direction = float64_on_cpu(conv.direction)
+    weight = direction * (float64_on_cpu(conv.length) / direction.flatten(1).norm(dim=1))[:, None, None, None]
+    bias = None if conv.bias is None else float64_on_cpu(conv.bias)
     if after is not None:
         scale, shift = after
         weight = weight * scale[:, None, None, None]
         bias = shift if bias is None else bias * scale + shift
-    return Conv(weight, bias, dtype)
+    return Conv(weight, bias, dtype, device=conv.direction.device)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..device import float64
 from ..errors import ShapeError
 
 FLAT = 4 / 255
@@ -187,7 +188,7 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int, *, flat: float = FLAT) ->
         border = torch.arange(1, len(change) + 1, device=change.device) % cell == 0
         for first, part in ((0, border), (2, ~border)):
             counted = change[part][still[part]]
-            sums[first] += float(counted.sum(dtype=torch.float64))
+            sums[first] += float(float64(counted).sum())
             sums[first + 1] += counted.numel()
     return sums
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import float64
 from ..errors import ShapeError
 from ..images.color import luma
 from ..images.resize import resize
@@ -86,7 +87,7 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
         raise ShapeError(f"Expected originals of the enlargements' size, {tuple(sr.shape)}; got {tuple(hr.shape)}.")
     nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
-    return 1000 * specks.flatten(1).double().mean(1)
+    return 1000 * float64(specks).flatten(1).mean(1)
 
 
 def _deviation_from_median(y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..device import Precision as PlanPrecision
-from ..device import empty_cache, is_out_of_memory, no_autocast, preferred_precision
+from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..inference.plan import Plan, planned
@@ -122,7 +122,13 @@ class Runner:
             self._plan = None
             try:
                 strips = minimum_memory() if self.minimum_memory else nullcontext()
-                with torch.no_grad(), no_autocast(self.device), observed(self._observe), strips:
+                with (
+                    torch.no_grad(),
+                    no_autocast(self.device),
+                    float32_arithmetic(),
+                    observed(self._observe),
+                    strips,
+                ):
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
@@ -227,8 +233,7 @@ class Runner:
         precision = self.options.precision
         if precision == "float16" and self.device.type == "cpu":
             self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
-            return "float32"
-        return preferred_precision(self.device) if precision == "auto" else precision
+        return actual_precision(precision, self.device)
 
     def _parameter(self) -> Tensor:
         parameter = None if self._flow is None else next(self._flow.parameters(), None)

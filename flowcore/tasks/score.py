@@ -25,6 +25,7 @@ from ..dequantization import (
     quantization,
     to_integers,
 )
+from ..device import float64_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items
@@ -450,7 +451,7 @@ def _condition(run: Runner, cond: Any, images: int) -> Any:
 def _values(values: Score | Tensor | Sequence[float]) -> Tensor:
     """Scores as ``(n,)`` float64 on the CPU."""
     bits = values.bits_per_dim if isinstance(values, Score) else torch.as_tensor(values, dtype=torch.float64)
-    bits = bits.detach().to("cpu", torch.float64).reshape(-1)
+    bits = float64_on_cpu(bits.detach()).reshape(-1)
     if not bits.isfinite().all():
         raise FlowError("The scores hold values that are not finite numbers. Score finite images.")
     return bits

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..device import free_memory, is_out_of_memory
+from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
 from ..networks import LumaEncoder
@@ -71,7 +71,8 @@ class StageRunner:
         # counted on the device, so that no step waits for it
         self.skipped = torch.tensor(self.state.skipped, device=self.device)
         self.bad = torch.tensor(self.state.bad, device=self.device)
-        self.sum = torch.zeros((), dtype=torch.float64 if self.device != "mps" else torch.float32, device=self.device)
+        wide = torch.float64 if supports_float64(torch.device(self.device)) else torch.float32
+        self.sum = torch.zeros((), dtype=wide, device=self.device)
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
         self.norm = torch.zeros((), device=self.device)
 
@@ -185,7 +186,7 @@ class StageRunner:
         with recompute_activations(self.flow) if self.state.recompute == "always" else nullcontext():
             with (
                 batch_moments(self.flow, average=average),
-                torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=low),
+                autocast(torch.device(self.device), torch.bfloat16 if low else torch.float32),
             ):
                 loss = self.module(x, source, noise)
             loss.backward()

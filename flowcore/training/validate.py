@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import autocast
 from ..flow import Flow
 from ..images.color import NEUTRAL, compress
 from ..images.resize import enlarge
@@ -50,7 +51,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     # without terms that only training has, and with the same noise every time
     objective = make_objective(flow, dataclasses.replace(stage, lr_consistency=0.0, balanced=False))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, noise))
     metrics = {LOSSES[stage.objective]: round(loss, 4)}
     if isinstance(objective, Rescaling):

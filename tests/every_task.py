@@ -1,0 +1,179 @@
+"""Every task on small random flows, for tests that run them on other devices and compare with the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from builders import TINY, build_tiny
+from builders import random_image as noise
+from small_flows import flow as small_flow
+from torch import Tensor
+
+import flowcore
+from flowcore.inference.plan import forget_plan
+from flowcore.models import ARCHITECTURES
+from flowcore.tasks.directions import apply_style, attribute_direction_from_folders
+from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.tasks.sample import reconstruct
+from flowcore.tasks.score import score
+from flowcore.tasks.transfer import content_transfer, style_transfer
+
+from PIL import Image  # isort: skip
+
+Result = Tensor | Iterable[Tensor]
+
+
+class Place:
+    """A device, with flows and inputs on it.
+
+    Args:
+        device: Of the flows.
+        inputs: Of the images and latents that tasks are given.
+    """
+
+    def __init__(self, device: str | torch.device, inputs: str | torch.device) -> None:
+        self.device, self.inputs = torch.device(device), torch.device(inputs)
+        self._flows: dict[str, flowcore.Flow] = {}
+
+    def flow(self, name: str) -> flowcore.Flow:
+        """A flow of ``small_flows``, or of an architecture, on the device."""
+        if name not in self._flows:
+            made = build_tiny(name, seed=3, perturb=0.05) if name in ARCHITECTURES else copy.deepcopy(small_flow(name))
+            self._flows[name] = made.requires_grad_(False).to(self.device)
+        return self._flows[name]
+
+    def image(self, batch: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+        """A random image, where inputs are."""
+        return noise(batch, channels, height, width, seed=seed).to(self.inputs)
+
+
+def _latents(place: Place, name: str) -> list[Tensor]:
+    flow = place.flow(name)
+    return [0.7 * place.image(2, *shape, seed=k) for k, shape in enumerate(flow.latent_shapes(*flow.image_size))]
+
+
+def _round_trip(place: Place) -> list[Tensor]:
+    flow, image = place.flow("small-glow"), place.image(2, 3, 12, 16)
+    latents = flowcore.encode(flow, image)
+    return [*latents, flowcore.decode(flow, latents), *reconstruct(flow, image)]
+
+
+def _interpolated(place: Place) -> Tensor:
+    flow = place.flow("small-glow")
+    a, b = (flowcore.encode(flow, place.image(1, 3, 12, 16, seed=seed)) for seed in (1, 2))
+    return torch.cat(
+        [flowcore.decode(flow, flowcore.interpolate(a, b, 0.3, mode=m)).cpu() for m in ("linear", "slerp", "norm")]
+    )
+
+
+def _scored(place: Place, name: str, **options: object) -> list[Tensor]:
+    made = score(place.flow(name), place.image(2, place.flow(name).channels, 12, 16), samples=2, **options)
+    return [made.bits_per_dim, made.map, made.per_level]
+
+
+def _refined(place: Place) -> Tensor:
+    hints = hints_from_points([(5, 5, "#c04020"), (20, 9, "#2040c0")], (24, 32), radius=4)
+    return flowcore.colorize(place.flow("small-color"), place.image(1, 1, 24, 32), hints=hints, hint_steps=3, seed=4)
+
+
+def _colors(place: Place) -> list[Tensor]:
+    flow, image = place.flow("small-color"), place.image(2, 3, 24, 32)
+    latents = flowcore.encode_colors(flow, image)
+    moved = flowcore.transfer_palette(flow, place.image(1, 1, 24, 32), image[:1])
+    return [*latents, flowcore.decode_colors(flow, latents, image), moved, flowcore.apply_chroma(image, moved)]
+
+
+def _upscaled(place: Place) -> list[Tensor]:
+    flow, image = place.flow("small-srflow"), place.image(1, 3, 10, 13)
+    covered = torch.cat([image, place.image(1, 1, 10, 13, seed=9)], dim=1)
+    pictures = flowcore.upscale(flow, covered, samples=2, seed=3, match_source=True)
+    tiled = flowcore.upscale(flow, place.image(1, 3, 40, 36), seed=3, tile=32, longest_side=60)
+    return [pictures, tiled, flowcore.temperature_grid(flow, image, [0.0, 0.8], seeds=2), diversity_map(pictures)]
+
+
+def _ranked(place: Place) -> list[Tensor]:
+    flow, image = place.flow("small-srflow"), place.image(1, 3, 12, 12)
+    pictures = flowcore.upscale(flow, image, samples=3, seed=3)
+    return [ranked(pictures, image)[0], ranked(pictures, image, "likelihood", flow)[0]]
+
+
+def _directions(place: Place) -> list[Tensor]:
+    flow = place.flow("small-glow")
+    with TemporaryDirectory() as folder:
+        for name, seed in (("with", 1), ("without", 5)):
+            (Path(folder) / name).mkdir()
+            for k in range(2):
+                pixels = (noise(1, 3, 12, 16, seed=seed + k)[0] * 255).byte().permute(1, 2, 0).contiguous()
+                Image.fromarray(pixels.numpy()).save(Path(folder) / name / f"{k}.png")
+        found = attribute_direction_from_folders(flow, Path(folder) / "with", Path(folder) / "without")
+    digits = place.flow("small-digits")
+    z = [place.image(2, *shape).to(place.device) for shape in digits.latent_shapes(8, 12)]
+    return [*found.direction, *apply_style(digits, z, {"bold": 1.0})]
+
+
+def _sampled_digits(place: Place) -> Tensor:
+    return flowcore.sample(place.flow("small-digits"), 3, labels=[0, 1, 2], styles={"bold": 1.0}, snapped=True)
+
+
+def _plain_flows(place: Place) -> list[Tensor]:
+    """The readable flows, there and back, without a plan."""
+    made: list[Tensor] = []
+    for name in TINY:
+        flow = place.flow(name)
+        height, width = (16, 24) if flow.image_size is None else flow.image_size
+        height, width = (-(-side // flow.size_multiple) * flow.size_multiple for side in (height, width))
+        source = {
+            "low_resolution": lambda f=flow: noise(2, 3, height // f.condition_scale, width // f.condition_scale),
+            "labels": lambda: torch.tensor([0, 2]),
+            "luma": lambda: noise(2, 1, 4 * height, 4 * width),
+        }.get(flow.capabilities.source or "")
+        cond = None
+        if flow.condition_encoder is not None:
+            assert source is not None, flow.capabilities.source
+            cond = flow.encode_condition(source().to(place.device))
+        image = noise(2, flow.channels, height, width, seed=7).to(place.device)
+        with torch.no_grad():
+            latents, logdet = flow(image, cond)
+            made += [logdet, flow.inverse(latents, cond)]
+    return made
+
+
+TASKS: dict[str, Callable[[Place], Result]] = {
+    "upscale": _upscaled,
+    "rank": _ranked,
+    "colorize": lambda p: flowcore.colorize(p.flow("small-color"), p.image(1, 1, 24, 32), samples=2, temperature=0.5),
+    "colors of pictures": _colors,
+    "refine by hints": _refined,
+    "video": lambda p: flowcore.colorize_video(p.flow("small-color"), p.image(3, 1, 24, 32), carry=0.5),
+    "sample": lambda p: flowcore.sample(p.flow("small-glow"), 3, seed=5),
+    "sample digits": _sampled_digits,
+    "sample realnvp": lambda p: flowcore.sample(p.flow("realnvp"), 2, size=(8, 12), seed=5),
+    "encode and decode": _round_trip,
+    "decode": lambda p: flowcore.decode(p.flow("small-glow"), _latents(p, "small-glow")),
+    "interpolate": _interpolated,
+    "style transfer": lambda p: style_transfer(p.flow("small-digits"), p.image(2, 1, 8, 12), 0, [1, 2]),
+    "content transfer": lambda p: content_transfer(
+        p.flow("small-srflow"), p.image(2, 3, 20, 24), p.image(1, 3, 10, 12, seed=2)
+    ),
+    "score": lambda p: _scored(p, "small-glow"),
+    "directions": _directions,
+    "plain flows": _plain_flows,
+}
+
+
+def run(name: str, place: Place) -> list[Tensor]:
+    """The results of a task, on the CPU; no plan of an earlier call is used."""
+    forget_plan()
+    made = TASKS[name](place)
+    return [t.cpu() for t in ([made] if isinstance(made, Tensor) else made)]
+
+
+def largest_difference(made: list[Tensor], expected: list[Tensor]) -> float:
+    """Of two results, which must have the same shapes."""
+    assert [t.shape for t in made] == [t.shape for t in expected]
+    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(made, expected, strict=True))
