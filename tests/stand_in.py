@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 TRANSFERS = {aten._to_copy.default, aten.copy_.default}
@@ -28,13 +27,27 @@ READ_BY_HOST = {  # their results or the shapes of these are values, so the host
 }
 
 
+def mapped(change, value):
+    """Change what is in lists, tuples and dictionaries; torch's tree_map is slower than the operations here."""
+    if type(value) in (list, tuple):
+        return type(value)([mapped(change, item) for item in value])
+    if type(value) is dict:
+        return {name: mapped(change, item) for name, item in value.items()}
+    return change(value)
+
+
 class Elsewhere(torch.Tensor):
     """A tensor on the stand-in. To torch's own code it is on "meta", which has neither values nor kernels to slip to."""
 
     @staticmethod
     def __new__(cls, held, place):
         return torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device="meta"
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device="meta",
         )
 
     def __init__(self, held, place):
@@ -64,8 +77,7 @@ class Elsewhere(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        place = next(t.place for t in tree_flatten((args, kwargs))[0] if isinstance(t, Elsewhere))
-        return place.__torch_dispatch__(func, types, args, kwargs)
+        raise RuntimeError(f"{func} outside of the context of its device.")
 
 
 class StandIn(TorchDispatchMode):
@@ -97,40 +109,46 @@ class StandIn(TorchDispatchMode):
         return Elsewhere(held, self)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-        here = [t for t in tensors if isinstance(t, Elsewhere)]
-        asked = kwargs.get("device")
-        goes = None if asked is None else torch.device(asked).type
+        here, plain, wrappers = [], [], {}
+
+        def hold(value):
+            if isinstance(value, Elsewhere):
+                here.append(value)
+                wrappers[id(value.held)] = value
+                return value.held
+            if isinstance(value, torch.Tensor):
+                plain.append(value)
+            return value
+
+        held = [mapped(hold, value) for value in args]
+        options = {name: mapped(hold, value) for name, value in (kwargs or {}).items()}
+        goes = None if options.get("device") is None else torch.device(options["device"]).type
         # "meta" is where torch believes our tensors to be, and asks for more
         lands = goes in (self.device.type, "meta") or (bool(here) and goes is None)
         if func is aten.copy_.default:
             lands = isinstance(args[0], Elsewhere)
         if not here and not lands:
-            return func(*args, **kwargs)
-        self._check(func, tensors, here, lands, kwargs)
+            return func(*args, **(kwargs or {}))
+        self._check(func, here, plain, lands, options)
         if goes is not None:
-            kwargs["device"] = torch.device("cpu")
-        wrappers = {id(t.held): t for t in here}
-        held = lambda a: a.held if isinstance(a, Elsewhere) else a
-        made = func(*tree_map(held, args), **tree_map(held, kwargs))
-        if func is aten._to_copy.default and not lands and any(made is t.held for t in here):
+            options["device"] = torch.device("cpu")
+        made = func(*held, **options)
+        if func is aten._to_copy.default and not lands and id(made) in wrappers:
             made = made.clone()
 
-        def place(t):
-            if not isinstance(t, torch.Tensor) or not lands:
-                return t
-            if t.dtype == torch.float64 and not self.float64:
+        def place(value):
+            if not isinstance(value, torch.Tensor):
+                return value
+            if value.dtype == torch.float64 and not self.float64:
                 raise TypeError(f"{func} would make float64 on {self.device.type}, which does not support float64.")
-            return wrappers.get(id(t)) if id(t) in wrappers else Elsewhere(t, self)
+            return wrappers.get(id(value)) if id(value) in wrappers else Elsewhere(value, self)
 
-        return tree_map(place, made)
+        return mapped(place, made) if lands else made
 
-    def _check(self, func, tensors, here, lands, kwargs):
+    def _check(self, func, here, plain, lands, kwargs):
         self.operations += 1
         name = func.overloadpacket.__name__
-        plain = [t for t in tensors if not isinstance(t, Elsewhere) and t.ndim]
-        if here and plain and func not in TRANSFERS | TAKE_CPU_INDICES:
+        if here and any(t.ndim for t in plain) and func not in TRANSFERS | TAKE_CPU_INDICES:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {self.device} and cpu! "
                 f"({func})"
@@ -142,7 +160,7 @@ class StandIn(TorchDispatchMode):
                 raise RuntimeError("Read before it is there: copied to the CPU without waiting for the device.")
         if self.float64:
             return
-        wide = [t for t in tensors if t.dtype == torch.float64 and t.ndim]
+        wide = any(t.dtype == torch.float64 and t.ndim for t in plain)
         narrowed = func is aten._to_copy.default and not here and kwargs.get("dtype", torch.float64) != torch.float64
         if (wide and not narrowed) or kwargs.get("dtype") == torch.float64:
             raise TypeError(
@@ -161,11 +179,15 @@ class Python(TorchFunctionMode):
         self.place = place
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+
         def number(value):  # "mps" to "mps:0", which torch would ask the driver about
             named = isinstance(value, (str, torch.device)) and str(value) == self.place.device.type
             return self.place.device if named else value
 
-        args, kwargs = tree_map(number, args), tree_map(number, kwargs or {})
+        args = tuple(number(value) for value in args)
+        kwargs = {name: number(value) for name, value in (kwargs or {}).items()}
         if func is torch.tensor and kwargs.get("device") == self.place.device:
             return self.place.holding(torch.tensor(*args, **{**kwargs, "device": "cpu"}))
         return func(*args, **kwargs)

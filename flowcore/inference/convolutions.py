@@ -68,9 +68,7 @@ class ConditionConv(nn.Module):
     The weight is ``(outputs, condition channels, 3, 3)``. The device is where it runs; None for the weight's.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> None:
         super().__init__()
         device = weight.device if device is None else device
         self.weight = weight.to(device=device, dtype=dtype, memory_format=NHWC)

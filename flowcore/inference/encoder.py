@@ -29,7 +29,10 @@ class FoldedEncoder(nn.Module):
         super().__init__()
         self.dtype, self.budget = dtype, budget
         self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
-        self.conv_first, self.conv_trunk = encoder.conv_first, encoder.conv_trunk
+        # with weights of that precision, because not every device has autocast
+        self.conv_first, self.conv_trunk = (
+            Conv(*_weights(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
+        )
         self.dense = nn.ModuleList(
             FoldedDenseBlock(part, budget) for part in encoder.modules() if isinstance(part, DenseBlock)
         )
@@ -69,7 +72,8 @@ class FoldedEncoder(nn.Module):
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
-        x = self.conv_first(lr)
+        rows = 0, lr.shape[2], lr.shape[2]  # all of them
+        x = self.conv_first(lr, *rows)
         width = x.shape[1]
         stack = canvas(x, width * len(self.stacked_blocks))
         for number in range(len(self.dense) // 3):
@@ -81,7 +85,7 @@ class FoldedEncoder(nn.Module):
             for place, stacked in enumerate(self.stacked_blocks):
                 if stacked == number:
                     stack[:, place * width : (place + 1) * width] = x
-        return self.conv_trunk(x).add_(x), stack
+        return self.conv_trunk(x, *rows).add_(x), stack
 
     def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
         """The enlargement ``(B, 3, scale * h, scale * w)``; its wide tensors exist in strips only."""

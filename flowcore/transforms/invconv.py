@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import float64, no_autocast
+from ..device import float32_arithmetic, float64, no_autocast
 from .transform import Transform
 
 Start = Literal["orthogonal", "principal", "reverse"]
@@ -59,7 +59,7 @@ class InvertibleConv(Transform):
         identity = torch.eye(self.lower.shape[0], dtype=self.lower.dtype, device=self.lower.device)
         lower = self.lower.tril(-1) + identity
         upper = self.upper.triu(1) + torch.diag(sign * self.log_diagonal.exp())
-        with no_autocast(lower.device):
+        with no_autocast(lower.device), float32_arithmetic():
             return permutation @ lower @ upper
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
@@ -82,9 +82,9 @@ class InvertibleConv(Transform):
                 permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
                 stored = (permutation, sign, self.lower, self.upper, self.log_diagonal)
                 for tensor, factor in zip(stored, _lu_factors(axes), strict=True):
-                    tensor.copy_(factor)
+                    tensor.copy_(factor.to(tensor))
             else:
-                self.weight.copy_(axes)
+                self.weight.copy_(axes.to(self.weight))
         return self.forward(x)[0]
 
 
@@ -96,6 +96,6 @@ def _lu_factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-    with no_autocast(x.device):
+    with no_autocast(x.device), float32_arithmetic():
         # channels last, and twice as fast as a convolution of so few channels
         return F.linear(x.movedim(1, -1), matrix).movedim(-1, 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import float64, no_autocast
+from ..device import float32_arithmetic, float64, no_autocast
 from .transform import Transform
 
 
@@ -37,8 +37,9 @@ class ChannelWhitening(Transform):
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
         ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # for constant channels
-        self.get_buffer("mean").copy_(pixels.mean(1))
-        self.get_buffer("matrix").copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge)))
+        mean, matrix = pixels.mean(1), torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge))
+        self.get_buffer("mean").copy_(mean.to(x))
+        self.get_buffer("matrix").copy_(matrix.to(x))
         return self.forward(x)[0]
 
     def _mean(self) -> Tensor:
@@ -46,5 +47,5 @@ class ChannelWhitening(Transform):
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-    with no_autocast(x.device):
+    with no_autocast(x.device), float32_arithmetic():
         return F.conv2d(x, matrix[:, :, None, None])

@@ -1,0 +1,460 @@
+"""Devices that this machine does not have: every task on stand-ins of them, their memory, and float32 that is float32."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import threading
+import types
+from pathlib import Path
+
+import every_task
+import pytest
+import torch
+from builders import TINY, build_tiny
+from builders import random_image as noise
+from small_flows import flow as small_flow
+from stand_in import stand_in
+
+import flowcore
+from flowcore import device as devices
+from flowcore.inference.plan import Plan, forget_plan
+from flowcore.transforms import InvertibleConv
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+
+# Name, whether it has float64, and where images and latents are.
+STAND_INS = {
+    "apple": ("mps", False, "mps"),
+    "directml": ("privateuseone", False, "cpu"),
+    "intel": ("xpu", False, "cpu"),
+    "nvidia": ("cuda", True, "cuda"),
+}
+
+
+def real(name):
+    return {"mps": torch.backends.mps.is_available, "xpu": torch.xpu.is_available, "cuda": torch.cuda.is_available}.get(
+        name, lambda: False
+    )()
+
+
+class Driver:
+    """What torch.cuda, torch.xpu and torch.mps say about memory."""
+
+    def __init__(self, patch):
+        self.free, self.total, self.allocated, self.reserved, self.fraction = 6 * GIB, 8 * GIB, 0, 0, 1.0
+        self.integrated, self.emptied = False, []
+        for name in ("cuda", "xpu"):
+            for function, answer in {
+                "mem_get_info": lambda device: (self.free, self.total),
+                "memory_allocated": lambda device: self.allocated,
+                "memory_reserved": lambda device: self.reserved,
+                "get_per_process_memory_fraction": lambda device: self.fraction,
+                "get_device_properties": lambda device: types.SimpleNamespace(is_integrated=self.integrated),
+                "is_initialized": lambda: True,
+                "empty_cache": lambda name=name: self.emptied.append(name),
+            }.items():
+                patch.setattr(getattr(torch, name), function, answer, raising=False)
+        patch.setattr(torch.mps, "current_allocated_memory", lambda: self.allocated)
+        patch.setattr(torch.mps, "driver_allocated_memory", lambda: self.reserved)
+        patch.setattr(torch.mps, "recommended_max_memory", lambda: self.total)
+        patch.setattr(torch.mps, "empty_cache", lambda: self.emptied.append("mps"))
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    devices.supports_float64.cache_clear()
+    yield Driver(monkeypatch)
+    devices.supports_float64.cache_clear()
+    forget_plan()
+
+
+def on(kind):
+    name, wide, inputs = STAND_INS[kind]
+    if real(name):
+        pytest.skip(f"There is a real {name} here; a stand-in would be mistaken for it.")
+    return stand_in(name, float64=wide), every_task.Place(name, inputs)
+
+
+# --- every task on every stand-in -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def expected():
+    known = {}
+    return lambda task: (
+        known.setdefault(task, None)
+        or known.update({task: every_task.run(task, every_task.Place("cpu", "cpu"))})
+        or known[task]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("task", every_task.TASKS)
+def test_every_task_gives_what_the_cpu_gives(task, kind, driver, expected):
+    context, place = on(kind)
+    with context:
+        made = every_task.run(task, place)
+    assert every_task.largest_difference(made, expected(task)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["apple", "directml"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto", "tf32"])
+def test_precisions_on_devices_without_float64(kind, precision, driver):
+    context, place = on(kind)
+    known = flowcore.upscale(small_flow("small-srflow"), noise(1, 3, 8, 8), seed=2)
+    with context:
+        made = flowcore.upscale(place.flow("small-srflow"), noise(1, 3, 8, 8), seed=2, precision=precision)
+    assert (made - known).abs().max() < 0.1
+    if precision in ("auto", "tf32"):
+        assert (made - known).abs().max() < 1e-5  # float32
+
+
+@pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
+def test_a_decode_does_not_wait_for_the_device(name, driver):
+    """On a GPU, the host would stand still until everything before is computed."""
+    context, place = on("nvidia")
+    with context as device:
+        flow = place.flow(name)
+        plan = Plan(flow)
+        height, width = flow.image_size or (32, 32)
+        source = {
+            "low_resolution": lambda: noise(1, 3, height // flow.condition_scale, width // flow.condition_scale),
+            "luma": lambda: noise(1, 1, 4 * height, 4 * width),
+            "labels": lambda: torch.tensor([1.0, 0, 0])[None],
+        }.get(flow.capabilities.source)
+        source = None if source is None else source().to(device.device)
+        z = [noise(1, *shape).to(device.device) for shape in flow.latent_shapes(height, width)]
+        with device.watched():
+            cond = None if source is None else plan.encode_condition(source)
+            if cond is not None and name != "small-digits":
+                cond = cond.prepare(plan)
+            picture = plan.inverse(z, cond)
+        assert device.operations > 20
+        assert not device.waits
+        float(picture.sum())
+        assert device.waits  # so that this test can fail
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_flows_run_on_meta(architecture):
+    """It has no values at all: shapes are computed without reading one, and without autocast."""
+    flow = build_tiny(architecture).to("meta")
+    height, width = flow.image_size or (16, 24)
+    height, width = (-(-side // flow.size_multiple) * flow.size_multiple for side in (height, width))
+    source = {
+        "low_resolution": lambda: torch.empty(2, 3, height // flow.condition_scale, width // flow.condition_scale),
+        "luma": lambda: torch.empty(2, 1, 4 * height, 4 * width),
+        "labels": lambda: torch.empty(2, flow.classes),
+    }.get(flow.capabilities.source)
+    with torch.no_grad():
+        try:
+            cond = None if source is None else flow.encode_condition(source().to("meta"))
+        except RuntimeError as error:  # labels are checked
+            assert "meta" in str(error)
+            pytest.skip("Labels are checked, which reads them.")
+        latents, logdet = flow(torch.empty(2, flow.channels, height, width, device="meta"), cond)
+        assert logdet.shape == (2,)
+        assert flow.inverse(latents, cond).shape == (2, flow.channels, height, width)
+
+
+def test_the_stand_in_refuses_what_the_devices_refuse(driver):
+    with stand_in("mps") as device:
+        x = torch.ones(3, device="mps")
+        assert x.device == torch.device("mps", 0)
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        for widen in (lambda: x.double(), lambda: x.to("cpu", torch.float64), lambda: torch.ones(3).double().to("mps")):
+            with pytest.raises(TypeError, match="float64"):
+                widen()
+        with pytest.raises(NotImplementedError, match="linalg"):
+            torch.linalg.inv(torch.eye(2, device="mps"))
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        with pytest.raises(RuntimeError, match="without waiting"):
+            x.to("cpu", non_blocking=True)
+        assert torch.equal(devices.float64(x), torch.ones(3).double())
+        with device.watched():
+            float(x.sum())
+            x.cpu()
+        assert device.waits == {"_local_scalar_dense": 1, "_to_copy": 1}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def main_memory(monkeypatch):
+    def available(count):
+        memory = types.ModuleType("psutil")
+        memory.virtual_memory = lambda: types.SimpleNamespace(available=count)
+        monkeypatch.setitem(sys.modules, "psutil", memory)
+
+    return available
+
+
+def test_main_memory_is_known_on_every_system_with_psutil(main_memory):
+    main_memory(3 * GIB)
+    assert devices.free_memory("cpu") == 3 * GIB
+
+
+def test_main_memory_without_psutil(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)  # importing it raises ImportError
+    linux = Path("/proc/meminfo").exists()
+    assert (devices.free_memory("cpu") is not None) == linux
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert devices.free_memory("cpu") is None
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+def test_memory_that_torch_holds_is_free(name, driver):
+    driver.free, driver.allocated, driver.reserved = 2 * GIB, 1 * GIB, 4 * GIB
+    assert devices.free_memory(name) == 5 * GIB
+
+
+def test_memory_beyond_the_limit_of_the_process_is_not_free(driver):
+    driver.allocated, driver.reserved, driver.fraction = GIB, 2 * GIB, 0.25
+    assert devices.free_memory("cuda") == GIB
+    driver.allocated = 3 * GIB
+    assert devices.free_memory("cuda") == 0
+
+
+def test_an_integrated_gpu_has_what_main_memory_has(driver, main_memory):
+    """Its driver counts the system's file caches as used."""
+    main_memory(20 * GIB)
+    driver.free, driver.total, driver.integrated = GIB, 64 * GIB, True
+    assert devices.free_memory("cuda") == 20 * GIB
+
+
+def test_unified_memory_is_bounded_by_both(driver, main_memory):
+    main_memory(3 * GIB)
+    driver.total, driver.allocated, driver.reserved = 8 * GIB, GIB, 2 * GIB
+    assert devices.free_memory("mps") == 4 * GIB  # of main memory, and what torch holds
+    main_memory(30 * GIB)
+    assert devices.free_memory("mps") == 7 * GIB  # as much as the GPU may use
+
+
+@pytest.mark.parametrize("name", ["privateuseone", "meta"])
+def test_unknown_memory_is_none_and_not_main_memory(name):
+    assert devices.free_memory(name) is None
+
+
+def test_every_cache_is_emptied(driver, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    other = types.ModuleType("torch.privateuseone")
+    other.empty_cache = lambda: driver.emptied.append("other")
+    monkeypatch.setattr(torch, torch._C._get_privateuse1_backend_name(), other, raising=False)
+    devices.empty_cache()
+    assert driver.emptied == ["cuda", "xpu", "other", "mps"]
+
+
+def test_caches_of_devices_not_in_use_are_left_alone(driver, monkeypatch):
+    for module in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(module, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    devices.empty_cache()
+    assert driver.emptied == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "XPU out of memory. Tried to allocate 2.00 GiB",
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+        "Could not allocate tensor with 4096 bytes. There is not enough GPU video memory available!",
+        "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "HIPBLAS_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+    ],
+)
+def test_out_of_memory_in_the_words_of_every_device(words):
+    assert devices.is_out_of_memory(RuntimeError(words))
+
+
+def test_other_errors_of_devices_are_no_lack_of_memory():
+    for words in (
+        "CUDA error: an illegal memory access was encountered",
+        "Expected all tensors to be on the same device",
+    ):
+        assert not devices.is_out_of_memory(RuntimeError(words))
+
+
+# --- float32 is float32 -----------------------------------------------------------------------------------------------
+
+NEW = hasattr(torch.backends, "fp32_precision")  # the interface since torch 2.9
+B = torch.backends
+
+
+def settings():
+    return devices._float32_settings()
+
+
+@pytest.fixture
+def restored():
+    """The process's settings of float32 arithmetic, as they were, after the test."""
+    before = settings()
+    yield
+    devices._set_float32(before)
+    assert settings() == before
+
+
+def set_new(place, setting):
+    def change():
+        place.fp32_precision = setting
+
+    return change
+
+
+LEFT_ON = {
+    "matrix products, by the old name": lambda: setattr(B.cuda.matmul, "allow_tf32", True),
+    "matrix products, medium": lambda: torch.set_float32_matmul_precision("medium"),
+}
+if NEW:
+    LEFT_ON |= {
+        "convolutions": set_new(B.cudnn.conv, "tf32"),
+        "convolutions off, recurrent networks on": set_new(B.cudnn.conv, "ieee"),  # then the old names raise
+        "matrix products": set_new(B.cuda.matmul, "tf32"),
+        "oneDNN": set_new(B.mkldnn.conv, "bf16"),
+        "oneDNN's products": set_new(B.mkldnn.matmul, "bf16"),
+    }
+
+
+@pytest.mark.parametrize("left_on", LEFT_ON)
+def test_settings_of_others_hold_outside_and_not_inside(left_on, restored):
+    LEFT_ON[left_on]()
+    outside = settings()
+    with devices.float32_arithmetic():
+        assert set(settings()) <= {"ieee", "none", "highest"}
+        with devices.float32_arithmetic(tf32_convolutions=True):
+            assert settings()[0] == "tf32"
+            assert set(settings()[1:]) <= {"ieee", "none", "highest"}  # matrix products stay exact
+        assert settings()[0] == "ieee"
+    assert settings() == outside
+    with pytest.raises(KeyError), devices.float32_arithmetic():
+        raise KeyError
+    assert settings() == outside
+
+
+@pytest.mark.parametrize("left_on", LEFT_ON)
+@pytest.mark.parametrize("task", ["upscale", "encode", "invertible convolution"])
+def test_pictures_do_not_change_with_the_settings_of_others(task, left_on, restored):
+    flow, image = small_flow("small-srflow"), noise(1, 3, 16, 16)
+    cond, mixing = flow.encode_condition(image), InvertibleConv(16)
+
+    def make():
+        forget_plan()
+        if task == "upscale":
+            return flowcore.upscale(flow, image, seed=3, match_source=True)
+        if task == "encode":
+            return flowcore.encode(flow, noise(1, 3, 32, 32), cond)[0]
+        return mixing.inverse(mixing(noise(1, 16, 32, 32))[0])
+
+    known = make()
+    LEFT_ON[left_on]()
+    assert torch.equal(make(), known)
+
+
+def test_one_thread_that_needs_float32_keeps_tf32_off_for_all(restored):
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with devices.float32_arithmetic():
+            inside.set()
+            leave.wait(10)
+
+    before = settings()
+    thread = threading.Thread(target=other)
+    with devices.float32_arithmetic(tf32_convolutions=True):
+        assert settings()[0] == "tf32"
+        thread.start()
+        assert inside.wait(10)
+        assert settings()[0] == "ieee"
+        leave.set()
+        thread.join()
+        assert settings()[0] == "tf32"
+    assert settings() == before
+
+
+def test_the_last_thread_to_leave_restores_the_settings(restored):
+    before = settings()
+    first, second = devices.float32_arithmetic(), devices.float32_arithmetic()
+    started, leave = threading.Event(), threading.Event()
+
+    def other():
+        with second:
+            started.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with first:
+        thread.start()
+        assert started.wait(10)
+    assert settings() != before or before[0] == "ieee"  # the other still computes
+    leave.set()
+    thread.join()
+    assert settings() == before
+
+
+# --- the choice of a precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("has", "choice"), [(True, "bfloat16"), (False, "float32")])
+def test_the_instructions_of_a_cpu_decide_and_no_clock(has, choice, monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: has)
+    for clock in ("perf_counter", "time", "monotonic"):
+        monkeypatch.setattr(f"time.{clock}", lambda: pytest.fail("A clock was read."))
+    assert devices.preferred_precision(torch.device("cpu")) == choice
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "choice"),
+    [((6, 1), None, "float32"), ((7, 5), None, "float16"), ((9, 0), None, "float16"), ((9, 4), "6.2", "float16")],
+)
+def test_tensor_cores_decide(capability, hip, choice, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert devices.preferred_precision(torch.device("cuda")) == choice
+    assert devices.actual_precision("auto", torch.device("cuda")) == choice
+    assert devices.actual_precision("tf32", torch.device("cuda")) == ("float32" if hip else "tf32")
+
+
+def test_what_a_choice_means(monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
+    cpu, apple, directml = map(torch.device, ("cpu", "mps", "privateuseone"))
+    meant = {(c, d.type): devices.actual_precision(c, d) for c in ("auto", "float16", "tf32") for d in (cpu, apple)}
+    assert meant == {
+        ("auto", "cpu"): "bfloat16",
+        ("auto", "mps"): "float32",
+        ("float16", "cpu"): "float32",
+        ("float16", "mps"): "float16",
+        ("tf32", "cpu"): "float32",
+        ("tf32", "mps"): "float32",
+    }
+    assert devices.actual_precision("auto", directml) == "float32"
+    assert devices.actual_precision("bfloat16", directml) == "bfloat16"
+
+
+# --- one room ---------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = {
+    "cli/options.py": {"cuda"},  # the default of --device
+    "training/distributed.py": {"cuda"},  # one process, one GPU
+}
+
+
+def test_only_device_py_names_what_depends_on_the_device():
+    """torch.cuda, torch.xpu, torch.mps, torch.backends and torch.autocast."""
+    found = {}
+    for path in sorted((ROOT / "flowcore").rglob("*.py")):
+        room = str(path.relative_to(ROOT / "flowcore"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                named = node.attr in ("cuda", "xpu", "mps", "backends", "autocast", "accelerator")
+                if named and room != "device.py" and node.attr not in ELSEWHERE.get(room, ()):
+                    found.setdefault(room, set()).add(node.attr)
+    assert found == {}
