@@ -63,8 +63,9 @@ def free_memory(device: torch.device | str) -> int | None:
         free = max(free, _free_main_memory() or 0)  # one memory for all, of which the driver does not count file caches
     allocated = module.memory_allocated(device)
     cached = module.memory_reserved(device) - allocated
-    limit = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)(device)
-    return max(0, min(free + cached, round(limit * total) - allocated))
+    if hasattr(module, "get_per_process_memory_fraction"):
+        total = round(module.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + cached, total - allocated))
 
 
 def _free_main_memory() -> int | None:

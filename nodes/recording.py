@@ -9,10 +9,12 @@ import threading
 from collections import OrderedDict, deque
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import provenance
+from ..flowcore.device import actual_precision
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from .host.compat import io, log
 from .node import FlowNode
@@ -116,6 +118,9 @@ PROVENANCE_LOG = ProvenanceLog()
 def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
     model: FlowModel = values["model"]
     pictures = images.permute(0, 3, 1, 2)
+    settings = {name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)}
+    if "precision" in settings:  # what was computed in, which "auto" does not say to another machine
+        settings["precision"] = actual_precision(settings["precision"], torch.device(model.patcher.load_device))
     return Provenance(
         node_id=node_id,
         node=kind,
@@ -125,7 +130,7 @@ def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor)
         temperature=values["temperature"],
         seed=values["seed"],
         samples=values["samples"],
-        settings={name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)},
+        settings=settings,
         sources={name: _source(value) for name, value in values.items() if name not in NAMED and _is_source(value)},
         pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
         version=flowcore.__version__,

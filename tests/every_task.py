@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from builders import TINY, build_tiny
 from builders import random_image as noise
+from PIL import Image
 from small_flows import flow as small_flow
 from torch import Tensor
 
@@ -22,8 +23,6 @@ from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.tasks.sample import reconstruct
 from flowcore.tasks.score import score
 from flowcore.tasks.transfer import content_transfer, style_transfer
-
-from PIL import Image  # isort: skip
 
 Result = Tensor | Iterable[Tensor]
 
@@ -120,23 +119,30 @@ def _sampled_digits(place: Place) -> Tensor:
     return flowcore.sample(place.flow("small-digits"), 3, labels=[0, 1, 2], styles={"bold": 1.0}, snapped=True)
 
 
+def sides(flow: flowcore.Flow) -> tuple[int, int]:
+    """Height and width of a small image that a flow takes."""
+    height, width = flow.image_size or (16, 24)
+    return tuple(-(-side // flow.size_multiple) * flow.size_multiple for side in (height, width))
+
+
+def source_of(flow: flowcore.Flow, batch: int) -> Tensor | None:
+    """What the condition of an image of these sides is encoded from, on the CPU; None for unconditional flows."""
+    height, width = sides(flow)
+    if flow.capabilities.source == "low_resolution":
+        return noise(batch, 3, height // flow.condition_scale, width // flow.condition_scale)
+    if flow.capabilities.source == "luma":
+        return noise(batch, 1, 4 * height, 4 * width)
+    return torch.eye(flow.classes)[torch.arange(batch) % flow.classes] if flow.classes else None
+
+
 def _plain_flows(place: Place) -> list[Tensor]:
     """The readable flows, there and back, without a plan."""
     made: list[Tensor] = []
     for name in TINY:
         flow = place.flow(name)
-        height, width = (16, 24) if flow.image_size is None else flow.image_size
-        height, width = (-(-side // flow.size_multiple) * flow.size_multiple for side in (height, width))
-        source = {
-            "low_resolution": lambda f=flow: noise(2, 3, height // f.condition_scale, width // f.condition_scale),
-            "labels": lambda: torch.tensor([0, 2]),
-            "luma": lambda: noise(2, 1, 4 * height, 4 * width),
-        }.get(flow.capabilities.source or "")
-        cond = None
-        if flow.condition_encoder is not None:
-            assert source is not None, flow.capabilities.source
-            cond = flow.encode_condition(source().to(place.device))
-        image = noise(2, flow.channels, height, width, seed=7).to(place.device)
+        source = source_of(flow, 2)
+        cond = None if source is None else flow.encode_condition(source.to(place.device))
+        image = noise(2, flow.channels, *sides(flow), seed=7).to(place.device)
         with torch.no_grad():
             latents, logdet = flow(image, cond)
             made += [logdet, flow.inverse(latents, cond)]

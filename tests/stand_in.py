@@ -37,7 +37,7 @@ def mapped(change, value):
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor on the stand-in. To torch's own code it is on "meta", which has neither values nor kernels to slip to."""
+    """A tensor on the stand-in; to torch's own code one on "meta", which has no values to slip through to."""
 
     @staticmethod
     def __new__(cls, held, place):
@@ -150,8 +150,7 @@ class StandIn(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if here and any(t.ndim for t in plain) and func not in TRANSFERS | TAKE_CPU_INDICES:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, {self.device} and cpu! "
-                f"({func})"
+                f"Expected all tensors to be on the same device, but found {self.device} and cpu ({func})"
             )
         leaves = func in TRANSFERS and bool(here) and not lands
         if leaves or func in READ_BY_HOST:

@@ -13,7 +13,7 @@ from .convolutions import NHWC, Conv
 from .strips import StripBudget
 
 PixelScale = tuple[Tensor, Tensor]
-"""Scale and shift of every channel, ``(C,)`` each in float64 on the CPU, or ``(C, 1, 1)`` in the precision of a network."""
+"""Scale and shift of every channel, ``(C,)`` in float64 on the CPU, or ``(C, 1, 1)`` as a network has it."""
 
 
 class FoldedResidual(nn.Module):

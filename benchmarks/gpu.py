@@ -1,0 +1,385 @@
+"""Everything about one GPU in one report: what it can do, how near flowcore comes, and that the results are right.
+
+    python -m benchmarks.gpu -o DIR [--device cuda] [--quick]
+
+Writes gpu.md and gpu.json into DIR, after every part. The parts: what the device does at most (measured here, for the
+roofline); a 4x enlargement to one megapixel by a network of the published size, beside its targets; where its time
+goes; how far every precision is from the CPU in float32 on the shipped models; and the tests marked ``gpu``.
+``--device cpu --quick`` is the dry run that the tests make: the numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flowcore
+from flowcore import device as devices
+from flowcore.inference.plan import Plan
+from flowcore.prior import sample_latents
+
+from . import published
+from .measure import Settings, picture, say, seconds
+from .report import Table, machine
+from .srflow import SMALL, multiply_adds
+
+TARGETS = {1: 100.0, 8: 160.0}  # ms by samples, on an H100 in reduced precision
+TEMPERATURE = 0.9
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--device", default="cuda", help="default cuda")
+    parser.add_argument("--rounds", type=int, default=10, help="runs of everything; medians are reported; default 10")
+    parser.add_argument("--quick", action="store_true", help="small networks and pictures, once")
+    parser.add_argument("--no-tests", action="store_true", help="leave out the tests marked gpu")
+    options = parser.parse_args()
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("There is no CUDA device here. --device cpu --quick shows that the report is made.")
+    settings = Settings(
+        pairs=1 if options.quick else options.rounds,
+        threads=torch.get_num_threads(),
+        device=options.device,
+        quick=options.quick,
+        lr=16 if options.quick else 256,
+        samples=(1, 2) if options.quick else (1, 8),
+        peak_tflops=None,
+        photograph=None,
+        out=options.out,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    tables: list[Table] = []
+    parts = [lambda: limits(settings), lambda: decodes(settings, tables[0]), lambda: breakdown(settings)]
+    parts += [lambda: errors(settings)]
+    parts += [] if options.no_tests else [lambda: tests(settings)]
+    for part in parts:
+        tables.append(part())
+        say(tables[-1].markdown())
+        written = {"machine": machine(settings) | _gpu(settings.device), "tables": [vars(table) for table in tables]}
+        (options.out / "gpu.json").write_text(json.dumps(written, indent=2, default=str) + "\n")
+        (options.out / "gpu.md").write_text(_markdown(written["machine"], tables, quick=options.quick))
+    sys.stdout.write(f"{options.out / 'gpu.md'}\n")
+
+
+def precisions(device: str) -> list[str]:
+    """Those that differ on a device."""
+    return [p for p in DTYPES if devices.actual_precision(cast(Any, p), torch.device(device)) == p]
+
+
+# --- what the device can do -------------------------------------------------------------------------------------------
+
+
+def limits(settings: Settings) -> Table:
+    """Measure the most that the device computes and moves.
+
+    Args:
+        settings: Where, and how often.
+
+    Returns:
+        A row for every precision: large matrix products, and a typical convolution.
+    """
+    side, grid = (128, 16) if settings.quick else (8192, 512)
+    bandwidth = _bandwidth(settings, 2**20 if settings.quick else 2**28)
+    rows: list[dict[str, Any]] = []
+    for precision in precisions(settings.device):
+        dtype = DTYPES[precision]
+        a = torch.ones(side, side, dtype=dtype, device=settings.device)
+        x = torch.ones(1, 64, grid, grid, dtype=dtype, device=settings.device).to(memory_format=torch.channels_last)
+        w = torch.ones(64, 64, 3, 3, dtype=dtype, device=settings.device).to(memory_format=torch.channels_last)
+        with devices.float32_arithmetic(tf32_convolutions=precision == "tf32"):
+            taken = _median(lambda x=x, w=w: torch.conv2d(x, w, padding=1), settings)
+            if precision == "tf32" and settings.device.startswith("cuda"):
+                torch.set_float32_matmul_precision("high")  # restored at the end of the context
+            products = _median(lambda a=a: a @ a, settings)
+        rows.append(
+            {
+                "precision": precision,
+                "matrix products, TFLOP/s": 2 * side**3 / products / 1e12,
+                "3x3 convolution of 64 channels, TFLOP/s": 2 * 9 * 64 * 64 * grid**2 / taken / 1e12,
+                "copy, GB/s": bandwidth / 1e9,
+            }
+        )
+    return Table(
+        subject="gpu",
+        title="what the device does at most",
+        rows=rows,
+        notes=[f"Matrices of {side}x{side}; images of {grid}x{grid}; a copy reads and writes."],
+    )
+
+
+def _bandwidth(settings: Settings, count: int) -> float:
+    a = torch.zeros(count, device=settings.device)
+    b = torch.empty_like(a)
+    return 2 * 4 * count / _median(lambda: b.copy_(a), settings)
+
+
+def _median(program: Any, settings: Settings) -> float:
+    program()
+    return statistics.median(seconds(program, settings.device) for _ in range(settings.pairs))
+
+
+# --- one megapixel ----------------------------------------------------------------------------------------------------
+
+
+def decodes(settings: Settings, most: Table) -> Table:
+    """Time enlargements, and compare with targets and with the roofline.
+
+    Args:
+        settings: The LR image, the samples, where and how often.
+        most: What ``limits`` returned.
+
+    Returns:
+        A row for every precision and number of samples.
+    """
+    flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
+    lr = picture(settings.lr, settings.lr).to(settings.device)
+    work, pixels = multiply_adds(flow.config), (settings.lr * flow.config.scale) ** 2
+    rows: list[dict[str, Any]] = []
+    for limit in most.rows:
+        precision = limit["precision"]
+        plan = Plan(flow, cast(Any, precision))
+        for samples in settings.samples:
+            run = lambda n=samples, p=plan: flowcore.upscale(p, lr, temperature=TEMPERATURE, samples=n)  # noqa: E731
+            with Traffic() as traffic:
+                run()
+            _forget_peak(settings.device)
+            taken = _median(run, settings)
+            flops = 2 * pixels * (work.shared + samples * work.per_sample)
+            computing = flops / limit["matrix products, TFLOP/s"] / 1e9
+            moving = traffic.nbytes / limit["copy, GB/s"] / 1e6
+            target = TARGETS.get(samples)
+            counts = target is not None and precision != "float32" and not settings.quick
+            rows.append(
+                {
+                    "precision": precision,
+                    "samples": samples,
+                    "ms": 1000 * taken,
+                    "target ms": target if counts else None,
+                    "met": (1000 * taken <= target) if counts and target is not None else None,
+                    "TFLOP/s": flops / taken / 1e12,
+                    "least ms, computing": computing,
+                    "least ms, moving": moving,
+                    "of the roofline, %": 100 * max(computing, moving) / (1000 * taken),
+                    "peak MiB": _peak(settings.device),
+                }
+            )
+    side = settings.lr * flow.config.scale
+    return Table(
+        subject="gpu",
+        title=f"{flow.config.scale}x to {side}x{side}, random weights",
+        rows=rows,
+        notes=[
+            "All of flowcore.upscale: LR image on the device, encoder, latents drawn on the CPU and moved, decoding, "
+            "the check for overflow, pictures on the device. Folding, once per model and precision, is not in it.",
+            "Least ms, computing: the network's operations at the rate of large matrix products. Least ms, moving: "
+            "what the operations of one run read and write, as far as torch tells, at the rate of a copy; caches are not "
+            "counted; fused operations would need less. The roofline is the larger.",
+        ],
+    )
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count its tensors."""
+        made = func(*args, **(kwargs or {}))
+        aliases = [value.alias_info for value in func._schema.returns]
+        if any(alias is not None and not alias.is_write for alias in aliases) or "empty" in str(func):
+            return made
+        tensors = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)]
+        tensors += [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, Tensor)]
+        self.nbytes += sum(t.numel() * t.element_size() for t in tensors)
+        return made
+
+
+# --- where the time goes ----------------------------------------------------------------------------------------------
+
+
+def breakdown(settings: Settings) -> Table:
+    """Profile one decode of prepared latents: kernels, launches, waits; and the same replayed as a CUDA graph.
+
+    Args:
+        settings: The LR image, and where.
+
+    Returns:
+        A row for every precision.
+    """
+    flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
+    lr = picture(settings.lr, settings.lr).to(settings.device)
+    height, width = (side * flow.config.scale for side in lr.shape[-2:])
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for precision in precisions(settings.device):
+        plan = Plan(flow, cast(Any, precision))
+        z = [t.to(settings.device) for t in sample_latents(plan.latent_shapes(height, width), 1, TEMPERATURE, seed=0)]
+        cond = plan.encode_condition(lr).prepare(plan)
+        row: dict[str, Any] = {
+            "precision": precision,
+            "encoder ms": 1000 * _median(lambda p=plan: p.encode_condition(lr).prepare(p), settings),
+            "decode ms": 1000 * _median(lambda p=plan, z=z, c=cond: p.inverse(z, c), settings),
+        }
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if settings.device.startswith("cuda"):
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiled:
+            seconds(lambda p=plan, z=z, c=cond: p.inverse(z, c), settings.device)
+        events = list(profiled.key_averages())
+        row["launches"] = sum(e.count for e in events if "LaunchKernel" in e.key)
+        row["waits"] = sum(e.count for e in events if e.key in ("aten::item", "aten::_local_scalar_dense"))
+        row["copies to the host"] = sum(e.count for e in events if "DtoH" in e.key)
+        row["graph ms"] = _as_graph(plan, z, cond, settings)
+        rows.append(row)
+        clock = "self_device_time_total" if settings.device.startswith("cuda") else "self_cpu_time_total"
+        times = sorted(((float(getattr(e, clock, 0)), e.key[:60]) for e in events), reverse=True)
+        total = sum(time for time, _ in times) or 1
+        notes.append(f"{precision}: " + ", ".join(f"{key} {100 * time / total:.0f} %" for time, key in times[:6]))
+    return Table(subject="gpu", title="one decode of a prepared condition", rows=rows, notes=notes)
+
+
+def _as_graph(plan: Plan, z: list[Tensor], cond: Any, settings: Settings) -> float | None:
+    if not settings.device.startswith("cuda"):
+        return None
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        plan.inverse(z, cond)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plan.inverse(z, cond)
+    return 1000 * _median(graph.replay, settings)
+
+
+def _forget_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else None
+
+
+# --- are the results right --------------------------------------------------------------------------------------------
+
+
+def errors(settings: Settings) -> Table:
+    """Compare the pictures of the shipped models with those of the CPU in float32, seed for seed.
+
+    Args:
+        settings: Where.
+
+    Returns:
+        A row for every model and precision, in steps of 8 bits.
+    """
+    names = (
+        ["srflow-x4"] if settings.quick else ["srflow-x4", "srflow-x8", "color-photos", "glow-photos", "mnist-styles"]
+    )
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        flow = flowcore.load(name)
+        expected = _made(flow, "float32", settings)
+        flow.to(settings.device)
+        for precision in precisions(settings.device):
+            apart = 255 * (_made(flow, precision, settings) - expected).abs()
+            rows.append(
+                {
+                    "model": name,
+                    "precision": precision,
+                    "mean": float(apart.mean()),
+                    "largest": float(apart.max()),
+                    "within 2e-3": bool(apart.max() <= 2e-3 * 255) if precision == "float32" else None,
+                }
+            )
+    return Table(
+        subject="gpu",
+        title="distance from the CPU in float32, seed for seed, in 1/255",
+        rows=rows,
+        notes=[
+            "Two seeds of each model at its usual temperature; a made-up picture of 96 pixels a side as the source."
+        ],
+    )
+
+
+def _made(flow: flowcore.Flow, precision: str, settings: Settings) -> Tensor:
+    side = 16 if settings.quick else 96
+    chosen = cast(Any, precision)
+    if "upscale" in flow.capabilities.tasks:
+        return flowcore.upscale(flow, picture(side, side), temperature=0.8, seed=7, samples=2, precision=chosen).cpu()
+    if "colorize" in flow.capabilities.tasks:
+        return flowcore.colorize(flow, picture(side, side)[:, :1], seed=7, samples=2, precision=chosen).cpu()
+    labels = [1, 2] if flow.classes else None
+    return flowcore.sample(flow, 2, seed=7, labels=labels, precision=chosen).cpu()
+
+
+def tests(settings: Settings) -> Table:
+    """Run the tests marked ``gpu``.
+
+    Args:
+        settings: If quick, they are collected only.
+
+    Returns:
+        One row of counts, and the last lines in the notes.
+    """
+    command = [sys.executable, "-c", "import sys, pytest; sys.path.pop(0); sys.exit(pytest.main())"]
+    command += ["-q", "-m", "gpu", "-p", "no:cacheprovider", *(["--collect-only"] if settings.quick else [])]
+    ended = subprocess.run([*command, "tests/core"], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in ended.stdout.splitlines() if line.strip()]
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1])}
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return Table(
+        subject="gpu",
+        title="the tests marked gpu",
+        rows=[{"exit code": ended.returncode, **counts}],
+        notes=[*failed, lines[-1]],
+    )
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def _gpu(device: str) -> dict[str, Any]:
+    free = devices.free_memory(device)
+    found: dict[str, Any] = {"free MiB": None if free is None else free // 2**20}
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory MiB": properties.total_memory // 2**20,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),
+            "auto": devices.preferred_precision(torch.device(device)),
+        }
+    return found
+
+
+def _markdown(found: dict[str, Any], tables: list[Table], *, quick: bool) -> str:
+    head = ", ".join(f"{name}: {value}" for name, value in found.items())
+    warning = ["Quick: small networks and pictures; the numbers mean nothing.", ""] if quick else []
+    return "\n".join([head, "", *warning, *(table.markdown() for table in tables)])
+
+
+if __name__ == "__main__":
+    main()

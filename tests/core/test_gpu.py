@@ -1,0 +1,234 @@
+"""On an NVIDIA or AMD GPU: what the CPU makes, without waiting, and when memory runs out. Skipped without one."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import every_task
+import pytest
+import torch
+from builders import random_image as noise
+from small_flows import flow as small_flow
+
+import flowcore
+from flowcore import device as devices
+from flowcore.inference.plan import Plan, forget_plan
+from flowcore.prior import sample_latents
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+TOLERANCE = 2e-3
+MIB = 2**20
+SMALL = (1, 3, 24, 20)
+
+
+@pytest.fixture(autouse=True)
+def left_as_found():
+    """Every test starts and ends without a plan, without memory held by torch, and without a limit."""
+    yield
+    forget_plan()
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    devices.empty_cache()
+
+
+@pytest.fixture
+def upscaler():
+    return copy.deepcopy(small_flow("small-srflow")).requires_grad_(False).to(DEVICE)
+
+
+def decoding(flow, batch=1):
+    """A plan with a prepared condition, and latents."""
+    plan, source = Plan(flow), every_task.source_of(flow, batch)
+    cond = None if source is None else plan.encode_condition(source.to(DEVICE)).prepare(plan)
+    return (
+        plan,
+        cond,
+        [z.to(DEVICE) for z in sample_latents(flow.latent_shapes(*every_task.sides(flow)), batch, seed=1)],
+    )
+
+
+# --- the same as on the CPU -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", [DEVICE, "cpu"])
+@pytest.mark.parametrize("task", every_task.TASKS)
+def test_every_task_gives_what_the_cpu_gives(task, inputs):
+    """In float32, also where other programs have allowed TF32 for everything."""
+    expected = every_task.run(task, every_task.Place("cpu", "cpu"))
+    before = devices._float32_settings()
+    try:
+        devices._set_float32(["tf32", "high"] if len(before) == 2 else ["tf32", "tf32", *before[2:]])
+        made = every_task.run(task, every_task.Place(DEVICE, inputs))
+    finally:
+        devices._set_float32(before)
+    relative = [(a - b).abs().max() / b.abs().max().clamp_min(1) for a, b in zip(made, expected, strict=True)]
+    # the networks of the readable flows run as the process is set: in TF32 here
+    assert max(relative) < (TOLERANCE if task != "plain flows" else 0.05)
+
+
+def test_a_seed_is_the_same_picture_and_another_seed_another(upscaler):
+    lr = noise(*SMALL)
+    expected = flowcore.upscale(small_flow("small-srflow"), lr, seed=3, samples=2)
+    made = flowcore.upscale(upscaler, lr.to(DEVICE), seed=3, samples=2).cpu()
+    assert (made - expected).abs().max() < TOLERANCE
+    assert (made[0] - made[1]).abs().max() > 10 * TOLERANCE
+    assert torch.equal(made[1:], flowcore.upscale(upscaler, lr.to(DEVICE), seed=4).cpu()) or (
+        (made[1:] - flowcore.upscale(upscaler, lr.to(DEVICE), seed=4).cpu()).abs().max() < TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "tf32", "auto"])
+def test_reduced_precisions_are_near_float32(upscaler, precision):
+    lr = noise(*SMALL).to(DEVICE)
+    exact = flowcore.upscale(upscaler, lr, seed=3)
+    made = flowcore.upscale(upscaler, lr, seed=3, precision=precision)
+    assert (made - exact).abs().mean() < 0.02
+    actual = devices.actual_precision(precision, torch.device(DEVICE, 0))
+    forget_plan()
+    assert torch.equal(made, flowcore.upscale(upscaler, lr, seed=3, precision=actual))
+    assert torch.equal(made, exact) == (actual == "float32")
+
+
+# --- asynchronous -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
+def test_a_decode_does_not_wait_for_the_device(name):
+    flow = every_task.Place(DEVICE, DEVICE).flow(name)
+    plan, cond, z = decoding(flow)
+    plan.inverse(z, cond)  # the first one loads kernels
+    torch.cuda.synchronize()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    ) as profiled:
+        torch.cuda.set_sync_debug_mode("error")  # torch raises where it would wait
+        try:
+            plan.inverse(z, cond)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    calls = {event.key: event.count for event in profiled.key_averages()}
+    waits = {
+        key: count
+        for key, count in calls.items()
+        if "DtoH" in key or key in ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize")
+    }
+    assert not waits
+    assert sum(calls.values()) > 20
+
+
+def test_a_decode_is_captured_in_a_graph(upscaler):
+    """A CUDA graph replays all kernels at once; it refuses whatever waits, and memory that moves."""
+    plan, cond, z = decoding(upscaler)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up, as torch asks for
+        for _ in range(2):
+            plan.inverse(z, cond)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        picture = plan.inverse(z, cond)
+    for seed in (7, 8):
+        fresh = [t.to(DEVICE) for t in sample_latents([tuple(t.shape[1:]) for t in z], 1, seed=seed)]
+        for held, drawn in zip(z, fresh, strict=True):
+            held.copy_(drawn)
+        graph.replay()
+        assert torch.allclose(picture, plan.inverse(fresh, cond), atol=1e-5)
+
+
+def test_two_streams_do_not_disturb_each_other(upscaler):
+    images = [noise(*SMALL, seed=seed).to(DEVICE) for seed in (1, 2)]
+    alone = [flowcore.upscale(upscaler, image, seed=5) for image in images]
+    wrong = []
+
+    def work(number):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(10):
+                made = flowcore.upscale(upscaler, images[number], seed=5)
+                if (made - alone[number]).abs().max() > 1e-5:
+                    wrong.append(number)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_torch_holds_is_free():
+    before = devices.free_memory(DEVICE)
+    held = torch.empty(256 * MIB, dtype=torch.uint8, device=DEVICE)
+    assert devices.free_memory(DEVICE) < before - 200 * MIB
+    del held
+    assert devices.free_memory(DEVICE) > before - 50 * MIB  # in torch's cache
+    devices.empty_cache()
+    assert devices.free_memory(DEVICE) > before - 50 * MIB
+
+
+def limited(megabytes):
+    """Let torch have so much more than it has allocated."""
+    devices.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + megabytes * MIB) / total)
+
+
+def test_a_limit_is_known(upscaler):
+    limited(300)
+    assert devices.free_memory(DEVICE) <= 300 * MIB
+
+
+def test_lack_of_memory_is_got_around(upscaler):
+    """Planned for much memory, which another program then takes."""
+    lr = noise(1, 3, 192, 192).to(DEVICE)
+    known, sentences = flowcore.upscale(upscaler, lr, samples=4, seed=3), []
+    forget_plan()
+    flowcore.upscale(upscaler, lr, samples=4, seed=3)  # its plan has wide strips
+    limited(24)
+    made = flowcore.upscale(upscaler, lr, samples=4, seed=3, notify=sentences.append)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (made - known).abs().max() <= 1 / 255
+
+
+def test_lasting_lack_of_memory_raises_an_error_with_advice(upscaler):
+    lr = noise(1, 3, 256, 256).to(DEVICE)
+    limited(1)
+    filled = []
+    try:  # the rest of what may be allocated
+        while True:
+            filled.append(torch.empty(2**18, dtype=torch.uint8, device=DEVICE))
+    except torch.OutOfMemoryError:
+        pass
+    with pytest.raises(flowcore.FlowError, match=r"Out of memory.*tile"):
+        flowcore.upscale(upscaler, lr, seed=3)
+
+
+def test_the_host_moves_a_model_away_and_back(upscaler):
+    lr = noise(*SMALL)
+    first = flowcore.upscale(upscaler, lr, seed=3)
+    held = torch.cuda.memory_allocated()
+    upscaler.to("cpu")
+    on_cpu = flowcore.upscale(upscaler, lr, seed=3)  # with a new plan: the old one lies on the GPU
+    assert (on_cpu - first).abs().max() < TOLERANCE
+    devices.empty_cache()
+    assert torch.cuda.memory_allocated() < held
+    upscaler.to(DEVICE)
+    assert torch.equal(flowcore.upscale(upscaler, lr, seed=3), first)
+
+
+def test_a_condition_of_a_store_survives_the_move_of_its_model(upscaler):
+    from flowcore.inference.condition_cache import ConditionStore
+
+    store, lr = ConditionStore(), noise(*SMALL)
+    first = flowcore.upscale(upscaler, lr, seed=3, store=store)
+    upscaler.to("cpu")
+    assert (flowcore.upscale(upscaler, lr, seed=3, store=store) - first).abs().max() < TOLERANCE
+    upscaler.to(DEVICE)
+    assert torch.equal(flowcore.upscale(upscaler, lr, seed=3, store=store), first)
