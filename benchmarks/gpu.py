@@ -188,8 +188,8 @@ def decodes(settings: Settings, most: Table) -> Table:
             "All of flowcore.upscale: LR image on the device, encoder, latents drawn on the CPU and moved, decoding, "
             "the check for overflow, pictures on the device. Folding, once per model and precision, is not in it.",
             "Least ms, computing: the network's operations at the rate of large matrix products. Least ms, moving: "
-            "what the operations of one run read and write, as far as torch tells, at the rate of a copy; caches are not "
-            "counted; fused operations would need less. The roofline is the larger.",
+            "what the operations of one run read and write, as far as torch tells, at the rate of a copy; caches are "
+            "not counted, and fused operations would need less. The roofline is the larger.",
         ],
     )
 

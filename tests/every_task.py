@@ -128,6 +128,8 @@ def sides(flow: flowcore.Flow) -> tuple[int, int]:
 def source_of(flow: flowcore.Flow, batch: int) -> Tensor | None:
     """What the condition of an image of these sides is encoded from, on the CPU; None for unconditional flows."""
     height, width = sides(flow)
+    if flow.capabilities.source == "low_light":
+        return noise(batch, 3, height, width)
     if flow.capabilities.source == "low_resolution":
         return noise(batch, 3, height // flow.condition_scale, width // flow.condition_scale)
     if flow.capabilities.source == "luma":

@@ -60,6 +60,11 @@ class Elsewhere(torch.Tensor):
     def data_ptr(self):
         return self.held.data_ptr()
 
+    def __deepcopy__(self, memo):
+        made = self.detach().clone()
+        memo[id(self)] = made = torch.nn.Parameter(made, self.requires_grad) if hasattr(self, "_is_param") else made
+        return made
+
     def __repr__(self):
         return f"Elsewhere({self.held!r}, {self.device})"
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device import float64
 from .rrdb import RRDB
 
 DARKEST = 1e-3  # added to intensities before their logarithm
@@ -137,7 +138,7 @@ def equalize(rgb: Tensor) -> Tensor:
     first = (counts > 0).long().argmax(2, keepdim=True)
     darkest = counts.gather(2, first)
     others = levels.shape[2] - darkest
-    factor = (255.0 / others.clamp_min(1).double()).float()
+    factor = (255.0 / float64(others.clamp_min(1))).to(rgb.device, torch.float32)
     table = ((counts.cumsum(2) - darkest).clamp_min(0).float() * factor).round().clamp(0, 255)
     table = torch.where(others > 0, table, torch.arange(256.0, device=rgb.device))
     return (table.gather(2, levels).reshape(rgb.shape) / 255).to(rgb.dtype)
