@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..checkpoints.latents_file import model_sha256
+from ..device import actual_precision
 from ..evaluation.image_set import read_sized
 from ..flow import Flow
 from ..images import files
@@ -139,6 +140,9 @@ class Worker:
         else:
             pictures = self._colorize(photograph, clip, progress, notify)
         work = self.work
+        used = {key: value for key, value in work.settings.items() if is_plain(value)}
+        if "precision" in used:  # what was computed in, which "auto" does not say to another machine
+            used["precision"] = actual_precision(used["precision"], next(self.flow.parameters()).device)
         provenance = Provenance(
             node_id="command",
             node=NODES[work.command],
@@ -148,7 +152,7 @@ class Worker:
             temperature=self._temperature(),
             seed=work.seed,
             samples=work.samples,
-            settings={key: value for key, value in work.settings.items() if is_plain(value)},
+            settings=used,
             sources={"image": source(photograph.pixels)},
             pictures=tuple(fingerprint((result * 255).round().byte()) for result in pictures),
         )

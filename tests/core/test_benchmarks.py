@@ -139,6 +139,37 @@ def test_the_benchmarks_run_and_print_a_table_and_json(tmp_path):
     ]
 
 
+def test_the_report_of_a_gpu_is_made_where_there_is_none(benchmarks, monkeypatch, tmp_path):
+    run(monkeypatch, benchmarks("gpu"), "-o", tmp_path, "--device", "cpu", "--quick")
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    limits, decodes, breakdown, errors, tests = result["tables"]
+    precisions = [row["precision"] for row in limits["rows"]]
+    assert precisions == ["float32", "bfloat16"]
+    for row in limits["rows"]:
+        assert all(value > 0 for value in row.values() if isinstance(value, float))
+    for row in decodes["rows"]:
+        assert 0 < row["least ms, computing"] < 100 * row["ms"]
+        assert row["least ms, moving"] > 0
+        assert row["met"] is None  # these sizes have no target
+    assert {(row["waits"], row["copies to the host"]) for row in breakdown["rows"]} == {(0, 0)}
+    exact, reduced = errors["rows"]
+    assert exact["largest"] == 0  # the device is the CPU
+    assert exact["within 2e-3"] == "yes"
+    assert reduced["mean"] > 0
+    assert tests["rows"][0]["exit code"] == 0
+    assert "tests collected" in tests["notes"][-1]
+    written = (tmp_path / "gpu.md").read_text()
+    assert written.count("\n## gpu: ") == 5
+    assert "the numbers mean nothing" in written
+
+
+def test_the_report_of_a_gpu_needs_one(benchmarks, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, benchmarks("gpu"), "-o", tmp_path)
+    assert "no CUDA device" in capsys.readouterr().err
+
+
 @pytest.fixture
 def colorizer(tmp_path):
     """A colorizer's file, and a folder of two photographs beside it, in color and gray."""

@@ -78,6 +78,19 @@ def test_upscale_names_samples(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert "100%" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("precision", ["auto", "float16", "tf32", "bfloat16"])
+def test_a_file_says_which_precision_was_used(
+    model: Path, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowcore.device._cpu_has_bfloat16", lambda: True)
+    image, out = photograph(tmp_path / "photo.png", (10, 7)), tmp_path / "out"
+    words = ["upscale", str(image), "--model", str(model), "--out", str(out), "--precision", precision]
+    assert main([*words, "--device", "cpu"]) == 0
+    (entry,) = read_provenance(next(out.iterdir()))
+    used = {"auto": "bfloat16", "float16": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
+    assert entry.settings["precision"] == used[precision]
+
+
 def test_inspect_and_help(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model)]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -126,6 +126,7 @@ def test_the_provenance_names_every_node_once(host, photo, flows):
         "seed": 4,
         "samples": 2,
         "hints": "hints.0",
+        "precision": "auto",
     }
     drawn = {"model": "glow.0", "samples": 3, "temperature": 0.7, "seed": 5, "width": 16, "height": 12}
     prompt = graph(
@@ -144,6 +145,7 @@ def test_the_provenance_names_every_node_once(host, photo, flows):
     assert {"upscale", "colorize"} <= told.keys() <= {"upscale", "colorize", "sample"}  # not what runs later
     assert told["colorize"]["samples"] == 2
     assert told["colorize"]["settings"]["detail"] == 0.3
+    assert told["colorize"]["settings"]["precision"] in ("float32", "bfloat16")  # what auto was here
     assert told["colorize"]["sources"]["hints"]["palette"]["shape"] == [1, 4]
     sampled = next(data for data in files if opened_file(data).size == (16, 12))
     told = {entry["node_id"]: entry for entry in recipes(sampled)}
