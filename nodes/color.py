@@ -43,10 +43,10 @@ class FlowcoreColorize(RecordingNode):
             inputs=[
                 io.Image.Input("image"),
                 FLOW_MODEL.Input("model"),
-                widgets.temperature(0.9),
+                widgets.temperature(widgets.OWN, own=True),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),
-                widgets.temperature(0.3, "detail", optional=True),
+                widgets.temperature(widgets.OWN, "detail", own=True, optional=True),
                 widgets.saturation(),
                 widgets.working_size(),
                 FLOW_HINTS.Input("hints", optional=True),
@@ -95,8 +95,8 @@ class FlowcoreColorize(RecordingNode):
             if not video and count == 1:
                 pixels = pixels.expand(latents.items, -1, -1, -1)
         options: dict[str, Any] = {
-            "temperature": temperature,
-            "detail": detail,
+            "temperature": widgets.own_or(temperature),
+            "detail": widgets.own_or(detail),
             "seed": seed,
             "saturation": saturation,
             "working_size": working_size or None,
@@ -121,6 +121,12 @@ class FlowcoreColorize(RecordingNode):
                 notes("carry is ignored: it is for frames = video.")
             pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
         return io.NodeOutput(to_image(pictures), ui=gallery(pictures, seed, 1 if video else samples, notes))
+
+    @classmethod
+    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        own = dict(zip(("temperature", "detail"), values["model"].flow.config.temperatures, strict=True))
+        stated = {name: widgets.own_or(values[name]) for name in own}
+        return values | {name: own[name] if tau is None else tau for name, tau in stated.items()}
 
 
 class FlowcoreColorHints(FlowNode):
