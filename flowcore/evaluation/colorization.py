@@ -170,7 +170,8 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[s
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=settings.seed, complexity=False).bits_per_dim)}
     for name, taus in (("", 1.0), ("_default", schedule(palette, detail, len(shapes)))):
         latents = [z.to(device) for z in sample_latents(shapes, settings.samples, taus, seed=settings.seed)]
-        drawn = flow.inverse(latents, cond.expand(settings.samples), partial(clamp_level, flow)).cpu() - NEUTRAL
+        shared = cond.expand(settings.samples)
+        drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
     return row
 

@@ -18,13 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..flow import Capabilities, Flow, Level
+from ..images.color import NEUTRAL
 from ..networks import Conditioner, LumaEncoder
-from ..networks.luma import STRIDE, split_source
+from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
 from ..transforms import (
     ActNorm,
     Chain,
@@ -57,6 +59,8 @@ class ColorizerConfig:
         dropout: Of the encoder, in training; see ``LumaEncoder``.
         backbone: The encoder's pretrained network: "efficientnet-lite0", or "none".
         predicts_chroma: Whether the encoder also predicts mean chroma; see ``LumaEncoder``.
+        residual: Whether the flow models what the prediction leaves of the chroma, so that latents of zero are the
+            prediction but for what the flow adds; needs ``predicts_chroma``.
         smooth: Whether finer grids start from interpolated coarser ones, in the encoder and in the flow; otherwise from
             blocks, whose borders show where the flow does not remove them.
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
@@ -72,13 +76,14 @@ class ColorizerConfig:
     dropout: float = 0.0
     backbone: Literal["none", "efficientnet-lite0"] = "none"
     predicts_chroma: bool = False
+    residual: bool = False
     smooth: bool = False
     working_size: int = 256
     temperatures: tuple[float, float] = (0.9, 0.3)
 
     def __post_init__(self) -> None:
         check_choice(self, structure=("pyramid", "single"), backbone=("none", "efficientnet-lite0"))
-        check_choice(self, predicts_chroma=(True, False), smooth=(True, False))
+        check_choice(self, predicts_chroma=(True, False), residual=(True, False), smooth=(True, False))
         check_integer(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
         check_number(self, dropout=(0, 1))
         for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
@@ -91,6 +96,8 @@ class ColorizerConfig:
             )
         if self.widths[-1] % 4:
             raise FlowError(f"The last of widths must be a multiple of 4; got {self.widths[-1]}.")
+        if self.residual and not self.predicts_chroma:
+            raise FlowError("residual = true needs predicts_chroma = true: it subtracts what the encoder predicts.")
         if self.backbone != "none" and grids < 3:
             raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
         taus: Any = self.temperatures
@@ -183,4 +190,13 @@ def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
         )
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))
-    return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]))
+    origin = _predicted(flow, features[0]) if flow.config.residual else None
+    return Condition(features=tuple(features if flow.config.structure == "pyramid" else features[:1]), origin=origin)
+
+
+def _predicted(flow: Flow[ColorizerConfig], features: Tensor) -> Tensor:
+    """Enlarge the chroma that the finest features hold, at stride 8, to the image, whitened: (B, 2, H, W)."""
+    assert flow.prelude is not None
+    first = flow.config.features
+    chroma = features[:, first : first + 2].to(flow.prelude.mean) * CHROMA_UNIT
+    return flow.prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]

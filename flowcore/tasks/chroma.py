@@ -29,8 +29,8 @@ from .runner import Runner, validate_image
 from .scans import find_border, is_tinted
 
 Gamut = Literal["compress", "clip"]
-Between = Callable[[int, Tensor], Tensor]
-"""Changes what a level decodes to; see ``Flow.inverse``."""
+Change = Callable[[Condition, int, Tensor], Tensor]
+"""Changes what a level decodes to, given the condition; see ``between`` of ``Flow.inverse``."""
 
 MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
 MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
@@ -89,7 +89,7 @@ class Colorization:
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
         self.run, self.flow, self._home = run, flow, image.device
-        self.clamp: Between = lambda level, x: clamp_level(flow, level, x)
+        self.clamp: Change = lambda cond, level, x: clamp_level(flow, cond, level, x)
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
@@ -176,12 +176,12 @@ class Colorization:
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 
-    def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Between | None) -> Tensor:
+    def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Change | None) -> Tensor:
         """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""
 
         def between(level: int, x: Tensor) -> Tensor:
             for change in filter(None, changes):
-                x = change(level, x)
+                x = change(cond, level, x)
             return x
 
         decoded = self.run.plan.inverse([level.to(self.run.dtype) for level in z], cond, between)
@@ -193,8 +193,9 @@ class Colorization:
         def attempt(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
             wild: list[Tensor] = []
 
-            def mark(level: int, x: Tensor) -> Tensor:
-                wild.append(~(_chroma_of_level(self.flow, level, x).abs() <= MAX_DEVIATION).all(1, keepdim=True))
+            def mark(cond: Condition, level: int, x: Tensor) -> Tensor:
+                chroma = _chroma_of_level(self.flow, cond, level, x)
+                wild.append(~(chroma.abs() <= MAX_DEVIATION).all(1, keepdim=True))
                 return x
 
             shared = cond if items is None else select_items(cond, items)
@@ -213,16 +214,16 @@ class Colorization:
         for sentence in self._repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left gray"):
             self.run.notify(sentence)
 
-    def locking(self, hints: HintPlanes | None) -> Between | None:
+    def locking(self, hints: HintPlanes | None) -> Change | None:
         """Return what puts locked colors into the means that each level decodes, where a cell is covered."""
         if hints is None or not hints.lock:
             return None
 
-        def between(level: int, x: Tensor) -> Tensor:
+        def change(cond: Condition, level: int, x: Tensor) -> Tensor:
             covered, chroma = hints.pooled(x.shape[-2:])
-            return torch.where(covered > COVERED, _level_of_chroma(self.flow, level, chroma).to(x), x)
+            return torch.where(covered > COVERED, _level_of_chroma(self.flow, cond, level, chroma).to(x), x)
 
-        return between
+        return change
 
     def finish(self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float, gamut: Gamut) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""
@@ -256,27 +257,32 @@ class Colorization:
             self.run.notify("The picture has a plain border: it stays gray, and colors are decided without it.")
 
 
-def clamp_level(flow: Flow, level: int, x: Tensor) -> Tensor:
+def clamp_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Clamp what a level decodes to, means of chroma ``(B, 2, h, w)``, to those of colors; for ``Flow.inverse``.
 
     No picture is changed by it. But what a flow makes of hints or temperatures unlike all it was trained on may lie
     beyond all colors, and each level that starts from there would go further, up to infinity.
     """
-    chroma = _chroma_of_level(flow, level, x)
+    chroma = _chroma_of_level(flow, cond, level, x)
     possible = chroma.nan_to_num(0, MAX_CHROMA, -MAX_CHROMA).clamp(-MAX_CHROMA, MAX_CHROMA)
-    return torch.where((possible == chroma).all(1, keepdim=True), x, _level_of_chroma(flow, level, possible).to(x))
+    changed = _level_of_chroma(flow, cond, level, possible).to(x)
+    return torch.where((possible == chroma).all(1, keepdim=True), x, changed)
 
 
-def _chroma_of_level(flow: Flow, level: int, x: Tensor) -> Tensor:
+def _chroma_of_level(flow: Flow, cond: Condition, level: int, x: Tensor) -> Tensor:
     """Convert what a level decodes to into means of chroma: the inverse of ``_level_of_chroma``."""
     assert flow.prelude is not None
-    return flow.prelude.inverse(x / 2**level) - NEUTRAL
+    return flow.prelude.inverse(x / 2**level + _origin_of_level(cond, level)) - NEUTRAL
 
 
-def _level_of_chroma(flow: Flow, level: int, chroma: Tensor) -> Tensor:
-    """Convert means of chroma as the flow has them: whitened, and doubled by every Haar step."""
+def _level_of_chroma(flow: Flow, cond: Condition, level: int, chroma: Tensor) -> Tensor:
+    """Convert means of chroma as the flow has them: whitened, relative to the origin, doubled by every Haar step."""
     assert flow.prelude is not None
-    return flow.prelude(chroma + NEUTRAL)[0] * 2**level
+    return (flow.prelude(chroma + NEUTRAL)[0] - _origin_of_level(cond, level)) * 2**level
+
+
+def _origin_of_level(cond: Condition, level: int) -> Tensor | float:
+    return 0.0 if cond.origin is None else F.avg_pool2d(cond.origin, 2**level)
 
 
 def blend_latents(drawn: Sequence[Tensor], given: Sequence[Tensor], strength: float, levels: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ posteriori estimate with the drawn latents as the prior's mean, so that seeds st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,7 +17,7 @@ from torch.func import functional_call  # pyright: ignore[reportUnknownVariableT
 from ..condition import Condition
 from ..flow import Flow
 from ..images.color import NEUTRAL
-from .chroma import Between, Colorization, HintPlanes
+from .chroma import Change, Colorization, HintPlanes
 
 SIGMA = 0.01  # chroma by which a hint may be missed
 RATE = 0.08  # of Adam
@@ -54,9 +55,9 @@ def refine_latents(
 class _Inverse(nn.Module):
     """A flow whose call is its inverse, for ``functional_call``."""
 
-    def __init__(self, flow: Flow, between: Between) -> None:
+    def __init__(self, flow: Flow, change: Change) -> None:
         super().__init__()
-        self.flow, self.between = flow, between
+        self.flow, self.change = flow, change
 
     def forward(self, z: Sequence[Tensor], cond: Condition) -> Tensor:
-        return self.flow.inverse(z, cond, self.between)
+        return self.flow.inverse(z, cond, partial(self.change, cond))

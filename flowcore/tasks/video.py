@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..prior import sample_latents
@@ -94,7 +95,7 @@ def colorize_video(
             z = blend_latents(z, given, latents_strength, latents_levels)
         carried = list(before or [])  # what the last frame's coarsest level decoded to
 
-        def carry_on(level: int, x: Tensor) -> Tensor:
+        def carry_on(_cond: Condition, level: int, x: Tensor) -> Tensor:
             if level < len(z) - 1:
                 return x
             mixed: list[Tensor] = []

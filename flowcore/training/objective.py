@@ -121,17 +121,19 @@ class Likelihood(nn.Module):
 
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
     purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
-    mean over levels of each level's own bits per dimension, with uniform noise.
+    mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
+    ``calm_error`` is added.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """
 
     unit = "bits/dim"
 
-    def __init__(self, flow: Flow, *, balanced: bool = False) -> None:
+    def __init__(self, flow: Flow, *, balanced: bool = False, calm_weight: float = 0.0) -> None:
         super().__init__()
         self.flow = flow
         self.balanced = balanced
+        self.calm_weight = calm_weight
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -144,7 +146,8 @@ class Likelihood(nn.Module):
         flow = self.flow
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
-        return (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
+        loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
+        return loss + self.calm_weight * calm_error(flow, x, cond) if self.calm_weight else loss
 
 
 Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
@@ -158,7 +161,7 @@ def make_objective(flow: Flow, stage: Stage) -> Objective:
         return ChromaError(flow)
     if stage.objective == "rescale":
         return Rescaling(flow, stage.lr_consistency)
-    return Likelihood(flow, balanced=stage.balanced)
+    return Likelihood(flow, balanced=stage.balanced, calm_weight=stage.calm_weight)
 
 
 def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
@@ -172,10 +175,35 @@ def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) 
     return torch.stack(per_level)
 
 
+def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
+    """Mean squared error of what latents of zero decode to, in whitened units, mean over levels.
+
+    Every level starts from the true image at the next coarser one, as in the likelihood. An invertible map that is fit
+    by likelihood alone takes zero about to the median of the colors, which is grayer than their mean. Of all that fit
+    the data as well, this term chooses one whose temperature 0 is the mean: the best guess.
+    """
+    errors: list[Tensor] = []
+
+    def compare(level: int, decoded: Tensor) -> Tensor:
+        truth = F.avg_pool2d(whitened, 2**level) * 2**level  # (B, 2, H / 2^level, W / 2^level), as Haar scales means
+        errors.append(F.mse_loss(decoded, truth) / 4**level)
+        return truth
+
+    whitened = x if flow.prelude is None else flow.prelude(x)[0]
+    if cond is not None and cond.origin is not None:
+        whitened = whitened - cond.origin
+
+    zeros = [x.new_zeros(len(x), *shape) for shape in flow.latent_shapes(x.shape[2], x.shape[3])]
+    flow.inverse(zeros, cond, compare)
+    return torch.stack(errors).mean()
+
+
 @torch.no_grad()
 def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
     """Set a flow's data-dependent parameters from one large batch of images in [0, 1] on the flow's device."""
     generator = torch.Generator("cpu").manual_seed(seed)
+    if flow.prelude is not None:  # the condition's origin, if there is one, is in its units
+        flow.prelude.initialize(x)
     cond = None if source is None else flow.encode_condition(source)
     noise = Uniform().noise(tuple(x.shape), generator).to(x)
     quant_bins = getattr(flow.config, "quant_bins", 0)

@@ -81,6 +81,7 @@ class Stage:
         backbone_rate: Factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed.
         lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
             "l1"), or of the model's own small picture (objective "rescale").
+        calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
         weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
         balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
             latents do.
@@ -102,6 +103,7 @@ class Stage:
     encoder_rate: float = 1.0
     backbone_rate: float = 0.1
     lr_consistency: float = 0.0
+    calm_weight: float = 0.0
     weight_decay: float = 0.0
     balanced: bool = False
     frozen_levels: int = 0

@@ -49,7 +49,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     x, source = data.batch(size, stage.crop, 0, 0, held_out=True)
     x, source = x.to(device), None if source is None else source.to(device)
     # without terms that only training has, and with the same noise every time
-    objective = make_objective(flow, dataclasses.replace(stage, lr_consistency=0.0, balanced=False))
+    objective = make_objective(flow, dataclasses.replace(stage, lr_consistency=0.0, balanced=False, calm_weight=0.0))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, noise))

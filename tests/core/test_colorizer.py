@@ -15,6 +15,7 @@ from flowcore.models import build, configure
 from flowcore.models.colorizer import ColorizerConfig
 from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
+from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
 from flowcore.transforms import (
     ActNorm,
     Chain,
@@ -31,7 +32,7 @@ from .laws import check, perturbed
 
 TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}
-SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "smooth": True}
+SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
 THREE = {"steps": (1, 2, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}
 
 
@@ -78,8 +79,9 @@ def test_three_grids_obey_the_law():
     check(moved(strength=0.03, **THREE), chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
 
 
-def test_predicted_chroma_and_smooth_grids_obey_the_law():
-    flow = moved(strength=0.03, **THREE, predicts_chroma=True, smooth=True)
+@pytest.mark.parametrize("residual", [False, True])
+def test_predicted_chroma_and_smooth_grids_obey_the_law(residual):
+    flow = moved(strength=0.03, **THREE, predicts_chroma=True, residual=residual, smooth=True)
     check(flow, chroma(8, 16), lambda f: condition_of(f, 8, 32, 64), strength=0.0)
 
 
@@ -271,6 +273,41 @@ def test_predicted_chroma_is_part_of_the_condition():
     for features, chroma_of_grid in zip(condition_of(flow, 8, 32, 64).features, predicted, strict=True):
         assert chroma_of_grid.abs().max() > 0
         assert torch.allclose(features[:, 2:4], chroma_of_grid, atol=1e-6)
+
+
+def test_a_residual_flow_models_what_the_prediction_leaves():
+    """The density of chroma is that of its difference to the prediction under the same flow without a residual."""
+    flow, plain = (moved(**THREE, predicts_chroma=True, residual=residual).double() for residual in (True, False))
+    x, given = chroma(8, 16).double(), source(8, 32, 64).double()
+    predicted = F.interpolate(flow.encoder.predict_chroma(*split_source(given))[0] * 0.1, (8, 16), mode="bicubic")
+    assert predicted.abs().max() > 1e-3
+    latents, logdet = flow(x, flow.encode_condition(given))
+    # whitening is linear, so the mean that it takes away is taken away twice
+    others, other = plain(x - predicted - NEUTRAL + flow.prelude.mean[:, None, None], plain.encode_condition(given))
+    assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(latents, others, strict=True))
+    assert torch.allclose(logdet, other)
+
+
+def test_a_residual_needs_a_prediction():
+    with pytest.raises(FlowError, match="residual = true needs predicts_chroma"):
+        tiny(residual=True)
+
+
+def test_bounds_and_locked_hints_speak_of_chroma_where_a_prediction_is_taken_away():
+    flow, _ = seeing()
+    flow.double()
+    cond = flow.encode_condition(source(8, 32, 64).double())
+    latents = [z.double() for z in sample_latents(flow.latent_shapes(8, 16), 2, seed=1)]
+    levels = []
+
+    def see(level, x):
+        levels.append((level, _chroma_of_level(flow, cond, level, x)))
+        assert torch.allclose(_level_of_chroma(flow, cond, *levels[-1]), x, atol=1e-12)
+        return x
+
+    decoded = flow.inverse(latents, cond, see) - NEUTRAL
+    for level, means in levels:
+        assert torch.allclose(means, F.avg_pool2d(decoded, 2**level), atol=1e-2 if level else 1e-12)
 
 
 def test_a_frozen_backbone_gets_no_gradient_and_the_rest_does():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from flowcore import FlowError, Hints, ImageError, ShapeError, colorize, colorize_video, decode_colors, encode_colors
 from flowcore.checkpoints.file import read, save
+from flowcore.condition import Condition
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.prior import sample_latents
@@ -444,7 +445,7 @@ def test_divergence_in_one_place_keeps_no_hint_from_being_met(flow):
 
 def test_refinement_decodes_within_the_same_bounds_as_the_picture(flow, monkeypatch):
     levels = []
-    monkeypatch.setattr(chroma, "clamp_level", lambda flow, level, x: (levels.append(level), x)[1])
+    monkeypatch.setattr(chroma, "clamp_level", lambda flow, cond, level, x: (levels.append(level), x)[1])
     colorize(flow, middle(), hints=squares(), hint_steps=3)
     assert levels == 4 * [1, 0]
 
@@ -456,8 +457,8 @@ def test_bounds_leave_the_most_colorful_pictures_alone(flow):
     assert (decode_colors(flow, encode_colors(flow, image), image) - image).abs().max() < 1e-4
     x = flow.prelude(chroma_of(image) + NEUTRAL)[0]
     for level in range(2):
-        assert torch.equal(chroma.clamp_level(flow, level, x), x)
-        back = flow.prelude.inverse(chroma.clamp_level(flow, level, 3 * x) / 2**level) - NEUTRAL
+        assert torch.equal(chroma.clamp_level(flow, Condition(features=()), level, x), x)
+        back = flow.prelude.inverse(chroma.clamp_level(flow, Condition(features=()), level, 3 * x) / 2**level) - NEUTRAL
         beyond = flow.prelude.inverse(3 * x / 2**level) - NEUTRAL
         assert (back - beyond.clamp(-0.501, 0.501)).abs().max() < 1e-5
         x = flow.levels[level].squeeze(x)[0][:, :2]

@@ -538,6 +538,7 @@ WRONG = {
         "dropout": [-0.1, 1, math.nan, "0.3", None, True],
         "backbone": ["", "efficientnet", None, True],
         "predicts_chroma": [1, 0, "yes", None],
+        "residual": [1, 0, "yes", None],
         "smooth": [1, 0, "yes", None],
         "working_size": [15, 4097, 256.0, "256", None],
         "temperatures": [1.0, None, (), (1.0,), (1.0, 0.3, 0.1), "ab", (1, -0.1), (11, 1), (math.nan, 1), (True, 1)],

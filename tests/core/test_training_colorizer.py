@@ -26,7 +26,7 @@ from flowcore.training.colors import ColorPhotographs
 from flowcore.training.data import open_data
 from flowcore.training.distributed import Distributed
 from flowcore.training.loop import train
-from flowcore.training.objective import make_objective
+from flowcore.training.objective import calm_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.stage import Run, StageRunner
 
@@ -392,6 +392,43 @@ def test_objective_chroma_needs_an_encoder_that_predicts_it(photos, tmp_path):
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_calm_error_is_that_of_every_level_from_the_true_coarser_one(photos, tmp_path, residual):
+    made = parse_recipe(
+        CHROMA.replace("predicts_chroma = true", f"predicts_chroma = true\nresidual = {str(residual).lower()}")
+    )
+    flow = build("colorizer", made.model).eval()
+    x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
+    initialize_flow(flow, x, source, 0)
+    nn.init.normal_(flow.encoder.chroma[0].bias)
+    cond = flow.encode_condition(source)
+    latents = flow(x, cond)[0]
+    zeros = [torch.zeros_like(z) for z in latents]
+    white = flow.prelude(x)[0] - (cond.origin if residual else 0)
+    fine = F.avg_pool2d(white, 2) * 2  # what the coarser level decodes to
+    seen = []
+    flow.inverse([latents[0], zeros[1]], cond, lambda level, z: seen.append(z) or z)
+    flow.inverse([zeros[0], latents[1]], cond, lambda level, z: seen.append(z) or z)
+    assert torch.allclose(seen[2], fine, atol=1e-4)  # its own latents give the true one
+    expected = (F.mse_loss(seen[0], fine) / 4 + F.mse_loss(seen[3], white)) / 2
+    assert calm_error(flow, x, cond).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_weight_on_the_calm_error_adds_it_to_the_loss_of_training_alone(photos, tmp_path):
+    made = parse_recipe(RECIPE + "calm_weight = 0.5\n")
+    flow = build("colorizer", made.model).eval()
+    x, source = open_data(made, photos, tmp_path).batch(4, 32, 0, 0)
+    initialize_flow(flow, x, source, 0)
+    stage = made.stages[0]
+    losses = [
+        make_objective(flow, s)(x, source, torch.zeros_like(x))
+        for s in (stage, dataclasses.replace(stage, calm_weight=0.0))
+    ]
+    assert (losses[0] - losses[1]).item() == pytest.approx(
+        0.5 * calm_error(flow, x, flow.encode_condition(source)).item(), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("balanced", [True, False])
