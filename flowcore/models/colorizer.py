@@ -196,7 +196,7 @@ def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
 
 def _predicted(flow: Flow[ColorizerConfig], features: Tensor) -> Tensor:
     """Enlarge the chroma that the finest features hold, at stride 8, to the image, whitened: (B, 2, H, W)."""
-    assert flow.prelude is not None
-    first = flow.config.features
-    chroma = features[:, first : first + 2].to(flow.prelude.mean) * CHROMA_UNIT
-    return flow.prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
+    prelude, first = flow.prelude, flow.config.features
+    assert isinstance(prelude, ChannelWhitening)
+    chroma = features[:, first : first + 2].to(prelude.mean) * CHROMA_UNIT
+    return prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
