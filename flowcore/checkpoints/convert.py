@@ -69,7 +69,8 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 
 SUPPORTED = (
     "Supported: flowcore models (.safetensors) and the checkpoints of "
-    f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors)."
+    f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists the "
+    "files."
 )
 
 # Wrappers and prefixes that training programs add to the names of a network.

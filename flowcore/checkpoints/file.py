@@ -66,7 +66,8 @@ def read_header(path: str | Path) -> Header:
     if KEY not in metadata:
         raise CheckpointError(
             f"{Path(path).name} is a safetensors file without a flowcore header, so not a converted model. "
-            "If it holds a published SRFlow, Glow or Real NVP, convert it: python -m flowcore convert IN OUT."
+            "If it holds a published flow (docs/published-weights.md lists them), convert it: python -m flowcore "
+            "convert IN OUT."
         )
     try:
         raw = json.loads(metadata[KEY])
@@ -344,8 +345,8 @@ def _reason(error: Exception) -> str:
 
 def _metadata(path: Path) -> dict[str, str]:
     supported = (
-        "Supported: flowcore models (.safetensors) and published checkpoints of SRFlow, Glow and Real NVP (.pth, .pt, "
-        ".safetensors)."
+        "Supported: flowcore models (.safetensors) and published checkpoints (.pth, .pt, .safetensors), which "
+        "docs/published-weights.md lists."
     )
     with open_safetensors(path, supported) as file:
         return file.metadata() or {}

@@ -25,7 +25,9 @@ def add_convert(command: argparse.ArgumentParser) -> None:
 
 def add_inspect(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_inspect)
-    command.add_argument("model", help="a flowcore model file, a shipped model by name, or a PNG file made by flowcore")
+    text = "a model file, published ones included, a shipped model by name, or a PNG file made by flowcore"
+    command.add_argument("model", help=text)
+    add_fields(command)
 
 
 def add_styles(command: argparse.ArgumentParser) -> None:
@@ -59,15 +61,20 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from .. import provenance
-    from ..checkpoints import catalog
-    from ..checkpoints.file import read_header
+    from ..checkpoints import catalog, convert
+    from ..checkpoints.file import is_ours, read_header
 
     content: Any
     if options.model.lower().endswith(".png"):
         content = [entry.to_json() for entry in provenance.read(options.model)]
     else:
         path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
-        content = dataclasses.asdict(read_header(path))
+        if path.is_file() and not is_ours(path):
+            flow = convert(path, parse_fields(options.set))
+            config = dataclasses.asdict(flow.config)
+            content = {"architecture": flow.architecture, "config": config, "provenance": flow.provenance}
+        else:
+            content = dataclasses.asdict(read_header(path))
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 

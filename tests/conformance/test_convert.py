@@ -284,7 +284,9 @@ def test_another_architecture(tmp_path, what, suffix):
     message = refusal(path)
     assert what in message
     assert OTHERS[what][0] in message
-    assert "Supported: flowcore models (.safetensors) and the checkpoints of SRFlow, Glow by y0ast, " in message
+    assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
+    assert "SRFlow, HCFlow, Glow by y0ast, " in message
+    assert "docs/published-weights.md" in message
     assert "Real NVP by chrischute (.pth, .pt, .safetensors)" in message
 
 

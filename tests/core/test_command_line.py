@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import build_tiny
+from builders import build_tiny, srflow_checkpoint
 from PIL import Image
 
 import flowcore
@@ -100,6 +100,19 @@ def test_inspect_and_help(model: Path, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["eval", "--help"])
     assert ", ".join(MEASURES) in " ".join(capsys.readouterr().out.split())
+
+
+def test_inspect_shows_published_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for architecture in ("srflow_da", "llflow"):
+        path = tmp_path / f"{architecture}.pth"
+        torch.save(srflow_checkpoint(build_tiny(architecture, perturb=0.02)), path)
+        assert main(["inspect", str(path), "--set", "stacked_blocks=1"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["architecture"] == architecture
+        assert shown["config"]["stacked_blocks"] == [1]
+        assert "CC BY-NC-SA 4.0" in shown["provenance"]["licence"]
+        assert main(["inspect", str(path)]) == 1  # of another depth than those that are published
+        assert "stacked_blocks is missing" in capsys.readouterr().err
 
 
 def test_inspect_imports_neither_the_trainer_nor_torchvision() -> None:

@@ -75,6 +75,8 @@ def good(tmp_path_factory):
         files[name] = (folder / name).read_bytes()
     state = srflow_checkpoint(build_tiny("srflow", perturb=0.1, **OURS["srflow"]))
     files["published safetensors"] = serialize(state)
+    for name in ("srflow_da", "llflow"):
+        files[f"published {name}"] = serialize(srflow_checkpoint(build_tiny(name, perturb=0.02, **OURS[name])))
     files["published pth"] = torch_file(state)
     files["published old pth"] = torch_file(state, old=True)
     latents = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 3)]
@@ -84,7 +86,8 @@ def good(tmp_path_factory):
     return files
 
 
-MODELS = (*OURS, "published safetensors", "published pth", "published old pth")
+PUBLISHED = ("published safetensors", "published srflow_da", "published llflow", "published pth", "published old pth")
+MODELS = (*OURS, *PUBLISHED)
 LATENTS = ("latents", "latents with source")
 
 

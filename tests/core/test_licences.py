@@ -21,6 +21,8 @@ OURS = re.compile(r"(workflows|flowcore/weights|docs)/[a-z0-9-]+\.jpg")
 MENTIONS = {
     "README.md",
     "CHANGELOG.md",
+    "docs/published-weights.md",
+    "flowcore/checkpoints/sources/hcflow.py",
     "flowcore/checkpoints/sources/llflow.py",
     "flowcore/checkpoints/sources/srflow.py",
     "flowcore/checkpoints/sources/srflow_da.py",
