@@ -6,6 +6,8 @@ features, 2e-6 for logdet and likelihood. The published likelihood rounds the LR
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 
 import pytest
@@ -14,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore import likelihood, prior
+from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources import HCFLOW
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models.hcflow import HCFlowConfig
@@ -332,3 +336,37 @@ def test_rescaling(rescaler, rescaling, planned):
     drawn = prior.sample_latents(rescaler.latent_shapes(20, 28), 2, 1.0, 1234, order="published", anchored=True)
     x = walk.inverse([z.to(lr) for z in drawn], rescaler.encode_condition(lr))
     near(x, rescaling["f32.seed1234.x"], 1e-5)
+
+
+# --- the published files ----------------------------------------------------------------------------------------------
+
+PUBLISHED_CONFIGS = {
+    "SR_DF2K_X4": HCFlowConfig(),
+    "SR_CelebA_X8": HCFlowConfig(scale=8, extractor_blocks=(5, 5), quant_bins=256, temperature=0.8),
+    "Rescaling_DF2K_X4": HCFlowConfig(
+        steps=8,
+        detail_steps=6,
+        hidden=32,
+        extractor_blocks=(2, 1),
+        extractor_growth=16,
+        rescaling=True,
+        temperature=1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
+def test_the_published_layouts_are_recognized_and_every_tensor_is_used(name):
+    with gzip.open(FOLDER / "keys.json.gz") as file:
+        shapes: dict[str, list[int]] = json.load(file)[name]
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    layout = HCFLOW.layout(Checkpoint("HCFlow", state), {})
+    assert layout.config == PUBLISHED_CONFIGS[name]
+    assert layout.nearest.startswith(name)
+    assert ", but" not in layout.nearest
+    used = {published for origin in layout.origins for published in origin.names}
+    assert used == {key for key in state if not key.endswith("haar_weights")}
+    ours = build_on_meta("hcflow", layout.config).state_dict()
+    for origin in layout.origins:
+        assert origin.forms[0].shape(tuple(ours[origin.ours].shape)) == tuple(shapes[origin.names[0]])
+    assert {origin.ours for origin in layout.origins} == ours.keys()

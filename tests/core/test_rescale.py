@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from builders import build_hcflow
 from builders import random_image as picture
+from PIL import Image
 
 import flowcore
 from flowcore import FlowError, ImageError, restore, shrink
+from flowcore.checkpoints import save
+from flowcore.cli.main import main
 from flowcore.flow import Flow
 from flowcore.images.resize import shrink as bicubic
 from flowcore.models import build, configure
@@ -104,3 +108,27 @@ def test_training_lowers_the_loss_of_small_and_restored_pictures():
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(FlowError, match="rescale needs"):
         Rescaling(build_hcflow())
+
+
+def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
+    save(flow, tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
+    pixels = (picture(1, 3, 18, 25)[0].permute(1, 2, 0) * 255).byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model = ["--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
+    assert main(["shrink", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *model]) == 0
+    small = Image.open(tmp_path / "out" / "a_small.png")
+    assert (small.size, small.text["flowcore-size"]) == ((7, 5), "25x18")
+    words = ["restore", str(tmp_path / "out" / "a_small.png"), "-o", str(tmp_path / "back"), "--samples", "2", *model]
+    assert main(words) == 0
+    for seed in (0, 1):
+        back = Image.open(tmp_path / "back" / f"a_restored_tau0.05_seed{seed}.png")
+        assert back.size == (25, 18)
+        hr = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
+        expected = restore(flow, hr, seed=seed, size=(18, 25))[0].permute(1, 2, 0) * 255
+        assert np.abs(np.array(back) - expected.round().numpy()).max() <= 1
+    assert main(words) == 0
+    assert "there already" in capsys.readouterr().err
+    (tmp_path / "bad.png").write_bytes(b"text")
+    assert main(["shrink", str(tmp_path / "bad.png"), "-o", str(tmp_path / "out"), *model]) == 1
+    assert main(["shrink", str(tmp_path / "a.png"), "--model", "srflow-x4", "--device", "cpu"]) == 1
+    assert "rescale needs" in capsys.readouterr().err

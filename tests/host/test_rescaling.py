@@ -1,0 +1,76 @@
+"""The stories of HCFlow, with models made here since none is free: a published upscaler; shrink and restore."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from builders import build_hcflow, hcflow_checkpoint
+from PIL import Image
+from talk import graph, refusal, upscale
+
+UPSCALER, RESCALER = "SR_DF2K_X4_HCFlow++.pth", "Rescaling_DF2K_X4_HCFlow.pth"
+
+
+def array(image):
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+@pytest.fixture
+def hcflows(host):
+    """Both published layouts lie in the server's models/flows, under their published names."""
+    folder = host.server.base / "models" / "flows"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rescaling in ((UPSCALER, False), (RESCALER, True)):
+        if not (folder / name).exists():
+            torch.save(hcflow_checkpoint(build_hcflow(rescaling=rescaling)), folder / name)
+    host.forget()
+
+
+def rescaling(photo, **inputs):
+    return graph(
+        photo=("LoadImage", {"image": photo}),
+        model=("FlowcoreLoadModel", {"model_name": RESCALER}),
+        shrink=("FlowcoreShrink", {"image": "photo.0", "model": "model.0"}),
+        small=("SaveImage", {"images": "shrink.0", "filename_prefix": "small"}),
+        restore=(
+            "FlowcoreRestore",
+            {"small": "shrink.0", "model": "model.0", "temperature": 0.1, "seed": 1}
+            | {"width": "shrink.1", "height": "shrink.2"}
+            | inputs,
+        ),
+        save=("SaveImage", {"images": "restore.0", "filename_prefix": "restored"}),
+    )
+
+
+def test_hcflow_story(host, hcflows, photo):
+    entry = host.run(upscale(photo=photo, model_name=UPSCALER, samples=2, temperature=0.3, seed=3))
+    assert entry["status"]["status_str"] == "success"
+    model = entry["outputs"]["model"]
+    assert model["architecture"] == ["hcflow"]
+    assert model["scale"] == [4]
+    assert "Apache-2.0" in model["licence"][0]
+    pictures = host.images(upscale(photo=photo, model_name=UPSCALER, samples=2, temperature=0.3, seed=3))
+    assert [picture.size for picture in pictures] == [(96, 64)] * 2
+    assert np.abs(array(pictures[0]) - array(pictures[1])).mean() > 1 / 255
+    (other,) = host.images(upscale(photo=photo, model_name=UPSCALER, temperature=0.3, seed=4))
+    assert np.abs(array(pictures[1]) - array(other)).max() <= 1.001 / 255  # sample 1 has the next seed
+
+
+def test_shrink_story(host, hcflows):
+    photo = Image.fromarray((np.linspace(0, 255, 26 * 18 * 3) % 256).astype(np.uint8).reshape(18, 26, 3))
+    name = host.put("odd.png", photo)
+    outputs = host.run(rescaling(name))["outputs"]
+    assert "extended" in " ".join(outputs["shrink"]["text"])
+    pictures = {picture.size for picture in host.images(rescaling(name))}
+    assert pictures == {(7, 5), (26, 18)}
+    kept = {picture.size for picture in host.images(rescaling(name, width=0, height=0, samples=2))}
+    assert kept == {(7, 5), (28, 20)}
+
+
+def test_models_of_the_other_task_are_refused(host, hcflows, photo):
+    refusal(host, upscale(photo=photo, model_name=RESCALER), "upscale needs", "hcflow model")
+    wrong = rescaling(photo)
+    wrong["model"]["inputs"]["model_name"] = UPSCALER
+    refusal(host, wrong, "rescale needs", "hcflow model")
+    refusal(host, rescaling(photo, width=4), "size must be that of an image")
