@@ -18,12 +18,13 @@ Reading order, for someone who wants to learn how flows work:
 ``errors.py`` and ``device.py`` serve all of them.
 """
 
-from .checkpoints import load
+from .checkpoints import load, register_source
 from .condition import Condition
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
 from .inference.plan import Plan
 from .latents import interpolate
+from .models import register
 from .tasks import Cancelled
 from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
@@ -65,6 +66,8 @@ __all__ = [
     "load",
     "match_source",
     "ranked",
+    "register",
+    "register_source",
     "restore",
     "sample",
     "score",

@@ -12,10 +12,22 @@ from ..flow import Flow
 from . import catalog
 from .convert import convert
 from .file import Header, is_ours, read, read_header, save
-from .sources import SOURCES
+from .sources import SOURCES, register_source
 from .sources.source import Source
 
-__all__ = ["SOURCES", "Header", "Source", "catalog", "convert", "is_ours", "load", "read", "read_header", "save"]
+__all__ = [
+    "SOURCES",
+    "Header",
+    "Source",
+    "catalog",
+    "convert",
+    "is_ours",
+    "load",
+    "read",
+    "read_header",
+    "register_source",
+    "save",
+]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", **config_overrides: Any) -> Flow:

@@ -67,11 +67,14 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-SUPPORTED = (
-    "Supported: flowcore models (.safetensors) and the checkpoints of "
-    f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists the "
-    "files."
-)
+
+def _supported() -> str:
+    return (
+        "Supported: flowcore models (.safetensors) and the checkpoints of "
+        f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists "
+        "the files."
+    )
+
 
 # Wrappers and prefixes that training programs add to the names of a network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "netG.", "generator.", "params_ema.", "params.", "state_dict.")
@@ -121,7 +124,7 @@ LOOKS = (
 def _read(path: Path) -> Any:
     """Read the content of a file, mapped where possible."""
     if path.is_dir():
-        raise CheckpointError(f"this is a folder; give the file in it. {SUPPORTED}")
+        raise CheckpointError(f"this is a folder; give the file in it. {_supported()}")
     if not path.is_file():
         raise CheckpointError(f"there is no such file in {path.parent}. Check the name.")
     size = path.stat().st_size
@@ -142,7 +145,7 @@ def _read(path: Path) -> Any:
         (f"this is {what}" for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first)),
         "this is not a model file",
     )
-    raise CheckpointError(f"{looks}. {SUPPORTED}")
+    raise CheckpointError(f"{looks}. {_supported()}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -164,13 +167,13 @@ def _pickle_of_archive(path: Path) -> bytes:
             "this torch checkpoint is truncated or damaged: it does not end with a table of contents. Fetch it again."
         )
     if int.from_bytes(end[12:16], "little") > MAX_CONTENTS:
-        raise CheckpointError(f"the table of contents of this archive is larger than that of any model. {SUPPORTED}")
+        raise CheckpointError(f"the table of contents of this archive is larger than that of any model. {_supported()}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:
                 raise CheckpointError(
-                    f"this archive unpacks to more than its own size, which no checkpoint does. {SUPPORTED}"
+                    f"this archive unpacks to more than its own size, which no checkpoint does. {_supported()}"
                 )
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
@@ -178,16 +181,17 @@ def _pickle_of_archive(path: Path) -> bytes:
                 models = [name[:80] for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
                 inside = f"; it holds {', '.join(models[:3])}" if models else ""
                 raise CheckpointError(
-                    f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it. {SUPPORTED}"
+                    f"this is a zip archive, not a checkpoint{inside}. Unpack it and give the file in it. "
+                    f"{_supported()}"
                 )
             if any(name.split("/")[-1] == "constants.pkl" for name in names):
-                raise CheckpointError(f"this is a TorchScript program, not a state dict. {SUPPORTED}")
+                raise CheckpointError(f"this is a TorchScript program, not a state dict. {_supported()}")
             if len({name.lower() for name in names}) < len(names):  # torch ignores case
                 raise CheckpointError("this archive holds two files of one name. It is damaged; fetch it again.")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError(
                     "this archive is compressed, and torch never compresses. Unpack it, and save its tensors again. "
-                    f"{SUPPORTED}"
+                    f"{_supported()}"
                 )
             return archive.read(pickles[0])
     except CheckpointError:
@@ -207,14 +211,14 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
     except Exception as error:  # of many types, if the bytes are hostile
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
-            f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again. {SUPPORTED}"
+            f"this is a truncated or damaged torch checkpoint, or none ({reason}). Fetch it again. {_supported()}"
         ) from error
 
 
 def _find(loaded: Any) -> tuple[Source, State]:
     """Find the one state dict of a known layout in the content of a file."""
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors. {SUPPORTED}")
+        raise CheckpointError(f"this file holds a {type(loaded).__name__}, not a dictionary of tensors. {_supported()}")
     tensors: list[str] = []
     candidates = list(islice(_candidates(loaded, (), tensors, set()), MAX_CANDIDATES))
     if {where[-1] for where, _, _ in candidates if where} == {"params", "params_ema"}:
@@ -233,7 +237,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
     if not tensors:
         raise CheckpointError(
             f"this file holds no weights, only {keys or 'an empty dictionary'}: the state of a trainer or of its "
-            f"optimizer. Give the file of the network itself. {SUPPORTED}"
+            f"optimizer. Give the file of the network itself. {_supported()}"
         )
     looks = next((what for pattern, what in LOOKS if any(re.search(pattern, name) for name in tensors)), "")
     looks = f"They look like {looks}." if looks else "No architecture that flowcore knows has such names."
@@ -241,7 +245,7 @@ def _find(loaded: Any) -> tuple[Source, State]:
     some = ", ".join(name[:100] for name in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
     raise CheckpointError(
         f"this file {f'has the keys {keys}, and in them' if wrapped else 'holds'} {len(tensors)} tensors: {some}. "
-        f"{looks} {SUPPORTED}"
+        f"{looks} {_supported()}"
     )
 
 
@@ -252,7 +256,7 @@ def _candidates(
     entries = list(dict.items(loaded))  # a hostile OrderedDict may shadow the method
     state = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
     if any(len(name) > MAX_NAME for name in state):
-        raise CheckpointError(f"this file has a tensor whose name is longer than {MAX_NAME} characters. {SUPPORTED}")
+        raise CheckpointError(f"this file has a tensor whose name is longer than {MAX_NAME} characters. {_supported()}")
     tensors.extend(state)
     bare = _without_prefixes(state)
     source = next((source for source in SOURCES if any(map(source.detect.match, bare))), None)

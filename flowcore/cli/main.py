@@ -7,6 +7,7 @@ wait for what ``train`` needs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
+        for name in options.plugin:
+            _import_plugin(name)
         options.run_command(options)
     except FlowError as error:
         sys.stderr.write(f"flowcore: {error}\n")
@@ -52,9 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _import_plugin(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise FlowError(
+            f"Cannot import the plug-in {name}: {error}. Give the name of a module that is installed or in this folder."
+        ) from error
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flowcore", description="Normalizing flows for images.")
     parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
+    text = "a Python module that registers models or checkpoint sources, see docs/plug-ins.md; repeatable"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add_options, text) in COMMANDS.items():
         add_options(commands.add_parser(name, help=text))

@@ -30,7 +30,8 @@ def add_score(command: argparse.ArgumentParser) -> None:
 
 def add_eval(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_eval)
-    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    text = "folders of images; models that stand among them are compared: eval A B FOLDER"
+    command.add_argument("folders", nargs="+", type=Path, metavar="MODEL_OR_FOLDER", help=text)
     add_model(command, repeatable=True)
     option = command.add_argument
     text = "repeatable (default: what the model's file states, and for upscalers 0)"
@@ -113,7 +114,8 @@ def _eval(options: argparse.Namespace) -> None:
     from ..device import keep_freed_memory
 
     keep_freed_memory()
-    models: list[str] = options.model or ["srflow-x4"]
+    named, options.folders = _models_and_folders(options.folders)
+    models = [*(options.model or []), *named] or ["srflow-x4"]
     flows = {model: load(model, options.device, **parse_fields(options.set)) for model in models}
     kinds = {_kind(flow) for flow in flows.values()}
     if len(kinds) > 1:
@@ -138,6 +140,23 @@ def _eval(options: argparse.Namespace) -> None:
             log(missing)
     if options.json:
         _write_json(options.json, results)
+
+
+def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
+    """Tell models (files, and shipped ones by name) from folders of images."""
+    from ..checkpoints import catalog
+
+    folders = [word for word in words if word.is_dir() and str(word) not in catalog.names()]
+    models = [str(word) for word in words if word not in folders]
+    for model in models:
+        if model not in catalog.names() and not Path(model).is_file():
+            raise FlowError(
+                f"{model} is neither a folder of images, nor a model file, nor a shipped model "
+                f"({', '.join(catalog.names())}). Check the name."
+            )
+    if not folders:
+        raise FlowError("There is no folder of images to measure on. Add one: eval MODEL ... FOLDER.")
+    return models, folders
 
 
 def _kind(flow: Flow) -> str:

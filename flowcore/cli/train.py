@@ -7,10 +7,12 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..errors import FlowError
 from .options import add_device
+from .output import log
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
@@ -53,7 +55,8 @@ def _train(options: argparse.Namespace) -> None:
 
     keep_freed_memory()
     with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
-        train(
+        run = partial(
+            train,
             recipe,
             data[0] if len(data) == 1 else data,
             options.run or Path("runs") / recipe.name,
@@ -65,6 +68,14 @@ def _train(options: argparse.Namespace) -> None:
             cancelled=stopped.is_set,
             distributed=distributed,
         )
+        try:
+            run()
+        except FlowError as error:
+            if not stopped.is_set():
+                raise
+            log(str(error))
+    if stopped.is_set():  # for the shell: what comes after this command is not to run
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import FlowError
@@ -135,3 +137,17 @@ def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
             f"image_size must be a side, or a height and a width, in multiples of {multiple}; got {short_repr(value)}."
         )
     return sides[0], sides[1]
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Ask for the nearest of some choices, as a sentence for an error message.
+
+    Args:
+        word: What was written.
+        choices: What might have been meant.
+
+    Returns:
+        " Did you mean NAME?"; "" if nothing is near.
+    """
+    near = difflib.get_close_matches(word[:100], list(choices), 1)
+    return f" Did you mean {near[0]}?" if near else ""

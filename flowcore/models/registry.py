@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..errors import CheckpointError, FlowError
 from ..flow import Config, Flow
-from .fields import short_repr
+from .fields import short_repr, suggestion
 
 C = TypeVar("C", bound=Config)
 
@@ -62,8 +62,8 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
     """
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}. Update "
-            "flowcore."
+            f"Unknown architecture {short_repr(architecture)}; this flowcore knows {', '.join(ARCHITECTURES)}."
+            f"{suggestion(architecture, ARCHITECTURES)} Update flowcore, or register it (docs/plug-ins.md)."
         )
     config = ARCHITECTURES[architecture].config
     known = {field.name for field in dataclasses.fields(config)}
@@ -71,7 +71,7 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
     if unknown:
         raise CheckpointError(
             f"Unknown {architecture} field {', '.join(map(short_repr, unknown[:8]))}: written by a newer flowcore, or "
-            f"misspelt. Known: {', '.join(sorted(known))}."
+            f"misspelt.{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
         )
     try:
         return config(**fields)

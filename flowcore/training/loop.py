@@ -29,6 +29,7 @@ from .checkpoint import Checkpoints, RunState, restore
 from .data import open_data
 from .distributed import Distributed
 from .objective import initialize_flow, lr_encoder
+from .pixel_cache import Entry
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
 from .stage import SYNC_EVERY, Diverged, Run, StageRunner, check_stage
@@ -118,7 +119,7 @@ class _Trainer:
             self.log.line(line)
         self.data = open_data(recipe, data, folder / "cache", self._while_decoding)
         self.log.line(
-            f"{len(self.data.training)} images to train on, {len(self.data.held_out)} held out, "
+            f"{_photographs(self.data.training)} to train on, {_photographs(self.data.held_out)} held out, "
             f"{len(self.data.skipped)} skipped"
         )
         for name in self.data.skipped:
@@ -357,6 +358,15 @@ class _Trainer:
 
     def _is_published(self) -> bool:
         return self.model_file.exists() and read_header(self.model_file).provenance.get("steps") == self.state.step
+
+
+def _photographs(entries: Sequence[Any]) -> str:
+    """Count photographs, however many sizes there are of each; or digits."""
+    names = {entry.name for entry in entries if isinstance(entry, Entry)}
+    if not names:
+        return f"{len(entries)} images"
+    sizes = f" in {len(entries)} sizes" if len(entries) > len(names) else ""
+    return f"{len(names)} photograph{'' if len(names) == 1 else 's'}{sizes}"
 
 
 def _load_weights(flow: Flow, path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from ..errors import FlowError
 from ..models import build, configure
 from ..models.colorizer import ColorizerConfig
+from ..models.fields import suggestion
 from .degradation import DegradationKind
 
 Objective = Literal["l1", "chroma", "likelihood", "rescale"]
@@ -199,8 +200,10 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.exists() and included.exists():
         path = included
     if not path.exists():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise FlowError(f"There is no recipe {path}. Give a TOML file or one of {names}.")
+        names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        raise FlowError(
+            f"There is no recipe {path}.{suggestion(str(path), names)} Give a TOML file or one of {', '.join(names)}."
+        )
     return parse_recipe(path.read_text(encoding="utf-8"))
 
 
@@ -341,8 +344,9 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     fields, types = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)
     for key in raw:
         if key not in fields:
+            choices = sorted(fields.keys() - {"text"})
             raise FlowError(
-                f"Unknown recipe key {prefix}{key}. Choices: {', '.join(sorted(fields.keys() - {'text'}))}."
+                f"Unknown recipe key {prefix}{key}.{suggestion(key, choices)} Choices: {', '.join(choices)}."
             )
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in raw:

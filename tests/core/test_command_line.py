@@ -1,8 +1,11 @@
 """The command line, run as people run it: words in, files and sentences out."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
+from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
 from flowcore.images import files
 from flowcore.images.color import luma
@@ -439,6 +443,37 @@ def test_eval_of_several_colorizers_and_sets(
     twice = ["--model", str(small_glow), "--model", str(small_glow)]
     assert main(["eval", str(tmp_path / "sets" / "a"), "--device", "cpu", *twice]) == 0
     assert "| a | 2 |" in capsys.readouterr().out  # one model given twice is one
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("error", [None, FlowError("Stopped after 3 of 9 images were decoded.")], ids=str)
+def test_training_that_is_interrupted_says_so_to_the_shell(
+    number: int, error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*words: object, cancelled: Callable[[], bool], **options: object) -> None:
+        assert not cancelled()
+        os.kill(os.getpid(), number)
+        assert cancelled()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("flowcore.training.loop.train", train)
+    assert main(["train", "srflow-x4", "--data", str(tmp_path), "--run", str(tmp_path), "--device", "cpu"]) == 130
+
+
+def test_eval_compares_models_that_stand_before_the_folder(
+    small_colorizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_colorizer(tmp_path / "other.safetensors", structure="single")
+    photograph(tmp_path / "set" / "0.png", (40, 28), seed=0)
+    options = ["--device", "cpu", "--samples", "2"]
+    assert main(["eval", str(small_colorizer), str(other), str(tmp_path / "set"), *options]) == 0
+    table = capsys.readouterr().out
+    assert all(f"| set | 1 | {model} |" in table for model in (small_colorizer, other))
+    assert main(["eval", "srflow-4x", str(tmp_path / "set")]) == 1
+    assert "srflow-4x is neither a folder of images, nor a model file" in capsys.readouterr().err
+    assert main(["eval", str(small_colorizer), "srflow-x4"]) == 1
+    assert "no folder of images" in capsys.readouterr().err
 
 
 # --- brighten ---------------------------------------------------------------------------------------------------------

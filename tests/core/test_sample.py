@@ -248,7 +248,7 @@ def test_images_and_conditions_that_do_not_fit_are_refused(flows):
         ("digits", images(2, 1, 12, 12), cond, ShapeError, "8x12 only"),
         ("glow", images()[:0], None, ImageError, "empty"),
         ("glow", images()[..., :0], None, ImageError, "empty"),
-        ("glow", images().long(), None, ImageError, "uint8, or float"),
+        ("glow", images().long(), None, ImageError, "uint16, or float"),
         ("glow", spoilt, None, ImageError, "2 values"),
     ):
         with pytest.raises(error, match=words):

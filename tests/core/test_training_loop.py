@@ -391,7 +391,7 @@ def test_skipped_files_are_listed_in_the_log(tmp_path):
     folder = photographs(tmp_path / "photos", [(48, 64), (56, 40)])
     (folder / "broken.jpg").write_bytes(b"no image")
     lines = run_recipe(folder, tmp_path / "run", stop_after=1)
-    assert any("1 images to train on, 1 held out, 1 skipped" in line for line in lines)
+    assert any("1 photograph to train on, 1 photograph held out, 1 skipped" in line for line in lines)
     assert any("skipped broken.jpg" in line for line in lines)
 
 

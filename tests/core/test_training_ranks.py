@@ -103,7 +103,7 @@ def test_two_processes_follow_the_curve_of_one(name, photos, tmp_path):
     one, two = (table(tmp_path / run, "held_out.csv", "value") for run in ("one", "two"))
     measure = "validation_bits_per_dim"
     assert_same_curve(*({k: v for k, v in t.items() if k[1] == measure} for t in (one, two)))
-    assert spoken.count("images to train on") == 1  # one of them speaks
+    assert spoken.count(" to train on, ") == 1  # one of them speaks
 
 
 def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path):

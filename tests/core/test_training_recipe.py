@@ -63,13 +63,17 @@ def test_a_recipe_file_is_read(tmp_path):
 def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
     with pytest.raises(FlowError, match=r"no recipe .*nothing\.toml.*srflow-x4"):
         read_recipe(tmp_path / "nothing.toml")
+    with pytest.raises(FlowError, match=r"no recipe srflow-4x\. Did you mean srflow-x4\?"):
+        read_recipe("srflow-4x")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
         # a key that there is not
-        ("seed = 3", "sed = 3", ["sed", "Choices:", "seed"]),
+        ("seed = 3", "sed = 3", ["sed", "Did you mean seed?", "Choices:", "seed"]),
+        ("steps = 10", "steps = 10\nbach = 1", ["stages[0].bach", "Did you mean batch?"]),
+        ("scale = 2", "scal = 2", ["Did you mean scale?"]),
         ("steps = 10", "steps = 10\nlr = 1", [r"stages[0].lr", "Choices:", "learning_rate"]),
         ("[model]", "[model]\ncolour = 1", ["'colour'", "Known:", "encoder_blocks"]),
         # a key that is not there

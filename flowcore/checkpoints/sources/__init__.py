@@ -15,7 +15,7 @@ from .srflow_da import SRFLOW_DA
 from .y0ast import CHAIYUJIN, Y0AST
 
 # SRFlow's names are also those of its descendants, which come before it.
-SOURCES: tuple[Source, ...] = (
+SOURCES: list[Source] = [
     LLFLOW,
     SRFLOW_DA,
     SRFLOW,
@@ -26,4 +26,18 @@ SOURCES: tuple[Source, ...] = (
     OPENAI,
     NORMFLOWS,
     CHRISCHUTE,
-)
+]
+
+
+def register_source(source: Source) -> None:
+    """Add a published layout, after those that flowcore knows; ``load`` and the command line then convert its files.
+
+    Args:
+        source: Its description.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if any(known.name == source.name for known in SOURCES):
+        raise ValueError(f"There is already a source {source.name!r}.")
+    SOURCES.append(source)

@@ -1,0 +1,68 @@
+"""The plug-in of docs/plug-ins.md: what stands there is run, in processes and folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowcore.checkpoints import convert
+from flowcore.cli.main import main
+from flowcore.errors import CheckpointError
+
+from .photographs import photographs
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "plug-ins.md").read_text()
+
+FOREIGN = """
+import torch, flowcore, small_flow
+torch.manual_seed(0)
+flow = small_flow.small_flow(small_flow.SmallFlowConfig(steps=3, hidden=5)).eval()
+torch.save({n.replace("levels.", "blocks.", 1): t for n, t in flow.state_dict().items()}, "theirs.pth")
+x = torch.rand(2, 3, 8, 12)
+again = flowcore.load("theirs.pth", n_bits=5)
+assert again.config == small_flow.SmallFlowConfig(steps=3, hidden=5, n_bits=5)
+assert all(map(torch.equal, again(x)[0], flow(x)[0]))
+trained = flowcore.load("small/model.safetensors")
+assert trained.architecture == "small_flow"
+assert flowcore.score(trained, x).bits_per_dim.isfinite().all()
+assert (flowcore.decode(trained, flowcore.encode(trained, x)) - x).abs().max() < 1e-4
+"""
+
+
+@pytest.mark.slow
+def test_the_page_works_as_it_stands(tmp_path):
+    (code,), (recipe,) = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL) for kind in ("python", "toml"))
+    (tmp_path / "small_flow.py").write_text(code)
+    (tmp_path / "small.toml").write_text(recipe)
+    photographs(tmp_path / "photographs", [(24, 20), (20, 24)])
+    commands = [shlex.split(line) for line in re.findall(r"^    python (-m flowcore .+)", TEXT, re.MULTILINE)]
+    assert [command[4] for command in commands] == ["train", "inspect", "sample", "convert"]
+    commands.insert(3, ["-c", FOREIGN])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    results = [
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for command in commands
+    ]
+    assert [(result.returncode, result.stderr[-800:]) for result in results if result.returncode] == []
+    header = json.loads(results[1].stdout)
+    assert header["architecture"] == "small_flow"
+    assert header["config"] == {"steps": 1, "hidden": 8, "n_bits": 8, "image_size": None}
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 1
+    assert (tmp_path / "ours.safetensors").exists()
+
+
+def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys):
+    torch.save({"blocks.0.steps.transforms.0.bias": torch.zeros(12)}, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match="No architecture that flowcore knows"):
+        convert(tmp_path / "theirs.pth")
+    assert main(["--plugin", "no_such_plug_in", "inspect", "srflow-x4"]) == 1
+    assert "Cannot import the plug-in no_such_plug_in" in capsys.readouterr().err
