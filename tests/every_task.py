@@ -95,10 +95,20 @@ def _upscaled(place: Place) -> list[Tensor]:
     return [pictures, tiled, flowcore.temperature_grid(flow, image, [0.0, 0.8], seeds=2), diversity_map(pictures)]
 
 
+def _others(place: Place) -> list[Tensor]:
+    """What only some architectures do."""
+    brighter = flowcore.brighten(place.flow("llflow"), place.image(1, 3, 16, 24), temperature=0.5, seed=3)
+    enlarged = [flowcore.upscale(place.flow(n), place.image(1, 3, 8, 8), seed=3) for n in ("srflow_da", "hcflow")]
+    return [brighter, *enlarged]
+
+
 def _ranked(place: Place) -> list[Tensor]:
     flow, image = place.flow("small-srflow"), place.image(1, 3, 12, 12)
     pictures = flowcore.upscale(flow, image, samples=3, seed=3)
-    return [ranked(pictures, image)[0], ranked(pictures, image, "likelihood", flow)[0]]
+    color, gray = place.flow("small-color"), place.image(1, 1, 24, 32)
+    colorings = flowcore.colorize(color, gray, samples=3, seed=3)
+    scores = [ranked(pictures, image)[0], ranked(pictures, image, "likelihood", flow)[0]]
+    return [*scores, ranked(colorings, gray, "consensus")[0], ranked(colorings, gray, "likelihood", color)[0]]
 
 
 def _directions(place: Place) -> list[Tensor]:
@@ -154,6 +164,7 @@ def _plain_flows(place: Place) -> list[Tensor]:
 TASKS: dict[str, Callable[[Place], Result]] = {
     "upscale": _upscaled,
     "rank": _ranked,
+    "brighten and others": _others,
     "colorize": lambda p: flowcore.colorize(p.flow("small-color"), p.image(1, 1, 24, 32), samples=2, temperature=0.5),
     "colors of pictures": _colors,
     "refine by hints": _refined,

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..dequantization import quantization
+from ..device import float64
 from ..errors import ShapeError
 from ..flow import Flow
 from ..images import color
@@ -129,9 +130,9 @@ def palette_bits(
             cond = job.condition(slice(number, number + 1), None)
             colorings = images[number * each : (number + 1) * each].split(1)
             chroma = torch.cat([job.chroma_on_grid(one, slice(number, number + 1)) for one in colorings])
-            strength = colorfulness(chroma).double()
+            strength = float64(colorfulness(chroma))
             scale = (strength.median() / strength.clamp_min(LEAST)).clamp(1 / MOST_SCALING, MOST_SCALING)
-            chroma = (chroma * scale[:, None, None, None]).to(chroma.dtype)
+            chroma = chroma * scale.to(chroma)[:, None, None, None]
             bits: list[Tensor] = []
             for part in chroma.split(at_once):
                 bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
@@ -146,9 +147,9 @@ def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: object) -> Tenso
     """Bits per dimension of the coarsest latents, of chroma x as the flow has it, (N,)."""
     latents, shares = run.plan.by_position(x, cond)  # pyright: ignore[reportArgumentType]
     dimensions = latents[-1][0].numel()
-    log_prob = shares[-1].double().flatten(1).sum(1)
+    log_prob = float64(shares[-1]).flatten(1).sum(1)
     if flow.prelude is not None and len(shares) > 1:  # its density belongs to all levels by their dimensions
-        log_prob = log_prob + flow.prelude(x)[1].double() * dimensions / x[0].numel()
+        log_prob = log_prob + float64(flow.prelude(x)[1]) * dimensions / x[0].numel()
     return (-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu()
 
 
