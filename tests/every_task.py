@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from builders import TINY, build_tiny
+from builders import TINY, build_hcflow, build_tiny
 from builders import random_image as noise
 from PIL import Image
 from small_flows import flow as small_flow
@@ -20,11 +21,20 @@ from flowcore.models import ARCHITECTURES
 from flowcore.tasks.directions import apply_style, attribute_direction_from_folders
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map, ranked
+from flowcore.tasks.rescale import restore, shrink
 from flowcore.tasks.sample import reconstruct
 from flowcore.tasks.score import score
 from flowcore.tasks.transfer import content_transfer, style_transfer
 
 Result = Tensor | Iterable[Tensor]
+
+
+BUILDERS: dict[str, Callable[[], flowcore.Flow]] = {
+    **{name: partial(build_tiny, name, seed=3, perturb=0.05) for name in ARCHITECTURES},
+    "llflow": partial(build_tiny, "llflow", perturb=0.02),
+    "hcflow": build_hcflow,
+    "rescaling": partial(build_hcflow, rescaling=True, temperature=0.05),  # at 1 it overflows
+}
 
 
 class Place:
@@ -42,7 +52,7 @@ class Place:
     def flow(self, name: str) -> flowcore.Flow:
         """A flow of ``small_flows``, or of an architecture, on the device."""
         if name not in self._flows:
-            made = build_tiny(name, seed=3, perturb=0.05) if name in ARCHITECTURES else copy.deepcopy(small_flow(name))
+            made = BUILDERS[name]() if name in BUILDERS else copy.deepcopy(small_flow(name))
             self._flows[name] = made.requires_grad_(False).to(self.device)
         return self._flows[name]
 
@@ -98,8 +108,9 @@ def _upscaled(place: Place) -> list[Tensor]:
 def _others(place: Place) -> list[Tensor]:
     """What only some architectures do."""
     brighter = flowcore.brighten(place.flow("llflow"), place.image(1, 3, 16, 24), temperature=0.5, seed=3)
-    enlarged = [flowcore.upscale(place.flow(n), place.image(1, 3, 8, 8), seed=3) for n in ("srflow_da", "hcflow")]
-    return [brighter, *enlarged]
+    small = shrink(place.flow("rescaling"), place.image(1, 3, 16, 24))
+    restored = restore(place.flow("rescaling"), small, seed=3)
+    return [brighter, small, restored, flowcore.upscale(place.flow("hcflow"), small, seed=3, temperature=0.05)]
 
 
 def _ranked(place: Place) -> list[Tensor]:
@@ -164,7 +175,7 @@ def _plain_flows(place: Place) -> list[Tensor]:
 TASKS: dict[str, Callable[[Place], Result]] = {
     "upscale": _upscaled,
     "rank": _ranked,
-    "brighten and others": _others,
+    "brighten and rescale": _others,
     "colorize": lambda p: flowcore.colorize(p.flow("small-color"), p.image(1, 1, 24, 32), samples=2, temperature=0.5),
     "colors of pictures": _colors,
     "refine by hints": _refined,
