@@ -4,10 +4,10 @@
         --weights efficientnet-lite0.safetensors --keep runs/backbone --length 0.1
         -- --photographs eval/kodak eval/cbsd68 --held-out photos-small -o docs/backbone.md
 
-Trains the recipe color-photos with and without its backbone, on the folder --few and on all of --data, each for the
-same share of the recipe's steps (--length); runs in --keep are resumed. Then measures all four by
-``benchmarks.colorizers``, which gets what stands behind ``--``. The file of --weights is written by
-``benchmarks.read_efficientnet``.
+Trains the recipes color-photos-encoder and color-photos, one after the other, with and without their backbone, on the
+folder --few and on all of --data, each for the same share of the steps (--length); runs in --keep are resumed. Then
+measures all four by ``benchmarks.colorizers``, which gets what stands behind ``--``. The file of --weights is written
+by ``benchmarks.read_efficientnet``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of all of them")
     parser.add_argument("--weights", type=Path, required=True, help="file of the backbone")
     parser.add_argument("--keep", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--recipe", default="color-photos", help="a TOML file, or a recipe by name")
+    recipes = ["color-photos-encoder", "color-photos"]
+    parser.add_argument("--recipes", nargs="+", default=recipes, help="whose stages are trained one after the other")
     parser.add_argument("--length", type=float, default=0.1, help="share of the recipe's steps (default: 0.1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(own)
-    seeing = shortened(read_recipe(options.recipe), options.length)
+    seeing = joined([read_recipe(name) for name in options.recipes], options.length)
     blind = dataclasses.replace(seeing, model=dataclasses.replace(seeing.model, backbone="none"))
     models: list[str] = []
     for amount, data in (("few", [options.few]), ("all", options.data)):
@@ -50,10 +51,10 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.colorizers", *models, *rest], check=True)
 
 
-def shortened(recipe: Recipe, length: float) -> Recipe:
-    """Cut all stages to a share of their steps."""
-    stages = tuple(dataclasses.replace(s, steps=max(1, round(s.steps * length))) for s in recipe.stages)
-    return dataclasses.replace(recipe, name=f"{recipe.name}-{length:g}", stages=stages)
+def joined(recipes: list[Recipe], length: float) -> Recipe:
+    """Make one recipe of the stages of all, cut to a share of their steps; the rest is that of the last."""
+    stages = [dataclasses.replace(s, steps=max(1, round(s.steps * length))) for r in recipes for s in r.stages]
+    return dataclasses.replace(recipes[-1], name=f"{recipes[-1].name}-{length:g}", stages=tuple(stages))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs there, and resume them")
     options = parser.parse_args()
     brought = read_recipe("color-photos")
-    pyramid: ColorizerConfig = dataclasses.replace(brought.model, backbone="none", predicts_chroma=False)
+    pyramid: ColorizerConfig = dataclasses.replace(
+        brought.model, backbone="none", predicts_chroma=False, residual=False
+    )
     structures = {"pyramid": pyramid, "single": matched(pyramid, options.single_steps)}
     trained: dict[str, dict[str, Any]] = {}
     results: dict[str, dict[str, dict[str, float]]] = {folder.name: {} for folder in options.eval}
@@ -84,7 +86,13 @@ def main() -> None:
 def smaller(recipe: Recipe, config: ColorizerConfig, steps: int, batch: int, crop: int) -> Recipe:
     """Cut the recipe down to one short stage, with another model; its text is kept as where it came from."""
     stage = dataclasses.replace(
-        recipe.stages[-1], steps=steps, batch=batch, crop=crop, train_encoder_after=0.0, encoder_rate=1.0
+        recipe.stages[-1],
+        steps=steps,
+        batch=batch,
+        crop=crop,
+        train_encoder_after=0.0,
+        encoder_rate=1.0,
+        calm_weight=0.0,
     )
     return dataclasses.replace(
         recipe, name=f"ablation-{config.structure}", model=config, stages=(stage,), checkpoint_every=max(1, steps)

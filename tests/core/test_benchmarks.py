@@ -234,16 +234,18 @@ def test_four_models_show_what_a_backbone_and_photographs_are_worth(benchmarks, 
             photograph(72, 96, seed=k).save(folder / name / f"{k}.png")
     network = EfficientNetLite0()
     save_file({name: torch.rand_like(p).half() / p[0].numel() for name, p in network.named_parameters()}, folder / "b")
-    text = (ROOT / "flowcore" / "training" / "recipes" / "color-photos.toml").read_text()
     smaller = {"short_sides": [64], "checkpoint_every": 10, "init_batch": 8, "evaluate": 2, "working_size": 64}
     smaller |= {"steps": [1, 1, 1], "hidden": [4, 4, 4], "widths": [4, 4, 8, 8], "merged": 8, "features": 2}
-    for key, value in smaller.items():
-        text, count = re.subn(rf"(?m)^{key} = .*", f"{key} = {value}", text, count=1)
-        assert count == 1, key
-    text = re.sub(r"(?m)^crop = .*", "crop = 64", re.sub(r"(?m)^batch = .*", "batch = 2", text))
-    text = re.sub(r"(?m)^held_out = .*", 'precision = "float32"', text)
-    (folder / "small.toml").write_text(text)
-    words = ["--recipe", folder / "small.toml", "--length", 1e-9, "--weights", folder / "b", "--keep", folder / "runs"]
+    recipes = []
+    for name in ("color-photos-encoder", "color-photos"):
+        text = (ROOT / "flowcore" / "training" / "recipes" / f"{name}.toml").read_text()
+        for key, value in smaller.items():
+            text, count = re.subn(rf"(?m)^{key} = .*", f"{key} = {value}", text, count=1)
+            assert count == 1, key
+        text = re.sub(r"(?m)^crop = .*", "crop = 64", re.sub(r"(?m)^batch = .*", "batch = 2", text))
+        recipes.append(folder / f"{name}.toml")
+        recipes[-1].write_text(re.sub(r"(?m)^held_out = .*", 'precision = "float32"', text))
+    words = ["--recipes", *recipes, "--length", 1e-9, "--weights", folder / "b", "--keep", folder / "runs"]
     words += ["--few", folder / "few", "--data", folder / "all", folder / "few", "--device", "cpu"]
     run(monkeypatch, benchmarks("backbone"), *words, "--", "--photographs", folder / "set", "--samples", 2)
     rows = [line for line in capfd.readouterr().out.splitlines() if " photographs, " in line]
