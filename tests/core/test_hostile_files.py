@@ -21,7 +21,7 @@ import zipfile
 
 import pytest
 import torch
-from builders import build_tiny, srflow_checkpoint
+from builders import build_tiny, hcflow_checkpoint, srflow_checkpoint
 from cases import cases, tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +45,7 @@ OURS = {
     "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
     "srflow_da": {"scale": 2, "layers": "s2cdc", "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
     "llflow": {"hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
+    "hcflow": {"steps": 1, "hidden": 4, "detail_hidden": 4, "extractor_width": 4, "extractor_growth": 2},
     "colorizer": {"hidden": (4, 4), "widths": (4, 4, 4), "merged": 4},
 }
 SHA = "0123456789abcdef" * 4
@@ -77,6 +78,7 @@ def good(tmp_path_factory):
     files["published safetensors"] = serialize(state)
     for name in ("srflow_da", "llflow"):
         files[f"published {name}"] = serialize(srflow_checkpoint(build_tiny(name, perturb=0.02, **OURS[name])))
+    files["published hcflow"] = serialize(hcflow_checkpoint(build_tiny("hcflow", perturb=0.1, **OURS["hcflow"])))
     files["published pth"] = torch_file(state)
     files["published old pth"] = torch_file(state, old=True)
     latents = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 3)]
@@ -86,13 +88,20 @@ def good(tmp_path_factory):
     return files
 
 
-PUBLISHED = ("published safetensors", "published srflow_da", "published llflow", "published pth", "published old pth")
+PUBLISHED = (
+    "published safetensors",
+    "published srflow_da",
+    "published llflow",
+    "published hcflow",
+    "published pth",
+    "published old pth",
+)
 MODELS = (*OURS, *PUBLISHED)
 LATENTS = ("latents", "latents with source")
 
 
 def overrides_for(name: str) -> dict:
-    return {"stacked_blocks": (1, 0)} if name.startswith("published") else {}
+    return {"stacked_blocks": (1, 0)} if name.startswith("published") and "hcflow" not in name else {}
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +362,10 @@ HUGE = {
         {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024},
     ),
     "digits of 65536 pixels": ("class_conditional", {"steps": 64, "hidden": 4096, "image_size": [256, 256]}),
+    "hcflow of 512 steps and blocks": (
+        "hcflow",
+        {"scale": 8, "steps": 256, "detail_steps": 256, "hidden": 4096, "extractor_blocks": [256, 256]},
+    ),
     "blocks a million times": ("srflow", {"stacked_blocks": [0] * 1_000_000}),
     "styles by the thousand": ("class_conditional", {"styles": [f"style {i}" for i in range(100_000)]}),
 }
