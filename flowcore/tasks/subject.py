@@ -96,11 +96,16 @@ def prepare_subject(
 
 
 def refuse_colorizer(flow: Flow) -> None:
-    """Raise FlowError for a colorizer, which neither takes nor makes whole images."""
+    """Raise FlowError for a colorizer, which neither takes nor makes whole images, and for a low-light model."""
     if flow.capabilities.source == "luma":
         raise FlowError(
             "A colorizer makes colors for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow "
             "Encode Color makes latents of the colors that a picture has."
+        )
+    if flow.capabilities.source == "low_light":
+        raise FlowError(
+            "A low-light model makes pictures from a dark photograph only. Use Flow Brighten, or in Python "
+            "flow.encode_condition(dark) with encode, decode and score."
         )
 
 

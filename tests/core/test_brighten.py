@@ -11,6 +11,7 @@ import flowcore
 from flowcore.errors import FlowError, ImageError
 from flowcore.networks.low_light import equalize
 from flowcore.tasks.brighten import _mirrored, _padding, memory_required
+from flowcore.tasks.subject import prepare_subject
 from flowcore.transforms import ActNorm
 
 
@@ -102,6 +103,8 @@ def test_progress_and_refusals(flow):
         flowcore.brighten(build_tiny("srflow"), dark())
     with pytest.raises(FlowError, match="upscale needs"):
         flowcore.upscale(flow, dark())
+    with pytest.raises(FlowError, match="Use Flow Brighten"):
+        prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
     with pytest.raises(FlowError, match="samples must be at least 1"):
         flowcore.brighten(flow, dark(), samples=0)
     with pytest.raises(FlowError, match="tile and halo"):
