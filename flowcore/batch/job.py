@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ..checkpoints.latents_file import model_sha256
 from ..device import actual_precision
-from ..evaluation.image_set import read_sized
+from ..evaluation.colorization import chroma_on_grid
+from ..evaluation.image_set import read_sized, read_upright
 from ..flow import Flow
 from ..images import files
+from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
 from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
@@ -26,7 +28,8 @@ from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
-from ..tasks.score import score
+from ..tasks.score import Score, score
+from ..tasks.subject import prepare_subject
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
@@ -221,20 +224,37 @@ class Worker:
         return pictures[order]
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
-        result = score(
-            self.flow,
-            read_sized(self.flow, io.BytesIO(picture), name)[None],
-            samples=self.work.samples,
-            seed=self.work.seed,
-            **self.work.settings,
-        )
-        corrected = result.complexity_corrected
-        return {
-            "bits_per_dim": float(result.bits_per_dim),
-            "complexity_corrected": None if corrected is None else float(corrected),
-            "per_level": result.per_level[0].tolist(),
-            "notes": list(result.notes),
-        }
+        flow, settings = self.flow, dict(self.work.settings)
+        fit, notes = settings.pop("fit", "resize"), list[str]()
+        image = files.read(picture, name).pixels
+        height, width = image.shape[-2:]
+        drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **settings}
+        if flow.capabilities.source == "luma":
+            chroma, cond = chroma_on_grid(flow, read_upright(io.BytesIO(picture), name))
+            result = score(flow, chroma + NEUTRAL, cond, complexity=False, **drawing)
+            size = f"{chroma.shape[-1]}x{chroma.shape[-2]}"
+            return _row(result, [f"Scored: the chroma of {width}x{height}, shrunk to {size}, given its luma."])
+        cond = None
+        if flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
+            pixels = read_sized(flow, io.BytesIO(picture), name)[None]
+        else:
+            subject = prepare_subject(flow, image, fit=fit, notify=notes.append)
+            pixels, cond = (subject.pixels * 255).round().byte(), subject.condition(flow)
+        result, size = score(flow, pixels, cond, **drawing), tuple(pixels.shape[-2:])
+        resized = flow.image_size is not None and fit == "resize" and min(height - size[0], width - size[1]) > 0
+        part = "all of" if size == (height, width) else f"{size[1]}x{size[0]} pixels in the middle of"
+        how = f", resized so that it covers {size[1]}x{size[0]}" if resized else ""
+        return _row(result, [f"Scored: {part} {width}x{height}{how}.", *notes])
+
+
+def _row(result: Score, notes: list[str]) -> dict[str, Any]:
+    corrected = result.complexity_corrected
+    return {
+        "bits_per_dim": float(result.bits_per_dim),
+        "complexity_corrected": None if corrected is None else float(corrected),
+        "per_level": result.per_level[0].tolist(),
+        "notes": [*notes, *result.notes],
+    }
 
 
 def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:

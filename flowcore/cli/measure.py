@@ -25,6 +25,8 @@ def add_score(command: argparse.ArgumentParser) -> None:
     option("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
     option("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
     option("--seed", type=int, default=0)
+    text = "resize: to cover the model's own size, and crop the middle; crop: only crop (default: resize)"
+    option("--fit", default="resize", choices=["resize", "crop"], help=text)
     option("--json", type=Path, help="also write the numbers to this file")
 
 
@@ -66,7 +68,7 @@ def _score(options: argparse.Namespace) -> None:
     work = Work(
         command="score",
         model=options.model,
-        settings={"dequantization": options.dequantization},
+        settings={"dequantization": options.dequantization} | ({} if options.fit == "resize" else {"fit": options.fit}),
         seed=options.seed,
         samples=options.samples,
     )
@@ -94,11 +96,12 @@ def _score(options: argparse.Namespace) -> None:
     report = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
     bar.close()
     ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
-    lines = ["| image | bits per dimension | minus those of a lossless file |", "|---|---|---|"]
+    lines = ["| image | bits per dimension | minus those of a lossless file | scored |", "|---|---|---|---|"]
     for row in ranked:
         corrected = row["complexity_corrected"]
         corrected = "" if corrected is None else f"{corrected:.4f}"
-        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {corrected} |")
+        scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
+        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {corrected} | {scored} |")
     sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..condition import Condition
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.color import NEUTRAL, luma, split
@@ -152,16 +153,32 @@ class _Settings:
 
 
 @torch.no_grad()
+def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
+    """Shrink a photograph to the grid that a colorizer works on.
+
+    Args:
+        flow: The colorizer.
+        image: RGB; the middle of it is taken where the grid has other proportions.
+        working_size: Shorter side of the image that the model colors; None for its own.
+
+    Returns:
+        Chroma ``(1, 2, h, w)``, centered on 0, and the condition of its luma.
+    """
+    config: Any = flow.config
+    multiple = config.source_multiple
+    factor = (working_size or config.working_size) / min(image.size)
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
+    y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
+    cond = flow.encode_condition(y.to(next(flow.parameters()).device))
+    return F.avg_pool2d(chroma, STRIDE), cond  # height / 4, width / 4
+
+
+@torch.no_grad()
 def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
     config: Any = flow.config
-    multiple = config.source_multiple
-    factor = (settings.working_size or config.working_size) / min(image.size)
-    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
-    y, chroma = split(_pixels(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)).float() / 255)
-    truth = F.avg_pool2d(chroma, STRIDE)  # (1, 2, height / 4, width / 4)
+    truth, cond = chroma_on_grid(flow, image, settings.working_size)
     device = next(flow.parameters()).device
-    cond = flow.encode_condition(y.to(device))
     shapes = flow.latent_shapes(*truth.shape[-2:])
     palette, detail = (
         default if requested is None else requested

@@ -59,9 +59,9 @@ def read_sized(flow: Flow, file: Path | IO[bytes], name: str | None = None) -> T
     return pixels.reshape(height, width, flow.channels).permute(2, 0, 1)
 
 
-def read_upright(file: Path) -> Image.Image:
-    """Read an RGB image, rotated as its EXIF data ask for."""
-    return _open(file, None, "RGB")
+def read_upright(file: Path | IO[bytes], name: str | None = None) -> Image.Image:
+    """Read an RGB image, rotated as its EXIF data ask for; errors name it as in ``read_sized``."""
+    return _open(file, name, "RGB")
 
 
 def read_cropped(file: Path, multiple: int) -> Tensor:

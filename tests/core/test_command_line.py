@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,6 +186,32 @@ def test_score_ranks_images(small_glow: Path, tmp_path: Path, capsys: pytest.Cap
     expected = flowcore.score(flowcore.load(small_glow), (pixels(flat)[None] * 255).round().byte())
     assert rows[0]["bits_per_dim"] == pytest.approx(float(expected.bits_per_dim))
     assert f"| {flat} | {rows[0]['bits_per_dim']:.4f} |" in capsys.readouterr().out
+
+
+def test_score_says_what_it_scored_and_fits_as_asked(
+    small_glow: Path, small_colorizer: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = photograph(tmp_path / "a.png", (40, 48))
+
+    def scored(*words: object) -> tuple[float, str]:
+        assert main(["score", str(photo), "--device", "cpu", *map(str, words)]) == 0
+        cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
+        return float(cells[1]), cells[-1].removesuffix(" |")
+
+    resized, cropped = scored("--model", small_glow), scored("--model", small_glow, "--fit", "crop")
+    side = flowcore.load(small_glow).image_size[0]
+    assert resized[1] == f"{side}x{side} pixels in the middle of 40x48, resized so that it covers {side}x{side}."
+    assert cropped[1].endswith(" pixels in the middle of 40x48.") or cropped[1] == "all of 40x48."
+    assert resized[0] != cropped[0]
+    upscaler = flowcore.load(model)
+    hr = flowcore.images.files.read(photo.read_bytes(), "a").pixels
+    assert scored("--model", model)[1] == "all of 40x48."
+    lr = flowcore.images.resize.shrink(hr, upscaler.condition_scale).clamp(0, 1)
+    expected = flowcore.score(upscaler, (hr * 255).round().byte(), upscaler.encode_condition(lr))
+    assert scored("--model", model)[0] == pytest.approx(float(expected.bits_per_dim), abs=1e-4)
+    bits, text = scored("--model", small_colorizer)
+    assert np.isfinite(bits)
+    assert re.fullmatch(r"the chroma of 40x48, shrunk to \d+x\d+, given its luma\.", text)
 
 
 def test_styles_are_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,8 +63,8 @@ def test_a_recipe_file_is_read(tmp_path):
 def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
     with pytest.raises(FlowError, match=r"no recipe .*nothing\.toml.*srflow-x4"):
         read_recipe(tmp_path / "nothing.toml")
-    with pytest.raises(FlowError, match=r"no recipe srflow-4x\. Did you mean srflow-x4\?"):
-        read_recipe("srflow-4x")
+    with pytest.raises(FlowError, match=r"no recipe srflow-x44\. Did you mean srflow-x4\?"):
+        read_recipe("srflow-x44")
 
 
 @pytest.mark.parametrize(
