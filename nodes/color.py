@@ -124,7 +124,9 @@ class FlowcoreColorize(RecordingNode):
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        own = dict(zip(("temperature", "detail"), values["model"].flow.config.temperatures, strict=True))
+        own: dict[str, float] = dict(
+            zip(("temperature", "detail"), values["model"].flow.config.temperatures, strict=True)
+        )
         stated = {name: widgets.own_or(values[name]) for name in own}
         return values | {name: own[name] if tau is None else tau for name, tau in stated.items()}
 

@@ -198,5 +198,5 @@ def _predicted(flow: Flow[ColorizerConfig], features: Tensor) -> Tensor:
     """Enlarge the chroma that the finest features hold, at stride 8, to the image, whitened: (B, 2, H, W)."""
     prelude, first = flow.prelude, flow.config.features
     assert isinstance(prelude, ChannelWhitening)
-    chroma = features[:, first : first + 2].to(prelude.mean) * CHROMA_UNIT
+    chroma = features[:, first : first + 2].to(prelude.get_buffer("mean")) * CHROMA_UNIT
     return prelude(F.interpolate(chroma, scale_factor=2.0, mode="bicubic") + NEUTRAL)[0]
