@@ -12,8 +12,10 @@ from torch import nn
 
 from flowcore.errors import ConditionError, FlowError, PrecisionError, ShapeError
 from flowcore.networks import (
+    AnchorPrior,
     Conditioner,
     DenseConditioner,
+    DenseConvs,
     PlainConditioner,
     ResidualConditioner,
     ScaledConv,
@@ -114,7 +116,8 @@ def features(channels):
 
 
 def coupling(channels=5, cond_channels=0, swap=False, scaling="sigmoid", **options):
-    kept, other = channels // 2, channels - channels // 2
+    kept = options.get("first", channels // 2)
+    other = channels - kept
     kept, other = (other, kept) if swap else (kept, other)
     conditioner = network(kept + cond_channels, other * (1 if scaling == "none" else 2))
     return case(Coupling(conditioner, scaling=scaling, swap=swap, **options), data(channels), features(cond_channels))
@@ -196,6 +199,9 @@ CASES = {
     **by_options(coupling, *options(channels=[4, 5], cond_channels=[0, 3], eps=[0.0, 1e-4])),
     **by_options(coupling, *options(scaling=["atan", "exp", "none"], swap=[False], cond_channels=[0, 3])),
     **by_options(coupling, *options(scaling=["sigmoid", "atan", "exp", "none"], swap=[True], cond_channels=[0, 3])),
+    **by_options(coupling, *options(scaling=["narrow", "none"], swap=[False, True], first=[1, 3])),
+    "coupling with dense convolutions": case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
+    "whiten around an anchor": (Whiten(AnchorPrior(-2.0)), data(5), data(5, seed=2), False),
     **by_options(coupling_network, {"layers": 0}, {"layers": 2}, {"layers": 1, "kernel": 3}),
     **by_options(coupling_network, *options(edge=["zeros", "ones", "flag"], log_factor=[3.0])),
     **by_options(coupling_network, *options(kind=[PlainConditioner], edge=["zeros", "ones"])),
@@ -216,6 +222,7 @@ CASES = {
         data(),
     ),
     **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
+    **by_options(injector, {"scaling": "narrow"}),
     **by_options(condition_on_channels, *options(kept=[1, 2], cond_channels=[0, 3])),
     "split of 4": case(Split(ScaledConv(2, 4)), data(4)),
     "split of 5": case(Split(ScaledConv(2, 6)), data(5)),
@@ -502,9 +509,10 @@ def test_batch_norm_initialize_takes_the_moments_of_the_batch():
         ("sigmoid", 0.0, lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
         ("sigmoid", 1e-4, lambda r: torch.log(torch.sigmoid(r + 2) + 1e-4)),
         ("atan", 0.0, lambda r: 1.2 * 0.636 * torch.atan(r)),
+        ("narrow", 0.0, lambda r: 0.318 * torch.atan(2 * r)),
         ("exp", 0.0, lambda r: r),
     ],
-    ids=["sigmoid", "sigmoid with eps", "atan", "exp"],
+    ids=["sigmoid", "sigmoid with eps", "atan", "narrow", "exp"],
 )
 def test_scalings_follow_their_formulas(scaling, eps, log_scale):
     x, raw = data(5), 2 * data(10, seed=5)
