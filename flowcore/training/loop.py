@@ -119,7 +119,7 @@ class _Trainer:
             self.log.line(line)
         self.data = open_data(recipe, data, folder / "cache", self._while_decoding)
         self.log.line(
-            f"{_photographs(self.data.training)} to train on, {_photographs(self.data.held_out)} held out, "
+            f"{_photographs(list(self.data.training))} to train on, {_photographs(list(self.data.held_out))} held out, "
             f"{len(self.data.skipped)} skipped"
         )
         for name in self.data.skipped:
