@@ -54,6 +54,12 @@ SMALL = {
     "colorizer": ("colorizer", COLORS, (2, 4, 8)),
     "colorizer on one grid": ("colorizer", SINGLE, (2, 4, 8)),
 }
+# Parameters, by the start of their names, that neither latents nor images depend on.
+UNTRAINED = {
+    "glow with labels": ("dequantizer.",),
+    # of the encoder's enlargement, which published files hold and this flow, not residual, has no use for
+    "srflow_da": ("encoder.conv_up.0.", "encoder.conv_hr.", "encoder.conv_last."),
+}
 every_model = pytest.mark.parametrize("model", SMALL)
 
 
@@ -589,5 +595,5 @@ def test_a_task_of_another_architecture_is_refused():
 
 @every_model
 def test_small_models_obey_the_law(model):
-    dead = [name for name, _ in small(model).named_parameters() if name.startswith("dequantizer.")]
+    dead = [name for name, _ in small(model).named_parameters() if name.startswith(UNTRAINED.get(model, ()))]
     check(small(model), image(model), lambda flow: condition_of(flow, model), dead=dead, strength=strength(model))
