@@ -180,11 +180,9 @@ def test_any_size_is_colored(flow, size):
 @pytest.mark.parametrize("call", BOTH)
 def test_luma_is_resized_to_the_working_size_and_padded_symmetrically(flow, call, size, arguments, working):
     image, seen = gray(*size), []
-    hook = flow.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    try:
-        call(flow, image, **arguments)
-    finally:
-        hook.remove()
+    flow = copy.deepcopy(flow)  # a plan copies its flow with its hooks, once
+    flow.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    call(flow, image, **arguments)
     (luma,) = seen
     small = F.interpolate(image, working, mode="bilinear", antialias=True)
     padding = [(0, 0), (0, 0), *((0, -side % 16) for side in working)]
@@ -683,12 +681,10 @@ def test_lack_of_memory_raises_readable_error(flow):
     def full(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    handle = flow.encoder.stem.register_forward_pre_hook(full)
-    try:
-        with pytest.raises(FlowError, match=r"Out of memory at 56x40 pixels\. Ask for fewer at once"):
-            colorize(flow, gray())
-    finally:
-        handle.remove()
+    crowded = copy.deepcopy(flow)
+    crowded.encoder.stem.register_forward_pre_hook(full)
+    with pytest.raises(FlowError, match=r"Out of memory at 56x40 pixels\. Ask for fewer at once"):
+        colorize(crowded, gray())
     assert colorize(flow, gray()).isfinite().all()
 
 

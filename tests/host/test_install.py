@@ -10,7 +10,7 @@ import pytest
 
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
-BROUGHT = {"PIL", "kornia", "numpy", "safetensors", "torch", "tqdm", "typing_extensions"} | {"tomli"}
+BROUGHT = {"PIL", "kornia", "numpy", "psutil", "safetensors", "torch", "tqdm", "typing_extensions"} | {"tomli"}
 FILES = sorted((ROOT / "flowcore").rglob("*.py"))
 
 

@@ -39,7 +39,7 @@ def test_temperature_is_a_gradient_slider_where_the_host_has_one(host):
     assert [temperature[key] for key in ("default", "min", "max", "step")] == [own, own, 1.5, 0.01]
     if newer(host.version, "0.15.0"):
         assert temperature["display"] == "gradientslider"
-        cold, *_, hot = (stop["color"] for stop in temperature["gradient_stops"])
+        _, _, cold, *_, hot = (stop["color"] for stop in temperature["gradient_stops"])  # gray before 0
         assert cold[2] > cold[0]
         assert hot[0] > hot[2]
     else:

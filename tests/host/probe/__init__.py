@@ -253,11 +253,14 @@ class TestSmallMemory:
         patcher, flow = model.patcher, copy.deepcopy(model.flow)
         model = dataclasses.replace(model, patcher=patcher.__class__(flow, patcher.load_device, patcher.offload_device))
 
-        def refuse(module, inputs):
-            if inputs[0].shape[-2] * inputs[0].shape[-1] > pixels:
-                raise torch.OutOfMemoryError("CUDA out of memory. (A test: this device has little.)")
+        encode = flow.condition_encoder
 
-        flow.encoder.conv_first.register_forward_pre_hook(refuse)
+        def refuse(flow, source):
+            if source.shape[-2] * source.shape[-1] > pixels:
+                raise torch.OutOfMemoryError("CUDA out of memory. (A test: this device has little.)")
+            return encode(flow, source)
+
+        flow.condition_encoder = refuse
         return (model,)
 
 
