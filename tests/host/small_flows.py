@@ -23,15 +23,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-srflow": ("srflow", {"scale": 2, "levels": 2}),
     "small-color": ("colorizer", {"working_size": 64}),
     "other-color": ("colorizer", {"steps": (1,), "hidden": (8,), "widths": (8, 8), "working_size": 64}),
+    "small-dark": ("llflow", {}),
+    "small-rescaler": ("hcflow", {"rescaling": True}),
 }
+PERTURB = {"hcflow": 0.02, "llflow": 0.02}  # noise on all parameters; with the others' 0.05 samples are no pictures
 
 
 @functools.cache
 def flow(name: str) -> Flow:
     """Build a small flow; the same one every time."""
     architecture, fields = KINDS[name]
-    made = build_tiny(architecture, seed=list(KINDS).index(name), perturb=0.05, **fields)
-    if architecture == "srflow":  # as in trained models, most latents mean pictures: overflow is checked
+    made = build_tiny(architecture, seed=list(KINDS).index(name), perturb=PERTURB.get(architecture, 0.05), **fields)
+    if architecture in ("srflow", "llflow"):  # as in trained models, most latents mean pictures: overflow is checked
         with torch.no_grad():
             next(m for m in made.levels.modules() if isinstance(m, ActNorm)).log_scale += 3
     if architecture == "class_conditional":

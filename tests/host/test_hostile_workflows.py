@@ -39,7 +39,9 @@ BETWEEN = 20  # bad prompts between two good ones
 # good prompts: one for every node, made of its schema
 
 SRFLOW, COLOR = "small-srflow.safetensors", "small-color.safetensors"
-MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR} | dict.fromkeys(
+DARK, RESCALER = "small-dark.safetensors", "small-rescaler.safetensors"
+MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR, "FlowcoreBrighten": DARK}
+MODELS |= {"FlowcoreShrink": RESCALER, "FlowcoreRestore": RESCALER} | dict.fromkeys(
     ("FlowcoreUpscale", "FlowcoreTemperatureGrid", "FlowcoreBestOf", "FlowcoreAsUpscaleModel"), SRFLOW
 )
 VALUES = {  # where the defaults are none, or take long
