@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
-from .source import PER_CHANNEL, PER_OUTPUT, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take
+from .source import NOTHING, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, take, take_conv
+from .srflow import actnorm, zero_conv
 
 # What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}
@@ -30,6 +31,15 @@ PUBLISHED = {
         steps=8, detail_steps=6, hidden=32, extractor_blocks=(2, 1), extractor_growth=16, rescaling=True
     ),
 }
+STRUCTURE = (  # fields by which variants differ
+    "steps",
+    "detail_steps",
+    "hidden",
+    "detail_hidden",
+    "extractor_blocks",
+    "extractor_width",
+    "extractor_growth",
+)
 FILES = {
     (4, False): "SR_DF2K_X4_HCFlow.pth (also + and ++)",
     (8, False): "SR_CelebA_X8_HCFlow.pth (also + and ++)",
@@ -48,15 +58,15 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
         for step in range(config.steps):
             ours = f"levels.{level}.steps.transforms.{first + step}.transforms"
             published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"
-            yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+            yield from actnorm(f"{ours}.0", f"{published}.actnorm")
             if config.rescaling:
                 yield from _convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv", 5)
             else:
                 yield take(f"{ours}.1.weight", f"{published}.permute.weight")
                 yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.f")
         ours, published = f"levels.{level}.details", f"flow.level{level}_condFlow"
-        yield from _conv(f"{ours}.extractor.conv_first", f"{published}.conv_first")
-        yield from _conv(f"{ours}.extractor.conv_last", f"{published}.trunk_conv1")
+        yield from take_conv(f"{ours}.extractor.conv_first", f"{published}.conv_first")
+        yield from take_conv(f"{ours}.extractor.conv_last", f"{published}.trunk_conv1")
         for trunk, (half, blocks) in enumerate(zip(("first", "second"), config.extractor_blocks, strict=True)):
             for block in range(blocks):
                 for dense in range(3):
@@ -67,7 +77,7 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
                     )
         for step in range(config.detail_steps):
             inner, outer = f"{ours}.transform.transforms.{step}.transforms", f"{published}.additional_flow_steps.{step}"
-            yield from _actnorm(f"{inner}.0", f"{outer}.actnorm")
+            yield from actnorm(f"{inner}.0", f"{outer}.actnorm")
             yield take(f"{inner}.1.weight", f"{outer}.permute.weight")
             yield from _subnet(f"{inner}.2.conditioner", f"{outer}.affine.f")
         prior = f"{ours}.transform.transforms.{config.detail_steps}.conditioner"
@@ -85,7 +95,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         architecture="hcflow",
         config=config,
         origins=[*hcflow_origins(config)],
-        unused=HAAR if config.rescaling else re.compile(r"(?!)"),
+        unused=HAAR if config.rescaling else NOTHING,
         checks=[Check(HAAR, _is_haar, "holds no Haar transform: this variant is not supported, or damaged.")],
         nearest=_nearest(config),
     )
@@ -133,10 +143,11 @@ def _nearest(config: HCFlowConfig) -> str:
     if key not in PUBLISHED:
         return "an HCFlow of no published scale"
     published = PUBLISHED[key]
-    fields = ("steps", "detail_steps", "hidden", "detail_hidden", "extractor_blocks")
-    fields += ("extractor_width", "extractor_growth")
-    other = [f"{f} {getattr(config, f)}, not {getattr(published, f)}" for f in fields]
-    differences = [text for f, text in zip(fields, other, strict=True) if getattr(config, f) != getattr(published, f)]
+    differences = [
+        f"{name} {getattr(config, name)}, not {getattr(published, name)}"
+        for name in STRUCTURE
+        if getattr(config, name) != getattr(published, name)
+    ]
     return FILES[key] + (f", but with {'; '.join(differences)}" if differences else "")
 
 
@@ -147,25 +158,13 @@ def _is_haar(t: Tensor) -> bool:
 def _subnet(ours: str, published: str) -> Iterator[Origin]:
     for k in range(2):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.conv{k + 1}.weight")
-        yield from _actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
-    yield take(f"{ours}.last.weight", f"{published}.conv3.weight")
-    yield take(f"{ours}.last.bias", f"{published}.conv3.bias")
-    yield take(f"{ours}.last.log_scale", f"{published}.conv3.logs", PER_OUTPUT)
-
-
-def _actnorm(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
+        yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
+    yield from zero_conv(f"{ours}.last", f"{published}.conv3")
 
 
 def _convs(ours: str, published: str, count: int) -> Iterator[Origin]:
     for k in range(count):
-        yield from _conv(f"{ours}.{k}", f"{published}{k + 1}")
-
-
-def _conv(ours: str, published: str, form: Form = SAME) -> Iterator[Origin]:
-    for part in ("weight", "bias"):
-        yield take(f"{ours}.{part}", f"{published}.{part}", form)
+        yield from take_conv(f"{ours}.{k}", f"{published}{k + 1}")
 
 
 HCFLOW = Source(

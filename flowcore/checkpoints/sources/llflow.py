@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.llflow import LEVELS, LLFlowConfig
-from .source import Checkpoint, Layout, Origin, Source, take
+from .source import Checkpoint, Layout, Origin, Source, take_conv
 from .srflow import layer_kinds, stacked_blocks, step_origins, subnet, trunk_convs
 
 STACKED_BLOCKS = {(4, 1): (1,), (24, 4): (1, 3, 5, 7)}  # by encoder blocks and number of stacked ones
@@ -35,8 +35,7 @@ def llflow_origins(config: LLFlowConfig) -> Iterator[Origin]:
         *trunk_convs(config.encoder_blocks),
     ]
     for ours, published in convs:
-        for part in ("weight", "bias"):
-            yield take(f"encoder.{ours}.{part}", f"RRDB.{published}.{part}")
+        yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
     layer = 0
     for level in range(LEVELS):
         layer += 1  # the squeeze

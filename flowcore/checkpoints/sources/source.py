@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,12 @@ class Origin:
 def take(ours: str, published: str, form: Form = SAME) -> Origin:
     """Take one of our tensors from a single published one."""
     return Origin(ours, (published,), (form,))
+
+
+def take_conv(ours: str, published: str) -> Iterator[Origin]:
+    """Take weight and bias of a convolution as they are."""
+    for part in ("weight", "bias"):
+        yield take(f"{ours}.{part}", f"{published}.{part}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow import SRFlowConfig
-from .source import PER_CHANNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, missing_field, take
+from .source import PER_CHANNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
 
 # What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
@@ -57,8 +57,7 @@ def encoder_origins(scale: int, blocks: int) -> Iterator[Origin]:
     convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(scale.bit_length() - 1)]
     convs += trunk_convs(blocks)
     for ours, published in convs:
-        for part in ("weight", "bias"):
-            yield take(f"encoder.{ours}.{part}", f"RRDB.{published}.{part}")
+        yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
 
 
 def trunk_convs(blocks: int) -> list[tuple[str, str]]:
@@ -73,7 +72,7 @@ def trunk_convs(blocks: int) -> list[tuple[str, str]]:
 
 def step_origins(ours: str, published: str) -> Iterator[Origin]:
     """Pair the actnorm and the 1x1 convolution of a step."""
-    yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+    yield from actnorm(f"{ours}.0", f"{published}.actnorm")
     yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
 
 
@@ -81,19 +80,19 @@ def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
     """Pair the parameters of a ``Conditioner``."""
     for k in range(hidden_layers + 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
-        yield from _actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
+        yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
     yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
-def _actnorm(ours: str, published: str) -> Iterator[Origin]:
+def actnorm(ours: str, published: str) -> Iterator[Origin]:
+    """Pair the parameters of an ``ActNorm``."""
     yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
 
 
 def zero_conv(ours: str, published: str) -> Iterator[Origin]:
     """Pair the parameters of a ``ScaledConv``."""
-    yield take(f"{ours}.weight", f"{published}.weight")
-    yield take(f"{ours}.bias", f"{published}.bias")
+    yield from take_conv(ours, published)
     yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 

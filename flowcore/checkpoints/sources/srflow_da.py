@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow_da import SRFlowDAConfig, split_levels
-from .source import Checkpoint, Layout, Origin, Source, take
+from .source import Checkpoint, Layout, Origin, Source, take_conv
 from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins, zero_conv
 
 STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
@@ -49,8 +49,7 @@ def _subnet(ours: str, published: str, config: SRFlowDAConfig) -> Iterator[Origi
         else:
             number, place = divmod(k - 1, each)
             name = f"{published}2.{2 * place}" if blocks == 1 else f"{published}2.{number}.{2 * place}"
-        for part in ("weight", "bias"):
-            yield take(f"{ours}.hidden.{k}.{part}", f"{name}.{part}")
+        yield from take_conv(f"{ours}.hidden.{k}", name)
     yield from zero_conv(f"{ours}.last", f"{published}3.0" if blocks else f"{published}.{2 * (layers + 1)}")
 
 
@@ -62,14 +61,14 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowDAConfig:
             "again."
         )
     subnet = f"flowUpsamplerNet.layers.{kinds.index('c')}.affine.fFeatures"
-    blocks, hidden_layers, first = 0, 0, f"{subnet}.0"
     if found.has(re.escape(f"{subnet}1.")):
-        first = f"{subnet}1.0"
-        numbers = found.indices(re.escape(f"{subnet}2.") + r"(\d+)\.\d+\.weight")
-        convs = sum(name.startswith(f"{subnet}2.") and name.endswith(".weight") for name in found.shapes)
-        blocks, hidden_layers = len(numbers) or 1, convs
+        first, inner = f"{subnet}1.0", f"{subnet}2."
+        blocks = len(found.indices(re.escape(inner) + r"(\d+)\.\d+\.weight")) or 1
+        others = 0
     else:
-        hidden_layers = sum(name.startswith(f"{subnet}.") and name.endswith(".weight") for name in found.shapes) - 2
+        first, inner, blocks = f"{subnet}.0", f"{subnet}.", 0
+        others = 2  # the first and the last convolution
+    hidden_layers = sum(name.startswith(inner) and name.endswith(".weight") for name in found.shapes) - others
     hidden, condition = found.shape(f"{first}.weight", 4)[:2]
     detected: dict[str, Any] = {
         **encoder_fields(found),
