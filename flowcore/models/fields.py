@@ -58,6 +58,22 @@ def check_number(config: Any, **limits: tuple[float, float]) -> None:
             raise FlowError(f"{name} must lie in [{low}, {high}); got {short_repr(value)}.")
 
 
+def check_share(config: Any, *names: str) -> None:
+    """Refuse fields that are not numbers in [0, 1].
+
+    Args:
+        config: A configuration.
+        names: The fields.
+
+    Raises:
+        FlowError: Naming the field, its value and what it may be.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise FlowError(f"{name} must lie in [0, 1]; got {short_repr(value)}.")
+
+
 def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
     """Refuse fields that are none of their choices.
 

@@ -35,7 +35,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .fields import check_choice, check_integer, check_number, check_share, integer_tuple
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
 IMAGE = 3  # channels that the deepest level keeps
@@ -80,8 +80,7 @@ class HCFlowConfig:
         check_integer(self, steps=(1, 256), detail_steps=(1, 256), hidden=(1, 4096), detail_hidden=(1, 4096))
         check_integer(self, extractor_width=(1, 4096), extractor_growth=(1, 4096), quant_bins=(1, 65536))
         check_number(self, temperature=(0, 10))
-        if type(self.calm_edges) not in (int, float) or not 0 <= self.calm_edges <= 1:
-            raise FlowError(f"calm_edges must lie in [0, 1]; got {short_repr(self.calm_edges)}.")
+        check_share(self, "calm_edges")
         blocks: Any = integer_tuple(self, "extractor_blocks", 0, 256)
         if len(blocks) != 2:
             raise FlowError(f"extractor_blocks must be two numbers, e.g. (7, 7); got {len(blocks)}.")

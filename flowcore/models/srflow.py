@@ -15,11 +15,10 @@ from typing import Literal
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .fields import check_choice, check_integer, check_number, check_share, integer_tuple
 from .low_resolution import check_lr
 
 
@@ -75,8 +74,7 @@ class SRFlowConfig:
         check_integer(self, hidden=(1, 4096), hidden_layers=(0, 64), quant_bins=(1, 65536))
         check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
         check_number(self, affine_eps=(0, 1), temperature=(0, 10))
-        if type(self.calm_edges) not in (int, float) or not 0 <= self.calm_edges <= 1:
-            raise FlowError(f"calm_edges must lie in [0, 1]; got {short_repr(self.calm_edges)}.")
+        check_share(self, "calm_edges")
         blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
         object.__setattr__(self, "stacked_blocks", blocks)
 

@@ -19,7 +19,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .fields import check_choice, check_integer, check_number, check_share, integer_tuple, short_repr
 from .low_resolution import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
@@ -65,8 +65,7 @@ class SRFlowDAConfig:
         check_integer(self, hidden=(1, 4096), hidden_layers=(0, 256), residual_blocks=(0, 256), quant_bins=(1, 65536))
         check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
         check_number(self, affine_eps=(0, 1), temperature=(0, 10))
-        if type(self.calm_edges) not in (int, float) or not 0 <= self.calm_edges <= 1:
-            raise FlowError(f"calm_edges must lie in [0, 1]; got {short_repr(self.calm_edges)}.")
+        check_share(self, "calm_edges")
         blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
         object.__setattr__(self, "stacked_blocks", blocks)
         if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):
