@@ -101,20 +101,22 @@ def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
 
 
-def pad_symmetric(image: Tensor, border: int) -> Tensor:
+def pad_symmetric(image: Tensor, border: int | tuple[int, int, int, int]) -> Tensor:
     """Pad by reflection that repeats the border pixel, by any amount, however small the image.
 
     Args:
         image: ``(..., H, W)``.
-        border: Pixels to add on each side.
+        border: Pixels to add on each side; or left, right, top and bottom.
 
     Returns:
-        ``(..., H + 2 * border, W + 2 * border)``.
+        ``(..., top + H + bottom, left + W + right)``.
     """
-    rows, columns = (_symmetric(n, border, image.device) for n in image.shape[-2:])
+    left, right, top, bottom = (border,) * 4 if isinstance(border, int) else border
+    rows = _symmetric(image.shape[-2], top, bottom, image.device)
+    columns = _symmetric(image.shape[-1], left, right, image.device)
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
-def _symmetric(n: int, border: int, device: torch.device) -> Tensor:
-    index = torch.arange(-border, n + border, device=device) % (2 * n)
+def _symmetric(n: int, before: int, after: int, device: torch.device) -> Tensor:
+    index = torch.arange(-before, n + after, device=device) % (2 * n)
     return torch.minimum(index, 2 * n - 1 - index)

@@ -113,8 +113,7 @@ def piqe(images: Tensor) -> Tensor:
     """
     gray = _gray(images)
     height, width = gray.shape[-2:]
-    high, wide = (-(-side // PIQE_SIDE) * PIQE_SIDE for side in (height, width))
-    gray = pad_symmetric(gray, PIQE_SIDE)[..., PIQE_SIDE : PIQE_SIDE + high, PIQE_SIDE : PIQE_SIDE + wide]
+    gray = pad_symmetric(gray, (0, -width % PIQE_SIDE, 0, -height % PIQE_SIDE))
     gray = (255 * gray / gray.amax((1, 2, 3), keepdim=True).clamp(min=1)).round()
     blocks = _patches(_normalized(gray), PIQE_SIDE)  # (B, N, 16, 16)
     variance = blocks.flatten(2).var(2)

@@ -11,6 +11,7 @@ from ..condition import Condition
 from ..device import free_memory
 from ..errors import FlowError
 from ..flow import Flow
+from ..images.resize import pad_symmetric
 from ..images.tiling import windows
 from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
@@ -143,7 +144,8 @@ class _Brightener:
         """Compute all samples, ``(B * samples, 3, H, W)``, on the CPU."""
         run, plan = self._run, self._run.plan
         batch, _, height, width = rgb.shape
-        (top, rows), (left, columns) = (_padding(side) for side in (height, width))
+        left, _, top, _ = border = _border(height, width)
+        rows, columns = height + top + border[3], width + left + border[1]
         self._longest = max(rows, columns)
         self._tile = self._tile or self._automatic_tile(height, width)
         multiple = plan.size_multiple
@@ -157,9 +159,9 @@ class _Brightener:
         repairs = overflow.Repairs()
         run.expect(batch * len(tiles) * (plan.encoder_units + len(parts) * plan.units + sampling.samples))
         for item, pictures in enumerate(result):
-            padded = rgb[item, None][:, :, _mirrored(height, top, rows)][:, :, :, _mirrored(width, left, columns)]
+            padded = pad_symmetric(rgb[item, None], border)
             seen = network_input(padded).to(run.dtype)  # the histogram is that of the whole photograph
-            latents = noise * self._scale(tau, item, padded, top, left, height, width)
+            latents = noise * self._scale(tau, item, height, width)
             for tile in tiles:
                 area = (..., slice(tile.halo_top, tile.halo_bottom), slice(tile.halo_left, tile.halo_right))
                 run.stage(plan.encoder_units)
@@ -189,17 +191,13 @@ class _Brightener:
         repairs.add(first + part.start, decoded.attenuated, decoded.filled)
         return decoded.images
 
-    def _scale(
-        self, tau: float | Tensor, item: int, padded: Tensor, top: int, left: int, height: int, width: int
-    ) -> float | Tensor:
+    def _scale(self, tau: float | Tensor, item: int, height: int, width: int) -> float | Tensor:
         """Temperature of an image by position of the latents; a map covers the image, latents the padded one."""
         if not isinstance(tau, Tensor):
             return tau
-        rows, columns = padded.shape[-2:]
         own = resize_temperature_map(tau[min(item, len(tau) - 1), None], height, width)
-        own = own[:, :, _mirrored(height, top, rows)][:, :, :, _mirrored(width, left, columns)]
-        multiple = self._flow.size_multiple
-        return resize_temperature_map(own, rows // multiple, columns // multiple)
+        own = pad_symmetric(own, _border(height, width))
+        return resize_temperature_map(own, *(side // self._flow.size_multiple for side in own.shape[-2:]))
 
     def _automatic_tile(self, height: int, width: int) -> int:
         """Choose the whole image if half of the free memory holds it, else the largest tile that it does hold."""
@@ -211,13 +209,7 @@ class _Brightener:
         )
 
 
-def _padding(side: int) -> tuple[int, int]:
-    """Pixels before an axis, and its padded length: a multiple of 16, always longer, as the published program does."""
-    missing = PADDING - side % PADDING
-    return missing // 2, side + missing
-
-
-def _mirrored(side: int, before: int, length: int) -> Tensor:
-    """Indices that extend an axis by its mirror image, edge pixels included: ``cba|abc|cba``."""
-    index = torch.arange(-before, length - before) % (2 * side)
-    return torch.where(index < side, index, 2 * side - 1 - index)
+def _border(height: int, width: int) -> tuple[int, int, int, int]:
+    """Pixels to add left, right, above and below: to a multiple of 16, always some, as the published program does."""
+    columns, rows = (PADDING - side % PADDING for side in (width, height))
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..images import color
+from ..images.resize import pad_symmetric
 
 PLAIN = 0.06  # how far a border's pixels are from its color, in any channel
 OUTLIERS = 0.05  # share of a row or column of the border that may be further: dust, scratches
@@ -31,9 +32,9 @@ class Inside:
 
     def fill(self, image: Tensor) -> Tensor:
         """Continue the photograph symmetrically over the border of images ``(B, C, H, W)``."""
-        rows = _mirror(image.shape[-2], self.top, self.bottom).to(image.device)
-        columns = _mirror(image.shape[-1], self.left, self.right).to(image.device)
-        return image[..., rows, :][..., columns]
+        height, width = image.shape[-2:]
+        border = (self.left, width - self.right, self.top, height - self.bottom)
+        return pad_symmetric(self.cut(image), border)
 
     def cut(self, image: Tensor) -> Tensor:
         """Return the photograph alone."""
@@ -96,10 +97,3 @@ def is_tinted(rgb: Tensor) -> bool:
     curve = (sums / counts.clamp_min(1)[:, None])[bins]
     tint, deviation = (float(x.square().sum(1).mean().sqrt()) for x in (curve, values - curve))
     return tint > VISIBLE and deviation <= min(TINT[0], TINT[1] * tint)
-
-
-def _mirror(size: int, first: int, end: int) -> Tensor:
-    """Indices of a side continued symmetrically beyond [first, end)."""
-    length = end - first
-    position = (torch.arange(size) - first) % (2 * length)
-    return first + torch.where(position < length, position, 2 * length - 1 - position)

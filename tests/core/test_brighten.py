@@ -9,8 +9,9 @@ from builders import build_tiny
 
 import flowcore
 from flowcore.errors import FlowError, ImageError
+from flowcore.images.resize import pad_symmetric
 from flowcore.networks.low_light import equalize
-from flowcore.tasks.brighten import _mirrored, _padding, memory_required
+from flowcore.tasks.brighten import _border, memory_required
 from flowcore.tasks.subject import prepare_subject
 from flowcore.transforms import ActNorm
 
@@ -40,11 +41,14 @@ def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
 
 @pytest.mark.parametrize("side", [1, 2, 5, 7, 15, 16, 17, 32])
 def test_padding_is_numpys_symmetric_to_the_next_multiple_of_16(side):
-    before, length = _padding(side)
-    assert length % 16 == 0
-    assert length > side  # a side divisible by 16 gets 8 + 8
-    expected = np.pad(np.arange(side), (before, length - side - before), mode="symmetric")
-    assert _mirrored(side, before, length).tolist() == expected.tolist()
+    image = torch.arange(side * 3.0).view(1, 1, side, 3)
+    left, right, top, bottom = border = _border(side, 3)
+    assert (left, right) == (6, 7)
+    assert (side + top + bottom) % 16 == 0
+    assert 0 <= bottom - top <= 1
+    assert bottom > 0  # a side divisible by 16 gets 8 + 8
+    expected = np.pad(image[0, 0].numpy(), ((top, bottom), (left, right)), mode="symmetric")
+    assert pad_symmetric(image, border)[0, 0].tolist() == expected.tolist()
 
 
 def test_samples_differ_and_a_seed_means_the_same_picture(flow):
