@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ..condition import Condition
-from ..device import free_memory
-from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import pad_symmetric
 from ..images.tiling import windows
@@ -19,10 +17,12 @@ from ..prior import level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, overflow
 from .passes import MAX_DEVIATION
 from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .tile_size import TileSize
 
 PADDING = 16  # pixels that are added to a side, or what lacks to a multiple of it: what the published program does
 HALO = 64  # pixels read around a tile
 SMALLEST_TILE = 128  # pixels; below this a tile is mostly halo
+TILES = (2048, 1536, 1024, 768, 512, 384, 256)  # pixels; the sides to choose from
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 MOST_SAMPLES = 8  # at once: they share what every step computes from the photograph
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
@@ -91,7 +91,7 @@ def brighten(
             return pictures
         return torch.cat([pictures, alpha.repeat_interleave(samples, 0)], dim=1)
 
-    return run(task, job.halve_tiles)
+    return run(task, job.tiles.halve)
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
@@ -125,20 +125,8 @@ class _Brightener:
     """Brightens a batch of images, tile by tile."""
 
     def __init__(self, run: Runner, flow: Flow, tile: int, halo: int) -> None:
-        if tile < 0 or halo < 0:
-            raise FlowError(
-                f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
-            )
         self._run, self._flow, self._halo = run, flow, halo
-        self._tile = max(tile, SMALLEST_TILE) if tile else 0  # 0: not chosen yet
-        self._longest = 0  # padded side of the images while they are brightened, else 0
-
-    def halve_tiles(self) -> str | None:
-        """See ``smaller`` of ``Runner``."""
-        if not self._longest or self._tile <= SMALLEST_TILE:
-            return None
-        self._tile = max(SMALLEST_TILE, min(self._tile, self._longest) // 2)
-        return f"with tiles of {self._tile} pixels. Set tile to {self._tile} to start there"
+        self.tiles = TileSize(tile, halo, sides=TILES, smallest=SMALLEST_TILE, unit="pixels")
 
     def __call__(self, rgb: Tensor, tau: float | Tensor, sampling: SamplingOptions) -> Tensor:
         """Compute all samples, ``(B * samples, 3, H, W)``, on the CPU."""
@@ -146,10 +134,11 @@ class _Brightener:
         batch, _, height, width = rgb.shape
         left, _, top, _ = border = _border(height, width)
         rows, columns = height + top + border[3], width + left + border[1]
-        self._longest = max(rows, columns)
-        self._tile = self._tile or self._automatic_tile(height, width)
+        side = self.tiles.choose(
+            max(rows, columns), lambda side: memory_required(self._flow, height, width, side, self._halo), run.device
+        )
         multiple = plan.size_multiple
-        tiles = windows(rows, columns, tile=self._tile // multiple * multiple, halo=self._halo, multiple=multiple)
+        tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
         (shape,) = plan.latent_shapes(rows, columns)
         (noise,) = sample_latents([shape], sampling.samples, 1.0, sampling.seed)  # the same for every image
         (tau,) = level_temperatures(tau, 1, batch)
@@ -179,7 +168,7 @@ class _Brightener:
                         run.advance(preview=cropped if tile is tiles[-1] else None)
         for sentence in repairs.sentences(rows * columns, "left as dark as it was"):
             run.notify(sentence)
-        self._longest = 0
+        self.tiles.finish()
         return result[..., top : top + height, left : left + width].flatten(0, 1).contiguous()
 
     def _decode(
@@ -198,15 +187,6 @@ class _Brightener:
         own = resize_temperature_map(tau[min(item, len(tau) - 1), None], height, width)
         own = pad_symmetric(own, _border(height, width))
         return resize_temperature_map(own, *(side // self._flow.size_multiple for side in own.shape[-2:]))
-
-    def _automatic_tile(self, height: int, width: int) -> int:
-        """Choose the whole image if half of the free memory holds it, else the largest tile that it does hold."""
-        free = free_memory(self._run.device)
-        budget = 2 * 2**30 if free is None else free // 2
-        sizes = [self._longest, *(size for size in (2048, 1536, 1024, 768, 512, 384, 256) if size < self._longest)]
-        return next(
-            (n for n in sizes if memory_required(self._flow, height, width, n, self._halo) <= budget), sizes[-1]
-        )
 
 
 def _border(height: int, width: int) -> tuple[int, int, int, int]:

@@ -154,7 +154,7 @@ def restore(
             pictures = torch.cat([pictures, alpha], dim=1)
         return pictures[..., :height, :width]
 
-    return run(task, upscaler.halve_tiles)
+    return run(task, upscaler.tiles.halve)
 
 
 def _as_stored(pixels: Tensor) -> Tensor:

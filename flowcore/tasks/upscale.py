@@ -24,9 +24,11 @@ from ..prior import Shape, Temperature, level_temperatures, resize_temperature_m
 from . import Precision, Progress, consistency, overflow
 from .calm_edges import edge_map
 from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .tile_size import TileSize
 
 HALO = 16  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
+TILES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)  # LR pixels; the sides to choose from
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
 MOST_SAMPLES = 8  # at once: they share what every step computes from the LR image; more would share little more
@@ -136,7 +138,7 @@ def upscale(
         alpha = resize(alpha, *size).clamp(0, 1).repeat_interleave(samples, 0)
         return torch.cat([pictures, alpha], dim=1)
 
-    return run(task, upscaler.halve_tiles)
+    return run(task, upscaler.tiles.halve)
 
 
 def temperature_grid(
@@ -189,7 +191,7 @@ def temperature_grid(
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     run = Runner(flow, options, ADVICE.replace("samples", "seeds"), lr)
     upscaler = Upscaler(run, flow, tile, halo, store)
-    return run(lambda: upscaler(validate_image(lr)[0], settings, sampling).to(lr.device), upscaler.halve_tiles)
+    return run(lambda: upscaler(validate_image(lr)[0], settings, sampling).to(lr.device), upscaler.tiles.halve)
 
 
 def sampling_settings(
@@ -303,20 +305,8 @@ class Upscaler:
     """Enlarges a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
 
     def __init__(self, run: Runner, flow: Flow, tile: int, halo: int, store: ConditionStore | None) -> None:
-        if tile < 0 or halo < 0:
-            raise FlowError(
-                f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
-            )
         self._run, self._flow, self._halo, self._store = run, flow, halo, store
-        self._tile = max(tile, SMALLEST_TILE) if tile else 0  # 0: not chosen yet
-        self._longest = 0  # padded side of the images while they are enlarged, else 0
-
-    def halve_tiles(self) -> str | None:
-        """See ``smaller`` of ``Runner``."""
-        if not self._longest or self._tile <= SMALLEST_TILE:
-            return None
-        self._tile = max(SMALLEST_TILE, min(self._tile, self._longest) // 2)
-        return f"with tiles of {self._tile} LR pixels. Set tile to {self._tile} to start there"
+        self.tiles = TileSize(tile, halo, sides=TILES, smallest=SMALLEST_TILE, unit="LR pixels")
 
     def __call__(self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions) -> Tensor:
         """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU."""
@@ -326,9 +316,10 @@ class Upscaler:
         batch, _, height, width = rgb.shape
         multiple = plan.size_multiple // scale or 1
         rows, columns = (-(-side // multiple) * multiple for side in (height, width))
-        self._longest = max(rows, columns)
-        self._tile = self._tile or _automatic_tile(self._flow, rows, columns, self._halo, run.device)
-        tiles = windows(rows, columns, tile=self._tile // multiple * multiple, halo=self._halo, multiple=multiple)
+        side = self.tiles.choose(
+            max(rows, columns), lambda side: memory_required(self._flow, rows, columns, side, self._halo), run.device
+        )
+        tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
 
         shapes = plan.latent_shapes(rows * scale, columns * scale)
         latents = _Latents(shapes, rgb, rows, columns, taus, sampling, anchored=plan.anchored)
@@ -361,7 +352,7 @@ class Upscaler:
                         run.advance(preview=pictures[number] if tile is tiles[-1] else None)
         for sentence in repairs.sentences(height * scale * width * scale, "enlarged by a bicubic resize"):
             run.notify(sentence)
-        self._longest = 0
+        self.tiles.finish()
         return result.flatten(0, 1)
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
@@ -431,15 +422,6 @@ class _Latents:
                 each.append(tau * _crop(noise[seed, None], tile, factor))
             latents.append(torch.cat(each))
         return latents + [_crop(still, tile, still.shape[-2] / self.rows) for still in self.still]
-
-
-def _automatic_tile(flow: Flow, height: int, width: int, halo: int, device: torch.device) -> int:
-    """Choose the whole image if half of the free memory holds it, else the largest tile that it does hold."""
-    free = free_memory(device)
-    budget = 2 * 2**30 if free is None else free // 2
-    longest = max(height, width)
-    sizes = [longest, *(size for size in (1024, 768, 512, 384, 256, 192, 128, 96, 64) if size < longest)]
-    return next((size for size in sizes if memory_required(flow, height, width, size, halo) <= budget), sizes[-1])
 
 
 def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor:
