@@ -28,17 +28,15 @@ class FoldedEncoder(nn.Module):
     def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
         self.dtype, self.budget = dtype, budget
-        self.scale, self.stacked_blocks = encoder.scale, encoder.stacked_blocks
+        self.scale = encoder.scale
         # with weights of that precision, because not every device has autocast
         self.conv_first, self.conv_trunk = (
             Conv(*_weights(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
         )
-        self.dense = nn.ModuleList(
-            FoldedDenseBlock(part, budget) for part in encoder.modules() if isinstance(part, DenseBlock)
-        )
+        self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
         self.up = nn.ModuleList(ConditionConv(*_weights(conv), dtype) for conv in encoder.conv_up)
         self.fine, self.last = (Conv(*_weights(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
-        self.units = len(self.dense) + len(self.up)
+        self.units = self.blocks.units + len(self.up)
 
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
@@ -73,18 +71,7 @@ class FoldedEncoder(nn.Module):
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
         rows = 0, lr.shape[2], lr.shape[2]  # all of them
-        x = self.conv_first(lr, *rows)
-        width = x.shape[1]
-        stack = canvas(x, width * len(self.stacked_blocks))
-        for number in range(len(self.dense) // 3):
-            inner = x
-            for dense in self.dense[3 * number : 3 * number + 3]:
-                inner = dense(inner)
-                report(1)
-            x = inner.mul_(0.2).add_(x)
-            for place, stacked in enumerate(self.stacked_blocks):
-                if stacked == number:
-                    stack[:, place * width : (place + 1) * width] = x
+        x, stack = self.blocks(self.conv_first(lr, *rows))
         return self.conv_trunk(x, *rows).add_(x), stack
 
     def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
@@ -118,12 +105,9 @@ class FoldedExtractor(nn.Module):
         self.dtype, self.budget, self.both = dtype, budget, extractor.both
         self.features = extractor.features
         self.conv_first = ConditionConv(*_weights(extractor.conv_first), dtype)
-        self.first, self.second = (
-            nn.ModuleList(FoldedDenseBlock(part, budget) for part in half.modules() if isinstance(part, DenseBlock))
-            for half in (extractor.first, extractor.second)
-        )
+        self.first, self.second = (FoldedBlocks(half, budget) for half in (extractor.first, extractor.second))
         self.last = Conv(*_weights(extractor.conv_last), dtype)
-        self.units = len(self.first) + len(self.second)
+        self.units = self.first.units + self.second.units
 
     def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
         """Compute the features; see ``HierarchicalExtractor.forward``."""
@@ -143,23 +127,45 @@ class FoldedExtractor(nn.Module):
         (x,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
         end = result[:, -width:]  # holds the start of the long skip until the end
         end.copy_(x)
-        x = self._blocks(x, self.first)
+        x, _ = self.first(x)
         if self.both:
             result[:, :width] = x
-        x = self._blocks(x, self.second)
+        x, _ = self.second(x)
         height = x.shape[2]
         for items, top, bottom in self.budget.tiles(len(x), height, x.shape[3] * width * x.element_size()):
             rows = x[items, :, self.last.reads(top, bottom, height)]
             end[items, :, top:bottom] += self.last(rows, top, bottom, height)
 
-    def _blocks(self, x: Tensor, dense: nn.ModuleList) -> Tensor:
-        for number in range(0, len(dense), 3):
+
+class FoldedBlocks(nn.Module):
+    """RRDBs, of three folded dense blocks each.
+
+    Attributes:
+        units: Units of work that one run reports.
+    """
+
+    def __init__(self, blocks: nn.Module, budget: StripBudget, stacked_blocks: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList(
+            FoldedDenseBlock(part, budget) for part in blocks.modules() if isinstance(part, DenseBlock)
+        )
+        self.stacked_blocks = stacked_blocks
+        self.units = len(self.dense)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features ``(B, width, h, w)``, and the stacked blocks' outputs, ``(B, stacked * width, h, w)``."""
+        width = x.shape[1]
+        stack = canvas(x, width * len(self.stacked_blocks))
+        for number in range(len(self.dense) // 3):
             inner = x
-            for block in dense[number : number + 3]:
-                inner = block(inner)
+            for dense in self.dense[3 * number : 3 * number + 3]:
+                inner = dense(inner)
                 report(1)
             x = inner.mul_(0.2).add_(x)
-        return x
+            for place, stacked in enumerate(self.stacked_blocks):
+                if stacked == number:
+                    stack[:, place * width : (place + 1) * width] = x
+        return x, stack
 
 
 class FoldedDenseBlock(nn.Module):

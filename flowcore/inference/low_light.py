@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from ..condition import MultiScaleFeatures
 from ..networks import LowLightEncoder
-from ..networks.rrdb import DenseBlock
-from .encoder import FoldedDenseBlock
+from .encoder import FoldedBlocks
 from .progress import report
-from .strips import StripBudget, canvas
+from .strips import StripBudget
 
 
 class FoldedLowLightEncoder(nn.Module):
@@ -23,10 +22,8 @@ class FoldedLowLightEncoder(nn.Module):
     def __init__(self, encoder: LowLightEncoder, budget: StripBudget) -> None:
         super().__init__()
         self.encoder = encoder
-        self.dense = nn.ModuleList(
-            FoldedDenseBlock(part, budget) for part in encoder.blocks.modules() if isinstance(part, DenseBlock)
-        )
-        self.units = len(self.dense) + 1
+        self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
+        self.units = self.blocks.units + 1
 
     def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
         """Compute the features for the flow and the color map; see ``LowLightEncoder.forward``."""
@@ -39,16 +36,4 @@ class FoldedLowLightEncoder(nn.Module):
         return features, color
 
     def _run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
-        stacked, width = self.encoder.stacked_blocks, x.shape[1]
-        stack = canvas(x, width * len(stacked))
-        for number in range(len(self.dense) // 3):
-            inner = x
-            for dense in self.dense[3 * number : 3 * number + 3]:
-                inner = dense(inner)
-                report(1)
-            x = inner.mul_(0.2).add_(x)
-            for place, block in enumerate(stacked):
-                if block == number:
-                    stack[:, place * width : (place + 1) * width] = x
-        return x, stack
+        return self.blocks(x.contiguous(memory_format=torch.channels_last))
