@@ -5,11 +5,14 @@ Seeded checkpoints are the same on every machine: NumPy's ``RandomState`` and to
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore.checkpoints.sources.source import Source
+from flowcore.flow import Flow
+from flowcore.inference.plan import Plan
 from flowcore.models import configure
 
 GLOW, HCFLOW, LLFLOW, SRFLOW, SRFLOW_DA = (
@@ -63,9 +69,13 @@ def recorded_srflow() -> dict[str, Tensor]:
     for name, shape in srflow_shapes(**RECORDED).items():
         if not name.endswith("invconv.weight"):
             state[name] = torch.from_numpy(_noise(name, shape).astype(np.float16))
-    for name, shape in UNREAD.items():
-        state[f"{name}.weight"] = torch.full(shape, 7.0)
-        state[f"{name}.bias"] = torch.full(shape[:1], 7.0)
+    return with_unread(state, UNREAD)
+
+
+def with_unread(state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Add convolutions that the program never reads, with arbitrary values."""
+    for name, shape in shapes.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.full(shape, 7.0), torch.full(shape[:1], 7.0)
     return state
 
 
@@ -206,6 +216,29 @@ def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             gain = 0.05 if "log" in last or last in ("s", "w_s", "scale") else 0.3 / inputs**0.5
             state[name] = gain * noise
     return state
+
+
+def keys(folder: Path) -> dict[str, Any]:
+    """What ``keys.json.gz`` says about the published files: names and shapes of their tensors."""
+    return json.loads(gzip.decompress((folder / "keys.json.gz").read_bytes()))
+
+
+def meta(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A checkpoint without values."""
+    return {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+
+
+def as_ours(source: Source, state: Mapping[str, Tensor], way: str, **fields) -> Flow | Plan:
+    """Convert a recorded network: "float32", "float64", or "plan", which is folded and computes in low strips."""
+    flow = source.convert(state, fields).to(dtype=torch.float32 if way == "float32" else torch.float64)
+    return Plan(flow, strip_bytes=1) if way == "plan" else flow
+
+
+def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
+    """Expect equal values within ``single`` in float32, else 1e-9, relative to the largest value (at least 1)."""
+    assert ours.shape == theirs.shape
+    tolerance = single if ours.dtype == torch.float32 else 1e-9
+    assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
 
 
 def same(a, b) -> bool:

@@ -6,8 +6,6 @@ features, 2e-6 for logdet and likelihood. The published likelihood rounds the LR
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 
 import pytest
@@ -25,7 +23,7 @@ from flowcore.inference.plan import Plan
 from flowcore.models.hcflow import HCFlowConfig
 
 from .published import HCFLOW as FOLDER
-from .published import HCFLOWS, recorded_hcflow
+from .published import HCFLOWS, keys, meta, recorded_hcflow
 
 PIXELS = 20 * 28  # of the recorded HR images
 LR_LOG_DENSITY = 6 - math.log(2 * math.pi) / 2  # of a value at its mean
@@ -357,9 +355,8 @@ PUBLISHED_CONFIGS = {
 
 @pytest.mark.parametrize("name", PUBLISHED_CONFIGS)
 def test_the_published_layouts_are_recognized_and_every_tensor_is_used(name):
-    with gzip.open(FOLDER / "keys.json.gz") as file:
-        shapes: dict[str, list[int]] = json.load(file)[name]
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    shapes: dict[str, list[int]] = keys(FOLDER)[name]
+    state = meta(shapes)
     layout = HCFLOW.layout(Checkpoint("HCFlow", state), {})
     assert layout.config == PUBLISHED_CONFIGS[name]
     assert layout.nearest.startswith(name)

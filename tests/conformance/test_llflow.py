@@ -5,8 +5,6 @@ Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 1e
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 
 import pytest
@@ -23,6 +21,7 @@ from flowcore.models.llflow import LLFlowConfig
 from flowcore.networks.low_light import equalize, network_input
 
 from . import published
+from .published import near
 
 STACKED = (2, 0)
 UNREAD = {
@@ -37,10 +36,8 @@ UNREAD = {
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """The recorded network, with arbitrary values where the program reads none."""
-    state = {n: t.float() for n, t in load_file(published.LLFLOW / "tiny_weights.safetensors").items()}
-    for name, shape in UNREAD.items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = torch.full(shape, 7.0), torch.full(shape[:1], 7.0)
-    return state
+    stored = load_file(published.LLFLOW / "tiny_weights.safetensors")
+    return published.with_unread({name: t.float() for name, t in stored.items()}, UNREAD)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +47,11 @@ def recorded() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=["float32", "float64", "plan"])
 def flow(request, state):
-    """The recorded network as ours, in two precisions, and folded in low strips."""
-    dtype = torch.float32 if request.param == "float32" else torch.float64
-    flow = LLFLOW.convert(state, {"stacked_blocks": STACKED}).to(dtype=dtype)
-    return Plan(flow, strip_bytes=1) if request.param == "plan" else flow
+    return published.as_ours(LLFLOW, state, request.param, stacked_blocks=STACKED)
 
 
 def image(bytes_: Tensor) -> Tensor:
     return bytes_.permute(2, 0, 1)[None].float() / 255
-
-
-def near(ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    tolerance = single if ours.dtype == torch.float32 else 1e-9
-    assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
 
 
 def test_the_input_of_the_network(recorded):
@@ -103,7 +91,7 @@ def test_a_photograph_is_its_own_condition(state, recorded):
 
 # --- recognized -------------------------------------------------------------------------------------------------------
 
-KEYS = json.loads(gzip.decompress((published.LLFLOW / "keys.json.gz").read_bytes()))
+KEYS = published.keys(published.LLFLOW)
 CONFIGS = {
     "LOL_smallNet": LLFlowConfig(steps=4, encoder_blocks=4, encoder_width=32, stacked_blocks=(1,)),
     "LOL-pc": LLFlowConfig(),
@@ -112,15 +100,14 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", KEYS)
 def test_published_files_are_recognized_and_every_tensor_used_once(name):
-    shapes = {key: tuple(shape) for key, shape in KEYS[name].items()}
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    state = published.meta(KEYS[name])
     assert LLFLOW.layout(Checkpoint("LLFlow", state), {}).config == CONFIGS[name]
     if name == "LOL_smallNet":
         assert LLFLOW.convert(state, {}).config == CONFIGS[name]
     used = [origin.names[0] for origin in llflow_origins(CONFIGS[name])]
     assert len(set(used)) == len(used)
     unread = {f"{name}.{part}" for name in UNREAD for part in ("weight", "bias")}
-    assert shapes.keys() - set(used) == unread
+    assert state.keys() - set(used) == unread
 
 
 WRAPPED = {

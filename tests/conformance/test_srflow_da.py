@@ -6,8 +6,6 @@ Tolerances, relative to the largest value (at least 1): float64 1e-9; float32 1e
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 from collections.abc import Mapping
 
@@ -24,10 +22,10 @@ from flowcore.checkpoints.sources import SRFLOW_DA
 from flowcore.checkpoints.sources.source import Checkpoint
 from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
 from flowcore.errors import CheckpointError
-from flowcore.inference.plan import Plan
 from flowcore.models.srflow_da import SRFlowDAConfig, split_levels
 
 from . import published
+from .published import near
 
 STACKED = (3, 1, 0, 2)
 
@@ -35,10 +33,8 @@ STACKED = (3, 1, 0, 2)
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """The recorded network, with arbitrary values where the program reads none."""
-    state = {n: t.float() for n, t in load_file(published.SRFLOW_DA / "tiny4x_weights.safetensors").items()}
-    for name, shape in published.UNREAD.items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = torch.full(shape, 7.0), torch.full(shape[:1], 7.0)
-    return state
+    stored = load_file(published.SRFLOW_DA / "tiny4x_weights.safetensors")
+    return published.with_unread({name: t.float() for name, t in stored.items()}, published.UNREAD)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +44,7 @@ def recorded() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=["float32", "float64", "plan"])
 def flow(request, state):
-    """The recorded network as ours, in two precisions, and folded in low strips."""
-    dtype = torch.float32 if request.param == "float32" else torch.float64
-    flow = SRFLOW_DA.convert(state, {"stacked_blocks": STACKED}).to(dtype=dtype)
-    return Plan(flow, strip_bytes=1) if request.param == "plan" else flow
-
-
-def near(flow, ours: Tensor, theirs: Tensor, single: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    tolerance = single if ours.dtype == torch.float32 else 1e-9
-    assert float((ours.double() - theirs.double()).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
+    return published.as_ours(SRFLOW_DA, state, request.param, stacked_blocks=STACKED)
 
 
 @torch.no_grad()
@@ -67,27 +54,26 @@ def test_encode_and_decode(flow, recorded):
     gt, lr = recorded["gt"].to(dtype), recorded["lr"].to(dtype)
     cond = flow.encode_condition(lr)
     latents, logdet = flow(gt, cond)
-    near(flow, latents[0], recorded[f"{t}.enc.eps0"])
-    near(flow, latents[1], recorded[f"{t}.enc.z"])
-    near(flow, logdet + prior.log_prob(latents[:1]), recorded[f"{t}.enc.logdet"], 2e-6)
+    near(latents[0], recorded[f"{t}.enc.eps0"])
+    near(latents[1], recorded[f"{t}.enc.z"])
+    near(logdet + prior.log_prob(latents[:1]), recorded[f"{t}.enc.logdet"], 2e-6)
     nll = -likelihood.log_prob(flow, gt, cond) / (math.log(2) * gt[0, 0].numel())
-    near(flow, nll, recorded[f"{t}.enc.nll"])
-    near(flow, flow.inverse(latents, cond), recorded[f"{t}.recon.x"])
-    near(flow, flow.inverse([torch.zeros_like(z) for z in latents], cond), recorded[f"{t}.tau0.x"])
+    near(nll, recorded[f"{t}.enc.nll"])
+    near(flow.inverse(latents, cond), recorded[f"{t}.recon.x"])
+    near(flow.inverse([torch.zeros_like(z) for z in latents], cond), recorded[f"{t}.tau0.x"])
     given = [recorded[f"given.{name}"].to(dtype) for name in ("eps0", "z")]
-    near(flow, flow.inverse(given, cond), recorded[f"{t}.given.x"])
+    near(flow.inverse(given, cond), recorded[f"{t}.given.x"])
 
 
 # --- recognized -------------------------------------------------------------------------------------------------------
 
-KEYS = json.loads(gzip.decompress((published.SRFLOW_DA / "keys.json.gz").read_bytes()))
+KEYS = published.keys(published.SRFLOW_DA)
 RESIDUAL_BLOCKS = {"DA_": 0, "DA-S": 0, "DA-R": 1, "DA-D": 18}
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_every_published_file_is_recognized_and_every_tensor_used_once(name):
-    shapes = {key: tuple(shape) for key, shape in KEYS[name]["shapes"].items()}
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    state = published.meta(KEYS[name]["shapes"])
     config = SRFLOW_DA.layout(Checkpoint("SRFlow-DA", state), {}).config
     assert config.layers == KEYS[name]["layers"]
     assert config.scale == int(name[-2])
@@ -96,14 +82,12 @@ def test_every_published_file_is_recognized_and_every_tensor_used_once(name):
     assert config.hidden_layers == (36 if "DA-D" in name else 4)
     used = [origin.names[0] for origin in srflow_da_origins(config)]
     assert len(set(used)) == len(used)
-    assert shapes.keys() - set(used) == {"flowUpsamplerNet.f.0.weight", "flowUpsamplerNet.f.0.bias"}
+    assert state.keys() - set(used) == {"flowUpsamplerNet.f.0.weight", "flowUpsamplerNet.f.0.bias"}
     assert max(config.grids) == math.log2(config.scale)  # any LR size fits
 
 
 def test_the_default_is_the_published_network():
-    shapes = KEYS["SRFlow-DA_DF2K_4X"]["shapes"]
-    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    assert SRFLOW_DA.convert(state, {}).config == SRFlowDAConfig()
+    assert SRFLOW_DA.convert(published.meta(KEYS["SRFlow-DA_DF2K_4X"]["shapes"]), {}).config == SRFlowDAConfig()
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
