@@ -16,7 +16,7 @@ from ..networks.low_light import network_input
 from ..prior import level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, overflow
 from .passes import MAX_DEVIATION
-from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
 from .tile_size import TileSize
 
 PADDING = 16  # pixels that are added to a side, or what lacks to a multiple of it: what the published program does
@@ -86,10 +86,7 @@ def brighten(
 
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
-        pictures = job(rgb, tau, sampling).to(image.device)
-        if alpha is None:
-            return pictures
-        return torch.cat([pictures, alpha.repeat_interleave(samples, 0)], dim=1)
+        return with_alpha(job(rgb, tau, sampling).to(image.device), alpha)
 
     return run(task, job.tiles.halve)
 

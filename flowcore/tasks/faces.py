@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ImageError, ShapeError
 from ..images.faces import FacePlace, Point, cut_face, eyes_from_landmarks, is_profile, locate_face, paste_face
-from .runner import validate_image
+from .runner import validate_image, with_alpha
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
@@ -85,8 +85,7 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
         )
         for k in range(count)
     ]
-    result = torch.cat(pasted)
-    return result if alpha is None else torch.cat([result, alpha.repeat_interleave(count // len(alpha), 0)], 1)
+    return with_alpha(torch.cat(pasted), alpha)
 
 
 def eyes_from_meshes(frames: Sequence[Any], number: int = 1, *, notify: Notify | None = None) -> list[Eyes]:

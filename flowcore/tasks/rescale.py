@@ -18,7 +18,7 @@ from ..images.resize import resize
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
 from . import Precision, Progress
-from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
 from .upscale import HALO, Upscaler, pad
 
 ADVICE = "Shrink a smaller image, or free memory on the device."
@@ -149,10 +149,7 @@ def restore(
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
         pictures = upscaler(rgb, [(tau, 0.0)], sampling).to(small.device)
-        if alpha is not None:
-            alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1).repeat_interleave(samples, 0)
-            pictures = torch.cat([pictures, alpha], dim=1)
-        return pictures[..., :height, :width]
+        return with_alpha(pictures, alpha)[..., :height, :width]
 
     return run(task, upscaler.tiles.halve)
 

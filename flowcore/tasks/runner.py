@@ -21,6 +21,7 @@ from ..device import Precision as PlanPrecision
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError, ImageError
 from ..flow import Flow
+from ..images.resize import resize
 from ..inference.plan import Plan, planned
 from ..inference.progress import observed
 from ..inference.strips import minimum_memory
@@ -287,6 +288,22 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
     image = to_float(image, torch.float32).clamp(0, 1)
     return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
+
+
+def with_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:
+    """Give pictures the alpha of the images that they were made from, enlarged by a bicubic resize.
+
+    Args:
+        pictures: ``(B * N, 3, H, W)``: all samples of image 0, then of image 1.
+        alpha: ``(B, 1, h, w)`` from ``validate_image``, on the device of the pictures; None if there is none.
+
+    Returns:
+        ``(B * N, 4, H, W)``; the pictures themselves if there is no alpha.
+    """
+    if alpha is None:
+        return pictures
+    alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1)
+    return torch.cat([pictures, alpha.repeat_interleave(len(pictures) // len(alpha), 0)], dim=1)
 
 
 def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:

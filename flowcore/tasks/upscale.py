@@ -23,7 +23,7 @@ from ..models.hcflow import HCFlowConfig
 from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, consistency, overflow
 from .calm_edges import edge_map
-from .runner import Runner, RunOptions, SamplingOptions, validate_image
+from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
 from .tile_size import TileSize
 
 HALO = 16  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
@@ -132,11 +132,7 @@ def upscale(
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
         elif match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=cancelled, notify=run.notify)
-        pictures = pictures.to(lr.device)
-        if alpha is None:
-            return pictures
-        alpha = resize(alpha, *size).clamp(0, 1).repeat_interleave(samples, 0)
-        return torch.cat([pictures, alpha], dim=1)
+        return with_alpha(pictures.to(lr.device), alpha)
 
     return run(task, upscaler.tiles.halve)
 
