@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import float64
-from .rrdb import RRDB
+from .rrdb import RRDB, run_blocks
 
 DARKEST = 1e-3  # added to intensities before their logarithm
 EPSILON = 1e-4  # added to sums of channels before a division
@@ -63,7 +63,7 @@ class LowLightEncoder(nn.Module):
         Args:
             x: ``(B, 6, H, W)``: the logarithm of the intensities, and the equalized photograph in [0, 1]; sides are
                 multiples of 8.
-            trunk: What runs the blocks; None for ``run_blocks``.
+            trunk: What runs the blocks; None for ``rrdb.run_blocks``.
 
         Returns:
             Native features ``(B, width, H / f, W / f)`` for f = 2, 4, 8, the stacked blocks' outputs on the same grids,
@@ -73,22 +73,12 @@ class LowLightEncoder(nn.Module):
         chroma = light / (light.sum(1, keepdim=True) + EPSILON)
         features = F.leaky_relu(self.conv_first(torch.cat([x, chroma, noise_map(chroma)], dim=1)), 0.2)
         head = F.max_pool2d(self.conv_second(features), 2)  # (B, width, H/2, W/2)
-        outer, stack = (trunk or self.run_blocks)(head)
+        outer, stack = run_blocks(self.blocks, head, self.stacked_blocks) if trunk is None else trunk(head)
         half = head + self.conv_trunk(outer)
         color = torch.sigmoid(self.conv_color(F.interpolate(half, scale_factor=2, mode="nearest")))
         quarter = F.leaky_relu(self.conv_down[0](F.avg_pool2d(half, 2)), 0.2)
         eighth = self.conv_down[1](F.avg_pool2d(quarter, 2))
         return [half, quarter, eighth], [stack[:, :, ::f, ::f] for f in (1, 2, 4)], color
-
-    def run_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the RRDBs: their output, and the outputs of the stacked ones, ``(B, stacked * width, h, w)``."""
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            x = block(x)
-            if number in self.stacked_blocks:
-                outputs[number] = x
-        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else x[:, :0]
-        return x, stack
 
 
 def noise_map(chroma: Tensor) -> Tensor:

@@ -152,14 +152,27 @@ class RRDBEncoder(nn.Module):
         return enlarge(lr, self.scale) + residual.to(lr.dtype)
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.conv_first(lr)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            features = block(features)
-            if number in self.stacked_blocks:
-                outputs[number] = features
-        stack = torch.cat([outputs[i] for i in self.stacked_blocks], dim=1) if self.stacked_blocks else features[:, :0]
+        features, stack = run_blocks(self.blocks, self.conv_first(lr), self.stacked_blocks)
         return features + self.conv_trunk(features), stack
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Run the RRDBs of an encoder.
+
+    Args:
+        blocks: The RRDBs.
+        x: ``(B, width, h, w)``.
+        stacked_blocks: Indices of those whose outputs are returned, in this order.
+
+    Returns:
+        The output of the last one, and those of the stacked ones, ``(B, stacked * width, h, w)``.
+    """
+    outputs: dict[int, Tensor] = {}
+    for number, block in enumerate(blocks):
+        x = block(x)
+        if number in stacked_blocks:
+            outputs[number] = x
+    return x, torch.cat([outputs[i] for i in stacked_blocks], dim=1) if stacked_blocks else x[:, :0]
 
 
 def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
