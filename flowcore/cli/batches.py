@@ -1,4 +1,4 @@
-"""Commands that take many images: upscale, colorize and score."""
+"""What commands that take many images share: upscale, colorize, brighten, score, shrink and restore."""
 
 from __future__ import annotations
 
@@ -32,10 +32,28 @@ def uses_ray(options: argparse.Namespace) -> bool:
 
 
 def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[Job]) -> None:
-    """Run all jobs, save their images and print the paths."""
+    """Make the images of all jobs, on this machine or a cluster; see ``run_jobs``."""
     check_format(work.format, work.bits, work.quality)
     model = model_sha256(flow)
     bar = ProgressBar(len(jobs))
+    run_jobs(
+        jobs,
+        executor(options, work, flow, bar),
+        bar,
+        is_done=lambda job: not options.again and folders.is_done(job, work, model),
+        whole_clips=work.carries,
+    )
+
+
+def run_jobs(
+    jobs: list[Job],
+    executor: Callable[[Iterable[Job]], Iterable[Result]],
+    bar: ProgressBar,
+    *,
+    is_done: Callable[[Job], bool],
+    whole_clips: bool = False,
+) -> None:
+    """Run all jobs, save their images and print the paths; the arguments are those of ``folders.run``."""
 
     def on_result(job: Job, failure: Exception | None, skipped: bool) -> None:
         bar.finish(job, failure, skipped)
@@ -43,12 +61,7 @@ def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[
             log(str(target))
 
     report = folders.run(
-        jobs,
-        executor(options, work, flow, bar),
-        is_done=lambda job: not options.again and folders.is_done(job, work, model),
-        save=folders.save,
-        on_result=on_result,
-        whole_clips=work.carries,
+        jobs, executor, is_done=is_done, save=folders.save, on_result=on_result, whole_clips=whole_clips
     )
     bar.close()
     report.raise_failures(len(jobs))
@@ -68,18 +81,23 @@ def executor(
         return partial(cluster.execute, work, model, where, log)
     worker = Worker(work, flow)
 
-    def run_in_turn(jobs: Iterable[Job]) -> Iterable[Result]:
-        for job in jobs:
-            bar.start(job.source)
-            try:
-                clip = job.source.parent
-                result = worker(read_bytes(job.source), job.source.name, clip, progress=bar.update, notify=log)
-            except Exception as error:  # one image does not stop the others
-                yield job, error
-            else:
-                yield job, result
+    def make(job: Job) -> list[bytes]:
+        clip = job.source.parent
+        return worker(read_bytes(job.source), job.source.name, clip, progress=bar.update, notify=log)
 
-    return run_in_turn
+    return partial(run_in_turn, make, bar)
+
+
+def run_in_turn(make: Callable[[Job], list[bytes]], bar: ProgressBar, jobs: Iterable[Job]) -> Iterable[Result]:
+    """Make the results of jobs in this process, one after the other."""
+    for job in jobs:
+        bar.start(job.source)
+        try:
+            result = make(job)
+        except Exception as error:  # one image does not stop the others
+            yield job, error
+        else:
+            yield job, result
 
 
 def read_bytes(path: Path) -> bytes:

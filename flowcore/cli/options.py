@@ -23,15 +23,13 @@ CALM_EDGES = (
 def add_model(command: argparse.ArgumentParser, default: str | None = "srflow-x4", *, repeatable: bool = False) -> None:
     if default is None:  # no model of this kind is shipped
         command.add_argument("--model", required=True, help="a model file; docs/published-weights.md lists some")
-        add_fields(command)
-        add_device(command)
-        return
-    command.add_argument(
-        "--model",
-        default=None if repeatable else default,
-        action="append" if repeatable else "store",
-        help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
-    )
+    else:
+        command.add_argument(
+            "--model",
+            default=None if repeatable else default,
+            action="append" if repeatable else "store",
+            help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
+        )
     add_fields(command)
     add_device(command)
 
@@ -49,8 +47,8 @@ def add_precision(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
-def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
-    """Add the images, where their results go, and the options of Ray.
+def add_images(command: argparse.ArgumentParser, out: str | None = None) -> None:
+    """Add the images, and where their results go.
 
     Args:
         command: The parser.
@@ -62,6 +60,11 @@ def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
     text = out or "folder for the results (default: output); sub-folders are kept"
     command.add_argument("-o", "--out", type=Path, default=default, help=text)
     command.add_argument("--again", action="store_true", help="redo images whose results exist already")
+
+
+def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
+    """Add the images, where their results go, as in ``add_images``, and the options of Ray."""
+    add_images(command, out)
     option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
     option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
