@@ -33,8 +33,8 @@ from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import LowLightEncoder, RRDBEncoder
 from ..transforms import Whiten
+from .checksums import checksums
 from .conditioners import FoldedConditioner
-from .contents import contents
 from .encoder import FoldedEncoder, FoldedExtractor
 from .low_light import FoldedLowLightEncoder
 from .progress import report
@@ -209,7 +209,7 @@ class PlanCache:
 
     def plan(self, flow: Flow, precision: Precision) -> Plan:
         """Return the cached plan if it is this flow's and the flow's weights are what they were, else a new one."""
-        identity = weakref.ref(flow), precision, contents(flow)
+        identity = weakref.ref(flow), precision, checksums(flow)
         with self._lock:
             plan = self._plans.get(flow)
             if plan is None or plan.identity != identity:

@@ -114,14 +114,14 @@ def test_one_bit_of_one_weight_makes_a_new_plan_and_a_copy_of_the_weights_does_n
 
 @pytest.mark.gpu
 def test_checksums_on_a_gpu_see_a_bit_and_an_order():
-    from flowcore.inference.contents import contents
+    from flowcore.inference.checksums import checksums
 
     flow = build_tiny("glow", perturb=0.05).cuda()
-    first = contents(flow)
-    assert contents(flow) == first
+    first = checksums(flow)
+    assert checksums(flow) == first
     kernel = max(flow.parameters(), key=torch.numel).data
     kernel.copy_(kernel.flip(0))
-    second = contents(flow)
+    second = checksums(flow)
     kernel.view(-1)[7] *= 1.0000001
-    assert len({first, second, contents(flow)}) == 3
+    assert len({first, second, checksums(flow)}) == 3
     close(planned(flow).inverse(flow(random_image(1, 3, 8, 12).cuda())[0]).cpu(), random_image(1, 3, 8, 12), 1e-3)
