@@ -72,7 +72,7 @@ def test_a_map_of_temperatures_holds_where_it_is_white(flow):
 def test_tiles_are_nearly_the_whole_picture(flow):
     image = dark(40, 300)
     whole, tiled = (flowcore.brighten(flow, image, temperature=0.5, tile=tile) for tile in (0, 128))
-    assert float((whole - tiled).abs().max()) < 1 / 255
+    assert float((whole - tiled).abs().max()) < 1e-5  # 0.002 with a halo of 8
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 5, 7), (1, 4, 16, 8), (2, 3, 2, 33)])

@@ -107,9 +107,11 @@ def test_precisions_on_devices_without_float64(kind, precision, driver):
     known = flowcore.upscale(small_flow("small-srflow"), noise(1, 3, 8, 8), seed=2)
     with context:
         made = flowcore.upscale(place.flow("small-srflow"), noise(1, 3, 8, 8), seed=2, precision=precision)
-    assert (made - known).abs().max() < 0.1
+    difference = float((made - known).abs().max())
     if precision in ("auto", "tf32"):
-        assert (made - known).abs().max() < 1e-5  # float32
+        assert difference < 1e-5  # float32
+    else:
+        assert 1e-5 < difference < 5e-3
 
 
 @pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
@@ -368,6 +370,7 @@ def test_one_thread_that_needs_float32_keeps_tf32_off_for_all(restored):
 
 
 def test_the_last_thread_to_leave_restores_the_settings(restored):
+    LEFT_ON["matrix products, medium"]()
     before = settings()
     first, second = devices.float32_arithmetic(), devices.float32_arithmetic()
     started, leave = threading.Event(), threading.Event()
@@ -381,7 +384,7 @@ def test_the_last_thread_to_leave_restores_the_settings(restored):
     with first:
         thread.start()
         assert started.wait(10)
-    assert settings() != before or before[0] == "ieee"  # the other still computes
+    assert set(settings()) <= {"ieee", "none", "highest"}  # the other still computes
     leave.set()
     thread.join()
     assert settings() == before

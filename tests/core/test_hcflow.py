@@ -128,14 +128,15 @@ def test_temperatures_by_level_and_by_place(flow):
     painted = upscale(flow, lr, temperature=masked_temperature(mask, 0.8, 0.0))
     calm = upscale(flow, lr, temperature=0.0)
     change = (painted - calm).abs().amax((0, 1, 2))
-    assert float(change[30:].max()) > 1e-2 > 1e-6 > float(change[:2].max()) - 1e-3
+    assert float(change[30:].max()) > 1e-2
+    assert float(change[:8].max()) < 1e-5
 
 
 def test_strips_and_tiles_give_the_same_picture(flow):
     lr = picture(1, 3, 40, 70)
     whole = upscale(flow, lr, seed=2, temperature=0.6)
     tiled = upscale(flow, lr, seed=2, temperature=0.6, tile=32)
-    assert float((whole - tiled).abs().max()) <= 1 / 255
+    assert float((whole - tiled).abs().max()) < 1e-5  # 2e-4 with a halo of 4
 
 
 def test_memory_grows_with_samples_and_stops_growing_with_tiles(flow):

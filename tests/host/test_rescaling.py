@@ -9,6 +9,8 @@ from builders import build_hcflow, hcflow_checkpoint
 from PIL import Image
 from talk import graph, refusal, upscale
 
+import flowcore
+
 UPSCALER, RESCALER = "SR_DF2K_X4_HCFlow++.pth", "Rescaling_DF2K_X4_HCFlow.pth"
 
 
@@ -62,8 +64,13 @@ def test_shrink_story(host, hcflows):
     name = host.put("odd.png", photo)
     outputs = host.run(rescaling(name))["outputs"]
     assert "extended" in " ".join(outputs["shrink"]["text"])
-    pictures = {picture.size for picture in host.images(rescaling(name))}
-    assert pictures == {(7, 5), (26, 18)}
+    pictures = {picture.size: array(picture) for picture in host.images(rescaling(name))}
+    assert pictures.keys() == {(7, 5), (26, 18)}
+    flow = build_hcflow(rescaling=True)
+    small = flowcore.shrink(flow, torch.from_numpy(array(photo)).permute(2, 0, 1)[None].float())
+    restored = flowcore.restore(flow, small, temperature=0.1, seed=1, size=(18, 26))
+    for size, expected in (((7, 5), small), ((26, 18), restored)):
+        assert np.abs(pictures[size] - expected[0].permute(1, 2, 0).numpy()).max() <= 1.001 / 255
     kept = {picture.size for picture in host.images(rescaling(name, width=0, height=0, samples=2))}
     assert kept == {(7, 5), (28, 20)}
 
