@@ -53,7 +53,7 @@ def colours() -> Image.Image:
     """The luma of a photograph from about 1865, and four colourings."""
     grey = luma(read("alps.jpg"))
     coloured = flowcore.colorize(flowcore.load("color-photos"), grey, seed=4, samples=4, temperature=1.0)
-    return panels([grey, *coloured.split(1)], ["black and white", *(f"colours, seed {4 + k}" for k in range(4))])
+    return panels([grey, *coloured.split(1)], ["black and white", *(f"colors, seed {4 + k}" for k in range(4))])
 
 
 def digits_and_bits() -> Image.Image:
