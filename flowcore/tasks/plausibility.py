@@ -28,6 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..condition import Condition
 from ..dequantization import quantization
 from ..device import float64
 from ..errors import ShapeError
@@ -143,9 +144,9 @@ def palette_bits(
     return run(task)
 
 
-def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: object) -> Tensor:
+def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: Condition) -> Tensor:
     """Bits per dimension of the coarsest latents, of chroma x as the flow has it, (N,)."""
-    latents, shares = run.plan.by_position(x, cond)  # pyright: ignore[reportArgumentType]
+    latents, shares = run.plan.by_position(x, cond)
     dimensions = latents[-1][0].numel()
     log_prob = float64(shares[-1]).flatten(1).sum(1)
     if flow.prelude is not None and len(shares) > 1:  # its density belongs to all levels by their dimensions
