@@ -101,6 +101,20 @@ def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
 
 
+def limit_shorter_side(image: Tensor, side: int) -> Tensor:
+    """Shrink so that the shorter side has at most so many pixels, as ``resize_bilinear`` does.
+
+    Args:
+        image: ``(B, C, H, W)``, float.
+        side: At least 1.
+
+    Returns:
+        ``(B, C, h, w)``; the image itself if its shorter side has no more.
+    """
+    factor = min(1.0, side / min(image.shape[-2:]))
+    return resize_bilinear(image, [max(1, round(n * factor)) for n in image.shape[-2:]])
+
+
 def pad_symmetric(image: Tensor, border: int | tuple[int, int, int, int]) -> Tensor:
     """Pad by reflection that repeats the border pixel, by any amount, however small the image.
 

@@ -19,7 +19,7 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
-from ..images.resize import pad_symmetric, resize_bilinear
+from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
 from ..networks.luma import STRIDE
 from ..prior import Shape
@@ -245,9 +245,7 @@ class Colorization:
         for one, inside in zip(() if rgb is None else rgb.split(1), self._inside, strict=False):
             photograph = one if inside is None else inside.cut(one)
             if float(color.split(photograph)[1].abs().max()) > COLORED:
-                factor = min(1.0, TINT_SIDE / min(photograph.shape[-2:]))
-                height, width = (max(1, round(side * factor)) for side in photograph.shape[-2:])
-                if is_tinted(resize_bilinear(photograph, (height, width))):
+                if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
                     tinted = True
                 else:
                     self.run.notify("The picture is in color: its luma is used, its colors are not.")

@@ -35,7 +35,7 @@ from ..errors import ShapeError
 from ..flow import Flow
 from ..images import color
 from ..images.color import NEUTRAL
-from ..images.resize import resize_bilinear
+from ..images.resize import limit_shorter_side
 from ..quality.color_metrics import colorfulness
 from . import Progress
 from .chroma import Colorization
@@ -68,11 +68,9 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
         ImageError: If either is no valid image.
     """
     each = _colorings_per_source(images, source)
-    height, width = images.shape[-2:]
-    factor = min(1.0, SIDE / min(height, width))
-    size = max(1, round(height * factor)), max(1, round(width * factor))
     # One by one, because a batch may fill half of the memory.
-    small = [resize_bilinear(color.split(validate_image(one[None])[0])[1], size).cpu().double() for one in images]
+    chroma = (color.split(validate_image(one[None])[0])[1] for one in images)
+    small = [limit_shorter_side(one, SIDE).cpu().double() for one in chroma]
     return torch.stack([relative_distance(part) for part in torch.cat(small).flatten(1).split(each)])
 
 

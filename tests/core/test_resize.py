@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowcore.errors import ShapeError
-from flowcore.images.resize import enlarge, pad_symmetric, shrink
+from flowcore.images.resize import enlarge, limit_shorter_side, pad_symmetric, shrink
 
 BOTH = pytest.mark.parametrize("resize", [shrink, enlarge])
 
@@ -110,3 +110,16 @@ def test_padding_repeats_the_border_however_small_the_image():
     row = torch.tensor([[[[1.0, 2.0, 3.0]]]])
     assert pad_symmetric(row, 4)[0, 0, 0].tolist() == [3, 3, 2, 1, 1, 2, 3, 3, 2, 1, 1]
     assert pad_symmetric(torch.tensor([[[[5.0]]]]), 3).flatten().tolist() == [5.0] * 49
+
+
+@pytest.mark.parametrize(("size", "expected"), [((100, 300), (64, 192)), ((65, 64), (65, 64)), ((10, 500), (10, 500))])
+def test_only_a_longer_shorter_side_is_limited(size, expected):
+    image = torch.rand(2, 3, *size)
+    limited = limit_shorter_side(image, 64)
+    assert limited.shape == (2, 3, *expected)
+    assert (limited is image) == (size == expected)
+
+
+def test_padding_has_sides_of_its_own():
+    image = torch.arange(6.0).view(1, 1, 2, 3)
+    assert pad_symmetric(image, (1, 0, 0, 2))[0, 0].tolist() == [[0, 0, 1, 2], [3, 3, 4, 5], [3, 3, 4, 5], [0, 0, 1, 2]]
