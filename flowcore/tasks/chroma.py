@@ -26,7 +26,7 @@ from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes
 from .runner import Runner, validate_image
-from .scans import find_border, is_tinted
+from .scans import clear_borders, fill_borders, find_border, is_tinted
 
 Gamut = Literal["compress", "clip"]
 Change = Callable[[Condition, int, Tensor], Tensor]
@@ -93,10 +93,7 @@ class Colorization:
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
-        self._guide = self.y  # what the colors follow
-        if any(self._inside):
-            filled = zip(self.y.split(1), self._inside, strict=True)
-            self._guide = torch.cat([one if inside is None else inside.fill(one) for one, inside in filled])
+        self._guide = fill_borders(self.y, self._inside)  # what the colors follow
         if not encoding:
             self._notify_of_scans(rgb if image.shape[1] > 1 else None)
         self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
@@ -169,10 +166,7 @@ class Colorization:
 
     def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""
-        rgb = validate_image(image)[0]
-        inside = self._inside[part]
-        if any(inside):
-            rgb = torch.cat([one if i is None else i.fill(one) for one, i in zip(rgb.split(1), inside, strict=True)])
+        rgb = fill_borders(validate_image(image)[0], self._inside[part])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
 
@@ -233,9 +227,7 @@ class Colorization:
             one = len(hints.coverage) == 1
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))
             full = _lock(full, coverage.to(full), target.to(full))
-        inside = self._inside[part]
-        if any(inside):
-            full = torch.cat([one if i is None else i.clear(one) for one, i in zip(full.split(1), inside, strict=True)])
+        full = clear_borders(full, self._inside[part])
         alpha = None if self._alpha is None else self._alpha[part].to(self.run.device)
         return merge(y, full, alpha, gamut).to(self._home)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,20 @@ def find_border(rgb: Tensor) -> Inside | None:
     if sum(float(edge.float().mean()) >= SHARP for edge in edges) < SHARP_SIDES:
         return None
     return Inside(top + EDGE, bottom - EDGE, left + EDGE, right - EDGE)
+
+
+def fill_borders(images: Tensor, inside: Sequence[Inside | None]) -> Tensor:
+    """Continue each photograph over its border; those without one stay as they are."""
+    if not any(inside):
+        return images
+    return torch.cat([one if i is None else i.fill(one) for one, i in zip(images.split(1), inside, strict=True)])
+
+
+def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
+    """Set the border of each photograph to gray; those without one stay as they are."""
+    if not any(inside):
+        return chroma
+    return torch.cat([one if i is None else i.clear(one) for one, i in zip(chroma.split(1), inside, strict=True)])
 
 
 def is_tinted(rgb: Tensor) -> bool:
