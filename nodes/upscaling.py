@@ -134,7 +134,7 @@ class FlowcoreUpscale(RecordingNode):
         return values | {"temperature": tau, "calm_edges": calm}
 
 
-def _settings(model: FlowModel, temperature: float, calm_edges: float, per_level: str = "") -> tuple[float, float]:
+def _settings(model: FlowModel, temperature: float, calm_edges: float, per_level: str) -> tuple[float, float]:
     """Fill in what the model's file states where the sliders follow the model; temperatures per level are stated."""
     flow, tau, calm = model.flow, widgets.own_or(temperature), widgets.own_or(calm_edges)
     stated = widgets.parse_numbers(per_level, "temperatures")
