@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.file import is_ours, read, read_header, save
 from ..errors import FlowError
@@ -28,7 +28,7 @@ from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, restore
 from .data import open_data
 from .distributed import Distributed
-from .objective import initialize_flow, lr_encoder
+from .objective import initialize_flow, lr_encoder, pretrained_backbone
 from .pixel_cache import Entry
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
@@ -155,7 +155,7 @@ class _Trainer:
             elif encoder_from is not None:
                 _load_encoder(self.flow, encoder_from)
                 state.origin = f", with the encoder of {encoder_from.stem}"
-            elif _backbone(self.flow) is not None:
+            elif pretrained_backbone(self.flow) is not None:
                 raise FlowError(
                     "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training. "
                     "Give a file with encoder_from (--encoder-from): another model with this backbone, or what "
@@ -390,7 +390,7 @@ def _load_weights(flow: Flow, path: Path) -> None:
 
 def _load_encoder(flow: Flow, path: Path) -> None:
     """Load an encoder; of a colorizer's, at least the backbone, where the rest is of another size."""
-    encoder, backbone = flow.encoder, _backbone(flow)
+    encoder, backbone = flow.encoder, pretrained_backbone(flow)
     try:
         if backbone is not None and not is_ours(path):
             backbone.load_state_dict({name: t.float() for name, t in load_file(path).items()})
@@ -401,17 +401,11 @@ def _load_encoder(flow: Flow, path: Path) -> None:
             if backbone is None or same:
                 encoder.load_state_dict(theirs)
             else:
-                of_backbone = "backbone."
-                backbone.load_state_dict(
-                    {n.removeprefix(of_backbone): t for n, t in theirs.items() if n.startswith(of_backbone)}
-                )
+                their_backbone = pretrained_backbone(other)
+                backbone.load_state_dict({} if their_backbone is None else their_backbone.state_dict())
         else:
             lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
     except (RuntimeError, SafetensorError) as error:
         raise FlowError(
             f"The encoder of {path.name} does not fit the encoder of this recipe's model: {error}."
         ) from error
-
-
-def _backbone(flow: Flow) -> nn.Module | None:
-    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder) else None

@@ -227,6 +227,11 @@ def lr_encoder(flow: Flow) -> RRDBEncoder:
     return flow.encoder
 
 
+def pretrained_backbone(flow: Flow) -> nn.Module | None:
+    """Return the backbone of a colorizer's encoder; None for a colorizer without one, and for other models."""
+    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder) else None
+
+
 def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
     """Bits per dimension, (B,), with the noise that the model's configuration names."""
     quant_bins = getattr(flow.config, "quant_bins", 0)

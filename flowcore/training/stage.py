@@ -17,13 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
-from ..networks import LumaEncoder
 from ..transforms import batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
 from .memory import largest_batch, recompute_activations
-from .objective import Likelihood, make_objective
+from .objective import Likelihood, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
 from .run_log import RunLog
 
@@ -249,19 +248,16 @@ class StageRunner:
         return True
 
     def _freeze_backbone(self) -> None:
-        backbone = self._backbone()
+        backbone = pretrained_backbone(self.flow)
         if backbone is not None and self.stage.backbone_rate == 0:
             backbone.requires_grad_(False)
-
-    def _backbone(self) -> nn.Module | None:
-        return self.flow.encoder.backbone if isinstance(self.flow.encoder, LumaEncoder) else None
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters by the factor on their learning rate; only kernels of convolutions decay."""
         factors: dict[int, float] = {}
         if self.flow.encoder is not None and self.stage.objective == "likelihood":
             factors |= {id(p): self.stage.encoder_rate for p in self.flow.encoder.parameters()}
-        backbone = self._backbone()
+        backbone = pretrained_backbone(self.flow)
         if backbone is not None:
             factors |= {id(p): factors.get(id(p), 1.0) * self.stage.backbone_rate for p in backbone.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
