@@ -37,6 +37,8 @@ from flowcore.tasks.calm_edges import edge_map
 from flowcore.training.recipe import held_out_names
 from flowcore.transforms import Injector
 
+from .measure import say
+
 MEASURES = ("specks", "niqe", "psnr", "lr_psnr", "diversity")
 SAMPLES = 2
 SETTINGS = (
@@ -122,7 +124,7 @@ def main() -> None:
             for path in list_images(folder, only, options.limit):
                 hr = read_cropped(path, 16)
                 rows[path.name] = measure(flow, _center(hr, options.crop) if options.crop else hr, options.settings)
-                sys.stderr.write(f"{path.name}\n")
+                say(path.name)
                 if options.json:
                     options.json.write_text(json.dumps(rows, indent=1) + "\n")
     lines = [

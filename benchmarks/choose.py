@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import flowcore
@@ -31,6 +30,8 @@ from flowcore.quality.color_metrics import colorfulness
 from flowcore.tasks.chroma import schedule, working_sides
 from flowcore.tasks.plausibility import relative_distance, without_trend
 from flowcore.transforms import Haar
+
+from .hints import read
 
 GROUP, KEPT, FIRST = 8, 2, 2  # samples, chosen ones, finest level that is drawn
 
@@ -47,8 +48,7 @@ def main() -> None:
     files = [file for folder in options.folders for file in image_files(folder)]
     rows: dict[str, list[list[float]]] = {}
     for number, file in enumerate(files):
-        rgb = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None].float() / 255
-        for name, row in measure(flow, rgb, options.samples, number * options.samples).items():
+        for name, row in measure(flow, read(file), options.samples, number * options.samples).items():
             rows.setdefault(name, []).append(row)
     lines = ["| criterion | RMSE | at equal colorfulness | colorfulness |", "|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in np.mean(row, axis=0))} |" for name, row in rows.items()]

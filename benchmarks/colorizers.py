@@ -34,6 +34,8 @@ from flowcore.evaluation.image_set import list_images
 from flowcore.evaluation.tables import colorizer_table
 from flowcore.training.recipe import held_out_names
 
+from .measure import say
+
 Results = dict[str, dict[str, dict[str, float]]]  # set to model to what evaluate_colorizer returned
 
 PHOTOGRAPHS, HELD_OUT, PORTRAITS = "photographs", "held out", "portraits"
@@ -138,11 +140,6 @@ def main() -> None:
     sys.stdout.write(text)
     if options.out:
         options.out.write_text(text)
-
-
-def say(line: str) -> None:
-    """Tell how far it is."""
-    sys.stderr.write(line + "\n")
 
 
 def parse_model(text: str) -> tuple[str, str]:

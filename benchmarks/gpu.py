@@ -65,9 +65,13 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     tables: list[Table] = []
-    parts = [lambda: limits(settings), lambda: decodes(settings, tables[0]), lambda: breakdown(settings)]
-    parts += [lambda: errors(settings)]
-    parts += [] if options.no_tests else [lambda: tests(settings)]
+    parts = [
+        lambda: limits(settings),
+        lambda: decodes(settings, tables[0]),
+        lambda: breakdown(settings),
+        lambda: errors(settings),
+        *([] if options.no_tests else [lambda: tests(settings)]),
+    ]
     for part in parts:
         tables.append(part())
         say(tables[-1].markdown())
