@@ -36,6 +36,7 @@ OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and th
     "status_memory_error",
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
+EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -273,7 +274,6 @@ class _Float32Arithmetic:
 
 
 _FLOAT32 = _Float32Arithmetic()
-EXACT = "ieee"
 
 
 def _float32_places() -> list[Any]:

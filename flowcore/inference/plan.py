@@ -41,6 +41,8 @@ from .progress import report
 from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, SharedWhiten, multi_scale
 from .strips import StripBudget
 
+FOLDED_ENCODERS = (FoldedEncoder, FoldedLowLightEncoder)  # these report their units themselves
+
 
 class Plan(Flow):
     """A flow folded for use: the same images, latents and logdets to rounding, without gradients.
@@ -110,8 +112,7 @@ class Plan(Flow):
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
-        folded = isinstance(encoder, (FoldedEncoder, FoldedLowLightEncoder))
-        self.encoder_units = 0 if encoder is None else encoder.units if folded else 1
+        self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
         self.precision: Precision = precision
         self.dtype = dtype
         self.device = like.device
@@ -124,7 +125,7 @@ class Plan(Flow):
         with self._arithmetic(), autocast(source.device, self.dtype):
             report()
             cond = super().encode_condition(source)
-            if self.encoder is not None and not isinstance(self.encoder, (FoldedEncoder, FoldedLowLightEncoder)):
+            if self.encoder is not None and not isinstance(self.encoder, FOLDED_ENCODERS):
                 report(1)
             return cond
 
