@@ -14,6 +14,7 @@ from .options import CALM_EDGES, add_batch, add_file_format, add_model, add_prec
 from .output import log
 
 if TYPE_CHECKING:
+    from ..batch.job import Command
     from ..flow import Flow
 
 
@@ -104,19 +105,39 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> None:
-    from ..batch import folders
-    from ..batch.job import Work
-    from ..images.files import SUFFIXES
     from ..tasks.upscale import sampling_settings
-    from .batches import load_model, make_images
+    from .batches import load_model
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     settings: dict[str, Any] = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
     if calm_edges:  # absent when off: results from before there was the option count as done
         settings["calm_edges"] = calm_edges
+    label = f"x{flow.config.scale}_tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
+    _make_samples(options, flow, "upscale", settings, label)
+
+
+def _brighten(options: argparse.Namespace) -> None:
+    from .batches import load_model
+
+    flow = load_model(options)
+    flow.require("brighten")
+    temperature = flow.config.temperature if options.temperature is None else options.temperature
+    settings = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
+    _make_samples(options, flow, "brighten", settings, f"light_tau{temperature:g}")
+
+
+def _make_samples(
+    options: argparse.Namespace, flow: Flow, command: Command, settings: dict[str, Any], label: str
+) -> None:
+    """Make all samples of every image, each in a file whose name ends in the label and the seed."""
+    from ..batch import folders
+    from ..batch.job import Work
+    from ..images.files import SUFFIXES
+    from .batches import make_images
+
     work = Work(
-        command="upscale",
+        command=command,
         model=options.model,
         settings=settings,
         seed=options.seed,
@@ -127,35 +148,7 @@ def _upscale(options: argparse.Namespace) -> None:
     )
 
     def names(stem: str) -> list[str]:
-        name = f"{stem}_x{flow.config.scale}_tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
-        return [f"{name}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
-
-    jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)
-    make_images(options, work, flow, jobs)
-
-
-def _brighten(options: argparse.Namespace) -> None:
-    from ..batch import folders
-    from ..batch.job import Work
-    from ..images.files import SUFFIXES
-    from .batches import load_model, make_images
-
-    flow = load_model(options)
-    flow.require("brighten")
-    temperature = flow.config.temperature if options.temperature is None else options.temperature
-    work = Work(
-        command="brighten",
-        model=options.model,
-        settings={"temperature": temperature, "tile": options.tile, "precision": options.precision},
-        seed=options.seed,
-        samples=options.samples,
-        format=options.format or "png",
-        bits=options.bits,
-        quality=options.quality,
-    )
-
-    def names(stem: str) -> list[str]:
-        return [f"{stem}_light_tau{temperature:g}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
+        return [f"{stem}_{label}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
 
     jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)
     make_images(options, work, flow, jobs)
