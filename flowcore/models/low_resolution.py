@@ -1,4 +1,4 @@
-"""The source of upscalers: an LR image, of which every model checks shape and sides alike."""
+"""The source of SRFlow and SRFlow-DA: an LR image, of which both check shape and sides alike."""
 
 from __future__ import annotations
 
