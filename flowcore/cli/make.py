@@ -294,7 +294,7 @@ def _interpolate(options: argparse.Namespace) -> None:
     stem = "_".join(path.stem for path in options.images)
     for k in range(options.frames):
         t = k / max(1, options.frames - 1)
-        image = decode(flow, interpolate(first, last, t, mode=options.mode))[0].clamp(0, 1)
+        image = decode(flow, interpolate(first, last, t, mode=options.mode), clamp=True)[0]
         _write(options.out / f"{stem}_{k:03d}.png", image)
 
 
