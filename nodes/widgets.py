@@ -102,6 +102,11 @@ def saturation() -> Any:
     return slider("saturation", 1.0, 0.0, 3.0, optional=True)
 
 
+def painting() -> Any:
+    """Describe the text `painting`: brush strokes, which `web/js/brush.js` lets a person paint."""
+    return io.String.Input("painting", default="", optional=True, socketless=True)
+
+
 def working_size() -> Any:
     """Describe the number `working_size`."""
     return io.Int.Input("working_size", default=0, min=0, max=4096, step=16, optional=True)

@@ -21,6 +21,7 @@ from .compat import io
 
 STEPS = 10_000  # of a progress bar that several tasks share
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
+PAINTED = 1536  # pixels of the longer side of a picture under the brush
 COMPARED = 2048  # pixels of the longer side of two pictures that are compared on a node
 
 log = logging.getLogger("flowcore")
@@ -142,6 +143,26 @@ def comparison(before: Callable[[], torch.Tensor], after: torch.Tensor, pnginfo:
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("Before and after are not shown on the node: %s", error)
     return saved
+
+
+def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
+    """Save a picture to paint on; nothing for scripts, which have no canvas.
+
+    Args:
+        picture: (C, H, W) in [0, 1].
+        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
+
+    Returns:
+        Part of the node's `ui`; always the same keys for the runs of a prompt.
+    """
+    if not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
+        return {}
+    saved: list[Any] = []
+    try:
+        saved.append(_save_temporary(picture, PAINTED, ".jpg", quality=90))
+    except OSError as error:  # the run is done, and its result is safe
+        log.warning("The picture is not shown under the brush: %s", error)
+    return {"flowcore_canvas": saved}
 
 
 def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""Brush strokes: what was painted over a picture of any size, as text, and the planes that it makes.
+
+The text is a JSON list of strokes, the lowest first. Places and sizes are shares of the picture, so that the same text
+paints a picture and a smaller copy of it::
+
+    [{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]},
+     {"amount": 0.5, "size": 0.1, "points": [[0.7, 0.2]]},
+     {"erase": true, "size": 0.02, "points": [[0.33, 0.43]]}]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FlowError
+from .color import parse_color
+
+MOST_POINTS = 100_000  # of all strokes together
+EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stroke:
+    """One pull of a round brush.
+
+    Attributes:
+        points: Its way: shares of the picture's width and height, from the top left corner. They may lie outside.
+        size: Diameter, as a share of the picture's longer side.
+        color: Red, green and blue in [0, 1]; None if it paints none.
+        amount: In [0, 1], for a mask; None if it paints none. A stroke with neither erases.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    size: float
+    color: tuple[float, float, float] | None = None
+    amount: float | None = None
+
+    @property
+    def erases(self) -> bool:
+        """Whether it takes away what is below."""
+        return self.color is None and self.amount is None
+
+
+def parse_strokes(text: str) -> list[Stroke]:
+    """Read strokes.
+
+    Args:
+        text: As above; empty for none.
+
+    Raises:
+        FlowError: If it is no list of strokes; the message names the first that is none.
+        ImageError: If a color is none.
+    """
+    if not text.strip():
+        return []
+    try:
+        parsed: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FlowError(f"Strokes are a JSON list such as {EXAMPLE}; got {text.strip()[:60]!r}.") from error
+    if not isinstance(parsed, list):
+        raise FlowError(f"Strokes are a JSON list such as {EXAMPLE}; got {text.strip()[:60]!r}.")
+    strokes = [_parse_stroke(entry, number) for number, entry in enumerate(parsed, start=1)]
+    if sum(len(stroke.points) for stroke in strokes) > MOST_POINTS:
+        raise FlowError(f"The strokes have more than {MOST_POINTS} points. Leave out points that lie close together.")
+    return strokes
+
+
+def paint_colors(
+    strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Callable[[], bool] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Paint strokes of color on nothing.
+
+    Args:
+        strokes: The lowest first. Edges fade over one pixel.
+        size: Height and width of the picture.
+        cancelled: Asked before every segment of a stroke; raises to stop.
+
+    Returns:
+        Coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is.
+
+    Raises:
+        FlowError: If a stroke has an amount and no color.
+    """
+    planes = torch.zeros(4, *size)  # coverage, and the color times it
+    for number, stroke in enumerate(strokes, start=1):
+        if stroke.amount is not None:
+            raise FlowError(f'Stroke {number} has an amount, which is for masks. Give it a "color".')
+        box, alpha = _coverage(stroke, size, cancelled)
+        paint = torch.tensor([0.0, 0, 0, 0] if stroke.color is None else [1.0, *stroke.color])
+        planes[box] += alpha * (paint[:, None, None] - planes[box])
+    coverage = planes[None, :1]
+    return coverage, planes[None, 1:] / coverage.clamp_min(1e-6)
+
+
+def paint_mask(
+    strokes: Sequence[Stroke],
+    size: tuple[int, int],
+    *,
+    ground: float = 0.0,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Paint strokes of amounts on a ground.
+
+    Args:
+        strokes: The lowest first; an eraser brings the ground back.
+        size: Height and width of the picture.
+        ground: Amount where there is no stroke, in [0, 1].
+        cancelled: Asked before every segment of a stroke; raises to stop.
+
+    Returns:
+        ``(1, H, W)`` in [0, 1].
+
+    Raises:
+        FlowError: If a stroke has a color and no amount.
+    """
+    mask = torch.full((1, *size), float(ground))
+    for number, stroke in enumerate(strokes, start=1):
+        if stroke.color is not None:
+            raise FlowError(f'Stroke {number} has a color, which is for hints. Give it an "amount" from 0 to 1.')
+        box, alpha = _coverage(stroke, size, cancelled)
+        mask[box] += alpha * ((ground if stroke.amount is None else stroke.amount) - mask[box])
+    return mask
+
+
+# A region of planes (C, H, W).
+Box = tuple[slice, slice, slice]
+
+
+def _coverage(stroke: Stroke, size: tuple[int, int], cancelled: Callable[[], bool] | None) -> tuple[Box, Tensor]:
+    """How far a stroke covers each pixel of the box around it, (h, w): one minus what its edge leaves free."""
+    height, width = size
+    radius = max(0.5, stroke.size * max(size) / 2)
+    way = [(x * width, y * height) for x, y in stroke.points]
+    box = _box(way, radius, size)
+    top, left = box[1].start, box[2].start
+    alpha = torch.zeros(box[1].stop - top, box[2].stop - left)
+    for (x, y), (u, v) in zip(way, way[1:] or way, strict=False):
+        if cancelled is not None:
+            cancelled()
+        _, rows, columns = _box([(x, y), (u, v)], radius, size)
+        down = torch.arange(rows.start, rows.stop)[:, None] + 0.5 - y  # from the first point to the pixels' centers
+        right = torch.arange(columns.start, columns.stop)[None] + 0.5 - x
+        length = (u - x) ** 2 + (v - y) ** 2
+        along = ((right * (u - x) + down * (v - y)) / length).clamp(0, 1) if length else torch.zeros(())
+        distance = torch.hypot(right - along * (u - x), down - along * (v - y))
+        part = alpha[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        torch.maximum(part, (radius + 0.5 - distance).clamp(0, 1), out=part)
+    return box, alpha
+
+
+def _box(way: Sequence[tuple[float, float]], radius: float, size: tuple[int, int]) -> Box:
+    """The pixels that a brush can reach on its way; none if that lies outside."""
+    ranges: list[slice] = []
+    for places, end in zip(zip(*way, strict=True), reversed(size), strict=True):  # columns, then rows
+        first = min(max(math.floor(min(places) - radius - 1), 0), end)
+        last = min(max(math.ceil(max(places) + radius + 1), first), end)
+        ranges.append(slice(first, last))
+    return slice(None), ranges[1], ranges[0]
+
+
+def _parse_stroke(entry: Any, number: int) -> Stroke:
+    try:
+        points = tuple((float(x), float(y)) for x, y in entry["points"])
+        size, color, amount = float(entry["size"]), entry.get("color"), entry.get("amount")
+        amount = None if amount is None else float(amount)
+        kinds = (color is not None) + (amount is not None) + (entry.get("erase") is True)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise FlowError(f"Stroke {number} is none: {str(entry)[:60]}. Strokes are such as {EXAMPLE}.") from error
+    places = [share for point in points for share in point]
+    if not places or not all(-10 <= share <= 10 for share in places):
+        raise FlowError(f"Stroke {number} needs points in shares of the picture, 0 to 1, such as [[0.31, 0.42]].")
+    if not 0 < size <= 2:
+        raise FlowError(f"The size of stroke {number} is a share of the picture's longer side; got {size:g}.")
+    if kinds != 1 or (amount is not None and not 0 <= amount <= 1):
+        raise FlowError(
+            f'Stroke {number} needs a "color", an "amount" from 0 to 1, or "erase": true; one of the three.'
+        )
+    return Stroke(points=points, size=size, color=None if color is None else parse_color(str(color)), amount=amount)

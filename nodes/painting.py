@@ -1,0 +1,86 @@
+"""Paint: color hints and temperature, with a brush on the picture itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..flowcore import Hints
+from ..flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
+from ..flowcore.tasks.hints import combine_hints, hints_from_strokes
+from . import widgets
+from .host.compat import io
+from .host.memory import stop_if_cancelled
+from .host.ui import canvas_picture
+from .node import FlowNode, schema
+from .sockets import FLOW_HINTS, from_image, to_image
+
+HIDDEN = (io.Hidden.extra_pnginfo,)
+
+
+class FlowcorePaintHints(FlowNode):
+    """Colors painted on a picture, as hints."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcorePaintHints",
+            "painting",
+            aliases=["brush", "paint", "color brush", "color hints", "scribble", "strokes", "color picker", "colorize"],
+            inputs=[
+                io.Image.Input("image"),
+                widgets.painting(),
+                io.Boolean.Input("lock", default=False, optional=True),
+                FLOW_HINTS.Input("hints", optional=True),
+            ],
+            outputs=[FLOW_HINTS.Output("all_hints"), io.Image.Output("painted")],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def run(cls, image: Tensor, painting: str, lock: bool, hints: Hints | None) -> Any:
+        notes, pixels, strokes = cls.notes(), from_image(image), parse_strokes(painting)
+        coverage, rgb = paint_colors(strokes, pixels.shape[-2:], cancelled=stop_if_cancelled)
+        text = f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture{', locked' if lock else ''}"
+        if not strokes:
+            notes("Nothing is painted yet: choose a color and paint on the picture.")
+        made = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
+        painted = pixels[:, :3] + coverage.to(pixels) * (rgb.to(pixels) - pixels[:, :3])
+        return io.NodeOutput(
+            combine_hints(made, hints) or Hints(),
+            to_image(painted),
+            ui={"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo),
+        )
+
+
+class FlowcorePaintTemperature(FlowNode):
+    """Where a picture shall be calm and where lively, painted on it, as a mask."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcorePaintTemperature",
+            "painting",
+            aliases=["brush", "paint", "paint temperature", "paint mask", "mask editor", "draw mask", "local detail"],
+            inputs=[
+                io.Image.Input("image"),
+                widgets.painting(),
+                widgets.slider("ground", 0.0, 0.0, 1.0, optional=True),
+            ],
+            outputs=[io.Mask.Output("mask")],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def run(cls, image: Tensor, painting: str, ground: float) -> Any:
+        notes, pixels = cls.notes(), from_image(image)
+        strokes = parse_strokes(painting)
+        if not strokes:
+            notes("Nothing is painted yet: paint on the picture where it shall be livelier or calmer.")
+        mask = paint_mask(strokes, pixels.shape[-2:], ground=ground, cancelled=stop_if_cancelled)
+        text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
+        return io.NodeOutput(
+            mask,
+            ui={"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo),
+        )

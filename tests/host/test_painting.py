@@ -1,0 +1,97 @@
+"""The nodes under the brush over the API: what their text paints, as hints, as a picture and as a mask."""
+
+from __future__ import annotations
+
+import json
+
+from talk import graph, picture, pixels, refusal
+from test_color import CLOSE, COLOR, GRAY, SIDES, apart, known
+from test_recipe import posted
+
+from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
+from flowcore.tasks.hints import hints_from_strokes
+
+SIZE = (SIDES["height"], SIDES["width"])
+COLORS = [
+    {"color": "#c04020", "size": 0.2, "points": [[0.2, 0.3], [0.5, 0.35]]},
+    {"color": "#2040c0", "size": 0.1, "points": [[0.8, 0.25]]},
+    {"erase": True, "size": 0.05, "points": [[0.2, 0.3]]},
+]
+AMOUNTS = [{"amount": 0.75, "size": 0.3, "points": [[0.5, 0.5]]}, {"erase": True, "size": 0.1, "points": [[0.5, 0.5]]}]
+
+
+def painting(strokes=COLORS, **values):
+    return graph(
+        image=GRAY, paint=("FlowcorePaintHints", {"image": "image.0", "painting": json.dumps(strokes)} | values)
+    )
+
+
+def test_painted_colors_are_the_hints_of_a_coloring(host, flows):
+    color = {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5, "detail": 0.3, "hints": "paint.0"}
+    outputs = host.run(
+        graph(
+            painting(lock=True),
+            model=("FlowcoreLoadModel", {"model_name": COLOR}),
+            color=("FlowcoreColorize", color),
+            report=("FlowcoreTestReport", {"image": "color.0"}),
+        )
+    )["outputs"]
+    coverage, rgb = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
+    assert apart(pixels(outputs["report"]), known(hints=hints_from_strokes(rgb, coverage, lock=True))) < CLOSE
+    assert outputs["paint"]["text"] == [f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture, locked"]
+
+
+def test_the_painted_picture_shows_the_strokes(host):
+    report = host.run(graph(painting(), report=("FlowcoreTestReport", {"image": "paint.1"})))["outputs"]["report"]
+    plain = host.run(graph(painting([]), report=("FlowcoreTestReport", {"image": "paint.1"})))["outputs"]["report"]
+    coverage, rgb = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
+    gray = pixels(plain)
+    assert apart(pixels(report), gray + coverage * (rgb - gray)) < 1e-5
+    assert apart(pixels(report), gray) > 0.2
+
+
+def test_painted_hints_lie_over_others_and_nothing_painted_leaves_them(host, flows):
+    for strokes in (COLORS, []):
+        workflow = graph(
+            painting(strokes),
+            below=("FlowcoreColorHints", {"image": "image.0", "points": "24, 16, #20c040", "radius": 30}),
+            above=("FlowcoreColorHints", {"image": "image.0", "hints": "paint.0"}),
+            show=("PreviewAny", {"source": "above.0"}),
+        )
+        workflow["paint"]["inputs"]["hints"] = ["below", 0]
+        outputs = host.run(workflow)["outputs"]
+        assert "hints cover 100 %" in outputs["above"]["text"][0]
+    assert "Nothing is painted yet" in outputs["paint"]["text"][0]
+
+
+def test_painted_temperature_is_a_mask(host):
+    workflow = graph(
+        image=picture(height=9, width=14),
+        paint=("FlowcorePaintTemperature", {"image": "image.0", "painting": json.dumps(AMOUNTS), "ground": 0.25}),
+        shown=("MaskToImage", {"mask": "paint.0"}),
+        report=("FlowcoreTestReport", {"image": "shown.0"}),
+    )
+    outputs = host.run(workflow)["outputs"]
+    expected = paint_mask(parse_strokes(json.dumps(AMOUNTS)), (9, 14), ground=0.25)
+    assert apart(pixels(outputs["report"])[:, 0], expected) < CLOSE
+    assert 0.25 <= float(expected.min()) < float(expected.max()) <= 0.75
+    assert outputs["paint"]["text"][0].startswith("mask from 0.25 to")
+
+
+def test_the_canvas_gets_the_picture_to_paint_on_and_scripts_do_not(host):
+    workflow = graph(painting(), show=("PreviewImage", {"images": "paint.1"}))
+    assert "flowcore_canvas" not in host.run(workflow)["outputs"]["paint"]
+    host.forget()
+    outputs = host.wait(posted(host, workflow))["outputs"]
+    (saved,) = outputs["paint"]["flowcore_canvas"]
+    assert saved["type"] == "temp"
+
+
+def test_text_that_is_no_painting_is_refused(host):
+    for text, words in (("red", "JSON list"), ('[{"amount": 1, "size": 0.1, "points": [[0, 0]]}]', "amount")):
+        workflow = painting()
+        workflow["paint"]["inputs"]["painting"] = text
+        refusal(host, graph(workflow, show=("PreviewImage", {"images": "paint.1"})), words)
+    nested = "[" * 100_000
+    workflow["paint"]["inputs"]["painting"] = nested
+    refusal(host, graph(workflow, show=("PreviewImage", {"images": "paint.1"})), "JSON list")
