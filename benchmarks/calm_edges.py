@@ -30,6 +30,7 @@ from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.flow import Flow
 from flowcore.images.color import luma
 from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
@@ -85,7 +86,7 @@ MAPS: dict[str, Map] = {
 
 def measure(flow: Flow, hr: Tensor, settings: list[str]) -> dict[str, dict[str, float]]:
     """Measure all settings on one image."""
-    lr = _rounded(shrink(hr, flow.condition_scale))
+    lr = as_stored(shrink(hr, flow.condition_scale))
     store = ConditionStore()
     maps = {name: MAPS[name](flow, lr) for name in {setting.split(":")[0] for setting in settings}}
     rows: dict[str, dict[str, float]] = {}
@@ -93,7 +94,7 @@ def measure(flow: Flow, hr: Tensor, settings: list[str]) -> dict[str, dict[str, 
         name, tau, share = setting.split(":")
         temperature = float(tau) * (1 - float(share) * maps[name]) if float(share) else float(tau)
         made = flowcore.upscale(flow, lr, temperature=temperature, samples=SAMPLES, seed=7, store=store)
-        made = _rounded(made)
+        made = as_stored(made)
         values = (false_specks(made, hr), niqe(made), psnr(made, hr), lr_psnr(made, lr))
         rows[setting] = dict(zip(MEASURES, [*(float(v.mean()) for v in values), diversity(made)], strict=True))
     return rows
@@ -149,10 +150,6 @@ def _mean(t: Tensor) -> Tensor:
 
 def _ramp(t: Tensor, low: float, high: float) -> Tensor:
     return ((t - low) / (high - low)).clamp(0, 1)
-
-
-def _rounded(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round() / 255
 
 
 def _center(image: Tensor, side: int) -> Tensor:

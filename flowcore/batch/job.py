@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from torch import Tensor
 from ..checkpoints.latents_file import model_sha256
 from ..device import actual_precision
 from ..evaluation.colorization import chroma_on_grid
-from ..evaluation.image_set import read_sized, read_upright
+from ..evaluation.image_set import resize_to_own
 from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
+from ..images.rounding import to_uint8
 from ..provenance import KEY, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
@@ -157,7 +157,7 @@ class Worker:
             samples=work.samples,
             settings=used,
             sources={"image": source(photograph.pixels)},
-            pictures=tuple(fingerprint((result * 255).round().byte()) for result in pictures),
+            pictures=tuple(fingerprint(to_uint8(result)) for result in pictures),
         )
         text = {KEY: json.dumps([provenance.to_json()])}
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
@@ -230,16 +230,16 @@ class Worker:
         height, width = image.shape[-2:]
         drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **settings}
         if flow.capabilities.source == "luma":
-            chroma, cond = chroma_on_grid(flow, read_upright(io.BytesIO(picture), name))
+            chroma, cond = chroma_on_grid(flow, files.read_rgb(picture, name))
             result = score(flow, chroma + NEUTRAL, cond, complexity=False, **drawing)
             size = f"{chroma.shape[-1]}x{chroma.shape[-2]}"
             return _row(result, [f"Scored: the chroma of {width}x{height}, shrunk to {size}, given its luma."])
         cond = None
         if flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
-            pixels = read_sized(flow, io.BytesIO(picture), name)[None]
+            pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]
         else:
             subject = prepare_subject(flow, image, fit=fit, notify=notes.append)
-            pixels, cond = (subject.pixels * 255).round().byte(), subject.condition(flow)
+            pixels, cond = to_uint8(subject.pixels), subject.condition(flow)
         result, size = score(flow, pixels, cond, **drawing), tuple(pixels.shape[-2:])
         resized = flow.image_size is not None and fit == "resize" and min(height - size[0], width - size[1]) > 0
         part = "all of" if size == (height, width) else f"{size[1]}x{size[0]} pixels in the middle of"

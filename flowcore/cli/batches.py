@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 from .. import load
 from ..batch import folders
@@ -13,9 +12,8 @@ from ..batch.folders import Job, Result
 from ..batch.job import Work, Worker
 from ..checkpoints.latents_file import model_sha256
 from ..device import keep_freed_memory
-from ..errors import ImageError
 from ..flow import Flow
-from ..images.files import check_format
+from ..images.files import check_format, read_bytes
 from .options import parse_fields
 from .output import ProgressBar, log
 
@@ -98,10 +96,3 @@ def run_in_turn(make: Callable[[Job], list[bytes]], bar: ProgressBar, jobs: Iter
             yield job, error
         else:
             yield job, result
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"Cannot read {path.name} as an image: {error.strerror or error}.") from error

@@ -157,8 +157,8 @@ def _make_samples(
 def _colorize(options: argparse.Namespace) -> None:
     from ..batch import folders
     from ..batch.job import Work
-    from ..images.files import FORMATS, SUFFIXES
-    from .batches import load_model, make_images, read_bytes
+    from ..images.files import FORMATS, SUFFIXES, read_bytes
+    from .batches import load_model, make_images
 
     if options.strength is not None and options.reference is None:
         raise FlowError("--strength applies to a reference, and there is none. Give one with --reference FILE.")
@@ -286,10 +286,10 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _interpolate(options: argparse.Namespace) -> None:
     from .. import decode, encode, interpolate, load
-    from ..evaluation.image_set import read_sized
+    from ..evaluation.image_set import read_upright, resize_to_own
 
     flow = load(options.model, options.device, **parse_fields(options.set))
-    first, last = (encode(flow, read_sized(flow, path)[None]) for path in options.images)
+    first, last = (encode(flow, resize_to_own(flow, read_upright(path))[None]) for path in options.images)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "_".join(path.stem for path in options.images)
     for k in range(options.frames):
@@ -301,6 +301,8 @@ def _interpolate(options: argparse.Namespace) -> None:
 def _write(path: Path, image: Tensor) -> None:
     from PIL import Image
 
-    array = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    from ..images.rounding import to_uint8
+
+    array = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
     log(str(path))

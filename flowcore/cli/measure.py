@@ -231,7 +231,7 @@ def _eval_densities(options: argparse.Namespace, flows: dict[str, Flow]) -> tupl
 
     results = {
         _label(model, folder, flows): evaluate_density(
-            flow, folder, samples=options.samples or 1, only=_only(options), **_limit(options)
+            flow, folder, samples=options.samples or 1, only=_only(options), log=log, **_limit(options)
         )
         for folder in options.folders
         for model, flow in flows.items()

@@ -98,7 +98,7 @@ def _each(
     from ..batch import folders
     from ..checkpoints import load
     from ..images import files
-    from .batches import read_bytes, run_in_turn, run_jobs
+    from .batches import run_in_turn, run_jobs
 
     flow = load(options.model, options.device, **parse_fields(options.set))
     flow.require("rescale")
@@ -106,7 +106,7 @@ def _each(
     bar = ProgressBar(len(jobs))
 
     def execute(job: Job) -> list[bytes]:
-        data = read_bytes(job.source)
+        data = files.read_bytes(job.source)
         photograph = files.read(data, job.source.name)
         pictures, text = make(flow, photograph, data, progress=bar.update, notify=log)
         return [files.encode(picture, photograph.metadata, text=text) for picture in pictures]

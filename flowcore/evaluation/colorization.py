@@ -34,7 +34,7 @@ from ..tasks.chroma import clamp_level, schedule, working_sides
 from ..tasks.colorize import colorize
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
-from .image_set import list_images, read_upright
+from .image_set import list_images, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
 KEPT = 2  # samples that are chosen automatically
@@ -75,7 +75,7 @@ def evaluate_colorizer(
         detail: Temperature of the detail; None for the model's default.
         working_size: Shorter side at which colors are decided; None for the model's default.
         limit: At most so many images, evenly spread over the sorted names.
-        log: Called with a line per image.
+        log: Called with a line per image, also for those that cannot be read.
         only: File names to measure; None for all.
         portraits: Whether all images are portraits, aligned as ``skin_color`` states; then their skin is measured.
 
@@ -98,7 +98,7 @@ def evaluate_colorizer(
         no human skin, or none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
 
     Raises:
-        ImageError: If there is no image, or one that cannot be read.
+        ImageError: If there is no image that can be read.
         FlowError: If the model is not a colorizer, or another argument is out of its range.
     """
     flow.require("colorize")
@@ -106,10 +106,9 @@ def evaluate_colorizer(
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
     seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
-    for number, file in enumerate(list_images(folder, only, limit)):
+    for number, file, image in read_each(list_images(folder, only, limit), read_upright, log):
         first_seed = (seed + number * samples) % 2**64
         settings = _Settings(samples, first_seed, temperature, detail, working_size, portraits)
-        image = read_upright(file)
         row, sums = _measure_colorings(flow, image, settings)
         row |= _measure_grid(flow, image, settings)
         rows.append(row)

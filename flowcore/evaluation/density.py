@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..tasks.score import score
 from ..training.digits import read_idx
-from .image_set import list_images, read_sized
+from .image_set import list_images, read_each, read_upright, resize_to_own
 
 
 def evaluate_density(
@@ -25,6 +25,7 @@ def evaluate_density(
     limit: int = 10_000,
     batch: int = 50,
     only: Collection[str] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure the bits per dimension of images under a model, with uniform noise.
 
@@ -38,6 +39,7 @@ def evaluate_density(
         limit: At most so many images, evenly spread over the sorted names.
         batch: Images scored at once.
         only: File names to measure; None for all.
+        log: Called with a line for each image that cannot be used.
 
     Returns:
         "images", "bits_per_dim" (mean) and "standard_error" of that mean.
@@ -52,7 +54,10 @@ def evaluate_density(
             raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
         images, labels = _test_digits(data, limit)
     else:
-        images = torch.stack([read_sized(flow, file) for file in list_images(data, only, limit)])[:limit]
+        each = read_each(
+            list_images(data, only, limit)[:limit], lambda file: resize_to_own(flow, read_upright(file)), log
+        )
+        images = torch.stack([image for _, _, image in each])
     values: list[Tensor] = []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..images.files import image_files
+from ..images.files import fit, image_files, read_bytes, read_rgb
+
+Result = TypeVar("Result")
 
 
 def list_images(
@@ -36,47 +39,68 @@ def list_images(
     return files if limit is None else files[:: max(1, -(-len(files) // limit))]
 
 
-def read_sized(flow: Flow, file: Path | IO[bytes], name: str | None = None) -> Tensor:
-    """Read an image at a model's size: resized to cover it, and center-cropped.
+def read_each(
+    files: Sequence[Path], read: Callable[[Path], Result], log: Callable[[str], None] | None = None
+) -> Generator[tuple[int, Path, Result], None, None]:
+    """Read the images of a test set one after the other, without those that cannot be used.
+
+    Args:
+        files: From ``list_images``.
+        read: Reads one; raises ImageError if it cannot be used.
+        log: Called with a line that names each image that is skipped; None for the log.
+
+    Yields:
+        The image's number among those that were read, its file, and what ``read`` returns.
+
+    Raises:
+        ImageError: At the end, if none could be used.
+    """
+    skipped: list[str] = []
+    for position, file in enumerate(files):
+        try:
+            result = read(file)
+        except ImageError as error:
+            skipped.append(f"{file.name}: {error}")
+            (log or logging.getLogger("flowcore").warning)(f"Skipped {skipped[-1]}")
+        else:
+            yield position - len(skipped), file, result
+    if len(skipped) == len(files):
+        raise ImageError(f"None of the {len(files)} images can be measured. Skipped: {'; '.join(skipped[:3])}")
+
+
+def resize_to_own(flow: Flow, image: Image.Image) -> Tensor:
+    """Resize an image to cover a model's own size, and crop its middle.
 
     Args:
         flow: A model with an ``image_size``.
-        file: A path or an open file.
-        name: Of the file in error messages; None for that of the path.
+        image: RGB, see ``files.read_rgb``.
 
     Returns:
         ``(C, H, W)`` uint8.
 
     Raises:
         FlowError: If the model has no size.
-        ImageError: If the file cannot be read.
     """
     if flow.image_size is None:
         raise FlowError("This model does not state its image size. Load it with image_size=..., e.g. 32.")
-    height, width = flow.image_size
-    upright = _open(file, name, "L" if flow.channels == 1 else "RGB")
-    pixels = torch.from_numpy(np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)))
-    return pixels.reshape(height, width, flow.channels).permute(2, 0, 1)
+    return fit(image, flow.image_size, flow.channels)
 
 
-def read_upright(file: Path | IO[bytes], name: str | None = None) -> Image.Image:
-    """Read an RGB image, rotated as its EXIF data ask for; errors name it as in ``read_sized``."""
-    return _open(file, name, "RGB")
+def read_upright(file: Path) -> Image.Image:
+    """Read an image as 8-bit RGB, see ``files.decode_rgb``."""
+    return read_rgb(read_bytes(file), file.name)
 
 
 def read_cropped(file: Path, multiple: int) -> Tensor:
-    """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number."""
-    with Image.open(file) as opened:
-        array = np.asarray(opened.convert("RGB"))
+    """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number.
+
+    Raises:
+        ImageError: If it cannot be read, or has fewer pixels than that.
+    """
+    array = np.asarray(read_upright(file))
     height, width = (side // multiple * multiple for side in array.shape[:2])
+    if min(height, width) < multiple:
+        raise ImageError(
+            f"It is too small: expected sides of at least {multiple}; got {array.shape[1]}x{array.shape[0]}."
+        )
     return torch.from_numpy(array[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def _open(file: Path | IO[bytes], name: str | None, mode: str) -> Image.Image:
-    try:
-        with Image.open(file) as opened:
-            return ImageOps.exif_transpose(opened).convert(mode)
-    except OSError as error:
-        name = name or (file.name if isinstance(file, Path) else "the file")
-        reason = "Pillow does not know its format" if isinstance(error, UnidentifiedImageError) else error
-        raise ImageError(f"Cannot read {name} as an image: {reason}.") from error

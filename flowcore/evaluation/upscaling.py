@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from torch import Tensor
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images.resize import enlarge, shrink
+from ..images.rounding import as_stored, to_uint8
 from ..quality.lpips import lpips, lpips_map, lpips_missing
 from ..quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, squared_error, ssim
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
-from .image_set import list_images, read_cropped
+from .image_set import list_images, read_cropped, read_each
 
 MEASURES = (
     "psnr",
@@ -62,7 +64,7 @@ def evaluate_upscaler(
         calm_edges: See ``upscale``.
         samples: For the diversities of temperatures above 0; the challenge takes 10.
         seed: Of the first sample.
-        log: Called with a line per image.
+        log: Called with a line per image, also for those that cannot be used.
         measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
         only: File names to measure; None for all.
 
@@ -71,12 +73,12 @@ def evaluate_upscaler(
         measures: "psnr", "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of bicubic, dB),
         "diversity_score_lpips" or "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips", "false_specks"
         (per mille) and "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original" those that
-        need no reference, and false specks, 0 by definition. Images that are too small for a measure are left out of
-        its mean, and the measure if all are.
+        need no reference, and false specks, 0 by definition. Images that are too small for a measure, or for which it
+        is infinite, are left out of its mean, and the measure if all are.
 
     Raises:
         FlowError: If the model is not an upscaler, or there is no such measure.
-        ImageError: If there is no image.
+        ImageError: If there is no image that can be used.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:
@@ -84,16 +86,15 @@ def evaluate_upscaler(
     scale = flow.condition_scale
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     rows: dict[str, list[dict[str, float]]] = {}
-    for file in list_images(folder, only):
-        hr = read_cropped(file, scale)
-        lr = _rounded(shrink(hr, scale))
-        bicubic = _rounded(enlarge(lr, scale))
+    for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), log):
+        lr = as_stored(shrink(hr, scale))
+        bicubic = as_stored(enlarge(lr, scale))
         base = float(psnr(bicubic, hr))
         of_this = {"bicubic": _measure(bicubic, hr, lr, base, measures)}
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
             options: dict[str, Any] = {"temperature": tau, "calm_edges": calm, "samples": samples if tau else 1}
-            images = _rounded(upscale(flow, lr, seed=seed, **options))
+            images = as_stored(upscale(flow, lr, seed=seed, **options))
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
             of_this[method] = {**_measure(images, hr, lr, base, measures), **bits}
         if log is not None:
@@ -101,6 +102,10 @@ def evaluate_upscaler(
         if without_reference := [name for name in measures if name in OF_ORIGINALS]:
             of_this["original"] = {**_measure(hr, hr, lr, base, without_reference)}
             del of_this["original"]["psnr"]
+        if infinite := _forget_infinite(of_this):
+            (log or logging.getLogger("flowcore").warning)(
+                f"{file.name}: {', '.join(infinite)} left out of the means: a picture equals what it is compared with."
+            )
         for method, row in of_this.items():
             rows.setdefault(method, []).append(row)
     return {
@@ -158,14 +163,18 @@ def _bits(flow: Flow, hr: Tensor) -> dict[str, float]:
     height, width = (side // multiple * multiple for side in hr.shape[-2:])
     hr = hr[..., :height, :width]
     device = next(flow.parameters()).device
-    cond = flow.encode_condition(_rounded(shrink(hr, flow.condition_scale)).to(device))
-    return {"bits_per_dim": float(score(flow, (hr * 255).round().byte(), cond, complexity=False).bits_per_dim)}
+    cond = flow.encode_condition(as_stored(shrink(hr, flow.condition_scale)).to(device))
+    return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
+
+
+def _forget_infinite(of_this: dict[str, dict[str, float]]) -> list[str]:
+    """Replace measures of an image that are infinite for one method by NaN for all, and name them."""
+    infinite = {key for row in of_this.values() for key, value in row.items() if math.isinf(value)}
+    for row in of_this.values():
+        row |= dict.fromkeys(infinite & row.keys(), math.nan)
+    return sorted(infinite)
 
 
 def _mean_of_measured(rows: list[dict[str, float]], key: str) -> float:
     values = [row[key] for row in rows if not math.isnan(row[key])]
     return sum(values) / len(values) if values else math.nan
-
-
-def _rounded(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round() / 255

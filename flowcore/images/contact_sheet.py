@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .resize import resize
+from .rounding import to_uint8
 
 MAX_SIDE = 8192  # pixels of the sheet; larger images are shrunk
 MIN_CELL = 48  # pixels of an image's longer side, so that labels can be read; wins over MAX_SIDE
@@ -57,7 +58,7 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -
         draw.text((GAP, top + (height - line) // 2), text, fill=TEXT, font=font)
         for column in range(len(columns)):
             image = resize(images[row * len(columns) + column, None].cpu(), height, width).clamp(0, 1)[0]
-            pixels = image.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            pixels = to_uint8(image).permute(1, 2, 0).contiguous().numpy()
             sheet.paste(Image.fromarray(pixels), (margin[0] + column * step[0], top))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).float() / 255
 

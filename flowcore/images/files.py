@@ -12,6 +12,8 @@ import re
 import struct
 import sys
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -19,10 +21,11 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ImageError
+from .rounding import to_uint8
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
@@ -92,24 +95,66 @@ def read(data: bytes, name: str) -> DecodedImage:
     Raises:
         ImageError: If it cannot be decoded.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            low = _low_bytes(opened, data)
-            opened.load()
-            pixels = _pixels(opened, low)
-            exif, orientation = _exif(opened)
-            metadata = Metadata(exif, _xmp(opened), _profile(opened), _dpi(opened))
-    except UnidentifiedImageError as error:
-        raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # damaged files make Pillow raise almost anything
-        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
-    swapped, flips = TRANSPOSED.get(orientation, TRANSPOSED[1])
-    pixels = np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
+    with _opened(data, name) as opened:
+        pixels = _decode(opened, data)
+        metadata = Metadata(_exif(opened)[0], _xmp(opened), _profile(opened), _dpi(opened))
     scale = 65535 if pixels.dtype == np.uint16 else 255
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
     return DecodedImage(tensor.contiguous(), metadata)
+
+
+def read_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode an image file to 8-bit RGB, as ``decode_rgb`` does; see ``read``."""
+    with _opened(data, name) as opened:
+        return decode_rgb(opened, data)
+
+
+def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
+    """Decode a file that Pillow has opened to 8-bit RGB: the pixels of ``read``, rounded and without alpha.
+
+    Args:
+        opened: The file.
+        data: Its contents.
+
+    Returns:
+        An upright image.
+
+    Raises:
+        ValueError: If it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
+            anything.
+    """
+    pixels = _decode(opened, data)[:, :, :3]
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def fit(image: Image.Image, size: tuple[int, int], channels: int) -> Tensor:
+    """Resize an image to cover a size, and crop its middle.
+
+    Args:
+        image: RGB, see ``read_rgb``.
+        size: Height and width.
+        channels: 3, or 1 for the luma.
+
+    Returns:
+        ``(channels, *size)`` uint8.
+    """
+    image = image.convert("L") if channels == 1 else image
+    fitted = np.array(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(fitted.reshape(*size, channels)).permute(2, 0, 1)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file's contents.
+
+    Raises:
+        ImageError: If that is impossible.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"Cannot read {path.name} as an image: {error.strerror or error}.") from error
 
 
 def encode(
@@ -143,9 +188,9 @@ def encode(
     metadata = metadata or Metadata()
     if picture.shape[0] == 1:
         metadata = replace(metadata, icc=None)  # the profile is one for RGB
-    levels = 65535 if bits == 16 else 255
-    scaled = (picture.detach().cpu().clamp(0, 1).double() * levels).round() if bits == 16 else (picture * 255).round()
-    pixels = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16 if bits == 16 else np.uint8)
+    picture = picture.detach().cpu()
+    stored = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
+    pixels = stored.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
     tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     try:
         if format == "tiff":
@@ -222,6 +267,29 @@ def image_files(folder: Path) -> list[Path]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Generator[Image.Image]:
+    """Open a file with Pillow; whatever goes wrong inside is an ImageError with the file's name."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            yield opened
+    except UnidentifiedImageError as error:
+        raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
+
+
+def _decode(opened: Image.Image, data: bytes) -> Pixels:
+    """The pixels, upright, (h, w, 3 or 4)."""
+    low = _low_bytes(opened, data)
+    opened.load()
+    pixels = _pixels(opened, low)
+    swapped, flips = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])
+    return np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
 
 
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:

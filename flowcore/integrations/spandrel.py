@@ -24,6 +24,7 @@ from ..checkpoints import SOURCES, is_ours, load, read_header
 from ..checkpoints.sources.srflow import SRFLOW
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow, Level
+from ..images.rounding import to_uint8
 from ..inference.plan import forget_plan
 from ..tasks.upscale import sampling_settings, upscale
 from ..transforms import Coupling
@@ -96,7 +97,7 @@ class Upscaler(nn.Module):
 
     def _seed(self, image: Tensor) -> int:
         # From 8-bit values: half precision, or rounding on another device, makes the same noise.
-        steps = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
+        steps = to_uint8(image.detach().float()).cpu().contiguous()
         digest = hashlib.blake2b(steps.numpy().tobytes(), digest_size=8)
         return (self.seed + int.from_bytes(digest.digest(), "little")) % 2**64
 

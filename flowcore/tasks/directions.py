@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..device import is_out_of_memory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..images.files import image_files
+from ..images.files import fit, image_files, read_bytes, read_rgb
 from ..latents import Direction, add, attribute_direction, scale
 from .passes import ADVICE, Passes, check_labels, check_size, finite_items
 from .runner import Runner, RunOptions, images_at_once
@@ -94,10 +91,9 @@ def attribute_direction_from_folders(
                 images: dict[str, Tensor] = {}
                 for file in files[side][start : start + at_once]:
                     try:
-                        images[str(file)] = _read(file, flow.channels, height, width)
-                    except Exception as error:  # of many classes, if the bytes are damaged
-                        if isinstance(error, MemoryError) or is_out_of_memory(error):
-                            raise
+                        image = read_rgb(read_bytes(file), file.name)
+                        images[str(file)] = fit(image, (height, width), flow.channels).float() / 255
+                    except ImageError as error:
                         skipped.append(f"{file.name}: {error}")
                         passes.skip()
                 if not images:
@@ -152,11 +148,3 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
     for name, strength in styles.items():
         result = add(result, known[name], strength)
     return result
-
-
-def _read(path: Path, channels: int, height: int, width: int) -> Tensor:
-    """Read an image as (C, H, W) in [0, 1]: upright, resized to cover the size, and cropped to it."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    fitted = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
-    return torch.from_numpy(fitted.reshape(height, width, channels)).permute(2, 0, 1).float() / 255

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ImageError
 from ..flow import Flow
 from ..images.resize import resize
+from ..images.rounding import as_stored
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
 from . import Precision, Progress
@@ -75,13 +76,13 @@ def shrink(
             run.check_cancelled()
             padded = pad(item[None], rows * scale, columns * scale)
             reduced = run.plan.reduce(padded.to(run.device, run.dtype))
-            small.append(_as_stored(reduced).to(image.device, torch.float32))
+            small.append(as_stored(reduced).to(image.device, torch.float32))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
             return result
         alpha = resize(pad(alpha, rows * scale, columns * scale), rows, columns)
-        return torch.cat([result, _as_stored(alpha)], dim=1)
+        return torch.cat([result, as_stored(alpha)], dim=1)
 
     return run(task)
 
@@ -152,8 +153,3 @@ def restore(
         return with_alpha(pictures, alpha)[..., :height, :width]
 
     return run(task, upscaler.tiles.halve)
-
-
-def _as_stored(pixels: Tensor) -> Tensor:
-    """What 8 bits keep of values in [0, 1]."""
-    return pixels.clamp(0, 1).mul(255).round().div(255)

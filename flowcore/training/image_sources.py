@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..images.files import IMAGE_SUFFIXES, image_files
+from ..images.files import IMAGE_SUFFIXES, decode_rgb, image_files
 
 MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bombs, which other code may have changed
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
@@ -27,6 +26,7 @@ MAX_THREADS = 4
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
 Result = TypeVar("Result")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def decode_each(
             if source.member and source.path not in archives:
                 archives[source.path] = stack.enter_context(zipfile.ZipFile(source.path))
             opened, reason = _attempt(lambda s=source: _open(s, archives.get(s.path)))
-            pixels = opened.width * opened.height if opened is not None else 0
+            pixels = opened[0].width * opened[0].height if opened is not None else 0
             while pending and (
                 len(pending) >= 2 * threads or pixels + sum(n for _, n, _ in pending) > MAX_PIXELS_IN_FLIGHT
             ):
@@ -168,50 +168,31 @@ def strict_decoding() -> Generator[None, None, None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
-def decode_rgb(opened: Image.Image) -> Image.Image:
-    """Decode an image as 8-bit RGB, rotated as its EXIF data ask for.
-
-    Of 16 bits the upper 8 are taken; alpha is dropped and leaves the colors as they are.
-
-    Raises:
-        ValueError: If it holds floating-point values, whose range is not known.
-    """
-    ImageOps.exif_transpose(opened, in_place=True)
-    if opened.mode == "F":
-        raise ValueError("it holds floating-point numbers of unknown range")
-    if opened.mode.startswith("I"):  # which some versions of Pillow clip at 255
-        return Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    return opened.convert("RGB")
-
-
-def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> Image.Image:
-    """Read the header; of a member of an archive, all of it into memory."""
+def _open(source: ImageSource, archive: zipfile.ZipFile | None) -> tuple[Image.Image, bytes]:
+    """Read a file, or a member of an archive, and its header."""
     if source.size == 0:
         raise ValueError("it is empty")
-    file: Path | io.BytesIO = source.path
-    if archive is not None:
-        if source.size > MAX_MEMBER_BYTES:
-            raise ValueError(f"it unpacks to {source.size} bytes, more than {MAX_MEMBER_BYTES}")
-        file = io.BytesIO(archive.read(source.member))  # zipfile reads no more than the size it states
-    opened = Image.open(file)
+    if archive is not None and source.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"it unpacks to {source.size} bytes, more than {MAX_MEMBER_BYTES}")
+    # zipfile reads no more than the size it states
+    data = source.path.read_bytes() if archive is None else archive.read(source.member)
+    opened = Image.open(io.BytesIO(data))
     if opened.width * opened.height > MAX_PIXELS:
-        opened.close()
         raise ValueError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
-    return opened
+    return opened, data
 
 
 def _decode(
-    opened: Image.Image | None, reason: str, process: Callable[[Image.Image], Result]
+    opened: tuple[Image.Image, bytes] | None, reason: str, process: Callable[[Image.Image], Result]
 ) -> tuple[Result | None, str]:
     if opened is None:
         return None, reason
-    with opened:
-        image, reason = _attempt(lambda: decode_rgb(opened))
+    image, reason = _attempt(lambda: decode_rgb(*opened))
     return (None, reason) if image is None else (process(image), "")
 
 
-def _attempt(read: Callable[[], Image.Image]) -> tuple[Image.Image | None, str]:
-    """Return an image, or the reason why it cannot be read: damaged files make Pillow raise nearly anything."""
+def _attempt(read: Callable[[], Read]) -> tuple[Read | None, str]:
+    """Return what was read, or the reason why it cannot be: damaged files make Pillow raise nearly anything."""
     try:
         return read(), ""
     except MemoryError:

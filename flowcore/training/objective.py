@@ -12,6 +12,7 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..images.color import NEUTRAL
 from ..images.resize import shrink
+from ..images.rounding import as_stored
 from ..likelihood import bits_per_dim, log_prob, log_weight
 from ..networks import LumaEncoder, RRDBEncoder
 from ..networks.luma import CHROMA_UNIT, split_source
@@ -83,7 +84,7 @@ class Rescaling(nn.Module):
             The small pictures, not clamped, and the restored images.
         """
         small = self.flow.reduce(hr)
-        stored = small + (small.clamp(0, 1).mul(255).round().div(255) - small).detach()
+        stored = small + (as_stored(small) - small).detach()
         zeros = [hr.new_zeros(len(hr), *shape) for shape in self.flow.latent_shapes(*hr.shape[-2:])]
         return small, self.flow.inverse(zeros, self.flow.encode_condition(stored))
 

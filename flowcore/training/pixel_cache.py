@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from ..images.resize import shrink
+from ..images.rounding import to_uint8
 from ..tasks import Progress
 from .image_sources import ImageSource, decode_each, find_images, strict_decoding
 
@@ -203,6 +204,6 @@ def _at_all_sizes(
         content = hr.tobytes()
         if scale > 1:
             lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float().div_(255), scale)[0]
-            content += (lr.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
+            content += to_uint8(lr).permute(1, 2, 0).contiguous().numpy().tobytes()
         results.append(_Sized(height, width, factor, content))
     return results

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.writing import replacing
+from ..images.rounding import to_uint8
 from .curve import draw_curve
 
 TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
@@ -85,7 +86,7 @@ class RunLog:
         rows = torch.cat([c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns], dim=3)
         sheet = torch.cat(list(rows), dim=1)
         with replacing(self.run / "sheets" / f"{step:06d}.png") as partial:
-            Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG")
+            Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG")
         return sheet
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from comfy.cli_args import args
 from PIL import Image
 from server import PromptServer
 
+from ...flowcore.images.rounding import to_uint8
 from .compat import io
 
 STEPS = 10_000  # of a progress bar that several tasks share
@@ -181,4 +182,4 @@ def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options:
 def _to_pil(picture: torch.Tensor) -> Image.Image:
     """Convert (1, 3 or 4, H, W) in [0, 1]; alpha is dropped."""
     rgb = picture.detach()[:3].expand(3, -1, -1)
-    return Image.fromarray(rgb.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_uint8(rgb).permute(1, 2, 0).cpu().numpy())

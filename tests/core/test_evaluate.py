@@ -270,8 +270,9 @@ def test_invalid_arguments_raise_readable_errors(folder, tmp_path):
             evaluate_colorizer(flow, folder, **options)
     with pytest.raises(ImageError, match="No images in"):
         evaluate_colorizer(model(), tmp_path / "nowhere")
-    (folder / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"Cannot read broken\.png"):
+    for file in folder.iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"None of the \d images can be measured.*Pillow does not know its format"):
         evaluate_colorizer(model(), folder, samples=2)
 
 
@@ -369,6 +370,15 @@ def test_only_the_requested_measures_are_taken(enlarged):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
     (enlarged / "large.png").unlink()
     assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
+
+
+def test_flat_images_do_not_make_a_mean_infinite(enlarged):
+    flow, lines = upscaler(), []
+    options = {"temperatures": (0,), "measures": ("psnr", "gain", "lr_psnr")}
+    expected = evaluate_upscaler(flow, enlarged, **options)
+    Image.new("RGB", (32, 32), (90, 90, 90)).save(enlarged / "flat.png")  # which bicubic enlarges without an error
+    assert evaluate_upscaler(flow, enlarged, **options, log=lines.append) == expected
+    assert any(line.startswith("flat.png: gain, lr_psnr, psnr left out") for line in lines)
 
 
 def test_upscaler_table_marks_missing_measures():
