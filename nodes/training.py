@@ -180,7 +180,7 @@ def _takes_digits(recipe: str | None) -> bool | None:
     if recipe is None:
         return None
     try:
-        return _read_recipe(recipe).architecture == "class_conditional"
+        return _read_recipe(recipe).takes_digits
     except FlowError:
         return False
 

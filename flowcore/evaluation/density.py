@@ -33,7 +33,7 @@ def evaluate_density(
 
     Args:
         flow: A model with an ``image_size``.
-        data: A folder of images at any depth; for models of labeled digits, of the test files of MNIST.
+        data: A folder of images at any depth; for models of digits, of the test files of MNIST.
         samples: Draws per image for the importance-weighted bound; 1 for the plain bound.
         seed: Image i is scored with ``seed + i``.
         limit: At most so many images, evenly spread over the sorted names.
@@ -49,10 +49,10 @@ def evaluate_density(
         ImageError: If there is no image.
     """
     labels = None
-    if flow.classes and flow.channels == 1:
+    if flow.channels == 1 and (flow.classes or any(data.glob("t10k-images-idx3-ubyte*"))):
         if only is not None:
             raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
-        images, labels = _test_digits(data, limit)
+        images, labels = _test_digits(data, limit, labeled=flow.classes > 0)
     else:
         each = read_each(
             list_images(data, only, limit)[:limit], lambda file: resize_to_own(flow, read_upright(file)), log
@@ -73,6 +73,7 @@ def evaluate_density(
     }
 
 
-def _test_digits(folder: Path, limit: int) -> tuple[Tensor, Tensor]:
-    images, labels = (read_idx(folder, f"t10k-{kind}")[:limit] for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+def _test_digits(folder: Path, limit: int, *, labeled: bool) -> tuple[Tensor, Tensor | None]:
+    images = torch.from_numpy(read_idx(folder, "t10k-images-idx3-ubyte")[:limit])[:, None]
+    labels = read_idx(folder, "t10k-labels-idx1-ubyte")[:limit] if labeled else None
+    return images, None if labels is None else torch.from_numpy(labels).long()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FlowError
-from ..models.class_conditional import ClassConditionalConfig
 from ..models.colorizer import ColorizerConfig
 from ..tasks import Progress
 from .colors import ColorPhotographs, is_gray
@@ -24,13 +23,14 @@ Data = Photographs | ColorPhotographs | Digits
 def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
     """Open the training data of a recipe.
 
-    That is folders of images, or ZIP archives; for class-conditional models one folder, of the files of MNIST. Decoded
+    That is folders of images, or ZIP archives; for models of gray images one folder, of the files of MNIST. Decoded
     pixels are stored in the cache folder.
     """
-    if isinstance(recipe.model, ClassConditionalConfig):
+    if recipe.takes_digits:
         if not isinstance(data, Path):
-            raise FlowError("Labeled digits come from one folder, that of the four files of MNIST; got several.")
-        return Digits(data, validation=recipe.validation, unlabelled=recipe.unlabelled)
+            raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
+        labeled = getattr(recipe.model, "classes", 0) > 0
+        return Digits(data, validation=recipe.validation, labeled=labeled, unlabelled=recipe.unlabelled)
     photographs = Photographs(
         data,
         cache,

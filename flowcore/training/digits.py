@@ -1,4 +1,4 @@
-"""Training data of class-conditional models: labeled digits in the files of MNIST."""
+"""Training data of models of gray images: labeled digits in the files of MNIST."""
 
 from __future__ import annotations
 
@@ -23,27 +23,35 @@ class Digits:
 
     skipped: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, *, validation: int = 0, unlabelled: float = 0.0) -> None:
-        """Hold the last digits out for validation, and label a share as "not given", which is the number of classes."""
+    def __init__(self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabelled: float = 0.0) -> None:
+        """Hold the last digits out for validation.
+
+        With ``labeled``, label a share of the others as "not given", which is the number of classes; without, batches
+        have no labels.
+        """
         self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
-        self.unlabelled = unlabelled
+        self.labeled, self.unlabelled = labeled, unlabelled
         count = len(self.images) - min(validation, len(self.images) - 1)
         self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
 
-    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Draw the digits of one step; arguments as for ``Photographs.batch``, but digits are never cropped.
 
         Returns:
-            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``; held-out digits all have theirs.
+            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``; held-out digits all have theirs. None for
+            labels unless ``labeled``.
         """
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(self.held_out if held_out else self.training, size)
         labels = self.labels[chosen].astype(np.int64)
         if not held_out:
             labels[rng.random(size) < self.unlabelled] = self.classes
-        return torch.from_numpy(self.images[chosen])[:, None].float() / 255, torch.from_numpy(labels)
+        images = torch.from_numpy(self.images[chosen])[:, None].float() / 255
+        return images, torch.from_numpy(labels) if self.labeled else None
 
     def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
         return self.held_out if held_out else self.training

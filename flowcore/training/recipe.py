@@ -16,6 +16,7 @@ import torch
 
 from ..errors import FlowError
 from ..models import build, configure
+from ..models.class_conditional import ClassConditionalConfig
 from ..models.colorizer import ColorizerConfig
 from ..models.fields import suggestion
 from .degradation import DegradationKind
@@ -181,6 +182,11 @@ class Recipe:
     def scale(self) -> int:
         """Factor between the model's LR and HR images; 1 for models that are not upscalers."""
         return getattr(self.model, "scale", 1)
+
+    @property
+    def takes_digits(self) -> bool:
+        """Whether it trains on the files of MNIST, as models of gray images do."""
+        return isinstance(self.model, ClassConditionalConfig) or getattr(self.model, "channels", 3) == 1
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -56,11 +56,11 @@ MODELS = {
 
 
 def recipe(architecture, steps, model=None):
-    digit = architecture == "class_conditional"
+    model = model or MODELS[architecture]
+    digit = architecture == "class_conditional" or "channels = 1" in model
     fields = (
         {"crop": 28, "validation": 16, "unlabelled": 0.2} if digit else {"crop": 16, "validation": 1, "unlabelled": 0.0}
     )
-    model = model or MODELS[architecture]
     return parse_recipe(RECIPE.format(architecture=architecture, model=model, steps=steps, **fields))
 
 
@@ -134,6 +134,15 @@ def test_a_variational_dequantizer_is_trained_with_its_model_and_stored_with_it(
         u, log_q = flow.dequantizer.draw(k, torch.Generator().manual_seed(0))
     assert 0 < float(u.min()) < float(u.max()) < 1
     assert log_q.isfinite().all()
+
+
+def test_a_model_of_gray_images_trains_on_digits_without_their_labels(data, tmp_path):
+    made = recipe("glow", 4, "channels = 1\nlevels = 2\nsteps = 1\nhidden = 8\nimage_size = 28")
+    assert made.takes_digits
+    flow = flowcore.load(train(made, data / "digits", tmp_path))
+    assert (flow.channels, flow.classes) == (1, 0)
+    assert evaluate_density(flow, data / "digits")["images"] == 32  # the test digits
+    assert Digits(data / "digits", labeled=False).batch(4, 28, 0, 0)[1] is None
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------
