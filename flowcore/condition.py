@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transforms import Probes
+
 Source = tuple[Tensor, int]
 """Features, and the factor by which they are to be enlarged by nearest neighbor."""
 
@@ -62,12 +64,15 @@ class Condition:
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
         anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
             are the deviation from it; None for flows without.
+        probes: From which a flow without a closed form of its log-determinant estimates it; see ``Flow.probes``. Its
+            steps see them in place of features. None for other flows, and for an exact log-determinant.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]
     origin: Tensor | None = None
     labels: Tensor | None = None
     anchor: Tensor | None = None
+    probes: Probes | None = None
 
     @property
     def batch(self) -> int:
@@ -121,10 +126,12 @@ class Condition:
             origin=changed(self.origin),
             labels=changed(self.labels),
             anchor=changed(self.anchor),
+            probes=None if self.probes is None else self.probes.map_tensors(change),
         )
 
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
         for f in self.features:
             found += f.tensors() if isinstance(f, MultiScaleFeatures) else [] if f is None else [f]
-        return found + [t for t in (self.origin, self.labels, self.anchor) if t is not None]
+        found += [t for t in (self.origin, self.labels, self.anchor) if t is not None]
+        return found if self.probes is None else [*found, *self.probes.vectors]

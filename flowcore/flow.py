@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, ShapeError
 from .prior import Shape, log_density
-from .transforms import Chain, Split, Squeeze, Transform, spread
+from .transforms import Chain, Estimated, Probes, Split, Squeeze, Transform, draw_probes, flat_parts, spread
 
 Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
@@ -123,6 +123,10 @@ class Flow(Transform, Generic[C]):
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
     details, these then turn what was factored out into latents, from the deepest level up.
 
+    Attributes:
+        estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate;
+            without them it is exact, which is for small images. ``encode`` and ``inverse`` need neither.
+
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
@@ -186,6 +190,10 @@ class Flow(Transform, Generic[C]):
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
+        estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
+        for number, part in enumerate(estimated):
+            part.number = number
+        self.estimated = bool(estimated)
         if styles:
             assert image_size is not None
             dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*image_size))
@@ -299,6 +307,55 @@ class Flow(Transform, Generic[C]):
             logdet = logdet + change
         return [*latents, x], logdet
 
+    def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+        """Encode images, without the log-determinant; see ``forward``."""
+        self._check_image(x)
+        return self._latents(x, cond, lambda part, data, own: part.encode(data, own))
+
+    def probes(self, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Probes:
+        """Draw what an estimate of the log-determinant needs; see ``with_probes``.
+
+        Args:
+            shape: Of the images, ``(B, C, H, W)``.
+            seed: Item i has its own generator, seeded with ``seed + i``; or a seed for each item.
+            terms: Of every power series, which leaves out those that follow.
+
+        Returns:
+            Probes of entries +1 and -1, on the CPU.
+
+        Raises:
+            ConditionError: If the log-determinant of this flow is not estimated.
+            ShapeError: If the model does not accept images of that size.
+        """
+        if not self.estimated:
+            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
+        batch, _, height, width = shape
+        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+        self._check_sides(height, width)
+        shapes: list[Shape] = []
+        coefficients: list[tuple[float, ...]] = []
+        at: Shape = (self.channels, height, width)
+        for level in self._levels():
+            for part in [level.squeeze, *flat_parts(level.steps)]:
+                if isinstance(part, Estimated):
+                    shapes.append(at)
+                    coefficients.append((1.0,) * terms if part.has_series else ())
+                at = part.output_shape(at)
+            if level.split is not None:
+                at = (level.split.kept_channels(at[0]), *at[1:])
+        return draw_probes(shapes, seeds, tuple(coefficients))
+
+    def with_probes(self, probes: Probes, cond: Condition | None = None) -> Condition:
+        """Make a condition, with which ``forward`` and ``by_position`` estimate the log-determinant.
+
+        Args:
+            probes: From ``probes``.
+            cond: The condition of the images; None for unconditional flows.
+        """
+        if cond is None:
+            return Condition(features=(None,) * len(self.levels), probes=probes)
+        return replace(cond, probes=probes)
+
     def inverse(
         self,
         z: Sequence[Tensor],
@@ -391,21 +448,9 @@ class Flow(Transform, Generic[C]):
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Set every data-dependent parameter from a first batch, and return its latents; training calls this once."""
-        features, labels = self._check_condition(cond, x.shape[0])
         if self.prelude is not None:
             self.prelude.initialize(x)
-        x = self._start(x, cond)[0]
-        latents: list[Tensor] = []
-        kept: list[Tensor] = []
-        for level, feature in zip(self._levels(), features, strict=True):
-            x = level.steps.initialize(level.squeeze(x)[0], feature)
-            if level.split is not None:
-                x, latent = level.split.initialize(x, labels)
-                latents.append(latent)
-                kept.append(x)
-        for number, details, feature in self._details(kept):
-            latents[number] = details.initialize(latents[number], feature)
-        return [*latents, x if self.top is None else self.top.initialize(x, self._anchor(cond, labels))]
+        return self._latents(x, cond, lambda part, data, own: part.initialize(data, own))
 
     def reduce(self, x: Tensor) -> Tensor:
         """Walk down to the output of the last level, without latents and without a condition.
@@ -428,6 +473,24 @@ class Flow(Transform, Generic[C]):
             x = level.steps(level.squeeze(x)[0])[0]
             x = x if level.split is None else level.split(x)[0][0]
         return x
+
+    def _latents(
+        self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], Any]
+    ) -> list[Tensor]:
+        """Walk from pixels to latents by a method of every part that returns its latent only."""
+        features, labels = self._check_condition(cond, x.shape[0])
+        x = self._start(x, cond)[0]
+        latents: list[Tensor] = []
+        kept: list[Tensor] = []
+        for level, feature in zip(self._levels(), features, strict=True):
+            x = apply(level.steps, level.squeeze(x)[0], feature)
+            if level.split is not None:
+                x, latent = apply(level.split, x, labels)
+                latents.append(latent)
+                kept.append(x)
+        for number, details, feature in self._details(kept):
+            latents[number] = apply(details, latents[number], feature)
+        return [*latents, x if self.top is None else apply(self.top, x, self._anchor(cond, labels))]
 
     def _details(self, kept: list[Tensor]) -> Iterator[tuple[int, Transform, Any]]:
         """Every level's details, the deepest first, with the number of their latents and their features."""
@@ -458,6 +521,8 @@ class Flow(Transform, Generic[C]):
 
     def _check_condition(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
         """Check a condition and return its features by level and its labels."""
+        if cond is not None and cond.probes is not None:
+            return self._check_probes(cond.probes)
         if (cond is None) != (self.condition_encoder is None):
             takes = "a condition; make one with flow.encode_condition(source)"
             takes = takes if cond is None else "no condition; pass None"
@@ -480,6 +545,11 @@ class Flow(Transform, Generic[C]):
                 "images, or of one for all."
             )
         return [self._feature(f) for f in cond.features], cond.labels
+
+    def _check_probes(self, probes: Probes) -> tuple[Sequence[Probes], None]:
+        if not self.estimated:
+            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
+        return [probes] * len(self.levels), None
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature

@@ -47,6 +47,8 @@ class FlowcoreScore(FlowNode):
                 widgets.fit(),
                 widgets.label(),
                 io.Image.Input("source", optional=True),
+                io.Int.Input("probes", default=4, min=0, max=1024, optional=True),
+                io.Int.Input("terms", default=20, min=1, max=1000, optional=True),
             ],
             outputs=[
                 io.Float.Output("bits_per_dim", is_output_list=True),
@@ -69,6 +71,8 @@ class FlowcoreScore(FlowNode):
         fit: list[Fit],
         label: list[int],
         source: list[Tensor] | None,
+        probes: list[int],
+        terms: list[int],
     ) -> Any:
         notes, flow, draws = cls.notes(), model[0].flow, samples[0]
         subjects = [
@@ -94,6 +98,8 @@ class FlowcoreScore(FlowNode):
                     dequantization=dequantization[0],
                     samples=draws,
                     seed=(seed[0] + done) % 2**64,  # as if all batches were one
+                    probes=probes[0],
+                    terms=terms[0],
                     progress=progress.part(done / total, count / total),
                     cancelled=stop_if_cancelled,
                     notify=notes,
@@ -122,6 +128,7 @@ class FlowcoreScore(FlowNode):
                 "bits_per_dim": [finite(value) for value in bits],
                 "corrected": [finite(value) for value in corrected],
                 "spread": [finite(value) for value in spread],
+                "standard_error": [finite(float(value)) for s in scores for value in s.standard_error],
                 "per_level": [[finite(float(value)) for value in row] for s in scores for row in s.per_level],
                 "order": order,
                 "notes": messages,

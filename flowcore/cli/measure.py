@@ -24,6 +24,9 @@ def add_score(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     option("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
     option("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
+    text = "models whose log-determinant is estimated: random probes per draw, 0 for the exact value of small images"
+    option("--probes", type=int, default=4, help=f"{text} (default: 4)")
+    option("--terms", type=int, default=20, help="the same: terms of every power series (default: 20)")
     option("--seed", type=int, default=0)
     text = "resize: to cover the model's own size, and crop the middle; crop: only crop (default: resize)"
     option("--fit", default="resize", choices=["resize", "crop"], help=text)
@@ -65,10 +68,13 @@ def _score(options: argparse.Namespace) -> None:
     from .batches import executor, load_model
 
     flow = load_model(options)
+    settings: dict[str, Any] = {"dequantization": options.dequantization}
+    settings |= {} if options.fit == "resize" else {"fit": options.fit}
+    settings |= {"probes": options.probes, "terms": options.terms} if flow.estimated else {}
     work = Work(
         command="score",
         model=options.model,
-        settings={"dequantization": options.dequantization} | ({} if options.fit == "resize" else {"fit": options.fit}),
+        settings=settings,
         seed=options.seed,
         samples=options.samples,
     )

@@ -159,6 +159,11 @@ class Plan(Flow):
         with self._arithmetic():
             return super().forward(x, cond)
 
+    def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+        self._check_precise()
+        with self._arithmetic():
+            return super().encode(x, cond)
+
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
         """Decode latents; see ``Flow.inverse``. On a GPU, nothing waits for the device."""
         with self._arithmetic():

@@ -23,6 +23,7 @@ from ..transforms import (
     Split,
     Transform,
     Whiten,
+    flat_parts,
 )
 from ..transforms.coupling import SIGMOID_OFFSET, halves, log_scale_of, scale_of
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
@@ -282,7 +283,7 @@ class LevelFolder:
         """
         result: list[Transform] = []
         run: list[tuple[Transform, PixelMap]] = []  # of neighbors that treat each pixel alike
-        for part in [*_flat(transform), None]:
+        for part in [*flat_parts(transform), None]:
             pixelwise = None if part is None else pixel_map(part)
             if part is not None and pixelwise is not None:
                 run.append((part, pixelwise))
@@ -333,8 +334,3 @@ def _merge_step(parts: list[Transform]) -> None:
 def multi_scale(features: Tensor | MultiScaleFeatures) -> MultiScaleFeatures:
     """Present features that are one tensor as features of one source."""
     return features if isinstance(features, MultiScaleFeatures) else MultiScaleFeatures(sources=((features, 1),))
-
-
-def _flat(transform: Transform) -> list[Transform]:
-    """The parts of chains of chains, in order."""
-    return [t for part in transform.parts() for t in _flat(part)] if isinstance(transform, Chain) else [transform]

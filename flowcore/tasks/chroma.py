@@ -162,7 +162,7 @@ class Colorization:
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
-        return self.run.plan(self.chroma_on_grid(image[part], part) + NEUTRAL, self.condition(part, None))[0]
+        return self.run.plan.encode(self.chroma_on_grid(image[part], part) + NEUTRAL, self.condition(part, None))
 
     def chroma_on_grid(self, image: Tensor, part: slice) -> Tensor:
         """Resize the chroma of colored images, as many as the part, to the padded finest grid, centered on 0."""

@@ -58,7 +58,8 @@ class Passes:
         encoded: list[list[Tensor]] = []
         for part in self.batches(len(pixels), pixels[0, 0].numel()):
             x = pixels[part]
-            latents = self.run.plan(x.to(self.run.device), self.condition_of(cond, part, len(pixels)))[0]
+            own = self.condition_of(cond, part, len(pixels))
+            latents = self.run.plan.encode(x.to(self.run.device), own)
             if strict:
                 refuse_nonfinite(latents, x, part.start)
             encoded.append([z.to(pixels.device) for z in latents])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..dequantization import (
+    DequantizedBatch,
     Dequantizer,
     Gaussian,
     Grid,
@@ -29,6 +30,7 @@ from ..device import float64_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items
+from ..transforms import Estimated
 from . import Progress
 from .runner import Runner, RunOptions, SamplingOptions, images_at_once, refuse_integer_range
 
@@ -36,6 +38,7 @@ Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
+SEEDS_APART = 1_000_003  # between the probes of an image: more than there are images
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +69,10 @@ class Score:
         samples: Draws per image.
         seed: Of image 0; meaningless if the noise was passed in.
         bound: Whether the expectation of ``bits_per_dim`` is an upper bound on the exact bits of a discrete image.
+        probes: Random probes per draw from which the log-determinant was estimated; 0 where it is exact.
+        terms: Of the power series in that estimate; 0 where there is none.
+        standard_error: Of ``bits_per_dim`` as an estimate from so many probes, ``(B,)``: 0 where the log-determinant is
+            exact, NaN for one probe.
     """
 
     bits_per_dim: Tensor
@@ -85,11 +92,15 @@ class Score:
     samples: int
     seed: int
     bound: bool
+    probes: int
+    terms: int
+    standard_error: Tensor
 
     @property
     def contract(self) -> dict[str, Any]:
         """The settings that two scores must share to compare."""
-        names = ("n_bits", "grid", "dequantization", "samples", "bound")
+        names = ["n_bits", "grid", "dequantization", "samples", "bound"]
+        names += ["probes", "terms"] if self.probes else []
         return {name: getattr(self, name) for name in names}
 
 
@@ -117,6 +128,8 @@ def score(
     seed: int = 0,
     noise: Tensor | None = None,
     complexity: bool = True,
+    probes: int = 4,
+    terms: int = 20,
     batch: int = 0,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -133,8 +146,8 @@ def score(
     score, and an image that is much *better* is as unusual as one that is much worse. So compare on both sides
     (``typicality``) or subtract the cost of plain detail (``complexity_corrected``), and take neither as proof:
     couplings mostly learn local correlations of pixels, and even a perfect density ranks images differently in other
-    coordinates. Numbers compare only for the same model and the same contract (bits, grid, noise, draws); 5-bit numbers
-    never compare with 8-bit ones.
+    coordinates. Numbers compare only for the same model and the same contract (bits, grid, noise, draws, and how the
+    log-determinant is estimated where it is); 5-bit numbers never compare with 8-bit ones.
 
     Image i has its own random generator, seeded with ``seed + i``, which makes its draws one after the other: neither
     the batch nor the number of draws changes a draw. Runs in the precision of the flow's parameters.
@@ -153,6 +166,10 @@ def score(
             from for others. Uniform noise outside [0, 1) is scored, too, as the density of a noisy image, but is no
             bound.
         complexity: Whether to compress the images for comparison.
+        probes: For models without a closed form of their log-determinant (Residual Flow, FFJORD): random probes per
+            draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images
+            alone allow. Probe p of draw s of image i depends on (seed + i, s, p) only. Other models ignore it.
+        terms: Of the power series in these estimates; those left out are a bias that no number of probes shows.
         batch: Draws that go through the flow at once; 0 chooses by the image's size. Changes memory and time, not the
             numbers (beyond rounding).
         progress: Called with ``(done, total)``, in draws; the compression of an image counts as one.
@@ -177,10 +194,14 @@ def score(
         guarantee anomaly detection".
     """
     sampling = SamplingOptions(seed=seed, samples=samples)
+    if probes < 0 or terms < 1:
+        raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
     options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, options, advice, image)
-    return run(lambda: _score(run, flow, image, cond, dequantization, sampling, noise, complexity))
+    series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
+    estimate = _Estimate(probes, terms if series else 0, seed) if flow.estimated and probes else None
+    return run(lambda: _score(run, flow, image, cond, dequantization, sampling, noise, complexity, estimate))
 
 
 def _score(
@@ -192,6 +213,7 @@ def _score(
     sampling: SamplingOptions,
     noise: Tensor | None,
     complexity: bool,
+    estimate: _Estimate | None,
 ) -> Score:
     quantised = quantization(flow)
     dequantizer = _dequantizer(flow, dequantization)
@@ -204,7 +226,8 @@ def _score(
     run.expect(images * (samples + complexity))
 
     latent_dimensions = [math.prod(shape) for shape in flow.latent_shapes(height, width)]
-    weights = torch.empty(images, samples, dtype=torch.float64)
+    probes = 1 if estimate is None else estimate.probes
+    weights = torch.empty(images, samples, probes, dtype=torch.float64)  # then their means over probes
     levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
     inside = True
@@ -213,13 +236,17 @@ def _score(
         k, quantised, dequantizer, samples=samples, seed=sampling.seed, batch=batch, noise=noise
     )
     for chunk in draws:
-        run.check_cancelled()
-        shares = run.plan.by_position(chunk.x.to(run.device, run.dtype), select_items(cond, chunk.items))[1]
-        density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
-        log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
-        weights[chunk.items, chunk.draws] = log_bins - chunk.log_q
-        levels.index_add_(0, chunk.items, density.flatten(2).sum(2))
-        pixels.index_add_(0, chunk.items, density.sum(1))
+        x = chunk.x.to(run.device, run.dtype)
+        for probe in range(probes):
+            run.check_cancelled()
+            own = select_items(cond, chunk.items)
+            own = own if estimate is None else estimate.condition(run.plan, own, chunk, probe)
+            shares = run.plan.by_position(x, own)[1]
+            density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
+            log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
+            weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
+            levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / probes)
+            pixels.index_add_(0, chunk.items, density.sum(1) / probes)
         inside = inside and bool(chunk.inside.all())
         run.advance(len(chunk.items))
     if not inside:
@@ -239,6 +266,10 @@ def _score(
         compressed = torch.tensor(sizes, dtype=torch.float64)
 
     per_dim = -1 / (dimensions * math.log(2))  # nats to bits per dimension
+    weights, error = _over_probes(weights, exact=estimate is None)
+    error = error * -per_dim
+    if estimate is not None:
+        notes.append(estimate.sentence(float(error.max())))
     bound = importance_weighted(weights)
     bits = per_dim * bound
     level_bits, pixel_bits = per_dim * levels / samples, per_dim * pixels / samples
@@ -263,8 +294,45 @@ def _score(
         dequantization=dequantizer.name,
         samples=samples,
         seed=sampling.seed,
-        bound=inside,
+        bound=inside and estimate is None,
+        probes=0 if estimate is None else estimate.probes,
+        terms=0 if estimate is None else estimate.terms,
+        standard_error=error,
     )
+
+
+class _Estimate:
+    """How a score estimates a log-determinant."""
+
+    def __init__(self, probes: int, terms: int, seed: int) -> None:
+        self.probes, self.terms, self.seed = probes, terms, seed
+
+    def condition(self, flow: Flow, cond: Condition | None, chunk: DequantizedBatch, probe: int) -> Condition:
+        """Draw one probe for every draw of a batch."""
+        numbers = chunk.items + SEEDS_APART * (chunk.draws * self.probes + probe)
+        seeds = [(self.seed + number) % 2**64 for number in numbers.tolist()]
+        return flow.with_probes(flow.probes(chunk.x.shape, seeds, terms=self.terms), cond)
+
+    def sentence(self, error: float) -> str:
+        series = f" and {self.terms} terms of its series" if self.terms else ""
+        spread = "unknown error, with a single probe"
+        if self.probes > 1:
+            spread = f"a standard error of up to {error:.4f} bits per dimension"
+        return (
+            f"The log-determinant was estimated, from {self.probes} random probe{'s' * (self.probes > 1)} per draw"
+            f"{series}: {spread}, and no bound on the bits of the image."
+        )
+
+
+def _over_probes(weights: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """Average log weights ``(B, draws, probes)`` over probes; with the standard error of their bound, ``(B,)``."""
+    mean, probes = weights.mean(2), weights.shape[2]
+    if exact:
+        return mean, torch.zeros_like(mean[:, 0])
+    if probes == 1:
+        return mean, torch.full_like(mean[:, 0], math.nan)
+    shares = torch.softmax(mean, 1)  # derivatives of the bound
+    return mean, (shares.square() * weights.var(2) / probes).sum(1).sqrt()
 
 
 def typicality(
@@ -292,7 +360,8 @@ def typicality(
     """
     if isinstance(score_values, Score) and isinstance(reference_values, Score):
         ours, theirs = score_values.contract, reference_values.contract
-        differing = [f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+        pairs = {name: (ours.get(name, 0), theirs.get(name, 0)) for name in {**ours, **theirs}}
+        differing = [f"{name} {one} and {other}" for name, (one, other) in pairs.items() if one != other]
         if differing:
             raise FlowError(f"Scores of different contracts do not compare: {', '.join(differing)}. Score both alike.")
     x, reference = _values(score_values), _values(reference_values)

@@ -113,7 +113,7 @@ def content_transfer(
         for part in passes.batches(len(pixels), pixels[0, 0].numel()):
             x = pixels[part]
             cond = run.plan.encode_condition(small[part].to(run.device))
-            latents = run.plan(x.to(run.device), cond)[0]
+            latents = run.plan.encode(x.to(run.device), cond)
             refuse_nonfinite(latents, x, part.start)
             passes.finish(len(x))
             passes.begin(len(x))

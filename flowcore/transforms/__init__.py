@@ -10,9 +10,10 @@ from .injector import Injector
 from .invconv import InvertibleConv
 from .permutation import Permutation
 from .pixels import Logit, PixelMap
+from .probes import Estimated, Probes, draw_probes, exact_logdet
 from .split import Center, Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unsqueeze
-from .transform import Chain, Transform, spread
+from .transform import Chain, Transform, flat_parts, spread
 from .whitening import ChannelWhitening
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CheckerboardCoupling",
     "ConditionOnChannels",
     "Coupling",
+    "Estimated",
     "Flatten",
     "Haar",
     "Injector",
@@ -33,6 +35,7 @@ __all__ = [
     "OrderedSqueeze",
     "Permutation",
     "PixelMap",
+    "Probes",
     "Scaling",
     "SignedActNorm",
     "Split",
@@ -41,5 +44,8 @@ __all__ = [
     "Unsqueeze",
     "Whiten",
     "batch_moments",
+    "draw_probes",
+    "exact_logdet",
+    "flat_parts",
     "spread",
 ]

@@ -35,6 +35,9 @@ class Haar(Transform):
         blocks = torch.stack(_bands(*z.chunk(4, dim=1)), dim=2)  # (B, C, 4, H/2, W/2)
         return F.pixel_shuffle(blocks.flatten(1, 2), 2)
 
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape[0] * 4, shape[1] // 2, shape[2] // 2
+
 
 class InterpolatedDetails(Transform):
     """Subtract from Haar details what interpolation of the means predicts for them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class Squeeze(Transform):
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return F.pixel_shuffle(z, self.factor)
 
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape[0] * self.factor**2, shape[1] // self.factor, shape[2] // self.factor
+
 
 class OrderedSqueeze(Transform):
     """Trade each 2x2 block of pixels for four groups of C channels, diagonal neighbors first.
@@ -51,6 +55,9 @@ class OrderedSqueeze(Transform):
         first, diagonal, right, below = z.chunk(4, dim=1)
         return F.pixel_shuffle(torch.stack([first, right, below, diagonal], dim=2).flatten(1, 2), 2)
 
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape[0] * 4, shape[1] // 2, shape[2] // 2
+
 
 class Unsqueeze(Transform):
     """Undo a ``Squeeze`` in the middle of a flow: its forward is ``Squeeze.inverse``; logdet: 0."""
@@ -60,6 +67,9 @@ class Unsqueeze(Transform):
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return F.pixel_unshuffle(z, 2)
+
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape[0] // 4, shape[1] * 2, shape[2] * 2
 
 
 class Flatten(Transform):
@@ -79,6 +89,9 @@ class Flatten(Transform):
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return z.reshape(z.shape[0], *self.shape)
+
+    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return math.prod(shape), 1, 1
 
 
 def require_blocks(x: Tensor, factor: int) -> None:

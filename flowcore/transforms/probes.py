@@ -1,0 +1,127 @@
+"""Log-determinants that are estimated: with probes that the caller gives, or exactly, from the whole Jacobian.
+
+Neither way draws anything: without probes the value is exact, and refused where the Jacobian would be too large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device import float64
+from ..errors import ConditionError
+from .transform import Transform
+
+MAX_DIMENSIONS = 4096  # of an exact logdet: a Jacobian of 134 MB in float64
+ROWS_AT_ONCE = 256  # of a Jacobian
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
+
+    Attributes:
+        vectors: One for every estimated transform of a flow, in the data-to-latent direction, in the shape of its
+            input, ``(B, C, H, W)``.
+        coefficients: For each of them, factors on the terms 1, 2, ... of its power series: ones for a truncated series;
+            ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased. Empty for
+            transforms without a series.
+        neumann: Whether gradients are those that estimate the gradient of the true logdet without bias, in one graph,
+            instead of those of the estimate.
+    """
+
+    vectors: tuple[Tensor, ...]
+    coefficients: tuple[tuple[float, ...], ...]
+    neumann: bool = False
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Probes:
+        """Apply a function to every vector."""
+        return Probes(vectors=tuple(map(change, self.vectors)), coefficients=self.coefficients, neumann=self.neumann)
+
+
+class Estimated(Transform):
+    """A bijection whose logdet has no closed form: estimated with ``cond``, ``Probes``, or with None exact.
+
+    Attributes:
+        number: Its place among the estimated transforms of its flow, which sets it, and so that of its probe.
+        has_series: Whether its estimate is a power series, with a choice of terms.
+    """
+
+    number = 0
+    has_series = True
+
+    def probe(self, x: Tensor, cond: Any) -> Tensor | None:
+        """Select this transform's probe.
+
+        Args:
+            x: Its input, ``(B, C, H, W)``.
+            cond: Probes, or None.
+
+        Returns:
+            ``(B, C, H, W)``, in the precision of ``x``; None if there are no probes.
+
+        Raises:
+            ConditionError: If the probes are of another flow, image size or batch.
+        """
+        if cond is None:
+            return None
+        if not isinstance(cond, Probes) or self.number >= len(cond.vectors):
+            raise ConditionError("The probes are not this flow's. Draw them with flow.probes(image.shape, seed).")
+        vector = cond.vectors[self.number]
+        if vector.shape != x.shape:
+            raise ConditionError(
+                f"Expected a probe of shape {tuple(x.shape)}; got {tuple(vector.shape)}. Draw probes for images of "
+                "this batch and size: flow.probes(image.shape, seed)."
+            )
+        return vector.to(x)
+
+
+def exact_logdet(transposed_product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute ``log|det J|`` of one item from its whole Jacobian, in float64.
+
+    Args:
+        transposed_product: From vectors e, ``(N, C, H, W)``, to ``J^T e``, each on its own.
+        x: The item, ``(1, C, H, W)``.
+
+    Returns:
+        ``(1,)``, in the precision of ``x``.
+
+    Raises:
+        ConditionError: If the Jacobian would be too large.
+    """
+    dimensions = x[0].numel()
+    if dimensions > MAX_DIMENSIONS:
+        raise ConditionError(
+            f"An exact log-determinant of {dimensions} dimensions is out of reach; at most {MAX_DIMENSIONS} are "
+            "allowed. Estimate it: pass the condition flow.with_probes(flow.probes(image.shape, seed)); the task score "
+            "does so with probes=4."
+        )
+    rows = torch.eye(dimensions, dtype=x.dtype, device=x.device).reshape(dimensions, *x.shape[1:])
+    jacobian = torch.cat([transposed_product(part).flatten(1) for part in rows.split(ROWS_AT_ONCE)])  # (D, D)
+    return torch.linalg.slogdet(float64(jacobian))[1].to(x)[None]
+
+
+def draw_probes(
+    shapes: list[tuple[int, int, int]], seeds: list[int], coefficients: tuple[tuple[float, ...], ...]
+) -> Probes:
+    """Draw probes of entries +1 and -1, which have the least variance.
+
+    Args:
+        shapes: Of every estimated transform's input.
+        seeds: Of every item's own generator, on the CPU.
+        coefficients: See ``Probes``.
+
+    Returns:
+        Float32, on the CPU, for as many items as there are seeds.
+    """
+    items: list[list[Tensor]] = []
+    for seed in seeds:
+        # set apart from other noise that is drawn with the same seed
+        generator = torch.Generator("cpu").manual_seed((seed ^ 0x9E3779B9) % 2**64)
+        items.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes])
+    vectors = tuple(torch.stack([item[k] for item in items]) for k in range(len(shapes)))
+    return Probes(vectors=vectors, coefficients=coefficients)

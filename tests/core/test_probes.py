@@ -1,0 +1,206 @@
+"""Probes: drawn once per item, passed in the condition, averaged by score; exact without them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from builders import assemble, build_tiny, random_image
+from torch import nn
+
+import flowcore
+from flowcore import likelihood
+from flowcore.errors import ConditionError, FlowError
+from flowcore.flow import Level
+from flowcore.inference.plan import Plan
+from flowcore.transforms import ActNorm, Chain, Estimated, Split, Squeeze, exact_logdet
+
+from .laws import check
+
+
+class AddMixed(Estimated):
+    """``z = x + W x`` at every pixel, |W| < 1, with the log-determinant as a series."""
+
+    def __init__(self, channels):
+        super().__init__()
+        generator = torch.Generator().manual_seed(channels)
+        self.matrix = nn.Parameter(0.3 * torch.randn(channels, channels, generator=generator) / channels**0.5)
+
+    def _mix(self, x, matrix):
+        return torch.einsum("oi,bihw->bohw", matrix, x)
+
+    def encode(self, x, cond=None):
+        return x + self._mix(x, self.matrix)
+
+    def forward(self, x, cond=None):
+        z, amounts = self.by_position(x, cond)
+        return z, amounts.sum((1, 2))
+
+    def by_position(self, x, cond=None):
+        probe = self.probe(x, cond)
+        if probe is None:
+            # e + W^T e are the rows of the Jacobian
+            logdet = exact_logdet(lambda e: e + self._mix(e, self.matrix.T), x[:1]).expand(len(x))
+            return self.encode(x), (logdet / x[0, 0].numel())[:, None, None].expand(-1, *x.shape[2:])
+        total, power = torch.zeros_like(x), probe
+        for k, factor in enumerate(cond.coefficients[self.number], 1):
+            power = self._mix(power, self.matrix.T)
+            total = total + (-1) ** (k + 1) / k * factor * power
+        return self.encode(x), (probe * total).sum(1)
+
+    def inverse(self, z, cond=None):
+        inverse = torch.linalg.inv(torch.eye(len(self.matrix), dtype=z.dtype) + self.matrix)
+        return self._mix(z, inverse)
+
+
+def small_flow():
+    levels = [
+        Level([ActNorm(3), AddMixed(3), Chain(AddMixed(3), Squeeze())], Split(None), squeeze=Chain()),
+        Level([AddMixed(6)], None, squeeze=Chain(), downscale=1),
+    ]
+    return assemble(levels, channels=3).eval()
+
+
+def exact_bits(flow, k):
+    x = (k.double() + 0.5) / 255 - 0.5 / 255
+    return likelihood.bits_per_dim(likelihood.log_prob(flow.double(), x), k[0].numel(), 1 / 255)
+
+
+def pixels(batch=2, side=4):
+    return (random_image(batch, 3, side, 6) * 255).round().byte()
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_is_lawful_without_probes():
+    check(small_flow(), random_image(2, 3, 4, 6), strength=0.02)
+
+
+def test_every_estimated_transform_gets_a_probe_of_its_inputs_shape():
+    flow = small_flow()
+    probes = flow.probes((2, 3, 4, 6), seed=5, terms=7)
+    assert [tuple(e.shape) for e in probes.vectors] == [(2, 3, 4, 6), (2, 3, 4, 6), (2, 6, 2, 3)]
+    assert probes.coefficients == ((1.0,) * 7,) * 3
+    for vector in probes.vectors:
+        assert set(vector.unique().tolist()) == {-1.0, 1.0}
+    assert not torch.equal(probes.vectors[0], probes.vectors[1])
+
+
+def test_the_probes_of_an_item_depend_on_its_seed_alone():
+    flow = small_flow()
+    together = flow.probes((3, 3, 4, 6), seed=5)
+    alone = flow.probes((1, 3, 4, 6), seed=7)
+    by_seed = flow.probes((2, 3, 4, 6), seed=[7, 5])
+    for a, b, c in zip(together.vectors, alone.vectors, by_seed.vectors, strict=True):
+        assert torch.equal(a[2:], b)
+        assert torch.equal(a[[2, 0]], c)
+
+
+def test_probes_are_independent_of_other_noise_of_the_same_seed():
+    vector = small_flow().probes((1, 3, 32, 32), seed=5).vectors[0]
+    noise = torch.rand(vector.shape[1:], generator=torch.Generator().manual_seed(5))
+    assert abs(float((vector[0] * (noise - 0.5)).mean())) < 0.02
+
+
+def test_what_does_not_fit_is_refused():
+    flow, x = small_flow(), random_image(2, 3, 4, 6)
+    glow = build_tiny("glow", image_size=(8, 12))
+    with pytest.raises(ConditionError, match="exact; it takes no probes"):
+        glow.probes((1, 3, 8, 12))
+    with pytest.raises(ConditionError, match="exact; it takes no probes"):
+        glow(torch.rand(1, 3, 8, 12), glow.with_probes(flow.probes((1, 3, 4, 6))))
+    with pytest.raises(ConditionError, match=r"Expected a probe of shape \(2, 3, 4, 6\); got \(1, 3, 4, 6\)"):
+        flow(x, flow.with_probes(flow.probes((1, 3, 4, 6))))
+    with pytest.raises(ConditionError, match=r"at most 4096 are allowed.*flow\.with_probes"):
+        flow(random_image(1, 3, 64, 64))
+    with pytest.raises(FlowError, match="probes must be at least 0"):
+        flowcore.score(flow, pixels(), probes=-1)
+
+
+# --- estimating -------------------------------------------------------------------------------------------------------
+
+
+def test_latents_do_not_depend_on_probes_and_need_none():
+    flow, x = small_flow(), random_image(2, 3, 4, 6)
+    cond = flow.with_probes(flow.probes(x.shape))
+    for z in (flow.encode(x), flow.encode(x, cond), flow(x, cond)[0], Plan(flow).encode(x)):
+        for a, b in zip(z, flow(x)[0], strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    large = random_image(1, 3, 64, 64)
+    assert torch.allclose(flow.inverse(flow.encode(large)), large, atol=1e-5)
+
+
+def test_the_mean_of_many_estimates_is_the_exact_value():
+    flow, x = small_flow().double(), random_image(1, 3, 4, 6).double()
+    cond = flow.with_probes(flow.probes((4000, 3, 4, 6), terms=30))
+    estimates = flow(x.expand(4000, -1, -1, -1), cond)[1].detach()
+    error = float(estimates.mean() - flow(x)[1].detach())
+    standard_error = float(estimates.std()) / 4000**0.5
+    assert 0 < standard_error < 0.1
+    assert abs(error) < 4 * standard_error
+
+
+# --- score ------------------------------------------------------------------------------------------------------------
+
+
+def test_score_without_probes_is_exact():
+    flow, k = small_flow(), pixels()
+    noise = torch.full((1, *k.shape), 0.5)
+    result = flowcore.score(flow, k, noise=noise, probes=0)
+    assert torch.allclose(result.bits_per_dim, exact_bits(small_flow(), k), atol=1e-5)
+    assert result.standard_error.tolist() == [0, 0]
+    assert (result.probes, result.terms, result.bound) == (0, 0, True)
+    assert not any("estimated" in note for note in result.notes)
+
+
+def test_score_averages_probes_and_tells_their_standard_error():
+    flow, k = small_flow(), pixels()
+    noise = torch.full((1, *k.shape), 0.5)
+    result = flowcore.score(flow, k, noise=noise, probes=200, terms=30)
+    error = (result.bits_per_dim - exact_bits(small_flow(), k)).abs()
+    assert (error < 4 * result.standard_error).all()
+    assert (result.standard_error > 0).all()
+    few = flowcore.score(flow, k, noise=noise, probes=50, terms=30)
+    ratios = few.standard_error / result.standard_error
+    assert ((ratios > 1.5) & (ratios < 2.7)).all()  # a fourth of the probes: twice the error
+    assert not result.bound
+    assert any("200 random probes per draw and 30 terms" in note for note in result.notes)
+    assert torch.allclose(result.map.sum((1, 2)), result.bits_per_dim)
+    assert torch.allclose(result.per_level.sum(1), result.bits_per_dim)
+
+
+def test_one_probe_has_no_standard_error():
+    result = flowcore.score(small_flow(), pixels(), probes=1)
+    assert all(map(math.isnan, result.standard_error.tolist()))
+    assert any("unknown error" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_score_depends_neither_on_the_batch_nor_on_other_images(samples):
+    flow, k = small_flow(), pixels(batch=3)
+    options = {"samples": samples, "probes": 3, "complexity": False}
+    together = flowcore.score(flow, k, seed=5, **options)
+    in_parts = flowcore.score(flow, k, seed=5, batch=2, **options)
+    alone = flowcore.score(flow, k[2:], seed=7, **options)
+    assert torch.allclose(together.bits_per_dim, in_parts.bits_per_dim, atol=1e-6)
+    assert torch.allclose(together.bits_per_dim[2:], alone.bits_per_dim, atol=1e-6)
+    assert torch.allclose(together.standard_error[2:], alone.standard_error, atol=1e-6)
+
+
+def test_scores_of_other_estimates_do_not_compare():
+    scores = [flowcore.score(small_flow(), pixels(), terms=terms) for terms in (10, 20)]
+    with pytest.raises(FlowError, match="terms 10 and 20"):
+        flowcore.tasks.score.typicality(*scores)
+    largest_seed = flowcore.score(small_flow(), pixels(), seed=2**64 - 1, probes=2)
+    assert largest_seed.bits_per_dim.isfinite().all()
+
+
+def test_models_with_an_exact_determinant_ignore_probes():
+    glow = build_tiny("glow", image_size=(8, 12))
+    image = torch.randint(0, 256, (1, 3, 8, 12), dtype=torch.uint8)
+    with_probes, without = (flowcore.score(glow, image, probes=probes) for probes in (7, 0))
+    assert torch.equal(with_probes.bits_per_dim, without.bits_per_dim)
+    assert (with_probes.probes, with_probes.terms, float(with_probes.standard_error)) == (0, 0, 0.0)
+    assert with_probes.bound
