@@ -190,10 +190,9 @@ class Flow(Transform, Generic[C]):
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
-        estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
-        for number, part in enumerate(estimated):
+        for number, part in enumerate(self._estimated()):
             part.number = number
-        self.estimated = bool(estimated)
+        self.estimated = bool(self._estimated())
         if styles:
             assert image_size is not None
             dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*image_size))
@@ -331,19 +330,33 @@ class Flow(Transform, Generic[C]):
             raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
         batch, _, height, width = shape
         seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+        return draw_probes(self.probe_shapes(height, width), seeds, self.probe_coefficients(terms))
+
+    def probe_coefficients(self, terms: int = 20) -> tuple[tuple[float, ...], ...]:
+        """List the coefficients of truncated power series, for every estimated step; see ``Probes``."""
+        return tuple((1.0,) * terms if part.has_series else () for part in self._estimated())
+
+    def probe_shapes(self, height: int, width: int) -> list[Shape]:
+        """Compute the shapes of the probes of an image: those of the inputs of all estimated steps.
+
+        Args:
+            height: Of the image.
+            width: Of the image.
+
+        Raises:
+            ShapeError: If the model does not accept images of that size.
+        """
         self._check_sides(height, width)
         shapes: list[Shape] = []
-        coefficients: list[tuple[float, ...]] = []
         at: Shape = (self.channels, height, width)
         for level in self._levels():
             for part in [level.squeeze, *flat_parts(level.steps)]:
                 if isinstance(part, Estimated):
                     shapes.append(at)
-                    coefficients.append((1.0,) * terms if part.has_series else ())
                 at = part.output_shape(at)
             if level.split is not None:
                 at = (level.split.kept_channels(at[0]), *at[1:])
-        return draw_probes(shapes, seeds, tuple(coefficients))
+        return shapes
 
     def with_probes(self, probes: Probes, cond: Condition | None = None) -> Condition:
         """Make a condition, with which ``forward`` and ``by_position`` estimate the log-determinant.
@@ -515,6 +528,9 @@ class Flow(Transform, Generic[C]):
             self._check_origin(cond.origin, x.shape)
             x = x - cond.origin
         return x, logdet
+
+    def _estimated(self) -> list[Estimated]:
+        return [part for part in self.levels.modules() if isinstance(part, Estimated)]
 
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]

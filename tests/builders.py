@@ -19,6 +19,7 @@ from flowcore.transforms import ActNorm
 TINY: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 8},
     "realnvp": {"scales": 2, "hidden": 3, "blocks": 1},
+    "ffjord": {"scales": 2, "blocks": 1, "hidden": (4, 5), "steps": 2},
     "class_conditional": {"image_size": (8, 12), "classes": 3, "steps": 2, "hidden": 8},
     "srflow": {
         "levels": 3,

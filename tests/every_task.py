@@ -166,6 +166,8 @@ def _plain_flows(place: Place) -> list[Tensor]:
         source = source_of(flow, 2)
         cond = None if source is None else flow.encode_condition(source.to(place.device))
         image = noise(2, flow.channels, *sides(flow), seed=7).to(place.device)
+        if flow.estimated:
+            cond = flow.with_probes(flow.probes(image.shape, 3))
         with torch.no_grad():
             latents, logdet = flow(image, cond)
             made += [logdet, flow.inverse(latents, cond)]
@@ -182,6 +184,8 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "video": lambda p: flowcore.colorize_video(p.flow("small-color"), p.image(3, 1, 24, 32), carry=0.5),
     "sample": lambda p: flowcore.sample(p.flow("small-glow"), 3, seed=5),
     "sample digits": _sampled_digits,
+    "sample ffjord": lambda p: flowcore.sample(p.flow("ffjord"), 2, size=(8, 12), seed=5),
+    "score ffjord": lambda p: _scored(p, "ffjord", probes=2),
     "sample realnvp": lambda p: flowcore.sample(p.flow("realnvp"), 2, size=(8, 12), seed=5),
     "encode and decode": _round_trip,
     "decode": lambda p: flowcore.decode(p.flow("small-glow"), _latents(p, "small-glow")),

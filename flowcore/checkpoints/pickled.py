@@ -42,6 +42,12 @@ CALLED = {
 }
 DAMAGED = "this is a truncated or damaged torch checkpoint, or none: its pickle cannot be read. Fetch it again."
 EXCESS = "which no checkpoint needs. It was not read. If you trust it, save its tensors again: "
+TRAINERS = ("argparse.Namespace", "lib.utils.ExponentialMovingAverage")  # programs that pickle their own objects
+# Averaged weights, where there are some, are the better ones.
+RESCUE = (
+    "c = torch.load(FILE, weights_only=False); "
+    "torch.save({**c['state_dict'], **getattr(c.get('ema'), 'shadow_params', {})}, 'model.pth')."
+)
 RESAVE = "torch.save(model.state_dict(), 'model.pth')."
 
 
@@ -172,6 +178,12 @@ class _Interpreter:
         foreign = [name for name in self.imports if not HARMLESS.fullmatch(name)]
         if foreign:
             named = ", ".join(name[:80] for name in foreign[:3])
+            if foreign[0] in TRAINERS:
+                raise CheckpointError(
+                    f"this file of a training program holds its settings beside the weights: reading it would import "
+                    f"{named}, which could run code; it was not read. If you trust the file, these two lines save its "
+                    f"weights alone, where that program can be imported (that of FFJORD or Residual Flow): {RESCUE}"
+                )
             raise CheckpointError(
                 f"reading this pickle would import {named}, which could run code; it was not read. Supported are files "
                 f"of tensors only. If you trust it, save those again where the file comes from: {RESAVE}"

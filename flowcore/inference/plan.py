@@ -38,7 +38,7 @@ from .conditioners import FoldedConditioner
 from .encoder import FoldedEncoder, FoldedExtractor
 from .low_light import FoldedLowLightEncoder
 from .progress import report
-from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, LevelFolder, SharedWhiten, multi_scale
+from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, FoldedODE, LevelFolder, SharedWhiten, multi_scale
 from .strips import StripBudget
 
 FOLDED_ENCODERS = (FoldedEncoder, FoldedLowLightEncoder)  # these report their units themselves
@@ -111,6 +111,7 @@ class Plan(Flow):
         )
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
+        self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
         self.precision: Precision = precision

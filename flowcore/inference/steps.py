@@ -13,6 +13,7 @@ from ..errors import ConditionError
 from ..flow import Details, Level
 from ..networks import HierarchicalExtractor
 from ..transforms import (
+    ODE,
     Chain,
     CheckerboardCoupling,
     ConditionOnChannels,
@@ -226,6 +227,28 @@ class FoldedCheckerboard(CheckerboardCoupling):
         return result
 
 
+class FoldedODE(ODE):
+    """``ODE`` that reports the progress of its steps."""
+
+    def __init__(self, ode: ODE) -> None:
+        super().__init__(ode.field, steps=ode.steps, solver=ode.solver, how=ode.how)
+        self.sqrt_end_time = ode.sqrt_end_time
+
+    def move(self, y: Tensor, number: int) -> Tensor:
+        return _reported(super().move(y, number))
+
+    def step(self, y: Tensor, number: int, probe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return _reported(super().step(y, number, probe))
+
+    def step_back(self, z: Tensor, number: int) -> Tensor:
+        return _reported(super().step_back(z, number))
+
+
+def _reported(result: Any) -> Any:
+    report(1)
+    return result
+
+
 class _ConditionOn(NamedTuple):
     """Channels of the flow itself that some steps are conditioned on, and the level's condition."""
 
@@ -305,6 +328,8 @@ class LevelFolder:
         if isinstance(transform, CheckerboardCoupling):
             network = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
             return FoldedCheckerboard(network, parity=transform.parity, mask_channel=transform.mask_channel)
+        if isinstance(transform, ODE):
+            return FoldedODE(transform)
         if not isinstance(transform, (Coupling, Injector)):
             return transform
         held = 0

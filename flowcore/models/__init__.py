@@ -2,6 +2,7 @@
 
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .colorizer import ColorizerConfig, colorizer
+from .ffjord import FFJORDConfig, ffjord
 from .glow import GlowConfig, glow
 from .hcflow import HCFlowConfig, hcflow
 from .llflow import LLFlowConfig, llflow
@@ -16,6 +17,7 @@ register("srflow", SRFlowConfig, srflow)
 register("srflow_da", SRFlowDAConfig, srflow_da)
 register("glow", GlowConfig, glow)
 register("realnvp", RealNVPConfig, realnvp)
+register("ffjord", FFJORDConfig, ffjord)
 register("class_conditional", ClassConditionalConfig, class_conditional)
 register("colorizer", ColorizerConfig, colorizer)
 register("hcflow", HCFlowConfig, hcflow)

@@ -6,6 +6,7 @@ from .luma import LumaEncoder
 from .prior import AnchorPrior, TablePrior, TopPrior
 from .residual import ResidualConditioner
 from .rrdb import DenseConvs, HierarchicalExtractor, RRDBEncoder
+from .vector_field import VectorField
 
 __all__ = [
     "AnchorPrior",
@@ -22,4 +23,5 @@ __all__ = [
     "ScaledConv",
     "TablePrior",
     "TopPrior",
+    "VectorField",
 ]

@@ -195,7 +195,7 @@ def measure_attributes(
         k = to_integers(x, bins.n_bits)[0]
         k = torch.cat([k, k.flip(-1)]) if mirror else k
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
-        z = torch.cat([level.flatten(1) for level in flow(noisy)[0]], dim=1)
+        z = torch.cat([level.flatten(1) for level in flow.encode(noisy)], dim=1)
         latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image
     z = torch.cat(latents).double()  # (N, D)
     channels = [math.prod(shape[1:]) for shape in flow.latent_shapes(*flow.image_size) for _ in range(shape[0])]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..flow import Flow, Level
 from ..networks import RRDBEncoder
-from ..transforms import BatchNorm, batch_moments
+from ..transforms import ODE, BatchNorm, batch_moments
 
 
 @contextmanager
@@ -29,14 +29,14 @@ def recompute_activations(flow: Flow) -> Generator[None, None, None]:
     """
     modules = recomputable_modules(flow)
     for module in modules:
-        for method in ("forward", "by_position"):
+        for method in _methods(module):
             if hasattr(module, method):
                 setattr(module, method, _recomputing(module, getattr(module, method)))
     try:
         yield
     finally:
         for module in modules:
-            for method in ("forward", "by_position"):
+            for method in _methods(module):
                 module.__dict__.pop(method, None)  # uncovers the class's own method
 
 
@@ -49,6 +49,11 @@ def recomputable_modules(flow: Flow) -> list[nn.Module]:
     if isinstance(flow.encoder, RRDBEncoder):
         modules += flow.encoder.blocks
     return modules
+
+
+def _methods(module: nn.Module) -> tuple[str, ...]:
+    """What is recomputed as a whole: of an ODE every step of its solver."""
+    return ("step",) if isinstance(module, ODE) else ("forward", "by_position")
 
 
 def _recomputing(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:

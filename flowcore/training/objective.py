@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ..images.rounding import as_stored
 from ..likelihood import bits_per_dim, log_prob, log_weight
 from ..networks import LumaEncoder, RRDBEncoder
 from ..networks.luma import CHROMA_UNIT, split_source
+from ..transforms import Probes, path_costs
 from .recipe import Stage
 
 
@@ -123,32 +126,62 @@ class Likelihood(nn.Module):
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
     purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
     mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
-    ``calm_error`` is added.
+    ``calm_error`` is added; with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see
+    ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per image.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """
 
     unit = "bits/dim"
 
-    def __init__(self, flow: Flow, *, balanced: bool = False, calm_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        *,
+        balanced: bool = False,
+        calm_weight: float = 0.0,
+        kinetic_weight: float = 0.0,
+        jacobian_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.flow = flow
         self.balanced = balanced
         self.calm_weight = calm_weight
+        self.path_weights = kinetic_weight, jacobian_weight
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer."""
+        """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer.
+
+        With a flow that takes probes, a row per image of that noise and of the probes.
+        """
         dequantizer = None if self.balanced else _variational(self.flow)
-        return (dequantizer or Uniform()).noise(shape, generator)
+        noise = (dequantizer or Uniform()).noise(shape, generator)
+        if not self.flow.estimated:
+            return noise
+        seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
+        return torch.cat([t.flatten(1) for t in (noise, *self.flow.probes(shape, seeds).vectors)], dim=1)
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Tensor) -> Tensor:
         """Compute the loss from images ``(B, C, H, W)`` in [0, 1], the source of their condition, and noise."""
         flow = self.flow
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
-        loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
+        if flow.estimated:
+            noise, cond = self._with_probes(x, noise, cond)
+        with path_costs(flow) as costs:
+            loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
+        for weight, cost in zip(self.path_weights, sum(costs, x.new_zeros(2, len(x))), strict=True):
+            loss = loss + weight * cost.mean() if weight else loss
         return loss + self.calm_weight * calm_error(flow, x, cond) if self.calm_weight else loss
+
+    def _with_probes(self, x: Tensor, rows: Tensor, cond: Condition | None) -> tuple[Tensor, Condition]:
+        """Take the rows of ``noise`` apart."""
+        shapes = [tuple(x.shape[1:]), *self.flow.probe_shapes(*x.shape[2:])]
+        parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
+        noise, *vectors = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
+        probes = Probes(vectors=tuple(vectors), coefficients=self.flow.probe_coefficients())
+        return noise, self.flow.with_probes(probes, cond)
 
 
 Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
@@ -162,7 +195,13 @@ def make_objective(flow: Flow, stage: Stage) -> Objective:
         return ChromaError(flow)
     if stage.objective == "rescale":
         return Rescaling(flow, stage.lr_consistency)
-    return Likelihood(flow, balanced=stage.balanced, calm_weight=stage.calm_weight)
+    return Likelihood(
+        flow,
+        balanced=stage.balanced,
+        calm_weight=stage.calm_weight,
+        kinetic_weight=stage.kinetic_weight,
+        jacobian_weight=stage.jacobian_weight,
+    )
 
 
 def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:

@@ -84,6 +84,9 @@ class Stage:
         lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
             "l1"), or of the model's own small picture (objective "rescale").
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
+        kinetic_weight: Of the mean squared speed along the paths of an FFJORD (objective "likelihood").
+        jacobian_weight: Of the mean squared derivative along the probe there, on these paths. Both make the paths
+            straight, so that few steps suffice; published: 0.01 each.
         weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
         balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
             latents do.
@@ -106,6 +109,8 @@ class Stage:
     backbone_rate: float = 0.1
     lr_consistency: float = 0.0
     calm_weight: float = 0.0
+    kinetic_weight: float = 0.0
+    jacobian_weight: float = 0.0
     weight_decay: float = 0.0
     balanced: bool = False
     frozen_levels: int = 0

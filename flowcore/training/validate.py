@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,13 @@ LOSSES = {
     "likelihood": "validation_bits_per_dim",
     "rescale": "validation_l1",
 }
+WITHOUT_PENALTIES: dict[str, Any] = {
+    "lr_consistency": 0.0,
+    "balanced": False,
+    "calm_weight": 0.0,
+    "kinetic_weight": 0.0,
+    "jacobian_weight": 0.0,
+}
 CROPS = {"low_resolution": 8, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
@@ -49,7 +57,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     x, source = data.batch(size, stage.crop, 0, 0, held_out=True)
     x, source = x.to(device), None if source is None else source.to(device)
     # without terms that only training has, and with the same noise every time
-    objective = make_objective(flow, dataclasses.replace(stage, lr_consistency=0.0, balanced=False, calm_weight=0.0))
+    objective = make_objective(flow, dataclasses.replace(stage, **WITHOUT_PENALTIES))
     noise = objective.noise(tuple(x.shape), torch.Generator("cpu").manual_seed(recipe.seed * 1_000_003))
     with autocast(x.device, torch.bfloat16 if precision == "bfloat16" else torch.float32):
         loss = float(objective(x, source, noise))

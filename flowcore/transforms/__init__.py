@@ -8,6 +8,7 @@ from .coupling import Coupling, Scaling
 from .haar import Haar, InterpolatedDetails
 from .injector import Injector
 from .invconv import InvertibleConv
+from .ode import ODE, Solver, path_costs
 from .permutation import Permutation
 from .pixels import Logit, PixelMap
 from .probes import Estimated, Probes, draw_probes, exact_logdet
@@ -17,6 +18,7 @@ from .transform import Chain, Transform, flat_parts, spread
 from .whitening import ChannelWhitening
 
 __all__ = [
+    "ODE",
     "ActNorm",
     "BatchNorm",
     "Center",
@@ -38,6 +40,7 @@ __all__ = [
     "Probes",
     "Scaling",
     "SignedActNorm",
+    "Solver",
     "Split",
     "Squeeze",
     "Transform",
@@ -47,5 +50,6 @@ __all__ = [
     "draw_probes",
     "exact_logdet",
     "flat_parts",
+    "path_costs",
     "spread",
 ]

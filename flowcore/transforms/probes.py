@@ -94,15 +94,20 @@ def exact_logdet(transposed_product: Callable[[Tensor], Tensor], x: Tensor) -> T
         ConditionError: If the Jacobian would be too large.
     """
     dimensions = x[0].numel()
+    require_exact(dimensions)
+    rows = torch.eye(dimensions, dtype=x.dtype, device=x.device).reshape(dimensions, *x.shape[1:])
+    jacobian = torch.cat([transposed_product(part).flatten(1) for part in rows.split(ROWS_AT_ONCE)])  # (D, D)
+    return torch.linalg.slogdet(float64(jacobian))[1].to(x)[None]
+
+
+def require_exact(dimensions: int) -> None:
+    """Refuse an exact logdet of an item of so many dimensions; raises ConditionError."""
     if dimensions > MAX_DIMENSIONS:
         raise ConditionError(
             f"An exact log-determinant of {dimensions} dimensions is out of reach; at most {MAX_DIMENSIONS} are "
             "allowed. Estimate it: pass the condition flow.with_probes(flow.probes(image.shape, seed)); the task score "
             "does so with probes=4."
         )
-    rows = torch.eye(dimensions, dtype=x.dtype, device=x.device).reshape(dimensions, *x.shape[1:])
-    jacobian = torch.cat([transposed_product(part).flatten(1) for part in rows.split(ROWS_AT_ONCE)])  # (D, D)
-    return torch.linalg.slogdet(float64(jacobian))[1].to(x)[None]
 
 
 def draw_probes(

@@ -63,9 +63,9 @@ class Transform(nn.Module):
             cond: The condition of that batch.
 
         Returns:
-            ``forward(x, cond)[0]`` with the new parameters.
+            ``encode(x, cond)`` with the new parameters.
         """
-        return self.forward(x, cond)[0]
+        return self.encode(x, cond)
 
     def encode(self, x: Tensor, cond: Any = None) -> Any:
         """Map data to latent only; where the log-determinant is costly, this is much faster than ``forward``.

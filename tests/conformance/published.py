@@ -27,8 +27,8 @@ from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models import configure
 
-GLOW, HCFLOW, LLFLOW, SRFLOW, SRFLOW_DA = (
-    Path(__file__).parent / name for name in ("glow", "hcflow", "llflow", "srflow", "srflow_da")
+FFJORD, GLOW, HCFLOW, LLFLOW, SRFLOW, SRFLOW_DA = (
+    Path(__file__).parent / name for name in ("ffjord", "glow", "hcflow", "llflow", "srflow", "srflow_da")
 )
 
 RECORDED = {

@@ -11,6 +11,7 @@ KINDS = {
     "any size": ("glow", {"steps": 1, "mixing": "conv"}),
     "glow of classes": ("glow", {"classes": 3, "image_size": (8, 12)}),
     "realnvp": ("realnvp", {"hidden": 8}),
+    "ffjord": ("ffjord", {}),
     "digits": ("class_conditional", {"steps": 3, "hidden": 16, "styles": ("bold", "wide")}),
     "srflow": ("srflow", {"scale": 2, "levels": 2}),
 }

@@ -42,6 +42,7 @@ OURS = {
     "srflow": {"scale": 2, "levels": 2, "steps": 1, "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
     "glow": {"steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
     "realnvp": {"hidden": 4},
+    "ffjord": {"scales": 2, "hidden": (4, 4), "image_size": 8},
     "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
     "srflow_da": {"scale": 2, "layers": "s2cdc", "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
     "llflow": {"hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
@@ -357,6 +358,8 @@ HUGE = {
     ),
     "glow of 2048 steps": ("glow", {"levels": 8, "steps": 256, "image_size": 256}),
     "realnvp of 8 scales": ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
+    "ffjord of a thousand widths": ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
+    "ffjord of 64 blocks": ("ffjord", {"scales": 8, "blocks": 64, "hidden": [4096] * 16, "image_size": None}),
     "colorizer of 512 steps": (
         "colorizer",
         {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024},

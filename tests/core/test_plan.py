@@ -97,6 +97,7 @@ MODELS = {
     "hcflow x8": ("hcflow", {**HCFLOW, "scale": 8}, (160, 16)),
     "hcflow for rescaling": ("hcflow", {**HCFLOW, "scale": 4, "rescaling": True}, (80, 16)),
     "llflow": ("llflow", {**SRFLOW, "steps": 1}, (80, 16)),
+    "ffjord": ("ffjord", {"channels": 1, "scales": 2, "blocks": 1, "hidden": (4,), "steps": 2}, (22, 12)),
     "glow": ("glow", GLOW, (80, 16)),
     "glow additive": ("glow", {**GLOW, "coupling": "additive", "mixing": "shuffle"}, (80, 16)),
     "glow conv log3": ("glow", {**GLOW, "mixing": "conv", "actnorm": "log3", "affine_eps": 0.1}, (80, 16)),

@@ -51,6 +51,7 @@ MODELS = {
     "glow": "levels = 2\nsteps = 2\nhidden = 8\nn_bits = 5\nimage_size = 16\n"
     'mixing = "conv"\nmixing_start = "principal"',
     "realnvp": "scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16",
+    "ffjord": "scales = 2\nblocks = 1\nhidden = [8, 8]\nsteps = 2\nimage_size = 16",
     "class_conditional": "classes = 3\nsteps = 2\nhidden = 16\nn_bits = 4",
 }
 

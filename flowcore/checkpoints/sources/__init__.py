@@ -3,6 +3,7 @@
 To add one, write a module that says where every tensor of our model comes from (``source.py``), and register it here.
 """
 
+from .ffjord import FFJORD
 from .hcflow import HCFLOW
 from .llflow import LLFLOW
 from .normflows import NORMFLOWS
@@ -26,6 +27,7 @@ SOURCES: list[Source] = [
     OPENAI,
     NORMFLOWS,
     CHRISCHUTE,
+    FFJORD,
 ]
 
 

@@ -1,0 +1,144 @@
+"""Checkpoints of rtqichen/ffjord, the program of FFJORD's authors: its models of images. None is published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ...models.ffjord import FFJORDConfig
+from .source import SAME, Checkpoint, Layout, Origin, Source, State, take, take_conv
+
+LICENCE = "MIT for the program, which publishes no weights: check the licence of your file"
+
+ELEMENT = r"(?:transforms\.\d+\.)?chain\.\d+\."
+SUPPORTED = 'Supported: the layers "concat", "concatsquash" and "ignore" of models of images.'
+UNSUPPORTED = {  # what a part of a name says
+    r"\._hypernet\.": 'has weights made from the time (layers "hyper")',
+    r"\._layer[01]\.": 'has layers of the kind "blend"',
+    r"\.layer_[fg]\.": 'has gated layers ("gated")',
+    r"\._hyper\.": 'has layers of the kind "squash"',
+    r"\.(en|de)coder_layers\.": "has a velocity in two parts (--autoencode)",
+    r"\.weight_(orig|u|v)$": "has a spectral norm on its weights (--spectral_norm)",
+}
+
+
+def _without_wrappers(state: State) -> State:
+    """A run with regularization wraps the function of every ODE once more."""
+    return {re.sub(r"\.odefunc(\.odefunc)+\.", ".odefunc.", name): t for name, t in state.items()}
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    """The first element of the finest chain is the logit, and a squeeze is one, too; neither has tensors."""
+    for part, what in UNSUPPORTED.items():
+        if any(re.search(part, name) for name in found.shapes):
+            raise CheckpointError(f"this checkpoint of {found.program} {what}, which is not supported. {SUPPORTED}")
+    scales = len(found.indices(r"transforms\.(\d+)\.")) or 1
+    multiscale = found.has(r"transforms\.")
+    finest = "transforms.0.chain" if multiscale else "chain"
+    odes = found.indices(re.escape(finest) + r"\.(\d+)\.odefunc\.")
+    blocks = len([*takewhile(odes.__contains__, count(1))])
+    detected = {
+        "scales": scales,
+        "blocks": blocks,
+        **_velocity(found, f"{finest}.1.odefunc.diffeq.layers"),
+        "batch_norm": f"{finest}.{blocks + 1}.running_mean" in found.shapes,
+    }
+    defaults = {
+        "activation": "softplus",
+        "steps": 16,
+        "solver": "rk4",
+        "how": "trace",
+        "alpha": 1e-6 if detected["channels"] == 1 else 0.05,
+        "n_bits": 8,
+        "grid": "bins",
+    }
+    config: FFJORDConfig = found.config("ffjord", detected, defaults, overrides)
+    return Layout(
+        architecture="ffjord",
+        config=config,
+        origins=[*ffjord_origins(config, multiscale)],
+        unused=re.compile(ELEMENT + r"(odefunc\._num_evals|step)"),
+    )
+
+
+def _velocity(found: Checkpoint, layers: str) -> dict[str, Any]:
+    """Derive channels, widths, strides and the use of the time from the first velocity."""
+    number = len(found.indices(re.escape(layers) + r"\.(\d+)\."))
+    if len(found.shapes.get(f"{layers}.0._layer.weight", ())) == 2:
+        raise CheckpointError(
+            f"this checkpoint of {found.program} has fully connected layers (--conv False), which are not supported. "
+            f"{SUPPORTED}"
+        )
+    weights = [found.shape(f"{layers}.{k}._layer.weight", 4) for k in range(max(1, number))]
+    widths = [found.shape(f"{layers}.{k}._layer.bias", 1)[0] for k in range(len(weights))]
+    channels = widths[-1]
+    squashed = f"{layers}.0._hyper_gate.weight" in found.shapes
+    seen = 0 if squashed else next((n - channels for n in weights[0][:2] if n - channels in (0, 1, 3)), 0)
+    if weights[0][2] == 3:
+        seen = weights[0][1] - channels
+    if seen == 3:
+        raise CheckpointError(
+            f'this checkpoint of {found.program} has layers of the kind "concatcoord", which is not supported. '
+            f"{SUPPORTED}"
+        )
+    strides: list[int] = []
+    for k, (rows, columns, side, _) in enumerate(weights):
+        inputs = (widths[k - 1] if k else channels) + seen
+        down, up = (rows, columns) == (widths[k], inputs), (rows, columns) == (inputs, widths[k])
+        if down and up:  # then halving comes before doubling
+            down = 2 * strides.count(2) < sum(shape[2] == 4 for shape in weights)
+        strides.append(1 if side == 3 else 2 if down else -2)
+    return {
+        "channels": channels,
+        "hidden": tuple(widths[:-1]),
+        "strides": () if set(strides) == {1} else tuple(strides),
+        "time": "concatsquash" if squashed else "concat" if seen else "ignore",
+    }
+
+
+def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
+    """Say where every tensor of a model comes from; ``multiscale`` is about the names, also of a single scale."""
+    for level in range(config.scales):
+        published = f"transforms.{level}.chain" if multiscale else "chain"
+        after = 1 if level == 0 else 0  # the logit
+        before_and_after = 1 if level == config.scales - 1 else 2
+        for k in range(before_and_after * config.blocks):
+            number = k + (k >= config.blocks)  # the squeeze
+            yield from _ode(f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}", config)
+        if config.batch_norm:
+            ours, norm = f"levels.{level}.steps.transforms", f"{published}.{after + config.blocks}"
+            yield take(f"{ours}.{config.blocks}.mean", f"{norm}.running_mean")
+            yield take(f"{ours}.{config.blocks}.var", f"{norm}.running_var")
+            yield take(f"{ours}.{config.blocks + 1}.log_scale", f"{norm}.weight")
+            pair = f"{norm}.bias", f"{norm}.weight"
+            yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), _before_scale)
+
+
+def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
+    yield take(f"{ours}.sqrt_end_time", f"{published}.sqrt_end_time")
+    for k in range(len(config.hidden) + 1):
+        layer, theirs = f"{ours}.field.layers.{k}", f"{published}.odefunc.diffeq.layers.{k}"
+        yield from take_conv(f"{layer}.conv", f"{theirs}._layer")
+        if config.time == "concatsquash":
+            yield from take_conv(f"{layer}.gate", f"{theirs}._hyper_gate")
+            yield take(f"{layer}.shift.weight", f"{theirs}._hyper_bias.weight")
+
+
+def _before_scale(shift: Tensor, logs: Tensor) -> Tensor:
+    """Their shift comes after the scale, that of our actnorm before."""
+    return (shift.double() * torch.exp(-logs.double())).to(shift)
+
+
+FFJORD = Source(
+    name="FFJORD",
+    licence=LICENCE,
+    detect=re.compile(ELEMENT + r"odefunc\."),
+    layout=_layout,
+    rename=_without_wrappers,
+)

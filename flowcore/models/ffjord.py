@@ -1,0 +1,169 @@
+"""FFJORD: a flow in continuous time, without couplings: pixels drift along a learned velocity.
+
+Source: Grathwohl et al., "FFJORD: Free-form continuous dynamics for scalable reversible generative models" (ICLR 2019);
+its model of images is the default. Steps of the solver are fixed, see ``transforms.ODE``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import FlowError
+from ..flow import Capabilities, Flow, Level
+from ..networks import VectorField
+from ..networks.vector_field import Activation, TimeInput
+from ..transforms import ODE, ActNorm, BatchNorm, Chain, Logit, PixelMap, Solver, Split, Squeeze, Transform
+from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr, size_tuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFJORDConfig:
+    """Configuration of an FFJORD; the defaults are the paper's CIFAR-10 network.
+
+    Attributes:
+        channels: Of the image: 1 or 3.
+        scales: Number of scales; all but the last factor out half of the dimensions. 1 for a single grid.
+        blocks: ODEs one after the other, before and after every squeeze.
+        hidden: Widths between the convolutions of a velocity.
+        strides: Of these convolutions, one more than widths: 1, 2 or -2, as many of one as of the other; empty for 1
+            throughout. With a single grid only.
+        time: How they see the time: "concat", "concatsquash" or "ignore"; see ``networks.vector_field``.
+        activation: Between them: "softplus", "tanh", "elu", "relu" or "swish".
+        batch_norm: Whether a batch-norm layer and an actnorm follow the last ODE. With a single grid only.
+        steps: Of the solver, for every ODE. Their number is part of the model; ``calibrate`` finds one.
+        solver: "rk4" (the classical rule), "rk4_38" (the 3/8 rule), "midpoint" or "euler".
+        how: What a log-determinant is: the integrated "trace", estimated where a condition gives probes; or "exact",
+            the determinant of the steps, for small images; see ``transforms.ODE``.
+        alpha: Of the logit: distance of pixels from 0 and 1. 0 for no logit, but pixels less 1/2.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
+            k / (2^n_bits - 1) is the middle of its bin.
+        image_size: Height and width, or the side of a square, of the training images; None if unknown.
+    """
+
+    channels: int = 3
+    scales: int = 4
+    blocks: int = 2
+    hidden: tuple[int, ...] = (64, 64, 64)
+    strides: tuple[int, ...] = ()
+    time: TimeInput = "concat"
+    activation: Activation = "softplus"
+    batch_norm: bool = False
+    steps: int = 8
+    solver: Solver = "rk4"
+    how: Literal["trace", "exact"] = "trace"
+    alpha: float = 0.05
+    n_bits: int = 8
+    grid: Literal["bins", "levels"] = "bins"
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_integer(self, scales=(1, 8), blocks=(1, 64), steps=(1, 1024), n_bits=(1, 8))
+        check_choice(self, channels=(1, 3), time=("concat", "concatsquash", "ignore"), batch_norm=(True, False))
+        check_choice(self, activation=("softplus", "tanh", "elu", "relu", "swish"), how=("trace", "exact"))
+        check_choice(self, solver=("rk4", "rk4_38", "midpoint", "euler"), grid=("bins", "levels"))
+        check_number(self, alpha=(0, 0.5))
+        object.__setattr__(self, "hidden", integer_tuple(self, "hidden", 1, 4096))
+        object.__setattr__(self, "strides", integer_tuple(self, "strides", -2, 2))
+        if len(self.hidden) > 16:
+            raise FlowError(f"hidden must be at most 16 widths; got {len(self.hidden)}.")
+        if self.strides and (
+            len(self.strides) != len(self.hidden) + 1
+            or set(self.strides) - {1, 2, -2}
+            or self.strides.count(2) != self.strides.count(-2)
+        ):
+            raise FlowError(
+                f"strides must be empty or {len(self.hidden) + 1} of 1, 2 and -2, as many 2 as -2; got "
+                f"{short_repr(self.strides)}."
+            )
+        if self.scales > 1 and (self.strides or self.batch_norm):
+            raise FlowError(f"strides and batch_norm are for a single grid, scales = 1; got scales = {self.scales}.")
+        multiple = math.prod(2 for stride in self.strides if stride == 2)
+        object.__setattr__(self, "image_size", size_tuple(self, multiple * 2 ** (self.scales - 1)))
+
+
+def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
+    """Build an FFJORD.
+
+    Args:
+        config: See ``FFJORDConfig``.
+
+    Returns:
+        The flow, with random weights but no velocity yet. Its images are ``(B, channels, H, W)`` in [0, 1].
+    """
+    levels: list[Level] = []
+    channels = config.channels
+    for _ in range(config.scales - 1):
+        steps = [*_odes(channels, config), Squeeze(), *_odes(4 * channels, config)]
+        levels.append(Level(steps, Split(None), squeeze=Chain()))
+        channels *= 2
+    last = _odes(channels, config)
+    if config.batch_norm:
+        last += [BatchNorm(channels), ActNorm(channels)]
+    levels.append(Level(last, None, squeeze=Chain(), downscale=1))
+    return Flow(
+        levels,
+        channels=config.channels,
+        config=config,
+        architecture="ffjord",
+        capabilities=Capabilities(
+            source="none",
+            tasks=frozenset({"sample"}),
+            network_floats=8.0 * sum(config.hidden),  # four stages of a step, each with its slopes
+        ),
+        prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),
+        image_size=config.image_size,
+    )
+
+
+@torch.no_grad()
+def calibrate(flow: Flow[FFJORDConfig], x: Tensor, tolerance: float = 1e-4) -> FFJORDConfig:
+    """Find how many steps a model needs: double them until the latents of some images no longer move.
+
+    A model is trained with its steps, and is a bijection with any; another number makes it another model, whose scores
+    and samples differ by what this measures.
+
+    Args:
+        flow: The model.
+        x: Images, ``(B, C, H, W)`` in [0, 1].
+        tolerance: Greatest difference of a latent from that with half as many steps.
+
+    Returns:
+        The configuration with the number of steps from which doubling changes less than the tolerance.
+
+    Raises:
+        FlowError: If 1024 steps do not suffice.
+    """
+    config = flow.config
+    before = flow.encode(x)
+    weights = flow.state_dict()
+    while 2 * config.steps <= 1024:
+        doubled = dataclasses.replace(config, steps=2 * config.steps)
+        finer = ffjord(doubled).to(x)
+        finer.load_state_dict(weights)
+        after = finer.encode(x)
+        moved = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+        if moved < tolerance:
+            return config
+        config, before = doubled, after
+    raise FlowError(f"The velocity of this model is too rough: {config.steps} steps do not reach {tolerance:g}.")
+
+
+def _odes(channels: int, config: FFJORDConfig) -> list[Transform]:
+    return [
+        ODE(
+            VectorField(
+                channels, config.hidden, time=config.time, activation=config.activation, strides=config.strides
+            ),
+            steps=config.steps,
+            solver=config.solver,
+            how=config.how,
+        )
+        for _ in range(config.blocks)
+    ]

@@ -1,0 +1,56 @@
+"""Solving ``x = g(x)`` to rounding, item by item: the inverse of transforms that have no formula for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import FlowError
+
+ROUNDS = 2000
+PATIENCE = 50  # rounds without progress, after which an item has come as near as rounding lets it
+
+
+def fixed_point(g: Callable[[Tensor], Tensor], start: Tensor, advice: str) -> Tensor:
+    """Iterate ``x <- g(x)`` until nothing changes but rounding.
+
+    An item stops by itself, whatever the others of its batch do: when no element changes by more than 4 units of
+    rounding, or when its change has come below their square root and falls no further. Items that become infinite or
+    not a number stop, too.
+
+    Args:
+        g: A contraction, item by item, of ``(B, ...)``.
+        start: ``(B, ...)``.
+        advice: What the error says can be done.
+
+    Returns:
+        ``(B, ...)``.
+
+    Raises:
+        FlowError: If an item does not settle: then g is no contraction there.
+    """
+    if start.is_meta:
+        return g(start)  # without values nothing settles
+    eps = torch.finfo(start.dtype).eps
+    x = start
+    best = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+    waited = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for _ in range(ROUNDS):
+        new = g(x)
+        change = ((new - x).abs() / (1 + x.abs())).detach().flatten(1).amax(1)
+        x = torch.where(done.reshape(-1, *[1] * (x.ndim - 1)), x, new)
+        waited = torch.where(change < best, 0, waited + 1)
+        best = torch.minimum(best, change)
+        settled = (change <= 4 * eps) | ((waited >= 3) & (change <= eps**0.5)) | ~change.isfinite()
+        done = done | settled
+        if bool(done.all()):
+            return x
+        if bool((~done & (waited >= PATIENCE)).any()):
+            break
+    raise FlowError(
+        f"The inverse did not settle: its iteration still changes values by {float(best[~done].max()):.2g}, so this "
+        f"step of the model is no contraction there. {advice}"
+    )

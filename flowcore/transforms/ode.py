@@ -1,0 +1,252 @@
+"""The flow of an ODE: pixels drift along a learned velocity for a learned time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..device import float64, no_autocast
+from .fixed_point import fixed_point
+from .probes import Estimated, require_exact
+
+Solver = Literal["euler", "midpoint", "rk4", "rk4_38"]
+
+CHUNK = 2**22  # numbers of directions that are differentiated along at once
+
+
+class Tableau(NamedTuple):
+    """A Runge-Kutta rule: stage i is evaluated at ``t + nodes[i] h`` and ``y + h sum_j rows[i][j] k_j``."""
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+TABLEAUS: dict[Solver, Tableau] = {
+    "euler": Tableau((0,), ((),), (1,)),
+    "midpoint": Tableau((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "rk4": Tableau((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    "rk4_38": Tableau((0, 1 / 3, 2 / 3, 1), ((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
+
+
+class Velocity(Protocol):
+    """What an ODE is made of; ``networks.VectorField`` is one, and says what these do."""
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor: ...
+    def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]: ...
+    def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor: ...
+
+
+class Stage(NamedTuple):
+    """One evaluation of the velocity in a step: the time, the velocity, and the slopes of its derivative."""
+
+    t: Tensor
+    k: Tensor
+    slopes: list[Tensor]
+
+
+class ODE(Estimated):
+    """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
+
+    Forward: ``steps`` equal steps ``y' = y + h phi(t, y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every
+    step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which ends in the same numbers to rounding;
+    integrating backwards instead would miss them by the rule's error.
+
+    Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule. It is that of the ODE; that of the steps differs
+    by the rule's error, which falls with the fourth power of h for "rk4". With a probe e in place of the trace the
+    unbiased estimate ``e^T (df/dy) e``, one e for the whole way; without, the sum over all D directions, for small
+    images. Logdet by "exact": ``sum over steps of log|det(I + h dphi/dy)|``, which is that of the numbers that forward
+    returns, from the Jacobian of every step; for small images.
+
+    Source: Chen et al., "Neural ordinary differential equations" (2018); Grathwohl et al., "FFJORD" (2019). Steps are
+    fixed, where these adapt them: so nothing depends on the probe or on the rest of the batch.
+    """
+
+    has_series = False
+
+    def __init__(
+        self, field: nn.Module, *, steps: int, solver: Solver = "rk4", how: Literal["trace", "exact"] = "trace"
+    ) -> None:
+        """Build the transform; T starts at 1.
+
+        Args:
+            field: f, a ``Velocity``.
+            steps: Of the solver.
+            solver: The rule.
+            how: What logdet is.
+        """
+        super().__init__()
+        self.field = field
+        self.steps = steps
+        self.solver: Solver = solver
+        self.how: Literal["trace", "exact"] = how
+        self.sqrt_end_time = nn.Parameter(torch.ones(()))
+        self.costs: list[Tensor] | None = None
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        z, logdet = self.by_position(x, cond)
+        return z, logdet.sum((1, 2))
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        with no_autocast(z.device):
+            for number in reversed(range(self.steps)):
+                z = self.step_back(z, number)
+        return z
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        probe = None if self.how == "exact" else self.probe(x, cond)
+        if probe is None:
+            require_exact(x[0].numel())
+        logdet = x.new_zeros(x.shape[0], *x.shape[2:])
+        costs = x.new_zeros(2, x.shape[0])
+        with no_autocast(x.device):
+            for number in range(self.steps):
+                x, change, cost = self.step(x, number, probe)
+                logdet, costs = logdet + change, costs + cost
+        if self.costs is not None:
+            self.costs.append(costs)
+        return x, logdet
+
+    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+        with no_autocast(x.device):
+            for number in range(self.steps):
+                x = self.move(x, number)
+        return x
+
+    def move(self, y: Tensor, number: int) -> Tensor:
+        """Make one step, without its logdet.
+
+        Args:
+            y: ``(B, C, H, W)``.
+            number: Of the step, from 0.
+        """
+        return y + self._increment(self._stages(y, number, 1), 1)
+
+    def step(self, y: Tensor, number: int, probe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Make one step.
+
+        Args:
+            y: ``(B, C, H, W)``.
+            number: Of the step, from 0.
+            probe: e, ``(B, C, H, W)``; None for an exact logdet.
+
+        Returns:
+            y after the step; its logdet by position, ``(B, H, W)``; and its share of the costs of the path, see
+            ``path_costs``, ``(2, B)``, zero without a probe.
+        """
+        stages = self._stages(y, number, 1, slopes=True)
+        z = y + self._increment(stages, 1)
+        if probe is None:
+            return z, self._exact_logdet(y, stages), y.new_zeros(2, y.shape[0])
+        logdet, costs = y.new_zeros(y.shape[0], *y.shape[2:]), y.new_zeros(2, y.shape[0])
+        for weight, stage in zip(self._weights(1), stages, strict=True):
+            derivative = self._velocity().derivative(stage.t, stage.slopes, probe[:, None])[:, 0]
+            logdet = logdet + weight * (probe * derivative).sum(1)
+            costs = costs + weight * torch.stack([t.square().flatten(1).mean(1) for t in (stage.k, derivative)])
+        return z, logdet, costs
+
+    def step_back(self, z: Tensor, number: int) -> Tensor:
+        """Undo one step.
+
+        Args:
+            z: ``(B, C, H, W)``, y after the step.
+            number: Of the step, from 0.
+
+        Returns:
+            y before it.
+        """
+        start = z + self._increment(self._stages(z, number + 1, -1), -1)
+        return fixed_point(
+            lambda y: z - self._increment(self._stages(y, number, 1), 1),
+            start,
+            f"Give it more than {self.steps} steps.",
+        )
+
+    # --- one step of the rule
+
+    def _stages(self, y: Tensor, number: int, direction: int, *, slopes: bool = False) -> list[Stage]:
+        """Evaluate the velocity as a step needs it that begins at the time of step ``number``, forwards or back."""
+        h = self.sqrt_end_time.square() / self.steps
+        tableau = TABLEAUS[self.solver]
+        stages: list[Stage] = []
+        for node, row in zip(tableau.nodes, tableau.rows, strict=True):
+            at = y
+            for factor, earlier in zip(row, stages, strict=False):
+                at = at + direction * factor * h * earlier.k if factor else at
+            t = (number + direction * node) * h
+            stages.append(Stage(t, *self._velocity().linearized(t, at)) if slopes else Stage(t, self.field(t, at), []))
+        return stages
+
+    def _weights(self, direction: int) -> list[Tensor]:
+        h = direction * self.sqrt_end_time.square() / self.steps
+        return [weight * h for weight in TABLEAUS[self.solver].weights]
+
+    def _increment(self, stages: Sequence[Stage], direction: int) -> Tensor:
+        """Compute h phi from the stages of a step."""
+        return torch.stack([w * s.k for w, s in zip(self._weights(direction), stages, strict=True)]).sum(0)
+
+    # --- its logdet, along all directions
+
+    def _exact_logdet(self, y: Tensor, stages: Sequence[Stage]) -> Tensor:
+        """Without a probe: the trace integral, or log|det| of the step's Jacobian; (B, H, W)."""
+        batch, (channels, height, width) = len(y), y.shape[1:]
+        size = y[0].numel()
+        columns: list[Tensor] = []  # of the Jacobian minus the identity
+        weights = self._weights(1)
+        chunk = max(1, CHUNK // max(s.numel() for s in (y, *stages[0].slopes)))
+        logdet = y.new_zeros(batch, height, width)
+        for unit in torch.eye(size, dtype=y.dtype, device=y.device).split(chunk):
+            v = unit.reshape(1, -1, channels, height, width).expand(batch, -1, -1, -1, -1)
+            if self.how == "trace":
+                for weight, stage in zip(weights, stages, strict=True):
+                    derivative = self._velocity().derivative(stage.t, stage.slopes, v)
+                    logdet = logdet + weight * (v * derivative).sum((1, 2))
+            else:
+                columns.append(self._step_derivative(stages, v).flatten(2))
+        if self.how == "trace":
+            return logdet
+        matrix = torch.cat(columns, 1).mT + torch.eye(size, dtype=y.dtype, device=y.device)
+        total = torch.linalg.slogdet(float64(matrix))[1].to(y)
+        return (total / (height * width))[:, None, None].expand(batch, height, width)
+
+    def _step_derivative(self, stages: Sequence[Stage], v: Tensor) -> Tensor:
+        """The derivative of h phi along directions v, (B, K, C, H, W)."""
+        h = self.sqrt_end_time.square() / self.steps
+        tableau = TABLEAUS[self.solver]
+        rates: list[Tensor] = []
+        for row, stage in zip(tableau.rows, stages, strict=True):
+            at = v
+            for factor, rate in zip(row, rates, strict=False):
+                at = at + factor * h * rate if factor else at
+            rates.append(self._velocity().derivative(stage.t, stage.slopes, at))
+        return torch.stack([w * r for w, r in zip(self._weights(1), rates, strict=True)]).sum(0)
+
+    def _velocity(self) -> Velocity:
+        return self.field  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def path_costs(model: nn.Module) -> Generator[list[Tensor], None, None]:
+    """Collect the costs of all paths that the ODEs of a model take inside this context, while it is trained.
+
+    Yields:
+        A list that receives, from every ODE that runs with a probe e, the integrals over time of ``|f|^2`` and of
+        ``|(df/dy) e|^2``, both per dimension: ``(2, B)``.
+
+    Source: Finlay et al., "How to train your neural ODE" (RNODE, 2020): paths that are nearly straight lines, at nearly
+    constant speed, need few steps.
+    """
+    odes = [module for module in model.modules() if isinstance(module, ODE)]
+    costs: list[Tensor] = []
+    for ode in odes:
+        ode.costs = costs
+    try:
+        yield costs
+    finally:
+        for ode in odes:
+            ode.costs = None

@@ -1,0 +1,356 @@
+"""FFJORD against tensors recorded from the published program; see ffjord/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from functools import cache
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowcore import likelihood, load, prior
+from flowcore.checkpoints.sources import FFJORD
+from flowcore.checkpoints.sources.ffjord import UNSUPPORTED, ffjord_origins
+from flowcore.errors import CheckpointError, FlowError
+from flowcore.flow import Flow
+from flowcore.inference.plan import Plan
+from flowcore.models import build, configure
+from flowcore.models.ffjord import FFJORDConfig
+from flowcore.transforms import ODE, Probes
+
+from . import published
+from .published import meta, same
+
+CASES = {
+    "cifar_like": {},
+    "concatsquash": {"activation": "tanh", "alpha": 1e-6},
+}
+CONFIGS = {
+    "cifar_like": FFJORDConfig(scales=2, blocks=1, hidden=(6, 7), steps=16),
+    "concatsquash": FFJORDConfig(
+        scales=1, blocks=2, hidden=(8, 8), time="concatsquash", activation="tanh", alpha=1e-6, steps=16
+    ),
+}
+SOLVERS = {"euler": "euler", "midpoint": "midpoint", "rk4": "rk4_38"}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def weights(name: str) -> dict[str, Tensor]:
+    return load_file(published.FFJORD / f"{name}_weights.safetensors")
+
+
+@cache
+def recorded(name: str) -> dict[str, Tensor]:
+    return load_file(published.FFJORD / f"{name}_io.safetensors")
+
+
+def flow_of(name: str, **fields) -> Flow:
+    """The recorded network as ours in float64."""
+    return FFJORD.convert(weights(name), {**CASES[name], **fields}).double()
+
+
+def image(name: str) -> Tensor:
+    io = recorded(name)
+    return (io["x_uint8"].double() + io["u01"].double()) / 256
+
+
+def given(flow: Flow, name: str, kind: str):
+    """The recorded probes, as a condition."""
+    vectors = tuple(recorded(name)[f"{kind}.{k}"] for k in range(3 if name == "cifar_like" else 2))
+    return flow.with_probes(Probes(vectors=vectors, coefficients=((),) * len(vectors)))
+
+
+def flat(latents: list[Tensor]) -> Tensor:
+    return torch.cat([z.flatten(1) for z in latents], 1)
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    assert a.numel() == b.numel()
+    return float((a.detach().double().flatten() - b.double().flatten()).abs().max())
+
+
+# --- from image to latents --------------------------------------------------------------------------------------------
+
+
+@every_case
+@torch.no_grad()
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("way", ["flow", "plan"])
+def test_sixteen_steps_are_the_programs(name, solver, way):
+    flow = flow_of(name, solver=SOLVERS[solver])
+    flow = Plan(flow, strip_bytes=1) if way == "plan" else flow
+    latents, logdet = flow(image(name), given(flow, name, "rademacher"))
+    assert error(flat(latents), recorded(name)[f"f64.{solver}_16.z"]) < 1e-11
+    assert error(logdet, recorded(name)[f"f64.{solver}_16.hutchinson_rademacher.logdet"]) < 1e-10
+    assert error(flat(flow.encode(image(name))), flat(latents)) == 0
+
+
+@every_case
+@torch.no_grad()
+def test_many_steps_tend_to_the_solution(name):
+    flow, io = flow_of(name, steps=96), recorded(name)
+    for kind, probes in (("hutchinson_rademacher", "rademacher"), ("hutchinson_gaussian", "probe")):
+        latents, logdet = flow(image(name), given(flow, name, probes))
+        assert error(flat(latents), io["f64.z"]) < 1e-8
+        assert error(logdet, io[f"f64.{kind}.logdet"]) < 1e-7
+    assert error(flat(latents), io["f64.dopri5_1e-5.z"]) < 1e-3
+    for key in [key for key in io if key.startswith("f64.dopri5_1e-5") and "rademacher" in key]:
+        assert error(flow(image(name), given(flow, name, "rademacher"))[1], io[key]) < 1e-3
+
+
+@every_case
+@torch.no_grad()
+def test_the_exact_trace_along_the_way(name):
+    """Item 0 and the running logdet after every element, without probes."""
+    flow, io = flow_of(name), recorded(name)
+    x, logdet = flow.prelude(image(name))
+    elements = iter(sorted({key.rpartition(".")[0] for key in io if key.startswith("trace.")}))
+
+    def compare() -> None:
+        key = next(elements)
+        assert error(x[:1], io[f"{key}.x0"]) < 1e-5
+        assert error(logdet, io[f"{key}.logdet"]) < 1e-5
+
+    compare()
+    for level in flow.levels:
+        for part in level.steps.parts():
+            x, change = part(x)
+            logdet = logdet + change
+            compare()
+        if level.split is not None:
+            x = level.split(x)[0][0]
+    assert next(elements, None) is None
+    assert error(logdet, io["f64.logdet"]) < 1e-5
+
+
+@every_case
+@torch.no_grad()
+def test_velocities_and_their_traces(name):
+    flow, io = flow_of(name, steps=96), recorded(name)
+    odes = [part for part in flow.modules() if isinstance(part, ODE)]
+    inputs: list[Tensor] = []
+    for ode in odes:
+        ode.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    flow(image(name), given(flow, name, "rademacher"))
+    compared = 0
+    for number, (ode, x) in enumerate(zip(odes, inputs, strict=True)):
+        for key in [key for key in io if re.fullmatch(rf"rhs\.{number}\.t[\d.]+\.dy", key)]:
+            t = torch.tensor(float(key.split(".t")[1].removesuffix(".dy")), dtype=torch.float32).double()
+            velocity, slopes = ode.field.linearized(t, x)
+            assert error(velocity, io[key]) < 1e-7  # of the input, after 96 steps
+            e = recorded(name)[f"rademacher.{number}"].double()
+            along = (e * ode.field.derivative(t, slopes, e[:, None])[:, 0]).flatten(1).sum(1)
+            assert error(along, io[key.replace(".dy", ".trace_rademacher")]) < 1e-6
+            units = torch.eye(x[0].numel()).double().reshape(1, -1, *x.shape[1:]).expand(len(x), -1, -1, -1, -1)
+            trace = (units * ode.field.derivative(t, slopes, units)).flatten(1).sum(1)
+            assert error(trace, io[key.replace(".dy", ".trace")]) < 1e-6
+            compared += 1
+    assert compared == 3 * len(odes)
+
+
+@every_case
+@torch.no_grad()
+def test_float32(name):
+    flow, io = flow_of(name, solver="rk4_38").float(), recorded(name)
+    latents, logdet = flow(image(name).float(), given(flow, name, "rademacher"))
+    assert error(flat(latents), io["f32.rk4_16.z"]) < 3e-5
+    assert error(logdet, io["f32.rk4_16.hutchinson_rademacher.logdet"]) < 1e-4
+    assert error(flat(latents), io["f32.dopri5_1e-5.z"]) < 1e-3
+    assert error(logdet, io["f32.dopri5_1e-5.hutchinson_rademacher.logdet"]) < 1e-3
+
+
+# --- from latents to images, and gradients ----------------------------------------------------------------------------
+
+
+@every_case
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["flow", "plan"])
+def test_given_latents_decode_to_the_programs_image(name, way):
+    flow, io = flow_of(name, steps=64), recorded(name)
+    flow = Plan(flow, strip_bytes=1) if way == "plan" else flow
+    shapes = flow.latent_shapes(*image(name).shape[2:])
+    z = io["given.z"].double()
+    latents = [part.reshape(-1, *s) for part, s in zip(z.split([math.prod(s) for s in shapes], 1), shapes, strict=True)]
+    decoded = flow.inverse(latents)
+    assert error(decoded, io["f64.given.x"]) < 1e-7
+    assert error(decoded, io["f32.dopri5_1e-5.given.x"]) < 1e-3
+    assert error(flat(flow.encode(decoded)), z) < 1e-11
+
+
+def test_gradients_of_the_discrete_map():
+    name = "cifar_like"
+    flow, io = flow_of(name), recorded(name)
+    latents, logdet = flow(image(name), given(flow, name, "rademacher"))
+    log_prob = prior.log_prob(latents) + logdet
+    likelihood.bits_per_dim(log_prob, image(name)[0].numel(), 1 / 256).mean().backward()
+    ours = dict(flow.named_parameters())
+    origins = [*ffjord_origins(flow.config, multiscale=True)]
+    assert {origin.ours for origin in origins} == ours.keys()
+    for origin in origins:
+        expected = io[f"grad_rk4_16.{origin.names[0]}"]
+        assert error(ours[origin.ours].grad, expected) < 1e-8 * max(1, float(expected.abs().max()))
+
+
+# --- converted models -------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_a_file_is_recognized_and_every_tensor_used(name, tmp_path):
+    save_file(weights(name), tmp_path / "model.safetensors")
+    flow = load(tmp_path / "model.safetensors", **CASES[name])
+    assert flow.config == CONFIGS[name]
+    assert "FFJORD" in flow.provenance["source"]
+    stored = [t for key, t in weights(name).items() if not key.endswith("_num_evals")]
+    assert sum(t.numel() for t in stored) == sum(p.numel() for p in flow.parameters())
+
+
+def test_the_model_of_cifar10_is_recognized():
+    flow = FFJORD.convert(meta(published.keys(published.FFJORD)["cifar10"]), {})
+    assert flow.config == FFJORDConfig(steps=16)
+
+
+STRUCTURES = {  # and whether their names are those of the multiscale program
+    "gray": (True, {"channels": 1, "scales": 3, "blocks": 2, "hidden": (6, 5)}),
+    "three blocks": (True, {"scales": 2, "blocks": 3, "hidden": (4,)}),
+    "a scale alone": (True, {"scales": 1, "blocks": 2, "hidden": (4, 4)}),
+    "without hidden layers": (True, {"scales": 2, "blocks": 1, "hidden": ()}),
+    "five scales": (True, {"scales": 5, "blocks": 1, "hidden": (3,)}),
+    "one grid": (False, {"scales": 1, "blocks": 1, "hidden": (8, 8)}),
+    "without time": (False, {"scales": 1, "blocks": 2, "hidden": (3, 4), "time": "ignore"}),
+    "gated": (False, {"scales": 1, "blocks": 2, "hidden": (3, 4), "time": "concatsquash"}),
+    "strides": (False, {"scales": 1, "hidden": (8, 16, 16, 8), "strides": (2, 2, 1, -2, -2), "time": "ignore"}),
+    "strides and time": (False, {"scales": 1, "hidden": (5, 5, 5), "strides": (2, 1, 1, -2), "time": "concat"}),
+    "strides, where all widths are one": (
+        False, {"channels": 1, "scales": 1, "hidden": (2, 2, 2), "strides": (2, 2, -2, -2), "time": "concat"},
+    ),
+    "strides and gates": (
+        False, {"scales": 1, "hidden": (3, 3, 3), "strides": (2, 2, -2, -2), "time": "concatsquash"},
+    ),
+    "batch norm": (False, {"scales": 1, "blocks": 2, "hidden": (4,), "batch_norm": True}),
+}  # fmt: skip
+
+
+def as_published(flow: Flow, multiscale: bool) -> dict[str, Tensor]:
+    """The state dict that the program would write, with what it holds besides."""
+    ours, state = flow.state_dict(), {}
+    for origin in ffjord_origins(flow.config, multiscale):
+        state[origin.names[0]] = ours[origin.ours].clone()
+        if len(origin.names) == 2:
+            state[origin.names[0]] = ours[origin.ours] * state[origin.names[1]].exp()
+            state[origin.names[0].replace("bias", "step")] = torch.tensor([7.0])
+        if origin.names[0].endswith("sqrt_end_time"):
+            state[origin.names[0].replace("sqrt_end_time", "odefunc._num_evals")] = torch.tensor(26.0)
+    return state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_is_recognized(structure):
+    multiscale, fields = STRUCTURES[structure]
+    alpha = 1e-6 if fields.get("channels") == 1 else 0.05
+    torch.manual_seed(0)
+    flow = build("ffjord", configure("ffjord", {"steps": 16, "blocks": 1, "alpha": alpha, **fields}))
+    for t in flow.state_dict().values():
+        t.add_(0.1 * torch.rand(t.shape))
+    converted = FFJORD.convert(as_published(flow, multiscale), {})
+    assert converted.config == flow.config
+    x = published.image(1, 2, flow.channels, 16, 32)
+    probes = flow.with_probes(flow.probes(x.shape))
+    for one, two in zip(*(flat_all(f.double()(x, probes)) for f in (flow, converted)), strict=True):
+        assert error(one, two) < 1e-6
+
+
+def flat_all(encoded: tuple[list[Tensor], Tensor]) -> list[Tensor]:
+    return [*encoded[0], encoded[1]]
+
+
+def test_a_file_of_a_run_with_regularization():
+    wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in weights("cifar_like").items()}
+    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(weights("cifar_like"), {}))
+
+
+@pytest.mark.parametrize("steps", [4, 64])
+def test_what_no_tensor_tells_is_given(steps):
+    fields = {"steps": steps, "alpha": 0.01, "activation": "elu", "how": "exact", "image_size": (8, 12)}
+    config = FFJORD.convert(weights("cifar_like"), fields).config
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+# --- files that cannot be converted -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("chain.1.odefunc.diffeq.layers.0._hypernet.weight", (9, 1)),
+        ("chain.1.odefunc.diffeq.layers.0._layer0.weight", (8, 3, 3, 3)),
+        ("chain.1.odefunc.diffeq.layers.0.layer_f.weight", (8, 3, 3, 3)),
+        ("chain.1.odefunc.diffeq.layers.0._hyper.weight", (8, 1)),
+        ("chain.1.odefunc.autoencoder_diffeq.encoder_layers.0._layer.weight", (8, 3, 3, 3)),
+        ("chain.1.odefunc.diffeq.layers.0._layer.weight_orig", (8, 3, 3, 3)),
+    ],
+)
+def test_other_kinds_of_layers_are_refused_by_name(name, shape):
+    what = next(what for part, what in UNSUPPORTED.items() if re.search(part, name))
+    with pytest.raises(CheckpointError, match=re.escape(what)):
+        FFJORD.convert({name: torch.zeros(shape)}, {})
+
+
+def test_coordinates_and_flat_images_are_refused_by_name():
+    state = dict(weights("cifar_like"))
+    first = "transforms.0.chain.1.odefunc.diffeq.layers.0._layer.weight"
+    with pytest.raises(CheckpointError, match="concatcoord"):
+        FFJORD.convert({**state, first: torch.zeros(6, 6, 3, 3)}, {})
+    with pytest.raises(CheckpointError, match="fully connected"):
+        FFJORD.convert({**state, first: torch.zeros(6, 4)}, {})
+
+
+def test_a_file_of_the_program_says_how_to_save_its_weights(tmp_path):
+    """Its settings are pickled beside them. The two lines are run here, on a file that we trust."""
+    content = {"args": argparse.Namespace(dims="6,7", alpha=0.05), "state_dict": weights("cifar_like")}
+    torch.save(content, tmp_path / "checkpt.pth")
+    with pytest.raises(CheckpointError, match=r"holds its settings.*argparse\.Namespace.*it was not read") as caught:
+        load(tmp_path / "checkpt.pth")
+    load_, save_ = str(caught.value).partition("Residual Flow): ")[2].removesuffix(".").split("; ")
+    there = {"torch": torch, "FILE": tmp_path / "checkpt.pth"}
+    exec(load_, there)  # noqa: S102  (its own advice, on our own file)
+    exec(save_.replace("'model.pth'", "MODEL"), {**there, "MODEL": tmp_path / "model.pth"})  # noqa: S102
+    assert load(tmp_path / "model.pth").config == CONFIGS["cifar_like"]
+
+
+HOSTILE = {
+    "a layer less": lambda s: s.pop("transforms.0.chain.3.odefunc.diffeq.layers.1._layer.bias"),
+    "the first layer gone": lambda s: s.pop("transforms.0.chain.1.odefunc.diffeq.layers.0._layer.weight"),
+    "a time less": lambda s: s.pop("transforms.1.chain.0.sqrt_end_time"),
+    "no layers at all": lambda s: [s.pop(key) for key in list(s) if "layers" in key],
+    "a tensor more": lambda s: s.update({"transforms.0.chain.1.odefunc.diffeq.layers.0._layer.gain": torch.ones(1)}),
+    "a scale of a large number": lambda s: s.update({"transforms.99999999999.chain.0.sqrt_end_time": torch.ones(())}),
+    "a layer of a large number": lambda s: s.update(
+        {"transforms.0.chain.1.odefunc.diffeq.layers.99._layer.weight": torch.ones(1, 1, 3, 3)}
+    ),
+    "a kernel of 5x5": lambda s: s.update(
+        {"transforms.0.chain.1.odefunc.diffeq.layers.1._layer.weight": torch.zeros(7, 7, 5, 5)}
+    ),
+    "a time that is no number": lambda s: s.update({"transforms.1.chain.0.sqrt_end_time": torch.tensor(math.nan)}),
+    "another width": lambda s: s.update({"transforms.0.chain.3.odefunc.diffeq.layers.1._layer.bias": torch.ones(9)}),
+    "four channels": lambda s: s.update({"transforms.0.chain.1.odefunc.diffeq.layers.2._layer.bias": torch.ones(4)}),
+    "a scalar for a kernel": lambda s: s.update(
+        {"transforms.0.chain.1.odefunc.diffeq.layers.0._layer.weight": torch.ones(())}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE)
+def test_damaged_files_are_refused_in_a_sentence(damage, tmp_path):
+    state = dict(weights("cifar_like"))
+    HOSTILE[damage](state)
+    torch.save({"state_dict": state}, tmp_path / "model.pth")
+    with pytest.raises(FlowError) as caught:
+        load(tmp_path / "model.pth")
+    assert "model.pth" in str(caught.value)
+    assert len(str(caught.value)) < 1000

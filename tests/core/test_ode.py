@@ -1,0 +1,377 @@
+"""The ODE: the law on its steps, the order of its rules, its trace, its inverse, and the costs of its path."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from builders import build_tiny, random_image
+from torch import nn
+
+from flowcore.errors import ConditionError, FlowError, ShapeError
+from flowcore.models import build, configure
+from flowcore.models.ffjord import calibrate
+from flowcore.networks import VectorField
+from flowcore.transforms import ODE, Chain, Probes, path_costs
+from flowcore.transforms.fixed_point import fixed_point
+
+from .laws import check, check_gradients, check_logdet, check_round_trip, check_untouched, perturbed
+
+
+def field(channels=3, hidden=(4, 5), seed=1, **options):
+    torch.manual_seed(seed)
+    return VectorField(channels, hidden, **options)
+
+
+def moving(how="exact", steps=2, solver="rk4", channels=3, **options):
+    """An ODE whose velocity is not zero."""
+    ode = perturbed(ODE(field(channels, **options), steps=steps, solver=solver, how=how), 0.2)
+    assert isinstance(ode, ODE)
+    return ode.double()
+
+
+def batch(channels=3, height=3, width=4, n=2):
+    return torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def signs(x, seed=3):
+    e = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed)).to(x) * 2 - 1
+    return Probes(vectors=(e,), coefficients=((),))
+
+
+# --- the law ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"solver": "rk4_38", "steps": 1, "time": "concatsquash", "activation": "tanh"},
+        {"solver": "midpoint", "time": "ignore", "activation": "swish"},
+        {"solver": "euler", "hidden": (), "activation": "elu"},
+    ],
+    ids=str,
+)
+def test_the_steps_obey_the_law(options):
+    check(moving(**options), batch(), networks=False, strength=0.0)
+
+
+def test_strides_obey_the_law():
+    check(moving(channels=2, hidden=(4, 4), strides=(2, 1, -2)), batch(2, 2, 4), networks=False, strength=0.0)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "rk4_38"])
+def test_halving_the_step_divides_the_error_of_ode_and_trace_by_16(solver):
+    """The trace is that of the ODE, so it tends to the determinant of the steps as these tend to the ODE."""
+    coarse, fine, reference = (moving("trace", steps, solver) for steps in (4, 8, 64))
+    x = batch()
+    z, logdet = reference(x)
+    errors = [[float((a - b).abs().max()) for a, b in zip(ode(x), (z, logdet), strict=True)] for ode in (coarse, fine)]
+    for before, after in zip(*errors, strict=True):
+        assert before > 1e-8
+        assert 14 < before / after < 18
+    against_steps = []
+    for steps in (4, 8):
+        both = moving("trace", steps, solver), moving("exact", steps, solver)
+        against_steps.append(float((both[0](x)[1] - both[1](x)[1]).abs().max()))
+    assert 12 < against_steps[0] / against_steps[1] < 20
+
+
+@pytest.mark.parametrize(("solver", "factor"), [("euler", 2), ("midpoint", 4)])
+def test_rules_of_lower_order_are_of_theirs(solver, factor):
+    x = batch()
+    z = moving("trace", 64)(x)[0]
+    before, after = (float((moving("trace", steps, solver)(x)[0] - z).abs().max()) for steps in (16, 32))
+    assert 0.85 * factor < before / after < 1.15 * factor
+
+
+def test_the_trace_keeps_the_other_laws():
+    ode, x = moving("trace"), batch()
+    for cond in (None, signs(x)):
+        check_untouched(ode, x, cond)
+        check_round_trip(ode, x, cond)
+        check_gradients(ode, x, cond)
+
+
+# --- mistakes that the law must see -----------------------------------------------------------------------------------
+
+
+class WrongSign(ODE):
+    def forward(self, x, cond=None):
+        z, logdet = super().forward(x, cond)
+        return z, -logdet
+
+
+class WithoutEndTime(ODE):
+    def _weights(self, direction):
+        return [w / self.sqrt_end_time**2 for w in super()._weights(direction)]
+
+
+class BackwardsInTime(ODE):
+    """Integrates back instead of solving for the step."""
+
+    def step_back(self, z, number):
+        return z + self._increment(self._stages(z, number + 1, -1), -1)
+
+
+class DrawsItsProbe(ODE):
+    def forward(self, x, cond=None):
+        e = torch.randint(0, 2, x.shape).to(x) * 2 - 1
+        return super().forward(x, Probes(vectors=(e,), coefficients=((),)))
+
+
+class CountsEvaluations(ODE):
+    evaluations = 0
+
+    def _stages(self, y, number, direction, *, slopes=False):
+        self.evaluations += 1
+        return super()._stages(y, number, direction, slopes=slopes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "law", "reason"),
+    [
+        (WrongSign, check_logdet, "logdet: differs"),
+        (BackwardsInTime, check_round_trip, "round trip: inverse"),
+        (CountsEvaluations, check_untouched, "untouched: forward"),
+    ],
+)
+def test_a_wrong_ode_is_refused(kind, law, reason):
+    ode = moving()
+    ode.__class__ = kind
+    with pytest.raises(AssertionError, match=reason):
+        law(ode, batch())
+
+
+def test_a_probe_that_is_drawn_in_forward_is_refused():
+    ode = moving("trace")
+    ode.__class__ = DrawsItsProbe
+    with pytest.raises(AssertionError, match="untouched: forward drew from the global random generator"):
+        check_untouched(ode, batch())
+
+
+def test_a_trace_without_the_end_time_does_not_tend_to_the_determinant():
+    ode = moving("trace", 32)
+    with torch.no_grad():
+        ode.sqrt_end_time.fill_(0.8)
+    right = ode(batch())[1]
+    ode.__class__ = WithoutEndTime
+    assert (ode(batch())[1] - right).abs().min() > 1e-3
+
+
+# --- the velocity -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", ["concat", "concatsquash", "ignore"])
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "elu", "relu", "swish"])
+def test_the_written_derivative_is_that_of_autograd(time, activation):
+    network = perturbed(field(2, (4, 4), strides=(2, -2, 1), time=time, activation=activation), 0.3).double()
+    y, t = batch(2, 4, 6), torch.tensor(0.37, dtype=torch.float64)
+    v = torch.randn(2, 5, *y.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    velocity, slopes = network.linearized(t, y)
+    assert torch.equal(velocity, network(t, y))
+    expected = [torch.autograd.functional.jvp(lambda y: network(t, y), y, v[:, k])[1] for k in range(5)]
+    assert torch.allclose(network.derivative(t, slopes, v), torch.stack(expected, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("time", ["concat", "concatsquash", "ignore"])
+def test_a_velocity_sees_the_time_as_it_should(time):
+    network = perturbed(field(2, (4,), time=time), 0.3).double()
+    y = batch(2)
+    early, late = (network(torch.tensor(t, dtype=torch.float64), y) for t in (0.1, 0.9))
+    assert torch.equal(early, late) == (time == "ignore")
+
+
+def test_it_starts_as_the_identity():
+    x = batch().float()
+    z, logdet = ODE(field(), steps=2)(x)
+    assert torch.equal(z, x)
+    assert not logdet.any()
+
+
+def test_strides_refuse_sides_that_would_not_come_back():
+    with pytest.raises(ShapeError, match="divisible by 2; got 3x4"):
+        moving(hidden=(4,), strides=(2, -2))(batch())
+
+
+# --- the trace --------------------------------------------------------------------------------------------------------
+
+
+def test_all_unit_vectors_give_the_exact_trace_and_its_map():
+    ode, x = moving("trace", channels=2), batch(2, 2, 3)
+    exact, total = ode.by_position(x)[1], 0
+    for unit in torch.eye(x[0].numel(), dtype=x.dtype):
+        e = unit.reshape(1, *x.shape[1:]).expand_as(x)
+        total = total + ode.by_position(x, Probes(vectors=(e,), coefficients=((),)))[1]
+    assert torch.allclose(total, exact, atol=1e-12)
+
+
+def test_all_signs_of_a_probe_average_to_the_exact_trace():
+    ode, x = moving("trace", channels=2), batch(2, 1, 3)
+    values = []
+    for number in range(2 ** x[0].numel()):
+        e = torch.tensor([1.0 - 2 * (number >> k & 1) for k in range(x[0].numel())], dtype=x.dtype)
+        values.append(ode(x, Probes(vectors=(e.reshape(1, *x.shape[1:]).expand_as(x),), coefficients=((),)))[1])
+    assert torch.allclose(torch.stack(values).mean(0), ode(x)[1], atol=1e-12)
+    assert torch.stack(values).std(0).min() > 1e-3
+
+
+def test_exact_and_trace_in_parts_are_the_same(monkeypatch):
+    for how in ("trace", "exact"):
+        ode, x = moving(how), batch()
+        whole = ode.by_position(x)[1]
+        monkeypatch.setattr("flowcore.transforms.ode.CHUNK", 700)
+        assert torch.allclose(ode.by_position(x)[1], whole, atol=1e-12)
+        monkeypatch.undo()
+
+
+def test_an_image_that_is_too_large_for_an_exact_trace_is_refused_before_any_work():
+    ode = ODE(field(), steps=1)
+    x = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ConditionError, match=r"12288 dimensions is out of reach.*with_probes"):
+        ode(x)
+    assert torch.equal(ode.encode(x), x)
+    assert torch.equal(ode(x, signs(x))[0], x)
+
+
+def test_probes_of_another_size_are_refused():
+    with pytest.raises(ConditionError, match="Expected a probe of shape"):
+        moving("trace")(batch(), signs(batch(n=1)))
+
+
+# --- the inverse ------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_trip_ends_in_the_same_numbers():
+    ode, x = moving("trace", steps=4), batch()
+    assert (ode.inverse(ode.encode(x)) - x).abs().max() < 1e-14
+    ode = ode.float()
+    assert (ode.inverse(ode.encode(x.float())) - x).abs().max() < 2e-6
+
+
+def test_a_step_too_long_to_be_solved_says_what_to_do():
+    ode = moving("trace", steps=1, activation="tanh")
+    with torch.no_grad():
+        ode.sqrt_end_time.fill_(6)
+    with pytest.raises(FlowError, match=r"no contraction there\. Give it more than 1 steps"):
+        ode.inverse(10 * batch())
+
+
+def test_a_fixed_point_of_one_item_does_not_depend_on_the_others():
+    slopes = torch.tensor([0.1, 0.9, -0.95], dtype=torch.float64)[:, None]
+    start = torch.ones(3, 4, dtype=torch.float64)
+    together = fixed_point(lambda x: slopes * x + 1, start, "")
+    for i in range(3):
+        alone = fixed_point(lambda x, i=i: slopes[i : i + 1] * x + 1, start[i : i + 1], "")
+        assert torch.equal(alone, together[i : i + 1])
+    assert torch.allclose(together, (1 / (1 - slopes)).expand(3, 4), rtol=1e-13)
+
+
+def test_a_fixed_point_that_overflows_ends():
+    x = fixed_point(lambda x: x * torch.tensor([[0.5], [1e300]], dtype=torch.float64), torch.ones(2, 1).double(), "")
+    assert x.isfinite().flatten().tolist() == [True, False]
+
+
+# --- costs of the path ------------------------------------------------------------------------------------------------
+
+
+class Rotation(nn.Module):
+    """``f = A y`` with a skew matrix: speed and derivative are the same everywhere on a circle."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, t, y):
+        return self.rate * torch.stack([-y[:, 1], y[:, 0]], 1)
+
+    def linearized(self, t, y):
+        return self(t, y), []
+
+    def derivative(self, t, slopes, v):
+        return self.rate * torch.stack([-v[:, :, 1], v[:, :, 0]], 2)
+
+
+def test_costs_of_a_rotation():
+    ode, x = ODE(Rotation(), steps=64).double(), batch(2)
+    with torch.no_grad():
+        ode.sqrt_end_time.fill_(1.5**0.5)
+    with path_costs(Chain(ode)) as costs:
+        z, logdet = ode(x, signs(x))
+    kinetic, jacobian = costs[0]
+    assert logdet.abs().max() < 1e-12
+    assert torch.allclose(z.square().sum(1), x.square().sum(1), atol=1e-7)
+    assert torch.allclose(kinetic, 1.5 * 0.49 * x.square().flatten(1).mean(1), atol=1e-7)
+    assert torch.allclose(jacobian, torch.full((2,), 1.5 * 0.49, dtype=torch.float64), atol=1e-12)
+    ode(x, signs(x))
+    assert len(costs) == 1  # outside, nothing is collected
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scales": 2},
+        {"scales": 1, "batch_norm": True, "time": "concatsquash", "alpha": 1e-6},
+        {"scales": 1, "hidden": (3, 3), "strides": (2, 1, -2), "channels": 1, "alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_every_variant_obeys_the_law(fields):
+    fields = {"blocks": 1, "hidden": (3,), "steps": 1, "how": "exact", "channels": 1, **fields}
+    torch.manual_seed(5)
+    flow = build("ffjord", configure("ffjord", fields))
+    check(flow, random_image(2, 1, 4, 6), networks=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scales": 2, "strides": (2, -2), "hidden": (8,)}, "for a single grid"),
+        ({"scales": 2, "batch_norm": True}, "for a single grid"),
+        ({"scales": 1, "strides": (2, 2), "hidden": (8,)}, "as many 2 as -2"),
+        ({"scales": 1, "strides": (1,), "hidden": (8,)}, "2 of 1, 2 and -2"),
+        ({"hidden": (8,) * 17}, "at most 16"),
+        ({"solver": "dopri5"}, "solver must be"),
+        ({"image_size": 12}, "multiples of 8"),
+        ({"steps": 0}, "steps must be"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(FlowError, match=message):
+        configure("ffjord", fields)
+
+
+def test_the_defaults_are_the_published_cifar10_network():
+    with torch.device("meta"):
+        flow = build("ffjord", configure("ffjord", {}))
+    assert sum(p.numel() for p in flow.parameters()) == 1_358_882
+    assert flow.latent_shapes(32, 32) == [(6, 16, 16), (12, 8, 8), (24, 4, 4), (24, 4, 4)]
+
+
+def test_probes_are_as_many_as_odes_and_estimate_the_log_density():
+    flow = build_tiny("ffjord", perturb=0.2).double()
+    x = random_image(2, 3, 8, 12).double()
+    exact = flow(x)[1]
+    values = torch.stack([flow(x, flow.with_probes(flow.probes(x.shape, seed)))[1] for seed in range(0, 80, 2)])
+    assert len(flow.probes(x.shape).vectors) == 3
+    error = values.std(0) / math.sqrt(len(values))
+    assert ((values.mean(0) - exact).abs() < 4 * error).all()
+    assert (error > 0).all()
+
+
+def test_calibrate_doubles_the_steps_until_latents_stay():
+    flow = build_tiny("ffjord", perturb=0.1, steps=1).double()
+    x = random_image(2, 3, 8, 12).double()
+    rough, fine = (calibrate(flow, x, tolerance).steps for tolerance in (1e-2, 1e-5))
+    assert 1 <= rough < fine
+    finer = [build("ffjord", configure("ffjord", {**vars(flow.config), "steps": n})).double() for n in (fine, 2 * fine)]
+    for model in finer:
+        model.load_state_dict(flow.state_dict())
+    assert max(float((a - b).abs().max()) for a, b in zip(*(m.encode(x) for m in finer), strict=True)) < 1e-5
+    with pytest.raises(FlowError, match="too rough"):
+        calibrate(build("ffjord", dataclasses.replace(flow.config, steps=1024)), x.float())
