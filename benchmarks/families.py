@@ -1,0 +1,297 @@
+"""Every family of flows on one set of photographs: bits per dimension at equal training time, what they cost, samples.
+
+    python -m benchmarks.families --data photos-small --minutes 60                    all of it
+    python -m benchmarks.families --data photos-small --minutes 60 --only ffjord      trains one of them, then the table
+    python -m benchmarks.families --data photos-small --minutes 0                     the table of what has been trained
+
+Trains every family by the ordinary trainer for as many minutes, in ``runs/families/NAME`` (what was stopped goes on),
+on photographs of 32x32 pixels and 8 bits, without those that ``flowcore/training/held_out.txt`` names. These are then
+scored: the table goes to ``docs/bits-per-dimension.md``, samples of each family to ``docs/bits-per-dimension.jpg``.
+Minutes are those of the clock: let it have a core of its own (``taskset``). What was measured of a model is kept beside
+it, so that a table of ten families needs no hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowcore
+from flowcore.checkpoints.file import read_header
+from flowcore.evaluation.density import evaluate_density
+from flowcore.evaluation.image_set import list_images, read_sized
+from flowcore.flow import Flow
+from flowcore.images.contact_sheet import contact_sheet
+from flowcore.tasks.sample import reconstruct
+from flowcore.training.loop import train
+from flowcore.training.recipe import Recipe, held_out_names, parse_recipe
+
+from .measure import say
+
+SIDE = 32
+STEPS = 1_000_000  # of a recipe: no core makes as many in the minutes given, which then decide
+TEMPERATURE, SAMPLES = 0.8, 8
+DRAWS = (1, 4, 16)
+TIMED = 8  # images that are scored, sampled and decoded for seconds and round trips
+BEGIN, END = "<!-- written by python -m benchmarks.families -->", "<!-- until here -->"
+
+GLOW = "levels = 3\nsteps = 8\nhidden = 128\naffine_eps = 0.1"
+ABLATION = {
+    f"glow-{coupling}-{mixing}": ("glow", f'{GLOW}\ncoupling = "{coupling}"\nmixing = "{mixing}"', "")
+    for coupling in ("affine", "additive")
+    for mixing in ("reverse", "shuffle", "conv", "lu")
+}
+PATHS = "kinetic_weight = 0.01\njacobian_weight = 0.01"
+FAMILIES: dict[str, tuple[str, str, str]] = {  # to architecture, fields of the model, and of the stage
+    "realnvp": ("realnvp", "scales = 3\nhidden = 16\nblocks = 2", ""),
+    **ABLATION,
+    "ffjord": ("ffjord", "scales = 4\nblocks = 1\nhidden = [32, 32]\nsteps = 4", PATHS),
+}
+VARIATIONAL = "glow-affine-conv-variational"
+TITLES = {"realnvp": "Real NVP", "residual-flow": "Residual Flow", "ffjord": "FFJORD"}
+RECIPE = """
+name = "{name}"
+architecture = "{architecture}"
+seed = 1
+short_sides = [{side}]
+held_out = "standard"
+ema = 0.999
+checkpoint_every = 500
+init_batch = 256
+turn = false
+precision = "float32"
+licence = "MIT; trained on freely licensed photographs, named in flowcore/weights/SOURCES.tsv"
+[model]
+{model}
+image_size = {side}
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = {steps}
+batch = 32
+crop = {side}
+learning_rate = 1e-3
+clip = 1.0
+{stage}
+"""
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.families", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a folder of photographs")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training, for each; 0 for none; default 60")
+    parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="FAMILY", help="what to train")
+    parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="folder; default runs/families")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of text and picture; default docs")
+    parser.add_argument("--limit", type=int, default=10_000, help="held-out photographs to score; default all")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.only if options.minutes else ():
+        say(f"training {name}")
+        train_family(name, options.data, options.runs / name, options.minutes)
+    write(options.data, options.runs, options.docs, options.limit)
+
+
+def names() -> list[str]:
+    """List everything that is trained."""
+    return [*FAMILIES, VARIATIONAL]
+
+
+def recipe(name: str) -> Recipe:
+    """Make the recipe of a family."""
+    if name == VARIATIONAL:
+        architecture, model, stage = FAMILIES["glow-affine-conv"]
+        model += "\ndequantizer_steps = 4"
+    else:
+        architecture, model, stage = FAMILIES[name]
+    fields = {"name": name, "architecture": architecture, "model": model, "stage": stage}
+    return parse_recipe(RECIPE.format(**fields, side=SIDE, steps=STEPS))
+
+
+def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
+    """Train a family to the end of its minutes.
+
+    The trainer decides at the first step how many steps fit into them, and its rates fall to that end; where the
+    machine was slower than at that moment, the second call makes the steps that are missing.
+
+    Args:
+        name: Of the family.
+        data: The photographs.
+        run: Folder of the run.
+        minutes: Of training.
+    """
+    train(recipe(name), data, run, minutes=minutes)
+    train(recipe(name), data, run)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measured(name: str, data: Path, run: Path, limit: int) -> dict[str, Any] | None:
+    """Measure a trained model, or recall what was measured of the same file; None if there is none."""
+    file, kept = run / "model.safetensors", run / "measured.json"
+    if not file.exists():
+        return None
+    stamp = [file.stat().st_mtime_ns, limit]
+    if kept.exists() and (row := json.loads(kept.read_text()))["stamp"] == stamp:
+        return row
+    say(f"measuring {name}")
+    flow = flowcore.load(file)
+    row = {"stamp": stamp, **_measure(name, flow, data, limit)}
+    provenance = read_header(file).provenance
+    row |= {"minutes": provenance["minutes"], "steps": provenance["steps"]}
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
+    only = held_out_names("standard")
+    density = evaluate_density(flow, data, only=only, limit=limit)
+    images = torch.stack([read_sized(flow, file) for file in list_images(data, only, TIMED)])[:TIMED]
+    n = len(images)
+    row: dict[str, Any] = {
+        "parameters": sum(p.numel() for key, p in flow.named_parameters() if not key.startswith("dequantizer.")),
+        "bits": density["bits_per_dim"],
+        "error": density["standard_error"],
+        "images": density["images"],
+        "score": seconds(lambda: flowcore.score(flow, images, complexity=False)) / n,
+        "sample": seconds(lambda: flowcore.sample(flow, n, temperature=TEMPERATURE)) / n,
+        "round trip": float(reconstruct(flow, images)[1].max()),
+    }
+    if name == VARIATIONAL:
+        row["dequantization"] = {
+            kind: [_bits(flow, data, only, limit, kind, draws) for draws in DRAWS]
+            for kind in ("uniform", "gaussian", "variational")
+        }
+    return row
+
+
+def _bits(flow: Flow, data: Path, only: frozenset[str], limit: int, kind: str, draws: int) -> tuple[float, float]:
+    """Mean bits per dimension of the held-out photographs, and its standard error."""
+    images = torch.stack([read_sized(flow, file) for file in list_images(data, only, limit)])
+    found = flowcore.score(flow, images, dequantization=kind, samples=draws, complexity=False).bits_per_dim  # pyright: ignore
+    return float(found.mean()), float(found.std()) / len(found) ** 0.5
+
+
+def seconds(program: Callable[[], object]) -> float:
+    """Time a program on its own processor seconds, after a first call that prepares what is cached."""
+    program()
+    begin = time.process_time()
+    program()
+    return time.process_time() - begin
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(data: Path, runs: Path, docs: Path, limit: int) -> None:
+    """Write table and picture from whatever has been trained.
+
+    Args:
+        data: The photographs.
+        runs: Folder of the runs.
+        docs: Folder of text and picture.
+        limit: Held-out photographs to score.
+    """
+    rows = {name: row for name in names() if (row := measured(name, data, runs / name, limit)) is not None}
+    if not rows:
+        say(f"nothing has been trained in {runs} yet")
+        return
+    docs.mkdir(parents=True, exist_ok=True)
+    picture(rows, data, runs).save(docs / "bits-per-dimension.jpg", quality=92, subsampling=0)
+    page = docs / "bits-per-dimension.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# Bits per dimension\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}", encoding="utf-8")
+    say(f"wrote {page}")
+
+
+def title(name: str) -> str:
+    """Name a family for people."""
+    if name in TITLES:
+        return TITLES[name]
+    _, coupling, mixing, *variational = name.split("-")
+    mixing = {"conv": "1x1 convolution", "lu": "1x1 convolution as LU"}.get(mixing, mixing)
+    return f"Glow, {coupling}, {mixing}{', variational noise' if variational else ''}"
+
+
+def tables(rows: dict[str, dict[str, Any]]) -> str:
+    """Write the tables in Markdown.
+
+    Args:
+        rows: Name of the family to what was measured.
+    """
+    counts = {row["images"] for row in rows.values()}
+    lines = [
+        f"{'/'.join(map(str, sorted(counts)))} photographs of {SIDE}x{SIDE} that no training saw, 8 bits, one draw of "
+        "uniform noise; bits per dimension with the standard error of their mean. Seconds are of one core's processor "
+        f"time, per image of {TIMED}; the round trip is the largest error of a pixel in [0, 1], after encoding and "
+        "decoding.",
+        "",
+        "| family | parameters | minutes | steps | bits per dimension | score, s | sample, s | round trip |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {title(name)} | {row['parameters']:,} | {row['minutes']:.0f} | {row['steps']:,} | "
+        f"{row['bits']:.3f} ± {row['error']:.3f} | {row['score']:.2g} | {row['sample']:.2g} | {row['round trip']:.0e} |"
+        for name, row in rows.items()
+    ]
+    missing = [title(name) for name in names() if name not in rows]
+    if missing:
+        lines += ["", f"Not trained yet: {'; '.join(missing)}."]
+    if VARIATIONAL in rows:
+        lines += [
+            "",
+            f"The noise of {title(VARIATIONAL)}, and importance weighting with several draws:",
+            "",
+            f"| noise | {' | '.join(f'k = {k}' for k in DRAWS)} |",
+            "|---|" + "---:|" * len(DRAWS),
+            *(
+                f"| {kind} | {' | '.join(f'{mean:.3f} ± {error:.3f}' for mean, error in values)} |"
+                for kind, values in rows[VARIATIONAL]["dequantization"].items()
+            ),
+        ]
+    lines += [
+        "",
+        f"Samples at temperature {TEMPERATURE}, seeds 0 to {SAMPLES - 1}; below, photographs that no training saw:",
+        "",
+        "![Samples of every family](bits-per-dimension.jpg)",
+    ]
+    return "\n".join(lines)
+
+
+def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Image:
+    """Draw samples of every family, a row each, and held-out photographs below.
+
+    Args:
+        rows: Whose keys are the families.
+        data: The photographs.
+        runs: Folder of the runs.
+    """
+    shown: list[Tensor] = []
+    for name in rows:
+        flow = flowcore.load(runs / name / "model.safetensors")
+        shown.append(flowcore.sample(flow, SAMPLES, temperature=TEMPERATURE))
+    files = list_images(data, held_out_names("standard"), SAMPLES)[:SAMPLES]
+    real = torch.stack([read_sized(flow, file) for file in files]).float() / 255
+    shown.append(real.repeat(SAMPLES, 1, 1, 1)[:SAMPLES])
+    images = torch.nn.functional.interpolate(torch.cat(shown), scale_factor=3, mode="nearest")
+    sheet = contact_sheet(images, [*map(title, rows), "photographs"], [str(k) for k in range(SAMPLES)])
+    return Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+
+
+if __name__ == "__main__":
+    main()
