@@ -19,8 +19,10 @@ from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
-from .host.ui import Progress
+from .host.ui import Progress, gallery
 from .node import FlowNode, schema
+from .picking import HIDDEN, PickingNode
+from .recording import PROVENANCE_LOG
 from .sockets import FLOW_MODEL, FlowModel, from_image, to_image
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
@@ -200,8 +202,10 @@ class FlowcoreDiversityMap(FlowNode):
         )
 
 
-class FlowcoreBestOf(FlowNode):
+class FlowcoreBestOf(PickingNode):
     """The best samples first, with their scores."""
+
+    PICKED = (0, 1, 2)
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -224,12 +228,14 @@ class FlowcoreBestOf(FlowNode):
                 FLOW_MODEL.Input("model", optional=True),
                 io.Combo.Input("by", options=["consistency", "likelihood", "consensus"], default="consistency"),
                 io.Int.Input("keep", default=1, min=1, max=64),
+                widgets.pick(),
             ],
             outputs=[
                 io.Image.Output("best"),
                 io.Float.Output("scores", is_output_list=True),
                 io.Int.Output("order", is_output_list=True),
             ],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -247,13 +253,21 @@ class FlowcoreBestOf(FlowNode):
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
         unit = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}[by]
-        lines = [f"image {number}: {value:.4g} {unit}" for number, value in zip(numbers, values, strict=True)]
+        seeds = PROVENANCE_LOG.seeds(images)
+        names = [f"image {k}" if seeds[k] is None else f"seed {seeds[k]}" for k in numbers]
+        lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
         cls.show("\n".join(lines[:8]))
+        facts: list[dict[str, Any]] = [
+            ({"image": k} if seeds[k] is None else {"seed": seeds[k]}) | {"score": f"{value:.4g}"}
+            for k, value in zip(numbers, values, strict=True)
+        ]
+        shown = gallery(pixels[numbers], facts, notes, cls.hidden.extra_pnginfo, small)
         return io.NodeOutput(
             to_image(pixels[numbers]),
             values,
             numbers,
-            ui={
+            ui=shown
+            | {
                 "text": [*lines, *notes.lines],
                 "scores": [widgets.finite_or_none(float(value)) for value in scores.flatten()],
                 "order": numbers,

@@ -16,9 +16,10 @@ from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Progress, gallery
+from .host.ui import Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
-from .recording import HIDDEN, RecordingNode
+from .picking import HIDDEN
+from .recording import RecordingNode
 from .sockets import (
     FLOW_HINTS,
     FLOW_LATENTS,
@@ -58,6 +59,7 @@ class FlowcoreColorize(RecordingNode):
                 io.Float.Input("carry", default=0.0, min=0.0, max=0.95, step=0.01, optional=True),
                 widgets.gamut(),
                 widgets.precision(),
+                widgets.pick(),
             ],
             outputs=[io.Image.Output("images")],
             hidden=HIDDEN,
@@ -106,7 +108,7 @@ class FlowcoreColorize(RecordingNode):
             "latents_levels": latents_levels,
             "gamut": gamut,
             "precision": precision,
-            "progress": Progress(),
+            "progress": Progress(pixels[0]),
             "cancelled": stop_if_cancelled,
             "notify": notes,
         }
@@ -120,7 +122,11 @@ class FlowcoreColorize(RecordingNode):
             if carry:
                 notes("carry is ignored: it is for frames = video.")
             pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, seed, 1 if video else samples, notes))
+        facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
+        return io.NodeOutput(
+            to_image(pictures),
+            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, from_image(image)),
+        )
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from ..flowcore.tasks.brighten import memory_required
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Progress, gallery
+from .host.ui import Progress, gallery, seeds_in_turn
 from .node import schema
-from .recording import HIDDEN, RecordingNode
+from .picking import HIDDEN
+from .recording import RecordingNode
 from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask, to_image
 
 ORDINARY_TILE = 1024  # pixels
@@ -40,6 +41,7 @@ class FlowcoreBrighten(RecordingNode):
                 widgets.precision(),
                 io.Mask.Input("mask", optional=True),
                 widgets.temperature(0.0, "outside", optional=True),
+                widgets.pick(),
             ],
             outputs=[io.Image.Output("images")],
             hidden=HIDDEN,
@@ -74,10 +76,11 @@ class FlowcoreBrighten(RecordingNode):
             samples=samples,
             tile=tile,
             precision=precision,
-            progress=Progress(),
+            progress=Progress(pixels[0]),
             cancelled=stop_if_cancelled,
             notify=notes,
         )
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):
             notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, seed, samples, notes))
+        facts = seeds_in_turn(seed, samples, len(pictures))
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))

@@ -103,8 +103,6 @@ class FlowNode(io.ComfyNode):
         files = set(inspect.signature(cls.validate_inputs).parameters)
         result: dict[str, Any] = {}
         for wanted in described.inputs:
-            if str(wanted.get_io_type()) in VIEWS:
-                continue
             if wanted.id in values:
                 result[wanted.id] = validate(wanted, values[wanted.id], wanted.id in files)
             elif wanted.optional:
@@ -128,7 +126,6 @@ class FlowNode(io.ComfyNode):
 # ---------------------------------------------------------------------------------------------------------------------
 # validation
 
-VIEWS = {"IMAGECOMPARE"}  # shown on the node, without a value
 WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
 
 

@@ -16,31 +16,27 @@ from .. import flowcore
 from ..flowcore import provenance
 from ..flowcore.device import actual_precision
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
-from .host.compat import io, log
-from .node import FlowNode
+from .host.compat import log
+from .picking import PickingNode, describe
 from .sockets import FlowModel
 
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
 NAMED = ("model", "temperature", "seed", "samples")  # fields of its own; all other values are its settings
-HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
 
 
-class RecordingNode(FlowNode):
-    """A node that writes the provenance of the pictures in its first output.
+class RecordingNode(PickingNode):
+    """A node that writes the provenance of the pictures in its first output: of all, whichever is picked.
 
     It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not
     decide whether a node runs again. The schema of such a node needs `hidden=HIDDEN`.
     """
 
     @classmethod
-    def execute(cls, **values: Any) -> Any:
-        valid = cls.validated(values)
-        output = cls.run(**valid)
+    def finished(cls, values: dict[str, Any], output: Any) -> None:
         try:
-            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, cls.recorded(valid), output.args[0])
+            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, cls.recorded(values), output.args[0])
         except Exception:  # the picture is worth more than its provenance
             log.exception("flowcore could not write a recipe")
-        return output
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +81,20 @@ class ProvenanceLog:
             for other, name, pnginfo in self._posted:
                 if other == mark:
                     put(pnginfo, name, entry)
+
+    def seeds(self, images: Tensor) -> list[int | None]:
+        """Return the seed that made each of some pictures, as far as the runs are remembered.
+
+        Args:
+            images: (B, H, W, C).
+        """
+        with self._lock:
+            entries = [*reversed(self._written.values())]
+        known: dict[str, int] = {}
+        for entry in entries:
+            for number, mark in enumerate(entry["pictures"]):
+                known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
+        return [known.get(provenance.fingerprint(image)) for image in images.permute(0, 3, 1, 2)]
 
     def read_prompt(self, body: Any, kinds: set[str]) -> None:
         """Write known provenance into a posted prompt; nodes that run will replace them.
@@ -131,7 +141,7 @@ def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor)
         seed=values["seed"],
         samples=values["samples"],
         settings=settings,
-        sources={name: _source(value) for name, value in values.items() if name not in NAMED and _is_source(value)},
+        sources={name: describe(value) for name, value in values.items() if name not in NAMED and _is_source(value)},
         pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
         version=flowcore.__version__,
     )
@@ -139,18 +149,6 @@ def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor)
 
 def _is_source(value: Any) -> bool:
     return isinstance(value, (Tensor, list)) or dataclasses.is_dataclass(value)
-
-
-def _source(value: Any) -> Any:
-    """Describe the value of a wire: images, latents and hints by their content, anything else by its type."""
-    if isinstance(value, Tensor):
-        return provenance.source(value)
-    if isinstance(value, list):
-        return [_source(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
-        return {name: _source(part) for name, part in parts.items() if part is not None}
-    return value if provenance.is_plain(value) else {"kind": type(value).__name__}
 
 
 def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Progress
+from .host.ui import Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
+from .picking import HIDDEN, PickingNode
 from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, to_image
 
 ORDINARY_TILE = 512  # pixels of the small picture
@@ -43,7 +44,7 @@ class FlowcoreShrink(FlowNode):
         return io.NodeOutput(to_image(small), width, height, ui=notes.ui)
 
 
-class FlowcoreRestore(FlowNode):
+class FlowcoreRestore(PickingNode):
     """Photographs from their small pictures: all samples of the first, then of the second."""
 
     @classmethod
@@ -62,8 +63,10 @@ class FlowcoreRestore(FlowNode):
                 io.Int.Input("height", default=0, min=0, max=65536, optional=True),
                 io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
                 widgets.precision(),
+                widgets.pick(),
             ],
             outputs=[io.Image.Output("images")],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -95,8 +98,9 @@ class FlowcoreRestore(FlowNode):
             size=(height or rows * scale, width or columns * scale),
             tile=tile,
             precision=precision,
-            progress=Progress(),
+            progress=Progress(pixels[0]),
             cancelled=stop_if_cancelled,
             notify=notes,
         )
-        return io.NodeOutput(to_image(pictures), ui=notes.ui)
+        facts = seeds_in_turn(seed, samples, len(pictures))
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))

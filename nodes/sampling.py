@@ -24,14 +24,17 @@ from ..flowcore.tasks.subject import (
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, gallery
+from .host.ui import Notes, Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
-from .recording import HIDDEN, RecordingNode
+from .picking import HIDDEN
+from .recording import RecordingNode
 from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, to_image
 
 
 class FlowcoreSample(RecordingNode):
     """Images from nothing but a seed, and their latents."""
+
+    PICKED = (0, 1)
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -49,6 +52,7 @@ class FlowcoreSample(RecordingNode):
                 io.Int.Input("height", default=0, min=0, max=4096, optional=True),
                 widgets.temperatures(),
                 widgets.snap(True),
+                widgets.pick(),
             ],
             outputs=[io.Image.Output("images"), FLOW_LATENTS.Output("latents")],
             hidden=HIDDEN,
@@ -86,8 +90,8 @@ class FlowcoreSample(RecordingNode):
             notify=notes,
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
-        turns = None if shown is None else shown.tolist()
-        ui = gallery(images, seed, samples, notes, turns)
+        facts = seeds_in_turn(seed, samples, samples)
+        ui = gallery(images, facts, notes, cls.hidden.extra_pnginfo)
         return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -108,6 +108,17 @@ class Latents:
     def items(self) -> int:
         """Number of items."""
         return self.levels[0].shape[0]
+
+    def item(self, place: int) -> Latents:
+        """Return one of the items, counted from 0."""
+        one = slice(place, place + 1)
+        source = self.source
+        return replace(
+            self,
+            levels=[level[one].clone() for level in self.levels],
+            labels=None if self.labels is None else self.labels[one],
+            source=source if source is None or len(source) == 1 else source[one],
+        )
 
     def check_same_model(self, other: Latents) -> None:
         """Raise a FlowError that names both models if two latents belong to different models."""

@@ -12,7 +12,6 @@ from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints import catalog
 from ..flowcore.images.contact_sheet import contact_sheet
-from ..flowcore.images.resize import resize
 from ..flowcore.inference.condition_cache import ConditionStore
 from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
@@ -21,12 +20,13 @@ from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.upscale import memory_required, sampling_settings, target_size
 from . import widgets
-from .host.compat import compare_view, curve_input, curve_values, io, log
+from .host.compat import curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, comparison, gallery
+from .host.ui import Notes, Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
-from .recording import HIDDEN, RecordingNode
+from .picking import HIDDEN, PickingNode
+from .recording import RecordingNode
 from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask, to_image
 
 ORDINARY_TILE = 512  # pixels of the low-resolution image
@@ -64,7 +64,7 @@ class FlowcoreUpscale(RecordingNode):
                 io.Int.Input("longest_side", default=0, min=0, max=16384, optional=True),
                 io.Boolean.Input("match_source", default=False, optional=True),
                 widgets.calm_edges(),
-                *compare_view(),  # last: frontends disagree on whether it saves a value, see web/js/compare.js
+                widgets.pick(),
             ],
             outputs=[io.Image.Output("images"), io.Float.Output("consistency")],
             hidden=HIDDEN,
@@ -111,21 +111,26 @@ class FlowcoreUpscale(RecordingNode):
             factor=factor,
             longest_side=longest_side,
             match_source=match_source,
-            progress=Progress(),
+            progress=Progress(pixels[0]),
             cancelled=stop_if_cancelled,
             notify=notes,
             store=STORE,
         )
-        worst = float(consistency(pictures, pixels).min())
+        each = consistency(pictures, pixels).tolist()
+        worst = min(each)
         drawn = [] if temperatures.strip() else [f"temperature {tau:g}, calm edges {calm:g}"]
         cls.show("\n".join([*notes.lines, *drawn, f"consistency {worst:.1f} dB"]))
         return io.NodeOutput(
             to_image(pictures),
             worst,
-            ui=gallery(pictures, seed, samples, notes)
-            | comparison(lambda: resize(pixels[:1], *pictures.shape[-2:])[0], pictures[0], cls.hidden.extra_pnginfo)
-            | {"consistency": [worst], "temperature": [tau], "calm_edges": [calm]},
+            ui=gallery(pictures, seeds_in_turn(seed, samples, len(pictures)), notes, cls.hidden.extra_pnginfo, pixels)
+            | {"consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]},
         )
+
+    @classmethod
+    def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
+        images, _ = super().picked(output, place)
+        return images, output.ui["each"][place]
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -162,8 +167,10 @@ def _temperature(
     )
 
 
-class FlowcoreTemperatureGrid(FlowNode):
+class FlowcoreTemperatureGrid(PickingNode):
     """All temperatures with all seeds, on one sheet."""
+
+    PICKED = (1, 2, 3)
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -180,6 +187,7 @@ class FlowcoreTemperatureGrid(FlowNode):
                 io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
                 widgets.precision(),
                 widgets.calm_edges(),
+                widgets.pick(),
             ],
             outputs=[
                 io.Image.Output("sheet"),
@@ -187,6 +195,7 @@ class FlowcoreTemperatureGrid(FlowNode):
                 io.Float.Output("each_temperature", is_output_list=True),
                 io.Int.Output("each_seed", is_output_list=True),
             ],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -221,7 +230,7 @@ class FlowcoreTemperatureGrid(FlowNode):
             seeds=seeds,
             tile=tile,
             precision=precision,
-            progress=Progress(),
+            progress=Progress(pixels[0]),
             cancelled=stop_if_cancelled,
             notify=notes,
             store=STORE,
@@ -233,12 +242,15 @@ class FlowcoreTemperatureGrid(FlowNode):
             contact_sheet(table.transpose(0, 1).flatten(0, 1), rows, columns)  # (seeds * taus, 3, H, W)
             for table in pictures.unflatten(0, (len(pixels), len(taus), seeds))
         ]
+        each = [(tau, k) for tau in taus for k in drawn] * len(pixels)
+        facts = [{"seed": k, "temperature": tau, "rows": seeds} for tau, k in each]
         return io.NodeOutput(
             to_image(torch.stack(sheets)),
             to_image(pictures),
-            [tau for tau in taus for _ in drawn] * len(pixels),
-            drawn * (len(taus) * len(pixels)),
-            ui={"text": notes.lines, "temperatures": taus, "seeds": drawn},
+            [tau for tau, _ in each],
+            [k for _, k in each],
+            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels)
+            | {"temperatures": taus, "seeds": drawn},
         )
 
 

@@ -78,6 +78,11 @@ def seed(default: int = 0, *, control: bool = True, optional: bool = False) -> A
     )
 
 
+def pick() -> Any:
+    """Describe the number `pick`, the last input of every `PickingNode`."""
+    return io.Int.Input("pick", default=0, min=0, max=MOST_ITEMS, optional=True)
+
+
 def slider(name: str, default: float, least: float, most: float, step: float = 0.01, *, optional: bool = False) -> Any:
     """Describe a number with a plain slider."""
     return io.Float.Input(

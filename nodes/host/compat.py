@@ -144,12 +144,6 @@ def gradient_slider() -> Any:
     return getattr(io.NumberDisplay, "gradient_slider", io.NumberDisplay.slider)
 
 
-def compare_view() -> list[Any]:
-    """Describe the view `compare`, which wipes one picture over another; empty on hosts without it."""
-    kind = getattr(io, "ImageCompare", None)
-    return [make(kind.Input, "compare", optional=True)] if kind else []
-
-
 def on_prompt(inspect_body: Callable[[Any], None]) -> None:
     """Show every posted prompt to a function before the host checks it.
 

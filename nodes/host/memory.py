@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management as management
 import comfy.model_patcher
 import torch
+from comfy_execution.utils import get_executing_context
 
 # What `stop_if_cancelled` raises: an Exception in old hosts, a BaseException in newer ones.
 Interrupted: type[BaseException] = management.InterruptProcessingException
@@ -18,12 +19,18 @@ Interrupted: type[BaseException] = management.InterruptProcessingException
 on_release: list[Callable[[], None]] = []
 """Called when the host takes a model off its device, to free what was derived from models."""
 
+on_free: list[Callable[[], None]] = []
+"""Called when a person frees the host's memory, to free what was kept for the next run."""
+
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
     def detach(self, unpatch_all: bool = True) -> Any:
         if unpatch_all:  # False when the host reloads the same model
             for release in on_release:
                 release()
+            if get_executing_context() is None:  # or else a node makes room for another model
+                for free in on_free:
+                    free()
         return super().detach(unpatch_all)
 
 

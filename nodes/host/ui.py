@@ -18,12 +18,11 @@ from PIL import Image
 from server import PromptServer
 
 from ...flowcore.images.rounding import to_uint8
-from .compat import io
 
 STEPS = 10_000  # of a progress bar that several tasks share
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
 PAINTED = 1536  # pixels of the longer side of a picture under the brush
-COMPARED = 2048  # pixels of the longer side of two pictures that are compared on a node
+LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
 
 log = logging.getLogger("flowcore")
 
@@ -31,8 +30,15 @@ log = logging.getLogger("flowcore")
 class Progress:
     """The progress bar on the running node, with previews."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: torch.Tensor | None = None) -> None:
+        """Start at 0.
+
+        Args:
+            begun: The picture that is worked on, (1, 3 or 4, H, W): the preview until there is a better one.
+        """
         self._bar = comfy.utils.ProgressBar(1)
+        if begun is not None:
+            self(0, 1, begun)
 
     def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
         """Move the bar.
@@ -98,52 +104,44 @@ def show_text(text: str, node_id: str | None) -> None:
         server.send_progress_text(text, node_id)
 
 
-def gallery(pictures: torch.Tensor, seed: int, samples: int, notes: Notes, labels: list[int] | None = None) -> Any:
-    """Save thumbnails of a run's pictures for the canvas, where a click on one takes over its seed.
+def gallery(
+    pictures: torch.Tensor,
+    facts: list[dict[str, Any]],
+    notes: Notes,
+    pnginfo: Any,
+    sources: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Save what the canvas shows of a run's pictures, where a click on one picks it.
 
     Args:
         pictures: (N, C, H, W) in [0, 1].
-        seed: Seed of the first picture.
-        samples: Number of seeds; they start again for every input image.
+        facts: Of every picture: its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js.
         notes: Messages of the run.
-        labels: What every picture shows, if that depends on its position.
+        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow. Scripts get thumbnails only.
+        sources: (B, C, h, w), what the pictures were made of: N / B of each.
 
     Returns:
         The node's `ui`. Always with the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
+    large = isinstance(pnginfo, dict) and "workflow" in pnginfo
     try:
-        for k, picture in enumerate(pictures[:GALLERY]):
-            entry = _save_temporary(picture, THUMBNAIL, ".jpg", quality=90)
-            entry["seed"] = (seed + k % samples) % 2**64
-            if labels is not None and labels[k] != labels[0]:  # labels are assigned in turn: start with this one
-                entry["labels"] = ", ".join(map(str, labels[k:] + labels[:k]))
+        before = [_save_full(source) for source in sources] if large and sources is not None else []
+        for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
+            entry = {**_save_temporary(picture, THUMBNAIL, ".jpg", quality=90), "number": k + 1, **fact}
+            if large:
+                entry["full"] = _save_full(picture)
+            if before:
+                entry["source"] = before[k * len(before) // len(pictures)]
             shown.append(entry)
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("The gallery on the node is not shown: %s", error)
     return {"text": notes.lines, "flowcore_gallery": shown}
 
 
-def comparison(before: Callable[[], torch.Tensor], after: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
-    """Save two pictures for the view `compare`; nothing for scripts, which have no such view.
-
-    Args:
-        before: Returns (C, H, W) in [0, 1]; called only if there is such a view.
-        after: (C, H, W) in [0, 1].
-        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
-
-    Returns:
-        Part of the node's `ui`; always the same keys for the runs of a prompt.
-    """
-    if not hasattr(io, "ImageCompare") or not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
-        return {}
-    saved: dict[str, list[Any]] = {"a_images": [], "b_images": []}
-    try:
-        for key, picture in zip(saved, (before(), after), strict=True):
-            saved[key].append(_save_temporary(picture, COMPARED, ".png", compress_level=1))
-    except OSError as error:  # the run is done, and its pictures are safe
-        log.warning("Before and after are not shown on the node: %s", error)
-    return saved
+def seeds_in_turn(seed: int, samples: int, count: int) -> list[dict[str, Any]]:
+    """Return the `facts` of pictures whose seeds count up from the first and start again for every image."""
+    return [{"seed": (seed + k % samples) % 2**64} for k in range(count)]
 
 
 def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
@@ -164,6 +162,12 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     except OSError as error:  # the run is done, and its result is safe
         log.warning("The picture is not shown under the brush: %s", error)
     return {"flowcore_canvas": saved}
+
+
+def _save_full(picture: torch.Tensor) -> dict[str, Any]:
+    if picture.shape[-1] * picture.shape[-2] <= EXACT:
+        return _save_temporary(picture, LARGE, ".png", compress_level=1)
+    return _save_temporary(picture, LARGE, ".jpg", quality=95, subsampling=0)
 
 
 def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options: Any) -> dict[str, Any]:

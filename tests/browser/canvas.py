@@ -42,7 +42,7 @@ class Canvas:
         }
         Host(server).post("/settings", settings)
         self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, device_scale_factor=sharp)
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._heard)

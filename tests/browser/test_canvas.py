@@ -95,20 +95,21 @@ def upscaling(control="randomize"):
     return workflow
 
 
+PICTURES = "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length == 4"
+
+
 @RENDERERS
-def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
+def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     canvas = canvases(vue=vue)
     canvas.open(upscaling())
     before = positions(canvas.saved())
     canvas.run()
     page = canvas.page
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length == 4"
-    )
+    page.wait_for_function(PICTURES)
     page.wait_for_timeout(600)
     buttons = page.locator(".flowcore-gallery button")
     (ours,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
-    # The preview is shown while it runs, and no more.
+    # Previews are shown in the viewer, and nowhere else.
     assert "$$canvas-image-preview" not in [name for name, _, _ in ours["widgets"]]
     assert page.locator(f"[data-node-id='{ours['id']}'] img.pointer-events-none:visible").count() == 0
     assert [buttons.nth(k).get_attribute("data-seed") for k in range(4)] == ["40", "41", "42", "43"]
@@ -122,89 +123,269 @@ def test_a_run_shows_its_pictures_and_a_click_keeps_a_seed(canvases, host, vue):
     assert page.evaluate("id => app.nodeOutputs[id].images.length", save) == 4
 
     buttons.nth(2).click()
-    assert canvas.value("FlowcoreUpscale", "seed") == 42
+    assert canvas.value("FlowcoreUpscale", "pick") == 3
+    assert canvas.value("FlowcoreUpscale", "seed") == 40  # of the run that the picture is from
     assert canvas.value("FlowcoreUpscale", "control_after_generate") == "fixed"
     assert [buttons.nth(k).get_attribute("aria-pressed") for k in range(4)] == ["false", "false", "true", "false"]
     assert "42" in buttons.nth(2).get_attribute("title")
     (sent,) = [node["inputs"] for node in canvas.prompt().values() if node["class_type"] == "FlowcoreUpscale"]
-    assert sent["seed"] == 42
+    assert (sent["seed"], sent["pick"]) == (40, 3)
     assert not [name for name in sent if name.startswith("flowcore_")]
     if vue:  # which is an icon there, and crossed out
         page.wait_for_selector(f"[data-node-id='{ours['id']}'] [class*='lucide--pencil-off']")
+    page.evaluate(
+        """() => { window.moved = 0; app.api.addEventListener('b_preview_with_metadata', () => { window.moved++ }) }"""
+    )
+    canvas.run()
+    assert page.evaluate("id => app.nodeOutputs[id].images.length", save) == 1
+    assert page.evaluate("() => window.moved") == 0  # nothing was made again
+    assert buttons.count() == 4  # to choose another one from
+    canvas.fit()
     canvas.shot("gallery-picked")
 
-    # The gallery is no value: what is saved has the same length, and opens with the same values.
+    # Neither gallery nor viewer is a value: what is saved has the same length, and opens with the same values.
     kept = canvas.saved()
     after = positions(kept)
     assert {number: len(values) for number, values in after.items()} == {
         number: len(values) for number, values in before.items()
     }
     canvas.open(kept)
-    assert canvas.value("FlowcoreUpscale", "seed") == 42
+    assert canvas.value("FlowcoreUpscale", "pick") == 3
     assert canvas.value("FlowcoreUpscale", "control_after_generate") == "fixed"
     assert positions(canvas.saved()) == after
-    canvas.run()  # the first picture is the one that was picked, and marked
-    page.wait_for_selector(".flowcore-gallery button[data-seed='42']")
-    assert page.locator(".flowcore-gallery button").nth(0).get_attribute("aria-pressed") == "true"
+    canvas.run()  # all is cached, and shown again
+    page.wait_for_selector(".flowcore-gallery button[data-seed='42'][aria-pressed='true']")
+    page.locator(".flowcore-gallery button").nth(2).click()  # a second click: all go on
+    assert canvas.value("FlowcoreUpscale", "pick") == 0
     assert canvas.complaints == []
 
 
-def test_before_and_after_are_shown_and_cost_no_second_run(canvases):
-    """Nodes 2.0 only: the classic canvas says so itself."""
-    canvas = canvases(vue=True)
+WHERE = """() => {
+    const v = document.querySelector('.flowcore-viewer'), r = v.getBoundingClientRect(), k = r.width / v.offsetWidth;
+    const [before, after] = ['before', 'after'].map(c => v.querySelector(`.${c} img`));
+    return {line: parseFloat(v.querySelector('hr').style.left) * k + r.left, left: r.left, top: r.top, width: r.width,
+        height: r.height, wide: parseFloat(after.style.width) * k, x: parseFloat(after.style.left) * k,
+        before: before.src, after: after.src, sides: [before.naturalWidth, after.naturalWidth],
+        names: [...v.querySelectorAll('select')].map(s => s.selectedOptions[0].text),
+        full: Boolean(document.fullscreenElement), open: Boolean(document.querySelector('dialog[open]'))} }"""
+
+
+@RENDERERS
+def test_two_pictures_are_compared_by_mouse_and_keyboard(canvases, vue):
+    canvas = canvases(vue=vue)
     canvas.open(upscaling("fixed"))
     canvas.run()
-    canvas.page.wait_for_function(
-        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
-            const value = node.widgets.find(w => w.type === 'imagecompare').value;
-            return value?.beforeImages?.length === 1 && value?.afterImages?.length === 1; }"""
-    )
-    (sent,) = [node["inputs"] for node in canvas.prompt().values() if node["class_type"] == "FlowcoreUpscale"]
-    assert "compare" not in sent
-    canvas.page.evaluate("""() => { window.cached = [];
-        app.api.addEventListener('execution_cached', event => window.cached.push(...event.detail.nodes)); }""")
-    canvas.run()
-    (node,) = [node["id"] for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
-    assert str(node) in canvas.page.evaluate("() => window.cached")
-    canvas.look_at("FlowcoreUpscale", scale=1.2)
-    canvas.shot("compare")
+    page = canvas.page
+    page.wait_for_function(PICTURES)
+    canvas.look_at("FlowcoreUpscale", scale=0.8)
+    page.wait_for_function(f"() => ({WHERE})().sides[1] == 288")
+
+    def where():
+        page.wait_for_timeout(60)
+        return page.evaluate(WHERE)
+
+    scale = "() => app.canvas.ds.scale"
+    start, zoomed = where(), page.evaluate(scale)
+    assert start["sides"] == [72, 288]
+    assert start["names"] == ["source", "seed 40"]
+    assert start["width"] > 200
+    middle = (start["left"] + start["width"] / 2, start["top"] + start["height"] / 2)
+    assert start["line"] == pytest.approx(middle[0], abs=2)
+
+    # wipe
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1], steps=4)
+    page.mouse.up()
+    assert where()["line"] == pytest.approx(middle[0] + 60, abs=3)
+    assert not where()["open"]
+    # zoom where the pointer is, and pan; the canvas of nodes stays
+    for _ in range(4):
+        page.mouse.wheel(0, -200)
+    near = where()
+    assert near["wide"] > 2 * start["wide"]
+    page.mouse.move(middle[0] - 50, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] - 80, middle[1], steps=4)
+    page.mouse.up()
+    assert where()["x"] == pytest.approx(near["x"] - 30, abs=3)
+    assert page.evaluate(scale) == zoomed
+    canvas.shot("viewer-zoomed")
+    page.keyboard.press("0")
+    assert where()["wide"] == pytest.approx(start["wide"], abs=1)
+    # step through the samples, on both sides
+    page.keyboard.press("ArrowRight")
+    assert where()["names"] == ["source", "seed 41"]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert where()["names"] == ["source", "seed 43"]
+    page.keyboard.press("ArrowDown")
+    assert where()["names"] == ["seed 40", "seed 43"]
+    page.wait_for_function(f"() => ({WHERE})().sides[0] == 288")
+    assert where()["before"] != where()["after"] != start["after"]
+    page.locator(".flowcore-viewer select").nth(0).select_option("1")
+    assert where()["names"] == ["seed 41", "seed 43"]
+
+    # full screen
+    page.mouse.click(middle[0] - 60, middle[1] + 20)
+    page.wait_for_function(f"() => ({WHERE})().full")
+    page.wait_for_timeout(300)
+    big = where()
+    assert big["open"]
+    assert (big["left"], big["top"]) == (0, 0)
+    assert big["width"] >= 1200
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    assert where()["names"] == ["seed 40", "seed 40"]
+    page.keyboard.press("ArrowUp")
+    canvas.shot("viewer-full")
+    page.keyboard.press("1")
+    assert where()["wide"] == pytest.approx(288, abs=1) or where()["wide"] == pytest.approx(big["wide"], abs=1)
+    page.keyboard.press("Enter")
+    assert canvas.value("FlowcoreUpscale", "pick") == 1
+    page.keyboard.press("f")
+    page.wait_for_function(f"() => {{ const w = ({WHERE})(); return !w.open && !w.full }}")
+    assert where()["width"] == pytest.approx(start["width"], abs=2)  # back on the node
+    assert page.locator(".flowcore-frame .flowcore-viewer").count() == 1
     assert canvas.complaints == []
 
 
-def test_a_click_on_a_digit_brings_its_label_along(canvases):
+@RENDERERS
+def test_every_picture_is_shown_as_soon_as_it_is_ready(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(upscaling("fixed"))
+    # How many pictures the gallery has as each preview comes.
+    canvas.page.evaluate(
+        """() => { window.seen = []; app.api.addEventListener('b_preview_with_metadata', () => setTimeout(() =>
+            window.seen.push(document.querySelectorAll('.flowcore-gallery button').length))) }"""
+    )
+    (node,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+    canvas.page.evaluate(
+        "id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value = 7000 }", node["id"]
+    )
+    canvas.run()
+    assert canvas.page.evaluate("() => window.seen") == [0, 1, 2, 3, 4]  # first what is enlarged
+    assert canvas.complaints == []
+
+
+def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
+    canvas = canvases(vue=True)
+    canvas.open(
+        numbered(
+            photo=("LoadImage", {"image": "example.png"}),
+            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+            grid=(
+                "FlowcoreTemperatureGrid",
+                {"image": "photo.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 5, "seeds": 2},
+            ),
+            preview=("PreviewImage", {"images": "grid.1"}),
+            up=("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0.3, "seed": 1}),
+            save=("PreviewImage", {"images": "up.0"}),
+        )
+    )
+    canvas.run()
+    page = canvas.page
+    cell = page.locator(".flowcore-gallery button", has_text="0.7 · 6")
+    boxes = [button.bounding_box() for button in page.locator(".flowcore-gallery button").all()]
+    assert len(boxes) == 4
+    assert boxes[0]["x"] == pytest.approx(boxes[1]["x"], abs=1)  # a column is a temperature
+    assert boxes[2]["y"] == pytest.approx(boxes[0]["y"], abs=1)
+    canvas.fit()
+    canvas.shot("grid")
+    cell.click()
+    assert canvas.value("FlowcoreTemperatureGrid", "pick") == 4
+    assert [canvas.value("FlowcoreUpscale", name) for name in ("temperature", "seed")] == [0.7, 6]
+    canvas.run()
+    canvas.shot("grid-picked")
+    (preview,) = [node["id"] for node in canvas.nodes() if node["type"] == "PreviewImage"][:1]
+    assert page.evaluate("id => app.nodeOutputs[id].images.length", preview) == 1
+    assert canvas.complaints == []
+
+
+def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(canvases):
+    canvas = canvases(vue=False)
+    workflow = story("best-of")
+    for node in workflow["nodes"]:
+        if node["type"] == "FlowcoreUpscale":
+            node["widgets_values"][:4] = [0.8, 40, "randomize", 3]
+    canvas.open(workflow)
+    canvas.run()
+    page = canvas.page
+    (best,) = [node["id"] for node in canvas.nodes() if node["type"] == "FlowcoreBestOf"]
+    labels = page.evaluate("id => app.nodeOutputs[id].flowcore_gallery.map(e => [e.seed, e.score])", best)
+    button = page.locator(".flowcore-gallery button", has_text=f"{labels[1][0]} · {labels[1][1]}")
+    canvas.shot("best-of")
+    button.click()
+    assert canvas.value("FlowcoreBestOf", "pick") == 2
+    assert canvas.value("FlowcoreUpscale", "pick") == 0
+    assert [canvas.value("FlowcoreUpscale", name) for name in ("seed", "control_after_generate")] == [40, "fixed"]
+    assert canvas.complaints == []
+
+
+@RENDERERS
+def test_what_an_old_view_has_saved_is_no_pick(canvases, vue):
+    """As frontends saved it where `pick` stands now: the last value, and the slot of the view."""
+    canvas = canvases(vue=vue)
+    for value in ({"beforeImages": ["/api/view?a"], "afterImages": []}, None, ""):
+        workflow = upscaling("fixed")
+        (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
+        node["inputs"][-1] = {
+            "name": "compare", "type": "IMAGECOMPARE", "widget": {"name": "compare"}, "link": None, "shape": 7
+        }  # fmt: skip
+        node["widgets_values"][-1] = value
+        canvas.open(workflow)
+        assert canvas.value("FlowcoreUpscale", "pick") == 0
+        assert canvas.value("FlowcoreUpscale", "calm_edges") == -0.1
+        (sent,) = [each["inputs"] for each in canvas.prompt().values() if each["class_type"] == "FlowcoreUpscale"]
+        assert sent["pick"] == 0
+        assert "compare" not in sent
+        (shown,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+        assert "compare" not in [name for name, _, _ in shown["widgets"]]
+        (kept,) = [node for node in canvas.saved()["nodes"] if node["type"] == "FlowcoreUpscale"]
+        assert "compare" not in [slot["name"] for slot in kept["inputs"]]
+    canvas.shot("old-compare")
+    assert canvas.complaints == []
+
+
+def test_a_digit_is_picked_with_its_label(canvases):
     canvas = canvases(vue=False)
     canvas.open(
-        digits("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": ""})
+        digits("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": "3, 8"})
     )
     canvas.run()
     canvas.page.locator(".flowcore-gallery button[data-seed='7']").click()
-    assert canvas.value("FlowcoreSample", "seed") == 7
-    assert canvas.value("FlowcoreSample", "labels") == "2, 3, 0, 1"
+    assert [canvas.value("FlowcoreSample", name) for name in ("pick", "seed", "labels")] == [3, 5, "3, 8"]
+    canvas.shot("digits")
     assert canvas.complaints == []
 
 
-def test_a_seed_that_comes_along_a_wire_is_not_written(canvases):
+def test_a_pick_that_comes_along_a_wire_is_not_written(canvases):
     canvas = canvases(vue=False)
-    values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": "number.0", "labels": "4"}
-    canvas.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 12})))
+    values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 12, "labels": "4", "pick": "number.0"}
+    canvas.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 1})))
     canvas.run()
-    before = [canvas.value("FlowcoreSample", name) for name in ("seed", "control_after_generate")]
+    before = [canvas.value("FlowcoreSample", name) for name in ("pick", "seed", "control_after_generate")]
     picked = canvas.page.locator(".flowcore-gallery button[data-seed='13']")
     picked.click()
-    assert [canvas.value("FlowcoreSample", name) for name in ("seed", "control_after_generate")] == before
+    names = ("pick", "seed", "control_after_generate")
+    assert [canvas.value("FlowcoreSample", name) for name in names] == before
     assert "wire" in picked.get_attribute("title")
     assert canvas.complaints == []
 
 
 def digits(kind, values, **more):
     """A workflow in API format that ends in a preview of the node `last`."""
-    made = graph(
+    return numbered(
         model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
         last=(kind, values),
         preview=("PreviewImage", {"images": "last.0"}),
         **more,
     )
-    # The frontend takes numbers as ids.
+
+
+def numbered(**nodes):
+    """A workflow in API format for the frontend, which takes numbers as ids."""
+    made = graph(**nodes)
     numbers = {name: str(k + 1) for k, name in enumerate(made)}
     return {
         numbers[name]: {
@@ -304,7 +485,7 @@ def test_a_canvas_in_korean(canvases, host, vue):
         assert labels[name] == words["FlowcoreUpscale"]["inputs"][name]["name"]
     canvas.run()
     canvas.page.wait_for_selector(".flowcore-gallery button[data-seed='43']")
-    assert host.get_json("/i18n")["ko"]["flowcore"]["take"].split("{seed}")[0] in (
+    assert host.get_json("/i18n")["ko"]["flowcore"]["pick"].split("{name}")[1] in (
         canvas.page.locator(".flowcore-gallery button").nth(0).get_attribute("title")
     )
     canvas.page.wait_for_timeout(600)

@@ -25,10 +25,6 @@ GOLDEN = comfyui.ROOT / "tests" / "golden" / "object_info.json"
 KEPT = ("default", "min", "max", "step", "control_after_generate", "forceInput", "image_upload")
 
 
-# Views that hold no value, which old hosts do not have.
-VIEWS = ("IMAGECOMPARE",)
-
-
 def kept(every: dict[str, Any], module: str) -> dict[str, Any]:
     """Reduce `/object_info` to what saved workflows of a pack depend on.
 
@@ -46,7 +42,6 @@ def kept(every: dict[str, Any], module: str) -> dict[str, Any]:
                 _input(label, group == "required", *described)
                 for group in ("required", "optional")
                 for label, described in info["input"].get(group, {}).items()
-                if described[0] not in VIEWS
             ],
             "outputs": [
                 {"name": label, "type": kind, "list": many}

@@ -19,7 +19,6 @@ import comfyui
 import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence
-from record_golden import VIEWS
 
 import flowcore
 
@@ -140,8 +139,6 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
     values: list[Any] = []
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
-            if kind in VIEWS:
-                continue
             properties = rest[0] if rest else {}
             label = "COMBO" if isinstance(kind, list) else kind
             slot: dict[str, Any] = {"name": name, "type": label}

@@ -107,21 +107,6 @@ def test_large_pictures_are_shrunk(host):
     assert thumbnail.size == (256, 33)
 
 
-def test_gallery_entries_carry_the_label_of_their_picture(host, flows):
-    def sampling(**values):
-        return graph(
-            model=("FlowcoreLoadModel", {"model_name": DIGITS}),
-            sample=("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7} | values),
-            show=("PreviewImage", {"images": "sample.0"}),
-        )
-
-    shown = list(gallery(host, sampling(seed=5, labels="0, 2"), "sample"))
-    assert [entry.get("labels") for entry, _ in shown] == [None, "2, 0, 2, 0", None, "2, 0, 2, 0"]
-    entry, picked = shown[1]
-    again = list(gallery(host, sampling(seed=entry["seed"], labels=entry["labels"]), "sample"))
-    assert near(again[0][1], picked)
-
-
 def test_a_gallery_that_cannot_be_saved_does_not_fail_the_run(host, photo):
     folder = host.server.base / "temp" / "flowcore"
     moved = folder.with_name("aside")

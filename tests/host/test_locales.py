@@ -7,7 +7,7 @@ import re
 
 import comfyui
 import pytest
-from talk import inputs, newer
+from talk import inputs
 
 LOCALES = comfyui.ROOT / "locales"
 LANGUAGES = ("en", "ko", "ja", "zh")
@@ -50,10 +50,7 @@ def test_every_node_input_and_output_has_its_english_words(host):
         for name, info in host.get_json("/object_info").items()
         if info["python_module"].endswith(comfyui.PACK_NAME)
     }
-    kept = read("en", "nodeDefs.json")
-    if not newer(host.version, "0.9.0"):  # without the view of two pictures
-        del kept["FlowcoreUpscale"]["inputs"]["compare"]
-    assert words == kept
+    assert words == read("en", "nodeDefs.json")
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])

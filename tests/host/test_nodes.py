@@ -119,7 +119,7 @@ def test_a_colorizer_is_sent_to_its_own_nodes(host, flows, node):
 
 HINTED = making("FlowcoreColorize", picture(), samples=3, hints=["hints", 0], hint_steps=7)
 RUNS = {
-    "upscale": (making("FlowcoreUpscale", picture(), samples=3), [(32, 24)] * 3),
+    "upscale": (making("FlowcoreUpscale", picture(), samples=3), [(16, 12)] + [(32, 24)] * 3),  # first the source
     "colorize": (
         graph(HINTED, hints=("FlowcoreColorHints", {"image": "image.0", "points": "1, 1, #c04020"})),
         {(16, 12)},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-import urllib.parse
 
 import comfyui
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from client import RunError
 from PIL import Image
 from talk import HERE, WORKFLOWS, Host, graph, newer, probe, upscale
-from test_recipe import posted
 
 from flowcore.checkpoints import catalog, read_header
 
@@ -216,27 +214,6 @@ def test_a_matched_picture_is_consistent_and_the_number_says_so(host):
 def test_a_result_beyond_memory_is_refused_before_the_work(host):
     with pytest.raises(RunError, match="GB of memory"):
         host.run(probe(batch=64, samples=64, longest_side=16384))
-
-
-def test_the_canvas_gets_before_and_after_and_scripts_get_no_files(host, photo):
-    has_view = "compare" in host.get_json("/object_info/FlowcoreUpscale")["FlowcoreUpscale"]["input"]["optional"]
-    assert has_view == newer(host.version, "0.9.0")
-    workflow = upscale(photo=photo, seed=41)
-    assert "a_images" not in host.run(workflow)["outputs"]["upscale"]
-    workflow["upscale"]["inputs"]["seed"] = 42
-    entry = host.wait(posted(host, workflow), timeout=120)
-    shown = entry["outputs"]["upscale"]
-    assert ("a_images" in shown, "b_images" in shown) == (has_view, has_view)
-    if has_view:
-        before, after = (
-            Image.open(io.BytesIO(host.get("/view?" + urllib.parse.urlencode(shown[key][0]))))
-            for key in ("a_images", "b_images")
-        )
-        (picture,) = (Image.open(io.BytesIO(data)) for data in host.pictures(entry))
-        assert before.size == after.size == picture.size == (96, 64)
-        assert np.abs(array(after) - array(picture)).max() <= ONE
-        soft = array(Image.open(host.server.base / "input" / photo).resize((96, 64), Image.Resampling.BICUBIC))
-        assert np.abs(array(before) - soft).max() < 0.05
 
 
 def test_out_of_memory_halves_the_tile_with_a_note(host):

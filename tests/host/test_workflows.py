@@ -12,7 +12,6 @@ import comfyui
 import numpy as np
 import pytest
 from PIL import Image
-from record_golden import VIEWS
 from talk import WORKFLOWS, inputs
 
 STORIES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -112,8 +111,7 @@ def test_slots_and_wires_agree_with_each_other_and_with_the_live_schema(host, st
     nodes = {node["id"]: node for node in story["nodes"]}
     for node in nodes.values():
         if node["type"] not in VIRTUAL:
-            # Views hold no value, and old hosts have none.
-            names = [name for name, kind, _ in inputs(every[node["type"]]) if kind not in VIEWS]
+            names = [name for name, _, _ in inputs(every[node["type"]])]
             assert [i["name"] for i in node["inputs"] if i["name"] != "upload"] == names
             kinds = [o["type"] for o in node["outputs"]]
             live = every[node["type"]]["output"]

@@ -4,19 +4,13 @@ import { app } from "../../../scripts/app.js";
 
 const MARGIN = 10; // that the classic canvas leaves around an element
 
-// Where the frontend's language has no `flowcore` in locales/*/main.json.
-const ENGLISH = {
-  take: "Take seed {seed}",
-  wired: "Seed {seed} (seed comes along a wire)",
-  pad: "Drag: x to the right, y downwards",
-};
-
 const served = Promise.resolve(api.getCustomNodesI18n?.()).catch(() => ({}));
 
 /** Say something: the text that a key stands for, with values filled in. English where there is no translation. */
 export async function say(key, values = {}) {
   const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  const text = (await served)?.[language]?.flowcore?.[key] ?? ENGLISH[key];
+  const every = (await served) ?? {};
+  const text = every[language]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 

@@ -1,0 +1,133 @@
+"""Nodes that make several pictures, of which one may be picked. What they made last is kept: another pick is free."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..flowcore import FlowError, provenance
+from ..flowcore.device import free_memory
+from .host.compat import io
+from .host.memory import on_free
+from .node import FlowNode
+from .sockets import FlowModel, Latents
+
+MOST_RUNS = 8
+HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
+
+
+class PickingNode(FlowNode):
+    """A node of several pictures, whose last input is `pick`: 0 passes on all of them, k the k-th alone.
+
+    `run` makes all of them, without knowing the pick. The schema of such a node needs `hidden=HIDDEN`.
+
+    Attributes:
+        PICKED: Places of the outputs with one item per picture; the first of them counts.
+    """
+
+    PICKED: ClassVar[tuple[int, ...]] = (0,)
+
+    @classmethod
+    def execute(cls, **values: Any) -> Any:
+        valid = cls.validated(values)
+        pick = valid.pop("pick")
+        key = _key(cls, valid)
+        output = RUNS.find(key)
+        if output is None:
+            output = cls.run(**valid)
+            RUNS.keep(key, output)
+        cls.finished(valid, output)
+        count = len(output.args[cls.PICKED[0]])
+        if pick > count:
+            raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
+        args = cls.picked(output, pick - 1) if pick else output.args
+        return io.NodeOutput(*args, ui=dict(output.ui))
+
+    @classmethod
+    def finished(cls, values: dict[str, Any], output: Any) -> None:
+        """Called with the values and all that was made of them, now or earlier."""
+
+    @classmethod
+    def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
+        """Return the outputs for one picture.
+
+        Args:
+            output: What `run` returned.
+            place: Of the picture, from 0.
+        """
+        return tuple(_one(value, place) if k in cls.PICKED else value for k, value in enumerate(output.args))
+
+
+def _one(value: Any, place: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[place : place + 1].clone()  # not a view, which would hold all of them in the host's cache
+    if isinstance(value, Latents):
+        return value.item(place)
+    return value[place : place + 1]
+
+
+class Runs:
+    """What the latest runs made. The last one is kept whatever its size: the host keeps it, too, until the next."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: str) -> Any:
+        """Return the NodeOutput of a run; None if it is not there any more."""
+        with self._lock:
+            if key in self._runs:
+                self._runs.move_to_end(key)
+            return self._runs.get(key)
+
+    def keep(self, key: str, output: Any) -> None:
+        """Keep the NodeOutput of a run; older ones are dropped where they take more than an eighth of free memory."""
+        free = free_memory("cpu")
+        budget = 2**30 if free is None else free // 8
+        with self._lock:
+            self._runs[key] = output
+            while len(self._runs) > 1 and (
+                len(self._runs) > MOST_RUNS or sum(map(_size, self._runs.values())) > budget
+            ):
+                self._runs.popitem(last=False)
+
+    def clear(self) -> None:
+        """Drop all runs."""
+        with self._lock:
+            self._runs.clear()
+
+
+RUNS = Runs()
+on_free.append(RUNS.clear)
+
+
+def _size(output: Any) -> int:
+    tensors = [value for value in output.args if isinstance(value, Tensor)]
+    tensors += [level for value in output.args if isinstance(value, Latents) for level in value.levels]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _key(node: type, values: dict[str, Any]) -> str:
+    """Fingerprint what decides on the pictures, so that an image that was loaded again is the same image."""
+    described = [node.__name__, {name: describe(value) for name, value in values.items()}]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def describe(value: Any) -> Any:
+    """Describe a value by its content, in JSON; what has none that is known, by its type."""
+    if isinstance(value, FlowModel):
+        return {"model": value.sha256}
+    if isinstance(value, Tensor):
+        return provenance.source(value)
+    if isinstance(value, list):
+        return [describe(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+        return {name: describe(part) for name, part in parts.items() if part is not None}
+    return value if value is None or provenance.is_plain(value) else {"kind": type(value).__name__}

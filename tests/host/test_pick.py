@@ -1,0 +1,145 @@
+"""Picking: one of several pictures goes on alone, as a click or a script asks, and nothing is made anew."""
+
+from __future__ import annotations
+
+import io
+import urllib.parse
+
+import numpy as np
+import pytest
+from PIL import Image
+from talk import graph, picture, refusal
+from test_choose import report, shows
+from test_recipe import posted, recipes
+
+MODELS = {
+    "FlowcoreUpscale": "small-srflow",
+    "FlowcoreTemperatureGrid": "small-srflow",
+    "FlowcoreColorize": "small-color",
+    "FlowcoreBrighten": "small-dark",
+    "FlowcoreRestore": "small-rescaler",
+    "FlowcoreSample": "small-glow",
+}
+ASKED = {
+    "FlowcoreUpscale": {"image": "image.0", "temperature": 0.8, "seed": 5, "samples": 3},
+    "FlowcoreTemperatureGrid": {"image": "image.0", "temperatures": "0.3, 0.8", "seed": 5, "seeds": 2},
+    "FlowcoreColorize": {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
+    "FlowcoreBrighten": {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
+    "FlowcoreRestore": {"small": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
+    "FlowcoreSample": {"temperature": 0.7, "seed": 5, "samples": 3},
+}
+IMAGES = {"FlowcoreTemperatureGrid": 1}  # the output with the pictures, if not the first
+
+
+def several(flows, kind, **more):
+    return graph(
+        image=picture(fill="photo", height=8, width=12),
+        model=("FlowcoreLoadModel", {"model_name": flows[MODELS[kind]]}),
+        node=(kind, {"model": "model.0"} | ASKED[kind] | more),
+        show=report(f"node.{IMAGES.get(kind, 0)}"),
+    )
+
+
+def followed(host, workflow):
+    """Run a workflow; its outputs, and how often the node `node` has told its progress."""
+    moves = []
+
+    def heard(event):
+        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "node":
+            moves.append(event["data"]["value"])
+
+    return host.run(workflow, heard)["outputs"], len(moves)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind):
+    every, moves = followed(host, several(flows, kind))
+    count = every["show"]["shape"][0]
+    assert count > 2
+    assert moves > count
+    rows = every["show"]["rows"]
+    for number in (1, count):
+        one, moves = followed(host, several(flows, kind, pick=number))
+        assert one["show"]["rows"] == [rows[number - 1]]
+        assert one["node"]["flowcore_gallery"] == every["node"]["flowcore_gallery"]  # all stay to choose from
+        assert moves == 0
+    again, moves = followed(host, several(flows, kind, pick=0))
+    assert again["show"]["rows"] == rows
+    assert moves == 0
+    _, moves = followed(host, several(flows, kind, pick=1, seed=6))
+    assert moves > 0
+    refusal(host, several(flows, kind, pick=count + 1), f"pick is {count + 1}", f"1 to {count}")
+
+
+def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
+    cell = graph(several(flows, "FlowcoreTemperatureGrid", pick=3), **shows(tau="node.2", seed="node.3"))
+    outputs = host.run(cell)["outputs"]
+    assert (outputs["tau"]["text"], outputs["seed"]["text"]) == (["0.8"], ["5"])
+    entry = outputs["node"]["flowcore_gallery"][2]
+    assert (entry["temperature"], entry["seed"], entry["number"], entry["rows"]) == (0.8, 5, 3, 2)
+
+    sample = several(flows, "FlowcoreSample", pick=2)
+    decode = ("FlowcoreDecode", {"latents": "node.1", "model": "model.0"})
+    outputs = host.run(graph(sample, decode=decode, decoded=report("decode.0")))["outputs"]
+    assert outputs["decoded"]["shape"] == outputs["show"]["shape"]
+    assert np.abs(np.array(outputs["decoded"]["rows"]) - np.array(outputs["show"]["rows"])).max() < 0.2  # not snapped
+
+    numbers = []
+    for pick in (0, 1, 2, 3):
+        upscale = graph(several(flows, "FlowcoreUpscale", pick=pick), **shows(number="node.1"))
+        numbers.append(float(host.run(upscale)["outputs"]["number"]["text"][0]))
+    assert numbers[0] == min(numbers[1:])
+    assert len(set(numbers[1:])) == 3
+
+
+def test_a_saved_pick_says_its_seed(host, flows):
+    save = ("SaveImage", {"images": "node.0", "filename_prefix": "pick"})
+    workflow = graph(several(flows, "FlowcoreUpscale", pick=2), save=save)
+    (data,) = host.pictures(host.wait(posted(host, workflow), timeout=120))
+    (entry,) = recipes(data)
+    assert (entry["seed"], entry["samples"], len(entry["pictures"])) == (5, 3, 3)
+    alone = graph(several(flows, "FlowcoreUpscale", seed=6, samples=1), save=save)
+    (other,) = host.pictures(host.run(alone))
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(each))) for each in (data, other)))
+
+
+def test_the_best_are_named_by_the_seeds_that_made_them(host, flows):
+    asked = {"images": "node.0", "source": "image.0", "by": "consistency", "keep": 2}
+    workflow = graph(several(flows, "FlowcoreUpscale"), best=("FlowcoreBestOf", asked), kept=report("best.0"))
+    outputs = host.run(workflow)["outputs"]
+    seeds = [5 + number for number in outputs["best"]["order"]]
+    entries = outputs["best"]["flowcore_gallery"]
+    assert [entry["seed"] for entry in entries] == seeds
+    assert [f"seed {seed}: {entry['score']} dB" for seed, entry in zip(seeds, entries, strict=True)] == outputs["best"][
+        "text"
+    ]
+    workflow["best"]["inputs"]["pick"] = 2
+    assert host.run(workflow)["outputs"]["kept"]["rows"] == outputs["kept"]["rows"][1:]
+    # Of pictures of another node nothing is known but their numbers.
+    workflow["best"]["inputs"] |= {"images": ["noise", 0], "pick": 0}
+    workflow = graph(workflow, noise=picture(fill="noise", batch=3, height=16, width=24))
+    outputs = host.run(workflow)["outputs"]["best"]
+    assert [entry["image"] for entry in outputs["flowcore_gallery"]] == outputs["order"]
+    assert outputs["text"][0].startswith(f"image {outputs['order'][0]}: ")
+
+
+def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host, flows):
+    def opened(entry):
+        return np.asarray(Image.open(io.BytesIO(host.get("/view?" + urllib.parse.urlencode(entry)))), float)
+
+    plain = several(flows, "FlowcoreUpscale", seed=61)
+    assert not {"full", "source"} & set(host.run(plain)["outputs"]["node"]["flowcore_gallery"][0])
+    workflow = several(flows, "FlowcoreUpscale", seed=62)
+    outputs = host.wait(posted(host, workflow), timeout=120)["outputs"]
+    rows = np.array(outputs["show"]["rows"]).reshape(outputs["show"]["shape"])
+    for made, entry in zip(rows, outputs["node"]["flowcore_gallery"], strict=True):
+        assert np.abs(opened(entry["full"]) - 255 * made).max() <= 1
+        assert opened(entry["source"]).shape == (8, 12, 3)
+
+
+def test_freed_memory_is_free_of_pictures(host, flows):
+    workflow = several(flows, "FlowcoreSample", seed=71)
+    assert followed(host, workflow)[1] > 0
+    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=1))[1] == 0
+    host.forget()
+    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=2))[1] > 0

@@ -1,0 +1,396 @@
+// Two pictures over each other: a line wipes between them, the wheel zooms, a drag pans, and it opens full screen. It
+// knows nothing of nodes.
+
+const NEAR = 14; // pixels on the screen around the line in which a drag takes hold of it
+const STILL = 4; // pixels that a click may move
+const CLOSEST = 32; // pixels on the screen per pixel of the picture
+const BLOCKS = 4; // from so many on, pixels are shown as squares
+
+const LOOK = `
+.flowcore-viewer {
+  position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
+  outline: none; cursor: zoom-in; min-height: 0; box-sizing: border-box;
+}
+.flowcore-viewer:focus-visible { box-shadow: inset 0 0 0 2px var(--p-primary-color, #4a90e2); }
+.flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
+.flowcore-viewer img.blocks { image-rendering: pixelated; }
+.flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
+.flowcore-viewer hr {
+  position: absolute; top: 0; bottom: 0; width: 2px; margin: 0 0 0 -1px; border: 0; overflow: visible;
+  background: #fff; opacity: 0.9; box-shadow: 0 0 3px rgba(0, 0, 0, 0.7); pointer-events: none;
+}
+.flowcore-viewer hr::after {
+  content: ""; position: absolute; left: -8px; top: 50%; width: 18px; height: 18px; margin-top: -9px; border-radius: 50%;
+  box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45);
+}
+.flowcore-viewer.line { cursor: ew-resize; }
+.flowcore-viewer.pan { cursor: grabbing; }
+.flowcore-viewer .bar {
+  position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none;
+}
+.flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
+.flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
+.flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-full .bar.tools { opacity: 1; }
+.flowcore-viewer select, .flowcore-viewer .bar button {
+  pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0;
+  box-sizing: border-box; border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff;
+  background: rgba(0, 0, 0, 0.6); white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
+}
+.flowcore-viewer select { appearance: none; text-align: center; }
+.flowcore-viewer select option { color: #fff; background: #222; }
+.flowcore-viewer select:hover, .flowcore-viewer .bar button:hover { background: rgba(0, 0, 0, 0.85); }
+.flowcore-viewer select:focus-visible, .flowcore-viewer .bar button:focus-visible {
+  outline: 2px solid var(--p-primary-color, #4a90e2);
+}
+.flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
+.flowcore-viewer .hidden { display: none; }
+dialog.flowcore-full {
+  width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0; background: #111;
+  overflow: hidden;
+}
+dialog.flowcore-full .flowcore-viewer { width: 100%; height: 100%; border-radius: 0; }
+dialog.flowcore-full .flowcore-viewer select, dialog.flowcore-full .flowcore-viewer .bar button {
+  height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px;
+}
+.flowcore-viewer .close { display: none; }
+dialog.flowcore-full .close { display: block; }
+dialog.flowcore-full .open { display: none; }
+`;
+
+/** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
+export class Viewer {
+  /**
+   * @param {(key: string) => Promise<string>} say - The texts, see locales/en/main.json.
+   * @param {(place: number) => void} onPick - Called when a picture is picked here.
+   * @param {(place: number) => void} onShow - Called when another picture is shown.
+   */
+  constructor(say, onPick, onShow) {
+    this.pictures = [];
+    this.left = null; // "source", the place of a picture, or null: nothing is compared
+    this.right = 0;
+    this.picked = -1;
+    this.wipe = 0.5;
+    this.alone = false; // the left one, while the space bar is held
+    this.onPick = onPick;
+    this.onShow = onShow;
+    this.reset();
+    this.build(say);
+  }
+
+  build(say) {
+    const element = (this.element = document.createElement("div"));
+    element.className = "flowcore-viewer";
+    element.tabIndex = 0;
+    element.setAttribute("role", "application");
+    const style = Object.assign(document.createElement("style"), { textContent: LOOK });
+    this.layers = ["before", "after"].map((name) => {
+      const layer = Object.assign(document.createElement("div"), { className: name });
+      const image = Object.assign(document.createElement("img"), { alt: "", draggable: false });
+      image.addEventListener("load", () => this.place());
+      layer.append(image);
+      return layer;
+    });
+    this.line = document.createElement("hr");
+    const names = Object.assign(document.createElement("div"), { className: "bar names" });
+    const tools = Object.assign(document.createElement("div"), { className: "bar tools" });
+    this.choices = ["left", "right"].map((side) => {
+      const choice = document.createElement("select");
+      say(side).then((text) => choice.setAttribute("aria-label", (choice.title = text)));
+      choice.addEventListener("change", () => {
+        this[side] = choice.value === "" ? null : choice.value === "source" ? "source" : Number(choice.value);
+        this.update();
+        element.focus({ preventScroll: true });
+      });
+      names.append(choice);
+      return choice;
+    });
+    const tool = (key, label, act) => {
+      const made = Object.assign(document.createElement("button"), { type: "button", textContent: label });
+      made.className = key;
+      made.addEventListener("click", () => (act(), element.focus({ preventScroll: true })));
+      say(key).then((text) => made.setAttribute("aria-label", (made.title = text)));
+      tools.append(made);
+      return made;
+    };
+    tool("previous", "‹", () => this.step(-1));
+    tool("next", "›", () => this.step(1));
+    tool("fit", "⤢", () => this.fit());
+    tool("actual", "1:1", () => this.actual());
+    this.pick = tool("choose", "✓", () => this.onPick(this.right));
+    tool("open", "⛶", () => this.open());
+    tool("close", "✕", () => this.close());
+    say("keys").then((text) => element.setAttribute("aria-label", text));
+    element.append(style, ...this.layers, this.line, names, tools);
+    this.listen();
+    new ResizeObserver(() => this.place()).observe(element);
+  }
+
+  /** Show other pictures; what was compared and where it was seen stays, as far as there is such a picture. */
+  show(pictures, right = this.right) {
+    const first = !this.pictures.length;
+    this.pictures = pictures;
+    this.right = Math.min(Math.max(0, right), pictures.length - 1);
+    const hasSource = pictures.some((picture) => picture.source);
+    if (first || (this.left === "source" && !hasSource) || this.left >= pictures.length) {
+      this.left = hasSource ? "source" : null;
+    }
+    this.update();
+  }
+
+  /** Mark the picture that is picked, by its place; -1 for none. */
+  mark(picked) {
+    this.picked = picked;
+    this.pick.setAttribute("aria-pressed", String(picked === this.right));
+  }
+
+  update() {
+    const after = this.pictures[this.right];
+    if (!after) return;
+    const before = this.left === "source" ? after.source : this.pictures[this.left]?.url;
+    const [behind, front] = this.layers.map((layer) => layer.firstElementChild);
+    for (const [image, url] of [
+      [behind, before],
+      [front, after.url],
+    ]) {
+      if (url && image.getAttribute("src") !== url) image.src = url;
+    }
+    this.compared = Boolean(before);
+    const option = (value, name) => new Option(name, String(value));
+    const every = this.pictures.map((picture, place) => option(place, picture.name));
+    const extra = [option("", "–")];
+    if (after.source) extra.push(option("source", after.sourceName));
+    this.choices[0].replaceChildren(...extra, ...every);
+    this.choices[0].value = String(this.left ?? "");
+    this.choices[1].replaceChildren(...every.map((made) => made.cloneNode(true)));
+    this.choices[1].value = String(this.right);
+    const several = this.pictures.length > 1;
+    for (const name of ["previous", "next", "choose"]) {
+      this.element.querySelector(`button.${name}`).classList.toggle("hidden", !several);
+    }
+    this.mark(this.picked);
+    this.place();
+  }
+
+  step(by) {
+    const { length } = this.pictures;
+    this.right = (this.right + by + length) % length;
+    this.update();
+    this.onShow(this.right);
+  }
+
+  // --- where the picture lies -------------------------------------------------------------------------------------------
+
+  reset() {
+    this.zoom = 1; // times the scale at which all is seen
+    this.x = this.y = 0; // of the picture's middle from the view's, in pixels of the view
+  }
+
+  fit() {
+    this.reset();
+    this.place();
+  }
+
+  /** A pixel of the picture on a pixel of the screen. */
+  actual() {
+    const { width, height } = this.element.getBoundingClientRect();
+    this.zoomTo(1 / (this.base() * this.shrunk() * devicePixelRatio), width / 2, height / 2);
+  }
+
+  /** Pixels of the screen per pixel of the view: the canvas of nodes is zoomed, too. */
+  shrunk() {
+    return this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
+  }
+
+  size() {
+    const image = this.layers[1].firstElementChild;
+    return [image.naturalWidth || 1, image.naturalHeight || 1];
+  }
+
+  base() {
+    const [wide, high] = this.size();
+    return Math.min(this.element.clientWidth / wide, this.element.clientHeight / high) || 1;
+  }
+
+  /** Zoom, and keep what is seen at a place (in pixels of the screen from the corner) where it is. */
+  zoomTo(zoom, left, top) {
+    const most = Math.max(1, CLOSEST / (this.base() * this.shrunk()));
+    const next = Math.min(most, Math.max(1, zoom));
+    const [x, y] = [
+      left / this.shrunk() - this.element.clientWidth / 2,
+      top / this.shrunk() - this.element.clientHeight / 2,
+    ];
+    this.x = x - ((x - this.x) * next) / this.zoom;
+    this.y = y - ((y - this.y) * next) / this.zoom;
+    this.zoom = next;
+    this.place();
+  }
+
+  place() {
+    const { clientWidth: width, clientHeight: height } = this.element;
+    const [wide, high] = this.size();
+    const scale = this.base() * this.zoom;
+    const [w, h] = [wide * scale, high * scale];
+    const within = (offset, picture, view) => {
+      const most = Math.max(0, (picture - view) / 2);
+      return Math.min(most, Math.max(-most, offset));
+    };
+    this.x = within(this.x, w, width);
+    this.y = within(this.y, h, height);
+    for (const layer of this.layers) {
+      const image = layer.firstElementChild;
+      Object.assign(image.style, {
+        left: `${(width - w) / 2 + this.x}px`,
+        top: `${(height - h) / 2 + this.y}px`,
+        width: `${w}px`,
+        height: `${h}px`,
+      });
+      // A smaller source is seen enlarged the ordinary way.
+      image.classList.toggle("blocks", scale * this.shrunk() >= BLOCKS && image.naturalWidth >= wide);
+    }
+    const [left, right] = [Math.max(0, (width - w) / 2), Math.min(width, (width + w) / 2)];
+    const at = left + this.wipe * (right - left);
+    const [before, after] = this.layers;
+    before.style.visibility = this.compared ? "" : "hidden";
+    after.style.visibility = this.compared && this.alone ? "hidden" : "";
+    before.style.clipPath = `inset(0 ${width - at}px 0 0)`;
+    if (this.alone) before.style.clipPath = "none";
+    after.style.clipPath = this.compared ? `inset(0 0 0 ${at}px)` : "none";
+    this.line.style.left = `${at}px`;
+    this.line.classList.toggle("hidden", !this.compared || this.alone);
+    this.bounds = [left, right, at];
+  }
+
+  // --- mouse and keyboard -----------------------------------------------------------------------------------------------
+
+  listen() {
+    const { element } = this;
+    const at = (event) => {
+      const { left, top } = element.getBoundingClientRect();
+      return [event.clientX - left, event.clientY - top];
+    };
+    const near = (event) => this.compared && Math.abs(at(event)[0] - this.bounds[2] * this.shrunk()) < NEAR;
+    let drag = null;
+    element.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      event.stopPropagation(); // the canvas of nodes stays
+      this.zoomTo(this.zoom * Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), ...at(event));
+    });
+    element.addEventListener("pointerdown", (event) => {
+      event.stopPropagation(); // not a drag of the node
+      if (event.button !== 0 || event.target.closest("select, button")) return;
+      event.preventDefault();
+      element.focus({ preventScroll: true });
+      element.setPointerCapture(event.pointerId);
+      const wipes = this.compared && (near(event) || this.zoom === 1);
+      drag = { wipes, from: [event.clientX, event.clientY], last: [event.clientX, event.clientY], moved: near(event) };
+    });
+    element.addEventListener("pointermove", (event) => {
+      element.classList.toggle("line", !drag && near(event));
+      if (!drag) return;
+      event.stopPropagation();
+      const far = Math.hypot(event.clientX - drag.from[0], event.clientY - drag.from[1]);
+      drag.moved ||= far > STILL;
+      if (!drag.moved) return;
+      if (drag.wipes) {
+        const [left, right] = this.bounds;
+        this.wipe = Math.min(1, Math.max(0, (at(event)[0] / this.shrunk() - left) / (right - left || 1)));
+      } else {
+        element.classList.add("pan");
+        this.x += (event.clientX - drag.last[0]) / this.shrunk();
+        this.y += (event.clientY - drag.last[1]) / this.shrunk();
+      }
+      drag.last = [event.clientX, event.clientY];
+      this.place();
+    });
+    const end = (event) => {
+      element.classList.remove("pan");
+      const clicked = drag && !drag.moved && event.type === "pointerup";
+      drag = null;
+      if (clicked && !this.dialog) this.open();
+    };
+    element.addEventListener("pointerup", end);
+    element.addEventListener("pointercancel", end);
+    element.addEventListener("dblclick", (event) => event.stopPropagation());
+    element.addEventListener("keydown", (event) => this.key(event));
+    element.addEventListener("keyup", (event) => {
+      if (event.key !== " " || !this.alone) return;
+      this.alone = false;
+      this.place();
+    });
+  }
+
+  /** Act on a key, unless a modifier or a menu of choices takes it. */
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("select")) return;
+    if (event.target.closest?.("button") && (event.key === "Enter" || event.key === " ")) return;
+    const { width, height } = this.element.getBoundingClientRect();
+    const acts = {
+      ArrowRight: () => this.step(1),
+      ArrowLeft: () => this.step(-1),
+      ArrowDown: () => this.stepLeft(1),
+      ArrowUp: () => this.stepLeft(-1),
+      "+": () => this.zoomTo(this.zoom * 1.5, width / 2, height / 2),
+      "=": () => this.zoomTo(this.zoom * 1.5, width / 2, height / 2),
+      "-": () => this.zoomTo(this.zoom / 1.5, width / 2, height / 2),
+      0: () => this.fit(),
+      1: () => this.actual(),
+      f: () => (this.dialog ? this.close() : this.open()),
+      Enter: () => this.pictures.length > 1 && this.onPick(this.right),
+      Escape: this.dialog && (() => this.close()),
+      " ": () => {
+        this.alone = this.compared;
+        this.place();
+      },
+    };
+    const act = acts[event.key];
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  }
+
+  /** Another one on the left: the source and all pictures in turn. */
+  stepLeft(by) {
+    const turn = [...this.choices[0].options].map((choice) => choice.value).filter((value) => value !== "");
+    const place = turn.indexOf(String(this.left ?? ""));
+    const next = turn[(place + by + turn.length) % turn.length];
+    this.left = next === "source" ? next : Number(next);
+    this.update();
+  }
+
+  // --- full screen ------------------------------------------------------------------------------------------------------
+
+  open(right = this.right) {
+    this.right = right;
+    this.reset();
+    this.update();
+    if (this.dialog) return;
+    const home = document.createComment("");
+    this.element.replaceWith(home);
+    const dialog = (this.dialog = document.createElement("dialog"));
+    dialog.className = "flowcore-full";
+    dialog.append(this.element);
+    document.body.append(dialog);
+    const left = () => !document.fullscreenElement && this.close();
+    document.addEventListener("fullscreenchange", left);
+    for (const name of ["keydown", "keyup", "pointerdown", "wheel"]) {
+      dialog.addEventListener(name, (event) => event.stopPropagation()); // the canvas below has keys of its own
+    }
+    dialog.addEventListener("close", () => {
+      document.removeEventListener("fullscreenchange", left);
+      if (document.fullscreenElement) document.exitFullscreen().catch(() => {});
+      this.dialog = undefined;
+      home.replaceWith(this.element);
+      dialog.remove();
+      this.fit();
+    });
+    dialog.showModal();
+    this.element.focus();
+    // Where it is refused, as in some embedded pages, the dialog fills the window.
+    this.element.requestFullscreen?.().catch(() => {});
+  }
+
+  close() {
+    this.dialog?.close();
+  }
+}
