@@ -108,8 +108,6 @@ class GlowConfig:
             )
         if self.split_prior == "table" and self.image_size is None:
             raise FlowError('split_prior "table" stores a number per pixel, so it needs image_size, e.g. 32.')
-        if self.network == "actnorm" and not self.scaled:
-            raise FlowError('scaled must be true for network "actnorm".')
         if self.network == "plain" and self.edge == "flag":
             raise FlowError('edge must be "zeros" or "ones" for network "plain".')
 
@@ -161,7 +159,9 @@ def _step(channels: int, config: GlowConfig, *, first: bool, last: bool) -> list
     outputs *= 2 if config.coupling == "affine" else 1
     log_factor = 3.0 if config.actnorm == "log3" else 1.0
     if config.network == "actnorm":
-        network: nn.Module = Conditioner(inputs, config.hidden, outputs, edge=config.edge, log_factor=log_factor)
+        network: nn.Module = Conditioner(
+            inputs, config.hidden, outputs, edge=config.edge, log_factor=log_factor, scaled=config.scaled
+        )
     else:
         network = PlainConditioner(inputs, config.hidden, outputs, edge=config.edge, scaled=config.scaled)
     actnorm = SignedActNorm(channels) if config.actnorm == "signed" else ActNorm(channels, log_factor=log_factor)

@@ -83,7 +83,7 @@ class Conditioner(nn.Module):
 
     Every convolution but the last is followed by an actnorm and a ReLU; the last is a zero convolution.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA.
+    Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; not scaled as in normflows.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Conditioner(nn.Module):
         kernel: int = 1,
         edge: Edge = "zeros",
         log_factor: float = 1.0,
+        scaled: bool = True,
         pooled: bool = False,
     ) -> None:
         """Build the network.
@@ -108,6 +109,7 @@ class Conditioner(nn.Module):
             kernel: Side of their kernels: 1 or 3.
             edge: What lies beyond the border; see ``convolve``.
             log_factor: Of the actnorms.
+            scaled: Whether the last convolution is a ``ScaledConv``; else a plain one that starts at zero.
             pooled: Whether to add to every position a linear map of the first hidden layer's mean over all positions,
                 which makes the whole grid the receptive field, whatever its size.
         """
@@ -117,7 +119,7 @@ class Conditioner(nn.Module):
         self.hidden.extend(
             NormalizedConv(hidden, hidden, kernel, edge=edge, log_factor=log_factor) for _ in range(layers)
         )
-        self.last = ScaledConv(hidden, outputs, edge=edge)
+        self.last = _last_conv(hidden, outputs, edge, scaled)
 
     def forward(self, x: Tensor) -> Tensor:
         for number, conv in enumerate(self.hidden):
@@ -174,16 +176,12 @@ class PlainConditioner(nn.Module):
         self.block_layers = layers // residual_blocks if residual_blocks else 0
         self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1)])
         self.hidden.extend(nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) for _ in range(layers))
-        self.last = ScaledConv(hidden, outputs, edge=edge) if scaled else nn.Conv2d(hidden, outputs, 3, padding=1)
+        self.last = _last_conv(hidden, outputs, edge, scaled)
         for conv in self.hidden:
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
             nn.init.normal_(conv.weight, std=0.05)
             nn.init.zeros_(conv.bias)
-        if isinstance(self.last, nn.Conv2d):
-            assert self.last.bias is not None
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         first, *hidden = self.hidden
@@ -210,6 +208,16 @@ class DenseConditioner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
+
+
+def _last_conv(inputs: int, outputs: int, edge: Edge, scaled: bool) -> nn.Module:
+    if scaled:
+        return ScaledConv(inputs, outputs, edge=edge)
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:

@@ -230,6 +230,7 @@ NETWORKS = {
     "usual": lambda: Conditioner(OWN + COND, 5, OUT),
     "log3": lambda: Conditioner(OWN + COND, 5, OUT, log_factor=3.0),
     "shallow": lambda: Conditioner(OWN + COND, 5, OUT, layers=0),
+    "not scaled": lambda: Conditioner(OWN + COND, 5, OUT, scaled=False),
     "deep": lambda: Conditioner(OWN + COND, 5, OUT, layers=2, kernel=3),
     "pooled": lambda: Conditioner(OWN + COND, 5, OUT, pooled=True),
     "plain": lambda: PlainConditioner(OWN + COND, 5, OUT),

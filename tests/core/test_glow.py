@@ -48,6 +48,7 @@ VARIANTS = [
     {"actnorm": "signed"},
     {"network": "plain"},
     {"network": "plain", "scaled": False},
+    {"scaled": False},
     {"network": "plain", "edge": "ones", "actnorm": "signed", "classes": 3, "mixing": "conv", "last_mixing": "lu"},
     {"split_prior": "table", "image_size": (4, 8)},
     {"split_prior": "table", "image_size": (4, 8), "classes": 3, "network": "plain", "scaled": False},
@@ -226,7 +227,6 @@ def test_initialize_normalizes_every_actnorm_of_the_flow(fields):
     ("fields", "sentence"),
     [
         ({"split_prior": "table"}, 'split_prior "table" .* needs image_size'),
-        ({"network": "actnorm", "scaled": False}, 'scaled must be true for network "actnorm"'),
         ({"network": "plain", "edge": "flag"}, 'edge must be "zeros" or "ones" for network "plain"'),
     ],
     ids=str,

@@ -105,6 +105,7 @@ MODELS = {
     "glow signed": ("glow", {**GLOW, "actnorm": "signed", "mixing": "reverse", "last_mixing": "conv"}, (80, 16)),
     "glow plain": ("glow", {**GLOW, "network": "plain"}, (80, 16)),
     "glow plain, not scaled": ("glow", {**GLOW, "network": "plain", "scaled": False, "edge": "ones"}, (80, 16)),
+    "glow not scaled": ("glow", {**GLOW, "scaled": False}, (80, 16)),
     "glow ones": ("glow", {**GLOW, "edge": "ones", "coupling": "additive"}, (80, 16)),
     "glow flag": ("glow", {**GLOW, "edge": "flag"}, (80, 16)),
     "glow top not learned": ("glow", {**GLOW, "learned_top": False, "channels": 1}, (80, 16)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .glow import CHANGED, LICENCE, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
-from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take
+from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take, take_conv
 
 # Published forms of our tables (classes, C, H, W):
 LABEL_LAST = Form(lambda s: (*s[1:], s[0]), lambda t: t.permute(3, 0, 1, 2))
@@ -21,6 +21,8 @@ LABELS_ONLY = Form(lambda s: s[:2], lambda t: t[:, :, None, None])
 
 
 STEP = r"flows\.\d+\.\d+\.flows"
+NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
+INITIALIZED = rf"({STEP}\.2|{NETWORK}\.\d+\.actNorm)\.data_dep_init_done"
 
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
@@ -34,9 +36,9 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         architecture="glow",
         config=config,
         origins=[*_origins(config, _base(found))],
-        unused=re.compile(rf"{STEP}\.2\.data_dep_init_done|{STEP}\.1\.eye"),
+        unused=re.compile(rf"{INITIALIZED}|{STEP}\.1\.eye"),
         checks=(
-            Check(re.compile(rf"{STEP}\.2\.data_dep_init_done"), lambda t: bool(t.all()), UNTRAINED),
+            Check(re.compile(INITIALIZED), lambda t: bool(t.all()), UNTRAINED),
             Check(re.compile(rf"{STEP}\.1\.eye"), is_identity, CHANGED),
         ),
     )
@@ -47,20 +49,17 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
     levels = shape["levels"]
     first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # of the finest level
     network = f"{first}.0.flows.1.param_map.net"
-    if found.has(rf"{STEP}\.0\.flows\.1\.param_map\.net\.\d+\.actNorm\."):
-        raise CheckpointError(
-            "the couplings of this normflows model have actnorms in their networks (net_actnorm), which is not "
-            "supported. Supported: GlowBlocks with the default networks."
-        )
+    normalized = found.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
+    last = 6 if normalized else 4
     channels = found.shape(f"{first}.2.t", 4)[1]
     detected: dict[str, Any] = {
         **shape,
         "hidden": found.shape(f"{network}.0.weight", 4)[0],
-        **first_step(found, channels, found.shape(f"{network}.4.weight", 4)[0]),
+        **first_step(found, channels, found.shape(f"{network}.{last}.weight", 4)[0]),
         "mixing": "conv" if "W" in found.parts(rf"{STEP}\.1\.") else "lu",
         "last_mixing": "",
         "edge": "zeros",
-        "network": "plain",
+        "network": "actnorm" if normalized else "plain",
         "actnorm": "log",
         "scaled": False,
         "split_prior": "table",
@@ -114,15 +113,27 @@ def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
         else:
             yield from lu_factors(f"{ours}.1", f"{published}.1", "P sign_S L U log_S")
         ours, published = f"{ours}.2.conditioner", f"{published}.0.flows.1.param_map.net"
+        normalized = config.network == "actnorm"
+        for k in range(2):
+            if normalized:
+                yield from _normalized_conv(f"{ours}.hidden.{k}", f"{published}.{3 * k}", f"{published}.{3 * k + 1}")
+            else:
+                yield from take_conv(f"{ours}.hidden.{k}", f"{published}.{2 * k}")
         for part in ("weight", "bias"):
-            yield take(f"{ours}.hidden.0.{part}", f"{published}.0.{part}")
-            yield take(f"{ours}.hidden.1.{part}", f"{published}.2.{part}")
-            yield take(f"{ours}.last.{part}", f"{published}.4.{part}", SAME.then(rows))
+            yield take(f"{ours}.last.{part}", f"{published}.{6 if normalized else 4}.{part}", SAME.then(rows))
     for level in range(config.levels):
         deep = config.levels - 1 - level
         ours = "top.prior" if deep == 0 else f"levels.{level}.split.conditioner"
         for part, name in (("mean", "loc"), ("log_std", "log_scale")):
             yield _table(f"{ours}.{part}", f"q0.{deep}.{name}", config, base)
+
+
+def _normalized_conv(ours: str, conv: str, actnorm: str) -> Iterator[Origin]:
+    """A convolution without bias, and its actnorm, which shifts after scaling where ours does so before."""
+    scale, shift = f"{actnorm}.actNorm.s", f"{actnorm}.actNorm.t"
+    yield take(f"{ours}.weight", f"{conv}.weight")
+    yield take(f"{ours}.actnorm.log_scale", scale, PER_CHANNEL)
+    yield Origin(f"{ours}.actnorm.bias", [shift, scale], [PER_CHANNEL, PER_CHANNEL], _shift_before_scale)
 
 
 def _table(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
@@ -144,6 +155,10 @@ def _negate(t: Tensor) -> Tensor:
 def _negate_shifts(t: Tensor) -> Tensor:
     """Change the sign of every other row, from the first."""
     return torch.stack([-t[0::2], t[1::2]], dim=1).flatten(0, 1)
+
+
+def _shift_before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
+    return shift.double() * torch.exp(-log_scale.double())
 
 
 def _scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tensor:
