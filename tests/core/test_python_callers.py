@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from builders import build_tiny, build_upscaler, random_image
+from builders import build_hcflow, build_tiny, build_upscaler, random_image
 from PIL import Image
 
 import flowcore
@@ -17,10 +17,12 @@ from flowcore.tasks.hints import hints_from_points, parse_points
 from flowcore.tasks.sample import reconstruct
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
-SMALL = random_image(2, 3, 8, 12)
+SMALL, LARGE = random_image(2, 3, 8, 12), random_image(1, 3, 32, 48)
 
 upscaler = functools.cache(build_upscaler)
 colorizer = functools.cache(lambda: build_tiny("colorizer", perturb=0.05))
+rescaler = functools.cache(lambda: build_hcflow(rescaling=True, temperature=0.05))
+brightener = functools.cache(lambda: build_tiny("llflow", perturb=0.02))
 glow = functools.cache(lambda: build_tiny("glow", perturb=0.05, image_size=(8, 12)))
 
 
@@ -39,6 +41,12 @@ TASKS = {  # of a flow and the images it works on
     "encode": (glow, lambda flow, image: flowcore.encode(flow, image)[-1], SMALL),
     "reconstruct": (glow, lambda flow, image: reconstruct(flow, image)[0], SMALL),
     "score": (glow, lambda flow, image: flowcore.score(flow, image).bits_per_dim, SMALL),
+    "ranked": (upscaler, lambda flow, image: flowcore.ranked(image, SMALL[:1], "likelihood", flow)[0], LARGE),
+    "brighten": (brightener, lambda flow, image: flowcore.brighten(flow, image), PHOTO),
+    "shrink": (rescaler, lambda flow, image: flowcore.shrink(flow, image), PHOTO),
+    "restore": (rescaler, lambda flow, image: flowcore.restore(flow, image), SMALL),
+    "match_source": (glow, lambda _, image: flowcore.match_source(image, SMALL[:1]), PHOTO),
+    "apply_chroma": (glow, lambda _, image: flowcore.apply_chroma(image, OTHER), PHOTO),
 }
 every_task = pytest.mark.parametrize("task", TASKS)
 
