@@ -312,7 +312,21 @@ def preferred_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         tensor_cores = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
         return "float16" if tensor_cores else "float32"
-    return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16, the low precision whose range is that of float32.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        True on AMD's GPUs, NVIDIA's from Ampere on, and CPUs with AMX, AVX-512 BF16 or Arm's BF16.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and _cpu_has_bfloat16()
 
 
 def actual_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:

@@ -122,7 +122,7 @@ class FlowcoreTrain(FlowNode):
                 if record.ours or not run.target.exists():
                     run.publish(record)
                 raise
-        done, total = _steps(lines)
+        done, total, spent = _outcome(lines)
         record.finished = done >= total
         run.publish(record)
         file = run.target.name
@@ -133,12 +133,14 @@ class FlowcoreTrain(FlowNode):
             )
         if not record.finished:
             notes(f"The time was up at step {done} of {total}. Run again to go on.")
+        if start_file is not None:
+            notes(f"{lines[-1][:1].upper()}{lines[-1][1:]}.")  # whether it became better than the start
         flow = flowcore.load(run.target)
         sheet, rows = run.last_sheet(), run.history()
         measured = flow.provenance.get("metrics", {})
         facts = [
             f"model: {file}, {flow.architecture}",
-            f"trained: {done} of {total} steps, {flow.provenance.get('minutes', 0)} minutes",
+            f"trained: {done} of {total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
             *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
             f"saved as: {run.target}",
@@ -155,7 +157,7 @@ class FlowcoreTrain(FlowNode):
                 "steps": [int(row["step"]) for row in rows],
                 "stage": [row["stage"] for row in rows],
                 "loss": [finite_or_none(float(row["loss"])) for row in rows],
-                "minutes": [flow.provenance.get("minutes")],
+                "minutes": [spent],
                 "path": [str(run.target)],
                 "run": [str(run.folder)],
             },
@@ -202,13 +204,13 @@ def _run(name: str) -> NamedRun:
     return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
 
 
-def _steps(lines: list[str]) -> tuple[int, int]:
-    """Parse the last line of a run: steps made, and steps in all."""
+def _outcome(lines: list[str]) -> tuple[int, int, float]:
+    """Parse the line at the end of a run: steps made, steps in all, and minutes of training."""
     for line in reversed(lines):
-        found = re.match(r"(\d+) of (\d+) steps", line)
+        found = re.match(r"(\d+) of (\d+) steps, \d+ skipped, ([\d.]+) minutes", line)
         if found:
-            return int(found[1]), int(found[2])
-    return 0, 0
+            return int(found[1]), int(found[2]), float(found[3])
+    return 0, 0, 0.0
 
 
 def _picture(path: Path | None) -> Tensor:

@@ -24,14 +24,15 @@ def add_train(command: argparse.ArgumentParser) -> None:
     text = "folder for checkpoints, model, sample sheets, curve (default: runs/NAME); resumes there"
     option("--run", "--into", type=Path, help=text)  # torchrun takes --run for an abbreviation of its own
     add_device(command)
-    text = "shorten the recipe to end in about this time, and stop when it is up"
+    text = "shorten the recipe to end in this time, all included; a run that was begun without stops when it is up"
     option("--minutes", type=float, help=text)
-    text = "start from a model file, or a shipped model by name, of the same configuration"
+    text = "fine-tune a model file, or a shipped model by name, of the same configuration; keeps the better of both"
     option("--start", metavar="MODEL", help=text)
     option(
         "--encoder-from",
         metavar="MODEL",
-        help="start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file",
+        help="start from the encoder of a model file, or of a shipped model by name; or from a backbone's own file "
+        "(default: nothing; for an encoder with a backbone, the shipped model that has it)",
     )
     option("--stop-after", type=int, metavar="STEPS", help="stop at this step, with a checkpoint")
 

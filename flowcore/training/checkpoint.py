@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class RunState:
         rate: Factor on the recipe's learning rates, halved whenever the run went back to a checkpoint.
         retreats: How often it went back.
         initialised: Whether the data-dependent initialization was made.
-        length: Factor on the recipe's numbers of steps, below 1 where time is short.
+        length: Factor on the recipe's numbers of steps; 1 but in checkpoints from before ``stage_steps``.
+        stage_steps: Steps of every stage of a run that is to end within some minutes; empty for the recipe's.
+        start: What held-out images say of the model that the run started from, by stage; empty if it began anew.
         precision: "float32" or "bfloat16", once chosen.
         recompute: "always" or "never", once chosen.
         origin: Text on the model that the weights were taken from, if any.
@@ -41,6 +43,8 @@ class RunState:
     retreats: int = 0
     initialised: bool = False
     length: float = 1.0
+    stage_steps: list[int] = field(default_factory=list[int])
+    start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     precision: str = ""
     recompute: str = ""
     origin: str = ""

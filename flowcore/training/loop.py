@@ -9,30 +9,33 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoints.file import is_ours, read, read_header, save
+from ..checkpoints.file import read_header, save
+from ..checkpoints.writing import replacing
+from ..device import has_bfloat16
 from ..errors import FlowError
-from ..flow import Flow
 from ..models import build
-from ..networks import Conditioner, LumaEncoder
+from ..networks import Conditioner
 from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, restore
 from .data import open_data
 from .distributed import Distributed
-from .objective import initialize_flow, lr_encoder, pretrained_backbone
+from .objective import initialize_flow, pretrained_backbone
+from .pace import Pace
 from .pixel_cache import Entry
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
-from .stage import SYNC_EVERY, Diverged, Run, StageRunner, check_stage
+from .stage import SYNC_EVERY, Diverged, Run, StageRunner, check_stage, unchanged_moments
+from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults
 from .validate import validate
 
 MAX_RETREATS = 6
@@ -60,12 +63,16 @@ def train(
         data: What to train on: a folder or ZIP archive of images, or several; see ``open_data``.
         run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
         device: Torch device.
-        start: A model file whose weights to start from; its configuration must be the recipe's.
+        start: A model file whose weights to start from; its configuration must be the recipe's. It is measured before
+            the first step, the stages and rates are those that the recipe has for it (``start_stages``,
+            ``start_rate``), and the model file holds the better of the two: the start, or what was trained.
         encoder_from: A model file whose encoder to start from; or, for an encoder with a backbone, the file of the
-            backbone alone, as ``benchmarks/read_efficientnet.py`` writes it.
+            backbone alone, as ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes those of
+            the shipped model that has the backbone.
         stop_after: Stop, with a checkpoint, after this many steps in all; None for the recipe's end.
-        minutes: Shorten all stages so that a new run ends in about this time; and stop, with a checkpoint, when this
-            call has taken it. None for the recipe's own length.
+        minutes: Shorten all stages so that a new run ends, with the decay of its rate, in this time, preparation and
+            measurements included; a run that was begun so keeps to the minutes of every later call, too. Any other
+            run stops, with a checkpoint, when this call has taken them. None for the recipe's own length.
         log: Called with every line of progress; None for the standard error stream.
         progress: Called after every step, and with every sample sheet, ``(3, H, W)``.
         cancelled: Called after every step; if it returns True, or raises, the run stops with a checkpoint.
@@ -106,8 +113,9 @@ class _Trainer:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.recipe, self.folder, self.device, self.distributed = recipe, folder, device, distributed
-        self.progress, self.cancelled, self.deadline = progress, cancelled, deadline
-        self.model_file = folder / "model.safetensors"
+        self.progress, self.cancelled = progress, cancelled
+        self.model_file, self.start_file = folder / "model.safetensors", folder / "start.safetensors"
+        self.worse_file = folder / "worse.safetensors"  # what was trained, while the start is better
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
         self.state = RunState()
         lines: list[str] = []
@@ -132,46 +140,38 @@ class _Trainer:
         self.average = copy.deepcopy(self.flow)
         self.optimiser_state: dict[str, Any] | None = None
         self.run = Run(recipe, self.data, self.flow, self.average, self.state, self.log, device, distributed)
-        self.timed: dict[str, dict[str, float]] = {}  # seconds per step, by precision and stage
+        self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
+        self._stop_if_cancelled(f"after {done} of {total} images were decoded: nothing has been trained yet")
+
+    def _stop_if_cancelled(self, when: str) -> None:
         if self.cancelled is not None and self.cancelled():
-            raise FlowError(f"Stopped after {done} of {total} images were decoded: nothing has been trained yet.")
+            raise FlowError(f"Stopped {when}.")
 
     # --- before the first step
 
     def prepare(self, start: Path | None, encoder_from: Path | None) -> None:
-        """Load the weights, and choose precision and length unless the checkpoint holds them."""
+        """Load the weights, measure those of a start, and choose precision and length."""
         state = self.state
         self.distributed.barrier()  # all have read the same checkpoint, or none
-        if self.content is not None:
-            self.optimiser_state = restore(self.content, self.flow, self.average, state)
-            self.log.line(f"resuming after step {state.step}")
+        resumed, self.content = self.content, None
+        if resumed is not None:
+            self._resume(resumed, start)
         else:
-            if start is not None:
-                _load_weights(self.flow, start)
-                state.initialised = True
-                state.origin = f", starting from {start.stem}"
-            elif encoder_from is not None:
-                _load_encoder(self.flow, encoder_from)
-                state.origin = f", with the encoder of {encoder_from.stem}"
-            elif pretrained_backbone(self.flow) is not None:
-                raise FlowError(
-                    "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training. "
-                    "Give a file with encoder_from (--encoder-from): another model with this backbone, or what "
-                    "benchmarks/read_efficientnet.py writes."
-                )
+            self._load(start, encoder_from)
             self.average.load_state_dict(self.flow.state_dict())
-        self.content = None
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
         self.average.requires_grad_(False).eval()
         if not state.precision:
             state.precision = self._choose_precision()
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
-        if self.deadline < math.inf and not state.step:
-            state.length = self._choose_length(self.deadline - time.monotonic())
-        if state.length < 1:
+        if start is not None and resumed is None:
+            self._measure_start()
+        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self._total():
+            self._plan()
+        if self._total() < sum(stage.steps for stage in self._whole_stages()):
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self._stages())
             self.log.line(f"shortened to fit the time, steps: {lengths}")
         if self.recipe.compile:
@@ -179,61 +179,116 @@ class _Trainer:
                 if isinstance(module, Conditioner):
                     module.compile()
 
+    def _resume(self, content: dict[str, Any], start: Path | None) -> None:
+        state = self.state
+        self.optimiser_state = restore(content, self.flow, self.average, state)
+        if start is not None and state.origin != f", starting from {start.stem}":
+            raise FlowError(
+                f"{self.folder} holds a run that did not start from {start.stem}. Choose another --run folder, or "
+                "leave out --start to go on with that run."
+            )
+        if state.length < 1 and not state.stage_steps:  # a checkpoint from before steps were stored by stage
+            state.stage_steps = [max(1, round(stage.steps * state.length)) for stage in self.recipe.stages]
+        if state.start:
+            take_sampling_defaults([self.flow, self.average], self.start_file)
+        self.log.line(f"resuming after step {state.step}")
+
+    def _load(self, start: Path | None, encoder_from: Path | None) -> None:
+        """Load the weights that a new run begins with."""
+        state = self.state
+        if start is not None:
+            load_weights(self.flow, start)
+            take_sampling_defaults([self.flow, self.average], start)
+            state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
+            if self.distributed.is_main:
+                _copy(start, self.start_file)
+        elif encoder_from is not None:
+            part = load_encoder(self.flow, encoder_from)
+            state.origin = f", with the {part} of {encoder_from.stem}"
+        elif pretrained_backbone(self.flow) is not None:
+            shipped = shipped_with_backbone(self.recipe.model.backbone)
+            trained_here = any(stage.objective == "chroma" for stage in self.recipe.stages)
+            part = load_encoder(self.flow, shipped, backbone_alone=trained_here)
+            state.origin = f", with the {part} of {shipped.stem}"
+            self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
+
     def _choose_precision(self) -> str:
         if self.recipe.precision != "auto":
             return self.recipe.precision
-        seconds: dict[str, float] = {}
-        for precision in ("float32", "bfloat16"):
-            self.state.precision = precision
-            self.timed[precision] = self._seconds_per_step()
-            seconds[precision] = sum(self.timed[precision].values())
-        self.log.line("seconds, a step of each stage: " + ", ".join(f"{name} {s:.2f}" for name, s in seconds.items()))
-        return min(seconds, key=lambda name: seconds[name])
+        return "bfloat16" if has_bfloat16(torch.device(self.device)) else "float32"
 
-    def _choose_length(self, seconds: float) -> float:
-        """The factor on all numbers of steps with which a run takes this time, a tenth of it for validation."""
-        each = self.timed.get(self.state.precision) or self._seconds_per_step()
-        return min(1.0, 0.9 * max(0.0, seconds) / sum(each[stage.name] * stage.steps for stage in self.recipe.stages))
+    def _measure_start(self) -> None:
+        """Measure the model that the run starts from, at the crops of every stage that it trains."""
+        begin, start = time.monotonic(), self.state.start
+        start += [{} for _ in self.recipe.stages_from_start()]
+        for number, stage in enumerate(self._stages()):
+            if not self.distributed.is_main:
+                continue
+            start[number], sheet = self._measure(stage)
+            if self.progress is not None and sheet is not None:
+                self.progress(0, self._total(), sheet)
+        self.pace.closing = (time.monotonic() - begin) / len(start)
 
-    def _seconds_per_step(self) -> dict[str, float]:
-        """Time the gradient of every stage."""
-        result: dict[str, float] = {}
-        for stage in self.recipe.stages:
-            runner = StageRunner(self.run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
-            times: list[float] = []
-            for _ in range(3):
-                begin = time.monotonic()
-                runner.gradient(*runner.batch(0)).item()
-                times.append(time.monotonic() - begin)
-            runner.optimiser.zero_grad(set_to_none=True)
-            result[stage.name] = self.distributed.mean(torch.tensor(min(times[1:]), device=self.device)).item()
+    def _plan(self) -> None:
+        """Give every stage as many steps as fit into the time."""
+        state = self.state
+        whole = [stage.steps for stage in self._whole_stages()]
+        number = self._number_of(state.step + 1)
+        self.pace.trial = self._seconds_per_step(number)
+        first = sum(stage.steps for stage in self._stages()[:number])
+        state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, state.step - first)
+
+    def _seconds_per_step(self, number: int) -> list[float]:
+        """Time the gradient of every stage, the encoder's included, from the present one on."""
+        result: list[float] = []
+        for k, stage in enumerate(self._stages()):
+            seconds = 0.0
+            if k >= number:
+                runner = StageRunner(self.run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
+                with unchanged_moments(self.flow):
+                    for _ in range(2):  # the first one also makes what later ones use again
+                        self._stop_if_cancelled("while a step was timed, before the first one")
+                        begin = time.monotonic()
+                        runner.gradient(*runner.batch(0)).item()
+                        seconds = time.monotonic() - begin
+                runner.optimiser.zero_grad(set_to_none=True)
+            result.append(max(self._mean(seconds), 1e-9))
         return result
+
+    def _mean(self, value: float) -> float:
+        """Average a number over the processes, so that all decide alike."""
+        return self.distributed.mean(torch.tensor(value, device=self.device)).item()
 
     # --- stages
 
+    def _whole_stages(self) -> tuple[Stage, ...]:
+        """The stages that this run trains, at the recipe's length."""
+        return self.recipe.stages_from_start() if self.state.start else self.recipe.stages
+
     def _stages(self) -> list[Stage]:
-        """The recipe's stages at the length of this run."""
-        length = self.state.length
-        if length == 1:
-            return list(self.recipe.stages)
+        """The same at the length of this run."""
+        stages = self._whole_stages()
         return [
             dataclasses.replace(
-                stage, steps=max(1, round(stage.steps * length)), warmup=max(1, round(stage.warmup * length))
+                stage, steps=steps, warmup=min(stage.warmup, max(1, round(stage.warmup * steps / stage.steps)))
             )
-            for stage in self.recipe.stages
+            for stage, steps in zip(stages, self.state.stage_steps or [s.steps for s in stages], strict=True)
         ]
 
     def _total(self) -> int:
         return sum(stage.steps for stage in self._stages())
 
-    def _stage_of(self, step: int) -> Stage:
-        """The stage that a step belongs to."""
-        first = 0
-        for stage in self._stages():
+    def _number_of(self, step: int) -> int:
+        """The number of the stage that a step belongs to."""
+        first, stages = 0, self._stages()
+        for number, stage in enumerate(stages):
             first += stage.steps
             if step <= first:
-                return stage
-        return self._stages()[-1]
+                return number
+        return len(stages) - 1
+
+    def _stage_of(self, step: int) -> Stage:
+        return self._stages()[self._number_of(step)]
 
     def train(self, stop_after: int | None) -> None:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
@@ -251,25 +306,35 @@ class _Trainer:
             f"{state.step} of {self._total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} minutes: "
             f"{self.model_file}{'' if finished else '; run again to go on'}"
         )
+        if state.start and self.distributed.is_main:
+            self.log.line(self._verdict())
 
     def _run_stages(self, stop_after: int | None) -> bool:
         """Run the stages from the present step on; return True if all of them are finished."""
-        state, total = self.state, self._total()
-        limit = total if stop_after is None else min(total, stop_after)
-        first = 0
-        for stage in self._stages():
+        state, first = self.state, 0
+        limit = math.inf if stop_after is None else stop_after
+        for number in range(len(self._stages())):
+            stage = self._stages()[number]
             until = min(first + stage.steps, limit)
             if first <= state.step < until:
                 if state.step == first:
                     self._begin_stage(stage)
                 runner = StageRunner(self.run, stage, first)
                 if not runner.train(
-                    until, self.optimiser_state, interruption=self._interruption, checkpoint=self._checkpoint
+                    int(until),
+                    self.optimiser_state,
+                    every=self._checkpoint_every(),
+                    interruption=partial(self._interruption, number, limit),
+                    checkpoint=self._checkpoint,
                 ):
                     return False
                 self.optimiser_state = None
-            first += stage.steps
-        return state.step == total
+            first += self._stages()[number].steps
+        return state.step == self._total()
+
+    def _checkpoint_every(self) -> int:
+        every, share = self.recipe.checkpoint_every, self._total() / sum(stage.steps for stage in self._whole_stages())
+        return every if share == 1 else max(min(every, 25), round(every * share))
 
     def _begin_stage(self, stage: Stage) -> None:
         """Continue from the averaged weights of the stage before, and initialize the flow if that is still to do."""
@@ -284,9 +349,11 @@ class _Trainer:
         if self.distributed.is_main:  # a good checkpoint to go back to
             self.checkpoints.write(self.flow, self.average, None, self.state)
 
-    def _interruption(self, until: int) -> str | BaseException | None:
-        """Ask whether to stop after a step: a reason, or what the caller raised."""
+    def _interruption(self, number: int, limit: float, runner: StageRunner) -> str | BaseException | None:
+        """Fit the stage into the time, and ask whether to stop after a step: a reason, or what the caller raised."""
         state = self.state
+        if self.pace.is_limited and state.stage_steps:
+            self._keep_pace(number, limit, runner)
         reason: str | BaseException | None = None
         try:
             if self.progress is not None:
@@ -295,12 +362,24 @@ class _Trainer:
                 reason = "cancelled"
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
             reason = raised
-        if time.monotonic() > self.deadline and state.step < until:
+        if self.pace.is_over and not state.stage_steps and state.step < runner.until:
             reason = reason or "the time is up"
         if self.distributed.is_active:  # now and then, because it waits for the device
             due = state.step % SYNC_EVERY == 0
             return (reason or "cancelled") if due and self.distributed.any(reason is not None, self.device) else None
         return reason
+
+    def _keep_pace(self, number: int, limit: float, runner: StageRunner) -> None:
+        """Change the length of the run, now that more of its pace is known."""
+        state = self.state
+        if self.distributed.is_active and state.step % SYNC_EVERY:
+            return  # it takes the mean over the processes
+        done = state.step - runner.first
+        self.pace.count(number, done)
+        whole = [stage.steps for stage in self._whole_stages()]
+        state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
+        stage = self._stages()[number]
+        runner.set_length(stage, int(min(runner.first + stage.steps, limit)))
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
@@ -326,24 +405,17 @@ class _Trainer:
     # --- results
 
     def _checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage) -> None:
+        begin = time.monotonic()
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, optimiser, self.state)
             self._publish(stage)
+        self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
 
     def _publish(self, stage: Stage) -> None:
         """Measure the averaged weights, and write model, sample sheet and curve."""
         state = self.state
-        metrics: dict[str, float] = {}
-        sheet: Tensor | None = None
-        if len(self.data.fitting(stage.crop, held_out=True)):
-            metrics, columns = validate(
-                self.average, self.data, self.recipe, stage, device=self.device, precision=state.precision
-            )
-            sheet = self.log.sheet(state.step, columns)
-            self.log.validation(state.step, stage.name, metrics)
-            values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-            self.log.line(f"step {state.step} held out: {values}")
+        metrics, sheet = self._measure(stage)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
             "licence": self.recipe.licence,
@@ -352,12 +424,63 @@ class _Trainer:
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        save(self.average, self.model_file, provenance=provenance)
+        start = self._start_metrics()
+        if start and _gain(start, metrics) < 0:
+            save(self.average, self.worse_file, provenance=provenance)
+            _copy(self.start_file, self.model_file)
+        else:
+            save(self.average, self.model_file, provenance=provenance)
+            self.worse_file.unlink(missing_ok=True)
         if self.progress is not None and sheet is not None:
             self.progress(state.step, self._total(), sheet)
 
+    def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
+        """Measure the averaged weights on held-out images, if there are any, and write the sample sheet and curve."""
+        state = self.state
+        if not len(self.data.fitting(stage.crop, held_out=True)):
+            return {}, None
+        metrics, columns = validate(
+            self.average, self.data, self.recipe, stage, device=self.device, precision=state.precision
+        )
+        sheet = self.log.sheet(state.step, columns)
+        self.log.validation(state.step, stage.name, metrics)
+        values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        self.log.line(f"step {state.step} held out: {values}")
+        return metrics, sheet
+
+    def _start_metrics(self) -> dict[str, float]:
+        """What the present stage measured of the model that the run started from; nothing if it began anew."""
+        start = self.state.start
+        return start[self._number_of(self.state.step)] if start else {}
+
     def _is_published(self) -> bool:
-        return self.model_file.exists() and read_header(self.model_file).provenance.get("steps") == self.state.step
+        files = [file for file in (self.worse_file, self.model_file) if file.exists()]
+        return self.model_file in files and any(
+            read_header(file).provenance.get("steps") == self.state.step for file in files
+        )
+
+    def _verdict(self) -> str:
+        """Compare what was trained with what it started from, in a sentence."""
+        start = self._start_metrics()
+        if not start:
+            return "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
+        worse = self.worse_file.exists()
+        metrics = read_header(self.worse_file if worse else self.model_file).provenance["metrics"]
+        gain = _gain(start, metrics)
+        values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
+        if worse:
+            return (
+                f"worse than the start by {-gain:.4g} ({values}): {self.model_file.name} is the start; what was "
+                f"trained is {self.worse_file}"
+            )
+        return f"better than the start by {gain:.4g} ({values})" if gain else f"as good as the start ({values})"
+
+
+def _gain(start: dict[str, float], metrics: dict[str, float]) -> float:
+    """How much lower the loss of held-out images has become: their first measure; -infinity if it is no number."""
+    loss = next(iter(start))
+    gain = start[loss] - metrics.get(loss, math.nan)
+    return -math.inf if math.isnan(gain) else gain
 
 
 def _photographs(entries: Sequence[Any]) -> str:
@@ -369,43 +492,6 @@ def _photographs(entries: Sequence[Any]) -> str:
     return f"{len(names)} photograph{'' if len(names) == 1 else 's'}{sizes}"
 
 
-def _load_weights(flow: Flow, path: Path) -> None:
-    other = read(path)
-    expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    for measured in ("styles", "temperature", "calm_edges"):  # after training: those of the file are of its weights
-        expected.pop(measured, None)
-    differences = [
-        f"{key} is {actual.get(key)!r} instead of {expected[key]!r}"
-        for key in expected
-        if expected[key] != actual.get(key)
-    ]
-    if type(other.config) is not type(flow.config) or differences:
-        raise FlowError(
-            f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
-            f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
-        )
-    weights = other.state_dict()
-    flow.load_state_dict({name: weights[name] for name in flow.state_dict()})
-
-
-def _load_encoder(flow: Flow, path: Path) -> None:
-    """Load an encoder; of a colorizer's, at least the backbone, where the rest is of another size."""
-    encoder, backbone = flow.encoder, pretrained_backbone(flow)
-    try:
-        if backbone is not None and not is_ours(path):
-            backbone.load_state_dict({name: t.float() for name, t in load_file(path).items()})
-        elif isinstance(encoder, LumaEncoder):
-            other = read(path)
-            theirs = {} if other.encoder is None else other.encoder.state_dict()
-            same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
-            if backbone is None or same:
-                encoder.load_state_dict(theirs)
-            else:
-                their_backbone = pretrained_backbone(other)
-                backbone.load_state_dict({} if their_backbone is None else their_backbone.state_dict())
-        else:
-            lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
-    except (RuntimeError, SafetensorError) as error:
-        raise FlowError(
-            f"The encoder of {path.name} does not fit the encoder of this recipe's model: {error}."
-        ) from error
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target, source.stat().st_size) as partial:
+        shutil.copyfile(source, partial)

@@ -132,7 +132,7 @@ class Recipe:
         held_out: Instead of a number: a text file of the names of photographs to hold out, one name a line, or
             "standard" for flowcore's own list of photographs in the shipped models' data.
         ema: Decay per step of the averaged weights, which are the ones saved; 0 for no averaging.
-        precision: Of conditioners and encoder; "auto" times both and takes the faster.
+        precision: Of conditioners and encoder; "auto" is bfloat16 on devices that have instructions for it.
         recompute: Whether activations are recomputed in the backward pass, which takes a third more time and a
             fraction of the memory: "auto" does so where the batch would not fit otherwise.
         compile: Whether networks inside the flow are compiled by ``torch.compile``; needs a C++ compiler on a CPU.
@@ -151,6 +151,9 @@ class Recipe:
         degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
             upscalers of people's own photographs; see ``degradation.py``.
         degradation_strength: Factor on the amounts of blur, noise and JPEG.
+        start_rate: Factor on the learning rates of a run that starts from a model.
+        start_stages: Names of the stages that such a run trains; empty for those with objective "likelihood", or for
+            all if there are none.
         licence: Of the resulting weights, for their header.
         text: The TOML text that it was parsed from.
     """
@@ -180,6 +183,8 @@ class Recipe:
     sampling: Sampling = "area"
     degradation: DegradationKind = "bicubic"
     degradation_strength: float = 1.0
+    start_rate: float = 0.1
+    start_stages: tuple[str, ...] = ()
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
@@ -192,6 +197,12 @@ class Recipe:
     def takes_digits(self) -> bool:
         """Whether it trains on the files of MNIST, as models of gray images do."""
         return isinstance(self.model, ClassConditionalConfig) or getattr(self.model, "channels", 3) == 1
+
+    def stages_from_start(self) -> tuple[Stage, ...]:
+        """Select the stages of a run that starts from a model."""
+        if self.start_stages:
+            return tuple(stage for stage in self.stages if stage.name in self.start_stages)
+        return tuple(stage for stage in self.stages if stage.objective == "likelihood") or self.stages
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -248,6 +259,13 @@ def parse_recipe(text: str) -> Recipe:
         if stage.crop % multiple:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
+            )
+    names = [stage.name for stage in recipe.stages]
+    for name in recipe.start_stages:
+        if name not in names:
+            raise FlowError(
+                f"Recipe key start_stages names a stage {name!r} that there is not.{suggestion(name, names)} Choices: "
+                f"{', '.join(names)}."
             )
     if recipe.degradation != "bicubic":
         _check_degradation(recipe)
@@ -346,6 +364,7 @@ LISTS: dict[str, tuple[str, type[Any]]] = {  # what the items of a list are, and
     "pyramid": ("finite numbers above 0, e.g. [1.0, 0.5]", float),
     "sheet": ("temperatures from 0 to 4, e.g. [0, 0.8]", float),
     "data": ('folders, e.g. ["photos"]', str),
+    "start_stages": ('names of stages, e.g. ["flow"]', str),
     "short_sides": ("whole numbers above 0, e.g. [256]", int),
 }
 
@@ -398,4 +417,6 @@ def _is_list(key: str, value: Any) -> bool:
         return False
     if key == "pyramid":
         return all(0 < item < math.inf for item in items)
-    return all(0 <= item <= 4 for item in items) if key == "sheet" else key == "data" or min(items, default=1) >= 1
+    if key == "sheet":
+        return all(0 <= item <= 4 for item in items)
+    return LISTS[key][1] is str or min(items, default=1) >= 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class StageRunner:
 
     def __init__(self, run: Run, stage: Stage, first: int) -> None:
         self.run, self.stage, self.first = run, stage, first
+        self.until = first + stage.steps
         self.recipe, self.state, self.device = run.recipe, run.state, run.device
         self.flow, self.average, self.distributed = run.flow, run.average, run.distributed
         self.flow.requires_grad_(True)
@@ -80,7 +81,8 @@ class StageRunner:
         until: int,
         optimiser_state: dict[str, Any] | None,
         *,
-        interruption: Callable[[int], str | BaseException | None],
+        every: int,
+        interruption: Callable[[StageRunner], str | BaseException | None],
         checkpoint: Callable[[torch.optim.Optimizer, Stage], None],
     ) -> bool:
         """Train up to a step, with checkpoints on the way.
@@ -88,8 +90,9 @@ class StageRunner:
         Args:
             until: Number of the step, counted over all stages.
             optimiser_state: From a checkpoint; None at the start of a stage.
+            every: Steps between checkpoints.
             interruption: Called after every step: the reason to stop, an exception to raise after a checkpoint, or
-                None.
+                None. It may change the length of the stage by ``set_length``.
             checkpoint: Called at every checkpoint.
 
         Returns:
@@ -98,25 +101,22 @@ class StageRunner:
         Raises:
             Diverged: If too many consecutive steps were not finite.
         """
-        state = self.state
-        every = self.recipe.checkpoint_every
-        if state.length < 1:
-            every = max(min(every, 25), round(every * state.length))
+        state, self.until = self.state, until
         if optimiser_state is not None:
             self.optimiser.load_state_dict(optimiser_state)
         self._fit_into_memory()
         data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
         with ThreadPoolExecutor(1, "flowcore-data") as loader:
             upcoming = loader.submit(self.batch, state.step)
-            while state.step < until:
+            while state.step < self.until:
                 begin = time.monotonic()
                 batch = upcoming.result()
                 data_wait += time.monotonic() - begin
-                upcoming = loader.submit(self.batch, min(state.step + 1, until - 1))
+                upcoming = loader.submit(self.batch, state.step + 1)
                 self._step(*batch)
                 state.step += 1
-                reason = interruption(until)
-                due = state.step % every == 0 or state.step == until or reason is not None
+                reason = interruption(self)
+                due = state.step % every == 0 or state.step == self.until or reason is not None
                 if due or state.step % SYNC_EVERY == 0:
                     self._read_counters()
                 now = time.monotonic()
@@ -132,8 +132,12 @@ class StageRunner:
                     raise reason
                 if reason is not None:
                     self.run.log.line(f"stopped: {reason}")
-                    return state.step == until
+                    return state.step == self.until
         return True
+
+    def set_length(self, stage: Stage, until: int) -> None:
+        """Give the stage another number of steps, and so the rate another decay; ``until`` as for ``train``."""
+        self.stage, self.until = stage, until
 
     def _read_counters(self) -> None:
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
@@ -301,19 +305,28 @@ class StageRunner:
             self.gradient(*(None if t is None else _repeat_to(t, items) for t in images))  # pyright: ignore[reportArgumentType]
             self.optimiser.zero_grad(set_to_none=True)
 
-        buffers = [b.clone() for b in self.flow.buffers()]
-        fits, each = largest_batch(step, round(USABLE * free), per_process)
-        if fits < per_process and not chosen:
-            state.recompute = "always"
+        with unchanged_moments(self.flow):
             fits, each = largest_batch(step, round(USABLE * free), per_process)
-        for buffer, value in zip(self.flow.buffers(), buffers, strict=True):
-            buffer.copy_(value)  # undoes what the trial steps did to running moments
+            if fits < per_process and not chosen:
+                state.recompute = "always"
+                fits, each = largest_batch(step, round(USABLE * free), per_process)
         how = ", activations recomputed" if state.recompute == "always" else ""
         self.run.log.line(
             f"{stage.name}: {each / 2**20:.3g} MB per crop of {stage.crop}{how}; the largest batch that fits into "
             f"{free / 2**30:.1f} GB of free memory is about {fits}"
             + (f", fewer than {per_process}: expect to run out of memory" if fits < per_process else "")
         )
+
+
+@contextmanager
+def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
+    """Undo what trial steps do to running moments."""
+    buffers = [b.clone() for b in flow.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(flow.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
 
 def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:

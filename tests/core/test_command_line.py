@@ -16,6 +16,7 @@ from builders import build_tiny, srflow_checkpoint
 from PIL import Image
 
 import flowcore
+from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
@@ -486,6 +487,18 @@ def test_training_that_is_interrupted_says_so_to_the_shell(
 
     monkeypatch.setattr("flowcore.training.loop.train", train)
     assert main(["train", "srflow-x4", "--data", str(tmp_path), "--run", str(tmp_path), "--device", "cpu"]) == 130
+
+
+@pytest.mark.parametrize("option", ["start", "encoder_from"])
+@pytest.mark.parametrize(("name", "file"), [("srflow-x4", catalog.path("srflow-x4")), ("mine.x", Path("mine.x"))])
+def test_training_takes_shipped_models_by_name(
+    option: str, name: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr("flowcore.training.loop.train", lambda *words, **options: taken.append(options[option]))
+    words = ["train", "srflow-x4", "--data", str(tmp_path), f"--{option.replace('_', '-')}", name, "--device", "cpu"]
+    assert main(words) == 0
+    assert taken == [file]
 
 
 def test_eval_compares_models_that_stand_before_the_folder(

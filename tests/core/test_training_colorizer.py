@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read, read_header, save
 from flowcore.dequantization import Uniform, quantization, to_integers
 from flowcore.errors import FlowError
@@ -353,7 +354,39 @@ def test_an_encoder_of_another_size_lends_its_backbone(photos, tmp_path, merged)
     assert all(equal.values()) == (merged == 8)
 
 
-def test_a_backbone_without_weights_is_refused(photos, tmp_path):
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A folder of shipped models, one of which has the backbone, and its encoder."""
+    folder = tmp_path / "shipped"
+    monkeypatch.setattr(catalog, "FOLDER", folder)
+    folder.mkdir()
+    flow = build("colorizer", seeing_recipe(0.0).model)
+    for parameter in flow.encoder.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    save(flow, folder / "photo-colors.safetensors")
+    save(build("colorizer", recipe().model), folder / "a-plain-one.safetensors")
+    return flow.encoder.state_dict()
+
+
+@pytest.mark.parametrize("objective", ["chroma", "likelihood"])
+def test_without_a_file_the_backbone_is_that_of_the_shipped_model(photos, tmp_path, shipped, objective):
+    """Where the recipe trains the rest of the encoder itself; else all of its encoder."""
+    made = seeing_recipe(0.0)
+    stage = dataclasses.replace(made.stages[0], objective=objective, learning_rate=0.0)
+    lines = []
+    train(dataclasses.replace(made, stages=(stage,)), photos, tmp_path / "run", stop_after=1, log=lines.append)
+    part = "backbone" if objective == "chroma" else "encoder"
+    assert any(f"took the {part} of the shipped model photo-colors" in line for line in lines)
+    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["flow"]
+    equal = {name: after[f"encoder.{name}"].equal(value) for name, value in shipped.items()}
+    assert all(value for name, value in equal.items() if name.startswith("backbone."))
+    assert all(equal.values()) == (part == "encoder")
+    provenance = read_header(tmp_path / "run" / "model.safetensors").provenance
+    assert provenance["source"].endswith(f", with the {part} of photo-colors")
+
+
+def test_a_backbone_without_weights_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "FOLDER", tmp_path / "shipped")
     with pytest.raises(FlowError, match=r"pretrained weights must be loaded .*--encoder-from"):
         train(seeing_recipe(0.1), photos, tmp_path)
 

@@ -124,6 +124,10 @@ def test_a_missing_recipe_is_refused_with_the_names_there_are(tmp_path):
         ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
         ("seed = 3", "weight_decay = 0.1", ["Unknown recipe key weight_decay"]),  # it is a stage's
         ("steps = 20", "steps = 20\nshort_sides = [256]", ["Unknown recipe key stages[1].short_sides"]),
+        ("seed = 3", 'start_stages = ["flwo"]', ["start_stages", "'flwo'", "Did you mean flow?", "encoder, flow"]),
+        ("seed = 3", 'start_stages = "flow"', ["start_stages", 'names of stages, e.g. ["flow"]', "'flow'"]),
+        ("seed = 3", "start_stages = [1]", ["start_stages", "names of stages", "[1]"]),
+        ("seed = 3", "start_rate = -1", ["start_rate", "at least 0", "-1"]),
         ("seed = 3", 'degradation = "real"', ["degradation", "bicubic, realistic", "'real'"]),
         ("seed = 3", "degradation_strength = 0", ["degradation_strength", "at least 0.01", "at most 1"]),
         ("seed = 3", "degradation_strength = 1.1", ["degradation_strength", "at most 1", "1.1"]),

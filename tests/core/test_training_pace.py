@@ -1,0 +1,142 @@
+"""Minutes: all that a run does is inside them, and it ends with the decay of its rate however fast the machine is."""
+
+from __future__ import annotations
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flowcore.errors import FlowError
+from flowcore.training import loop, pace
+from flowcore.training.data import open_data
+from flowcore.training.pace import Pace
+from flowcore.training.recipe import parse_recipe
+from flowcore.training.stage import StageRunner
+from flowcore.training.validate import validate
+
+from .photographs import photographs
+from .test_training_loop import RECIPE
+
+PEAK = 1e-2  # rate of the last stage
+MINUTES = 5.0
+LONG = RECIPE.replace("steps = 8", "steps = 80000").replace("steps = 24", "steps = 240000")
+
+
+class Machine:
+    """A machine with a clock of its own: what takes how many seconds on it is stated, not measured."""
+
+    def __init__(self, monkeypatch, *, decode=20.0, validate_=4.0, gradient=lambda objective, now: 2.0):
+        self.now, self.gradients = 0.0, 0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(loop, "time", clock)
+        monkeypatch.setattr(pace, "time", clock)
+        self._slow(monkeypatch, loop, "open_data", open_data, lambda *_: decode)
+        self._slow(monkeypatch, loop, "validate", validate, lambda *_: validate_)
+        seconds = lambda runner, *_: gradient(runner.stage.objective, self.now)  # noqa: E731
+        self._slow(monkeypatch, StageRunner, "gradient", StageRunner.gradient, seconds)
+
+    def _slow(self, monkeypatch, place, name, real, seconds):
+        def slowed(*words, **options):
+            self.now += seconds(*words)
+            return real(*words, **options)
+
+        monkeypatch.setattr(place, name, slowed)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40)])
+
+
+def run(photos, folder, text=LONG, **options):
+    lines = []
+    loop.train(parse_recipe(text), photos, folder, log=lines.append, **options)
+    with (folder / "history.csv").open(newline="") as file:
+        return lines, list(csv.DictReader(file))
+
+
+def different(objective, now):
+    """A step of the second stage takes four times as long."""
+    return 1.0 if objective == "l1" else 4.0
+
+
+def slower(objective, now):
+    """Another program takes half of the machine after a while."""
+    return 1.0 if now < 100 else 2.0
+
+
+def faster(objective, now):
+    """Another program ends, which slowed the trial."""
+    return 4.0 if now < 50 else 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [different, slower, faster, lambda *_: 2.0], ids=lambda g: g.__name__)
+def test_a_run_ends_in_its_minutes_and_with_a_low_rate(photos, tmp_path, monkeypatch, gradient):
+    machine = Machine(monkeypatch, gradient=gradient)
+    lines, history = run(photos, tmp_path, minutes=MINUTES)
+    assert 0.9 * 60 * MINUTES < machine.now < 60 * MINUTES + 5  # a step more, at most
+    assert not any("the time is up" in line or "run again" in line for line in lines)
+    assert {row["stage"] for row in history} == {"encoder", "flow"}
+    assert float(history[-1]["rate"]) < 0.05 * PEAK
+
+
+@pytest.mark.slow
+def test_time_that_is_enough_changes_nothing(photos, tmp_path, monkeypatch):
+    Machine(monkeypatch)
+    lines, _ = run(photos, tmp_path, RECIPE, minutes=60.0)
+    assert any("32 of 32 steps" in line for line in lines)
+    assert not any("shortened" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_no_time_at_all_is_one_step_of_every_stage(photos, tmp_path, monkeypatch):
+    Machine(monkeypatch)
+    lines, _ = run(photos, tmp_path, minutes=0.1)
+    assert "2 of 2 steps" in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_shortened_run_that_was_stopped_still_ends_with_a_low_rate(photos, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch)
+    run(photos, tmp_path, minutes=MINUTES, stop_after=20)
+    plan = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["stage_steps"]
+    begun = machine.now
+    lines, history = run(photos, tmp_path, minutes=1.0)  # less than the plan would take
+    assert machine.now - begun < 65
+    assert "run again" not in lines[-1]
+    assert int(history[-1]["step"]) < sum(plan)
+    assert float(history[-1]["rate"]) < 0.05 * PEAK
+
+
+@pytest.mark.slow
+def test_a_run_of_a_checkpoint_with_a_length_goes_on_at_that_length(photos, tmp_path):
+    text = RECIPE.replace("steps = 24", "steps = 16")
+    run(photos, tmp_path, text, stop_after=3)
+    old = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del old["progress"]["start"], old["progress"]["stage_steps"]
+    old["progress"]["length"] = 0.5
+    torch.save(old, tmp_path / "checkpoint.pt")
+    lines, _ = run(photos, tmp_path, text)
+    assert "12 of 12 steps" in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_run_is_cancelled_while_it_times_its_steps(photos, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch)
+    with pytest.raises(FlowError, match="Stopped while a step was timed"):
+        run(photos, tmp_path, minutes=MINUTES, cancelled=lambda: machine.now > 20)
+    assert machine.now < 25
+
+
+def test_the_mean_over_the_processes_decides(monkeypatch):
+    """So that all make the same number of steps."""
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    plans = []
+    for others in (1.0, 0.5):
+        one = Pace(100.0, mean=lambda factor, others=others: factor * others)
+        one.trial, one.closing = [1.0], 0.0
+        plans.append(one.fit([50], [500], 0, 0))
+    assert plans == [[100], [50]]

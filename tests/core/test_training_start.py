@@ -1,0 +1,181 @@
+"""Training that starts from a model: it is measured first, changed with care, and kept where it stays better."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+import torch
+
+from flowcore.checkpoints.file import read, read_header, reconfigure
+from flowcore.errors import FlowError
+from flowcore.training.data import open_data
+from flowcore.training.loop import train
+from flowcore.training.recipe import parse_recipe
+from flowcore.training.validate import validate
+
+from .photographs import photographs
+from .test_training_loop import RECIPE
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24  # of the stage of the likelihood
+
+
+def recipe(extra=""):
+    return parse_recipe(extra + RECIPE)
+
+
+def run(made, photos, folder, **options):
+    """Train, and return the lines of the log without their times."""
+    lines = []
+    train(made, photos, folder, log=lambda line: lines.append(line.split(" ", 1)[1]), **options)
+    return lines
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
+
+
+@pytest.fixture(scope="module")
+def start(photos, tmp_path_factory):
+    """A model that has hardly been trained, with defaults of its own."""
+    folder = tmp_path_factory.mktemp("start")
+    path = train(recipe(), photos, folder, stop_after=10, log=lambda _: None)
+    reconfigure(path, folder / "mine.safetensors", {"temperature": 0.6, "calm_edges": 0.25})
+    return folder / "mine.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(photos, start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(recipe(), photos, folder, start=start)
+
+
+def test_the_start_is_measured_before_the_first_step(photos, start, whole, tmp_path):
+    folder, lines = whole
+    made = recipe()
+    expected, _ = validate(
+        read(start), open_data(made, photos, tmp_path), made, made.stages[1], device="cpu", precision="float32"
+    )
+    measured = {row["measure"]: float(row["value"]) for row in rows(folder / "held_out.csv") if row["step"] == "0"}
+    assert measured == pytest.approx(expected, abs=1e-4)
+    first = next(k for k, line in enumerate(lines) if line.startswith("step 0 held out: validation_bits_per_dim"))
+    assert first < next(k for k, line in enumerate(lines) if line.startswith("flow ["))
+    assert (folder / "sheets" / "000000.png").exists()
+
+
+def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate(whole):
+    history = rows(whole[0] / "history.csv")
+    assert {row["stage"] for row in history} == {"flow"}
+    assert int(history[-1]["step"]) == STEPS
+    assert 0.05 < max(float(row["rate"]) for row in history) / 1e-2 <= 0.1
+
+
+def test_a_recipe_may_ask_for_other_stages_and_rates(photos, start, tmp_path):
+    made = recipe('start_rate = 0.5\nstart_stages = ["encoder", "flow"]\n')
+    lines = run(made, photos, tmp_path / "run", start=start, stop_after=9)
+    history = rows(tmp_path / "run" / "history.csv")
+    assert [row["stage"] for row in history] == ["encoder"] * 3 + ["flow"]
+    assert 0.25 < float(history[0]["rate"]) / 3e-3 <= 0.5
+    assert sum(line.startswith("step 0 held out") for line in lines) == 2  # the crops and losses of either stage
+
+
+def test_a_recipe_without_a_likelihood_trains_what_it_has():
+    made = parse_recipe(RECIPE.replace('"likelihood"', '"l1"'))
+    assert made.stages_from_start() == made.stages
+
+
+def test_a_better_model_takes_the_place_of_the_start(whole, start):
+    folder, lines = whole
+    metrics = read_header(folder / "model.safetensors").provenance["metrics"]
+    before = float(rows(folder / "held_out.csv")[0]["value"])
+    gain = before - metrics["validation_bits_per_dim"]
+    assert gain > 0
+    assert lines[-1].startswith(f"better than the start by {gain:.4g} (validation_bits_per_dim {before:g} -> ")
+    assert all(name in lines[-1] for name in metrics)
+    assert read_header(folder / "model.safetensors").provenance["steps"] == STEPS
+    assert not (folder / "worse.safetensors").exists()
+
+
+def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
+    made, folder = recipe("start_rate = 30.0\n"), tmp_path / "run"
+    lines = run(made, photos, folder, start=start)
+    assert lines[-1].startswith("worse than the start by ")
+    assert f"model.safetensors is the start; what was trained is {folder / 'worse.safetensors'}" in lines[-1]
+    assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
+    trained = read_header(folder / "worse.safetensors")
+    assert trained.provenance["steps"] == STEPS
+    assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(rows(folder / "held_out.csv")[0]["value"])
+    again = run(made, photos, folder)  # a finished run is left alone, and says so again
+    assert again[-1] == lines[-1]
+    assert not any("held out:" in line for line in again)
+
+
+def test_numbers_that_are_none_are_worse(photos, start, tmp_path, monkeypatch):
+    real = validate
+    seen = []
+
+    def broken(*words, **options):
+        metrics, columns = real(*words, **options)
+        seen.append(metrics)
+        return (metrics if len(seen) == 1 else dict.fromkeys(metrics, math.nan)), columns
+
+    monkeypatch.setattr("flowcore.training.loop.validate", broken)
+    lines = run(recipe(), photos, tmp_path / "run", start=start, stop_after=1)
+    assert lines[-1].startswith("worse than the start")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == start.read_bytes()
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(photos, start, whole, tmp_path):
+    folder = tmp_path / "run"
+    run(recipe(), photos, folder, start=start, stop_after=7)
+    lines = run(recipe(), photos, folder)  # the start stands in the folder
+    assert lines[-1] == whole[1][-1]
+    measured = [row["measure"] for row in rows(folder / "held_out.csv") if row["step"] == "0"]
+    assert len(measured) == len(set(measured)) > 0
+    one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole[0]))
+    assert one["progress"]["step"] == two["progress"]["step"] == STEPS
+    assert all(torch.equal(value, two["average"][name]) for name, value in one["average"].items())
+
+
+def test_without_held_out_photographs_nothing_is_compared(photos, start, tmp_path):
+    made = parse_recipe(RECIPE.replace("validation = 1", "validation = 0"))
+    lines = run(made, photos, tmp_path / "run", start=start, stop_after=1)
+    assert "nothing tells whether this is better than the start" in lines[-1]
+    assert read_header(tmp_path / "run" / "model.safetensors").provenance["steps"] == 1
+
+
+def test_a_run_goes_on_from_its_own_start_only(photos, start, tmp_path):
+    run(recipe(), photos, tmp_path / "fresh", stop_after=1)
+    with pytest.raises(FlowError, match=r"holds a run that did not start from mine\. .*leave out --start"):
+        run(recipe(), photos, tmp_path / "fresh", start=start)
+
+
+def test_a_fine_tuned_model_is_sampled_as_its_start(whole, photos, start, tmp_path):
+    config = read(whole[0] / "model.safetensors").config
+    assert (config.temperature, config.calm_edges) == (0.6, 0.25)
+    folder = tmp_path / "run"
+    for stop in (1, 2):  # and after it was resumed
+        run(recipe(), photos, folder, start=start, stop_after=stop)
+    assert read(folder / "model.safetensors").config == config
+
+
+def test_runs_from_before_go_on_as_they_began(photos, start, tmp_path):
+    """With all stages, and at the full rate: their checkpoints say nothing of the start."""
+    folder = tmp_path / "run"
+    run(recipe(), photos, folder, stop_after=3)
+    old = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del old["progress"]["start"], old["progress"]["stage_steps"]
+    old["progress"]["origin"] = ", starting from mine"
+    torch.save(old, folder / "checkpoint.pt")
+    lines = run(recipe(), photos, folder, start=start)
+    assert "32 of 32 steps, 0 skipped" in lines[-1]
+    assert {row["stage"] for row in rows(folder / "history.csv")} == {"encoder", "flow"}
