@@ -157,7 +157,7 @@ class Worker:
             samples=work.samples,
             settings=used,
             sources={"image": source(photograph.pixels)},
-            pictures=tuple(fingerprint(to_uint8(result)) for result in pictures),
+            pictures=tuple(fingerprint(to_uint8(result).expand(max(3, len(result)), -1, -1)) for result in pictures),
         )
         text = {KEY: json.dumps([provenance.to_json()])}
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
@@ -188,7 +188,7 @@ class Worker:
     ) -> Tensor:
         return task(
             self.flow,
-            photograph.pixels,
+            photograph.pixels[:, :1] if photograph.gray else photograph.pixels,
             seed=self.work.seed,
             samples=self.work.samples,
             progress=progress,

@@ -76,10 +76,12 @@ class DecodedImage:
     Attributes:
         pixels: ``(1, 3 or 4, H, W)`` float32 in [0, 1], upright.
         metadata: What else the file contains.
+        gray: Whether the file has one channel; in ``pixels`` it is there three times.
     """
 
     pixels: Tensor
     metadata: Metadata
+    gray: bool = False
 
 
 def read(data: bytes, name: str) -> DecodedImage:
@@ -98,9 +100,11 @@ def read(data: bytes, name: str) -> DecodedImage:
     with _opened(data, name) as opened:
         pixels = _decode(opened, data)
         metadata = Metadata(_exif(opened)[0], _xmp(opened), _profile(opened), _dpi(opened))
+        gray = opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")
+        gray &= pixels.shape[2] == 3
     scale = 65535 if pixels.dtype == np.uint16 else 255
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
-    return DecodedImage(tensor.contiguous(), metadata)
+    return DecodedImage(tensor.contiguous(), metadata, gray)
 
 
 def read_rgb(data: bytes, name: str) -> Image.Image:

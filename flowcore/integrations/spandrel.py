@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from ..images.rounding import to_uint8
 from ..inference.plan import forget_plan
 from ..tasks.upscale import sampling_settings, upscale
 from ..transforms import Coupling
+
+log = logging.getLogger("flowcore")
 
 ID = "flowcore-srflow"
 # No other architecture has all of these names: two tensors of our encoder, and one of our flow.
@@ -73,6 +76,7 @@ class Upscaler(nn.Module):
         self.temperature, self.calm_edges = sampling_settings(flow, temperature, calm_edges)
         self.seed = seed
         self.cancelled, self.notify = cancelled, notify
+        self._notified: set[str] = set()  # hosts call once per tile
 
     @property
     def scale(self) -> int:
@@ -88,12 +92,17 @@ class Upscaler(nn.Module):
         Returns:
             ``(B, 3, s * h, s * w)`` in [0, 1], in the same precision and on the same device.
         """
-        options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self.notify}
+        options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self._notify_once}
         if not self.temperature:
             return upscale(self.flow, image, temperature=0.0, **options).to(image.dtype)
         options |= {"temperature": self.temperature, "calm_edges": self.calm_edges}
         pictures = [upscale(self.flow, one, seed=self._seed(one), **options) for one in image.split(1)]
         return torch.cat(pictures).to(image.dtype)
+
+    def _notify_once(self, sentence: str) -> None:
+        if sentence not in self._notified:
+            self._notified.add(sentence)
+            (self.notify or log.warning)(sentence)
 
     def _seed(self, image: Tensor) -> int:
         # From 8-bit values: half precision, or rounding on another device, makes the same noise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
 from ..prior import level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, overflow
+from .gray import gray_images, with_channels_of, without_color
 from .passes import MAX_DEVIATION
 from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
 from .tile_size import TileSize
@@ -50,7 +51,8 @@ def brighten(
     Args:
         flow: A low-light model, such as an LLFlow.
         image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside
-            are clamped. C is 3; or 1 (gray); or 4, whose alpha is kept. The model was trained on 8-bit photographs.
+            are clamped. C is 3; or 1 (gray, which stays gray, as in ``upscale``); or 4, whose alpha is kept. The model
+            was trained on 8-bit photographs.
         temperature: Standard deviation of the noise around the mean of the prior, >= 0: a number, or a map ``(1 or B,
             1, any height, any width)`` that covers the image. 0 is the published picture, the same for every seed;
             None for what the model's file states.
@@ -65,7 +67,7 @@ def brighten(
         notify: Called with a sentence when something is done otherwise than asked; None logs it.
 
     Returns:
-        ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
+        ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
         image 1. The published program cuts the values down to 8 bits; here they are not rounded.
 
     Raises:
@@ -86,7 +88,8 @@ def brighten(
 
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
-        return with_alpha(job(rgb, tau, sampling).to(image.device), alpha)
+        gray = gray_images(run, image, rgb)
+        return with_alpha(with_channels_of(image, job(rgb, tau, sampling, gray), gray).to(image.device), alpha)
 
     return run(task, job.tiles.halve)
 
@@ -125,8 +128,8 @@ class _Brightener:
         self._run, self._flow, self._halo = run, flow, halo
         self.tiles = TileSize(tile, halo, sides=TILES, smallest=SMALLEST_TILE, unit="pixels")
 
-    def __call__(self, rgb: Tensor, tau: float | Tensor, sampling: SamplingOptions) -> Tensor:
-        """Compute all samples, ``(B * samples, 3, H, W)``, on the CPU."""
+    def __call__(self, rgb: Tensor, tau: float | Tensor, sampling: SamplingOptions, gray: Sequence[bool]) -> Tensor:
+        """Compute all samples, ``(B * samples, 3, H, W)``, on the CPU; those of images that are gray without color."""
         run, plan = self._run, self._run.plan
         batch, _, height, width = rgb.shape
         left, _, top, _ = border = _border(height, width)
@@ -160,7 +163,8 @@ class _Brightener:
                     run.stage(plan.units)
                     images = self._decode(latents[part][coarse], cond, padded[area], repairs, item * len(noise), part)
                     for number, image in enumerate(images[inner], start=part.start):
-                        pictures[number][outer] = image.clamp(0, 1)
+                        image = image.clamp(0, 1)
+                        pictures[number][outer] = without_color(image) if gray[item] else image
                         cropped = pictures[number, :, top : top + height, left : left + width]
                         run.advance(preview=cropped if tile is tiles[-1] else None)
         for sentence in repairs.sentences(rows * columns, "left as dark as it was"):

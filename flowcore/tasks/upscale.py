@@ -23,6 +23,7 @@ from ..models.hcflow import HCFlowConfig
 from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import Precision, Progress, consistency, overflow
 from .calm_edges import edge_map
+from .gray import gray_images, with_channels_of, without_color
 from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
 from .tile_size import TileSize
 
@@ -69,7 +70,8 @@ def upscale(
         flow: An upscaling model, such as an SRFlow. Samples of an SRFlow share most of the work; those of an HCFlow
             share a fifth at 4x, since its finer levels are conditioned on what is drawn at the deeper ones.
         lr: ``(B, C, h, w)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values outside
-            are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize.
+            are clamped. C is 3; or 1 (gray); or 4, whose alpha is enlarged by a bicubic resize. What is gray stays
+            gray: of an image whose three channels are equal, the luma of what the model makes is taken.
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. 0 is smoothest, 1 the
             model's own spread. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the image, for
             example from ``prior.masked_temperature``. None for the model's own, which its file states: the highest
@@ -97,8 +99,8 @@ def upscale(
         store: Where the conditions of the images are kept for the next call; None for nowhere.
 
     Returns:
-        ``(B * samples, 3 or 4, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then
-        of image 1. With ``factor`` or ``longest_side``, the sides are those of ``target_size``.
+        ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
+        image 1. With ``factor`` or ``longest_side``, the sides are those of ``target_size``.
 
     Raises:
         ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
@@ -125,14 +127,15 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
-        pictures = upscaler(rgb, [settings], sampling)
+        gray = gray_images(run, lr, rgb)
+        pictures = upscaler(rgb, [settings], sampling, gray)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
         elif match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=cancelled, notify=run.notify)
-        return with_alpha(pictures.to(lr.device), alpha)
+        return with_alpha(with_channels_of(lr, pictures, gray).to(lr.device), alpha)
 
     return run(task, upscaler.tiles.halve)
 
@@ -171,7 +174,7 @@ def temperature_grid(
         store: See ``upscale``.
 
     Returns:
-        ``(B * temperatures * seeds, 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
+        ``(B * temperatures * seeds, 1 or 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
         temperature, then of the second. Each equals the result of ``upscale``.
 
     Raises:
@@ -187,7 +190,13 @@ def temperature_grid(
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     run = Runner(flow, options, ADVICE.replace("samples", "seeds"), lr)
     upscaler = Upscaler(run, flow, tile, halo, store)
-    return run(lambda: upscaler(validate_image(lr)[0], settings, sampling).to(lr.device), upscaler.tiles.halve)
+
+    def task() -> Tensor:
+        rgb = validate_image(lr)[0]
+        gray = gray_images(run, lr, rgb)
+        return with_channels_of(lr, upscaler(rgb, settings, sampling, gray), gray).to(lr.device)
+
+    return run(task, upscaler.tiles.halve)
 
 
 def sampling_settings(
@@ -304,8 +313,17 @@ class Upscaler:
         self._run, self._flow, self._halo, self._store = run, flow, halo, store
         self.tiles = TileSize(tile, halo, sides=TILES, smallest=SMALLEST_TILE, unit="LR pixels")
 
-    def __call__(self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions) -> Tensor:
-        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU."""
+    def __call__(
+        self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions, gray: Sequence[bool] = ()
+    ) -> Tensor:
+        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
+
+        Args:
+            rgb: The images.
+            taus: Temperatures.
+            sampling: What is drawn.
+            gray: For each image, whether its enlargements are made gray; none if empty.
+        """
         run, plan, scale = self._run, self._run.plan, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:
             self._store.clear()
@@ -344,7 +362,8 @@ class Upscaler:
                     repairs.add(item * samples + part.start, *marks)
                     assert images is not None
                     for number, image in zip(part, images, strict=True):
-                        pictures[number][outer] = image.clamp(0, 1)
+                        image = image.clamp(0, 1)
+                        pictures[number][outer] = without_color(image) if gray and gray[item] else image
                         run.advance(preview=pictures[number] if tile is tiles[-1] else None)
         for sentence in repairs.sentences(height * scale * width * scale, "enlarged by a bicubic resize"):
             run.notify(sentence)

@@ -79,10 +79,17 @@ def test_tiles_are_nearly_the_whole_picture(flow):
 def test_odd_sizes_gray_and_alpha(flow, shape):
     image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) / 3
     result = flowcore.brighten(flow, image, temperature=0.3)
-    assert result.shape == (shape[0], max(3, shape[1]), *shape[2:])
+    assert result.shape == shape
     assert bool(result.isfinite().all())
     if shape[1] == 4:
         assert torch.equal(result[:, 3:], image[:, 3:])
+
+
+def test_gray_stays_gray(flow):
+    gray = dark(20, 24)[:, :1]
+    one, three = (flowcore.brighten(flow, x, temperature=0.3) for x in (gray, gray.expand(-1, 3, -1, -1)))
+    assert one.shape[1] == 1
+    assert torch.equal(three, one.expand(-1, 3, -1, -1))
 
 
 def test_a_black_photograph_and_one_of_one_level(flow):

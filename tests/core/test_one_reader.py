@@ -130,6 +130,26 @@ def test_commands_that_make_images(zoo, models, tmp_path, capsys, command):
         assert torch.equal(rgb_of(one), rgb_of(other)), name
 
 
+@pytest.mark.parametrize("command", ["upscale", "brighten"])
+def test_gray_files_stay_gray(zoo, models, tmp_path, capsys, command):
+    folder, _, shown = zoo
+    channels = {"gray16.png": 1, "gray16-tiff.tif": 1, "black-and-white.png": 1, "gray-alpha.png": 4}
+    flat = tmp_path / "flat.png"
+    Image.fromarray(np.array(shown["gray16.png"])).save(flat)  # gray in three channels
+    for bits in ("8", "16"):
+        out = tmp_path / bits
+        words = [*map(str, map(folder.joinpath, channels)), str(flat), "-o", str(out), "--bits", bits]
+        assert main([command, *words, *models(command), "--temperature", "0.5"]) == 0
+        assert "flat.png: The image is gray, in three equal channels" in capsys.readouterr().err
+        for name, expected in {**channels, "flat.png": 3}.items():
+            file = next(out.glob(f"{name.partition('.')[0]}_*.png"))
+            with Image.open(file) as opened:
+                assert len(opened.getbands()) == expected, name
+            red, green, blue = rgb_of(file)[0]
+            assert torch.equal(red, green), name
+            assert torch.equal(red, blue), name
+
+
 @pytest.mark.parametrize("kind", ["upscale", "colorize", "density"])
 def test_score(zoo, models, tmp_path, capsys, kind):
     folder, plain, shown = zoo

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -88,14 +89,40 @@ def test_tiles_do_not_change_the_picture(flow: Flow, temperature: float | Tensor
 # --- input ------------------------------------------------------------------------------------------------------------
 
 
-def test_alpha_is_resized_and_gray_becomes_rgb(flow: Flow) -> None:
+def test_alpha_is_resized(flow: Flow) -> None:
     rgba = picture(2, 4, 6, 10)
     result = upscale(flow, rgba, samples=2)
     assert result.shape == (4, 4, 24, 40)
     assert torch.allclose(result[:2, 3:], enlarge(rgba[:1, 3:], 4).clamp(0, 1).expand(2, -1, -1, -1))
     assert torch.equal(result[:, :3], upscale(flow, rgba[:, :3], samples=2))
-    gray = picture(1, 1, 6, 6)
-    assert torch.equal(upscale(flow, gray), upscale(flow, gray.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"factor": 3.3}, {"match_source": True}, {"tile": 32}])
+def test_gray_stays_gray(flow: Flow, options: dict[str, Any]) -> None:
+    gray, notes = picture(1, 1, 40, 36), list[str]()
+    drawing: dict[str, Any] = {"temperature": 0.8, "samples": 2, **options}
+    one = upscale(flow, gray, **drawing, notify=notes.append)
+    assert one.shape[:2] == (2, 1)
+    assert not any("gray" in note for note in notes)
+    three = upscale(flow, gray.expand(-1, 3, -1, -1), **drawing, notify=notes.append)
+    assert torch.equal(three, one.expand(-1, 3, -1, -1))
+    assert any(note.startswith("The image is gray, in three equal channels") for note in notes)
+    color = picture(1, 3, 40, 36)
+    mixed = upscale(flow, torch.cat([color, gray.expand(-1, 3, -1, -1)]), **drawing, notify=notes.append)
+    assert torch.equal(mixed[:2], upscale(flow, color, **drawing))
+    assert (mixed[:2, 0] != mixed[:2, 2]).any()
+    assert torch.equal(mixed[2:], three)
+    assert any(note.startswith("1 of 2 images are gray") for note in notes)
+
+
+def test_gray_with_alpha_and_previews_stay_gray(flow: Flow) -> None:
+    gray, previews = picture(1, 1, 6, 6), list[Tensor]()
+    rgba = torch.cat([gray.expand(-1, 3, -1, -1), picture(1, 1, 6, 6)], 1)
+    result = upscale(flow, rgba, progress=lambda done, total, preview=None: previews.append(preview))
+    shown = [preview for preview in previews if preview is not None]
+    assert shown
+    for made in (result[0], *shown):
+        assert torch.equal(made[:1].expand(3, -1, -1), made[:3])
 
 
 def test_layouts_precisions_and_ranges_of_the_input(flow: Flow) -> None:
