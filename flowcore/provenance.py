@@ -240,12 +240,13 @@ def fingerprint(picture: Tensor) -> str:
     """Fingerprint a picture as an 8-bit file stores it.
 
     Args:
-        picture: ``(3 or 4, H, W)`` in [0, 1], or uint8. Alpha is ignored, and values are truncated as ComfyUI does.
+        picture: ``(1, 3 or 4, H, W)`` in [0, 1], or uint8. Gray counts as three channels, alpha is ignored, and values
+            are truncated as ComfyUI does.
 
     Returns:
         12 hexadecimal digits.
     """
-    pixels = picture[:3]
+    pixels = picture[:3].expand(3, -1, -1)
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float() * 255).clamp(0, 255).to(torch.uint8)
     shape = str(tuple(pixels.shape)).encode()

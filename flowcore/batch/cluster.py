@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ import torch
 
 from ..checkpoints import catalog, load
 from ..errors import FlowError
-from .folders import Job, Result
+from .folders import Job, Made, Result
 from .job import Work, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
@@ -85,11 +86,13 @@ class _Remote:
         notes: list[str] = []
         try:
             path = Path(row["path"])
+            start = time.monotonic()
             results = self._worker(path.read_bytes(), path.name, notify=notes.append)
+            seconds = time.monotonic() - start
         except Exception as error:  # one picture does not stop the others
             text = str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            return {"number": row["number"], "results": [], "error": text, "notes": notes}
-        return {"number": row["number"], "results": results, "error": "", "notes": notes}
+            return {"number": row["number"], "results": [], "error": text, "notes": notes, "seconds": 0.0}
+        return {"number": row["number"], "results": results, "error": "", "notes": notes, "seconds": seconds}
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -100,6 +103,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
         "results": arrow.list_(arrow.large_binary()),
         "error": arrow.string(),
         "notes": arrow.list_(arrow.string()),
+        "seconds": arrow.float64(),
     }
     return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
@@ -137,7 +141,7 @@ def execute(
                 del failed[row["number"]]
                 for note in row["notes"]:
                     notify(f"{job.source.name}: {note}")
-                yield job, row["results"]
+                yield job, Made(row["results"], row["seconds"], tuple(row["notes"]))
             if attempt + 1 < ATTEMPTS and failed:
                 notify(f"{len(failed)} failed: trying once more.")
             pending = {number: pending[number] for number in failed}

@@ -1,7 +1,7 @@
 """Folders of pictures: which files, where their results go, which are done, and which failed.
 
 Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped at
-any moment can be resumed, and changed settings make the results again. Results are complete or absent
+any moment can be resumed, and a file that something else made is never replaced. Results are complete or absent
 (``checkpoints.writing``). A picture that fails does not stop the others.
 """
 
@@ -24,7 +24,7 @@ from ..checkpoints.writing import SavingError, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
-from .job import Work
+from .job import MARK, Work
 
 MAGIC = re.compile(r"[*?[]")
 SCORE_COLUMNS = ("image", "bits_per_dim", "complexity_corrected", "per_level", "notes", "error", "id")
@@ -65,18 +65,39 @@ class Report:
     skipped: list[Job] = field(default_factory=list[Job])
     failed: list[tuple[Job, Exception]] = field(default_factory=list[tuple[Job, Exception]])
 
-    def raise_failures(self, total: int) -> None:
-        """Raise an error that lists the jobs that failed, out of ``total``; nothing if there are none."""
+    def raise_failures(self, total: int, summary: str = "") -> None:
+        """Raise an error that lists the jobs that failed, out of ``total``; nothing if there are none.
+
+        Args:
+            total: Number of jobs.
+            summary: Last line of the list.
+        """
         if not self.failed:
             return
         first = self.failed[0][1]
         if total == 1:
             raise first
         lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in self.failed]
-        raise FlowError("\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])) from first
+        listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
+        raise FlowError(f"{listed}\n{summary}".strip()) from first
 
 
-Result = tuple[Job, list[bytes] | Exception]
+@dataclass(frozen=True)
+class Made:
+    """The results of a job.
+
+    Attributes:
+        files: Their contents.
+        seconds: How long it took.
+        notes: What the task had to say.
+    """
+
+    files: list[bytes]
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+Result = tuple[Job, Made | Exception]
 """A job, and its results or its failure."""
 
 
@@ -199,8 +220,8 @@ def run(
     executor: Callable[[Iterable[Job]], Iterable[Result]],
     *,
     is_done: Callable[[Job], bool],
-    save: Callable[[Job, list[bytes]], None],
-    on_result: Callable[[Job, Exception | None, bool], None],
+    save: Callable[[Job, Made], None],
+    on_result: Callable[[Job, Made | Exception | None], None],
     whole_clips: bool = False,
 ) -> Report:
     """Execute all jobs whose results do not exist yet.
@@ -208,9 +229,9 @@ def run(
     Args:
         made: The jobs.
         executor: Executes the jobs that it is given, in any order; an exception that it raises ends the run.
-        is_done: Returns True if the results of a job exist.
+        is_done: Returns True if the results of a job exist; raises FlowError if they cannot be saved.
         save: Saves results.
-        on_result: Called after every job with its failure, if any, and whether it was skipped.
+        on_result: Called after every job with its results or its failure; with None if it was skipped.
         whole_clips: Results depend on the frames before them in the folder: if one is missing, all are made again.
 
     Returns:
@@ -219,63 +240,115 @@ def run(
     Raises:
         SavingError: If results cannot be saved; the next ones could not be saved either.
     """
-    report, incomplete = Report(), set[Path]()
-    if whole_clips:
-        incomplete = {job.source.parent for job in made if not is_done(job)}
+    report = Report()
+    incomplete = {job.source.parent for job in made if not _done(job, is_done)} if whole_clips else set[Path]()
+
+    def finish(job: Job, result: Made | Exception) -> None:
+        if isinstance(result, Exception):
+            report.failed.append((job, result))
+        else:
+            report.done.append(job)
+        on_result(job, result)
 
     def pending() -> Iterator[Job]:
         for job in made:
-            if job.source.parent not in incomplete if whole_clips else is_done(job):
+            state = _done(job, is_done)
+            if isinstance(state, FlowError):
+                finish(job, state)
+            elif state and job.source.parent not in incomplete:
                 report.skipped.append(job)
-                on_result(job, None, True)
+                on_result(job, None)
             else:
                 yield job
 
     for job, result in executor(pending()):
-        failure = result if isinstance(result, Exception) else None
         if not isinstance(result, Exception):
             try:
                 save(job, result)
             except SavingError:
                 raise
             except (FlowError, OSError) as error:
-                failure = error
-        if failure is None:
-            report.done.append(job)
-        else:
-            report.failed.append((job, failure))
-        on_result(job, failure, False)
+                result = error
+        finish(job, result)
     return report
 
 
-def is_done(job: Job, work: Work, model: str) -> bool:
-    """Return True if all outputs exist and match the job's settings.
+def _done(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
+    try:
+        return is_done(job)
+    except FlowError as error:
+        return error
+
+
+def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
+    """Return True if all outputs exist, are whole, and match the job's settings.
 
     Args:
         job: The job.
         work: What is done with every picture.
         model: Fingerprint of the model.
+        again: Whether to make everything anew.
 
     Returns:
-        Whether the job can be skipped. Pictures without a fingerprint, saved by another program, count as outputs.
+        Whether the job can be skipped.
+
+    Raises:
+        FlowError: If an output is a file that must not be replaced, see ``targets_done``.
     """
-    if not job.targets or not all(target.is_file() for target in job.targets):
-        return False
     try:
-        expected = work.ids(job.source.read_bytes(), model)
-        actual = [files.unique_id(target.read_bytes()) for target in job.targets]
+        picture = job.source.read_bytes()
     except OSError:
         return False
-    return all(id in (None, wanted) for id, wanted in zip(actual, expected, strict=True))
+    return targets_done(job.targets, work.ids(picture, model), work.size_of(picture), again=again)
 
 
-def save(job: Job, results: Sequence[bytes]) -> None:
+def targets_done(
+    targets: Sequence[Path], ids: Sequence[str], size: tuple[int, int] | None, *, again: bool = False
+) -> bool:
+    """Return True if all outputs exist, are whole, and are what would be made now.
+
+    Args:
+        targets: The outputs.
+        ids: What identifies them, see ``job.picture_id``.
+        size: Height and width that they should have; None if unknown.
+        again: Whether to make everything anew.
+
+    Returns:
+        Whether nothing has to be made. Empty and damaged outputs of ours are made again.
+
+    Raises:
+        FlowError: If an output exists that something else has made; with ``again`` only if it is not one of ours.
+    """
+    done = bool(targets) and not again
+    for target, id in zip(targets, ids, strict=True):
+        if not target.exists() or (target.is_file() and target.stat().st_size == 0):
+            done = False
+            continue
+        data = target.read_bytes() if target.is_file() else b""
+        actual = files.unique_id(data) or ""
+        if not actual.startswith(MARK):
+            raise FlowError(
+                f"{target} exists, and flowcore did not make it, or it was changed since. It is kept. Move it away, or "
+                "name another folder or file."
+            )
+        if again:
+            continue
+        whole = files.is_whole(data)
+        if actual != id or (whole and size not in (None, files.upright_size(data))):
+            changed = "resized since it was made"
+            how = changed if actual == id else "made by another model, with other settings or of another picture"
+            raise FlowError(f"{target} exists, {how}. --again replaces it; or name another folder or file.")
+        done &= whole
+    return done
+
+
+def save(job: Job, made: Made) -> None:
     """Save the results of a job, each file atomically.
 
     Raises:
         SavingError: If a file cannot be written.
     """
-    for target, result in zip(job.targets, results, strict=True):
+    for target, result in zip(job.targets, made.files, strict=True):
         write_atomic(target, result)
 
 

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.latents_file import model_sha256
@@ -28,18 +32,23 @@ from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
+from ..tasks.rescale import restore, shrink
 from ..tasks.score import Score, score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
-Command = Literal["upscale", "colorize", "brighten", "score"]
-NODES = {
+Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "score"]
+NODES = {  # that would make the same picture
     "upscale": "FlowcoreUpscale",
     "colorize": "FlowcoreColorize",
     "brighten": "FlowcoreBrighten",
-}  # that would make the same picture
+    "shrink": "FlowcoreShrink",
+    "restore": "FlowcoreRestore",
+}
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
+MARK = "f10c0de5"  # how the IDs of our results begin, which cameras use for IDs of their own
+SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,7 @@ class Work:
     Attributes:
         command: Which task.
         model: Name of the model, for the provenance.
+        scale: Factor between the sides of a picture and those of its results, for upscaling and rescaling models.
         settings: Keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as
             "colours". "frames" is "video" for a clip whose frames depend on each other.
         seed: Seed of the first sample.
@@ -63,6 +73,7 @@ class Work:
 
     command: Command
     model: str
+    scale: int = 1
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 0
     samples: int = 1
@@ -99,7 +110,39 @@ class Work:
             payloads = [{**payload, "rank": rank} for rank in range(self.keep)]
         else:
             payloads = [{**payload, "seed": seed} for seed in range(self.seed, self.seed + self.samples)]
-        return [hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:32] for each in payloads]
+        return [picture_id(each) for each in payloads]
+
+    def size_of(self, picture: bytes) -> tuple[int, int] | None:
+        """Compute height and width of the results of a picture; None if it cannot be read."""
+        size = files.upright_size(picture)
+        if size is None or self.command in ("colorize", "brighten", "score"):
+            return size
+        if self.command == "shrink":
+            return -(-size[0] // self.scale), -(-size[1] // self.scale)
+        stated = stated_size(picture) if self.command == "restore" else None
+        return stated or (size[0] * self.scale, size[1] * self.scale)
+
+    def seeds(self) -> list[str]:
+        """Name the seed of each result; of ranked ones, all seeds that were compared."""
+        last = self.seed + self.samples - 1
+        if self.command == "shrink":
+            return [""]
+        if self.keep:
+            return [f"{self.seed}-{last}, best {rank}" for rank in range(1, self.keep + 1)]
+        return [str(seed) for seed in range(self.seed, last + 1)]
+
+
+def picture_id(payload: dict[str, Any]) -> str:
+    """Fingerprint what makes a result, as 32 hexadecimal digits that tell that it is one of ours."""
+    digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+    return MARK + digest[: 32 - len(MARK)]
+
+
+def stated_size(picture: bytes) -> tuple[int, int] | None:
+    """Height and width of the photograph that a picture was shrunk from, as its file states them."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        stated = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
+    return None if stated is None else (int(stated[2]), int(stated[1]))
 
 
 class Worker:
@@ -136,13 +179,20 @@ class Worker:
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         photograph = files.read(picture, name)
         self._check_format(photograph)
-        if self.work.command == "upscale":
+        work, text = self.work, dict[str, str]()
+        if work.command == "upscale":
             pictures = self._make(upscale, photograph, progress, notify)
-        elif self.work.command == "brighten":
+        elif work.command == "brighten":
             pictures = self._make(brighten, photograph, progress, notify)
+        elif work.command == "shrink":
+            height, width = photograph.pixels.shape[-2:]
+            text[SIZE] = f"{width}x{height}"
+            pictures = shrink(self.flow, photograph.pixels, progress=progress, notify=notify)
+        elif work.command == "restore":
+            size = stated_size(picture)
+            pictures = self._make(partial(restore, size=size), photograph, progress, notify)
         else:
             pictures = self._colorize(photograph, clip, progress, notify)
-        work = self.work
         used = {key: value for key, value in work.settings.items() if is_plain(value)}
         if "precision" in used:  # what was computed in, which "auto" does not say to another machine
             used["precision"] = actual_precision(used["precision"], next(self.flow.parameters()).device)
@@ -157,9 +207,9 @@ class Worker:
             samples=work.samples,
             settings=used,
             sources={"image": source(photograph.pixels)},
-            pictures=tuple(fingerprint(to_uint8(result).expand(max(3, len(result)), -1, -1)) for result in pictures),
+            pictures=tuple(fingerprint(to_uint8(result)) for result in pictures),
         )
-        text = {KEY: json.dumps([provenance.to_json()])}
+        text[KEY] = json.dumps([provenance.to_json()])
         options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
         if work.keep:
             pictures = self._best(pictures, photograph, notify)
@@ -175,8 +225,8 @@ class Worker:
 
     def _temperature(self) -> float:
         given, config = self.work.settings.get("temperature"), self.flow.config
-        if given is not None:
-            return float(given)
+        if given is not None or self.work.command == "shrink":
+            return float(given or 0)
         return float(config.temperatures[0] if self.work.command == "colorize" else config.temperature)
 
     def _make(

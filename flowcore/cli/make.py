@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FlowError
-from .options import CALM_EDGES, add_batch, add_file_format, add_model, add_precision, parse_fields
+from .options import (
+    CALM_EDGES,
+    add_again,
+    add_batch,
+    add_file_format,
+    add_manifest,
+    add_megapixels,
+    add_model,
+    add_precision,
+    parse_fields,
+)
 from .output import log
 
 if TYPE_CHECKING:
@@ -21,6 +35,7 @@ if TYPE_CHECKING:
 def add_upscale(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_upscale)
     add_batch(command)
+    add_manifest(command)
     add_model(command)
     option = command.add_argument
     text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
@@ -29,6 +44,7 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ...")
     option("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
+    add_megapixels(command)
     add_precision(command)
     add_file_format(command)
 
@@ -37,6 +53,7 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
     command.set_defaults(run_command=_colorize)
     add_batch(command, "an image file (several samples are numbered by seed), or a folder")
+    add_manifest(command)
     add_model(command, "color-photos")
     option = command.add_argument
     option("--samples", type=int, default=1, help="colorings, with seeds SEED, SEED + 1, ...")
@@ -68,6 +85,7 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
 def add_brighten(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_brighten)
     add_batch(command)
+    add_manifest(command)
     add_model(command, None)
     option = command.add_argument
     text = "0 is the picture that the model expects, above come other exposures (default: what the model's file states)"
@@ -83,7 +101,8 @@ def add_sample(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_sample)
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("--out", type=Path, default=Path("output"), help="folder for the results (default: output)")
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the results (default: output), or a file")
+    add_again(command)
     option("--samples", type=int, default=8, help="images, with seeds SEED, SEED + 1, ...")
     option("--temperature", type=float, default=0.7, help="0 is calm, 1 the model's own spread")
     option("--seed", type=int, default=0)
@@ -99,7 +118,8 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("--out", type=Path, default=Path("output"), help="folder for the frames (default: output)")
+    option("-o", "--out", type=Path, default=Path("output"), help="folder for the frames (default: output), or a file")
+    add_again(command)
     option("--frames", type=int, default=16)
     option("--mode", default="slerp", choices=["slerp", "linear", "norm"])
 
@@ -111,9 +131,9 @@ def _upscale(options: argparse.Namespace) -> None:
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     settings: dict[str, Any] = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
-    if calm_edges:  # absent when off: results from before there was the option count as done
+    if calm_edges:
         settings["calm_edges"] = calm_edges
-    label = f"x{flow.config.scale}_tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
+    label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
     _make_samples(options, flow, "upscale", settings, label)
 
 
@@ -130,35 +150,30 @@ def _brighten(options: argparse.Namespace) -> None:
 def _make_samples(
     options: argparse.Namespace, flow: Flow, command: Command, settings: dict[str, Any], label: str
 ) -> None:
-    """Make all samples of every image, each in a file whose name ends in the label and the seed."""
-    from ..batch import folders
+    """Make all samples of every image, each in a file whose name ends in the model, the label and the seed."""
     from ..batch.job import Work
-    from ..images.files import SUFFIXES
-    from .batches import make_images
+    from .batches import describe, make_images, named_format, plan_jobs, seed_names
 
     work = Work(
         command=command,
         model=options.model,
+        scale=flow.condition_scale if command == "upscale" else 1,
         settings=settings,
         seed=options.seed,
         samples=options.samples,
-        format=options.format or "png",
+        format=named_format(options.out, options.format) or options.format or "png",
         bits=options.bits,
         quality=options.quality,
     )
-
-    def names(stem: str) -> list[str]:
-        return [f"{stem}_{label}_seed{seed}{SUFFIXES[work.format]}" for seed in _seeds(options)]
-
-    jobs = folders.jobs(folders.find(options.images, options.out), options.out, names)
+    seeds, made_by = seed_names(options), describe(options, label)
+    jobs = plan_jobs(options, work, lambda stem: [f"{stem}_{made_by}_{seed}" for seed in seeds], seeds)
     make_images(options, work, flow, jobs)
 
 
 def _colorize(options: argparse.Namespace) -> None:
-    from ..batch import folders
     from ..batch.job import Work
-    from ..images.files import FORMATS, SUFFIXES, read_bytes
-    from .batches import load_model, make_images
+    from ..images.files import read_bytes
+    from .batches import load_model, make_images, named_format, plan_jobs
 
     if options.strength is not None and options.reference is None:
         raise FlowError("--strength applies to a reference, and there is none. Give one with --reference FILE.")
@@ -172,13 +187,6 @@ def _colorize(options: argparse.Namespace) -> None:
     _check_keep(options)
     flow = load_model(options)
     flow.require("colorize")
-    found = folders.find(options.images, options.out)
-    suffix = options.out.suffix.lower()
-    is_file = suffix in FORMATS and not options.out.is_dir()
-    if is_file and len(found) > 1:
-        raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
-    if is_file and options.format not in (None, FORMATS[suffix]):
-        raise FlowError(f"{options.out.name} is not the name of a {options.format} file. Leave --format out.")
     work = Work(
         command="colorize",
         model=options.model,
@@ -188,17 +196,11 @@ def _colorize(options: argparse.Namespace) -> None:
         keep=options.keep or 0,
         by=options.by or "consensus",
         reference=None if options.reference is None else read_bytes(options.reference),
-        format=FORMATS[suffix] if is_file else options.format or "png",
+        format=named_format(options.out, options.format) or options.format or "png",
         bits=options.bits,
         quality=options.quality,
     )
-    if is_file:
-        options.again = True  # a file that is named is always written
-        jobs = [folders.Job(found[0].path, tuple(_numbered_files(options)))]
-        folders.check_targets(jobs)
-    else:
-        names = partial(_colorized_names, options, flow, SUFFIXES[work.format])
-        jobs = folders.jobs(found, options.out, names)
+    jobs = plan_jobs(options, work, partial(_colorized_names, options, flow), _sample_names(options))
     make_images(options, work, flow, jobs)
 
 
@@ -232,77 +234,129 @@ def _check_keep(options: argparse.Namespace) -> None:
         raise FlowError("A video is colored once: leave --keep out.")
 
 
-def _seeds(options: argparse.Namespace) -> range:
-    return range(options.seed, options.seed + options.samples)
-
-
 def _sample_names(options: argparse.Namespace) -> list[str]:
     """What distinguishes the files of one picture: their seeds, or their ranks, which --by depends on."""
+    from .batches import seed_names
+
     if options.keep is None:
-        return [f"seed{seed}" for seed in _seeds(options)]
-    return [f"seeds{options.seed}-{_seeds(options)[-1]}_best{rank}" for rank in range(1, options.keep + 1)]
+        return seed_names(options)
+    last = options.seed + options.samples - 1
+    return [f"seeds{options.seed}-{last}_best{rank}" for rank in range(1, options.keep + 1)]
 
 
-def _numbered_files(options: argparse.Namespace) -> list[Path]:
-    """A file per sample: OUT itself, or numbered by seed or rank."""
-    out: Path = options.out
-    if (options.keep or options.samples) == 1:
-        return [out]
-    return [out.with_stem(f"{out.stem}_{name}") for name in _sample_names(options)]
+def _colorized_names(options: argparse.Namespace, flow: Flow, stem: str) -> list[str]:
+    from .batches import describe
 
-
-def _colorized_names(options: argparse.Namespace, flow: Flow, suffix: str, stem: str) -> list[str]:
     if options.frames == "video":
-        return [f"{stem}{suffix}"]
+        return [stem]
     temperature, detail = (
         default if given is None else given
         for given, default in zip((options.temperature, options.detail), flow.config.temperatures, strict=True)
     )
-    return [f"{stem}_color_tau{temperature:g}_detail{detail:g}_{name}{suffix}" for name in _sample_names(options)]
+    label = describe(options, f"color_tau{temperature:g}_detail{detail:g}")
+    return [f"{stem}_{label}_{name}" for name in _sample_names(options)]
 
 
 def _sample(options: argparse.Namespace) -> None:
     from .. import load, sample
+    from ..tasks.passes import check_size
+    from .batches import describe, seed_names
 
     flow = load(options.model, options.device, **parse_fields(options.set))
-    size = options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size))
+    size = check_size(flow, options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
     labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
-    images = sample(
-        flow,
-        options.samples,
-        size=size,
-        temperature=options.temperature,
-        seed=options.seed,
-        labels=labels,
-        styles=parse_fields(options.style),
-        snapped=True,
-        precision=options.precision,
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{Path(options.model).stem}_tau{options.temperature:g}"
-    for seed, image in zip(_seeds(options), images, strict=True):
-        _write(options.out / f"{stem}_seed{seed}.png", image)
+    styles = parse_fields(options.style)
+
+    def make() -> Tensor:
+        return sample(
+            flow,
+            options.samples,
+            size=size,
+            temperature=options.temperature,
+            seed=options.seed,
+            labels=labels,
+            styles=styles,
+            snapped=True,
+            precision=options.precision,
+        )
+
+    parts = [f"{height}x{width}" for height, width in [size] if size != flow.image_size]
+    parts += [f"{name}{strength}" for name, strength in styles.items()]
+    made_by = describe(options, "_".join([*parts, f"tau{options.temperature:g}"]))
+    seeds = seed_names(options)
+    names = [f"label{label}_{seed}" for label, seed in zip(labels, seeds, strict=True)] if labels else seeds
+    settings = {"height": size[0], "width": size[1], "precision": options.precision, "styles": ", ".join(options.style)}
+    settings["labels"] = ", ".join(map(str, options.labels or ()))
+    entry: dict[str, Any] = {"node": "FlowcoreSample", "temperature": options.temperature, "seed": options.seed}
+    entry |= {"samples": options.samples, "settings": settings}
+    _save(options, flow, make, size, made_by, names, entry)
 
 
 def _interpolate(options: argparse.Namespace) -> None:
     from .. import decode, encode, interpolate, load
     from ..evaluation.image_set import read_upright, resize_to_own
+    from ..provenance import source
 
     flow = load(options.model, options.device, **parse_fields(options.set))
-    first, last = (encode(flow, resize_to_own(flow, read_upright(path))[None]) for path in options.images)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = "_".join(path.stem for path in options.images)
-    for k in range(options.frames):
-        t = k / max(1, options.frames - 1)
-        image = decode(flow, interpolate(first, last, t, mode=options.mode), clamp=True)[0]
-        _write(options.out / f"{stem}_{k:03d}.png", image)
+    ends = [resize_to_own(flow, read_upright(path)) for path in options.images]
+
+    def make() -> Tensor:
+        first, last = (encode(flow, image[None]) for image in ends)
+        parts = [k / max(1, options.frames - 1) for k in range(options.frames)]
+        frames = [decode(flow, interpolate(first, last, t, mode=options.mode), clamp=True) for t in parts]
+        return torch.cat(frames)
+
+    stem = "_".join([*(path.stem for path in options.images), Path(options.model).stem, options.mode])
+    names = [f"{k:03d}" for k in range(options.frames)]
+    entry: dict[str, Any] = {"node": "interpolate", "temperature": 0.0, "seed": 0}
+    entry |= {"samples": options.frames, "settings": {"mode": options.mode, "frames": options.frames}}
+    entry["sources"] = {name: source(image) for name, image in zip(("first", "last"), ends, strict=True)}
+    height, width = ends[0].shape[-2:]
+    _save(options, flow, make, (height, width), stem, names, entry)
 
 
-def _write(path: Path, image: Tensor) -> None:
-    from PIL import Image
+def _save(
+    options: argparse.Namespace,
+    flow: Flow,
+    make: Callable[[], Tensor],
+    size: tuple[int, int],
+    stem: str,
+    names: Sequence[str],
+    entry: dict[str, Any],
+) -> None:
+    """Make images unless they are there, and save them with their provenance.
 
+    Args:
+        options: Where they go.
+        flow: The model.
+        make: Makes them, ``(B, C, H, W)``.
+        size: Height and width.
+        stem: Of the names of their files, unless ``--out`` names one.
+        names: What distinguishes them.
+        entry: Fields of their ``Provenance``.
+    """
+    from ..batch.folders import targets_done
+    from ..batch.job import picture_id
+    from ..checkpoints.latents_file import model_sha256
+    from ..checkpoints.writing import write_atomic
+    from ..images.files import encode
     from ..images.rounding import to_uint8
+    from ..provenance import KEY, MAX_PICTURES, Provenance, fingerprint
+    from .batches import named_format, numbered
+    from .output import duration
 
-    array = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
-    log(str(path))
+    start, sha = time.monotonic(), model_sha256(flow)
+    format = named_format(options.out)
+    targets = numbered(options.out, list(names)) if format else [options.out / f"{stem}_{k}.png" for k in names]
+    ids = [picture_id({**entry, "model": sha, "name": name}) for name in names]
+    if targets_done(targets, ids, size, again=options.again):
+        log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
+        return
+    images = make()
+    made = tuple(fingerprint(to_uint8(image)) for image in images[:MAX_PICTURES])
+    common = {"node_id": "command", "model": options.model, "model_sha256": sha, "architecture": flow.architecture}
+    text = {KEY: json.dumps([Provenance(**common, **entry, pictures=made).to_json()])}
+    for target, image, id in zip(targets, images, ids, strict=True):
+        write_atomic(target, encode(image, format=format or "png", unique_id=id, text=text))
+        log(str(target))
+    log(f"{len(targets)} done, in {duration(time.monotonic() - start)}.")

@@ -13,7 +13,7 @@ from .options import CALM_EDGES, add_batch, add_model, parse_fields
 from .output import ProgressBar, log
 
 if TYPE_CHECKING:
-    from ..batch.folders import Job
+    from ..batch.folders import Job, Made
     from ..flow import Flow
 
 
@@ -65,7 +65,7 @@ def _score(options: argparse.Namespace) -> None:
     from ..batch import folders
     from ..batch.job import Work
     from ..checkpoints.latents_file import model_sha256
-    from .batches import executor, load_model
+    from .batches import executor, finish, load_model
 
     flow = load_model(options)
     settings: dict[str, Any] = {"dequantization": options.dequantization}
@@ -92,15 +92,14 @@ def _score(options: argparse.Namespace) -> None:
         rows[str(job.source)] = row
         return True
 
-    def save(job: Job, results: list[bytes]) -> None:
-        rows[str(job.source)] = row = {"image": str(job.source), **json.loads(results[0])}
+    def save(job: Job, made: Made) -> None:
+        rows[str(job.source)] = row = {"image": str(job.source), **json.loads(made.files[0])}
         if table is not None:
             table.append(row)
 
     if table is not None and table.rows:
         table.rewrite(list(table.rows.values()))  # drops a row that was cut off
     report = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
-    bar.close()
     ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
     lines = ["| image | bits per dimension | minus those of a lossless file | scored |", "|---|---|---|---|"]
     for row in ranked:
@@ -115,7 +114,7 @@ def _score(options: argparse.Namespace) -> None:
         failed = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in report.failed}
         others = [row for name, row in table.rows.items() if name not in rows and name not in failed]
         table.rewrite([*others, *({**failed, **rows}[str(job.source)] for job in jobs)])
-    report.raise_failures(len(jobs))
+    finish(report, bar, len(jobs))
 
 
 def _eval(options: argparse.Namespace) -> None:

@@ -19,6 +19,8 @@ CALM_EDGES = (
     "states, but 0 with a temperature of your own)"
 )
 
+MOST_MEGAPIXELS = 100  # of a result; more are asked about
+
 
 def add_model(command: argparse.ArgumentParser, default: str | None = "srflow-x4", *, repeatable: bool = False) -> None:
     if default is None:  # no model of this kind is shipped
@@ -47,8 +49,8 @@ def add_precision(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
-def add_images(command: argparse.ArgumentParser, out: str | None = None) -> None:
-    """Add the images, and where their results go.
+def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
+    """Add the images, where their results go, and the options of Ray.
 
     Args:
         command: The parser.
@@ -57,19 +59,29 @@ def add_images(command: argparse.ArgumentParser, out: str | None = None) -> None
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     default = Path("output") if out is None else None
-    text = out or "folder for the results (default: output); sub-folders are kept"
+    text = out or "folder for the results (default: output), where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=default, help=text)
-    command.add_argument("--again", action="store_true", help="redo images whose results exist already")
-
-
-def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
-    """Add the images, where their results go, as in ``add_images``, and the options of Ray."""
-    add_images(command, out)
+    add_again(command)
     option = command.add_argument_group("many machines (pip install 'ray[data]')").add_argument
     option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
     option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
     option("--ray-workers", type=int, metavar="N", help="number of workers (default: one per CPU, or per GPU)")
     option("--ray-threads", type=int, default=1, metavar="N", help="CPUs of each worker (default: 1)")
+
+
+def add_again(command: argparse.ArgumentParser) -> None:
+    text = "make results anew that exist already; files that flowcore did not make are never replaced"
+    command.add_argument("--again", action="store_true", help=text)
+
+
+def add_manifest(command: argparse.ArgumentParser) -> None:
+    text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
+    command.add_argument("--manifest", type=Path, metavar="FILE", help=text)
+
+
+def add_megapixels(command: argparse.ArgumentParser) -> None:
+    text = f"ask before a result becomes larger than N million pixels (default: {MOST_MEGAPIXELS}; 0: never ask)"
+    command.add_argument("--max-megapixels", type=float, default=MOST_MEGAPIXELS, metavar="N", help=text)
 
 
 def add_file_format(command: argparse.ArgumentParser) -> None:

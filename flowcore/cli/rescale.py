@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import io
-import re
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_images, add_model, add_precision, parse_fields
-from .output import ProgressBar, log
+from ..errors import FlowError
+from .options import add_batch, add_manifest, add_megapixels, add_model, add_precision
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..batch.folders import Job
+    from ..batch.job import Command
     from ..flow import Flow
-    from ..images.files import DecodedImage
-
-SIZE = "flowcore-size"  # text chunk of a small picture: width and height of the photograph
 
 
 def add_shrink(command: argparse.ArgumentParser) -> None:
@@ -37,81 +30,63 @@ def add_restore(command: argparse.ArgumentParser) -> None:
     option("--samples", type=int, default=1, help="pictures each, with seeds SEED, SEED + 1, ...")
     option("--tile", type=int, default=0, help="side of the tiles in pixels of the small picture; 0 chooses")
     add_precision(command)
+    add_megapixels(command)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.epilog = "The results are PNG files. The model is one for rescaling, such as Rescaling_DF2K_X4_HCFlow.pth."
-    add_images(command)
+    add_batch(command)
+    add_manifest(command)
     add_model(command, None)
 
 
 def _shrink(options: argparse.Namespace) -> None:
-    from ..tasks.rescale import shrink
-
-    def make(flow: Flow, photograph: DecodedImage, _: bytes, **hooks: Any) -> tuple[Tensor, dict[str, str]]:
-        height, width = photograph.pixels.shape[-2:]
-        return shrink(flow, photograph.pixels, **hooks), {SIZE: f"{width}x{height}"}
-
-    _each(options, lambda stem, _: [f"{stem}_small.png"], make)
+    options.seed, options.samples = 0, 1
+    flow = _load(options)
+    _each(options, flow, "shrink", {}, lambda stem: [f"{stem}_{Path(options.model).stem}_small"])
 
 
 def _restore(options: argparse.Namespace) -> None:
-    from ..tasks.rescale import restore
+    from .batches import describe, seed_names
 
-    def names(stem: str, flow: Flow) -> list[str]:
-        tau = flow.config.temperature if options.temperature is None else options.temperature
-        seeds = [(options.seed + k) % 2**64 for k in range(max(1, options.samples))]
-        return [f"{stem.removesuffix('_small')}_restored_tau{tau:g}_seed{seed}.png" for seed in seeds]
+    flow = _load(options)
+    temperature = flow.config.temperature if options.temperature is None else options.temperature
+    settings = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
+    label, small = describe(options, f"restored_tau{temperature:g}"), f"_{Path(options.model).stem}_small"
 
-    def make(flow: Flow, small: DecodedImage, data: bytes, **hooks: Any) -> tuple[Tensor, dict[str, str]]:
-        pictures = restore(
-            flow,
-            small.pixels,
-            temperature=options.temperature,
-            seed=options.seed,
-            samples=options.samples,
-            size=_stated_size(data),
-            tile=options.tile,
-            precision=options.precision,
-            **hooks,
-        )
-        return pictures, {}
+    def names(stem: str) -> list[str]:
+        return [f"{stem.removesuffix(small)}_{label}_{seed}" for seed in seed_names(options)]
 
-    _each(options, names, make)
+    _each(options, flow, "restore", settings, names)
 
 
-def _stated_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of the photograph, as ``shrink`` states them in a small picture's file."""
-    from PIL import Image
+def _load(options: argparse.Namespace) -> Flow:
+    from .batches import load_model
 
-    with Image.open(io.BytesIO(data)) as opened:
-        stated = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
-    return None if stated is None else (int(stated[2]), int(stated[1]))
+    flow = load_model(options)
+    flow.require("rescale")
+    return flow
 
 
 def _each(
     options: argparse.Namespace,
-    names: Callable[[str, Flow], list[str]],
-    make: Callable[..., tuple[Tensor, dict[str, str]]],
+    flow: Flow,
+    command: Command,
+    settings: dict[str, Any],
+    names: Callable[[str], list[str]],
 ) -> None:
-    """Make the results of every image that lack them, as PNG without loss; go on after an image that fails."""
-    from ..batch import folders
-    from ..checkpoints import load
-    from ..images import files
-    from .batches import run_in_turn, run_jobs
+    """Make the results of every image as PNG files, which lose nothing."""
+    from ..batch.job import Work
+    from .batches import make_images, named_format, plan_jobs, seed_names
 
-    flow = load(options.model, options.device, **parse_fields(options.set))
-    flow.require("rescale")
-    jobs = folders.jobs(folders.find(options.images, options.out), options.out, lambda stem: names(stem, flow))
-    bar = ProgressBar(len(jobs))
-
-    def execute(job: Job) -> list[bytes]:
-        data = files.read_bytes(job.source)
-        photograph = files.read(data, job.source.name)
-        pictures, text = make(flow, photograph, data, progress=bar.update, notify=log)
-        return [files.encode(picture, photograph.metadata, text=text) for picture in pictures]
-
-    def is_done(job: Job) -> bool:
-        return not options.again and all(target.exists() for target in job.targets)
-
-    run_jobs(jobs, partial(run_in_turn, execute, bar), bar, is_done=is_done)
+    if named_format(options.out) not in (None, "png"):
+        raise FlowError(f"The results of {command} are PNG files, which lose nothing; got {options.out.name}.")
+    work = Work(
+        command=command,
+        model=options.model,
+        scale=flow.condition_scale,
+        settings=settings,
+        seed=options.seed,
+        samples=options.samples,
+    )
+    make_images(options, work, flow, plan_jobs(options, work, names, seed_names(options)))

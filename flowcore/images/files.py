@@ -250,6 +250,26 @@ def unique_id(data: bytes) -> str | None:
     return None if found is None else str(found)
 
 
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """Read height and width of an image as it is to be shown, from the header; None if it is not an image."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
+            return (opened.width, opened.height) if swapped else (opened.height, opened.width)
+    except Exception:  # as in `read`
+        return None
+
+
+def is_whole(data: bytes) -> bool:
+    """Tell whether all pixels of an image file can be decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+    except Exception:  # as in `read`
+        return False
+    return True
+
+
 def image_files(folder: Path) -> list[Path]:
     """List the image files of a folder, at any depth.
 

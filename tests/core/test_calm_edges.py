@@ -196,10 +196,10 @@ def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_
     image = photograph(tmp_path / "photo.png", (10, 7))
     words = ["upscale", str(image), "-o", str(out), "--model", str(model), "--device", "cpu"]
     for options, name, settings in (
-        ([], "photo_x4_tau0.6_calm0.75_seed0.png", (0.6, 0.75)),
-        (["--temperature", "0.9"], "photo_x4_tau0.9_seed0.png", (0.9, None)),
-        (["--calm-edges", "0"], "photo_x4_tau0.6_seed0.png", (0.6, None)),
-        (["--temperature", "0.9", "--calm-edges", "0.5"], "photo_x4_tau0.9_calm0.5_seed0.png", (0.9, 0.5)),
+        ([], "photo_own_tau0.6_calm0.75_seed0.png", (0.6, 0.75)),
+        (["--temperature", "0.9"], "photo_own_tau0.9_seed0.png", (0.9, None)),
+        (["--calm-edges", "0"], "photo_own_tau0.6_seed0.png", (0.6, None)),
+        (["--temperature", "0.9", "--calm-edges", "0.5"], "photo_own_tau0.9_calm0.5_seed0.png", (0.9, 0.5)),
     ):
         assert main([*words, *options]) == 0
         (entry,) = read_provenance(out / name)

@@ -73,7 +73,7 @@ def test_upscale_names_samples(model: Path, tmp_path: Path, capsys: pytest.Captu
     words = ["upscale", str(image), "--model", str(model), "--out", str(out), "--samples", "2", "--seed", "3"]
     assert main([*words, "--temperature", "0.5", "--device", "cpu"]) == 0
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["photo_x4_tau0.5_seed3.png", "photo_x4_tau0.5_seed4.png"]
+    assert names == ["photo_tiny_tau0.5_seed3.png", "photo_tiny_tau0.5_seed4.png"]
     with Image.open(out / names[1]) as second, Image.open(image) as source:
         assert second.mode == "RGBA"
         assert second.size == (40, 28)
@@ -159,7 +159,7 @@ def test_sample_writes_the_samples_of_the_task(small_glow: Path, tmp_path: Path)
     expected = flowcore.sample(flowcore.load(small_glow), 2, temperature=0.2, seed=5, snapped=True)
     assert (pixels(out / names[1]) - expected[1]).abs().max() <= 0.51 / 255
     assert main([*words, "--size", "32", "8"]) == 0
-    assert pixels(out / "small-glow_tau0.7_seed5.png").shape == (3, 32, 8)
+    assert pixels(out / "small-glow_32x8_tau0.7_seed5.png").shape == (3, 32, 8)
 
 
 def test_interpolate_ends_at_its_images(small_glow: Path, tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_interpolate_ends_at_its_images(small_glow: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     words = ["interpolate", *map(str, images), "--model", str(small_glow), "--out", str(out), "--frames", "3"]
     assert main([*words, "--device", "cpu"]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["a_b_000.png", "a_b_001.png", "a_b_002.png"]
-    assert torch.equal(pixels(out / "a_b_000.png"), pixels(images[0]))
-    assert torch.equal(pixels(out / "a_b_002.png"), pixels(images[1]))
-    assert not torch.equal(pixels(out / "a_b_001.png"), pixels(images[1]))
+    assert sorted(p.name for p in out.iterdir()) == [f"a_b_small-glow_slerp_00{k}.png" for k in range(3)]
+    assert torch.equal(pixels(out / "a_b_small-glow_slerp_000.png"), pixels(images[0]))
+    assert torch.equal(pixels(out / "a_b_small-glow_slerp_002.png"), pixels(images[1]))
+    assert not torch.equal(pixels(out / "a_b_small-glow_slerp_001.png"), pixels(images[1]))
 
 
 def test_score_ranks_images(small_glow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,9 +224,9 @@ def test_styles_are_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(flowcore.load(styled).styles) == ["bold", "wide", "slanted", "messy"]
     words = ["sample", "--model", str(styled), "--out", str(out), "--labels", "2", "--samples", "2", "--device", "cpu"]
     assert main(words) == 0
-    as_drawn = pixels(out / "styled_tau0.7_seed1.png")
+    as_drawn = pixels(out / "styled_tau0.7_label2_seed1.png")
     assert main([*words, "--style", "bold=2"]) == 0
-    assert not torch.equal(pixels(out / "styled_tau0.7_seed1.png"), as_drawn)
+    assert not torch.equal(pixels(out / "styled_bold2_tau0.7_label2_seed1.png"), as_drawn)
     assert main([*words, "--style", "curly=2"]) == 1
     assert "bold" in capsys.readouterr().err  # names those that there are
     assert main(["eval", str(folder), "--model", str(styled), "--device", "cpu"]) == 0
@@ -292,7 +292,7 @@ def test_colorize_samples(small_colorizer: Path, tmp_path: Path, capsys: pytest.
     words = ["colorize", str(image), str(out), "--model", str(small_colorizer), "--samples", "2", "--seed", "3"]
     assert main([*words, "--temperature", "0.5", "--device", "cpu"]) == 0
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["old_color_tau0.5_detail0.3_seed3.png", "old_color_tau0.5_detail0.3_seed4.png"]
+    assert names == [f"old_small-colorizer_color_tau0.5_detail0.3_seed{seed}.png" for seed in (3, 4)]
     with Image.open(image) as opened:
         grey, alpha = (torch.from_numpy(np.array(band)).float() for band in opened.split())
     expected = colorize(flowcore.load(small_colorizer), grey[None, None] / 255, temperature=0.5, seed=3, samples=2)
@@ -318,6 +318,7 @@ def test_colorize_writes_the_named_file(small_colorizer: Path, tmp_path: Path) -
     assert main([*words, "--saturation", "0"]) == 0
     grey = pixels(target)
     assert (grey - grey[:1]).abs().max() == 0
+    words.append("--again")
     assert main(words) == 0
     coloured = pixels(target)
     assert (coloured - coloured[:1]).abs().max() > 0.05
@@ -342,7 +343,7 @@ def test_colorize_keeps_the_best_samples(
     for by in ("consensus", "likelihood"):
         assert main([*words, "--keep", "2", "--by", by, "--again"]) == 0
         names = sorted(p.name for p in out.iterdir())
-        assert names == [f"old_color_tau0.9_detail0.3_seeds3-7_best{k}.png" for k in (1, 2)]
+        assert names == [f"old_small-colorizer_color_tau0.9_detail0.3_seeds3-7_best{k}.png" for k in (1, 2)]
         order = ranked(every, scan, by, flow)[1][0, :2].tolist()
         for name, number in zip(names, order, strict=True):
             assert (pixels(out / name) - every[number]).abs().max() <= 0.51 / 255
@@ -364,6 +365,7 @@ def test_colorize_with_colors(small_colorizer: Path, tmp_path: Path, capsys: pyt
     reference = photograph(tmp_path / "reference.png", (36, 30), seed=5)
     flow, grey, target = flowcore.load(small_colorizer), torch.full((1, 3, 28, 40), 128 / 255), tmp_path / "out.png"
     words = ["colorize", str(tmp_path / "grey.png"), str(target), "--model", str(small_colorizer), "--device", "cpu"]
+    words.append("--again")
     assert main(words) == 0
     free = pixels(target)
 
@@ -527,7 +529,7 @@ def test_brighten_writes_exposures_and_what_made_them(tmp_path):
     assert main([*words, "--device", "cpu"]) == 0
     assert main([*words, "--device", "cpu", "--temperature", "0.5", "--samples", "2", "--seed", "7"]) == 0
     names = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
-    assert names == ["a_light_tau0.5_seed7.png", "a_light_tau0.5_seed8.png", "a_light_tau0_seed0.png"]
+    assert names == [f"a_dark_light_tau{end}.png" for end in ("0.5_seed7", "0.5_seed8", "0_seed0")]
     (entry,) = read_provenance(next((tmp_path / "out").rglob("*seed8.png")))
     assert (entry.node, entry.architecture, entry.temperature) == ("FlowcoreBrighten", "llflow", 0.5)
     pixels = files.read(photo.read_bytes(), "a.png").pixels

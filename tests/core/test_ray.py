@@ -62,7 +62,7 @@ def test_two_workers_match_one_process(ray, model, folder, tmp_path, capsys):  #
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
     (folder / "bad.png").write_bytes(b"nothing")
     (tmp_path / "many").mkdir()
-    existing = "a_x4_tau0.8_seed0.png", "a_x4_tau0.8_seed1.png"
+    existing = "a_tiny_tau0.8_seed0.png", "a_tiny_tau0.8_seed1.png"
     for name in existing:
         (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
     capsys.readouterr()

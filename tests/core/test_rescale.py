@@ -116,12 +116,13 @@ def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     model = ["--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
     assert main(["shrink", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *model]) == 0
-    small = Image.open(tmp_path / "out" / "a_small.png")
+    small = Image.open(tmp_path / "out" / "a_model_small.png")
     assert (small.size, small.text["flowcore-size"]) == ((7, 5), "25x18")
-    words = ["restore", str(tmp_path / "out" / "a_small.png"), "-o", str(tmp_path / "back"), "--samples", "2", *model]
+    words = ["restore", str(tmp_path / "out" / "a_model_small.png"), "-o", str(tmp_path / "back"), "--samples", "2"]
+    words += model
     assert main(words) == 0
     for seed in (0, 1):
-        back = Image.open(tmp_path / "back" / f"a_restored_tau0.05_seed{seed}.png")
+        back = Image.open(tmp_path / "back" / f"a_model_restored_tau0.05_seed{seed}.png")
         assert back.size == (25, 18)
         hr = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
         expected = restore(flow, hr, seed=seed, size=(18, 25))[0].permute(1, 2, 0) * 255

@@ -1,0 +1,107 @@
+"""How large the results of ``upscale`` or ``restore`` will be, and the memory and time that they take, beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow import Flow
+from . import Precision
+from .rescale import restore
+from .tile_size import TileSize
+from .upscale import HALO, SMALLEST_TILE, TILES, memory_required, upscale
+
+NOTEWORTHY = 16  # megapixels of all results, from which on a forecast is worth the seconds that it takes
+PROBE = 64  # side of the LR image whose enlargement is timed
+PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a copy in which it is rounded, resized or handed on
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to come.
+
+    Attributes:
+        pictures: Number of results.
+        largest: Height and width of the largest.
+        megapixels: Of all results together.
+        memory: Bytes: working memory, and all results of one image.
+        seconds: Estimated from the time that a small image took just now.
+    """
+
+    pictures: int
+    largest: Size
+    megapixels: float
+    memory: int
+    seconds: float
+
+    def sentence(self, format_time: Callable[[float], str]) -> str:
+        """Say it, with times in the words of the caller."""
+        height, width = self.largest
+        many = self.pictures > 1
+        size = f"{self.pictures} pictures of up to {width}x{height}" if many else f"A picture of {width}x{height}"
+        return (
+            f"{size}, {self.megapixels:.0f} megapixels{' in all' if many else ''}, will take about "
+            f"{self.memory / 1e9:.1f} GB of memory and {format_time(self.seconds)}."
+        )
+
+
+def forecast(
+    flow: Flow,
+    sources: Sequence[Size],
+    results: Sequence[Size],
+    *,
+    samples: int = 1,
+    tile: int = 0,
+    precision: Precision = "float32",
+    cancelled: Callable[[], bool] | None = None,
+) -> Forecast:
+    """Estimate what enlarging images takes.
+
+    Args:
+        flow: An upscaling or rescaling model.
+        sources: Height and width of each LR image.
+        results: Of the result of each, which may be resized.
+        samples: Per image.
+        tile: See ``upscale``.
+        precision: See ``upscale``.
+        cancelled: See ``upscale``.
+
+    Returns:
+        The estimate.
+    """
+    areas = [height * width for height, width in results]
+    device = next(flow.parameters()).device
+    rows, columns = max(sources, key=lambda size: size[0] * size[1])
+    tiles = TileSize(tile, HALO, sides=TILES, smallest=SMALLEST_TILE, unit="LR pixels")
+    side = tiles.choose(max(rows, columns), lambda side: memory_required(flow, rows, columns, side), device)
+    working = memory_required(flow, rows, columns, side)
+    per_pixel = _seconds_per_pixel(flow, samples, precision, cancelled)
+    return Forecast(
+        pictures=samples * len(results),
+        largest=max(results, key=lambda size: size[0] * size[1]),
+        megapixels=samples * sum(areas) / 1e6,
+        memory=working + PICTURE_BYTES * samples * max(areas),
+        seconds=per_pixel * sum(height * width for height, width in sources),
+    )
+
+
+def _seconds_per_pixel(flow: Flow, samples: int, precision: Precision, cancelled: Callable[[], bool] | None) -> float:
+    """Time a small image; of several samples two, which share what depends on the image alone."""
+    image = torch.rand(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0))
+    task = upscale if "upscale" in flow.capabilities.tasks else restore
+
+    def timed(lr: Tensor, count: int) -> float:
+        start = time.perf_counter()
+        task(flow, lr, samples=count, precision=precision, cancelled=cancelled, notify=lambda _: None)
+        return time.perf_counter() - start
+
+    timed(image[..., :16, :16], 1)  # folds the model
+    once = timed(image, 1)
+    more = timed(image, 2) - once if samples > 1 else 0.0
+    return (once + (samples - 1) * max(0.0, more)) / PROBE**2

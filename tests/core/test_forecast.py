@@ -1,0 +1,87 @@
+"""Large results: size, memory and time are said before the first step, and very large ones are asked about."""
+
+import re
+import sys
+import types
+
+import pytest
+from builders import build_upscaler
+from PIL import Image
+
+from flowcore.checkpoints.file import save
+from flowcore.cli import announce
+from flowcore.cli.main import main
+from flowcore.cli.output import duration
+from flowcore.tasks import forecast as task
+from flowcore.tasks.forecast import forecast
+from flowcore.tasks.upscale import memory_required
+
+SMALL = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "PROBE", 16)
+    monkeypatch.setattr(announce, "NOTEWORTHY", 0.01)  # megapixels: what is large here is said of 64x48 pixels
+    save(build_upscaler(**SMALL), tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
+    for name, size in (("a.png", (16, 12)), ("b.png", (60, 50))):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", size, (50, 90, 30)).save(tmp_path / "in" / name)
+    model = ["--model", str(tmp_path / "model.safetensors"), "--device", "cpu"]
+    return ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *model]
+
+
+def test_it_counts_what_is_to_come(monkeypatch):
+    monkeypatch.setattr(task, "PROBE", 16)
+    flow, clock = build_upscaler(**SMALL), iter([0.0, 9.0, 10.0, 10.5, 20.0, 20.7])  # folding; 0.5 s; 0.7 s of two
+    monkeypatch.setattr(task, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    coming = forecast(flow, [(100, 50), (30, 20)], [(400, 200), (120, 80)], samples=4)
+    assert (coming.pictures, coming.largest) == (8, (400, 200))
+    assert coming.megapixels == pytest.approx(4 * (400 * 200 + 120 * 80) / 1e6)
+    assert coming.memory == memory_required(flow, 100, 50, 100) + 24 * 4 * 400 * 200
+    assert coming.seconds == pytest.approx((0.5 + 3 * 0.2) / 16**2 * (100 * 50 + 30 * 20))
+    assert coming.sentence(duration).startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
+
+
+def test_size_memory_and_time_are_said_first(words, tmp_path, capsys):
+    assert main([*words, "--samples", "2"]) == 0
+    said = capsys.readouterr().err
+    first = said.splitlines()[0]
+    assert re.fullmatch(
+        r"4 pictures of up to 240x200, 0 megapixels in all, will take about \d.\d GB .* and .*\.", first
+    )
+    assert main([*words, "--samples", "2"]) == 0  # there is nothing to do, so nothing to say
+    assert "will take" not in capsys.readouterr().err
+
+
+def test_small_results_are_made_without_a_word(words, monkeypatch, capsys):
+    monkeypatch.setattr(announce, "NOTEWORTHY", 16)
+    assert main(words) == 0
+    assert "will take" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["y\n", "n\n", "\n", None])
+def test_more_megapixels_are_asked_about(words, tmp_path, monkeypatch, capsys, answer):
+    asked = types.SimpleNamespace(isatty=lambda: answer is not None, readline=lambda: answer)
+    monkeypatch.setattr(sys, "stdin", asked)
+    code = main([*words, "--max-megapixels", "0.04"])
+    said = capsys.readouterr().err
+    assert "A result would have 240x200 pixels, 0.048 megapixels; --max-megapixels is 0.04." in said
+    assert ("Go on? [y/N]" in said) == (answer is not None)
+    assert code == (answer != "y\n")
+    assert (tmp_path / "out").exists() == (answer == "y\n")
+    assert main([*words, "--max-megapixels", "0", "--again"]) == 0
+
+
+def test_a_disk_that_is_too_small_is_asked_about(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(announce.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
+    assert main(words) == 1
+    assert f"and 0.0 GB are free in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_limit_is_stated(capsys):
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    assert "default: 100; 0: never ask" in " ".join(capsys.readouterr().out.split())

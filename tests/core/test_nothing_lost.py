@@ -1,0 +1,271 @@
+"""Results of the command line: names that tell what made them, and files that are never replaced unasked."""
+
+import csv
+import os
+import re
+
+import numpy as np
+import pytest
+from builders import build_tiny, build_upscaler
+from PIL import Image
+
+from flowcore.batch.folders import Made
+from flowcore.checkpoints.file import save
+from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.cli.main import main
+from flowcore.cli.output import ProgressBar, duration
+from flowcore.images import files
+from flowcore.images.rounding import to_uint8
+from flowcore.provenance import fingerprint, read
+
+from .test_command_line import photograph
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    small = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
+    flows = {
+        "one": build_upscaler(**small),
+        "two": build_upscaler(**small, encoder_width=4),
+        "color": build_tiny("colorizer", perturb=0.02),
+        "night": build_tiny("llflow", perturb=0.02),
+        "both-ways": build_tiny("hcflow", rescaling=True, perturb=0.02, steps=1),
+        "glow": build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv"),
+        "digits": build_tiny("class_conditional", image_size=(8, 8), steps=1),
+    }
+    for name, flow in flows.items():
+        save(flow, folder / f"{name}.safetensors", provenance={"licence": "CC0-1.0", "source": "a test"})
+
+    def words(name, command="upscale"):
+        return [command, "--model", str(folder / f"{name}.safetensors"), "--device", "cpu"]
+
+    words.sha = {name: model_sha256(flow) for name, flow in flows.items()}
+    return words
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return photograph(tmp_path / "in" / "photo.png", (8, 6))
+
+
+def names(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_names_tell_what_made_them(models, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowcore.device._cpu_has_bfloat16", lambda: True)
+    out = tmp_path / "out"
+    words = [str(photo), "-o", str(out)]
+    for model, *options in (
+        ("one",),
+        ("two",),
+        ("one", "--temperature", "0.3", "--calm-edges", "0.5"),
+        ("one", "--precision", "auto"),
+        ("one", "--seed", "7", "--samples", "2"),
+        ("one", "--format", "jpeg"),
+    ):
+        assert main([*models(model), *words, *options]) == 0
+    assert names(out) == [
+        "photo_one_tau0.3_calm0.5_seed0.png",
+        "photo_one_tau0.8_bfloat16_seed0.png",
+        "photo_one_tau0.8_seed0.jpg",
+        "photo_one_tau0.8_seed0.png",
+        "photo_one_tau0.8_seed7.png",
+        "photo_one_tau0.8_seed8.png",
+        "photo_two_tau0.8_seed0.png",
+    ]
+    samples = ["--samples", "2", "--out", str(tmp_path / "samples")]
+    assert main([*models("digits", "sample"), *samples, "--labels", "2", "1"]) == 0
+    assert main([*models("glow", "sample"), *samples, "--size", "32", "16", "--precision", "bfloat16"]) == 0
+    assert names(tmp_path / "samples") == [
+        "digits_tau0.7_label1_seed1.png",
+        "digits_tau0.7_label2_seed0.png",
+        "glow_32x16_tau0.7_bfloat16_seed0.png",
+        "glow_32x16_tau0.7_bfloat16_seed1.png",
+    ]
+
+
+COMMANDS = {
+    "upscale": ("one", ["--tile", "64"], ["--bits", "16"]),
+    "brighten": ("night", ["--tile", "256"], ["--bits", "16"]),
+    "colorize": ("color", [], ["--saturation", "0.5"]),
+    "shrink": ("both-ways", [], None),
+    "restore": ("both-ways", ["--tile", "64"], None),
+    "sample": ("glow", [], ["--style", ""]),
+    "interpolate": ("glow", [], None),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_there_is_checked(models, photo, tmp_path, capsys, command):
+    model, same, other = COMMANDS[command]
+    out = tmp_path / "out"
+    given = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
+    words = [*models(model, command), *given.get(command, [str(photo)]), "-o", str(out)]
+
+    def run(*options):
+        code = main([*words, *options])
+        return code, capsys.readouterr().err
+
+    assert run()[0] == 0
+    (name,) = names(out)
+    file = out / name
+    whole, made = file.read_bytes(), file.stat().st_mtime_ns
+
+    for options in ([], same):  # whole, of the same settings, but for those that change no pixel
+        code, said = run(*options)
+        assert code == 0
+        assert "1 of 1 were there already" in said
+        assert file.stat().st_mtime_ns == made
+    for content in (b"", whole[: whole.index(b"IDAT") + 12]):  # empty or cut off: made again
+        file.write_bytes(content)
+        assert run()[0] == 0
+        assert file.read_bytes() == whole
+
+    with Image.open(file) as opened:
+        exif, small = opened.getexif(), opened.resize((3, 3))
+    small.save(file, exif=exif)
+    resized = file.read_bytes()
+    code, said = run()
+    assert code == 1
+    assert "resized since it was made. --again replaces it" in said
+    assert file.read_bytes() == resized
+    assert run("--again")[0] == 0
+    assert file.read_bytes() == whole
+
+    if other and command != "sample":
+        code, said = run(*other)
+        assert code == 1
+        assert "with other settings or of another picture. --again replaces it" in said
+        assert file.read_bytes() == whole
+        assert run(*other, "--again")[0] == 0
+        assert file.read_bytes() != whole
+    small.save(file)  # of another program
+    foreign = file.read_bytes()
+    for options in ([], ["--again"]):
+        code, said = run(*options)
+        assert code == 1
+        assert "flowcore did not make it" in said
+        assert file.read_bytes() == foreign
+    file.unlink()
+    file.mkdir()
+    assert run("--again")[0] == 1
+
+
+def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
+    words = [*models("one"), str(photo), "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")}
+    photograph(photo, (8, 6), seed=5)
+    assert main(words) == 1
+    assert "of another picture" in capsys.readouterr().err
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")} == before
+    assert main([*words, "--again"]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
+    model, _, _ = COMMANDS[command]
+    target = tmp_path / "out" / "result.png"
+    given = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
+    words = [*models(model, command), *given.get(command, [str(photo)]), "-o", str(target)]
+    assert main(words) == 0
+    assert names(tmp_path / "out") == ["result.png"]
+    assert files.read(target.read_bytes(), "a").pixels.isfinite().all()
+    if command not in ("sample", "interpolate"):
+        photograph(photo.with_name("second.png"), (8, 6))
+        assert main([*models(model, command), str(photo.parent), "-o", str(tmp_path / "all.png")]) == 1
+        assert "is one file, for 2 images" in capsys.readouterr().err
+    many = {"shrink": None, "sample": ["--samples", "2"], "interpolate": ["--frames", "2"]}
+    more = many.get(command, ["--samples", "2"])
+    if more:
+        several = [*words[:-1], str(tmp_path / "several" / "a.png")]
+        assert main([*several, *more]) == 0
+        ends = ("000", "001") if command == "interpolate" else ("seed0", "seed1")
+        assert names(tmp_path / "several") == [f"a_{end}.png" for end in ends]
+
+
+def test_formats_of_named_files(models, photo, tmp_path, capsys):
+    assert main([*models("one"), str(photo), "-o", str(tmp_path / "a.webp")]) == 0
+    with Image.open(tmp_path / "a.webp") as opened:
+        assert (opened.format, opened.size) == ("WEBP", (32, 24))
+    assert main([*models("one"), str(photo), "-o", str(tmp_path / "b.png"), "--format", "jpeg"]) == 1
+    assert "b.png is not the name of a jpeg file" in capsys.readouterr().err
+    assert main([*models("both-ways", "shrink"), str(photo), "-o", str(tmp_path / "b.jpg")]) == 1
+    assert "PNG files, which lose nothing" in capsys.readouterr().err
+
+
+def test_sample_and_interpolate_store_what_made_them(models, photo, tmp_path, capsys):
+    assert main([*models("digits", "sample"), "--samples", "2", "--labels", "2", "-o", str(tmp_path / "a")]) == 0
+    (entry,) = read(tmp_path / "a" / "digits_tau0.7_label2_seed1.png")
+    assert (entry.node, entry.seed, entry.samples, entry.temperature) == ("FlowcoreSample", 0, 2, 0.7)
+    assert entry.model_sha256 == models.sha["digits"]
+    assert entry.settings["labels"] == "2"
+    picture = files.read((tmp_path / "a" / "digits_tau0.7_label2_seed1.png").read_bytes(), "a").pixels[0]
+    assert entry.seed_of(fingerprint(to_uint8(picture))) == 1
+    assert (
+        main([*models("glow", "interpolate"), str(photo), str(photo), "--frames", "2", "-o", str(tmp_path / "b")]) == 0
+    )
+    (entry,) = read(tmp_path / "b" / "photo_photo_glow_slerp_001.png")
+    assert entry.settings == {"mode": "slerp", "frames": 2}
+
+
+def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
+    flow_sha, folder, out = models.sha["one"], tmp_path / "in", tmp_path / "out"
+    photograph(folder / "a.png", (8, 6), seed=1)
+    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(folder / "gray.png")
+    (folder / "bad.png").write_text("no picture")
+    words = [*models("one"), str(folder), "-o", str(out), "--samples", "2"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "gray.png: The image is gray" in said  # notes name their picture
+    assert re.search(r"1/3 a.png: 100%, \S+ s, about \S+ s to go\n", said)
+    assert re.search(r"\n2 done, 1 failed, in \S+ s.\n$", said)
+
+    with (out / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["input", "output", "seed", "model", "model_sha256", "seconds", "note"]
+    made = [row for row in rows if row["output"]]
+    assert [(row["input"], row["seed"]) for row in made] == [
+        (str(folder / name), seed) for name in ("a.png", "gray.png") for seed in ("0", "1")
+    ]
+    assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
+    assert {row["model_sha256"] for row in rows} == {flow_sha}
+    assert all(float(row["seconds"]) > 0 for row in made)
+    assert "is gray" in made[2]["note"]
+    (failed,) = (row for row in rows if not row["output"])
+    assert failed["input"] == str(folder / "bad.png")
+    assert "Pillow does not know its format" in failed["note"]
+
+    (folder / "bad.png").unlink()
+    assert main(words) == 0
+    assert re.search(r"\n?2 of 2 were there already \(--again makes them anew\), in \S+ s.\n$", capsys.readouterr().err)
+    (out / "manifest.csv").write_text("my own list\n")
+    assert main([*words, "--again"]) == 1
+    assert "Name another file with --manifest" in capsys.readouterr().err
+    assert (out / "manifest.csv").read_text() == "my own list\n"
+    assert main([*words, "--again", "--manifest", str(tmp_path / "list.csv")]) == 0
+    assert len((tmp_path / "list.csv").read_text().splitlines()) == 5
+
+
+def test_a_log_file_hears_of_an_image_that_takes_long(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    bar = ProgressBar(2)
+    for name in ("a.png", "b.png"):
+        bar.start(type("Path", (), {"name": name}))
+        for _ in range(4):
+            now[0] += 12.5
+            bar.update(round(now[0] % 50 or 50), 50)
+        bar.finish(type("Job", (), {"source": type("Path", (), {"name": name})}), Made([], 50.0))
+    assert bar.close() == "2 done, in 1 min 40 s."
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("1/2 a.png: 76%, about 1 min ")
+    assert said[1] == "1/2 a.png: 100%, 50 s, about 50 s to go"
+    assert said[-1] == "2/2 b.png: 100%, 50 s"
+
+
+def test_durations():
+    shown = [duration(seconds) for seconds in (0.04, 9.96, 59.4, 61, 599, 3600, 7500)]
+    assert shown == ["0.0 s", "10.0 s", "59 s", "1 min 1 s", "9 min 59 s", "1 h 0 min", "2 h 5 min"]
