@@ -80,6 +80,11 @@ class Condition:
         return self._tensors()[0].shape[0]
 
     @property
+    def prepared(self) -> bool:
+        """Whether it holds what ``prepare`` computes."""
+        return any(isinstance(f, MultiScaleFeatures) and f.precomputed is not None for f in self.features)
+
+    @property
     def nbytes(self) -> int:
         """Memory held, in bytes; what several tensors share counts once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors()}

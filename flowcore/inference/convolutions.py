@@ -87,10 +87,13 @@ class ConditionConv(nn.Module):
             total = total.add_(term) if len(term) <= len(total) else term.add_(total)
         return total
 
-    def on_canvas(self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] = ()) -> list[Tensor]:
+    def on_canvas(
+        self, features: MultiScaleFeatures, budget: StripBudget, widths: Sequence[int] = (), units: int = 0
+    ) -> list[Tensor]:
         """Convolve images strip by strip; an expanded batch counts as one image.
 
-        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one.
+        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one. So many
+        units of work are reported on the way.
         """
         sources, (batch, height, width) = _deduplicated(features)
         shares = list(widths) or [self.outputs]
@@ -100,6 +103,7 @@ class ConditionConv(nn.Module):
         for top, bottom in strips(height, max(coarsest, each // coarsest * coarsest)):
             for image, share in zip(result, self(sources, top, bottom).split(shares, dim=1), strict=True):
                 image[:, :, top:bottom] = share
+            report(units * bottom // height - units * top // height)
         return result
 
 

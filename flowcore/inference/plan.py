@@ -53,6 +53,7 @@ class Plan(Flow):
         precision: Of conditioners and encoder.
         units: Units of work that one pass through the flow reports; see ``progress.observed``.
         encoder_units: Units that one ``encode_condition`` reports.
+        prepare_units: Units that ``Condition.prepare`` reports.
         identity: Equal for plans of the same flow, weights and precision if ``planned`` made them.
 
     Source: the models' papers; the rewrites are ours.
@@ -113,6 +114,8 @@ class Plan(Flow):
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
         self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
+        affine = [part for part in parts if isinstance(part, FoldedAffine)]
+        self.prepare_units = sum(part.network.condition is not None for part in affine)
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
         self.precision: Precision = precision
         self.dtype = dtype

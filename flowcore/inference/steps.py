@@ -63,7 +63,7 @@ class FoldedLevel(Level):
         together = ConditionConv(
             torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]), convs[0].weight.dtype
         )
-        terms = together.on_canvas(features, self.budget, [conv.outputs for conv in convs])
+        terms = together.on_canvas(features, self.budget, [conv.outputs for conv in convs], len(convs))
         terms.reverse()
         precomputed = [
             (None, None) if part.network.condition is None else part.precompute(terms.pop()) for part in self.affine

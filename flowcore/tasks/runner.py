@@ -194,7 +194,8 @@ class Runner:
         Args:
             total: Units of work to come.
         """
-        self._total = total
+        self._total = self._work = total
+        self._settled = 0, 0  # what was done, and what of the total it was reported as
         self._reported = self._done = self._end = 0
         self._weight = 0
 
@@ -207,6 +208,12 @@ class Runner:
         """
         self.check_cancelled()
         self._done, self._end, self._weight = self._end, self._end + units, weight
+
+    def settle(self) -> None:
+        """End the current stage; if the plan has counted less than expected, the other stages make up for it."""
+        missing = self._end - self._done
+        self._settled = self._done, self._share()
+        self._work, self._end = self._work - missing, self._done
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
         """End the current stage, if there is one, and count finished units.
@@ -225,10 +232,16 @@ class Runner:
         self._report(None)
 
     def _report(self, preview: Tensor | None) -> None:
-        if self._done > self._reported:
-            self._reported = self._done
+        share = self._share()
+        if share > self._reported:
+            self._reported = share
             if self.options.progress is not None:
-                self.options.progress(self._done, self._total, preview)
+                self.options.progress(share, self._total, preview)
+
+    def _share(self) -> int:
+        """Of the total, what is done."""
+        done, share = self._settled
+        return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
     def _precision(self) -> PlanPrecision:
         precision = self.options.precision

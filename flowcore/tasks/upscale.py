@@ -24,7 +24,7 @@ from ..prior import Shape, Temperature, level_temperatures, resize_temperature_m
 from . import Precision, Progress, consistency, overflow
 from .calm_edges import edge_map
 from .gray import gray_images, with_channels_of, without_color
-from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
+from .runner import Runner, RunOptions, SamplingOptions, images_at_once, validate_image, with_alpha
 from .tile_size import TileSize
 
 HALO = 16  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
@@ -32,6 +32,7 @@ SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
 TILES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)  # LR pixels; the sides to choose from
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
+ANALYSIS = 4  # a unit of encoding takes as long as so many of decoding a sample: srflow-x4, 72x48, one core
 MOST_SAMPLES = 8  # at once: they share what every step computes from the LR image; more would share little more
 LONGEST = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
@@ -339,19 +340,22 @@ class Upscaler:
         latents = _Latents(shapes, rgb, rows, columns, taus, sampling, anchored=plan.anchored)
         samples = len(taus) * sampling.samples
         at_once = run.at_once(min(samples, MOST_SAMPLES))
-        parts = [range(first, min(first + at_once, samples)) for first in range(0, samples, at_once)]
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
         repairs = overflow.Repairs()
-        run.expect(batch * len(tiles) * (plan.encoder_units + len(parts) * plan.units + samples))
+        analysis = ANALYSIS * (plan.encoder_units + plan.prepare_units)
+        run.expect(batch * len(tiles) * (analysis + samples * (plan.units + 1)))
         for item, pictures in enumerate(result):
             padded = pad(rgb[item, None], rows, columns)
             for tile in tiles:
-                run.stage(plan.encoder_units)
+                run.stage(analysis, ANALYSIS)
                 source = _crop(padded, tile, 1)
-                cond = self._condition(source.to(run.dtype), reused=len(parts) > 1)
+                cond = self._condition(source.to(run.dtype), reused=samples > at_once)
+                run.settle()
                 inner, outer = _without_halo(tile, scale, height * scale, width * scale)
-                for part in parts:
-                    run.stage(plan.units)
+                each = min(at_once, self._shown_at_once(height, width)) if cond.prepared else at_once
+                for first in range(0, samples, each):
+                    part = range(first, min(first + each, samples))
+                    run.stage(len(part) * plan.units, len(part))
                     z = [
                         z.to(run.device, run.dtype).expand(len(part), -1, -1, -1)
                         for z in latents.crop(item, part, tile)
@@ -369,6 +373,11 @@ class Upscaler:
             run.notify(sentence)
         self.tiles.finish()
         return result.flatten(0, 1)
+
+    def _shown_at_once(self, height: int, width: int) -> int:
+        """Samples of an LR image that are worth decoding together where each is to be seen as soon as it is ready."""
+        scale = self._flow.condition_scale
+        return 1 if self._run.device.type == "cpu" else images_at_once(scale * height, scale * width)
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
         """The condition of a tile, prepared if it is used again and memory allows."""

@@ -32,6 +32,11 @@ def test_all_units_of_work_are_reported(architecture):
         assert sum(reports) == plan.encoder_units
         assert (plan.encoder_units > 0) == (source is not None)
         reports.clear()
+        if cond is not None:
+            cond.prepare(plan)
+        assert sum(reports) == plan.prepare_units
+        assert (plan.prepare_units > 0) == (source is not None)
+        reports.clear()
         x = plan.inverse(sample_latents(plan.latent_shapes(height, width), 1, 0.7, 0), cond)
         assert sum(reports) == plan.units > 0
         assert reports.count(0) > plan.units  # before every convolution

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -267,11 +268,30 @@ def test_progress_counts_up_and_previews_every_sample(residual: bool) -> None:
     counted = [done for done, _, _ in calls]
     assert counted == sorted(set(counted))
     assert {total for _, total, _ in calls} == {counted[-1]}
-    assert len(counted) > 0.4 * counted[-1]
+    assert max(after - before for before, after in pairwise([0, *counted])) < 0.05 * counted[-1]  # it never stands
     previews = [p for _, _, p in calls if p is not None]
     assert len(previews) == 4
     for preview, sample in zip(previews, result, strict=True):
         assert torch.equal(preview, sample)
+
+
+def test_samples_come_one_by_one_and_a_known_image_takes_the_whole_bar(flow: Flow) -> None:
+    store, lr = ConditionStore(), picture(1, 3, 12, 8)
+
+    def shares(seed: int) -> tuple[list[float], list[float]]:
+        calls: list[tuple[float, bool]] = []
+        options = {"samples": 4, "seed": seed, "store": store}
+        upscale(flow, lr, progress=lambda d, t, p=None: calls.append((d / t, p is not None)), **options)
+        return [share for share, _ in calls], [share for share, shown in calls if shown]
+
+    first, shown = shares(1)
+    gaps = [after - before for before, after in pairwise(shown)]
+    assert len(shown) == 4
+    assert min(gaps) > 0.5 * max(gaps) > 0
+    assert shown[0] > 0.3  # after the analysis of the image
+    again, shown = shares(5)
+    assert (first[-1], again[-1]) == (1, 1)
+    assert shown[0] == pytest.approx(0.25, abs=0.05)
 
 
 def test_cancel_stops_between_layers_and_leaves_the_model_as_it_was(flow: Flow) -> None:
