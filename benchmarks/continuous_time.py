@@ -20,8 +20,8 @@ from flowcore.transforms import ODE, Probes, path_costs
 
 from .figures import REACH, SIDE, dots, moons, noise, picture
 
-STEPS, BATCH = 1500, 256
-SOLVER_STEPS, PANELS = 10, 6
+STEPS, BATCH = 700, 256
+SOLVER_STEPS, PANELS = 5, 6
 PENALTY = 0.02
 
 
@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     torch.manual_seed(0)
-    ode = ODE(VectorField(2, (64, 64), activation="tanh"), steps=SOLVER_STEPS)
+    ode = ODE(VectorField(2, (48, 48), activation="tanh"), steps=SOLVER_STEPS)
     train(ode)
     draw(ode).save(folder / "continuous-time.png", optimize=True)
 
 
 def train(ode: ODE) -> None:
     """Maximize the likelihood, with short and straight paths."""
-    optimizer = torch.optim.Adam(ode.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(ode.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         x = moons(BATCH)

@@ -28,17 +28,19 @@ from torch import Tensor
 import flowcore
 from flowcore.checkpoints.file import read_header
 from flowcore.evaluation.density import evaluate_density
-from flowcore.evaluation.image_set import list_images, read_sized
+from flowcore.evaluation.image_set import list_images, read_upright, resize_to_own
 from flowcore.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.tasks.sample import reconstruct
+from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import Recipe, held_out_names, parse_recipe
 
 from .measure import say
 
 SIDE = 32
-STEPS = 1_000_000  # of a recipe: no core makes as many in the minutes given, which then decide
+STEPS = 100_000  # of a recipe: no core makes as many in the minutes given, which then decide
+CHECKPOINTS = 8
 TEMPERATURE, SAMPLES = 0.8, 8
 DRAWS = (1, 4, 16)
 TIMED = 8  # images that are scored, sampled and decoded for seconds and round trips
@@ -65,7 +67,9 @@ seed = 1
 short_sides = [{side}]
 held_out = "standard"
 ema = 0.999
-checkpoint_every = 500
+checkpoint_every = {every}
+evaluate = 64
+sheet = [0.8]
 init_batch = 256
 turn = false
 precision = "float32"
@@ -117,14 +121,13 @@ def recipe(name: str) -> Recipe:
     else:
         architecture, model, stage = FAMILIES[name]
     fields = {"name": name, "architecture": architecture, "model": model, "stage": stage}
-    return parse_recipe(RECIPE.format(**fields, side=SIDE, steps=STEPS))
+    return parse_recipe(RECIPE.format(**fields, side=SIDE, steps=STEPS, every=STEPS // CHECKPOINTS))
 
 
 def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
-    """Train a family to the end of its minutes.
+    """Train a family to the end of its minutes, or what is left of them.
 
-    The trainer decides at the first step how many steps fit into them, and its rates fall to that end; where the
-    machine was slower than at that moment, the second call makes the steps that are missing.
+    The trainer makes as many steps as fit into them, and its rates fall to that end.
 
     Args:
         name: Of the family.
@@ -132,8 +135,15 @@ def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
         run: Folder of the run.
         minutes: Of training.
     """
-    train(recipe(name), data, run, minutes=minutes)
-    train(recipe(name), data, run)
+    decoded = run.parent / "cache"  # by all families, and before the minutes begin
+    open_data(recipe(name), data, decoded)
+    run.mkdir(exist_ok=True)
+    if not (run / "cache").exists():
+        (run / "cache").symlink_to(decoded.resolve())
+    model = run / "model.safetensors"
+    left = minutes - (read_header(model).provenance["minutes"] if model.exists() else 0)
+    if left > 0:
+        train(recipe(name), data, run, minutes=left)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -159,7 +169,7 @@ def measured(name: str, data: Path, run: Path, limit: int) -> dict[str, Any] | N
 def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
     only = held_out_names("standard")
     density = evaluate_density(flow, data, only=only, limit=limit)
-    images = torch.stack([read_sized(flow, file) for file in list_images(data, only, TIMED)])[:TIMED]
+    images = held_out(flow, data, TIMED)
     n = len(images)
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for key, p in flow.named_parameters() if not key.startswith("dequantizer.")),
@@ -172,16 +182,21 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
     }
     if name == VARIATIONAL:
         row["dequantization"] = {
-            kind: [_bits(flow, data, only, limit, kind, draws) for draws in DRAWS]
+            kind: [_bits(flow, held_out(flow, data, limit), kind, draws) for draws in DRAWS]
             for kind in ("uniform", "gaussian", "variational")
         }
     return row
 
 
-def _bits(flow: Flow, data: Path, only: frozenset[str], limit: int, kind: str, draws: int) -> tuple[float, float]:
-    """Mean bits per dimension of the held-out photographs, and its standard error."""
-    images = torch.stack([read_sized(flow, file) for file in list_images(data, only, limit)])
-    found = flowcore.score(flow, images, dequantization=kind, samples=draws, complexity=False).bits_per_dim  # pyright: ignore
+def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
+    """Read photographs that no training saw, at the size of a model, ``(B, 3, H, W)`` uint8."""
+    files = list_images(data, held_out_names("standard"), limit)[:limit]
+    return torch.stack([resize_to_own(flow, read_upright(file)) for file in files])
+
+
+def _bits(flow: Flow, images: Tensor, kind: Any, draws: int) -> tuple[float, float]:
+    """Mean bits per dimension, and its standard error."""
+    found = flowcore.score(flow, images, dequantization=kind, samples=draws, complexity=False).bits_per_dim
     return float(found.mean()), float(found.std()) / len(found) ** 0.5
 
 
@@ -285,8 +300,7 @@ def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Im
     for name in rows:
         flow = flowcore.load(runs / name / "model.safetensors")
         shown.append(flowcore.sample(flow, SAMPLES, temperature=TEMPERATURE))
-    files = list_images(data, held_out_names("standard"), SAMPLES)[:SAMPLES]
-    real = torch.stack([read_sized(flow, file) for file in files]).float() / 255
+    real = held_out(flow, data, SAMPLES).float() / 255
     shown.append(real.repeat(SAMPLES, 1, 1, 1)[:SAMPLES])
     images = torch.nn.functional.interpolate(torch.cat(shown), scale_factor=3, mode="nearest")
     sheet = contact_sheet(images, [*map(title, rows), "photographs"], [str(k) for k in range(SAMPLES)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -169,10 +170,11 @@ class Likelihood(nn.Module):
             cond = None if source is None else flow.encode_condition(source)
         if flow.estimated:
             noise, cond = self._with_probes(x, noise, cond)
-        with path_costs(flow) as costs:
+        with path_costs(flow) if any(self.path_weights) else nullcontext(list[Tensor]()) as costs:
             loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
-        for weight, cost in zip(self.path_weights, sum(costs, x.new_zeros(2, len(x))), strict=True):
-            loss = loss + weight * cost.mean() if weight else loss
+        if costs:
+            kinetic, jacobian = torch.stack(costs).sum(0).mean(1)
+            loss = loss + self.path_weights[0] * kinetic + self.path_weights[1] * jacobian
         return loss + self.calm_weight * calm_error(flow, x, cond) if self.calm_weight else loss
 
     def _with_probes(self, x: Tensor, rows: Tensor, cond: Condition | None) -> tuple[Tensor, Condition]:

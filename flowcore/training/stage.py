@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import batch_moments
+from ..transforms import ODE, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
@@ -340,6 +340,11 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
         raise FlowError(
             f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
             f"got {stage.frozen_levels}."
+        )
+    if (stage.kinetic_weight or stage.jacobian_weight) and not any(isinstance(m, ODE) for m in flow.modules()):
+        raise FlowError(
+            f"kinetic_weight and jacobian_weight of stage {stage.name} are about the paths of an ODE; a "
+            f"{flow.architecture} model has none. Leave them out."
         )
     if stage.objective != "likelihood":
         make_objective(flow, stage)

@@ -196,7 +196,7 @@ class ODE(Estimated):
         """Without a probe: the trace integral, or log|det| of the step's Jacobian; (B, H, W)."""
         batch, (channels, height, width) = len(y), y.shape[1:]
         size = y[0].numel()
-        columns: list[Tensor] = []  # of the Jacobian minus the identity
+        columns: list[Tensor] = []  # of the Jacobian minus the identity; transposed, as its determinant does not mind
         weights = self._weights(1)
         chunk = max(1, CHUNK // max(s.numel() for s in (y, *stages[0].slopes)))
         logdet = y.new_zeros(batch, height, width)
@@ -210,7 +210,7 @@ class ODE(Estimated):
                 columns.append(self._step_derivative(stages, v).flatten(2))
         if self.how == "trace":
             return logdet
-        matrix = torch.cat(columns, 1).mT + torch.eye(size, dtype=y.dtype, device=y.device)
+        matrix = torch.cat(columns, 1) + torch.eye(size, dtype=y.dtype, device=y.device)
         total = torch.linalg.slogdet(float64(matrix))[1].to(y)
         return (total / (height * width))[:, None, None].expand(batch, height, width)
 

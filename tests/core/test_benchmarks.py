@@ -22,6 +22,7 @@ from flowcore.images.color import luma
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.prior import sample_latents
 from flowcore.training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
+from flowcore.training.recipe import held_out_names
 
 from .colorings import tiny_colorizer
 from .photographs import photograph
@@ -307,3 +308,44 @@ def test_styles_of_faces_are_seen_by_a_classifier_of_its_own(benchmarks, tmp_pat
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.height >= 8 * SIDE
         assert sheet.width >= 7 * SIDE
+
+
+def test_every_family_is_trained_and_written_into_a_table(benchmarks, tmp_path, monkeypatch):
+    """Of three small ones, each by itself; the page keeps what people wrote around the table."""
+    families = benchmarks("families")
+    for name in families.names():
+        assert families.recipe(name).model.image_size == (32, 32)
+        assert families.title(name) != name
+    small = {
+        "realnvp": ("realnvp", "scales = 2\nhidden = 2\nblocks = 1", ""),
+        "glow-affine-conv": ("glow", 'levels = 1\nsteps = 1\nhidden = 4\nmixing = "conv"', ""),
+        "ffjord": ("ffjord", "scales = 2\nblocks = 1\nhidden = [2]\nsteps = 1", families.PATHS),
+    }
+    monkeypatch.setattr(families, "FAMILIES", small)
+    monkeypatch.setattr(families, "SIDE", 8)
+    monkeypatch.setattr(families, "DRAWS", (1, 2))
+    for k, name in enumerate(["a.png", "b.png", "c.png", *sorted(held_out_names("standard"))[:2]]):
+        photograph(16, 24, seed=k).save(tmp_path / name)
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "bits-per-dimension.md"
+    page.write_text(f"# Title\n\nBefore.\n\n{families.BEGIN}\nold\n{families.END}\n\nAfter.\n")
+    words = ["--data", tmp_path, "--runs", tmp_path / "runs", "--docs", tmp_path / "docs", "--minutes"]
+    run(monkeypatch, families, *words, 0)
+    assert "old" in page.read_text()  # nothing has been trained yet
+    run(monkeypatch, families, *words, 0.0001, "--only", "realnvp")
+    text = page.read_text()
+    assert text.startswith("# Title\n\nBefore.")
+    assert text.endswith("After.\n")
+    assert "| Real NVP |" in text
+    assert "Not trained yet: Glow, affine, 1x1 convolution; FFJORD; Glow" in text
+    run(monkeypatch, families, *words, 0.0001, "--only", "ffjord", families.VARIATIONAL)
+    rows = [line.split("|")[1].strip() for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert rows == [
+        "family", "Real NVP", "FFJORD", "Glow, affine, 1x1 convolution, variational noise",
+        "noise", "uniform", "gaussian", "variational",
+    ]  # fmt: skip
+    measured = (tmp_path / "runs" / "realnvp" / "measured.json").read_text()
+    run(monkeypatch, families, *words, 0)
+    assert (tmp_path / "runs" / "realnvp" / "measured.json").read_text() == measured
+    with Image.open(tmp_path / "docs" / "bits-per-dimension.jpg") as sheet:
+        assert sheet.width > 8 * 3 * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -17,6 +18,7 @@ from flowcore.evaluation.tables import density_table
 from flowcore.models import build, configure
 from flowcore.training.digits import Digits, read_idx
 from flowcore.training.loop import train
+from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.styles import STYLES, attributes, measure_styles
 from flowcore.transforms import BatchNorm
@@ -144,6 +146,23 @@ def test_a_model_of_gray_images_trains_on_digits_without_their_labels(data, tmp_
     assert (flow.channels, flow.classes) == (1, 0)
     assert evaluate_density(flow, data / "digits")["images"] == 32  # the test digits
     assert Digits(data / "digits", labeled=False).batch(4, 28, 0, 0)[1] is None
+
+
+def test_the_penalties_on_paths_are_part_of_the_loss_and_need_paths(data, tmp_path):
+    made = recipe("ffjord", 1)
+    flow = build_tiny("ffjord", perturb=0.2)
+    x = torch.rand(4, 3, 8, 12)
+    stages = [
+        dataclasses.replace(made.stages[0], **weights)
+        for weights in ({}, {"kinetic_weight": 1.0}, {"jacobian_weight": 1.0})
+    ]
+    losses = [make_objective(flow, stage) for stage in stages]
+    noise = losses[0].noise(tuple(x.shape), torch.Generator().manual_seed(0))
+    bits, kinetic, jacobian = (float(loss(x, None, noise).detach()) for loss in losses)
+    assert bits < kinetic != jacobian > bits
+    penalized = dataclasses.replace(recipe("glow", 1), stages=(stages[1],))
+    with pytest.raises(FlowError, match="paths of an ODE; a glow model has none"):
+        train(penalized, data / "photos", tmp_path)
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

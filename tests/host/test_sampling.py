@@ -239,6 +239,20 @@ def test_latents_of_another_model_are_refused_and_those_of_a_copy_are_not(host, 
     assert host.run(workflow)["outputs"]["again"]["shape"] == [1, 12, 16, 3]
 
 
+def test_a_flow_without_couplings_samples_encodes_and_decodes(host, flows):
+    """It has no log-determinant in closed form, which none of these needs."""
+    outputs = host.run(sampling(flows["small-ffjord"]))["outputs"]
+    images = pixels(outputs["images"])
+    assert (images - sample(flow("small-ffjord"), 3, seed=5)).abs().max() < CLOSE
+    assert (pixels(outputs["again"]) - images).abs().max() < CLOSE
+    outputs = host.run(encoding(flows["small-ffjord"]))["outputs"]
+    for level, known in zip(
+        outputs["latents"]["levels"], encode(flow("small-ffjord"), noise(1, 3, 12, 16)), strict=True
+    ):
+        assert (torch.tensor(level) - known).abs().max() < 1e-4
+    assert outputs["encode"]["error"][0] < 1e-4
+
+
 # --- the shipped models -----------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,12 @@ def test_labels_and_small_images(host, flows):
     assert "shrunk 2 times" in outputs["report"]["text"][0]
 
 
+def test_an_estimated_score_says_from_what(host, flows):
+    outputs = host.run(scoring(flows["small-ffjord"], seed=7, probes=3))["outputs"]
+    agree(outputs["score"], score(flow("small-ffjord"), noise(3, 3, 12, 16), seed=7, probes=3))
+    assert "3 random probes" in outputs["report"]["text"][0]
+
+
 def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
     info = host.get_json("/object_info/FlowcoreScore")["FlowcoreScore"]
     (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
