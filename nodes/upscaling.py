@@ -18,6 +18,7 @@ from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
+from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.upscale import memory_required, sampling_settings, target_size
 from . import widgets
 from .host.compat import curve_input, curve_values, io, log
@@ -29,6 +30,7 @@ from .picking import HIDDEN, PickingNode
 from .recording import RecordingNode
 from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask, to_image
 
+MOST_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 MOST_TEMPERATURES = 64  # stated in the tooltip, too
 STORE = ConditionStore()  # another seed or temperature skips the analysis of the image
@@ -95,10 +97,18 @@ class FlowcoreUpscale(RecordingNode):
             target_size(model.flow, height, width),
             target_size(model.flow, height, width, factor, longest_side),
         ]
+        _refuse_huge(sizes[1], longest_side)
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         check_memory(len(pixels) * samples, 3 * max(map(math.prod, sizes)), "pictures need", advice)
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
         flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
+        if len(pixels) * samples * math.prod(sizes[1]) >= NOTEWORTHY * 1e6:
+            sources, results = ([size] * len(pixels) for size in ((height, width), sizes[1]))
+            coming = forecast(
+                flow, sources, results, samples=samples, tile=tile, precision=precision, cancelled=stop_if_cancelled
+            ).sentence()
+            log.info("Flow Upscale: %s", coming)
+            cls.show(coming)
         pictures = flowcore.upscale(
             flow,
             pixels,
@@ -137,6 +147,16 @@ class FlowcoreUpscale(RecordingNode):
         names = ("model", "temperature", "calm_edges", "temperatures")
         tau, calm = _settings(*(values[name] for name in names))
         return values | {"temperature": tau, "calm_edges": calm}
+
+
+def _refuse_huge(size: tuple[int, int], longest_side: int) -> None:
+    """Refuse pictures that fill memory and disk, unless their size was stated."""
+    megapixels = math.prod(size) / 1e6
+    if megapixels > MOST_MEGAPIXELS and not longest_side:
+        raise FlowError(
+            f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Set longest_side to the "
+            f"longer side that you want; without it, Flow Upscale makes at most {MOST_MEGAPIXELS} megapixels."
+        )
 
 
 def _settings(model: FlowModel, temperature: float, calm_edges: float, per_level: str) -> tuple[float, float]:

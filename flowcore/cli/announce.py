@@ -14,7 +14,7 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..images.files import upright_size
 from ..tasks.forecast import NOTEWORTHY, Size, forecast
-from .output import duration, log
+from .output import log
 
 
 def announce(
@@ -36,7 +36,7 @@ def announce(
         return
     tile, precision = work.settings["tile"], work.settings["precision"]
     expected = forecast(flow, sources, results, samples=work.samples, tile=tile, precision=precision)
-    log(expected.sentence(duration))
+    log(expected.sentence())
 
 
 def _sizes(work: Work, path: Path) -> tuple[Size, Size] | None:

@@ -342,8 +342,8 @@ def _save(
     from ..images.files import encode
     from ..images.rounding import to_uint8
     from ..provenance import KEY, MAX_PICTURES, Provenance, fingerprint
+    from ..tasks.duration import duration
     from .batches import named_format, numbered
-    from .output import duration
 
     start, sha = time.monotonic(), model_sha256(flow)
     format = named_format(options.out)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
+from ..tasks.duration import duration
+
 if TYPE_CHECKING:
     from ..batch.folders import Job, Made
 
@@ -18,15 +20,6 @@ QUIET = 30  # seconds after which a log file, which shows no bar, hears of the i
 
 def log(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration for people: "8.1 s", "3 min 20 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 class ProgressBar:

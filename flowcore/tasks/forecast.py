@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..flow import Flow
 from . import Precision
+from .duration import duration
 from .rescale import restore
 from .tile_size import TileSize
 from .upscale import HALO, SMALLEST_TILE, TILES, memory_required, upscale
@@ -40,14 +41,14 @@ class Forecast:
     memory: int
     seconds: float
 
-    def sentence(self, format_time: Callable[[float], str]) -> str:
-        """Say it, with times in the words of the caller."""
+    def sentence(self) -> str:
+        """Say it."""
         height, width = self.largest
         many = self.pictures > 1
         size = f"{self.pictures} pictures of up to {width}x{height}" if many else f"A picture of {width}x{height}"
         return (
             f"{size}, {self.megapixels:.0f} megapixels{' in all' if many else ''}, will take about "
-            f"{self.memory / 1e9:.1f} GB of memory and {format_time(self.seconds)}."
+            f"{self.memory / 1e9:.1f} GB of memory and {duration(self.seconds)}."
         )
 
 

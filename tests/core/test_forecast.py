@@ -11,7 +11,6 @@ from PIL import Image
 from flowcore.checkpoints.file import save
 from flowcore.cli import announce
 from flowcore.cli.main import main
-from flowcore.cli.output import duration
 from flowcore.tasks import forecast as task
 from flowcore.tasks.forecast import forecast
 from flowcore.tasks.upscale import memory_required
@@ -40,7 +39,7 @@ def test_it_counts_what_is_to_come(monkeypatch):
     assert coming.megapixels == pytest.approx(4 * (400 * 200 + 120 * 80) / 1e6)
     assert coming.memory == memory_required(flow, 100, 50, 100) + 24 * 4 * 400 * 200
     assert coming.seconds == pytest.approx((0.5 + 3 * 0.2) / 16**2 * (100 * 50 + 30 * 20))
-    assert coming.sentence(duration).startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
+    assert coming.sentence().startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
 
 
 def test_size_memory_and_time_are_said_first(words, tmp_path, capsys):

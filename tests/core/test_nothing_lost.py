@@ -13,10 +13,11 @@ from flowcore.batch.folders import Made
 from flowcore.checkpoints.file import save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
-from flowcore.cli.output import ProgressBar, duration
+from flowcore.cli.output import ProgressBar
 from flowcore.images import files
 from flowcore.images.rounding import to_uint8
 from flowcore.provenance import fingerprint, read
+from flowcore.tasks.duration import duration
 
 from .test_command_line import photograph
 

@@ -198,6 +198,33 @@ def test_any_size_can_be_asked_for(host, inputs, shape):
     assert ("ordinary resize" in said) == (max(shape[1:3]) > 32)
 
 
+def test_huge_pictures_ask_for_their_longest_side(host):
+    with pytest.raises(RunError, match=r"20800x20800 pixels, 433 megapixels\. Set longest_side"):
+        host.run(probe(height=1300, width=1300, factor=16))
+
+
+def test_large_pictures_are_announced(host, flows):
+    small = {"height": 64, "width": 64, "fill": "photo", "model_name": flows["small-srflow"], "factor": 16}
+    host.run(probe(**small, samples=15))
+    assert "Flow Upscale: 15 pictures" not in host.server.console()  # 15.7 megapixels
+    host.run(probe(**small, samples=16))
+    assert (
+        "Flow Upscale: 16 pictures of up to 1024x1024, 17 megapixels in all, will take about" in host.server.console()
+    )
+
+
+def test_gray_pictures_stay_gray_and_the_node_says_so(host, photo):
+    small = Image.open(host.server.base / "input" / photo).convert("L").convert("RGB")
+    (picture,) = host.images(upscale(photo=host.put("gray.png", small), temperature=0.8))
+    red, green, blue = np.asarray(picture).transpose(2, 0, 1)
+    assert np.array_equal(red, green)
+    assert np.array_equal(red, blue)
+    entry = host.run(upscale(photo="gray.png", temperature=0.8, seed=99))
+    assert "The image is gray" in " ".join(entry["outputs"]["upscale"]["text"])
+    one = host.run(probe(channels=1, fill="gradient", samples=2))
+    assert one["outputs"]["save"]["shape"] == [2, 24, 32, 3]
+
+
 def test_a_matched_picture_is_consistent_and_the_number_says_so(host):
     def number(**inputs):
         workflow = probe(fill="photo", height=16, width=16, temperature=0.9, samples=2, **inputs)
