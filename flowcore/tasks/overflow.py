@@ -172,7 +172,7 @@ def _blend(images: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
     side = 2 * FADE + 1
     near = F.max_pool2d(mask.float(), side, stride=1, padding=FADE)
     weight = F.avg_pool2d(near, side, stride=1, padding=FADE, count_include_pad=False)
-    weight = torch.where(mask, 1.0, weight)
+    weight = torch.where(mask, 1.0, weight).to(images)
     return torch.where(weight > 0, torch.lerp(torch.where(mask, replacement, images), replacement, weight), images)
 
 

@@ -201,10 +201,11 @@ def test_an_unusual_pattern_is_replaced_in_its_place_only(shipped, sentences):
     assert (result - smooth)[..., :24, :24].abs().mean() < 0.01
 
 
-def test_a_fallback_fades_into_the_picture():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fallback_fades_into_the_picture(dtype):
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 30:34, 30:34] = True
-    images = torch.zeros(1, 1, 64, 64)
+    images = torch.zeros(1, 1, 64, 64, dtype=dtype)
     images[mask] = math.nan
     blended = overflow._blend(images, torch.ones_like(images), mask)
     assert (blended[mask] == 1).all()

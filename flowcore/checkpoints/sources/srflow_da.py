@@ -17,11 +17,17 @@ STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the s
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     config = _config(found.without(UNUSED), overrides)
-    return Layout(architecture="srflow_da", config=config, origins=[*srflow_da_origins(config)], unused=UNUSED)
+    numbered = found.has(r".*\.affine\.fFeatures2\.\d+\.\d+\.")
+    origins = [*srflow_da_origins(config, numbered=numbered)]
+    return Layout(architecture="srflow_da", config=config, origins=origins, unused=UNUSED)
 
 
-def srflow_da_origins(config: SRFlowDAConfig) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one, whose layers are numbered as in SRFlow."""
+def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iterator[Origin]:
+    """Pair every parameter of ours with the published one, whose layers are numbered as in SRFlow.
+
+    A single residual block has no number in -R; in -D it would be ``numbered``, as several are.
+    """
+    numbered = numbered or config.residual_blocks > 1
     yield from encoder_origins(config.scale, config.encoder_blocks)
     layer = 0
     for level, (_, layers) in enumerate(split_levels(config.layers)):
@@ -30,15 +36,15 @@ def srflow_da_origins(config: SRFlowDAConfig) -> Iterator[Origin]:
             ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
             yield from step_origins(ours, published)
             if kind == "c":
-                yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config)
-                yield from _subnet(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config)
+                yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config, numbered)
+                yield from _subnet(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config, numbered)
             layer += 1
         if layers.endswith("d"):
             yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
             layer += 1
 
 
-def _subnet(ours: str, published: str, config: SRFlowDAConfig) -> Iterator[Origin]:
+def _subnet(ours: str, published: str, config: SRFlowDAConfig, numbered: bool) -> Iterator[Origin]:
     blocks, layers = config.residual_blocks, config.hidden_layers
     each = layers // blocks if blocks else 0
     for k in range(layers + 1):
@@ -48,7 +54,7 @@ def _subnet(ours: str, published: str, config: SRFlowDAConfig) -> Iterator[Origi
             name = f"{published}1.0"
         else:
             number, place = divmod(k - 1, each)
-            name = f"{published}2.{2 * place}" if blocks == 1 else f"{published}2.{number}.{2 * place}"
+            name = f"{published}2.{number}.{2 * place}" if numbered else f"{published}2.{2 * place}"
         yield from take_conv(f"{ours}.hidden.{k}", name)
     yield from zero_conv(f"{ours}.last", f"{published}3.0" if blocks else f"{published}.{2 * (layers + 1)}")
 
