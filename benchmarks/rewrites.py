@@ -49,7 +49,7 @@ def measure(settings: Settings) -> list[Table]:
             plan.inverse([t[k : k + 1] for t in several], cond)
 
     pairs: dict[str, tuple[str, str, Program, Program]] = {
-        "dense blocks without concatenation": (
+        "dense blocks in strips": (
             *("encoder", "folded encoder"),
             lambda: encoder(lr, levels, with_enlargement=flow.config.residual),
             lambda: folded(lr, levels, with_enlargement=flow.config.residual),

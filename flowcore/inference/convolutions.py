@@ -50,11 +50,9 @@ class Conv(nn.Module):
         """
         report()
         x = x.to(self.weight.dtype)
-        above, below = max(0, self.reach - top), max(0, bottom + self.reach - height)  # rows beyond the border
         if self.edge == "zeros":
-            if above != below:
-                x, above = F.pad(x, (0, 0, above, below)), 0
-            return F.conv2d(x, self.weight, self.bias, padding=(above, self.reach))
+            return convolve_rows(x, self.weight, self.bias, top, bottom, height)
+        above, below = max(0, self.reach - top), max(0, bottom + self.reach - height)  # rows beyond the border
         around = (self.reach, self.reach, above, below)
         if self.edge == "ones":
             return F.conv2d(F.pad(x, around, value=1), self.weight, self.bias)
@@ -129,6 +127,27 @@ class StreamedConditionConv:
 def rows_of(x: Tensor) -> Rows:
     """Look rows up in a tensor ``(B, C, H, W)``."""
     return lambda start, stop: x[:, :, start:stop]
+
+
+def convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, top: int, bottom: int, height: int) -> Tensor:
+    """Compute the rows from ``top`` to ``bottom`` of a convolution with zeros beyond the border.
+
+    Args:
+        x: The rows of the image that these depend on, ``(B, C, rows, W)``.
+        weight: ``(outputs, C, k, k)``, k odd.
+        bias: ``(outputs,)`` or None.
+        top: First row.
+        bottom: Row after the last.
+        height: Of the image.
+
+    Returns:
+        ``(B, outputs, bottom - top, W)``.
+    """
+    reach = weight.shape[-1] // 2
+    above, below = max(0, reach - top), max(0, bottom + reach - height)  # rows beyond the border
+    y = F.conv2d(x, weight, bias, padding=(max(above, below), reach))
+    first = max(0, below - above)  # a row or two too many, at one border, costs less than a padded copy of x
+    return y[:, :, first : first + bottom - top]
 
 
 def convolve_enlarged(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +12,13 @@ from ..condition import MultiScaleFeatures
 from ..images.resize import enlarge
 from ..networks import HierarchicalExtractor, RRDBEncoder
 from ..networks.rrdb import DenseBlock, grids_wanted, up_convolutions
-from .convolutions import ConditionConv, Conv
+from .convolutions import ConditionConv, Conv, convolve_rows
 from .progress import report
 from .strips import StripBudget, canvas, strips
 
 
 class FoldedEncoder(nn.Module):
-    """``RRDBEncoder`` without concatenations, in strips, with nothing enlarged early; it shares that one's weights.
+    """``RRDBEncoder`` in strips, with nothing enlarged early; it shares that one's weights.
 
     Attributes:
         units: Units of work that one run reports.
@@ -91,7 +90,7 @@ class FoldedEncoder(nn.Module):
 
 
 class FoldedExtractor(nn.Module):
-    """``HierarchicalExtractor`` without concatenations, in strips, some images at a time; it shares the weights.
+    """``HierarchicalExtractor`` in strips, some images at a time; it shares the weights.
 
     Where all images have the same input (expanded tensors), it is computed once: at the deepest level of an HCFlow all
     samples of an LR image share their features.
@@ -169,45 +168,42 @@ class FoldedBlocks(nn.Module):
 
 
 class FoldedDenseBlock(nn.Module):
-    """A dense block in which each feature is convolved once, by all the convolutions that read it.
+    """A dense block in strips that compute no row twice; it shares the weights.
 
-    A dense block's five convolutions see the input and all outputs before them. Here the input goes through the five of
-    them at once, then each output through those that remain, and the terms are added up: nothing is concatenated.
+    Each of its five convolutions sees the input and all outputs before it, and a row more above and below. So the
+    earlier ones run ahead of a strip, and the few rows of theirs that the next strip reads too are held.
     """
 
     def __init__(self, block: DenseBlock, budget: StripBudget) -> None:
         super().__init__()
         self.budget = budget
         self.convs = [conv for conv in block.convs if isinstance(conv, nn.Conv2d)]
-        self.reach = len(self.convs)
-        self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # sums before and after an addition
+        self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # what a convolution reads, and all outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, width, h, w)`` to the same shape, in strips that overlap by what the convolutions reach."""
-        height, reach = x.shape[2], self.reach
-        each = max(8 * reach, self.budget.dense // (x.shape[0] * x.shape[3] * self.widest * x.element_size()))
-        if each >= height:
-            return self._strip(x)
+        """Map ``(B, width, h, w)`` to the same shape."""
+        height, last = x.shape[2], len(self.convs) - 1
+        weights = [conv.weight.to(dtype=x.dtype, memory_format=torch.channels_last) for conv in self.convs]
+        biases = [None if conv.bias is None else conv.bias.to(x.dtype) for conv in self.convs]
         result = torch.empty_like(x)
-        for top, bottom in strips(height, each):
-            start, stop = max(0, top - reach), min(height, bottom + reach)
-            result[:, :, top:bottom] = self._strip(x[:, :, start:stop])[:, :, top - start : bottom - start]
+        held = [x.new_empty(0)] * last  # the outputs' rows from `first` on
+        ends, first = [0] * len(self.convs), 0  # rows that each convolution has computed
+        for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):
+            report()
+            held, first = [y[:, :, max(0, top - 1) - first :] if top else y for y in held], max(0, top - 1)
+            for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                begin, ends[k] = ends[k], min(height, bottom + last - k)
+                if begin == ends[k]:
+                    continue  # the image has ended
+                start, stop = max(0, begin - 1), min(height, ends[k] + 1)
+                seen = [x[:, :, start:stop], *(y[:, :, start - first : stop - first] for y in held[:k])]
+                y = convolve_rows(torch.cat(seen, dim=1) if k else seen[0], weight, bias, begin, ends[k], height)
+                if k == last:
+                    torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
+                else:
+                    y = F.leaky_relu_(y, 0.2)
+                    held[k] = torch.cat([held[k], y], dim=2) if begin else y
         return result
-
-    def _strip(self, x: Tensor) -> Tensor:
-        report()
-        edges = [0, *(conv.weight.shape[1] for conv in self.convs)]  # channels that each convolution reads more
-        bias = torch.cat([conv.bias for conv in self.convs if conv.bias is not None]).to(x.dtype)
-        sums = y = x
-        for k, (start, stop) in enumerate(pairwise(edges)):
-            weight = torch.cat([conv.weight[:, start:stop] for conv in self.convs[k:]])  # cheap; a copy would be large
-            weight = weight.to(dtype=x.dtype, memory_format=torch.channels_last)
-            if k == 0:
-                sums = F.conv2d(x, weight, bias, padding=1)
-            else:
-                sums = F.conv2d(y, weight, padding=1).add_(sums[:, stop - start :])
-            y = F.leaky_relu(sums[:, : edges[k + 2] - stop], 0.2) if k + 2 < len(edges) else sums
-        return sums.mul_(0.2).add_(x)
 
 
 def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from .strips import StripBudget
 
 
 class FoldedLowLightEncoder(nn.Module):
-    """``LowLightEncoder`` whose blocks concatenate nothing and run in strips; it shares the weights.
+    """``LowLightEncoder`` whose blocks run in strips; it shares the weights.
 
     Attributes:
         units: Units of work that one run reports.

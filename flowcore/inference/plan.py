@@ -7,7 +7,7 @@ and small for the weights of one moment. What is folded, and why (``benchmarks/R
   actnorms and scales inside conditioners go into the weights beside them. Fewer passes over memory.
 - ``convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all samples,
   and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
-- ``encoder.py``: Dense blocks without concatenation.
+- ``encoder.py``: Dense blocks in strips that compute no row twice.
 - ``strips.py``: Everything runs on a few rows, or a few images, at a time: wide tensors stay in the cache, and memory
   does not grow with the image. ``steps.py`` takes a strip through a whole step.
 

@@ -17,8 +17,8 @@ from ..device import free_memory
 
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Of the widest tensor of a strip: what a core's cache holds; on a GPU, what keeps it busy."""
-DENSE_BYTES = 2**27
-"""Of all that a dense block of the encoder holds of a strip: its strips overlap, so low ones cost time."""
+DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}
+"""Of all that a dense block holds of a strip: every convolution rearranges its weights, so low strips cost time."""
 MINIMUM_BYTES = 2**18
 """Of both, where memory has run out."""
 LEAST_ROWS = 8  # else most of the work would be the rows above and below that a strip reads besides
@@ -55,7 +55,7 @@ class StripBudget:
         usual_dense: ``dense`` outside of ``minimum_memory``.
     """
 
-    def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES) -> None:
+    def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES["cpu"]) -> None:
         self.usual_strip, self.usual_dense = strip, dense
 
     @classmethod
@@ -63,7 +63,8 @@ class StripBudget:
         """Choose a budget for a device and the memory that is free on it now."""
         free = free_memory(device)
         usual = STRIP_BYTES.get(device.type, STRIP_BYTES["cpu"])
-        return cls(usual if free is None else min(usual, max(2**20, free // 16)))
+        dense = DENSE_BYTES.get(device.type, DENSE_BYTES["cpu"])
+        return cls(usual if free is None else min(usual, max(2**20, free // 16)), dense)
 
     @property
     def strip(self) -> int:
@@ -72,12 +73,16 @@ class StripBudget:
 
     @property
     def dense(self) -> int:
-        """Bytes of all that a dense block of the encoder holds."""
+        """Bytes of all that a dense block holds."""
         return min(self.usual_dense, MINIMUM_BYTES) if _minimum.get() else self.usual_dense
 
     def rows(self, row_bytes: int, least: int = LEAST_ROWS) -> int:
         """Choose the height of strips, given the bytes of one row of the widest tensor, and the least that pays."""
         return max(LEAST_ROWS, least, self.strip // max(1, row_bytes))
+
+    def dense_rows(self, row_bytes: int) -> int:
+        """Choose the height of a dense block's strips, given the bytes of all that it holds of one row."""
+        return max(2 * LEAST_ROWS, self.dense // max(1, row_bytes))
 
     def strips(self, batch: int, height: int, row_bytes: int, least: int = LEAST_ROWS) -> list[Tile]:
         """Split into strips of all images, given the bytes of a row of one image, and the least height that pays."""

@@ -116,7 +116,7 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     config = flow.config
     features = config.encoder_width * (1 / 4 + 1 / 16 + 1 / 64 + len(config.stacked_blocks) / 4)
     first = 2 * config.encoder_width + 12  # the first two convolutions see every pixel
-    dense = min(2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns, DENSE_BYTES)
+    dense = min(2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns, DENSE_BYTES["cuda"])
     held = 4 * rows * columns * max(first + config.encoder_width / 4, features + samples * 5 * 3)
     return round(held + dense) + STRIPS
 

@@ -290,7 +290,7 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     hr = config.scale**2 * ((3 if config.residual else 0) + samples * 5 * 3)
     decoding = 4 * (config.encoder_width * native + hr) * rows * columns
     dense = 4 * 2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns
-    return round(4 * stack * rows * columns + max(decoding, min(dense, DENSE_BYTES))) + STRIPS
+    return round(4 * stack * rows * columns + max(decoding, min(dense, DENSE_BYTES["cuda"]))) + STRIPS
 
 
 def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -> int:
@@ -304,7 +304,7 @@ def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -
     held = samples * (features * sum(grids) + 5 * 3 * config.scale**2)
     trunk = 3 * config.extractor_width * grids[0]
     dense = 2 * (4 * config.extractor_growth + config.extractor_width) * grids[0]
-    return round(4 * (held + trunk) * rows * columns + min(4 * dense * rows * columns, DENSE_BYTES))
+    return round(4 * (held + trunk) * rows * columns + min(4 * dense * rows * columns, DENSE_BYTES["cuda"]))
 
 
 class Upscaler:
