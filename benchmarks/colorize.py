@@ -52,7 +52,7 @@ def measure(settings: Settings) -> list[Table]:
 
 
 def prepare(*, device: str, width: int, height: int, photograph: str | None, precision: str) -> Program:
-    """Get one colouring ready, for a fresh process.
+    """Get one coloring ready, for a fresh process.
 
     Args:
         device: Where.
@@ -62,7 +62,7 @@ def prepare(*, device: str, width: int, height: int, photograph: str | None, pre
         precision: Of ``colorize``.
 
     Returns:
-        What colours.
+        What colors.
     """
     flow = flowcore.load(MODEL, device=device)
     image = picture(height, width) if photograph is None else _enlarged(photograph, width, height)

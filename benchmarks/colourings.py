@@ -1,4 +1,4 @@
-"""A sheet of colourings to look at, a row a photograph: luma, the file as it is, temperature 0, and some seeds.
+"""A sheet of colorings to look at, a row a photograph: luma, the file as it is, temperature 0, and some seeds.
 
     python -m benchmarks.colourings OUT.jpg PHOTOGRAPH_OR_FOLDER [...] [--samples 4] [--limit 10] [--height 160]
 

@@ -80,7 +80,7 @@ def train() -> nn.ModuleList:
 
 @torch.no_grad()
 def unfolding(couplings: nn.ModuleList) -> Image.Image:
-    """Draw latents, coloured by direction, and what every second coupling has made of them on the way back."""
+    """Draw latents, colored by direction, and what every second coupling has made of them on the way back."""
     z, colours = noise(60_000)
     panels = [dots(z, colours)]
     for number, coupling in reversed(list(enumerate(couplings))):
@@ -133,14 +133,14 @@ def density(couplings: nn.ModuleList) -> Image.Image:
 
 
 def noise(count: int) -> tuple[Tensor, Tensor]:
-    """Draw latents, (count, 2, 1, 1), and colours by their direction, (count, 3)."""
+    """Draw latents, (count, 2, 1, 1), and colors by their direction, (count, 3)."""
     z = torch.randn(count, 2, 1, 1)
     direction = torch.atan2(z[:, 1], z[:, 0]).flatten()
     return z, torch.stack([0.5 + 0.5 * torch.cos(direction - turn) for turn in (0.0, 2.1, 4.2)], dim=1)
 
 
 def dots(points: Tensor, colours: Tensor, side: int = SIDE) -> Tensor:
-    """Add up coloured dots, (3, side, side)."""
+    """Add up colored dots, (3, side, side)."""
     xy = ((points.flatten(1) / REACH + 1) / 2 * side).long()
     inside = ((xy >= 0) & (xy < side)).all(1)
     place = (side - 1 - xy[inside, 1]) * side + xy[inside, 0]

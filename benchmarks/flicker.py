@@ -1,4 +1,4 @@
-"""How steady a coloured clip is: one set of latents for all frames, with and without carry, against a seed per frame.
+"""How steady a colored clip is: one set of latents for all frames, with and without carry, against a seed per frame.
 
     python -m benchmarks.flicker FOLDER [--model color-photos]
 

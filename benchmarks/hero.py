@@ -50,7 +50,7 @@ def upscaling() -> list[Image.Image]:
 
 
 def colours() -> Image.Image:
-    """The luma of a photograph from about 1865, and four colourings."""
+    """The luma of a photograph from about 1865, and four colorings."""
     grey = luma(read("alps.jpg"))
     coloured = flowcore.colorize(flowcore.load("color-photos"), grey, seed=4, samples=4, temperature=1.0)
     return panels([grey, *coloured.split(1)], ["black and white", *(f"colors, seed {4 + k}" for k in range(4))])
@@ -83,7 +83,7 @@ def digits_and_bits() -> Image.Image:
 
 
 def paint(value: Tensor) -> Tensor:
-    """Give (1, 1, H, W) in [0, 1] colours, (1, 3, H, W)."""
+    """Give (1, 1, H, W) in [0, 1] colors, (1, 3, H, W)."""
     table = torch.tensor(HEAT) / 255
     place = value[0, 0] * (len(HEAT) - 1)
     below = place.long().clamp(max=len(HEAT) - 2)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.hints FOLDER [--model color-photos] [--limit 8]
 
-Hints are discs of a photograph's own colours at random places. "told": the network is told them; "refined": the latents
+Hints are discs of a photograph's own colors at random places. "told": the network is told them; "refined": the latents
 are moved until they are met, too (``hint_steps``); "locked": met exactly, as far as luma leaves room. RMSE over both
-chroma channels, one colouring per photograph: at the hints against the wanted colour, elsewhere against the truth.
+chroma channels, one coloring per photograph: at the hints against the wanted color, elsewhere against the truth.
 Prints JSON, then a table.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def own_colours(y: Tensor, chroma: Tensor, count: int, seed: int) -> list[Point]:
-    """Take colours off a photograph at random places.
+    """Take colors off a photograph at random places.
 
     Args:
         y: Its luma, ``(1, 1, H, W)``.

@@ -28,7 +28,7 @@ class Settings:
         lr: Side of the LR image of ``srflow`` and ``yardsticks``.
         samples: Numbers of samples of ``srflow``.
         peak_tflops: What the device does at most, for the roofline; None for no roofline.
-        photograph: To be coloured; None for a made-up one.
+        photograph: To be colored; None for a made-up one.
         out: Folder of plots.
     """
 

@@ -45,7 +45,7 @@ def normflows(setting: train.Setting) -> Peer:
         setting: How large it is.
 
     Returns:
-        The peer, its actnorms initialised.
+        The peer, its actnorms initialized.
     """
     model = train.Theirs(setting).model
     _stir(model)
@@ -60,7 +60,7 @@ def nflows(setting: train.Setting) -> Peer:
         setting: How large it is.
 
     Returns:
-        The peer, its actnorms initialised.
+        The peer, its actnorms initialized.
     """
     transforms: Any = importlib.import_module("nflows.transforms")
     flows: Any = importlib.import_module("nflows.flows")
@@ -80,7 +80,7 @@ def nflows(setting: train.Setting) -> Peer:
         shape = whole.add_transform(transforms.CompositeTransform(parts), (channels, height, width))
     model: Any = flows.Flow(whole, normal([3 * setting.size**2]))
     with torch.no_grad():
-        model.train().log_prob(setting.images() * 255 / 256)  # initialises its actnorms
+        model.train().log_prob(setting.images() * 255 / 256)  # initializes its actnorms
     _stir(model)
     model.eval().requires_grad_(False)
     return Peer(

@@ -22,7 +22,7 @@ from flowcore.models import build, configure
 def random_srflow(**fields: Any) -> Flow:
     """Build a network with random weights that decodes to something finite, the same every time.
 
-    The recipe: seed 0, the usual initialisation; then every last convolution of a conditioner gets weights of
+    The recipe: seed 0, the usual initialization; then every last convolution of a conditioner gets weights of
     N(0, 0.001^2) and raw scales of 2 (a scale of 0.98), and every actnorm N(0, 0.02^2). What comes out has a deviation
     of about 3.4, so the actnorm next to the image divides by 20 and adds 1/2: like a trained network, this one paints
     in [0, 1], and its errors are errors of pixels.

@@ -7,7 +7,7 @@ Both programs hold the same model with the same weights: 3 levels of 32 steps, h
 convolutions, 32x32, batch 16, networks of couplings and priors as normflows builds them, converted to ours in memory.
 So both have as many parameters and give the same log density of the same images; what they are apart is printed.
 
-A step is dequantization, forward, loss, backward and the optimiser. Ours also clips the gradient and averages the
+A step is dequantization, forward, loss, backward and the optimizer. Ours also clips the gradient and averages the
 weights, as ``flowcore.training`` does; normflows' is written as in its example: dequantized batch, ``forward_kld``,
 check, ``torch.optim.Adam``. Every round makes one step of each variant in turn, so that what else the machine does
 falls on all of them. Speed-ups are medians over rounds, of seconds of processor time, which does not count waiting for
@@ -81,10 +81,10 @@ class Ours:
     """A flow and what trains it, as ``flowcore.training`` does."""
 
     def __init__(self, flow: Flow, x: Tensor) -> None:
-        """Build the optimiser and the average.
+        """Build the optimizer and the average.
 
         Args:
-            flow: An initialised model.
+            flow: An initialized model.
             x: Images, ``(B, 3, H, W)`` in [0, 1].
         """
         self.flow, self.x = flow.to(memory_format=torch.channels_last), x
@@ -129,7 +129,7 @@ class Theirs:
     """normflows' Glow, built and trained as its example does it."""
 
     def __init__(self, setting: Setting) -> None:
-        """Build the model and the optimiser."""
+        """Build the model and the optimizer."""
         nf = normflows()
         flows: list[list[Any]] = []
         bases: list[Any] = []
@@ -143,7 +143,7 @@ class Theirs:
         self.model = nf.MultiscaleFlow(bases, flows, merges, class_cond=False)
         self.k = setting.images() * 255
         with torch.no_grad():
-            self.model.log_prob(self.dequantized(), None)  # initialises its actnorms
+            self.model.log_prob(self.dequantized(), None)  # initializes its actnorms
         self.optimiser = torch.optim.Adam(self.model.parameters(), 1e-5)
 
     def dequantized(self) -> Tensor:
@@ -177,7 +177,7 @@ def build_ours(setting: Setting, theirs: Theirs | None) -> Ours:
         theirs: Where the weights come from; None for random ones.
 
     Returns:
-        The model with its optimiser.
+        The model with its optimizer.
     """
     x = setting.images()
     if theirs is not None and not setting.own_network:

@@ -132,7 +132,7 @@ def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Ten
         samples: N samples of one image, ``(N, C, H, W)`` in [0, 1]. The challenge takes 10; more give a higher score.
         hr: The original, ``(1, C, H, W)``.
         distance: Two images ``(1, C, H, W)`` to a map ``(1, 1, H, W)``. The challenge's is ``lpips_map``; scores with
-            another distance are not comparable to it and must be labelled as such.
+            another distance are not comparable to it and must be labeled as such.
 
     Returns:
         In percent; 0 if all samples are equal, or one is the original.

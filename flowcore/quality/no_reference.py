@@ -96,7 +96,7 @@ def brisque(images: Tensor) -> Tensor:
 def piqe(images: Tensor) -> Tensor:
     """Share of the structured blocks of an image that are distorted, weighted by how much.
 
-    Of N blocks of 16x16 whose variance v (after normalisation) is above 0.1, one with a flat segment on its edge counts
+    Of N blocks of 16x16 whose variance v (after normalization) is above 0.1, one with a flat segment on its edge counts
     ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``.
 
     Args:

@@ -69,10 +69,10 @@ class Stage:
             "chroma" trains a colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood"
             trains the flow, on bits per dimension of dequantized HR images; "rescale" trains a rescaling model to
             shrink images and to restore them, see ``objective.Rescaling``.
-        steps: Number of optimiser steps.
+        steps: Number of optimizer steps.
         batch: Crops per step.
         crop: Side of the HR crops in pixels.
-        learning_rate: Peak rate of the optimiser.
+        learning_rate: Peak rate of the optimizer.
         optimiser: "adamw", or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99.
         schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as
             published).

@@ -1,4 +1,4 @@
-"""Photographs for the tests: smooth, coloured, textured, and the same every time."""
+"""Photographs for the tests: smooth, colored, textured, and the same every time."""
 
 from __future__ import annotations
 

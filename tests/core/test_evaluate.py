@@ -86,7 +86,7 @@ def test_coherence_of_white_noise_and_of_a_coarse_grid(folder):
     assert row["global_share_default"] == pytest.approx(2 / 48, rel=0.2)
     for end in ("", "_default"):
         assert row[f"coherence{end}"] == pytest.approx(row[f"global_share{end}"] / row[f"global_share_truth{end}"])
-    calm = evaluate_colorizer(model(), folder, samples=2, temperature=1e-4, detail=0.0)  # their mean is grey
+    calm = evaluate_colorizer(model(), folder, samples=2, temperature=1e-4, detail=0.0)  # their mean is gray
     truth = [float(global_share(F.avg_pool2d(chroma, 4))) for chroma in chroma_of(folder)]
     assert calm["global_share_truth_default"] == pytest.approx(sum(truth) / 2, rel=1e-2)
     still = evaluate_colorizer(model(), folder, samples=128, temperature=0, detail=0)

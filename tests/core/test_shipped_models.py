@@ -84,7 +84,7 @@ def test_hints_are_met_and_spread(photo: torch.Tensor) -> None:
 
     assert missed(met) < 0.03
     assert missed(met) < missed(free) / 2
-    # around the hints, in rings that no hint covers, the colours have followed
+    # around the hints, in rings that no hint covers, the colors have followed
     wider = hints_from_points(wanted, (64, 64), radius=10)
     assert wider.coverage is not None
     assert wider.chroma is not None

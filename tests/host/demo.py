@@ -74,7 +74,7 @@ def named(temperature: float) -> str:
 
 
 def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
-    """Put labelled pictures of one size beside each other, each with a detail at twice the size below."""
+    """Put labeled pictures of one size beside each other, each with a detail at twice the size below."""
     width, height = next(iter(panels.values())).size
     label, gap = 40, 8
     detail = (width * 3 // 8, height // 8, width * 7 // 8, height * 5 // 8)
