@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, ShapeError
 from .prior import Shape, log_density
-from .transforms import Chain, Estimated, Probes, Split, Squeeze, Transform, draw_probes, flat_parts, spread
+from .transforms import Chain, Estimated, Probes, Residual, Split, Squeeze, Transform, draw_probes, flat_parts, spread
 
 Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
@@ -464,6 +464,16 @@ class Flow(Transform, Generic[C]):
         if self.prelude is not None:
             self.prelude.initialize(x)
         return self._latents(x, cond, lambda part, data, own: part.initialize(data, own))
+
+    def normalize(self, tolerance: float = 1e-4) -> None:
+        """Measure the norms that keep residual blocks invertible; after every change of their weights.
+
+        Args:
+            tolerance: Relative change of a norm below which its measurement ends.
+        """
+        for part in self.levels.modules():
+            if isinstance(part, Residual):
+                part.normalize(tolerance)
 
     def reduce(self, x: Tensor) -> Tensor:
         """Walk down to the output of the last level, without latents and without a condition.

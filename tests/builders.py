@@ -20,6 +20,13 @@ TINY: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 8},
     "realnvp": {"scales": 2, "hidden": 3, "blocks": 1},
     "ffjord": {"scales": 2, "blocks": 1, "hidden": (4, 5), "steps": 2},
+    "residual_flow": {
+        "blocks": (2, 1),
+        "hidden": 6,
+        "full_blocks": 1,
+        "full_hidden": 4,
+        "image_size": (8, 12),
+    },
     "class_conditional": {"image_size": (8, 12), "classes": 3, "steps": 2, "hidden": 8},
     "srflow": {
         "levels": 3,
@@ -87,6 +94,7 @@ def build_tiny(architecture: str, *, seed: int = 0, perturb: float = 0.0, **fiel
         with torch.no_grad():
             for parameter in flow.parameters() if perturb else ():
                 parameter += perturb * torch.randn_like(parameter)
+        flow.normalize()
     return flow
 
 

@@ -8,6 +8,7 @@ from .hcflow import HCFlowConfig, hcflow
 from .llflow import LLFlowConfig, llflow
 from .realnvp import RealNVPConfig, realnvp
 from .registry import ARCHITECTURES, Architecture, build, configure, register
+from .residual_flow import ResidualFlowConfig, residual_flow
 from .srflow import SRFlowConfig, srflow
 from .srflow_da import SRFlowDAConfig, srflow_da
 
@@ -22,3 +23,4 @@ register("class_conditional", ClassConditionalConfig, class_conditional)
 register("colorizer", ColorizerConfig, colorizer)
 register("hcflow", HCFlowConfig, hcflow)
 register("llflow", LLFlowConfig, llflow)
+register("residual_flow", ResidualFlowConfig, residual_flow)

@@ -1,6 +1,7 @@
 """What is not invertible, and may run in low precision."""
 
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
+from .contractive import ContractiveNetwork
 from .low_light import LowLightEncoder
 from .luma import LumaEncoder
 from .prior import AnchorPrior, TablePrior, TopPrior
@@ -11,6 +12,7 @@ from .vector_field import VectorField
 __all__ = [
     "AnchorPrior",
     "Conditioner",
+    "ContractiveNetwork",
     "DenseConditioner",
     "DenseConvs",
     "Edge",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from ..device import no_autocast
 ActivationName = Literal["lipswish", "elu"]
 
 FREQUENCIES = 32  # per axis, of the bound that holds at any image size
-MAX_ITERATIONS = 200  # of a power iteration
+MAX_ITERATIONS = 1000  # of a power iteration
 
 
 class LipSwish(nn.Module):
@@ -108,26 +108,157 @@ class LipschitzConv(nn.Module):
 
         Args:
             tolerance: Of the power iteration: it ends when sigma changes by less, relatively, and leaves everything as
-                it is if the first step does so.
+                it is if already the first step does so.
         """
-        if "direction" in self._buffers:
-            self.get_buffer("direction").copy_(_steepest_wave(self.weight))
-            return
-        u, v, sigma = self.get_buffer("u"), self.get_buffer("v"), self.sigma()
         for _ in range(MAX_ITERATIONS):
-            new_u = _unit(F.conv2d(v[None], self.weight, padding=self.padding)[0])
-            back = F.conv_transpose2d(new_u[None], self.weight, padding=self.padding)[0]
-            before, sigma = sigma, back.norm()
-            if not (sigma - before).abs() > tolerance * sigma:
+            vectors, sigma = self._step()
+            if not sigma - self.sigma() > tolerance * sigma:
                 return
-            u.copy_(new_u)
-            v.copy_(_unit(back))
+            for name, vector in vectors.items():
+                self.get_buffer(name).copy_(vector)
 
     @torch.no_grad()
-    def excess(self) -> float:
-        """Measure how much larger the norm is than ``sigma``, in proportion, as one step of power iteration tells."""
-        ...
+    def is_normalized(self, tolerance: float = 0.05) -> bool:
+        """Return True if a step of power iteration finds no norm that is larger by more than this share."""
+        sigma = self._step()[1]
+        return bool(sigma - self.sigma() <= tolerance * sigma)
+
+    def _step(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Make a step of power iteration: better vectors by name, and their sigma."""
+        if "direction" in self._buffers:
+            wave = _steepest_wave(self.weight)
+            return {"direction": wave}, (self.weight * wave).sum()
+        u = _unit(F.conv2d(self.get_buffer("v")[None], self.weight, padding=self.padding)[0])
+        back = F.conv_transpose2d(u[None], self.weight, padding=self.padding)[0]
+        return {"u": u, "v": _unit(back)}, back.norm()
+
+
+class ContractiveNetwork(nn.Module):
+    """Convolutions of bounded norm with activations of bounded slope between them, and perhaps one before them.
+
+    Its Jacobian J is a product of convolutions and diagonal matrices, so products with ``J^T`` are transposed
+    convolutions and multiplications: they need no automatic differentiation, and are differentiable themselves.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        kernels: Sequence[int] = (3, 1, 3),
+        activation: ActivationName = "lipswish",
+        leading: bool = True,
+        grid: tuple[int, int] | None = None,
+        coefficient: float = 0.98,
+    ) -> None:
+        """Build the network with random weights.
+
+        Args:
+            channels: Of input and output.
+            hidden: Channels between convolutions.
+            kernels: Side of each convolution.
+            activation: What stands between them.
+            leading: Whether one stands before the first.
+            grid: Height and width of the images; None for any size.
+            coefficient: Bound of each norm, below 1.
+        """
+        super().__init__()
+        widths = [channels, *[hidden] * (len(kernels) - 1), channels]
+        parts: list[nn.Module] = [ACTIVATIONS[activation]()] if leading else []
+        for k, kernel in enumerate(kernels):
+            parts.append(LipschitzConv(widths[k], widths[k + 1], kernel, grid=grid, coefficient=coefficient))
+            if k < len(kernels) - 1:
+                parts.append(ACTIVATIONS[activation]())
+        self.layers = nn.ModuleList(parts)
+
+    def convolutions(self) -> list[LipschitzConv]:
+        """List the convolutions in order."""
+        return [layer for layer in self.layers if isinstance(layer, LipschitzConv)]
+
+    def normalize(self, tolerance: float = 1e-4) -> None:
+        """Measure the norms of all convolutions; see ``LipschitzConv.normalize``."""
+        for convolution in self.convolutions():
+            convolution.normalize(tolerance)
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Compute the weight of bounded norm, and the bias, of every convolution."""
+        with no_autocast(self.convolutions()[0].weight.device):
+            return [(convolution.bounded_weight(), convolution.bias) for convolution in self.convolutions()]
+
+    def forward(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            weights: From ``weights``, where the network is evaluated more than once.
+
+        Returns:
+            ``(B, C, H, W)``, in the precision of ``x``, whatever autocast is in force.
+        """
+        with no_autocast(x.device):
+            remaining = iter(self.weights() if weights is None else weights)
+            for layer in self.layers:
+                x = layer(x) if isinstance(layer, (LipSwish, ELU)) else _conv(x, *next(remaining))
+        return x
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Evaluate the network and its Jacobian J at ``x``.
+
+        Args:
+            x: ``(B, C, H, W)``.
+
+        Returns:
+            The network's output; and the function from e to ``J^T e``, of ``(B, C, H, W)``, or of ``(N, C, H, W)`` if
+            B is 1.
+        """
+        slopes: list[Tensor] = []
+        weights = self.weights()
+        with no_autocast(x.device):
+            remaining = iter(weights)
+            for layer in self.layers:
+                if isinstance(layer, (LipSwish, ELU)):
+                    slopes.append(layer.slope(x))
+                    x = layer(x)
+                else:
+                    x = _conv(x, *next(remaining))
+
+        def transposed(e: Tensor) -> Tensor:
+            kernels, factors = [weight for weight, _ in weights], list(slopes)
+            with no_autocast(e.device):
+                for layer in reversed(self.layers):
+                    if isinstance(layer, (LipSwish, ELU)):
+                        e = e * factors.pop()
+                    else:
+                        kernel = kernels.pop()
+                        e = F.conv_transpose2d(e, kernel, padding=kernel.shape[-1] // 2)
+            return e
+
+        return x, transposed
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
 def _unit(vector: Tensor) -> Tensor:
     return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+
+
+def _steepest_wave(weight: Tensor) -> Tensor:
+    """Find the direction whose product with the weight bounds the norm of the convolution at every image size.
+
+    The operator of a zero-padded convolution is a part of that on the infinite plane, whose norm is the largest
+    ``|W(w)|`` over frequencies w. That is a trigonometric polynomial of degree kernel // 2 in each axis, so a grid of N
+    frequencies misses its maximum by at most ``1 / cos(pi degree / N)`` an axis.
+    """
+    kernel = weight.shape[-1]
+    spectrum = torch.fft.fft2(weight.double(), s=(FREQUENCIES, FREQUENCIES)).permute(2, 3, 0, 1)  # (N, N, O, I)
+    tall = spectrum if weight.shape[0] >= weight.shape[1] else spectrum.mH
+    norms = torch.linalg.eigvalsh(tall.mH @ tall)[..., -1]
+    row, column = divmod(int(norms.argmax()), FREQUENCIES)
+    left, _, right = torch.linalg.svd(spectrum[row, column], full_matrices=False)
+    angles = [2 * math.pi / FREQUENCIES * at * torch.arange(kernel, dtype=torch.float64) for at in (row, column)]
+    phase = (angles[0][:, None] + angles[1]).to(weight.device)
+    wave = torch.polar(torch.ones_like(phase), -phase)
+    direction = (left[:, 0].conj()[:, None] * right[0].conj())[:, :, None, None] * wave
+    return (direction.real / math.cos(math.pi * (kernel // 2) / FREQUENCIES) ** 2).to(weight)

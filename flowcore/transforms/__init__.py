@@ -12,8 +12,9 @@ from .ode import ODE, Solver, path_costs
 from .permutation import Permutation
 from .pixels import Logit, PixelMap
 from .probes import Estimated, Probes, draw_probes, exact_logdet
+from .residual import Residual
 from .split import Center, Split, Whiten
-from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unsqueeze
+from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, Transform, flat_parts, spread
 from .whitening import ChannelWhitening
 
@@ -38,12 +39,14 @@ __all__ = [
     "Permutation",
     "PixelMap",
     "Probes",
+    "Residual",
     "Scaling",
     "SignedActNorm",
     "Solver",
     "Split",
     "Squeeze",
     "Transform",
+    "Unflatten",
     "Unsqueeze",
     "Whiten",
     "batch_moments",

@@ -20,15 +20,16 @@ class ActNorm(Transform):
     accident nor be lost with a flag.
     """
 
-    def __init__(self, channels: int, *, log_factor: float = 1.0) -> None:
+    def __init__(self, channels: int, *, log_factor: float = 1.0, min_variance: float = 0.0) -> None:
         """Start as the identity.
 
         Args:
             channels: C.
             log_factor: Factor from the stored to the effective log-scale; 3 in the program of Glow's authors.
+            min_variance: Channels of the first batch with less variance are scaled as if they had this one.
         """
         super().__init__()
-        self.log_factor = log_factor
+        self.log_factor, self.min_variance = log_factor, min_variance
         self.bias = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
@@ -48,7 +49,7 @@ class ActNorm(Transform):
     def initialize(self, x: Tensor, cond: Any = None) -> Tensor:
         mean, std = _moments(x)
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-torch.log(std) / self.log_factor)
+        self.log_scale.copy_(-torch.log(std.clamp_min(self.min_variance**0.5)) / self.log_factor)
         return self.forward(x)[0]
 
 

@@ -62,6 +62,8 @@ def perturbed(transform: nn.Module, strength: float = 0.1) -> nn.Module:
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter += strength * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    if hasattr(transform, "normalize"):  # what depends on the parameters' norms is measured anew, as after training
+        transform.normalize()
     return transform
 
 

@@ -1,0 +1,171 @@
+"""Residual Flow: residual blocks with free-form Jacobians instead of couplings.
+
+Source: Chen, Behrmann, Duvenaud, Jacobsen, "Residual flows for invertible generative modeling" (NeurIPS 2019). Every
+block adds a contraction, whose log-determinant is estimated and whose inverse is found by iteration: see
+``transforms.Residual``. Norms are spectral; the program's mixed and learned ones are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import FlowError
+from ..flow import Capabilities, Flow, Level
+from ..networks import ContractiveNetwork
+from ..transforms import ActNorm, Chain, Flatten, Logit, Residual, Split, Squeeze, Transform, Unflatten
+from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr, size_tuple
+
+MIN_VARIANCE = 0.2  # of a channel or element at the start: pixels that hardly vary are not blown up
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualFlowConfig:
+    """Configuration of a Residual Flow; the defaults are the paper's CIFAR-10 network.
+
+    Attributes:
+        channels: Of the image: 1 or 3.
+        blocks: Convolutional blocks per scale.
+        hidden: Width of their networks.
+        full_blocks: Fully connected blocks at the end of the last scale.
+        full_hidden: Width of their networks.
+        kernels: Sides of the convolutions of a block; a full block has as many layers.
+        activation: "lipswish", or "elu".
+        leading: Whether the network of a block begins with an activation; that of the very first block never does.
+        coefficient: Bound on the norm of every layer.
+        lipschitz: How that norm is measured: on the "grid" of ``image_size``, or over all "frequencies", which holds
+            at any size and is up to a fifth tighter.
+        factor_out: Whether every scale but the last factors out half of its channels.
+        squeeze_first: Whether the image is squeezed before the first scale.
+        first_actnorm: Whether an actnorm precedes the first block.
+        alpha: Of the logit: distance of pixels from 0 and 1; 0.05 for colors and 1e-6 for digits in the paper.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
+            k / (2^n_bits - 1) is the middle of its bin.
+        image_size: Height and width, or the side of a square, of the training images; None if unknown.
+    """
+
+    channels: int = 3
+    blocks: tuple[int, ...] = (16, 16, 16)
+    hidden: int = 512
+    full_blocks: int = 4
+    full_hidden: int = 128
+    kernels: tuple[int, ...] = (3, 1, 3)
+    activation: Literal["lipswish", "elu"] = "lipswish"
+    leading: bool = True
+    coefficient: float = 0.98
+    lipschitz: Literal["grid", "frequencies"] = "grid"
+    factor_out: bool = False
+    squeeze_first: bool = False
+    first_actnorm: bool = True
+    alpha: float = 0.05
+    n_bits: int = 8
+    grid: Literal["bins", "levels"] = "bins"
+    image_size: tuple[int, int] | None = (32, 32)
+
+    def __post_init__(self) -> None:
+        check_choice(self, channels=(1, 3), activation=("lipswish", "elu"), lipschitz=("grid", "frequencies"))
+        check_choice(self, leading=(True, False), factor_out=(True, False), squeeze_first=(True, False))
+        check_choice(self, first_actnorm=(True, False), grid=("bins", "levels"))
+        check_integer(self, hidden=(1, 4096), full_blocks=(0, 64), full_hidden=(1, 4096), n_bits=(1, 8))
+        check_number(self, coefficient=(1e-3, 1), alpha=(1e-6, 0.5))
+        for name, low, high, most in (("blocks", 1, 256, 8), ("kernels", 1, 15, 16)):
+            values = integer_tuple(self, name, low, high)
+            if not 1 <= len(values) <= most:
+                raise FlowError(f"{name} must be 1 to {most} numbers; got {short_repr(values)}.")
+            object.__setattr__(self, name, values)
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            raise FlowError(f"kernels must be odd; got {short_repr(self.kernels)}.")
+        object.__setattr__(self, "image_size", size_tuple(self, self.size_multiple))
+        if self.image_size is None and (self.full_blocks or self.lipschitz == "grid"):
+            raise FlowError(
+                'image_size must be given, e.g. 32: full blocks, and norms on the "grid", are for one size. A model '
+                'for any size has full_blocks = 0 and lipschitz = "frequencies".'
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Divisor of an image's sides."""
+        return 2 ** (len(self.blocks) - 1 + self.squeeze_first)
+
+
+def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
+    """Build a Residual Flow.
+
+    Args:
+        config: See ``ResidualFlowConfig``.
+
+    Returns:
+        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
+    """
+    levels: list[Level] = []
+    shape = (config.channels, *(config.image_size or (0, 0)))
+    for number, blocks in enumerate(config.blocks):
+        first, last = number == 0, number == len(config.blocks) - 1
+        # published models squeeze after the blocks of a scale; where nothing is factored out, that is the same
+        squeeze = Squeeze() if (config.squeeze_first if first else not config.factor_out) else Chain()
+        shape = squeeze.output_shape(shape)
+        factor = 2 if isinstance(squeeze, Squeeze) else 1
+        steps: list[Transform] = [_actnorm(shape[0])] if first and config.first_actnorm else []
+        for k in range(blocks):
+            steps += [_block(shape, config, leading=config.leading and not (first and k == 0)), _actnorm(shape[0])]
+        if last and config.full_blocks:
+            steps += _full_blocks(shape, config)
+        split = None
+        if config.factor_out and not last:
+            steps.append(Squeeze())
+            shape, factor, split = steps[-1].output_shape(shape), 2 * factor, Split(None)
+        levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
+        shape = (shape[0] // 2, *shape[1:]) if split else shape
+    flow = Flow(
+        levels,
+        channels=config.channels,
+        config=config,
+        architecture="residual_flow",
+        capabilities=Capabilities(
+            source="none",
+            tasks=frozenset({"sample"}),
+            network_floats=4.0 * config.hidden / (4 if config.squeeze_first else 1),  # two layers, and their slopes
+        ),
+        prelude=Logit(config.alpha),
+        image_size=config.image_size,
+        fixed_size=bool(config.full_blocks) or config.lipschitz == "grid",
+    )
+    if not next(flow.parameters()).is_meta:
+        flow.normalize()
+    return flow
+
+
+def _block(shape: tuple[int, int, int], config: ResidualFlowConfig, *, leading: bool) -> Residual:
+    network = ContractiveNetwork(
+        shape[0],
+        config.hidden,
+        kernels=config.kernels,
+        activation=config.activation,
+        leading=leading,
+        grid=shape[1:] if config.lipschitz == "grid" else None,
+        coefficient=config.coefficient,
+    )
+    return Residual(network)
+
+
+def _full_blocks(shape: tuple[int, int, int], config: ResidualFlowConfig) -> list[Transform]:
+    """Blocks of the flattened image: an element is then a channel, and a layer a 1x1 convolution."""
+    flat = Flatten(*shape)
+    elements = flat.output_shape(shape)[0]
+    steps: list[Transform] = [flat]
+    for _ in range(config.full_blocks):
+        network = ContractiveNetwork(
+            elements,
+            config.full_hidden,
+            kernels=(1,) * len(config.kernels),
+            activation=config.activation,
+            leading=config.leading,
+            coefficient=config.coefficient,
+        )
+        steps += [Residual(network), _actnorm(elements)]
+    return [*steps, Unflatten(*shape)]
+
+
+def _actnorm(channels: int) -> ActNorm:
+    return ActNorm(channels, min_variance=MIN_VARIANCE)
