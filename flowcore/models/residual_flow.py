@@ -31,7 +31,8 @@ class ResidualFlowConfig:
         full_hidden: Width of their networks.
         kernels: Sides of the convolutions of a block; a full block has as many layers.
         activation: "lipswish", or "elu".
-        leading: Whether the network of a block begins with an activation; that of the very first block never does.
+        leading: Whether the network of a block begins with an activation.
+        first_leading: Whether that of the very first block does.
         coefficient: Bound on the norm of every layer.
         lipschitz: How that norm is measured: on the "grid" of ``image_size``, or over all "frequencies", which holds
             at any size and is up to a fifth tighter.
@@ -53,6 +54,7 @@ class ResidualFlowConfig:
     kernels: tuple[int, ...] = (3, 1, 3)
     activation: Literal["lipswish", "elu"] = "lipswish"
     leading: bool = True
+    first_leading: bool = False
     coefficient: float = 0.98
     lipschitz: Literal["grid", "frequencies"] = "grid"
     factor_out: bool = False
@@ -66,7 +68,7 @@ class ResidualFlowConfig:
     def __post_init__(self) -> None:
         check_choice(self, channels=(1, 3), activation=("lipswish", "elu"), lipschitz=("grid", "frequencies"))
         check_choice(self, leading=(True, False), factor_out=(True, False), squeeze_first=(True, False))
-        check_choice(self, first_actnorm=(True, False), grid=("bins", "levels"))
+        check_choice(self, first_leading=(True, False), first_actnorm=(True, False), grid=("bins", "levels"))
         check_integer(self, hidden=(1, 4096), full_blocks=(0, 64), full_hidden=(1, 4096), n_bits=(1, 8))
         check_number(self, coefficient=(1e-3, 1), alpha=(1e-6, 0.5))
         for name, low, high, most in (("blocks", 1, 256, 8), ("kernels", 1, 15, 16)):
@@ -108,7 +110,8 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         factor = 2 if isinstance(squeeze, Squeeze) else 1
         steps: list[Transform] = [_actnorm(shape[0])] if first and config.first_actnorm else []
         for k in range(blocks):
-            steps += [_block(shape, config, leading=config.leading and not (first and k == 0)), _actnorm(shape[0])]
+            leading = config.first_leading if first and k == 0 else config.leading
+            steps += [_block(shape, config, leading=leading), _actnorm(shape[0])]
         if last and config.full_blocks:
             steps += _full_blocks(shape, config)
         split = None

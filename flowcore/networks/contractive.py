@@ -110,7 +110,7 @@ class LipschitzConv(nn.Module):
             tolerance: Of the power iteration: it ends when sigma changes by less, relatively, and leaves everything as
                 it is if already the first step does so.
         """
-        for _ in range(MAX_ITERATIONS):
+        for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
             vectors, sigma = self._step()
             if not sigma - self.sigma() > tolerance * sigma:
                 return

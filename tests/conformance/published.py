@@ -22,13 +22,15 @@ from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
+from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
 from flowcore.checkpoints.sources.source import Source
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models import configure
 
-FFJORD, GLOW, HCFLOW, LLFLOW, SRFLOW, SRFLOW_DA = (
-    Path(__file__).parent / name for name in ("ffjord", "glow", "hcflow", "llflow", "srflow", "srflow_da")
+FFJORD, GLOW, HCFLOW, LLFLOW, RESIDUAL_FLOW, SRFLOW, SRFLOW_DA = (
+    Path(__file__).parent / name
+    for name in ("ffjord", "glow", "hcflow", "llflow", "residual_flow", "srflow", "srflow_da")
 )
 
 RECORDED = {
@@ -215,6 +217,28 @@ def random_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             inputs = max(1, noise.numel() // max(shape))
             gain = 0.05 if "log" in last or last in ("s", "w_s", "scale") else 0.3 / inputs**0.5
             state[name] = gain * noise
+    return state
+
+
+def residual_flow_checkpoint(flow: Flow) -> dict[str, Tensor]:
+    """Convert a Residual Flow of ours to a state dict of the published program, with what it stores besides."""
+    ours = flow.state_dict()
+    state: dict[str, Tensor] = {}
+    for origin in residual_flow_origins(flow.config):
+        shape = origin.forms[0].shape(tuple(ours[origin.ours].shape))
+        state[origin.names[0]] = ours[origin.ours].reshape(shape).clone()
+        owner, _, part = origin.names[0].rpartition(".")
+        if part == "u":
+            sides = ours[origin.ours].shape[1:]
+            state |= {f"{owner}.scale": torch.ones(()), f"{owner}.initialized": torch.tensor(1)}
+            state |= {f"{owner}.spatial_dims": torch.tensor(sides).float()}
+            block = re.match(r".*chain\.\d+", owner)
+            assert block is not None
+            for name in ("last_n_samples", "last_firmom", "last_secmom"):
+                state[f"{block[0]}.{name}"] = torch.zeros(1)
+            state |= {f"{block[0]}.geom_p": torch.zeros((), dtype=torch.float64), f"{block[0]}.lamb": torch.tensor(2.0)}
+        elif ".nnet" not in owner and part == "bias":
+            state[f"{owner}.initialized"] = torch.tensor(1)
     return state
 
 

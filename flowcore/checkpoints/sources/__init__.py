@@ -9,6 +9,7 @@ from .llflow import LLFLOW
 from .normflows import NORMFLOWS
 from .openai import OPENAI
 from .realnvp import CHRISCHUTE
+from .residual_flow import RESIDUAL_FLOW
 from .rosinality import ROSINALITY
 from .source import Source
 from .srflow import SRFLOW
@@ -27,7 +28,11 @@ SOURCES: list[Source] = [
     OPENAI,
     NORMFLOWS,
     CHRISCHUTE,
+<<<<<<< HEAD
     FFJORD,
+=======
+    RESIDUAL_FLOW,
+>>>>>>> 3eae29e (Convert published Residual Flows, and conform to the recordings)
 ]
 
 

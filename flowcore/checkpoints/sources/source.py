@@ -189,6 +189,7 @@ class Source:
             weights[origin.ours] = value.new_empty(shape, dtype=dtype).copy_(value)  # published ones map the file
         refuse_nonfinite(f"the converted checkpoint of {self.name}", weights)
         flow.load_state_dict(weights, assign=True)
+        flow.normalize()
         refuse_no_inverse(f"the converted checkpoint of {self.name}", flow)
         return flow.eval()
 

@@ -1,0 +1,207 @@
+"""Checkpoints of rtqichen/residual-flows, the program of the authors of Residual Flow: its models of images.
+
+The norms of layers are measured by vectors in the file, which ``flow.normalize()`` renews where they are not of these
+weights: published files hold averaged weights, but the vectors of the last ones.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...errors import CheckpointError
+from ...models.residual_flow import ResidualFlowConfig
+from .glow import UNTRAINED
+from .source import Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take
+
+LICENCE = (
+    "MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict use: check "
+    "the license of your file"
+)
+
+ELEMENT = r"transforms\.\d+\.chain\.\d+\."
+IMAGES = {1: (1, False), 3: (3, False), 4: (1, True), 12: (3, True)}  # channels of the first block: image, squeezed
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    learned = next((name for name in found.shapes if re.search(r"\.(co)?domain$", name)), None)
+    if learned is not None:
+        raise CheckpointError(
+            f"this checkpoint of {found.program} has learned norms ({learned[:100]}), which are not supported. "
+            "Supported: spectral norms, the default of its models of images."
+        )
+    blocks = [_blocks(found, level, r"nnet\.\d") for level in sorted(found.indices(r"transforms\.(\d+)\.chain\."))]
+    if not blocks or not all(blocks):
+        raise CheckpointError(
+            f"every scale of a checkpoint of {found.program} has convolutional blocks, transforms.0.chain.2.nnet and "
+            "so on; they are missing. The file is damaged, or the variant is not supported."
+        )
+    last = len(blocks) - 1
+    full = _blocks(found, last, r"nnet\.nnet\.\d")
+    first = f"transforms.0.chain.{blocks[0][0]}.nnet"
+    layers = _layers(found, first)
+    inputs = found.shape(f"{first}.{layers[0]}.weight", 4)[1]
+    if inputs not in IMAGES:
+        raise CheckpointError(
+            f"the first block of this checkpoint of {found.program} has {inputs} channels; expected 3 or 1, or 12 or 4 "
+            "for images that are squeezed first. The file is damaged, or the variant is not supported."
+        )
+    channels, squeeze_first = IMAGES[inputs]
+    others = [f"transforms.{s}.chain.{j}.nnet" for s, level in enumerate(blocks) for j in level][1:]
+    others += [f"transforms.{last}.chain.{j}.nnet.nnet" for j in full]
+    detected: dict[str, Any] = {
+        "channels": channels,
+        "blocks": tuple(map(len, blocks)),
+        "hidden": found.shape(f"{first}.{layers[0]}.weight", 4)[0],
+        "full_blocks": len(full),
+        "kernels": tuple(found.shape(f"{first}.{k}.weight", 4)[2] for k in layers),
+        "activation": "lipswish" if found.has(ELEMENT + r"nnet\.(nnet\.)?\d+\.beta") else "elu",
+        "leading": not others or _layers(found, others[0])[0] == 1,
+        "first_leading": layers[0] == 1,
+        "lipschitz": "grid",
+        "factor_out": last > 0 and _channels(found, 1, blocks[1][0]) == 2 * inputs,
+        "squeeze_first": squeeze_first,
+        "first_actnorm": "transforms.0.chain.1.bias" in found.shapes,
+        "image_size": _image_size(found, first, layers, 1 + squeeze_first, overrides),
+    }
+    if full:
+        name = f"transforms.{last}.chain.{full[0]}.nnet.nnet"
+        detected["full_hidden"] = found.shape(f"{name}.{_layers(found, name)[0]}.weight", 2)[0]
+    defaults = {"coefficient": 0.98, "alpha": 0.05 if channels == 3 else 1e-6, "n_bits": 8, "grid": "bins"}
+    config: ResidualFlowConfig = found.config("residual_flow", detected, defaults, overrides)
+    return Layout(
+        architecture="residual_flow",
+        config=config,
+        origins=[*residual_flow_origins(config)],
+        unused=re.compile(
+            ELEMENT + r"(geom_p|lamb|last_n_samples|last_firmom|last_secmom|(fc_module\.)?initialized"
+            r"|nnet\.(nnet\.)?\d+\.(initialized|spatial_dims|scale))"
+        ),
+        checks=[Check(re.compile(ELEMENT + r".*\binitialized"), lambda t: bool((t == 1).all()), UNTRAINED)],
+    )
+
+
+def _blocks(found: Checkpoint, level: int, network: str) -> list[int]:
+    """Places of a scale's blocks in its chain."""
+    return sorted(found.indices(rf"transforms\.{level}\.chain\.(\d+)\.{network}"))
+
+
+def _layers(found: Checkpoint, network: str) -> list[int]:
+    """Places of a network's linear layers among its parts."""
+    layers = sorted(found.indices(re.escape(network) + r"\.(\d+)\.weight$"))
+    if not layers or layers != list(range(layers[0], layers[0] + 2 * len(layers), 2)) or layers[0] > 1:
+        raise CheckpointError(
+            f"{network} of this checkpoint of {found.program} has linear layers in the places {layers[:16]}; expected "
+            "every other one. The file is damaged, or the variant is not supported."
+        )
+    return layers
+
+
+def _channels(found: Checkpoint, level: int, block: int) -> int:
+    name = f"transforms.{level}.chain.{block}.nnet"
+    return found.shape(f"{name}.{_layers(found, name)[0]}.weight", 4)[1]
+
+
+def _image_size(
+    found: Checkpoint, network: str, layers: list[int], factor: int, overrides: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Read the grid of the first scale from a layer of the first block, times a factor."""
+    for k in layers:
+        outputs, _, kernel, _ = found.shape(f"{network}.{k}.weight", 4)
+        if kernel == 1:
+            continue
+        positions = found.shape(f"{network}.{k}.u", 1)[0] // outputs
+        stored = found.state.get(f"{network}.{k}.spatial_dims")
+        stated = [] if stored is None or stored.is_meta else stored.flatten().tolist()
+        height, width = stated if len(stated) == 2 and all(0 < side < 2**14 for side in stated) else (0, 0)
+        if height * width != positions or height % 1 or width % 1:
+            height = width = math.isqrt(positions)
+        if height * width != positions:
+            raise CheckpointError(
+                f"{network}.{k}.spatial_dims of this checkpoint of {found.program} does not give the sides of a grid "
+                f"of {positions} positions. The file is damaged; fetch it again."
+            )
+        return int(height) * factor, int(width) * factor
+    if "image_size" in overrides:
+        return overrides["image_size"]
+    raise missing_field(
+        "image_size", "height and width of the training images.", "(32, 32)", "32,32", "is refused or gives wrong bits"
+    )
+
+
+def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
+    """Say where every tensor of a model comes from."""
+    assert config.image_size is not None
+    last = len(config.blocks) - 1
+    channels = config.channels * 4 if config.squeeze_first else config.channels
+    height, width = (side // (1 + config.squeeze_first) for side in config.image_size)
+    for level, blocks in enumerate(config.blocks):
+        if level:
+            channels, height, width = channels * (2 if config.factor_out else 4), height // 2, width // 2
+        ours, published = f"levels.{level}.steps.transforms", f"transforms.{level}.chain"
+        at, ahead = 0, int(level == 0)  # ahead of ours by the logit
+        if level == 0 and config.first_actnorm:
+            yield from _actnorm(f"{ours}.0", f"{published}.1")
+            at = 1
+        for k in range(blocks):
+            leading = config.first_leading if level == k == 0 else config.leading
+            name = f"{published}.{at + ahead}.nnet"
+            widths = [channels, *[config.hidden] * (len(config.kernels) - 1), channels]
+            yield from _network(f"{ours}.{at}", name, config.kernels, widths, leading, (height, width), config)
+            yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}")
+            at += 2
+        if level == last and config.full_blocks:
+            elements = channels * height * width
+            widths = [elements, *[config.full_hidden] * (len(config.kernels) - 1), elements]
+            at, ahead = at + 1, ahead - 1  # our flattening
+            for _ in range(config.full_blocks):
+                name = f"{published}.{at + ahead}.nnet.nnet"
+                yield from _network(f"{ours}.{at}", name, (), widths, config.leading, (1, 1), config)
+                yield from _actnorm(f"{ours}.{at + 1}", f"{published}.{at + ahead + 1}.fc_module")
+                at += 2
+
+
+def _network(
+    ours: str,
+    published: str,
+    kernels: tuple[int, ...],
+    widths: list[int],
+    leading: bool,
+    sides: Shape,
+    config: ResidualFlowConfig,
+) -> Iterator[Origin]:
+    """Take a network, of convolutions or, without kernels, of matrices."""
+    for k in range(len(widths) - 1):
+        place = 2 * k + leading
+        layer, theirs = f"{ours}.network.layers.{place}", f"{published}.{place}"
+        yield take(f"{layer}.weight", f"{theirs}.weight", *([] if kernels else [MATRIX]))
+        yield take(f"{layer}.bias", f"{theirs}.bias")
+        at = (1, 1) if not kernels or kernels[k] == 1 else sides
+        for name, channels in (("u", widths[k + 1]), ("v", widths[k])):
+            yield take(f"{layer}.{name}", f"{theirs}.{name}", _grid((channels, *at)))
+    if config.activation == "lipswish":
+        for place in range(1 - leading, 2 * len(widths) - 3 + leading, 2):
+            yield take(f"{ours}.network.layers.{place}.beta", f"{published}.{place}.beta")
+
+
+MATRIX = Form(lambda shape: shape[:2], lambda t: t[:, :, None, None])
+
+
+def _grid(shape: Shape) -> Form:
+    return Form(lambda _: (math.prod(shape),), lambda t: t.reshape(shape))
+
+
+def _actnorm(ours: str, published: str) -> Iterator[Origin]:
+    yield take(f"{ours}.bias", f"{published}.bias")
+    yield take(f"{ours}.log_scale", f"{published}.weight")
+
+
+RESIDUAL_FLOW = Source(
+    name="Residual Flow",
+    licence=LICENCE,
+    detect=re.compile(ELEMENT + r"nnet\."),
+    layout=_layout,
+    integers=re.compile(r".*\.initialized"),
+)

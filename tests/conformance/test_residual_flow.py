@@ -1,0 +1,348 @@
+"""Residual Flow against tensors recorded from the published program; see residual_flow/README.md.
+
+Tolerances: float64 1e-10, its inverse 1e-11 and gradients 1e-9 of their largest entry; float32 2e-5 for latents, 5e-7
+relative for logdet, 2e-6 for the inverse.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from builders import random_image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import flowcore
+from flowcore import FlowError, likelihood, prior
+from flowcore.checkpoints import load, read, save
+from flowcore.checkpoints.sources import RESIDUAL_FLOW
+from flowcore.flow import Flow
+from flowcore.inference.plan import Plan
+from flowcore.networks.contractive import LipschitzConv
+from flowcore.transforms import Flatten, Probes, Residual, Unflatten, flat_parts
+
+from . import published
+
+FOLDER = published.RESIDUAL_FLOW
+SETTINGS = json.loads((FOLDER / "cases.json").read_text())
+CASES = list(SETTINGS)
+
+
+class Case:
+    """One recorded network as ours, in a precision, with its recorded inputs and outputs."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name, self.settings = name, SETTINGS[name]
+        state = {key: t.clone() for key, t in load_file(FOLDER / f"{name}_weights.safetensors").items()}
+        self.flow: Flow = RESIDUAL_FLOW.convert(state, {}).to(dtype)
+        self.io = load_file(FOLDER / f"{name}_io.safetensors")
+        self.x = ((self.io["x_uint8"].double() + self.io["u01"].double()) / 256).to(dtype)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.settings["roulette_N"])
+
+    def cond(self, kind: str, coefficients: list[tuple[float, ...]], *, neumann: bool = False):
+        """The recorded probes, in the shapes of our blocks' inputs: of full blocks, all elements are channels."""
+        shapes = [e.shape[1:] for e in self.flow.probes(self.x.shape).vectors]
+        vectors = tuple(self.io[f"{kind}.{i}"].to(self.x).reshape(-1, *shape) for i, shape in enumerate(shapes))
+        return self.flow.with_probes(Probes(vectors=vectors, coefficients=tuple(coefficients), neumann=neumann))
+
+    def roulette(self, exact: int) -> list[tuple[float, ...]]:
+        """Exact terms, and then those that a number N, drawn from Poisson(2), keeps, weighted by 1 / P(N >= k)."""
+        tails = [1 - math.exp(-2) * sum(2**i / math.factorial(i) for i in range(k)) for k in range(1, 32)]
+        return [(1.0,) * exact + tuple(1 / tail for tail in tails[:n]) for n in self.settings["roulette_N"]]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return Case(request.param, torch.float64)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case32(request):
+    return Case(request.param, torch.float32)
+
+
+def flat(latents: list[Tensor]) -> Tensor:
+    return torch.cat([z.flatten(1) for z in latents], 1)
+
+
+def bits(case: Case, latents: list[Tensor], logdet: Tensor) -> Tensor:
+    return likelihood.bits_per_dim(prior.log_prob(latents) + logdet, case.x[0].numel(), 1 / 256)
+
+
+def squeezed(case: Case, x: Tensor) -> Tensor:
+    """An image as the program returns it: squeezed if its model is."""
+    return torch.nn.functional.pixel_unshuffle(x, 2) if case.flow.config.squeeze_first else x
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_is_read_from_the_tensors(case):
+    expected, config = case.settings["config"], case.flow.config
+    assert config.blocks == tuple(expected["n_blocks"])
+    assert config.hidden == expected["idim"]
+    assert config.kernels == tuple(map(int, expected["kernels"].split("-")))
+    assert config.activation == {"swish": "lipswish", "elu": "elu"}[expected["act"]]
+    assert config.factor_out == expected["factor_out"]
+    assert config.squeeze_first == expected["squeeze_first"]
+    assert config.full_blocks == (4 if expected["fc_end"] else 0)
+    assert not expected["fc_end"] or config.full_hidden == expected["fc_idim"]
+    assert (config.leading, config.first_leading, config.first_actnorm) == (True, False, True)
+    assert config.image_size == tuple(expected["input_size"][2:])
+    assert (config.alpha, config.coefficient) == (expected["logit_alpha"], expected["coeff"])
+
+
+def test_latents_and_the_exact_logdet(case):
+    latents, logdet = case.flow(case.x)
+    assert torch.allclose(flat(latents), case.io["f64.z"], atol=1e-10, rtol=0)
+    assert torch.allclose(logdet, case.io["f64.logdet"], atol=1e-10, rtol=1e-13)
+    assert torch.allclose(bits(case, latents, logdet), case.io["f64.bpd"], atol=1e-10)
+
+
+def test_the_exact_logdet_of_every_block(case):
+    x = case.flow.prelude(case.x)[0]
+    logdets = []
+    for level in case.flow.levels:
+        for part in [level.squeeze, *flat_parts(level.steps)]:
+            x, logdet = part(x)
+            if isinstance(part, Residual):
+                logdets.append(logdet)
+        x = x if level.split is None else level.split(x)[0][0]
+    assert torch.allclose(torch.stack(logdets, 1), case.io["f64.logdet_by_block"], atol=1e-10)
+
+
+def test_the_series_with_given_probes(case):
+    for terms in case.settings["config"]["terms"]:
+        coefficients = [(1.0,) * terms] * case.blocks
+        for kind, name in (("probe", "est"), ("rademacher", "est_rademacher")):
+            if f"f64.{name}.n{terms}" not in case.io:  # the latter with most terms only
+                continue
+            latents, logdet = case.flow(case.x, case.cond(kind, coefficients))
+            assert torch.allclose(logdet, case.io[f"f64.{name}.n{terms}"], atol=1e-10, rtol=1e-13), (kind, terms)
+            assert torch.allclose(flat(latents), case.io["f64.z"], atol=1e-10, rtol=0)
+
+
+def test_roulette_of_evaluation_and_of_training(case):
+    for name in ("eval", "train"):
+        cond = case.cond("probe", case.roulette(case.settings[f"roulette_{name}_exact_terms"]))
+        latents, logdet = case.flow(case.x, cond)
+        assert torch.allclose(logdet, case.io[f"f64.roulette_{name}.logdet"], atol=1e-10, rtol=1e-13)
+        if name == "eval":
+            assert torch.allclose(bits(case, latents, logdet), case.io["f64.bpd_roulette_eval"], atol=1e-10)
+
+
+def test_the_inverse(case):
+    shapes = case.flow.latent_shapes(*case.x.shape[-2:])
+    parts = case.io["given.z"].double().split([math.prod(shape) for shape in shapes], 1)
+    x = case.flow.inverse([z.reshape(-1, *shape) for z, shape in zip(parts, shapes, strict=True)])
+    assert torch.allclose(squeezed(case, x), case.io["f64.given.x"], atol=1e-11, rtol=0)
+    latents, logdet = case.flow(x)
+    assert torch.allclose(flat(latents), case.io["given.z"].double(), atol=1e-11, rtol=0)
+    assert torch.allclose(logdet, case.io["f64.given.logdet_forward"], atol=1e-10, rtol=1e-12)
+
+
+def test_the_trace_of_every_element():
+    """Their elements are the logit and our steps, but for flattening, which is none of theirs."""
+    case = Case("cifar_like", torch.float64)
+    x, total = case.flow.prelude(case.x)
+    walked = [(x, total)]
+    for level in case.flow.levels:
+        for part in [*flat_parts(level.squeeze), *flat_parts(level.steps)]:
+            x, change = part(x)
+            total = total + change
+            if not isinstance(part, (Flatten, Unflatten)):
+                walked.append((x, total))
+    recorded = sorted(key.removesuffix(".x0") for key in case.io if key.startswith("trace.") and key.endswith(".x0"))
+    assert len(recorded) == len(walked) > 15
+    for name, (value, logdet) in zip(recorded, walked, strict=True):
+        expected = case.io[f"{name}.x0"]
+        assert torch.allclose(value[0].reshape(expected.shape), expected, atol=1e-10, rtol=0), name
+        assert torch.allclose(logdet, case.io[f"{name}.logdet"], atol=1e-10, rtol=1e-13), name
+
+
+@pytest.mark.parametrize("kind", ["exact", "neumann"])
+def test_gradients(kind):
+    case = Case("cifar_like", torch.float64)
+    case.flow.requires_grad_(True)
+    cond = case.cond("probe", case.roulette(2), neumann=True) if kind == "neumann" else None
+    latents, logdet = case.flow(case.x, cond)
+    bits(case, latents, logdet).mean().backward()
+    names = {origin.ours: origin.names[0] for origin in published.residual_flow_origins(case.flow.config)}
+    checked = 0
+    for name, parameter in case.flow.named_parameters():
+        expected = case.io.get(f"grad_{kind}.{names[name]}")
+        if expected is None:
+            continue
+        checked += 1
+        assert parameter.grad is not None, name
+        error = (parameter.grad.reshape(expected.shape) - expected).abs().max()
+        assert error <= 1e-9 * expected.abs().max(), name
+    assert checked == sum(key.startswith(f"grad_{kind}.") for key in case.io) > 50
+
+
+def test_the_surrogate_of_training():
+    """The number whose gradient is Neumann's: ``w^T J e`` of every block, which is no logdet."""
+    case = Case("cifar_like", torch.float64)
+    cond = case.cond("probe", case.roulette(2))
+    surrogate = torch.zeros(len(case.x), dtype=torch.float64)
+    x, fixed = case.flow.prelude(case.x)
+    for level in case.flow.levels:
+        for part in [level.squeeze, *flat_parts(level.steps)]:
+            if isinstance(part, Residual):
+                e = cond.probes.vectors[part.number]
+                transposed = part.network.linearize(x)[1]
+                w = power = e
+                for factor in cond.probes.coefficients[part.number]:
+                    power = -transposed(power)
+                    w = w + factor * power
+                surrogate = surrogate + (e * transposed(w)).flatten(1).sum(1)
+                x = part.encode(x)
+            else:
+                x, change = part(x)
+                fixed = fixed + change
+    assert torch.allclose(fixed + surrogate, case.io["f64.neumann_train.surrogate"], atol=1e-10, rtol=1e-12)
+
+
+# --- float32, plans, tasks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["flow", "plan"])
+def test_float32(case32, how):
+    flow = case32.flow if how == "flow" else Plan(case32.flow)
+    with torch.no_grad():
+        latents, logdet = flow(case32.x)
+        assert float((flat(latents) - case32.io["f64.z"]).abs().max()) < 2e-5
+        assert float((logdet / case32.io["f64.logdet"] - 1).abs().max()) < 5e-7
+        assert float((flat(latents) - case32.io["f32.z"]).abs().max()) < 2e-5
+        shapes = flow.latent_shapes(*case32.x.shape[-2:])
+        parts = case32.io["given.z"].float().split([math.prod(shape) for shape in shapes], 1)
+        x = flow.inverse([z.reshape(-1, *shape) for z, shape in zip(parts, shapes, strict=True)])
+        assert float((squeezed(case32, x) - case32.io["f32.given.x"]).abs().max()) < 2e-6
+        assert float((squeezed(case32, x) - case32.io["f64.given.x"]).abs().max()) < 2e-6
+        assert float((flow.inverse(latents) - case32.x).abs().max()) < 5e-6
+
+
+def test_score_is_the_recorded_number(case):
+    k, noise = case.io["x_uint8"], case.io["u01"].double()[None]
+    exact = flowcore.score(case.flow, k, noise=noise, probes=0, complexity=False)
+    assert torch.allclose(exact.bits_per_dim, case.io["f64.bpd"], atol=1e-9)
+    estimated = flowcore.score(case.flow, k, noise=noise, probes=40, complexity=False)
+    assert ((estimated.bits_per_dim - exact.bits_per_dim).abs() < 4 * estimated.standard_error).all()
+
+
+def test_a_converted_file_is_ours(case32, tmp_path):
+    save(case32.flow, tmp_path / "ours.safetensors")
+    again = read(tmp_path / "ours.safetensors")
+    assert again.config == case32.flow.config
+    for name, t in again.state_dict().items():
+        assert torch.equal(t, case32.flow.state_dict()[name]), name
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "fields"),
+    [
+        (
+            "cifar10",
+            25_174_129,
+            {"blocks": (16, 16, 16), "full_blocks": 4, "full_hidden": 128, "activation": "lipswish"},
+        ),
+        (
+            "celebahq256",
+            136_777_176,
+            {"blocks": (16,) * 6, "full_blocks": 0, "factor_out": True, "squeeze_first": True, "activation": "elu"},
+        ),
+    ],
+)
+def test_published_names(name, parameters, fields):
+    shapes = {key: tuple(shape) for key, (shape, _) in published.keys(FOLDER)[name].items()}
+    state = published.meta(shapes)
+    flow = RESIDUAL_FLOW.convert(state, {})
+    assert sum(p.numel() for p in flow.parameters()) == parameters
+    for field, value in {**fields, "hidden": 512, "kernels": (3, 1, 3)}.items():
+        assert getattr(flow.config, field) == value
+    assert flow.config.image_size == {"cifar10": (32, 32), "celebahq256": (256, 256)}[name]
+
+
+VARIANTS = [
+    {"channels": 1, "alpha": 1e-6},
+    {"blocks": (3,), "full_blocks": 2, "first_leading": True},
+    {"blocks": (1, 2, 1), "factor_out": True, "activation": "elu"},
+    {"blocks": (1, 1), "factor_out": True, "full_blocks": 3},
+    {"blocks": (2, 1), "squeeze_first": True, "channels": 1, "alpha": 1e-6, "full_blocks": 0},
+    {"kernels": (3, 3), "leading": False, "coefficient": 0.7},
+    {"kernels": (1, 3, 3, 1), "activation": "elu", "leading": False, "first_actnorm": False},
+    {"blocks": (1, 1, 1), "kernels": (3, 1, 1, 3), "full_blocks": 0, "image_size": (8, 8)},
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_every_structure_is_converted_as_it_was_written(fields, tmp_path):
+    """A model of ours under published names, with what else such files hold, is the same model again."""
+    torch.manual_seed(2)
+    small = {"blocks": (1, 1), "hidden": 5, "full_blocks": 1, "full_hidden": 4, "image_size": (8, 12)}
+    flow = flowcore.models.build("residual_flow", flowcore.models.configure("residual_flow", {**small, **fields}))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    flow.normalize(1e-7)
+    file = tmp_path / "model.safetensors"
+    save_file(published.residual_flow_checkpoint(flow), file)
+    overrides = {name: value for name, value in fields.items() if name in ("alpha", "coefficient")}
+    again = load(file, **overrides)
+    ours, theirs = flow.config, again.config
+    if flow.config.full_blocks == 0:
+        theirs = flowcore.models.configure("residual_flow", {**vars(theirs), "full_hidden": ours.full_hidden})
+    assert theirs == ours
+    x = random_image(2, ours.channels, *ours.image_size)
+    with torch.no_grad():
+        for a, b in zip(flow.encode(x), again.encode(x), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_vectors_of_other_weights_are_renewed(tmp_path):
+    """Published files hold averaged weights, but the vectors of the last ones."""
+    state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
+    for name in state:
+        if name.endswith((".u", ".v")):
+            state[name] = torch.nn.functional.normalize(torch.randn_like(state[name]), dim=0)
+    flow = RESIDUAL_FLOW.convert(state, {})
+    assert all(part.is_normalized(1e-3) for part in flow.modules() if isinstance(part, LipschitzConv))
+    recorded = load_file(FOLDER / "cifar_like_io.safetensors")
+    x = (recorded["x_uint8"].float() + recorded["u01"].float()) / 256
+    with torch.no_grad():
+        z = flat(flow.encode(x))
+    assert float((z - recorded["f64.z"]).abs().max()) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("transforms.0.chain.2.nnet.2.weight"), "in the places"),
+        (lambda s: s.pop("transforms.1.chain.2.nnet.3.bias"), "is missing"),
+        (lambda s: s["transforms.0.chain.1.initialized"].zero_(), "never initialized"),
+        (lambda s: s.update({"transforms.0.chain.2.nnet.0.domain": torch.ones(())}), "learned norms"),
+        (lambda s: s["transforms.0.chain.2.nnet.0.spatial_dims"].fill_(math.nan), "does not give the sides"),
+        (lambda s: s.update({"transforms.0.chain.2.nnet.0.u": torch.zeros(10)}), "not give|in multiples of"),
+        (lambda s: s["transforms.0.chain.1.weight"].fill_(math.inf), "not finite"),
+    ],
+)
+def test_damaged_files_are_refused(change, message):
+    state = {key: t.clone() for key, t in load_file(FOLDER / "cifar_like_weights.safetensors").items()}
+    change(state)
+    with pytest.raises(FlowError, match=message):
+        RESIDUAL_FLOW.convert(state, {})
+
+
+def test_stored_numbers_of_terms_may_differ_in_length():
+    state = {key: t.clone() for key, t in load_file(FOLDER / "celebahq_like_weights.safetensors").items()}
+    state["transforms.0.chain.2.last_n_samples"] = torch.zeros(7)
+    assert RESIDUAL_FLOW.convert(state, {}).config.activation == "elu"
