@@ -28,11 +28,8 @@ SOURCES: list[Source] = [
     OPENAI,
     NORMFLOWS,
     CHRISCHUTE,
-<<<<<<< HEAD
     FFJORD,
-=======
     RESIDUAL_FLOW,
->>>>>>> 3eae29e (Convert published Residual Flows, and conform to the recordings)
 ]
 
 
