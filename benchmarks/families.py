@@ -56,6 +56,11 @@ PATHS = "kinetic_weight = 0.01\njacobian_weight = 0.01"
 FAMILIES: dict[str, tuple[str, str, str]] = {  # to architecture, fields of the model, and of the stage
     "realnvp": ("realnvp", "scales = 3\nhidden = 16\nblocks = 2", ""),
     **ABLATION,
+    "residual-flow": (
+        "residual_flow",
+        "blocks = [4, 4, 4]\nhidden = 64\nfull_blocks = 2\nfull_hidden = 32",
+        "warmup = 500",
+    ),
     "ffjord": ("ffjord", "scales = 4\nblocks = 1\nhidden = [32, 32]\nsteps = 4", PATHS),
 }
 VARIATIONAL = "glow-affine-conv-variational"

@@ -185,6 +185,8 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "sample": lambda p: flowcore.sample(p.flow("small-glow"), 3, seed=5),
     "sample digits": _sampled_digits,
     "sample ffjord": lambda p: flowcore.sample(p.flow("ffjord"), 2, size=(8, 12), seed=5),
+    "sample residual flow": lambda p: flowcore.sample(p.flow("residual_flow"), 2, size=(8, 12), seed=5),
+    "score residual flow": lambda p: _scored(p, "residual_flow", probes=2),
     "score ffjord": lambda p: _scored(p, "ffjord", probes=2),
     "sample realnvp": lambda p: flowcore.sample(p.flow("realnvp"), 2, size=(8, 12), seed=5),
     "encode and decode": _round_trip,

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
+from ..networks.contractive import LipschitzConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
 from .writing import write_atomic
 
@@ -271,6 +272,8 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
             matrix = module.matrix() if isinstance(module, InvertibleConv) else module.get_buffer("matrix")
             if not torch.linalg.slogdet(matrix.detach().double())[1].isfinite():
                 wrong = f"matrix in {name} is singular, so nothing can be decoded"
+        elif isinstance(module, LipschitzConv) and not module.is_normalized():
+            wrong = f"weight in {name} has a larger norm than u and v say (saved without flow.normalize()?)"
         elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
             wrong = f"var in {name} is negative"
         if wrong:

@@ -38,7 +38,16 @@ from .conditioners import FoldedConditioner
 from .encoder import FoldedEncoder, FoldedExtractor
 from .low_light import FoldedLowLightEncoder
 from .progress import report
-from .steps import FoldedAffine, FoldedCheckerboard, FoldedLevel, FoldedODE, LevelFolder, SharedWhiten, multi_scale
+from .steps import (
+    FoldedAffine,
+    FoldedCheckerboard,
+    FoldedLevel,
+    FoldedODE,
+    FoldedResidual,
+    LevelFolder,
+    SharedWhiten,
+    multi_scale,
+)
 from .strips import StripBudget
 
 FOLDED_ENCODERS = (FoldedEncoder, FoldedLowLightEncoder)  # these report their units themselves
@@ -111,7 +120,7 @@ class Plan(Flow):
             anchored=flow.anchored,
         )
         parts = list(self.levels.modules())
-        self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard)) for part in parts)
+        self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard, FoldedResidual)) for part in parts)
         self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
         affine = [part for part in parts if isinstance(part, FoldedAffine)]

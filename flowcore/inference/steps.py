@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..condition import ConditionTerms, MultiScaleFeatures
 from ..errors import ConditionError
 from ..flow import Details, Level
-from ..networks import HierarchicalExtractor
+from ..networks import ContractiveNetwork, HierarchicalExtractor
+from ..networks.contractive import LipschitzConv
 from ..transforms import (
     ODE,
+    ActNorm,
     Chain,
     CheckerboardCoupling,
     ConditionOnChannels,
     Coupling,
     Injector,
     Permutation,
+    Probes,
+    Residual,
     Scaling,
     Split,
     Transform,
@@ -244,6 +248,41 @@ class FoldedODE(ODE):
         return _reported(super().step_back(z, number))
 
 
+class FoldedResidual(Residual):
+    """``Residual`` whose weights are divided by their norms once; reports its progress."""
+
+    def __init__(self, residual: Residual, like: Tensor) -> None:
+        network = residual.network
+        super().__init__(FoldedContraction(network, like) if isinstance(network, ContractiveNetwork) else network)
+
+    def encode(self, x: Tensor, cond: Any = None) -> Tensor:
+        return _reported(super().encode(x, cond))
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        return _reported(super().inverse(z, cond))
+
+    def _estimate(self, x: Tensor, probe: Tensor, cond: Probes) -> tuple[Tensor, Tensor]:
+        return _reported(super()._estimate(x, probe, cond))
+
+
+class FoldedContraction(ContractiveNetwork):
+    """``ContractiveNetwork`` without what its weights are normalized by; every evaluation may be cancelled."""
+
+    def __init__(self, network: ContractiveNetwork, like: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.layers = nn.ModuleList(
+            nn.Identity() if isinstance(layer, LipschitzConv) else layer for layer in network.layers
+        )
+        self._weights = [(weight.to(like), bias.to(like)) for weight, bias in network.weights()]
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        return self._weights
+
+    def forward(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        report()
+        return super().forward(x, weights)
+
+
 def _reported(result: Any) -> Any:
     report(1)
     return result
@@ -311,7 +350,7 @@ class LevelFolder:
             if part is not None and pixelwise is not None:
                 run.append((part, pixelwise))
                 continue
-            if len(run) == 1 and isinstance(run[0][0], Permutation):
+            if len(run) == 1 and isinstance(run[0][0], (ActNorm, Permutation)):
                 result.append(run[0][0])  # cheaper than a matrix
             elif run:
                 result.append(Mixing([pixelwise for _, pixelwise in run], self.like))
@@ -328,6 +367,8 @@ class LevelFolder:
         if isinstance(transform, CheckerboardCoupling):
             network = folded_conditioner(transform.conditioner, channels, None, self.dtype, self.budget)
             return FoldedCheckerboard(network, parity=transform.parity, mask_channel=transform.mask_channel)
+        if isinstance(transform, Residual):
+            return FoldedResidual(transform, self.like)
         if isinstance(transform, ODE):
             return FoldedODE(transform)
         if not isinstance(transform, (Coupling, Injector)):

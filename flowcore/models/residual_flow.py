@@ -101,7 +101,8 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
     """
     levels: list[Level] = []
-    shape = (config.channels, *(config.image_size or (0, 0)))
+    height, width = config.image_size or (0, 0)
+    shape = (config.channels, height, width)
     for number, blocks in enumerate(config.blocks):
         first, last = number == 0, number == len(config.blocks) - 1
         # published models squeeze after the blocks of a scale; where nothing is factored out, that is the same
@@ -119,7 +120,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
             steps.append(Squeeze())
             shape, factor, split = steps[-1].output_shape(shape), 2 * factor, Split(None)
         levels.append(Level(steps, split, squeeze=squeeze, downscale=factor))
-        shape = (shape[0] // 2, *shape[1:]) if split else shape
+        shape = (shape[0] // 2, shape[1], shape[2]) if split else shape
     flow = Flow(
         levels,
         channels=config.channels,

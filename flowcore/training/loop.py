@@ -406,6 +406,7 @@ class _Trainer:
 
     def _checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage) -> None:
         begin = time.monotonic()
+        self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, optimiser, self.state)
             self._publish(stage)

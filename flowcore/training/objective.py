@@ -22,6 +22,8 @@ from ..networks.luma import CHROMA_UNIT, split_source
 from ..transforms import Probes, path_costs
 from .recipe import Stage
 
+ROULETTE = 2.0  # mean number of terms, beside those that are always there
+
 
 class AbsoluteError(nn.Module):
     """Mean absolute error of an encoder's own enlargement, and of that shrunk again.
@@ -128,7 +130,8 @@ class Likelihood(nn.Module):
     purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
     mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
     ``calm_error`` is added; with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see
-    ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per image.
+    ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per image;
+    as a series, of ``series_terms`` terms and a number drawn from Poisson(2), with Neumann's gradient; with None of 20.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """
@@ -141,6 +144,7 @@ class Likelihood(nn.Module):
         *,
         balanced: bool = False,
         calm_weight: float = 0.0,
+        series_terms: int | None = None,
         kinetic_weight: float = 0.0,
         jacobian_weight: float = 0.0,
     ) -> None:
@@ -148,20 +152,24 @@ class Likelihood(nn.Module):
         self.flow = flow
         self.balanced = balanced
         self.calm_weight = calm_weight
+        self.series_terms = series_terms
         self.path_weights = kinetic_weight, jacobian_weight
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer.
 
-        With a flow that takes probes, a row per image of that noise and of the probes.
+        With a flow that takes probes, a row per image of that noise, of the probes, and of how many terms more every
+        series has, which is the same in all rows.
         """
         dequantizer = None if self.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
         if not self.flow.estimated:
             return noise
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
-        return torch.cat([t.flatten(1) for t in (noise, *self.flow.probes(shape, seeds).vectors)], dim=1)
+        vectors = self.flow.probes(shape, seeds).vectors
+        more = torch.poisson(torch.full((1, len(vectors)), ROULETTE), generator).expand(len(noise), -1)
+        return torch.cat([t.flatten(1) for t in (noise, *vectors, more)], dim=1)
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Tensor) -> Tensor:
         """Compute the loss from images ``(B, C, H, W)`` in [0, 1], the source of their condition, and noise."""
@@ -180,9 +188,14 @@ class Likelihood(nn.Module):
     def _with_probes(self, x: Tensor, rows: Tensor, cond: Condition | None) -> tuple[Tensor, Condition]:
         """Take the rows of ``noise`` apart."""
         shapes = [tuple(x.shape[1:]), *self.flow.probe_shapes(*x.shape[2:])]
-        parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
+        *parts, more = rows.split([*(math.prod(shape) for shape in shapes), len(shapes) - 1], dim=1)
         noise, *vectors = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
-        probes = Probes(vectors=tuple(vectors), coefficients=self.flow.probe_coefficients())
+        coefficients = self.flow.probe_coefficients()
+        if self.series_terms is not None:
+            exact = (1.0,) * self.series_terms
+            drawn = zip(coefficients, more[0].tolist(), strict=True)
+            coefficients = tuple(c and exact + roulette(round(count)) for c, count in drawn)
+        probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=self.series_terms is not None)
         return noise, self.flow.with_probes(probes, cond)
 
 
@@ -201,9 +214,28 @@ def make_objective(flow: Flow, stage: Stage) -> Objective:
         flow,
         balanced=stage.balanced,
         calm_weight=stage.calm_weight,
+        series_terms=stage.series_terms or None,
         kinetic_weight=stage.kinetic_weight,
         jacobian_weight=stage.jacobian_weight,
     )
+
+
+def roulette(count: int) -> tuple[float, ...]:
+    """Weight the terms of a series whose number was drawn from Poisson(``ROULETTE``), so that its mean is whole.
+
+    Args:
+        count: The number N that was drawn.
+
+    Returns:
+        ``1 / P(N >= k)`` for the terms k = 1 to N.
+
+    Source: Chen et al., "Residual flows", section 3.1.
+    """
+    missed, weights = math.exp(-ROULETTE), list[float]()  # P(N < 1)
+    for k in range(1, count + 1):
+        weights.append(1 / (1 - missed))
+        missed += math.exp(-ROULETTE) * ROULETTE**k / math.factorial(k)
+    return tuple(weights)
 
 
 def bits_by_level(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:

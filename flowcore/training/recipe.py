@@ -84,6 +84,8 @@ class Stage:
         lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
             "l1"), or of the model's own small picture (objective "rescale").
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
+        series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
+            "likelihood"); as many more are drawn from Poisson(2), weighted so that nothing is left out on average.
         kinetic_weight: Of the mean squared speed along the paths of an FFJORD (objective "likelihood").
         jacobian_weight: Of the mean squared derivative along the probe there, on these paths. Both make the paths
             straight, so that few steps suffice; published: 0.01 each.
@@ -109,6 +111,7 @@ class Stage:
     backbone_rate: float = 0.1
     lr_consistency: float = 0.0
     calm_weight: float = 0.0
+    series_terms: int = 2
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
     weight_decay: float = 0.0

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import ODE, batch_moments
+from ..transforms import ODE, Residual, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
@@ -28,6 +28,7 @@ from .run_log import RunLog
 
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
 LOG_EVERY = 20  # seconds between progress lines
+NORM_TOLERANCE = 1e-3  # of weights after a step: one or two iterations from where the last step ended
 USABLE = 0.8  # share of the free memory that a batch may take
 
 
@@ -63,6 +64,7 @@ class StageRunner:
             level.requires_grad_(number < trained_levels)
         self._freeze_backbone()
         self.objective = make_objective(self.flow, stage)
+        self.residual_blocks = [part for part in self.flow.modules() if isinstance(part, Residual)]
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -219,6 +221,8 @@ class StageRunner:
         # makes a fused optimizer skip the update, without reading the flag off the device
         self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimiser.step()
+        for block in self.residual_blocks:
+            block.normalize(NORM_TOLERANCE)
         self._update_average(finite)
         self.skipped += ~finite
         self.bad = torch.where(finite, 0, self.bad + 1)

@@ -12,6 +12,7 @@ KINDS = {
     "glow of classes": ("glow", {"classes": 3, "image_size": (8, 12)}),
     "realnvp": ("realnvp", {"hidden": 8}),
     "ffjord": ("ffjord", {}),
+    "residual_flow": ("residual_flow", {}),
     "digits": ("class_conditional", {"steps": 3, "hidden": 16, "styles": ("bold", "wide")}),
     "srflow": ("srflow", {"scale": 2, "levels": 2}),
 }

@@ -43,6 +43,7 @@ OURS = {
     "glow": {"steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
     "realnvp": {"hidden": 4},
     "ffjord": {"scales": 2, "hidden": (4, 4), "image_size": 8},
+    "residual_flow": {"hidden": 4, "image_size": 8},
     "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
     "srflow_da": {"scale": 2, "layers": "s2cdc", "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
     "llflow": {"hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
@@ -360,6 +361,11 @@ HUGE = {
     "realnvp of 8 scales": ("realnvp", {"scales": 8, "blocks": 64, "image_size": None}),
     "ffjord of a thousand widths": ("ffjord", {"scales": 1, "hidden": [4096] * 1000, "image_size": None}),
     "ffjord of 64 blocks": ("ffjord", {"scales": 8, "blocks": 64, "hidden": [4096] * 16, "image_size": None}),
+    "residual flow of 2048 blocks": ("residual_flow", {"blocks": [256] * 8, "full_blocks": 64, "image_size": 128}),
+    "residual flow of a large image": (
+        "residual_flow",
+        {"blocks": [1], "hidden": 4096, "full_hidden": 4096, "image_size": 16384},
+    ),
     "colorizer of 512 steps": (
         "colorizer",
         {"steps": [64] * 8, "hidden": [4096] * 8, "widths": [4096] * 9, "merged": 1024, "features": 1024},

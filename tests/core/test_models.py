@@ -51,6 +51,11 @@ SMALL = {
     "glow by table": ("glow", {**LABELED, **TABLE}, (1, 4, 8)),
     "realnvp": ("realnvp", {"scales": 2, "hidden": 4, "blocks": 1}, (3, 4, 6)),
     "ffjord": ("ffjord", {"scales": 2, "blocks": 1, "hidden": (3,), "steps": 1, "how": "exact"}, (3, 4, 6)),
+    "residual_flow": (
+        "residual_flow",
+        {"blocks": (1, 1), "hidden": 3, "full_blocks": 1, "full_hidden": 3, "image_size": (4, 6)},
+        (3, 4, 6),
+    ),
     "class_conditional": ("class_conditional", DIGITS, (1, 3, 4)),
     "colorizer": ("colorizer", COLORS, (2, 4, 8)),
     "colorizer on one grid": ("colorizer", SINGLE, (2, 4, 8)),
@@ -140,7 +145,7 @@ def test_attributes_and_latent_shapes(model):
     assert flow.image_size == fields.get("image_size")
     assert flow.classes == (fields.get("classes") or 0)
     assert (flow.dequantizer is not None) == bool(fields.get("dequantizer_steps"))
-    assert flow.fixed_size == (model in ("glow by table", "class_conditional"))
+    assert flow.fixed_size == (model in ("glow by table", "class_conditional", "residual_flow"))
     assert height % flow.size_multiple == width % flow.size_multiple == 0
     upscalers = dict.fromkeys(("srflow", "srflow_da", "hcflow"), "low_resolution")
     sources = {**upscalers, "colorizer": "luma", "llflow": "low_light"}
@@ -366,7 +371,7 @@ def test_initialize_returns_the_latents_that_forward_then_makes(model):
     after = {name: t.clone() for name, t in flow.state_dict().items()}
     written = {name for name, t in after.items() if not torch.equal(t, before[name])}
     assert bool(written) == (model not in ("class_conditional", "ffjord"))  # these have nothing that depends on data
-    endings = (".bias", ".log_scale", ".scale", ".mean", ".var", ".matrix")
+    endings = (".bias", ".log_scale", ".scale", ".mean", ".var", ".matrix", ".u", ".v")
     sorting = tuple(
         f"{name}." for name, m in flow.named_modules() if isinstance(m, InvertibleConv) and m.start == "principal"
     )
@@ -510,6 +515,26 @@ WRONG = {
         "split_prior": ["", "none", None],
         "last_mixing": ["1x1", None, 0],
         "styles": ["smile", [None], ("smile", "smile"), ("smile",)],  # the last for want of image_size
+    },
+    "residual_flow": {
+        "channels": CHANNELS,
+        "blocks": [(), (0,), (257,), (1.5,), (1,) * 9, "12", 3, None],
+        "hidden": [0, 4097, 1.5, None, True],
+        "full_blocks": [-1, 65, 1.5, None],
+        "full_hidden": [0, 4097, None],
+        "kernels": [(), (2,), (17,), (3,) * 17, "313", 3, None],
+        "activation": ["", "relu", None, 0],
+        "leading": SWITCH,
+        "first_leading": SWITCH,
+        "coefficient": [0, 1, -0.5, math.nan, "0.9", None],
+        "lipschitz": ["", "norm", None],
+        "factor_out": SWITCH,
+        "squeeze_first": SWITCH,
+        "first_actnorm": SWITCH,
+        "alpha": [0, 0.5, -0.1, math.nan, "0.05", None, True],
+        "n_bits": N_BITS,
+        "grid": GRID,
+        "image_size": [*SIZE, 30, (8, 14)],  # not multiples of 2^2
     },
     "ffjord": {
         "channels": CHANNELS,

@@ -54,6 +54,7 @@ MODELS = {
     'mixing = "conv"\nmixing_start = "principal"',
     "realnvp": "scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16",
     "ffjord": "scales = 2\nblocks = 1\nhidden = [8, 8]\nsteps = 2\nimage_size = 16",
+    "residual_flow": "blocks = [1, 1]\nhidden = 8\nfull_blocks = 1\nfull_hidden = 8\nimage_size = 16",
     "class_conditional": "classes = 3\nsteps = 2\nhidden = 16\nn_bits = 4",
 }
 

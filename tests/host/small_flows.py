@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-glow": ("glow", {"image_size": (12, 16)}),
     "other-glow": ("glow", {"image_size": (12, 16)}),
     "small-ffjord": ("ffjord", {"image_size": (12, 16)}),
+    "small-residual": ("residual_flow", {"image_size": (12, 16)}),
     "free-glow": ("glow", {"n_bits": 5}),
     "small-digits": ("class_conditional", {"steps": 3, "hidden": 16}),
     "small-srflow": ("srflow", {"scale": 2, "levels": 2}),
