@@ -35,7 +35,14 @@ from .pixel_cache import Entry
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
 from .stage import SYNC_EVERY, Diverged, Run, StageRunner, check_stage, unchanged_moments
-from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults
+from .start import (
+    became_worse,
+    load_encoder,
+    load_weights,
+    loss_of_quality,
+    shipped_with_backbone,
+    take_sampling_defaults,
+)
 from .validate import validate
 
 MAX_RETREATS = 6
@@ -425,8 +432,7 @@ class _Trainer:
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        start = self._start_metrics()
-        if start and _gain(start, metrics) < 0:
+        if became_worse(self._start_metrics(), metrics):
             save(self.average, self.worse_file, provenance=provenance)
             _copy(self.start_file, self.model_file)
         else:
@@ -465,23 +471,20 @@ class _Trainer:
         start = self._start_metrics()
         if not start:
             return "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
-        worse = self.worse_file.exists()
-        metrics = read_header(self.worse_file if worse else self.model_file).provenance["metrics"]
-        gain = _gain(start, metrics)
+        file = self.worse_file if self.worse_file.exists() else self.model_file
+        metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
+        worse = became_worse(start, metrics)
         if worse:
             return (
-                f"worse than the start by {-gain:.4g} ({values}): {self.model_file.name} is the start; what was "
-                f"trained is {self.worse_file}"
+                f"worse than the start {worse} ({values}): {self.model_file.name} is the start; what was trained is "
+                f"{self.worse_file}"
             )
-        return f"better than the start by {gain:.4g} ({values})" if gain else f"as good as the start ({values})"
-
-
-def _gain(start: dict[str, float], metrics: dict[str, float]) -> float:
-    """How much lower the loss of held-out images has become: their first measure; -infinity if it is no number."""
-    loss = next(iter(start))
-    gain = start[loss] - metrics.get(loss, math.nan)
-    return -math.inf if math.isnan(gain) else gain
+        change, *others = (loss_of_quality(name, start, metrics) for name in start)
+        if change == 0:
+            return f"as good as the start ({values})"
+        lost = ", ".join(name for name, loss in zip([*start][1:], others, strict=True) if loss > 0)
+        return f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
 
 
 def _photographs(entries: Sequence[Any]) -> str:

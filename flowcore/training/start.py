@@ -1,9 +1,10 @@
-"""The weights that a run starts with: those of another model, of its encoder, or of the encoder's backbone."""
+"""What a run starts with: weights of another model, of its encoder, or of a backbone; and whether it became better."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from ..flow import Flow
 from ..networks import LumaEncoder
 from .objective import lr_encoder, pretrained_backbone
 
+TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
 SAMPLING = ("temperature", "temperatures", "calm_edges")  # fields that say how a model is meant to be sampled
 
 
@@ -44,6 +46,33 @@ def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
     config = read_header(path).config
     for flow in flows:
         flow.config = dataclasses.replace(flow.config, **{name: config[name] for name in SAMPLING if name in config})
+
+
+def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
+    """Decide whether a model became worse than the one that it started from.
+
+    It did if the loss of held-out images is higher, which is their first measure, or if the picture at temperature 0
+    has become much worse: the likelihood alone may still rise while pictures lose.
+
+    Args:
+        start: Measures of the start; empty if nothing was held out.
+        metrics: The same of the model.
+
+    Returns:
+        In which measure, and by how much; "" if it did not.
+    """
+    limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
+    for name, limit in limits.items():
+        loss = loss_of_quality(name, start, metrics)
+        if not loss <= limit:  # as no comparison with NaN holds
+            return f"by {loss:.4g} in {name}"
+    return ""
+
+
+def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str, float]) -> float:
+    """How much worse a measure is: of signal-to-noise ratios a fall, of losses and errors a rise; NaN if missing."""
+    change = metrics.get(name, math.nan) - start[name]
+    return -change if "psnr" in name else change
 
 
 def shipped_with_backbone(backbone: str) -> Path:

@@ -13,6 +13,7 @@ from flowcore.errors import FlowError
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.start import became_worse
 from flowcore.training.validate import validate
 
 from .photographs import photographs
@@ -117,6 +118,33 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     again = run(made, photos, folder)  # a finished run is left alone, and says so again
     assert again[-1] == lines[-1]
     assert not any("held out:" in line for line in again)
+
+
+MEASURED = {"validation_bits_per_dim": 2.0, "psnr_tau0.0": 29.38, "psnr_tau0.8": 28.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.3, "psnr_tau0.8": 27.0}, ""),
+        ({"validation_bits_per_dim": 2.1, "psnr_tau0.0": 30.0}, "by 0.1 in validation_bits_per_dim"),
+        ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.02}, "by 0.36 in psnr_tau0.0"),  # as it happened once
+        ({"validation_bits_per_dim": math.nan}, "by nan in validation_bits_per_dim"),
+        ({"psnr_tau0.0": math.nan}, "by nan in psnr_tau0.0"),
+    ],
+)
+def test_pictures_decide_as_well_as_the_likelihood(changes, expected):
+    assert became_worse(MEASURED, MEASURED | changes) == expected
+    assert became_worse({}, MEASURED | changes) == ""
+
+
+def test_measures_that_fell_are_named(photos, start, tmp_path, monkeypatch):
+    found = iter([MEASURED, MEASURED | {"validation_bits_per_dim": 1.9, "psnr_tau0.8": 27.5}])
+    monkeypatch.setattr("flowcore.training.loop.validate", lambda *_, **__: (next(found), [torch.zeros(1, 3, 8, 8)]))
+    lines = run(recipe(), photos, tmp_path / "run", start=start, stop_after=1)
+    assert lines[-1].startswith("better than the start by 0.1 (validation_bits_per_dim 2 -> 1.9, ")
+    assert lines[-1].endswith("), but not in psnr_tau0.8")
 
 
 def test_numbers_that_are_none_are_worse(photos, start, tmp_path, monkeypatch):

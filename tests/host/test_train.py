@@ -220,7 +220,9 @@ def test_training_starts_from_a_model(host, photos, recipes):
     (host.server.base / "models" / "flows" / "one.toml").write_text(
         RECIPE.format(architecture="glow", model=MODEL, steps=1, every=1).replace("1e-3", "1e-9")
     )
-    host.run(training("child", recipe="one.toml", start="parent.safetensors"))
+    ui = host.run(training("child", recipe="one.toml", start="parent.safetensors"))["outputs"]["train"]
+    assert "1 of 1 steps" in ui["text"][0]
+    assert "As good as the start (validation_bits_per_dim" in ui["text"][0]
     parent, child, other = (load(model(host, name)).state_dict() for name in ("parent", "child", "parent"))
     assert all(torch.allclose(parent[key], child[key], atol=1e-5) for key in parent)
     host.run(training("orphan", recipe="one.toml"))
