@@ -11,6 +11,7 @@ they were, and memory that was freed is used again. So the bytes themselves are 
 from __future__ import annotations
 
 import zlib
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 Checksums = tuple[tuple[object, ...], ...]
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)  # odd; of splitmix64, as signed numbers
 
 
 def checksums(module: nn.Module) -> Checksums:
@@ -30,30 +32,50 @@ def checksums(module: nn.Module) -> Checksums:
         Equal for equal weights, and different, but for one chance in 2^32 or fewer, if any tensor differs in any bit.
     """
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
-    on_gpu = iter(_checksums_on_gpu([t for t in tensors if t.is_cuda]))
-    return tuple((str(t.device), t.dtype, tuple(t.shape), next(on_gpu) if t.is_cuda else _checksum(t)) for t in tensors)
+    there = iter(_sums([t for t in tensors if _sums_alike(t.device)]))
+    return tuple(
+        (str(t.device), t.dtype, tuple(t.shape), next(there) if _sums_alike(t.device) else _crc(t)) for t in tensors
+    )
 
 
-def _checksum(t: Tensor) -> int:
-    if t.is_meta:
+def _crc(t: Tensor) -> int:
+    if t.device.type == "meta":
         return 0
     return zlib.crc32(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _checksums_on_gpu(tensors: list[Tensor]) -> list[int]:
-    """Compute them where the tensors are, and fetch all at once.
+@cache
+def _sums_alike(device: torch.device) -> bool:
+    """Tell whether an accelerator computes ``_sums`` as the CPU does, so that no weights have to be copied to it."""
+    if device.type in ("cpu", "meta"):
+        return False
+    words = torch.arange(-8, 8, dtype=torch.int32) * 2**27
+    try:
+        return _sums([words.to(device)]) == _sums([words])
+    except (RuntimeError, TypeError):  # without 64-bit integers, such as DirectML
+        return False
+
+
+def _sums(tensors: list[Tensor]) -> list[int]:
+    """Sum the words of tensors where they are, and fetch all sums at once.
 
     Every word is multiplied by an odd number of its own, so that a changed word changes its product, and so the sum
-    modulo 2^64. The numbers are random, always the same on a device, and drawn there.
+    modulo 2^64.
     """
     if not tensors:
         return []
-    device = tensors[0].device
-    generator = torch.Generator(device).manual_seed(0)
-    longest = max(t.numel() for t in tensors)
-    odd = torch.randint(-(2**62), 2**62, (longest,), generator=generator, device=device) * 2 + 1
+    odd = _odd_numbers(max(t.numel() for t in tensors), tensors[0].device)
     sums: list[Tensor] = []
     for t in tensors:
         words = t.contiguous().reshape(-1).view(WORDS[t.element_size()]).long()
         sums.append((words * odd[: len(words)]).sum())
     return torch.stack(sums).tolist()
+
+
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    """Odd numbers of 64 bits in no order, always the same: the positions, mixed as in splitmix64."""
+    x = torch.arange(1, count + 1, device=device)
+    for mixer in MIXERS:
+        x = x * mixer
+        x = x ^ (x >> 29)
+    return x | 1

@@ -18,6 +18,8 @@ from stand_in import stand_in
 
 import flowcore
 from flowcore import device as devices
+from flowcore.inference import checksums as sums
+from flowcore.inference.checksums import checksums
 from flowcore.inference.plan import Plan, forget_plan
 from flowcore.transforms import InvertibleConv
 
@@ -98,6 +100,39 @@ def test_every_task_gives_what_the_cpu_gives(task, kind, driver, expected):
     with context:
         made = every_task.run(task, place)
     assert every_task.largest_difference(made, expected(task)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+def test_checksums_of_weights_are_computed_where_the_weights_are(kind, driver):
+    context, place = on(kind)
+    known = small_flow("small-glow")
+    numbers = [number for *_, number in checksums(known)]
+    with context as device:
+        flow = place.flow("small-glow")
+        first = checksums(flow)
+        with device.watched():
+            assert checksums(flow) == first
+            assert device.waits == {"_to_copy": 1}  # of all sums at once
+        kernel = max(flow.parameters(), key=torch.numel)
+        kernel.data.view(-1)[7] *= 1.000001
+        assert checksums(flow) != first
+    assert len({number for *_, number in first}) == len(set(numbers))  # equal for equal tensors only
+
+
+@pytest.mark.parametrize("numbers", ["no 64-bit integers", "wrong"])
+def test_devices_that_cannot_sum_are_read(monkeypatch, driver, numbers):
+    def odd_numbers(count, device):
+        if device.type != "cpu" and numbers != "wrong":
+            raise RuntimeError("Int64 is not supported")
+        return torch.arange(count, device=device) * 2 + (1 if device.type == "cpu" else 3)
+
+    monkeypatch.setattr(sums, "_odd_numbers", odd_numbers)
+    sums._sums_alike.cache_clear()
+    context, place = on("directml")
+    with context:
+        made = [number for *_, number in checksums(place.flow("small-glow"))]
+    sums._sums_alike.cache_clear()
+    assert made == [number for *_, number in checksums(small_flow("small-glow"))]
 
 
 @pytest.mark.parametrize("kind", ["apple", "directml"])
