@@ -22,7 +22,7 @@ from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.calm_edges import edge_map
 from flowcore.tasks.upscale import sampling_settings
-from flowcore.training.loop import _load_weights
+from flowcore.training.start import load_weights
 
 from .test_command_line import photograph
 
@@ -183,11 +183,11 @@ def test_training_starts_from_a_file_with_other_defaults(tmp_path: Path) -> None
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.zero_()
-    _load_weights(flow, path)
+    load_weights(flow, path)
     assert model_sha256(flow) == model_sha256(flowcore.load(path))
     assert sampling_settings(flow) == (0.8, 0.0)  # the file's were measured with its weights
     with pytest.raises(FlowError, match="quant_bins"):
-        _load_weights(build_upscaler(quant_bins=7), path)
+        load_weights(build_upscaler(quant_bins=7), path)
 
 
 def test_the_command_line_follows_the_file_and_says_so_in_names_and_recipes(tmp_path: Path) -> None:
