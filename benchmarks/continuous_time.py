@@ -1,6 +1,6 @@
 """The picture of continuous time in docs/how-flows-work.md.
 
-    python -m benchmarks.continuous_time docs/how-flows-work       half a minute on one core
+    python -m benchmarks.continuous_time docs/how-flows-work
 
 An ODE learns the two half-moons of ``benchmarks/figures.py``, with the costs of its paths in the loss.
 """
