@@ -126,7 +126,7 @@ class Canvas:
         """What would be saved."""
         return json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
 
-    def run(self, timeout: float = 90) -> None:
+    def run(self, timeout: float = 240) -> None:
         """Press Run, and wait for the end."""
         self.page.evaluate(
             """() => { window.ended = null;

@@ -310,6 +310,7 @@ def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(canvases):
             node["widgets_values"][:4] = [0.8, 40, "randomize", 3]
     canvas.open(workflow)
     canvas.run()
+    canvas.fit()
     page = canvas.page
     (best,) = [node["id"] for node in canvas.nodes() if node["type"] == "FlowcoreBestOf"]
     labels = page.evaluate("id => app.nodeOutputs[id].flowcore_gallery.map(e => [e.seed, e.score])", best)
@@ -353,6 +354,7 @@ def test_a_digit_is_picked_with_its_label(canvases):
         digits("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": "3, 8"})
     )
     canvas.run()
+    canvas.fit()
     canvas.page.locator(".flowcore-gallery button[data-seed='7']").click()
     assert [canvas.value("FlowcoreSample", name) for name in ("pick", "seed", "labels")] == [3, 5, "3, 8"]
     canvas.shot("digits")
@@ -364,6 +366,7 @@ def test_a_pick_that_comes_along_a_wire_is_not_written(canvases):
     values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 12, "labels": "4", "pick": "number.0"}
     canvas.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 1})))
     canvas.run()
+    canvas.fit()
     before = [canvas.value("FlowcoreSample", name) for name in ("pick", "seed", "control_after_generate")]
     picked = canvas.page.locator(".flowcore-gallery button[data-seed='13']")
     picked.click()
