@@ -2,7 +2,20 @@
 
 from functools import partial
 
-from . import analysis, color, faces, latents, light, loaders, painting, rescaling, sampling, training, upscaling
+from . import (
+    analysis,
+    color,
+    examples,
+    faces,
+    latents,
+    light,
+    loaders,
+    painting,
+    rescaling,
+    sampling,
+    training,
+    upscaling,
+)
 from .host.compat import Extension, Replacement, on_prompt
 from .node import FlowNode
 from .recording import PROVENANCE_LOG, RecordingNode
@@ -10,7 +23,20 @@ from .upscaling import register_srflow
 
 NODES = [
     node
-    for menu in (loaders, upscaling, rescaling, sampling, latents, analysis, color, light, faces, training, painting)
+    for menu in (
+        loaders,
+        examples,
+        upscaling,
+        rescaling,
+        sampling,
+        latents,
+        analysis,
+        color,
+        light,
+        faces,
+        training,
+        painting,
+    )
     for node in vars(menu).values()
     if isinstance(node, type) and issubclass(node, FlowNode) and node.__module__ == menu.__name__
 ]

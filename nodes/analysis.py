@@ -60,6 +60,7 @@ class FlowcoreScore(FlowNode):
                 io.String.Output("report"),
             ],
             is_input_list=True,
+            advanced=("dequantization", "seed", "label", "probes", "terms"),
         )
 
     @classmethod
@@ -187,6 +188,7 @@ class FlowcoreDiversityMap(FlowNode):
                 io.Float.Input("gain", default=1.0, min=0.0, max=100.0, step=0.1, optional=True),
             ],
             outputs=[io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean")],
+            advanced=("gain",),
         )
 
     @classmethod

@@ -60,9 +60,20 @@ class FlowcoreColorize(RecordingNode):
                 widgets.gamut(),
                 widgets.precision(),
                 widgets.pick(),
+                io.Image.Input("reference", optional=True),
             ],
             outputs=[io.Image.Output("images")],
             hidden=HIDDEN,
+            advanced=(
+                "detail",
+                "working_size",
+                "hint_steps",
+                "latents_strength",
+                "latents_levels",
+                "carry",
+                "gamut",
+                "precision",
+            ),
         )
 
     @classmethod
@@ -85,6 +96,7 @@ class FlowcoreColorize(RecordingNode):
         carry: float,
         gamut: Gamut,
         precision: Precision,
+        reference: Tensor | None,
     ) -> Any:
         notes, pixels, video = cls.notes(), from_image(image), frames == "video"
         count, _, height, width = pixels.shape
@@ -92,10 +104,18 @@ class FlowcoreColorize(RecordingNode):
         check_memory(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
         at_once = count if video else samples
         flow = model.load(memory_required(model.flow, height, width, at_once, working_size=working_size))
+        levels: list[Tensor] | None = None
         if latents is not None:
             model.check_latents(latents)
-            if not video and count == 1:
-                pixels = pixels.expand(latents.items, -1, -1, -1)
+            levels = latents.levels
+            if reference is not None:
+                notes("reference is ignored: latents are connected.")
+        elif reference is not None:
+            levels = flowcore.encode_colors(
+                flow, from_image(reference), working_size=working_size or None, cancelled=stop_if_cancelled
+            )
+        if levels is not None and not video and count == 1:
+            pixels = pixels.expand(len(levels[0]), -1, -1, -1)
         options: dict[str, Any] = {
             "temperature": widgets.own_or(temperature),
             "detail": widgets.own_or(detail),
@@ -103,7 +123,7 @@ class FlowcoreColorize(RecordingNode):
             "saturation": saturation,
             "working_size": working_size or None,
             "hints": hints,
-            "latents": None if latents is None else latents.levels,
+            "latents": levels,
             "latents_strength": latents_strength,
             "latents_levels": latents_levels,
             "gamut": gamut,
@@ -158,6 +178,7 @@ class FlowcoreColorHints(FlowNode):
                 FLOW_HINTS.Input("hints", optional=True),
             ],
             outputs=[FLOW_HINTS.Output("all_hints")],
+            advanced=("lock",),
         )
 
     @classmethod
@@ -220,6 +241,7 @@ class FlowcoreEncodeColor(FlowNode):
             inputs=[io.Image.Input("image"), FLOW_MODEL.Input("model"), widgets.working_size()],
             outputs=[FLOW_LATENTS.Output("latents")],
             reports=False,
+            advanced=("working_size",),
         )
 
     @classmethod
@@ -248,6 +270,7 @@ class FlowcoreApplyChroma(FlowNode):
             ],
             outputs=[io.Image.Output("merged")],
             reports=False,
+            advanced=("gamut",),
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..flowcore import FlowError, ImageError
 from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
+from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, paste_faces
 from . import widgets
 from .host.compat import io
@@ -73,14 +74,19 @@ class FlowcorePasteFace(FlowNode):
                 io.Image.Input("face"),
                 FLOW_FACE.Input("place"),
                 widgets.slider("feather", 0.15, 0.0, 0.5, optional=True),
+                io.Boolean.Input("enlarge", default=False, optional=True),
             ],
             outputs=[io.Image.Output("pasted")],
             reports=False,
+            advanced=("feather",),
         )
 
     @classmethod
-    def run(cls, image: Tensor, face: Tensor, place: tuple[FacePlace, ...], feather: float) -> Any:
+    def run(cls, image: Tensor, face: Tensor, place: tuple[FacePlace, ...], feather: float, enlarge: bool) -> Any:
         pixels, faces = from_image(image), from_image(face)
+        if enlarge:
+            factor = faces.shape[-1] / place[0].side
+            pixels = resize(pixels, *(max(side, round(side * factor)) for side in pixels.shape[-2:])).clamp(0, 1)
         advice = "Pass fewer faces, or a smaller picture."
         check_memory(len(faces), 3 * pixels.shape[-1] * pixels.shape[-2], "pictures need", advice)
         return io.NodeOutput(to_image(paste_faces(pixels, faces, place, feather=feather)))

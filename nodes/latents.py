@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ..flowcore.checkpoints.latents_file import (
     save_latents,
 )
 from ..flowcore.tasks.directions import apply_style
+from ..flowcore.tasks.harmonize import harmonize
+from ..flowcore.tasks.morph import morph
 from ..flowcore.tasks.sample import encode, memory_required
 from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
@@ -29,7 +32,7 @@ from .host.paths import input_files, input_path, output_path
 from .host.ui import Progress
 from .loaders import file_fingerprint
 from .node import FlowNode, schema
-from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, shown
+from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, shown, to_image
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
@@ -55,6 +58,7 @@ class FlowcoreInterpolate(FlowNode):
                 io.Boolean.Input("loop", default=False, optional=True),
             ],
             outputs=[FLOW_LATENTS.Output("frames_of_latents")],
+            advanced=("mode", "coarse_first"),
         )
 
     @classmethod
@@ -92,6 +96,7 @@ class FlowcoreMixLatents(FlowNode):
                 io.String.Input("levels", default="", optional=True),
             ],
             outputs=[FLOW_LATENTS.Output("mixed")],
+            advanced=("levels",),
         )
 
     @classmethod
@@ -154,6 +159,7 @@ class FlowcoreNormalizeLatents(FlowNode):
             ],
             outputs=[FLOW_LATENTS.Output("normalized")],
             reports=False,
+            advanced=("window",),
         )
 
     @classmethod
@@ -321,6 +327,92 @@ class FlowcoreLatentExplorer(FlowNode):
         if differences:
             notes("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
         return io.NodeOutput(found, ui=notes.ui)
+
+
+class FlowcoreMorph(FlowNode):
+    """A film through a batch of pictures."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreMorph",
+            "latents",
+            aliases=["morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween"],
+            inputs=[
+                io.Image.Input("images"),
+                FLOW_MODEL.Input("model"),
+                io.Int.Input("frames", default=24, min=2, max=512),
+                io.Boolean.Input("loop", default=True, optional=True),
+                io.Combo.Input("mode", options=["slerp", "linear", "norm"], default="slerp", optional=True),
+                widgets.fit(),
+            ],
+            outputs=[io.Image.Output("film")],
+            advanced=("mode", "fit"),
+        )
+
+    @classmethod
+    def run(cls, images: Tensor, model: FlowModel, frames: int, loop: bool, mode: material.Mode, fit: Fit) -> Any:
+        notes, flow, count = cls.notes(), model.flow, len(images) * frames
+        size = flow.image_size if fit == "resize" and flow.image_size else images.shape[1:3]
+        check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
+        film = morph(
+            model.load(memory_required(flow, count, *size)),
+            from_image(images).cpu(),
+            frames=frames,
+            mode=mode,
+            loop=loop,
+            fit=fit,
+            progress=Progress(),
+            cancelled=stop_if_cancelled,
+            notify=notes,
+        )
+        return io.NodeOutput(to_image(film), ui=notes.ui)
+
+
+class FlowcoreHarmonize(FlowNode):
+    """An edited picture with the texture that the model expects."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreHarmonize",
+            "latents",
+            aliases=[
+                "harmonize",
+                "blend edit",
+                "content transfer",
+                "restore",
+                "restoration",
+                "remove dither",
+                "clean up",
+                "composite",
+            ],
+            inputs=[
+                io.Image.Input("image"),
+                FLOW_MODEL.Input("model"),
+                widgets.slider("strength", 1.0, 0.0, 1.0),
+                io.Combo.Input("per", options=["local", "channel", "level"], default="level", optional=True),
+                io.Int.Input("window", default=9, min=5, max=255, step=2, optional=True),
+            ],
+            outputs=[io.Image.Output("harmonized")],
+            advanced=("window",),
+        )
+
+    @classmethod
+    def run(cls, image: Tensor, model: FlowModel, strength: float, per: material.Per, window: int) -> Any:
+        notes = cls.notes()
+        count, height, width = image.shape[:3]
+        result = harmonize(
+            model.load(memory_required(model.flow, count, height, width)),
+            from_image(image).cpu(),
+            strength=strength,
+            per=per,
+            window=window,
+            progress=Progress(),
+            cancelled=stop_if_cancelled,
+            notify=notes,
+        )
+        return io.NodeOutput(to_image(result), ui=notes.ui)
 
 
 class FlowcoreSaveLatents(FlowNode):

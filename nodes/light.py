@@ -45,6 +45,7 @@ class FlowcoreBrighten(RecordingNode):
             ],
             outputs=[io.Image.Output("images")],
             hidden=HIDDEN,
+            advanced=("tile", "precision"),
         )
 
     @classmethod

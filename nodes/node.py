@@ -35,6 +35,7 @@ def schema(
     outputs: list[Any],
     reports: bool = True,
     hidden: tuple[Any, ...] = (),
+    advanced: tuple[str, ...] = (),
     **fields: Any,
 ) -> Any:
     """Describe a node; its texts come from the English locale.
@@ -45,10 +46,11 @@ def schema(
         node_id: Its id in workflows and in the locale.
         category: Its menu.
         aliases: Words under which the search finds it.
-        inputs: The host's inputs, without tooltips.
+        inputs: The host's inputs, without display names and tooltips.
         outputs: The host's outputs, without display names and tooltips.
         reports: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
         hidden: Hidden inputs besides `unique_id`.
+        advanced: Inputs that the canvas folds away, where the host can.
         **fields: More fields of the host's Schema.
 
     Returns:
@@ -56,7 +58,10 @@ def schema(
     """
     words = WORDS[node_id]
     for described in inputs:
+        described.display_name = words["inputs"][described.id]["name"]
         described.tooltip = words["inputs"][described.id]["tooltip"]
+        if described.id in advanced and hasattr(described, "advanced"):
+            described.advanced = True
     for place, described in enumerate(outputs):
         described.display_name = words["outputs"][str(place)]["name"]
         described.tooltip = words["outputs"][str(place)]["tooltip"]

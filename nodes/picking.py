@@ -23,7 +23,7 @@ HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
 
 
 class PickingNode(FlowNode):
-    """A node of several pictures, whose last input is `pick`: 0 passes on all of them, k the k-th alone.
+    """A node of several pictures with the input `pick`: 0 passes on all of them, k the k-th alone.
 
     `run` makes all of them, without knowing the pick. The schema of such a node needs `hidden=HIDDEN`.
 

@@ -67,6 +67,7 @@ class FlowcoreRestore(PickingNode):
             ],
             outputs=[io.Image.Output("images")],
             hidden=HIDDEN,
+            advanced=("width", "height", "tile", "precision"),
         )
 
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import ConditionError, Flow, FlowError, dequantization
+from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
 from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
@@ -56,6 +57,7 @@ class FlowcoreSample(RecordingNode):
             ],
             outputs=[io.Image.Output("images"), FLOW_LATENTS.Output("latents")],
             hidden=HIDDEN,
+            advanced=("width", "height", "temperatures", "snap"),
         )
 
     @classmethod
@@ -95,6 +97,77 @@ class FlowcoreSample(RecordingNode):
         return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
 
 
+class FlowcoreSampleGrid(FlowNode):
+    """The same seeds at several temperatures, on one sheet."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return schema(
+            "FlowcoreSampleGrid",
+            "sampling",
+            aliases=[
+                "temperature",
+                "xy plot",
+                "grid",
+                "contact sheet",
+                "compare temperatures",
+                "glow",
+                "generate image",
+            ],
+            inputs=[
+                FLOW_MODEL.Input("model"),
+                io.String.Input("temperatures", default="0.4, 0.7, 1"),
+                widgets.seed(),
+                io.Int.Input("seeds", default=6, min=1, max=16),
+                io.String.Input("labels", default="", optional=True),
+                widgets.snap(True),
+            ],
+            outputs=[
+                io.Image.Output("sheet"),
+                io.Image.Output("images"),
+                io.Float.Output("each_temperature", is_output_list=True),
+                io.Int.Output("each_seed", is_output_list=True),
+            ],
+            advanced=("snap",),
+        )
+
+    @classmethod
+    def run(cls, model: FlowModel, temperatures: str, seed: int, seeds: int, labels: str, snap: bool) -> Any:
+        notes, progress = cls.notes(), Progress()
+        size = _size(model.flow, 0, 0)
+        taus = widgets.temperature_list(temperatures)
+        shown = _labels_in_turn(model.flow, labels, seeds, notes)
+        check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures need", "Ask for fewer temperatures or seeds.")
+        flow = model.load(memory_required(model.flow, seeds, *size))
+        pictures = torch.cat(
+            [
+                sample(
+                    flow,
+                    seeds,
+                    size=size,
+                    temperature=tau,
+                    seed=seed,
+                    labels=shown,
+                    snapped=snap,
+                    progress=progress.part(row / len(taus), 1 / len(taus)),
+                    cancelled=stop_if_cancelled,
+                    notify=notes,
+                )
+                for row, tau in enumerate(taus)
+            ]
+        )
+        drawn = [(seed + k) % 2**64 for k in range(seeds)]
+        rows, columns = [f"temperature {tau:g}" for tau in taus], [f"seed {k}" for k in drawn]
+        sheet = contact_sheet(pictures.expand(-1, 3, -1, -1), rows, columns)
+        return io.NodeOutput(
+            to_image(sheet[None]),
+            to_image(pictures),
+            [tau for tau in taus for _ in drawn],
+            drawn * len(taus),
+            ui={"text": notes.lines, "temperatures": taus, "seeds": drawn},
+        )
+
+
 class FlowcoreEncode(FlowNode):
     """The exact latents of images, and how exact they are."""
 
@@ -113,6 +186,7 @@ class FlowcoreEncode(FlowNode):
                 io.Combo.Input("dequantize", options=["auto", "off", "on"], default="auto", optional=True),
             ],
             outputs=[FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded")],
+            advanced=("dequantize",),
         )
 
     @classmethod
@@ -180,6 +254,7 @@ class FlowcoreDecode(FlowNode):
                 widgets.snap(False),
             ],
             outputs=[io.Image.Output("images")],
+            advanced=("snap",),
         )
 
     @classmethod

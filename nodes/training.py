@@ -60,6 +60,7 @@ class FlowcoreTrain(FlowNode):
                 io.String.Output("info"),
             ],
             is_output_node=True,
+            advanced=("restart",),
         )
 
     @classmethod

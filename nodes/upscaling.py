@@ -32,7 +32,6 @@ from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask,
 
 MOST_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
-MOST_TEMPERATURES = 64  # stated in the tooltip, too
 STORE = ConditionStore()  # another seed or temperature skips the analysis of the image
 on_release += [STORE.clear, forget_plan]
 
@@ -70,6 +69,7 @@ class FlowcoreUpscale(RecordingNode):
             ],
             outputs=[io.Image.Output("images"), io.Float.Output("consistency")],
             hidden=HIDDEN,
+            advanced=("tile", "precision", "temperatures", "longest_side", "match_source", "calm_edges"),
         )
 
     @classmethod
@@ -216,6 +216,7 @@ class FlowcoreTemperatureGrid(PickingNode):
                 io.Int.Output("each_seed", is_output_list=True),
             ],
             hidden=HIDDEN,
+            advanced=("tile", "precision", "calm_edges"),
         )
 
     @classmethod
@@ -232,12 +233,7 @@ class FlowcoreTemperatureGrid(PickingNode):
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
-        taus = widgets.parse_numbers(temperatures, "temperatures")
-        if taus is None or len(taus) > MOST_TEMPERATURES:
-            raise FlowError(
-                f"temperatures takes 1 to {MOST_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got "
-                f"{len(taus or [])}. Write some."
-            )
+        taus = widgets.temperature_list(temperatures)
         needed = memory_required(model.flow, height, width, tile or ORDINARY_TILE)
         each = 3 * math.prod(target_size(model.flow, height, width))
         check_memory(len(pixels) * len(taus) * seeds, each, "pictures need", "Ask for fewer temperatures or seeds.")
@@ -340,6 +336,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
                 widgets.calm_edges(),
             ],
             outputs=[io.UpscaleModel.Output("upscale_model")],
+            advanced=("calm_edges",),
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from .host.compat import gradient_slider, io, make
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
 HIGHEST = 1.5  # temperature
+MOST_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
 MOST_ITEMS = 4096  # labels in one text
 
 
@@ -79,7 +80,7 @@ def seed(default: int = 0, *, control: bool = True, optional: bool = False) -> A
 
 
 def pick() -> Any:
-    """Describe the number `pick`, the last input of every `PickingNode`."""
+    """Describe the number `pick` of every `PickingNode`."""
     return io.Int.Input("pick", default=0, min=0, max=MOST_ITEMS, optional=True)
 
 
@@ -164,6 +165,21 @@ def parse_numbers(text: str, name: str) -> list[float] | None:
             f"{name} takes one number per level, finest first, such as `0.6, 0.8, 1`; got `{text[:60]}`. Separate the "
             "numbers by commas."
         ) from None
+
+
+def temperature_list(text: str) -> list[float]:
+    """Parse the temperatures of a sheet; see ``parse_numbers``.
+
+    Raises:
+        FlowError: If there are none, or too many.
+    """
+    taus = parse_numbers(text, "temperatures")
+    if taus is None or len(taus) > MOST_TEMPERATURES:
+        raise FlowError(
+            f"temperatures takes 1 to {MOST_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus or [])}. "
+            "Write some."
+        )
+    return taus
 
 
 def parse_labels(text: str, classes: int) -> list[int] | None:

@@ -1,7 +1,8 @@
 """`make workflows`: from the stories in API format, their twins for the canvas and their thumbnails.
 
-A story is written once, as `workflows/api/NAME.json`. Its twin `workflows/NAME.json` is laid out from it and from the
-schema of a real ComfyUI, and its thumbnail `workflows/NAME.jpg` is what it makes of the sample photograph there.
+A story is written once, as `workflows/api/NAME.json`. Its twin `workflows/NAME_TITLE.json` is laid out from it and from
+the schema of a real ComfyUI, and its thumbnail, a `.jpg` of the same name, is what it makes. The template browser knows
+the names of the files only, and searches them: `TITLES` holds the words that people look for.
 """
 
 from __future__ import annotations
@@ -16,29 +17,54 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
-import numpy as np
-import torch
-from PIL import Image, ImageOps, ImageSequence
-
-import flowcore
+from PIL import Image, ImageSequence
 
 WORKFLOWS = comfyui.ROOT / "workflows"
-PHOTO = WORKFLOWS / "photo.png"
-DRAWN_BY_HAND = {"upscale"}  # its layout is older than this program; demo.py makes its thumbnail
 CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP = 340, 60
 THUMBNAIL = 640
 
-# Which file of workflows/ a story loads for its thumbnail, by node; the others load the sample photograph.
-PHOTOS = {
-    "colourings": {"photo": "mill.jpg"},
-    "strokes": {"photo": "house.jpg"},
-    "palette-transfer": {"photo": "house.jpg"},
-    "clip": {"photo": "alps.jpg"},
-    "painted": {"photo": "painted.png"},
-    "grid": {"photo": "photo.png"},
-    "best-of": {"photo": "photo.png"},
+# Story to the rest of its file's name.
+TITLES = {
+    "upscale": "super-resolution-of-a-photo",
+    "painted": "upscale-with-painted-temperature",
+    "grid": "compare-upscale-temperatures",
+    "best-of": "pick-the-best-upscale",
+    "colourings": "colorize-an-old-photo",
+    "strokes": "colorize-with-brush-strokes",
+    "palette-transfer": "colorize-like-other-photos",
+    "clip": "colorize-a-video",
+    "morph": "glow-from-photo-to-photo",
+    "temperatures": "glow-generates-pictures",
+    "digits": "change-the-style-of-digits",
+    "handwriting": "other-digits-in-the-same-hand",
+    "rank": "find-the-odd-photos",
+    "retouched": "find-the-retouched-spot",
+    "content-transfer": "blend-in-a-pasted-piece",
+    "latent-normalisation": "restore-a-dithered-picture",
+    "train": "your-own-model",
+    "faces": "restore-a-small-face",
 }
+# What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
+NAMED = {"palette-transfer": {"photo": "monochrome", "reference": "colors"}}
+EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
+WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
+
+
+def canvas_file(name: str, suffix: str = ".json") -> Path:
+    """Return the file of a story for the canvas, or of its thumbnail."""
+    return WORKFLOWS / f"{name}_{TITLES[name]}{suffix}"
+
+
+def on_canvas(api: dict[str, Any]) -> dict[str, Any]:
+    """Replace the photographs that a script is to give by one that comes with the pack."""
+    kind, values = EXAMPLE
+    return {
+        key: {"class_type": kind, "inputs": values, "_meta": {"title": "Flow Example"}}
+        if node["class_type"] == "LoadImage"
+        else node
+        for key, node in api.items()
+    }
 
 
 def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str, Any]:
@@ -52,20 +78,23 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     Returns:
         The workflow as the frontend saves it.
     """
+    api = on_canvas(api)
     numbers = {key: k + 1 for k, key in enumerate(api)}
     depth: dict[str, int] = {}
     for _ in api:
         for key, node in api.items():
             sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
             depth[key] = 1 + max((depth.get(source, 0) for source in sources), default=-1)
+    if not any(depth[key] == 0 and node["class_type"] != "FlowcoreLoadModel" for key, node in api.items()):
+        depth = {key: max(0, column - 1) for key, column in depth.items()}  # a lone loader needs no column of its own
     nodes: list[dict[str, Any]] = []
     links: list[list[Any]] = []
     tops: dict[int, int] = {}
     for key, node in api.items():
         shown, values = slots(node, every[node["class_type"]])
-        height = 60 + 26 * len(shown) + (220 if node["class_type"] in PICTURES else 0)
+        height = 60 + 26 * sum(not slot.pop("advanced", False) for slot in shown) + TALLER.get(node["class_type"], 0)
         top = tops.get(depth[key], 100)
-        tops[depth[key]] = top + height + GAP
+        tops[depth[key]] = top + height + GAP + GROWS.get(node["class_type"], 0)
         ours = node["class_type"].startswith("Flowcore")
         nodes.append(
             {
@@ -83,8 +112,9 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                         every[node["class_type"]]["output_name"], every[node["class_type"]]["output"], strict=True
                     )
                 ],
-                "title": node["_meta"]["title"],
+                **titled(name, key, node, every[node["class_type"]]["display_name"]),
                 "properties": {
+                    **({"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}),
                     "cnr_id": "flowcore" if ours else "comfy-core",
                     "ver": "0.1.0" if ours else "0.30.0",
                     "Node name for S&R": node["class_type"],
@@ -102,9 +132,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 links.append([len(links) + 1, source["id"], output, target["id"], slot, kind])
                 shown["link"] = len(links)
                 source["outputs"][output]["links"] = [*(source["outputs"][output]["links"] or []), len(links)]
-    text = note_of(name)
-    if text:
-        nodes.append(note(len(nodes) + 1, text))
+    nodes.append(note(len(nodes) + 1, name))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flowcore/{name}")),
         "revision": 0,
@@ -119,18 +147,25 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     }
 
 
-PICTURES = {
-    "LoadImage",
-    "SaveImage",
-    "SaveAnimatedWEBP",
-    "PreviewAny",
-    "PreviewImage",
-    "FlowcoreSample",
-    "FlowcoreDecode",
-    "FlowcoreColorize",
-    "FlowcoreTrain",
-    "FlowcoreUpscale",
+GROWS = {"FlowcoreLoadModel": 60}  # pixels that the text of a run adds
+# Pixels that the pictures of a node take, besides its inputs.
+TALLER = {
+    "FlowcoreExample": 170,
+    "SaveImage": 260,
+    "SaveAnimatedWEBP": 260,
+    "PreviewImage": 260,
+    "PreviewAny": 160,
+    "FlowcoreUpscale": 220,
+    "FlowcoreColorize": 220,
+    "FlowcoreSample": 220,
+    "FlowcoreTrain": 260,
 }
+
+
+def titled(name: str, key: str, node: dict[str, Any], display_name: str) -> dict[str, str]:
+    """Return the title of a node, if it is not its display name, which the frontend translates."""
+    title = WORDS[NAMED[name][key]] if key in NAMED.get(name, {}) else node["_meta"]["title"]
+    return {} if title == display_name else {"title": title}
 
 
 def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -141,7 +176,7 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
         for name, (kind, *rest) in info["input"].get(group, {}).items():
             properties = rest[0] if rest else {}
             label = "COMBO" if isinstance(kind, list) else kind
-            slot: dict[str, Any] = {"name": name, "type": label}
+            slot: dict[str, Any] = {"name": name, "type": label, "advanced": properties.get("advanced", False)}
             if label in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
                 slot["widget"] = {"name": name}
                 values.append(node["inputs"][name])
@@ -154,58 +189,22 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
     return shown, values
 
 
-def note_of(name: str) -> str | None:
-    """Read the note for people from the canvas file of a story, where it is written."""
-    path = WORKFLOWS / f"{name}.json"
-    nodes = json.loads(path.read_text())["nodes"] if path.exists() else []
-    return next((node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"), None)
-
-
-def note(number: int, text: str) -> dict[str, Any]:
-    """Build a note for people, above the story."""
+def note(number: int, name: str) -> dict[str, Any]:
+    """Build the note for people, above the story."""
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [40, -120],
-        "size": [2 * COLUMN, 160],
+        "pos": [40, -50],
+        "size": [2 * COLUMN + GAP, 90],
         "flags": {},
         "order": 0,
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": "What this does",
-        "properties": {},
-        "widgets_values": [text],
+        "title": WORDS["note"],
+        "properties": {"flowcore_words": name},
+        "widgets_values": [WORDS[name]],
     }
-
-
-def prepare_inputs(base: Path) -> None:
-    """Put the sample photograph where the stories look for theirs: alone, and with variations as folders."""
-    photo = Image.open(PHOTO).convert("RGB")
-    folder, many = base / "input" / "photos", base / "input" / "my-photos"
-    for place in (folder, many):
-        place.mkdir(parents=True, exist_ok=True)
-    square = ImageOps.fit(photo, (128, 128))
-    large = flowcore.upscale(flowcore.load("srflow-x4"), pixels(square), temperature=0.8, seed=1)[0]
-    picture(large).save(base / "input" / "example.png")  # as sharp as photographs are, 512x512
-    for k in range(25):  # as many views of it, to train on
-        view = (k % 5 * 64, k // 5 * 64, k % 5 * 64 + 256, k // 5 * 64 + 256)
-        picture(large).crop(view).save(many / f"{k}.png")
-    square.save(folder / "photograph.png")
-    square.rotate(180).save(folder / "upside-down.png")
-    ImageOps.invert(square).save(folder / "negative.png")
-    Image.effect_noise((128, 128), 120).convert("RGB").save(folder / "noise.png")
-    Image.new("RGB", (128, 128), (70, 110, 160)).save(folder / "flat.png")
-
-
-def pixels(image: Image.Image) -> torch.Tensor:
-    """Make a batch of one of a picture: (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
-def picture(tensor: torch.Tensor) -> Image.Image:
-    """Make a picture of (3, H, W) in [0, 1]."""
-    return Image.fromarray((tensor * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def thumbnail(pictures: list[Image.Image]) -> Image.Image:
@@ -245,27 +244,26 @@ def main() -> None:
     sys.path.insert(0, str(WORKFLOWS / "api"))
     from client import Client
 
-    names = options.names or sorted({p.stem for p in (WORKFLOWS / "api").glob("*.json")} - DRAWN_BY_HAND)
-    with tempfile.TemporaryDirectory(prefix="flowcore-stories-") as base:
-        prepare_inputs(Path(base))
-        with comfyui.running(comfyui.tree(), Path(base)) as server:
-            client = Client(server.url)
-            every = client.get_json("/object_info")
-            for name in names:
-                api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
-                canvas = to_canvas(name, api, every)
-                (WORKFLOWS / f"{name}.json").write_text(json.dumps(canvas, indent=2) + "\n")
-                sys.stdout.write(f"{name}.json\n")
-                if options.layout_only:
-                    continue
-                for key, file in PHOTOS.get(name, {}).items():
-                    api[key]["inputs"]["image"] = client.upload(WORKFLOWS / file, file)
-                pictures = [Image.open(io.BytesIO(data)) for data in client.pictures(client.wait(client.queue(api)))]
-                if options.keep:
-                    options.keep.mkdir(parents=True, exist_ok=True)
-                    thumbnail(pictures).save(options.keep / f"{name}.png")
-                bounded(thumbnail(pictures)).save(WORKFLOWS / f"{name}.jpg", quality=88)
-                sys.stdout.write(f"{name}.jpg\n")
+    names = options.names or sorted(p.stem for p in (WORKFLOWS / "api").glob("*.json"))
+    with (
+        tempfile.TemporaryDirectory(prefix="flowcore-stories-") as base,
+        comfyui.running(comfyui.tree(), Path(base)) as server,
+    ):
+        client = Client(server.url)
+        every = client.get_json("/object_info")
+        for name in names:
+            api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+            canvas_file(name).write_text(json.dumps(to_canvas(name, api, every), indent=2) + "\n")
+            sys.stdout.write(f"{canvas_file(name).name}\n")
+            if options.layout_only:
+                continue
+            done = client.wait(client.queue(on_canvas(api)))
+            pictures = [Image.open(io.BytesIO(data)) for data in client.pictures(done)]
+            if options.keep:
+                options.keep.mkdir(parents=True, exist_ok=True)
+                thumbnail(pictures).save(options.keep / f"{name}.png")
+            bounded(thumbnail(pictures)).save(canvas_file(name, ".jpg"), quality=88)
+            sys.stdout.write(f"{canvas_file(name, '.jpg').name}\n")
 
 
 if __name__ == "__main__":

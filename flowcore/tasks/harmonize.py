@@ -1,0 +1,62 @@
+"""Harmonize: an edited image as the model would have drawn it, so that what was pasted in belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..flow import Flow
+from ..latents import Per, normalize
+from . import Progress
+from .sample import decode, encode
+from .subject import prepare_subject
+
+
+def harmonize(
+    flow: Flow,
+    image: Tensor,
+    *,
+    strength: float = 1.0,
+    per: Per = "level",
+    window: int = 9,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notify: Callable[[str], None],
+) -> Tensor:
+    """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
+
+    The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
+    are unlikely.
+
+    Args:
+        flow: An upscaling model.
+        image: ``(B, 1, 3 or 4, H, W)`` in [0, 1].
+        strength: 0 gives the image back, 1 gives the latents the statistics of the prior.
+        per: What is normalized together; see ``latents.normalize``.
+        window: Side of the window for ``per="local"``.
+        progress: Called with ``(done, total)``.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when something is done otherwise than asked.
+
+    Returns:
+        ``(B, 3, h, w)`` in [0, 1]: the image, cut at the right and bottom to sides that the model takes.
+
+    Raises:
+        FlowError: If the model does not upscale.
+        ImageError: If the image is not usable.
+
+    Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
+    """
+    flow.require("upscale")
+    step = flow.condition_scale * flow.size_multiple
+    height, width = (side // step * step for side in image.shape[-2:])
+    subject = prepare_subject(flow, image[..., : height or None, : width or None], fit="crop", notify=lambda _: None)
+    cond = subject.condition(flow)
+
+    def half(start: int) -> Progress | None:
+        return progress and (lambda done, total, _=None: progress(start * total + done, 2 * total))
+
+    latents = encode(flow, subject.pixels, cond, progress=half(0), cancelled=cancelled, notify=notify)
+    ordered = normalize(latents, strength, per, window=window)
+    return decode(flow, ordered, cond, progress=half(1), cancelled=cancelled, notify=notify).clamp(0, 1)

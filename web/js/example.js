@@ -1,0 +1,56 @@
+// Which pictures Flow Example gives, shown on the node as soon as they are chosen. The host serves them with the stories.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addElement } from "./canvas.js";
+
+const HEIGHT = 150;
+const MOST = 9; // pictures that are shown of a batch
+const PACK = new URL(import.meta.url).pathname.match(/\/extensions\/([^/]+)\//)?.[1];
+
+const LOOK = document.createElement("style"); // HEIGHT is in it
+LOOK.textContent = `
+.flowcore-example { position: relative; min-height: 150px; }
+.flowcore-example > div { position: absolute; inset: 0; display: grid; gap: 4px; }
+.flowcore-example img { width: 100%; height: 100%; min-width: 0; min-height: 0; object-fit: contain; }
+`;
+
+app.registerExtension({
+  name: "flowcore.example",
+  nodeCreated(node) {
+    if (node.comfyClass !== "FlowcoreExample") return;
+    const widget = node.widgets?.find(({ name }) => name === "picture");
+    const files = node.constructor.nodeData?.input?.required?.picture?.[1]?.flowcore_files;
+    if (!widget || !files || !PACK) return;
+    const frame = document.createElement("div");
+    frame.className = "flowcore-example";
+    const grid = document.createElement("div"); // out of the flow: pictures do not make the node taller
+    frame.append(grid);
+    addElement(node, "flowcore_example", frame, () => HEIGHT, LOOK);
+    const show = () => {
+      const names = (files[widget.value] ?? []).slice(0, MOST);
+      grid.style.gridTemplate = `repeat(${Math.ceil(names.length / 3)}, 1fr) / repeat(${Math.min(3, names.length)}, 1fr)`;
+      grid.replaceChildren(
+        ...names.map((name) =>
+          Object.assign(new Image(), {
+            src: api.apiURL(`/workflow_templates/${PACK}/${name}`),
+            alt: widget.value,
+            draggable: false,
+          }),
+        ),
+      );
+    };
+    const changed = widget.callback;
+    widget.callback = function () {
+      const result = changed?.apply(this, arguments);
+      show();
+      return result;
+    };
+    const configured = node.onConfigure;
+    node.onConfigure = function () {
+      const result = configured?.apply(this, arguments);
+      show();
+      return result;
+    };
+    show();
+  },
+});
