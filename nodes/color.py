@@ -40,7 +40,7 @@ class FlowcoreColorize(RecordingNode):
         return schema(
             "FlowcoreColorize",
             "color",
-            aliases=["colorize", "colourize", "colorise", "black and white", "old photo", "color", "ddcolor"],
+            aliases=["colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor"],
             inputs=[
                 io.Image.Input("image"),
                 FLOW_MODEL.Input("model"),

@@ -353,7 +353,7 @@ class FlowcoreMorph(FlowNode):
     @classmethod
     def run(cls, images: Tensor, model: FlowModel, frames: int, loop: bool, mode: material.Mode, fit: Fit) -> Any:
         notes, flow, count = cls.notes(), model.flow, len(images) * frames
-        size = flow.image_size if fit == "resize" and flow.image_size else images.shape[1:3]
+        size = flow.image_size if fit == "resize" and flow.image_size else (images.shape[1], images.shape[2])
         check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
         film = morph(
             model.load(memory_required(flow, count, *size)),

@@ -49,7 +49,18 @@ class FlowcoreUpscale(RecordingNode):
         return schema(
             "FlowcoreUpscale",
             "upscaling",
-            aliases=["upscale", "super resolution", "srflow", "flow upscale", "enlarge", "4x", "upscale image"],
+            aliases=[
+                "upscale",
+                "super resolution",
+                "srflow",
+                "flow upscale",
+                "enlarge",
+                "4x",
+                "upscale image",
+                "temperature",
+                "restore old photo",
+                "sharpen",
+            ],
             inputs=[
                 io.Image.Input("image"),
                 FLOW_MODEL.Input("model"),

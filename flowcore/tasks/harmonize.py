@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -49,13 +50,17 @@ def harmonize(
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
     flow.require("upscale")
-    step = flow.condition_scale * flow.size_multiple
+    step = math.lcm(flow.condition_scale, flow.size_multiple)
     height, width = (side // step * step for side in image.shape[-2:])
     subject = prepare_subject(flow, image[..., : height or None, : width or None], fit="crop", notify=lambda _: None)
     cond = subject.condition(flow)
 
-    def half(start: int) -> Progress | None:
-        return progress and (lambda done, total, _=None: progress(start * total + done, 2 * total))
+    def half(start: int) -> Progress:
+        def move(done: int, total: int, preview: Tensor | None = None) -> None:
+            if progress is not None:
+                progress(start * total + done, 2 * total, preview)
+
+        return move
 
     latents = encode(flow, subject.pixels, cond, progress=half(0), cancelled=cancelled, notify=notify)
     ordered = normalize(latents, strength, per, window=window)

@@ -14,6 +14,8 @@ from . import Progress
 from .sample import decode, encode
 from .subject import Fit, prepare_subject
 
+STEPS = 10_000  # of the progress of both parts
+
 
 def morph(
     flow: Flow,
@@ -36,7 +38,7 @@ def morph(
         mode: The path between two latents; see ``latents.interpolate``.
         loop: Whether to walk from the last image back to the first, so that the film can be repeated.
         fit: How images are brought to the model's size; see ``prepare_subject``.
-        progress: Called with ``(done, total, preview)``, in units of images that were encoded or decoded.
+        progress: Called with ``(done, total, preview)``.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
         notify: Called with a sentence when something is done otherwise than asked.
 
@@ -53,16 +55,20 @@ def morph(
     pixels = prepare_subject(flow, images, fit=fit, notify=notify).pixels
     pairs = [(k, k + 1) for k in range(len(pixels) - 1)] + ([(len(pixels) - 1, 0)] if loop else [])
     steps = frames - 1
-    total = len(pixels) + steps * len(pairs) + (not loop)
+    encoding = len(pixels) / (len(pixels) + steps * len(pairs))  # share of the work
 
-    def part(start: int) -> Progress | None:
-        return progress and (lambda done, _, preview=None: progress(start + done, total, preview))
+    def part(start: float, share: float) -> Progress:
+        def move(done: int, total: int, preview: Tensor | None = None) -> None:
+            if progress is not None:
+                progress(round(STEPS * (start + share * done / total)), STEPS, preview)
 
-    latents = encode(flow, pixels, progress=part(0), cancelled=cancelled, notify=notify)
+        return move
+
+    latents = encode(flow, pixels, progress=part(0, encoding), cancelled=cancelled, notify=notify)
     items = [[level[k : k + 1] for level in latents] for k in range(len(pixels))]
     walk = [interpolate(items[a], items[b], step / steps, mode=mode) for a, b in pairs for step in range(steps)]
     if not loop:
         walk.append(items[-1])
     levels = [torch.cat(level) for level in zip(*walk, strict=True)]
-    decoded = decode(flow, levels, progress=part(len(pixels)), cancelled=cancelled, notify=notify)
+    decoded = decode(flow, levels, progress=part(encoding, 1 - encoding), cancelled=cancelled, notify=notify)
     return decoded.clamp(0, 1)

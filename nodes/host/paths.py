@@ -94,7 +94,8 @@ def input_files(subfolder: str, suffix: str) -> list[str]:
         Names relative to the input folder, with forward slashes, sorted.
     """
     base = Path(folder_paths.get_input_directory())
-    files = (file for folder in (base, base / subfolder) if folder.is_dir() for file in folder.iterdir())
+    folders = {base, base / subfolder}  # the same, without a sub-folder
+    files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
     return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
 
 

@@ -19,8 +19,9 @@ import comfyui  # noqa: E402
 from canvas import Canvas, find_browser  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
+from stories import canvas_file  # noqa: E402
 
-STORY = comfyui.ROOT / "workflows" / "upscale.json"
+STORY = canvas_file("upscale")
 MARGIN, SHARP = 24, 1.5
 PICTURES = {"en": "canvas.jpg", "ko": "canvas-ko.jpg"}
 

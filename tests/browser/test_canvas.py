@@ -7,15 +7,16 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from stories import canvas_file
 from talk import WORKFLOWS, graph
 from test_workflows import VIRTUAL, canonical, to_api, widgets
 
-STORIES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+STORIES = sorted(path.stem.split("_")[0] for path in WORKFLOWS.glob("*.json"))
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
 
 
 def story(name):
-    return json.loads((WORKFLOWS / f"{name}.json").read_text())
+    return json.loads(canvas_file(name).read_text())
 
 
 def named(workflow, every):
@@ -90,6 +91,9 @@ def test_blueprints_open_and_all_of_their_nodes_are_known(canvases, vue):
 def upscaling(control="randomize"):
     """The shipped story with a small model's worth of work."""
     workflow = story("upscale")
+    (photo,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreExample"]
+    del photo["outputs"][2]
+    photo |= {"type": "LoadImage", "inputs": [], "widgets_values": ["example.png", "image"]}
     (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
     node["widgets_values"][:4] = [0.8, 40, control, 4]
     return workflow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import comfyui
 from PIL import Image, ImageDraw, ImageFont
+from stories import canvas_file
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 OUTPUT = comfyui.ROOT / "output"
@@ -51,7 +52,7 @@ def main() -> None:
     side_by_side(dict(list(panels.items())[:4])).save(path)
     say(f"saved {path}")
     if options.thumbnail:
-        path = WORKFLOWS / "upscale.jpg"
+        path = canvas_file("upscale", ".jpg")
         before_and_after(bicubic, pictures[1]).save(path, quality=88)
         say(f"saved {path}")
 

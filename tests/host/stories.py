@@ -179,7 +179,8 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
             slot: dict[str, Any] = {"name": name, "type": label, "advanced": properties.get("advanced", False)}
             if label in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
                 slot["widget"] = {"name": name}
-                values.append(node["inputs"][name])
+                value = node["inputs"][name]
+                values.append(properties.get("default") if isinstance(value, list) else value)
                 if properties.get("control_after_generate"):
                     values.append(CONTROLLED)
             shown.append({**slot, "link": None})

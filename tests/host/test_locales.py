@@ -40,7 +40,8 @@ def test_every_node_input_and_output_has_its_english_words(host):
             "display_name": info["display_name"],
             "description": info["description"],
             "inputs": {
-                label: {"name": label, "tooltip": properties["tooltip"]} for label, _, properties in inputs(info)
+                label: {"name": properties["display_name"], "tooltip": properties["tooltip"]}
+                for label, _, properties in inputs(info)
             },
             "outputs": {
                 str(place): {"name": label, "tooltip": tooltip}

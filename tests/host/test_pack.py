@@ -68,5 +68,8 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
 def test_help_pages_are_served_and_name_every_input(host):
     for name, kept in GOLDEN.items():
         page = host.get(f"/extensions/{comfyui.PACK_NAME}/docs/{name}.md").decode()
+        words = host.get_json("/i18n")["en"]["nodeDefs"][name]["inputs"]
         for described in kept["inputs"]:
-            assert f"**{described['name']}**" in page
+            label = words[described["name"]]["name"]
+            assert f"**{label}**" in page
+            assert label == described["name"] or f"(`{described['name']}`)" in page

@@ -16,9 +16,9 @@ import small_flows
 from client import RunError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from talk import WORKFLOWS, Host, graph, upscale
+from talk import Host, graph, upscale
 from test_for_ever import opened
-from test_workflows import to_api
+from test_workflows import on_disk, to_api, with_photo
 
 from flowcore import __version__, load
 from flowcore.checkpoints import save
@@ -70,11 +70,8 @@ def fresh(tmp_path_factory):
 
 def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     every = host.get_json("/object_info")
-    canvas = json.loads((WORKFLOWS / "upscale.json").read_text())
-    prompt = to_api(opened(canvas, every), every)  # as the frontend does
-    for node in prompt.values():
-        if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = photo
+    canvas = on_disk("upscale")
+    prompt = with_photo(host, to_api(opened(canvas, every), every), photo)  # as the frontend does
     files = run_from_canvas(host, prompt, {"workflow": canvas})
     assert len(files) == 4
     assert json.loads(opened_file(files[0]).text["workflow"]) == canvas

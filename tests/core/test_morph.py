@@ -1,0 +1,64 @@
+"""Morph and harmonize: films through images, and images as a model would have drawn them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import build_tiny
+
+from flowcore import FlowError, ImageError
+from flowcore.latents import interpolate, normalize
+from flowcore.tasks.harmonize import harmonize
+from flowcore.tasks.morph import morph
+from flowcore.tasks.sample import decode, encode
+
+
+def glow():
+    return build_tiny("glow", seed=3)
+
+
+def images(count, height, width, seed=0):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_every_image_stands_in_the_film_once(loop):
+    flow = glow()
+    size = flow.image_size or (2 * flow.size_multiple, 3 * flow.size_multiple)
+    three = images(3, *size)
+    seen = []
+    film = morph(flow, three, frames=4, loop=loop, progress=lambda *facts: seen.append(facts), notify=pytest.fail)
+    assert len(film) == (9 if loop else 7)
+    for k in range(3):
+        torch.testing.assert_close(film[3 * k], three[k], atol=1e-4, rtol=0)
+    latents = encode(flow, three)
+    a, b = ([level[k : k + 1] for level in latents] for k in (0, 1))
+    middle = decode(flow, interpolate(a, b, 1 / 3)).clamp(0, 1)
+    torch.testing.assert_close(film[1:2], middle, atol=1e-5, rtol=0)
+    done, total, _ = seen[-1]
+    assert done == total
+    assert [facts[0] for facts in seen] == sorted(facts[0] for facts in seen)
+
+
+def test_a_film_of_one_image_and_a_model_that_needs_a_source_are_refused():
+    with pytest.raises(ImageError, match="two images or more"):
+        morph(glow(), images(1, 16, 16), notify=print)
+    with pytest.raises(FlowError, match="sample needs"):
+        morph(build_tiny("srflow"), images(2, 16, 16), notify=print)
+
+
+def test_harmonize_decodes_normalized_latents_under_the_small_image():
+    flow = build_tiny("srflow", seed=2)
+    step = flow.condition_scale * flow.size_multiple
+    image = images(2, 3 * step + 1, 2 * step + 3)
+    inner = image[..., : 3 * step, : 2 * step]
+    torch.testing.assert_close(harmonize(flow, image, strength=0.0, notify=print), inner, atol=1e-4, rtol=0)
+    changed = harmonize(flow, image, per="level", notify=print)
+    from flowcore.images.resize import shrink
+
+    cond = flow.encode_condition(shrink(inner, flow.condition_scale).clamp(0, 1))
+    wanted = decode(flow, normalize(encode(flow, inner, cond)), cond).clamp(0, 1)
+    torch.testing.assert_close(changed, wanted)
+    assert (changed - inner).abs().mean() > 1e-3
+    with pytest.raises(FlowError, match="upscale needs"):
+        harmonize(glow(), images(1, 16, 16), notify=print)
