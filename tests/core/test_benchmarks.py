@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.images.color import luma
 from flowcore.networks.efficientnet import EfficientNetLite0
@@ -253,6 +254,38 @@ def test_four_models_show_what_a_backbone_and_photographs_are_worth(benchmarks, 
     names = [f"{amount} photographs, {kind} backbone" for amount in ("few", "all") for kind in ("without", "with")]
     assert [row.split("|")[1].strip() for row in rows[:4]] == names
     assert len(set(rows[:4])) == 4
+
+
+def test_encoders_are_averaged_and_measured(benchmarks, colorizer, monkeypatch, capsys):
+    folder, flows = colorizer.parent, []
+    photograph(64, 64, seed=2).save(folder / "set" / "2.png")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        flow = tiny_colorizer(predicts_chroma=True)
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        save(flow, folder / f"{seed}.safetensors")
+        flows.append(flow.state_dict())
+    words = [folder / "0.safetensors", folder / "1.safetensors", "--photographs", folder / "set"]
+    run(
+        monkeypatch,
+        benchmarks("average_encoders"),
+        *words,
+        "--shares",
+        0,
+        1,
+        0.25,
+        "-o",
+        folder / "average.safetensors",
+    )
+    errors = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(set(errors)) == 3
+    averaged = flowcore.load(folder / "average.safetensors").state_dict()
+    for name, tensor in averaged.items():
+        early, late = flows[0][name], flows[1][name]
+        expected = 0.25 * early + 0.75 * late if name.startswith("encoder.") else late
+        assert torch.allclose(tensor, expected, atol=1e-6), name
 
 
 def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkeypatch):
