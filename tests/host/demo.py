@@ -29,9 +29,7 @@ from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description="Upscale a photograph in a real, headless ComfyUI.")
-    parser.add_argument(
-        "--thumbnail", action="store_true", help="also renew the thumbnail of the story from the result"
-    )
+    parser.add_argument("--thumbnail", action="store_true", help="also renew the thumbnail of the story")
     options = parser.parse_args()
     OUTPUT.mkdir(exist_ok=True)
     say("starting ComfyUI 0.30.0 without a window ...")
