@@ -198,7 +198,6 @@ class FlowcoreDiversityMap(FlowNode):
         means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
         mean = sum(means) / len(means)
         text = f"samples differ by {mean:.2f}/255 on average"
-        cls.show(text)
         return io.NodeOutput(
             to_image(heat_map(maps)), to_host_image(maps), mean, ui={"text": [text], "mean": [mean], "each": means}
         )
@@ -258,7 +257,6 @@ class FlowcoreBestOf(PickingNode):
         seeds = PROVENANCE_LOG.seeds(images)
         names = [f"image {k}" if seeds[k] is None else f"seed {seeds[k]}" for k in numbers]
         lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
-        cls.show("\n".join(lines[:8]))
         facts: list[dict[str, Any]] = [
             ({"image": k} if seeds[k] is None else {"seed": seeds[k]}) | {"score": f"{value:.4g}"}
             for k, value in zip(numbers, values, strict=True)

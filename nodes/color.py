@@ -214,7 +214,6 @@ class FlowcoreColorHints(FlowNode):
             notes("There are no hints yet: connect strokes, or write points or a palette.")
             combined = Hints()
         lines = _facts(combined)
-        cls.show(", ".join(lines))
         return io.NodeOutput(combined, ui={"text": ["\n".join([*lines, *notes.lines])]})
 
 

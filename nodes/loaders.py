@@ -62,7 +62,6 @@ class FlowcoreLoadModel(FlowNode):
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
         facts = _facts(flow)
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        cls.show(info.replace("\n", ", "))
         ui = {"text": [info], **{name: [value] for name, value in facts.items()}}
         return io.NodeOutput(FlowModel.of(flow, model_name), info, ui=ui)
 

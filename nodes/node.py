@@ -124,7 +124,7 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def show(cls, text: str) -> None:
-        """Show text on the node while it runs."""
+        """Show text on the node while it runs; its result replaces it."""
         show_text(text, cls.hidden.unique_id)
 
 

@@ -140,12 +140,12 @@ class FlowcoreUpscale(RecordingNode):
         each = consistency(pictures, pixels).tolist()
         worst = min(each)
         drawn = [] if temperatures.strip() else [f"temperature {tau:g}, calm edges {calm:g}"]
-        cls.show("\n".join([*notes.lines, *drawn, f"consistency {worst:.1f} dB"]))
+        lines = [*notes.lines, *drawn, f"consistency {worst:.1f} dB"]
         return io.NodeOutput(
             to_image(pictures),
             worst,
             ui=gallery(pictures, seeds_in_turn(seed, samples, len(pictures)), notes, cls.hidden.extra_pnginfo, pixels)
-            | {"consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]},
+            | {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]},
         )
 
     @classmethod
@@ -325,7 +325,6 @@ class FlowcoreMatchSource(FlowNode):
         matched = flowcore.match_source(pixels, small, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
         before, after = (float(consistency(each, small).min()) for each in (pixels, matched))
         text = f"consistency {before:.1f} dB before, {after:.1f} dB after"
-        cls.show("\n".join([*notes.lines, text]))
         return io.NodeOutput(
             to_image(matched), after, ui={"text": [text, *notes.lines], "before": [before], "consistency": [after]}
         )

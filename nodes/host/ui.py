@@ -21,7 +21,6 @@ from ...flowcore.images.rounding import to_uint8
 
 STEPS = 10_000  # of a progress bar that several tasks share
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
-PAINTED = 1536  # pixels of the longer side of a picture under the brush
 LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
 
 log = logging.getLogger("flowcore")
@@ -98,10 +97,15 @@ class Notes:
 
 
 def show_text(text: str, node_id: str | None) -> None:
-    """Show text on the running node; `node_id` is its hidden `unique_id`."""
+    """Show text on the running node, to the client that queued the run; `node_id` is its hidden `unique_id`.
+
+    Not the host's own progress text, which all clients show on whatever node has that number; see `web/js/text.js`.
+    """
     server = getattr(PromptServer, "instance", None)
-    if node_id is not None and server is not None:
-        server.send_progress_text(text, node_id)
+    client = getattr(server, "client_id", None)
+    if node_id is not None and server is not None and client is not None:
+        message = {"prompt_id": getattr(server, "last_prompt_id", None), "node": node_id, "text": text}
+        server.send_sync("flowcore.text", message, client)
 
 
 def gallery(
@@ -158,7 +162,7 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
         return {}
     saved: list[Any] = []
     try:
-        saved.append(_save_temporary(picture, PAINTED, ".jpg", quality=90))
+        saved.append(_save_full(picture))
     except OSError as error:  # the run is done, and its result is safe
         log.warning("The picture is not shown under the brush: %s", error)
     return {"flowcore_canvas": saved}

@@ -59,11 +59,19 @@ class Canvas:
     def open(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, in either format."""
         # Or Nodes 2.0 would show the results of another workflow's nodes of the same number.
-        self.page.evaluate("() => { app.nodeOutputs = {}; app.nodePreviewImages = {} }")
+        self.page.evaluate(
+            """() => { app.nodeOutputs = {}; app.nodePreviewImages = {};
+                window.openedBefore = app.extensionManager.workflow.activeWorkflow; }"""
+        )
         if "nodes" in workflow:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
             self.page.evaluate("workflow => app.loadApiJson(workflow, 'story')", workflow)
+        # A run belongs to the workflow that is open then, which the frontend notices somewhat later.
+        self.page.wait_for_function(
+            "() => app.extensionManager.workflow.activeWorkflow"
+            " && app.extensionManager.workflow.activeWorkflow !== window.openedBefore"
+        )
         self.page.wait_for_timeout(100)
         self.fit()
 

@@ -1,0 +1,212 @@
+"""The brush on the canvas, by mouse and keyboard, in both renderers; and that what a node says stays with its run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_canvas import RENDERERS, numbered, positions
+
+BOARD = ".flowcore-brush-board"
+
+
+def painting(kind="FlowcorePaintHints", **values):
+    output = {"FlowcorePaintHints": ("PreviewImage", {"images": "paint.1"})}
+    return numbered(
+        image=("LoadImage", {"image": "example.png"}),
+        paint=(kind, {"image": "image.0", "painting": ""} | values),
+        show=output.get(kind, ("MaskPreview", {"mask": "paint.0"})),
+    )
+
+
+class Brush:
+    """The brush of the only node of a kind, in the words of a person."""
+
+    def __init__(self, canvas, kind):
+        self.canvas, self.kind, self.page = canvas, kind, canvas.page
+        canvas.look_at(kind, scale=1.2)
+        self.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+
+    def strokes(self):
+        return json.loads(self.canvas.value(self.kind, "painting") or "[]")
+
+    def tool(self, name):
+        return self.page.locator(f".flowcore-brush-tools [data-tool='{name}']")
+
+    def at(self, x, y):
+        """A place of the picture on the page: it is 72 wide and 48 high, and whole on the board."""
+        box = self.page.locator(BOARD).bounding_box()
+        width = min(box["width"], box["height"] * 72 / 48)
+        height = width * 48 / 72
+        return (
+            box["x"] + (box["width"] - width) / 2 + x * width,
+            box["y"] + (box["height"] - height) / 2 + y * height,
+        )
+
+    def drag(self, *places):
+        self.page.mouse.move(*self.at(*places[0]))
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*self.at(*place), steps=5)
+        self.page.mouse.up()
+
+    def seen(self, x, y):
+        """The color of a place on the page."""
+        self.page.mouse.move(5, 5)  # the ring is away
+        left, top = self.at(x, y)
+        return np.asarray(Image.open(self.canvas.shot("brush-seen")).convert("RGB"))[round(top), round(left)].astype(
+            int
+        )
+
+
+@RENDERERS
+def test_strokes_are_painted_erased_undone_and_sent(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(painting())
+    brush = Brush(canvas, "FlowcorePaintHints")
+    brush.page.locator(".swatch").nth(1).click()
+    brush.drag((0.2, 0.5), (0.5, 0.5), (0.8, 0.7))
+    (stroke,) = brush.strokes()
+    assert stroke["color"] == "#a8412f"
+    assert stroke["points"][0] == pytest.approx([0.2, 0.5], abs=0.02)
+    assert stroke["points"][-1] == pytest.approx([0.8, 0.7], abs=0.02)
+    assert len(stroke["points"]) < 8  # what lies on a line is left out
+    red, _, blue = brush.seen(0.35, 0.5)
+    assert red > blue + 60
+    canvas.shot("brush")
+
+    # A straight line with Shift, a larger brush by key, the eraser, and back.
+    canvas.page.keyboard.press("]")
+    brush.page.keyboard.down("Shift")
+    brush.page.mouse.click(*brush.at(0.8, 0.2))
+    brush.page.keyboard.up("Shift")
+    second = brush.strokes()[1]
+    assert second["size"] > stroke["size"]
+    assert second["points"] == [stroke["points"][-1], pytest.approx([0.8, 0.2], abs=0.02)]
+    canvas.page.keyboard.press("e")
+    assert brush.tool("erase").get_attribute("aria-pressed") == "true"
+    brush.drag((0.35, 0.3), (0.35, 0.7))
+    assert brush.strokes()[2]["erase"] is True
+    red, _, blue = brush.seen(0.35, 0.5)
+    assert abs(red - blue) < 10  # the gray picture again
+    canvas.page.locator(BOARD).focus()
+    canvas.page.keyboard.press("Control+z")
+    canvas.page.keyboard.press("Control+z")
+    assert brush.strokes() == [stroke]
+    canvas.page.keyboard.press("Control+Shift+Z")
+    assert len(brush.strokes()) == 2
+    brush.tool("clear").click()
+    assert brush.strokes() == []
+    brush.tool("undo").click()
+    assert len(brush.strokes()) == 2
+
+    # The eyedropper takes what is painted.
+    brush.page.locator(".swatch").nth(3).click()
+    brush.tool("dropper").click()
+    brush.page.mouse.click(*brush.at(0.25, 0.5))
+    assert brush.page.locator(".flowcore-brush-tools input[type='color']").input_value() == "#a8412f"
+    assert brush.tool("brush").get_attribute("aria-pressed") == "true"
+
+    (sent,) = [node["inputs"] for node in canvas.prompt().values() if node["class_type"] == "FlowcorePaintHints"]
+    assert json.loads(sent["painting"]) == brush.strokes()
+    assert set(sent) == {"image", "painting", "lock"}
+    kept, strokes = canvas.saved(), brush.strokes()
+    canvas.open(kept)
+    assert Brush(canvas, "FlowcorePaintHints").strokes() == strokes
+    assert positions(canvas.saved()) == positions(kept)
+    canvas.run()
+    canvas.page.wait_for_function("() => document.querySelector('.flowcore-text')?.textContent.includes('cover')")
+    canvas.fit()
+    canvas.shot("brush-run")
+    assert canvas.overlapping() == []
+    assert canvas.complaints == []
+
+
+@RENDERERS
+def test_temperature_is_painted_on_the_whole_screen(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(painting("FlowcorePaintTemperature", ground=0.0))
+    brush = Brush(canvas, "FlowcorePaintTemperature")
+    slider = canvas.page.locator(".flowcore-brush-tools input.amount")
+    slider.focus()
+    canvas.page.keyboard.press("ArrowLeft")
+    canvas.page.locator(BOARD).focus()
+    canvas.page.keyboard.press("f")
+    canvas.page.wait_for_function("() => document.fullscreenElement?.className === 'flowcore-brush'")
+    canvas.page.wait_for_timeout(300)
+    assert canvas.page.locator(BOARD).bounding_box()["width"] > 1200
+    brush.drag((0.3, 0.3), (0.6, 0.6))
+    canvas.shot("brush-whole")
+    canvas.page.keyboard.press("f")
+    canvas.page.wait_for_function("() => !document.fullscreenElement")
+    (stroke,) = brush.strokes()
+    assert stroke["amount"] == 0.95
+    assert stroke["points"][0] == pytest.approx([0.3, 0.3], abs=0.02)
+    red, _, blue = brush.seen(0.45, 0.45)
+    assert red > blue + 40
+    assert brush.tool("dropper").count() == 0
+    assert canvas.complaints == []
+
+
+def test_a_picture_behind_other_nodes_is_there_after_a_run(canvases):
+    canvas = canvases(vue=False)
+    workflow = painting()
+    workflow["2"]["inputs"]["image"] = ["4", 0]
+    workflow["4"] = {
+        "class_type": "ImageInvert",
+        "inputs": {"image": ["1", 0]},
+        "_meta": {"title": "Invert"},
+    }
+    canvas.open(workflow)
+    canvas.look_at("FlowcorePaintHints")
+    assert "empty" in canvas.page.locator(BOARD).get_attribute("class")
+    canvas.shot("brush-empty")
+    canvas.page.locator(BOARD).click()
+    assert canvas.value("FlowcorePaintHints", "painting") == ""
+    canvas.run()
+    Brush(canvas, "FlowcorePaintHints").drag((0.2, 0.2), (0.4, 0.2))
+    assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == 1
+    assert canvas.complaints == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a node says
+
+SAID = "() => [...document.querySelectorAll('.flowcore-text')].map(e => e.textContent).filter(Boolean)"
+
+
+def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(canvases):
+    """Two tabs of one page, whose nodes have the same numbers: the first runs while the second is open."""
+    canvas = canvases(vue=False)
+    canvas.open(painting())
+    first = canvas.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.path")
+    canvas.page.evaluate(
+        """async () => { const hold = new Promise(go => { window.go = go; });
+            const fetch = app.api.fetchApi; // the answer to the run comes when the other workflow is open
+            app.api.fetchApi = async function (path) {
+                const answer = await fetch.apply(this, arguments);
+                if (path === '/prompt') await hold;
+                return answer; };
+            window.asked = app.queuePrompt(0, 1); }"""
+    )
+    canvas.open(painting(lock=True))
+    assert canvas.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.path") != first
+    canvas.page.evaluate("async () => { window.go(); await window.asked; }")
+    canvas.page.wait_for_timeout(2000)
+    assert canvas.page.evaluate(SAID) == []
+    canvas.run()
+    canvas.page.wait_for_function(f"() => ({SAID})().length > 0")
+    assert canvas.complaints == []
+
+
+def test_what_a_run_of_one_page_says_is_not_shown_on_another(canvases, chromium):
+    canvas, other = canvases(vue=False), canvases(vue=False, language="ko")
+    for each in (canvas, other):
+        each.open(painting())
+    canvas.run()
+    canvas.page.wait_for_function(f"() => ({SAID})().length > 0")
+    other.page.wait_for_timeout(500)
+    assert other.page.evaluate(SAID) == []
+    assert other.complaints == []

@@ -1,0 +1,404 @@
+// The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture, and writes what was painted into
+// the widget `painting`, which is all that is saved and sent.
+import { app } from "../../../scripts/app.js";
+import { addElement, say, set } from "./canvas.js";
+import { addressOf, pictureAt } from "./picture.js";
+import { draw, format, heat, parse, simplified } from "./strokes.js";
+
+const KINDS = { FlowcorePaintHints: "color", FlowcorePaintTemperature: "amount" };
+const RUN = "flowcore_canvas"; // the key in a node's output
+const HEIGHT = 300; // of the board and its tools, at least
+const SHARP = 1024; // pixels of the longer side of what is painted
+const SIZES = [0.005, 0.4]; // of the brush, as a share of the longer side
+const WIDE = 450; // pixels of a new node
+const SWATCHES = ["#c98f6b", "#a8412f", "#5c7f3b", "#5a8fc8", "#808080"];
+
+const ICONS = {
+  brush: "M20 3 10 13M10.5 12.5c-3 0-4 2-4 4S5 20 3 20c2 1.5 8 1.5 9-2 .6-2.2-.2-4-1.5-5.5",
+  erase: "m7 20-4-4L14 5l5 5-9 10zM9 10l5 5M7 20h13",
+  dropper: "m13 7 4 4M15 5l1.5-1.5a2 2 0 0 1 3 3L18 8l1 1-2 2-6-6 2-2 1 1M12 8l-8 8v4h4l8-8",
+  undo: "M8 5 4 9l4 4M4 9h10a6 6 0 0 1 0 11h-3",
+  redo: "m16 5 4 4-4 4M20 9H10a6 6 0 0 0 0 11h3",
+  clear: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5",
+  whole: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
+};
+const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
+
+const LOOK = document.createElement("style");
+LOOK.textContent = `
+.flowcore-brush { display: flex; flex-direction: column; gap: 6px; min-height: 300px; box-sizing: border-box; }
+.flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
+.flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
+.flowcore-brush-tools button {
+  width: 26px; height: 26px; padding: 4px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); line-height: 0; flex: none;
+}
+.flowcore-brush-tools button:hover:enabled { border-color: var(--descrip-text, #999); }
+.flowcore-brush-tools button:disabled { opacity: 0.35; cursor: default; }
+.flowcore-brush-tools button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); color: #fff; }
+.flowcore-brush-tools button.swatch { width: 18px; height: 18px; padding: 0; border-radius: 50%; border-color: #0006; }
+.flowcore-brush-tools :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: 1px; }
+.flowcore-brush-tools svg { width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2;
+  stroke-linecap: round; stroke-linejoin: round; }
+.flowcore-brush-tools input[type="color"] { width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px;
+  background: none; cursor: pointer; flex: none; }
+.flowcore-brush-tools input[type="range"] { flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px;
+  accent-color: var(--p-primary-color, #4a90e2); }
+.flowcore-brush-tools input.amount { appearance: none; border-radius: 9px;
+  background: linear-gradient(to right, rgb(36 92 201), rgb(236 232 220) 55%, rgb(214 62 38)); }
+.flowcore-brush-tools input.amount::-webkit-slider-thumb { appearance: none; width: 14px; height: 18px; border-radius: 7px;
+  background: #fff; border: 2px solid #333; }
+.flowcore-brush-tools input.amount::-moz-range-thumb { width: 10px; height: 14px; border-radius: 7px; background: #fff;
+  border: 2px solid #333; }
+.flowcore-brush-tools i { flex: 1; }
+.flowcore-brush-board {
+  position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
+  background: var(--comfy-input-bg, #222); cursor: none; outline: none;
+}
+.flowcore-brush-board:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: -2px; }
+.flowcore-brush-board.pick { cursor: crosshair; }
+.flowcore-brush-board.empty { cursor: default; }
+.flowcore-brush-board img, .flowcore-brush-board canvas {
+  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none;
+}
+.flowcore-brush-board.color img { filter: grayscale(1); }
+.flowcore-brush-board.color canvas { opacity: 0.85; }
+.flowcore-brush-board.amount canvas { opacity: 0.6; }
+.flowcore-brush-board.empty img, .flowcore-brush-board.empty canvas, .flowcore-brush-board.empty u { display: none; }
+.flowcore-brush-board u {
+  position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
+  box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0;
+}
+.flowcore-brush-board:hover u { opacity: 1; }
+.flowcore-brush-board.pick u { display: none; }
+.flowcore-brush-board p {
+  display: none; position: absolute; inset: 0; margin: 0; padding: 16px; text-align: center; align-items: center;
+  justify-content: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); pointer-events: none;
+}
+.flowcore-brush-board.empty p { display: flex; }
+`;
+
+app.registerExtension({
+  name: "flowcore.brush",
+  nodeCreated(node) {
+    const painting = KINDS[node.comfyClass] && node.widgets?.find((widget) => widget.name === "painting");
+    if (painting) new Brush(node, painting, KINDS[node.comfyClass]);
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const [place, output] of Object.entries(outputs)) {
+      const brush = output?.[RUN] && app.graph.getNodeById(place)?.flowcoreBrush;
+      if (brush) brush.ran(output);
+    }
+  },
+});
+
+class Brush {
+  constructor(node, painting, kind) {
+    Object.assign(this, { node, painting, kind, tool: "brush", size: kind === "color" ? 0.03 : 0.12, undone: [] });
+    node.flowcoreBrush = this;
+    this.color = SWATCHES[0];
+    this.amount = 1;
+    this.strokes = parse(painting.value);
+    this.past = []; // earlier states, for undo
+    painting.hidden = painting.options.hidden = true;
+    this.build();
+    const widget = addElement(node, "flowcore_brush", this.frame, () => HEIGHT, LOOK);
+    widget.onRemove = () => this.watch.disconnect();
+    if (node.size[0] < WIDE) node.setSize([WIDE, Math.max(node.size[1], node.computeSize()[1])]);
+    this.follow();
+    this.look();
+    this.choose("brush");
+  }
+
+  // --- elements
+
+  build() {
+    const make = (kind, fields = {}, ...children) => {
+      const made = Object.assign(document.createElement(kind), fields);
+      made.append(...children);
+      return made;
+    };
+    this.picture = make("img", { alt: "", draggable: false });
+    this.layer = make("canvas", { width: SHARP, height: SHARP });
+    this.ring = make("u");
+    this.hint = make("p");
+    this.board = make("div", { className: `flowcore-brush-board ${this.kind}`, tabIndex: 0 });
+    this.board.append(this.picture, this.layer, this.ring, this.hint);
+    this.board.setAttribute("role", "application");
+    this.board.type = "textarea"; // the frontend leaves Ctrl+Z to elements with a history of their own, by this
+    this.buttons = {};
+    for (const [name, path] of Object.entries(ICONS)) {
+      const button = make("button", { type: "button", innerHTML: `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>` });
+      button.dataset.tool = name;
+      button.addEventListener("click", () => this.use(name));
+      this.buttons[name] = button;
+      this.name(button, name);
+    }
+    this.paint = this.kind === "color" ? this.colorInput(make) : this.amountInput(make);
+    this.width = make("input", { type: "range", min: 0, max: 1, step: 0.001, className: "size" });
+    this.width.addEventListener("input", () => this.resize(SIZES[0] * (SIZES[1] / SIZES[0]) ** Number(this.width.value)));
+    this.name(this.width, "size");
+    const { brush, erase, dropper, undo, redo, clear, whole } = this.buttons;
+    this.tools = make("div", { className: "flowcore-brush-tools" });
+    this.tools.append(...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width);
+    this.tools.append(make("i"), undo, redo, clear, whole);
+    this.frame = make("div", { className: "flowcore-brush" }, this.tools, this.board);
+    // Down here a drag is no drag of the canvas, and a key no shortcut of the page.
+    this.tools.addEventListener("pointerdown", (event) => event.stopPropagation());
+    this.frame.addEventListener("keydown", (event) => this.key(event));
+    this.board.addEventListener("pointerdown", (event) => this.down(event));
+    this.board.addEventListener("pointermove", (event) => this.move(event));
+    for (const end of ["pointerup", "pointercancel"]) this.board.addEventListener(end, (event) => this.up(event));
+    this.picture.addEventListener("load", () => this.look());
+    this.picture.addEventListener("error", () => this.show(undefined));
+    this.watch = new ResizeObserver(() => this.resize(this.size));
+    this.watch.observe(this.board);
+    this.name(this.board, "paint");
+    say("unpainted").then((text) => (this.hint.textContent = text));
+    this.resize(this.size);
+  }
+
+  colorInput(make) {
+    this.well = make("input", { type: "color", value: this.color });
+    this.well.addEventListener("input", () => this.take(this.well.value));
+    this.name(this.well, "color");
+    this.swatches = SWATCHES.map((color) => {
+      const swatch = make("button", { type: "button", className: "swatch" });
+      swatch.addEventListener("click", () => this.take(swatch.dataset.color));
+      return this.tint(swatch, color);
+    });
+    return [this.well, ...this.swatches];
+  }
+
+  amountInput(make) {
+    const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.amount, className: "amount" });
+    slider.addEventListener("input", () => {
+      this.amount = Number(slider.value);
+      if (this.tool === "erase") this.choose("brush");
+    });
+    this.name(slider, "amount");
+    return [slider];
+  }
+
+  tint(swatch, color) {
+    swatch.dataset.color = swatch.style.background = swatch.title = color;
+    swatch.setAttribute("aria-label", color);
+    return swatch;
+  }
+
+  name(element, key) {
+    say(key).then((text) => {
+      element.title = text;
+      element.setAttribute("aria-label", text);
+    });
+  }
+
+  // --- what the node knows
+
+  /** Follow whatever else changes the text, the wire or the picture at its other end. */
+  follow() {
+    const { node, painting } = this;
+    const changed = painting.callback;
+    painting.callback = (...given) => {
+      changed?.apply(painting, given);
+      this.read();
+    };
+    for (const event of ["onConfigure", "onConnectionsChange", "onExecuted"]) {
+      const before = node[event];
+      node[event] = (...given) => {
+        const result = before?.apply(node, given);
+        if (event === "onExecuted") this.ran(given[0]);
+        else setTimeout(() => this.read());
+        return result;
+      };
+    }
+    // Nothing tells when Load Image has another picture.
+    this.board.addEventListener("pointerenter", () => this.read());
+    setTimeout(() => this.read(), 50);
+  }
+
+  read() {
+    if (format(this.strokes) !== (this.painting.value ?? "")) {
+      this.strokes = parse(this.painting.value);
+      this.past = [];
+      this.undone = [];
+    }
+    this.show(pictureAt(this.node, "image") ?? this.last);
+    this.look();
+  }
+
+  ran(output) {
+    const [saved] = output?.[RUN] ?? [];
+    if (saved) this.last = addressOf(saved);
+    this.read();
+  }
+
+  show(address) {
+    this.board.classList.toggle("empty", !address);
+    if (this.picture.getAttribute("src") === (address ?? null)) return;
+    if (address) this.picture.src = address;
+    else this.picture.removeAttribute("src");
+  }
+
+  // --- tools
+
+  use(name) {
+    if (name === "undo") this.restore(this.past, this.undone);
+    else if (name === "redo") this.restore(this.undone, this.past);
+    else if (name === "clear") this.change([]);
+    else if (name === "whole") this.enlarge();
+    else this.choose(name);
+    this.board.focus({ preventScroll: true });
+  }
+
+  choose(name) {
+    this.tool = name;
+    for (const each of ["brush", "erase", "dropper"]) this.buttons[each].setAttribute("aria-pressed", each === name);
+    this.board.classList.toggle("pick", name === "dropper");
+  }
+
+  /** Take a color, and paint with it from now on. */
+  take(color) {
+    this.color = this.well.value = color;
+    this.choose("brush");
+  }
+
+  resize(size) {
+    this.size = Math.min(SIZES[1], Math.max(SIZES[0], size));
+    this.width.value = Math.log(this.size / SIZES[0]) / Math.log(SIZES[1] / SIZES[0]);
+    const diameter = this.size * Math.max(...this.shown().slice(2));
+    this.ring.style.width = this.ring.style.height = `${diameter}px`;
+  }
+
+  enlarge() {
+    if (document.fullscreenElement === this.frame) document.exitFullscreen();
+    else this.frame.requestFullscreen?.().catch(() => {});
+  }
+
+  key(event) {
+    const key = event.key.toLowerCase();
+    const typing = event.target.tagName === "INPUT";
+    let known = true;
+    if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
+      this.use(key === "y" || event.shiftKey ? "redo" : "undo");
+    } else if (event.ctrlKey || event.metaKey || event.altKey) known = false;
+    else if (key === "[" || key === "]") this.resize(this.size * (key === "]" ? 1.2 : 1 / 1.2));
+    else if (KEYS[key] && !(KEYS[key] === "dropper" && this.kind !== "color")) this.use(KEYS[key]);
+    else known = typing;
+    if (!known) return;
+    event.stopPropagation();
+    if (!typing) event.preventDefault();
+  }
+
+  // --- painting
+
+  /** Where the picture lies on the board, in the board's own pixels: left, top, width, height. */
+  shown() {
+    const { picture, board: { clientWidth: wide, clientHeight: high } } = this;
+    const shape = picture.naturalWidth && picture.naturalHeight ? picture.naturalWidth / picture.naturalHeight : 1;
+    const width = Math.min(wide, high * shape), height = width / shape;
+    return [(wide - width) / 2, (high - height) / 2, width, height];
+  }
+
+  /** The place of a pointer: shares of the picture, and pixels of the board. */
+  place(event) {
+    const box = this.board.getBoundingClientRect(); // as zoomed
+    const zoom = box.width / (this.board.offsetWidth || 1);
+    const [x, y] = [(event.clientX - box.left) / zoom, (event.clientY - box.top) / zoom];
+    const [left, top, width, height] = this.shown();
+    return { share: [(x - left) / width, (y - top) / height], at: [x, y] };
+  }
+
+  down(event) {
+    if (event.button !== 0 || this.board.classList.contains("empty")) return;
+    event.stopPropagation(); // not a drag of the node
+    event.preventDefault();
+    this.board.focus({ preventScroll: true });
+    const { share } = this.place(event);
+    if (this.kind === "color" && (this.tool === "dropper" || event.altKey)) {
+      this.takeFrom(share);
+      return;
+    }
+    this.board.setPointerCapture(event.pointerId);
+    const last = event.shiftKey ? this.strokes.at(-1)?.points.at(-1) : undefined;
+    const paint = this.tool === "erase" ? { erase: true } : { [this.kind]: this[this.kind] };
+    this.stroke = { ...paint, size: Math.round(this.size * 1e4) / 1e4, points: last ? [last, share] : [share] };
+    this.look();
+  }
+
+  move(event) {
+    const { share, at } = this.place(event);
+    this.ring.style.left = `${at[0]}px`;
+    this.ring.style.top = `${at[1]}px`;
+    if (!this.stroke || !this.board.hasPointerCapture(event.pointerId)) return;
+    event.stopPropagation();
+    for (const each of event.getCoalescedEvents?.() ?? []) this.stroke.points.push(this.place(each).share);
+    this.stroke.points.push(share);
+    this.look();
+  }
+
+  up(event) {
+    if (!this.stroke) return;
+    event.stopPropagation();
+    const stroke = { ...this.stroke, points: simplified(this.stroke.points) };
+    this.stroke = undefined;
+    this.change([...this.strokes, stroke]);
+    this.remember(stroke.color);
+  }
+
+  /** Keep the colors in use in reach. */
+  remember(color) {
+    if (!color || this.swatches.some((swatch) => swatch.dataset.color === color)) return;
+    const colors = [color, ...this.swatches.map((swatch) => swatch.dataset.color)];
+    this.swatches.forEach((swatch, k) => this.tint(swatch, colors[k]));
+  }
+
+  change(strokes) {
+    if (!strokes.length && !this.strokes.length) return;
+    this.past.push(this.strokes);
+    this.undone = [];
+    this.write(strokes);
+  }
+
+  restore(from, to) {
+    if (!from.length) return;
+    to.push(this.strokes);
+    this.write(from.pop());
+  }
+
+  write(strokes) {
+    this.strokes = strokes;
+    set(this.node, this.painting, format(strokes));
+    this.look();
+  }
+
+  /** The color of a place, with what is painted there. */
+  takeFrom([x, y]) {
+    const [seen, dot] = [document.createElement("canvas"), [0, 0, 1, 1]];
+    seen.width = seen.height = 1;
+    const context = seen.getContext("2d");
+    const spot = ({ width, height }) => [Math.floor(x * width), Math.floor(y * height), 1, 1];
+    const { naturalWidth: width, naturalHeight: height } = this.picture;
+    context.drawImage(this.picture, ...spot({ width, height }), ...dot);
+    context.drawImage(this.layer, ...spot(this.layer), ...dot);
+    const [red, green, blue] = context.getImageData(...dot).data;
+    this.take(`#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
+  }
+
+  /** Show the strokes, and which tools there is use for. */
+  look() {
+    const [, , width, height] = this.shown();
+    const scale = SHARP / Math.max(width, height, 1);
+    const sides = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+    if (this.layer.width !== sides[0] || this.layer.height !== sides[1]) [this.layer.width, this.layer.height] = sides;
+    draw(this.layer, this.stroke ? [...this.strokes, this.stroke] : this.strokes);
+    this.ring.style.background = this.tool === "erase" ? "" : `color-mix(in srgb, ${this.tone()} 45%, transparent)`;
+    this.buttons.undo.disabled = !this.past.length;
+    this.buttons.redo.disabled = !this.undone.length;
+    this.buttons.clear.disabled = !this.strokes.length;
+  }
+
+  tone() {
+    return this.kind === "color" ? this.color : heat(this.amount);
+  }
+}

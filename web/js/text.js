@@ -1,0 +1,115 @@
+// What a node of ours says: while it runs, and with its result. Only on the node that ran, in the workflow that it ran in.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addElement, say } from "./canvas.js";
+import { current, isHere, nodeAt } from "./runs.js";
+
+const TEXT = "flowcore_text"; // name of the widget
+const LEAST = 34;
+const MOST = 120; // pixels of height that a text asks for; the rest scrolls
+
+const LOOK = document.createElement("style");
+LOOK.textContent = `
+.flowcore-text {
+  box-sizing: border-box; padding: 6px 8px; overflow-y: auto; border-radius: 6px; user-select: text; cursor: text;
+  font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
+  white-space: pre-line; word-break: normal; overflow-wrap: break-word;
+}
+.flowcore-text.stopping { opacity: 0.7; font-style: italic; }
+`;
+
+let executing; // place of the node that runs
+let stopping; // the node that was asked to stop
+
+app.registerExtension({
+  name: "flowcore.text",
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("Flowcore")) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      isHere(current()).then((here) => here !== false && show(this, joined(output)));
+    };
+  },
+  setup() {
+    api.addEventListener("executing", (event) => {
+      executing = event.detail?.node ?? event.detail;
+      if (executing == null) stopped();
+    });
+    for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
+      api.addEventListener(end, stopped);
+    }
+    api.addEventListener("flowcore.text", async ({ detail }) => {
+      if (await isHere(detail.prompt_id)) show(nodeAt(detail.node), detail.text);
+    });
+    for (const name of ["interrupt", "cancelJob"]) {
+      const ask = api[name];
+      if (!ask) continue;
+      api[name] = function () {
+        stop();
+        return ask.apply(this, arguments);
+      };
+    }
+  },
+  // Results that the frontend remembers, of a workflow that is opened again.
+  onNodeOutputsUpdated(outputs) {
+    for (const [place, output] of Object.entries(outputs)) {
+      const node = output?.text && nodeAt(place);
+      if (node) show(node, joined(output));
+    }
+  },
+});
+
+const joined = (output) => [output?.text ?? []].flat().join("\n");
+
+async function stop() {
+  const node = nodeAt(executing);
+  if (!node?.comfyClass?.startsWith("Flowcore") || !(await isHere(current()))) return;
+  stopping = node;
+  show(node, await say("stopping"));
+  box(node)?.classList.add("stopping");
+}
+
+function stopped() {
+  if (!stopping) return;
+  box(stopping)?.classList.remove("stopping");
+  say("stopped").then((text) => show(stopping, text)).then(() => (stopping = undefined));
+}
+
+const box = (node) => node.widgets?.find((widget) => widget.name === TEXT)?.element.firstElementChild;
+
+function show(node, text) {
+  if (!node?.comfyClass?.startsWith("Flowcore")) return;
+  if (!box(node) && !text) return;
+  const shown = box(node) ?? hang(node);
+  shown.textContent = text;
+  shown.style.display = text ? "" : "none";
+  settle(node, shown);
+}
+
+function hang(node) {
+  const frame = document.createElement("div");
+  const shown = document.createElement("div");
+  shown.className = "flowcore-text";
+  shown.setAttribute("role", "status");
+  shown.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
+  frame.append(shown);
+  addElement(node, TEXT, frame, () => height(shown), LOOK);
+  return shown;
+}
+
+const height = (shown) => (shown.style.display ? 0 : Math.min(MOST, Math.max(LEAST, shown.tall ?? LEAST)));
+
+/** Make room for a text: in the classic canvas nothing else asks how high it is. */
+function settle(node, shown) {
+  requestAnimationFrame(() => {
+    shown.style.maxHeight = "none";
+    shown.style.height = "auto";
+    shown.tall = shown.scrollHeight;
+    shown.style.height = "";
+    shown.style.maxHeight = `${MOST}px`;
+    const needed = node.computeSize()[1];
+    if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+    node.setDirtyCanvas?.(true, true);
+  });
+}
