@@ -41,7 +41,8 @@ class FlowcorePaintHints(FlowNode):
     @classmethod
     def run(cls, image: Tensor, painting: str, lock: bool, hints: Hints | None) -> Any:
         notes, pixels, strokes = cls.notes(), from_image(image), parse_strokes(painting)
-        coverage, rgb = paint_colors(strokes, pixels.shape[-2:], cancelled=stop_if_cancelled)
+        height, width = pixels.shape[-2:]
+        coverage, rgb = paint_colors(strokes, (height, width), cancelled=stop_if_cancelled)
         text = f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture{', locked' if lock else ''}"
         if not strokes:
             notes("Nothing is painted yet: choose a color and paint on the picture.")
@@ -78,7 +79,8 @@ class FlowcorePaintTemperature(FlowNode):
         strokes = parse_strokes(painting)
         if not strokes:
             notes("Nothing is painted yet: paint on the picture where it shall be livelier or calmer.")
-        mask = paint_mask(strokes, pixels.shape[-2:], ground=ground, cancelled=stop_if_cancelled)
+        height, width = pixels.shape[-2:]
+        mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
         return io.NodeOutput(
             mask,

@@ -29,6 +29,7 @@ from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, restore
 from .data import open_data
 from .distributed import Distributed
+from .interruption import Stopped, interruptible
 from .objective import initialize_flow, pretrained_backbone
 from .pace import Pace
 from .pixel_cache import Entry
@@ -82,7 +83,8 @@ def train(
             run stops, with a checkpoint, when this call has taken them. None for the recipe's own length.
         log: Called with every line of progress; None for the standard error stream.
         progress: Called after every step, and with every sample sheet, ``(3, H, W)``.
-        cancelled: Called after every step; if it returns True, or raises, the run stops with a checkpoint.
+        cancelled: Called before every layer; if it returns True, or raises, the run stops within a step, with the
+            checkpoint of the step before and without measuring the model. Several processes stop after a step.
         distributed: This process's place among those that train together; None if it is alone.
 
     Returns:
@@ -97,9 +99,17 @@ def train(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline)
+        # one of several processes must not leave the others waiting in the middle of a step
+        asked = None if trainer.distributed.is_active else cancelled
         try:
-            trainer.prepare(start, encoder_from)
-            trainer.train(stop_after)
+            with interruptible([trainer.flow, trainer.average], asked):
+                trainer.prepare(start, encoder_from)
+                trainer.train(stop_after)
+        except Stopped as stopped:  # before the first step of a stage, whose checkpoint is written
+            trainer.log.line(f"stopped: before step {trainer.state.step + 1}")
+            if isinstance(stopped.reason, BaseException):
+                raise stopped.reason from None
+            raise FlowError(f"Stopped before step {trainer.state.step + 1}: run again to go on.") from None
         finally:
             trainer.log.close()
     return trainer.model_file
@@ -411,19 +421,23 @@ class _Trainer:
 
     # --- results
 
-    def _checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage) -> None:
+    def _checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage, measured: bool) -> None:
         begin = time.monotonic()
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, optimiser, self.state)
-            self._publish(stage)
+            try:
+                self._publish(stage, measured)
+            except Stopped:
+                self._publish(stage, measured=False)
+                raise
         self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
 
-    def _publish(self, stage: Stage) -> None:
-        """Measure the averaged weights, and write model, sample sheet and curve."""
+    def _publish(self, stage: Stage, measured: bool = True) -> None:
+        """Measure the averaged weights unless there is no time to, and write model, sample sheet and curve."""
         state = self.state
-        metrics, sheet = self._measure(stage)
+        metrics, sheet = self._measure(stage) if measured else ({}, None)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
             "licence": self.recipe.licence,
@@ -432,7 +446,10 @@ class _Trainer:
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        if became_worse(self._start_metrics(), metrics):
+        if self._start_metrics() and not measured:  # nothing tells which is better: what has been measured stays
+            if not self.model_file.exists():
+                _copy(self.start_file, self.model_file)
+        elif became_worse(self._start_metrics(), metrics):
             save(self.average, self.worse_file, provenance=provenance)
             _copy(self.start_file, self.model_file)
         else:

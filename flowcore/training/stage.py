@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import ODE, Residual, batch_moments
+from ..transforms import ODE, BatchNorm, Residual, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
+from .interruption import Stopped
 from .memory import largest_batch, recompute_activations
 from .objective import Likelihood, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
@@ -85,7 +86,7 @@ class StageRunner:
         *,
         every: int,
         interruption: Callable[[StageRunner], str | BaseException | None],
-        checkpoint: Callable[[torch.optim.Optimizer, Stage], None],
+        checkpoint: Callable[[torch.optim.Optimizer, Stage, bool], None],
     ) -> bool:
         """Train up to a step, with checkpoints on the way.
 
@@ -95,7 +96,7 @@ class StageRunner:
             every: Steps between checkpoints.
             interruption: Called after every step: the reason to stop, an exception to raise after a checkpoint, or
                 None. It may change the length of the stage by ``set_length``.
-            checkpoint: Called at every checkpoint.
+            checkpoint: Called at every checkpoint; with whether there is time to measure the model.
 
         Returns:
             Whether it reached that step.
@@ -115,20 +116,27 @@ class StageRunner:
                 batch = upcoming.result()
                 data_wait += time.monotonic() - begin
                 upcoming = loader.submit(self.batch, state.step + 1)
-                self._step(*batch)
-                state.step += 1
-                reason = interruption(self)
+                moments = running_moments(self.flow)
+                try:
+                    self._step(*batch)
+                    state.step += 1
+                    reason = interruption(self)
+                except Stopped as stopped:  # nothing of the step counts
+                    for moment, value in moments:
+                        moment.copy_(value)
+                    reason = stopped.reason
                 due = state.step % every == 0 or state.step == self.until or reason is not None
                 if due or state.step % SYNC_EVERY == 0:
                     self._read_counters()
                 now = time.monotonic()
-                if due or now - logged > LOG_EVERY:
+                if (due or now - logged > LOG_EVERY) and state.step > logged_step:
                     seconds = max(now - logged, 1e-9)
                     self._log_progress((state.step - logged_step) / seconds, data_wait / seconds)
                     logged, logged_step, data_wait = now, state.step, 0.0
                 if due:
                     state.seconds += time.monotonic() - started
-                    checkpoint(self.optimiser, self.stage)
+                    stopping = reason == "cancelled" or isinstance(reason, BaseException)
+                    checkpoint(self.optimiser, self.stage, not stopping)
                     started = logged = time.monotonic()
                 if isinstance(reason, BaseException):
                     raise reason
@@ -320,6 +328,12 @@ class StageRunner:
             f"{free / 2**30:.1f} GB of free memory is about {fits}"
             + (f", fewer than {per_process}: expect to run out of memory" if fits < per_process else "")
         )
+
+
+def running_moments(flow: Flow) -> list[tuple[Tensor, Tensor]]:
+    """The running moments of a flow, which a step changes before its end, and their values now."""
+    norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 
 @contextmanager

@@ -516,7 +516,7 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
 
     lines = run_recipe(photos, tmp_path / "run", cancelled=lambda: len(seen) == 5, progress=watch)
     assert content(tmp_path / "run")["progress"]["step"] == 4  # five reports: one is the sheet of step 3
-    assert [entry for entry in seen if entry[2]] == [(3, ALL, True), (4, ALL, True)]
+    assert [entry for entry in seen if entry[2]] == [(3, ALL, True)]  # whoever cancels waits for no other sheet
     assert any("stopped: cancelled" in line for line in lines)
 
     def interrupt():
@@ -528,6 +528,33 @@ def test_a_caller_can_stop_a_run_and_go_on_to_the_same_bits(whole, photos, tmp_p
     assert read_header(tmp_path / "run" / "model.safetensors").provenance["steps"] == 5
     with torch.inference_mode():  # as a host does
         run_recipe(photos, tmp_path / "run")
+    assert_same_run(whole[0], tmp_path / "run")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9], ids=["forward", "backward"])
+def test_a_run_stops_in_the_middle_of_a_step_and_goes_on_to_the_same_bits(whole, photos, tmp_path, share):
+    """A step can take many seconds: it is given up, and leaves nothing behind."""
+    asked, steps = [0], [0]
+
+    def count():
+        asked[0] += 1
+        return False
+
+    run_recipe(photos, tmp_path / "counted", stop_after=4, cancelled=count, progress=lambda *_: steps.append(asked[0]))
+    third, fourth = steps[3], steps[-1]  # questions before the reports of steps 3, with its sheet, and 4
+    assert fourth - third > 20
+    asked[0] = 0
+
+    def stop():
+        asked[0] += 1
+        if asked[0] >= third + share * (fourth - third):
+            raise Interruption
+        return False
+
+    with pytest.raises(Interruption):
+        run_recipe(photos, tmp_path / "run", cancelled=stop)
+    assert content(tmp_path / "run")["progress"]["step"] == 3
+    run_recipe(photos, tmp_path / "run")
     assert_same_run(whole[0], tmp_path / "run")
 
 
