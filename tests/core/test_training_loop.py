@@ -541,7 +541,7 @@ def test_a_run_stops_in_the_middle_of_a_step_and_goes_on_to_the_same_bits(whole,
         return False
 
     run_recipe(photos, tmp_path / "counted", stop_after=4, cancelled=count, progress=lambda *_: steps.append(asked[0]))
-    third, fourth = steps[3], steps[-1]  # questions before the reports of steps 3, with its sheet, and 4
+    third, fourth = steps[4:6]  # questions before the reports of the sheet of step 3, and of step 4
     assert fourth - third > 20
     asked[0] = 0
 

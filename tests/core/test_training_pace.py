@@ -126,7 +126,7 @@ def test_a_run_of_a_checkpoint_with_a_length_goes_on_at_that_length(photos, tmp_
 @pytest.mark.slow
 def test_a_run_is_cancelled_while_it_times_its_steps(photos, tmp_path, monkeypatch):
     machine = Machine(monkeypatch)
-    with pytest.raises(FlowError, match="Stopped while a step was timed"):
+    with pytest.raises(FlowError, match="Stopped before step 1"):
         run(photos, tmp_path, minutes=MINUTES, cancelled=lambda: machine.now > 20)
     assert machine.now < 25
 
