@@ -128,7 +128,7 @@ class FlowcoreColorize(RecordingNode):
             "latents_levels": latents_levels,
             "gamut": gamut,
             "precision": precision,
-            "progress": Progress(pixels[0]),
+            "progress": Progress(pixels),
             "cancelled": stop_if_cancelled,
             "notify": notes,
         }

@@ -77,7 +77,7 @@ class FlowcoreBrighten(RecordingNode):
             samples=samples,
             tile=tile,
             precision=precision,
-            progress=Progress(pixels[0]),
+            progress=Progress(pixels),
             cancelled=stop_if_cancelled,
             notify=notes,
         )

@@ -99,7 +99,7 @@ class FlowcoreRestore(PickingNode):
             size=(height or rows * scale, width or columns * scale),
             tile=tile,
             precision=precision,
-            progress=Progress(pixels[0]),
+            progress=Progress(pixels),
             cancelled=stop_if_cancelled,
             notify=notes,
         )

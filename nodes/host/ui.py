@@ -29,15 +29,15 @@ log = logging.getLogger("flowcore")
 class Progress:
     """The progress bar on the running node, with previews."""
 
-    def __init__(self, begun: torch.Tensor | None = None) -> None:
+    def __init__(self, sources: torch.Tensor | None = None) -> None:
         """Start at 0.
 
         Args:
-            begun: The picture that is worked on, (1, 3 or 4, H, W): the preview until there is a better one.
+            sources: The pictures that are worked on, (B, C, H, W): the first is the preview until there is a better one.
         """
         self._bar = comfy.utils.ProgressBar(1)
-        if begun is not None:
-            self(0, 1, begun)
+        if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others
+            self(0, 1, sources[0])
 
     def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
         """Move the bar.
