@@ -15,7 +15,7 @@ from flowcore.training.recipe import held_out_names
 ROOT = Path(__file__).parents[2]
 
 # Images that flowcore made from images that README names: thumbnails, sample sheets, strips.
-OURS = re.compile(r"(workflows|flowcore/weights|docs)/[a-z0-9-]+\.jpg")
+OURS = re.compile(r"(workflows|flowcore/weights|docs)/[a-z0-9_-]+\.jpg")
 
 # Files that mention the licenses of others.
 MENTIONS = {
@@ -59,14 +59,32 @@ def license_section():
     return (ROOT / "README.md").read_text().split("\n## License\n")[1].split("\n## ")[0]
 
 
-def test_every_binary_file_is_named_in_the_readme(shipped):
+def sources(folder):
+    """The rows of the SOURCES.tsv of a folder."""
+    with (ROOT / folder / "SOURCES.tsv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_every_binary_file_is_named_in_the_readme_or_in_a_list_that_it_names(shipped):
     weights = [name for name in shipped if name.endswith(".safetensors")]
     pictures = [name for name in shipped if text(name) is None and name not in weights]
     assert len(weights) >= 7
     assert len(pictures) >= 10
     section = license_section()
-    unknown = [name for name in pictures if f"`{name}`" not in section and not OURS.fullmatch(name)]
+    assert "`workflows/pictures/SOURCES.tsv`" in section
+    listed = {f"workflows/pictures/{row['file']}" for row in sources("workflows/pictures")}
+    assert listed <= set(pictures)
+    unknown = [
+        name for name in pictures if name not in listed and f"`{name}`" not in section and not OURS.fullmatch(name)
+    ]
     assert unknown == []
+
+
+def test_pictures_of_the_stories_are_free():
+    free = re.compile(r"CC0|public domain|US government work|unrestricted use", re.IGNORECASE)
+    for row in sources("workflows/pictures"):
+        assert free.search(row["licence"]), row["file"]
+        assert row["author"] and row["origin"], row["file"]
 
 
 def test_license_of_every_model_matches_the_readme(shipped):
@@ -86,8 +104,7 @@ def test_license_of_every_model_matches_the_readme(shipped):
 
 
 def test_training_photographs_are_free():
-    with (ROOT / "flowcore" / "weights" / "SOURCES.tsv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = sources("flowcore/weights")
     sets = collections.Counter(row["set"] for row in rows)
     assert sets == {"photos": 199, "photos-large": 315, "photos-small": 3121, "faces": 1278}
     assert {row["class"] for row in rows} == {"CC0/public domain", "CC BY", "MIT/Apache/BSD", "share-alike"}
