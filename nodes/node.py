@@ -87,7 +87,17 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> Any:
-        return cls.run(**cls.validated(values))
+        try:
+            return cls.run_validated(cls.validated(values))
+        except FlowError as error:
+            # The host shows an error's class and module before its sentence; the module's name is a path on the server.
+            type(error).__module__ = "flowcore"
+            raise
+
+    @classmethod
+    def run_validated(cls, values: dict[str, Any]) -> Any:
+        """Call `run` with what `validated` returned."""
+        return cls.run(**values)
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:

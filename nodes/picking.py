@@ -34,15 +34,14 @@ class PickingNode(FlowNode):
     PICKED: ClassVar[tuple[int, ...]] = (0,)
 
     @classmethod
-    def execute(cls, **values: Any) -> Any:
-        valid = cls.validated(values)
-        pick = valid.pop("pick")
-        key = _key(cls, valid)
+    def run_validated(cls, values: dict[str, Any]) -> Any:
+        pick = values.pop("pick")
+        key = _key(cls, values)
         output = RUNS.find(key)
         if output is None:
-            output = cls.run(**valid)
+            output = cls.run(**values)
             RUNS.keep(key, output)
-        cls.finished(valid, output)
+        cls.finished(values, output)
         count = len(output.args[cls.PICKED[0]])
         if pick > count:
             raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")

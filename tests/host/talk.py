@@ -126,8 +126,7 @@ def refusal(host: Host, workflow: dict[str, Any], *words: str) -> None:
     with pytest.raises(RunError) as refused:
         host.run(workflow)
     kind = refused.value.detail["exception_type"]
-    assert "flowcore" in kind, kind  # not an accident in the depths
-    assert kind.endswith("Error")
+    assert kind.startswith("flowcore.") and kind.endswith("Error"), kind  # no accident in the depths, and no path
     for word in words:
         assert word in str(refused.value)
 
