@@ -33,7 +33,7 @@ class Progress:
         """Start at 0.
 
         Args:
-            sources: The pictures that are worked on, (B, C, H, W): the first is the preview until there is a better one.
+            sources: The pictures that are worked on, (B, C, H, W); the first is the preview until there is another.
         """
         self._bar = comfy.utils.ProgressBar(1)
         if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others

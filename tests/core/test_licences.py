@@ -84,7 +84,8 @@ def test_pictures_of_the_stories_are_free():
     free = re.compile(r"CC0|public domain|US government work|unrestricted use", re.IGNORECASE)
     for row in sources("workflows/pictures"):
         assert free.search(row["licence"]), row["file"]
-        assert row["author"] and row["origin"], row["file"]
+        assert row["author"], row["file"]
+        assert row["origin"], row["file"]
 
 
 def test_license_of_every_model_matches_the_readme(shipped):
