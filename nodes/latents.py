@@ -267,7 +267,7 @@ class FlowcoreAttributeDirection(FlowNode):
         if flow.capabilities.source == "low_resolution":
             raise FlowError(
                 "The latents of an upscaling model belong to a small image each. Directions are for models that make "
-                "images from noise: load one of those."
+                "images from noise: load one such as glow-photos."
             )
         progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
 

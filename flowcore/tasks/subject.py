@@ -99,13 +99,14 @@ def refuse_colorizer(flow: Flow) -> None:
     """Raise FlowError for a colorizer, which neither takes nor makes whole images, and for a low-light model."""
     if flow.capabilities.source == "luma":
         raise FlowError(
-            "A colorizer makes colors for the luma of a photograph. Use Flow Colorize, which takes latents, too; Flow "
-            "Encode Color makes latents of the colors that a picture has."
+            "A colorizer makes colors for the luma of a photograph. Load a model of whole images, such as glow-photos; "
+            "or use Flow Colorize, which takes latents, too, and Flow Encode Color, which makes them of a picture's "
+            "colors."
         )
     if flow.capabilities.source == "low_light":
         raise FlowError(
-            "A low-light model makes pictures from a dark photograph only. Use Flow Brighten, or in Python "
-            "flow.encode_condition(dark) with encode, decode and score."
+            "A low-light model makes pictures from a dark photograph only. Load a model such as glow-photos; or use "
+            "Flow Brighten, or in Python flow.encode_condition(dark) with encode, decode and score."
         )
 
 

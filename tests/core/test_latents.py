@@ -424,9 +424,11 @@ def test_arguments_are_not_changed_or_shared_with_the_result(a, b, name):
 @pytest.mark.parametrize("name", [*PAIRED, "project"])
 def test_lists_that_do_not_fit_together_are_refused(a, b, name):
     function = PAIRED.get(name, la.project)
-    with pytest.raises(ShapeError, match=r"\(6, 8, 10\).*\(6, 8, 12\).*same model and from images of the same size"):
+    with pytest.raises(ShapeError, match=r"different sizes \(10x8 and 12x8 .*images of the same size"):
         function(a, drawn(2, 1, [(6, 8, 12), (12, 4, 6), (24, 2, 3)]))
-    with pytest.raises(ShapeError, match="fit together"):
+    with pytest.raises(ShapeError, match=r"6 channels where the other has 3\. .*same model"):
+        function(a, [z[:, ::2] for z in b])
+    with pytest.raises(ShapeError, match=r"3 levels, the other 2\. .*same model"):
         function(a, b[:2])
     with pytest.raises(ShapeError, match="2 items and 3"):
         function(a, drawn(3, 1))

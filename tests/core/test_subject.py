@@ -87,7 +87,7 @@ def test_an_upscaler_gets_a_source_of_its_own_size():
         ("digits", (8, 12), {}, ConditionError, "set label to 0 to 2; got -1"),
         ("digits", (8, 12), {"label": 3}, ConditionError, "set label to 0 to 2; got 3"),
         ("own size", (0, 16), {}, ImageError, "empty"),
-        ("colorizer", (16, 16), {}, FlowError, "Flow Colorize.*Flow Encode Color"),
+        ("colorizer", (16, 16), {}, FlowError, "glow-photos.*Flow Colorize.*Flow Encode Color"),
     ],
 )
 def test_what_does_not_fit_raises_a_readable_error(name, sides, values, error, words):

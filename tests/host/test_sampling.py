@@ -123,7 +123,7 @@ def test_sizes(host, flows):
         ({"model": FREE, "width": 8}, ["Set width and height"]),
         ({"width": 10}, ["divisible by 4", "12x10"]),
         ({"model": DIGITS, "width": 8, "height": 8}, ["8x12 only"]),
-        ({"model": SRFLOW}, ["Flow Upscale"]),
+        ({"model": SRFLOW}, ["glow-photos", "Flow Upscale"]),
         ({"temperatures": "1, 1, 1"}, ["2 levels", "3 temperatures"]),
         ({"temperatures": "warm"}, ["temperatures", "`warm`"]),
         ({"temperatures": "-1, 1"}, [">= 0"]),
