@@ -239,18 +239,27 @@ def test_latents_of_another_model_are_refused_and_those_of_a_copy_are_not(host, 
     assert host.run(workflow)["outputs"]["again"]["shape"] == [1, 12, 16, 3]
 
 
-def test_a_flow_without_couplings_samples_encodes_and_decodes(host, flows):
+@pytest.mark.parametrize("model", ["small-ffjord", "small-residual"])
+def test_a_flow_without_couplings_samples_encodes_interpolates_and_decodes(host, flows, model):
     """It has no log-determinant in closed form, which none of these needs."""
-    outputs = host.run(sampling(flows["small-ffjord"]))["outputs"]
-    images = pixels(outputs["images"])
-    assert (images - sample(flow("small-ffjord"), 3, seed=5)).abs().max() < CLOSE
-    assert (pixels(outputs["again"]) - images).abs().max() < CLOSE
-    outputs = host.run(encoding(flows["small-ffjord"]))["outputs"]
-    for level, known in zip(
-        outputs["latents"]["levels"], encode(flow("small-ffjord"), noise(1, 3, 12, 16)), strict=True
-    ):
+    workflow = graph(
+        encoding(flows[model]),
+        sample=("FlowcoreSample", {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": 5, "snap": False}),
+        sampled=("FlowcoreTestReport", {"image": "sample.0"}),
+        walk=("FlowcoreInterpolate", {"a": "encode.0", "b": "sample.1", "frames": 3, "mode": "linear"}),
+        walked=("FlowcoreTestLatents", {"latents": "walk.0"}),
+        frames=("FlowcoreDecode", {"latents": "walk.0", "model": "model.0"}),
+        decoded=("FlowcoreTestReport", {"image": "frames.0"}),
+    )
+    outputs = host.run(workflow)["outputs"]
+    image, drawn = noise(1, 3, 12, 16), sample(flow(model), 1, seed=5)
+    for level, known in zip(outputs["latents"]["levels"], encode(flow(model), image), strict=True):
         assert (torch.tensor(level) - known).abs().max() < 1e-4
     assert outputs["encode"]["error"][0] < 1e-4
+    assert (pixels(outputs["sampled"]) - drawn).abs().max() < CLOSE
+    walked = [torch.tensor(level) for level in outputs["walked"]["levels"]]
+    middle = decode(flow(model), [(z[:1] + z[2:]) / 2 for z in walked]).clamp(0, 1)
+    assert (pixels(outputs["decoded"]) - torch.cat([image, middle, drawn])).abs().max() < 1e-4
 
 
 # --- the shipped models -----------------------------------------------------------------------------------------------
