@@ -216,7 +216,7 @@ def run_small(host, workflow, photo, folder_of_photos):
     for node in with_photo(host, workflow, photo).values():
         if node["class_type"] == "FlowcoreTrain":
             (host.server.base / "models" / "flows" / "quick.toml").write_text(QUICK)
-            node["inputs"] |= {"folder": folder_of_photos, "recipe": "quick.toml", "start": "nothing"}
+            node["inputs"] |= {"folder": folder_of_photos, "recipe": "quick.toml", "start": "nothing", "restart": True}
     pictures = host.images(workflow)
     assert all(np.asarray(picture.convert("RGB")).std() > 5 for picture in pictures)
     return pictures
