@@ -81,7 +81,8 @@ def _interpolated(place: Place) -> Tensor:
 
 
 def _scored(place: Place, name: str, **options: object) -> list[Tensor]:
-    made = score(place.flow(name), place.image(2, place.flow(name).channels, 12, 16), samples=2, **options)
+    flow = place.flow(name)
+    made = score(flow, place.image(2, flow.channels, *(flow.image_size or (12, 16))), samples=2, **options)
     return [made.bits_per_dim, made.map, made.per_level]
 
 
