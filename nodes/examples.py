@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .host.compat import io, make
+from .host.compat import io
 from .node import FlowNode, schema
 from .sockets import to_image
 
@@ -45,12 +45,13 @@ class FlowcoreExample(FlowNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        files = {"flowcore_files": PICTURES}
+        picture = io.Combo.Input("picture", options=[*PICTURES], default="photograph")
+        picture.extra_dict = {"flowcore_files": PICTURES}  # host 0.3.75 takes it in no other way
         return schema(
             "FlowcoreExample",
             "loaders",
             aliases=["example", "sample image", "demo picture", "test image", "photograph", "load image", "flow"],
-            inputs=[make(io.Combo.Input, "picture", options=[*PICTURES], default="photograph", extra_dict=files)],
+            inputs=[picture],
             outputs=[io.Image.Output("image"), io.Mask.Output("mask"), io.String.Output("folder")],
             reports=False,
         )
