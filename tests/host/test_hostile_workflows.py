@@ -42,7 +42,8 @@ SRFLOW, COLOR = "small-srflow.safetensors", "small-color.safetensors"
 DARK, RESCALER = "small-dark.safetensors", "small-rescaler.safetensors"
 MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR, "FlowcoreBrighten": DARK}
 MODELS |= {"FlowcoreShrink": RESCALER, "FlowcoreRestore": RESCALER} | dict.fromkeys(
-    ("FlowcoreUpscale", "FlowcoreTemperatureGrid", "FlowcoreBestOf", "FlowcoreAsUpscaleModel"), SRFLOW
+    ("FlowcoreUpscale", "FlowcoreTemperatureGrid", "FlowcoreBestOf", "FlowcoreAsUpscaleModel", "FlowcoreHarmonize"),
+    SRFLOW,
 )
 VALUES = {  # where the defaults are none, or take long
     "FlowcoreLoadRecipe": {"image": "made.png"},
