@@ -199,7 +199,7 @@ def test_interpolate(zoo, models, tmp_path, capsys):
     for name in [*shown, *REFUSED]:
         made = []
         for file in [folder / name, (plain / name).with_suffix(".png")][: 1 if name in REFUSED else 2]:
-            out = tmp_path / file.parent.name / name
+            out = tmp_path / file.parent.name / f"frames of {name}".replace(".", " ")
             words = ["interpolate", str(file), str(plain / "rotated.png"), "--frames", "1", *models("density")]
             assert main([*words, "--out", str(out)]) == (name in REFUSED)
             made += [rgb_of(frame) for frame in out.glob("*.png")]

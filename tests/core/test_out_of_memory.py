@@ -224,7 +224,7 @@ def test_files_that_cannot_be_read_for_lack_of_memory_are_not_skipped(tmp_path, 
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(directions, "_read", fail)
+    monkeypatch.setattr(directions, "read_rgb", fail)
     with pytest.raises(flowcore.FlowError, match=r"Out of memory.*size"):
         directions.attribute_direction_from_folders(flow("small-glow"), tmp_path / "with", tmp_path / "without")
 

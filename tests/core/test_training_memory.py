@@ -34,6 +34,8 @@ def batch(flow, size=4, side=16):
     torch.manual_seed(1)
     if flow.architecture == "class_conditional":
         return torch.rand(size, 1, 8, 12), torch.arange(size) % 3
+    if flow.architecture == "residual_flow":
+        return torch.rand(size, 3, 8, 12), None
     if flow.capabilities.source == "low_resolution":
         scale = flow.condition_scale
         return torch.rand(size, 3, side, side), torch.rand(size, 3, side // scale, side // scale)
