@@ -47,6 +47,7 @@ def sampled(flow: Flow, **options: object) -> Tensor:
 MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4": upscaled,
     "srflow-x8": upscaled,
+    "srflow-faces-x8": upscaled,
     "color-photos": colorized,
     "glow-photos": sampled,
     "glow-cifar10": sampled,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import comfyui
 import pytest
 import torch
@@ -153,12 +151,3 @@ def test_a_face_is_pasted_into_the_enlarged_picture(host):
         )
     )["outputs"]
     assert outputs["report"]["shape"][1:3] == [80, 96]
-
-
-def test_the_story_of_a_small_face_lacks_nothing_but_its_model(host, flows):
-    """It moves from `waiting` to `api`, and into the template browser, with the model."""
-    story = json.loads((FILES / "waiting" / "faces.json").read_text())
-    assert story["model"]["inputs"]["model_name"] == "srflow-faces-x8"
-    story["model"]["inputs"]["model_name"] = flows["small-srflow"]
-    pictures = host.images(story)
-    assert [picture.size for picture in pictures] == [(100, 134)] * 4  # enlarged as the face is, from 23.6 to 48 pixels
