@@ -114,7 +114,7 @@ def test_progress_and_refusals(flow):
         flowcore.brighten(build_tiny("srflow"), dark())
     with pytest.raises(FlowError, match="upscale needs"):
         flowcore.upscale(flow, dark())
-    with pytest.raises(FlowError, match="Use Flow Brighten"):
+    with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
     with pytest.raises(FlowError, match="samples must be at least 1"):
         flowcore.brighten(flow, dark(), samples=0)

@@ -153,8 +153,8 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     bar = [data["value"] for data in told if data["node"] == "train"]
     assert bar == sorted(bar)
     assert bar[-1] == 12
-    words = b"\n".join(e for e in events if isinstance(e, bytes) and e[:4] == b"\0\0\0\x03").decode()
-    assert "8/12 bits/dim" in words
+    words = [e["data"]["text"] for e in events if isinstance(e, dict) and e["type"] == "flowcore.text"]
+    assert any("8/12 bits/dim" in text for text in words)
     assert any(e[:4] in (b"\0\0\0\x01", b"\0\0\0\x04") for e in events if isinstance(e, bytes))
 
 

@@ -173,7 +173,7 @@ RESULTS = {
     "painted": (1, (96, 64)),
     "grid": (1, ANY),
     "best-of": (2, (96, 64)),
-    "faces": (4, (400, 536)),
+    "faces": (4, (398, 536)),
 }
 
 # The story of training, with a recipe of as few pixels and steps as the photographs of the tests allow.
