@@ -103,6 +103,10 @@ class Plan(Flow):
                 encoder = FoldedEncoder(encoder, dtype, budget)
             elif isinstance(encoder, LowLightEncoder):
                 encoder = FoldedLowLightEncoder(encoder, budget)
+            elif encoder is not None:
+                for layer in encoder.modules():
+                    if isinstance(layer, nn.Conv2d):
+                        layer.register_forward_pre_hook(lambda *_: report())  # the plan's own copy of the layer
         super().__init__(
             levels,
             channels=flow.channels,

@@ -27,6 +27,8 @@ from flowcore import (
 )
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
+from flowcore.inference.plan import planned
+from flowcore.inference.progress import observed
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import schedule
 from flowcore.tasks.colorize import memory_required
@@ -646,6 +648,14 @@ def test_progress_reaches_its_total_with_previews(flow):
     assert total == 6
     assert all(torch.equal(preview, frames[k]) for preview, k in zip(previews, (1, 3, 4), strict=True))
     assert follow(transfer_palette, flow, image, colored(), samples=2)[1] == 6
+
+
+def test_every_convolution_of_the_encoder_asks(flow):
+    layers = sum(isinstance(module, torch.nn.Conv2d) for module in flow.encoder.modules())
+    units = []
+    with torch.no_grad(), observed(units.append):
+        planned(flow, "float32").encode_condition(torch.cat([middle(), torch.zeros(1, 7, *middle().shape[2:])], 1))
+    assert units.count(0) > layers > 9
 
 
 def test_cancelling_stops_before_the_next_layer_or_step(flow):
