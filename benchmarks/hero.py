@@ -50,9 +50,9 @@ def upscaling() -> list[Image.Image]:
 
 
 def colours() -> Image.Image:
-    """The luma of a photograph from about 1865, and four colorings."""
-    grey = luma(read("alps.jpg"))
-    coloured = flowcore.colorize(flowcore.load("color-photos"), grey, seed=4, samples=4, temperature=1.0)
+    """The luma of a photograph from about 1935, and four colorings."""
+    grey = luma(read("house.jpg"))
+    coloured = flowcore.colorize(flowcore.load("color-photos"), grey, seed=4, samples=4)
     return panels([grey, *coloured.split(1)], ["black and white", *(f"colors, seed {4 + k}" for k in range(4))])
 
 

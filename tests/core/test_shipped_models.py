@@ -53,6 +53,7 @@ def test_all_of_them_together_are_small() -> None:
     from_noise = set(catalog.names()) - {"srflow-x4", "srflow-x8", "srflow-faces-x8", "color-photos"}
     assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 30_000_000
     assert catalog.path("color-photos").stat().st_size <= 16_000_000
+    assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 75_000_000
 
 
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey() -> None:
