@@ -106,7 +106,7 @@ class Plan(Flow):
             elif encoder is not None:
                 for layer in encoder.modules():
                     if isinstance(layer, nn.Conv2d):
-                        layer.register_forward_pre_hook(lambda *_: report())  # the plan's own copy of the layer
+                        layer.register_forward_pre_hook(_report)  # the plan's own copy of the layer
         super().__init__(
             levels,
             channels=flow.channels,
@@ -218,6 +218,11 @@ class Plan(Flow):
         """No gradients, and the tensor cores of a GPU only where they were asked for."""
         with torch.no_grad(), float32_arithmetic(tf32_convolutions=self.precision == "tf32"):
             yield
+
+
+def _report(*_: Any) -> None:
+    """Let the caller stop the run before a layer."""
+    report()
 
 
 class PlanCache:
