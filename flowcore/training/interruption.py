@@ -49,7 +49,7 @@ def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None)
         if isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(check)
 
-    layers = [m for model in models for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for model in models for m in model.modules() if not list(m.children())]
     handles = [layer.register_forward_hook(watch) for layer in layers]
     try:
         yield

@@ -111,6 +111,17 @@ def test_a_stopped_run_goes_on_to_the_same_parameters(architecture, images, tmp_
         assert torch.equal(value, twice[name]), name
 
 
+def test_a_step_asks_at_every_layer_whether_to_stop(architecture, images, tmp_path):
+    asked, steps = [0], []
+
+    def count():
+        asked[0] += 1
+        return False
+
+    train(recipe(architecture, 2), images, tmp_path, cancelled=count, progress=lambda *_: steps.append(asked[0]))
+    assert steps[1] - steps[0] > 8
+
+
 def test_batch_norm_measures_in_training_only(data, tmp_path):
     flow = flowcore.load(train(recipe("realnvp", 5), data / "photos", tmp_path))
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
