@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64
 from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import ODE, BatchNorm, Residual, batch_moments
+from ..transforms import ODE, BatchNorm, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
@@ -65,7 +65,6 @@ class StageRunner:
             level.requires_grad_(number < trained_levels)
         self._freeze_backbone()
         self.objective = make_objective(self.flow, stage)
-        self.residual_blocks = [part for part in self.flow.modules() if isinstance(part, Residual)]
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -122,8 +121,7 @@ class StageRunner:
                     state.step += 1
                     reason = interruption(self)
                 except Stopped as stopped:  # nothing of the step counts
-                    for moment, value in moments:
-                        moment.copy_(value)
+                    put_back(moments)
                     reason = stopped.reason
                 due = state.step % every == 0 or state.step == self.until or reason is not None
                 if due or state.step % SYNC_EVERY == 0:
@@ -229,8 +227,7 @@ class StageRunner:
         # makes a fused optimizer skip the update, without reading the flag off the device
         self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimiser.step()
-        for block in self.residual_blocks:
-            block.normalize(NORM_TOLERANCE)
+        self.flow.normalize(NORM_TOLERANCE)
         self._update_average(finite)
         self.skipped += ~finite
         self.bad = torch.where(finite, 0, self.bad + 1)
@@ -336,15 +333,20 @@ def running_moments(flow: Flow) -> list[tuple[Tensor, Tensor]]:
     return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 
+def put_back(moments: list[tuple[Tensor, Tensor]]) -> None:
+    """Give running moments the values that ``running_moments`` noted."""
+    for moment, value in moments:
+        moment.copy_(value)
+
+
 @contextmanager
 def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
     """Undo what trial steps do to running moments."""
-    buffers = [b.clone() for b in flow.buffers()]
+    moments = running_moments(flow)
     try:
         yield
     finally:
-        for buffer, value in zip(flow.buffers(), buffers, strict=True):
-            buffer.copy_(value)
+        put_back(moments)
 
 
 def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
