@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import Field, dataclass, replace
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol
 
 import torch
@@ -358,16 +358,12 @@ class Flow(Transform, Generic[C]):
                 at = (level.split.kept_channels(at[0]), *at[1:])
         return shapes
 
-    def with_probes(self, probes: Probes, cond: Condition | None = None) -> Condition:
-        """Make a condition, with which ``forward`` and ``by_position`` estimate the log-determinant.
+    def with_probes(self, probes: Probes) -> Condition:
+        """Make a condition, from ``probes``, with which ``forward`` and ``by_position`` estimate the log-determinant.
 
-        Args:
-            probes: From ``probes``.
-            cond: The condition of the images; None for unconditional flows.
+        It holds nothing else: estimated flows are unconditional.
         """
-        if cond is None:
-            return Condition(features=(None,) * len(self.levels), probes=probes)
-        return replace(cond, probes=probes)
+        return Condition(features=(None,) * len(self.levels), probes=probes)
 
     def inverse(
         self,

@@ -19,7 +19,7 @@ Activation = Literal["softplus", "tanh", "elu", "relu", "swish"]
 ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "softplus": (F.softplus, torch.sigmoid),
     "tanh": (torch.tanh, lambda x: 1 - torch.tanh(x).square()),
-    "elu": (F.elu, lambda x: torch.where(x > 0, 1, x.clamp(max=0).exp())),
+    "elu": (F.elu, lambda x: x.clamp(max=0).exp()),
     "relu": (F.relu, lambda x: (x > 0).to(x)),
     "swish": (F.silu, lambda x: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
 }

@@ -240,7 +240,7 @@ def _score(
         for probe in range(probes):
             run.check_cancelled()
             own = select_items(cond, chunk.items)
-            own = own if estimate is None else estimate.condition(run.plan, own, chunk, probe)
+            own = own if estimate is None else estimate.condition(run.plan, chunk, probe)
             shares = run.plan.by_position(x, own)[1]
             density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
             log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
@@ -307,11 +307,11 @@ class _Estimate:
     def __init__(self, probes: int, terms: int, seed: int) -> None:
         self.probes, self.terms, self.seed = probes, terms, seed
 
-    def condition(self, flow: Flow, cond: Condition | None, chunk: DequantizedBatch, probe: int) -> Condition:
+    def condition(self, flow: Flow, chunk: DequantizedBatch, probe: int) -> Condition:
         """Draw one probe for every draw of a batch."""
         numbers = chunk.items + SEEDS_APART * (chunk.draws * self.probes + probe)
         seeds = [(self.seed + number) % 2**64 for number in numbers.tolist()]
-        return flow.with_probes(flow.probes(chunk.x.shape, seeds, terms=self.terms), cond)
+        return flow.with_probes(flow.probes(chunk.x.shape, seeds, terms=self.terms))
 
     def sentence(self, error: float) -> str:
         series = f" and {self.terms} terms of its series" if self.terms else ""

@@ -177,7 +177,7 @@ class Likelihood(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
         if flow.estimated:
-            noise, cond = self._with_probes(x, noise, cond)
+            noise, cond = self._with_probes(x, noise)
         with path_costs(flow) if any(self.path_weights) else nullcontext(list[Tensor]()) as costs:
             loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
         if costs:
@@ -185,7 +185,7 @@ class Likelihood(nn.Module):
             loss = loss + self.path_weights[0] * kinetic + self.path_weights[1] * jacobian
         return loss + self.calm_weight * calm_error(flow, x, cond) if self.calm_weight else loss
 
-    def _with_probes(self, x: Tensor, rows: Tensor, cond: Condition | None) -> tuple[Tensor, Condition]:
+    def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
         """Take the rows of ``noise`` apart."""
         shapes = [tuple(x.shape[1:]), *self.flow.probe_shapes(*x.shape[2:])]
         *parts, more = rows.split([*(math.prod(shape) for shape in shapes), len(shapes) - 1], dim=1)
@@ -196,7 +196,7 @@ class Likelihood(nn.Module):
             drawn = zip(coefficients, more[0].tolist(), strict=True)
             coefficients = tuple(c and exact + roulette(round(count)) for c, count in drawn)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=self.series_terms is not None)
-        return noise, self.flow.with_probes(probes, cond)
+        return noise, self.flow.with_probes(probes)
 
 
 Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
