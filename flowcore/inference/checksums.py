@@ -32,9 +32,9 @@ def checksums(module: nn.Module) -> Checksums:
         Equal for equal weights, and different, but for one chance in 2^32 or fewer, if any tensor differs in any bit.
     """
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
-    there = iter(_sums([t for t in tensors if _sums_alike(t.device)]))
+    sums = iter(_sums([t for t in tensors if _sums_alike(t.device)]))
     return tuple(
-        (str(t.device), t.dtype, tuple(t.shape), next(there) if _sums_alike(t.device) else _crc(t)) for t in tensors
+        (str(t.device), t.dtype, tuple(t.shape), next(sums) if _sums_alike(t.device) else _crc(t)) for t in tensors
     )
 
 

@@ -155,7 +155,7 @@ def test_score_without_probes_is_exact():
     assert not any("estimated" in note for note in result.notes)
 
 
-def test_score_averages_probes_and_tells_their_standard_error():
+def test_score_averages_probes_and_reports_their_standard_error():
     flow, k = small_flow(), pixels()
     noise = torch.full((1, *k.shape), 0.5)
     result = flowcore.score(flow, k, noise=noise, probes=200, terms=30)

@@ -325,7 +325,7 @@ def test_initialize_normalizes_every_actnorm_but_what_hardly_varies():
     assert float(z[:, :, 1:].mean()) == pytest.approx(0, abs=0.05)
 
 
-def test_what_is_no_contraction_is_told():
+def test_what_is_no_contraction_is_refused():
     flow = tiny()
     with torch.no_grad():
         for part in flow.modules():
