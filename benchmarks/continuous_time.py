@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowcore.networks import VectorField
 from flowcore.transforms import ODE, Probes, path_costs
 
-from .figures import REACH, SIDE, dots, moons, noise, picture
+from .figures import SIDE, dots, moons, noise, picture, plane
 
 STEPS, BATCH = 450, 256
 SOLVER_STEPS = 5  # the picture has a panel for every one
@@ -71,8 +71,7 @@ def draw(ode: ODE) -> Image.Image:
     """Draw noise as it drifts to the half-moons, colored by where it started, and the density at the same times."""
     points, colors = noise(60_000)
     points = points.transpose(0, 2)  # one image of many pixels, which is much faster than many images
-    line = torch.linspace(-REACH, REACH, SIDE)
-    grid = torch.stack([line.expand(SIDE, SIDE), -line[:, None].expand(SIDE, SIDE)], dim=-1).reshape(-1, 2, 1, 1)
+    grid = plane()
     above: list[Tensor] = []
     below: list[Tensor] = []
     for number in range(SOLVER_STEPS, -1, -1):

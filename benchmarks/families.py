@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,6 +30,7 @@ from flowcore.evaluation.density import evaluate_density
 from flowcore.evaluation.image_set import list_images, read_upright, resize_to_own
 from flowcore.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet
+from flowcore.images.rounding import to_uint8
 from flowcore.tasks.sample import reconstruct
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
@@ -195,7 +195,7 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
 
 def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
     """Read photographs that no training saw, at the size of a model, ``(B, 3, H, W)`` uint8."""
-    files = list_images(data, held_out_names("standard"), limit)[:limit]
+    files = list_images(data, held_out_names("standard"), limit)
     return torch.stack([resize_to_own(flow, read_upright(file)) for file in files])
 
 
@@ -309,7 +309,7 @@ def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Im
     shown.append(real.repeat(SAMPLES, 1, 1, 1)[:SAMPLES])
     images = torch.nn.functional.interpolate(torch.cat(shown), scale_factor=3, mode="nearest")
     sheet = contact_sheet(images, [*map(title, rows), "photographs"], [str(k) for k in range(SAMPLES)])
-    return Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    return Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy())
 
 
 if __name__ == "__main__":

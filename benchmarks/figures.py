@@ -119,9 +119,7 @@ def banner(couplings: nn.ModuleList) -> Image.Image:
 @torch.no_grad()
 def density(couplings: nn.ModuleList) -> Image.Image:
     """Draw data, the model's density, and the logdet that turns one into the other."""
-    line = torch.linspace(-REACH, REACH, SIDE)
-    grid = torch.stack([line.expand(SIDE, SIDE), -line[:, None].expand(SIDE, SIDE)], dim=-1).reshape(-1, 2, 1, 1)
-    z, logdet = grid, torch.zeros(len(grid))
+    z, logdet = plane(), torch.zeros(SIDE * SIDE)
     for coupling in couplings:
         z, change = coupling(z)
         logdet = logdet + change
@@ -130,6 +128,12 @@ def density(couplings: nn.ModuleList) -> Image.Image:
     shown = [log_prob.exp() / log_prob.exp().max(), ((logdet + 4) / 8).clamp(0, 1)]
     panels = [value.reshape(1, SIDE, SIDE).expand(3, -1, -1) for value in shown]
     return picture(torch.cat([data, *panels], dim=2))
+
+
+def plane() -> Tensor:
+    """List the points that the pixels of a panel show, (SIDE * SIDE, 2, 1, 1)."""
+    line = torch.linspace(-REACH, REACH, SIDE)
+    return torch.stack([line.expand(SIDE, SIDE), -line[:, None].expand(SIDE, SIDE)], dim=-1).reshape(-1, 2, 1, 1)
 
 
 def noise(count: int) -> tuple[Tensor, Tensor]:
