@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 @contextmanager
 def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
-    """Ask whether to stop before every layer of models, and at its gradient, while the body of the statement runs.
+    """Ask whether to stop after every layer of models, and at its gradient, while the body of the statement runs.
 
     Args:
         models: Of the trainer alone: they carry hooks meanwhile.

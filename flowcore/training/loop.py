@@ -83,7 +83,7 @@ def train(
             run stops, with a checkpoint, when this call has taken them. None for the recipe's own length.
         log: Called with every line of progress; None for the standard error stream.
         progress: Called after every step, and with every sample sheet, ``(3, H, W)``.
-        cancelled: Called before every layer; if it returns True, or raises, the run stops within a step, with the
+        cancelled: Called after every layer; if it returns True, or raises, the run stops within a step, with the
             checkpoint of the step before and without measuring the model. Several processes stop after a step.
         distributed: This process's place among those that train together; None if it is alone.
 
