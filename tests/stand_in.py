@@ -57,6 +57,10 @@ class Elsewhere(torch.Tensor):
     def device(self):
         return self.place.device
 
+    @property
+    def is_meta(self):
+        return False  # it has values
+
     def data_ptr(self):
         return self.held.data_ptr()
 
