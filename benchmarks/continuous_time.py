@@ -1,6 +1,6 @@
 """The picture of continuous time in docs/how-flows-work.md.
 
-    python -m benchmarks.continuous_time docs/how-flows-work
+    python -m benchmarks.continuous_time docs/how-flows-work       a minute on one core
 
 An ODE learns the two half-moons of ``benchmarks/figures.py``, with the costs of its paths in the loss.
 """
@@ -22,7 +22,7 @@ from flowcore.transforms import ODE, Probes, path_costs
 from .figures import SIDE, dots, moons, noise, picture, plane
 
 STEPS, BATCH = 450, 256
-SOLVER_STEPS = 5  # the picture has a panel for every one
+SOLVER_STEPS = 10  # the picture has a panel for every second one
 PENALTY = 0.1
 
 
@@ -77,6 +77,8 @@ def draw(ode: ODE) -> Image.Image:
     for number in range(SOLVER_STEPS, -1, -1):
         if number < SOLVER_STEPS:
             points = ode.step_back(points, number)
+        if number % 2:
+            continue
         above.append(dots(points.transpose(0, 2), colors))
         value = density(ode, grid, number)
         below.append((value / value.max()).reshape(1, SIDE, SIDE).expand(3, -1, -1))
