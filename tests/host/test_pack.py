@@ -65,11 +65,14 @@ def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
     assert "notes.txt" not in listed
 
 
-def test_help_pages_are_served_and_name_every_input(host):
+def test_help_pages_are_served_and_name_every_input_and_output(host):
     for name, kept in GOLDEN.items():
         page = host.get(f"/extensions/{comfyui.PACK_NAME}/docs/{name}.md").decode()
-        words = host.get_json("/i18n")["en"]["nodeDefs"][name]["inputs"]
+        words = host.get_json("/i18n")["en"]["nodeDefs"][name]
         for described in kept["inputs"]:
-            label = words[described["name"]]["name"]
+            label = words["inputs"][described["name"]]["name"]
             assert f"**{label}**" in page
             assert label == described["name"] or f"(`{described['name']}`)" in page
+        outputs = page.partition("\n## Output")[2].partition("\n## ")[0]
+        for described in words["outputs"].values():
+            assert f"**{described['name']}**" in outputs
