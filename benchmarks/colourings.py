@@ -20,13 +20,14 @@ import flowcore
 from flowcore.evaluation.image_set import list_images, read_upright
 from flowcore.images import color
 from flowcore.images.contact_sheet import contact_sheet
+from flowcore.images.rounding import to_uint8
 from flowcore.training.recipe import held_out_names
 
 LABEL = 18  # characters of a file's name
 
 
 def main() -> None:
-    """Colour, and save the sheet."""
+    """Colorize, and save the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("photographs", type=Path, nargs="+", help="files, and folders at any depth")
@@ -59,13 +60,12 @@ def main() -> None:
         pictures += [fit(picture, options.height) for picture in row]
     columns = ["luma", "as it is", "temperature 0", *(f"seed {seed}" for seed in seeds)]
     sheet = contact_sheet(torch.stack(pictures), [file.stem[:LABEL] for file in files], columns)
-    array = (sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(array).save(options.out, quality=90)
+    Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy()).save(options.out, quality=90)
 
 
 def fit(picture: Tensor, height: int) -> Tensor:
     """Fit a picture (3, H, W) on white of that height, half as wide again: (3, height, 3/2 height)."""
-    image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(to_uint8(picture).permute(1, 2, 0).contiguous().numpy())
     padded = ImageOps.pad(image, (height * 3 // 2, height), Image.Resampling.LANCZOS, color="white")
     return torch.from_numpy(np.array(padded)).permute(2, 0, 1).float() / 255
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 import flowcore
 from flowcore.evaluation.image_set import list_images, read_upright
+from flowcore.images.contact_sheet import contact_sheet
+from flowcore.images.files import fit
 from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored, to_uint8
+
+LABEL = 18  # characters of a file's name
 
 
 def main() -> None:
@@ -32,21 +36,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
     parser.add_argument("--side", type=int, default=192, help="of the originals, in pixels")
     options = parser.parse_args()
+    files = [file for path in options.photographs for file in (list_images(path) if path.is_dir() else [path])]
     flow = flowcore.load(options.model)
-    rows: list[Tensor] = []
-    for path in options.photographs:
-        for file in list_images(path) if path.is_dir() else [path]:
-            square = ImageOps.fit(read_upright(file), (options.side, options.side), Image.Resampling.LANCZOS)
-            hr = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 255
-            lr = shrink(hr, flow.condition_scale).clamp(0, 1).mul(255).round().div(255)
-            calm = flowcore.upscale(flow, lr, temperature=0.0, calm_edges=0.0)
-            drawn = flowcore.upscale(
-                flow, lr, samples=options.samples, seed=options.seed, temperature=options.temperature
-            )
-            row = torch.cat([enlarge(lr, flow.condition_scale).clamp(0, 1), calm, drawn, hr])
-            rows.append(torch.cat(list(row), dim=2))
-    pixels = torch.cat(rows, dim=1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(options.out, quality=88)
+    seeds = range(options.seed, options.seed + options.samples)
+    pictures: list[Tensor] = []
+    for file in files:
+        hr = fit(read_upright(file), (options.side, options.side), 3)[None].float() / 255
+        lr = as_stored(shrink(hr, flow.condition_scale))
+        calm = flowcore.upscale(flow, lr, temperature=0.0, calm_edges=0.0)
+        drawn = flowcore.upscale(flow, lr, samples=len(seeds), seed=seeds[0], temperature=options.temperature)
+        pictures += [enlarge(lr, flow.condition_scale), calm, drawn, hr]
+    columns = ["bicubic", "temperature 0", *(f"seed {seed}" for seed in seeds), "original"]
+    sheet = contact_sheet(torch.cat(pictures), [file.stem[:LABEL] for file in files], columns)
+    Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy()).save(options.out, quality=88)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Tasks: image in, image out. The types here are what every task shares with its caller."""
+"""Tasks: image in, image out. Here is what every task shares with its caller."""
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
 
 from torch import Tensor
+
+STEPS = 10_000  # of a progress that several tasks share
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
 """Of conditioners and encoder, see ``inference.Plan``; "auto" is ``device.preferred_precision``."""
@@ -25,3 +27,20 @@ class Progress(Protocol):
             total: All units of work.
             preview: A finished picture, ``(3, H, W)`` in [0, 1], when there is a new one.
         """
+
+
+def part_of(progress: Progress | None, start: float, share: float) -> Progress | None:
+    """Make the progress of one task among several.
+
+    Args:
+        progress: Of all of them; None for none.
+        start: Where the task begins, in [0, 1].
+        share: Its part of the whole.
+    """
+    if progress is None:
+        return None
+
+    def report(done: int, total: int, preview: Tensor | None = None) -> None:
+        progress(round(STEPS * (start + share * done / total)), STEPS, preview)
+
+    return report

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flow import Flow
 from ..latents import Per, normalize
-from . import Progress
+from . import Progress, part_of
 from .sample import decode, encode
 from .subject import prepare_subject
 
@@ -23,7 +23,7 @@ def harmonize(
     window: int = 9,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None],
+    notify: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
 
@@ -38,7 +38,7 @@ def harmonize(
         window: Side of the window for ``per="local"``.
         progress: Called with ``(done, total)``.
         cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked.
+        notify: Called with a sentence when something is done otherwise than asked; None logs it.
 
     Returns:
         ``(B, 3, h, w)`` in [0, 1]: the image, cut at the right and bottom to sides that the model takes.
@@ -54,14 +54,7 @@ def harmonize(
     height, width = (side // step * step for side in image.shape[-2:])
     subject = prepare_subject(flow, image[..., : height or None, : width or None], fit="crop", notify=lambda _: None)
     cond = subject.condition(flow)
-
-    def half(start: int) -> Progress:
-        def move(done: int, total: int, preview: Tensor | None = None) -> None:
-            if progress is not None:
-                progress(start * total + done, 2 * total, preview)
-
-        return move
-
-    latents = encode(flow, subject.pixels, cond, progress=half(0), cancelled=cancelled, notify=notify)
+    first, second = (part_of(progress, start, 0.5) for start in (0, 0.5))
+    latents = encode(flow, subject.pixels, cond, progress=first, cancelled=cancelled, notify=notify)
     ordered = normalize(latents, strength, per, window=window)
-    return decode(flow, ordered, cond, progress=half(1), cancelled=cancelled, notify=notify).clamp(0, 1)
+    return decode(flow, ordered, cond, progress=second, cancelled=cancelled, notify=notify).clamp(0, 1)

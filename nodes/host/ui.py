@@ -18,8 +18,8 @@ from PIL import Image
 from server import PromptServer
 
 from ...flowcore.images.rounding import to_uint8
+from ...flowcore.tasks import part_of
 
-STEPS = 10_000  # of a progress bar that several tasks share
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
 LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
 
@@ -56,18 +56,9 @@ class Progress:
                 shown = ("JPEG", _to_pil(preview), size)
         self._bar.update_absolute(done, total, shown)
 
-    def part(self, start: float, share: float) -> Callable[..., None]:
-        """Return the progress callable of one task among several.
-
-        Args:
-            start: Where its part of the bar begins, in [0, 1].
-            share: Length of its part.
-        """
-
-        def move(done: int, total: int, preview: torch.Tensor | None = None) -> None:
-            self(round(STEPS * (start + share * done / total)), STEPS, preview)
-
-        return move
+    def part(self, start: float, share: float) -> Callable[..., None] | None:
+        """Return the progress of one task among several; see `part_of`."""
+        return part_of(self, start, share)
 
 
 class Notes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import build_tiny
+from builders import build_tiny, build_upscaler
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.images.color import luma
+from flowcore.images.files import fit
+from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.prior import sample_latents
 from flowcore.training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
@@ -310,6 +313,22 @@ def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkey
     (first, left), (second, other) = found
     assert left == other
     assert second > first
+
+
+def test_a_sheet_of_enlargements_shows_bicubic_and_the_original(benchmarks, tmp_path, monkeypatch):
+    save(build_upscaler(steps=1, hidden=4, encoder_blocks=1, stacked_blocks=(0,)), tmp_path / "model.safetensors")
+    photograph(60, 80, seed=1).save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--model", tmp_path / "model.safetensors", "--samples", 2, "--side", 48]
+    run(monkeypatch, benchmarks("enlargements"), tmp_path / "sheet.png", *words)
+    sheet = torch.from_numpy(np.array(Image.open(tmp_path / "sheet.png"))).permute(2, 0, 1)
+    hr = fit(Image.open(tmp_path / "a.png"), (48, 48), 3)
+    bicubic = to_uint8(enlarge(as_stored(shrink(hr[None].float() / 255, 4)), 4))[0]
+    windows = sheet.unfold(1, 48, 1).unfold(2, 48, 1)  # (3, rows, columns, 48, 48)
+    (first,), (last,) = (
+        (windows == picture[:, None, None]).flatten(3).all(3).all(0).nonzero().tolist() for picture in (bicubic, hr)
+    )
+    assert first[0] == last[0]
+    assert last[1] - first[1] > 4 * 48  # temperature 0 and two seeds between them
 
 
 def test_styles_of_faces_are_seen_by_a_classifier_of_its_own(benchmarks, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import torch
 from builders import build_tiny
 
 from flowcore import FlowError, ImageError
+from flowcore.images.resize import shrink
 from flowcore.latents import interpolate, normalize
 from flowcore.tasks.harmonize import harmonize
 from flowcore.tasks.morph import morph
@@ -42,9 +43,9 @@ def test_every_image_stands_in_the_film_once(loop):
 
 def test_a_film_of_one_image_and_a_model_that_needs_a_source_are_refused():
     with pytest.raises(ImageError, match="two images or more"):
-        morph(glow(), images(1, 16, 16), notify=print)
+        morph(glow(), images(1, 16, 16))
     with pytest.raises(FlowError, match="sample needs"):
-        morph(build_tiny("srflow"), images(2, 16, 16), notify=print)
+        morph(build_tiny("srflow"), images(2, 16, 16))
 
 
 def test_harmonize_decodes_normalized_latents_under_the_small_image():
@@ -52,13 +53,14 @@ def test_harmonize_decodes_normalized_latents_under_the_small_image():
     step = flow.condition_scale * flow.size_multiple
     image = images(2, 3 * step + 1, 2 * step + 3)
     inner = image[..., : 3 * step, : 2 * step]
-    torch.testing.assert_close(harmonize(flow, image, strength=0.0, notify=print), inner, atol=1e-4, rtol=0)
-    changed = harmonize(flow, image, per="level", notify=print)
-    from flowcore.images.resize import shrink
-
+    torch.testing.assert_close(harmonize(flow, image, strength=0.0), inner, atol=1e-4, rtol=0)
+    seen = []
+    changed = harmonize(flow, image, per="level", progress=lambda *facts: seen.append(facts[:2]))
+    assert seen[-1][0] == seen[-1][1]
+    assert seen == sorted(seen)
     cond = flow.encode_condition(shrink(inner, flow.condition_scale).clamp(0, 1))
     wanted = decode(flow, normalize(encode(flow, inner, cond)), cond).clamp(0, 1)
     torch.testing.assert_close(changed, wanted)
     assert (changed - inner).abs().mean() > 1e-3
     with pytest.raises(FlowError, match="upscale needs"):
-        harmonize(glow(), images(1, 16, 16), notify=print)
+        harmonize(glow(), images(1, 16, 16))
