@@ -97,7 +97,13 @@ def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[
     check_format(work.format, work.bits, work.quality)
     model = model_sha256(flow)
     manifest = _manifest(options, jobs)
-    is_done = partial(folders.is_done, work=work, model=model, again=options.again)
+    done: set[Job] = set()
+
+    def is_done(job: Job) -> bool:
+        if job not in done and folders.is_done(job, work, model, again=options.again):
+            done.add(job)  # looked at once: the announcement, the run and its clips ask, and all pixels are decoded
+        return job in done
+
     if work.command in ("upscale", "restore"):
         announce(options, work, flow, jobs, is_done)
     bar = ProgressBar(len(jobs))

@@ -348,7 +348,8 @@ def _save(
     start, sha = time.monotonic(), model_sha256(flow)
     format = named_format(options.out)
     targets = numbered(options.out, list(names)) if format else [options.out / f"{stem}_{k}.png" for k in names]
-    ids = [picture_id({**entry, "model": sha, "name": name}) for name in names]
+    same = {key: value for key, value in entry.items() if key != "samples"}  # more of them leave the first as they are
+    ids = [picture_id({**same, "model": sha, "name": name}) for name in names]
     if targets_done(targets, ids, size, again=options.again):
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
         return

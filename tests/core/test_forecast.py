@@ -11,6 +11,7 @@ from PIL import Image
 from flowcore.checkpoints.file import save
 from flowcore.cli import announce
 from flowcore.cli.main import main
+from flowcore.images import files
 from flowcore.tasks import forecast as task
 from flowcore.tasks.forecast import forecast
 from flowcore.tasks.upscale import memory_required
@@ -42,15 +43,18 @@ def test_it_counts_what_is_to_come(monkeypatch):
     assert coming.sentence().startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
 
 
-def test_size_memory_and_time_are_said_first(words, tmp_path, capsys):
+def test_size_memory_and_time_are_said_first(words, tmp_path, monkeypatch, capsys):
     assert main([*words, "--samples", "2"]) == 0
     said = capsys.readouterr().err
     first = said.splitlines()[0]
     assert re.fullmatch(
         r"4 pictures of up to 240x200, 0 megapixels in all, will take about \d.\d GB .* and .*\.", first
     )
+    looked_at = list[bytes]()
+    monkeypatch.setattr(files, "is_whole", lambda data, look=files.is_whole: looked_at.append(data) or look(data))
     assert main([*words, "--samples", "2"]) == 0  # there is nothing to do, so nothing to say
     assert "will take" not in capsys.readouterr().err
+    assert len(looked_at) == 4  # each once
 
 
 def test_small_results_are_made_without_a_word(words, monkeypatch, capsys):

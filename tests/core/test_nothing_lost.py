@@ -212,6 +212,16 @@ def test_sample_and_interpolate_store_what_made_them(models, photo, tmp_path, ca
     assert entry.settings == {"mode": "slerp", "frames": 2}
 
 
+def test_more_samples_leave_the_first_ones_as_they_are(models, tmp_path):
+    words = [*models("glow", "sample"), "-o", str(tmp_path), "--samples"]
+    assert main([*words, "1"]) == 0
+    first = tmp_path / "glow_tau0.7_seed0.png"
+    before = files.read(first.read_bytes(), "a").pixels
+    assert main([*words, "2"]) == 0
+    assert names(tmp_path) == [first.name, "glow_tau0.7_seed1.png"]
+    assert (files.read(first.read_bytes(), "a").pixels - before).abs().max() < 1.5 / 255
+
+
 def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     flow_sha, folder, out = models.sha["one"], tmp_path / "in", tmp_path / "out"
     photograph(folder / "a.png", (8, 6), seed=1)
