@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_canvas import RENDERERS, numbered, positions
+from test_canvas import RENDERERS, digits, numbered, positions
 
 BOARD = ".flowcore-brush-board"
 
@@ -177,10 +177,9 @@ def test_a_picture_behind_other_nodes_is_there_after_a_run(canvases):
 SAID = "() => [...document.querySelectorAll('.flowcore-text')].map(e => e.textContent).filter(Boolean)"
 
 
-def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(canvases):
+def run_behind(canvas, workflow, other):
     """Two tabs of one page, whose nodes have the same numbers: the first runs while the second is open."""
-    canvas = canvases(vue=False)
-    canvas.open(painting())
+    canvas.open(workflow)
     first = canvas.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.path")
     canvas.page.evaluate(
         """async () => { const hold = new Promise(go => { window.go = go; });
@@ -191,13 +190,30 @@ def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(canvases):
                 return answer; };
             window.asked = app.queuePrompt(0, 1); }"""
     )
-    canvas.open(painting(lock=True))
+    canvas.open(other)
     assert canvas.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.path") != first
     canvas.page.evaluate("async () => { window.go(); await window.asked; }")
     canvas.page.wait_for_timeout(2000)
+
+
+def test_what_a_run_says_is_not_shown_in_another_workflow_of_the_page(canvases):
+    canvas = canvases(vue=False)
+    run_behind(canvas, painting(), painting(lock=True))
     assert canvas.page.evaluate(SAID) == []
     canvas.run()
     canvas.page.wait_for_function(f"() => ({SAID})().length > 0")
+    assert canvas.complaints == []
+
+
+def test_the_pictures_of_a_run_are_not_shown_in_another_workflow_of_the_page(canvases):
+    canvas = canvases(vue=False)
+    values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 21}
+    run_behind(canvas, digits("FlowcoreSample", values), digits("FlowcoreSample", values | {"seed": 31}))
+    buttons = canvas.page.locator(".flowcore-gallery button")
+    assert buttons.count() == 0
+    canvas.run()
+    canvas.page.wait_for_function("() => document.querySelectorAll('.flowcore-gallery [data-seed]').length == 2")
+    assert buttons.nth(0).get_attribute("data-seed") == "31"
     assert canvas.complaints == []
 
 

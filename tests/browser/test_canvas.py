@@ -260,8 +260,8 @@ def test_every_picture_is_shown_as_soon_as_it_is_ready(canvases, vue):
     canvas.open(upscaling("fixed"))
     # How many pictures the gallery has as each preview comes.
     canvas.page.evaluate(
-        """() => { window.seen = []; app.api.addEventListener('b_preview_with_metadata', () =>
-            window.seen.push(document.querySelectorAll('.flowcore-gallery button').length)) }"""
+        """() => { window.seen = []; app.api.addEventListener('b_preview_with_metadata', () => queueMicrotask(() =>
+            window.seen.push(document.querySelectorAll('.flowcore-gallery button').length))) }"""
     )
     (node,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
     canvas.page.evaluate(

@@ -1,8 +1,9 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture, and writes what was painted into
 // the widget `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
-import { addElement, say, set } from "./canvas.js";
+import { addElement, after, label, say, set, widgetOf } from "./canvas.js";
 import { addressOf, pictureAt } from "./picture.js";
+import { onResult } from "./runs.js";
 import { draw, format, heat, parse, simplified } from "./strokes.js";
 
 const KINDS = { FlowcorePaintHints: "color", FlowcorePaintTemperature: "amount" };
@@ -45,7 +46,7 @@ LOOK.textContent = `
 .flowcore-brush-tools input[type="range"] { flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px;
   accent-color: var(--p-primary-color, #4a90e2); }
 .flowcore-brush-tools input.amount { appearance: none; border-radius: 9px;
-  background: linear-gradient(to right, rgb(36 92 201), rgb(236 232 220) 55%, rgb(214 62 38)); }
+  background: linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)}); }
 .flowcore-brush-tools input.amount::-webkit-slider-thumb { appearance: none; width: 14px; height: 18px; border-radius: 7px;
   background: #fff; border: 2px solid #333; }
 .flowcore-brush-tools input.amount::-moz-range-thumb { width: 10px; height: 14px; border-radius: 7px; background: #fff;
@@ -81,16 +82,12 @@ LOOK.textContent = `
 app.registerExtension({
   name: "flowcore.brush",
   nodeCreated(node) {
-    const painting = KINDS[node.comfyClass] && node.widgets?.find((widget) => widget.name === "painting");
+    const painting = KINDS[node.comfyClass] && widgetOf(node, "painting");
     if (painting) new Brush(node, painting, KINDS[node.comfyClass]);
   },
-  onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) {
-      const brush = output?.[RUN] && app.graph.getNodeById(place)?.flowcoreBrush;
-      if (brush) brush.ran(output);
-    }
-  },
 });
+
+onResult((node, output) => node.flowcoreBrush?.ran(output));
 
 class Brush {
   constructor(node, painting, kind) {
@@ -132,12 +129,12 @@ class Brush {
       button.dataset.tool = name;
       button.addEventListener("click", () => this.use(name));
       this.buttons[name] = button;
-      this.name(button, name);
+      label(button, name);
     }
     this.paint = this.kind === "color" ? this.colorInput(make) : this.amountInput(make);
     this.width = make("input", { type: "range", min: 0, max: 1, step: 0.001, className: "size" });
     this.width.addEventListener("input", () => this.resize(SIZES[0] * (SIZES[1] / SIZES[0]) ** Number(this.width.value)));
-    this.name(this.width, "size");
+    label(this.width, "size");
     const { brush, erase, dropper, undo, redo, clear, whole } = this.buttons;
     this.tools = make("div", { className: "flowcore-brush-tools" });
     this.tools.append(...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width);
@@ -153,7 +150,7 @@ class Brush {
     this.picture.addEventListener("error", () => this.show(undefined));
     this.watch = new ResizeObserver(() => this.resize(this.size));
     this.watch.observe(this.board);
-    this.name(this.board, "paint");
+    label(this.board, "paint");
     say("unpainted").then((text) => (this.hint.textContent = text));
     this.resize(this.size);
   }
@@ -161,7 +158,7 @@ class Brush {
   colorInput(make) {
     this.well = make("input", { type: "color", value: this.color });
     this.well.addEventListener("input", () => this.take(this.well.value));
-    this.name(this.well, "color");
+    label(this.well, "color");
     this.swatches = SWATCHES.map((color) => {
       const swatch = make("button", { type: "button", className: "swatch" });
       swatch.addEventListener("click", () => this.take(swatch.dataset.color));
@@ -176,7 +173,7 @@ class Brush {
       this.amount = Number(slider.value);
       if (this.tool === "erase") this.choose("brush");
     });
-    this.name(slider, "amount");
+    label(slider, "amount");
     return [slider];
   }
 
@@ -186,33 +183,13 @@ class Brush {
     return swatch;
   }
 
-  name(element, key) {
-    say(key).then((text) => {
-      element.title = text;
-      element.setAttribute("aria-label", text);
-    });
-  }
-
   // --- what the node knows
 
   /** Follow whatever else changes the text, the wire or the picture at its other end. */
   follow() {
-    const { node, painting } = this;
-    const changed = painting.callback;
-    painting.callback = (...given) => {
-      changed?.apply(painting, given);
-      this.read();
-    };
-    for (const event of ["onConfigure", "onConnectionsChange", "onExecuted"]) {
-      const before = node[event];
-      node[event] = (...given) => {
-        const result = before?.apply(node, given);
-        if (event === "onExecuted") this.ran(given[0]);
-        else setTimeout(() => this.read());
-        return result;
-      };
-    }
-    // Nothing tells when Load Image has another picture.
+    after(this.painting, "callback", () => this.read());
+    for (const event of ["onConfigure", "onConnectionsChange"]) after(this.node, event, () => setTimeout(() => this.read()));
+    // There is no event of Load Image for another picture.
     this.board.addEventListener("pointerenter", () => this.read());
     setTimeout(() => this.read(), 50);
   }
@@ -228,7 +205,7 @@ class Brush {
   }
 
   ran(output) {
-    const [saved] = output?.[RUN] ?? [];
+    const [saved] = output[RUN] ?? [];
     if (saved) this.last = addressOf(saved);
     this.read();
   }

@@ -4,17 +4,43 @@ import { app } from "../../../scripts/app.js";
 
 const MARGIN = 10; // that the classic canvas leaves around an element
 
-const served = Promise.resolve(api.getCustomNodesI18n?.()).catch(() => ({}));
+/** Language to its texts, of all packs. */
+export const texts = Promise.resolve(api.getCustomNodesI18n?.()).then((every) => every ?? {}, () => ({}));
+
+/** The language of the frontend. */
+export const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
 /** Say something: the text that a key stands for, with values filled in. English where there is no translation. */
 export async function say(key, values = {}) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  const every = (await served) ?? {};
-  const text = every[language]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? key;
+  const every = await texts;
+  const text = every[language()]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
-/** Give a widget a value as if it had been typed: both renderers and whoever listens are told. */
+/** Name an element, in its tooltip and for screen readers. */
+export async function label(element, key, values) {
+  const text = await say(key, values);
+  element.title = text;
+  element.setAttribute("aria-label", text);
+}
+
+/** Whether a node is one of ours. */
+export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore"));
+
+/** The widget of a name. */
+export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/** Act after a method of a node or a widget, which need not have one. */
+export function after(target, name, act) {
+  const before = target[name];
+  target[name] = function () {
+    const result = before?.apply(this, arguments);
+    act.apply(this, arguments);
+    return result;
+  };
+}
+
+/** Give a widget a value as if it had been typed: both renderers and whoever listens hear of it. */
 export function set(node, widget, value) {
   if (widget.value === value) return;
   widget.value = value;
@@ -31,11 +57,16 @@ export function redraw(node, widget) {
   const hidden = widget.options.hidden;
   const turn = (value) => {
     widget.options.hidden = value;
-    node.widgets.reverse(); // the list is watched, the options are not
-    node.widgets.reverse();
+    refresh(node);
   };
   turn(true);
   requestAnimationFrame(() => requestAnimationFrame(() => turn(hidden)));
+}
+
+/** Let Nodes 2.0 read the options of all widgets again: it watches their list, and not the options. */
+export function refresh(node) {
+  node.widgets.reverse();
+  node.widgets.reverse();
 }
 
 /** Whether a value comes along a wire, so that the widget does not count. */

@@ -1,7 +1,7 @@
 // Which pictures Flow Example gives, shown on the node as soon as they are chosen. The host serves them with the stories.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement } from "./canvas.js";
+import { addElement, after, widgetOf } from "./canvas.js";
 
 const HEIGHT = 150;
 const MOST = 9; // pictures that are shown of a batch
@@ -18,7 +18,7 @@ app.registerExtension({
   name: "flowcore.example",
   nodeCreated(node) {
     if (node.comfyClass !== "FlowcoreExample") return;
-    const widget = node.widgets?.find(({ name }) => name === "picture");
+    const widget = widgetOf(node, "picture");
     const files = node.constructor.nodeData?.input?.required?.picture?.[1]?.flowcore_files;
     if (!widget || !files || !PACK) return;
     const frame = document.createElement("div");
@@ -39,18 +39,8 @@ app.registerExtension({
         ),
       );
     };
-    const changed = widget.callback;
-    widget.callback = function () {
-      const result = changed?.apply(this, arguments);
-      show();
-      return result;
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function () {
-      const result = configured?.apply(this, arguments);
-      show();
-      return result;
-    };
+    after(widget, "callback", show);
+    after(node, "onConfigure", show);
     show();
   },
 });

@@ -1,7 +1,7 @@
 // The pad of Flow Latent Explorer: a square between four images. The widgets `x` and `y` hold the place; the pad only
 // shows and writes them.
 import { app } from "../../../scripts/app.js";
-import { addElement, say, set, wired } from "./canvas.js";
+import { addElement, after, label, set, widgetOf, wired } from "./canvas.js";
 
 const HEIGHT = 200;
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
@@ -38,7 +38,7 @@ app.registerExtension({
   name: "flowcore.explorer",
   nodeCreated(node) {
     if (node.comfyClass !== "FlowcoreLatentExplorer") return;
-    const axes = ["x", "y"].map((name) => node.widgets?.find((widget) => widget.name === name));
+    const axes = ["x", "y"].map((name) => widgetOf(node, name));
     if (axes.every(Boolean)) hang(node, axes);
   },
 });
@@ -53,10 +53,7 @@ function hang(node, axes) {
   const corners = ["a", "b", "c", "d"].map((name) => Object.assign(document.createElement("b"), { textContent: name }));
   pad.append(...corners, dot);
   frame.append(pad);
-  say("pad").then((text) => {
-    pad.title = text;
-    pad.setAttribute("aria-label", text);
-  });
+  label(pad, "pad");
 
   const shown = () => {
     dot.style.left = `${100 * axes[0].value}%`;
@@ -98,21 +95,7 @@ function hang(node, axes) {
 
   addElement(node, "flowcore_pad", frame, () => HEIGHT, LOOK);
   // Whatever else changes the numbers moves the point.
-  for (const axis of axes) {
-    const changed = axis.callback;
-    axis.callback = function () {
-      const result = changed?.apply(this, arguments);
-      shown();
-      return result;
-    };
-  }
-  for (const event of ["onConfigure", "onConnectionsChange"]) {
-    const before = node[event];
-    node[event] = function () {
-      const result = before?.apply(this, arguments);
-      shown();
-      return result;
-    };
-  }
+  for (const axis of axes) after(axis, "callback", shown);
+  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, shown);
   shown();
 }

@@ -3,7 +3,9 @@
 // none of this. The seed is held with it, so that the host finds the run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, redraw, say, set, wired } from "./canvas.js";
+import { addElement, after, isOurs, label, redraw, say, set, widgetOf, wired } from "./canvas.js";
+import { addressOf } from "./picture.js";
+import { current, isHere, nodeAt, onResult } from "./runs.js";
 import { Viewer } from "./viewer.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
@@ -43,51 +45,43 @@ LOOK.textContent = `
 app.registerExtension({
   name: "flowcore.gallery",
   nodeCreated(node) {
-    if (!widget(node, "pick") || !node.comfyClass?.startsWith("Flowcore")) return;
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      show(this, output?.[GALLERY]);
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function () {
-      configured?.apply(this, arguments);
+    if (!picks(node)) return;
+    after(node, "onConfigure", () => {
       // Where `pick` stands, older workflows may hold what a view of the frontend's has shown.
-      const pick = widget(this, "pick");
+      const pick = widgetOf(node, "pick");
       if (!Number.isInteger(pick.value)) pick.value = 0;
-      mark(this);
-    };
+      mark(node);
+    });
     // The classic canvas draws previews here, below the viewer.
     node.onDrawBackground = () => {};
   },
   setup() {
-    api.addEventListener("b_preview_with_metadata", ({ detail }) => preview(detail.displayNodeId, detail.blob));
+    api.addEventListener("b_preview_with_metadata", async ({ detail: { displayNodeId: place, blob } }) => {
+      const first = !begun.has(place);
+      begun.add(place);
+      if (blob && (await isHere(current())) !== false) preview(nodeAt(place), blob, first);
+    });
     api.addEventListener("execution_start", () => {
+      begun.clear();
       for (const gallery of working) gallery.made = undefined;
       working.clear();
     });
   },
-  // Results that the frontend remembers, of a workflow that is opened again.
-  onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) {
-      const node = output?.[GALLERY] && app.graph.getNodeById(place);
-      if (node) show(node, output[GALLERY]);
-    }
-  },
 });
+
+onResult((node, output) => show(node, output[GALLERY]));
 
 const galleries = new WeakMap(); // from nodes
 const working = new Set(); // galleries with previews of a run
+const begun = new Set(); // places of the nodes of which this run has sent a preview
 
-const widget = (node, name) => node.widgets?.find((each) => each.name === name);
-const address = ({ filename, subfolder, type }) =>
-  api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what is shown
 
 async function show(node, pictures) {
-  if (!widget(node, "pick") || !pictures?.length) return;
+  if (!picks(node) || !pictures?.length) return;
   const gallery = galleries.get(node) ?? hang(node);
   const first = gallery.made !== undefined; // after previews, not after another pick
   gallery.made = undefined;
@@ -99,12 +93,12 @@ async function show(node, pictures) {
   const { grid, viewer } = gallery;
   grid.replaceChildren(...(pictures.length > 1 ? pictures.map((_, place) => button(node, gallery, place, names)) : []));
   arrange(gallery, pictures[0].rows);
-  const place = pictures.findIndex((picture) => picture.number === widget(node, "pick").value);
+  const place = pictures.findIndex((picture) => picture.number === widgetOf(node, "pick").value);
   viewer.show(
     pictures.map((picture, k) => ({
       name: names[k],
-      url: address(picture.full ?? picture),
-      source: picture.source && address(picture.source),
+      url: addressOf(picture.full ?? picture),
+      source: picture.source && addressOf(picture.source),
       sourceName,
     })),
     place >= 0 ? place : first ? 0 : viewer.right,
@@ -131,7 +125,6 @@ function hang(node) {
   grid.className = "flowcore-gallery";
   const gallery = { frame, grid, pictures: [], shape: 0.75, columns: 1, rows: 0 };
   gallery.viewer = new Viewer(
-    say,
     (place) => choose(node, gallery, place),
     (place) => grid.children[place]?.scrollIntoView?.({ block: "nearest" }),
   );
@@ -139,13 +132,7 @@ function hang(node) {
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
   grid.addEventListener("keydown", (event) => gallery.viewer.key(event));
   addElement(node, GALLERY, frame, () => height(node, gallery), LOOK);
-  const pick = widget(node, "pick");
-  const changed = pick.callback;
-  pick.callback = function () {
-    const result = changed?.apply(this, arguments);
-    mark(node);
-    return result;
-  };
+  after(widgetOf(node, "pick"), "callback", () => mark(node));
   const image = gallery.viewer.layers[1].firstElementChild;
   image.addEventListener("load", () => settle(node, gallery, image));
   galleries.set(node, gallery);
@@ -187,7 +174,7 @@ function settle(node, gallery, image) {
 
 function button(node, gallery, place, names) {
   const picture = gallery.pictures[place];
-  const made = thumbnail(address(picture), caption(picture));
+  const made = thumbnail(addressOf(picture), caption(picture));
   made.name = names[place];
   made.dataset.number = picture.number;
   if (picture.seed !== undefined) made.dataset.seed = picture.seed;
@@ -218,11 +205,10 @@ function thumbnail(url, text) {
 // while it runs
 
 /** Show a preview: the first of a run is what is worked on, then comes every picture as it is ready. */
-function preview(place, blob) {
-  const node = app.graph.getNodeById(place);
-  if (!blob || !node?.comfyClass?.startsWith("Flowcore") || !widget(node, "pick")) return;
+function preview(node, blob, first) {
+  if (!picks(node)) return;
   const gallery = galleries.get(node) ?? hang(node);
-  const begins = !gallery.made && node.inputs.some((input) => input.type === "IMAGE");
+  const begins = first && node.inputs.some((input) => input.type === "IMAGE");
   gallery.made ??= [];
   working.add(gallery);
   const url = URL.createObjectURL(blob);
@@ -255,7 +241,7 @@ function preview(place, blob) {
 /** Let one picture go on alone, or all of them if it was the one that did. */
 function choose(node, gallery, place) {
   const picture = gallery.pictures[place];
-  const pick = widget(node, "pick");
+  const pick = widgetOf(node, "pick");
   if (!picture || wired(node, "pick")) return;
   set(node, pick, pick.value === picture.number ? 0 : picture.number);
   hold(node);
@@ -264,7 +250,7 @@ function choose(node, gallery, place) {
     for (const other of node.graph.nodes) {
       if (other.comfyClass !== "FlowcoreUpscale" || !same(node, other, "image")) continue;
       for (const key of ["temperature", "seed"]) {
-        if (!wired(other, key)) set(other, widget(other, key), picture[key]);
+        if (!wired(other, key)) set(other, widgetOf(other, key), picture[key]);
       }
       fix(other);
     }
@@ -276,7 +262,7 @@ function hold(node, seen = new Set()) {
   if (!node || seen.has(node)) return;
   seen.add(node);
   const first = galleries.get(node)?.pictures.find((picture) => picture.number === 1)?.seed;
-  const seed = widget(node, "seed");
+  const seed = widgetOf(node, "seed");
   // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
   if (seed && Number.isSafeInteger(first) && !wired(node, "seed")) {
     set(node, seed, first);
@@ -287,8 +273,8 @@ function hold(node, seen = new Set()) {
 
 /** Let the seed of a node stay after a run. */
 function fix(node) {
-  const seed = widget(node, "seed");
-  const control = seed.linkedWidgets?.[0] ?? widget(node, "control_after_generate");
+  const seed = widgetOf(node, "seed");
+  const control = seed.linkedWidgets?.[0] ?? widgetOf(node, "control_after_generate");
   if (!control || control.value === "fixed") return;
   set(node, control, "fixed");
   redraw(node, seed);
@@ -308,15 +294,12 @@ function same(one, other, key) {
 function mark(node) {
   const gallery = galleries.get(node);
   if (!gallery) return;
-  const { value } = widget(node, "pick");
+  const { value } = widgetOf(node, "pick");
   const blocked = wired(node, "pick");
   gallery.viewer.mark(blocked ? -1 : gallery.pictures.findIndex((picture) => picture.number === value));
   for (const made of gallery.grid.children) {
     const on = !blocked && made.dataset.number === String(value);
     made.setAttribute("aria-pressed", String(on));
-    say(blocked ? "wired" : on ? "picked" : "pick", { name: made.name }).then((text) => {
-      made.title = text;
-      made.setAttribute("aria-label", text);
-    });
+    label(made, blocked ? "wired" : on ? "picked" : "pick", { name: made.name });
   }
 }

@@ -1,18 +1,18 @@
 // The picture that comes along a wire, as far as the page knows it: of Load Image at once, of other nodes after a run.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-
-const address = (query) => api.apiURL(`/view?${new URLSearchParams(query)}`);
+import { widgetOf } from "./canvas.js";
 
 /** The address of a picture in one of the host's folders. */
-export const addressOf = ({ filename, subfolder = "", type = "input" }) => address({ filename, subfolder, type });
+export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
+  api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 
 /** The address of the picture at an input of a node; undefined if there is none yet. */
 export function pictureAt(node, name) {
   const origin = originOf(node, name);
   if (!origin) return undefined;
-  const file = origin.widgets?.find((widget) => widget.name === "image" && typeof widget.value === "string")?.value;
-  if (origin.type === "LoadImage" && file) {
+  const file = widgetOf(origin, "image")?.value;
+  if (origin.type === "LoadImage" && typeof file === "string" && file) {
     const [, path, type] = /^(.*?)(?: \[(\w+)\])?$/.exec(file);
     const cut = path.lastIndexOf("/");
     return addressOf({ filename: path.slice(cut + 1), subfolder: path.slice(0, Math.max(0, cut)), type });

@@ -1,8 +1,8 @@
 // What a node of ours says: while it runs, and with its result. Only on the node that ran, in the workflow that it ran in.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, say } from "./canvas.js";
-import { current, isHere, nodeAt } from "./runs.js";
+import { addElement, isOurs, say, widgetOf } from "./canvas.js";
+import { current, isHere, nodeAt, onResult } from "./runs.js";
 
 const TEXT = "flowcore_text"; // name of the widget
 const LEAST = 34;
@@ -23,14 +23,6 @@ let stopping; // the node that was asked to stop
 
 app.registerExtension({
   name: "flowcore.text",
-  nodeCreated(node) {
-    if (!node.comfyClass?.startsWith("Flowcore")) return;
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      isHere(current()).then((here) => here !== false && show(this, joined(output)));
-    };
-  },
   setup() {
     api.addEventListener("executing", (event) => {
       executing = event.detail?.node ?? event.detail;
@@ -51,20 +43,13 @@ app.registerExtension({
       };
     }
   },
-  // Results that the frontend remembers, of a workflow that is opened again.
-  onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) {
-      const node = output?.text && nodeAt(place);
-      if (node) show(node, joined(output));
-    }
-  },
 });
 
-const joined = (output) => [output?.text ?? []].flat().join("\n");
+onResult((node, { text }) => text && show(node, [text].flat().join("\n")));
 
 async function stop() {
   const node = nodeAt(executing);
-  if (!node?.comfyClass?.startsWith("Flowcore") || !(await isHere(current()))) return;
+  if (!isOurs(node) || !(await isHere(current()))) return;
   stopping = node;
   show(node, await say("stopping"));
   box(node)?.classList.add("stopping");
@@ -76,11 +61,10 @@ function stopped() {
   say("stopped").then((text) => show(stopping, text)).then(() => (stopping = undefined));
 }
 
-const box = (node) => node.widgets?.find((widget) => widget.name === TEXT)?.element.firstElementChild;
+const box = (node) => widgetOf(node, TEXT)?.element.firstElementChild;
 
 function show(node, text) {
-  if (!node?.comfyClass?.startsWith("Flowcore")) return;
-  if (!box(node) && !text) return;
+  if (!isOurs(node) || (!box(node) && !text)) return;
   const shown = box(node) ?? hang(node);
   shown.textContent = text;
   shown.style.display = text ? "" : "none";

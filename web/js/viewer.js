@@ -1,5 +1,6 @@
 // Two pictures over each other: a line wipes between them, the wheel zooms, a drag pans, and it opens full screen. It
 // knows nothing of nodes.
+import { label, say } from "./canvas.js";
 
 const NEAR = 14; // pixels on the screen around the line in which a drag takes hold of it
 const STILL = 4; // pixels that a click may move
@@ -60,11 +61,10 @@ dialog.flowcore-full .open { display: none; }
 /** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
 export class Viewer {
   /**
-   * @param {(key: string) => Promise<string>} say - The texts, see locales/en/main.json.
    * @param {(place: number) => void} onPick - Called when a picture is picked here.
    * @param {(place: number) => void} onShow - Called when another picture is shown.
    */
-  constructor(say, onPick, onShow) {
+  constructor(onPick, onShow) {
     this.pictures = [];
     this.left = null; // "source", the place of a picture, or null: nothing is compared
     this.right = 0;
@@ -74,10 +74,10 @@ export class Viewer {
     this.onPick = onPick;
     this.onShow = onShow;
     this.reset();
-    this.build(say);
+    this.build();
   }
 
-  build(say) {
+  build() {
     const element = (this.element = document.createElement("div"));
     element.className = "flowcore-viewer";
     element.tabIndex = 0;
@@ -95,7 +95,7 @@ export class Viewer {
     const tools = Object.assign(document.createElement("div"), { className: "bar tools" });
     this.choices = ["left", "right"].map((side) => {
       const choice = document.createElement("select");
-      say(side).then((text) => choice.setAttribute("aria-label", (choice.title = text)));
+      label(choice, side);
       choice.addEventListener("change", () => {
         this[side] = choice.value === "" ? null : choice.value === "source" ? "source" : Number(choice.value);
         this.update();
@@ -104,11 +104,11 @@ export class Viewer {
       names.append(choice);
       return choice;
     });
-    const tool = (key, label, act) => {
-      const made = Object.assign(document.createElement("button"), { type: "button", textContent: label });
+    const tool = (key, sign, act) => {
+      const made = Object.assign(document.createElement("button"), { type: "button", textContent: sign });
       made.className = key;
       made.addEventListener("click", () => (act(), element.focus({ preventScroll: true })));
-      say(key).then((text) => made.setAttribute("aria-label", (made.title = text)));
+      label(made, key);
       tools.append(made);
       return made;
     };

@@ -1,6 +1,6 @@
 // Which widgets a node of ours shows: advanced ones are folded away, and `outside` is there only where a mask is.
 import { app } from "../../../scripts/app.js";
-import { wired } from "./canvas.js";
+import { after, isOurs, refresh, widgetOf, wired } from "./canvas.js";
 
 // Nodes 2.0 reads the option by itself. The classic canvas offers Show Advanced in the menu of a node with such a widget,
 // but leaves a hole where one is folded away, unless it is hidden.
@@ -18,28 +18,20 @@ function fold(node, widget) {
 app.registerExtension({
   name: "flowcore.widgets",
   nodeCreated(node) {
-    if (!node.comfyClass?.startsWith("Flowcore")) return;
+    if (!isOurs(node)) return;
     for (const widget of node.widgets ?? []) {
       if (widget.options?.advanced) fold(node, widget);
     }
-    const outside = node.widgets?.find(({ name }) => name === "outside");
+    const outside = widgetOf(node, "outside");
     if (!outside) return;
     const follow = () => {
       const hidden = !wired(node, "mask");
       if (outside.hidden === hidden) return;
       outside.hidden = outside.options.hidden = hidden;
-      node.widgets.reverse(); // the list is watched, the options are not
-      node.widgets.reverse();
+      refresh(node);
       node.setDirtyCanvas?.(true, true);
     };
-    for (const event of ["onConfigure", "onConnectionsChange"]) {
-      const before = node[event];
-      node[event] = function () {
-        const result = before?.apply(this, arguments);
-        follow();
-        return result;
-      };
-    }
+    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, follow);
     follow();
   },
 });
