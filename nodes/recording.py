@@ -36,7 +36,7 @@ class RecordingNode(PickingNode):
         try:
             PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, cls.recorded(values), output.args[0])
         except Exception:  # the picture is worth more than its provenance
-            log.exception("flowcore could not write a recipe")
+            log.exception("flowcore could not write the provenance of a picture")
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,21 @@ def snap(default: bool) -> Any:
     return io.Boolean.Input("snap", default=default, optional=True)
 
 
+def mode(*, optional: bool = False) -> Any:
+    """Describe the choice `mode`: the path between two latents."""
+    return io.Combo.Input("mode", options=["slerp", "linear", "norm"], default="slerp", optional=optional)
+
+
+def per(*, optional: bool = False) -> Any:
+    """Describe the choice `per`: what is normalized together."""
+    return io.Combo.Input("per", options=["local", "channel", "level"], default="level", optional=optional)
+
+
+def window() -> Any:
+    """Describe the number `window`, of `per` = local."""
+    return io.Int.Input("window", default=9, min=5, max=255, step=2, optional=True)
+
+
 def fit() -> Any:
     """Describe the choice `fit`."""
     return io.Combo.Input("fit", options=["resize", "crop"], default="resize", optional=True)

@@ -119,7 +119,7 @@ def gallery(
         The node's `ui`. Always with the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
-    large = isinstance(pnginfo, dict) and "workflow" in pnginfo
+    large = _from_canvas(pnginfo)
     try:
         before = [_save_full(source) for source in sources] if large and sources is not None else []
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
@@ -149,7 +149,7 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     Returns:
         Part of the node's `ui`; always the same keys for the runs of a prompt.
     """
-    if not isinstance(pnginfo, dict) or "workflow" not in pnginfo:
+    if not _from_canvas(pnginfo):
         return {}
     saved: list[Any] = []
     try:
@@ -157,6 +157,11 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     except OSError as error:  # the run is done, and its result is safe
         log.warning("The picture is not shown under the brush: %s", error)
     return {"flowcore_canvas": saved}
+
+
+def _from_canvas(pnginfo: Any) -> bool:
+    """Whether a canvas has sent the run, with its workflow; scripts have nothing to show pictures on."""
+    return isinstance(pnginfo, dict) and "workflow" in pnginfo
 
 
 def _save_full(picture: torch.Tensor) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_temperature_holds_in_the_mask_and_outside_elsewhere(host):
     # Per level, the mask paints every level.
     levels = rows(host, painted(temperatures="0.9, 0.9", temperature=0.1, outside=0.0, seed=3))
     assert np.abs(levels - both).max() < 1e-5
-    assert "could not write a recipe" not in host.server.console()
+    assert "could not write the provenance" not in host.server.console()
 
 
 def test_a_slider_that_nobody_moved_follows_the_models_file(host, photo):
