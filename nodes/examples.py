@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ..flowcore.images.files import read
 from .host.compat import io
 from .node import FlowNode, schema
 from .sockets import to_image
@@ -67,9 +66,8 @@ class FlowcoreExample(FlowNode):
 
 def _read(file: Path) -> Tensor:
     """Read a picture: (1, 4, H, W) in [0, 1]."""
-    with Image.open(file) as opened:
-        pixels = np.array(opened.convert("RGBA"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    pixels = read(file.read_bytes(), file.name).pixels
+    return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
 
 
 def _pan(picture: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
+from ..flowcore.images.files import read
 from ..flowcore.training.named_run import NamedRun, Record
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
 from ..flowcore.training.source_folder import folder_problem, training_files
@@ -218,9 +217,7 @@ def _picture(path: Path | None) -> Tensor:
     """Read a picture, (1, 3, H, W) in [0, 1]; a small black one if there is none."""
     if path is None or not path.exists():
         return torch.zeros(1, 3, 64, 64)
-    with Image.open(path) as opened:
-        pixels = np.array(opened.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    return read(path.read_bytes(), path.name).pixels[:, :3]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
