@@ -9,7 +9,7 @@ from test_color import CLOSE, COLOR, GRAY, SIDES, apart, known
 from test_recipe import posted
 
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
-from flowcore.tasks.hints import hints_from_strokes
+from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, parse_points
 
 SIZE = (SIDES["height"], SIDES["width"])
 COLORS = [
@@ -19,6 +19,8 @@ COLORS = [
 ]
 AMOUNTS = [{"amount": 0.75, "size": 0.3, "points": [[0.5, 0.5]]}, {"erase": True, "size": 0.1, "points": [[0.5, 0.5]]}]
 
+COLORED = {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5, "detail": 0.3, "hints": "paint.0"}
+
 
 def painting(strokes=COLORS, **values):
     return graph(
@@ -27,12 +29,11 @@ def painting(strokes=COLORS, **values):
 
 
 def test_painted_colors_are_the_hints_of_a_coloring(host, flows):
-    color = {"image": "image.0", "model": "model.0", "temperature": 1.0, "seed": 5, "detail": 0.3, "hints": "paint.0"}
     outputs = host.run(
         graph(
             painting(lock=True),
             model=("FlowcoreLoadModel", {"model_name": COLOR}),
-            color=("FlowcoreColorize", color),
+            color=("FlowcoreColorize", COLORED),
             report=("FlowcoreTestReport", {"image": "color.0"}),
         )
     )["outputs"]
@@ -51,16 +52,21 @@ def test_the_painted_picture_shows_the_strokes(host):
 
 
 def test_painted_hints_lie_over_others_and_nothing_painted_leaves_them(host, flows):
-    for strokes in (COLORS, []):
+    point = "24, 16, #20c040"
+    others = hints_from_points(parse_points(point), SIZE, radius=30)
+    coverage, rgb = paint_colors(parse_strokes(json.dumps(COLORS)), SIZE)
+    both = combine_hints(hints_from_strokes(rgb, coverage), others)
+    for strokes, hints in ((COLORS, both), ([], others)):
         workflow = graph(
             painting(strokes),
-            below=("FlowcoreColorHints", {"image": "image.0", "points": "24, 16, #20c040", "radius": 30}),
-            above=("FlowcoreColorHints", {"image": "image.0", "hints": "paint.0"}),
-            show=("PreviewAny", {"source": "above.0"}),
+            below=("FlowcoreColorHints", {"image": "image.0", "points": point, "radius": 30}),
+            model=("FlowcoreLoadModel", {"model_name": COLOR}),
+            color=("FlowcoreColorize", COLORED),
+            report=("FlowcoreTestReport", {"image": "color.0"}),
         )
         workflow["paint"]["inputs"]["hints"] = ["below", 0]
         outputs = host.run(workflow)["outputs"]
-        assert "hints cover 100 %" in outputs["above"]["text"][0]
+        assert apart(pixels(outputs["report"]), known(hints=hints)) < CLOSE
     assert "Nothing is painted yet" in outputs["paint"]["text"][0]
 
 
