@@ -91,8 +91,8 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
     links: list[list[Any]] = []
     tops: dict[int, int] = {}
     for key, node in api.items():
-        shown, values = slots(node, every[node["class_type"]])
-        height = 60 + 26 * sum(not slot.pop("advanced", False) for slot in shown) + TALLER.get(node["class_type"], 0)
+        shown, values, folded = slots(node, every[node["class_type"]])
+        height = 60 + 26 * (len(shown) - folded) + TALLER.get(node["class_type"], 0)
         top = tops.get(depth[key], 100)
         tops[depth[key]] = top + height + GAP + GROWS.get(node["class_type"], 0)
         ours = node["class_type"].startswith("Flowcore")
@@ -168,15 +168,17 @@ def titled(name: str, key: str, node: dict[str, Any], display_name: str) -> dict
     return {} if title == display_name else {"title": title}
 
 
-def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Build a node's inputs as the canvas shows them, and the values of its widgets in their order."""
+def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], int]:
+    """Build a node's inputs as the canvas has them and the values of its widgets in order, and count what is folded."""
     shown: list[dict[str, Any]] = []
     values: list[Any] = []
+    folded = 0
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
             properties = rest[0] if rest else {}
             label = "COMBO" if isinstance(kind, list) else kind
-            slot: dict[str, Any] = {"name": name, "type": label, "advanced": properties.get("advanced", False)}
+            slot: dict[str, Any] = {"name": name, "type": label}
+            folded += properties.get("advanced", False)
             if label in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
                 slot["widget"] = {"name": name}
                 value = node["inputs"][name]
@@ -187,7 +189,7 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
             if properties.get("image_upload"):
                 shown.append({"name": "upload", "type": "IMAGEUPLOAD", "widget": {"name": "upload"}, "link": None})
                 values.append("image")
-    return shown, values
+    return shown, values, folded
 
 
 def note(number: int, name: str) -> dict[str, Any]:

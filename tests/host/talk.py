@@ -132,6 +132,12 @@ def refusal(host: Host, workflow: dict[str, Any], *words: str) -> None:
         assert word in str(refused.value)
 
 
+def examples(host: Host) -> dict[str, list[str]]:
+    """Return the files of every picture of Flow Example, as the page gets them."""
+    info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
+    return info["input"]["required"]["picture"][1]["flowcore_files"]
+
+
 def options(info: dict[str, Any], name: str) -> list[Any]:
     """Return the options of an input, as either form of schema has them."""
     kind, properties = next((kind, properties) for label, kind, properties in inputs(info) if label == name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfyui
 import pytest
 import torch
-from talk import graph, options, picture, pixels, refusal
+from talk import examples, graph, options, picture, pixels, refusal
 
 from flowcore.tasks.harmonize import harmonize
 
@@ -33,7 +33,7 @@ SIZES = {
 def test_every_example_is_listed_with_files_that_the_host_serves(host):
     info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
     assert options(info, "picture") == [*SIZES]
-    files = info["input"]["required"]["picture"][1]["flowcore_files"]
+    files = examples(host)
     assert [*files] == [*SIZES]
     sources = (FILES / "pictures" / "SOURCES.tsv").read_text()
     for name in {name for names in files.values() for name in names}:
@@ -61,7 +61,7 @@ def test_examples_are_pictures(host, name):
     assert outputs["sizes"]["text"] == [str(SIZES[name][0])]
     assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
     (folder,) = outputs["folder"]["text"]
-    assert (comfyui.ROOT / "workflows").samefile(folder) or "pictures" in folder
+    assert (FILES / examples(host)[name][0]).parent.samefile(folder)
 
 
 def test_a_morph_goes_through_all_pictures_and_back(host, flows):

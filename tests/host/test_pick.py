@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 import urllib.parse
 
 import numpy as np
 import pytest
+from client import Events
 from PIL import Image
 from talk import graph, picture, refusal
 from test_choose import report, shows
@@ -41,33 +43,36 @@ def several(flows, kind, **more):
 
 
 def followed(host, workflow):
-    """Run a workflow; its outputs, and how often the node `node` has told its progress."""
-    moves = []
-
-    def heard(event):
-        if isinstance(event, dict) and event["type"] == "progress" and event["data"]["node"] == "node":
-            moves.append(event["data"]["value"])
-
-    return host.run(workflow, heard)["outputs"], len(moves)
+    """Run a workflow; its outputs, and how many previews came meanwhile: the host sends each of them."""
+    previews = 0
+    with Events(host.url, host.id) as events:  # before the run is queued, or the first may be missed
+        run = host.queue(workflow)
+        for event in events.until(time.monotonic() + 120):
+            if isinstance(event, bytes):
+                previews += event[:4] == b"\0\0\0\1"
+            elif event["type"] in ("execution_success", "execution_error"):
+                break
+    return host.wait(run)["outputs"], previews
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind):
-    every, moves = followed(host, several(flows, kind))
+    every, previews = followed(host, several(flows, kind))
     count = every["show"]["shape"][0]
     assert count > 2
-    assert moves > 0  # how many, the host decides: it sends no two moves in quick succession
+    made = count + (kind != "FlowcoreSample")  # the pictures, and before them what they are made of
+    assert previews == made
     rows = every["show"]["rows"]
     for number in (1, count):
-        one, moves = followed(host, several(flows, kind, pick=number))
+        one, previews = followed(host, several(flows, kind, pick=number))
         assert one["show"]["rows"] == [rows[number - 1]]
         assert one["node"]["flowcore_gallery"] == every["node"]["flowcore_gallery"]  # all stay to choose from
-        assert moves == 0
-    again, moves = followed(host, several(flows, kind, pick=0))
+        assert previews == 0
+    again, previews = followed(host, several(flows, kind, pick=0))
     assert again["show"]["rows"] == rows
-    assert moves == 0
-    _, moves = followed(host, several(flows, kind, pick=1, seed=6))
-    assert moves > 0
+    assert previews == 0
+    _, previews = followed(host, several(flows, kind, pick=1, seed=6))
+    assert previews == made
     refusal(host, several(flows, kind, pick=count + 1), f"pick is {count + 1}", f"1 to {count}")
 
 
@@ -139,7 +144,7 @@ def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host
 
 def test_freed_memory_is_free_of_pictures(host, flows):
     workflow = several(flows, "FlowcoreSample", seed=71)
-    assert followed(host, workflow)[1] > 0
+    assert followed(host, workflow)[1] == 3
     assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=1))[1] == 0
     host.forget()
-    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=2))[1] > 0
+    assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=2))[1] == 3

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from stories import canvas_file, on_canvas
-from talk import WORKFLOWS, inputs
+from talk import WORKFLOWS, examples, inputs
 
 STORIES = sorted(path.stem.split("_")[0] for path in WORKFLOWS.glob("*.json"))
 CONTROL = ("fixed", "increment", "decrement", "randomize")
@@ -203,8 +203,7 @@ crop = 32
 
 def with_photo(host, workflow, photo):
     """Give a workflow a small photograph in place of every single one; batches stay as they are."""
-    info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
-    files = info["input"]["required"]["picture"][1]["flowcore_files"]
+    files = examples(host)
     for node in workflow.values():
         kind, values = node["class_type"], node["inputs"]
         if kind == "FlowcoreExample" and values["picture"] == "small face":
