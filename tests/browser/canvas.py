@@ -44,6 +44,7 @@ class Canvas:
         self.page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, device_scale_factor=sharp)
         self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
+        self.opened = 0
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._heard)
         self.page.goto(server.url)
@@ -66,7 +67,10 @@ class Canvas:
         if "nodes" in workflow:
             self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         else:
-            self.page.evaluate("workflow => app.loadApiJson(workflow, 'story')", workflow)
+            self.opened += 1  # of one name, the frontend would take them for one workflow
+            self.page.evaluate(
+                "([workflow, name]) => app.loadApiJson(workflow, name)", [workflow, f"story {self.opened}"]
+            )
         # A run belongs to the workflow that is open then, which the frontend notices somewhat later.
         self.page.wait_for_function(
             "() => app.extensionManager.workflow.activeWorkflow"
