@@ -13,16 +13,20 @@ from ..condition import Condition
 from ..dequantization import Uniform, VariationalDequantizer, dequantize, quantization, round_to_integers
 from ..errors import FlowError
 from ..flow import Flow
-from ..images.color import NEUTRAL
+from ..images.color import NEUTRAL, luma
 from ..images.resize import shrink
 from ..images.rounding import as_stored
 from ..likelihood import bits_per_dim, log_prob, log_weight
 from ..networks import LumaEncoder, RRDBEncoder
 from ..networks.luma import CHROMA_UNIT, split_source
+from ..prior import sample_latents
+from ..quality.metrics import deviation_from_median
 from ..transforms import Probes, path_costs
 from .recipe import Stage
 
 ROULETTE = 2.0  # mean number of terms, beside those that are always there
+SPECK_TEMPERATURE = 0.9  # of the samples whose specks are punished
+SPECK_REACH, SPECK_MARGIN = 2, 0.03  # pixels around, and luma above, what the image itself deviates from its median
 
 
 class AbsoluteError(nn.Module):
@@ -129,9 +133,10 @@ class Likelihood(nn.Module):
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
     purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
     mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
-    ``calm_error`` is added; with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see
-    ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per image;
-    as a series, of ``series_terms`` terms and a number drawn from Poisson(2), with Neumann's gradient; with None of 20.
+    ``calm_error`` is added; with ``speck_weight``, that times ``speck_error`` of a sample at temperature 0.9; with
+    ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed over its
+    ODEs. A log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms``
+    terms and a number drawn from Poisson(2), with Neumann's gradient; with None of 20.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """
@@ -144,6 +149,7 @@ class Likelihood(nn.Module):
         *,
         balanced: bool = False,
         calm_weight: float = 0.0,
+        speck_weight: float = 0.0,
         series_terms: int | None = None,
         kinetic_weight: float = 0.0,
         jacobian_weight: float = 0.0,
@@ -152,6 +158,7 @@ class Likelihood(nn.Module):
         self.flow = flow
         self.balanced = balanced
         self.calm_weight = calm_weight
+        self.speck_weight = speck_weight
         self.series_terms = series_terms
         self.path_weights = kinetic_weight, jacobian_weight
         self.encoder_frozen = False
@@ -160,10 +167,14 @@ class Likelihood(nn.Module):
         """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer.
 
         With a flow that takes probes, a row per image of that noise, of the probes, and of how many terms more every
-        series has, which is the same in all rows.
+        series has, which is the same in all rows. With ``speck_weight``, a row per image of the noise and of latents.
         """
         dequantizer = None if self.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
+        if self.speck_weight:
+            shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
+            latents = sample_latents(shapes, shape[0], SPECK_TEMPERATURE, seed, anchored=self.flow.anchored)
+            return torch.cat([t.flatten(1) for t in (noise, *latents)], dim=1)
         if not self.flow.estimated:
             return noise
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
@@ -176,20 +187,27 @@ class Likelihood(nn.Module):
         flow = self.flow
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
-        if flow.estimated:
+        latents: list[Tensor] = []
+        if self.speck_weight:
+            noise, *latents = _split_rows(noise, [tuple(x.shape[1:]), *flow.latent_shapes(*x.shape[2:])])
+        elif flow.estimated:
             noise, cond = self._with_probes(x, noise)
         with path_costs(flow) if any(self.path_weights) else nullcontext(list[Tensor]()) as costs:
             loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
         if costs:
             kinetic, jacobian = torch.stack(costs).sum(0).mean(1)
             loss = loss + self.path_weights[0] * kinetic + self.path_weights[1] * jacobian
-        return loss + self.calm_weight * calm_error(flow, x, cond) if self.calm_weight else loss
+        if self.calm_weight:
+            loss = loss + self.calm_weight * calm_error(flow, x, cond)
+        if self.speck_weight:
+            loss = loss + self.speck_weight * speck_error(flow, x, cond, latents)
+        return loss
 
     def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
         """Take the rows of ``noise`` apart."""
         shapes = [tuple(x.shape[1:]), *self.flow.probe_shapes(*x.shape[2:])]
-        *parts, more = rows.split([*(math.prod(shape) for shape in shapes), len(shapes) - 1], dim=1)
-        noise, *vectors = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
+        rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
+        noise, *vectors = _split_rows(rows, shapes)
         coefficients = self.flow.probe_coefficients()
         if self.series_terms is not None:
             exact = (1.0,) * self.series_terms
@@ -214,6 +232,7 @@ def make_objective(flow: Flow, stage: Stage) -> Objective:
         flow,
         balanced=stage.balanced,
         calm_weight=stage.calm_weight,
+        speck_weight=stage.speck_weight,
         series_terms=stage.series_terms or None,
         kinetic_weight=stage.kinetic_weight,
         jacobian_weight=stage.jacobian_weight,
@@ -272,6 +291,28 @@ def calm_error(flow: Flow, x: Tensor, cond: Condition | None) -> Tensor:
     return torch.stack(errors).mean()
 
 
+def speck_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:
+    """Mean excess of isolated bright or dark pixels in samples: the powder that likelihood alone does not punish.
+
+    What the luma of a sample deviates from the median of its 3x3 neighborhood, beyond 0.03 more than the image itself
+    deviates anywhere within 2 pixels: so texture that is there may be drawn anew.
+
+    Args:
+        flow: An upscaler.
+        x: The images, ``(B, 3, H, W)`` in [0, 1].
+        cond: Their condition.
+        latents: Those of the sample.
+
+    Returns:
+        In units of luma, a scalar.
+
+    Source: ours; see docs/decisions/0016. ``quality.false_specks`` counts the worst of these pixels.
+    """
+    sample = flow.inverse(latents, cond)
+    allowed = F.max_pool2d(deviation_from_median(luma(x)), 2 * SPECK_REACH + 1, stride=1, padding=SPECK_REACH)
+    return (deviation_from_median(luma(sample)) - allowed - SPECK_MARGIN).clamp_min(0).mean()
+
+
 @torch.no_grad()
 def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> None:
     """Set a flow's data-dependent parameters from one large batch of images in [0, 1] on the flow's device."""
@@ -313,6 +354,12 @@ def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tenso
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
+
+
+def _split_rows(rows: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Take rows of flattened tensors apart: ``(B, *shape)`` each."""
+    parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _variational(flow: Flow) -> VariationalDequantizer | None:

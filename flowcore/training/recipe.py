@@ -84,6 +84,7 @@ class Stage:
         lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
             "l1"), or of the model's own small picture (objective "rescale").
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
+        speck_weight: Of the false specks in an upscaler's samples (objective "likelihood"); see ``speck_error``.
         series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
             "likelihood"); as many more are drawn from Poisson(2), weighted so that nothing is left out on average.
         kinetic_weight: Of the mean squared speed along the paths of an FFJORD (objective "likelihood").
@@ -111,6 +112,7 @@ class Stage:
     backbone_rate: float = 0.1
     lr_consistency: float = 0.0
     calm_weight: float = 0.0
+    speck_weight: float = 0.0
     series_terms: int = 2
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
@@ -262,6 +264,11 @@ def parse_recipe(text: str) -> Recipe:
         if stage.crop % multiple:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
+            )
+        if stage.speck_weight and recipe.scale == 1:
+            raise FlowError(
+                f"Recipe key stages[{k}].speck_weight is about the samples of upscalers; a {recipe.architecture} model "
+                f"is none. Set it to 0; got {stage.speck_weight}."
             )
     names = [stage.name for stage in recipe.stages]
     for name in recipe.start_stages:
