@@ -102,11 +102,12 @@ def main() -> None:
         f"| style | {' | '.join(classifiers)} | right direction | distance, of another person's | nearest to itself |",
         f"|---|{'---|' * len(classifiers)}---|---|---|",
     ]
-    columns, labels = [subjects[:SHOWN]], list[str]()
+    shown = range(0, len(subjects), -(-len(subjects) // SHOWN))
+    columns, labels = [subjects[shown]], list[str]()
     for name, one in classifiers.items():
         for strength in (-options.strength, options.strength):
             moved = quantize(flow, flowcore.decode(flow, apply_style(flow, latents, {name: strength})))
-            columns.append(moved[:SHOWN])
+            columns.append(moved[shown])
             labels.append(f"{name} {strength:+g}")
             after = (features(moved) - mean) / deviation
             changes = {other: (each(after) - each(seen)) / spread[other] for other, each in classifiers.items()}
@@ -122,7 +123,7 @@ def main() -> None:
     sys.stdout.write("\n".join(lines) + "\n")
     if options.sheet is not None:
         images = torch.stack(columns, 1).flatten(0, 1)
-        stems = [path.stem for path in held.paths[:SHOWN]]
+        stems = [path.stem for path in (held.paths[k] for k in shown)]
         options.sheet.write_bytes(encode(contact_sheet(images, stems, ["as it is", *labels])))
 
 

@@ -38,7 +38,8 @@ def add_styles(command: argparse.ArgumentParser) -> None:
     text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
     option("--data", type=Path, required=True, help=text)
     option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
-    text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table (default: smile, age and gender of faces)"
+    text = "NAME=COLUMN, NAME=-COLUMN or NAME=COLUMN:WORD/WORD of that table, and *GAIN to make it stronger "
+    text += "(default: smile, age and gender of faces)"
     option("--attribute", action="append", metavar="ATTRIBUTE", help=text)
     text = "file of the names of images to leave out, one a line (default: those that no shipped recipe trains on)"
     option("--held-out", default="standard", metavar="FILE", help=text)

@@ -14,7 +14,6 @@ from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.tasks.directions import apply_style
 from flowcore.training.attributes import (
-    FACES,
     measure_attributes,
     parse_attribute,
     read_attribute_table,
@@ -22,6 +21,8 @@ from flowcore.training.attributes import (
 )
 
 from .portraits import BOTTOM, HEADER, SIDE, TOP, write_portraits
+
+PLAIN = ("smile=lips_parted", "age=-birth_year", "gender=gender:F/M")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def table(folder, *texts, **options):
-    return read_attribute_table(folder / "attributes.tsv", [parse_attribute(t) for t in texts or FACES], **options)
+    return read_attribute_table(folder / "attributes.tsv", [parse_attribute(t) for t in texts or PLAIN], **options)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -57,7 +58,9 @@ def test_a_table_is_read_with_its_gaps(folder):
     assert [path.name for path in kept.paths] == ["member-1.png"]
 
 
-@pytest.mark.parametrize("text", ["smile", "=lips", "smile=", "a=b:c", "a=b:c/", "a=-b:c/d", ""])
+@pytest.mark.parametrize(
+    "text", ["smile", "=lips", "smile=", "a=b:c", "a=b:c/", "a=-b:c/d", "a=b*", "a=b*-2", "a=b*c", ""]
+)
 def test_what_is_no_attribute_is_refused(text):
     with pytest.raises(FlowError, match="smile=lips_parted"):
         parse_attribute(text)
@@ -133,6 +136,21 @@ def test_what_the_images_do_not_show_is_shrunk_away(styled):
     before = float(lines[2].split(" of ")[1].split()[0])
     assert lines[2].startswith("gender: 128 images")
     assert length["gender"] < 0.6 * before
+
+
+def test_a_style_stays_where_its_attribute_is(styled):
+    flow, _ = styled
+    for name, shown, other in (("smile", BOTTOM, TOP), ("age", TOP, BOTTOM)):
+        finest = flow.styles[name][0][0].square().mean((0, 2)).repeat_interleave(2)  # by row of the image
+        assert float(finest[other].mean()) < 0.004 * float(finest[shown].mean()), name  # unshrunk: 0.008 of age
+
+
+def test_a_gain_lengthens_a_style(glow, folder):
+    texts = "smile=lips_parted*1.5", "age=-birth_year", "gender=gender:F/M*3"
+    gained, plain = (measure_attributes(glow, table(folder, *words)).styles for words in (texts, PLAIN))
+    for name, gain in (("smile", 1.5), ("age", 1), ("gender", 3)):
+        for a, b in zip(gained[name], plain[name], strict=True):
+            torch.testing.assert_close(a, gain * b)
 
 
 def test_mirrored_images_count_the_same(glow, folder):
