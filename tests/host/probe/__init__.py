@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 PHOTO = Path(__file__).resolve().parents[3] / "workflows" / "photo.png"
 
@@ -264,6 +264,70 @@ class TestSmallMemory:
         return (model,)
 
 
+class TestTiledRedraw:
+    """What Ultimate SD Upscale does with an upscale model, without its diffusion.
+
+    The image is enlarged by the host's own upscaler, at once. Then tile after tile is cut out with some padding, drawn
+    anew, and pasted over what is there through a blurred mask. What draws anew is the same model: it enlarges the tile
+    again after it was shrunk.
+    """
+
+    RETURN_TYPES = ("IMAGE", "IMAGE")
+    RETURN_NAMES = ("redrawn", "enlarged")
+    FUNCTION = "run"
+    CATEGORY = "flowcore tests"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        numbers = {"tile": 512, "padding": 32, "blur": 8}
+        return {
+            "required": {"upscale_model": ("UPSCALE_MODEL",), "image": ("IMAGE",), "order": (["linear", "chess"],)}
+            | {name: ("INT", {"default": value}) for name, value in numbers.items()}
+        }
+
+    def run(self, upscale_model, image, order, tile, padding, blur):
+        enlarged = _enlarge(upscale_model, _to_pil(image))
+        picture = enlarged.copy()
+        handed = []  # pixels
+        watch = upscale_model.model.register_forward_pre_hook(lambda _, given: handed.append(given[0][0, 0].numel()))
+        rows, columns = -(-picture.height // tile), -(-picture.width // tile)
+        tiles = [(row, column) for row in range(rows) for column in range(columns)]
+        if order == "chess":
+            tiles.sort(key=lambda place: sum(place) % 2)
+        for row, column in tiles:
+            box = (column * tile, row * tile, (column + 1) * tile, (row + 1) * tile)
+            mask = Image.new("L", picture.size)
+            mask.paste(255, box)
+            crop = (
+                max(0, box[0] - padding),
+                max(0, box[1] - padding),
+                min(picture.width, box[2] + padding),
+                min(picture.height, box[3] + padding),
+            )
+            old = picture.crop(crop)
+            small = old.resize([max(1, side // upscale_model.scale) for side in old.size], Image.Resampling.BOX)
+            new = _enlarge(upscale_model, small).resize(old.size, Image.Resampling.LANCZOS)
+            picture.paste(new, crop[:2], mask.filter(ImageFilter.GaussianBlur(blur)).crop(crop))
+        watch.remove()
+        return {"ui": {"largest": [max(handed)]}, "result": (_to_image(picture), _to_image(enlarged))}
+
+
+def _enlarge(upscale_model, picture):
+    from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+
+    made = ImageUpscaleWithModel().upscale(upscale_model, _to_image(picture))
+    return _to_pil(made[0])
+
+
+def _to_image(picture):
+    return torch.from_numpy(np.array(picture))[None] / 255
+
+
+def _to_pil(image):
+    return Image.fromarray((image[0].clamp(0, 1) * 255).round().byte().numpy())
+
+
 NODE_CLASS_MAPPINGS = {
     "FlowcoreTestImage": TestImage,
     "FlowcoreTestImages": TestImages,
@@ -275,4 +339,5 @@ NODE_CLASS_MAPPINGS = {
     "FlowcoreTestStore": TestStore,
     "FlowcoreTestDigest": TestDigest,
     "FlowcoreTestObjects": TestObjects,
+    "FlowcoreTestTiledRedraw": TestTiledRedraw,
 }
