@@ -19,7 +19,7 @@ from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
-from .host.ui import Progress, gallery
+from .host.ui import Progress, gallery, of_image
 from .node import FlowNode, schema
 from .picking import HIDDEN, PickingNode
 from .recording import PROVENANCE_LOG
@@ -254,13 +254,13 @@ class FlowcoreBestOf(PickingNode):
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]
         unit = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}[by]
-        seeds = PROVENANCE_LOG.seeds(images)
-        names = [f"image {k}" if seeds[k] is None else f"seed {seeds[k]}" for k in numbers]
-        lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
-        facts: list[dict[str, Any]] = [
-            ({"image": k} if seeds[k] is None else {"seed": seeds[k]}) | {"score": f"{value:.4g}"}
-            for k, value in zip(numbers, values, strict=True)
+        seeds, each = PROVENANCE_LOG.seeds(images), order.shape[1]
+        known = [
+            {"image": k} if seeds[k] is None else {"seed": seeds[k], **of_image(k, each, len(pixels))} for k in numbers
         ]
+        names = [", ".join(f"{fact} {number}" for fact, number in sorted(found.items())) for found in known]
+        lines = [f"{name}: {value:.4g} {unit}" for name, value in zip(names, values, strict=True)]
+        facts = [{**found, "score": f"{value:.4g}"} for found, value in zip(known, values, strict=True)]
         shown = gallery(pixels[numbers], facts, notes, cls.hidden.extra_pnginfo, small)
         return io.NodeOutput(
             to_image(pixels[numbers]),

@@ -24,7 +24,7 @@ from . import widgets
 from .host.compat import curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, gallery, seeds_in_turn
+from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
 from .node import FlowNode, schema
 from .picking import HIDDEN, PickingNode
 from .recording import RecordingNode
@@ -270,7 +270,13 @@ class FlowcoreTemperatureGrid(PickingNode):
             for table in pictures.unflatten(0, (len(pixels), len(taus), seeds))
         ]
         each = [(tau, k) for tau in taus for k in drawn] * len(pixels)
-        facts = [{"seed": k, "temperature": tau, "rows": seeds} for tau, k in each]
+        count = len(taus) * seeds
+        # A table is shown of one image; of several it would be too wide.
+        shape = {"rows": seeds} if len(pixels) == 1 else {}
+        facts = [
+            {"seed": k, "temperature": tau, **shape, **of_image(place, count, len(each))}
+            for place, (tau, k) in enumerate(each)
+        ]
         return io.NodeOutput(
             to_image(torch.stack(sheets)),
             to_image(pictures),

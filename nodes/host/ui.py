@@ -136,7 +136,18 @@ def gallery(
 
 def seeds_in_turn(seed: int, samples: int, count: int) -> list[dict[str, Any]]:
     """Return the `facts` of pictures whose seeds count up from the first and start again for every image."""
-    return [{"seed": (seed + k % samples) % 2**64} for k in range(count)]
+    return [{"seed": (seed + k % samples) % 2**64, **of_image(k, samples, count)} for k in range(count)]
+
+
+def of_image(place: int, each: int, count: int) -> dict[str, int]:
+    """Return the fact that tells pictures of several images apart: the number of the image, counted from 0.
+
+    Args:
+        place: Of the picture.
+        each: Pictures of every image.
+        count: Of all pictures.
+    """
+    return {"image": place // each} if count > each else {}
 
 
 def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ const SMALL = 96; // pixels
 const STAGE = [150, 420]; // pixels of height that the viewer asks for
 const MOST = 280; // pixels of height that the thumbnails ask for; the rest scrolls
 const NARROW = 72; // pixels of a thumbnail
+const SHOWN = 64; // pictures of a run; the host sends no more
 
 const LOOK = document.createElement("style"); // GAP is in it
 LOOK.textContent = `
@@ -108,14 +109,17 @@ async function show(node, pictures) {
 
 /** What a picture is called in a sentence. */
 async function name({ seed, temperature, image, score }) {
-  const key = temperature !== undefined ? "cell" : seed !== undefined ? "seed" : "image";
-  const text = await say(key, { seed, temperature, image });
-  return score === undefined ? text : `${text} · ${score}`;
+  const parts = [
+    image !== undefined && say("image", { image }),
+    seed !== undefined && say(temperature !== undefined ? "cell" : "seed", { seed, temperature }),
+    score,
+  ];
+  return (await Promise.all(parts.filter(Boolean))).join(" · ");
 }
 
 /** What stands on its thumbnail. */
 function caption({ seed, temperature, image, score }) {
-  return [temperature, seed ?? image, score].filter((part) => part !== undefined).join(" · ");
+  return [image, temperature, seed, score].filter((part) => part !== undefined).join(" · ");
 }
 
 function hang(node) {
@@ -211,6 +215,7 @@ function preview(node, blob, first) {
   const begins = first && node.inputs.some((input) => input.type === "IMAGE");
   gallery.made ??= [];
   working.add(gallery);
+  if (!begins && gallery.made.length >= SHOWN) return; // as many as are there afterwards
   const url = URL.createObjectURL(blob);
   if (begins) {
     gallery.source = url;
@@ -224,11 +229,12 @@ function preview(node, blob, first) {
   }
   arrange(gallery);
   const shown = gallery.made.length ? gallery.made : [url];
+  const samples = widgetOf(node, "samples")?.value ?? SHOWN; // the source is that of the first image
   gallery.viewer.show(
     shown.map((each, k) => ({
       name: gallery.made.length ? String(k + 1) : "…",
       url: each,
-      source: gallery.source,
+      source: k < samples ? gallery.source : undefined,
       sourceName: "…",
     })),
     shown.length - 1,
