@@ -88,12 +88,18 @@ def test_blueprints_open_and_all_of_their_nodes_are_known(canvases, vue):
     assert canvas.complaints == []
 
 
-def upscaling(control="randomize"):
-    """The shipped story with a small model's worth of work."""
-    workflow = story("upscale")
+def of_small_photo(name):
+    """A shipped story of a photograph, with a small one."""
+    workflow = story(name)
     (photo,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreExample"]
     del photo["outputs"][2]
     photo |= {"type": "LoadImage", "inputs": [], "widgets_values": ["example.png", "image"]}
+    return workflow
+
+
+def upscaling(control="randomize"):
+    """The shipped story with a small model's worth of work."""
+    workflow = of_small_photo("upscale")
     (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
     node["widgets_values"][:4] = [0.8, 40, control, 4]
     return workflow
@@ -161,6 +167,36 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     page.wait_for_selector(".flowcore-gallery button[data-seed='42'][aria-pressed='true']")
     page.locator(".flowcore-gallery button").nth(2).click()  # a second click: all go on
     assert canvas.value("FlowcoreUpscale", "pick") == 0
+    assert canvas.complaints == []
+
+
+def test_a_story_is_an_app_with_its_brush(canvases):
+    canvas = canvases(vue=True)
+    workflow = of_small_photo("strokes")
+    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreColorize"]
+    node["widgets_values"][1:4] = [21, "fixed", 1]
+    canvas.open(workflow)
+    page, command = canvas.page, "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    page.evaluate(command)
+    board = page.locator(".flowcore-brush-board:visible")
+    page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+    for words in ("Paint", "temperature", "seed", "samples"):
+        assert page.get_by_text(words, exact=True).locator("visible=true").count() == 1, words
+    before = len(json.loads(canvas.value("FlowcorePaintHints", "painting")))
+    box = board.bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+    page.mouse.up()
+    assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == before + 1
+    canvas.run()
+    shown = "() => [...document.images].some(i => i.src.includes('filename=strokes') && i.naturalWidth == 72)"
+    page.wait_for_function(shown)
+    canvas.shot("app")
+    page.evaluate(command)  # and back: the brush is on its node again
+    canvas.look_at("FlowcorePaintHints", scale=1.2)
+    assert board.count() == 1
+    assert len(json.loads(canvas.value("FlowcorePaintHints", "painting"))) == before + 1
     assert canvas.complaints == []
 
 

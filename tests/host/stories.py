@@ -47,6 +47,27 @@ TITLES = {
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
 NAMED = {"palette-transfer": {"photo": "monochrome", "reference": "colors"}}
+# What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
+APP: dict[str, dict[str, tuple[str, ...]]] = {
+    "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+    "painted": {"paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
+    "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
+    "best-of": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples"), "best": ("by", "keep")},
+    "colourings": {"photo": ("picture",), "color": ("temperature", "seed", "samples")},
+    "strokes": {"paint": ("flowcore_brush",), "color": ("temperature", "seed", "samples")},
+    "palette-transfer": {"photo": ("picture",), "reference": ("picture",), "color": ("seed",)},
+    "clip": {"film": ("picture",), "color": ("temperature", "seed", "carry")},
+    "morph": {"photos": ("picture",), "morph": ("frames", "mode")},
+    "temperatures": {"grid": ("temperatures", "seed", "seeds")},
+    "digits": {"sample": ("labels", "temperature", "seed"), "style": ("bold", "wide", "slanted", "messy")},
+    "handwriting": {"sample": ("labels", "temperature", "seed"), "decode": ("labels",)},
+    "rank": {"photos": ("picture",), "score": ("seed",)},
+    "retouched": {"photos": ("picture",), "score": ("seed",)},
+    "content-transfer": {"photo": ("picture",), "harmonize": ("strength", "per")},
+    "latent-normalisation": {"photo": ("picture",), "harmonize": ("strength", "per")},
+    "train": {"photos": ("picture",), "train": ("name", "minutes"), "sample": ("temperature", "seed", "samples")},
+    "faces": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
 WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
 
@@ -142,8 +163,19 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
         "links": links,
         "groups": [],
         "config": {},
-        "extra": {},
+        "extra": {"linearData": app(name, api, numbers, every)},
         "version": 0.4,
+    }
+
+
+def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str, Any]) -> dict[str, Any]:
+    """Say what App mode shows of a story: pairs of a node and a widget, and the nodes whose pictures are the result."""
+    pictures = [
+        key for key, node in api.items() if every[node["class_type"]]["output_node"] and "images" in node["inputs"]
+    ]
+    return {
+        "inputs": [[numbers[key], widget] for key, widgets in APP[name].items() for widget in widgets],
+        "outputs": [numbers[key] for key in pictures],
     }
 
 

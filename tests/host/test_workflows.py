@@ -106,6 +106,19 @@ def check_values(node_type, valued):
             assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), place
 
 
+def test_app_mode_asks_for_widgets_that_are_there(host, story):
+    every = host.get_json("/object_info")
+    nodes = {node["id"]: node for node in story["nodes"]}
+    data = story["extra"]["linearData"]
+    assert data["inputs"]
+    for number, widget in data["inputs"]:
+        slots = {slot["name"]: slot for slot in nodes[number]["inputs"]}
+        brush = widget == "flowcore_brush" and "painting" in slots
+        assert brush or (slots[widget].get("widget") and slots[widget]["link"] is None), widget
+    saving = [number for number, node in nodes.items() if "images" in [slot["name"] for slot in node["inputs"]]]
+    assert data["outputs"] == [number for number in saving if every[nodes[number]["type"]]["output_node"]] != []
+
+
 def test_values_line_up_with_the_live_schema(host, story, folder_of_photos):
     every = host.get_json("/object_info")
     for node in story["nodes"]:

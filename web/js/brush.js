@@ -100,6 +100,7 @@ class Brush {
     painting.hidden = painting.options.hidden = true;
     this.build();
     const widget = addElement(node, "flowcore_brush", this.frame, () => HEIGHT, LOOK);
+    say("painting").then((text) => (widget.label = text)); // in App mode, which has no node around it
     widget.onRemove = () => this.watch.disconnect();
     if (node.size[0] < WIDE) node.setSize([WIDE, Math.max(node.size[1], node.computeSize()[1])]);
     this.follow();
