@@ -6,6 +6,8 @@ PORT ?= 8188
 WORKERS ?= 2
 # What to install of torch; the workflows name the oldest versions here.
 TORCH ?= torch torchvision
+# COMFYUI_FRONTEND=1.58.1 takes that version of the frontend for `make serve` and `make browser`.
+FRONTEND := .hosts/.frontend$(addprefix -,$(COMFYUI_FRONTEND))
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY := $(BIN)/python
 # The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
@@ -43,7 +45,7 @@ hosts: .hosts/.prepared
 	@$(PY) tests/host/comfyui.py prepare
 	@touch $@
 
-.hosts/.frontend: .hosts/.prepared
+$(FRONTEND): .hosts/.prepared
 	@$(PY) tests/host/comfyui.py prepare --frontend
 	@touch $@
 
@@ -52,7 +54,7 @@ hosts: .hosts/.prepared
 demo: .hosts/.prepared
 	@$(PY) tests/host/demo.py
 
-serve: .hosts/.frontend
+serve: $(FRONTEND)
 	@$(PY) tests/host/comfyui.py serve --port $(PORT)
 
 workflows: .hosts/.prepared
@@ -85,7 +87,7 @@ test: check
 	@touch $@
 
 # Also a part of `tests`, where this has been run once and Chromium is there; skipped elsewhere.
-browser: .hosts/.frontend .venv/.browser
+browser: $(FRONTEND) .venv/.browser
 	$(BIN)/pytest tests/browser $(PYTEST)
 
 # -s: latency, throughput and memory are printed, not asserted.

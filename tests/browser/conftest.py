@@ -28,7 +28,7 @@ def served(tmp_path_factory):
         pytest.skip("the browser's driver is missing: `make browser` installs it")
     if not find_browser():
         pytest.skip("no Chromium: install it (Debian: apt-get install chromium), or set CHROME_PATH")
-    if not importlib.util.find_spec("comfyui_frontend_package"):
+    if not comfyui.has_frontend():
         pytest.skip("the frontend has not been fetched: `make browser` or `make serve` does it")
     base = tmp_path_factory.mktemp("canvas")
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((60, 50, 132, 98))

@@ -3,6 +3,8 @@
 python tests/host/comfyui.py prepare              fetch both hosts and install what they import
 python tests/host/comfyui.py prepare --frontend   the same, with the real frontend
 python tests/host/comfyui.py serve [--port 8188]  run the newer host with the real frontend and this pack
+
+COMFYUI_FRONTEND=1.58.1 takes that version of the frontend instead of the one that the newer host asks for.
 """
 
 from __future__ import annotations
@@ -107,6 +109,18 @@ def version(tree: Path) -> str:
     return re.findall(r'__version__ = "(.+?)"', (tree / "comfyui_version.py").read_text())[0]
 
 
+def frontend_root() -> Path | None:
+    """Return the folder of the frontend that COMFYUI_FRONTEND names; None for the one that the host asks for."""
+    wanted = os.environ.get("COMFYUI_FRONTEND")
+    return HOSTS / f"frontend-{wanted}" if wanted else None
+
+
+def has_frontend() -> bool:
+    """Say whether the frontend has been fetched."""
+    root = frontend_root()
+    return (root / "index.html").is_file() if root else bool(importlib.util.find_spec("comfyui_frontend_package"))
+
+
 def prepare(*, frontend: bool = False) -> None:
     """Fetch both hosts, generate the audio stub and install what the hosts import; quick when all is there."""
     for source in SOURCES:
@@ -117,7 +131,10 @@ def prepare(*, frontend: bool = False) -> None:
         (package / f"{module}.py").touch()
     (package / "__init__.py").write_text("from . import functional, transforms\n")
     wanted = _requirements(*(HOSTS / f"ComfyUI-{source.version}" / "requirements.txt" for source in SOURCES))
-    if frontend:
+    named = frontend_root()
+    if frontend and named:
+        _fetch_frontend(named)
+    elif frontend:
         text = (HOSTS / f"ComfyUI-{SOURCES[0].version}" / "requirements.txt").read_text()
         wanted += re.findall(r"^comfyui-frontend-package.*$", text, re.MULTILINE)
     _pip("install", *wanted)
@@ -136,16 +153,30 @@ def _fetch(source: Source) -> None:
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         if digest != source.sha256:
             raise HostError(f"{archive.name} has sha256 {digest}, expected {source.sha256}: not unpacking it.")
-        # Unpack beside the target and rename, so that an interrupted run leaves nothing that looks complete.
-        unpacked = HOSTS / f"ComfyUI-{source.version}.part"
-        shutil.rmtree(unpacked, ignore_errors=True)
-        for name, data in _members(archive):
-            if name.startswith(source.prefix) and ".." not in Path(name).parts:
-                path = unpacked / name[len(source.prefix) :]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-    # One carrier adds its own model folders here; a clean checkout has no such file.
-    (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
+        # One carrier adds its own model folders here; a clean checkout has no such file.
+        _unpack(archive, source.prefix, target, without="extra_model_paths.yaml")
+
+
+def _fetch_frontend(target: Path) -> None:
+    if (target / "index.html").is_file():
+        return
+    requirement = f"comfyui-frontend-package=={target.name.removeprefix('frontend-')}"
+    with tempfile.TemporaryDirectory(prefix="flowcore-frontend-") as folder:
+        print(f"fetching {requirement}", flush=True)  # noqa: T201
+        _pip("download", "--no-deps", "--dest", folder, requirement)
+        (archive,) = Path(folder).iterdir()
+        _unpack(archive, "comfyui_frontend_package/static/", target)
+
+
+def _unpack(archive: Path, prefix: str, target: Path, *, without: str = "") -> None:
+    # Beside the target, then renamed, so that an interrupted run leaves nothing that looks complete.
+    unpacked = target.with_name(f"{target.name}.part")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    for name, data in _members(archive):
+        if name.startswith(prefix) and ".." not in Path(name).parts and name != prefix + without:
+            path = unpacked / name[len(prefix) :]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     shutil.rmtree(target, ignore_errors=True)
     unpacked.rename(target)
 
@@ -228,7 +259,7 @@ def running(
         comfyui: The tree that holds main.py.
         base: Base directory of the server, made when it does not exist.
         port: Loopback port; 0 takes a free one.
-        frontend: Serve the installed frontend; otherwise an empty page.
+        frontend: Serve the installed frontend, or that of COMFYUI_FRONTEND; otherwise an empty page.
         name: Name of the folder in which this pack is installed.
         packs: Other node packs to install beside ours.
         flags: More arguments for main.py.
@@ -249,9 +280,11 @@ def running(
     command = [sys.executable, "-c", BOOT, "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--extra-model-paths-config", str(extra)]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    page = frontend_root() if frontend else base / "page"
     if not frontend:
         (base / "page" / "index.html").write_text("<!doctype html><title>headless</title>\n")
-        command += ["--front-end-root", str(base / "page")]
+    if page:
+        command += ["--front-end-root", str(page)]
     has_gpu = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
     if "--cpu" not in flags and not has_gpu:
         command.append("--cpu")
