@@ -2,7 +2,7 @@
 // the widget `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
 import { addElement, after, label, say, set, widgetOf } from "./canvas.js";
-import { addressOf, pictureAt } from "./picture.js";
+import { addressOf, originOf, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 import { draw, format, heat, parse, simplified } from "./strokes.js";
 
@@ -97,6 +97,7 @@ class Brush {
     this.amount = 1;
     this.strokes = parse(painting.value);
     this.past = []; // earlier states, for undo
+    this.heeded = new WeakSet(); // widgets
     painting.hidden = painting.options.hidden = true;
     this.build();
     const widget = addElement(node, "flowcore_brush", this.frame, () => HEIGHT, LOOK);
@@ -190,8 +191,7 @@ class Brush {
   follow() {
     after(this.painting, "callback", () => this.read());
     for (const event of ["onConfigure", "onConnectionsChange"]) after(this.node, event, () => setTimeout(() => this.read()));
-    // There is no event of Load Image for another picture.
-    this.board.addEventListener("pointerenter", () => this.read());
+    this.board.addEventListener("pointerenter", () => this.read()); // there is no event for a picture from elsewhere
     setTimeout(() => this.read(), 50);
   }
 
@@ -201,8 +201,17 @@ class Brush {
       this.past = [];
       this.undone = [];
     }
+    this.heed(originOf(this.node, "image"));
     this.show(pictureAt(this.node, "image") ?? this.last);
     this.look();
+  }
+
+  /** Follow Load Image to another picture, as one is chosen or dropped there. */
+  heed(origin) {
+    const choice = origin && widgetOf(origin, "image");
+    if (!choice || this.heeded.has(choice)) return;
+    this.heeded.add(choice);
+    after(choice, "callback", () => setTimeout(() => this.node.graph && this.read()));
   }
 
   ran(output) {
