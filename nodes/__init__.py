@@ -17,6 +17,8 @@ from . import (
     upscaling,
 )
 from .host.compat import Extension, Replacement, on_prompt
+from .host.routes import post
+from .live import LIVE, ROUTE
 from .node import FlowNode
 from .recording import PROVENANCE_LOG, RecordingNode
 from .upscaling import register_srflow
@@ -49,4 +51,5 @@ def extension() -> Extension:
     """Return what the host asks for: our nodes, and the hooks that run once at its start."""
     recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
-    return Extension(NODES, REPLACEMENTS, [register_srflow, lambda: on_prompt(read_prompt)])
+    on_start = [register_srflow, lambda: on_prompt(read_prompt), lambda: post(ROUTE, LIVE.prepare)]
+    return Extension(NODES, REPLACEMENTS, on_start)

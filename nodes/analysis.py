@@ -23,7 +23,7 @@ from .host.ui import Progress, gallery, of_image
 from .node import FlowNode, schema
 from .picking import HIDDEN, PickingNode
 from .recording import PROVENANCE_LOG
-from .sockets import FLOW_MODEL, FlowModel, from_image, to_image
+from .sockets import FlowModel, flow_model, from_image, to_image
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # of a map of bits, at 0 and 1 of its mask
@@ -40,7 +40,7 @@ class FlowcoreScore(FlowNode):
             aliases=["likelihood", "bits per dimension", "bpd", "anomaly", "heat map", "rank images", "score"],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("sample", "upscale", "rescale"),
                 io.Combo.Input(
                     "dequantization", options=["uniform", "gaussian", "variational"], default="uniform", optional=True
                 ),
@@ -226,7 +226,7 @@ class FlowcoreBestOf(PickingNode):
             inputs=[
                 io.Image.Input("images"),
                 io.Image.Input("source"),
-                FLOW_MODEL.Input("model", optional=True),
+                flow_model("upscale", "colorize", optional=True),
                 io.Combo.Input("by", options=["consistency", "likelihood", "consensus"], default="consistency"),
                 io.Int.Input("keep", default=1, min=1, max=64),
                 widgets.pick(),

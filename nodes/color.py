@@ -23,10 +23,10 @@ from .recording import RecordingNode
 from .sockets import (
     FLOW_HINTS,
     FLOW_LATENTS,
-    FLOW_MODEL,
     FlowModel,
     Latents,
     check_memory,
+    flow_model,
     from_image,
     to_image,
 )
@@ -43,7 +43,7 @@ class FlowcoreColorize(RecordingNode):
             aliases=["colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor"],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("colorize"),
                 widgets.temperature(widgets.OWN, own=True),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),
@@ -237,7 +237,7 @@ class FlowcoreEncodeColor(FlowNode):
             "FlowcoreEncodeColor",
             "color",
             aliases=["encode color", "palette transfer", "color transfer", "reference colors", "color latents"],
-            inputs=[io.Image.Input("image"), FLOW_MODEL.Input("model"), widgets.working_size()],
+            inputs=[io.Image.Input("image"), flow_model("colorize"), widgets.working_size()],
             outputs=[FLOW_LATENTS.Output("latents")],
             reports=False,
             advanced=("working_size",),

@@ -30,9 +30,10 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import input_files, input_path, output_path
 from .host.ui import Progress
+from .live import LiveNode
 from .loaders import file_fingerprint
 from .node import FlowNode, schema
-from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, shown, to_image
+from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, shown, to_image
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
@@ -188,7 +189,7 @@ class FlowcoreScaleLatents(FlowNode):
         return io.NodeOutput(dataclasses.replace(latents, levels=material.scale(latents.levels, factors)))
 
 
-class FlowcoreStyle(FlowNode):
+class FlowcoreStyle(LiveNode):
     """The same content in another style."""
 
     @classmethod
@@ -209,20 +210,25 @@ class FlowcoreStyle(FlowNode):
             ],
             inputs=[
                 FLOW_LATENTS.Input("latents"),
-                FLOW_MODEL.Input("model"),
+                flow_model("sample"),
                 *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1) for style in STYLES),
                 FLOW_LATENTS.Input("direction", optional=True),
                 io.Float.Input("strength", default=1.0, min=-5.0, max=5.0, step=0.05, optional=True),
                 *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1, optional=True) for style in FACE_STYLES),
             ],
             outputs=[FLOW_LATENTS.Output("styled")],
-            reports=False,
         )
 
     @classmethod
-    def run(
-        cls, latents: Latents, model: FlowModel, direction: Latents | None, strength: float, **styles: float
-    ) -> Any:
+    def make(
+        cls,
+        latents: Latents,
+        model: FlowModel,
+        direction: Latents | None,
+        strength: float,
+        notify: Callable[[str], None],
+        **styles: float,
+    ) -> Latents:
         model.check_latents(latents)
         wanted = {style: value for style, value in styles.items() if value}
         levels = apply_style(model.flow, latents.levels, wanted)
@@ -231,7 +237,7 @@ class FlowcoreStyle(FlowNode):
             latents.check_same_model(direction)
             levels = material.add(levels, direction.levels, strength)
             labels, source = _repeat(labels, len(levels[0])), _repeat(source, len(levels[0]))
-        return io.NodeOutput(dataclasses.replace(latents, levels=levels, labels=labels, source=source))
+        return dataclasses.replace(latents, levels=levels, labels=labels, source=source)
 
 
 class FlowcoreAttributeDirection(FlowNode):
@@ -244,7 +250,7 @@ class FlowcoreAttributeDirection(FlowNode):
             "latents",
             aliases=["attribute", "direction", "latent direction", "concept", "edit", "steering vector"],
             inputs=[
-                FLOW_MODEL.Input("model"),
+                flow_model("sample"),
                 io.Image.Input("with_attribute"),
                 io.Image.Input("without_attribute"),
                 widgets.fit(),
@@ -290,7 +296,7 @@ class FlowcoreAttributeDirection(FlowNode):
         return io.NodeOutput(model[0].latents(direction), ui=notes.ui)
 
 
-class FlowcoreLatentExplorer(FlowNode):
+class FlowcoreLatentExplorer(LiveNode):
     """One image from the square between two to four others."""
 
     @classmethod
@@ -311,8 +317,17 @@ class FlowcoreLatentExplorer(FlowNode):
         )
 
     @classmethod
-    def run(cls, a: Latents, b: Latents, c: Latents | None, d: Latents | None, x: float, y: float) -> Any:
-        notes, differences = cls.notes(), list[str]()
+    def make(
+        cls,
+        a: Latents,
+        b: Latents,
+        c: Latents | None,
+        d: Latents | None,
+        x: float,
+        y: float,
+        notify: Callable[[str], None],
+    ) -> Latents:
+        differences = list[str]()
 
         def between(one: Latents, other: Latents, t: float) -> Latents:  # 0 and 1 give the ends bit for bit
             one.check_same_model(other)
@@ -325,8 +340,8 @@ class FlowcoreLatentExplorer(FlowNode):
         if lower:
             found = between(found, between(lower[0], lower[1], x) if len(lower) == 2 else lower[0], y)
         if differences:
-            notes("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
-        return io.NodeOutput(found, ui=notes.ui)
+            notify("The images show different labels: that of the nearest is kept. Flow Decode can show others.")
+        return found
 
 
 class FlowcoreMorph(FlowNode):
@@ -340,7 +355,7 @@ class FlowcoreMorph(FlowNode):
             aliases=["morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween"],
             inputs=[
                 io.Image.Input("images"),
-                FLOW_MODEL.Input("model"),
+                flow_model("sample"),
                 io.Int.Input("frames", default=24, min=2, max=512),
                 io.Boolean.Input("loop", default=True, optional=True),
                 widgets.mode(optional=True),
@@ -389,7 +404,7 @@ class FlowcoreHarmonize(FlowNode):
             ],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("upscale"),
                 widgets.slider("strength", 1.0, 0.0, 1.0),
                 widgets.per(optional=True),
                 widgets.window(),

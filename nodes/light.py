@@ -17,7 +17,7 @@ from .host.ui import Progress, gallery, seeds_in_turn
 from .node import schema
 from .picking import HIDDEN
 from .recording import RecordingNode
-from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask, to_image
+from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
 ORDINARY_TILE = 1024  # pixels
 
@@ -33,7 +33,7 @@ class FlowcoreBrighten(RecordingNode):
             aliases=["brighten", "low light", "dark photo", "night", "exposure", "llflow", "enhance", "underexposed"],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("brighten"),
                 widgets.temperature(0.0),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),

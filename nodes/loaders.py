@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from PIL import Image, ImageOps
 
 from .. import flowcore
 from ..flowcore import CheckpointError, provenance
-from ..flowcore.checkpoints import catalog
+from ..flowcore.checkpoints import catalog, read_tasks
 from ..flowcore.provenance import ProvenanceError
 from .host.compat import io
 from .host.paths import input_files, input_path, model_files, model_folders, model_path
 from .node import FlowNode, schema
-from .sockets import FLOW_MODEL, FlowModel, shown, to_image
+from .sockets import FLOW_MODEL, TASKS, FlowModel, shown, to_image
 
 
 class FlowcoreLoadModel(FlowNode):
@@ -25,6 +26,10 @@ class FlowcoreLoadModel(FlowNode):
 
     @classmethod
     def define_schema(cls) -> Any:
+        names = model_choices()
+        models = io.Combo.Input("model_name", options=names, default="srflow-x4")
+        # Host 0.3.75 takes it in no other way.
+        models.extra_dict = {TASKS: {name: tasks for name in names if (tasks := _tasks(name))}}
         return schema(
             "FlowcoreLoadModel",
             "loaders",
@@ -37,7 +42,7 @@ class FlowcoreLoadModel(FlowNode):
                 "upscale model",
                 "colorizer",
             ],
-            inputs=[io.Combo.Input("model_name", options=model_choices(), default="srflow-x4")],
+            inputs=[models],
             outputs=[FLOW_MODEL.Output("model"), io.String.Output("info")],
         )
 
@@ -137,6 +142,17 @@ def model_choices() -> list[str]:
     """List the models that can be loaded: shipped ones first, then files."""
     shipped = catalog.names()
     return [*shipped, *(name for name in model_files() if name not in shipped)]
+
+
+def _tasks(name: str) -> list[str]:
+    """List what a model is made for; nothing if its file does not tell."""
+    path = locate_model(name)
+    return [] if path is None else _tasks_of(path, *file_fingerprint(path, name))
+
+
+@lru_cache(maxsize=1024)
+def _tasks_of(path: Path, *_: Any) -> list[str]:
+    return sorted(read_tasks(path) or ())
 
 
 def locate_model(name: Any) -> Path | None:

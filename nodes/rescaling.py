@@ -15,7 +15,7 @@ from .host.memory import stop_if_cancelled
 from .host.ui import Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
 from .picking import HIDDEN, PickingNode
-from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, to_image
+from .sockets import FlowModel, check_memory, flow_model, from_image, to_image
 
 ORDINARY_TILE = 512  # pixels of the small picture
 
@@ -29,7 +29,7 @@ class FlowcoreShrink(FlowNode):
             "FlowcoreShrink",
             "upscaling",
             aliases=["shrink", "downscale", "rescale", "hcflow", "compress", "thumbnail", "flow shrink"],
-            inputs=[io.Image.Input("image"), FLOW_MODEL.Input("model")],
+            inputs=[io.Image.Input("image"), flow_model("rescale")],
             outputs=[io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height")],
         )
 
@@ -55,7 +55,7 @@ class FlowcoreRestore(PickingNode):
             aliases=["restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore"],
             inputs=[
                 io.Image.Input("small"),
-                FLOW_MODEL.Input("model"),
+                flow_model("rescale"),
                 widgets.temperature(widgets.OWN, own=True),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),

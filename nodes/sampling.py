@@ -29,7 +29,7 @@ from .host.ui import Notes, Progress, gallery, seeds_in_turn
 from .node import FlowNode, schema
 from .picking import HIDDEN
 from .recording import RecordingNode
-from .sockets import FLOW_LATENTS, FLOW_MODEL, FlowModel, Latents, check_memory, from_image, to_image
+from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
 
 
 class FlowcoreSample(RecordingNode):
@@ -44,7 +44,7 @@ class FlowcoreSample(RecordingNode):
             "sampling",
             aliases=["flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist"],
             inputs=[
-                FLOW_MODEL.Input("model"),
+                flow_model("sample"),
                 io.Int.Input("samples", default=4, min=1, max=256),
                 widgets.temperature(0.7),
                 widgets.seed(),
@@ -115,7 +115,7 @@ class FlowcoreSampleGrid(FlowNode):
                 "generate image",
             ],
             inputs=[
-                FLOW_MODEL.Input("model"),
+                flow_model("sample"),
                 io.String.Input("temperatures", default="0.4, 0.7, 1"),
                 widgets.seed(),
                 io.Int.Input("seeds", default=6, min=1, max=16),
@@ -179,7 +179,7 @@ class FlowcoreEncode(FlowNode):
             aliases=["flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents"],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("sample", "upscale", "rescale"),
                 widgets.fit(),
                 widgets.label(),
                 io.Image.Input("source", optional=True),
@@ -247,7 +247,7 @@ class FlowcoreDecode(FlowNode):
             aliases=["flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode"],
             inputs=[
                 FLOW_LATENTS.Input("latents"),
-                FLOW_MODEL.Input("model"),
+                flow_model("sample", "upscale", "rescale"),
                 io.String.Input("labels", default="", optional=True),
                 io.Image.Input("source", optional=True),
                 widgets.temperature(1.0, optional=True),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..flowcore import Flow, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
+from ..flowcore.flow import Task
 from ..flowcore.images.faces import FacePlace
 from .host.compat import io
 from .host.memory import load_to_device, to_host_image, wrap
@@ -22,6 +24,19 @@ FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
 FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
 FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace: of one face, or one for every image
 FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
+
+TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
+
+
+def flow_model(*tasks: Task, optional: bool = False) -> Any:
+    """Describe the input `model`.
+
+    Args:
+        tasks: A model must be made for one of them: in the canvas, a loader offers no other to this input.
+        optional: Whether a script may leave it out.
+    """
+    return FLOW_MODEL.Input("model", optional=optional, extra_dict={TASKS: list(tasks)})
+
 
 LONGEST = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
@@ -56,7 +71,9 @@ class FlowModel:
     @cached_property
     def sha256(self) -> str:
         """Fingerprint of the parameters; takes a second per few hundred megabytes, once."""
-        return model_sha256(self.flow)
+        sha256 = model_sha256(self.flow)
+        LOADED[sha256] = self
+        return sha256
 
     def load(self, working_memory: int) -> Flow:
         """Load the flow onto its device, with so many bytes to work, and return it."""
@@ -82,6 +99,10 @@ class FlowModel:
                 f"These latents were made with {theirs}, the model given is {ours}. Load the model that they were made "
                 "with."
             )
+
+
+LOADED: WeakValueDictionary[str, FlowModel] = WeakValueDictionary()
+"""The models that have made or met latents, by fingerprint, as long as the host keeps them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,13 +132,19 @@ class Latents:
 
     def item(self, place: int) -> Latents:
         """Return one of the items, counted from 0."""
-        one = slice(place, place + 1)
+        return self._part(slice(place, place + 1))
+
+    def first(self, count: int) -> Latents:
+        """Return the first items, at most so many."""
+        return self._part(slice(count))
+
+    def _part(self, part: slice) -> Latents:
         source = self.source
         return replace(
             self,
-            levels=[level[one].clone() for level in self.levels],
-            labels=None if self.labels is None else self.labels[one],
-            source=source if source is None or len(source) == 1 else source[one],
+            levels=[level[part].clone() for level in self.levels],
+            labels=None if self.labels is None else self.labels[part],
+            source=source if source is None or len(source) == 1 else source[part],
         )
 
     def check_same_model(self, other: Latents) -> None:

@@ -28,7 +28,7 @@ from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
 from .node import FlowNode, schema
 from .picking import HIDDEN, PickingNode
 from .recording import RecordingNode
-from .sockets import FLOW_MODEL, FlowModel, check_memory, from_image, from_mask, to_image
+from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
 MOST_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
@@ -63,7 +63,7 @@ class FlowcoreUpscale(RecordingNode):
             ],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("upscale"),
                 widgets.temperature(widgets.OWN, own=True),
                 widgets.seed(),
                 io.Int.Input("samples", default=1, min=1, max=64, optional=True),
@@ -211,7 +211,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             aliases=["temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale"],
             inputs=[
                 io.Image.Input("image"),
-                FLOW_MODEL.Input("model"),
+                flow_model("upscale"),
                 io.String.Input("temperatures", default="0, 0.4, 0.7, 0.9"),
                 widgets.seed(),
                 io.Int.Input("seeds", default=3, min=1, max=16, optional=True),
@@ -346,7 +346,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
             "upscaling",
             aliases=["upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model"],
             inputs=[
-                FLOW_MODEL.Input("model"),
+                flow_model("upscale"),
                 widgets.temperature(0.0, own=True),
                 widgets.seed(),
                 widgets.calm_edges(),

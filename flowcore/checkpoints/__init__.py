@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..flow import Flow
 from . import catalog
 from .convert import convert
-from .file import Header, is_ours, read, read_header, save
+from .file import Header, is_ours, read, read_header, read_tasks, save
 from .sources import SOURCES, register_source
 from .sources.source import Source
 
@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "read",
     "read_header",
+    "read_tasks",
     "register_source",
     "save",
 ]

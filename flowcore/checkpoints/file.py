@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow
+from ..flow import Flow, Task
 from ..models import build, configure
 from ..networks.contractive import LipschitzConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
@@ -90,6 +90,18 @@ def read_header(path: str | Path) -> Header:
             f"{FORMAT}). Update flowcore."
         )
     return header
+
+
+def read_tasks(path: str | Path) -> frozenset[Task] | None:
+    """Read what a model file is made for from its header; None if it does not tell, as published checkpoints.
+
+    Architectures of plug-ins tell it if their configuration has ``tasks``.
+    """
+    try:
+        header = read_header(path)
+        return getattr(configure(header.architecture, header.config), "tasks", None)
+    except FlowError:
+        return None
 
 
 def is_ours(path: str | Path) -> bool:

@@ -8,14 +8,14 @@ connected networks, which see the label. Style directions are ours: see ``tasks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
 from .fields import check_choice, check_integer, check_number, name_tuple, short_repr, size_tuple
@@ -38,6 +38,8 @@ class ClassConditionalConfig:
         grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
         styles: Names of the style directions stored with the weights.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: int = 1
     image_size: tuple[int, int] = (28, 28)
@@ -88,7 +90,7 @@ def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalCo
         channels=config.channels,
         config=config,
         architecture="class_conditional",
-        capabilities=Capabilities(source="labels", tasks=frozenset({"sample"})),
+        capabilities=Capabilities(source="labels", tasks=config.tasks),
         prelude=PixelMap(config.shift, config.width),
         condition_encoder=_encode_labels,
         classes=config.classes,

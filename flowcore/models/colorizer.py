@@ -16,14 +16,14 @@ Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..images.color import NEUTRAL
 from ..networks import Conditioner, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
@@ -66,6 +66,8 @@ class ColorizerConfig:
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
         temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
 
     structure: Literal["pyramid", "single"] = "pyramid"
     steps: tuple[int, ...] = (4, 6, 8, 8, 10)
@@ -156,7 +158,7 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
         channels=2,
         config=config,
         architecture="colorizer",
-        capabilities=Capabilities(source="luma", tasks=frozenset({"colorize"})),
+        capabilities=Capabilities(source="luma", tasks=config.tasks),
         prelude=ChannelWhitening(2),
         encoder=encoder,
         condition_encoder=_encode_luma,

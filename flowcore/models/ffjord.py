@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import VectorField
 from ..networks.vector_field import Activation, TimeInput
 from ..transforms import ODE, ActNorm, BatchNorm, Chain, Logit, PixelMap, Solver, Split, Squeeze, Transform
@@ -46,6 +46,8 @@ class FFJORDConfig:
             k / (2^n_bits - 1) is the middle of its bin.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: int = 3
     scales: int = 4
@@ -114,7 +116,7 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
         architecture="ffjord",
         capabilities=Capabilities(
             source="none",
-            tasks=frozenset({"sample"}),
+            tasks=config.tasks,
             network_floats=8.0 * sum(config.hidden),  # four stages of a step, each with its slopes
         ),
         prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),

@@ -7,7 +7,7 @@ Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..condition import Condition
 from ..dequantization import VariationalDequantizer
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, Edge, PlainConditioner, ScaledConv, TablePrior, TopPrior
 from ..transforms import (
     ActNorm,
@@ -66,6 +66,8 @@ class GlowConfig:
         last_mixing: ``mixing`` of the last level if it differs, else "".
         styles: Names of the style directions stored with the weights; they need ``image_size``.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: int = 3
     levels: int = 3
@@ -138,7 +140,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
         architecture="glow",
         capabilities=Capabilities(
             source="labels" if config.classes else "none",
-            tasks=frozenset({"sample"}),
+            tasks=config.tasks,
             network_floats=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
         ),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,

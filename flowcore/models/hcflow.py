@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
-from ..flow import Capabilities, Details, Flow, Level
+from ..flow import Capabilities, Details, Flow, Level, Task
 from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import (
@@ -87,6 +87,11 @@ class HCFlowConfig:
         object.__setattr__(self, "extractor_blocks", blocks)
 
     @property
+    def tasks(self) -> frozenset[Task]:
+        """What it is made for."""
+        return frozenset({"rescale" if self.rescaling else "upscale"})
+
+    @property
     def levels(self) -> int:
         """Squeeze scales; the deepest is the LR grid."""
         return self.scale.bit_length() - 1
@@ -124,7 +129,7 @@ def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
         architecture="hcflow",
         capabilities=Capabilities(
             source="low_resolution",
-            tasks=frozenset({"rescale"} if config.rescaling else {"upscale"}),
+            tasks=config.tasks,
         ),
         top=Whiten(AnchorPrior(LR_LOG_STD)),
         condition_encoder=_encode_lr,

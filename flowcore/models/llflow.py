@@ -10,13 +10,14 @@ Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import ShapeError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
@@ -42,6 +43,8 @@ class LLFlowConfig:
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         temperature: Temperature at which the model is meant to be sampled; the published program has 0.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
 
     steps: int = 12
     transition_steps: int = 2
@@ -92,7 +95,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
         channels=3,
         config=config,
         architecture="llflow",
-        capabilities=Capabilities(source="low_light", tasks=frozenset({"brighten"})),
+        capabilities=Capabilities(source="low_light", tasks=config.tasks),
         top=Center(),
         encoder=LowLightEncoder(
             config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks

@@ -7,9 +7,9 @@ Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import ResidualConditioner
 from ..transforms import (
     BatchNorm,
@@ -44,6 +44,8 @@ class RealNVPConfig:
             k / (2^n_bits - 1) is the middle of its bin.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: int = 3
     scales: int = 2
@@ -91,7 +93,7 @@ def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
         architecture="realnvp",
         capabilities=Capabilities(
             source="none",
-            tasks=frozenset({"sample"}),
+            tasks=config.tasks,
             network_floats=4.0 * config.hidden,  # at every pixel
         ),
         prelude=Logit(config.alpha),

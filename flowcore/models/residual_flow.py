@@ -8,10 +8,10 @@ block adds a contraction, whose log-determinant is estimated and whose inverse i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import ContractiveNetwork
 from ..transforms import ActNorm, Chain, Flatten, Logit, Residual, Split, Squeeze, Transform, Unflatten
 from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr, size_tuple
@@ -45,6 +45,8 @@ class ResidualFlowConfig:
             k / (2^n_bits - 1) is the middle of its bin.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
     channels: int = 3
     blocks: tuple[int, ...] = (16, 16, 16)
@@ -128,7 +130,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         architecture="residual_flow",
         capabilities=Capabilities(
             source="none",
-            tasks=frozenset({"sample"}),
+            tasks=config.tasks,
             network_floats=4.0 * config.hidden / (4 if config.squeeze_first else 1),  # two layers, and their slopes
         ),
         prelude=Logit(config.alpha),

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..condition import Condition
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import check_choice, check_integer, check_number, check_share, integer_tuple
@@ -47,6 +47,8 @@ class SRFlowConfig:
         temperature: Temperature at which the model is meant to be sampled; that of files which do not state one.
         calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
     scale: int = 4
     levels: int = 3
@@ -119,7 +121,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
         channels=3,
         config=config,
         architecture="srflow",
-        capabilities=Capabilities(source="low_resolution", tasks=frozenset({"upscale"})),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
         encoder=encoder,
         condition_encoder=_encode_lr,
         condition_scale=config.scale,

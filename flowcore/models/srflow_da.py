@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..condition import Condition
 from ..errors import FlowError
-from ..flow import Capabilities, Flow, Level
+from ..flow import Capabilities, Flow, Level, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
 from .fields import check_choice, check_integer, check_number, check_share, integer_tuple, short_repr
@@ -45,6 +45,8 @@ class SRFlowDAConfig:
         temperature: Temperature at which the model is meant to be sampled; the published tests have 0.9.
         calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
     scale: int = 4
     layers: str = "s2ppccccccds2ppcccccc"
@@ -138,7 +140,7 @@ def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
         channels=3,
         config=config,
         architecture="srflow_da",
-        capabilities=Capabilities(source="low_resolution", tasks=frozenset({"upscale"})),
+        capabilities=Capabilities(source="low_resolution", tasks=config.tasks),
         encoder=RRDBEncoder(
             config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
         ),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -22,16 +23,20 @@ on_release: list[Callable[[], None]] = []
 on_free: list[Callable[[], None]] = []
 """Called when a person frees the host's memory, to free what was kept for the next run."""
 
+moving = threading.RLock()
+"""Held while the host moves a model of ours, and by whoever computes with one outside a run."""
+
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
     def detach(self, unpatch_all: bool = True) -> Any:
-        if unpatch_all:  # False when the host reloads the same model
-            for release in on_release:
-                release()
-            if get_executing_context() is None:  # or else a node makes room for another model
-                for free in on_free:
-                    free()
-        return super().detach(unpatch_all)
+        with moving:
+            if unpatch_all:  # False when the host reloads the same model
+                for release in on_release:
+                    release()
+                if get_executing_context() is None:  # or else a node makes room for another model
+                    for free in on_free:
+                        free()
+            return super().detach(unpatch_all)
 
 
 def wrap(model: torch.nn.Module) -> Any:
@@ -50,7 +55,8 @@ def load_to_device(patcher: Any, working_memory: int) -> None:
         patcher: What `wrap` returned.
         working_memory: Bytes needed besides the weights.
     """
-    management.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
+    with moving:
+        management.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import secrets
 from collections.abc import Callable
@@ -192,6 +193,13 @@ def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options:
         picture = torch.nn.functional.interpolate(picture.detach()[None], size, mode="area")[0]
     _to_pil(picture).save(folder / name, **options)
     return {"filename": name, "subfolder": folder.name, "type": "temp"}
+
+
+def png(picture: torch.Tensor) -> bytes:
+    """Encode (1, 3 or 4, H, W) in [0, 1]; alpha is dropped."""
+    buffer = io.BytesIO()
+    _to_pil(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _to_pil(picture: torch.Tensor) -> Image.Image:

@@ -82,7 +82,10 @@ class Canvas:
     def fit(self) -> None:
         """Bring the whole workflow into view."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(400)  # it glides there
+        before = None
+        while before != (now := self.page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")):
+            before = now
+            self.page.wait_for_timeout(400)  # it glides there
 
     def look_at(self, *kinds: str, scale: float = 1.0) -> None:
         """Bring the nodes of some kinds into view, at a scale."""

@@ -457,12 +457,15 @@ def exploring():
     )
 
 
+PAD = ".flowcore-pad section > div"
+
+
 @RENDERERS
 def test_the_pad_moves_x_and_y_and_they_move_it(canvases, vue):
     canvas = canvases(vue=vue)
     canvas.open(exploring())
     canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
-    page, pad = canvas.page, canvas.page.locator(".flowcore-pad > div")
+    page, pad = canvas.page, canvas.page.locator(PAD)
     length = len(positions(canvas.saved())[node_id(canvas)])
     box = pad.bounding_box()
     assert box["width"] == pytest.approx(box["height"], abs=2)
@@ -489,16 +492,156 @@ def test_the_pad_moves_x_and_y_and_they_move_it(canvases, vue):
     canvas.open(kept)
     canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
     assert canvas.value("FlowcoreLatentExplorer", "y") == y
-    assert dot(page.locator(".flowcore-pad > div")) == (pytest.approx(x + 0.01, abs=0.02), pytest.approx(y, abs=0.02))
+    assert dot(page.locator(PAD)) == (pytest.approx(x + 0.01, abs=0.02), pytest.approx(y, abs=0.02))
     # Numbers that come from elsewhere move the point.
     page.evaluate(
         """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLatentExplorer');
             const w = node.widgets.find(w => w.name === 'x'); w.value = 1; w.callback(1, app.canvas, node); }"""
     )
-    assert dot(page.locator(".flowcore-pad > div"))[0] == pytest.approx(1, abs=0.02)
+    assert dot(page.locator(PAD))[0] == pytest.approx(1, abs=0.02)
     canvas.run()
     canvas.fit()
     canvas.shot("explorer-run")
+    assert canvas.complaints == []
+
+
+def seen(canvas, picture):
+    """The colors of a picture on the page."""
+    return canvas.page.evaluate(
+        """async selector => { const image = document.querySelector(selector); await image.decode();
+            const table = Object.assign(document.createElement('canvas'), {width: 28, height: 28});
+            const context = table.getContext('2d'); context.drawImage(image, 0, 0, 28, 28);
+            return [...context.getImageData(0, 0, 28, 28).data]; }""",
+        picture,
+    )
+
+
+@RENDERERS
+def test_pictures_follow_the_point_on_the_pad(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(exploring())
+    page = canvas.page
+    assert page.locator(".flowcore-pad img").count() == 0  # before a run there is nothing to see
+    canvas.run()
+    page.wait_for_function("() => document.querySelectorAll('.flowcore-pad img').length === 5")
+    canvas.look_at("FlowcoreLatentExplorer", scale=1.3)
+    box = page.locator(PAD).bounding_box()
+
+    def drag(x, y):
+        src = page.locator(f"{PAD} > img").get_attribute("src")
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        page.wait_for_function("([pad, src]) => document.querySelector(`${pad} > img`).src !== src", arg=[PAD, src])
+        page.wait_for_timeout(600)  # until the last place is there
+        return seen(canvas, f"{PAD} > img")
+
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    corners = [seen(canvas, f".flowcore-pad b:nth-of-type({k}) img") for k in (1, 2, 3, 4)]
+    assert len({tuple(corner) for corner in corners}) == 4
+    middle = drag(0.45, 0.6)
+    assert drag(1.2, 1.2) == corners[3] != middle  # beyond the corner is the corner
+    canvas.shot("explorer-live")
+    page.mouse.up()
+    assert "flowcore_live" not in json.dumps(canvas.saved())
+    assert canvas.complaints == []
+
+
+@RENDERERS
+def test_styles_are_seen_while_their_sliders_move(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(story("digits"))
+    before = positions(canvas.saved())
+    canvas.run()
+    page, picture = canvas.page, ".flowcore-live img"
+    page.wait_for_function("selector => document.querySelector(selector)?.naturalWidth === 140", arg=picture)
+    first, src = seen(canvas, picture), page.locator(picture).get_attribute("src")
+    page.evaluate(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreStyle');
+            const w = node.widgets.find(w => w.name === 'bold');
+            for (let k = 0; k <= 30; k++) { w.value = k / -10; w.callback(w.value, app.canvas, node); } }"""
+    )
+    page.wait_for_function("([picture, src]) => document.querySelector(picture).src !== src", arg=[picture, src])
+    page.wait_for_timeout(600)
+    assert sum(seen(canvas, picture)) < sum(first)  # thinner strokes
+    canvas.look_at("FlowcoreStyle", scale=1.2)
+    canvas.shot("style-live")
+    after = positions(canvas.saved())
+    assert {number: len(values) for number, values in after.items()} == {
+        number: len(values) for number, values in before.items()
+    }
+    assert canvas.complaints == []
+
+
+MENU = """() => { const w = app.graph.nodes.find(n => n.type === 'FlowcoreLoadModel').widgets[0];
+    return [w.value, [...w.options.values]] }"""
+WIRE = """([target, on]) => { const of = kind => app.graph.nodes.find(n => n.type === kind);
+    if (on) of('FlowcoreLoadModel').connect(0, of(target), 'model'); else of(target).disconnectInput('model'); }"""
+
+
+@RENDERERS
+def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvases, vue):
+    canvas = canvases(vue=vue)
+    made = {"image": "photo.0", "temperature": 0.5, "seed": 1}
+    canvas.open(
+        numbered(
+            photo=("LoadImage", {"image": "example.png"}),
+            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+            up=("FlowcoreUpscale", made | {"model": "model.0"}),
+            color=("FlowcoreColorize", made),
+        )
+    )
+    kept, page = canvas.saved(), canvas.page
+    for node in kept["nodes"]:
+        if node["type"] == "FlowcoreLoadModel":
+            node["widgets_values"] = ["glow-photos"]
+    canvas.open(kept)
+    upscalers = ["srflow-faces-x8", "srflow-x4", "srflow-x8"]
+    # What a workflow says stays, even where it is wrong: the run names a model to choose.
+    assert page.evaluate(MENU) == ["glow-photos", ["glow-photos", *upscalers]]
+    page.evaluate(WIRE, ["FlowcoreUpscale", False])
+    page.wait_for_timeout(100)
+    value, every = page.evaluate(MENU)
+    assert value == "glow-photos"
+    assert {"color-photos", "mnist-styles", *upscalers} < set(every)
+    page.evaluate(WIRE, ["FlowcoreColorize", True])
+    page.wait_for_timeout(100)
+    assert page.evaluate(MENU) == ["color-photos", ["color-photos"]]
+    page.evaluate(WIRE, ["FlowcoreUpscale", True])  # no model is for both
+    page.wait_for_timeout(100)
+    assert page.evaluate(MENU) == ["color-photos", ["color-photos"]]
+    page.evaluate(WIRE, ["FlowcoreColorize", False])
+    page.wait_for_timeout(100)
+    assert page.evaluate(MENU) == ["srflow-x4", upscalers]
+    assert canvas.prompt()["2"]["inputs"]["model_name"] == "srflow-x4"
+    assert canvas.complaints == []
+
+
+@RENDERERS
+def test_a_number_that_the_model_decides_says_so(canvases, vue):
+    canvas = canvases(vue=vue)
+    workflow = upscaling("fixed")
+    (node,) = [node for node in workflow["nodes"] if node["type"] == "FlowcoreUpscale"]
+    node["widgets_values"][0] = -0.1
+    canvas.open(workflow)
+
+    def label():
+        canvas.page.wait_for_timeout(200)
+        (shown,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+        if vue:
+            assert canvas.page.get_by_text("temperature (auto)", exact=True).count() == (
+                "temperature (auto)" in [label for _, label, _ in shown["widgets"]]
+            )
+        return {name: label for name, label, _ in shown["widgets"]}["temperature"]
+
+    canvas.fit()
+    assert label() == "temperature (auto)"
+    canvas.shot("own-temperature")
+    canvas.page.evaluate(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
+            const w = node.widgets.find(w => w.name === 'temperature');
+            w.value = 0.4; w.callback(0.4, app.canvas, node); }"""
+    )
+    assert label() == "temperature"
     assert canvas.complaints == []
 
 

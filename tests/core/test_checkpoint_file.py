@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from builders import build_tiny
+from builders import TINY, build_tiny
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, save
+from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, read_tasks, save
 from flowcore.errors import CheckpointError
 from flowcore.models import build, configure
 
@@ -59,6 +59,24 @@ def test_round_trip_is_exact(flow, file):
     assert {t.dtype for t in back.state_dict().values()} == {torch.float32}
     assert {t.device.type for t in back.state_dict().values()} == {"cpu"}
     assert all(p.requires_grad for p in back.parameters())
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_the_header_tells_what_a_model_is_made_for(tmp_path, architecture):
+    flow = build_tiny(architecture)
+    save(flow, tmp_path / "model.safetensors")
+    assert read_tasks(tmp_path / "model.safetensors") == flow.capabilities.tasks
+
+
+def test_the_tasks_of_other_files_are_unknown(file, tmp_path):
+    assert read_tasks(file) == {"upscale"}
+    rewrite(file, header=header_of(file) | {"config": {"scale": "large"}})
+    assert read_tasks(file) is None
+    rewrite(file, keep=False)
+    assert read_tasks(file) is None
+    file.write_bytes(b"no model")
+    assert read_tasks(file) is None
+    assert read_tasks(tmp_path / "missing.safetensors") is None
 
 
 def test_float16_storage(flow, file, tmp_path):

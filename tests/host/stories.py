@@ -179,7 +179,7 @@ def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str
     }
 
 
-GROWS = {"FlowcoreLoadModel": 60}  # pixels that the text of a run adds
+GROWS = {"FlowcoreLoadModel": 110}  # pixels that the text of a run adds
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {
     "FlowcoreExample": 170,

@@ -1,34 +1,47 @@
 // The pad of Flow Latent Explorer: a square between four images. The widgets `x` and `y` hold the place; the pad only
-// shows and writes them.
+// shows and writes them. After a run it shows the images of the corners and, while the point is dragged, that of its place.
 import { app } from "../../../scripts/app.js";
 import { addElement, after, label, set, widgetOf, wired } from "./canvas.js";
+import { Live, sharpen } from "./live.js";
 
-const HEIGHT = 200;
+const HEIGHT = 240;
+const WIDTH = 380; // of a new node
+const PLACES = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
 const LOOK = document.createElement("style"); // HEIGHT is in it
 LOOK.textContent = `
-.flowcore-pad {
-  container-type: size; display: flex; align-items: center; justify-content: center; min-height: 200px;
+.flowcore-pad { container-type: size; min-height: 240px; }
+.flowcore-pad section {
+  --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px);
+  height: 100%; display: grid; gap: 6px; align-content: center; justify-content: center;
+  grid-template: "a pad b" auto "c pad d" auto / var(--corner) var(--side) var(--corner);
 }
-.flowcore-pad > div {
-  position: relative; width: min(100cqw, 100cqh); height: min(100cqw, 100cqh); box-sizing: border-box;
+.flowcore-pad section > div {
+  grid-area: pad; position: relative; width: var(--side); height: var(--side); box-sizing: border-box;
   border: 1px solid var(--border-color, #555); border-radius: 8px; cursor: crosshair; touch-action: none;
   --line: transparent calc(50% - 0.5px), var(--border-color, #555) 0, transparent calc(50% + 0.5px);
   background: linear-gradient(to right, var(--line)), linear-gradient(to bottom, var(--line)),
     var(--comfy-input-bg, #222);
 }
-.flowcore-pad > div:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
+.flowcore-pad section > div:has(img) { background: var(--comfy-input-bg, #222); }
+.flowcore-pad section > div:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
 .flowcore-pad b {
-  position: absolute; font: 600 13px/1 sans-serif; color: var(--input-text, #ddd); pointer-events: none;
+  position: relative; width: var(--corner); height: var(--corner); box-sizing: border-box; overflow: hidden;
+  border: 1px solid var(--border-color, #555); border-radius: 6px; background: var(--comfy-input-bg, #222);
+  font: 600 12px/18px sans-serif; color: var(--input-text, #ddd); pointer-events: none;
 }
 .flowcore-pad b.open { opacity: 0.3; }
-.flowcore-pad b:nth-of-type(odd) { left: 8px; }
-.flowcore-pad b:nth-of-type(even) { right: 8px; }
-.flowcore-pad b:nth-of-type(-n + 2) { top: 8px; }
-.flowcore-pad b:nth-of-type(n + 3) { bottom: 8px; }
+.flowcore-pad b.open img { display: none; }
+.flowcore-pad b:nth-of-type(n + 3) { align-self: end; }
+.flowcore-pad b span { position: absolute; left: 0; top: 0; padding: 0 6px; }
+.flowcore-pad b:has(img) span { border-bottom-right-radius: 5px; color: #fff; background: rgba(0, 0, 0, 0.55); }
+.flowcore-pad img {
+  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; border-radius: 6px; pointer-events: none;
+}
+.flowcore-pad img.small { image-rendering: pixelated; }
 .flowcore-pad i {
-  position: absolute; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%;
+  position: absolute; z-index: 1; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%;
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6);
   pointer-events: none;
 }
@@ -45,24 +58,47 @@ app.registerExtension({
 
 function hang(node, axes) {
   const frame = document.createElement("div");
+  const table = document.createElement("section");
   const pad = document.createElement("div");
   const dot = document.createElement("i");
   frame.className = "flowcore-pad";
   pad.tabIndex = 0;
   pad.setAttribute("role", "application");
-  const corners = ["a", "b", "c", "d"].map((name) => Object.assign(document.createElement("b"), { textContent: name }));
-  pad.append(...corners, dot);
-  frame.append(pad);
+  const corners = Object.keys(PLACES).map((name) => {
+    const corner = document.createElement("b");
+    corner.style.gridArea = name;
+    corner.append(Object.assign(document.createElement("span"), { textContent: name }));
+    return corner;
+  });
+  pad.append(dot);
+  table.append(pad, ...corners);
+  frame.append(table);
   label(pad, "pad");
 
+  const place = () => Object.fromEntries(axes.filter(({ name }) => !wired(node, name)).map((w) => [w.name, w.value]));
+  const live = new Live(
+    node,
+    () => {
+      for (const corner of corners) {
+        const [x, y] = PLACES[corner.textContent];
+        if (wired(node, corner.textContent)) live.ask(corner.textContent, { x, y });
+      }
+      live.ask("pad", place());
+    },
+    (name, url) => {
+      const into = corners.find((corner) => corner.textContent === name) ?? pad;
+      if (!into.querySelector("img")) into.prepend(Object.assign(new Image(), { alt: "", draggable: false }));
+      sharpen(into.querySelector("img"), url);
+    },
+  );
   const shown = () => {
     dot.style.left = `${100 * axes[0].value}%`;
     dot.style.top = `${100 * axes[1].value}%`;
     for (const corner of corners) corner.classList.toggle("open", !wired(node, corner.textContent));
   };
-  const move = (place) => {
+  const move = (to) => {
     axes.forEach((axis, k) => {
-      const value = Math.round(1000 * Math.min(1, Math.max(0, place[k]))) / 1000;
+      const value = Math.round(1000 * Math.min(1, Math.max(0, to[k]))) / 1000;
       if (!wired(node, axis.name)) set(node, axis, value);
     });
     shown();
@@ -95,7 +131,13 @@ function hang(node, axes) {
 
   addElement(node, "flowcore_pad", frame, () => HEIGHT, LOOK);
   // Whatever else changes the numbers moves the point.
-  for (const axis of axes) after(axis, "callback", shown);
+  for (const axis of axes) {
+    after(axis, "callback", () => {
+      shown();
+      live.ask("pad", place());
+    });
+  }
   for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, shown);
   shown();
+  node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
 }

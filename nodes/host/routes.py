@@ -1,0 +1,66 @@
+"""Routes of ours on the host's server, for its own pages: small bodies in, pictures out, nothing beside a run."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from server import PromptServer
+
+from .compat import log
+
+MOST_BYTES = 4096  # of a body
+
+Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
+
+
+def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
+    """Answer what pages of the host post to a path, also below /api.
+
+    Args:
+        path: Such as "/flowcore/live".
+        prepare: Called with the body's JSON as soon as it has come, in the server's own thread. What it returns is
+            called in a thread of its own, one at a time.
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    thread = ThreadPoolExecutor(1, thread_name_prefix="flowcore")
+
+    async def handler(request: web.Request) -> web.Response:
+        if not _same_origin(request):
+            return web.Response(status=403)
+        if request.content_length is None or request.content_length > MOST_BYTES:
+            return web.Response(status=413)
+        try:
+            body = json.loads(await request.read())
+        except (ValueError, RecursionError):
+            return web.Response(status=400)
+        try:
+            status, png = await asyncio.get_running_loop().run_in_executor(thread, prepare(body))
+        except Exception:
+            log.exception("flowcore could not answer %s", path)
+            status, png = 500, b""
+        return web.Response(status=status, body=png, content_type="image/png", headers={"Cache-Control": "no-store"})
+
+    server.routes.post(path)(handler)
+
+
+def is_at_work() -> bool:
+    """Whether the host runs a prompt, or has one waiting."""
+    return PromptServer.instance.prompt_queue.get_tasks_remaining() > 0
+
+
+def _same_origin(request: web.Request) -> bool:
+    """Whether a page of this server asks, or a script. The host lets other pages ask where it is told to (CORS)."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")

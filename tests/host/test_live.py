@@ -1,0 +1,185 @@
+"""Live pictures: the route gives what a run would give, to pages of the server only, and never beside a run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import itertools
+import json
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from talk import graph
+from test_explore import explore
+from test_latents import DIGITS, working
+
+DECODED = {"latents": "node.0", "model": "model.0", "snap": True}
+
+
+def shown(workflow):
+    """The workflow, with a picture of what its node makes."""
+    decode = {"latents": ["node", 0], "model": ["model", 0], "snap": True}
+    return workflow | {
+        "decode": {"class_type": "FlowcoreDecode", "inputs": decode},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "live"}},
+    }
+
+
+def styled(**values):
+    asked = {"latents": "one.1", "model": "model.0", "bold": 0, "wide": 0, "slanted": 0, "messy": 0} | values
+    return working("FlowcoreStyle", DIGITS, samples=(4, 1), labels=("0-2", ""), **asked)
+
+
+def ask(host, body, path="/flowcore/live", **headers):
+    """Post a question; status and body of the answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(host.url + path, data, {"Content-Type": "application/json"} | headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def live(host, run, **values):
+    """Ask for a picture until no run is in the way; its pixels."""
+    deadline = time.monotonic() + 30
+    while (answer := ask(host, {"run": run, "values": values}))[0] == 409 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert answer[0] == 200, answer
+    return np.asarray(Image.open(io.BytesIO(answer[1])).convert("RGB"))
+
+
+def name_of(outputs):
+    (name,) = outputs["outputs"]["node"]["flowcore_live"]
+    return name
+
+
+PLACES = itertools.count()
+
+
+def explored(host):
+    """Run the explorer anew: 0.3.75 says nothing about a run that finds its result."""
+    return name_of(host.run(explore(x=next(PLACES) / 1000)))
+
+
+def test_the_explorer_shows_what_a_run_would_give(host, flows):
+    run = name_of(host.run(explore(x=0.5, y=0.5)))
+    for x, y in ((0, 0), (1, 0.3), (0.25, 0.75)):
+        (whole,) = host.images(shown(explore(x=x, y=y)))
+        assert np.array_equal(live(host, run, x=x, y=y), np.asarray(whole.convert("RGB")))
+    assert np.array_equal(live(host, run, x=0.25), live(host, run, x=0.25, y=0.5))  # what is not asked for stays
+
+
+def test_styles_show_what_a_run_would_give_all_items_in_one_picture(host, flows):
+    run = name_of(host.run(styled()))
+    before, moved = live(host, run), live(host, run, bold=2.5, wide=-1)
+    assert not np.array_equal(before, moved)
+    digits = [np.asarray(each.convert("RGB")) for each in host.images(shown(styled(bold=2.5, wide=-1)))]
+    assert len(digits) == 4
+    rows = [np.concatenate(digits[:2], 1), np.concatenate(digits[2:], 1)]
+    assert np.array_equal(moved, np.concatenate(rows))
+
+
+def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
+    run = explored(host)
+    live(host, run, x=0.2)
+    sampling = graph(
+        model=("FlowcoreLoadModel", {"model_name": "glow-photos"}),
+        many=("FlowcoreSample", {"model": "model.0", "samples": 24, "temperature": 0.7, "seed": 9}),
+        digest=("FlowcoreTestDigest", {"image": "many.0"}),
+    )
+    posted = host.queue(sampling)
+    answers = []
+    while host.get_json(f"/history/{posted}") == {}:
+        answers.append(ask(host, {"run": run, "values": {"x": 0.4}})[0])
+    assert answers.count(409) > 3
+    assert set(answers[:-2]) <= {409}
+    disturbed = host.wait(posted)["outputs"]["digest"]["bits"]
+    host.forget()
+    assert host.run(sampling)["outputs"]["digest"]["bits"] == disturbed
+
+
+def test_the_next_question_stops_the_one_before(host):
+    workflow = explore("ab", "glow-photos")
+    run = name_of(host.run(workflow))
+    live(host, run)
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        asked = [threads.submit(ask, host, {"run": run, "values": {"x": k / 12}}) for k in range(12)]
+        statuses = [each.result()[0] for each in asked]
+    assert set(statuses) == {200, 409}
+    assert live(host, run, x=0.5).shape == (64, 64, 3)
+
+
+def test_no_model_is_loaded_for_a_picture(host, flows):
+    run = explored(host)
+    live(host, run)
+    host.forget()
+    assert ask(host, {"run": run, "values": {}})[0] == 404
+    first = explored(host)
+    for _ in range(16):  # newer runs push out older ones
+        explored(host)
+    assert ask(host, {"run": first, "values": {}})[0] == 404
+
+
+def test_large_pictures_are_not_shown(host, flows):
+    sizes = {"width": 272, "height": 256}
+    workflow = explore("ab", flows["free-glow"])
+    for name in ("one", "two"):
+        workflow[name]["inputs"] |= sizes
+    assert host.run(workflow)["outputs"]["node"]["flowcore_live"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[" * 4000, 400),
+        (b"\xff\xfe", 400),
+        (b"5", 400),
+        ([], 400),
+        ({"run": "RUN"}, 400),
+        ({"run": ["RUN"], "values": {}}, 400),
+        ({"run": "RUN", "values": [0.5]}, 400),
+        ({"run": "RUN", "values": {"x": 0.5, "z": 1}}, 400),
+        ({"run": "RUN", "values": {"a": 1}}, 400),
+        ({"run": "RUN", "values": {"x": "0.5"}}, 422),
+        ({"run": "RUN", "values": {"x": float("nan")}}, 422),
+        ({"run": "RUN", "values": {"x": 1e300}}, 422),
+        ({"run": "RUN", "values": {"x": None}}, 422),
+        ({"run": "RUN", "values": {"x": [[]]}}, 422),
+        ({"run": "0123456789abcdef", "values": {}}, 404),
+        ({"run": "../../etc/passwd", "values": {}}, 404),
+        ({"run": "RUN", "values": {"x": 0.5}, "more": "y" * 5000}, 413),
+    ],
+)
+def test_nonsense_is_refused(host, flows, body, status):
+    run = explored(host)
+    live(host, run)
+    body = body if isinstance(body, bytes) else json.dumps(body).replace("RUN", run).encode()
+    assert ask(host, body)[0] == status
+    assert "Traceback" not in host.server.console()[-500:]
+    live(host, run)
+
+
+def test_other_pages_are_refused_and_nothing_is_written(host, flows):
+    run = explored(host)
+    live(host, run)
+    body = {"run": run, "values": {"x": 0.1}}
+
+    def files():
+        return {path for name in ("input", "output", "temp", "models") for path in (host.server.base / name).rglob("*")}
+
+    before = files()
+    ours = {"Origin": host.url, "Sec-Fetch-Site": "same-origin"}
+    for path in ("/flowcore/live", "/api/flowcore/live"):
+        assert ask(host, body, path, **ours)[0] == 200
+        assert ask(host, body, path, Origin="http://example.com")[0] == 403
+        assert ask(host, body, path, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+        assert ask(host, body, path, **{"Sec-Fetch-Site": "same-site"})[0] == 403  # another port of this machine
+    assert files() == before

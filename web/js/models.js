@@ -1,0 +1,59 @@
+// The menu of Load Flow Model offers what the nodes at its wire can use: models say what they are made for, and inputs what
+// they take. Where a person connects a model that cannot be used, one that can takes its place.
+import { app } from "../../../scripts/app.js";
+import { after, refresh, set, widgetOf, wired } from "./canvas.js";
+
+const TASKS = "flowcore_tasks"; // of the menu: model to tasks; of an input: the tasks one of which it needs
+const FIRST = ["srflow-x4", "glow-photos"]; // where there are several, the ones to try first
+
+app.registerExtension({
+  name: "flowcore.models",
+  nodeCreated(node) {
+    const menu = node.comfyClass === "FlowcoreLoadModel" && widgetOf(node, "model_name");
+    if (!menu) return;
+    let every = menu.options.values; // the frontend writes it anew when a person refreshes
+    Object.defineProperty(menu.options, "values", {
+      configurable: true,
+      enumerable: true,
+      get: () => offered(node, every, menu.value),
+      set: (values) => (every = values),
+    });
+    after(node, "onConnectionsChange", () => {
+      const opening = app.configuringGraph; // what a workflow says stays as it is
+      queueMicrotask(() => { // when the wire is there
+        const usable = offered(node, every);
+        if (!opening && !usable.includes(menu.value) && !wired(node, menu.name)) {
+          const sure = usable.filter((name) => name in known(node));
+          set(node, menu, sure.find((name) => FIRST.includes(name)) ?? sure[0] ?? menu.value);
+        }
+        refresh(node);
+      });
+    });
+  },
+});
+
+/** The tasks of the models that tell them. */
+const known = (node) => node.constructor.nodeData?.input?.required?.model_name?.[1]?.[TASKS] ?? {};
+
+/** The models that all nodes at the wire can use, and one more that stays whatever it is. */
+function offered(node, every, kept) {
+  const [needs, made] = [needed(node, 0), known(node)];
+  const fits = (name) => !made[name] || needs.every((tasks) => tasks.some((task) => made[name].includes(task)));
+  return every.filter((name) => name === kept || fits(name));
+}
+
+/** What the inputs at the wires of an output need, past what only leads them along. */
+function needed(node, slot) {
+  const found = [];
+  for (const id of node.outputs?.[slot]?.links ?? []) {
+    const link = node.graph?.links?.get?.(id) ?? node.graph?.links?.[id];
+    const target = link && node.graph.getNodeById(link.target_id);
+    if (!target) continue;
+    if (target.type === "Reroute") found.push(...needed(target, 0));
+    const { required, optional } = target.constructor.nodeData?.input ?? {};
+    const { name } = target.inputs[link.target_slot] ?? {};
+    const tasks = (required?.[name] ?? optional?.[name])?.[1]?.[TASKS];
+    if (tasks) found.push(tasks);
+  }
+  return found;
+}
