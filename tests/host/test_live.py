@@ -90,7 +90,7 @@ def test_a_run_goes_first_and_gives_what_it_would_have(host, flows):
     live(host, run, x=0.2)
     sampling = graph(
         model=("FlowcoreLoadModel", {"model_name": "glow-photos"}),
-        many=("FlowcoreSample", {"model": "model.0", "samples": 24, "temperature": 0.7, "seed": 9}),
+        many=("FlowcoreSample", {"model": "model.0", "samples": 8, "temperature": 0.7, "seed": 9}),
         digest=("FlowcoreTestDigest", {"image": "many.0"}),
     )
     posted = host.queue(sampling)
