@@ -39,6 +39,7 @@ from flowcore.training.recipe import held_out_names
 from flowcore.transforms import Injector
 
 from .measure import say
+from .upscalers import INPUTS
 
 MEASURES = ("specks", "niqe", "psnr", "lr_psnr", "diversity")
 SAMPLES = 2
@@ -84,16 +85,17 @@ MAPS: dict[str, Map] = {
 }
 
 
-def measure(flow: Flow, hr: Tensor, settings: list[str]) -> dict[str, dict[str, float]]:
-    """Measure all settings on one image."""
+def measure(flow: Flow, hr: Tensor, settings: list[str], kind: str) -> dict[str, dict[str, float]]:
+    """Measure all settings on one image, enlarged from its LR image or from a degraded one."""
     lr = as_stored(shrink(hr, flow.condition_scale))
+    source = INPUTS[kind](lr)
     store = ConditionStore()
-    maps = {name: MAPS[name](flow, lr) for name in {setting.split(":")[0] for setting in settings}}
+    maps = {name: MAPS[name](flow, source) for name in {setting.split(":")[0] for setting in settings}}
     rows: dict[str, dict[str, float]] = {}
     for setting in settings:
         name, tau, share = setting.split(":")
         temperature = float(tau) * (1 - float(share) * maps[name]) if float(share) else float(tau)
-        made = flowcore.upscale(flow, lr, temperature=temperature, samples=SAMPLES, seed=7, store=store)
+        made = flowcore.upscale(flow, source, temperature=temperature, samples=SAMPLES, seed=7, store=store)
         made = as_stored(made)
         values = (false_specks(made, hr), niqe(made), psnr(made, hr), lr_psnr(made, lr))
         rows[setting] = dict(zip(MEASURES, [*(float(v.mean()) for v in values), diversity(made)], strict=True))
@@ -113,6 +115,7 @@ def main() -> None:
     option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
     text = "folders of which only the images count that are on the list of held-out images"
     option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
+    option("--input", choices=INPUTS, default="clean", help="as in benchmarks.upscalers")
     option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
     option("--settings", nargs="+", default=SETTINGS, metavar="MAP:TEMPERATURE:SHARE", help="share: as calm_edges")
     option("--json", type=Path, help="also write the numbers of every image to this file")
@@ -124,7 +127,8 @@ def main() -> None:
             only = held_out_names("standard") if folder.name in options.held_out else None
             for path in list_images(folder, only, options.limit):
                 hr = read_cropped(path, 16)
-                rows[path.name] = measure(flow, _center(hr, options.crop) if options.crop else hr, options.settings)
+                hr = _center(hr, options.crop) if options.crop else hr
+                rows[path.name] = measure(flow, hr, options.settings, options.input)
                 say(path.name)
                 if options.json:
                     options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -26,13 +26,13 @@ DegradationKind = Literal["bicubic", "realistic"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
 # probabilities, and amounts at strength 1
-BLURRED, ANISOTROPIC = 0.75, 0.4  # the latter among those that are blurred
-MAX_BLUR = 0.9  # standard deviation, in LR pixels
-OTHER_KERNEL = 0.2  # for each of the two kernels besides bicubic
+BLURRED, ANISOTROPIC = 0.5, 0.4  # the latter among those that are blurred
+MAX_BLUR = 0.6  # standard deviation, in LR pixels
+OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
 NOISY, GRAY = 0.6, 0.4  # the latter among those that are noisy
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
 COMPRESSED, SUBSAMPLED = 0.75, 0.6  # the latter among those that are compressed
-MAX_QUALITY, MIN_QUALITY = 95, 40  # of JPEG
+MAX_QUALITY, MIN_QUALITY = 95, 35  # of JPEG
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
 KERNEL_REACH = 2  # LR pixels that the kernels of shrinking reach
@@ -84,8 +84,8 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
         blur=(width, across),
         direction=math.pi * direction,
         kernel="bilinear" if choice < OTHER_KERNEL else "area" if choice < 2 * OTHER_KERNEL else "bicubic",
-        photon=noise * MAX_PHOTON * photon**2,  # mostly little
-        read=noise * MAX_READ * read**2,
+        photon=noise * MAX_PHOTON * photon,
+        read=noise * MAX_READ * read**2,  # mostly little
         gray=gray < GRAY,
         quality=round(MAX_QUALITY - strength * (MAX_QUALITY - MIN_QUALITY) * quality)
         if compressed < COMPRESSED

@@ -148,14 +148,14 @@ def test_every_part_is_left_out_of_some_crops_and_all_of_them_of_a_few():
     generator = rng()
     ways = [draw_degradation(generator) for _ in range(4000)]
     parts = [
-        (0.25, 0.03, lambda w: max(w.blur) == 0),
-        (0.3, 0.03, lambda w: w.blur[1] < w.blur[0]),
-        (0.6, 0.03, lambda w: w.kernel == "bicubic"),
-        (0.2, 0.03, lambda w: w.kernel == "area"),
+        (0.5, 0.03, lambda w: max(w.blur) == 0),
+        (0.2, 0.03, lambda w: w.blur[1] < w.blur[0]),
+        (0.8, 0.03, lambda w: w.kernel == "bicubic"),
+        (0.1, 0.03, lambda w: w.kernel == "area"),
         (0.4, 0.03, lambda w: w.photon == w.read == 0),
         (0.25, 0.03, lambda w: w.quality is None),
         (0.6, 0.03, lambda w: w.subsampled),
-        (0.025, 0.01, lambda w: max(w.blur) == w.photon == w.read == 0 and w.quality is None),
+        (0.05, 0.015, lambda w: max(w.blur) == w.photon == w.read == 0 and w.quality is None),
     ]
     for part, tolerance, condition in parts:
         assert np.mean([condition(way) for way in ways]) == pytest.approx(part, abs=tolerance)
