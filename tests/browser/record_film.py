@@ -1,0 +1,248 @@
+"""The moving picture of README: a photograph is dropped, temperature dragged, run, the face painted calm, one picked.
+
+make browser   (once: it fetches the frontend and the driver)
+python tests/browser/record_film.py [frames/]   (the frames as PNG files, to look at)
+
+Every movement is done in small steps with a screenshot after each, and of a run a few screenshots are kept: the film
+shows what happens, and not how long a machine takes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "host"), str(HERE.parents[1] / "workflows" / "api")]
+
+import comfyui  # noqa: E402
+from canvas import Canvas, find_browser  # noqa: E402
+from PIL import Image  # noqa: E402
+from playwright.sync_api import Browser, sync_playwright  # noqa: E402
+from stories import canvas_file  # noqa: E402
+from talk import Host  # noqa: E402
+
+FILM = comfyui.ROOT / "docs" / "canvas.webp"
+PHOTO = comfyui.ROOT / "workflows" / "photo.png"
+WIDE, HIGH = 1240, 760
+SHOWN = 930  # pixels of width in the film
+RATE = 12  # frames a second
+RUN_FRAMES = 14
+
+# Node to where it stands: left, top, width, height.
+PLACES = {
+    "LoadImage": (0, 0, 230, 300),
+    "FlowcoreLoadModel": (0, 370, 230, 90),
+    "FlowcorePaintTemperature": (260, 0, 370, 380),
+    "FlowcoreUpscale": (660, 0, 400, 660),
+    "SaveImage": (1090, 0, 120, 60),
+}
+
+# A screenshot has no pointer.
+POINTER = """() => {
+    const pointer = Object.assign(document.createElement('div'), {id: 'film-pointer'});
+    pointer.style.cssText = 'position:fixed;left:0;top:0;z-index:99999;pointer-events:none;';
+    pointer.innerHTML = `<img style="display:none;position:absolute;left:10px;top:14px;width:120px;opacity:.85;
+        border-radius:4px;box-shadow:0 4px 14px #000"><svg width="22" height="30" viewBox="0 0 22 30"><path
+        d="M2 1 L2 23 L7.5 18 L11.5 27 L15.5 25.2 L11.5 16.5 L19 16.5 Z" fill="#fff" stroke="#000" stroke-width="1.5"
+        stroke-linejoin="round"/></svg>`;
+    document.body.append(pointer);
+    const follow = e => { pointer.style.transform = `translate(${e.clientX - 2}px, ${e.clientY - 1}px)`; };
+    for (const kind of ['mousemove', 'pointermove']) addEventListener(kind, follow, true); }"""
+
+DROP = """([selector, data, name]) => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, {type: 'image/png'}));
+    const box = document.querySelector(selector).getBoundingClientRect();
+    const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
+    for (const kind of ['dragenter', 'dragover', 'drop'])
+        document.querySelector(selector).dispatchEvent(
+            new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true, ...at})); }"""
+
+
+def scene() -> dict[str, Any]:
+    """Make the workflow: the story of painted temperature, with four samples, lively where nothing is painted."""
+    workflow = json.loads(canvas_file("painted").read_text())
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
+    for node in workflow["nodes"]:
+        if node["type"] == "FlowcoreExample":
+            del node["outputs"][2]
+            node |= {"type": "LoadImage", "inputs": [], "widgets_values": ["", "image"]}
+        left, top, width, height = PLACES[node["type"]]
+        node |= {"pos": [left, top], "size": [width, height]}
+        if node["type"] == "FlowcorePaintTemperature":
+            node["widgets_values"] = ["[]", 1.0]
+        if node["type"] == "FlowcoreUpscale":
+            node["widgets_values"][:4] = [0.0, 1, "fixed", 4]
+        if node["type"] == "SaveImage":
+            node["flags"] = {"collapsed": True}
+    return workflow
+
+
+class Film:
+    """A page that is filmed: whatever the pointer does is done in steps, a frame each."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas, self.page = canvas, canvas.page
+        self.frames: list[Image.Image] = []
+        self.at = (WIDE - 300.0, HIGH - 60.0)
+        self.page.evaluate(POINTER)
+
+    def shoot(self, count: int = 1) -> None:
+        """Take a frame, and hold it."""
+        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        self.frames += [picture.resize((SHOWN, round(SHOWN * HIGH / WIDE)), Image.Resampling.LANCZOS)] * count
+
+    def move(self, x: float, y: float, steps: int) -> None:
+        """Move the pointer, gently at both ends."""
+        left, top = self.at
+        for step in range(1, steps + 1):
+            share = step / steps
+            share = share * share * (3 - 2 * share)
+            self.at = (left + share * (x - left), top + share * (y - top))
+            self.page.mouse.move(*self.at)
+            self.shoot()
+
+    def click(self, x: float, y: float, steps: int = 6) -> None:
+        """Move there and click."""
+        self.move(x, y, steps)
+        self.page.mouse.click(x, y)
+
+    def drag(self, *places: tuple[float, float], steps: int) -> None:
+        """Move to the first place, and from place to place with the button down."""
+        self.move(*places[0], 5)
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.move(*place, steps)
+        self.page.mouse.up()
+        self.shoot()
+
+    def run(self) -> None:
+        """Press Run, and keep a few frames of what follows."""
+        button = self.page.get_by_role("button", name="Run", exact=True).first.bounding_box()
+        assert button is not None
+        self.page.evaluate(
+            """() => { window.ended = null;
+                for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
+                    app.api.addEventListener(name, () => { window.ended ??= name }, {once: true}); }"""
+        )
+        self.click(button["x"] + button["width"] / 2, button["y"] + button["height"] / 2)
+        before, self.frames = self.frames, []
+        while not self.page.evaluate("() => window.ended"):
+            self.shoot()
+            self.page.wait_for_timeout(150)
+        assert self.page.evaluate("() => window.ended") == "execution_success"
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length === 4"
+        )
+        self.page.wait_for_timeout(800)
+        self.shoot()
+        # One for every change of the picture, as far as there are not more of them than are kept.
+        every = [
+            frame for k, frame in enumerate(self.frames) if not k or frame.tobytes() != self.frames[k - 1].tobytes()
+        ]
+        count = min(RUN_FRAMES, len(every))
+        kept = [every[round(k * (len(every) - 1) / max(1, count - 1))] for k in range(count)]
+        self.frames = [*before, *kept]
+
+    def box(self, selector: str) -> tuple[float, float, float, float]:
+        """Where an element lies on the page: left, top, width, height."""
+        box = self.page.locator(selector).first.bounding_box()
+        assert box is not None, selector
+        return box["x"], box["y"], box["width"], box["height"]
+
+
+def node_selector(canvas: Canvas, kind: str) -> str:
+    """Return the selector of the only node of a kind."""
+    (number,) = [node["id"] for node in canvas.nodes() if node["type"] == kind]
+    return f"[data-node-id='{number}']"
+
+
+def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image.Image]:
+    """Play the scene; the frames."""
+    Host(server).post("/settings", {"Comfy.Graph.CanvasInfo": False})
+    canvas = Canvas(server, browser, folder, vue=True, language="en")
+    canvas.page.set_viewport_size({"width": WIDE, "height": HIGH})
+    canvas.open(scene())
+    canvas.page.wait_for_timeout(1500)
+    film = Film(canvas)
+    page = canvas.page
+    data = base64.b64encode(PHOTO.read_bytes()).decode()
+
+    # A photograph is dropped.
+    page.evaluate(
+        "data => { const i = document.querySelector('#film-pointer img');"
+        " i.src = `data:image/png;base64,${data}`; i.style.display = 'block' }",
+        data,
+    )
+    page.mouse.move(*film.at)
+    film.shoot(3)
+    x, y, width, height = film.box(node_selector(canvas, "LoadImage"))
+    film.move(x + 0.4 * width, y + 0.4 * height, 10)
+    page.evaluate(DROP, [node_selector(canvas, "LoadImage"), data, PHOTO.name])
+    page.evaluate("() => { document.querySelector('#film-pointer img').style.display = 'none' }")
+    page.wait_for_function(
+        "() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0", timeout=30_000
+    )
+    page.wait_for_timeout(600)
+    film.shoot(5)
+
+    # Temperature is dragged.
+    slider = f"{node_selector(canvas, 'FlowcoreUpscale')} [role='slider']"
+    x, y, width, height = film.box(slider)
+    track = film.box(f"{node_selector(canvas, 'FlowcoreUpscale')} :has(> [role='slider'])")
+    start = (x + width / 2, y + height / 2)
+    film.drag(start, (track[0] + 0.57 * track[2], start[1]), steps=10)
+    film.run()
+    film.shoot(6)
+
+    # The face is painted calm.
+    x, y, width, height = film.box(".flowcore-brush-tools input.amount")
+    film.drag((x + width - 6, y + height / 2), (x + 4, y + height / 2), steps=4)
+    x, y, width, height = film.box(".flowcore-brush-board img")
+    face = [(0.55, 0.25), (0.85, 0.3), (0.62, 0.45), (0.88, 0.5), (0.66, 0.65), (0.84, 0.7)]
+    film.drag(*[(x + u * width, y + v * height) for u, v in face], steps=3)
+    film.run()
+    film.shoot(5)
+
+    # One is picked.
+    x, y, width, height = film.box(".flowcore-gallery button >> nth=2")
+    film.click(x + width / 2, y + height / 2, 8)
+    page.wait_for_timeout(500)
+    film.shoot(12)
+    assert canvas.complaints == []
+    return film.frames
+
+
+def save(frames: list[Image.Image]) -> None:
+    """Write the film, and say how large it is."""
+    first, *rest = frames
+    first.save(FILM, save_all=True, append_images=rest, duration=1000 // RATE, loop=0, quality=82, method=4)
+    size = FILM.stat().st_size / 2**20
+    sys.stdout.write(f"docs/{FILM.name}: {len(frames)} frames, {len(frames) / RATE:.1f} s, {size:.2f} MiB\n")
+
+
+def main() -> None:
+    """Record the film."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        comfyui.running(comfyui.tree(), Path(folder), frontend=True, name="flowcore") as server,
+        sync_playwright() as driver,
+    ):
+        browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
+        frames = record(server, browser, Path(folder))
+        browser.close()
+    save(frames)
+    for target in map(Path, sys.argv[1:]):
+        target.mkdir(parents=True, exist_ok=True)
+        for k, frame in enumerate(frames):
+            frame.save(target / f"{k:03}.png")
+
+
+if __name__ == "__main__":
+    main()
