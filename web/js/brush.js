@@ -124,7 +124,9 @@ class Brush {
     this.board = make("div", { className: `flowcore-brush-board ${this.kind}`, tabIndex: 0 });
     this.board.append(this.picture, this.layer, this.ring, this.hint);
     this.board.setAttribute("role", "application");
-    this.board.type = "textarea"; // the frontend leaves Ctrl+Z to elements with a history of their own, by this
+    // The frontend leaves Ctrl+Z to elements with a history of their own: by the first to its version 1.47, now by the second.
+    this.board.type = "textarea";
+    Object.defineProperty(this.board, "isContentEditable", { value: true });
     this.buttons = {};
     for (const [name, path] of Object.entries(ICONS)) {
       const button = make("button", { type: "button", innerHTML: `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>` });
