@@ -37,6 +37,7 @@ class Canvas:
             "Comfy.VueNodes.Enabled": vue,
             "Comfy.Locale": language,
             "Comfy.TutorialCompleted": True,
+            "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
             "Comfy.Workflow.Persist": False,
             "Comfy.Minimap.Visible": False,
         }
