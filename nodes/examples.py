@@ -34,6 +34,8 @@ PICTURES: dict[str, list[str]] = {
     "original and retouched": ["pictures/original.jpg", "pictures/retouched.jpg"],
     "pasted piece": ["pictures/pasted.jpg"],
     "few colors": ["pictures/poor.png"],
+    "four portraits": [f"pictures/portrait-{number}.jpg" for number in range(1, 5)],
+    "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
 }
 FILMS = {"black-and-white film"}
 FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame

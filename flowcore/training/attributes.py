@@ -35,7 +35,7 @@ from ..prior import Shape
 from ..tasks.subject import prepare_subject
 from .styles import with_styles
 
-FACES = ("smile=lips_parted*3.5", "age=-birth_year*4", "gender=gender:F/M*2")  # of the data set faces; gains by eye
+FACES = ("smile=lips_parted*4", "age=-birth_year*5", "gender=gender:F/M*2")  # of the data set faces; gains by eye
 FEWEST = 8  # images that an attribute may rest on
 
 

@@ -50,6 +50,7 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-faces-x8": upscaled,
     "color-photos": colorized,
     "glow-photos": sampled,
+    "glow-faces": sampled,
     "glow-cifar10": sampled,
     "realnvp-cifar10": sampled,
     "mnist-styles": sampled,

@@ -81,9 +81,10 @@ def test_every_binary_file_is_named_in_the_readme_or_in_a_list_that_it_names(shi
 
 
 def test_pictures_of_the_stories_are_free():
-    free = re.compile(r"CC0|public domain|US government work|unrestricted use", re.IGNORECASE)
+    free = re.compile(r"CC0|CC BY \d|public domain|US government work|unrestricted use", re.IGNORECASE)
     for row in sources("workflows/pictures"):
         assert free.search(row["licence"]), row["file"]
+        assert "CC BY" not in row["licence"] or "©" in row["author"], row["file"]
         assert row["author"], row["file"]
         assert row["origin"], row["file"]
 

@@ -44,6 +44,8 @@ TITLES = {
     "latent-normalisation": "restore-a-dithered-picture",
     "train": "your-own-model",
     "faces": "restore-a-small-face",
+    "smile": "put-a-smile-on-a-portrait",
+    "morph-faces": "from-one-face-to-another",
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
 NAMED = {"palette-transfer": {"photo": "monochrome", "reference": "colors"}}

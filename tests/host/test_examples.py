@@ -27,6 +27,8 @@ SIZES = {
     "original and retouched": (2, 256, 256),
     "pasted piece": (1, 256, 256),
     "few colors": (1, 256, 256),
+    "four portraits": (4, 128, 128),
+    "two portraits": (2, 128, 128),
 }
 
 

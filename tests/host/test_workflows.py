@@ -187,6 +187,8 @@ RESULTS = {
     "grid": (1, ANY),
     "best-of": (2, (96, 64)),
     "faces": (4, (398, 536)),
+    "smile": (4, (64, 64)),
+    "morph-faces": (1, (256, 256)),
 }
 
 # The story of training, with a recipe of as few pixels and steps as the photographs of the tests allow.
@@ -245,6 +247,8 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
     assert len({picture.size for picture in pictures}) == 1
     if name == "morph":
         assert pictures[0].n_frames == 45  # from each of three to the next, and back to the first
+    if name == "morph-faces":
+        assert pictures[0].n_frames == 30
     if name == "retouched":  # what was pasted in is softer than its surroundings: the model needs fewer bits there
         before, after = (np.asarray(sheet.convert("L"), dtype=float) for sheet in pictures)
         patch, rest = (slice(80, 120), slice(160, 208)), (slice(140, 250), slice(10, 120))
