@@ -181,7 +181,8 @@ def test_a_story_is_an_app_with_its_brush(canvases):
     board = page.locator(".flowcore-brush-board:visible")
     page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
     for words in ("Paint", "temperature", "seed", "samples"):
-        assert page.get_by_text(words, exact=True).locator("visible=true").count() == 1, words
+        page.get_by_text(words, exact=True).locator("visible=true").first.wait_for()
+    page.wait_for_timeout(500)  # until nothing moves
     before = len(json.loads(canvas.value("FlowcorePaintHints", "painting")))
     box = board.bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
