@@ -4,7 +4,7 @@
     python -m benchmarks.upscaler_crops OUT.jpg --realesrgan WHEEL --crops FILE@LEFT,TOP[@INPUT] [...]
 
 LEFT and TOP are pixels of the original; INPUT is one of those of ``benchmarks.upscalers``, "clean" if it is not given.
-Whole images are enlarged, ours at the model's default: clean ones by srflow-x4, others by srflow-x4-photo.
+Whole images are enlarged, ours at the model's default.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from .realesrgan import read_wheel
 from .upscalers import INPUTS
 
 SCALE = 4
-MODEL, MODEL_OF_DEGRADED = "srflow-x4", "srflow-x4-photo"
 
 
 @torch.no_grad()
@@ -37,6 +36,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--realesrgan", type=Path, required=True, metavar="WHEEL")
     parser.add_argument("--crops", nargs="+", required=True, metavar="FILE@LEFT,TOP[@INPUT]")
+    text = "the model of clean images, and that of others if it is another (default: srflow-x4)"
+    parser.add_argument("--models", nargs="+", default=["srflow-x4"], metavar="MODEL", help=text)
     parser.add_argument("--side", type=int, default=224, help="of the crops, in pixels of the original")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
         left, top = (int(number) // SCALE * SCALE for number in place.split(","))
         hr = read_cropped(Path(file), SCALE)
         lr = INPUTS[kind](as_stored(shrink(hr, SCALE)))
-        flow = flowcore.load(MODEL if kind == "clean" else MODEL_OF_DEGRADED)
+        flow = flowcore.load(options.models[0 if kind == "clean" else -1])
         enlarged = [
             F.interpolate(lr, scale_factor=SCALE, mode="nearest"),
             flowcore.upscale(flow, lr, seed=options.seed),

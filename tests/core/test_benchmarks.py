@@ -388,11 +388,9 @@ def test_upscalers_are_compared_on_degraded_images_and_not_measured_twice(
 @torch.no_grad()
 def test_crops_of_enlargements_stand_beside_their_originals(benchmarks, tmp_path, monkeypatch, wheel, small_upscaler):
     module, (file, network) = benchmarks("upscaler_crops"), wheel
-    for name in ("MODEL", "MODEL_OF_DEGRADED"):
-        monkeypatch.setattr(module, name, small_upscaler)
     photograph(96, 128, seed=1).save(tmp_path / "a.png")
     crops = [f"{tmp_path / 'a.png'}@40,20", f"{tmp_path / 'a.png'}@40,20@q50"]
-    words = ["--realesrgan", file, "--side", 48, "--crops", *crops]
+    words = ["--realesrgan", file, "--models", small_upscaler, "--side", 48, "--crops", *crops]
     run(monkeypatch, module, tmp_path / "sheet.png", *words)
     sheet = torch.from_numpy(np.array(Image.open(tmp_path / "sheet.png"))).permute(2, 0, 1)
     hr = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)[None].float() / 255
