@@ -69,6 +69,8 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "latent-normalisation": {"photo": ("picture",), "harmonize": ("strength", "per")},
     "train": {"photos": ("picture",), "train": ("name", "minutes"), "sample": ("temperature", "seed", "samples")},
     "faces": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+    "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
+    "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
 }
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
 WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
