@@ -122,7 +122,7 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
     invalid = int((~scaled.isfinite()).sum())
     if invalid:
         raise ImageError(
-            f"The image contains {invalid} values that are not finite numbers (NaN or infinity). Fix the node or file "
+            f"The image holds {invalid} values that are not finite numbers (NaN or infinity). Fix the node or file "
             "it comes from."
         )
     distance = (scaled - scaled.round().clamp(0, 255)).abs()

@@ -239,7 +239,8 @@ def test_a_removed_node_is_replaced(tmp_path, monkeypatch):
     shutil.copytree(comfyui.ROOT / "nodes", pack / "nodes")
     (pack / "nodes" / "__init__.py").write_text((comfyui.ROOT / "nodes" / "__init__.py").read_text() + OLD)
     shutil.copy(comfyui.ROOT / "__init__.py", pack)
-    (pack / "flowcore").symlink_to(comfyui.ROOT / "flowcore")
+    for folder in ("flowcore", "locales", "web", "workflows"):
+        (pack / folder).symlink_to(comfyui.ROOT / folder)
     monkeypatch.setattr(comfyui, "ROOT", pack)
     with comfyui.running(comfyui.tree(), tmp_path / "base") as server:
         host = Host(server)
