@@ -180,7 +180,7 @@ def test_a_story_is_an_app_with_its_brush(canvases):
     page.evaluate(command)
     board = page.locator(".flowcore-brush-board:visible")
     page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
-    for words in ("Paint", "temperature", "seed", "samples"):
+    for words in ("Paint", "seed", "samples"):
         page.get_by_text(words, exact=True).locator("visible=true").first.wait_for()
     page.wait_for_timeout(500)  # until nothing moves
     before = len(json.loads(canvas.value("FlowcorePaintHints", "painting")))
