@@ -239,7 +239,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
         assert process.wait(60) == -signal.SIGKILL
-    assert L1 < content(run)["progress"]["step"] < ALL
+    # between the two renamings of a checkpoint there is only the previous one
+    newest = next(path for path in (run / "checkpoint.pt", run / "checkpoint.previous.pt") if path.exists())
+    assert L1 <= torch.load(newest, weights_only=True)["progress"]["step"] < ALL
     run_recipe(photos, run)
     assert_same_run(whole[0], run)
 
