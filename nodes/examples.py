@@ -13,7 +13,7 @@ from .host.compat import io
 from .node import FlowNode, schema
 from .sockets import to_image
 
-FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/example.js shows them
+FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
 TEN = [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)]
 
 # Name in the menu to the files of its batch. Append only: workflows hold the names.
@@ -47,7 +47,8 @@ class FlowcoreExample(FlowNode):
     @classmethod
     def define_schema(cls) -> Any:
         picture = io.Combo.Input("picture", options=[*PICTURES], default="photograph")
-        picture.extra_dict = {"flowcore_files": PICTURES}  # host 0.3.75 takes it in no other way
+        # host 0.3.75 takes them in no other way
+        picture.extra_dict = {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)}
         return schema(
             "FlowcoreExample",
             "loaders",

@@ -150,6 +150,30 @@ def test_temperature_is_painted_on_the_whole_screen(canvases, vue):
     assert canvas.complaints == []
 
 
+def test_a_picture_of_flow_example_is_there_at_once_and_frames_of_a_film_after_a_run(canvases):
+    canvas = canvases(vue=False)
+    workflow = painting()
+    workflow["1"] = {
+        "class_type": "FlowcoreExample",
+        "inputs": {"picture": "second photograph"},
+        "_meta": {"title": "Flow Example"},
+    }
+    canvas.open(workflow)
+    shown = Brush(canvas, "FlowcorePaintHints").page.locator(f"{BOARD} img")
+    assert shown.get_attribute("src").endswith("/pictures/lake.jpg")
+    for picture, file in (("photograph", "/photo.png"), ("black-and-white film", None)):
+        canvas.page.evaluate(
+            """picture => { const widget = app.graph.nodes.find(node => node.type == 'FlowcoreExample').widgets
+                .find(widget => widget.name == 'picture'); widget.value = picture; widget.callback(picture); }""",
+            picture,
+        )
+        canvas.page.wait_for_timeout(300)
+        assert file is None if shown.get_attribute("src") is None else shown.get_attribute("src").endswith(file)
+    canvas.run()
+    canvas.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+    assert canvas.complaints == []
+
+
 def test_a_picture_behind_other_nodes_is_there_after_a_run(canvases):
     canvas = canvases(vue=False)
     workflow = painting()

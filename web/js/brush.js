@@ -208,9 +208,9 @@ class Brush {
     this.look();
   }
 
-  /** Follow Load Image to another picture, as one is chosen or dropped there. */
+  /** Follow Load Image or Flow Example to another picture, as one is chosen or dropped there. */
   heed(origin) {
-    const choice = origin && widgetOf(origin, "image");
+    const choice = origin && (widgetOf(origin, "image") ?? widgetOf(origin, "picture"));
     if (!choice || this.heeded.has(choice)) return;
     this.heeded.add(choice);
     after(choice, "callback", () => setTimeout(() => this.node.graph && this.read()));

@@ -1,11 +1,10 @@
-// Which pictures Flow Example gives, shown on the node as soon as they are chosen. The host serves them with the stories.
-import { api } from "../../../scripts/api.js";
+// Which pictures Flow Example gives, shown on the node as soon as they are chosen.
 import { app } from "../../../scripts/app.js";
 import { addElement, after, widgetOf } from "./canvas.js";
+import { examplesOf } from "./picture.js";
 
 const HEIGHT = 150;
 const MOST = 9; // pictures that are shown of a batch
-const PACK = new URL(import.meta.url).pathname.match(/\/extensions\/([^/]+)\//)?.[1];
 
 const LOOK = document.createElement("style"); // HEIGHT is in it
 LOOK.textContent = `
@@ -19,24 +18,17 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "FlowcoreExample") return;
     const widget = widgetOf(node, "picture");
-    const files = node.constructor.nodeData?.input?.required?.picture?.[1]?.flowcore_files;
-    if (!widget || !files || !PACK) return;
+    if (!widget || !examplesOf(node).length) return;
     const frame = document.createElement("div");
     frame.className = "flowcore-example";
     const grid = document.createElement("div"); // out of the flow: pictures do not make the node taller
     frame.append(grid);
     addElement(node, "flowcore_example", frame, () => HEIGHT, LOOK);
     const show = () => {
-      const names = (files[widget.value] ?? []).slice(0, MOST);
-      grid.style.gridTemplate = `repeat(${Math.ceil(names.length / 3)}, 1fr) / repeat(${Math.min(3, names.length)}, 1fr)`;
+      const pictures = examplesOf(node).slice(0, MOST);
+      grid.style.gridTemplate = `repeat(${Math.ceil(pictures.length / 3)}, 1fr) / repeat(${Math.min(3, pictures.length)}, 1fr)`;
       grid.replaceChildren(
-        ...names.map((name) =>
-          Object.assign(new Image(), {
-            src: api.apiURL(`/workflow_templates/${PACK}/${name}`),
-            alt: widget.value,
-            draggable: false,
-          }),
-        ),
+        ...pictures.map((src) => Object.assign(new Image(), { src, alt: widget.value, draggable: false })),
       );
     };
     after(widget, "callback", show);

@@ -1,7 +1,18 @@
-// The picture that comes along a wire, as far as the page knows it: of Load Image at once, of other nodes after a run.
+// The picture that comes along a wire, as far as the page knows it: of Load Image and Flow Example at once, of other nodes
+// after a run.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { widgetOf } from "./canvas.js";
+
+const PACK = new URL(import.meta.url).pathname.match(/\/extensions\/([^/]+)\//)?.[1];
+
+/** The addresses of the pictures that a Flow Example gives; the host serves them with the stories. */
+export function examplesOf(node) {
+  const names = (PACK && menuOf(node).flowcore_files?.[widgetOf(node, "picture")?.value]) || [];
+  return names.map((name) => api.apiURL(`/workflow_templates/${PACK}/${name}`));
+}
+
+const menuOf = (node) => node.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
 
 /** The address of a picture in one of the host's folders. */
 export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
@@ -11,6 +22,8 @@ export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
 export function pictureAt(node, name) {
   const origin = originOf(node, name);
   if (!origin) return undefined;
+  if (origin.type === "FlowcoreExample" && !menuOf(origin).flowcore_films?.includes(widgetOf(origin, "picture")?.value))
+    return examplesOf(origin)[0]; // frames of a film are parts of its picture
   const file = widgetOf(origin, "image")?.value;
   if (origin.type === "LoadImage" && typeof file === "string" && file) {
     const [, path, type] = /^(.*?)(?: \[(\w+)\])?$/.exec(file);
