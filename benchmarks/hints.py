@@ -2,9 +2,9 @@
 
     python -m benchmarks.hints FOLDER [--model color-photos] [--limit 8]
 
-Hints are discs of a photograph's own colors at random places. "told": the network is told them; "refined": the latents
-are moved until they are met, too (``hint_steps``); "locked": met exactly, as far as luma leaves room. RMSE over both
-chroma channels, one coloring per photograph: at the hints against the wanted color, elsewhere against the truth.
+Hints are discs of a photograph's own colors at random places. "conditioned": they are in the condition; "refined": the
+latents are moved until they are met, too (``hint_steps``); "locked": met exactly, as far as luma leaves room. RMSE over
+both chroma channels, one coloring per photograph: at the hints against the wanted color, elsewhere against the truth.
 Prints JSON, then a table.
 """
 
@@ -28,7 +28,7 @@ from flowcore.tasks.colorize import colorize
 from flowcore.tasks.hints import Point, hints_from_points
 
 COUNTS = (0, 1, 4, 16)
-WAYS = {"told": (0, False), "refined": (20, False), "locked": (20, True)}
+WAYS = {"conditioned": (0, False), "refined": (20, False), "locked": (20, True)}
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
             hints = hints_from_points(points, (y.shape[-2], y.shape[-1]), radius=options.radius)
             covered = hints.coverage[0, 0] > 0 if hints.coverage is not None else torch.zeros(y.shape[-2:]) > 0
             for way, (steps, lock) in WAYS.items():
-                if count == 0 and way != "told":
+                if count == 0 and way != "conditioned":
                     continue
                 wanted = dataclasses.replace(hints, lock=lock) if count else None
                 result = colorize(flow, y, seed=seed, hints=wanted, hint_steps=steps)
