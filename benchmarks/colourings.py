@@ -2,8 +2,8 @@
 
     python -m benchmarks.colourings OUT.jpg PHOTOGRAPH_OR_FOLDER [...] [--samples 4] [--limit 10] [--height 160]
 
-Of folders, --limit photographs, evenly spread over the names, and with --held-out only those that no shipped model was
-trained on. Seeds are drawn at the model's own temperatures unless others are given.
+Of folders, at most --limit photographs, evenly spread over the names, and with --held-out only those that no shipped
+model was trained on. Seeds are drawn at the model's own temperatures unless others are given.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=160, help="of a row, in pixels")
     options = parser.parse_args()
     only = held_out_names("standard") if options.held_out else None
-    files: list[Path] = []
-    for path in options.photographs:
-        found = list_images(path, only) if path.is_dir() else [path]
-        count = min(options.limit or len(found), len(found))
-        files += [found[k * len(found) // count] for k in range(count)]
+    files = [
+        file
+        for path in options.photographs
+        for file in (list_images(path, only, options.limit) if path.is_dir() else [path])
+    ]
     flow = flowcore.load(options.model)
     seeds = range(options.seed, options.seed + options.samples)
     pictures: list[Tensor] = []
