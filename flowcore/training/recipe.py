@@ -86,7 +86,8 @@ class Stage:
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
         speck_weight: Of the false specks in an upscaler's samples (objective "likelihood"); see ``speck_error``.
         series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
-            "likelihood"); as many more are drawn from Poisson(2), weighted so that nothing is left out on average.
+            "likelihood"); a number drawn from Poisson(2) more, weighted so that nothing is left out on average. With 0
+            there are 20, and none is drawn.
         kinetic_weight: Of the mean squared speed along the paths of an FFJORD (objective "likelihood").
         jacobian_weight: Of the mean squared derivative along the probe there, on these paths. Both make the paths
             straight, so that few steps suffice; published: 0.01 each.
