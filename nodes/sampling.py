@@ -300,7 +300,7 @@ def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     size = height or own[0], width or own[1]
     if 0 in size:
         raise FlowError(
-            "This model does not say which size it was made for. Set width and height, to multiples of "
+            "This model does not say which size it was made for. Set width and height of Flow Sample, to multiples of "
             f"{flow.size_multiple}."
         )
     return size
