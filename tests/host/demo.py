@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import comfyui
 from PIL import Image, ImageDraw, ImageFont
-from stories import canvas_file
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 OUTPUT = comfyui.ROOT / "output"
@@ -28,9 +26,6 @@ from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside
 
 def main() -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description="Upscale a photograph in a real, headless ComfyUI.")
-    parser.add_argument("--thumbnail", action="store_true", help="also renew the thumbnail of the story")
-    options = parser.parse_args()
     OUTPUT.mkdir(exist_ok=True)
     say("starting ComfyUI 0.30.0 without a window ...")
     with (
@@ -51,10 +46,6 @@ def main() -> None:
     path = OUTPUT / "side-by-side.png"
     side_by_side(dict(list(panels.items())[:4])).save(path)
     say(f"saved {path}")
-    if options.thumbnail:
-        path = canvas_file("upscale", ".jpg")
-        before_and_after(bicubic, pictures[1]).save(path, quality=88)
-        say(f"saved {path}")
 
 
 def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
@@ -89,16 +80,6 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
             picture.crop(detail).resize((width, height), Image.Resampling.NEAREST), (left, label + height + gap)
         )
     return sheet
-
-
-def before_and_after(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Show the left half of one picture and the right half of another, around the detail, as a template's thumbnail."""
-    width, height = before.size
-    middle = width * 5 // 8
-    sheet = before.copy()
-    sheet.paste(after.crop((middle, 0, width, height)), (middle, 0))
-    ImageDraw.Draw(sheet).line([(middle, 0), (middle, height)], fill="white", width=3)
-    return sheet.crop((width * 3 // 8, 0, width * 7 // 8, height // 2))
 
 
 def say(text: str) -> None:
