@@ -17,8 +17,6 @@ from talk import graph
 from test_explore import explore
 from test_latents import DIGITS, working
 
-DECODED = {"latents": "node.0", "model": "model.0", "snap": True}
-
 
 def shown(workflow):
     """The workflow, with a picture of what its node makes."""
