@@ -5,13 +5,14 @@ from __future__ import annotations
 import comfyui
 import pytest
 import torch
+from small_flows import flow
 from talk import examples, graph, options, picture, pixels, refusal
 
 from flowcore.tasks.harmonize import harmonize
 
 FILES = comfyui.ROOT / "workflows"
 LANDSCAPES = "three landscapes"
-# Number and size of the pictures.
+# Number, height and width of the pictures.
 SIZES = {
     "photograph": (1, 124, 188),
     "painted photograph": (1, 124, 188),
@@ -22,7 +23,7 @@ SIZES = {
     "black-and-white house": (1, 492, 640),
     "black-and-white film": (16, 192, 336),
     "small face": (1, 66, 49),
-    "ten photographs": (10, 160, 160),
+    "ten photographs": (10, 240, 240),
     "photographs, two odd ones": (6, 128, 128),
     "original and retouched": (2, 256, 256),
     "pasted piece": (1, 256, 256),
@@ -50,7 +51,9 @@ def test_examples_are_pictures(host, name):
         graph(
             example=("FlowcoreExample", {"picture": name}),
             size=("GetImageSize", {"image": "example.0"}),
-            sizes=("PreviewAny", {"source": "size.2"}),
+            number=("PreviewAny", {"source": "size.2"}),
+            height=("PreviewAny", {"source": "size.1"}),
+            width=("PreviewAny", {"source": "size.0"}),
             masked=("MaskToImage", {"mask": "example.1"}),
             small=(
                 "ImageScale",
@@ -60,7 +63,7 @@ def test_examples_are_pictures(host, name):
             folder=("PreviewAny", {"source": "example.2"}),
         )
     )["outputs"]
-    assert outputs["sizes"]["text"] == [str(SIZES[name][0])]
+    assert [outputs[side]["text"] for side in ("number", "height", "width")] == [[str(side)] for side in SIZES[name]]
     assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
     (folder,) = outputs["folder"]["text"]
     assert (FILES / examples(host)[name][0]).parent.samefile(folder)
@@ -85,8 +88,6 @@ def test_a_morph_goes_through_all_pictures_and_back(host, flows):
 
 
 def test_harmonize_is_the_task(host, flows):
-    from small_flows import flow
-
     made = host.run(
         graph(
             model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
@@ -100,11 +101,12 @@ def test_harmonize_is_the_task(host, flows):
     torch.testing.assert_close(pixels(made["report"]), wanted, atol=2e-3, rtol=0)
 
 
-def sampling(model, **inputs):
+def sampling(**inputs):
+    drawn = {"model": "model.0", "seed": 7, "labels": "3"}
     return graph(
-        model=("FlowcoreLoadModel", {"model_name": model}),
-        grid=("FlowcoreSampleGrid", {"model": "model.0", "temperatures": "0, 1", "seed": 7, "seeds": 2} | inputs),
-        sample=("FlowcoreSample", {"model": "model.0", "samples": 2, "temperature": 1.0, "seed": 7}),
+        model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
+        grid=("FlowcoreSampleGrid", drawn | {"temperatures": "0, 1", "seeds": 2} | inputs),
+        sample=("FlowcoreSample", drawn | {"samples": 2, "temperature": 1.0}),
         report=("FlowcoreTestReport", {"image": "grid.1"}),
         single=("FlowcoreTestReport", {"image": "sample.0"}),
         sheet=("PreviewImage", {"images": "grid.0"}),
@@ -112,13 +114,14 @@ def sampling(model, **inputs):
 
 
 def test_a_sample_grid_holds_the_seeds_at_every_temperature(host):
-    outputs = host.run(sampling("mnist-styles", labels="3"))["outputs"]
+    outputs = host.run(sampling())["outputs"]
     grid = pixels(outputs["report"])
     assert len(grid) == 4
     assert torch.equal(grid[0], grid[1])  # at 0 all seeds are alike
     assert not torch.equal(grid[2], grid[3])
+    assert torch.equal(grid[2:], pixels(outputs["single"]))
     assert outputs["grid"]["seeds"] == [7, 8]
-    refusal(host, sampling("mnist-styles", temperatures=""), "temperatures takes 1 to 64 numbers")
+    refusal(host, sampling(temperatures=""), "temperatures takes 1 to 64 numbers")
 
 
 def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
