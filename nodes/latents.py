@@ -1,4 +1,4 @@
-"""Latents as material: interpolate, mix, vary, normalize, restyle, explore, save and load."""
+"""Latents as material: interpolate, mix, vary, normalize, restyle, explore, morph, harmonize, save and load."""
 
 from __future__ import annotations
 
