@@ -95,7 +95,8 @@ class Stage:
         balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
             latents do.
         frozen_levels: Number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per
-            image they are the first to overfit, while finer levels still improve.
+            image they are the first to overfit, while finer levels still improve. With all of them, a variational
+            dequantizer alone is trained: what the model draws and encodes stays the same.
     """
 
     name: str

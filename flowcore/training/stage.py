@@ -61,6 +61,9 @@ class StageRunner:
         self.flow, self.average, self.distributed = run.flow, run.average, run.distributed
         self.flow.requires_grad_(True)
         trained_levels = len(self.flow.levels) - stage.frozen_levels
+        if not trained_levels:  # nothing but the dequantizer is trained
+            self.flow.requires_grad_(False)
+            self.flow.get_submodule("dequantizer").requires_grad_(True)
         for number, level in enumerate(self.flow.levels):
             level.requires_grad_(number < trained_levels)
         self._freeze_backbone()
@@ -356,7 +359,7 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
             f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
             "images or a smaller crop."
         )
-    if stage.frozen_levels >= len(flow.levels):
+    if stage.frozen_levels >= len(flow.levels) + (flow.dequantizer is not None):
         raise FlowError(
             f"frozen_levels of stage {stage.name} leaves nothing to train: the model has {len(flow.levels)} levels; "
             f"got {stage.frozen_levels}."

@@ -22,9 +22,11 @@ SAMPLING = ("temperature", "temperatures", "calm_edges")  # fields that say how 
 
 
 def load_weights(flow: Flow, path: Path) -> None:
-    """Load all weights of a model of the same configuration."""
+    """Load all weights of a model of the same configuration; one without a dequantizer may be given a new one."""
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
+    if gains_dequantizer := other.dequantizer is None and flow.dequantizer is not None:
+        expected.pop("dequantizer_steps")
     for measured in ("styles", *SAMPLING):  # after training: those of the file are of its weights
         expected.pop(measured, None)
     differences = [
@@ -37,7 +39,7 @@ def load_weights(flow: Flow, path: Path) -> None:
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    weights = other.state_dict()
+    weights = (flow.state_dict() if gains_dequantizer else {}) | other.state_dict()
     flow.load_state_dict({name: weights[name] for name in flow.state_dict()})
 
 

@@ -151,6 +151,24 @@ def test_a_variational_dequantizer_is_trained_with_its_model_and_stored_with_it(
     assert log_q.isfinite().all()
 
 
+def test_a_dequantizer_is_trained_for_a_model_that_stays_as_it_is(data, tmp_path):
+    start = train(recipe("glow", 8), data / "photos", tmp_path / "start")
+    model = MODELS["glow"] + "\ndequantizer_steps = 2"
+    alone = parse_recipe(f"start_rate = 1\n{recipe('glow', 20, model).text}frozen_levels = 2\n")
+    before = flowcore.load(start)
+    after = flowcore.load(train(alone, data / "photos", tmp_path / "run", start=start))
+    weights = after.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in before.state_dict().items())
+    torch.manual_seed(alone.seed)
+    new = build("glow", alone.model).get_submodule("dequantizer")
+    assert isinstance(after.dequantizer, VariationalDequantizer)
+    moved = [not torch.equal(a, b) for a, b in zip(after.dequantizer.parameters(), new.parameters(), strict=True)]
+    assert sum(moved) > len(moved) // 2
+    nothing = parse_recipe(recipe("glow", 8).text + "frozen_levels = 2\n")
+    with pytest.raises(FlowError, match="frozen_levels of stage flow leaves nothing to train"):
+        train(nothing, data / "photos", tmp_path / "none")
+
+
 def test_a_model_of_gray_images_trains_on_digits_without_their_labels(data, tmp_path):
     made = recipe("glow", 4, "channels = 1\nlevels = 2\nsteps = 1\nhidden = 8\nimage_size = 28")
     assert made.takes_digits
