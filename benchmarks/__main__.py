@@ -84,8 +84,8 @@ def main() -> None:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """Settings as JSON has them; no paths, which say nothing about what was measured."""
-    told = {name: value for name, value in vars(settings).items() if name not in ("out", "photograph")}
-    return {**told, "photograph": settings.photograph is not None}
+    known = {name: value for name, value in vars(settings).items() if name not in ("out", "photograph")}
+    return {**known, "photograph": settings.photograph is not None}
 
 
 def _written(result: dict[str, Any], tables: list[Table]) -> str:

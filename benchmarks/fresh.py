@@ -27,7 +27,7 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a program took; None where it could not be told, or the process was killed.
+    """What a program took; None where it could not be measured, or the process was killed.
 
     Attributes:
         peak: MiB that the process ever held: interpreter, torch, model, work and result.
@@ -42,15 +42,15 @@ class Cost:
     seconds: float | None = None
 
 
-def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = False, **told: Any) -> Cost:
+def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = False, **arguments: Any) -> Cost:
     """Measure a program in a process of its own.
 
     Args:
         prepare: A function at the top of a module, which builds what is needed and returns the program. Called with
-            ``device=`` and ``told``.
+            ``device=`` and ``arguments``.
         settings: Threads and device.
         timed: Whether to run it more often for the seconds, if it is short.
-        told: What is passed on, as JSON.
+        arguments: What is passed on, as JSON.
 
     Returns:
         Its cost.
@@ -59,10 +59,10 @@ def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = 
         "module": prepare.__module__,
         "prepare": prepare.__name__,
         "threads": settings.threads,
-        "told": {"device": settings.device, **told},
+        "arguments": {"device": settings.device, **arguments},
         "timed": timed,
     }
-    say(f"alone: {prepare.__module__}.{prepare.__name__} {told}")
+    say(f"alone: {prepare.__module__}.{prepare.__name__} {arguments}")
     command = [sys.executable, "-m", "benchmarks.fresh", json.dumps(order)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     if ended.returncode:
@@ -75,8 +75,8 @@ def main() -> None:
     """Do what ``fresh`` ordered."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
-    device = order["told"]["device"]
-    program: Program = getattr(importlib.import_module(order["module"]), order["prepare"])(**order["told"])
+    device = order["arguments"]["device"]
+    program: Program = getattr(importlib.import_module(order["module"]), order["prepare"])(**order["arguments"])
     gauge = _Allocator(device) if device.startswith("cuda") else _Process() if STATUS.exists() else None
     taken = [seconds(program, device)]
     peak, beyond = gauge.read() if gauge is not None else (None, None)

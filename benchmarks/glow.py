@@ -55,8 +55,8 @@ def measure(settings: Settings) -> list[Table]:
         say(f"sampling and scoring{title}")
         order = {"pairs": settings.pairs, "threads": settings.threads, "device": settings.device}
         command = [sys.executable, "-m", "benchmarks.glow", json.dumps({**order, "quick": settings.quick})]
-        told = {"env": os.environ | variables, "cwd": Path(__file__).parents[1]}
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **told)
+        options = {"env": os.environ | variables, "cwd": Path(__file__).parents[1]}
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
         for table in json.loads(ended.stdout.splitlines()[-1]):
             tables.append(Table(**{**table, "title": table["title"] + title}))
     return [*tables, _training(settings, _setting(settings.quick))]

@@ -18,7 +18,7 @@ Program = Callable[[], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a subject is told.
+    """What a subject is given.
 
     Attributes:
         pairs: Rounds in which every program runs once; what is reported are medians over them.

@@ -1,7 +1,7 @@
 """Glow as other libraries let one build it, of the same configuration; each is optional.
 
 Couplings see the same networks everywhere: 3x3, ReLU, 1x1, ReLU, 3x3, with biases, as normflows builds them. Where a
-library cannot be told what normflows' Glow is made of, ``differs`` says so.
+library cannot be given what normflows' Glow is made of, ``differs`` says so.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def freia(setting: train.Setting) -> Peer:
     modules: Any = importlib.import_module("FrEIA.modules")
     source = framework.InputNode(3, setting.size, setting.size)
     nodes, ends, last = [source], [], source.out0
-    told = {"subnet_constructor": lambda i, o: _network(i, setting.hidden, o), "permute_soft": True}
+    options = {"subnet_constructor": lambda i, o: _network(i, setting.hidden, o), "permute_soft": True}
     for level in range(setting.levels):
         nodes.append(framework.Node(last, modules.IRevNetDownsampling, {}))
         for _ in range(setting.steps):
-            nodes.append(framework.Node(nodes[-1].out0, modules.AllInOneBlock, told))
+            nodes.append(framework.Node(nodes[-1].out0, modules.AllInOneBlock, options))
         if level < setting.levels - 1:
             split = framework.Node(nodes[-1].out0, modules.Split, {})
             end = framework.OutputNode(split.out1)

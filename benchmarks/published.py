@@ -65,7 +65,7 @@ def decode(flow: Flow, lr: Tensor, latents: list[Tensor]) -> Tensor:
     rest = list(latents)
     x = rest.pop()
     logdet = x.new_zeros(1)
-    for level, told in zip(reversed(list(flow.levels)), reversed(features[1 : 1 + len(flow.levels)]), strict=True):
+    for level, cond in zip(reversed(list(flow.levels)), reversed(features[1 : 1 + len(flow.levels)]), strict=True):
         if level.split is not None:  # type: ignore[union-attr]
             raw = _zero_conv(level.split.conditioner, x)
             mean, log_std = raw[:, 0::2], raw[:, 1::2]
@@ -74,23 +74,23 @@ def decode(flow: Flow, lr: Tensor, latents: list[Tensor]) -> Tensor:
             logdet = logdet - density.sum((1, 2, 3))
             x = torch.cat([x, drawn], dim=1)
         for step in reversed(list(level.steps.transforms)):  # type: ignore[union-attr]
-            x, logdet = _step(step, x, told, logdet)
+            x, logdet = _step(step, x, cond, logdet)
         x = F.pixel_shuffle(x, 2)
     return x
 
 
-def _step(step: Any, x: Tensor, told: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
+def _step(step: Any, x: Tensor, cond: Tensor, logdet: Tensor) -> tuple[Tensor, Tensor]:
     actnorm, mixing, *affine = step.transforms
     pixels = x.shape[-2] * x.shape[-1]
     if affine:
         injector, coupling = affine
         x1, x2 = x.chunk(2, dim=1)
-        shift, scale = _affine(coupling.conditioner, torch.cat([x1, told], dim=1), coupling.eps)
+        shift, scale = _affine(coupling.conditioner, torch.cat([x1, cond], dim=1), coupling.eps)
         x2 = x2 / scale
         x2 = x2 - shift
         logdet = logdet - scale.log().sum((1, 2, 3))
         x = torch.cat([x1, x2], dim=1)
-        shift, scale = _affine(injector.conditioner, told, injector.eps)
+        shift, scale = _affine(injector.conditioner, cond, injector.eps)
         x = x / scale
         x = x - shift
         logdet = logdet - scale.log().sum((1, 2, 3))

@@ -50,7 +50,7 @@ Step = Callable[[], float]  # a training step; gives its bits per dimension
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both programs are told.
+    """What both programs are given.
 
     Attributes:
         levels: Squeeze scales.
@@ -173,7 +173,7 @@ def build_ours(setting: Setting, theirs: Theirs | None) -> Ours:
     """Build our model: normflows' with its weights, the same without, or our own.
 
     Args:
-        setting: What both are told.
+        setting: What both are given.
         theirs: Where the weights come from; None for random ones.
 
     Returns:
@@ -231,7 +231,7 @@ def measure(setting: Setting, rounds: int, with_compiled: bool) -> dict[str, Any
     """Time all variants in turn.
 
     Args:
-        setting: What both programs are told.
+        setting: What both programs are given.
         rounds: Steps of each that count; one more of each warms up.
         with_compiled: Whether our conditioners are also compiled.
 
@@ -290,7 +290,7 @@ def peak(setting: Setting, name: str) -> float:
     """Make two steps of a variant and say how much memory they took; call it in a fresh process.
 
     Args:
-        setting: What the program is told.
+        setting: What the program is given.
         name: Of the variant.
 
     Returns:
@@ -374,15 +374,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    told = {name: getattr(options, name) for name in Setting.__dataclass_fields__}
-    setting = Setting(**told)
+    values = {name: getattr(options, name) for name in Setting.__dataclass_fields__}
+    setting = Setting(**values)
     normflows()
     if options.peak:
         sys.stdout.write(f"{peak(setting, options.peak)}\n")
         return
     result = measure(setting, options.rounds, options.compile)
     if options.memory:
-        shared = [f"--{name}={told[name]}" for name in ("levels", "steps", "hidden", "size")]
+        shared = [f"--{name}={values[name]}" for name in ("levels", "steps", "hidden", "size")]
         shared += [f"--threads={options.threads}", *(["--own-network"] if setting.own_network else [])]
         result["memory"] = peaks(options.memory, shared)
     sys.stdout.write(table(result) + "\n" + json.dumps(result) + "\n")

@@ -54,9 +54,7 @@ def evaluate_density(
             raise FlowError("Digits are not files with names; their held-out part is MNIST's own test set. Use all.")
         images, labels = _test_digits(data, limit, labeled=flow.classes > 0)
     else:
-        each = read_each(
-            list_images(data, only, limit)[:limit], lambda file: resize_to_own(flow, read_upright(file)), log
-        )
+        each = read_each(list_images(data, only, limit), lambda file: resize_to_own(flow, read_upright(file)), log)
         images = torch.stack([image for _, _, image in each])
     values: list[Tensor] = []
     for start in range(0, len(images), batch):
