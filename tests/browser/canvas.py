@@ -88,6 +88,14 @@ class Canvas:
             before = now
             self.page.wait_for_timeout(400)  # it glides there
 
+    def spread(self) -> None:
+        """Put the nodes in a row: the frontend lays out the API format without room for what a run shows on nodes."""
+        self.page.evaluate(
+            """() => { let left = 0;
+                for (const node of app.graph.nodes) { node.pos = [left, 0]; left += node.size[0] + 80; } }"""
+        )
+        self.fit()
+
     def look_at(self, *kinds: str, scale: float = 1.0) -> None:
         """Bring the nodes of some kinds into view, at a scale."""
         self.page.evaluate(
@@ -142,14 +150,18 @@ class Canvas:
         """What would be saved."""
         return json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
 
-    def run(self, timeout: float = 240) -> None:
-        """Press Run, and wait for the end."""
+    def watch_end(self) -> None:
+        """Let `window.ended` say how the next run ends."""
         self.page.evaluate(
             """() => { window.ended = null;
                 for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
-                    app.api.addEventListener(name, event => { window.ended ??= name }, {once: true});
-                app.queuePrompt(0, 1); }"""
+                    app.api.addEventListener(name, () => { window.ended ??= name }, {once: true}); }"""
         )
+
+    def run(self, timeout: float = 240) -> None:
+        """Run the workflow, and wait for the end."""
+        self.watch_end()
+        self.page.evaluate("() => { app.queuePrompt(0, 1); }")
         self.page.wait_for_function("() => window.ended", timeout=timeout * 1000)
         assert self.page.evaluate("() => window.ended") == "execution_success"
         self.page.wait_for_timeout(500)

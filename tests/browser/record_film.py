@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ PHOTO = comfyui.ROOT / "workflows" / "photo.png"
 WIDE, HIGH = 1240, 760
 SHOWN = 930  # pixels of width in the film
 RATE = 12  # frames a second
-RUN_FRAMES = 14
+RUN_FRAMES = 14  # that are kept of a run
+RUN_SECONDS = 600  # that a run may take
 
 # Node to where it stands: left, top, width, height.
 PLACES = {
@@ -126,14 +128,12 @@ class Film:
         """Press Run, and keep a few frames of what follows."""
         button = self.page.get_by_role("button", name="Run", exact=True).first.bounding_box()
         assert button is not None
-        self.page.evaluate(
-            """() => { window.ended = null;
-                for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
-                    app.api.addEventListener(name, () => { window.ended ??= name }, {once: true}); }"""
-        )
+        self.canvas.watch_end()
         self.click(button["x"] + button["width"] / 2, button["y"] + button["height"] / 2)
         before, self.frames = self.frames, []
+        start = time.monotonic()
         while not self.page.evaluate("() => window.ended"):
+            assert time.monotonic() < start + RUN_SECONDS, "the run does not end"
             self.shoot()
             self.page.wait_for_timeout(150)
         assert self.page.evaluate("() => window.ended") == "execution_success"

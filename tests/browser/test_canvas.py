@@ -301,9 +301,11 @@ def test_every_picture_is_shown_as_soon_as_it_is_ready(canvases, vue):
         """() => { window.seen = []; app.api.addEventListener('b_preview_with_metadata', () => queueMicrotask(() =>
             window.seen.push(document.querySelectorAll('.flowcore-gallery button').length))) }"""
     )
-    (node,) = [node for node in canvas.nodes() if node["type"] == "FlowcoreUpscale"]
+    # A seed of its own: the server remembers the pictures of the other renderer, and shows no previews of them.
     canvas.page.evaluate(
-        "id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value = 7000 }", node["id"]
+        """seed => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreUpscale');
+            node.widgets.find(w => w.name === 'seed').value = seed; }""",
+        7000 + vue,
     )
     canvas.run()
     assert canvas.page.evaluate("() => window.seen") == [0, 1, 2, 3, 4]  # first what is enlarged
@@ -325,6 +327,7 @@ def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
             save=("PreviewImage", {"images": "up.0"}),
         )
     )
+    canvas.spread()
     canvas.run()
     page = canvas.page
     cell = page.locator(".flowcore-gallery button", has_text="0.7 · 6")
@@ -544,6 +547,18 @@ def test_pictures_follow_the_point_on_the_pad(canvases, vue):
     canvas.shot("explorer-live")
     page.mouse.up()
     assert "flowcore_live" not in json.dumps(canvas.saved())
+    # A node that is removed while it waits for a picture asks for no other one.
+    page.wait_for_timeout(300)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/flowcore/live" in request.url else None)
+    page.evaluate(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLatentExplorer');
+            const w = node.widgets.find(w => w.name === 'x');
+            for (w.value of [0.1, 0.2]) w.callback(w.value, app.canvas, node);
+            app.graph.remove(node); }"""
+    )
+    page.wait_for_timeout(600)
+    assert len(asked) == 1
     assert canvas.complaints == []
 
 

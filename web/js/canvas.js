@@ -10,10 +10,13 @@ export const texts = Promise.resolve(api.getCustomNodesI18n?.()).then((every) =>
 /** The language of the frontend. */
 export const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
-/** Say something: the text that a key stands for, with values filled in. English where there is no translation. */
+/**
+ * Say something: the text that a key stands for, with values filled in. English where there is no translation; where there
+ * is no text at all, as on a server that runs since before an update, the name that it would hold.
+ */
 export async function say(key, values = {}) {
   const every = await texts;
-  const text = every[language()]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? key;
+  const text = every[language()]?.flowcore?.[key] ?? every.en?.flowcore?.[key] ?? values.name ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 

@@ -127,6 +127,7 @@ function hang(node) {
   const grid = document.createElement("div");
   frame.className = "flowcore-frame";
   grid.className = "flowcore-gallery";
+  frame.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
   const gallery = { frame, grid, pictures: [], shape: 0.75, columns: 1, rows: 0 };
   gallery.viewer = new Viewer(
     (place) => choose(node, gallery, place),

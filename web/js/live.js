@@ -24,7 +24,7 @@ onResult((node, output) => {
 /** The live pictures of a node: one for every place that is asked for, each the latest that has come. */
 export class Live {
   #asked = new Map(); // place to numbers, what is to be asked next first
-  #flying; // {place, values, since, abort}
+  #sent; // the question without an answer yet: {place, values, since, abort}
   #urls = new Map(); // place to the address of its picture
   #timer;
 
@@ -38,7 +38,8 @@ export class Live {
     every.set(node, this);
     after(node, "onRemoved", () => {
       every.delete(node);
-      this.#flying?.abort.abort();
+      this.run = undefined;
+      this.#sent?.abort.abort();
       for (const url of this.#urls.values()) URL.revokeObjectURL(url);
     });
   }
@@ -46,6 +47,8 @@ export class Live {
   begin(run) {
     this.run = run;
     this.#asked.clear();
+    this.#sent?.abort.abort();
+    this.#sent = undefined;
     this.begun();
   }
 
@@ -60,47 +63,53 @@ export class Live {
   go() {
     clearTimeout(this.#timer);
     if (!idle || !this.run || !this.#asked.size) return;
-    const wait = this.#flying ? this.#flying.since + PATIENCE - performance.now() : 0;
-    if (wait > 0) this.#timer = setTimeout(() => this.go(), wait);
-    else this.#fly();
+    const wait = this.#sent ? this.#sent.since + PATIENCE - performance.now() : 0;
+    if (wait > 0) this.#goAfter(wait);
+    else this.#send();
   }
 
-  async #fly() {
-    const before = this.#flying;
+  #goAfter(milliseconds) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.go(), milliseconds);
+  }
+
+  async #send() {
+    const before = this.#sent;
     before?.abort.abort();
     const [[place, values]] = this.#asked;
     this.#asked.delete(place);
-    if (before && before.place !== place) this.#asked.set(before.place, before.values);
+    if (before && before.place !== place) this.#askAgain(before);
     const { run } = this;
-    const flying = { place, values, since: performance.now(), abort: new AbortController() };
-    this.#flying = flying;
-    let pause = 0;
+    const sent = { place, values, since: performance.now(), abort: new AbortController() };
+    this.#sent = sent;
+    let status, picture;
     try {
       const answer = await api.fetchApi("/flowcore/live", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ run, values }),
-        signal: flying.abort.signal,
+        signal: sent.abort.signal,
       });
-      const picture = answer.ok ? await answer.blob() : undefined;
-      if (this.#flying !== flying || this.run !== run) return;
-      if (picture) this.#took(place, picture);
-      else if (answer.status !== STOPPED) this.run = undefined; // it cannot be seen, or is gone: until the next run
-      else {
-        pause = PATIENCE;
-        if (!this.#asked.has(place)) this.#asked.set(place, values);
-      }
+      if (answer.ok) picture = await answer.blob();
+      status = answer.status;
     } catch {
       // stopped by the next question, or the server is gone
-    } finally {
-      if (this.#flying === flying) {
-        this.#flying = undefined;
-        this.#timer = setTimeout(() => this.go(), pause);
-      }
     }
+    if (this.#sent !== sent) return;
+    this.#sent = undefined;
+    this.#goAfter(status === STOPPED ? PATIENCE : 0);
+    if (this.run !== run) return;
+    if (picture) this.#receive(place, picture);
+    else if (status === STOPPED) this.#askAgain(sent);
+    else if (status) this.run = undefined; // it cannot be seen, or is gone: until the next run
   }
 
-  #took(place, picture) {
+  /** Ask once more, last of all, unless other numbers of the place are asked for meanwhile. */
+  #askAgain({ place, values }) {
+    if (!this.#asked.has(place)) this.#asked.set(place, values);
+  }
+
+  #receive(place, picture) {
     const old = this.#urls.get(place);
     const url = URL.createObjectURL(picture);
     this.#urls.set(place, url);

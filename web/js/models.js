@@ -46,7 +46,7 @@ function offered(node, every, kept) {
 function needed(node, slot) {
   const found = [];
   for (const id of node.outputs?.[slot]?.links ?? []) {
-    const link = node.graph?.links?.get?.(id) ?? node.graph?.links?.[id];
+    const link = node.graph?.getLink(id);
     const target = link && node.graph.getNodeById(link.target_id);
     if (!target) continue;
     if (target.type === "Reroute") found.push(...needed(target, 0));

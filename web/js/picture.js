@@ -37,7 +37,7 @@ export function pictureAt(node, name) {
 /** The node at the other end of an input's wire, past what only leads it along. */
 export function originOf(node, name) {
   const input = node.inputs?.find((each) => each.name === name);
-  const link = input?.link == null ? undefined : node.graph?.links?.get?.(input.link) ?? node.graph?.links?.[input.link];
+  const link = node.graph?.getLink(input?.link);
   const origin = link && node.graph.getNodeById(link.origin_id);
   return origin?.type === "Reroute" ? originOf(origin, origin.inputs[0]?.name) : origin;
 }

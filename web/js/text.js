@@ -76,6 +76,8 @@ function hang(node) {
   const shown = document.createElement("div");
   shown.className = "flowcore-text";
   shown.setAttribute("role", "status");
+  shown.tabIndex = -1; // Nodes 2.0 gives the wheel to what has the focus, and to the canvas otherwise
+  frame.dataset.captureWheel = "true";
   shown.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
   frame.append(shown);
   addElement(node, TEXT, frame, () => height(shown), LOOK);
