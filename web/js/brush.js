@@ -1,7 +1,7 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture, and writes what was painted into
 // the widget `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, label, say, set, widgetOf } from "./canvas.js";
+import { FULL_SCREEN, addElement, after, icon, label, say, set, widgetOf } from "./canvas.js";
 import { addressOf, originOf, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 import { draw, format, heat, parse, simplified } from "./strokes.js";
@@ -21,7 +21,7 @@ const ICONS = {
   undo: "M8 5 4 9l4 4M4 9h10a6 6 0 0 1 0 11h-3",
   redo: "m16 5 4 4-4 4M20 9H10a6 6 0 0 0 0 11h3",
   clear: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5",
-  whole: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
+  whole: FULL_SCREEN,
 };
 const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
 
@@ -129,7 +129,7 @@ class Brush {
     Object.defineProperty(this.board, "isContentEditable", { value: true });
     this.buttons = {};
     for (const [name, path] of Object.entries(ICONS)) {
-      const button = make("button", { type: "button", innerHTML: `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>` });
+      const button = make("button", { type: "button", innerHTML: icon(path) });
       button.dataset.tool = name;
       button.addEventListener("click", () => this.use(name));
       this.buttons[name] = button;

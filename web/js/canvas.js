@@ -27,6 +27,11 @@ export async function label(element, key, values) {
   element.setAttribute("aria-label", text);
 }
 
+/** An icon of lines, drawn in a square of 24: not every font has the signs. */
+export const icon = (path) => `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>`;
+
+export const FULL_SCREEN = "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5";
+
 /** Whether a node is one of ours. */
 export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore"));
 

@@ -1,6 +1,6 @@
 // Two pictures over each other: a line wipes between them, the wheel zooms, a drag pans, and it opens full screen. It
 // knows nothing of nodes.
-import { label, say } from "./canvas.js";
+import { FULL_SCREEN, icon, label, say } from "./canvas.js";
 
 const NEAR = 14; // pixels on the screen around the line in which a drag takes hold of it
 const STILL = 4; // pixels that a click may move
@@ -44,6 +44,9 @@ const LOOK = `
   outline: 2px solid var(--p-primary-color, #4a90e2);
 }
 .flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
+.flowcore-viewer .bar svg {
+  display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none;
+}
 .flowcore-viewer .hidden { display: none; }
 dialog.flowcore-full {
   width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0; background: #111;
@@ -105,7 +108,7 @@ export class Viewer {
       return choice;
     });
     const tool = (key, sign, act) => {
-      const made = Object.assign(document.createElement("button"), { type: "button", textContent: sign });
+      const made = Object.assign(document.createElement("button"), { type: "button", innerHTML: sign });
       made.className = key;
       made.addEventListener("click", () => (act(), element.focus({ preventScroll: true })));
       label(made, key);
@@ -117,7 +120,7 @@ export class Viewer {
     tool("fit", "⤢", () => this.fit());
     tool("actual", "1:1", () => this.actual());
     this.pick = tool("choose", "✓", () => this.onPick(this.right));
-    tool("open", "⛶", () => this.open());
+    tool("open", icon(FULL_SCREEN), () => this.open());
     tool("close", "✕", () => this.close());
     say("keys").then((text) => element.setAttribute("aria-label", text));
     element.append(style, ...this.layers, this.line, names, tools);
