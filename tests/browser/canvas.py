@@ -92,7 +92,8 @@ class Canvas:
         """Put the nodes in a row: the frontend lays out the API format without room for what a run shows on nodes."""
         self.page.evaluate(
             """() => { let left = 0;
-                for (const node of app.graph.nodes) { node.pos = [left, 0]; left += node.size[0] + 80; } }"""
+                for (const node of app.graph.nodes) {
+                    node.pos = [left, 0]; left += Math.max(node.size[0], 300) + 80; } }"""
         )
         self.fit()
 

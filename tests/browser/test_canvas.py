@@ -336,6 +336,7 @@ def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
     assert boxes[0]["x"] == pytest.approx(boxes[1]["x"], abs=1)  # a column is a temperature
     assert boxes[2]["y"] == pytest.approx(boxes[0]["y"], abs=1)
     canvas.fit()
+    assert canvas.overlapping() == []
     canvas.shot("grid")
     cell.click()
     assert canvas.value("FlowcoreTemperatureGrid", "pick") == 4
@@ -356,6 +357,7 @@ def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(canvases):
     canvas.open(workflow)
     canvas.run()
     canvas.fit()
+    assert canvas.overlapping() == []
     page = canvas.page
     (best,) = [node["id"] for node in canvas.nodes() if node["type"] == "FlowcoreBestOf"]
     labels = page.evaluate("id => app.nodeOutputs[id].flowcore_gallery.map(e => [e.seed, e.score])", best)
@@ -579,6 +581,7 @@ def test_styles_are_seen_while_their_sliders_move(canvases, vue):
     page.wait_for_function("([picture, src]) => document.querySelector(picture).src !== src", arg=[picture, src])
     page.wait_for_timeout(600)
     assert sum(seen(canvas, picture)) < sum(first)  # thinner strokes
+    assert canvas.overlapping() == []
     canvas.look_at("FlowcoreStyle", scale=1.2)
     canvas.shot("style-live")
     after = positions(canvas.saved())

@@ -183,7 +183,7 @@ def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str
     }
 
 
-GROWS = {"FlowcoreLoadModel": 110}  # pixels that the text of a run adds
+GROWS = {"FlowcoreLoadModel": 150}  # pixels that the text of a run adds, in Nodes 2.0
 # Pixels that the pictures of a node take, besides its inputs.
 TALLER = {
     "FlowcoreExample": 170,
