@@ -17,8 +17,11 @@ from ..flowcore.checkpoints import catalog, read_tasks
 from ..flowcore.provenance import ProvenanceError
 from .host.compat import io
 from .host.paths import input_files, input_path, model_files, model_folders, model_path
-from .node import FlowNode, schema
+from .node import TEXTS, FlowNode, schema
 from .sockets import FLOW_MODEL, TASKS, FlowModel, shown, to_image
+
+# What each shipped model is for, and each task of the others.
+USES: dict[str, str] = TEXTS["uses"]
 
 
 class FlowcoreLoadModel(FlowNode):
@@ -65,7 +68,7 @@ class FlowcoreLoadModel(FlowNode):
         if path is None:
             raise CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
-        facts = _facts(flow)
+        facts = {"use": _use(model_name, flow), **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         ui = {"text": [info], **{name: [value] for name, value in facts.items()}}
         return io.NodeOutput(FlowModel.of(flow, model_name), info, ui=ui)
@@ -175,6 +178,10 @@ def file_fingerprint(path: Path | None, name: str) -> list[Any]:
         return [name]
     stat = path.stat()
     return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _use(name: str, flow: flowcore.Flow) -> str:
+    return USES.get(name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
 
 
 def _facts(flow: flowcore.Flow) -> dict[str, str | float]:

@@ -20,10 +20,14 @@ from .host.compat import io, make
 from .host.ui import Notes, show_text
 from .sockets import SOCKETS, shown
 
-# All texts of the nodes. The other languages translate this file, and the frontend reads it, too.
-WORDS: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")
-)
+
+def _english(file: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parents[1] / "locales" / "en" / file).read_text(encoding="utf-8"))
+
+
+# All texts of the nodes. The other languages translate these files, and the frontend reads them, too.
+WORDS = _english("nodeDefs.json")
+TEXTS: dict[str, Any] = _english("main.json")["flowcore"]
 
 
 def schema(

@@ -635,6 +635,65 @@ def test_a_loader_offers_what_the_nodes_at_its_wire_can_use(canvases, vue):
     assert canvas.complaints == []
 
 
+SAID = """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLoadModel');
+    const box = node.widgets.find(w => w.name === 'flowcore_text')?.element.firstElementChild;
+    return box && [box.textContent, box.offsetHeight - box.parentElement.offsetHeight] }"""
+
+
+@RENDERERS
+def test_a_loader_says_what_its_model_is_for_and_its_text_stays_inside(canvases, host, vue):
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    uses = host.get_json("/i18n")["en"]["flowcore"]["uses"]
+
+    def says(words, begins):
+        page.wait_for_function(f"words => ({SAID})()?.[0].startsWith(words)", arg=words)
+        page.wait_for_timeout(500)
+        text, beyond = page.evaluate(SAID)
+        assert text.startswith(begins)
+        assert beyond <= 0, f"{beyond} pixels below its frame: {text}"
+
+    canvas.open(upscaling("fixed"))
+    says("Enlarges", uses["srflow-x4"].capitalize())
+    page.evaluate(
+        """() => { const node = app.graph.nodes.find(n => n.type === 'FlowcoreLoadModel'), w = node.widgets[0];
+            w.value = 'srflow-x8'; w.callback('srflow-x8', app.canvas, node); }"""
+    )
+    says(uses["srflow-x8"].capitalize(), uses["srflow-x8"].capitalize())
+    canvas.run()
+    says("use: ", f"use: {uses['srflow-x8']}\narchitecture: srflow")
+    canvas.shot("loader-says")
+    assert canvas.complaints == []
+
+
+FAILED = """() => [...document.querySelectorAll('.flowcore-text.failed')].map(box => box.textContent)"""
+
+
+@RENDERERS
+def test_a_node_says_why_it_failed_until_the_next_run(canvases, vue):
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    canvas.open(
+        numbered(
+            photo=("EmptyImage", {"width": 6000, "height": 4500, "batch_size": 1, "color": 0}),
+            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+            up=("FlowcoreUpscale", {"image": "photo.0", "model": "model.0", "temperature": 0.5, "seed": 1}),
+            show=("PreviewImage", {"images": "up.0"}),
+        )
+    )
+    with pytest.raises(AssertionError):
+        canvas.run()
+    page.wait_for_function(f"() => ({FAILED})().length")
+    canvas.shot("failed")
+    (said,) = page.evaluate(FAILED)
+    assert said.startswith("A picture would have 24000x18000 pixels, 432 megapixels. Set longest_side")
+    page.evaluate(
+        """() => { for (const w of app.graph.nodes.find(n => n.type === 'EmptyImage').widgets.slice(0, 2))
+            { w.value = 16; w.callback?.(16, app.canvas); } }"""
+    )
+    canvas.run()
+    assert page.evaluate(FAILED) == []
+    assert canvas.complaints == []
+
+
 @RENDERERS
 def test_a_number_that_the_model_decides_says_so(canvases, vue):
     canvas = canvases(vue=vue)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from typing import get_args
 
 import comfyui
 import pytest
 from talk import inputs
+
+from flowcore.checkpoints import catalog
+from flowcore.flow import Task
 
 LOCALES = comfyui.ROOT / "locales"
 LANGUAGES = ("en", "ko", "ja", "zh")
@@ -52,6 +56,10 @@ def test_every_node_input_and_output_has_its_english_words(host):
         if info["python_module"].endswith(comfyui.PACK_NAME)
     }
     assert words == read("en", "nodeDefs.json")
+
+
+def test_every_shipped_model_and_every_task_has_a_text_that_says_what_it_is_for():
+    assert set(read("en", "main.json")["flowcore"]["uses"]) == {*catalog.names(), *get_args(Task)}
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])

@@ -51,6 +51,7 @@ def test_hcflow_story(host, hcflows, photo):
     model = entry["outputs"]["model"]
     assert model["architecture"] == ["hcflow"]
     assert model["scale"] == [4]
+    assert model["use"] == ["enlarges pictures"]  # a file has no text of its own: it is that of its task
     assert "Apache-2.0" in model["licence"][0]
     pictures = host.images(upscale(photo=photo, model_name=UPSCALER, samples=2, temperature=0.3, seed=3))
     assert [picture.size for picture in pictures] == [(96, 64)] * 2

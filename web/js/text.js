@@ -8,18 +8,22 @@ const TEXT = "flowcore_text"; // name of the widget
 const LEAST = 34;
 const MOST = 120; // pixels of height that a text asks for; the rest scrolls
 
-const LOOK = document.createElement("style");
+const LOOK = document.createElement("style"); // MOST is in it
 LOOK.textContent = `
 .flowcore-text {
-  box-sizing: border-box; padding: 6px 8px; overflow-y: auto; border-radius: 6px; user-select: text; cursor: text;
+  box-sizing: border-box; max-height: 120px; padding: 6px 8px; overflow-y: auto; border-radius: 6px;
+  user-select: text; cursor: text;
   font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
   white-space: pre-line; word-break: normal; overflow-wrap: break-word;
 }
+.flowcore-text.table { font-family: monospace; white-space: pre-wrap; }
 .flowcore-text.stopping { opacity: 0.7; font-style: italic; }
+.flowcore-text.failed { border-left: 3px solid var(--error-text, #f44); }
 `;
 
 let executing; // place of the node that runs
 let stopping; // the node that was asked to stop
+let failed; // the node that shows why it failed
 
 app.registerExtension({
   name: "flowcore.text",
@@ -27,6 +31,13 @@ app.registerExtension({
     api.addEventListener("executing", (event) => {
       executing = event.detail?.node ?? event.detail;
       if (executing == null) stopped();
+    });
+    // The page says that a node failed, and not why.
+    api.addEventListener("execution_error", async ({ detail }) => {
+      if (await isHere(detail.prompt_id)) fail(nodeAt(detail.node_id), detail.exception_message);
+    });
+    api.addEventListener("execution_start", () => {
+      if (failed) show(failed, "");
     });
     for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
       api.addEventListener(end, stopped);
@@ -61,12 +72,23 @@ function stopped() {
   say("stopped").then((text) => show(stopping, text)).then(() => (stopping = undefined));
 }
 
+function fail(node, reason) {
+  if (!isOurs(node) || !reason) return;
+  show(node, reason.trim());
+  box(node).classList.add("failed");
+  failed = node;
+}
+
 const box = (node) => widgetOf(node, TEXT)?.element.firstElementChild;
 
-function show(node, text) {
+/** Show a text on a node of ours in place of the one before; an empty one hides it. */
+export function show(node, text) {
   if (!isOurs(node) || (!box(node) && !text)) return;
   const shown = box(node) ?? hang(node);
   shown.textContent = text;
+  shown.classList.remove("failed");
+  if (failed === node) failed = undefined;
+  shown.classList.toggle("table", /\S {2,}\S/.test(text)); // columns keep their places
   shown.style.display = text ? "" : "none";
   settle(node, shown);
 }
@@ -81,6 +103,13 @@ function hang(node) {
   shown.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
   frame.append(shown);
   addElement(node, TEXT, frame, () => height(shown), LOOK);
+  // Lines break anew when the node gets its place on the page, and when it is made wider.
+  let wide;
+  new ResizeObserver(() => {
+    if (frame.clientWidth === wide) return;
+    wide = frame.clientWidth;
+    settle(node, shown);
+  }).observe(frame);
   return shown;
 }
 
@@ -89,11 +118,7 @@ const height = (shown) => (shown.style.display ? 0 : Math.min(MOST, Math.max(LEA
 /** Make room for a text: in the classic canvas nothing else asks how high it is. */
 function settle(node, shown) {
   requestAnimationFrame(() => {
-    shown.style.maxHeight = "none";
-    shown.style.height = "auto";
     shown.tall = shown.scrollHeight;
-    shown.style.height = "";
-    shown.style.maxHeight = `${MOST}px`;
     const needed = node.computeSize()[1];
     if (node.size[1] < needed) node.setSize([node.size[0], needed]);
     node.setDirtyCanvas?.(true, true);
