@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -48,6 +48,7 @@ def sample_latents(
     *,
     order: Literal["item", "published"] = "item",
     anchored: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Draw latents: ``tau * N(0, 1)``.
 
@@ -66,6 +67,7 @@ def sample_latents(
             difference here).
         anchored: As the flow's attribute says: whether the last latents are a deviation that is not sampled. They are
             zero, take no temperature and no draw, and are an expanded single item.
+        check: Called before every level of every item, which takes seconds for large images; what it raises ends it.
 
     Returns:
         Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
@@ -76,7 +78,7 @@ def sample_latents(
     """
     if anchored:
         still = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
-        return [*sample_latents(shapes[:-1], n, temperature, seed, order=order), still]
+        return [*sample_latents(shapes[:-1], n, temperature, seed, order=order, check=check), still]
     taus = [
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
@@ -87,12 +89,12 @@ def sample_latents(
         raise FlowError(f"The number of samples must be at least 1; got {n}.")
     if order == "published":
         generator = torch.Generator("cpu").manual_seed(seed)
-        drawn = [_normal((n, *shape), generator) for shape in reversed(shapes)]
+        drawn = [_normal((n, *shape), generator, check) for shape in reversed(shapes)]
         return [tau * z for tau, z in zip(taus, reversed(drawn), strict=True)]
     items: list[list[Tensor]] = []
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
-        items.append([_normal(shape, generator) for shape in shapes])
+        items.append([_normal(shape, generator, check) for shape in shapes])
     return [tau * torch.stack([item[level] for item in items]) for level, tau in enumerate(taus)]
 
 
@@ -172,5 +174,6 @@ def _number_or_map(tau: float | Tensor, n: int) -> float | Tensor:
     return tau.detach().to("cpu", torch.float32)
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _normal(shape: tuple[int, ...], generator: torch.Generator, check: Callable[[], None]) -> Tensor:
+    check()
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")  # whatever torch's defaults are

@@ -337,7 +337,9 @@ class Upscaler:
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
 
         shapes = plan.latent_shapes(rows * scale, columns * scale)
-        latents = _Latents(shapes, rgb, rows, columns, taus, sampling, anchored=plan.anchored)
+        latents = _Latents(
+            shapes, rgb, rows, columns, taus, sampling, anchored=plan.anchored, check=run.check_cancelled
+        )
         samples = len(taus) * sampling.samples
         at_once = run.at_once(min(samples, MOST_SAMPLES))
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
@@ -406,10 +408,12 @@ class _Latents:
         sampling: SamplingOptions,
         *,
         anchored: bool,
+        check: Callable[[], None],
     ) -> None:
         self.rows = rows
         # the same for every image and temperature
-        self.noise = sample_latents(shapes, sampling.samples, 1.0, sampling.seed, anchored=anchored)
+        self.noise = sample_latents(shapes, sampling.samples, 1.0, sampling.seed, anchored=anchored, check=check)
+        check()
         self.still = [self.noise.pop()[:1]] if anchored else []  # zero for all samples
         finest = max(1, shapes[0][1] // rows)  # the finest latents may be coarser than the LR image
         padding = (0, columns * finest - rgb.shape[3] * finest, 0, rows * finest - rgb.shape[2] * finest)
@@ -419,6 +423,7 @@ class _Latents:
 
         def place(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
             """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
+            check()
             if isinstance(tau, Tensor):
                 tau = resize_temperature_map(tau, height, width)
             if calm and edges is not None:
