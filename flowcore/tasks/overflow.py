@@ -79,7 +79,7 @@ class Repairs:
         if self.attenuated:
             sentences.append(
                 f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
-                "Lower the temperature to have it the same everywhere."
+                "Lower the temperature, or the strength of a change, to have it the same everywhere."
             )
         if self.filled:
             sentences.append(

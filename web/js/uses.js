@@ -11,20 +11,20 @@ app.registerExtension({
     const menu = node.comfyClass === "FlowcoreLoadModel" && widgetOf(node, "model_name");
     if (!menu) return;
     let said;
-    const tell = async () => {
+    const update = async () => {
       const model = wired(node, menu.name) ? undefined : menu.value;
       if (model === said) return;
       said = model;
       const use = await useOf(node, model);
       if (said === model) show(node, use.slice(0, 1).toUpperCase() + use.slice(1));
     };
-    after(menu, "callback", tell);
-    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, tell);
-    tell();
+    after(menu, "callback", update);
+    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, update);
+    update();
   },
 });
 
-/** A shipped model has a text of its own, and a file those of its tasks; nothing for a file that does not tell them. */
+/** A shipped model has a text of its own, and a file those of its tasks; nothing for a file that does not state them. */
 async function useOf(node, model) {
   const every = await texts;
   const uses = { ...every.en?.flowcore?.uses, ...every[language()]?.flowcore?.uses };
