@@ -178,16 +178,17 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
     n = len(images)
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for key, p in flow.named_parameters() if not key.startswith("dequantizer.")),
-        "bits": density["bits_per_dim"],
-        "error": density["standard_error"],
-        "images": density["images"],
+        **density,
         "score": seconds(lambda: flowcore.score(flow, images, complexity=False)) / n,
         "sample": seconds(lambda: flowcore.sample(flow, n, temperature=TEMPERATURE)) / n,
         "round trip": float(reconstruct(flow, images)[1].max()),
     }
     if name == VARIATIONAL:
         row["dequantization"] = {
-            kind: [_bits(flow, held_out(flow, data, limit), kind, draws) for draws in DRAWS]
+            kind: [
+                evaluate_density(flow, data, dequantization=kind, samples=draws, only=only, limit=limit)
+                for draws in DRAWS
+            ]
             for kind in ("uniform", "gaussian", "variational")
         }
     return row
@@ -197,12 +198,6 @@ def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
     """Read photographs that no training saw, at the size of a model, ``(B, 3, H, W)`` uint8."""
     files = list_images(data, held_out_names("standard"), limit)
     return torch.stack([resize_to_own(flow, read_upright(file)) for file in files])
-
-
-def _bits(flow: Flow, images: Tensor, kind: Any, draws: int) -> tuple[float, float]:
-    """Mean bits per dimension, and its standard error."""
-    found = flowcore.score(flow, images, dequantization=kind, samples=draws, complexity=False).bits_per_dim
-    return float(found.mean()), float(found.std()) / len(found) ** 0.5
 
 
 def seconds(program: Callable[[], object]) -> float:
@@ -266,7 +261,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {title(name)} | {row['parameters']:,} | {row['minutes']:.0f} | {row['steps']:,} | "
-        f"{row['bits']:.3f} ± {row['error']:.3f} | {row['score']:.2g} | {row['sample']:.2g} | {row['round trip']:.0e} |"
+        f"{_bits(row)} | {row['score']:.2g} | {row['sample']:.2g} | {row['round trip']:.0e} |"
         for name, row in rows.items()
     ]
     missing = [title(name) for name in names() if name not in rows]
@@ -280,7 +275,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
             f"| noise | {' | '.join(f'k = {k}' for k in DRAWS)} |",
             "|---|" + "---:|" * len(DRAWS),
             *(
-                f"| {kind} | {' | '.join(f'{mean:.3f} ± {error:.3f}' for mean, error in values)} |"
+                f"| {kind} | {' | '.join(_bits(value) for value in values)} |"
                 for kind, values in rows[VARIATIONAL]["dequantization"].items()
             ),
         ]
@@ -291,6 +286,10 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         "![Samples of every family](bits-per-dimension.jpg)",
     ]
     return "\n".join(lines)
+
+
+def _bits(row: dict[str, float]) -> str:
+    return f"{row['bits_per_dim']:.3f} ± {row['standard_error']:.3f}"
 
 
 def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Image:

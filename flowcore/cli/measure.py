@@ -23,7 +23,7 @@ def add_score(command: argparse.ArgumentParser) -> None:
     add_model(command, "glow-photos")
     option = command.add_argument
     option("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
-    option("--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"])
+    _dequantization(command)
     text = "models whose log-determinant is estimated: random probes per draw, 0 for the exact value of small images"
     option("--probes", type=int, default=4, help=f"{text} (default: 4)")
     option("--terms", type=int, default=20, help="the same: terms of every power series (default: 20)")
@@ -54,11 +54,19 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     option(
         "--measures", metavar="NAME,NAME", help=text + "lpips, false_specks, bits_per_dim (default: all but the last)"
     )
+    _dequantization(command)
     text = "only images whose names are on flowcore's list of images that no shipped model was trained on"
     option("--held-out", action="store_true", help=text)
     text = "colorizers: all images are portraits with eyes at 0.45 of the height; also measure the hue of their skin"
     option("--portraits", action="store_true", help=text)
     option("--together", action="store_true", help="colorizers: measure all folders as one set")
+
+
+def _dequantization(command: argparse.ArgumentParser) -> None:
+    text = "density models: noise of the bins (default: uniform)"
+    command.add_argument(
+        "--dequantization", default="uniform", choices=["uniform", "gaussian", "variational"], help=text
+    )
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -234,10 +242,9 @@ def _eval_densities(options: argparse.Namespace, flows: dict[str, Flow]) -> tupl
     from ..evaluation.density import evaluate_density
     from ..evaluation.tables import density_table
 
+    settings = {"dequantization": options.dequantization, "samples": options.samples or 1, "only": _only(options)}
     results = {
-        _label(model, folder, flows): evaluate_density(
-            flow, folder, samples=options.samples or 1, only=_only(options), log=log, **_limit(options)
-        )
+        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=log, **_limit(options))
         for folder in options.folders
         for model, flow in flows.items()
     }

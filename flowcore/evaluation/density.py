@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import FlowError
 from ..flow import Flow
-from ..tasks.score import score
+from ..tasks.score import Dequantization, score
 from ..training.digits import read_idx
 from .image_set import list_images, read_each, read_upright, resize_to_own
 
@@ -20,6 +21,7 @@ def evaluate_density(
     flow: Flow,
     data: Path,
     *,
+    dequantization: Dequantization = "uniform",
     samples: int = 1,
     seed: int = 0,
     limit: int = 10_000,
@@ -27,13 +29,14 @@ def evaluate_density(
     only: Collection[str] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Measure the bits per dimension of images under a model, with uniform noise.
+    """Measure the bits per dimension of images under a model.
 
     Images larger than the model's size are shrunk (antialiased) until their shorter side fits, and center-cropped.
 
     Args:
         flow: A model with an ``image_size``.
         data: A folder of images at any depth; for models of digits, of the test files of MNIST.
+        dequantization: Name of the noise, as for ``score``.
         samples: Draws per image for the importance-weighted bound; 1 for the plain bound.
         seed: Image i is scored with ``seed + i``.
         limit: At most so many images, evenly spread over the sorted names.
@@ -45,7 +48,7 @@ def evaluate_density(
         "images", "bits_per_dim" (mean) and "standard_error" of that mean.
 
     Raises:
-        FlowError: If the model has no size, or file names are given for digits, which are not files.
+        FlowError: If the model has no size or no such noise, or file names are given for digits, which are not files.
         ImageError: If there is no image.
     """
     labels = None
@@ -60,9 +63,8 @@ def evaluate_density(
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         cond = None if labels is None else flow.encode_condition(labels[part])
-        values.append(
-            score(flow, images[part], cond, samples=samples, seed=seed + start, complexity=False).bits_per_dim
-        )
+        settings: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed + start}
+        values.append(score(flow, images[part], cond, **settings, complexity=False).bits_per_dim)
     bits = torch.cat(values).double()
     return {
         "images": len(bits),

@@ -469,3 +469,14 @@ def test_held_out_images_of_other_models(folder):
     assert evaluate_density(glow, folder, only={"0.png", "other.png"})["images"] == 1
     with pytest.raises(ImageError, match="None of the images"):
         evaluate_density(glow, folder, only={"other.png"})
+
+
+def test_densities_are_measured_with_the_noise_that_is_named(folder, tmp_path, capsys):
+    glow = build_tiny("glow", image_size=16, dequantizer_steps=1)
+    save(glow, tmp_path / "model.safetensors")
+    words = ["eval", str(folder), "--model", str(tmp_path / "model.safetensors"), "--device", "cpu", "--dequantization"]
+    for kind in ("uniform", "variational"):
+        assert main([*words, kind]) == 0
+        measured = evaluate_density(glow, folder, dequantization=kind)
+        assert f"| {measured['bits_per_dim']:.4f} |" in capsys.readouterr().out
+    assert measured != evaluate_density(glow, folder)
