@@ -20,7 +20,7 @@ import flowcore
 from flowcore.inference import conditioners
 from flowcore.prior import sample_latents
 
-MODELS = ("glow-photos", "realnvp-cifar10", "mnist-styles", "color-photos")
+MODELS = ("glow-photos", "realnvp-photos", "mnist-styles", "color-photos")
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ class FlowcoreLoadModel(FlowNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
-        if locate_model(model_name) is not None:
+        if locate_model(_current(model_name)) is not None:
             return True
         return (
             f"there is no flow model {shown(model_name)}. Put the file into {' or '.join(model_folders())} and press "
@@ -60,17 +60,20 @@ class FlowcoreLoadModel(FlowNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str) -> list[Any]:
-        return file_fingerprint(locate_model(model_name), model_name)
+        return file_fingerprint(locate_model(_current(model_name)), model_name)
 
     @classmethod
     def run(cls, model_name: str) -> Any:
+        notes, asked, model_name = cls.notes(), model_name, _current(model_name)
+        if model_name != asked:
+            notes(f"{asked} is no longer shipped: {model_name} takes its place, and its pictures are others.")
         path = locate_model(model_name)
         if path is None:
             raise CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
         facts = {"use": _use(model_name, flow), **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        ui = {"text": [info], **{name: [value] for name, value in facts.items()}}
+        ui = {"text": ["\n".join([*notes.lines, info])], **{name: [value] for name, value in facts.items()}}
         return io.NodeOutput(FlowModel.of(flow, model_name), info, ui=ui)
 
 
@@ -145,6 +148,11 @@ def model_choices() -> list[str]:
     """List the models that can be loaded: shipped ones first, then files."""
     shipped = catalog.names()
     return [*shipped, *(name for name in model_files() if name not in shipped)]
+
+
+def _current(name: Any) -> Any:
+    """Name the model that takes the place of one that is no longer shipped, unless there is a file of that name."""
+    return catalog.REPLACED.get(name, name) if isinstance(name, str) and locate_model(name) is None else name
 
 
 def _tasks(name: str) -> list[str]:

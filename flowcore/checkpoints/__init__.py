@@ -56,6 +56,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
             exists = False
         if not exists:
+            if str(path) in catalog.REPLACED:
+                raise CheckpointError(f"{path} is no longer shipped. Take {catalog.REPLACED[str(path)]} in its place.")
             shipped = ", ".join(catalog.names()) or "none"
             raise CheckpointError(
                 f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "

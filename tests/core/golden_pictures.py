@@ -51,8 +51,7 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "color-photos": colorized,
     "glow-photos": sampled,
     "glow-faces": sampled,
-    "glow-cifar10": sampled,
-    "realnvp-cifar10": sampled,
+    "realnvp-photos": sampled,
     "mnist-styles": sampled,
 }
 

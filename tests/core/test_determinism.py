@@ -161,7 +161,7 @@ def test_a_precision_that_falls_back_gives_what_it_falls_back_to(name, flow, pic
 
 
 def test_scores_do_not_depend_on_batch_threads_or_run(threads):
-    flow = flowcore.load("glow-cifar10")
+    flow = flowcore.load("glow-photos")
     images = torch.cat([golden.photo(64, 64)[..., k : k + 32, k : k + 32] for k in (0, 8, 24)])
     together = score(flow, images, samples=2, seed=5)
     assert torch.equal(together.bits_per_dim, score(flow, images, samples=2, seed=5).bits_per_dim)

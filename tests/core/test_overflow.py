@@ -163,7 +163,7 @@ def test_latents_are_scaled_and_not_drawn_again():
 
 def test_infinite_latents_end_as_zero(sentences):
     """Infinity times zero is no number, and must not stay one."""
-    flow = flowcore.load("glow-cifar10")
+    flow = flowcore.load("glow-photos")
     z = sample_latents(flow.latent_shapes(32, 32), 2, 0.7, 0)
     good = decode(flow, [level[1:] for level in z])
     for level in z:
@@ -216,7 +216,7 @@ def test_a_fallback_fades_into_the_picture(dtype):
 
 
 def test_a_glow_that_always_overflows_gives_gray(sentences):
-    flow = flowcore.load("glow-cifar10")
+    flow = flowcore.load("glow-photos")
     with torch.no_grad():
         next(m for m in flow.levels.modules() if isinstance(m, ActNorm)).bias.fill_(1e30)
     images = sample(flow, 2, temperature=0.7, notify=sentences.append)

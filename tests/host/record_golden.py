@@ -5,7 +5,7 @@
 
 The canvas saves the values of widgets by position and wires by the number of an output; scripts send inputs by name and
 leave out what is optional. So nodes, inputs, outputs and options may be appended, ranges may grow, required inputs may
-get another default, and nothing else may change.
+get another default, and nothing else may change. Models that are no longer shipped stand in `catalog.REPLACED`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
+
+from flowcore.checkpoints import catalog
 
 GOLDEN = comfyui.ROOT / "tests" / "golden" / "object_info.json"
 
@@ -120,7 +122,7 @@ def _changed_input(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"could be {was.get('max', 'anything')} and now ends at {now['max']}: saved values are refused.")
     if was.get("step") != now.get("step"):
         found.append(f"had steps of {was.get('step')} and has steps of {now.get('step')}: the canvas rounds to them.")
-    gone = [option for option in was.get("options", []) if option not in now.get("options", [])]
+    gone = [o for o in was.get("options", []) if o not in now.get("options", []) and o not in catalog.REPLACED]
     found += [f"does not offer {option!r} any more." for option in gone]
     for key in ("control_after_generate", "forceInput", "image_upload"):
         # Not the same: False, and nothing, which gives whatever is called seed a control.

@@ -70,7 +70,7 @@ def coloring(number: int = 0, sides: tuple[int, int] = (40, 48), points: str = "
     return _prompt(f"colorize {number} {sides} {points} {inputs}", **nodes)
 
 
-def sampling(number: int = 0, model: str = "glow-cifar10", **inputs: Any) -> Prompt:
+def sampling(number: int = 0, model: str = "realnvp-photos", **inputs: Any) -> Prompt:
     """Images out of noise, and their latents."""
     asked = {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": number} | inputs
     return _prompt(
@@ -85,7 +85,7 @@ def scoring(number: int = 0, batch: int = 1, **inputs: Any) -> Prompt:
     """Bits per dimension of pieces of a photograph."""
     return _prompt(
         f"score {number} {batch} {inputs}",
-        model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
+        model=("FlowcoreLoadModel", {"model_name": "realnvp-photos"}),
         image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
         made=("FlowcoreScore", {"image": "image.0", "model": "model.0", "seed": number} | inputs),
         digest=("FlowcoreTestDigest", {"number": "made.0", "image": "made.1"}),
@@ -96,7 +96,7 @@ def round_trip(number: int = 0, batch: int = 1) -> Prompt:
     """There and back: latents and the image again."""
     return _prompt(
         f"encode {number} {batch}",
-        model=("FlowcoreLoadModel", {"model_name": "glow-cifar10"}),
+        model=("FlowcoreLoadModel", {"model_name": "realnvp-photos"}),
         image=picture(fill=f"photo{number}", height=32, width=32, batch=batch),
         encoded=("FlowcoreEncode", {"image": "image.0", "model": "model.0"}),
         made=("FlowcoreDecode", {"latents": "encoded.0", "model": "model.0"}),

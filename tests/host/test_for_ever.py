@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from record_golden import GOLDEN, changes, kept
-from talk import WORKFLOWS, Host, newer
+from talk import WORKFLOWS, Host, graph, newer, picture
 from test_workflows import RESULTS, VIRTUAL, canonical, on_disk, run_small, to_api, widgets
+
+from flowcore.checkpoints import catalog
 
 SHIPPED = GOLDEN.parent / "workflows"
 STORIES = sorted({path.name.split(".")[0] for path in SHIPPED.rglob("*.json")})
@@ -53,6 +55,22 @@ def test_appended_inputs_and_outputs_are_recorded(host):
     for part in ("inputs", "outputs"):
         names = [{node: [x["name"] for x in info[part]] for node, info in side.items()} for side in (golden, now)]
         assert names[0] == names[1], "run `python tests/host/record_golden.py`"
+
+
+@pytest.mark.parametrize(("before", "now"), catalog.REPLACED.items())
+def test_a_model_that_is_no_longer_shipped_is_replaced_and_this_is_said(host, before, now):
+    workflow = graph(
+        model=("FlowcoreLoadModel", {"model_name": before}),
+        image=picture(height=64, width=64),
+        score=("FlowcoreScore", {"image": "image.0", "model": "model.0", "seed": 0}),
+        show=("PreviewAny", {"source": "score.4"}),
+    )
+    outputs = host.run(workflow)["outputs"]
+    assert f"{before} is no longer shipped: {now} takes its place" in outputs["model"]["text"][0]
+    workflow["model"]["inputs"]["model_name"] = now
+    again = host.run(workflow)["outputs"]
+    assert "no longer" not in again["model"]["text"][0]
+    assert again["score"]["bits_per_dim"] == outputs["score"]["bits_per_dim"]
 
 
 def node(inputs=(), outputs=(), output_node=False):

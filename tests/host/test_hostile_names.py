@@ -14,7 +14,7 @@ from flowcore.checkpoints.latents_file import model_sha256, save_latents
 from flowcore.prior import sample_latents
 
 GLOW = "small-glow.safetensors"
-SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "glow-cifar10.safetensors"
+SHIPPED = comfyui.ROOT / "flowcore" / "weights" / "glow-photos.safetensors"
 
 
 def everything(base):

@@ -267,7 +267,7 @@ def test_a_flow_without_couplings_samples_encodes_interpolates_and_decodes(host,
 
 @pytest.mark.parametrize(
     ("name", "sides"),
-    [("glow-photos", 64), ("glow-faces", 64), ("glow-cifar10", 32), ("realnvp-cifar10", 32), ("mnist-styles", 28)],
+    [("glow-photos", 64), ("glow-faces", 64), ("realnvp-photos", 32), ("mnist-styles", 28)],
 )
 def test_shipped_models_make_images_and_decode_what_they_encode(host, name, sides):
     workflow = sampling(name, samples=2) | graph(encode=("FlowcoreEncode", {"label": 0}), show=("PreviewAny", {}))

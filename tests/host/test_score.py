@@ -141,7 +141,7 @@ def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
     assert info["output_is_list"] == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize("model", ["glow-photos", "realnvp-cifar10"])
+@pytest.mark.parametrize("model", ["glow-photos", "realnvp-photos"])
 def test_smooth_images_score_well_under_the_shipped_models(host, model):
     # What the help page warns of.
     workflow = scoring(model, picture(fill="noise", height=64, width=64), picture(height=64, width=64))
