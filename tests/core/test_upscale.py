@@ -367,7 +367,8 @@ def test_each_half_of_a_map_has_its_temperature(flow: Flow, resolution: tuple[in
 def test_a_map_covers_the_image_and_not_the_padded_one(flow: Flow) -> None:
     """With 9 columns padded to 10, the middle of the map is column 4.5 of the image."""
     lr, shapes = picture(1, 3, 8, 9), planned(flow).latent_shapes(32, 40)
-    tau = task._Latents(shapes, lr, 8, 10, [(right_half(8, 90), 0.0)], SamplingOptions(), anchored=False).taus[0][0]
+    settings = {"anchored": False, "check": lambda: None}
+    tau = task._Latents(shapes, lr, 8, 10, [(right_half(8, 90), 0.0)], SamplingOptions(), **settings).taus[0][0]
     assert isinstance(tau, Tensor)
     assert tau.shape[-1] == 10 * 2
     assert tau[0, 0, 0, :8].tolist() == [0.0] * 8
