@@ -242,9 +242,10 @@ def _eval_densities(options: argparse.Namespace, flows: dict[str, Flow]) -> tupl
     from ..evaluation.density import evaluate_density
     from ..evaluation.tables import density_table
 
-    settings = {"dequantization": options.dequantization, "samples": options.samples or 1, "only": _only(options)}
+    settings: dict[str, Any] = {"dequantization": options.dequantization, "samples": options.samples or 1}
+    settings |= {"only": _only(options), **_limit(options)}
     results = {
-        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=log, **_limit(options))
+        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=log)
         for folder in options.folders
         for model, flow in flows.items()
     }
