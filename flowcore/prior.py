@@ -67,7 +67,8 @@ def sample_latents(
             difference here).
         anchored: As the flow's attribute says: whether the last latents are a deviation that is not sampled. They are
             zero, take no temperature and no draw, and are an expanded single item.
-        check: Called before every level of every item, which takes seconds for large images; what it raises ends it.
+        check: Called before every level of every item, and of all together, which take seconds for large images; what
+            it raises ends it.
 
     Returns:
         Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
@@ -95,7 +96,11 @@ def sample_latents(
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
         items.append([_normal(shape, generator, check) for shape in shapes])
-    return [tau * torch.stack([item[level] for item in items]) for level, tau in enumerate(taus)]
+    levels: list[Tensor] = []
+    for level, tau in enumerate(taus):
+        check()
+        levels.append(tau * torch.stack([item[level] for item in items]))
+    return levels
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
