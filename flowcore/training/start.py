@@ -22,11 +22,14 @@ SAMPLING = ("temperature", "temperatures", "calm_edges")  # fields that say how 
 
 
 def load_weights(flow: Flow, path: Path) -> None:
-    """Load all weights of a model of the same configuration; one without a dequantizer may be given a new one."""
+    """Load all weights of a model of the same configuration.
+
+    A dequantizer, which is no part of the bijection, may be new or left behind.
+    """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
-    if gains_dequantizer := other.dequantizer is None and flow.dequantizer is not None:
-        expected.pop("dequantizer_steps")
+    if (flow.dequantizer is None) != (other.dequantizer is None):
+        expected.pop("dequantizer_steps", None)
     for measured in ("styles", *SAMPLING):  # after training: those of the file are of its weights
         expected.pop(measured, None)
     differences = [
@@ -39,8 +42,8 @@ def load_weights(flow: Flow, path: Path) -> None:
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    weights = (flow.state_dict() if gains_dequantizer else {}) | other.state_dict()
-    flow.load_state_dict({name: weights[name] for name in flow.state_dict()})
+    weights = other.state_dict()
+    flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
 
 
 def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:

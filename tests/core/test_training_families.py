@@ -164,6 +164,10 @@ def test_a_dequantizer_is_trained_for_a_model_that_stays_as_it_is(data, tmp_path
     assert isinstance(after.dequantizer, VariationalDequantizer)
     moved = [not torch.equal(a, b) for a, b in zip(after.dequantizer.parameters(), new.parameters(), strict=True)]
     assert sum(moved) > len(moved) // 2
+    plain = flowcore.load(
+        train(recipe("glow", 8), data / "photos", tmp_path / "plain", start=tmp_path / "run/model.safetensors")
+    )
+    assert plain.dequantizer is None  # a recipe without one leaves it behind
     nothing = parse_recipe(recipe("glow", 8).text + "frozen_levels = 2\n")
     with pytest.raises(FlowError, match="frozen_levels of stage flow leaves nothing to train"):
         train(nothing, data / "photos", tmp_path / "none")
