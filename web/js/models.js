@@ -32,8 +32,8 @@ app.registerExtension({
   },
 });
 
-/** The tasks of the models that tell them. */
-const known = (node) => node.constructor.nodeData?.input?.required?.model_name?.[1]?.[TASKS] ?? {};
+/** The tasks of the models that state them. */
+export const known = (node) => node.constructor.nodeData?.input?.required?.model_name?.[1]?.[TASKS] ?? {};
 
 /** The models that all nodes at the wire can use, and one more that stays whatever it is. */
 function offered(node, every, kept) {

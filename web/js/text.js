@@ -8,10 +8,10 @@ const TEXT = "flowcore_text"; // name of the widget
 const LEAST = 34;
 const MOST = 120; // pixels of height that a text asks for; the rest scrolls
 
-const LOOK = document.createElement("style"); // MOST is in it
+const LOOK = document.createElement("style");
 LOOK.textContent = `
 .flowcore-text {
-  box-sizing: border-box; max-height: 120px; padding: 6px 8px; overflow-y: auto; border-radius: 6px;
+  box-sizing: border-box; max-height: ${MOST}px; padding: 6px 8px; overflow-y: auto; border-radius: 6px;
   user-select: text; cursor: text;
   font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
   white-space: pre-line; word-break: normal; overflow-wrap: break-word;

@@ -1,9 +1,8 @@
 // What the model in the menu of Load Flow Model is for, on the node as soon as it is chosen. A run replaces it by all facts.
 import { app } from "../../../scripts/app.js";
 import { after, language, texts, widgetOf, wired } from "./canvas.js";
+import { known } from "./models.js";
 import { show } from "./text.js";
-
-const TASKS = "flowcore_tasks"; // of the menu: model to tasks
 
 app.registerExtension({
   name: "flowcore.uses",
@@ -28,6 +27,5 @@ app.registerExtension({
 async function useOf(node, model) {
   const every = await texts;
   const uses = { ...every.en?.flowcore?.uses, ...every[language()]?.flowcore?.uses };
-  const tasks = node.constructor.nodeData?.input?.required?.model_name?.[1]?.[TASKS]?.[model] ?? [];
-  return uses[model] ?? tasks.map((task) => uses[task]).join("; ");
+  return uses[model] ?? (known(node)[model] ?? []).map((task) => uses[task]).join("; ");
 }
