@@ -169,3 +169,14 @@ def test_a_mask_paints_one_temperature_on_another():
 def test_a_map_of_another_shape_is_refused(shape):
     with pytest.raises(ShapeError, match="map of temperatures must have the shape"):
         sample_latents(SHAPES, 2, torch.ones(shape))
+
+
+def test_drawing_can_be_ended_before_every_level():
+    shapes, asked = [(3, 4, 4), (6, 2, 2)], []
+    drawn = sample_latents(shapes, 2, seed=3, check=lambda: asked.append(None))
+    assert len(asked) == 6  # 2 levels of 2 items, and of both together
+    assert all(torch.equal(a, b) for a, b in zip(drawn, sample_latents(shapes, 2, seed=3), strict=True))
+    for call in range(6):
+        calls = iter([None] * call)
+        with pytest.raises(StopIteration):
+            sample_latents(shapes, 2, seed=3, check=lambda calls=calls: next(calls))
