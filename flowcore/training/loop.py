@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.file import read_header, save
+from ..checkpoints.file import read, read_header, save
 from ..checkpoints.writing import replacing
 from ..device import has_bfloat16
 from ..errors import FlowError
@@ -178,6 +178,8 @@ class _Trainer:
         else:
             self._load(start, encoder_from)
             self.average.load_state_dict(self.flow.state_dict())
+        if any(stage.teacher_weight for stage in self._whole_stages()):
+            self._load_teacher(start or self.start_file)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
         self.average.requires_grad_(False).eval()
@@ -228,6 +230,14 @@ class _Trainer:
             part = load_encoder(self.flow, shipped, backbone_alone=trained_here)
             state.origin = f", with the {part} of {shipped.stem}"
             self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
+
+    def _load_teacher(self, start: Path) -> None:
+        if not start.exists():
+            raise FlowError(
+                f"teacher_weight of recipe {self.recipe.name} is about the features of the model that a run starts "
+                "from, but this run starts from none. Name one by start (--start), or leave teacher_weight out."
+            )
+        self.run.teacher = read(start).to(device=self.device, memory_format=torch.channels_last)
 
     def _choose_precision(self) -> str:
         if self.recipe.precision != "auto":

@@ -30,25 +30,44 @@ SPECK_REACH, SPECK_MARGIN = 2, 0.03  # pixels around, and luma above, what the i
 
 
 class AbsoluteError(nn.Module):
-    """Mean absolute error of an encoder's own enlargement, and of that shrunk again.
+    """Mean absolute error of an encoder's own enlargement, of that shrunk again, and of its features.
 
-    ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``.
+    ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, ``teacher_weight``
+    times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| / mean |teacher(shrink(hr))|`` is added. An
+    encoder that sees a degraded LR image so learns the features that its teacher has of the clean one. They say more
+    than HR pixels do, half of whose error no LR image could tell, and a flow that knows them need not learn new ones.
+
+    Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2, with a teacher that sees more
+    instead of a larger one.
     """
 
     unit = "L1"
 
-    def __init__(self, flow: Flow, lr_consistency: float = 0.0) -> None:
+    def __init__(
+        self, flow: Flow, lr_consistency: float = 0.0, *, teacher: Flow | None = None, teacher_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.encoder = lr_encoder(flow)
         self.lr_consistency = lr_consistency
+        self.grids = len(flow.levels)
+        self.teacher = None if teacher is None else lr_encoder(teacher).requires_grad_(False)
+        self.teacher_weight = teacher_weight
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
         return None
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
-        enlarged = self.encoder.enlargement(lr)
-        loss = F.l1_loss(enlarged, hr)
+        if self.teacher is None:
+            enlarged = self.encoder.enlargement(lr)
+            loss = F.l1_loss(enlarged, hr)
+        else:
+            features, enlarged = self.encoder(lr, self.grids, with_enlargement=True)
+            assert enlarged is not None
+            with torch.no_grad():
+                expected, _ = self.teacher(as_stored(shrink(hr, self.encoder.scale)), self.grids)
+            errors = [F.l1_loss(f, e) / e.abs().mean() for f, e in zip(features, expected, strict=True)]
+            loss = F.l1_loss(enlarged, hr) + self.teacher_weight * torch.stack(errors).mean()
         if self.lr_consistency:
             loss = loss + self.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
         return loss
@@ -220,10 +239,11 @@ class Likelihood(nn.Module):
 Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
 
 
-def make_objective(flow: Flow, stage: Stage) -> Objective:
-    """Make the objective of a stage."""
+def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
+    """Make the objective of a stage; ``teacher`` is the model that the run started from, which changes."""
     if stage.objective == "l1":
-        return AbsoluteError(flow, stage.lr_consistency)
+        teacher = teacher if stage.teacher_weight else None
+        return AbsoluteError(flow, stage.lr_consistency, teacher=teacher, teacher_weight=stage.teacher_weight)
     if stage.objective == "chroma":
         return ChromaError(flow)
     if stage.objective == "rescale":

@@ -83,6 +83,8 @@ class Stage:
         backbone_rate: Factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed.
         lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
             "l1"), or of the model's own small picture (objective "rescale").
+        teacher_weight: Of the difference between the encoder's features and those that the model which the run starts
+            from has of the clean LR image (objective "l1"); see ``objective.AbsoluteError``.
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
         speck_weight: Of the false specks in an upscaler's samples (objective "likelihood"); see ``speck_error``.
         series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
@@ -113,6 +115,7 @@ class Stage:
     encoder_rate: float = 1.0
     backbone_rate: float = 0.1
     lr_consistency: float = 0.0
+    teacher_weight: float = 0.0
     calm_weight: float = 0.0
     speck_weight: float = 0.0
     series_terms: int = 2
@@ -155,6 +158,7 @@ class Recipe:
         sampling: What is equally likely to be in a crop: every part of the data's "area", or every "photograph".
         unlabelled: Share of the labeled images that are shown without their label, so that a class-conditional model
             learns to work without one.
+        shift: Pixels by which digits to train on are moved at most, up or down and to either side; 0 for none.
         degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
             upscalers of people's own photographs; see ``degradation.py``.
         degradation_strength: Factor on the amounts of blur, noise and JPEG.
@@ -185,6 +189,7 @@ class Recipe:
     init_batch: int = 32
     turn: bool = True
     unlabelled: float = 0.0
+    shift: int = 0
     short_sides: tuple[int, ...] = ()
     enlarge: float = 1.0
     sampling: Sampling = "area"
@@ -271,6 +276,11 @@ def parse_recipe(text: str) -> Recipe:
             raise FlowError(
                 f"Recipe key stages[{k}].speck_weight is about the samples of upscalers; a {recipe.architecture} model "
                 f"is none. Set it to 0; got {stage.speck_weight}."
+            )
+        if stage.teacher_weight and stage.objective != "l1":
+            raise FlowError(
+                f"Recipe key stages[{k}].teacher_weight is about the features of an upscaler's encoder, trained by "
+                f'objective "l1". Set it to 0; got {stage.teacher_weight} with objective "{stage.objective}".'
             )
     names = [stage.name for stage in recipe.stages]
     for name in recipe.start_stages:

@@ -49,6 +49,7 @@ class Run:
     log: RunLog
     device: str
     distributed: Distributed
+    teacher: Flow | None = None  # the model that the run started from
 
 
 class StageRunner:
@@ -67,7 +68,7 @@ class StageRunner:
         for number, level in enumerate(self.flow.levels):
             level.requires_grad_(number < trained_levels)
         self._freeze_backbone()
-        self.objective = make_objective(self.flow, stage)
+        self.objective = make_objective(self.flow, stage, run.teacher)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=True)

@@ -30,6 +30,7 @@ LOSSES = {
 }
 WITHOUT_PENALTIES: dict[str, Any] = {
     "lr_consistency": 0.0,
+    "teacher_weight": 0.0,
     "balanced": False,
     "calm_weight": 0.0,
     "speck_weight": 0.0,

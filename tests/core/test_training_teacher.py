@@ -1,0 +1,128 @@
+"""The term of the objective that makes an encoder learn the features of the model that it started from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from flowcore.checkpoints.file import read
+from flowcore.errors import FlowError
+from flowcore.images.resize import shrink
+from flowcore.images.rounding import as_stored
+from flowcore.models import build
+from flowcore.training.loop import train
+from flowcore.training.objective import make_objective
+from flowcore.training.recipe import parse_recipe
+
+RECIPE = """
+name = "tiny"
+architecture = "srflow"
+degradation = "realistic"
+start_stages = ["encoder"]
+start_rate = 1.0
+init_batch = 4
+[model]
+scale = 4
+levels = 2
+steps = 1
+hidden = 8
+encoder_blocks = 1
+encoder_width = 8
+encoder_growth = 4
+stacked_blocks = [0]
+residual = true
+[[stages]]
+name = "encoder"
+objective = "l1"
+steps = 4
+batch = 2
+crop = 32
+"""
+WEIGHT = "teacher_weight = 0.5\n"
+
+
+def silent(_line):
+    pass
+
+
+def models():
+    torch.manual_seed(1)
+    flow, teacher = (build("srflow", parse_recipe(RECIPE).model) for _ in range(2))
+    hr = torch.rand(2, 3, 32, 32)
+    clean = as_stored(shrink(hr, 4))
+    return flow, teacher, hr, clean, (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
+
+
+def test_it_is_the_relative_difference_of_the_features():
+    flow, teacher, hr, clean, lr = models()
+    stage = parse_recipe(RECIPE + WEIGHT).stages[0]
+    plain = make_objective(flow, dataclasses.replace(stage, teacher_weight=0.0), teacher)
+    objective = make_objective(flow, stage, teacher)
+    pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
+    error = sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs) / 2
+    assert float(objective(hr, lr) - plain(hr, lr)) == pytest.approx(0.5 * error, rel=1e-4)
+    assert error > 0.1
+
+    same = make_objective(flow, stage, flow_copy(flow))
+    assert float(same(hr, clean)) == pytest.approx(float(plain(hr, clean)), rel=1e-5)  # nothing left to learn
+
+
+def flow_copy(flow):
+    other = build("srflow", parse_recipe(RECIPE).model)
+    other.load_state_dict(flow.state_dict())
+    return other
+
+
+def test_the_encoder_comes_nearer_to_its_teacher_which_stays():
+    errors = []
+    for weight in (0.0, 5.0):
+        flow, teacher, hr, clean, lr = models()
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        stage = dataclasses.replace(parse_recipe(RECIPE).stages[0], teacher_weight=weight)
+        objective = make_objective(flow, stage, teacher)
+        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            objective(hr, lr).backward()
+            optimizer.step()
+        assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+        with torch.no_grad():
+            pairs = zip(flow.encoder(lr, 2)[0], teacher.encoder(clean, 2)[0], strict=True)
+            errors.append(sum(float((f - e).abs().sum() / e.abs().sum()) for f, e in pairs))
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(2):
+        pixels = torch.randint(0, 255, (48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(k))
+        Image.fromarray(pixels.numpy()).save(folder / f"{k}.png")
+    return folder
+
+
+def test_a_run_learns_from_its_start_and_resumes_exactly(photos, tmp_path):
+    start = train(parse_recipe(RECIPE), photos, tmp_path / "start", stop_after=2, log=silent)
+    weights = []
+    for name, key, stops in (("whole", WEIGHT, (None,)), ("parts", WEIGHT, (2, None)), ("without", "", (None,))):
+        for stop in stops:
+            made = train(parse_recipe(RECIPE + key), photos, tmp_path / name, start=start, stop_after=stop, log=silent)
+        weights.append(read(made).state_dict())
+    whole, parts, without = weights
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+
+
+def test_without_a_start_there_is_no_teacher(photos, tmp_path):
+    with pytest.raises(FlowError, match="teacher_weight of recipe tiny is about the features of the model that a run"):
+        train(parse_recipe(RECIPE + WEIGHT), photos, tmp_path / "run", log=silent)
+
+
+def test_other_objectives_refuse_it():
+    text = RECIPE.replace('"l1"', '"likelihood"') + WEIGHT
+    with pytest.raises(FlowError, match=r'stages\[0\]\.teacher_weight is about the features .*objective "l1"'):
+        parse_recipe(text)
