@@ -23,18 +23,16 @@ class Digits:
 
     skipped: tuple[str, ...] = ()
 
-    def __init__(
-        self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabelled: float = 0.0, shift: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabelled: float = 0.0) -> None:
         """Hold the last digits out for validation.
 
         With ``labeled``, label a share of the others as "not given", which is the number of classes; without, batches
-        have no labels. Digits to train on are moved by up to ``shift`` pixels either way.
+        have no labels.
         """
         self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
-        self.labeled, self.unlabelled, self.shift = labeled, unlabelled, shift
+        self.labeled, self.unlabelled = labeled, unlabelled
         count = len(self.images) - min(validation, len(self.images) - 1)
         self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
 
@@ -52,24 +50,11 @@ class Digits:
         labels = self.labels[chosen].astype(np.int64)
         if not held_out:
             labels[rng.random(size) < self.unlabelled] = self.classes
-        pixels = self.images[chosen]
-        if self.shift and not held_out:
-            pixels = _move(pixels, rng.integers(-self.shift, self.shift, (size, 2), endpoint=True))
-        images = torch.from_numpy(pixels)[:, None].float() / 255
+        images = torch.from_numpy(self.images[chosen])[:, None].float() / 255
         return images, torch.from_numpy(labels) if self.labeled else None
 
     def fitting(self, crop: int, *, held_out: bool = False) -> np.ndarray:
         return self.held_out if held_out else self.training
-
-
-def _move(images: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Move images ``(N, H, W)`` down and to the right by numbers of pixels ``(N, 2)``, over black."""
-    height, width = images.shape[1:]
-    reach = int(np.abs(by).max())
-    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)))
-    rows = reach - by[:, 0, None] + np.arange(height)  # (N, H)
-    columns = reach - by[:, 1, None] + np.arange(width)
-    return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:

@@ -158,7 +158,6 @@ class Recipe:
         sampling: What is equally likely to be in a crop: every part of the data's "area", or every "photograph".
         unlabelled: Share of the labeled images that are shown without their label, so that a class-conditional model
             learns to work without one.
-        shift: Pixels by which digits to train on are moved at most, up or down and to either side; 0 for none.
         degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
             upscalers of people's own photographs; see ``degradation.py``.
         degradation_strength: Factor on the amounts of blur, noise and JPEG.
@@ -189,7 +188,6 @@ class Recipe:
     init_batch: int = 32
     turn: bool = True
     unlabelled: float = 0.0
-    shift: int = 0
     short_sides: tuple[int, ...] = ()
     enlarge: float = 1.0
     sampling: Sampling = "area"
