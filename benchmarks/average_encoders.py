@@ -33,6 +33,8 @@ from flowcore.networks import LumaEncoder
 from flowcore.networks.luma import CHROMA_UNIT, HINT_PLANES, PALETTE_PLANES, STRIDE
 from flowcore.training.recipe import held_out_names
 
+from .mix_weights import mix
+
 MULTIPLE = 64  # of the sides that are measured; LumaEncoder says what it needs
 
 
@@ -55,18 +57,10 @@ def main() -> None:
         if folders
     ]
     for share in options.shares:
-        flow.load_state_dict(average_encoder(early, late, share))
+        flow.load_state_dict(mix(early, late, 1 - share, 1.0))
         print(f"{share:.2f}", *(f"{relative_error(flow, images):.3f}" for images in sets), flush=True)
     if options.out:
         save(flow, options.out)
-
-
-def average_encoder(early: dict[str, Tensor], late: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Replace the encoder of the late weights by the average."""
-    return {
-        name: torch.lerp(tensor, early[name], share) if name.startswith("encoder.") else tensor
-        for name, tensor in late.items()
-    }
 
 
 def read(file: Path, working_size: int) -> Tensor:

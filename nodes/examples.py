@@ -36,6 +36,7 @@ PICTURES: dict[str, list[str]] = {
     "few colors": ["pictures/poor.png"],
     "four portraits": [f"pictures/portrait-{number}.jpg" for number in range(1, 5)],
     "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
+    "bad JPEG": ["pictures/parrots.jpg"],
 }
 FILMS = {"black-and-white film"}
 FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame

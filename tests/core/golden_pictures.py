@@ -46,6 +46,7 @@ def sampled(flow: Flow, **options: object) -> Tensor:
 
 MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4": upscaled,
+    "srflow-x4-photo": upscaled,
     "srflow-x8": upscaled,
     "srflow-faces-x8": upscaled,
     "color-photos": colorized,

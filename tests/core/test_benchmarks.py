@@ -295,6 +295,20 @@ def test_encoders_are_averaged_and_measured(benchmarks, colorizer, monkeypatch, 
         assert torch.allclose(tensor, expected, atol=1e-6), name
 
 
+def test_weights_are_mixed_by_part(benchmarks, monkeypatch, tmp_path):
+    flows = [build_tiny("srflow", perturb=perturb) for perturb in (0.1, 0.2)]
+    for name, flow in zip(("start", "trained"), flows, strict=True):
+        save(flow, tmp_path / f"{name}.safetensors", provenance={"source": "here", "metrics": {"psnr": 30.0}})
+    words = [tmp_path / "start.safetensors", tmp_path / "trained.safetensors", "-o", tmp_path / "mixed.safetensors"]
+    run(monkeypatch, benchmarks("mix_weights"), *words, "--encoder", 0.75, "--rest", 0.5)
+    mixed = flowcore.load(tmp_path / "mixed.safetensors")
+    assert mixed.provenance == {"source": "here; mixed with start: encoder 0.75, flow 0.5"}
+    start, trained = (flow.state_dict() for flow in flows)
+    for name, tensor in mixed.state_dict().items():
+        share = 0.75 if name.startswith("encoder.") else 0.5
+        assert torch.allclose(tensor, (1 - share) * start[name] + share * trained[name], atol=1e-6), name
+
+
 def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkeypatch):
     folder = colorizer.parent / "set"
     words = [folder, folder / "1.png", "--model", colorizer, "--height", 32, "--samples", 2, "--limit", 1]

@@ -1,5 +1,6 @@
 """What is shipped is what the README says: small, licensed, consistent with its input, and diverse."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from flowcore.dequantization import quantize
 from flowcore.flow import Flow
 from flowcore.images import color
 from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness
@@ -51,10 +53,29 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name: str) ->
 
 
 def test_all_of_them_together_are_small() -> None:
-    from_noise = set(catalog.names()) - {"srflow-x4", "srflow-x8", "srflow-faces-x8", "color-photos"}
+    from_noise = [name for name in catalog.names() if not name.startswith(("srflow-", "color-"))]
     assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 31_000_000
     assert catalog.path("color-photos").stat().st_size <= 16_000_000
-    assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 79_000_000
+    assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 89_000_000
+
+
+@pytest.mark.parametrize("damage", ["JPEG", "noise"])
+def test_the_model_of_damaged_photographs_takes_the_damage_away(flow: Flow, damage: str) -> None:
+    with Image.open(PHOTO) as opened:
+        hr = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    lr = as_stored(shrink(hr, 4))  # (1, 3, 31, 47)
+    if damage == "noise":
+        lr = as_stored(lr + 10 / 255 * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
+    else:
+        buffer = io.BytesIO()
+        Image.fromarray(to_uint8(lr)[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=40)
+        with Image.open(buffer) as opened:
+            lr = torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None].float() / 255
+    plain, restored = (
+        [float(psnr(flowcore.upscale(model, lr, seed=1, temperature=t), hr)) for t in (0.0, None)]
+        for model in (flow, flowcore.load("srflow-x4-photo"))
+    )
+    assert all(after > before + 0.8 for before, after in zip(plain, restored, strict=True))
 
 
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey() -> None:

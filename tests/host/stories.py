@@ -27,6 +27,7 @@ THUMBNAIL = 640
 # Story to the rest of its file's name.
 TITLES = {
     "upscale": "super-resolution-of-a-photo",
+    "photo": "restore-and-upscale-a-bad-jpeg-photo",
     "painted": "upscale-with-painted-temperature",
     "grid": "compare-upscale-temperatures",
     "best-of": "pick-the-best-upscale",
@@ -52,6 +53,7 @@ NAMED = {"palette-transfer": {"photo": "monochrome", "reference": "colors"}}
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+    "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "painted": {"paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
     "best-of": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples"), "best": ("by", "keep")},
@@ -72,6 +74,8 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
 }
+# Stories whose thumbnail is the first picture that they make, under the picture that they make it from.
+BEFORE_AND_AFTER = {"photo": "pictures/parrots.jpg"}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
 WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
 
@@ -298,6 +302,9 @@ def main() -> None:
                 continue
             done = client.wait(client.queue(on_canvas(api)))
             pictures = [Image.open(io.BytesIO(data)) for data in client.pictures(done)]
+            if name in BEFORE_AND_AFTER:
+                before = Image.open(WORKFLOWS / BEFORE_AND_AFTER[name])
+                pictures = [before.resize(pictures[0].size, Image.Resampling.NEAREST), pictures[0]]
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 thumbnail(pictures).save(options.keep / f"{name}.png")

@@ -30,6 +30,7 @@ SIZES = {
     "few colors": (1, 256, 256),
     "four portraits": (4, 128, 128),
     "two portraits": (2, 128, 128),
+    "bad JPEG": (1, 128, 192),
 }
 
 

@@ -170,6 +170,7 @@ def test_both_formats_tell_the_same_story(host, name):
 # What each story saves from a photograph of 24x16: number of pictures, and their size.
 RESULTS = {
     "upscale": (4, (96, 64)),
+    "photo": (4, (96, 64)),
     "temperatures": (1, ANY),  # its labels are as wide as the font that Pillow brings
     "morph": (1, (256, 256)),
     "digits": (10, (112, 112)),
