@@ -34,8 +34,8 @@ class AbsoluteError(nn.Module):
 
     ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, ``teacher_weight``
     times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| / mean |teacher(shrink(hr))|`` is added. An
-    encoder that sees a degraded LR image so learns the features that its teacher has of the clean one. They say more
-    than HR pixels do, half of whose error no LR image could tell, and a flow that knows them need not learn new ones.
+    encoder that sees a degraded LR image so learns the features that its teacher has of the clean one, which the flow
+    already understands.
 
     Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2, with a teacher that sees more
     instead of a larger one.
@@ -240,7 +240,7 @@ Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
 
 
 def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
-    """Make the objective of a stage; ``teacher`` is the model that the run started from, which changes."""
+    """Make the objective of a stage; ``teacher`` is the model that the run started from, as it was."""
     if stage.objective == "l1":
         teacher = teacher if stage.teacher_weight else None
         return AbsoluteError(flow, stage.lr_consistency, teacher=teacher, teacher_weight=stage.teacher_weight)

@@ -170,6 +170,19 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     assert canvas.complaints == []
 
 
+@RENDERERS
+def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvases, vue):
+    canvas = canvases(vue=vue)
+    canvas.open(story("photo"))
+    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
+    canvas.run()
+    canvas.page.wait_for_function(PICTURES)
+    canvas.fit()
+    canvas.shot("photo")
+    assert canvas.overlapping() == []
+    assert canvas.complaints == []
+
+
 def test_a_story_is_an_app_with_its_brush(canvases):
     canvas = canvases(vue=True)
     workflow = of_small_photo("strokes")

@@ -50,8 +50,8 @@ def test_the_history_names_the_files_and_the_model(host, photo):
         assert model["architecture"] == ["srflow"]
         assert model["scale"] == [4]
         assert model["licence"][0]
-        assert model["use"] == ["enlarges photographs 4x"]
-        assert model["text"][0].startswith("use: enlarges photographs 4x\n")
+        assert model["use"] == ["enlarges clean photographs 4x"]
+        assert model["text"][0].startswith("use: enlarges clean photographs 4x\n")
         assert "scale: 4" in model["text"][0]
 
 
