@@ -183,6 +183,22 @@ def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvases, vue):
     assert canvas.complaints == []
 
 
+@RENDERERS
+def test_training_is_cancelled_by_the_button(canvases, vue):
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    canvas.open(story("train"))
+    canvas.watch_end()
+    page.evaluate(
+        """() => { window.steps = 0; app.api.addEventListener('progress', () => { window.steps++ });
+            app.queuePrompt(0, 1); }"""
+    )
+    page.wait_for_function("() => window.steps")
+    page.get_by_label("Cancel current run").click()
+    page.wait_for_function("() => window.ended")
+    assert page.evaluate("() => window.ended") == "execution_interrupted"
+    assert canvas.complaints == []
+
+
 def test_a_story_is_an_app_with_its_brush(canvases):
     canvas = canvases(vue=True)
     workflow = of_small_photo("strokes")
