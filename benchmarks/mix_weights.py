@@ -1,8 +1,8 @@
 """Mix the weights of a fine-tuned model with those that it started from.
 
-    python -m benchmarks.mix_weights START TRAINED --encoder 0.85 --rest 0.5 -o MIXED.safetensors
+    python -m benchmarks.mix_weights START TRAINED --encoder 0.85 --flow 0.5 -o MIXED.safetensors
 
-The encoder is that share of the trained one plus the remainder of the start's; the rest, which is the flow, likewise.
+The encoder is that share of the trained one plus the remainder of the start's, and the flow likewise.
 
 Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (CVPR 2022): between the weights before and after a
 fine-tuning lie weights that are better on other data than either.
@@ -25,20 +25,21 @@ def main() -> None:
     parser.add_argument("start", type=Path)
     parser.add_argument("trained", type=Path)
     parser.add_argument("--encoder", type=float, default=1.0, help="share of the trained encoder")
-    parser.add_argument("--rest", type=float, default=1.0, help="share of the trained flow")
+    parser.add_argument("--flow", type=float, default=1.0, help="share of the trained flow")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
-    flow, provenance = read(options.trained), read_header(options.trained).provenance
-    flow.load_state_dict(mix(read(options.start).state_dict(), flow.state_dict(), options.encoder, options.rest))
+    trained, provenance = read(options.trained), read_header(options.trained).provenance
+    start = read(options.start).state_dict()
+    trained.load_state_dict(mix(start, trained.state_dict(), options.encoder, options.flow))
     provenance.pop("metrics", None)  # of the trained weights
-    provenance["source"] += f"; mixed with {options.start.stem}: encoder {options.encoder:g}, flow {options.rest:g}"
-    save(flow, options.out, provenance=provenance)
+    provenance["source"] += f"; mixed with {options.start.stem}: encoder {options.encoder:g}, flow {options.flow:g}"
+    save(trained, options.out, provenance=provenance)
 
 
-def mix(start: dict[str, Tensor], trained: dict[str, Tensor], encoder: float, rest: float) -> dict[str, Tensor]:
-    """Interpolate weights; ``encoder`` and ``rest`` are the shares of the trained ones."""
+def mix(start: dict[str, Tensor], trained: dict[str, Tensor], encoder: float, flow: float) -> dict[str, Tensor]:
+    """Interpolate weights; ``encoder`` and ``flow`` are the shares of the trained ones."""
     return {
-        name: torch.lerp(start[name], tensor, encoder if name.startswith("encoder.") else rest)
+        name: torch.lerp(start[name], tensor, encoder if name.startswith("encoder.") else flow)
         if tensor.is_floating_point()
         else tensor
         for name, tensor in trained.items()

@@ -300,7 +300,7 @@ def test_weights_are_mixed_by_part(benchmarks, monkeypatch, tmp_path):
     for name, flow in zip(("start", "trained"), flows, strict=True):
         save(flow, tmp_path / f"{name}.safetensors", provenance={"source": "here", "metrics": {"psnr": 30.0}})
     words = [tmp_path / "start.safetensors", tmp_path / "trained.safetensors", "-o", tmp_path / "mixed.safetensors"]
-    run(monkeypatch, benchmarks("mix_weights"), *words, "--encoder", 0.75, "--rest", 0.5)
+    run(monkeypatch, benchmarks("mix_weights"), *words, "--encoder", 0.75, "--flow", 0.5)
     mixed = flowcore.load(tmp_path / "mixed.safetensors")
     assert mixed.provenance == {"source": "here; mixed with start: encoder 0.75, flow 0.5"}
     start, trained = (flow.state_dict() for flow in flows)
