@@ -47,6 +47,7 @@ from .start import (
 from .validate import validate
 
 MAX_RETREATS = 6
+START_FILE = "start.safetensors"  # in the run folder: the model that the run started from
 
 
 def train(
@@ -95,6 +96,11 @@ def train(
             does not fit into memory, or steps are repeatedly not finite.
     """
     devices = [torch.device(device)] if device.startswith("cuda") else []
+    if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
+        raise FlowError(
+            f"teacher_weight of recipe {recipe.name} is about the features of the model that a run starts from, but "
+            "this run starts from none. Name one by start (--start), or leave teacher_weight out."
+        )
     # a host may call this in inference mode, and has random numbers of its own
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -131,7 +137,7 @@ class _Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.recipe, self.folder, self.device, self.distributed = recipe, folder, device, distributed
         self.progress, self.cancelled = progress, cancelled
-        self.model_file, self.start_file = folder / "model.safetensors", folder / "start.safetensors"
+        self.model_file, self.start_file = folder / "model.safetensors", folder / START_FILE
         self.worse_file = folder / "worse.safetensors"  # what was trained, while the start is better
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
         self.state = RunState()
@@ -179,7 +185,7 @@ class _Trainer:
             self._load(start, encoder_from)
             self.average.load_state_dict(self.flow.state_dict())
         if any(stage.teacher_weight for stage in self._whole_stages()):
-            self._load_teacher(start or self.start_file)
+            self.run.teacher = read(start or self.start_file).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
         self.average.requires_grad_(False).eval()
@@ -230,14 +236,6 @@ class _Trainer:
             part = load_encoder(self.flow, shipped, backbone_alone=trained_here)
             state.origin = f", with the {part} of {shipped.stem}"
             self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
-
-    def _load_teacher(self, start: Path) -> None:
-        if not start.exists():
-            raise FlowError(
-                f"teacher_weight of recipe {self.recipe.name} is about the features of the model that a run starts "
-                "from, but this run starts from none. Name one by start (--start), or leave teacher_weight out."
-            )
-        self.run.teacher = read(start).to(device=self.device, memory_format=torch.channels_last)
 
     def _choose_precision(self) -> str:
         if self.recipe.precision != "auto":

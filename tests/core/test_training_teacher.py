@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -66,14 +67,8 @@ def test_it_is_the_relative_difference_of_the_features():
     assert float(objective(hr, lr) - plain(hr, lr)) == pytest.approx(0.5 * error, rel=1e-4)
     assert error > 0.1
 
-    same = make_objective(flow, stage, flow_copy(flow))
+    same = make_objective(flow, stage, copy.deepcopy(flow))
     assert float(same(hr, clean)) == pytest.approx(float(plain(hr, clean)), rel=1e-5)  # nothing left to learn
-
-
-def flow_copy(flow):
-    other = build("srflow", parse_recipe(RECIPE).model)
-    other.load_state_dict(flow.state_dict())
-    return other
 
 
 def test_the_encoder_comes_nearer_to_its_teacher_which_stays():
