@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from threading import Lock
+from threading import RLock
 
 from torch import Tensor
 
@@ -30,12 +30,13 @@ class ConditionStore:
         """
         self.budget, self.count = budget, count
         self._conditions: OrderedDict[tuple[object, ...], Condition] = OrderedDict()
-        self._lock = Lock()
+        self._lock = RLock()
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(cond.nbytes for cond in list(self._conditions.values()))
+        with self._lock:  # another thread may clear it
+            return sum(cond.nbytes for cond in self._conditions.values())
 
     def __len__(self) -> int:
         return len(self._conditions)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -18,7 +19,7 @@ from comfy_execution.utils import get_executing_context
 Interrupted: type[BaseException] = management.InterruptProcessingException
 
 on_release: list[Callable[[], None]] = []
-"""Called when the host takes a model off its device, to free what was derived from models."""
+"""Called when the host takes a model off its device, or has dropped the last, to free what was derived from models."""
 
 on_free: list[Callable[[], None]] = []
 """Called when a person frees the host's memory, to free what was kept for the next run."""
@@ -26,17 +27,35 @@ on_free: list[Callable[[], None]] = []
 moving = threading.RLock()
 """Held while the host moves a model of ours, and by whoever computes with one outside a run."""
 
+_alive: set[int] = set()
+
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _alive.add(id(self))
+        # The host drops a model that no workflow uses any more without detaching it, and frees nothing for it later.
+        weakref.finalize(self, _gone, id(self)).atexit = False
+
     def detach(self, unpatch_all: bool = True) -> Any:
         with moving:
             if unpatch_all:  # False when the host reloads the same model
-                for release in on_release:
-                    release()
+                _release()
                 if get_executing_context() is None:  # or else a node makes room for another model
                     for free in on_free:
                         free()
             return super().detach(unpatch_all)
+
+
+def _gone(patcher: int) -> None:
+    _alive.discard(patcher)
+    if not _alive:  # in a thread of its own, since Python collects garbage wherever it is, with any lock held
+        threading.Thread(target=_release, daemon=True).start()
+
+
+def _release() -> None:
+    for release in on_release:
+        release()
 
 
 def wrap(model: torch.nn.Module) -> Any:

@@ -295,3 +295,15 @@ def test_the_condition_store_is_bounded_and_freed_with_the_models(host):
     while time.time() < deadline and store()["count"] != [0]:
         time.sleep(0.2)
     assert store()["bytes"] == [0]
+
+
+def test_what_is_kept_of_images_goes_when_no_workflow_uses_the_model_any_more(host):
+    """The host drops such a model without a word, and its button frees what is loaded only."""
+    alone = graph(store=("FlowcoreTestStore", {}))
+    made = graph(probe(fill="noise1", height=16, width=16), store=("FlowcoreTestStore", {"after": "upscale.0"}))
+    assert host.run(made)["outputs"]["store"]["count"][0] > 0
+    deadline = time.time() + 30
+    while time.time() < deadline and host.run(alone)["outputs"]["store"]["count"] != [0]:
+        time.sleep(0.2)
+    facts = host.run(alone)["outputs"]["store"]
+    assert (facts["count"], facts["bytes"], facts["plans"]) == ([0], [0], [0])
