@@ -127,7 +127,7 @@ def main() -> None:
             only = held_out_names("standard") if folder.name in options.held_out else None
             for path in list_images(folder, only, options.limit):
                 hr = read_cropped(path, 16)
-                hr = _center(hr, options.crop) if options.crop else hr
+                hr = center(hr, options.crop) if options.crop else hr
                 rows[path.name] = measure(flow, hr, options.settings, options.input)
                 say(path.name)
                 if options.json:
@@ -156,7 +156,8 @@ def _ramp(t: Tensor, low: float, high: float) -> Tensor:
     return ((t - low) / (high - low)).clamp(0, 1)
 
 
-def _center(image: Tensor, side: int) -> Tensor:
+def center(image: Tensor, side: int) -> Tensor:
+    """Cut the middle out of images; shorter sides stay."""
     top, left = ((n - side) // 2 if n > side else 0 for n in image.shape[-2:])
     return image[..., top : top + side, left : left + side]
 

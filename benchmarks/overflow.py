@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,19 +40,20 @@ def main() -> None:
     """Measure and print, or draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", nargs="?", type=Path, help="images, taken as LR images from their middle")
+    parser.add_argument("--models", nargs="+", default=MODELS, help=f"(default: {' '.join(MODELS)})")
     parser.add_argument("--sheet", type=Path, help="where to draw the picture")
     options = parser.parse_args()
     if options.folder is not None:
-        sys.stdout.write(json.dumps(shares(options.folder), indent=2) + "\n")
+        sys.stdout.write(json.dumps(shares(options.folder, options.models), indent=2) + "\n")
     if options.sheet is not None:
         sheet().save(options.sheet, quality=88)
 
 
-def shares(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def shares(folder: Path, models: Sequence[str] = MODELS) -> dict[str, dict[str, dict[str, float]]]:
     """Count over all images: how many overflow, the mean share of all pixels that is calmed and filled, the cost."""
     images = [lr for lr in (_middle(path) for path in image_files(folder)) if lr is not None]
     found: dict[str, dict[str, dict[str, float]]] = {"images": {"count": {"": len(images)}}}
-    for name in MODELS:
+    for name in models:
         flow = flowcore.load(name)
         found[name] = {}
         for temperature in TEMPERATURES:

@@ -85,12 +85,12 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
     """
     if sr.shape[-2:] != hr.shape[-2:]:
         raise ShapeError(f"Expected originals of the enlargements' size, {tuple(sr.shape)}; got {tuple(hr.shape)}.")
-    nearby = F.max_pool2d(deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
-    specks = (deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
+    nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
+    specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
     return 1000 * float64(specks).flatten(1).mean(1)
 
 
-def deviation_from_median(y: Tensor) -> Tensor:
+def _deviation_from_median(y: Tensor) -> Tensor:
     """Map of what pixels differ from the median of their 3x3 neighborhood, the edge repeated.
 
     Args:

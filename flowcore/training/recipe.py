@@ -86,7 +86,7 @@ class Stage:
         teacher_weight: Of the difference between the encoder's features and those that the model which the run starts
             from has of the clean LR image (objective "l1"); see ``objective.AbsoluteError``.
         calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
-        speck_weight: Of the false specks in an upscaler's samples (objective "likelihood"); see ``speck_error``.
+        color_weight: Of the drift of colors in an upscaler's samples (objective "likelihood"); see ``color_error``.
         series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
             "likelihood"); a number drawn from Poisson(2) more, weighted so that nothing is left out on average. With 0
             there are 20, and none is drawn.
@@ -117,7 +117,7 @@ class Stage:
     lr_consistency: float = 0.0
     teacher_weight: float = 0.0
     calm_weight: float = 0.0
-    speck_weight: float = 0.0
+    color_weight: float = 0.0
     series_terms: int = 2
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
@@ -270,10 +270,10 @@ def parse_recipe(text: str) -> Recipe:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."
             )
-        if stage.speck_weight and recipe.scale == 1:
+        if stage.color_weight and recipe.scale == 1:
             raise FlowError(
-                f"Recipe key stages[{k}].speck_weight is about the samples of upscalers; a {recipe.architecture} model "
-                f"is none. Set it to 0; got {stage.speck_weight}."
+                f"Recipe key stages[{k}].color_weight is about the samples of upscalers; a {recipe.architecture} model "
+                f"is none. Set it to 0; got {stage.color_weight}."
             )
         if stage.teacher_weight and stage.objective != "l1":
             raise FlowError(

@@ -33,7 +33,7 @@ WITHOUT_PENALTIES: dict[str, Any] = {
     "teacher_weight": 0.0,
     "balanced": False,
     "calm_weight": 0.0,
-    "speck_weight": 0.0,
+    "color_weight": 0.0,
     "series_terms": 0,  # 20, of which none is left to chance
     "kinetic_weight": 0.0,
     "jacobian_weight": 0.0,

@@ -33,7 +33,7 @@ from flowcore.training.attributes import FACES, measure_attributes, parse_attrib
 from flowcore.training.recipe import held_out_names
 
 from .colorings import tiny_colorizer
-from .photographs import photograph
+from .photographs import photograph, photographs
 from .portraits import SIDE, write_portraits
 
 pytestmark = pytest.mark.slow
@@ -307,6 +307,23 @@ def test_weights_are_mixed_by_part(benchmarks, monkeypatch, tmp_path):
     for name, tensor in mixed.state_dict().items():
         share = 0.75 if name.startswith("encoder.") else 0.5
         assert torch.allclose(tensor, (1 - share) * start[name] + share * trained[name], atol=1e-6), name
+
+
+def test_the_mean_color_of_pictures_becomes_that_of_the_small_images(benchmarks, monkeypatch, tmp_path, capsys):
+    photographs(tmp_path / "set", [(48, 64), (64, 64)])
+    save(build_upscaler(residual=True, temperature=0.5), tmp_path / "own.safetensors", provenance={"source": "us"})
+    words = [tmp_path / "set", "--model", tmp_path / "own.safetensors", "-o", tmp_path / "corrected.safetensors"]
+    run(monkeypatch, benchmarks("mean_color"), *words)
+    words[2] = tmp_path / "corrected.safetensors"
+    run(monkeypatch, benchmarks("mean_color"), *words)
+    before, after = (
+        re.findall(r"-?\d+\.\d+", line.split(";")[0])
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("mean of 2: ")
+    )
+    assert min(abs(float(x)) for x in before) > 10
+    assert max(abs(float(x)) for x in after) < 0.3  # what is clipped at black and white stays
+    assert flowcore.load(tmp_path / "corrected.safetensors").provenance == {"source": "us"}
 
 
 def test_a_sheet_of_colorings_shows_luma_and_truth(benchmarks, colorizer, monkeypatch):
