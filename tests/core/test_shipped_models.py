@@ -178,7 +178,7 @@ def test_styles_of_faces_change_what_they_name_and_leave_the_person() -> None:
 
 
 def test_samples_shrink_to_their_input_and_differ(flow: Flow, photo: torch.Tensor) -> None:
-    samples = flowcore.upscale(flow, photo, temperature=0.8, samples=4)
+    samples = flowcore.upscale(flow, photo, temperature=1.0, samples=4)
     assert float(lr_psnr(samples, photo).min()) > 42
     assert diversity(samples) > 1.5
     calm = flowcore.upscale(flow, photo, temperature=0)
@@ -194,7 +194,7 @@ def test_the_default_has_few_specks_of_its_temperature_and_samples_differ(name: 
     lr = shrink(hr, flow.condition_scale).clamp(0, 1)
     settings = sampling_settings(flow)
     assert settings[0] == flow.config.temperature >= 0.9
-    assert settings[1] == flow.config.calm_edges >= 0.5
+    assert settings[1] == flow.config.calm_edges >= 0.3
     own, plain = (flowcore.upscale(flow, lr, samples=4, **o) for o in ({}, {"temperature": settings[0]}))
     assert float(false_specks(own, hr).mean()) <= 0.3 * float(false_specks(plain, hr).mean())
     assert diversity(own) > 1
