@@ -152,8 +152,8 @@ class Likelihood(nn.Module):
     purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
     mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
     ``calm_error`` is added; with ``color_weight``, that times ``color_error`` of samples; with ``kinetic_weight``
-    and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed over its ODEs. A log-
-    determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
+    and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed over its ODEs. A
+    log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
     and a number drawn from Poisson(2), with Neumann's gradient; with None of 20.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
