@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,28 +110,20 @@ def main() -> None:
         prog="python -m benchmarks.calm_edges",
     )
     option = parser.add_argument
-    option("folders", nargs="+", type=Path, help="HR images")
+    add_crop_options(parser)
     option("--model", default="srflow-x4")
-    option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
-    text = "folders of which only the images count that are on the list of held-out images"
-    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
     option("--input", choices=INPUTS, default="clean", help="as in benchmarks.upscalers")
-    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
     option("--settings", nargs="+", default=SETTINGS, metavar="MAP:TEMPERATURE:SHARE", help="share: as calm_edges")
     option("--json", type=Path, help="also write the numbers of every image to this file")
     options = parser.parse_args()
     flow = flowcore.load(options.model)
     rows: dict[str, dict[str, dict[str, float]]] = {}
     with torch.no_grad():
-        for folder in options.folders:
-            only = held_out_names("standard") if folder.name in options.held_out else None
-            for path in list_images(folder, only, options.limit):
-                hr = read_cropped(path, 16)
-                hr = center(hr, options.crop) if options.crop else hr
-                rows[path.name] = measure(flow, hr, options.settings, options.input)
-                say(path.name)
-                if options.json:
-                    options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        for name, hr in crops(options):
+            rows[name] = measure(flow, hr, options.settings, options.input)
+            say(name)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
     lines = [
         "| map | tau | share | false specks | NIQE | PSNR | LR-PSNR | diversity |",
         "|---|---|---|---|---|---|---|---|",
@@ -156,10 +148,25 @@ def _ramp(t: Tensor, low: float, high: float) -> Tensor:
     return ((t - low) / (high - low)).clamp(0, 1)
 
 
-def center(image: Tensor, side: int) -> Tensor:
-    """Cut the middle out of images; shorter sides stay."""
-    top, left = ((n - side) // 2 if n > side else 0 for n in image.shape[-2:])
-    return image[..., top : top + side, left : left + side]
+def add_crop_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose images; see ``crops``."""
+    option = parser.add_argument
+    option("folders", nargs="+", type=Path, help="HR images")
+    option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
+    text = "folders of which only the images count that are on the list of held-out images"
+    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
+    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
+
+
+def crops(options: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
+    """Read the middle of every chosen image; shorter sides stay."""
+    for folder in options.folders:
+        only = held_out_names("standard") if folder.name in options.held_out else None
+        for path in list_images(folder, only, options.limit):
+            hr = read_cropped(path, 16)
+            side = options.crop or max(hr.shape)
+            top, left = ((n - side) // 2 if n > side else 0 for n in hr.shape[-2:])
+            yield path.name, hr[..., top : top + side, left : left + side]
 
 
 if __name__ == "__main__":

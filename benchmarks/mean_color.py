@@ -19,37 +19,29 @@ from torch import Tensor
 import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read, read_header, save
-from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.errors import FlowError
 from flowcore.flow import Flow
 from flowcore.images.resize import shrink
 from flowcore.images.rounding import as_stored
 from flowcore.training.objective import lr_encoder
-from flowcore.training.recipe import held_out_names
 
-from .calm_edges import center
+from .calm_edges import add_crop_options, crops
 from .measure import say
 
 
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    option = parser.add_argument
-    option("folders", nargs="+", type=Path, help="HR images")
-    option("--model", default="srflow-x4")
-    option("--crop", type=int, default=320, help="side of the central crops (default: 320)")
-    text = "folders of which only the images count that are on the list of held-out images"
-    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
-    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
-    option("-o", "--out", type=Path, help="where the corrected model goes")
+    parser.add_argument("--model", default="srflow-x4")
+    add_crop_options(parser)
+    parser.add_argument("-o", "--out", type=Path, help="where the corrected model goes")
     options = parser.parse_args()
     flow = flowcore.load(options.model)
     rows: list[Tensor] = []
     with torch.no_grad():
-        for folder in options.folders:
-            only = held_out_names("standard") if folder.name in options.held_out else None
-            for path in list_images(folder, only, options.limit):
-                rows.append(differences(flow, center(read_cropped(path, 16), options.crop)))
-                say(f"{path.name} {describe(rows[-1])}")
+        for name, hr in crops(options):
+            rows.append(differences(flow, hr))
+            say(f"{name} {describe(rows[-1])}")
     every = torch.stack(rows)
     print(f"mean of {len(rows)}: {describe(every.mean(0))}; mean size: {describe(every.abs().mean(0))}")
     if options.out:
@@ -65,7 +57,9 @@ def differences(flow: Flow, hr: Tensor) -> Tensor:
 
 
 def corrected(flow: Flow, difference: Tensor) -> Flow:
-    """Shift all pictures of an upscaler by a color, (3,), the other way."""
+    """Shift all pictures of an upscaler with ``residual`` by a color, (3,), the other way."""
+    if not getattr(flow.config, "residual", False):
+        raise FlowError("Expected an upscaler with residual = true: only to such a one the bias is added.")
     bias = lr_encoder(flow).conv_last.bias
     assert bias is not None
     with torch.no_grad():
