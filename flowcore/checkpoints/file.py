@@ -1,7 +1,8 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance has the source,
-sha256 of the original, licence and metrics. Reading it loads no tensor.
+sha256 of the original, licence and metrics. Reading it loads no tensor. Format 1 holds each tensor of the flow under
+its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them (``eight_bits.py``).
 
 Files are untrusted. Reading one is limited to a header of 4 MiB, a configuration of 8,000 tensors, 5 s, and, until
 names, types and shapes have been compared, 256 MiB beside eight times the file (the file itself is mapped). After that,
@@ -30,9 +31,10 @@ from ..flow import Flow, Task
 from ..models import build, configure
 from ..networks.contractive import LipschitzConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
+from .eight_bits import MIN_SIZE, SCALE, from_eight_bits, kernels, scales_shape, to_eight_bits
 from .writing import write_atomic
 
-FORMAT = 1
+FORMAT = 2  # the newest; a file without kernels in 8 bits says 1, which versions before can read
 KEY = "flowcore"
 MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 0.2 MiB
 MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
@@ -121,31 +123,36 @@ def save(
         flow: The model.
         path: The file, which is replaced if it exists.
         provenance: Provenance to record; None for ``flow.provenance``.
-        dtype: Precision of the stored tensors; float16 halves the file, and loading widens it again.
+        dtype: Precision of the stored tensors; loading widens them again. float16 halves the file. int8 halves it
+            again: large kernels of networks are stored in 8 bits, the rest in float16.
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
         FlowError: If a value is too large for ``dtype``: the file could not be read again.
     """
     path = Path(path)
+    state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
+    rounded = {name for name in kernels(flow) if state[name].numel() >= MIN_SIZE} if dtype == torch.int8 else set[str]()
+    other = torch.float16 if dtype == torch.int8 else dtype
+    tensors = {
+        name: t.to(other if t.is_floating_point() else t.dtype).contiguous()
+        for name, t in state.items()
+        if name not in rounded
+    }
+    if other != torch.float32:
+        lost = [name for name, t in tensors.items() if state[name].isfinite().all() and not t.isfinite().all()]
+        if lost:
+            raise FlowError(
+                f"{lost[0]} holds numbers that are too large for {other}. Save this model in torch.float32."
+            )
+    for name in rounded:
+        tensors[name], tensors[name + SCALE] = to_eight_bits(state[name])
     header = {
         "architecture": flow.architecture,
-        "format": FORMAT,
+        "format": 2 if rounded else 1,
         "config": dataclasses.asdict(flow.config),
         "provenance": flow.provenance if provenance is None else provenance,
     }
-    tensors = {
-        name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
-        for name, t in flow.state_dict().items()
-    }
-    if dtype != torch.float32:
-        lost = [
-            name for name, t in flow.state_dict().items() if t.isfinite().all() and not tensors[name].isfinite().all()
-        ]
-        if lost:
-            raise FlowError(
-                f"{lost[0]} holds numbers that are too large for {dtype}. Save this model in torch.float32."
-            )
     write_atomic(path, serialize(tensors, metadata={KEY: json.dumps(header)}))  # save_file would set permissions 0600
 
 
@@ -198,20 +205,33 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
     ours = flow.state_dict()
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in ours.items()}, shapes)
-        for name, part in slices.items():
-            types = FLOATS if ours[name].is_floating_point() else INTEGERS
-            if str(part.get_dtype()) not in types:
+        types = {name: str(part.get_dtype()) for name, part in slices.items()}
+        may_be_rounded = kernels(flow) if header.format > 1 else set[str]()
+        rounded = [name for name in may_be_rounded if types.get(name) == "I8"]
+        expected = {name: tuple(t.shape) for name, t in ours.items()}
+        expected |= {name + SCALE: scales_shape(expected[name]) for name in rounded}
+        refuse_mismatch(path.name, expected, {name: tuple(part.get_shape()) for name, part in slices.items()})
+        for name, kind in types.items():
+            allowed = INTEGERS if name in ours and not ours[name].is_floating_point() else FLOATS
+            if kind not in allowed and name not in rounded:
                 raise CheckpointError(
-                    f"{name} in {path.name} is of type {part.get_dtype()}; expected {', '.join(types[:-1])} or "
-                    f"{types[-1]}. The file is damaged."
+                    f"{name} in {path.name} is of type {kind}; expected {', '.join(allowed[:-1])} or {allowed[-1]}. "
+                    "The file is damaged."
                 )
         # Copied: safetensors maps the file, which may be replaced or truncated.
         state = {
             name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else torch.int64, copy=True)
             for name, t in ours.items()
+            if name not in rounded
         }
+        for name in rounded:
+            scale = file.get_tensor(name + SCALE)
+            if bool((scale.isfinite() & (scale <= 0)).any()):  # others make a kernel that is refused below
+                raise CheckpointError(
+                    f"{name}{SCALE} in {path.name} holds scales that are not positive. The file is damaged; fetch it "
+                    "again."
+                )
+            state[name] = from_eight_bits(file.get_tensor(name), scale)
     refuse_nonfinite(path.name, state)
     flow.load_state_dict(state, assign=True)
     refuse_no_inverse(path.name, flow)

@@ -20,7 +20,11 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add_fields(command)
     text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
     text += "flowcore as they are)"
-    command.add_argument("--half", action="store_true", help=text)
+    smaller = command.add_mutually_exclusive_group()
+    smaller.add_argument("--half", action="store_true", help=text)
+    text = "store large kernels of networks in 8 bits, the rest in float16: a quarter of the size; pictures of shipped "
+    text += "upscalers and colorizers change by less than 3/255"
+    smaller.add_argument("--eight-bits", action="store_true", help=text)
 
 
 def add_inspect(command: argparse.ArgumentParser) -> None:
@@ -52,11 +56,12 @@ def _convert(options: argparse.Namespace) -> None:
     from ..checkpoints.file import is_ours, reconfigure, save
 
     fields = parse_fields(options.set)
-    if is_ours(options.source) and not options.half:
+    if is_ours(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
     else:
         flow = load(options.source, **fields)
-        save(flow, options.target, dtype=torch.float16 if options.half else torch.float32)
+        dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
+        save(flow, options.target, dtype=dtype)
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 

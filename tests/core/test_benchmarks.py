@@ -309,6 +309,23 @@ def test_weights_are_mixed_by_part(benchmarks, monkeypatch, tmp_path):
         assert torch.allclose(tensor, (1 - share) * start[name] + share * trained[name], atol=1e-6), name
 
 
+def test_what_a_stored_precision_changes_is_measured(benchmarks, colorizer, monkeypatch, tmp_path, capsys):
+    save(build_upscaler(hidden=32), tmp_path / "up.safetensors", dtype=torch.float16)
+    words = [colorizer.parent / "set", "--model", tmp_path / "up.safetensors", colorizer, "--crop", 32]
+    run(monkeypatch, benchmarks("stored_precision"), *words)
+    heads, _, *rows = (
+        [c.strip() for c in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()
+    )
+    half, eight, *colors = (dict(zip(heads, row, strict=True)) for row in rows)
+    assert [row["stored as"] for row in (half, eight, *colors)] == ["float16", "8 bits"] * 2
+    assert float(eight["MB"]) < float(half["MB"])
+    for tau in ("tau 0", "default"):
+        assert half[f"largest, {tau}"] == "0.00"  # it was stored so before
+        assert half[f"PSNR, {tau}"] == half[f"PSNR before, {tau}"] == eight[f"PSNR before, {tau}"]
+        assert 0 < float(eight[f"RMS change, {tau}"]) <= float(eight[f"largest, {tau}"]) < 8
+        assert abs(float(eight[f"PSNR, {tau}"]) - float(half[f"PSNR, {tau}"])) < 0.5
+
+
 def test_the_mean_color_of_pictures_becomes_that_of_the_small_images(benchmarks, monkeypatch, tmp_path, capsys):
     photographs(tmp_path / "set", [(48, 64), (64, 64)])
     save(build_upscaler(residual=True, temperature=0.5), tmp_path / "own.safetensors", provenance={"source": "us"})

@@ -13,7 +13,8 @@ from builders import TINY, build_tiny
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, read_tasks, save
+from flowcore.checkpoints.eight_bits import from_eight_bits, scales_shape, to_eight_bits
+from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, read_tasks, reconfigure, save
 from flowcore.errors import CheckpointError
 from flowcore.models import build, configure
 
@@ -89,11 +90,125 @@ def test_float16_storage(flow, file, tmp_path):
     assert all(torch.equal(t, flow.state_dict()[name].half().float()) for name, t in back.state_dict().items())
 
 
+@pytest.fixture
+def eight_bits(tmp_path):
+    """A file in 8 bits, and the flow that it was made of."""
+    flow = build_tiny("glow", perturb=0.1, hidden=48)
+    save(flow, tmp_path / "eight.safetensors", dtype=torch.int8)
+    return flow, tmp_path / "eight.safetensors"
+
+
+KERNEL = "levels.0.steps.transforms.0.transforms.2.conditioner.hidden.1.weight"
+
+
+def test_eight_bit_storage(eight_bits, tmp_path):
+    flow, file = eight_bits
+    half = tmp_path / "half.safetensors"
+    save(flow, half, dtype=torch.float16)
+    assert (read_header(file).format, read_header(half).format) == (2, 1)
+    stored = load_file(file)
+    rounded = {name for name, t in stored.items() if t.dtype == torch.int8}
+    assert KERNEL in rounded
+    saved = sum(stored[name].numel() - 2 * stored[f"{name}.scale"].numel() for name in rounded)
+    assert half.stat().st_size - file.stat().st_size == pytest.approx(saved, rel=0.15)
+    assert rounded == {name for name, t in flow.state_dict().items() if t.ndim == 4 and t.numel() >= 1024}
+    assert int(stored[KERNEL].abs().max()) == 127
+    scale = stored[f"{KERNEL}.scale"].float()
+    assert torch.equal(read(file).state_dict()[KERNEL], stored[KERNEL] * scale[..., None, None])  # of rows of 48
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 64), (3, 65), (2, 7, 3, 3), (2, 128, 1, 1), (5, 1, 5, 5), (2, 201)])
+def test_a_block_of_64_numbers_has_a_scale(shape):
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, scale = to_eight_bits(kernel)
+    assert (values.shape, values.dtype) == (kernel.shape, torch.int8)
+    assert tuple(scale.shape) == scales_shape(shape)
+    back = from_eight_bits(values, scale).flatten(1)
+    for i, (rows, rounded) in enumerate(zip(kernel.flatten(1).split(64, 1), back.split(64, 1), strict=True)):
+        step = scale[:, i : i + 1].float()
+        assert torch.allclose(step, rows.abs().amax(1, keepdim=True) / 127, rtol=2**-8)
+        assert bool(((rounded - rows).abs() <= 0.5001 * step).all())
+    again, same = to_eight_bits(back.view(shape))
+    assert torch.equal(again, values)
+    assert torch.equal(same, scale)
+
+
+def test_rows_of_any_size_survive_eight_bits(tmp_path):
+    flow = build_tiny("glow", hidden=48)
+    with torch.no_grad():
+        kernel = flow.get_parameter(KERNEL)
+        kernel[0], kernel[1], kernel[2], kernel[3, 0] = 0, 1e-40, -1e30, 70_000  # more than float16 holds
+    save(flow, tmp_path / "model.safetensors", dtype=torch.int8)
+    back = read(tmp_path / "model.safetensors").state_dict()[KERNEL]
+    assert not back[0].any()
+    assert back[1].abs().max() < 1e-37
+    torch.testing.assert_close(back[2], kernel[2], rtol=0.5 / 127, atol=0)
+    torch.testing.assert_close(back[3, 0], kernel[3, 0], rtol=0.5 / 127, atol=0)
+
+
+def test_eight_bits_survive_another_configuration(eight_bits, tmp_path):
+    _, file = eight_bits
+    other = tmp_path / "other.safetensors"
+    flow = reconfigure(file, other, {"n_bits": 5})
+    assert (read_header(other).format, read_header(other).config["n_bits"]) == (2, 5)
+    before, after = load_file(file), load_file(other)
+    assert after.keys() == before.keys()
+    assert all(t.dtype == before[name].dtype and torch.equal(t, before[name]) for name, t in after.items())
+    assert all(torch.equal(t, read(file).state_dict()[name]) for name, t in flow.state_dict().items())
+
+
+def test_the_newest_format_needs_no_eight_bits(flow, file):
+    rewrite(file, header=header_of(file) | {"format": 2})
+    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in read(file).state_dict().items())
+
+
+SCALE = f"{KERNEL}.scale"
+ACTNORM = "levels.0.steps.transforms.0.transforms.0.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop(SCALE), f"in 1 places: {SCALE} is missing"),
+        (lambda t: t.pop(KERNEL), f"{KERNEL} is missing; {SCALE} is not known"),
+        (lambda t: t.update({KERNEL: t[KERNEL].half()}), f"in 1 places: {SCALE} is not known"),
+        (lambda t: t.update({SCALE: t[SCALE][1:]}), rf"{SCALE} is \(47, 1\) instead of \(48, 1\)"),
+        (lambda t: t.update({SCALE: t[SCALE][:, 0]}), rf"{SCALE} is \(48,\) instead of \(48, 1\)"),
+        (lambda t: t.update({SCALE: t[SCALE].long()}), f"{SCALE} in .* is of type I64; expected F64, F32"),
+        (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
+        (lambda t: t.update({SCALE: 0 * t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
+        (lambda t: t[SCALE].fill_(float("nan")), rf"2304 values that are not finite numbers.*{KERNEL}"),
+        (lambda t: t[SCALE].fill_(float("inf")), rf"2304 values that are not finite numbers.*{KERNEL}"),
+        (lambda t: t.update({SCALE: t[SCALE].double() + 1e300}), rf"values that are not finite numbers.*{KERNEL}"),
+        (lambda t: t.update({KERNEL: t[KERNEL].to(torch.uint8)}), f"{SCALE} is not known"),
+        (lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8)}), f"{ACTNORM} in .* is of type I8; expected F64"),
+        (
+            lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8), f"{ACTNORM}.scale": torch.ones(1)}),
+            rf"{ACTNORM}\.scale is not known",
+        ),
+    ],
+)
+def test_damaged_eight_bits_are_refused(eight_bits, change, match):
+    _, file = eight_bits
+    tensors = load_file(file)
+    change(tensors)
+    rewrite(file, header=header_of(file), tensors=tensors)
+    with pytest.raises(CheckpointError, match=match):
+        read(file)
+
+
+def test_eight_bits_in_a_file_of_the_first_format_are_refused(eight_bits):
+    _, file = eight_bits
+    rewrite(file, header=header_of(file) | {"format": 1})
+    with pytest.raises(CheckpointError, match=r"weight\.scale is not known"):
+        read(file)
+
+
 def test_saving_any_memory_layout_does_not_change_the_flow(flow, tmp_path):
     shuffled = build("srflow", flow.config)
     shuffled.load_state_dict(flow.state_dict())
     shuffled = shuffled.to(memory_format=torch.channels_last)
-    for dtype in (torch.float16, torch.float32):
+    for dtype in (torch.int8, torch.float16, torch.float32):
         save(shuffled, tmp_path / "new folder" / "model.safetensors", dtype=dtype)
     for saved in (shuffled, read(tmp_path / "new folder" / "model.safetensors")):
         state = saved.state_dict()
@@ -104,7 +219,7 @@ def test_saving_any_memory_layout_does_not_change_the_flow(flow, tmp_path):
 def test_header_fields(flow, file):
     assert header_of(file).keys() == {"architecture", "format", "config", "provenance"}
     header = read_header(file)
-    assert (header.architecture, header.format) == ("srflow", FORMAT)
+    assert (header.architecture, header.format) == ("srflow", 1)  # which the first version reads
     assert configure(header.architecture, header.config) == flow.config
     assert header.provenance == flow.provenance
     assert is_ours(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import build_tiny, srflow_checkpoint
+from builders import build_tiny, build_upscaler, srflow_checkpoint
 from PIL import Image
 
 import flowcore
@@ -28,7 +28,7 @@ from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import ranked
-from flowcore.tasks.upscale import upscale
+from flowcore.tasks.upscale import sampling_settings, upscale
 from flowcore.transforms import ActNorm
 
 from .digits import write_mnist
@@ -139,6 +139,26 @@ def test_convert_halves_our_own_files(model: Path, tmp_path: Path) -> None:
     assert copy.provenance == original.provenance
     lr = torch.rand(1, 3, 8, 8)
     assert (upscale(copy, lr, temperature=0.8) - upscale(original, lr, temperature=0.8)).abs().max() <= 1 / 255
+
+
+def test_convert_stores_networks_in_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model.safetensors"
+    save(build_upscaler(hidden=32), model, provenance={"licence": "CC0-1.0"})
+    names = ("--half", "--eight-bits")
+    half, eight = (tmp_path / f"{name}.safetensors" for name in names)
+    for name, path in zip(names, (half, eight), strict=True):
+        assert main(["convert", str(model), str(path), name, "--set", "temperature=0.5"]) == 0
+    assert eight.stat().st_size < half.stat().st_size
+    assert sampling_settings(flowcore.load(eight))[0] == 0.5
+    lr = torch.rand(1, 3, 8, 8)
+    pictures = [upscale(flowcore.load(path), lr, temperature=0.8) for path in (model, eight)]
+    assert 0 < (pictures[0] - pictures[1]).abs().max() < 4 / 255
+    copy = tmp_path / "copy.safetensors"
+    assert main(["convert", str(eight), str(copy), "--set", "temperature=0.6"]) == 0  # ours stay as they are
+    assert abs(copy.stat().st_size - eight.stat().st_size) <= 8
+    with pytest.raises(SystemExit):
+        main(["convert", str(model), str(copy), *names])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.fixture

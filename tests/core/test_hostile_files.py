@@ -76,6 +76,8 @@ def good(tmp_path_factory):
             flow = with_styles(flow, ("bold",), torch.ones(1, 16))
         save(flow, folder / name)
         files[name] = (folder / name).read_bytes()
+    save(build_tiny("glow", perturb=0.1, steps=1, hidden=32), folder / "eight bits", dtype=torch.int8)
+    files["eight bits"] = (folder / "eight bits").read_bytes()
     state = srflow_checkpoint(build_tiny("srflow", perturb=0.1, **OURS["srflow"]))
     files["published safetensors"] = serialize(state)
     for name in ("srflow_da", "llflow"):
@@ -98,7 +100,7 @@ PUBLISHED = (
     "published pth",
     "published old pth",
 )
-MODELS = (*OURS, *PUBLISHED)
+MODELS = (*OURS, "eight bits", *PUBLISHED)
 LATENTS = ("latents", "latents with source")
 
 

@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from flowcore import likelihood
 from flowcore.checkpoints.file import read, save
@@ -17,8 +18,9 @@ from flowcore.condition import Condition
 from flowcore.errors import CheckpointError, ConditionError, FlowError, ShapeError
 from flowcore.models import ARCHITECTURES, build, configure, register
 from flowcore.models.fields import short_repr
+from flowcore.networks.contractive import LipschitzConv
 from flowcore.prior import sample_latents
-from flowcore.transforms import BatchNorm, ChannelWhitening, InvertibleConv
+from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 
 from .laws import check, perturbed
 
@@ -342,6 +344,35 @@ def test_a_file_in_float16_keeps_whole_numbers_and_rounds_the_rest(model, tmp_pa
         assert torch.equal(t, state[name].half().float() if t.is_floating_point() else state[name])
     x, cond = image(model), condition_of(back, model)
     assert torch.allclose(back.inverse(back(x, cond)[0], cond), x, atol=1e-3)
+
+
+@every_model
+def test_a_file_in_eight_bits_rounds_networks_and_keeps_the_inverse(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("flowcore.checkpoints.file.MIN_SIZE", 1)
+    flow, path = small(model), tmp_path / "model.safetensors"
+    save(flow, path, dtype=torch.int8)
+    back, scales = read(path), {}
+    with safe_open(path, "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, t in flow.state_dict().items():
+        kept, loaded = stored.pop(name), back.state_dict()[name]
+        assert loaded.dtype == t.dtype
+        if kept.dtype == torch.int8:
+            scales[name] = stored.pop(f"{name}.scale").float()
+            step = scales[name].repeat_interleave(64, 1)[:, : t[0].numel()].reshape(t.shape)
+            assert torch.equal(loaded, kept * step)
+            assert bool(((loaded - t).abs() <= 0.5001 * step).all())
+        else:
+            assert torch.equal(loaded, t.half().float() if t.is_floating_point() else t)
+    assert stored == {}
+    exact = (InvertibleConv, ActNorm, BatchNorm, ChannelWhitening, LipschitzConv)
+    inverted = {f"{path}.{name}" for path, m in flow.named_modules() if isinstance(m, exact) for name in m.state_dict()}
+    assert not scales.keys() & inverted
+    assert bool(scales) == (model != "residual_flow")
+    x, cond = image(model), condition_of(back, model)
+    assert torch.allclose(back.inverse(back(x, cond)[0], cond), x, atol=1e-3)
+    save(back, tmp_path / "again.safetensors", dtype=torch.int8)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_a_file_of_another_size_is_refused(tmp_path):

@@ -86,12 +86,13 @@ def test_a_file_of_ours_works_in_the_stock_nodes_without_a_seam(host, upscale_mo
     assert np.abs(array(made) - array(calm)).mean() <= 0.05 / 255
 
 
-@pytest.mark.parametrize("kind", ["half", "published", "nested"])
+@pytest.mark.parametrize("kind", ["half", "eight bits", "published", "nested"])
 def test_other_file_formats_work_in_the_stock_nodes(host, photo, upscale_models, kind):
-    if kind == "half":
+    if kind in ("half", "eight bits"):
         (upscale_models / "sub").mkdir(exist_ok=True)
-        name, size = "sub/half.safetensors", (48, 32)
-        save(small_flows.flow("small-srflow"), upscale_models / name, dtype=torch.float16)
+        name, size = f"sub/{kind}.safetensors", (48, 32)
+        dtype = torch.float16 if kind == "half" else torch.int8
+        save(small_flows.flow("small-srflow"), upscale_models / name, dtype=dtype)
     else:
         state = srflow_checkpoint(small())
         torch.save(state if kind == "published" else {"state_dict": state}, upscale_models / f"{kind}.pth")
