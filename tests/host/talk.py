@@ -38,8 +38,9 @@ class Host(Client):
 
     def forget(self) -> None:
         """Make the server forget models and results."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(0.5)  # the queue's thread does it when it next wakes up
+        for _ in range(2):  # the queue's thread misses the first one while it collects garbage after a prompt
+            self.post("/free", {"unload_models": True, "free_memory": True})
+            time.sleep(0.5)  # it does it when it next wakes up
 
     def put(self, name: str, image: Image.Image) -> str:
         """Put a picture into the input folder."""
