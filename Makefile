@@ -13,7 +13,7 @@ PY := $(BIN)/python
 # The console script, not `python -m pytest`, which would put our nodes/ in front of the host's nodes.py.
 PYTEST_ALL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help venv hosts demo serve workflows lint types quick core tests check test browser soak gates clean
+.PHONY: help venv hosts demo serve workflows lint types quick core tests check test equal browser soak gates clean
 
 help:
 	@echo "make demo       upscale a photograph in a real, headless ComfyUI; images go to output/"
@@ -21,6 +21,7 @@ help:
 	@echo "make quick      lint, types and the fast core tests: what to run before every commit"
 	@echo "make test       lint, types and all tests, those in two real ComfyUI versions included"
 	@echo "make core       the tests that need no ComfyUI"
+	@echo "make equal      whether a change that must change nothing has changed nothing, one line a part"
 	@echo "make browser    every workflow in the real frontend, in Chromium; screenshots go to output/screenshots/"
 	@echo "make soak       takes an hour: thousands of damaged files, a long queue, eight clients at once"
 	@echo "make gates      the registry's own tools: comfy node validate, comfy-test lint"
@@ -81,6 +82,9 @@ tests: .hosts/.prepared
 check: lint types tests
 
 test: check
+
+equal: .hosts/.prepared
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.equal $(EQUAL)
 
 .venv/.browser: .venv/.installed
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'

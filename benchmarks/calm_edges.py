@@ -38,7 +38,7 @@ from flowcore.tasks.calm_edges import edge_map
 from flowcore.training.recipe import held_out_names
 from flowcore.transforms import Injector
 
-from .measure import say
+from .measure import arguments, markdown, middle, say
 from .upscalers import INPUTS
 
 MEASURES = ("specks", "niqe", "psnr", "lr_psnr", "diversity")
@@ -104,13 +104,13 @@ def measure(flow: Flow, hr: Tensor, settings: list[str], kind: str) -> dict[str,
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.calm_edges",
-    )
+    parser = arguments(__doc__, "calm_edges")
     option = parser.add_argument
-    add_crop_options(parser)
+    option("folders", nargs="+", type=Path, help="HR images")
+    option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
+    text = "folders of which only the images count that are on the list of held-out images"
+    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
+    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
     option("--model", default="srflow-x4")
     option("--input", choices=INPUTS, default="clean", help="as in benchmarks.upscalers")
     option("--settings", nargs="+", default=SETTINGS, metavar="MAP:TEMPERATURE:SHARE", help="share: as calm_edges")
@@ -124,15 +124,13 @@ def main() -> None:
             say(name)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    lines = [
-        "| map | tau | share | false specks | NIQE | PSNR | LR-PSNR | diversity |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines: list[list[str]] = []
     for setting in options.settings:
         means = [math.fsum(row[setting][key] for row in rows.values()) / len(rows) for key in MEASURES]
         cells = [f"{value:.{digits}f}" for value, digits in zip(means, (3, 2, 2, 1, 2), strict=True)]
-        lines.append(f"| {' | '.join([*setting.split(':'), *cells])} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+        lines.append([*setting.split(":"), *cells])
+    heads = ["map", "tau", "share", "false specks", "NIQE", "PSNR", "LR-PSNR", "diversity"]
+    sys.stdout.write(markdown(heads, lines) + "\n")
 
 
 def _differences(flow: Flow, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,25 +146,13 @@ def _ramp(t: Tensor, low: float, high: float) -> Tensor:
     return ((t - low) / (high - low)).clamp(0, 1)
 
 
-def add_crop_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose images; see ``crops``."""
-    option = parser.add_argument
-    option("folders", nargs="+", type=Path, help="HR images")
-    option("--crop", type=int, default=320, help="side of the central crops; 0 for whole images (default: 320)")
-    text = "folders of which only the images count that are on the list of held-out images"
-    option("--held-out", nargs="+", default=[], metavar="NAME", help=text)
-    option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
-
-
 def crops(options: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
     """Read the middle of every chosen image; shorter sides stay."""
     for folder in options.folders:
         only = held_out_names("standard") if folder.name in options.held_out else None
         for path in list_images(folder, only, options.limit):
             hr = read_cropped(path, 16)
-            side = options.crop or max(hr.shape)
-            top, left = ((n - side) // 2 if n > side else 0 for n in hr.shape[-2:])
-            yield path.name, hr[..., top : top + side, left : left + side]
+            yield path.name, middle(hr, options.crop or max(hr.shape))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,19 @@ is the sum of RMSE over the sum of that of gray; lower is better.
 
 The numbers go to the file of --json after every set. Those that it holds already, of the same weights, images and
 settings, are not measured again: so it can be interrupted, and called again with one more model.
+
+    python -m benchmarks.colorizers MODEL --hints eval/kodak [--limit 12]
+
+tells how far a few hints go: discs of a photograph's own colors at random places. "conditioned": they are in the
+condition; "spread": they color what they are on (``hint_steps``); "locked": met exactly, as far as
+luma leaves room. RMSE over both chroma channels, one coloring per photograph: at the hints against the wanted color,
+elsewhere against the truth.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -25,21 +33,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
-from flowcore.evaluation.image_set import list_images
+from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.evaluation.tables import colorizer_table
+from flowcore.flow import Flow
+from flowcore.images import color
+from flowcore.tasks.hints import Point, hints_from_points
 from flowcore.training.recipe import held_out_names
 
-from .measure import say
+from .measure import arguments, markdown, say
 
 Results = dict[str, dict[str, dict[str, float]]]  # set to model to what evaluate_colorizer returned
 
 PHOTOGRAPHS, HELD_OUT, PORTRAITS = "photographs", "held out", "portraits"
 ROUNDING = 1e-6  # of luma, in float32
+COUNTS = (0, 1, 4, 16)  # of hints
+WAYS = {"conditioned": (0, False), "spread": (20, False), "locked": (20, True)}  # to hint_steps and lock
 
 
 @dataclass(frozen=True)
@@ -91,32 +106,30 @@ TARGETS = (
 
 def main() -> None:
     """Measure all models on all sets, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
     parser.add_argument("--photographs", type=Path, nargs="+", metavar="FOLDER", help="test photographs")
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="FOLDER", help="the data of the training")
     parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of color_metrics")
+    parser.add_argument("--hints", type=Path, metavar="FOLDER", help="photographs to color with hints instead")
     parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")
     parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each set")
     parser.add_argument("-o", "--out", type=Path, help="a Markdown file")
     parser.add_argument("--json", type=Path, help="the numbers; those that are there already are kept")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    sets: dict[str, list[Path]] = {
-        name: folders
-        for name, folders in (
-            (PHOTOGRAPHS, options.photographs),
-            (HELD_OUT, options.held_out),
-            (PORTRAITS, options.portraits),
-        )
-        if folders
-    }
+    models = dict(map(parse_model, options.models))
+    if options.hints:
+        for model, file in models.items():
+            sys.stdout.write(f"{model}\n\n{hints_table(flowcore.load(file, options.device), options)}\n")
+        return
+    folders = {PHOTOGRAPHS: options.photographs, HELD_OUT: options.held_out, PORTRAITS: options.portraits}
+    sets: dict[str, list[Path]] = {name: given for name, given in folders.items() if given}
     if not sets:
-        parser.error("nothing to measure on: give --photographs, --held-out or --portraits")
+        parser.error("nothing to measure on: give --photographs, --held-out, --portraits or --hints")
     measured: dict[str, Any] = {}
     if options.json and options.json.exists():
         measured = json.loads(options.json.read_text())
-    models = dict(map(parse_model, options.models))
     results: Results = {name: {} for name in sets}
     for model, file in models.items():
         flow = flowcore.load(file, options.device)
@@ -162,13 +175,50 @@ def targets_table(results: Results, models: list[str]) -> str:
     columns = [target for target in TARGETS if target.group in results]
     samples = {name: f"{next(iter(rows.values()))['samples']:.0f}" for name, rows in results.items()}
     titles = [f"{target.group}: {target.title}".replace("of K", f"of {samples[target.group]}") for target in columns]
-    lines = [
+    return markdown(
         ["model", *titles],
-        ["---"] * (1 + len(columns)),
-        ["target", *(target.text() for target in columns)],
-        *([model, *(target.cell(results[target.group].get(model)) for target in columns)] for model in models),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        [
+            ["target", *(target.text() for target in columns)],
+            *([model, *(target.cell(results[target.group].get(model)) for target in columns)] for model in models),
+        ],
+    )
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def hints_table(flow: Flow, options: argparse.Namespace) -> str:
+    """Color the photographs of ``--hints`` with more and more hints, and format the errors."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for seed, file in enumerate(list_images(options.hints, limit=options.limit)):
+        y, truth = color.split(read_cropped(file, 1).to(options.device))
+        for count in COUNTS:
+            hints = hints_from_points(own_colors(y, truth, count, seed), (y.shape[-2], y.shape[-1]), radius=8)
+            covered = hints.coverage[0, 0] > 0 if hints.coverage is not None else torch.zeros(y.shape[-2:]) > 0
+            for way, (steps, lock) in WAYS.items():
+                if count == 0 and way != "conditioned":
+                    continue
+                wanted = dataclasses.replace(hints, lock=lock) if count else None
+                chroma = color.split(flowcore.colorize(flow, y, seed=seed, hints=wanted, hint_steps=steps))[1]
+                at = 0.0 if hints.chroma is None else _rmse(chroma - hints.chroma.to(chroma), covered)
+                rows.setdefault(f"{count} {way}", []).append((at, _rmse(chroma - truth, ~covered)))
+    means = {name: np.mean(values, axis=0) for name, values in rows.items()}
+    lines = [[name, f"{at:.4f}", f"{elsewhere:.4f}"] for name, (at, elsewhere) in means.items()]
+    return markdown(["hints", "RMSE at the hints", "elsewhere"], lines)
+
+
+def own_colors(y: Tensor, chroma: Tensor, count: int, seed: int) -> list[Point]:
+    """Take colors off a photograph, luma ``(1, 1, H, W)`` and chroma ``(1, 2, H, W)``, at random places."""
+    rng = np.random.default_rng(seed)
+    height, width = y.shape[-2:]
+    rgb = color.compress(y, chroma)
+    places = [(int(rng.integers(width)), int(rng.integers(height))) for _ in range(count)]
+    return [(column, row, tuple(rgb[0, :, row, column].tolist())) for column, row in places]
+
+
+def _rmse(difference: Tensor, mask: Tensor) -> float:
+    """Root mean square of ``(1, 2, H, W)`` where ``(H, W)`` says so; 0 if that is nowhere."""
+    return float(difference[0].square().mean(0)[mask].mean().sqrt()) if mask.any() else 0.0
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ it, so that a table of ten families needs no hour.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,11 @@ from flowcore.evaluation.density import evaluate_density
 from flowcore.evaluation.image_set import list_images, read_upright, resize_to_own
 from flowcore.flow import Flow
 from flowcore.images.contact_sheet import contact_sheet
-from flowcore.images.rounding import to_uint8
-from flowcore.tasks.sample import reconstruct
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import Recipe, held_out_names, parse_recipe
 
-from .measure import say
+from .measure import arguments, as_image, say, seconds
 
 SIDE = 32
 STEPS = 100_000  # of a recipe: no core makes as many in the minutes given, which then decide
@@ -96,9 +92,7 @@ clip = 1.0
 
 def main() -> None:
     """Train, measure, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.families", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "families")
     parser.add_argument("--data", type=Path, required=True, help="a folder of photographs")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, for each; 0 for none; default 60")
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="FAMILY", help="what to train")
@@ -133,12 +127,6 @@ def train_family(name: str, data: Path, run: Path, minutes: float) -> None:
     """Train a family to the end of its minutes, or what is left of them.
 
     The trainer makes as many steps as fit into them, and its rates fall to that end.
-
-    Args:
-        name: Of the family.
-        data: The photographs.
-        run: Folder of the run.
-        minutes: Of training.
     """
     decoded = run.parent / "cache"  # by all families, and before the minutes begin
     open_data(recipe(name), data, decoded)
@@ -176,12 +164,17 @@ def _measure(name: str, flow: Flow, data: Path, limit: int) -> dict[str, Any]:
     density = evaluate_density(flow, data, only=only, limit=limit)
     images = held_out(flow, data, TIMED)
     n = len(images)
+    programs = {
+        "score": lambda: flowcore.score(flow, images, complexity=False),
+        "sample": lambda: flowcore.sample(flow, n, temperature=TEMPERATURE),
+    }
+    for program in programs.values():
+        program()  # prepares what is cached
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for key, p in flow.named_parameters() if not key.startswith("dequantizer.")),
         **density,
-        "score": seconds(lambda: flowcore.score(flow, images, complexity=False)) / n,
-        "sample": seconds(lambda: flowcore.sample(flow, n, temperature=TEMPERATURE)) / n,
-        "round trip": float(reconstruct(flow, images)[1].max()),
+        **{name: seconds(program, "cpu", time.process_time) / n for name, program in programs.items()},
+        "round trip": float((flowcore.decode(flow, flowcore.encode(flow, images)) - images).abs().max()),
     }
     if name == VARIATIONAL:
         row["dequantization"] = {
@@ -200,26 +193,11 @@ def held_out(flow: Flow, data: Path, limit: int) -> Tensor:
     return torch.stack([resize_to_own(flow, read_upright(file)) for file in files])
 
 
-def seconds(program: Callable[[], object]) -> float:
-    """Time a program on its own processor seconds, after a first call that prepares what is cached."""
-    program()
-    begin = time.process_time()
-    program()
-    return time.process_time() - begin
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write(data: Path, runs: Path, docs: Path, limit: int) -> None:
-    """Write table and picture from whatever has been trained.
-
-    Args:
-        data: The photographs.
-        runs: Folder of the runs.
-        docs: Folder of text and picture.
-        limit: Held-out photographs to score.
-    """
+    """Write table and picture from whatever has been trained."""
     rows = {name: row for name in names() if (row := measured(name, data, runs / name, limit)) is not None}
     if not rows:
         say(f"nothing has been trained in {runs} yet")
@@ -244,20 +222,17 @@ def title(name: str) -> str:
 
 
 def tables(rows: dict[str, dict[str, Any]]) -> str:
-    """Write the tables in Markdown.
-
-    Args:
-        rows: Name of the family to what was measured.
-    """
+    """Write the tables in Markdown."""
     counts = {row["images"] for row in rows.values()}
+    heads = ["family", "parameters", "minutes", "steps", "bits per dimension", "score, s", "sample, s", "round trip"]
     lines = [
         f"{'/'.join(map(str, sorted(counts)))} photographs of {SIDE}x{SIDE} that no training saw, 8 bits, one draw of "
         "uniform noise; bits per dimension with the standard error of their mean. Seconds are of one core's processor "
         f"time, per image of {TIMED}; the round trip is the largest error of a pixel in [0, 1], after encoding and "
         "decoding.",
         "",
-        "| family | parameters | minutes | steps | bits per dimension | score, s | sample, s | round trip |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(heads)} |",
+        "|---" + "|---:" * (len(heads) - 1) + "|",
     ]
     lines += [
         f"| {title(name)} | {row['parameters']:,} | {row['minutes']:.0f} | {row['steps']:,} | "
@@ -265,8 +240,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         for name, row in rows.items()
     ]
     missing = [title(name) for name in names() if name not in rows]
-    if missing:
-        lines += ["", f"Not trained yet: {'; '.join(missing)}."]
+    lines += ["", f"Not trained yet: {'; '.join(missing)}."] if missing else []
     if VARIATIONAL in rows:
         lines += [
             "",
@@ -274,11 +248,9 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
             "",
             f"| noise | {' | '.join(f'k = {k}' for k in DRAWS)} |",
             "|---|" + "---:|" * len(DRAWS),
-            *(
-                f"| {kind} | {' | '.join(_bits(value) for value in values)} |"
-                for kind, values in rows[VARIATIONAL]["dequantization"].items()
-            ),
         ]
+        draws = rows[VARIATIONAL]["dequantization"]
+        lines += [f"| {kind} | {' | '.join(map(_bits, values))} |" for kind, values in draws.items()]
     lines += [
         "",
         f"Samples at temperature {TEMPERATURE}, seeds 0 to {SAMPLES - 1}; below, photographs that no training saw:",
@@ -293,13 +265,7 @@ def _bits(row: dict[str, float]) -> str:
 
 
 def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Image:
-    """Draw samples of every family, a row each, and held-out photographs below.
-
-    Args:
-        rows: Whose keys are the families.
-        data: The photographs.
-        runs: Folder of the runs.
-    """
+    """Draw samples of every family, a row each, and held-out photographs below."""
     shown: list[Tensor] = []
     for name in rows:
         flow = flowcore.load(runs / name / "model.safetensors")
@@ -308,7 +274,7 @@ def picture(rows: dict[str, dict[str, Any]], data: Path, runs: Path) -> Image.Im
     shown.append(real.repeat(SAMPLES, 1, 1, 1)[:SAMPLES])
     images = torch.nn.functional.interpolate(torch.cat(shown), scale_factor=3, mode="nearest")
     sheet = contact_sheet(images, [*map(title, rows), "photographs"], [str(k) for k in range(SAMPLES)])
-    return Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy())
+    return as_image(sheet)
 
 
 if __name__ == "__main__":

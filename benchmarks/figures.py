@@ -1,30 +1,40 @@
 """The pictures of docs/how-flows-work.md.
 
-    python -m benchmarks.figures docs/how-flows-work       two minutes on one core
+    python -m benchmarks.figures docs/how-flows-work       four minutes on one core
 
 and the icon and the banner of the registry's page, `docs/icon.png` and `docs/banner.png`, beside that folder.
 
-A flow of eight couplings learns two half-moons in the plane: an "image" of one pixel with two channels. Nothing here is
-special to it: the same transforms, the same law, the same loss as for photographs.
+Three small flows learn two half-moons in the plane: an "image" of one pixel with two channels. Nothing here is special
+to it: the same transforms, the same law, the same loss as for photographs.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 import flowcore
+from flowcore.networks import ContractiveNetwork, VectorField
 from flowcore.tasks.sample import dequantized_image
-from flowcore.transforms import Coupling
+from flowcore.transforms import ODE, ActNorm, Chain, Coupling, Probes, Residual, path_costs
 
-STEPS, BATCH, COUPLINGS = 3000, 512, 8
+from .measure import as_image, say
+
 SIDE, REACH = 180, 3.4  # pixels of a panel; what it shows goes from -REACH to REACH
+COUPLINGS = 8
+SOLVER_STEPS = 10  # of the ODE; the picture has a panel for every second one
+PENALTY = 0.1  # on speed along the paths of the ODE
+BLOCKS, TERMS = 6, 5  # contractive blocks, and terms of the series of their logdet
+ROUNDS = (0, 1, 2, 4, 8, 32)  # of the fixed-point iteration, a panel each
+COMPARED = 4000  # points that are decoded to rounding, too
+CUT = 40  # rows of a panel that are left out above and below
 
 
 def main() -> None:
@@ -33,13 +43,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    couplings = train()
-    unfolding(couplings).save(folder / "two-moons.png", optimize=True)
-    density(couplings).save(folder / "density.png", optimize=True)
-    grey_levels().save(folder / "dequantization.png", optimize=True)
-    icon(couplings).save(folder.parent / "icon.png", optimize=True)
-    banner(couplings).save(folder.parent / "banner.png", optimize=True)
+
+    def save(image: Image.Image, path: Path) -> None:
+        image.save(path, optimize=True)
+        say(f"wrote {path}")
+
+    couplings = train_couplings()
+    save(as_image(unfolding(couplings, 60_000, SIDE)), folder / "two-moons.png")
+    save(density(couplings), folder / "density.png")
+    save(gray_levels(), folder / "dequantization.png")
+    save(icon(couplings), folder.parent / "icon.png")
+    save(banner(couplings), folder.parent / "banner.png")
+    save(drift(train_ode()), folder / "continuous-time.png")
+    save(fixed_point(train_contractive()), folder / "fixed-point.png")
+
+
+# --- what all three share ---------------------------------------------------------------------------------------------
 
 
 def moons(count: int) -> Tensor:
@@ -52,6 +71,63 @@ def moons(count: int) -> Tensor:
     return points[:, :, None, None]
 
 
+def noise(count: int) -> tuple[Tensor, Tensor]:
+    """Draw latents, (count, 2, 1, 1), and colors by their direction, (count, 3)."""
+    z = torch.randn(count, 2, 1, 1)
+    direction = torch.atan2(z[:, 1], z[:, 0]).flatten()
+    return z, torch.stack([0.5 + 0.5 * torch.cos(direction - turn) for turn in (0.0, 2.1, 4.2)], dim=1)
+
+
+def plane() -> Tensor:
+    """List the points that the pixels of a panel show, (SIDE * SIDE, 2, 1, 1)."""
+    line = torch.linspace(-REACH, REACH, SIDE)
+    return torch.stack([line.expand(SIDE, SIDE), -line[:, None].expand(SIDE, SIDE)], dim=-1).reshape(-1, 2, 1, 1)
+
+
+def dots(points: Tensor, colors: Tensor, side: int = SIDE) -> Tensor:
+    """Add up colored dots, (3, side, side)."""
+    xy = ((points.flatten(1) / REACH + 1) / 2 * side).long()
+    inside = ((xy >= 0) & (xy < side)).all(1)
+    place = (side - 1 - xy[inside, 1]) * side + xy[inside, 0]
+    canvas = torch.zeros(side * side, 3).index_add_(0, place, colors[inside])
+    return (1 - torch.exp(-canvas / 3)).T.reshape(3, side, side)
+
+
+def minimize(
+    model: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, after: Callable[[], None] | None = None
+) -> None:
+    """Train with Adam, at a rate that falls to 0; ``after`` is called after every step."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if after is not None:
+            after()
+        schedule.step()
+
+
+# --- couplings --------------------------------------------------------------------------------------------------------
+
+
+def train_couplings() -> nn.ModuleList:
+    """Maximize the likelihood: of every point, that of its latent, and the logdet."""
+    torch.manual_seed(0)
+    couplings = nn.ModuleList(Coupling(network(), scaling="atan", swap=k % 2 == 1) for k in range(COUPLINGS))
+
+    def loss() -> Tensor:
+        z, logdet = moons(512), torch.zeros(512)
+        for coupling in couplings:
+            z, change = coupling(z)
+            logdet = logdet + change
+        return (z.square().sum((1, 2, 3)) / 2 - logdet).mean()
+
+    minimize(couplings, loss, steps=3000, rate=2e-3)
+    return couplings
+
+
 def network() -> nn.Module:
     """What a coupling asks how to shift and scale one coordinate, given the other."""
     layers: list[nn.Module] = [nn.Conv2d(1, 64, 1), nn.Tanh(), nn.Conv2d(64, 64, 1), nn.Tanh(), nn.Conv2d(64, 2, 1)]
@@ -60,60 +136,16 @@ def network() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def train() -> nn.ModuleList:
-    """Maximise the likelihood: of every point, that of its latent, and the logdet."""
-    couplings = nn.ModuleList(Coupling(network(), scaling="atan", swap=k % 2 == 1) for k in range(COUPLINGS))
-    optimiser = torch.optim.Adam(couplings.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    for _ in range(STEPS):
-        z, logdet = moons(BATCH), torch.zeros(BATCH)
-        for coupling in couplings:
-            z, change = coupling(z)
-            logdet = logdet + change
-        loss = (z.square().sum((1, 2, 3)) / 2 - logdet).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return couplings
-
-
 @torch.no_grad()
-def unfolding(couplings: nn.ModuleList) -> Image.Image:
+def unfolding(couplings: nn.ModuleList, count: int, side: int) -> Tensor:
     """Draw latents, colored by direction, and what every second coupling has made of them on the way back."""
-    z, colours = noise(60_000)
-    panels = [dots(z, colours)]
+    z, colors = noise(count)
+    panels = [dots(z, colors, side)]
     for number, coupling in reversed(list(enumerate(couplings))):
         z = coupling.inverse(z)
         if number % 2 == 0:
-            panels.append(dots(z, colours))
-    return picture(torch.cat(panels, dim=2))
-
-
-@torch.no_grad()
-def icon(couplings: nn.ModuleList) -> Image.Image:
-    """Draw the half-moons, 400x400."""
-    z, colours = noise(200_000)
-    for coupling in reversed(couplings):
-        z = coupling.inverse(z)
-    return picture(dots(1.5 * z, colours, 400))
-
-
-@torch.no_grad()
-def banner(couplings: nn.ModuleList) -> Image.Image:
-    """Draw noise, the way to the half-moons, and the name; 21:9."""
-    z, colours = noise(120_000)
-    panels = [dots(z, colours, 252)]
-    for number, coupling in reversed(list(enumerate(couplings))):
-        z = coupling.inverse(z)
-        if number % 2 == 0:
-            panels.append(dots(z, colours, 252))
-    whole = Image.new("RGB", (1260, 540))
-    whole.paste(picture(torch.cat(panels, dim=2)), (0, 60))
-    draw = ImageDraw.Draw(whole)
-    draw.text((630, 400), "flowcore", fill="white", anchor="mm", font=ImageFont.load_default(84))
-    draw.text((630, 470), "normalizing flows for artists", fill="white", anchor="mm", font=ImageFont.load_default(34))
-    return whole
+            panels.append(dots(z, colors, side))
+    return torch.cat(panels, dim=2)
 
 
 @torch.no_grad()
@@ -127,32 +159,29 @@ def density(couplings: nn.ModuleList) -> Image.Image:
     data = dots(moons(60_000), torch.ones(60_000, 3))
     shown = [log_prob.exp() / log_prob.exp().max(), ((logdet + 4) / 8).clamp(0, 1)]
     panels = [value.reshape(1, SIDE, SIDE).expand(3, -1, -1) for value in shown]
-    return picture(torch.cat([data, *panels], dim=2))
+    return as_image(torch.cat([data, *panels], dim=2))
 
 
-def plane() -> Tensor:
-    """List the points that the pixels of a panel show, (SIDE * SIDE, 2, 1, 1)."""
-    line = torch.linspace(-REACH, REACH, SIDE)
-    return torch.stack([line.expand(SIDE, SIDE), -line[:, None].expand(SIDE, SIDE)], dim=-1).reshape(-1, 2, 1, 1)
+@torch.no_grad()
+def icon(couplings: nn.ModuleList) -> Image.Image:
+    """Draw the half-moons, 400x400."""
+    z, colors = noise(200_000)
+    for coupling in reversed(couplings):
+        z = coupling.inverse(z)
+    return as_image(dots(1.5 * z, colors, 400))
 
 
-def noise(count: int) -> tuple[Tensor, Tensor]:
-    """Draw latents, (count, 2, 1, 1), and colors by their direction, (count, 3)."""
-    z = torch.randn(count, 2, 1, 1)
-    direction = torch.atan2(z[:, 1], z[:, 0]).flatten()
-    return z, torch.stack([0.5 + 0.5 * torch.cos(direction - turn) for turn in (0.0, 2.1, 4.2)], dim=1)
+def banner(couplings: nn.ModuleList) -> Image.Image:
+    """Draw noise, the way to the half-moons, and the name; 21:9."""
+    whole = Image.new("RGB", (1260, 540))
+    whole.paste(as_image(unfolding(couplings, 120_000, 252)), (0, 60))
+    draw = ImageDraw.Draw(whole)
+    draw.text((630, 400), "flowcore", fill="white", anchor="mm", font=ImageFont.load_default(84))
+    draw.text((630, 470), "normalizing flows for artists", fill="white", anchor="mm", font=ImageFont.load_default(34))
+    return whole
 
 
-def dots(points: Tensor, colours: Tensor, side: int = SIDE) -> Tensor:
-    """Add up colored dots, (3, side, side)."""
-    xy = ((points.flatten(1) / REACH + 1) / 2 * side).long()
-    inside = ((xy >= 0) & (xy < side)).all(1)
-    place = (side - 1 - xy[inside, 1]) * side + xy[inside, 0]
-    canvas = torch.zeros(side * side, 3).index_add_(0, place, colours[inside])
-    return (1 - torch.exp(-canvas / 3)).T.reshape(3, side, side)
-
-
-def grey_levels() -> Image.Image:
+def gray_levels() -> Image.Image:
     """Draw a digit and some shades as they are stored, and with the noise of one of 32 bins."""
     flow = flowcore.load("mnist-styles")
     drawn = flowcore.sample(flow, 1, seed=5, labels=5, temperature=0.7, snapped=True)
@@ -161,12 +190,120 @@ def grey_levels() -> Image.Image:
     coarse = (shades * 31).round() / 31
     parts = [drawn, noisy, coarse * 4, dequantized_image(flow, coarse, seed=1) * 4]
     row = torch.cat([part[0] for part in parts], dim=2).clamp(0, 1).expand(3, -1, -1)
-    return picture(row).resize((row.shape[2] * 5, row.shape[1] * 5), Image.Resampling.NEAREST)
+    return as_image(row).resize((row.shape[2] * 5, row.shape[1] * 5), Image.Resampling.NEAREST)
 
 
-def picture(pixels: Tensor) -> Image.Image:
-    """Make an image of (3, H, W) in [0, 1]."""
-    return Image.fromarray(np.ascontiguousarray((pixels * 255).round().byte().permute(1, 2, 0).numpy()))
+# --- continuous time --------------------------------------------------------------------------------------------------
+
+
+def train_ode() -> ODE:
+    """Maximize the likelihood, with short and straight paths."""
+    torch.manual_seed(0)
+    ode = ODE(velocity(), steps=SOLVER_STEPS)
+
+    def loss() -> Tensor:
+        x = moons(256)
+        signs = torch.randint(0, 2, x.shape).float() * 2 - 1
+        with path_costs(ode) as costs:
+            z, logdet = ode(x, Probes(vectors=(signs,), coefficients=((),)))
+        return (z.square().sum((1, 2, 3)) / 2 - logdet).mean() + PENALTY * costs[0].sum(0).mean()
+
+    minimize(ode, loss, steps=450, rate=1e-2)
+    return ode
+
+
+def velocity() -> VectorField:
+    """Build a velocity with 1x1 convolutions: every pixel is a point of its own."""
+    widths = (48, 48)
+    field = VectorField(2, widths, activation="tanh")
+    convs = [nn.Conv2d(1 + inputs, outputs, 1) for inputs, outputs in pairwise((2, *widths, 2))]  # 1 is the time
+    nn.init.zeros_(convs[-1].weight)
+    nn.init.zeros_(convs[-1].bias)  # pyright: ignore[reportArgumentType]
+    for layer, conv in zip(field.layers, convs, strict=True):
+        layer.conv = conv
+    return field
+
+
+@torch.no_grad()
+def drift(ode: ODE) -> Image.Image:
+    """Draw noise as it drifts to the half-moons, colored by where it started, and the density at the same times."""
+    points, colors = noise(60_000)
+    points = points.transpose(0, 2)  # one image of many pixels, which is much faster than many images
+    grid = plane()
+    above: list[Tensor] = []
+    below: list[Tensor] = []
+    for number in range(SOLVER_STEPS, -1, -1):
+        if number < SOLVER_STEPS:
+            points = ode.step_back(points, number)
+        if number % 2:
+            continue
+        above.append(dots(points.transpose(0, 2), colors))
+        value = density_before(ode, grid, number)
+        below.append((value / value.max()).reshape(1, SIDE, SIDE).expand(3, -1, -1))
+    return as_image(torch.cat([torch.cat(above, 2), torch.cat(below, 2)], 1))
+
+
+def density_before(ode: ODE, points: Tensor, first: int) -> Tensor:
+    """Evaluate the density of points at the time before a step, from where the remaining steps take them."""
+    logdet = points.new_zeros(len(points))
+    for number in range(first, ode.steps):
+        points, change, _ = ode.step(points, number, None)
+        logdet = logdet + change.sum((1, 2))
+    return torch.exp(logdet - points.square().sum((1, 2, 3)) / 2 - math.log(2 * math.pi))
+
+
+# --- contractive blocks -----------------------------------------------------------------------------------------------
+
+
+def train_contractive() -> Chain:
+    """Maximize the likelihood of half-moons, given as the pixels of one image."""
+    torch.manual_seed(0)
+    blocks = [Residual(ContractiveNetwork(2, 32, kernels=(1, 1, 1), leading=False)) for _ in range(BLOCKS)]
+    for number, residual in enumerate(blocks):
+        residual.number = number
+    chain = Chain(*[part for residual in blocks for part in (residual, ActNorm(2))])
+    chain.initialize(moons(256).transpose(0, 2))
+
+    def loss() -> Tensor:
+        x = moons(256).transpose(0, 2)  # (1, 2, 256, 1)
+        signs = tuple(torch.randint(0, 2, x.shape).float() * 2 - 1 for _ in blocks)
+        z, logdet = chain(x, Probes(vectors=signs, coefficients=((1.0,) * TERMS,) * BLOCKS, neumann=True))
+        return (z.square().sum() / 2 - logdet.sum()) / 256
+
+    def normalize() -> None:
+        for residual in blocks:
+            residual.normalize(1e-3)
+
+    minimize(chain, loss, steps=800, rate=5e-3, after=normalize)
+    return chain
+
+
+@torch.no_grad()
+def fixed_point(chain: Chain) -> Image.Image:
+    """Draw what noise decodes to if every block gets so many rounds, colored by where it started."""
+    z, colors = noise(60_000)
+    z = z.transpose(0, 2).contiguous()
+    exact = chain.inverse(z[:, :, :COMPARED])
+    panels: list[Tensor] = []
+    for rounds in ROUNDS:
+        decoded = decode(chain, z, rounds)
+        missed = (decoded[:, :, :COMPARED] - exact).square().sum(1).sqrt()
+        say(f"{rounds} rounds: {COMPARED} points are off by {missed.mean():.2g} on average, at most {missed.max():.2g}")
+        panels.append(dots(decoded.transpose(0, 2), colors)[:, CUT:-CUT])
+    return as_image(torch.cat(panels, 2))
+
+
+def decode(chain: Chain, z: Tensor, rounds: int) -> Tensor:
+    """Invert a chain, with a fixed number of rounds for every block."""
+    for part in reversed(chain.parts()):
+        if isinstance(part, Residual):
+            x = z
+            for _ in range(rounds):
+                x = z - part.network(x)
+            z = x
+        else:
+            z = part.inverse(z)
+    return z
 
 
 if __name__ == "__main__":

@@ -27,33 +27,19 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a program took; None where it could not be measured, or the process was killed.
+    """What a program took; None where it could not be measured, or the process was killed."""
 
-    Attributes:
-        peak: MiB that the process ever held: interpreter, torch, model, work and result.
-        beyond: MiB at the peak of the first run, less what the process held just before it.
-        first: Seconds of the first run.
-        seconds: Median of three further runs; the first, if that was long.
-    """
-
-    peak: float | None = None
-    beyond: float | None = None
-    first: float | None = None
-    seconds: float | None = None
+    peak: float | None = None  # MiB that the process ever held: interpreter, torch, model, work and result
+    beyond: float | None = None  # MiB at the peak of the first run, less what the process held just before it
+    first: float | None = None  # seconds of the first run
+    seconds: float | None = None  # median of three further runs; the first, if that was long
 
 
 def fresh(prepare: Callable[..., Program], settings: Settings, *, timed: bool = False, **arguments: Any) -> Cost:
     """Measure a program in a process of its own.
 
-    Args:
-        prepare: A function at the top of a module, which builds what is needed and returns the program. Called with
-            ``device=`` and ``arguments``.
-        settings: Threads and device.
-        timed: Whether to run it more often for the seconds, if it is short.
-        arguments: What is passed on, as JSON.
-
-    Returns:
-        Its cost.
+    ``prepare``, at the top of a module, builds what is needed and returns the program; it is called with ``device=``
+    and ``arguments``, which travel as JSON. ``timed`` runs a short program more often, for its seconds.
     """
     order = {
         "module": prepare.__module__,

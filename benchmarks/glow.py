@@ -1,7 +1,15 @@
-"""Glow beside other libraries' of the same configuration: sampling, scoring, a training step."""
+"""Glow beside other libraries' of the same configuration: sampling, scoring, a training step.
+
+A training step is dequantization, forward, loss, backward and the optimizer. Ours also clips the gradient and averages
+the weights, as ``flowcore.training`` does; normflows' is written as in its example: dequantized batch, ``forward_kld``,
+check, ``torch.optim.Adam``. Its seconds are of processor time, which does not count waiting for a core that others use.
+Its memory is the peak of a fresh process over two steps, less what it held once the model and its average were built:
+gradients and the optimizer's moments, three floats a parameter, are in it.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -9,19 +17,28 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowcore
 from flowcore.checkpoints.sources.normflows import NORMFLOWS
+from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.likelihood import log_prob
+from flowcore.models.glow import GlowConfig, glow
 from flowcore.prior import sample_latents
+from flowcore.training.memory import recompute_activations
+from flowcore.training.objective import Likelihood
 
-from . import peers, train
+from . import peers
+from .fresh import fresh
 from .measure import Program, Settings, by_turns, say, times_as_fast
 from .report import Table
 
@@ -29,6 +46,15 @@ TASK = "flowcore"
 LOW = "flowcore, bfloat16"
 PLAIN = "flowcore, plain path"
 OURS = (TASK, PLAIN, LOW)
+BASELINE = "normflows"
+VARIANTS = {  # of a training step, to whether networks run in bfloat16, and activations are recomputed
+    BASELINE: (False, False),
+    "normflows, bfloat16 autocast": (True, False),
+    "flowcore": (False, False),
+    "flowcore, bfloat16": (True, False),
+    "flowcore, recomputed": (False, True),
+    "flowcore, bfloat16, recomputed": (True, True),
+}
 FIXED = ("w_perm", "w_perm_inv", "downsample_kernel")  # of FrEIA: held as parameters, but not trained
 
 
@@ -42,14 +68,7 @@ allocator these variables keep it from the start."""
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Measure everything.
-
-    Args:
-        settings: How often, how large, where.
-
-    Returns:
-        Tables of sampling and of scoring, each in a fresh process of either kind, and of a training step.
-    """
+    """Measure sampling and scoring, each in a fresh process of either kind, and a training step."""
     tables: list[Table] = []
     for title, variables in HEAPS.items() if settings.device == "cpu" else [("", {})]:
         say(f"sampling and scoring{title}")
@@ -65,25 +84,42 @@ def measure(settings: Settings) -> list[Table]:
 def main() -> None:
     """Measure sampling and scoring, as ``measure`` ordered."""
     order = json.loads(sys.argv[1])
-    settings = Settings(**order, lr=0, samples=(), peak_tflops=None, photograph=None, out=Path())
+    settings = Settings(**order, lr=0, samples=())
     torch.set_num_threads(settings.threads)
     tables = _inference(settings, _setting(settings.quick))
     sys.stdout.write(json.dumps([vars(table) for table in tables]) + "\n")
 
 
-def _setting(quick: bool) -> train.Setting:
-    size = {"levels": 2, "steps": 2, "hidden": 16, "size": 16, "batch": 4} if quick else {}
-    return train.Setting(
-        **{"levels": 3, "steps": 32, "hidden": 512, "size": 32, "batch": 16, "own_network": False, **size}
+def _setting(quick: bool) -> peers.Setting:
+    return peers.Setting(levels=2, steps=2, hidden=16, size=16, batch=4) if quick else peers.Setting()
+
+
+def _as_normflows(setting: peers.Setting) -> Flow:
+    """Build our Glow of the parts that normflows' has, with random weights."""
+    config = GlowConfig(
+        levels=setting.levels,
+        steps=setting.steps,
+        hidden=setting.hidden,
+        image_size=(setting.size, setting.size),
+        network="plain",
+        scaled=False,
+        split_prior="table",
+        pixels="unit",
     )
+    flow = glow(config)
+    flow.initialize(setting.images())
+    return flow
+
+
+# --- sampling and scoring ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _inference(settings: Settings, setting: train.Setting) -> list[Table]:
+def _inference(settings: Settings, setting: peers.Setting) -> list[Table]:
     torch.manual_seed(0)
     built = {name: _build(name, setting) for name in peers.PEERS}
     theirs = built["normflows"]
-    flow = NORMFLOWS.convert(theirs.model.state_dict(), {}) if theirs else train.build_ours(setting, None).flow
+    flow = NORMFLOWS.convert(theirs.model.state_dict(), {}) if theirs else _as_normflows(setting)
     flow.to(settings.device).eval().requires_grad_(False)
     found = {name: peer for name, peer in built.items() if peer is not None}
     for peer in found.values():
@@ -131,7 +167,7 @@ def _inference(settings: Settings, setting: train.Setting) -> list[Table]:
         taken = by_turns(programs, settings, warm_up=True)
         rows = [_row(name, counts, taken) for name in programs]
         rows += [_missing(name) for name in built if name not in found]
-        tables.append(Table(subject="glow", title=title, rows=rows, notes=[*notes, *_best(taken)]))
+        tables.append(Table(subject="glow", title=title, rows=rows, notes=notes))
     return tables
 
 
@@ -146,15 +182,7 @@ def _row(name: str, counts: dict[str, int], taken: dict[str, list[float]]) -> di
     return row
 
 
-def _best(taken: dict[str, list[float]]) -> list[str]:
-    others = [name for name in taken if name not in OURS]
-    if not others:
-        return []
-    best = min(others, key=lambda name: statistics.median(taken[name]))
-    return [f"The best peer is {best}: flowcore is {times_as_fast(taken[best], taken[TASK]):.2f} times as fast."]
-
-
-def _build(name: str, setting: train.Setting) -> peers.Peer | None:
+def _build(name: str, setting: peers.Setting) -> peers.Peer | None:
     module, builder = peers.PEERS[name]
     if importlib.util.find_spec(module) is None:
         return None
@@ -167,29 +195,85 @@ def _parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(FIXED))
 
 
-def _training(settings: Settings, setting: train.Setting) -> Table:
+# --- a training step --------------------------------------------------------------------------------------------------
+
+
+def our_step(flow: Flow, x: Tensor) -> Callable[[bool, bool], object]:
+    """Build the optimizer and the average of an initialized model, and return a step on images ``x`` in [0, 1]."""
+    flow = flow.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(flow).requires_grad_(False)
+    likelihood = Likelihood(flow)
+    optimizer = torch.optim.AdamW(flow.parameters(), 1e-5, betas=(0.9, 0.99), fused=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(low: bool, again: bool) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        noise = likelihood.noise(tuple(x.shape), generator)
+        with recompute_activations(flow) if again else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = likelihood(x, None, noise)
+            loss.backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 1e9)
+        optimizer.step()
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), flow.parameters(), strict=True):
+                mean.lerp_(value, 0.001)
+
+    return step
+
+
+def their_step(model: Any, x: Tensor) -> Callable[[bool, bool], object]:
+    """Build normflows' optimizer, and return a step on images ``x`` in [0, 1]."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5)
+
+    def step(low: bool, again: bool) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = model.forward_kld((255 * x + torch.rand_like(x)) / 256)
+        if ~(torch.isnan(loss) | torch.isinf(loss)):
+            loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def prepare(*, device: str, quick: bool, variant: str) -> Program:
+    """Get two training steps ready, for a fresh process."""
+    setting = _setting(quick)
+    images = setting.images()
+    step = (
+        their_step(peers.normflows_glow(setting), images)
+        if variant.startswith("normflows")
+        else our_step(_as_normflows(setting), images)
+    )
+    return lambda: [step(*VARIANTS[variant]) for _ in range(2)]
+
+
+def _training(settings: Settings, setting: peers.Setting) -> Table:
     title = "a training step"
     if importlib.util.find_spec("normflows") is None:
         return Table(subject="glow", title=title, rows=[_missing("normflows")])
     if settings.device != "cpu":
-        return Table(subject="glow", title=title, rows=[{"program": "benchmarks.train measures on a CPU only"}])
-    measured = train.measure(setting, settings.pairs, with_compiled=False)
+        return Table(subject="glow", title=title, rows=[{"program": "measured on a CPU only"}])
+    torch.manual_seed(0)
+    theirs = peers.normflows_glow(setting)
+    flow, images = NORMFLOWS.convert(theirs.state_dict(), {}), setting.images()
+    own, other = our_step(flow, images), their_step(theirs, images)
+    steps: dict[str, Program] = {
+        name: partial(other if name.startswith("normflows") else own, *how) for name, how in VARIANTS.items()
+    }
+    taken = by_turns(steps, settings, warm_up=True, clock=time.process_time)
     rows = [
         {
             "program": name,
-            "parameters": measured["parameters"][name.split(",")[0]],
-            "s of processor": row["processor_seconds"],
-            "s": row["clock_seconds"],
-            f"times as fast as {train.BASELINE}": row["speed_up"],
+            "parameters": _parameters(theirs if name.startswith("normflows") else flow),
+            "s of processor": statistics.median(taken[name]),
+            f"times as fast as {BASELINE}": times_as_fast(taken[BASELINE], taken[name]),
+            "beyond model MiB": fresh(prepare, settings, quick=settings.quick, variant=name).beyond,
         }
-        for name, row in measured["variants"].items()
+        for name in VARIANTS
     ]
-    notes = [
-        "As python -m benchmarks.train, which also measures memory; its help says what a step is. Ratios of processor "
-        "seconds.",
-        f"Log densities are at most {measured['nats apart, at most']:.2g} nats apart.",
-    ]
-    return Table(subject="glow", title=title, rows=rows, notes=notes)
+    return Table(subject="glow", title=title, rows=rows, notes=["Both begin with the same weights."])
 
 
 if __name__ == "__main__":

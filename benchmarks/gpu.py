@@ -4,14 +4,12 @@
 
 Writes gpu.md and gpu.json into DIR, after every part. The parts: what the device does at most (measured here, for the
 roofline); a 4x enlargement to one megapixel by a network of the published size, beside its targets; where its time
-goes; how far every precision is from the CPU in float32 on the shipped models; and the tests marked ``gpu``.
+goes; how far every precision is from float64 on the CPU, of the shipped models; and the tests marked ``gpu``.
 ``--device cpu --quick`` is the dry run that the tests make: the numbers mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -29,21 +27,21 @@ from flowcore.inference.plan import Plan
 from flowcore.prior import sample_latents
 
 from . import published
-from .measure import Settings, picture, say, seconds
-from .report import Table, machine
+from .measure import Settings, arguments, picture, say, seconds
+from .precision import MODELS, computed
+from .report import Table, machine, write
 from .srflow import SMALL, multiply_adds
 
 TARGETS = {1: 100.0, 8: 160.0}  # ms by samples, on an H100 in reduced precision
 TEMPERATURE = 0.9
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROOT = Path(__file__).parents[1]
+PICTURES = [ROOT / "workflows" / name for name in ("photo.png", "alps.jpg")]
 
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "gpu")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--rounds", type=int, default=10, help="runs of everything; medians are reported; default 10")
@@ -59,9 +57,6 @@ def main() -> None:
         quick=options.quick,
         lr=16 if options.quick else 256,
         samples=(1, 2) if options.quick else (1, 8),
-        peak_tflops=None,
-        photograph=None,
-        out=options.out,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     tables: list[Table] = []
@@ -75,9 +70,7 @@ def main() -> None:
     for part in parts:
         tables.append(part())
         say(tables[-1].markdown())
-        written = {"machine": machine(settings) | _gpu(settings.device), "tables": [vars(table) for table in tables]}
-        (options.out / "gpu.json").write_text(json.dumps(written, indent=2, default=str) + "\n")
-        (options.out / "gpu.md").write_text(_markdown(written["machine"], tables, quick=options.quick))
+        write(options.out / "gpu", machine(settings) | _gpu(settings.device), settings, tables)
     sys.stdout.write(f"{options.out / 'gpu.md'}\n")
 
 
@@ -90,14 +83,7 @@ def precisions(device: str) -> list[str]:
 
 
 def limits(settings: Settings) -> Table:
-    """Measure the most that the device computes and moves.
-
-    Args:
-        settings: Where, and how often.
-
-    Returns:
-        A row for every precision: large matrix products, and a typical convolution.
-    """
+    """Measure the most that the device computes and moves."""
     side, grid = (128, 16) if settings.quick else (8192, 512)
     bandwidth = _bandwidth(settings, 2**20 if settings.quick else 2**28)
     rows: list[dict[str, Any]] = []
@@ -142,15 +128,7 @@ def _median(program: Any, settings: Settings) -> float:
 
 
 def decodes(settings: Settings, most: Table) -> Table:
-    """Time enlargements, and compare with targets and with the roofline.
-
-    Args:
-        settings: The LR image, the samples, where and how often.
-        most: What ``limits`` returned.
-
-    Returns:
-        A row for every precision and number of samples.
-    """
+    """Time enlargements, and compare with targets and with the roofline."""
     flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
     lr = picture(settings.lr, settings.lr).to(settings.device)
     work, pixels = multiply_adds(flow.config), (settings.lr * flow.config.scale) ** 2
@@ -225,14 +203,7 @@ class Traffic(TorchDispatchMode):
 
 
 def breakdown(settings: Settings) -> Table:
-    """Profile one decode of prepared latents: kernels, launches, waits; and the same replayed as a CUDA graph.
-
-    Args:
-        settings: The LR image, and where.
-
-    Returns:
-        A row for every precision.
-    """
+    """Profile one decode of prepared latents: kernels, launches, waits; and the same replayed as a CUDA graph."""
     flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
     lr = picture(settings.lr, settings.lr).to(settings.device)
     height, width = (side * flow.config.scale for side in lr.shape[-2:])
@@ -292,61 +263,18 @@ def _peak(device: str) -> float | None:
 
 
 def errors(settings: Settings) -> Table:
-    """Compare the pictures of the shipped models with those of the CPU in float32, seed for seed.
-
-    Args:
-        settings: Where.
-
-    Returns:
-        A row for every model and precision, in steps of 8 bits.
-    """
-    names = (
-        ["srflow-x4"] if settings.quick else ["srflow-x4", "srflow-x8", "color-photos", "glow-photos", "mnist-styles"]
-    )
+    """Compare the pictures of the shipped models with those of the CPU in float64."""
     rows: list[dict[str, Any]] = []
-    for name in names:
-        flow = flowcore.load(name)
-        expected = _made(flow, "float32", settings)
-        flow.to(settings.device)
-        for precision in precisions(settings.device):
-            apart = 255 * (_made(flow, precision, settings) - expected).abs()
-            rows.append(
-                {
-                    "model": name,
-                    "precision": precision,
-                    "mean": float(apart.mean()),
-                    "largest": float(apart.max()),
-                    "within 2e-3": _yes(bool(apart.max() <= 2e-3 * 255)) if precision == "float32" else None,
-                }
-            )
-    return Table(
-        subject="gpu",
-        title="distance from the CPU in float32, seed for seed, in 1/255",
-        rows=rows,
-        notes=["Two seeds of each model; the source is a made-up picture."],
-    )
-
-
-def _made(flow: flowcore.Flow, precision: str, settings: Settings) -> Tensor:
-    side = 16 if settings.quick else 96
-    chosen = cast(Any, precision)
-    if "upscale" in flow.capabilities.tasks:
-        return flowcore.upscale(flow, picture(side, side), temperature=0.8, seed=7, samples=2, precision=chosen).cpu()
-    if "colorize" in flow.capabilities.tasks:
-        return flowcore.colorize(flow, picture(side, side)[:, :1], seed=7, samples=2, precision=chosen).cpu()
-    labels = [1, 2] if flow.classes else None
-    return flowcore.sample(flow, 2, seed=7, labels=labels, precision=chosen).cpu()
+    for name in MODELS[-1:] if settings.quick else MODELS:
+        for precision, found in computed(name, PICTURES, settings.device, precisions(settings.device)).items():
+            within = _yes(found["largest"] <= 2e-3 * 255) if precision == "float32" else None
+            rows.append({"model": name, "precision": precision, **found, "within 2e-3": within})
+    title = "distance from the plain path on the CPU in float64, in 1/255"
+    return Table(subject="gpu", title=title, rows=rows, notes=["As benchmarks.precision, on pictures of workflows."])
 
 
 def tests(settings: Settings) -> Table:
-    """Run the tests marked ``gpu``.
-
-    Args:
-        settings: If quick, they are collected only.
-
-    Returns:
-        One row of counts, and the last lines in the notes.
-    """
+    """Run the tests marked ``gpu``."""
     command = [sys.executable, "-c", "import sys, pytest; sys.path.pop(0); sys.exit(pytest.main())"]
     command += ["-q", "-m", "gpu", "-p", "no:cacheprovider", *(["--collect-only"] if settings.quick else [])]
     command.append("tests/core/test_gpu.py" if settings.quick else "tests/core")
@@ -380,12 +308,6 @@ def _gpu(device: str) -> dict[str, Any]:
             "auto": devices.preferred_precision(torch.device(device)),
         }
     return found
-
-
-def _markdown(found: dict[str, Any], tables: list[Table], *, quick: bool) -> str:
-    head = ", ".join(f"{name}: {value}" for name, value in found.items())
-    warning = ["Quick: small networks and pictures; the numbers mean nothing.", ""] if quick else []
-    return "\n".join([head, "", *warning, *(table.markdown() for table in tables)])
 
 
 if __name__ == "__main__":

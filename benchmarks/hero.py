@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import flowcore
+from flowcore.evaluation.image_set import read_cropped
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
+
+from .measure import as_image
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 WIDTH, GAP, CAPTION = 1200, 6, 22
@@ -92,8 +94,7 @@ def paint(value: Tensor) -> Tensor:
 
 def read(name: str) -> Tensor:
     """Read a picture of ``workflows``, (1, 3, H, W) in [0, 1]."""
-    with Image.open(WORKFLOWS / name) as opened:
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    return read_cropped(WORKFLOWS / name, 1)
 
 
 def panels(pictures: list[Tensor], captions: list[str], shares: list[float] | None = None) -> Image.Image:
@@ -105,8 +106,7 @@ def panels(pictures: list[Tensor], captions: list[str], shares: list[float] | No
     row = Image.new("RGB", (WIDTH, height + CAPTION), "white")
     draw, left = ImageDraw.Draw(row), 0
     for pixels, caption, width in zip(pictures, captions, widths, strict=True):
-        array = pixels[0].expand(3, -1, -1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-        shown = Image.fromarray(np.ascontiguousarray(array))
+        shown = as_image(pixels[0].expand(3, -1, -1))
         tall = round(width * shown.height / shown.width)
         row.paste(shown.resize((width, tall), Image.Resampling.LANCZOS), (left, CAPTION))
         draw.text((left + 2, 3), caption, fill="black", font=ImageFont.load_default(14))

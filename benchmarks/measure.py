@@ -1,72 +1,56 @@
-"""What the subjects of ``python -m benchmarks`` share: settings, seconds taken by turns, a picture."""
+"""What the benchmarks share: settings, seconds taken by turns, pictures."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from flowcore.images.rounding import to_uint8
+
 Program = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a subject is given.
+    """What a subject is given."""
 
-    Attributes:
-        pairs: Rounds in which every program runs once; what is reported are medians over them.
-        threads: Of torch.
-        device: As torch names it.
-        quick: Whether to take small networks and pictures: shows that the benchmark runs, and no more.
-        lr: Side of the LR image of ``srflow`` and ``yardsticks``.
-        samples: Numbers of samples of ``srflow``.
-        peak_tflops: What the device does at most, for the roofline; None for no roofline.
-        photograph: To be colored; None for a made-up one.
-        out: Folder of plots.
-    """
-
-    pairs: int
-    threads: int
-    device: str
-    quick: bool
-    lr: int
-    samples: tuple[int, ...]
-    peak_tflops: float | None
-    photograph: Path | None
-    out: Path
+    pairs: int  # rounds in which every program runs once; what is reported are medians over them
+    threads: int  # of torch
+    device: str  # as torch names it
+    quick: bool  # whether to take small networks and pictures: shows that the benchmark runs, and no more
+    lr: int  # side of the LR image of ``srflow`` and ``rewrites``
+    samples: tuple[int, ...]  # numbers of samples of ``srflow``
 
 
-def seconds(program: Program, device: str) -> float:
-    """Run a program once.
-
-    Args:
-        program: What to run.
-        device: Where it works; a GPU is waited for.
-
-    Returns:
-        Seconds by the clock.
-    """
+def seconds(program: Program, device: str, clock: Clock = time.perf_counter) -> float:
+    """Run a program once, and return its seconds; a GPU is waited for."""
     _wait_for(device)
-    begun = time.perf_counter()
+    begun = clock()
     program()
     _wait_for(device)
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
-def by_turns(programs: Mapping[str, Program], settings: Settings, *, warm_up: bool) -> dict[str, list[float]]:
+def by_turns(
+    programs: Mapping[str, Program], settings: Settings, *, warm_up: bool, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Run programs in turn, so that what else the machine does falls on all of them.
 
     Args:
         programs: By name.
         settings: Says how many rounds, and where.
         warm_up: Whether to run one more round first, which does not count.
+        clock: ``time.process_time`` counts the processor's work alone.
 
     Returns:
         Seconds by name, one a round.
@@ -77,34 +61,30 @@ def by_turns(programs: Mapping[str, Program], settings: Settings, *, warm_up: bo
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(settings.pairs):
         for name, program in programs.items():
-            taken[name].append(seconds(program, settings.device))
+            taken[name].append(seconds(program, settings.device, clock))
             say(f"round {number + 1} of {settings.pairs}: {name}, {taken[name][-1]:.3g} s")
     return taken
 
 
 def times_as_fast(slow: list[float], fast: list[float]) -> float:
-    """Compare two programs.
-
-    Args:
-        slow: Seconds of one, a round each.
-        fast: Of the other.
-
-    Returns:
-        The median of the rounds' ratios.
-    """
+    """Compare two programs by the median of their rounds' ratios."""
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
+def arguments(doc: str | None, name: str | None = None) -> argparse.ArgumentParser:
+    """Make a parser whose help is the text of a module, and whose program is ``python -m benchmarks.NAME``."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m benchmarks.{name}" if name else None, None, doc, formatter_class=form)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown, without a last line break."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+    return "\n".join([head, "|" + "---|" * len(heads), *lines])
+
+
 def picture(height: int, width: int) -> Tensor:
-    """Make something with large and small features up, the same every time.
-
-    Args:
-        height: In pixels.
-        width: Likewise.
-
-    Returns:
-        ``(1, 3, height, width)`` in [0, 1].
-    """
+    """Make something with large and small features up, the same every time: ``(1, 3, height, width)`` in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.zeros(1, 3, height, width)
     for grain, weight in ((32, 0.5), (8, 0.3), (2, 0.2)):
@@ -113,12 +93,19 @@ def picture(height: int, width: int) -> Tensor:
     return mixed.clamp(0, 1)
 
 
-def say(line: str) -> None:
-    """Tell how far it is, apart from the results.
+def middle(image: Tensor, side: int) -> Tensor:
+    """Cut the middle out of images ``(..., H, W)``; shorter sides stay."""
+    top, left = ((n - side) // 2 if n > side else 0 for n in image.shape[-2:])
+    return image[..., top : top + side, left : left + side]
 
-    Args:
-        line: What to say.
-    """
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """Make an image of ``(3, H, W)`` in [0, 1]."""
+    return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).contiguous().numpy())
+
+
+def say(line: str) -> None:
+    """Tell how far it is, apart from the results."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

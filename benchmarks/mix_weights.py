@@ -10,7 +10,6 @@ fine-tuning lie weights that are better on other data than either.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from flowcore.checkpoints.file import read, read_header, save
 
+from .measure import arguments
+
 
 def main() -> None:
     """Mix, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("start", type=Path)
     parser.add_argument("trained", type=Path)
     parser.add_argument("--encoder", type=float, default=1.0, help="share of the trained encoder")

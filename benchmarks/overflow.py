@@ -16,12 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 import flowcore
+from flowcore.evaluation.image_set import read_cropped
 from flowcore.flow import Flow
 from flowcore.images.files import image_files
 from flowcore.images.resize import enlarge
@@ -29,6 +29,8 @@ from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents
 from flowcore.tasks.overflow import bounded_decoder, decode_with_backoff
 from flowcore.tasks.upscale import MAX_DEVIATION
+
+from .measure import as_image, middle
 
 MODELS = ("srflow-x4", "srflow-x8")
 TEMPERATURES = (0.0, 0.8, 1.0, 1.2, 1.5)
@@ -86,9 +88,7 @@ def sheet() -> Image.Image:
     """Draw what comes out without the guard, and with it."""
     flow = flowcore.load("srflow-x4")
     plan = planned(flow)
-    with Image.open(PHOTO) as opened:
-        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
-    photo = pixels[..., 20 : 20 + SIDE, 84 : 84 + SIDE].contiguous()
+    photo = read_cropped(PHOTO, 1)[..., 20 : 20 + SIDE, 84 : 84 + SIDE].contiguous()
     square = photo.clone()
     steps = torch.arange(20)
     square[..., 34:54, 10:30] = ((steps[:, None] + steps) % 2).float()
@@ -98,18 +98,12 @@ def sheet() -> Image.Image:
         z = sample_latents(flow.latent_shapes(4 * SIDE, 4 * SIDE), 1, temperature, 0)
         above.append(plan.inverse(z, plan.encode_condition(lr))[0].nan_to_num(0, 0, 0))
         below.append(flowcore.upscale(flow, lr, temperature=temperature, seed=0)[0])
-    whole = torch.cat([torch.cat(above, dim=2), torch.cat(below, dim=2)], dim=1)
-    return Image.fromarray(whole.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+    return as_image(torch.cat([torch.cat(above, dim=2), torch.cat(below, dim=2)], dim=1))
 
 
 def _middle(path: Path) -> Tensor | None:
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    if min(image.size) < SIDE:
-        return None
-    left, top = ((side - SIDE) // 2 for side in image.size)
-    cut = image.crop((left, top, left + SIDE, top + SIDE))
-    return torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None].float() / 255
+    image = read_cropped(path, 1)
+    return middle(image, SIDE) if min(image.shape[-2:]) >= SIDE else None
 
 
 if __name__ == "__main__":

@@ -15,53 +15,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import train
-
 Score = Callable[[Tensor], Tensor]  # images in [0, 1), (B, 3, H, W); nats, (B,)
 SPREAD = 0.001  # of what is added to weights, so that couplings are not the identity that they begin as
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all programs are given."""
+
+    levels: int = 3  # squeeze scales
+    steps: int = 32  # steps per level
+    hidden: int = 512  # width of the networks in couplings
+    size: int = 32  # side of the images
+    batch: int = 16  # images in a step
+
+    def images(self) -> Tensor:
+        """Images of 8 bits, ``(B, 3, H, W)`` in [0, 1]."""
+        shape = self.batch, 3, self.size, self.size
+        return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)) / 255
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A Glow of another library.
+    """A Glow of another library."""
 
-    Attributes:
-        model: Holds its parameters.
-        sample: Draws so many images.
-        log_prob: Scores images.
-        differs: How it is not what normflows' is; "" if it is that.
-    """
-
-    model: Any
-    sample: Callable[[int], Any]
-    log_prob: Score
-    differs: str = ""
+    model: Any  # holds its parameters
+    sample: Callable[[int], Any]  # draws so many images
+    log_prob: Score  # scores images
+    differs: str = ""  # how it is not what normflows' is; "" if it is that
 
 
-def normflows(setting: train.Setting) -> Peer:
-    """Build normflows' Glow, whose weights ours takes over.
+def normflows_glow(setting: Setting) -> Any:
+    """Build normflows' Glow as its example does it, its actnorms initialized."""
+    nf: Any = importlib.import_module("normflows")
+    flows: list[list[Any]] = []
+    bases: list[Any] = []
+    for depth in range(setting.levels):  # the deepest level comes first
+        channels = 3 * 2 ** (setting.levels + 1 - depth)
+        side = setting.size // 2 ** (setting.levels - depth)
+        blocks = [nf.flows.GlowBlock(channels, setting.hidden) for _ in range(setting.steps)]
+        flows.append([*blocks, nf.flows.Squeeze()])
+        bases.append(nf.distributions.DiagGaussian((channels if depth == 0 else channels // 2, side, side)))
+    model = nf.MultiscaleFlow(bases, flows, [nf.flows.Merge() for _ in flows[1:]], class_cond=False)
+    k = setting.images() * 255
+    with torch.no_grad():
+        model.log_prob((k + torch.rand_like(k)) / 256, None)  # initializes its actnorms
+    return model
 
-    Args:
-        setting: How large it is.
 
-    Returns:
-        The peer, its actnorms initialized.
-    """
-    model = train.Theirs(setting).model
+def normflows(setting: Setting) -> Peer:
+    """Wrap normflows' Glow, whose weights ours takes over."""
+    model = normflows_glow(setting)
     _stir(model)
     model.eval().requires_grad_(False)
     return Peer(model=model, sample=lambda n: model.sample(n), log_prob=lambda x: model.log_prob(x, None))
 
 
-def nflows(setting: train.Setting) -> Peer:
-    """Build a Glow of nflows' parts.
-
-    Args:
-        setting: How large it is.
-
-    Returns:
-        The peer, its actnorms initialized.
-    """
+def nflows(setting: Setting) -> Peer:
+    """Build a Glow of nflows' parts, its actnorms initialized."""
     transforms: Any = importlib.import_module("nflows.transforms")
     flows: Any = importlib.import_module("nflows.flows")
     normal: Any = importlib.import_module("nflows.distributions").StandardNormal
@@ -92,15 +103,8 @@ def nflows(setting: train.Setting) -> Peer:
     )
 
 
-def freia(setting: train.Setting) -> Peer:
-    """Build a Glow of FrEIA's parts; it has no preset.
-
-    Args:
-        setting: How large it is.
-
-    Returns:
-        The peer.
-    """
+def freia(setting: Setting) -> Peer:
+    """Build a Glow of FrEIA's parts; it has no preset."""
     framework: Any = importlib.import_module("FrEIA.framework")
     modules: Any = importlib.import_module("FrEIA.modules")
     source = framework.InputNode(3, setting.size, setting.size)
@@ -142,7 +146,7 @@ def freia(setting: train.Setting) -> Peer:
     )
 
 
-PEERS: dict[str, tuple[str, Callable[[train.Setting], Peer]]] = {  # name on PyPI: module, builder
+PEERS: dict[str, tuple[str, Callable[[Setting], Peer]]] = {  # name on PyPI: module, builder
     "normflows": ("normflows", normflows),
     "nflows": ("nflows", nflows),
     "FrEIA": ("FrEIA", freia),

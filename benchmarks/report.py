@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from dataclasses import dataclass, field
@@ -15,26 +16,16 @@ from .measure import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Some rows, and what one must know to read them.
+    """Some rows, and what one must know to read them."""
 
-    Attributes:
-        subject: As ``--only`` names it.
-        title: What the rows have in common.
-        rows: By column; a row need not have every column, and None is a number that could not be had.
-        notes: Sentences.
-    """
-
-    subject: str
-    title: str
+    subject: str  # as ``--only`` names it
+    title: str  # what the rows have in common
+    # By column; a row need not have every column, and None is a number that could not be had.
     rows: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences
 
     def markdown(self) -> str:
-        """Write it down.
-
-        Returns:
-            A title, a table, and the notes.
-        """
+        """Write a title, the table, and the notes."""
         heads = list(dict.fromkeys(head for row in self.rows for head in row))
         cells = [[_written(row.get(head, "")) for head in heads] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
@@ -46,17 +37,21 @@ class Table:
         return "\n".join([f"## {self.subject}: {self.title}", "", lines[0], rule, *lines[1:], "", *notes, ""])
 
 
+def write(path: Path, found: dict[str, Any], settings: Settings, tables: list[Table]) -> tuple[str, str]:
+    """Write tables and what they were measured on to ``path`` as .md and .json; also return both, JSON in a line."""
+    head = ", ".join(f"{name}: {value}" for name, value in found.items())
+    quick = ["Quick: small networks and pictures; the numbers mean nothing.", ""] if settings.quick else []
+    text = "\n".join([head, "", *quick, *(table.markdown() for table in tables)])
+    result = {"machine": found, "settings": vars(settings), "tables": [vars(table) for table in tables]}
+    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    return text, json.dumps(result)
+
+
 def machine(settings: Settings) -> dict[str, Any]:
-    """Say what was measured on.
-
-    Args:
-        settings: Threads and device.
-
-    Returns:
-        Versions, processor, cores, threads, device.
-    """
+    """Tell what was measured on: processor, cores, threads, device, versions."""
     found = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": settings.threads,
@@ -69,11 +64,12 @@ def machine(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _written(value: Any) -> str:

@@ -24,14 +24,7 @@ MORE = 8  # samples
 
 @torch.no_grad()
 def measure(settings: Settings) -> list[Table]:
-    """Measure everything.
-
-    Args:
-        settings: How often, how large, where.
-
-    Returns:
-        One table: pairs of programs that differ in one thing.
-    """
+    """Measure pairs of programs that differ in one thing."""
     flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
     lr = picture(settings.lr, settings.lr).to(settings.device)
     plan, high, low = Plan(flow), Plan(flow, strip_bytes=2**40), Plan(flow, "bfloat16")

@@ -1,14 +1,21 @@
-"""SRFlow of the published size beside a plain program of it: seconds, errors, memory, operations a second."""
+"""SRFlow of the published size beside a plain program of it: seconds, errors, memory, operations a second.
+
+And what else one could do with the same LR image: bicubic, an RRDB network, the shipped ``srflow-x4``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import statistics
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 import flowcore
+from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.models.srflow import SRFlowConfig
 from flowcore.prior import sample_latents
@@ -32,15 +39,8 @@ LIMIT = 2.5 * 1024  # MiB
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Measure everything.
-
-    Args:
-        settings: How often, how large, where.
-
-    Returns:
-        A table of seconds and one of memory.
-    """
-    return [_speed(settings), _memory(settings)]
+    """Measure seconds, memory, and what else one could do."""
+    return [_speed(settings), _memory(settings), _yardsticks(settings)]
 
 
 # --- seconds ----------------------------------------------------------------------------------------------------------
@@ -86,8 +86,6 @@ def _speed(settings: Settings) -> Table:
             **_errors(made["published"], made[f"{precision}, {samples}"][:1]),
             "TFLOP/s": flops / 1e12,
         }
-        if settings.peak_tflops is not None:
-            row["of peak, %"] = flops / 1e10 / settings.peak_tflops
         rows.append(row)
     inside = ((made["published"] > 0) & (made["published"] < 1)).float().mean()
     return Table(
@@ -136,14 +134,7 @@ class MultiplyAdds:
 
 
 def multiply_adds(config: SRFlowConfig) -> MultiplyAdds:
-    """Count from the configuration.
-
-    Args:
-        config: Of the network, with injectors.
-
-    Returns:
-        Per HR pixel.
-    """
+    """Count, per HR pixel, from the configuration of a network with injectors."""
     scale, width, growth, hidden = config.scale, config.encoder_width, config.encoder_growth, config.hidden
     dense = sum(9 * (width + k * growth) * (growth if k < 4 else width) for k in range(5))
     trunk = 9 * 3 * width + 3 * config.encoder_blocks * dense + 9 * width**2  # per LR pixel
@@ -174,18 +165,7 @@ def multiply_adds(config: SRFlowConfig) -> MultiplyAdds:
 
 
 def prepare(*, device: str, quick: bool, lr: int, samples: int, precision: str) -> Program:
-    """Get one enlargement ready, for a fresh process.
-
-    Args:
-        device: Where.
-        quick: Whether the network is a small one.
-        lr: Side of the LR image.
-        samples: How many.
-        precision: Of ``upscale``, or "published" for that program.
-
-    Returns:
-        What enlarges.
-    """
+    """Get one enlargement ready, for a fresh process; the precision "published" stands for that program."""
     flow = published.random_srflow(**(SMALL if quick else {})).to(device)
     image = picture(lr, lr).to(device)
     if precision == "published":
@@ -230,3 +210,39 @@ def _memory(settings: Settings) -> Table:
 
 def _part(part: float | None, whole: float | None) -> float | None:
     return None if part is None or whole is None else part / whole
+
+
+# --- yardsticks -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _yardsticks(settings: Settings) -> Table:
+    lr = picture(settings.lr, settings.lr).to(settings.device)
+    own, rrdb = "flowcore.upscale", "RRDB of spandrel"
+    models = {
+        f"{own}, published size": published.random_srflow(**(SMALL if settings.quick else {})),
+        f"{own}, srflow-x4 as shipped": flowcore.load("srflow-x4"),
+    }
+    if importlib.util.find_spec("spandrel") is not None:
+        architecture: Any = importlib.import_module("spandrel.architectures.ESRGAN")
+        torch.manual_seed(0)
+        models[rrdb] = architecture.ESRGAN(num_filters=64, num_blocks=2 if settings.quick else 23, scale=4).eval()
+    programs: dict[str, Program] = {"bicubic": lambda: enlarge(lr, 4)}
+    for name, model in models.items():
+        model.to(settings.device)
+        programs[name] = (lambda m=model: m(lr)) if name == rrdb else (lambda m=model: flowcore.upscale(m, lr))
+    taken = by_turns(programs, settings, warm_up=True)
+    rows = [
+        {
+            "program": name,
+            "parameters": sum(p.numel() for p in models[name].parameters()) if name in models else 0,
+            "s": statistics.median(each),
+        }
+        for name, each in taken.items()
+    ]
+    if rrdb not in taken:
+        rows.append({"program": rrdb, "parameters": "not installed: pip install spandrel"})
+    title = f"4x of LR {settings.lr}x{settings.lr}, one sample, float32"
+    return Table(
+        subject="srflow", title=title, rows=rows, notes=["Weights of RRDB and of the published size are random."]
+    )

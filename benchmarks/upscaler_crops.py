@@ -9,20 +9,19 @@ Whole images are enlarged, ours at the model's default.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import flowcore
 from flowcore.evaluation.image_set import read_cropped
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.resize import shrink
-from flowcore.images.rounding import as_stored, to_uint8
+from flowcore.images.rounding import as_stored
 
+from .measure import arguments, as_image
 from .realesrgan import read_wheel
 from .upscalers import INPUTS
 
@@ -32,7 +31,7 @@ SCALE = 4
 @torch.no_grad()
 def main() -> None:
     """Enlarge, and save the sheet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--realesrgan", type=Path, required=True, metavar="WHEEL")
     parser.add_argument("--crops", nargs="+", required=True, metavar="FILE@LEFT,TOP[@INPUT]")
@@ -61,7 +60,7 @@ def main() -> None:
         rows.append(kind)
     columns = ["small image", "flowcore", "RealESRGAN x4plus", "original"]
     sheet = contact_sheet(torch.cat(pictures), rows, columns)
-    Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy()).save(options.out, quality=88)
+    as_image(sheet).save(options.out, quality=88)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and all models enlarge by 2, which is their own enlargement, reduced.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -33,7 +32,7 @@ from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
 
-from .measure import say
+from .measure import arguments, markdown, say
 from .realesrgan import read_wheel
 
 QUALITY = 50
@@ -90,31 +89,31 @@ def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
         measured: "SET/IMAGE/INPUT" to method to measures.
         names: The methods.
     """
-    titles = [f"{title}, {name}" for title in MEASURES for name in INPUTS]
-    lines = [f"| set | images | method | {' | '.join(titles)} |", "|" + "---|" * (3 + len(titles))]
+    heads = ["set", "images", "method", *(f"{title}, {name}" for title in MEASURES for name in INPUTS)]
+    lines: list[list[str]] = []
     for folder in dict.fromkeys(key.split("/")[0] for key in measured):
         for method in names:
-            cells: list[str] = []
-            count = 0
-            for k, digits in enumerate(MEASURES.values()):
-                for kind in INPUTS:
-                    rows = [
-                        row[method][k]
-                        for key, row in measured.items()
-                        if key.startswith(f"{folder}/") and key.endswith(f"/{kind}") and method in row
-                    ]
-                    count = len(rows)
-                    cells.append(f"{math.fsum(rows) / count:.{digits}f}")
-            lines.append(f"| {folder} | {count} | {method} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            of_kind = {
+                kind: [
+                    row[method]
+                    for key, row in measured.items()
+                    if key.startswith(f"{folder}/") and key.endswith(f"/{kind}") and method in row
+                ]
+                for kind in INPUTS
+            }
+            cells = [
+                f"{math.fsum(row[k] for row in rows) / len(rows):.{digits}f}"
+                for k, digits in enumerate(MEASURES.values())
+                for rows in of_kind.values()
+            ]
+            lines.append([folder, str(len(of_kind["clean"])), method, *cells])
+    return markdown(heads, lines) + "\n"
 
 
 @torch.no_grad()
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.upscalers"
-    )
+    parser = arguments(__doc__, "upscalers")
     option = parser.add_argument
     option("folders", nargs="+", type=Path, help="HR images")
     of_photographs = [name for name in catalog.names() if name.startswith("srflow-x")]

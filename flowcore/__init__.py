@@ -15,7 +15,7 @@ Reading order, for someone who wants to learn how flows work:
 9. ``checkpoints/``, ``training/``: where weights come from. ``evaluation/``, ``quality/``: how good they are.
 10. ``cli/``, ``batch/``: the command line, and folders of images.
 
-``errors.py`` and ``device.py`` serve all of them.
+``errors.py`` and ``device.py`` serve all of them; ``testing.py`` checks transforms and models of your own.
 """
 
 from .checkpoints import load, register_source
@@ -25,6 +25,7 @@ from .flow import Flow
 from .inference.plan import Plan
 from .latents import interpolate
 from .models import register
+from .provenance import VERSION as __version__
 from .tasks import Cancelled
 from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
@@ -37,8 +38,6 @@ from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
 from .tasks.video import colorize_video
 from .transforms import Transform
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
@@ -54,6 +53,7 @@ __all__ = [
     "Score",
     "ShapeError",
     "Transform",
+    "__version__",
     "apply_chroma",
     "brighten",
     "colorize",

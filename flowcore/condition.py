@@ -64,8 +64,9 @@ class Condition:
         labels: What the priors see, one-hot ``(B, K)``; None for nothing.
         anchor: Where the flow's last output is expected, ``(B, C, h, w)``: the LR image of a flow whose last latents
             are the deviation from it; None for flows without.
-        probes: From which a flow without a closed form of its log-determinant estimates it; see ``Flow.probes``. Its
-            steps see them in place of features. None for other flows, and for an exact log-determinant.
+        probes: From which a flow without a closed form of its log-determinant estimates it, made by
+            ``likelihood.with_probes``; its steps see them in place of features. None for other flows, and for an exact
+            log-determinant.
     """
 
     features: tuple[Tensor | MultiScaleFeatures | None, ...]

@@ -10,7 +10,7 @@ Source: Theis et al., "A note on the evaluation of generative models", section 3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -177,10 +177,8 @@ class Dequantizer(Protocol):
     generator; ``draw`` turns them into noise and depends on its arguments alone.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the distribution, as a score reports it."""
-        ...
+    name: str
+    """Name of the distribution, as a score reports it."""
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draw the random numbers of one draw.
@@ -225,7 +223,7 @@ class Uniform:
         return u, u.new_zeros(u.shape[0])
 
 
-class Gaussian:
+class Gaussian(Uniform):
     """Gaussian noise around the middle of the bin, truncated to it.
 
     Per subpixel, with ``z = (u - 1/2) / std`` and standard-normal density phi and distribution function Phi,
@@ -255,10 +253,6 @@ class Gaussian:
     def _mass(self) -> float:
         """Probability that the Gaussian before truncation gives to the bin."""
         return math.erf(1 / (2 * math.sqrt(2) * self.std))
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw uniform numbers; see ``Dequantizer``."""
-        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     def draw(self, image: Tensor, noise: Tensor | torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw u from q(u | k); see the class and ``Dequantizer``."""
@@ -436,21 +430,21 @@ def dequantized_batches(
     dequantizer: Dequantizer,
     *,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch: int = 16,
     noise: Tensor | None = None,
 ) -> Iterator[DequantizedBatch]:
     """Draw noise for images several times each: all draws of image 0, then of image 1.
 
-    Image i has its own CPU generator, seeded with ``seed + i``, from which its draws are taken one after the other: a
-    draw depends neither on the batch size, nor on the other images, nor on how many draws follow.
+    Every image has its own CPU generator, from which its draws are taken one after the other: a draw depends neither on
+    the batch size, nor on the other images, nor on how many draws follow.
 
     Args:
         k: Integers as floats, ``(B, C, H, W)``.
         bins: Of the model.
         dequantizer: Distribution of the noise.
         samples: Draws per image.
-        seed: Of image 0.
+        seed: Image i draws with ``seed + i``; or a seed for each image.
         batch: Draws per batch.
         noise: ``(samples, B, C, H, W)``, used instead of the generators' random numbers; sets ``samples``.
 
@@ -469,6 +463,7 @@ def dequantized_batches(
             )
     total = k.shape[0] * samples
     generator = torch.Generator("cpu")
+    seeds = [(seed + i) % 2**64 for i in range(k.shape[0])] if isinstance(seed, int) else seed
     k = k.cpu()
     for start in range(0, total, batch):
         numbers = torch.arange(start, min(start + batch, total))
@@ -479,7 +474,7 @@ def dequantized_batches(
                 random_numbers.append(noise[draw, i].cpu())
                 continue
             if draw == 0:
-                generator.manual_seed((seed + i) % 2**64)
+                generator.manual_seed(seeds[i])
             random_numbers.append(dequantizer.noise(tuple(k.shape[1:]), generator))
         u, log_q = dequantizer.draw(k[items], torch.stack(random_numbers))
         u = u.detach().cpu().double()

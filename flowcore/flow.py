@@ -13,8 +13,8 @@ from typing_extensions import TypeVar
 
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, ShapeError
-from .prior import Shape, log_density
-from .transforms import Chain, Estimated, Probes, Residual, Split, Squeeze, Transform, draw_probes, flat_parts, spread
+from .prior import Shape, Temperature, log_density, log_prob, sample_latents
+from .transforms import Chain, Estimated, Residual, Split, Squeeze, Transform, spread
 
 Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
@@ -50,28 +50,6 @@ class Capabilities:
     source: Source
     tasks: frozenset[Task]
     network_floats: float = 0.0
-
-
-class Details(nn.Module):
-    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
-
-    Unlike the prior of a split it runs when the way down is complete, from the deepest level up: its features are those
-    of the level's kept channels and of all deeper levels.
-
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
-    """
-
-    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
-        """Build it.
-
-        Args:
-            extractor: Network from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list
-                that begins with the next one, ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``.
-            transform: Of the channels factored out, conditioned on the features.
-        """
-        super().__init__()
-        self.extractor = extractor
-        self.transform = transform
 
 
 class Level(nn.Module):
@@ -121,11 +99,12 @@ class Flow(Transform, Generic[C]):
 
     Forward: ``x = prelude(x)``; per level ``x = steps(squeeze(x)); (x, latent) = split(x)``; the last latent is
     ``top(x)``. Logdet: the sum over all of them. Levels without a split pass on all their channels. Where levels have
-    details, these then turn what was factored out into latents, from the deepest level up.
+    details, these then turn what was factored out into latents, from the deepest level up. A plain Glow has levels, a
+    prelude and a top; all else is None.
 
     Attributes:
-        estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate;
-            without them it is exact, which is for small images. ``encode`` and ``inverse`` need neither.
+        estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see
+            ``likelihood.with_probes``); without them it is exact, which is for small images.
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
@@ -140,15 +119,15 @@ class Flow(Transform, Generic[C]):
         capabilities: Capabilities,
         prelude: Transform | None = None,
         top: Transform | None = None,
+        image_size: int | Sequence[int] | None = None,
+        fixed_size: bool = False,
         encoder: nn.Module | None = None,
         condition_encoder: Callable[[Flow[C], Tensor], Condition] | None = None,
         condition_scale: int = 1,
         classes: int = 0,
-        image_size: tuple[int, int] | None = None,
-        fixed_size: bool = False,
+        anchored: bool = False,
         dequantizer: nn.Module | None = None,
         styles: Sequence[str] = (),
-        anchored: bool = False,
     ) -> None:
         """Assemble a flow; the builders in ``models`` call this.
 
@@ -161,16 +140,16 @@ class Flow(Transform, Generic[C]):
             prelude: From pixels in [0, 1] to the range of the first level; None for the identity.
             top: Whitens the output of the last level; None for the identity. Gets the labels, as splits do, or the
                 condition's anchor if there is one.
+            image_size: Height and width of the training images, or the side of squares; None if unknown.
+            fixed_size: Whether the flow accepts images of that size only.
             encoder: Network that ``condition_encoder`` uses, if any.
             condition_encoder: From this flow and the source to the condition; None for an unconditional flow.
             condition_scale: Integer factor from the source's sides to the image's.
             classes: Number of labels that the flow is conditioned on; 0 for none.
-            image_size: Height and width of the training images; None if unknown.
-            fixed_size: Whether the flow accepts images of that size only.
-            dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
-            styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
             anchored: Whether the condition has an anchor, so that the last latents are the deviation from it, which is
                 zero when sampling.
+            dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
+            styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
@@ -183,92 +162,21 @@ class Flow(Transform, Generic[C]):
         self.encoder = encoder
         self.condition_scale = condition_scale
         self.classes = classes
-        self.image_size = image_size
+        self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
         self.dequantizer = dequantizer
         self.anchored = anchored
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
-        for number, part in enumerate(self._estimated()):
+        estimated = [part for part in self.levels.modules() if isinstance(part, Estimated)]
+        for number, part in enumerate(estimated):
             part.number = number
-        self.estimated = bool(self._estimated())
+        self.estimated = bool(estimated)
         if styles:
-            assert image_size is not None
-            dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*image_size))
+            assert self.image_size is not None
+            dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*self.image_size))
             self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
-
-    def require(self, task: Task) -> None:
-        """Check that the model is made for a task.
-
-        Args:
-            task: The task.
-
-        Raises:
-            FlowError: If it is not, naming a model that is.
-        """
-        if task not in self.capabilities.tasks:
-            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
-
-    @property
-    def size_multiple(self) -> int:
-        """Divisor of an image's sides."""
-        return math.prod(max(1, level.downscale) for level in self._levels())
-
-    def latent_shapes(self, height: int, width: int) -> list[Shape]:
-        """Compute the shapes of an image's latents.
-
-        Args:
-            height: Of the image (HR for upscalers), a multiple of ``size_multiple``.
-            width: Of the image, a multiple of ``size_multiple``.
-
-        Returns:
-            ``(C_l, H_l, W_l)``, finest first.
-
-        Raises:
-            ShapeError: If the model does not accept images of that size.
-        """
-        self._check_sides(height, width)
-        shapes: list[Shape] = []
-        channels = self.channels
-        for level in self._levels():
-            channels, height, width = level.shape(channels, height, width)
-            if level.split is not None:
-                kept = level.split.kept_channels(channels)
-                shapes.append((channels - kept, height, width))
-                channels = kept
-        return [*shapes, (channels, height, width)]
-
-    @property
-    def styles(self) -> dict[str, list[Tensor]]:
-        """Named directions in latent space, each a list of latents of batch 1; see ``latents.add``."""
-        if not self._style_names:
-            return {}
-        assert self.image_size is not None
-        shapes = self.latent_shapes(*self.image_size)
-        sizes = [math.prod(shape) for shape in shapes]
-        return {
-            name: [part.reshape(1, *shape) for part, shape in zip(direction.split(sizes), shapes, strict=True)]
-            for name, direction in zip(self._style_names, self.get_buffer("style_directions"), strict=True)
-        }
-
-    def encode_condition(self, source: Tensor) -> Condition:
-        """Encode the condition from its source; once per image, for any number of samples.
-
-        Args:
-            source: As the model's builder says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional models:
-                labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
-
-        Returns:
-            The condition for ``forward`` and ``inverse``.
-
-        Raises:
-            ConditionError: If the flow is unconditional.
-            ShapeError: If the model does not accept a source of that shape.
-        """
-        if self.condition_encoder is None:
-            raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
-        return self.condition_encoder(self, source)
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images.
@@ -284,86 +192,54 @@ class Flow(Transform, Generic[C]):
             ShapeError: If the model does not accept images of that shape.
             ConditionError: If the condition is missing, superfluous or of another image size.
         """
-        self._check_image(x)
-        features, labels = self._check_condition(cond, x.shape[0])
-        x, logdet = self._start(x, cond)
-        latents: list[Tensor] = []
-        kept: list[Tensor] = []
-        for level, feature in zip(self._levels(), features, strict=True):
-            x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
-            x, change = level.steps(x, feature)
+        latents, changes = self._walk(x, cond, lambda part, data, own: part(data, own))
+        logdet = x.new_zeros(x.shape[0])
+        for _, change in changes:
             logdet = logdet + change
-            if level.split is not None:
-                (x, latent), change = level.split(x, labels)  # each (B, 2C, H/2, W/2)
-                latents.append(latent)
-                kept.append(x)
-                logdet = logdet + change
-        for number, details, feature in self._details(kept):
-            latents[number], change = details(latents[number], feature)
-            logdet = logdet + change
-        if self.top is not None:
-            x, change = self.top(x, self._anchor(cond, labels))
-            logdet = logdet + change
-        return [*latents, x], logdet
+        return latents, logdet
 
-    def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Encode images, without the log-determinant; see ``forward``."""
-        self._check_image(x)
-        return self._latents(x, cond, lambda part, data, own: part.encode(data, own))
-
-    def probes(self, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Probes:
-        """Draw what an estimate of the log-determinant needs; see ``with_probes``.
+    def _walk(
+        self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
+    ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
+        """Take images to latents, part by part.
 
         Args:
-            shape: Of the images, ``(B, C, H, W)``.
-            seed: Item i has its own generator, seeded with ``seed + i``; or a seed for each item.
-            terms: Of every power series, which leaves out those that follow.
+            x: As in ``forward``.
+            cond: As in ``forward``.
+            apply: From a part, its data and its condition to its latent, and its share of the logdet in any form.
 
         Returns:
-            Probes of entries +1 and -1, on the CPU.
-
-        Raises:
-            ConditionError: If the log-determinant of this flow is not estimated.
-            ShapeError: If the model does not accept images of that size.
+            Latents, finest first; and the shares of all parts, each with the number of the latent that it goes with.
         """
-        if not self.estimated:
-            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
-        batch, _, height, width = shape
-        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-        return draw_probes(self.probe_shapes(height, width), seeds, self.probe_coefficients(terms))
+        self._check_image(x)
+        features, labels = self._check_condition(cond, x.shape[0])
+        latents: list[Tensor] = []
+        shares: list[tuple[int, Any]] = []
 
-    def probe_coefficients(self, terms: int = 20) -> tuple[tuple[float, ...], ...]:
-        """List the coefficients of truncated power series, for every estimated step; see ``Probes``."""
-        return tuple((1.0,) * terms if part.has_series else () for part in self._estimated())
+        def applied(part: Transform, data: Tensor, own: Any) -> Any:
+            latent, share = apply(part, data, own)
+            shares.append((len(latents), share))
+            return latent
 
-    def probe_shapes(self, height: int, width: int) -> list[Shape]:
-        """Compute the shapes of the probes of an image: those of the inputs of all estimated steps.
-
-        Args:
-            height: Of the image.
-            width: Of the image.
-
-        Raises:
-            ShapeError: If the model does not accept images of that size.
-        """
-        self._check_sides(height, width)
-        shapes: list[Shape] = []
-        at: Shape = (self.channels, height, width)
-        for level in self._levels():
-            for part in [level.squeeze, *flat_parts(level.steps)]:
-                if isinstance(part, Estimated):
-                    shapes.append(at)
-                at = part.output_shape(at)
+        if self.prelude is not None:
+            x = applied(self.prelude, x, None)
+        if cond is not None and cond.origin is not None:
+            self._check_origin(cond.origin, x.shape)
+            x = x - cond.origin
+        continuing: list[Tensor] = []
+        for level, feature in zip(self._levels(), features, strict=True):
+            x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
+            x = applied(level.steps, x, feature)
             if level.split is not None:
-                at = (level.split.kept_channels(at[0]), *at[1:])
-        return shapes
-
-    def with_probes(self, probes: Probes) -> Condition:
-        """Make a condition, from ``probes``, with which ``forward`` and ``by_position`` estimate the log-determinant.
-
-        It holds nothing else: estimated flows are unconditional.
-        """
-        return Condition(features=(None,) * len(self.levels), probes=probes)
+                x, latent = applied(level.split, x, labels)  # each (B, 2C, H/2, W/2)
+                latents.append(latent)
+                continuing.append(x)
+        for number, details, feature in self._details(continuing):
+            latents[number], share = apply(details, latents[number], feature)
+            shares.append((number, share))
+        if self.top is not None:
+            x = applied(self.top, x, self._anchor(cond, labels))
+        return [*latents, x], shares
 
     def inverse(
         self,
@@ -409,6 +285,61 @@ class Flow(Transform, Generic[C]):
             x = x + cond.origin
         return x if self.prelude is None else self.prelude.inverse(x)
 
+    def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
+        """Evaluate the log density: that of the latents under the prior plus the log-determinant.
+
+        Args:
+            x: As in ``forward``.
+            cond: As in ``forward``.
+
+        Returns:
+            Nats per image, ``(B,)``, at temperature 1; ``likelihood.bits_per_dim`` converts them.
+
+        Raises:
+            ShapeError: As in ``forward``.
+            ConditionError: As in ``forward``.
+        """
+        latents, logdet = self(x, cond)
+        return log_prob(latents) + logdet
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        cond: Condition | None = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Draw latents and decode them, all at once; the tasks do it in batches and tiles.
+
+        Args:
+            n: Number of images.
+            cond: As in ``inverse``; that of one image serves all.
+            size: Height and width, or the side of a square; None for ``image_size``.
+            temperature: Of the latents; see ``prior.sample_latents``.
+            seed: Image i is drawn with ``seed + i``.
+
+        Returns:
+            ``(n, C, H, W)``, not clamped.
+
+        Raises:
+            FlowError: If the size is missing, or an argument is out of its range.
+            ShapeError: If the model cannot make that size.
+            ConditionError: As in ``inverse``.
+        """
+        shapes = self.latent_shapes(*self.sides(size))
+        latents = sample_latents(shapes, n, temperature, seed, anchored=self.anchored)
+        like = next(self.parameters(), latents[0])
+        if cond is not None and cond.batch == 1:
+            cond = cond.expand(n)
+        return self.inverse([z.to(like) for z in latents], cond)
+
+    def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+        """Encode images, without the log-determinant; see ``forward``."""
+        return self._walk(x, cond, lambda part, data, own: (part.encode(data, own), None))[0]
+
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encode images, with the log density resolved by level and pixel.
 
@@ -422,44 +353,20 @@ class Flow(Transform, Generic[C]):
 
         Returns:
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
-            and pixels is ``likelihood.log_prob``.
+            and pixels is ``log_prob``.
         """
-        self._check_image(x)
-        features, labels = self._check_condition(cond, x.shape[0])
+        latents, changes = self._walk(x, cond, lambda part, data, own: part.by_position(data, own))
         height, width = x.shape[-2:]
-        latents: list[Tensor] = []
-        pending = x.new_zeros(x.shape[0], height, width)
-        if self.prelude is not None:
-            pending = self.prelude.by_position(x)[1]
-        x = self._start(x, cond)[0]
-        shares: list[Tensor] = []
-        kept: list[Tensor] = []
-        for level, feature in zip(self._levels(), features, strict=True):
-            x = level.squeeze(x)[0]
-            x, change = level.steps.by_position(x, feature)
-            pending = pending + spread(change, height, width)
-            if level.split is not None:
-                (x, latent), change = level.split.by_position(x, labels)
-                latents.append(latent)
-                kept.append(x)
-                shares.append(pending + spread(change, height, width))
-                pending = torch.zeros_like(pending)
-        for number, details, feature in self._details(kept):
-            latents[number], change = details.by_position(latents[number], feature)
+        shares = [x.new_zeros(x.shape[0], height, width) for _ in latents]
+        for number, change in changes:
             shares[number] = shares[number] + spread(change, height, width)
-        if self.top is not None:
-            x, change = self.top.by_position(x, self._anchor(cond, labels))
-            pending = pending + spread(change, height, width)
-        latents.append(x)
         densities = [spread(log_density(latent).sum(1), height, width) for latent in latents]
-        return latents, [share + density for share, density in zip([*shares, pending], densities, strict=True)]
+        return latents, [share + density for share, density in zip(shares, densities, strict=True)]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Set every data-dependent parameter from a first batch, and return its latents; training calls this once."""
-        if self.prelude is not None:
-            self.prelude.initialize(x)
-        return self._latents(x, cond, lambda part, data, own: part.initialize(data, own))
+        return self._walk(x, cond, lambda part, data, own: (part.initialize(data, own), None))[0]
 
     def normalize(self, tolerance: float = 1e-4) -> None:
         """Measure the norms that keep residual blocks invertible; after every change of their weights.
@@ -470,6 +377,101 @@ class Flow(Transform, Generic[C]):
         for part in self.levels.modules():
             if isinstance(part, Residual):
                 part.normalize(tolerance)
+
+    @property
+    def size_multiple(self) -> int:
+        """Divisor of an image's sides."""
+        return math.prod(max(1, level.downscale) for level in self._levels())
+
+    def latent_shapes(self, height: int, width: int) -> list[Shape]:
+        """Compute the shapes of an image's latents.
+
+        Args:
+            height: Of the image (HR for upscalers), a multiple of ``size_multiple``.
+            width: Of the image, a multiple of ``size_multiple``.
+
+        Returns:
+            ``(C_l, H_l, W_l)``, finest first.
+
+        Raises:
+            ShapeError: If the model does not accept images of that size.
+        """
+        self._check_sides(height, width)
+        shapes: list[Shape] = []
+        channels = self.channels
+        for level in self._levels():
+            channels, height, width = level.shape(channels, height, width)
+            if level.split is not None:
+                kept = level.split.kept_channels(channels)
+                shapes.append((channels - kept, height, width))
+                channels = kept
+        return [*shapes, (channels, height, width)]
+
+    def sides(self, size: int | Sequence[int] | None) -> tuple[int, int]:
+        """Return height and width of images to make.
+
+        Args:
+            size: Both, or the side of a square; None for ``image_size``.
+
+        Raises:
+            FlowError: If there is no size, or it is none.
+        """
+        if size is not None:
+            return height_and_width(size)
+        if self.image_size is None:
+            raise FlowError(
+                "This model does not say which size it was made for. Give one: size=(height, width), multiples of "
+                f"{self.size_multiple}."
+            )
+        return self.image_size
+
+    def encode_condition(self, source: Tensor) -> Condition:
+        """Encode the condition from its source; once per image, for any number of samples.
+
+        Args:
+            source: As the model's builder says (SRFlow: LR image, ``(B, 3, h, w)`` in [0, 1]; class-conditional models:
+                labels, whole numbers ``(B,)`` or weights ``(B, classes)``).
+
+        Returns:
+            The condition for ``forward`` and ``inverse``.
+
+        Raises:
+            ConditionError: If the flow is unconditional.
+            ShapeError: If the model does not accept a source of that shape.
+        """
+        if self.condition_encoder is None:
+            raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
+        return self.condition_encoder(self, source)
+
+    def require(self, task: Task) -> None:
+        """Check that the model is made for a task.
+
+        Args:
+            task: The task.
+
+        Raises:
+            FlowError: If it is not, naming a model that is.
+        """
+        if task not in self.capabilities.tasks:
+            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a {self.architecture} model.")
+
+    def require_probes(self) -> None:
+        """Check that its log-determinant is estimated; raises ConditionError."""
+        if not self.estimated:
+            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
+
+    @property
+    def styles(self) -> dict[str, list[Tensor]]:
+        """Named directions in latent space, each a list of latents of batch 1; see ``latents.add``."""
+        if not self._style_names:
+            return {}
+        assert self.image_size is not None
+        shapes = self.latent_shapes(*self.image_size)
+        sizes = [math.prod(shape) for shape in shapes]
+        return {
+            name: [part.reshape(1, *shape) for part, shape in zip(direction.split(sizes), shapes, strict=True)]
+            for name, direction in zip(self._style_names, self.get_buffer("style_directions"), strict=True)
+        }
 
     def reduce(self, x: Tensor) -> Tensor:
         """Walk down to the output of the last level, without latents and without a condition.
@@ -487,37 +489,19 @@ class Flow(Transform, Generic[C]):
         self._check_image(x)
         if not self.anchored:
             raise ConditionError(f"The last level of a {self.architecture} model is no image; encode it instead.")
-        x = self._start(x, None)[0]
+        x = x if self.prelude is None else self.prelude(x)[0]
         for level in self._levels():
             x = level.steps(level.squeeze(x)[0])[0]
             x = x if level.split is None else level.split(x)[0][0]
         return x
 
-    def _latents(
-        self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], Any]
-    ) -> list[Tensor]:
-        """Walk from pixels to latents by a method of every part that returns its latent only."""
-        features, labels = self._check_condition(cond, x.shape[0])
-        x = self._start(x, cond)[0]
-        latents: list[Tensor] = []
-        kept: list[Tensor] = []
-        for level, feature in zip(self._levels(), features, strict=True):
-            x = apply(level.steps, level.squeeze(x)[0], feature)
-            if level.split is not None:
-                x, latent = apply(level.split, x, labels)
-                latents.append(latent)
-                kept.append(x)
-        for number, details, feature in self._details(kept):
-            latents[number] = apply(details, latents[number], feature)
-        return [*latents, x if self.top is None else apply(self.top, x, self._anchor(cond, labels))]
-
-    def _details(self, kept: list[Tensor]) -> Iterator[tuple[int, Transform, Any]]:
+    def _details(self, continuing: list[Tensor]) -> Iterator[tuple[int, Transform, Any]]:
         """Every level's details, the deepest first, with the number of their latents and their features."""
         deeper: list[Any] = []
         splitting = [level for level in self._levels() if level.split is not None]
         for number, level in reversed(list(enumerate(splitting))):
             if level.details is not None:
-                deeper.insert(0, level.details.extractor(kept[number], deeper))
+                deeper.insert(0, level.details.extractor(continuing[number], deeper))
                 yield number, level.details.transform, deeper[0]
 
     @staticmethod
@@ -525,26 +509,14 @@ class Flow(Transform, Generic[C]):
         """What ``top`` sees."""
         return labels if cond is None or cond.anchor is None else cond.anchor
 
-    def _start(self, x: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
-        """Map pixels to the input of the first level, with the logdet so far."""
-        logdet = x.new_zeros(x.shape[0])
-        if self.prelude is not None:
-            x, logdet = self.prelude(x)
-        if cond is not None and cond.origin is not None:
-            self._check_origin(cond.origin, x.shape)
-            x = x - cond.origin
-        return x, logdet
-
-    def _estimated(self) -> list[Estimated]:
-        return [part for part in self.levels.modules() if isinstance(part, Estimated)]
-
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
     def _check_condition(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
         """Check a condition and return its features by level and its labels."""
         if cond is not None and cond.probes is not None:
-            return self._check_probes(cond.probes)
+            self.require_probes()
+            return [cond.probes] * len(self.levels), None
         if (cond is None) != (self.condition_encoder is None):
             takes = "a condition; make one with flow.encode_condition(source)"
             takes = takes if cond is None else "no condition; pass None"
@@ -567,11 +539,6 @@ class Flow(Transform, Generic[C]):
                 "images, or of one for all."
             )
         return [self._feature(f) for f in cond.features], cond.labels
-
-    def _check_probes(self, probes: Probes) -> tuple[Sequence[Probes], None]:
-        if not self.estimated:
-            raise ConditionError(f"The log-determinant of this {self.architecture} model is exact; it takes no probes.")
-        return [probes] * len(self.levels), None
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
@@ -615,3 +582,40 @@ class Flow(Transform, Generic[C]):
                 f"The condition belongs to images of shape {tuple(origin.shape)}; got {tuple(shape)}. "
                 "Encode the condition from the matching source."
             )
+
+
+class Details(nn.Module):
+    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
+
+    Unlike the prior of a split it runs when the way down is complete, from the deepest level up: its features are those
+    of the level's kept channels and of all deeper levels.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
+    """
+
+    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
+        """Build it.
+
+        Args:
+            extractor: Network from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list
+                that begins with the next one, ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``.
+            transform: Of the channels factored out, conditioned on the features.
+        """
+        super().__init__()
+        self.extractor = extractor
+        self.transform = transform
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size, which may be the side of a square.
+
+    Args:
+        size: A whole number, or two.
+
+    Raises:
+        FlowError: If it is neither.
+    """
+    chosen = (size, size) if isinstance(size, int) else tuple(size)
+    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
+        raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
+    return chosen

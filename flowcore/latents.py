@@ -28,10 +28,10 @@ Direction = list[Tensor]  # latents of batch 1, finest first: a way to move thro
 Mode = Literal["slerp", "linear", "norm"]
 Per = Literal["level", "channel", "local"]
 
-SMALLEST_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
+MIN_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
 OPPOSITE = 1e-3  # radians short of half a turn; beyond, the plane of the arc is rounding noise
-SMALLEST_STD = 1e-3  # of latents that should have 1: a flatter level has nothing to stretch
-FEWEST_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that its std is 0
+MIN_STD = 1e-3  # of latents that should have 1: a flatter level has nothing to stretch
+MIN_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that its std is 0
 
 
 # --- mixing two lists -------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def interpolate(
     are, not normalized) preserves the norm where both norms are equal; norm interpolates the norms exactly even where
     they differ, as those of encoded photographs do.
 
-    slerp falls back to linear where the arc is undefined: at angles below ``SMALLEST_ANGLE`` (no difference), within
+    slerp falls back to linear where the arc is undefined: at angles below ``MIN_ANGLE`` (no difference), within
     ``OPPOSITE`` of half a turn, and for a zero vector. norm does not rescale a vanishing m.
 
     Args:
@@ -85,39 +85,27 @@ def interpolate(
     ]
 
 
-def mix_levels(
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    levels: Sequence[bool] | Iterable[int] | None = None,
-    *,
-    weights: float | Sequence[float] | None = None,
-) -> list[Tensor]:
-    """Take some levels from another list: the structure of one image with the detail of another.
+def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequence[float]) -> list[Tensor]:
+    """Mix two lists level by level: the structure of one image with the detail of another.
 
-    Give ``levels`` to swap entire levels, or ``weights`` to blend: ``sqrt(1 - w) a + sqrt(w) b``, which is standard
-    normal again when a and b are independent standard normals. For similar latents (two neighbors of an interpolation,
-    an image and its variation) that formula exaggerates what they share; use ``interpolate`` with one t per level.
+    ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. For
+    similar latents (two neighbors of an interpolation, an image and its variation) that formula exaggerates what they
+    share; use ``interpolate`` with one t per level.
 
     Args:
-        a: Latents of the other levels.
-        b: Latents of the chosen levels.
-        levels: Levels to take from b: a truth value per level, or the numbers of the levels; 0 is the finest, -1 the
-            deepest.
+        a: Latents at weight 0.
+        b: Latents at weight 1.
         weights: Weight of b: one in [0, 1], or one per level. 0 and 1 give a and b bit for bit.
 
     Returns:
         Latents of the larger batch.
 
     Raises:
-        FlowError: If neither or both of ``levels`` and ``weights`` are given, a level does not exist, or a weight lies
-            outside [0, 1].
-        ShapeError: If the lists are incompatible, or the number of values is not that of levels.
+        FlowError: If a weight lies outside [0, 1].
+        ShapeError: If the lists are incompatible, or the number of weights is not that of levels.
     """
     pairs = _pairs(a, b)
-    if (levels is None) == (weights is None):
-        raise FlowError("mix_levels takes levels (to swap entire levels) or weights (to blend): exactly one of them.")
-    name = "truth values" if weights is None else "weights"
-    shares = _per_level(_level_weights(levels, len(pairs)) if weights is None else weights, len(pairs), name)
+    shares = _per_level(weights, len(pairs), "weights")
     if any(not 0 <= share <= 1 for share in shares):
         raise FlowError(f"A weight must lie in [0, 1]; got {shares}. 0 gives a, 1 gives b.")
     return [
@@ -207,9 +195,9 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     * "local": the ``window x window`` positions around each position, per channel, cut off at the border; for images
       that are unlikely in places.
 
-    Where a channel has fewer than ``FEWEST_POSITIONS`` positions (the deepest levels of small images), "channel" and
+    Where a channel has fewer than ``MIN_POSITIONS`` positions (the deepest levels of small images), "channel" and
     "local" use the statistics of the level: those of a single number would erase it. A standard deviation below
-    ``SMALLEST_STD`` counts as that.
+    ``MIN_STD`` counts as that.
 
     Args:
         latents: Finest first.
@@ -239,7 +227,7 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     for z in checked:
         wide = float64(z)
         mean, std = _moments(wide, per, window)
-        target = (wide - mean) / std.clamp_min(SMALLEST_STD)
+        target = (wide - mean) / std.clamp_min(MIN_STD)
         result.append((wide + strength * (target - wide)).to(z))
     return result
 
@@ -281,46 +269,6 @@ def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
 # --- directions -------------------------------------------------------------------------------------------------------
 
 
-class RunningMean:
-    """The mean of many latents in the memory of one, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sums: list[Tensor] = []
-
-    def add(self, latents: Sequence[Tensor]) -> None:
-        """Add a batch.
-
-        Args:
-            latents: Finest first; every item counts once.
-
-        Raises:
-            ShapeError: If they are incompatible with those before.
-            FlowError: If they contain values that are not finite, which would spoil the mean for good.
-        """
-        checked = _check(latents)
-        if not all(z.isfinite().all() for z in checked):
-            raise FlowError(
-                "The latents contain values that are not finite numbers. Leave out the image they come from."
-            )
-        sums = [float64(z).sum(0, keepdim=True).cpu() for z in checked]
-        if self._sums:
-            sums = [before + new for before, new in _pairs(self._sums, sums)]
-        self._sums = sums
-        self.count += checked[0].shape[0]
-
-    @property
-    def mean(self) -> list[Tensor]:
-        """The mean so far: latents of batch 1, float64, on the CPU.
-
-        Raises:
-            FlowError: If nothing was added.
-        """
-        if not self.count:
-            raise FlowError("There is no mean of no latents. Add at least one batch.")
-        return [total / self.count for total in self._sums]
-
-
 def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterable[Sequence[Tensor]]) -> Direction:
     """Find the direction of an attribute: mean latents with it minus mean latents without it.
 
@@ -340,15 +288,25 @@ def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterab
     Source: Kingma & Dhariwal, "Glow", section 6, whose program also multiplies by 1.6; here that is the strength of
     ``add``.
     """
-    means: list[list[Tensor]] = []
-    for side, batches in (("with", positives), ("without", negatives)):
-        running = RunningMean()
-        for batch in batches:
-            running.add(batch)
-        if not running.count:
-            raise FlowError(f"There are no latents {side} the attribute. A direction needs at least one on each side.")
-        means.append(running.mean)
+    means = [_mean("with", positives), _mean("without", negatives)]
     return [(p - n).float() for p, n in _pairs(*means)]
+
+
+def _mean(side: str, batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Average over all items, in float64 on the CPU and in the memory of one."""
+    sums, count = list[Tensor](), 0
+    for batch in batches:
+        checked = _check(batch)
+        if not all(z.isfinite().all() for z in checked):
+            raise FlowError(
+                "The latents contain values that are not finite numbers. Leave out the image they come from."
+            )
+        parts = [float64(z).sum(0, keepdim=True).cpu() for z in checked]
+        sums = [before + new for before, new in _pairs(sums, parts)] if sums else parts
+        count += checked[0].shape[0]
+    if not count:
+        raise FlowError(f"There are no latents {side} the attribute. A direction needs at least one on each side.")
+    return [total / count for total in sums]
 
 
 def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float | Sequence[float]) -> list[Tensor]:
@@ -371,62 +329,6 @@ def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float 
     return [z.clone() if s == 0 else z + s * d for (z, d), s in zip(pairs, strengths, strict=True)]
 
 
-def project(latents: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
-    """Project latents on a direction: ``z . d / |d|^2``, over all levels together.
-
-    ``add(latents, direction, s)`` raises it by s.
-
-    Args:
-        latents: Finest first.
-        direction: Of the same shapes, of batch 1 or as many as the latents.
-
-    Returns:
-        Per item, ``(B,)``, float64.
-
-    Raises:
-        FlowError: If the direction is zero.
-        ShapeError: If the two are incompatible.
-    """
-    pairs = [(float64(z).flatten(1), float64(d).flatten(1)) for z, d in _pairs(latents, direction)]
-    squared = torch.stack([d.square().sum(1) for _, d in pairs]).sum(0)
-    if not bool((squared > 0).all()):
-        raise FlowError("The direction is zero everywhere: nothing can be measured along it.")
-    return torch.stack([(z * d).sum(1) for z, d in pairs]).sum(0) / squared
-
-
-def orthogonalize(direction: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Direction:
-    """Remove from a direction what it shares with others, so that moving along it leaves their projections unchanged.
-
-    ``d - sum over i of (d . q_i) q_i``, with q an orthonormal basis of the span of the others.
-
-    Args:
-        direction: Latents of batch 1.
-        others: Directions of the same shapes, in any number; they need not be orthogonal to each other.
-
-    Returns:
-        The rest of the direction, not rescaled.
-
-    Raises:
-        FlowError: If nothing is left: the direction is a mixture of the others.
-        ShapeError: If they are incompatible, or not of batch 1.
-    """
-    checked = _check(direction)
-    if any(z.shape[0] != 1 for z in (*checked, *(z for other in others for z in _check(other)))):
-        raise ShapeError("A direction is a list of latents of batch 1; got a larger batch. Pass one item of it.")
-    basis: list[Tensor] = []
-    for other in others:
-        vector = _flatten([d for _, d in _pairs(checked, other)])
-        rest = _reject(vector, basis)
-        if rest.norm() > 1e-9 * vector.norm():  # else it lies in the span of those before
-            basis.append(rest / rest.norm())
-    vector = _flatten(checked)
-    rest = _reject(vector, basis)
-    if not rest.norm() > 1e-6 * vector.norm():
-        raise FlowError("Nothing is left of the direction: it is a mixture of the others. Leave one of them out.")
-    levels = rest.split([z.numel() for z in checked])
-    return [level.view(z.shape).to(z) for level, z in zip(levels, checked, strict=True)]
-
-
 # --- one level of one pair --------------------------------------------------------------------------------------------
 
 
@@ -438,7 +340,7 @@ def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
     one, two = float64(x).flatten(1), float64(y).flatten(1)  # (B, D)
     angle = ((one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))).acos()  # (B,)
     # NaN where a norm is zero, or where rounding leads beyond a cosine of 1: no arc either
-    arc = (angle > SMALLEST_ANGLE) & (angle < math.pi - OPPOSITE)
+    arc = (angle > MIN_ANGLE) & (angle < math.pi - OPPOSITE)
     angle = torch.where(arc, angle, 1.0)
     first = torch.where(arc, ((1 - t) * angle).sin() / angle.sin(), 1 - t)
     second = torch.where(arc, (t * angle).sin() / angle.sin(), t)
@@ -458,12 +360,12 @@ def _item_weights(weights: Tensor, z: Tensor) -> Tensor:
     return weights.to(z)[:, None, None, None]
 
 
-# --- statistics and vectors -------------------------------------------------------------------------------------------
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over level, channel or window, in a shape that broadcasts to z."""
-    if per == "level" or z.shape[2] * z.shape[3] < FEWEST_POSITIONS:
+    if per == "level" or z.shape[2] * z.shape[3] < MIN_POSITIONS:
         return z.mean((1, 2, 3), keepdim=True), z.std((1, 2, 3), correction=0, keepdim=True)
     if per == "channel":
         return z.mean((2, 3), keepdim=True), z.std((2, 3), correction=0, keepdim=True)
@@ -473,19 +375,6 @@ def _moments(z: Tensor, per: Per, window: int) -> tuple[Tensor, Tensor]:
 
 def _window_mean(z: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(z, window, stride=1, padding=window // 2, count_include_pad=False)
-
-
-def _flatten(latents: Sequence[Tensor]) -> Tensor:
-    """Join all levels of one item to one vector, in float64."""
-    return torch.cat([float64(z).flatten() for z in latents])
-
-
-def _reject(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
-    """Subtract the projection on an orthonormal basis."""
-    for _ in range(2):  # the second pass removes rounding errors of the first
-        for axis in basis:
-            vector = vector - vector.dot(axis) * axis
-    return vector
 
 
 def _refuse_same_noise(latents: Sequence[Tensor], noise: Sequence[Tensor], seed: int) -> None:
@@ -565,17 +454,3 @@ def _per_level(value: float | Sequence[float], levels: int, name: str) -> list[f
     if not all(math.isfinite(v) for v in values):
         raise FlowError(f"{name} must be finite numbers; got {values}.")
     return values
-
-
-def _level_weights(levels: Sequence[bool] | Iterable[int] | None, count: int) -> list[float]:
-    """Convert truth values or level numbers to a weight of 0 or 1 per level."""
-    chosen = list(levels or ())
-    if chosen and all(type(level) is bool for level in chosen):
-        return [float(level) for level in chosen]
-    if any(type(n) is not int or not -count <= n < count for n in chosen):
-        raise FlowError(
-            f"These latents have levels 0 (finest) to {count - 1} (deepest); got {chosen}. Give their numbers, or one "
-            "truth value per level."
-        )
-    numbers = {n % count for n in chosen}
-    return [float(n in numbers) for n in range(count)]

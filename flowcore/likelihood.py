@@ -20,30 +20,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import prior
-from .dequantization import Dequantizer, Uniform, dequantized_batches, quantization
+from .condition import Condition
+from .dequantization import Dequantizer, Uniform, quantization
 from .device import float64
-from .flow import Flow
+from .flow import Flow, Level
+from .prior import Shape
+from .transforms import Estimated, draw_probes, flat_parts
 
 
 def log_prob(flow: Flow, x: Tensor, cond: Any = None) -> Tensor:
-    """Evaluate a flow's log density: prior plus log-determinant, at temperature 1.
-
-    Args:
-        flow: The model.
-        x: ``(B, C, H, W)``, in the model's image units.
-        cond: Its condition.
-
-    Returns:
-        Nats per image, ``(B,)``.
-    """
-    latents, logdet = flow(x, cond)
-    return prior.log_prob(latents) + logdet
+    """Evaluate a flow's log density; see ``Flow.log_prob``."""
+    return flow.log_prob(x, cond)
 
 
 def bits_per_dim(log_probs: Tensor, dimensions: int, bin_width: float = 1.0) -> Tensor:
@@ -87,44 +80,6 @@ def log_weight(
     parameter = next(flow.parameters(), k)
     log_p = log_prob(flow, bins.place(k, u.to(parameter)), cond)
     return log_p + k[0].numel() * math.log(bins.width) - log_q.to(log_p)
-
-
-@torch.no_grad()
-def log_weights(
-    flow: Flow,
-    k: Tensor,
-    cond: Any = None,
-    *,
-    dequantizer: Dequantizer | None = None,
-    samples: int = 1,
-    seed: int = 0,
-    batch: int = 16,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """Evaluate several draws per image, in memory that does not grow with their number.
-
-    Args:
-        flow: The model.
-        k: Integers as floats, ``(B, C, H, W)``; see ``dequantization.to_integers``.
-        cond: The model's condition, for the B images.
-        dequantizer: None for uniform noise.
-        samples: Draws per image.
-        seed: Image i is drawn with ``seed + i``; see ``dequantization.dequantized_batches``.
-        batch: Draws that go through the flow at once.
-        noise: ``(samples, B, C, H, W)``, used instead of random numbers; sets ``samples``.
-
-    Returns:
-        w of every draw in nats, float64, ``(B, samples)``, on the CPU.
-    """
-    bins = quantization(flow)
-    parameter = next(flow.parameters(), k)
-    weights = torch.empty(k.shape[0], samples if noise is None else noise.shape[0], dtype=torch.float64)
-    for chunk in dequantized_batches(
-        k, bins, dequantizer or Uniform(), samples=samples, seed=seed, batch=batch, noise=noise
-    ):
-        log_p = log_prob(flow, chunk.x.to(parameter), select_items(cond, chunk.items)).cpu().double()
-        weights[chunk.items, chunk.draws] = log_p + k[0].numel() * math.log(bins.width) - chunk.log_q
-    return weights
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
@@ -179,3 +134,60 @@ def select_items(cond: Any, items: Tensor) -> Any:
         changes = {f.name: select_items(getattr(cond, f.name), items) for f in dataclasses.fields(cond)}
         return dataclasses.replace(cond, **changes)
     return cond
+
+
+def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Condition:
+    """Draw probes, and make a condition with which ``forward`` and ``by_position`` estimate the log-determinant.
+
+    It holds nothing else: estimated flows are unconditional.
+
+    Args:
+        flow: A flow whose log-determinant has no closed form.
+        shape: Of the images, ``(B, C, H, W)``.
+        seed: Item i has its own generator, seeded with ``seed + i``; or a seed for each item.
+        terms: Of every power series, which leaves out those that follow.
+
+    Returns:
+        The condition; its probes have entries +1 and -1, and are on the CPU.
+
+    Raises:
+        ConditionError: If the log-determinant of this flow is not estimated.
+        ShapeError: If the model does not accept images of that size.
+    """
+    batch, _, height, width = shape
+    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+    shapes, coefficients = probe_shapes(flow, height, width), series_coefficients(flow, terms)
+    return Condition(features=(), probes=draw_probes(shapes, seeds, coefficients))
+
+
+def series_coefficients(flow: Flow, terms: int = 20) -> tuple[tuple[float, ...], ...]:
+    """List the coefficients of truncated power series, for every estimated step; see ``Probes``."""
+    parts = [part for part in flow.levels.modules() if isinstance(part, Estimated)]
+    return tuple((1.0,) * terms if part.has_series else () for part in parts)
+
+
+def probe_shapes(flow: Flow, height: int, width: int) -> list[Shape]:
+    """Compute the shapes of the probes of an image: those of the inputs of all estimated steps.
+
+    Args:
+        flow: As in ``with_probes``.
+        height: Of the image.
+        width: Of the image.
+
+    Raises:
+        ConditionError: If the log-determinant of this flow is not estimated.
+        ShapeError: If the model does not accept images of that size.
+    """
+    flow.require_probes()
+    flow.latent_shapes(height, width)  # refuses sizes
+    shapes: list[Shape] = []
+    at: Shape = (flow.channels, height, width)
+    for level in flow.levels:
+        assert isinstance(level, Level)
+        for part in [level.squeeze, *flat_parts(level.steps)]:
+            if isinstance(part, Estimated):
+                shapes.append(at)
+            at = part.output_shape(at)
+        if level.split is not None:
+            at = (level.split.kept_channels(at[0]), *at[1:])
+    return shapes

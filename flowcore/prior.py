@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor
 from .errors import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
+
+AT_ONCE = 2**22  # draws between two moments at which a caller can stop them; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map
@@ -46,7 +49,6 @@ def sample_latents(
     temperature: Temperature = 1.0,
     seed: int = 0,
     *,
-    order: Literal["item", "published"] = "item",
     anchored: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
@@ -62,13 +64,9 @@ def sample_latents(
             items that is resized to each level. 0 gives the mode of the latents.
         seed: Item i has its own generator, seeded with ``seed + i``. On the CPU torch reads 32 bits of a seed: seeds
             that differ by a multiple of 2^32 give the same noise.
-        order: "item" as above; "published" draws all items from one generator, deepest level first, as the published
-            program of SRFlow does (with temperature 0 that program still consumes the split draws, which makes no
-            difference here).
         anchored: As the flow's attribute says: whether the last latents are a deviation that is not sampled. They are
             zero, take no temperature and no draw, and are an expanded single item.
-        check: Called before every level of every item, and of all together, which take seconds for large images; what
-            it raises ends it.
+        check: Called every few million draws, which take seconds for large images; what it raises ends it.
 
     Returns:
         Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
@@ -79,7 +77,7 @@ def sample_latents(
     """
     if anchored:
         still = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
-        return [*sample_latents(shapes[:-1], n, temperature, seed, order=order, check=check), still]
+        return [*sample_latents(shapes[:-1], n, temperature, seed, check=check), still]
     taus = [
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
@@ -88,18 +86,15 @@ def sample_latents(
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
     if n < 1:
         raise FlowError(f"The number of samples must be at least 1; got {n}.")
-    if order == "published":
-        generator = torch.Generator("cpu").manual_seed(seed)
-        drawn = [_normal((n, *shape), generator, check) for shape in reversed(shapes)]
-        return [tau * z for tau, z in zip(taus, reversed(drawn), strict=True)]
-    items: list[list[Tensor]] = []
+    # whatever torch's defaults are
+    levels = [torch.empty(n, *shape, dtype=torch.float32, device="cpu") for shape in shapes]
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
-        items.append([_normal(shape, generator, check) for shape in shapes])
-    levels: list[Tensor] = []
-    for level, tau in enumerate(taus):
+        for level in levels:
+            _draw(level[i].view(-1), generator, check)
+    for level, tau in zip(levels, taus, strict=True):
         check()
-        levels.append(tau * torch.stack([item[level] for item in items]))
+        level.mul_(tau)
     return levels
 
 
@@ -179,6 +174,9 @@ def _number_or_map(tau: float | Tensor, n: int) -> float | Tensor:
     return tau.detach().to("cpu", torch.float32)
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator, check: Callable[[], None]) -> Tensor:
-    check()
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+def _draw(values: Tensor, generator: torch.Generator, check: Callable[[], None]) -> None:
+    """Fill a vector as ``torch.randn`` does in one piece: torch draws 16 numbers at a time, so no piece is shorter."""
+    starts = [*range(0, max(1, len(values) - 15), AT_ONCE), len(values)]
+    for start, stop in pairwise(starts):
+        check()
+        values[start:stop].normal_(generator=generator)

@@ -1,13 +1,14 @@
-"""The provenance of a picture: what made it, stored in its own PNG file, and how to find that model again.
+"""The provenance of a picture: what made it, stored in its own PNG or EXR file, and how to find that model again.
 
 Every node that makes pictures adds an entry. Whoever saves the picture writes all entries as one JSON list into the
-PNG text chunk ``flowcore``. The same model, source and entry give the same picture, bit for bit.
+PNG text chunk ``flowcore``, or the EXR attribute. The same model, source and entry give the same picture, bit for bit.
 
 Files are untrusted. Reading one takes at most 4 MiB of text, 64 entries and a scan of 256 MiB; no pixel is decoded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,8 +28,11 @@ from .checkpoints.latents_file import model_sha256
 from .errors import CheckpointError, FlowError
 from .flow import Flow
 
+VERSION = "0.1.0"  # of flowcore
+
 KEY = "flowcore"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+EXR = b"\x76\x2f\x31\x01"
 MAX_TEXT = 4 * 2**20  # bytes; an entry has about a thousand
 MAX_SCAN = 256 * 2**20  # bytes of a file
 MAX_CHUNKS = 1_000_000
@@ -146,7 +150,7 @@ def _shown(value: Any) -> str:
 
 
 def read(path: str | Path) -> list[Provenance]:
-    """Read the provenance in a PNG file.
+    """Read the provenance in a PNG or EXR file.
 
     Args:
         path: The file.
@@ -155,22 +159,14 @@ def read(path: str | Path) -> list[Provenance]:
         One entry per node that took part, at least one, in the order in which they ran.
 
     Raises:
-        ProvenanceError: If the file cannot be read, is not a PNG, or has no valid provenance.
+        ProvenanceError: If the file cannot be read, is neither, or has no valid provenance.
     """
-    path = Path(path)
-    name = path.name[:100]
-    try:
-        with path.open("rb") as file:
-            text = _find(file, name)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, FlowError):
-            raise
-        raise ProvenanceError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    name, text = Path(path).name[:100], _text(Path(path), KEY)
     if text is None:
         raise ProvenanceError(
             f"{name} holds no recipe of flowcore. Flow Upscale, Flow Colorize and Flow Sample write one into the PNG "
-            "files that Save Image writes, if the prompt came from the canvas and metadata is not switched off; other "
-            "programs leave it out when they save."
+            "and EXR files that the host saves, if the prompt came from the canvas and metadata is not switched off; "
+            "other programs leave it out when they save."
         )
     try:
         raw = json.loads(text)
@@ -189,10 +185,48 @@ def read(path: str | Path) -> list[Provenance]:
         raise ProvenanceError(f"The recipe in {name} is damaged: {error} Use the file as it was saved.") from error
 
 
-def _find(file: BinaryIO, name: str) -> str | None:
-    """Find our text. A PNG is a sequence of chunks: length, kind, content, checksum."""
-    if file.read(8) != SIGNATURE:
-        raise ProvenanceError(f"{name} is not a PNG file, and only those carry recipes. Give the file as it was saved.")
+def describe(path: str | Path) -> list[dict[str, Any]]:
+    """Describe what made a picture: its provenance or, if it was made through ComfyUI's API, the nodes in its prompt.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The entries of its provenance as JSON types; without any, "node_id", "node" and "settings" of every node of
+        flowcore in the prompt, where a list of a node and a number is a link.
+
+    Raises:
+        ProvenanceError: If there is neither; see ``read``.
+    """
+    if _text(Path(path), KEY) is None and (prompt := _text(Path(path), "prompt")) is not None:
+        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # of another program
+            nodes = [(id, node["class_type"], node["inputs"]) for id, node in json.loads(prompt).items()]
+            ours = [entry for entry in nodes if str(entry[1]).startswith("Flowcore")]
+            if ours:
+                return [{"node_id": id, "node": node, "settings": inputs} for id, node, inputs in ours]
+    return [entry.to_json() for entry in read(path)]
+
+
+def _text(path: Path, key: str) -> str | None:
+    """Read the text of a key in a PNG or EXR file; None if there is none."""
+    name = path.name[:100]
+    try:
+        with path.open("rb") as file:
+            return _find(file, name, key)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, FlowError):
+            raise
+        raise ProvenanceError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _find(file: BinaryIO, name: str, key: str) -> str | None:
+    """Find a text. A PNG is a sequence of chunks: length, kind, content, checksum."""
+    if (start := file.read(8))[:4] == EXR:
+        return _find_attribute(file, key)
+    if start != SIGNATURE:
+        raise ProvenanceError(
+            f"{name} is not a PNG or EXR file, and only those carry recipes. Give the file as it was saved."
+        )
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -202,14 +236,26 @@ def _find(file: BinaryIO, name: str) -> str | None:
             file.seek(length + 4, 1)
             continue
         start = file.tell()
-        if file.read(min(length, len(KEY) + 1)) == KEY.encode() + b"\0":
-            rest = length - len(KEY) - 1
+        if file.read(min(length, len(key) + 1)) == key.encode() + b"\0":
+            rest = length - len(key) - 1
             if rest > MAX_TEXT:
                 raise ProvenanceError(
                     f"The recipe in {name} is {rest} bytes long; expected at most {MAX_TEXT}. No node writes such."
                 )
             return _decoded(kind, file.read(rest), name)
         file.seek(start + length + 4)
+    return None
+
+
+def _find_attribute(file: BinaryIO, key: str) -> str | None:
+    """Find a text in the header of an OpenEXR file, a sequence of attributes: name, type, size, content."""
+    header, place = file.read(MAX_TEXT), 0
+    while (end := header.find(b"\0", place)) > place:
+        start = header.index(b"\0", end + 1) + 5
+        size = int.from_bytes(header[start - 4 : start], "little")
+        if header[place:end] == key.encode():
+            return header[start : start + size].decode()
+        place = start + size
     return None
 
 
@@ -240,8 +286,8 @@ def fingerprint(picture: Tensor) -> str:
     """Fingerprint a picture as an 8-bit file stores it.
 
     Args:
-        picture: ``(1, 3 or 4, H, W)`` in [0, 1], or uint8. Gray counts as three channels, alpha is ignored, and values
-            are truncated as ComfyUI does.
+        picture: ``(1, C, H, W)`` in [0, 1], C = 3 or 4, or uint8. Gray counts as three channels, alpha is ignored, and
+            values are truncated as ComfyUI does.
 
     Returns:
         12 hexadecimal digits.

@@ -7,6 +7,7 @@ from . import (
     color,
     examples,
     faces,
+    folders,
     latents,
     light,
     loaders,
@@ -16,8 +17,8 @@ from . import (
     training,
     upscaling,
 )
-from .host.compat import Extension, Replacement, on_prompt
-from .host.routes import post
+from .host.compat import Extension, on_prompt
+from .host.routes import post, show_as_inputs
 from .live import LIVE, ROUTE
 from .node import FlowNode
 from .recording import PROVENANCE_LOG, RecordingNode
@@ -36,6 +37,7 @@ NODES = [
         color,
         light,
         faces,
+        folders,
         training,
         painting,
     )
@@ -43,13 +45,11 @@ NODES = [
     if isinstance(node, type) and issubclass(node, FlowNode) and node.__module__ == menu.__name__
 ]
 
-# One entry for every node id of a release that this one does not have any more. So far there is none.
-REPLACEMENTS: list[Replacement] = []
-
 
 def extension() -> Extension:
     """Return what the host asks for: our nodes, and the hooks that run once at its start."""
     recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
-    on_start = [register_srflow, lambda: on_prompt(read_prompt), lambda: post(ROUTE, LIVE.prepare)]
-    return Extension(NODES, REPLACEMENTS, on_start)
+    routes = [lambda: post(ROUTE, LIVE.prepare), lambda: show_as_inputs(examples.preview)]
+    on_start = [register_srflow, lambda: on_prompt(read_prompt), *routes]
+    return Extension(NODES, on_start)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Progress, gallery, of_image
-from .node import FlowNode, schema
-from .picking import HIDDEN, PickingNode
+from .node import FlowNode
+from .picking import PickingNode
 from .recording import PROVENANCE_LOG
 from .sockets import FlowModel, flow_model, from_image, to_image
 
@@ -32,50 +33,32 @@ PERCENTILES = (2, 98)  # of a map of bits, at 0 and 1 of its mask
 class FlowcoreScore(FlowNode):
     """How likely images are to a model, and which pixels surprise it."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreScore",
-            "analysis",
-            aliases=["likelihood", "bits per dimension", "bpd", "anomaly", "heat map", "rank images", "score"],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("sample", "upscale", "rescale"),
-                io.Combo.Input(
-                    "dequantization", options=["uniform", "gaussian", "variational"], default="uniform", optional=True
-                ),
-                io.Int.Input("samples", default=1, min=1, max=1024, optional=True),
-                widgets.seed(control=False, optional=True),
-                widgets.fit(),
-                widgets.label(),
-                io.Image.Input("source", optional=True),
-                io.Int.Input("probes", default=4, min=0, max=1024, optional=True),
-                io.Int.Input("terms", default=20, min=1, max=1000, optional=True),
-            ],
-            outputs=[
-                io.Float.Output("bits_per_dim", is_output_list=True),
-                io.Image.Output("heat_map", is_output_list=True),
-                io.Mask.Output("mask", is_output_list=True),
-                io.Image.Output("ranked", is_output_list=True),
-                io.String.Output("report"),
-            ],
-            is_input_list=True,
-            advanced=("dequantization", "seed", "label", "probes", "terms"),
-        )
+    ALIASES = ("likelihood", "bits per dimension", "bpd", "anomaly", "heat map", "rank images", "score")
+    OUTPUTS = (
+        io.Float.Output("bits_per_dim", is_output_list=True),
+        io.Image.Output("heat_map", is_output_list=True),
+        io.Mask.Output("mask", is_output_list=True),
+        io.Image.Output("ranked", is_output_list=True),
+        io.String.Output("report"),
+    )
+    ADVANCED = ("dequantization", "seed", "label", "probes", "terms")
+    IS_INPUT_LIST = True
 
     @classmethod
     def run(
         cls,
-        image: list[Tensor],
-        model: list[FlowModel],
-        dequantization: list[task.Dequantization],
-        samples: list[int],
-        seed: list[int],
-        fit: list[Fit],
-        label: list[int],
-        source: list[Tensor] | None,
-        probes: list[int],
-        terms: list[int],
+        image: Annotated[list[Tensor], io.Image.Input],
+        model: Annotated[list[FlowModel], flow_model("sample", "upscale", "rescale")],
+        dequantization: Annotated[
+            list[task.Dequantization], widgets.choice("uniform", "gaussian", "variational", optional=True)
+        ],
+        samples: Annotated[list[int], widgets.integer(1, 1, 1024, optional=True)],
+        seed: Annotated[list[int], widgets.seed(control=False, optional=True)],
+        fit: Annotated[list[Fit], widgets.fit],
+        label: Annotated[list[int], widgets.label],
+        source: Annotated[list[Tensor] | None, partial(io.Image.Input, optional=True)],
+        probes: Annotated[list[int], widgets.integer(4, 0, 1024, optional=True)],
+        terms: Annotated[list[int], widgets.integer(20, 1, 1000, optional=True)],
     ) -> Any:
         notes, flow, draws = cls.notes(), model[0].flow, samples[0]
         subjects = [
@@ -87,6 +70,13 @@ class FlowcoreScore(FlowNode):
         )
         if resized:
             notes(f"{resized} of {sum(map(len, image))} images were resized or cut to fit, which changes their score.")
+        enlarged = [
+            subject.pixels.shape[2] > image.shape[1] or subject.pixels.shape[3] > image.shape[2]
+            for image, subject in zip(image, subjects, strict=True)
+            for _ in image
+        ]
+        if any(enlarged):
+            notes(f"{sum(enlarged)} of {len(enlarged)} images were enlarged, and stand last without a rank.")
         progress, total, done = Progress(), sum(len(s.pixels) for s in subjects), 0
         scores: list[task.Score] = []
         for subject in subjects:
@@ -97,15 +87,13 @@ class FlowcoreScore(FlowNode):
                 task.score(
                     flow,
                     subject.pixels,
-                    subject.condition(flow),
+                    subject.condition(flow, cancelled=stop_if_cancelled, notify=notes),
                     dequantization=dequantization[0],
                     samples=draws,
-                    seed=(seed[0] + done) % 2**64,  # as if all batches were one
+                    seed=seed[0],
                     probes=probes[0],
                     terms=terms[0],
-                    progress=progress.part(done / total, count / total),
-                    cancelled=stop_if_cancelled,
-                    notify=notes,
+                    **notes.follow(progress.part(done / total, count / total)),
                 )
             )
             done += count
@@ -114,9 +102,9 @@ class FlowcoreScore(FlowNode):
             float(value) for s in scores if s.complexity_corrected is not None for value in s.complexity_corrected
         ]
         spread = [float(value) for s in scores for value in s.spread]
-        order = sorted(range(total), key=lambda i: (not math.isfinite(corrected[i]), corrected[i]))
+        order = sorted(range(total), key=lambda i: task.ranking_key(bits[i], corrected[i], enlarged[i]))
         messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
-        report = "\n".join([*_table(order, bits, corrected, spread), "", *messages])
+        report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
         maps = _batches([_normalized(part)[None] for s in scores for part in s.map])
         pictures = [picture[None] for s in subjects for picture in s.pixels]
         finite = widgets.finite_or_none
@@ -127,7 +115,7 @@ class FlowcoreScore(FlowNode):
             [to_image(batch) for batch in _batches([pictures[i] for i in order])],
             report,
             ui={
-                "text": [report],
+                "text": [f"{_summary(order, corrected, enlarged)}\n\n{report}"],
                 "bits_per_dim": [finite(value) for value in bits],
                 "corrected": [finite(value) for value in corrected],
                 "spread": [finite(value) for value in spread],
@@ -165,34 +153,41 @@ def _batches(parts: list[Tensor]) -> list[Tensor]:
     return [torch.cat(parts)] if len({part.shape for part in parts}) == 1 else parts
 
 
-def _table(order: list[int], bits: list[float], corrected: list[float], spread: list[float]) -> list[str]:
+def _summary(order: list[int], corrected: list[float], enlarged: list[bool]) -> str:
+    """Say in a sentence what the table says in numbers; the canvas folds the table away."""
+    ranked = [i for i in order if not enlarged[i]] or order
+    if len(ranked) > 1:
+        return f"Most usual for this model: image {ranked[0]}. Most unusual: image {ranked[-1]}."
+    if corrected[ranked[0]] < 0:
+        return "Usual for this model: it expects the picture better than a lossless compressor does."
+    return "Unusual for this model: it expects the picture no better than a lossless compressor does."
+
+
+def _table(
+    order: list[int], bits: list[float], corrected: list[float], spread: list[float], enlarged: list[bool]
+) -> list[str]:
     lines = ["rank  image  bits/dim  corrected  spread"]
     for rank, i in enumerate(order, 1):
         varies = f"{spread[i]:.4f}" if math.isfinite(spread[i]) else "-"
-        lines.append(f"{rank:4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
+        place = "-" if enlarged[i] else str(rank)
+        lines.append(f"{place:>4}  {i:5}  {bits[i]:8.4f}  {corrected[i]:9.4f}  {varies:>6}")
     return lines
 
 
 class FlowcoreDiversityMap(FlowNode):
     """Where samples differ: what the model had to guess."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreDiversityMap",
-            "analysis",
-            aliases=["diversity", "uncertainty", "heat map", "variance", "standard deviation", "spread"],
-            inputs=[
-                io.Image.Input("images"),
-                io.Int.Input("samples", default=0, min=0, max=4096, optional=True),
-                io.Float.Input("gain", default=1.0, min=0.0, max=100.0, step=0.1, optional=True),
-            ],
-            outputs=[io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean")],
-            advanced=("gain",),
-        )
+    ALIASES = ("diversity", "uncertainty", "heat map", "variance", "standard deviation", "spread")
+    OUTPUTS = (io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean"))
+    ADVANCED = ("gain",)
 
     @classmethod
-    def run(cls, images: Tensor, samples: int, gain: float) -> Any:
+    def run(
+        cls,
+        images: Annotated[Tensor, io.Image.Input],
+        samples: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        gain: Annotated[float, widgets.number(1.0, 0.0, 100.0, 0.1, optional=True)],
+    ) -> Any:
         deviation = diversity_map(from_image(images), samples)  # (B, 1, H, W)
         maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
         means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
@@ -207,40 +202,23 @@ class FlowcoreBestOf(PickingNode):
     """The best samples first, with their scores."""
 
     PICKED = (0, 1, 2)
+    ALIASES = ("best of n", "rank", "sort images", "pick best", "cherry pick", "likelihood", "consensus", "select")
+    OUTPUTS = (
+        io.Image.Output("best"),
+        io.Float.Output("scores", is_output_list=True),
+        io.Int.Output("order", is_output_list=True),
+    )
 
     @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreBestOf",
-            "analysis",
-            aliases=[
-                "best of n",
-                "rank",
-                "sort images",
-                "pick best",
-                "cherry pick",
-                "likelihood",
-                "consensus",
-                "select",
-            ],
-            inputs=[
-                io.Image.Input("images"),
-                io.Image.Input("source"),
-                flow_model("upscale", "colorize", optional=True),
-                io.Combo.Input("by", options=["consistency", "likelihood", "consensus"], default="consistency"),
-                io.Int.Input("keep", default=1, min=1, max=64),
-                widgets.pick(),
-            ],
-            outputs=[
-                io.Image.Output("best"),
-                io.Float.Output("scores", is_output_list=True),
-                io.Int.Output("order", is_output_list=True),
-            ],
-            hidden=HIDDEN,
-        )
-
-    @classmethod
-    def run(cls, images: Tensor, source: Tensor, model: FlowModel | None, by: By, keep: int) -> Any:
+    def run(
+        cls,
+        images: Annotated[Tensor, io.Image.Input],
+        source: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel | None, flow_model("upscale", "colorize", optional=True)],
+        by: Annotated[By, widgets.choice("consistency", "likelihood", "consensus")],
+        keep: Annotated[int, widgets.integer(1, 1, 64)],
+        pick: Annotated[int, widgets.pick],
+    ) -> Any:
         notes, pixels, small, flow = cls.notes(), from_image(images), from_image(source), None
         if by == "likelihood" and model is not None:
             samples, size = max(1, len(pixels) // max(1, len(small))), pixels.shape[-2:]
@@ -249,7 +227,7 @@ class FlowcoreBestOf(PickingNode):
             else:
                 memory = memory_required(model.flow, samples, *size)
             flow = model.load(2 * memory)  # as in Score
-        scores, order = ranked(pixels, small, by, flow, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        scores, order = ranked(pixels, small, by, flow, **notes.follow())
         best = order[:, :keep] + torch.arange(len(order))[:, None] * order.shape[1]
         numbers = best.flatten().tolist()
         values = [float(value) for value in scores.flatten()[numbers]]

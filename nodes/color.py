@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -17,8 +18,7 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import Progress, gallery, seeds_in_turn
-from .node import FlowNode, schema
-from .picking import HIDDEN
+from .node import FlowNode
 from .recording import RecordingNode
 from .sockets import (
     FLOW_HINTS,
@@ -35,70 +35,47 @@ from .sockets import (
 class FlowcoreColorize(RecordingNode):
     """All colorings of the first image, then of the second; or those of a clip."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreColorize",
-            "color",
-            aliases=["colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor"],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("colorize"),
-                widgets.temperature(widgets.OWN, own=True),
-                widgets.seed(),
-                io.Int.Input("samples", default=1, min=1, max=64, optional=True),
-                widgets.temperature(widgets.OWN, "detail", own=True, optional=True),
-                widgets.saturation(),
-                widgets.working_size(),
-                FLOW_HINTS.Input("hints", optional=True),
-                io.Int.Input("hint_steps", default=20, min=0, max=200, optional=True),
-                FLOW_LATENTS.Input("latents", optional=True),
-                widgets.slider("latents_strength", 1.0, 0.0, 1.0, optional=True),
-                io.Int.Input("latents_levels", default=2, min=0, max=8, optional=True),
-                io.Combo.Input("frames", options=["images", "video"], default="images", optional=True),
-                io.Float.Input("carry", default=0.0, min=0.0, max=0.95, step=0.01, optional=True),
-                widgets.gamut(),
-                widgets.precision(),
-                widgets.pick(),
-                io.Image.Input("reference", optional=True),
-            ],
-            outputs=[io.Image.Output("images")],
-            hidden=HIDDEN,
-            advanced=(
-                "detail",
-                "working_size",
-                "hint_steps",
-                "latents_strength",
-                "latents_levels",
-                "carry",
-                "gamut",
-                "precision",
-            ),
-        )
+    ALIASES = ("colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor")
+    ESSENTIALS = "Image Tools"
+    OUTPUTS = (io.Image.Output("images"),)
+    ADVANCED = (
+        "detail",
+        "working_size",
+        "hint_steps",
+        "latents_strength",
+        "latents_levels",
+        "carry",
+        "gamut",
+        "precision",
+        "coherence",
+    )
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        model: FlowModel,
-        temperature: float,
-        seed: int,
-        samples: int,
-        detail: float,
-        saturation: float,
-        working_size: int,
-        hints: Hints | None,
-        hint_steps: int,
-        latents: Latents | None,
-        latents_strength: float,
-        latents_levels: int,
-        frames: Literal["images", "video"],
-        carry: float,
-        gamut: Gamut,
-        precision: Precision,
-        reference: Tensor | None,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("colorize")],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
+        detail: Annotated[float, widgets.temperature(widgets.OWN, own=True, optional=True)],
+        saturation: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 3.0, optional=True)],
+        working_size: Annotated[int, widgets.working_size],
+        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
+        hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True)],
+        latents: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        latents_strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True)],
+        latents_levels: Annotated[int, widgets.integer(2, 0, 8, optional=True)],
+        frames: Annotated[Literal["images", "video"], widgets.choice("images", "video", optional=True)],
+        carry: Annotated[float, widgets.number(0.0, 0.0, 0.95, 0.01, optional=True)],
+        gamut: Annotated[Gamut, widgets.gamut],
+        precision: Annotated[Precision, widgets.precision],
+        pick: Annotated[int, widgets.pick],
+        reference: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        coherence: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
     ) -> Any:
         notes, pixels, video = cls.notes(), from_image(image), frames == "video"
+        sources = pixels
         count, _, height, width = pixels.shape
         made = count if video else count * samples
         check_memory(made, 3 * height * width, "pictures need", "Lower samples, or pass fewer images.")
@@ -119,8 +96,9 @@ class FlowcoreColorize(RecordingNode):
         options: dict[str, Any] = {
             "temperature": widgets.own_or(temperature),
             "detail": widgets.own_or(detail),
+            "coherence": widgets.own_or(coherence),
             "seed": seed,
-            "saturation": saturation,
+            "saturation": widgets.own_or(saturation),
             "working_size": working_size or None,
             "hints": hints,
             "latents": levels,
@@ -136,7 +114,7 @@ class FlowcoreColorize(RecordingNode):
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
             if hints is not None and hints.coverage is not None and hint_steps:
-                notes("hint_steps is ignored: in a clip strokes and points guide the model, and are not refined.")
+                notes("hint_steps is ignored: in a clip strokes and points guide the model, and are not spread.")
             pictures = flowcore.colorize_video(flow, pixels, carry=carry, **options)
         else:
             if carry:
@@ -145,14 +123,15 @@ class FlowcoreColorize(RecordingNode):
         facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
         return io.NodeOutput(
             to_image(pictures),
-            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, from_image(image)),
+            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources),
         )
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        own: dict[str, float] = dict(
-            zip(("temperature", "detail"), values["model"].flow.config.temperatures, strict=True)
-        )
+        config = values["model"].flow.config
+        own: dict[str, float] = dict(zip(("temperature", "detail"), config.temperatures, strict=True))
+        given = values["latents"] is not None or values["reference"] is not None
+        own |= {"coherence": config.coherence, "saturation": 1.0 if given else config.saturation}
         stated = {name: widgets.own_or(values[name]) for name in own}
         return values | {name: own[name] if tau is None else tau for name, tau in stated.items()}
 
@@ -160,39 +139,22 @@ class FlowcoreColorize(RecordingNode):
 class FlowcoreColorHints(FlowNode):
     """Which colors are wanted, and where."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreColorHints",
-            "color",
-            aliases=["color hints", "strokes", "scribble", "palette", "hex color", "color picker", "colorize"],
-            inputs=[
-                io.Image.Input("image"),
-                io.Image.Input("strokes", optional=True),
-                io.Mask.Input("mask", optional=True),
-                io.String.Input("points", default="", multiline=True, optional=True),
-                io.Int.Input("radius", default=12, min=0, max=512, optional=True),
-                io.String.Input("palette", default="", optional=True),
-                io.Image.Input("palette_image", optional=True),
-                io.Boolean.Input("lock", default=False, optional=True),
-                FLOW_HINTS.Input("hints", optional=True),
-            ],
-            outputs=[FLOW_HINTS.Output("all_hints")],
-            advanced=("lock",),
-        )
+    ALIASES = ("color hints", "strokes", "scribble", "palette", "hex color", "color picker", "colorize")
+    OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
+    ADVANCED = ("lock",)
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        strokes: Tensor | None,
-        mask: Tensor | None,
-        points: str,
-        radius: int,
-        palette: str,
-        palette_image: Tensor | None,
-        lock: bool,
-        hints: Hints | None,
+        image: Annotated[Tensor, io.Image.Input],
+        strokes: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        points: Annotated[str, partial(io.String.Input, default="", multiline=True, optional=True)],
+        radius: Annotated[int, widgets.integer(12, 0, 512, optional=True)],
+        palette: Annotated[str, widgets.text],
+        palette_image: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        lock: Annotated[bool, widgets.switch],
+        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
     ) -> Any:
         notes = cls.notes()
         height, width = from_image(image[:1]).shape[-2:]
@@ -231,20 +193,18 @@ def _facts(hints: Hints) -> list[str]:
 class FlowcoreEncodeColor(FlowNode):
     """The latents of a picture's own colors."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreEncodeColor",
-            "color",
-            aliases=["encode color", "palette transfer", "color transfer", "reference colors", "color latents"],
-            inputs=[io.Image.Input("image"), flow_model("colorize"), widgets.working_size()],
-            outputs=[FLOW_LATENTS.Output("latents")],
-            reports=False,
-            advanced=("working_size",),
-        )
+    ALIASES = ("encode color", "palette transfer", "color transfer", "reference colors", "color latents")
+    OUTPUTS = (FLOW_LATENTS.Output("latents"),)
+    ADVANCED = ("working_size",)
+    REPORTS = False
 
     @classmethod
-    def run(cls, image: Tensor, model: FlowModel, working_size: int) -> Any:
+    def run(
+        cls,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("colorize")],
+        working_size: Annotated[int, widgets.working_size],
+    ) -> Any:
         pixels = from_image(image)
         count, _, height, width = pixels.shape
         flow = model.load(memory_required(model.flow, height, width, count, working_size=working_size))
@@ -255,24 +215,18 @@ class FlowcoreEncodeColor(FlowNode):
 class FlowcoreApplyChroma(FlowNode):
     """The colors of one picture on the exact luma of another, without a model."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreApplyChroma",
-            "color",
-            aliases=["apply chroma", "luma", "luminance", "color blend", "desaturate", "grayscale", "ycbcr"],
-            inputs=[
-                io.Image.Input("luma_from"),
-                io.Image.Input("colors_from"),
-                widgets.saturation(),
-                widgets.gamut(),
-            ],
-            outputs=[io.Image.Output("merged")],
-            reports=False,
-            advanced=("gamut",),
-        )
+    ALIASES = ("apply chroma", "luma", "luminance", "color blend", "desaturate", "grayscale", "ycbcr")
+    OUTPUTS = (io.Image.Output("merged"),)
+    ADVANCED = ("gamut",)
+    REPORTS = False
 
     @classmethod
-    def run(cls, luma_from: Tensor, colors_from: Tensor, saturation: float, gamut: Gamut) -> Any:
+    def run(
+        cls,
+        luma_from: Annotated[Tensor, io.Image.Input],
+        colors_from: Annotated[Tensor, io.Image.Input],
+        saturation: Annotated[float, widgets.saturation],
+        gamut: Annotated[Gamut, widgets.gamut],
+    ) -> Any:
         luma, colors = from_image(luma_from), from_image(colors_from)
         return io.NodeOutput(to_image(flowcore.apply_chroma(luma, colors, saturation=saturation, gamut=gamut)))

@@ -1,17 +1,23 @@
-"""Examples: pictures that come with the pack, for the stories and for a first try."""
+"""Examples: the pictures of the stories, which come with the pack, and a person's own in their place."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from ..flowcore import ImageError
 from ..flowcore.images.files import read
 from .host.compat import io
-from .node import FlowNode, schema
-from .sockets import to_image
+from .host.paths import input_path, input_pictures
+from .host.ui import png
+from .live import side_by_side
+from .loaders import file_fingerprint
+from .node import FlowNode
+from .sockets import shown, to_image
 
 FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
 TEN = [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)]
@@ -37,35 +43,68 @@ PICTURES: dict[str, list[str]] = {
     "four portraits": [f"pictures/portrait-{number}.jpg" for number in range(1, 5)],
     "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
     "bad JPEG": ["pictures/parrots.jpg"],
+    "group photograph": ["pictures/group.png"],
 }
 FILMS = {"black-and-white film"}
 FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame
 
 
+def _choice(name: str) -> Any:
+    """Describe the choice of a picture, with the files of each of ours."""
+    options = [*PICTURES, *input_pictures()]
+    described = io.Combo.Input(name, options=options, default="photograph", upload=io.UploadType.image)
+    # host 0.3.75 takes them in no other way
+    described.extra_dict = {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)}
+    return described
+
+
 class FlowcoreExample(FlowNode):
-    """A picture, a batch, a film or a folder of pictures to try things with."""
+    """A picture, a batch, a film or a folder of pictures to try things with; or a file of the input folder."""
+
+    MENU = "loaders"
+    ALIASES = ("example", "sample image", "demo picture", "test image", "photograph", "load image", "flow")
+    OUTPUTS = (io.Image.Output("image"), io.Mask.Output("mask"), io.String.Output("folder"))
+    REPORTS = False
 
     @classmethod
-    def define_schema(cls) -> Any:
-        picture = io.Combo.Input("picture", options=[*PICTURES], default="photograph")
-        # host 0.3.75 takes them in no other way
-        picture.extra_dict = {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)}
-        return schema(
-            "FlowcoreExample",
-            "loaders",
-            aliases=["example", "sample image", "demo picture", "test image", "photograph", "load image", "flow"],
-            inputs=[picture],
-            outputs=[io.Image.Output("image"), io.Mask.Output("mask"), io.String.Output("folder")],
-            reports=False,
+    def validate_inputs(cls, picture: Any) -> bool | str:
+        if isinstance(picture, str) and _files(picture):
+            return True
+        return (
+            f"there is no file {shown(picture)} in the input folder. Upload it, or choose one that is there or one of: "
+            f"{', '.join(PICTURES)}."
         )
 
     @classmethod
-    def run(cls, picture: str) -> Any:
-        files = [FOLDER / name for name in PICTURES[picture]]
+    def fingerprint_inputs(cls, picture: str) -> list[Any]:
+        return [fact for file in _files(picture) for fact in file_fingerprint(file, picture)]
+
+    @classmethod
+    def run(cls, picture: Annotated[str, _choice]) -> Any:
+        files = _files(picture)
+        if not files:
+            raise ImageError(f"{shown(picture)} is gone from the input folder. Choose another picture.")
         pixels = torch.cat([_read(file) for file in files])  # (B, 4, H, W)
         if picture in FILMS:
             pixels = _pan(pixels)
         return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(files[0].parent))
+
+
+@lru_cache(maxsize=len(PICTURES))
+def preview(name: str) -> tuple[bytes, str] | None:
+    """Return what the page shows of one of our pictures, and the type of that file: of a batch, all of it."""
+    files = _files(name) if name in PICTURES else []
+    if len(files) > 1:
+        return png(side_by_side(torch.cat([_read(file) for file in files]))), "image/png"
+    return (files[0].read_bytes(), "image/png" if files[0].suffix == ".png" else "image/jpeg") if files else None
+
+
+def _files(picture: str) -> list[Path]:
+    """Find the files of a picture: ours, or the one of that name in the input folder; none if there is none."""
+    if picture in PICTURES:
+        return [FOLDER / name for name in PICTURES[picture]]
+    path = input_path(picture)
+    return [] if path is None else [path]
 
 
 def _read(file: Path) -> Tensor:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as material
-from ..flowcore.checkpoints.latents_file import (
-    LatentsHeader,
-    load_latents,
-    load_source,
-    read_latents_header,
-    save_latents,
-)
+from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
 from ..flowcore.tasks.directions import apply_style
 from ..flowcore.tasks.harmonize import harmonize
 from ..flowcore.tasks.morph import morph
@@ -32,38 +27,33 @@ from .host.paths import input_files, input_path, output_path
 from .host.ui import Progress
 from .live import LiveNode
 from .loaders import file_fingerprint
-from .node import FlowNode, schema
+from .node import FlowNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, shown, to_image
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # of the input folder; where Save Flow Latents puts its files in the output folder
-STYLES = ("bold", "wide", "slanted", "messy")
-FACE_STYLES = ("smile", "age", "gender")
+
+Style = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1)]
+FaceStyle = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1, optional=True)]
 
 
 class FlowcoreInterpolate(FlowNode):
     """A walk from one image to another, frame by frame."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreInterpolate",
-            "latents",
-            aliases=["interpolate latents", "morph", "slerp", "animation", "latent walk", "blend", "tween"],
-            inputs=[
-                FLOW_LATENTS.Input("a"),
-                FLOW_LATENTS.Input("b"),
-                io.Int.Input("frames", default=16, min=2, max=512),
-                widgets.mode(),
-                io.Float.Input("coarse_first", default=0.0, min=0.0, max=1.0, step=0.01, optional=True),
-                io.Boolean.Input("loop", default=False, optional=True),
-            ],
-            outputs=[FLOW_LATENTS.Output("frames_of_latents")],
-            advanced=("mode", "coarse_first"),
-        )
+    ALIASES = ("interpolate latents", "morph", "slerp", "animation", "latent walk", "blend", "tween")
+    OUTPUTS = (FLOW_LATENTS.Output("frames_of_latents"),)
+    ADVANCED = ("mode", "coarse_first")
 
     @classmethod
-    def run(cls, a: Latents, b: Latents, frames: int, mode: material.Mode, coarse_first: float, loop: bool) -> Any:
+    def run(
+        cls,
+        a: Annotated[Latents, FLOW_LATENTS.Input],
+        b: Annotated[Latents, FLOW_LATENTS.Input],
+        frames: Annotated[int, widgets.integer(16, 2, 512)],
+        mode: Annotated[material.Mode, widgets.mode],
+        coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True)],
+        loop: Annotated[bool, widgets.switch],
+    ) -> Any:
         notes = cls.notes()
         a.check_same_model(b)
         positions = [i / (frames - 1) for i in range(frames)]
@@ -83,25 +73,19 @@ class FlowcoreInterpolate(FlowNode):
 class FlowcoreMixLatents(FlowNode):
     """The composition of one image with the texture of another."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreMixLatents",
-            "latents",
-            aliases=["mix latents", "blend latents", "style mixing", "combine latents", "merge latents"],
-            inputs=[
-                FLOW_LATENTS.Input("a"),
-                FLOW_LATENTS.Input("b"),
-                widgets.slider("coarse", 1.0, 0.0, 1.0),
-                widgets.slider("fine", 0.0, 0.0, 1.0),
-                io.String.Input("levels", default="", optional=True),
-            ],
-            outputs=[FLOW_LATENTS.Output("mixed")],
-            advanced=("levels",),
-        )
+    ALIASES = ("mix latents", "blend latents", "style mixing", "combine latents", "merge latents")
+    OUTPUTS = (FLOW_LATENTS.Output("mixed"),)
+    ADVANCED = ("levels",)
 
     @classmethod
-    def run(cls, a: Latents, b: Latents, coarse: float, fine: float, levels: str) -> Any:
+    def run(
+        cls,
+        a: Annotated[Latents, FLOW_LATENTS.Input],
+        b: Annotated[Latents, FLOW_LATENTS.Input],
+        coarse: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
+        fine: Annotated[float, widgets.slider(0.0, 0.0, 1.0)],
+        levels: Annotated[str, widgets.text],
+    ) -> Any:
         notes = cls.notes()
         a.check_same_model(b)
         shares = widgets.parse_numbers(levels, "levels") or [
@@ -121,24 +105,18 @@ class FlowcoreMixLatents(FlowNode):
 class FlowcoreVaryLatents(FlowNode):
     """Similar images."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreVaryLatents",
-            "latents",
-            aliases=["vary latents", "variation", "variation seed", "similar image", "subseed"],
-            inputs=[
-                FLOW_LATENTS.Input("latents"),
-                widgets.seed(1000),
-                io.Float.Input("strength", default=0.2, min=0.0, max=1.0, step=0.01),
-                widgets.temperature(1.0, optional=True),
-            ],
-            outputs=[FLOW_LATENTS.Output("varied")],
-            reports=False,
-        )
+    ALIASES = ("vary latents", "variation", "variation seed", "similar image", "subseed")
+    OUTPUTS = (FLOW_LATENTS.Output("varied"),)
+    REPORTS = False
 
     @classmethod
-    def run(cls, latents: Latents, seed: int, strength: float, temperature: float) -> Any:
+    def run(
+        cls,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        seed: Annotated[int, widgets.seed(1000)],
+        strength: Annotated[float, widgets.number(0.2, 0.0, 1.0, 0.01)],
+        temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
+    ) -> Any:
         varied = material.vary(latents.levels, seed, strength, temperature=temperature)
         return io.NodeOutput(dataclasses.replace(latents, levels=varied))
 
@@ -146,25 +124,19 @@ class FlowcoreVaryLatents(FlowNode):
 class FlowcoreNormalizeLatents(FlowNode):
     """Latents with the statistics that the model expects."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreNormalizeLatents",
-            "latents",
-            aliases=["normalize latents", "normalise latents", "restore", "harmonize", "content transfer"],
-            inputs=[
-                FLOW_LATENTS.Input("latents"),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01),
-                widgets.per(),
-                widgets.window(),
-            ],
-            outputs=[FLOW_LATENTS.Output("normalized")],
-            reports=False,
-            advanced=("window",),
-        )
+    ALIASES = ("normalize latents", "normalise latents", "restore", "harmonize", "content transfer")
+    OUTPUTS = (FLOW_LATENTS.Output("normalized"),)
+    ADVANCED = ("window",)
+    REPORTS = False
 
     @classmethod
-    def run(cls, latents: Latents, strength: float, per: material.Per, window: int) -> Any:
+    def run(
+        cls,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        strength: Annotated[float, widgets.number(1.0, 0.0, 1.0, 0.01)],
+        per: Annotated[material.Per, widgets.per],
+        window: Annotated[int, widgets.window],
+    ) -> Any:
         levels = material.normalize(latents.levels, strength, per, window=window)
         return io.NodeOutput(dataclasses.replace(latents, levels=levels))
 
@@ -172,19 +144,17 @@ class FlowcoreNormalizeLatents(FlowNode):
 class FlowcoreScaleLatents(FlowNode):
     """Calmer or livelier images."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreScaleLatents",
-            "latents",
-            aliases=["scale latents", "multiply latents", "temperature", "calm", "smooth"],
-            inputs=[FLOW_LATENTS.Input("latents"), widgets.temperature(1.0), widgets.temperatures()],
-            outputs=[FLOW_LATENTS.Output("scaled")],
-            reports=False,
-        )
+    ALIASES = ("scale latents", "multiply latents", "temperature", "calm", "smooth")
+    OUTPUTS = (FLOW_LATENTS.Output("scaled"),)
+    REPORTS = False
 
     @classmethod
-    def run(cls, latents: Latents, temperature: float, temperatures: str) -> Any:
+    def run(
+        cls,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        temperature: Annotated[float, widgets.temperature(1.0)],
+        temperatures: Annotated[str, widgets.text],
+    ) -> Any:
         factors = widgets.parse_numbers(temperatures, "temperatures") or temperature
         return io.NodeOutput(dataclasses.replace(latents, levels=material.scale(latents.levels, factors)))
 
@@ -192,46 +162,29 @@ class FlowcoreScaleLatents(FlowNode):
 class FlowcoreStyle(LiveNode):
     """The same content in another style."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreStyle",
-            "latents",
-            aliases=[
-                "style",
-                "bold",
-                "slant",
-                "smile",
-                "age",
-                "attribute",
-                "edit latents",
-                "latent direction",
-                "slider",
-            ],
-            inputs=[
-                FLOW_LATENTS.Input("latents"),
-                flow_model("sample"),
-                *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1) for style in STYLES),
-                FLOW_LATENTS.Input("direction", optional=True),
-                io.Float.Input("strength", default=1.0, min=-5.0, max=5.0, step=0.05, optional=True),
-                *(widgets.slider(style, 0.0, -3.0, 3.0, 0.1, optional=True) for style in FACE_STYLES),
-            ],
-            outputs=[FLOW_LATENTS.Output("styled")],
-        )
+    ALIASES = ("style", "bold", "slant", "smile", "age", "attribute", "edit latents", "latent direction", "slider")
+    OUTPUTS = (FLOW_LATENTS.Output("styled"),)
 
     @classmethod
-    def make(
+    def run(
         cls,
-        latents: Latents,
-        model: FlowModel,
-        direction: Latents | None,
-        strength: float,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        model: Annotated[FlowModel, flow_model("sample")],
+        bold: Style,
+        wide: Style,
+        slanted: Style,
+        messy: Style,
+        direction: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        strength: Annotated[float, widgets.number(1.0, -5.0, 5.0, 0.05, optional=True)],
+        smile: FaceStyle,
+        age: FaceStyle,
+        gender: FaceStyle,
         notify: Callable[[str], None],
-        **styles: float,
     ) -> Latents:
         model.check_latents(latents)
-        wanted = {style: value for style, value in styles.items() if value}
-        levels = apply_style(model.flow, latents.levels, wanted)
+        styles = {"bold": bold, "wide": wide, "slanted": slanted, "messy": messy}
+        styles |= {"smile": smile, "age": age, "gender": gender}
+        levels = apply_style(model.flow, latents.levels, {style: value for style, value in styles.items() if value})
         labels, source = latents.labels, latents.source
         if direction is not None:
             latents.check_same_model(direction)
@@ -243,31 +196,18 @@ class FlowcoreStyle(LiveNode):
 class FlowcoreAttributeDirection(FlowNode):
     """The direction from images without an attribute to images with it."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreAttributeDirection",
-            "latents",
-            aliases=["attribute", "direction", "latent direction", "concept", "edit", "steering vector"],
-            inputs=[
-                flow_model("sample"),
-                io.Image.Input("with_attribute"),
-                io.Image.Input("without_attribute"),
-                widgets.fit(),
-                widgets.label(),
-            ],
-            outputs=[FLOW_LATENTS.Output("direction")],
-            is_input_list=True,
-        )
+    ALIASES = ("attribute", "direction", "latent direction", "concept", "edit", "steering vector")
+    OUTPUTS = (FLOW_LATENTS.Output("direction"),)
+    IS_INPUT_LIST = True
 
     @classmethod
     def run(
         cls,
-        model: list[FlowModel],
-        with_attribute: list[Tensor],
-        without_attribute: list[Tensor],
-        fit: list[Fit],
-        label: list[int],
+        model: Annotated[list[FlowModel], flow_model("sample")],
+        with_attribute: Annotated[list[Tensor], io.Image.Input],
+        without_attribute: Annotated[list[Tensor], io.Image.Input],
+        fit: Annotated[list[Fit], widgets.fit],
+        label: Annotated[list[int], widgets.label],
     ) -> Any:
         notes, flow = cls.notes(), model[0].flow
         if flow.capabilities.source == "low_resolution":
@@ -284,7 +224,7 @@ class FlowcoreAttributeDirection(FlowNode):
             return encode(
                 flow,
                 subject.pixels,
-                subject.condition(flow),
+                subject.condition(flow, cancelled=stop_if_cancelled, notify=notes),
                 progress=progress.part(piece / pieces, 1 / pieces),
                 cancelled=stop_if_cancelled,
             )
@@ -299,32 +239,18 @@ class FlowcoreAttributeDirection(FlowNode):
 class FlowcoreLatentExplorer(LiveNode):
     """One image from the square between two to four others."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreLatentExplorer",
-            "latents",
-            aliases=["latent explorer", "2d pad", "xy pad", "morph", "blend four", "interpolate latents"],
-            inputs=[
-                FLOW_LATENTS.Input("a"),
-                FLOW_LATENTS.Input("b"),
-                FLOW_LATENTS.Input("c", optional=True),
-                FLOW_LATENTS.Input("d", optional=True),
-                widgets.slider("x", 0.5, 0.0, 1.0, 0.001, optional=True),
-                widgets.slider("y", 0.5, 0.0, 1.0, 0.001, optional=True),
-            ],
-            outputs=[FLOW_LATENTS.Output("explored")],
-        )
+    ALIASES = ("latent explorer", "2d pad", "xy pad", "morph", "blend four", "interpolate latents")
+    OUTPUTS = (FLOW_LATENTS.Output("explored"),)
 
     @classmethod
-    def make(
+    def run(
         cls,
-        a: Latents,
-        b: Latents,
-        c: Latents | None,
-        d: Latents | None,
-        x: float,
-        y: float,
+        a: Annotated[Latents, FLOW_LATENTS.Input],
+        b: Annotated[Latents, FLOW_LATENTS.Input],
+        c: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        d: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
+        x: Annotated[float, widgets.slider(0.5, 0.0, 1.0, 0.001, optional=True)],
+        y: Annotated[float, widgets.slider(0.5, 0.0, 1.0, 0.001, optional=True)],
         notify: Callable[[str], None],
     ) -> Latents:
         differences = list[str]()
@@ -347,26 +273,20 @@ class FlowcoreLatentExplorer(LiveNode):
 class FlowcoreMorph(FlowNode):
     """A film through a batch of pictures."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreMorph",
-            "latents",
-            aliases=["morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween"],
-            inputs=[
-                io.Image.Input("images"),
-                flow_model("sample"),
-                io.Int.Input("frames", default=24, min=2, max=512),
-                io.Boolean.Input("loop", default=True, optional=True),
-                widgets.mode(optional=True),
-                widgets.fit(),
-            ],
-            outputs=[io.Image.Output("film")],
-            advanced=("mode", "fit"),
-        )
+    ALIASES = ("morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween")
+    OUTPUTS = (io.Image.Output("film"),)
+    ADVANCED = ("mode", "fit")
 
     @classmethod
-    def run(cls, images: Tensor, model: FlowModel, frames: int, loop: bool, mode: material.Mode, fit: Fit) -> Any:
+    def run(
+        cls,
+        images: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("sample")],
+        frames: Annotated[int, widgets.integer(24, 2, 512)],
+        loop: Annotated[bool, partial(widgets.switch, default=True)],
+        mode: Annotated[material.Mode, partial(widgets.mode, optional=True)],
+        fit: Annotated[Fit, widgets.fit],
+    ) -> Any:
         notes, flow, count = cls.notes(), model.flow, len(images) * frames
         size = flow.image_size if fit == "resize" and flow.image_size else (images.shape[1], images.shape[2])
         check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
@@ -377,9 +297,7 @@ class FlowcoreMorph(FlowNode):
             mode=mode,
             loop=loop,
             fit=fit,
-            progress=Progress(),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(),
         )
         return io.NodeOutput(to_image(film), ui=notes.ui)
 
@@ -387,34 +305,28 @@ class FlowcoreMorph(FlowNode):
 class FlowcoreHarmonize(FlowNode):
     """An edited picture with the texture that the model expects."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreHarmonize",
-            "latents",
-            aliases=[
-                "harmonize",
-                "blend edit",
-                "content transfer",
-                "restore",
-                "restoration",
-                "remove dither",
-                "clean up",
-                "composite",
-            ],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("upscale"),
-                widgets.slider("strength", 1.0, 0.0, 1.0),
-                widgets.per(optional=True),
-                widgets.window(),
-            ],
-            outputs=[io.Image.Output("harmonized")],
-            advanced=("window",),
-        )
+    ALIASES = (
+        "harmonize",
+        "blend edit",
+        "content transfer",
+        "restore",
+        "restoration",
+        "remove dither",
+        "clean up",
+        "composite",
+    )
+    OUTPUTS = (io.Image.Output("harmonized"),)
+    ADVANCED = ("window",)
 
     @classmethod
-    def run(cls, image: Tensor, model: FlowModel, strength: float, per: material.Per, window: int) -> Any:
+    def run(
+        cls,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("upscale")],
+        strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
+        per: Annotated[material.Per, partial(widgets.per, optional=True)],
+        window: Annotated[int, widgets.window],
+    ) -> Any:
         notes = cls.notes()
         count, height, width = image.shape[:3]
         result = harmonize(
@@ -423,9 +335,7 @@ class FlowcoreHarmonize(FlowNode):
             strength=strength,
             per=per,
             window=window,
-            progress=Progress(),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(),
         )
         return io.NodeOutput(to_image(result), ui=notes.ui)
 
@@ -433,36 +343,17 @@ class FlowcoreHarmonize(FlowNode):
 class FlowcoreSaveLatents(FlowNode):
     """Latents to a file."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreSaveLatents",
-            "latents",
-            aliases=["save latents", "export latents", "store latents"],
-            inputs=[
-                FLOW_LATENTS.Input("latents"),
-                io.String.Input("filename_prefix", default="latents/flowcore"),
-            ],
-            outputs=[],
-            reports=False,
-            is_output_node=True,
-        )
+    ALIASES = ("save latents", "export latents", "store latents")
+    REPORTS = False
+    IS_OUTPUT_NODE = True
 
     @classmethod
-    def run(cls, latents: Latents, filename_prefix: str) -> Any:
-        try:
-            target = output_path(filename_prefix, SUFFIX)
-        except (OSError, RecursionError):  # too long, too deep, or a file where a folder should be
-            raise FlowError(
-                f"filename_prefix: {shown(filename_prefix)} cannot be the beginning of a file's name in the output "
-                "folder. Give a shorter, plainer one."
-            ) from None
-        if target is None:
-            raise FlowError(
-                f"filename_prefix must stay inside the output folder; got `{filename_prefix[:80]}`. Leave out `..` and "
-                "leading slashes."
-            )
-        path, record = target
+    def run(
+        cls,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        filename_prefix: Annotated[str, partial(io.String.Input, default="latents/flowcore")],
+    ) -> Any:
+        path, record = output_path(filename_prefix, SUFFIX)
         save_latents(
             path,
             latents.levels,
@@ -478,15 +369,8 @@ class FlowcoreSaveLatents(FlowNode):
 class FlowcoreLoadLatents(FlowNode):
     """Latents from a file."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreLoadLatents",
-            "latents",
-            aliases=["load latents", "import latents", "open latents"],
-            inputs=[io.Combo.Input("file", options=input_files(SUBFOLDER, SUFFIX))],
-            outputs=[FLOW_LATENTS.Output("latents"), io.String.Output("info")],
-        )
+    ALIASES = ("load latents", "import latents", "open latents")
+    OUTPUTS = (FLOW_LATENTS.Output("latents"), io.String.Output("info"))
 
     @classmethod
     def validate_inputs(cls, file: Any) -> bool | str:
@@ -502,19 +386,19 @@ class FlowcoreLoadLatents(FlowNode):
         return file_fingerprint(_locate(file), file)
 
     @classmethod
-    def run(cls, file: str) -> Any:
+    def run(cls, file: Annotated[str, widgets.listed(partial(input_files, SUBFOLDER, SUFFIX))]) -> Any:
         path = _locate(file)
         if path is None:
             raise CheckpointError(f"The file '{file}' is gone from the input folder; choose another one.")
         labels = _saved_labels(read_latents_header(path), file)  # before any tensor is read
-        levels, header = load_latents(path)
+        levels, header, source = load_latents(path)
         latents = Latents(
             levels=levels,
             model_sha256=header.model_sha256,
             model_name=header.model_name[:80],
             architecture=header.architecture[:80],
             labels=labels,
-            source=load_source(path),
+            source=source,
         )
         lines = [
             f"model: {latents.model_name} ({latents.architecture}, sha {header.model_sha256[:12]})",

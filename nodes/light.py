@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -12,10 +13,7 @@ from ..flowcore.tasks import Precision
 from ..flowcore.tasks.brighten import memory_required
 from . import widgets
 from .host.compat import io
-from .host.memory import stop_if_cancelled
 from .host.ui import Progress, gallery, seeds_in_turn
-from .node import schema
-from .picking import HIDDEN
 from .recording import RecordingNode
 from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
@@ -25,41 +23,23 @@ ORDINARY_TILE = 1024  # pixels
 class FlowcoreBrighten(RecordingNode):
     """Exposures of every image: all samples of the first image, then of the second."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreBrighten",
-            "light",
-            aliases=["brighten", "low light", "dark photo", "night", "exposure", "llflow", "enhance", "underexposed"],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("brighten"),
-                widgets.temperature(0.0),
-                widgets.seed(),
-                io.Int.Input("samples", default=1, min=1, max=64, optional=True),
-                io.Int.Input("tile", default=0, min=0, max=8192, optional=True),
-                widgets.precision(),
-                io.Mask.Input("mask", optional=True),
-                widgets.temperature(0.0, "outside", optional=True),
-                widgets.pick(),
-            ],
-            outputs=[io.Image.Output("images")],
-            hidden=HIDDEN,
-            advanced=("tile", "precision"),
-        )
+    ALIASES = ("brighten", "low light", "dark photo", "night", "exposure", "llflow", "enhance", "underexposed")
+    OUTPUTS = (io.Image.Output("images"),)
+    ADVANCED = ("tile", "precision")
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        model: FlowModel,
-        temperature: float,
-        seed: int,
-        samples: int,
-        tile: int,
-        precision: Precision,
-        mask: Tensor | None,
-        outside: float,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("brighten")],
+        temperature: Annotated[float, widgets.temperature(0.0)],
+        seed: Annotated[int, widgets.seed()],
+        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
+        tile: Annotated[int, widgets.integer(0, 0, 8192, optional=True)],
+        precision: Annotated[Precision, widgets.precision],
+        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        outside: Annotated[float, widgets.temperature(0.0, optional=True)],
+        pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         count, _, height, width = pixels.shape
@@ -77,9 +57,7 @@ class FlowcoreBrighten(RecordingNode):
             samples=samples,
             tile=tile,
             precision=precision,
-            progress=Progress(pixels),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(Progress(pixels)),
         )
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):
             notes("At temperature 0 all samples are the same picture. Raise it for other exposures.")

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..flowcore import FlowError, dequantization
+from ..flowcore.inference.recently_used import RecentlyUsed
 from ..flowcore.tasks import Cancelled
 from ..flowcore.tasks.sample import decode
 from ..flowcore.tasks.subject import condition_for, source_for_latents
@@ -30,9 +30,9 @@ from .node import FlowNode
 from .sockets import LOADED, FlowModel, Latents
 
 ROUTE = "/flowcore/live"
-MOST_RUNS = 16
-MOST_ITEMS = 16  # shown in one picture
-MOST_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
+MAX_RUNS = 16
+MAX_ITEMS = 16  # shown in one picture
+MAX_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
 
 OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422
 
@@ -40,25 +40,28 @@ OK, WRONG, GONE, BUSY, IMPOSSIBLE = 200, 400, 404, 409, 422
 class LiveNode(FlowNode):
     """A node of latents whose result can be seen while its numbers are dragged.
 
-    `make` is what other nodes call `run`: it gets a value of every input, and `notify`, and returns the latents.
+    `run` gets `notify`, too, and returns the latents.
     """
 
-    make: ClassVar[Callable[..., Latents]]
-
     @classmethod
-    def run(cls, **values: Any) -> Any:
+    def run_validated(cls, values: dict[str, Any]) -> Any:
         notes = cls.notes()
-        latents = cls.make(**values, notify=notes)
+        latents = cls.run(**values, notify=notes)
         return io.NodeOutput(latents, ui={"text": notes.lines, "flowcore_live": LIVE.keep(cls, values, latents)})
 
 
-class LiveRuns:
-    """What came along the wires of the latest runs, and the picture that was asked for last of each."""
+@dataclass(eq=False)
+class LiveRun:
+    """What came along the wires of a run: input name to value, but for the model; and what was asked for last."""
 
-    def __init__(self) -> None:
-        self._runs: OrderedDict[str, tuple[type[LiveNode], dict[str, Any], str]] = OrderedDict()
-        self._latest: dict[str, object] = {}
-        self._lock = threading.Lock()
+    node: type[LiveNode]
+    values: dict[str, Any]
+    model_sha256: str
+    latest: object = None
+
+
+class LiveRuns(RecentlyUsed[LiveRun]):
+    """The latest runs, by the names under which the page asks."""
 
     def keep(self, node: type[LiveNode], values: dict[str, Any], made: Latents) -> list[str]:
         """Keep the values of a run, but for its model.
@@ -71,7 +74,7 @@ class LiveRuns:
         Returns:
             The name under which the page asks; none if a picture would be too large.
         """
-        count = min(MOST_ITEMS, MOST_VALUES // sum(level[0].numel() for level in made.levels))
+        count = min(MAX_ITEMS, MAX_VALUES // sum(level[0].numel() for level in made.levels))
         if count == 0:
             return []
         kept = {
@@ -79,68 +82,59 @@ class LiveRuns:
             for name, value in values.items()
             if not isinstance(value, FlowModel)
         }
-        run = secrets.token_hex(8)
-        with self._lock:
-            self._runs[run] = node, kept, made.model_sha256
-            while len(self._runs) > MOST_RUNS:
-                self._latest.pop(self._runs.popitem(last=False)[0], None)
-        return [run]
-
-    def clear(self) -> None:
-        """Forget all runs."""
-        with self._lock:
-            self._runs.clear()
-            self._latest.clear()
+        name = secrets.token_hex(8)
+        self.put(name, LiveRun(node, kept, made.model_sha256))
+        return [name]
 
     def prepare(self, body: Any) -> Callable[[], Answer]:
-        """Take a question, which makes those before about the same run void; what is returned answers it.
+        """Register a request and cancel earlier ones of the same run.
 
         Args:
             body: `{"run": name, "values": {input: number}}`, or anything else.
+
+        Returns:
+            What answers the request.
         """
-        run, given = (body.get("run"), body.get("values")) if isinstance(body, dict) else (None, None)
-        if not isinstance(run, str) or not isinstance(given, dict):
+        name, given = (body.get("run"), body.get("values")) if isinstance(body, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(given, dict):
             return lambda: (WRONG, b"")
-        with self._lock:
-            if run not in self._runs:
-                return lambda: (GONE, b"")
-            node, kept, sha256 = self._runs[run]
-            self._latest[run] = question = object()
+        run = self.get(name)
+        if run is None:
+            return lambda: (GONE, b"")
+        run.latest = question = object()
 
         def cancelled() -> bool:
-            return self._latest.get(run) is not question or is_at_work()
+            return self.get(name) is not run or run.latest is not question or is_at_work()
 
         def answer() -> Answer:
             with moving:
-                return _picture(node, kept, given, sha256, cancelled)
+                return _picture(run, given, cancelled)
 
         return answer
 
 
-LIVE = LiveRuns()
+LIVE = LiveRuns(MAX_RUNS)
 on_free.append(LIVE.clear)
 
 
-def _picture(
-    node: type[LiveNode], kept: dict[str, Any], given: dict[str, Any], sha256: str, cancelled: Callable[[], bool]
-) -> Answer:
-    described = node.define_schema().inputs
+def _picture(run: LiveRun, given: dict[str, Any], cancelled: Callable[[], bool]) -> Answer:
+    described = run.node.define_schema().inputs
     if not given.keys() <= {each.id for each in described if str(each.get_io_type()) == "FLOAT"}:
         return WRONG, b""
     if cancelled():
         return BUSY, b""
-    model = LOADED.get(sha256)
+    model = LOADED.get(run.model_sha256)
     if model is None:
         return GONE, b""
     models = {each.id: model for each in described if str(each.get_io_type()) == "FLOW_MODEL"}
     try:
-        values = node.validated({**kept, **models, **given})
+        values = run.node.validated({**run.values, **models, **given})
         with torch.inference_mode():  # as the host runs its nodes
-            latents = node.make(**values, notify=_ignore)
+            latents = run.node.run(**values, notify=_ignore)
             source = source_for_latents(model.flow, latents.levels, latents.source, _ignore)
-            cond = condition_for(model.flow, latents.labels, source)
+            cond = condition_for(model.flow, latents.labels, source, cancelled=cancelled, notify=_ignore)
             images = decode(model.flow, latents.levels, cond, cancelled=cancelled, notify=_ignore)
-            return OK, png(_side_by_side(dequantization.quantize(model.flow, images)))
+            return OK, png(side_by_side(dequantization.quantize(model.flow, images)))
     except Cancelled:
         return BUSY, b""
     except FlowError:
@@ -151,7 +145,7 @@ def _ignore(_: str) -> None:
     """Drop a sentence that the run has said, or will say."""
 
 
-def _side_by_side(images: Tensor) -> Tensor:
+def side_by_side(images: Tensor) -> Tensor:
     """Lay images out, (N, C, H, W) to (C, rows H, columns W), in full rows and no more rows than columns."""
     count = len(images)
     columns = next(n for n in range(math.isqrt(count - 1) + 1, count + 1) if count % n == 0)

@@ -5,53 +5,48 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from .. import flowcore
-from ..flowcore import CheckpointError, provenance
-from ..flowcore.checkpoints import catalog, read_tasks
+from ..flowcore import CheckpointError, ImageError, provenance
+from ..flowcore.checkpoints import catalog, read_config
+from ..flowcore.images.files import read
+from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
+from . import widgets
 from .host.compat import io
 from .host.paths import input_files, input_path, model_files, model_folders, model_path
-from .node import TEXTS, FlowNode, schema
+from .node import TEXTS, FlowNode
 from .sockets import FLOW_MODEL, TASKS, FlowModel, shown, to_image
 
 # What each shipped model is for, and each task of the others.
 USES: dict[str, str] = TEXTS["uses"]
 
+# Inputs that can follow the model, and where its configuration holds their numbers.
+OWN_FIELDS = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation")} | {"factor": "scale"}
+
+
+def _choice(name: str) -> Any:
+    """Describe the choice of a model, with what the file of each states, for web/js/models.js."""
+    names = model_choices()
+    described = io.Combo.Input(name, options=names, default="srflow-x4")
+    stated = {model: facts for model in names if (facts := _stated(model))}
+    # Host 0.3.75 takes them in no other way.
+    described.extra_dict = {TASKS: {model: facts["tasks"] for model, facts in stated.items()}, "flowcore_facts": stated}
+    return described
+
 
 class FlowcoreLoadModel(FlowNode):
     """A model file or a shipped model, as a FLOW_MODEL."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        names = model_choices()
-        models = io.Combo.Input("model_name", options=names, default="srflow-x4")
-        # Host 0.3.75 takes it in no other way.
-        models.extra_dict = {TASKS: {name: tasks for name in names if (tasks := _tasks(name))}}
-        return schema(
-            "FlowcoreLoadModel",
-            "loaders",
-            aliases=[
-                "flow",
-                "srflow",
-                "load srflow",
-                "normalizing flow",
-                "super resolution",
-                "upscale model",
-                "colorizer",
-            ],
-            inputs=[models],
-            outputs=[FLOW_MODEL.Output("model"), io.String.Output("info")],
-        )
+    ALIASES = ("flow", "srflow", "load srflow", "normalizing flow", "super resolution", "upscale model", "colorizer")
+    OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
 
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
-        if locate_model(_current(model_name)) is not None:
+        if locate_model(model_name) is not None:
             return True
         return (
             f"there is no flow model {shown(model_name)}. Put the file into {' or '.join(model_folders())} and press "
@@ -60,42 +55,35 @@ class FlowcoreLoadModel(FlowNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str) -> list[Any]:
-        return file_fingerprint(locate_model(_current(model_name)), model_name)
+        return file_fingerprint(locate_model(model_name), model_name)
 
     @classmethod
-    def run(cls, model_name: str) -> Any:
-        notes, asked, model_name = cls.notes(), model_name, _current(model_name)
-        if model_name != asked:
-            notes(f"{asked} is no longer shipped: {model_name} takes its place, and its pictures are others.")
+    def run(cls, model_name: Annotated[str, _choice]) -> Any:
         path = locate_model(model_name)
         if path is None:
             raise CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
         facts = {"use": _use(model_name, flow), **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
-        ui = {"text": ["\n".join([*notes.lines, info])], **{name: [value] for name, value in facts.items()}}
-        return io.NodeOutput(FlowModel.of(flow, model_name), info, ui=ui)
+        return io.NodeOutput(FlowModel.of(flow, model_name), info, ui={name: [value] for name, value in facts.items()})
+
+
+def _pictures() -> list[str]:
+    return input_files("", ".png")
 
 
 class FlowcoreLoadRecipe(FlowNode):
     """What made a PNG file: model, temperature, seed."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreLoadRecipe",
-            "loaders",
-            aliases=["recipe", "metadata", "png info", "seed", "reproduce", "flow", "load image"],
-            inputs=[io.Combo.Input("image", options=input_files("", ".png"), upload=io.UploadType.image)],
-            outputs=[
-                FLOW_MODEL.Output("model"),
-                io.Float.Output("temperature"),
-                io.Int.Output("seed"),
-                io.String.Output("recipe"),
-                io.Image.Output("picture"),
-                io.Float.Output("calm_edges"),
-            ],
-        )
+    ALIASES = ("recipe", "metadata", "png info", "seed", "reproduce", "flow", "load image")
+    OUTPUTS = (
+        FLOW_MODEL.Output("model"),
+        io.Float.Output("temperature"),
+        io.Int.Output("seed"),
+        io.String.Output("recipe"),
+        io.Image.Output("picture"),
+        io.Float.Output("calm_edges"),
+    )
 
     @classmethod
     def validate_inputs(cls, image: Any) -> bool | str:
@@ -108,14 +96,14 @@ class FlowcoreLoadRecipe(FlowNode):
         return file_fingerprint(input_path(image), image)
 
     @classmethod
-    def run(cls, image: str) -> Any:
+    def run(cls, image: Annotated[str, widgets.listed(_pictures, upload=io.UploadType.image)]) -> Any:
         notes = cls.notes()
         path = input_path(image)
         if path is None:
             raise ProvenanceError(f"{shown(image)} is gone from the input folder. Choose another picture.")
         every = provenance.read(path)
         picture = _read_png(path)
-        mark = provenance.fingerprint(picture)
+        mark = provenance.fingerprint(truncate_16_bits(picture))
         recipe = provenance.select(every, mark)
         if mark not in recipe.pictures:
             notes(
@@ -134,7 +122,7 @@ class FlowcoreLoadRecipe(FlowNode):
             recipe.temperature,
             seed,
             text,
-            to_image(picture[None].float() / 255),
+            to_image(picture[None]),
             _calm_edges(recipe),
             ui={"text": ["\n".join([*lines, *notes.lines])], **facts},
         )
@@ -150,20 +138,21 @@ def model_choices() -> list[str]:
     return [*shipped, *(name for name in model_files() if name not in shipped)]
 
 
-def _current(name: Any) -> Any:
-    """Name the model that takes the place of one that is no longer shipped, unless there is a file of that name."""
-    return catalog.REPLACED.get(name, name) if isinstance(name, str) and locate_model(name) is None else name
-
-
-def _tasks(name: str) -> list[str]:
-    """List what a model is made for; nothing if its file does not tell."""
+def _stated(name: str) -> dict[str, Any]:
+    """Return what a model's file states before it is loaded; nothing if it does not tell what it is made for."""
     path = locate_model(name)
-    return [] if path is None else _tasks_of(path, *file_fingerprint(path, name))
+    return {} if path is None else _stated_by(path, *file_fingerprint(path, name))
 
 
 @lru_cache(maxsize=1024)
-def _tasks_of(path: Path, *_: Any) -> list[str]:
-    return sorted(read_tasks(path) or ())
+def _stated_by(path: Path, *_: Any) -> dict[str, Any]:
+    config = read_config(path)
+    tasks = sorted(getattr(config, "tasks", None) or ())
+    if not tasks:
+        return {}
+    own = {name: getattr(config, field) for name, field in OWN_FIELDS.items() if hasattr(config, field)}
+    own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
+    return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
 
 
 def locate_model(name: Any) -> Path | None:
@@ -215,16 +204,14 @@ def _facts(flow: flowcore.Flow) -> dict[str, str | float]:
 
 
 def _calm_edges(recipe: provenance.Provenance) -> float:
-    """Return the calm_edges of a picture; a recipe from before there were any has 0."""
+    """Return the calm_edges of a picture; 0 if its recipe has none, as those of colorings."""
     value = recipe.settings.get("calm_edges", 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
 
 
 def _read_png(path: Path) -> torch.Tensor:
-    """Read a PNG file: (3, H, W), uint8."""
+    """Read a PNG file of 8 or 16 bits: (3, H, W) in [0, 1]."""
     try:
-        with Image.open(path, formats=["PNG"]) as file:
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except Exception as error:  # of many classes, if the bytes are hostile
-        raise ProvenanceError(f"{path.name} is damaged: {str(error)[:200]}. Use the file as it was saved.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        return read(path.read_bytes(), path.name).pixels[0, :3]
+    except (ImageError, OSError) as error:
+        raise ProvenanceError(f"{error} Either it is damaged, or no PNG file; use the file as it was saved.") from error

@@ -12,8 +12,9 @@ import json
 import math
 import operator
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from ..flowcore import FlowError
 from .host.compat import io, make
@@ -30,64 +31,73 @@ WORDS = _english("nodeDefs.json")
 TEXTS: dict[str, Any] = _english("main.json")["flowcore"]
 
 
-def schema(
-    node_id: str,
-    category: str,
-    *,
-    aliases: list[str],
-    inputs: list[Any],
-    outputs: list[Any],
-    reports: bool = True,
-    hidden: tuple[Any, ...] = (),
-    advanced: tuple[str, ...] = (),
-    **fields: Any,
-) -> Any:
-    """Describe a node; its texts come from the English locale.
-
-    Saved workflows hold widget values and wires by position: append inputs and outputs, never reorder them.
-
-    Args:
-        node_id: Its id in workflows and in the locale.
-        category: Its menu.
-        aliases: Words under which the search finds it.
-        inputs: The host's inputs, without display names and tooltips.
-        outputs: The host's outputs, without display names and tooltips.
-        reports: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
-        hidden: Hidden inputs besides `unique_id`.
-        advanced: Inputs that the canvas folds away, where the host can.
-        **fields: More fields of the host's Schema.
-
-    Returns:
-        The host's Schema.
-    """
-    words = WORDS[node_id]
-    for described in inputs:
-        described.display_name = words["inputs"][described.id]["name"]
-        described.tooltip = words["inputs"][described.id]["tooltip"]
-        if described.id in advanced and hasattr(described, "advanced"):
-            described.advanced = True
-    for place, described in enumerate(outputs):
-        described.display_name = words["outputs"][str(place)]["name"]
-        described.tooltip = words["outputs"][str(place)]["tooltip"]
-    return make(
-        io.Schema,
-        node_id=node_id,
-        display_name=words["display_name"],
-        category=f"flowcore/{category}",
-        description=words["description"],
-        search_aliases=aliases,
-        inputs=inputs,
-        outputs=outputs,
-        hidden=[io.Hidden.unique_id, *hidden] if reports else [],
-        has_intermediate_output=reports and not fields.get("is_output_node"),
-        **fields,
-    )
+@cache
+def _without_path(kind: type[FlowError]) -> type[FlowError]:
+    """A class of errors like another, whose module has the package's plain name."""
+    return type(kind.__name__, (kind,), {"__module__": "flowcore"})
 
 
 class FlowNode(io.ComfyNode):
-    """A node: `define_schema` describes it with `schema`, and the classmethod `run` gets a value of every input."""
+    """A node: the classmethod `run` gets a value of every input, and its signature describes the inputs.
+
+    The annotation of an input is `Annotated[type, describe]`, where `describe(name)` returns the host's input. Saved
+    workflows hold widget values and wires by position: append inputs and outputs, never reorder them. The node's id is
+    the name of the class, and its texts come from the English locale.
+
+    Attributes:
+        MENU: Its menu; None: the name of the module.
+        ALIASES: Words under which the search finds it.
+        ESSENTIALS: Its place among the host's essential nodes, if it has one.
+        OUTPUTS: The host's outputs, without display names and tooltips.
+        ADVANCED: Inputs that the canvas folds away, where the host can.
+        HIDDEN: Hidden inputs besides `unique_id`.
+        REPORTS: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
+        IS_OUTPUT_NODE: Whether it runs although nothing is connected to it.
+        IS_INPUT_LIST: Whether `run` gets a list of values of every input.
+    """
+
+    MENU: ClassVar[str | None] = None
+    ALIASES: ClassVar[tuple[str, ...]] = ()
+    ESSENTIALS: ClassVar[str | None] = None
+    OUTPUTS: ClassVar[tuple[Any, ...]] = ()
+    ADVANCED: ClassVar[tuple[str, ...]] = ()
+    HIDDEN: ClassVar[tuple[Any, ...]] = ()
+    REPORTS: ClassVar[bool] = True
+    IS_OUTPUT_NODE: ClassVar[bool] = False
+    IS_INPUT_LIST: ClassVar[bool] = False
 
     run: ClassVar[Callable[..., Any]]
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        # The host runs a clone of the class, whose name is another.
+        node_id = next((kind.__name__ for kind in cls.__mro__ if kind.__name__ in WORDS), cls.__name__)
+        words = WORDS[node_id]
+        hints = get_type_hints(cls.run, include_extras=True)
+        inputs = [hint.__metadata__[0](name) for name, hint in hints.items() if get_origin(hint) is Annotated]
+        for described in inputs:
+            described.display_name = words["inputs"][described.id]["name"]
+            described.tooltip = words["inputs"][described.id]["tooltip"]
+            if described.id in cls.ADVANCED and hasattr(described, "advanced"):
+                described.advanced = True
+        for place, described in enumerate(cls.OUTPUTS):
+            described.display_name = words["outputs"][str(place)]["name"]
+            described.tooltip = words["outputs"][str(place)]["tooltip"]
+        return make(
+            io.Schema,
+            node_id=node_id,
+            display_name=words["display_name"],
+            category=f"flowcore/{cls.MENU or cls.__module__.rpartition('.')[2]}",
+            description=words["description"],
+            search_aliases=list(cls.ALIASES),
+            essentials_category=cls.ESSENTIALS,
+            inputs=inputs,
+            outputs=list(cls.OUTPUTS),
+            hidden=[io.Hidden.unique_id, *cls.HIDDEN] if cls.REPORTS else [],
+            has_intermediate_output=cls.REPORTS and not cls.IS_OUTPUT_NODE,
+            is_output_node=cls.IS_OUTPUT_NODE,
+            is_input_list=cls.IS_INPUT_LIST,
+        )
 
     @classmethod
     def execute(cls, **values: Any) -> Any:
@@ -95,8 +105,8 @@ class FlowNode(io.ComfyNode):
             return cls.run_validated(cls.validated(values))
         except FlowError as error:
             # The host shows an error's class and module before its sentence; the module's name is a path on the server.
-            type(error).__module__ = "flowcore"
-            raise
+            error.__class__ = _without_path(type(error))
+            raise error  # not a bare raise, which keeps the old class in Python 3.10
 
     @classmethod
     def run_validated(cls, values: dict[str, Any]) -> Any:
@@ -116,12 +126,11 @@ class FlowNode(io.ComfyNode):
         Raises:
             FlowError: If a value is missing or not what the schema allows.
         """
-        described = cls.define_schema()
-        validate = _validated_list if getattr(described, "is_input_list", False) else _validated
+        validate = _validated_list if cls.IS_INPUT_LIST else _validated
         # Lists of files change while the host runs: their nodes check the choice in `validate_inputs`.
         files = set(inspect.signature(cls.validate_inputs).parameters)
         result: dict[str, Any] = {}
-        for wanted in described.inputs:
+        for wanted in cls.define_schema().inputs:
             if wanted.id in values:
                 result[wanted.id] = validate(wanted, values[wanted.id], wanted.id in files)
             elif wanted.optional:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -13,33 +14,25 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import canvas_picture
-from .node import FlowNode, schema
+from .node import FlowNode
 from .sockets import FLOW_HINTS, from_image, to_image
-
-HIDDEN = (io.Hidden.extra_pnginfo,)
 
 
 class FlowcorePaintHints(FlowNode):
     """Colors painted on a picture, as hints."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcorePaintHints",
-            "painting",
-            aliases=["brush", "paint", "color brush", "color hints", "scribble", "strokes", "color picker", "colorize"],
-            inputs=[
-                io.Image.Input("image"),
-                widgets.painting(),
-                io.Boolean.Input("lock", default=False, optional=True),
-                FLOW_HINTS.Input("hints", optional=True),
-            ],
-            outputs=[FLOW_HINTS.Output("all_hints"), io.Image.Output("painted")],
-            hidden=HIDDEN,
-        )
+    ALIASES = ("brush", "paint", "color brush", "color hints", "scribble", "strokes", "color picker", "colorize")
+    OUTPUTS = (FLOW_HINTS.Output("all_hints"), io.Image.Output("painted"))
+    HIDDEN = (io.Hidden.extra_pnginfo,)
 
     @classmethod
-    def run(cls, image: Tensor, painting: str, lock: bool, hints: Hints | None) -> Any:
+    def run(
+        cls,
+        image: Annotated[Tensor, io.Image.Input],
+        painting: Annotated[str, widgets.painting],
+        lock: Annotated[bool, widgets.switch],
+        hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
+    ) -> Any:
         notes, pixels, strokes = cls.notes(), from_image(image), parse_strokes(painting)
         height, width = pixels.shape[-2:]
         coverage, rgb = paint_colors(strokes, (height, width), cancelled=stop_if_cancelled)
@@ -58,23 +51,17 @@ class FlowcorePaintHints(FlowNode):
 class FlowcorePaintTemperature(FlowNode):
     """Where a picture shall be calm and where lively, painted on it, as a mask."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcorePaintTemperature",
-            "painting",
-            aliases=["brush", "paint", "paint temperature", "paint mask", "mask editor", "draw mask", "local detail"],
-            inputs=[
-                io.Image.Input("image"),
-                widgets.painting(),
-                widgets.slider("ground", 0.0, 0.0, 1.0, optional=True),
-            ],
-            outputs=[io.Mask.Output("mask")],
-            hidden=HIDDEN,
-        )
+    ALIASES = ("brush", "paint", "paint temperature", "paint mask", "mask editor", "draw mask", "local detail")
+    OUTPUTS = (io.Mask.Output("mask"),)
+    HIDDEN = (io.Hidden.extra_pnginfo,)
 
     @classmethod
-    def run(cls, image: Tensor, painting: str, ground: float) -> Any:
+    def run(
+        cls,
+        image: Annotated[Tensor, io.Image.Input],
+        painting: Annotated[str, widgets.painting],
+        ground: Annotated[float, widgets.slider(0.0, 0.0, 1.0, optional=True)],
+    ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         strokes = parse_strokes(painting)
         if not strokes:

@@ -5,42 +5,42 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
-from collections import OrderedDict
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
+from ..flowcore.inference.recently_used import RecentlyUsed
 from .host.compat import io
 from .host.memory import on_free
 from .node import FlowNode
 from .sockets import FlowModel, Latents
 
-MOST_RUNS = 8
-HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
+MAX_RUNS = 8
 
 
 class PickingNode(FlowNode):
     """A node of several pictures with the input `pick`: 0 passes on all of them, k the k-th alone.
 
-    `run` makes all of them, without knowing the pick. The schema of such a node needs `hidden=HIDDEN`.
+    `run` makes all of them: its pick is 0.
 
     Attributes:
         PICKED: Places of the outputs with one item per picture; the first of them counts.
     """
 
+    HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     PICKED: ClassVar[tuple[int, ...]] = (0,)
 
     @classmethod
     def run_validated(cls, values: dict[str, Any]) -> Any:
         pick = values.pop("pick")
         key = _key(cls, values)
-        output = RUNS.find(key)
+        output = RUNS.get(key)
         if output is None:
-            output = cls.run(**values)
-            RUNS.keep(key, output)
+            output = cls.run(**values, pick=0)
+            free = free_memory("cpu")
+            RUNS.put(key, output, budget=2**30 if free is None else free // 8)
         cls.finished(values, output)
         count = len(output.args[cls.PICKED[0]])
         if pick > count:
@@ -71,45 +71,16 @@ def _one(value: Any, place: int) -> Any:
     return value[place : place + 1]
 
 
-class Runs:
-    """What the latest runs made. The last one is kept whatever its size: the host keeps it, too, until the next."""
-
-    def __init__(self) -> None:
-        self._runs: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, key: str) -> Any:
-        """Return the NodeOutput of a run; None if it is not there any more."""
-        with self._lock:
-            if key in self._runs:
-                self._runs.move_to_end(key)
-            return self._runs.get(key)
-
-    def keep(self, key: str, output: Any) -> None:
-        """Keep the NodeOutput of a run; older ones are dropped where they take more than an eighth of free memory."""
-        free = free_memory("cpu")
-        budget = 2**30 if free is None else free // 8
-        with self._lock:
-            self._runs[key] = output
-            while len(self._runs) > 1 and (
-                len(self._runs) > MOST_RUNS or sum(map(_size, self._runs.values())) > budget
-            ):
-                self._runs.popitem(last=False)
-
-    def clear(self) -> None:
-        """Drop all runs."""
-        with self._lock:
-            self._runs.clear()
-
-
-RUNS = Runs()
-on_free.append(RUNS.clear)
-
-
 def _size(output: Any) -> int:
     tensors = [value for value in output.args if isinstance(value, Tensor)]
     tensors += [level for value in output.args if isinstance(value, Latents) for level in value.levels]
     return sum(tensor.nbytes for tensor in tensors)
+
+
+RUNS: RecentlyUsed[Any] = RecentlyUsed(MAX_RUNS, _size)
+"""What the latest runs made. The last one is kept whatever its size: the host keeps it, too, until the next."""
+
+on_free.append(RUNS.clear)
 
 
 def _key(node: type, values: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ class RecordingNode(PickingNode):
     """A node that writes the provenance of the pictures in its first output: of all, whichever is picked.
 
     It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not
-    decide whether a node runs again. The schema of such a node needs `hidden=HIDDEN`.
+    decide whether a node runs again.
     """
 
     @classmethod
@@ -54,7 +54,7 @@ class ProvenanceLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._written: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by node and pictures
         self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
 
     def write(self, hidden: Any, kind: str, values: dict[str, Any], images: Tensor) -> None:
@@ -74,8 +74,9 @@ class ProvenanceLog:
             return
         mark = _fingerprint(hidden.prompt, node_id, {})
         with self._lock:
-            self._written[mark] = entry
-            self._written.move_to_end(mark)
+            key = (mark, *entry.get("pictures", ()))  # over a list, a node runs several times
+            self._written[key] = entry
+            self._written.move_to_end(key)
             while len(self._written) > MAX_REMEMBERED:
                 self._written.popitem(last=False)
             for other, name, pnginfo in self._posted:
@@ -110,6 +111,8 @@ class ProvenanceLog:
         ours = [
             name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in kinds
         ]
+        if isinstance(held := pnginfo.get(KEY), list):  # of a canvas that has opened a picture
+            pnginfo[KEY] = [e for e in held[-MAX_ENTRIES:] if isinstance(e, dict) and e.get("node_id") not in ours]
         digests: dict[str, str] = {}
         for node_id in ours[:MAX_ENTRIES]:  # the host waits for us
             try:
@@ -117,8 +120,8 @@ class ProvenanceLog:
             except RecursionError:  # nested values, which the host refuses next
                 continue
             with self._lock:
-                if mark in self._written:
-                    put(pnginfo, node_id, self._written[mark])
+                for entry in [entry for (node, *_), entry in self._written.items() if node == mark]:
+                    put(pnginfo, node_id, entry)
                 self._posted.append((mark, node_id, pnginfo))
 
 
@@ -152,7 +155,7 @@ def _is_source(value: Any) -> bool:
 
 
 def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
-    """Put the provenance of a node among that of a prompt, replacing an earlier one.
+    """Put the provenance of a node among that of a prompt, replacing one of the same pictures.
 
     Args:
         pnginfo: The prompt's `extra_pnginfo`.
@@ -161,8 +164,13 @@ def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
     """
     before = pnginfo.get(KEY)
     others = before if isinstance(before, list) else []
-    others = [other for other in others if isinstance(other, dict) and other.get("node_id") != node_id]
-    pnginfo[KEY] = [*others, {**entry, "node_id": node_id}][-MAX_ENTRIES:]
+    entry = {**entry, "node_id": node_id}
+    others = [other for other in others if isinstance(other, dict) and _subject(other) != _subject(entry)]
+    pnginfo[KEY] = [*others, entry][-MAX_ENTRIES:]
+
+
+def _subject(entry: dict[str, Any]) -> tuple[Any, Any]:
+    return entry.get("node_id"), entry.get("pictures")
 
 
 def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -11,10 +11,9 @@ from ..flowcore.tasks import Precision
 from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
-from .host.memory import stop_if_cancelled
 from .host.ui import Progress, gallery, seeds_in_turn
-from .node import FlowNode, schema
-from .picking import HIDDEN, PickingNode
+from .node import FlowNode
+from .picking import PickingNode
 from .sockets import FlowModel, check_memory, flow_model, from_image, to_image
 
 ORDINARY_TILE = 512  # pixels of the small picture
@@ -23,65 +22,42 @@ ORDINARY_TILE = 512  # pixels of the small picture
 class FlowcoreShrink(FlowNode):
     """Small pictures of photographs, which the same model restores."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreShrink",
-            "upscaling",
-            aliases=["shrink", "downscale", "rescale", "hcflow", "compress", "thumbnail", "flow shrink"],
-            inputs=[io.Image.Input("image"), flow_model("rescale")],
-            outputs=[io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height")],
-        )
+    MENU = "upscaling"
+    ALIASES = ("shrink", "downscale", "rescale", "hcflow", "compress", "thumbnail", "flow shrink")
+    OUTPUTS = (io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height"))
 
     @classmethod
-    def run(cls, image: Tensor, model: FlowModel) -> Any:
+    def run(cls, image: Annotated[Tensor, io.Image.Input], model: Annotated[FlowModel, flow_model("rescale")]) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         model.flow.require("rescale")
         height, width = pixels.shape[-2:]
         scale = model.flow.condition_scale
         flow = model.load(memory_required(model.flow, -(-height // scale), -(-width // scale)))
-        small = flowcore.shrink(flow, pixels, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        small = flowcore.shrink(flow, pixels, **notes.follow())
         return io.NodeOutput(to_image(small), width, height, ui=notes.ui)
 
 
 class FlowcoreRestore(PickingNode):
     """Photographs from their small pictures: all samples of the first, then of the second."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreRestore",
-            "upscaling",
-            aliases=["restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore"],
-            inputs=[
-                io.Image.Input("small"),
-                flow_model("rescale"),
-                widgets.temperature(widgets.OWN, own=True),
-                widgets.seed(),
-                io.Int.Input("samples", default=1, min=1, max=64, optional=True),
-                io.Int.Input("width", default=0, min=0, max=65536, optional=True),
-                io.Int.Input("height", default=0, min=0, max=65536, optional=True),
-                io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
-                widgets.precision(),
-                widgets.pick(),
-            ],
-            outputs=[io.Image.Output("images")],
-            hidden=HIDDEN,
-            advanced=("width", "height", "tile", "precision"),
-        )
+    MENU = "upscaling"
+    ALIASES = ("restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore")
+    OUTPUTS = (io.Image.Output("images"),)
+    ADVANCED = ("width", "height", "tile", "precision")
 
     @classmethod
     def run(
         cls,
-        small: Tensor,
-        model: FlowModel,
-        temperature: float,
-        seed: int,
-        samples: int,
-        width: int,
-        height: int,
-        tile: int,
-        precision: Precision,
+        small: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("rescale")],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
+        width: Annotated[int, widgets.integer(0, 0, 65536, optional=True)],
+        height: Annotated[int, widgets.integer(0, 0, 65536, optional=True)],
+        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        precision: Annotated[Precision, widgets.precision],
+        pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(small)
         model.flow.require("rescale")
@@ -99,9 +75,7 @@ class FlowcoreRestore(PickingNode):
             size=(height or rows * scale, width or columns * scale),
             tile=tile,
             precision=precision,
-            progress=Progress(pixels),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(Progress(pixels)),
         )
         facts = seeds_in_turn(seed, samples, len(pictures))
         return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import Notes, Progress, gallery, seeds_in_turn
-from .node import FlowNode, schema
-from .picking import HIDDEN
+from .node import FlowNode
 from .recording import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
 
@@ -36,42 +36,23 @@ class FlowcoreSample(RecordingNode):
     """Images from nothing but a seed, and their latents."""
 
     PICKED = (0, 1)
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreSample",
-            "sampling",
-            aliases=["flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist"],
-            inputs=[
-                flow_model("sample"),
-                io.Int.Input("samples", default=4, min=1, max=256),
-                widgets.temperature(0.7),
-                widgets.seed(),
-                io.String.Input("labels", default="", optional=True),
-                io.Int.Input("width", default=0, min=0, max=4096, optional=True),
-                io.Int.Input("height", default=0, min=0, max=4096, optional=True),
-                widgets.temperatures(),
-                widgets.snap(True),
-                widgets.pick(),
-            ],
-            outputs=[io.Image.Output("images"), FLOW_LATENTS.Output("latents")],
-            hidden=HIDDEN,
-            advanced=("width", "height", "temperatures", "snap"),
-        )
+    ALIASES = ("flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist")
+    OUTPUTS = (io.Image.Output("images"), FLOW_LATENTS.Output("latents"))
+    ADVANCED = ("width", "height", "temperatures", "snap")
 
     @classmethod
     def run(
         cls,
-        model: FlowModel,
-        samples: int,
-        temperature: float,
-        seed: int,
-        labels: str,
-        width: int,
-        height: int,
-        temperatures: str,
-        snap: bool,
+        model: Annotated[FlowModel, flow_model("sample")],
+        samples: Annotated[int, widgets.integer(4, 1, 256)],
+        temperature: Annotated[float, widgets.temperature(0.7)],
+        seed: Annotated[int, widgets.seed()],
+        labels: Annotated[str, widgets.text],
+        width: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        height: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        temperatures: Annotated[str, widgets.text],
+        snap: Annotated[bool, partial(widgets.switch, default=True)],
+        pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes = cls.notes()
         size = _size(model.flow, width, height)
@@ -87,9 +68,7 @@ class FlowcoreSample(RecordingNode):
             seed=seed,
             labels=shown,
             snapped=snap,
-            progress=Progress(),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(),
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
         facts = seeds_in_turn(seed, samples, samples)
@@ -100,39 +79,25 @@ class FlowcoreSample(RecordingNode):
 class FlowcoreSampleGrid(FlowNode):
     """The same seeds at several temperatures, on one sheet."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreSampleGrid",
-            "sampling",
-            aliases=[
-                "temperature",
-                "xy plot",
-                "grid",
-                "contact sheet",
-                "compare temperatures",
-                "glow",
-                "generate image",
-            ],
-            inputs=[
-                flow_model("sample"),
-                io.String.Input("temperatures", default="0.4, 0.7, 1"),
-                widgets.seed(),
-                io.Int.Input("seeds", default=6, min=1, max=16),
-                io.String.Input("labels", default="", optional=True),
-                widgets.snap(True),
-            ],
-            outputs=[
-                io.Image.Output("sheet"),
-                io.Image.Output("images"),
-                io.Float.Output("each_temperature", is_output_list=True),
-                io.Int.Output("each_seed", is_output_list=True),
-            ],
-            advanced=("snap",),
-        )
+    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
+    OUTPUTS = (
+        io.Image.Output("sheet"),
+        io.Image.Output("images"),
+        io.Float.Output("each_temperature", is_output_list=True),
+        io.Int.Output("each_seed", is_output_list=True),
+    )
+    ADVANCED = ("snap",)
 
     @classmethod
-    def run(cls, model: FlowModel, temperatures: str, seed: int, seeds: int, labels: str, snap: bool) -> Any:
+    def run(
+        cls,
+        model: Annotated[FlowModel, flow_model("sample")],
+        temperatures: Annotated[str, partial(io.String.Input, default="0.4, 0.7, 1")],
+        seed: Annotated[int, widgets.seed()],
+        seeds: Annotated[int, widgets.integer(6, 1, 16)],
+        labels: Annotated[str, widgets.text],
+        snap: Annotated[bool, partial(widgets.switch, default=True)],
+    ) -> Any:
         notes, progress = cls.notes(), Progress()
         size = _size(model.flow, 0, 0)
         taus = widgets.temperature_list(temperatures)
@@ -149,9 +114,7 @@ class FlowcoreSampleGrid(FlowNode):
                     seed=seed,
                     labels=shown,
                     snapped=snap,
-                    progress=progress.part(row / len(taus), 1 / len(taus)),
-                    cancelled=stop_if_cancelled,
-                    notify=notes,
+                    **notes.follow(progress.part(row / len(taus), 1 / len(taus))),
                 )
                 for row, tau in enumerate(taus)
             ]
@@ -171,33 +134,19 @@ class FlowcoreSampleGrid(FlowNode):
 class FlowcoreEncode(FlowNode):
     """The exact latents of images, and how exact they are."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreEncode",
-            "sampling",
-            aliases=["flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents"],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("sample", "upscale", "rescale"),
-                widgets.fit(),
-                widgets.label(),
-                io.Image.Input("source", optional=True),
-                io.Combo.Input("dequantize", options=["auto", "off", "on"], default="auto", optional=True),
-            ],
-            outputs=[FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded")],
-            advanced=("dequantize",),
-        )
+    ALIASES = ("flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents")
+    OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
+    ADVANCED = ("dequantize",)
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        model: FlowModel,
-        fit: Fit,
-        label: int,
-        source: Tensor | None,
-        dequantize: Literal["auto", "off", "on"],
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("sample", "upscale", "rescale")],
+        fit: Annotated[Fit, widgets.fit],
+        label: Annotated[int, widgets.label],
+        source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        dequantize: Annotated[Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True)],
     ) -> Any:
         notes, progress = cls.notes(), Progress()
         subject = prepare_subject(
@@ -212,10 +161,9 @@ class FlowcoreEncode(FlowNode):
             subject = replace(subject, pixels=dequantized_image(model.flow, subject.pixels))
         count, _, *size = subject.pixels.shape
         flow = model.load(memory_required(model.flow, count, *size))
-        cond = subject.condition(flow)
-        options: dict[str, Any] = {"cancelled": stop_if_cancelled, "notify": notes}
-        levels = encode(flow, subject.pixels, cond, progress=progress.part(0, 0.5), **options)
-        decoded = decode(flow, levels, cond, progress=progress.part(0.5, 0.5), **options)
+        cond = subject.condition(flow, cancelled=stop_if_cancelled, notify=notes)
+        levels = encode(flow, subject.pixels, cond, **notes.follow(progress.part(0, 0.5)))
+        decoded = decode(flow, levels, cond, **notes.follow(progress.part(0.5, 0.5)))
         error = float((decoded - subject.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
@@ -239,27 +187,19 @@ class FlowcoreEncode(FlowNode):
 class FlowcoreDecode(FlowNode):
     """The images of latents, with their own labels and source, or with others."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreDecode",
-            "sampling",
-            aliases=["flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode"],
-            inputs=[
-                FLOW_LATENTS.Input("latents"),
-                flow_model("sample", "upscale", "rescale"),
-                io.String.Input("labels", default="", optional=True),
-                io.Image.Input("source", optional=True),
-                widgets.temperature(1.0, optional=True),
-                widgets.snap(False),
-            ],
-            outputs=[io.Image.Output("images")],
-            advanced=("snap",),
-        )
+    ALIASES = ("flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode")
+    OUTPUTS = (io.Image.Output("images"),)
+    ADVANCED = ("snap",)
 
     @classmethod
     def run(
-        cls, latents: Latents, model: FlowModel, labels: str, source: Tensor | None, temperature: float, snap: bool
+        cls,
+        latents: Annotated[Latents, FLOW_LATENTS.Input],
+        model: Annotated[FlowModel, flow_model("sample", "upscale", "rescale")],
+        labels: Annotated[str, widgets.text],
+        source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
+        snap: Annotated[bool, widgets.switch],
     ) -> Any:
         notes, flow = cls.notes(), model.flow
         model.check_latents(latents)
@@ -282,8 +222,8 @@ class FlowcoreDecode(FlowNode):
         given = latents.source if source is None else from_image(source).cpu()
         small = source_for_latents(flow, latents.levels, given, notes)
         model.load(memory_required(flow, pictures, *size))
-        cond = condition_for(flow, shown, small)
-        images = decode(flow, levels, cond, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        cond = condition_for(flow, shown, small, cancelled=stop_if_cancelled, notify=notes)
+        images = decode(flow, levels, cond, **notes.follow())
         images = dequantization.quantize(flow, images) if snap else images.clamp(0, 1)
         return io.NodeOutput(to_image(images), ui=notes.ui)
 

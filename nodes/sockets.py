@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,23 +22,23 @@ from .host.memory import load_to_device, to_host_image, wrap
 FLOW_MODEL = io.Custom("FLOW_MODEL")  # a FlowModel
 FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
 FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
-FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace: of one face, or one for every image
+FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one for every face
 FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
 
 TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
 
 
-def flow_model(*tasks: Task, optional: bool = False) -> Any:
-    """Describe the input `model`.
+def flow_model(*tasks: Task, optional: bool = False) -> Callable[[str], Any]:
+    """Describe a model.
 
     Args:
         tasks: A model must be made for one of them: in the canvas, a loader offers no other to this input.
         optional: Whether a script may leave it out.
     """
-    return FLOW_MODEL.Input("model", optional=optional, extra_dict={TASKS: list(tasks)})
+    return partial(FLOW_MODEL.Input, optional=optional, extra_dict={TASKS: list(tasks)})
 
 
-LONGEST = 80  # characters of a value in an error message
+MAX_SHOWN = 80  # characters of a value in an error message
 COPIES = 3  # of a result while a node ends: the result, its latents, and the host's image
 
 
@@ -248,7 +248,7 @@ def check_memory(count: int, values: int, what: str, advice: str) -> None:
 def shown(value: Any) -> str:
     """Format any value for an error message: short, and printable everywhere."""
     if isinstance(value, str):
-        return repr(value) if len(value) <= LONGEST else f"{value[:LONGEST]!r} and so on"
+        return repr(value) if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]!r} and so on"
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a very large number"
     if value is None or isinstance(value, bool | int | float):
@@ -256,31 +256,18 @@ def shown(value: Any) -> str:
     return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
 
 
-def _is_tensor(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ImageError(f"{name} must be an image; got {shown(value)}. Connect a node that makes one.")
-    return value
+def _expect(kind: type, message: str, error: type[FlowError] = FlowError) -> Callable[[Any, str], Any]:
+    """Make a check whose message may name the `{input}`, the `{value}` and its `{type}`."""
+
+    def check(value: Any, name: str) -> Any:
+        if not isinstance(value, kind):
+            raise error(message.format(input=name, value=shown(value), type=type(value).__name__))
+        return value
+
+    return check
 
 
-def _is_model(value: Any, _: str) -> FlowModel:
-    if not isinstance(value, FlowModel):
-        raise FlowError(f"Expected a model of Load Flow Model; got {type(value).__name__}. Connect that node.")
-    return value
-
-
-def _is_latents(value: Any, _: str) -> Latents:
-    if not isinstance(value, Latents):
-        raise FlowError(
-            f"Expected latents of a flow, as Flow Sample and Flow Encode make them; got {type(value).__name__}. "
-            "Connect one of those."
-        )
-    return value
-
-
-def _is_hints(value: Any, _: str) -> Hints:
-    if not isinstance(value, Hints):
-        raise FlowError(f"Expected hints of Flow Color Hints; got {type(value).__name__}. Connect that node.")
-    return value
+_is_tensor = _expect(Tensor, "{input} must be an image; got {value}. Connect a node that makes one.", ImageError)
 
 
 def _is_places(value: Any, _: str) -> tuple[FacePlace, ...]:
@@ -299,9 +286,12 @@ def _is_landmarks(value: Any, name: str) -> list[Any]:
 SOCKETS: dict[str, Callable[[Any, str], Any]] = {
     "IMAGE": _is_tensor,
     "MASK": _is_tensor,
-    "FLOW_MODEL": _is_model,
-    "FLOW_LATENTS": _is_latents,
-    "FLOW_HINTS": _is_hints,
+    "FLOW_MODEL": _expect(FlowModel, "Expected a model of Load Flow Model; got {type}. Connect that node."),
+    "FLOW_LATENTS": _expect(
+        Latents,
+        "Expected latents of a flow, as Flow Sample and Flow Encode make them; got {type}. Connect one of those.",
+    ),
+    "FLOW_HINTS": _expect(Hints, "Expected hints of Flow Color Hints; got {type}. Connect that node."),
     "FLOW_FACE": _is_places,
     "FACE_LANDMARKS": _is_landmarks,
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -15,52 +16,41 @@ from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.images.files import read
+from ..flowcore.training.image_sources import folder_problem, folder_stamp
 from ..flowcore.training.named_run import NamedRun, Record
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
-from ..flowcore.training.source_folder import folder_problem, training_files
+from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled
 from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
 from .host.ui import Progress
 from .loaders import locate_model, model_choices
-from .node import FlowNode, schema
+from .node import FlowNode
 from .sockets import FLOW_MODEL, FlowModel, shown, to_image
-from .widgets import finite_or_none
 
 RUNS = "flowcore-runs"  # below the output folder
 NOTHING = "nothing"
 SUFFIX = ".safetensors"
-LONGEST = 100_000.0  # minutes: ten weeks
+MAX_MINUTES = 100_000.0  # ten weeks
 LINES = 3  # shown on the node while it trains
 REFUSED_BY_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def _recipes() -> list[str]:
+    return [*sorted(path.stem for path in RECIPES.glob("*.toml")), *recipe_files()]
+
+
+def _starts() -> list[str]:
+    return [NOTHING, *model_choices()]
 
 
 class FlowcoreTrain(FlowNode):
     """A folder of images, a recipe and some minutes, as a FLOW_MODEL and a file of models/flows."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreTrain",
-            "training",
-            aliases=["train", "training", "fine-tune", "finetune", "flow", "train srflow", "own model", "learn"],
-            inputs=[
-                io.String.Input("folder", default="photos"),
-                io.Combo.Input("recipe", options=_recipes(), default="srflow-x4"),
-                io.String.Input("name", default="my-flow"),
-                io.Float.Input("minutes", default=60.0, min=0.0, max=LONGEST, step=0.5),
-                io.Combo.Input("start", options=[NOTHING, *model_choices()], default=NOTHING, optional=True),
-                io.Boolean.Input("restart", default=False, optional=True),
-            ],
-            outputs=[
-                FLOW_MODEL.Output("model"),
-                io.Image.Output("sheet"),
-                io.Image.Output("curve"),
-                io.String.Output("info"),
-            ],
-            is_output_node=True,
-            advanced=("restart",),
-        )
+    ALIASES = ("train", "training", "fine-tune", "finetune", "flow", "train srflow", "own model", "learn")
+    OUTPUTS = (FLOW_MODEL.Output("model"), io.Image.Output("sheet"), io.Image.Output("curve"), io.String.Output("info"))
+    ADVANCED = ("restart",)
+    IS_OUTPUT_NODE = True
 
     @classmethod
     def validate_inputs(cls, folder: str | None = None, recipe: str | None = None, name: str | None = None) -> Any:
@@ -76,16 +66,24 @@ class FlowcoreTrain(FlowNode):
         start: str | None = None,
         restart: bool | None = None,
     ) -> list[str]:
-        """Return what changes with the images, the recipe and the start model, and when there is more to train."""
+        """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
         digest = hashlib.sha256()
-        images = training_files(user_folder(folder), digits=_takes_digits(recipe)) if folder else []
-        for file in [*images, *filter(None, (locate_model(start), recipe_files().get(recipe or "")))]:
+        digest.update((folder_stamp(user_folder(folder)) if folder else "").encode())
+        for file in filter(None, (locate_model(start), recipe_files().get(recipe or ""))):
             stat = file.stat()
             digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return [digest.hexdigest(), _run(name).state() if name and _bad_name(name) is None else ""]
 
     @classmethod
-    def run(cls, folder: str, recipe: str, name: str, minutes: float, start: str, restart: bool) -> Any:
+    def run(
+        cls,
+        folder: Annotated[str, partial(io.String.Input, default="photos")],
+        recipe: Annotated[str, widgets.listed(_recipes, default="srflow-x4")],
+        name: Annotated[str, partial(io.String.Input, default="my-flow")],
+        minutes: Annotated[float, widgets.number(60.0, 0.0, MAX_MINUTES, 0.5)],
+        start: Annotated[str, widgets.listed(_starts, default=NOTHING, optional=True)],
+        restart: Annotated[bool, widgets.switch],
+    ) -> Any:
         from ..flowcore.training.loop import train  # takes a while, and most sessions never train
 
         problem = _problem(folder, recipe, name)
@@ -107,7 +105,7 @@ class FlowcoreTrain(FlowNode):
 
         with freed_device() as device:
             try:
-                train(
+                result = train(
                     _with_own_licence(plan, recipe, start_file),
                     user_folder(folder),
                     run.folder,
@@ -122,25 +120,25 @@ class FlowcoreTrain(FlowNode):
                 if record.ours or not run.target.exists():
                     run.publish(record)
                 raise
-        done, total, spent = _outcome(lines)
-        record.finished = done >= total
+        record.finished = result.is_finished
         run.publish(record)
         file = run.target.name
-        if not any(line.startswith("step ") for line in lines) and record.finished:
+        if not result.new_steps and record.finished:
             notes(
                 f"The run {run.folder.name} had come to its end before: nothing was trained. Set restart to begin "
                 f"anew, or another name with {file} as start to go on from it."
             )
         if not record.finished:
-            notes(f"The time was up at step {done} of {total}. Run again to go on.")
-        if start_file is not None:
-            notes(f"{lines[-1][:1].upper()}{lines[-1][1:]}.")  # whether it became better than the start
+            notes(f"The time was up at step {result.steps} of {result.total}. Run again to go on.")
+        if result.verdict:
+            notes(f"{result.verdict[:1].upper()}{result.verdict[1:]}.")
+        spent = round(result.minutes, 1)
         flow = flowcore.load(run.target)
         sheet, rows = run.last_sheet(), run.history()
         measured = flow.provenance.get("metrics", {})
         facts = [
             f"model: {file}, {flow.architecture}",
-            f"trained: {done} of {total} steps, {spent} minutes",
+            f"trained: {result.steps} of {result.total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
             *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
             f"saved as: {run.target}",
@@ -156,7 +154,7 @@ class FlowcoreTrain(FlowNode):
                 "images": [output_record(sheet)] if sheet else [],
                 "steps": [int(row["step"]) for row in rows],
                 "stage": [row["stage"] for row in rows],
-                "loss": [finite_or_none(float(row["loss"])) for row in rows],
+                "loss": [widgets.finite_or_none(float(row["loss"])) for row in rows],
                 "minutes": [spent],
                 "path": [str(run.target)],
                 "run": [str(run.folder)],
@@ -166,10 +164,6 @@ class FlowcoreTrain(FlowNode):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # recipes and runs
-
-
-def _recipes() -> list[str]:
-    return [*sorted(path.stem for path in RECIPES.glob("*.toml")), *recipe_files()]
 
 
 def _read_recipe(recipe: str) -> Recipe:
@@ -202,15 +196,6 @@ def _run(name: str) -> NamedRun:
     stem = name.strip().removesuffix(SUFFIX)
     file = stem + SUFFIX
     return NamedRun(output_folder(RUNS, stem), model_target(file), lambda: model_path(file))
-
-
-def _outcome(lines: list[str]) -> tuple[int, int, float]:
-    """Parse the line at the end of a run: steps made, steps in all, and minutes of training."""
-    for line in reversed(lines):
-        found = re.match(r"(\d+) of (\d+) steps, \d+ skipped, ([\d.]+) minutes", line)
-        if found:
-            return int(found[1]), int(found[2]), float(found[3])
-    return 0, 0, 0.0
 
 
 def _picture(path: Path | None) -> Tensor:

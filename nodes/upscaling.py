@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ from .host.compat import curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
 from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
-from .node import FlowNode, schema
-from .picking import HIDDEN, PickingNode
+from .node import FlowNode
+from .picking import PickingNode
 from .recording import RecordingNode
 from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
-MOST_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
+MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # another seed or temperature skips the analysis of the image
 on_release += [STORE.clear, forget_plan]
@@ -44,62 +45,40 @@ SEAMS = (
 class FlowcoreUpscale(RecordingNode):
     """Enlargements of every image: all samples of the first image, then of the second."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreUpscale",
-            "upscaling",
-            aliases=[
-                "upscale",
-                "super resolution",
-                "srflow",
-                "flow upscale",
-                "enlarge",
-                "4x",
-                "upscale image",
-                "temperature",
-                "restore old photo",
-                "sharpen",
-            ],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("upscale"),
-                widgets.temperature(widgets.OWN, own=True),
-                widgets.seed(),
-                io.Int.Input("samples", default=1, min=1, max=64, optional=True),
-                io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
-                widgets.precision(),
-                io.Mask.Input("mask", optional=True),
-                widgets.temperature(0.3, "outside", optional=True),
-                widgets.temperatures(),
-                io.Float.Input("factor", default=0.0, min=0.0, max=16.0, step=0.05, optional=True),
-                io.Int.Input("longest_side", default=0, min=0, max=16384, optional=True),
-                io.Boolean.Input("match_source", default=False, optional=True),
-                widgets.calm_edges(),
-                widgets.pick(),
-            ],
-            outputs=[io.Image.Output("images"), io.Float.Output("consistency")],
-            hidden=HIDDEN,
-            advanced=("tile", "precision", "temperatures", "longest_side", "match_source", "calm_edges"),
-        )
+    ALIASES = (
+        "upscale",
+        "super resolution",
+        "srflow",
+        "flow upscale",
+        "enlarge",
+        "4x",
+        "upscale image",
+        "temperature",
+        "restore old photo",
+        "sharpen",
+    )
+    ESSENTIALS = "Image Tools"
+    OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
+    ADVANCED = ("tile", "precision", "temperatures", "longest_side", "match_source", "calm_edges")
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        model: FlowModel,
-        temperature: float,
-        seed: int,
-        samples: int,
-        tile: int,
-        precision: Precision,
-        mask: Tensor | None,
-        outside: float,
-        temperatures: str,
-        factor: float,
-        longest_side: int,
-        match_source: bool,
-        calm_edges: float,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("upscale")],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
+        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        precision: Annotated[Precision, widgets.precision],
+        mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
+        outside: Annotated[float, widgets.temperature(0.3, optional=True)],
+        temperatures: Annotated[str, widgets.text],
+        factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
+        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True)],
+        match_source: Annotated[bool, widgets.switch],
+        calm_edges: Annotated[float, widgets.calm_edges],
+        pick: Annotated[int, widgets.pick],
     ) -> Any:
         tau, calm = _settings(model, temperature, calm_edges, temperatures)
         notes, pixels = cls.notes(), from_image(image)
@@ -132,15 +111,14 @@ class FlowcoreUpscale(RecordingNode):
             factor=factor,
             longest_side=longest_side,
             match_source=match_source,
-            progress=Progress(pixels),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(Progress(pixels)),
             store=STORE,
         )
         each = consistency(pictures, pixels).tolist()
         worst = min(each)
-        drawn = [] if temperatures.strip() else [f"temperature {tau:g}, calm edges {calm:g}"]
-        lines = [*notes.lines, *drawn, f"consistency {worst:.1f} dB"]
+        edges = f", {calm:g} calmer at edges" if calm else ""
+        drawn = [] if temperatures.strip() else [f"temperature {tau:g}{edges}"]
+        lines = [*notes.lines, *drawn, f"shrunk again, {_distance(worst)} from the input"]
         return io.NodeOutput(
             to_image(pictures),
             worst,
@@ -160,13 +138,18 @@ class FlowcoreUpscale(RecordingNode):
         return values | {"temperature": tau, "calm_edges": calm}
 
 
+def _distance(decibels: float) -> str:
+    """Say how far apart pictures are, in steps of 8 bits."""
+    return f"{255 * 10 ** (-decibels / 20):.2g}/255"
+
+
 def _refuse_huge(size: tuple[int, int], longest_side: int) -> None:
     """Refuse pictures that fill memory and disk, unless their size was stated."""
     megapixels = math.prod(size) / 1e6
-    if megapixels > MOST_MEGAPIXELS and not longest_side:
+    if megapixels > MAX_MEGAPIXELS and not longest_side:
         raise FlowError(
             f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Set longest_side to the "
-            f"longer side that you want; without it, Flow Upscale makes at most {MOST_MEGAPIXELS} megapixels."
+            f"longer side that you want; without it, Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels."
         )
 
 
@@ -202,45 +185,27 @@ class FlowcoreTemperatureGrid(PickingNode):
     """All temperatures with all seeds, on one sheet."""
 
     PICKED = (1, 2, 3)
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreTemperatureGrid",
-            "upscaling",
-            aliases=["temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale"],
-            inputs=[
-                io.Image.Input("image"),
-                flow_model("upscale"),
-                io.String.Input("temperatures", default="0, 0.4, 0.7, 0.9"),
-                widgets.seed(),
-                io.Int.Input("seeds", default=3, min=1, max=16, optional=True),
-                io.Int.Input("tile", default=0, min=0, max=4096, optional=True),
-                widgets.precision(),
-                widgets.calm_edges(),
-                widgets.pick(),
-            ],
-            outputs=[
-                io.Image.Output("sheet"),
-                io.Image.Output("images"),
-                io.Float.Output("each_temperature", is_output_list=True),
-                io.Int.Output("each_seed", is_output_list=True),
-            ],
-            hidden=HIDDEN,
-            advanced=("tile", "precision", "calm_edges"),
-        )
+    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale")
+    OUTPUTS = (
+        io.Image.Output("sheet"),
+        io.Image.Output("images"),
+        io.Float.Output("each_temperature", is_output_list=True),
+        io.Int.Output("each_seed", is_output_list=True),
+    )
+    ADVANCED = ("tile", "precision", "calm_edges")
 
     @classmethod
     def run(
         cls,
-        image: Tensor,
-        model: FlowModel,
-        temperatures: str,
-        seed: int,
-        seeds: int,
-        tile: int,
-        precision: Precision,
-        calm_edges: float,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("upscale")],
+        temperatures: Annotated[str, partial(io.String.Input, default="0, 0.4, 0.7, 0.9")],
+        seed: Annotated[int, widgets.seed()],
+        seeds: Annotated[int, widgets.integer(3, 1, 16, optional=True)],
+        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        precision: Annotated[Precision, widgets.precision],
+        calm_edges: Annotated[float, widgets.calm_edges],
+        pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
@@ -257,9 +222,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             seeds=seeds,
             tile=tile,
             precision=precision,
-            progress=Progress(pixels),
-            cancelled=stop_if_cancelled,
-            notify=notes,
+            **notes.follow(Progress(pixels)),
             store=STORE,
         )
         taus = [float(model.flow.config.temperature) if tau < 0 else tau for tau in taus]  # below OWN is refused
@@ -290,23 +253,17 @@ class FlowcoreTemperatureGrid(PickingNode):
 class FlowcoreTemperatureCurve(FlowNode):
     """A temperature per level, along a curve."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreTemperatureCurve",
-            "upscaling",
-            aliases=["temperature", "curve", "per level", "levels", "schedule", "flow"],
-            inputs=[
-                curve_input("curve"),
-                widgets.temperature(0.6, "fine"),
-                widgets.temperature(0.9, "coarse"),
-                io.Int.Input("levels", default=2, min=1, max=8),
-            ],
-            outputs=[io.String.Output("temperatures")],
-        )
+    ALIASES = ("temperature", "curve", "per level", "levels", "schedule", "flow")
+    OUTPUTS = (io.String.Output("temperatures"),)
 
     @classmethod
-    def run(cls, curve: Any, fine: float, coarse: float, levels: int) -> Any:
+    def run(
+        cls,
+        curve: Annotated[Any, curve_input],
+        fine: Annotated[float, widgets.temperature(0.6)],
+        coarse: Annotated[float, widgets.temperature(0.9)],
+        levels: Annotated[int, widgets.integer(2, 1, 8)],
+    ) -> Any:
         heights = curve_values(curve, [level / max(1, levels - 1) for level in range(levels)])
         text = ", ".join(f"{max(0.0, fine + (coarse - fine) * height):.4g}" for height in heights)
         return io.NodeOutput(text, ui={"text": [text]})
@@ -315,22 +272,15 @@ class FlowcoreTemperatureCurve(FlowNode):
 class FlowcoreMatchSource(FlowNode):
     """Enlargements that equal their source when they are shrunk."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreMatchSource",
-            "upscaling",
-            aliases=["back projection", "consistency", "color fix", "colour fix", "lr consistency", "color match"],
-            inputs=[io.Image.Input("images"), io.Image.Input("source")],
-            outputs=[io.Image.Output("matched"), io.Float.Output("consistency")],
-        )
+    ALIASES = ("back projection", "consistency", "color fix", "colour fix", "lr consistency", "color match")
+    OUTPUTS = (io.Image.Output("matched"), io.Float.Output("consistency"))
 
     @classmethod
-    def run(cls, images: Tensor, source: Tensor) -> Any:
+    def run(cls, images: Annotated[Tensor, io.Image.Input], source: Annotated[Tensor, io.Image.Input]) -> Any:
         notes, pixels, small = cls.notes(), from_image(images), from_image(source)
-        matched = flowcore.match_source(pixels, small, progress=Progress(), cancelled=stop_if_cancelled, notify=notes)
+        matched = flowcore.match_source(pixels, small, **notes.follow())
         before, after = (float(consistency(each, small).min()) for each in (pixels, matched))
-        text = f"consistency {before:.1f} dB before, {after:.1f} dB after"
+        text = f"shrunk again, {_distance(after)} from the source; before, {_distance(before)}"
         return io.NodeOutput(
             to_image(matched), after, ui={"text": [text, *notes.lines], "before": [before], "consistency": [after]}
         )
@@ -339,24 +289,18 @@ class FlowcoreMatchSource(FlowNode):
 class FlowcoreAsUpscaleModel(FlowNode):
     """A flow, a temperature and a seed, as an UPSCALE_MODEL."""
 
-    @classmethod
-    def define_schema(cls) -> Any:
-        return schema(
-            "FlowcoreAsUpscaleModel",
-            "upscaling",
-            aliases=["upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model"],
-            inputs=[
-                flow_model("upscale"),
-                widgets.temperature(0.0, own=True),
-                widgets.seed(),
-                widgets.calm_edges(),
-            ],
-            outputs=[io.UpscaleModel.Output("upscale_model")],
-            advanced=("calm_edges",),
-        )
+    ALIASES = ("upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model")
+    OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
+    ADVANCED = ("calm_edges",)
 
     @classmethod
-    def run(cls, model: FlowModel, temperature: float, seed: int, calm_edges: float) -> Any:
+    def run(
+        cls,
+        model: Annotated[FlowModel, flow_model("upscale")],
+        temperature: Annotated[float, widgets.temperature(0.0, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        calm_edges: Annotated[float, widgets.calm_edges],
+    ) -> Any:
         notes = cls.notes()
         upscaler = Upscaler(
             model.flow,

@@ -1,9 +1,14 @@
-"""Inputs that several nodes have, and the parsing of what is typed into them."""
+"""Inputs that several nodes have, and the parsing of what is typed into them.
+
+An input is described by a function of its name; see `FlowNode`.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..flowcore import ConditionError, FlowError
@@ -11,12 +16,14 @@ from .host.compat import gradient_slider, io, make
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
-HIGHEST = 1.5  # temperature
-MOST_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
-MOST_ITEMS = 4096  # labels in one text
+MAX_TEMPERATURE = 1.5  # temperature
+MAX_TEMPERATURES = 64  # on one sheet; stated in the tooltips, too
+MAX_ITEMS = 4096  # labels in one text
+
+Input = Callable[[str], Any]
 
 
-def temperature(default: float, name: str = "temperature", *, own: bool = False, optional: bool = False) -> Any:
+def temperature(default: float, *, own: bool = False, optional: bool = False) -> Input:
     """Describe a temperature: a slider, colored from cold to hot.
 
     With `own` its left end, `OWN`, is no temperature: the node takes what the model's file states, see `own_or`. It
@@ -25,19 +32,18 @@ def temperature(default: float, name: str = "temperature", *, own: bool = False,
 
     Args:
         default: Its default.
-        name: Its name.
         own: Whether it can follow the model.
         optional: Whether a script may leave it out.
     """
-    zero = OWN / (OWN - HIGHEST) if own else 0.0  # where on the slider 0 is
+    zero = OWN / (OWN - MAX_TEMPERATURE) if own else 0.0  # where on the slider 0 is
     stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
-    return make(
+    return partial(
+        make,
         io.Float.Input,
-        name,
         default=default,
         min=OWN if own else 0.0,
-        max=HIGHEST,
+        max=MAX_TEMPERATURE,
         step=0.01,
         optional=optional,
         display_mode=gradient_slider(),
@@ -45,27 +51,12 @@ def temperature(default: float, name: str = "temperature", *, own: bool = False,
     )
 
 
-def calm_edges() -> Any:
-    """Describe the number `calm_edges`, which came after temperature.
-
-    Workflows from before open with its default, `OWN`. They state a temperature, and `OWN` then means 0 (see
-    `flowcore.tasks.upscale.sampling_settings`): they keep their pictures. With the model's own temperature it is the
-    model's own as well.
-    """
-    return slider("calm_edges", OWN, OWN, 1.0, optional=True)
-
-
 def own_or(value: float) -> float | None:
     """Read a value that can follow the model: None for that, which is what tasks call it."""
     return None if OWN <= value < 0 else value
 
 
-def temperatures() -> Any:
-    """Describe the text `temperatures`: one per level."""
-    return io.String.Input("temperatures", default="", optional=True)
-
-
-def seed(default: int = 0, *, control: bool = True, optional: bool = False) -> Any:
+def seed(default: int = 0, *, control: bool = True, optional: bool = False) -> Input:
     """Describe the number `seed`.
 
     Args:
@@ -74,83 +65,51 @@ def seed(default: int = 0, *, control: bool = True, optional: bool = False) -> A
             control to whatever is called seed.
         optional: Whether a script may leave it out.
     """
-    return io.Int.Input(
-        "seed", default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control, optional=optional
-    )
+    upper = 0xFFFFFFFFFFFFFFFF
+    return partial(io.Int.Input, default=default, min=0, max=upper, control_after_generate=control, optional=optional)
 
 
-def pick() -> Any:
-    """Describe the number `pick` of every `PickingNode`."""
-    return io.Int.Input("pick", default=0, min=0, max=MOST_ITEMS, optional=True)
+def integer(default: int, lower: int, upper: int, step: int | None = None, *, optional: bool = False) -> Input:
+    """Describe a whole number."""
+    return partial(io.Int.Input, default=default, min=lower, max=upper, step=step, optional=optional)
 
 
-def slider(name: str, default: float, least: float, most: float, step: float = 0.01, *, optional: bool = False) -> Any:
+def number(default: float, lower: float, upper: float, step: float, **fields: Any) -> Input:
+    """Describe a number; `fields` are more of the host's."""
+    return partial(io.Float.Input, default=default, min=lower, max=upper, step=step, **fields)
+
+
+def slider(default: float, lower: float, upper: float, step: float = 0.01, *, optional: bool = False) -> Input:
     """Describe a number with a plain slider."""
-    return io.Float.Input(
-        name,
-        default=default,
-        min=least,
-        max=most,
-        step=step,
-        optional=optional,
-        display_mode=io.NumberDisplay.slider,
-    )
+    return number(default, lower, upper, step, optional=optional, display_mode=io.NumberDisplay.slider)
 
 
-def precision() -> Any:
-    """Describe the choice `precision`."""
-    options = ["float32", "bfloat16", "float16", "auto", "tf32"]
-    return io.Combo.Input("precision", options=options, default="float32", optional=True)
+def choice(*options: str, optional: bool = False) -> Input:
+    """Describe a choice, whose default is the first option."""
+    return partial(io.Combo.Input, options=list(options), default=options[0], optional=optional)
 
 
-def saturation() -> Any:
-    """Describe the number `saturation`."""
-    return slider("saturation", 1.0, 0.0, 3.0, optional=True)
+def listed(options: Callable[[], list[str]], **fields: Any) -> Input:
+    """Describe a choice among files, which are listed anew for every schema; `fields` are more of the host's."""
+    return lambda name: io.Combo.Input(name, options=options(), **fields)
 
 
-def painting() -> Any:
-    """Describe the text `painting`: brush strokes, which `web/js/brush.js` lets a person paint."""
-    return io.String.Input("painting", default="", optional=True, socketless=True)
-
-
-def working_size() -> Any:
-    """Describe the number `working_size`."""
-    return io.Int.Input("working_size", default=0, min=0, max=4096, step=16, optional=True)
-
-
-def gamut() -> Any:
-    """Describe the choice `gamut`."""
-    return io.Combo.Input("gamut", options=["compress", "clip"], default="compress", optional=True)
-
-
-def snap(default: bool) -> Any:
-    """Describe the switch `snap`: whether the noise that a model draws with an image is removed."""
-    return io.Boolean.Input("snap", default=default, optional=True)
-
-
-def mode(*, optional: bool = False) -> Any:
-    """Describe the choice `mode`: the path between two latents."""
-    return io.Combo.Input("mode", options=["slerp", "linear", "norm"], default="slerp", optional=optional)
-
-
-def per(*, optional: bool = False) -> Any:
-    """Describe the choice `per`: what is normalized together."""
-    return io.Combo.Input("per", options=["local", "channel", "level"], default="level", optional=optional)
-
-
-def window() -> Any:
-    """Describe the number `window`, of `per` = local."""
-    return io.Int.Input("window", default=9, min=5, max=255, step=2, optional=True)
-
-
-def fit() -> Any:
-    """Describe the choice `fit`."""
-    return io.Combo.Input("fit", options=["resize", "crop"], default="resize", optional=True)
-
-
-def label() -> Any:
-    """Describe the number `label`."""
-    return io.Int.Input("label", default=-1, min=-1, max=9999, optional=True)
+# Inputs that are the same everywhere. The default of `calm_edges`, `OWN`, means the model's own beside the model's own
+# temperature, and 0 beside a temperature that is stated (see `flowcore.tasks.upscale.sampling_settings`).
+calm_edges = slider(OWN, OWN, 1.0, optional=True)
+gamut = choice("compress", "clip", optional=True)
+fit = choice("resize", "crop", optional=True)
+label = integer(-1, -1, 9999, optional=True)
+mode = partial(io.Combo.Input, options=["slerp", "linear", "norm"], default="slerp")  # between two latents
+painting = partial(io.String.Input, default="", optional=True, socketless=True)  # see web/js/brush.js
+per = partial(io.Combo.Input, options=["local", "channel", "level"], default="level")  # normalized together
+pick = integer(0, 0, MAX_ITEMS, optional=True)  # of every `PickingNode`
+precision = choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True)
+saturation = slider(1.0, 0.0, 3.0, optional=True)
+switch = partial(io.Boolean.Input, default=False, optional=True)
+text = partial(io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
+window = integer(9, 5, 255, 2, optional=True)  # of `per` = local
+working_size = integer(0, 0, 4096, 16, optional=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,9 +148,9 @@ def temperature_list(text: str) -> list[float]:
         FlowError: If there are none, or too many.
     """
     taus = parse_numbers(text, "temperatures")
-    if taus is None or len(taus) > MOST_TEMPERATURES:
+    if taus is None or len(taus) > MAX_TEMPERATURES:
         raise FlowError(
-            f"temperatures takes 1 to {MOST_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus or [])}. "
+            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus or [])}. "
             "Write some."
         )
     return taus
@@ -224,8 +183,8 @@ def parse_labels(text: str, classes: int) -> list[int] | None:
         if max(first, last) >= classes:
             raise ConditionError(f"This model knows the labels 0 to {classes - 1}; got {max(first, last)}.")
         result += range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        if len(result) > MOST_ITEMS:
-            raise FlowError(f"labels names more than {MOST_ITEMS} labels. Name fewer.")
+        if len(result) > MAX_ITEMS:
+            raise FlowError(f"labels names more than {MAX_ITEMS} labels. Name fewer.")
     return result
 
 

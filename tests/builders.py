@@ -2,76 +2,145 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.checkpoints.sources.llflow import llflow_origins
 from flowcore.checkpoints.sources.srflow import srflow_origins
 from flowcore.checkpoints.sources.srflow_da import srflow_da_origins
+from flowcore.condition import Condition
 from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure
-from flowcore.transforms import ActNorm
+from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 
+_COLORS = {"widths": (8, 8, 16), "merged": 8, "features": 4, "working_size": 32}
+_EXTRACTOR = {"extractor_blocks": (1, 1), "extractor_width": 4, "extractor_growth": 3}
+_RRDB = {"hidden": 8, "encoder_blocks": 2, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (1,)}
 TINY: dict[str, dict[str, Any]] = {
     "glow": {"levels": 2, "steps": 2, "hidden": 8},
     "realnvp": {"scales": 2, "hidden": 3, "blocks": 1},
     "ffjord": {"scales": 2, "blocks": 1, "hidden": (4, 5), "steps": 2},
-    "residual_flow": {
-        "blocks": (2, 1),
-        "hidden": 6,
-        "full_blocks": 1,
-        "full_hidden": 4,
-        "image_size": (8, 12),
-    },
+    "residual_flow": {"blocks": (2, 1), "hidden": 6, "full_blocks": 1, "full_hidden": 4, "image_size": (8, 12)},
     "class_conditional": {"image_size": (8, 12), "classes": 3, "steps": 2, "hidden": 8},
+    "srflow": {"levels": 3, "steps": 2, **_RRDB},
+    "srflow_da": {"layers": "s2pccds2pc", "hidden_layers": 2, **_RRDB},
+    "hcflow": {"steps": 2, "detail_steps": 1, "hidden": 6, "detail_hidden": 6, **_EXTRACTOR},
+    "llflow": {"steps": 1, "transition_steps": 1, **_RRDB},
+    "colorizer": {"steps": (1, 1), "hidden": (8, 8), **_COLORS},
+}
+
+# Smaller ones, for tests that compute Jacobians or compare networks one by one.
+_ENCODER = {"encoder_blocks": 2, "encoder_width": 4, "encoder_growth": 3, "stacked_blocks": (1,)}
+_TABLE = {"split_prior": "table", "image_size": (4, 8), "network": "plain"}
+_X2, _X8 = {"scale": 2, "levels": 2}, {"scale": 8, "levels": 4}
+MINIMAL: dict[str, dict[str, Any]] = {
+    "srflow": {"steps": 1, "transition_steps": 1, "hidden": 4, **_ENCODER, "stacked_blocks": (1, 0)},
+    "srflow_da": {"hidden": 4, "hidden_layers": 2, **_ENCODER},
+    "hcflow": TINY["hcflow"],
+    "llflow": {"steps": 1, "transition_steps": 1, "hidden": 4, **_ENCODER},
+    "ffjord": {"channels": 1, "scales": 1, "blocks": 1, "hidden": (3,), "steps": 1, "how": "exact"},
+    "residual_flow": {"blocks": (1, 1), "hidden": 3, "full_blocks": 1, "full_hidden": 3, "image_size": (4, 6)},
+    "glow": {"levels": 2, "steps": 1, "hidden": 6},
+    "realnvp": TINY["realnvp"],
+    "class_conditional": {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6},
+    "colorizer": {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2},
+}
+# By architecture and name: fields that differ from the minimal ones.
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "srflow": {
-        "levels": 3,
-        "steps": 2,
-        "hidden": 8,
-        "encoder_blocks": 2,
-        "encoder_width": 8,
-        "encoder_growth": 4,
-        "stacked_blocks": (1,),
+        "": {},
+        "x2": {**_X2, "steps": 2},
+        "x2 residual": {**_X2, "residual": True},
+        "x4 residual": {"steps": 2, "residual": True},
+        "x8": _X8,
+        "x8 residual": {**_X8, "residual": True},
+        "on imdn": {"encoder": "imdn", "residual": True},
+        "x8 on imdn": {**_X8, "encoder": "imdn", "encoder_growth": 2},
+        "without injector": {"injector": False},
+        "without injector and transition steps": {"injector": False, "transition_steps": 0},
+        "with deep conditioners": {"hidden_layers": 2, "hidden_kernel": 3},
+        "with shallow conditioners": {**_X2, "hidden_layers": 0},
+        "without transition steps": {"transition_steps": 0, "mixing": "principal"},
+        "without stacked blocks": {"stacked_blocks": ()},
+        "on one grid": {"levels": 1, "stacked_blocks": (1, 0, 1)},
+        "x8 on two grids": {"scale": 8, "levels": 2},
+        "with principal mixing": {"mixing": "principal", "affine_eps": 0.25, "residual": True},
+        "with scales from 0": {**_X2, "affine_eps": 0.0},
     },
     "srflow_da": {
-        "layers": "s2pccds2pc",
-        "hidden": 8,
-        "hidden_layers": 2,
-        "encoder_blocks": 2,
-        "encoder_width": 8,
-        "encoder_growth": 4,
-        "stacked_blocks": (1,),
+        "": {"scale": 2, "layers": "s2pcdc", "residual_blocks": 1},
+        "x4": {"layers": "s2pccds2pc"},
+        "x8": {"scale": 8, "layers": "s2pcds2pcds2c"},
+        "s": {"scale": 8, "layers": "s4pcdcds2cs2c"},
+        "d": {"layers": "s4pcdc", "hidden": 8, "hidden_layers": 6, "residual_blocks": 3},
     },
     "hcflow": {
-        "steps": 2,
-        "detail_steps": 1,
-        "hidden": 6,
-        "detail_hidden": 6,
-        "extractor_blocks": (1, 1),
-        "extractor_width": 4,
-        "extractor_growth": 3,
+        "": {},
+        "x8": {"scale": 8},
+        "for rescaling": {"rescaling": True},
     },
-    "llflow": {
-        "steps": 1,
-        "transition_steps": 1,
-        "hidden": 8,
-        "encoder_blocks": 2,
-        "encoder_width": 8,
-        "encoder_growth": 4,
-        "stacked_blocks": (1,),
+    "llflow": {"": {}},
+    "ffjord": {
+        "": {"scales": 2, "steps": 2},
+        "with batch norm": {"batch_norm": True, "time": "concatsquash", "alpha": 1e-6},
+        "with strides": {"hidden": (3, 3), "strides": (2, 1, -2), "alpha": 0.0, "image_size": (4, 6)},
+    },
+    "residual_flow": {
+        "": {},
+        "of two convolutions": {"channels": 1, "full_blocks": 0, "alpha": 1e-3, "kernels": (3, 3)},
+        "of frequencies": {"full_blocks": 0, "lipschitz": "frequencies", "activation": "elu", "image_size": None},
+        "squeezed first": {"squeeze_first": True, "blocks": (2,), "coefficient": 0.7, "leading": False},
+        "factored": {"channels": 1, "factor_out": True, "squeeze_first": True, "image_size": (4, 8)},
+        "without an actnorm": {"factor_out": True, "full_blocks": 0, "first_actnorm": False},
+    },
+    "glow": {
+        "": {"steps": 2, "mixing": "shuffle"},
+        "additive": {"coupling": "additive", "mixing": "reverse", "learned_top": False},
+        "log3": {"mixing": "conv", "actnorm": "log3", "edge": "flag", "last_mixing": "lu"},
+        "principal": {"mixing": "conv", "mixing_start": "principal", "pixels": "unit", "steps": 2},
+        "principal lu": {"mixing": "lu", "mixing_start": "principal", "steps": 2, "affine_eps": 0.1},
+        "signed": {"actnorm": "signed", "mixing": "reverse", "last_mixing": "conv"},
+        "plain": {"network": "plain", "last_mixing": "reverse"},
+        "plain, not scaled": {"network": "plain", "scaled": False, "edge": "ones"},
+        "not scaled": {"scaled": False, "levels": 3},
+        "ones": {"edge": "ones", "coupling": "additive"},
+        "of gray": {"channels": 1, "levels": 1, "grid": "levels", "n_bits": 5},
+        "with styles": {"image_size": (4, 8), "styles": ("smile",)},
+        "with labels": {"channels": 1, "classes": 3, "dequantizer_steps": 1},
+        "with labels alone": {"classes": 3, "learned_top": False, "edge": "flag"},
+        "plain with labels": {"classes": 3, "network": "plain", "edge": "ones", "actnorm": "signed"},
+        "by table": {**_TABLE, "channels": 1, "classes": 3, "scaled": False},
+        "by table without labels": _TABLE,
+    },
+    "realnvp": {
+        "": {},
+        "without batch norm": {"channels": 1, "batch_norm": False},
+        "without masks": {"channels": 1, "mask_channel": False},
+        "bare": {"channels": 1, "batch_norm": False, "mask_channel": False, "blocks": 0, "alpha": 1e-3},
+        "of three scales": {"channels": 1, "scales": 3, "hidden": 2},
+        "of one scale": {"channels": 1, "scales": 1},
+    },
+    "class_conditional": {
+        "": {"styles": ("bold", "slanted")},
+        "in color": {"image_size": (3, 5), "channels": 3, "shift": 0.0, "width": 2.0},
+        "of one class": {"classes": 1},
     },
     "colorizer": {
-        "steps": (1, 1),
-        "hidden": (8, 8),
-        "widths": (8, 8, 16),
-        "merged": 8,
-        "features": 4,
-        "working_size": 32,
+        "": {},
+        "on three grids": {"steps": (1, 2, 1), "hidden": (6, 5, 4), "widths": (4, 4, 4, 8), "dropout": 0.3},
+        "on one grid": {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 4)},
     },
+}
+# The models on which the law is checked and whose plans are compared with them: architecture and fields.
+MODELS = {
+    f"{architecture} {name}".rstrip(): (architecture, {**MINIMAL[architecture], **fields})
+    for architecture, variants in _VARIANTS.items()
+    for name, fields in variants.items()
 }
 
 
@@ -168,3 +237,96 @@ def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
         origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
         for origin in origins(flow.config)
     }
+
+
+def build_minimal(architecture: str, *, seed: int = 4, **fields: Any) -> Flow:
+    """Build a flow of an architecture as it starts, with fields that differ from ``MINIMAL``; the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(architecture, configure(architecture, {**MINIMAL[architecture], **fields}))
+
+
+def build_model(name: str, *, rows: int | None = None, seed: int = 4) -> Flow:
+    """Build a model of ``MODELS`` away from its start, buffers included.
+
+    Args:
+        name: A key of ``MODELS``.
+        rows: Rows of the coarsest grid of the images of a model that takes images of one size; None for those of
+            ``MODELS``.
+        seed: Of all weights.
+
+    Returns:
+        The flow in training mode, float32.
+    """
+    architecture, fields = MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        flow = build(architecture, configure(architecture, fields))
+        if rows and flow.image_size and architecture != "class_conditional":
+            size = (rows * flow.size_multiple, 2 * flow.size_multiple)
+            flow = build(architecture, configure(architecture, {**fields, "image_size": size}))
+    move_away(flow, 0.03 if fields.get("scale") == 8 else 0.05, seed)
+    return flow
+
+
+def move_away(flow: Flow, strength: float, seed: int = 0) -> None:
+    """Add noise to every parameter of a flow and give buffers values as of some training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in flow.modules():
+            for t in part.parameters(recurse=False):  # a wide mixing of much noise would be ill-conditioned
+                far = strength / len(t) ** 0.5 if isinstance(part, InvertibleConv) else strength
+                t += far * torch.randn(t.shape, generator=generator)
+        if flow.styles:
+            directions = flow.get_buffer("style_directions")
+            directions.copy_(torch.randn(directions.shape, generator=generator))
+    move_buffers(flow, seed)
+    flow.normalize()
+
+
+def move_buffers(module: nn.Module, seed: int = 9) -> Any:
+    """Give batch norms and whitenings the moments of some training; returns the module."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            part.mean.copy_(0.3 * torch.randn(part.mean.shape, generator=generator))
+            part.var.copy_(0.5 + torch.rand(part.var.shape, generator=generator))
+        if isinstance(part, ChannelWhitening):
+            size = len(part.mean)
+            part.mean.copy_(0.3 + 0.3 * torch.rand(size, generator=generator))
+            part.matrix.copy_(2 * torch.eye(size) + torch.rand(size, size, generator=generator).tril())
+    return module
+
+
+def sides_of(flow: Flow, rows: int | None = None) -> tuple[int, int]:
+    """Height and width of an image that a flow takes: as small as makes sense, or with so many rows on every grid."""
+    m = math.lcm(flow.size_multiple, flow.condition_scale if flow.capabilities.source == "low_resolution" else 1)
+    if flow.image_size:
+        return flow.image_size
+    if rows:
+        return rows * m, 2 * m
+    return {1: (3, 5), 2: (4, 6)}.get(m, (m, 2 * m))
+
+
+def source_of(flow: Flow, height: int, width: int, batch: int = 2) -> Tensor | None:
+    """Draw what the condition of images of these sides is encoded from; None for unconditional flows."""
+    kind = flow.capabilities.source
+    if kind == "low_resolution":
+        return random_image(batch, 3, height // flow.condition_scale, width // flow.condition_scale, seed=5)
+    if kind == "low_light":
+        return random_image(batch, 3, height, width, seed=5) ** 3
+    if kind == "luma":  # with hints and a palette
+        given = random_image(batch, 8, 4 * height, 4 * width, seed=5)
+        given[:, 4:] = given[:, 4:, :1, :1]
+        return given
+    if not flow.classes:
+        return None
+    last = flow.classes - (flow.architecture == "glow")  # of a class-conditional flow, no label
+    return torch.tensor([last, 1, 0, 1] * batch)[:batch]
+
+
+def encode_source(flow: Flow, source: Tensor | None) -> Condition | None:
+    """Make the condition in the precision of the flow; None for None."""
+    if source is not None and source.is_floating_point():
+        source = source.to(next(flow.parameters()).dtype)
+    return None if source is None else flow.encode_condition(source)

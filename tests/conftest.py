@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
-# With the root on the path our nodes/ would take the name of the host's nodes.py.
+# The code beside these tests, whichever checkout is installed. The root does not stay on the path, where our nodes/
+# would take the name of the host's nodes.py.
+sys.path.insert(0, str(ROOT))
+importlib.import_module("flowcore")
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 
@@ -21,10 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        # With pytest-xdist, a file is run by one process, and so are all tests that share the servers of the session.
-        room = item.path.relative_to(TESTS).parts[0]
-        shares_servers = room in ("host", "browser")
-        item.add_marker(pytest.mark.xdist_group("host" if shares_servers else item.path.as_posix()))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def group(item: pytest.Item) -> str:
+    """What pytest-xdist runs in one process: a file, or all tests that share a server of the session."""
+    room = item.path.relative_to(TESTS).parts[0]
+    if room == "browser":
+        return room
+    server = item.callspec.params.get("server") if hasattr(item, "callspec") else None  # which version of ComfyUI
+    return item.path.as_posix() if server is None else f"host {server}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from builders import TINY, build_hcflow, build_tiny
 from builders import random_image as noise
-from PIL import Image
 from small_flows import flow as small_flow
 from torch import Tensor
 
 import flowcore
 from flowcore.inference.plan import forget_plan
+from flowcore.latents import attribute_direction
+from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
-from flowcore.tasks.directions import apply_style, attribute_direction_from_folders
+from flowcore.tasks.directions import apply_style
+from flowcore.tasks.harmonize import harmonize
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.tasks.rescale import restore, shrink
-from flowcore.tasks.sample import reconstruct
 from flowcore.tasks.score import score
-from flowcore.tasks.transfer import content_transfer, style_transfer
 
 Result = Tensor | Iterable[Tensor]
 
@@ -69,7 +67,7 @@ def _latents(place: Place, name: str) -> list[Tensor]:
 def _round_trip(place: Place) -> list[Tensor]:
     flow, image = place.flow("small-glow"), place.image(2, 3, 12, 16)
     latents = flowcore.encode(flow, image)
-    return [*latents, flowcore.decode(flow, latents), *reconstruct(flow, image)]
+    return [*latents, flowcore.decode(flow, latents)]
 
 
 def _interpolated(place: Place) -> Tensor:
@@ -86,7 +84,7 @@ def _scored(place: Place, name: str, **options: object) -> list[Tensor]:
     return [made.bits_per_dim, made.map, made.per_level]
 
 
-def _refined(place: Place) -> Tensor:
+def _hinted(place: Place) -> Tensor:
     hints = hints_from_points([(5, 5, "#c04020"), (20, 9, "#2040c0")], (24, 32), radius=4)
     return flowcore.colorize(place.flow("small-color"), place.image(1, 1, 24, 32), hints=hints, hint_steps=3, seed=4)
 
@@ -125,16 +123,10 @@ def _ranked(place: Place) -> list[Tensor]:
 
 def _directions(place: Place) -> list[Tensor]:
     flow = place.flow("small-glow")
-    with TemporaryDirectory() as folder:
-        for name, seed in (("with", 1), ("without", 5)):
-            (Path(folder) / name).mkdir()
-            for k in range(2):
-                pixels = (noise(1, 3, 12, 16, seed=seed + k)[0] * 255).byte().permute(1, 2, 0).contiguous()
-                Image.fromarray(pixels.numpy()).save(Path(folder) / name / f"{k}.png")
-        found = attribute_direction_from_folders(flow, Path(folder) / "with", Path(folder) / "without")
+    sides = ([flowcore.encode(flow, place.image(2, 3, 12, 16, seed=seed))] for seed in (1, 5))
     digits = place.flow("small-digits")
     z = [place.image(2, *shape).to(place.device) for shape in digits.latent_shapes(8, 12)]
-    return [*found.direction, *apply_style(digits, z, {"bold": 1.0})]
+    return [*attribute_direction(*sides), *apply_style(digits, z, {"bold": 1.0})]
 
 
 def _sampled_digits(place: Place) -> Tensor:
@@ -168,7 +160,7 @@ def _plain_flows(place: Place) -> list[Tensor]:
         cond = None if source is None else flow.encode_condition(source.to(place.device))
         image = noise(2, flow.channels, *sides(flow), seed=7).to(place.device)
         if flow.estimated:
-            cond = flow.with_probes(flow.probes(image.shape, 3))
+            cond = with_probes(flow, image.shape, 3)
         with torch.no_grad():
             latents, logdet = flow(image, cond)
             made += [logdet, flow.inverse(latents, cond)]
@@ -181,7 +173,7 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "brighten and rescale": _others,
     "colorize": lambda p: flowcore.colorize(p.flow("small-color"), p.image(1, 1, 24, 32), samples=2, temperature=0.5),
     "colors of pictures": _colors,
-    "refine by hints": _refined,
+    "spread hints": _hinted,
     "video": lambda p: flowcore.colorize_video(p.flow("small-color"), p.image(3, 1, 24, 32), carry=0.5),
     "sample": lambda p: flowcore.sample(p.flow("small-glow"), 3, seed=5),
     "sample digits": _sampled_digits,
@@ -193,10 +185,7 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "encode and decode": _round_trip,
     "decode": lambda p: flowcore.decode(p.flow("small-glow"), _latents(p, "small-glow")),
     "interpolate": _interpolated,
-    "style transfer": lambda p: style_transfer(p.flow("small-digits"), p.image(2, 1, 8, 12), 0, [1, 2]),
-    "content transfer": lambda p: content_transfer(
-        p.flow("small-srflow"), p.image(2, 3, 20, 24), p.image(1, 3, 10, 12, seed=2)
-    ),
+    "harmonize": lambda p: harmonize(p.flow("small-srflow"), p.image(2, 3, 20, 24)),
     "score": lambda p: _scored(p, "small-glow"),
     "directions": _directions,
     "plain flows": _plain_flows,

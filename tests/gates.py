@@ -29,17 +29,8 @@ BY_DESIGN = re.compile(
 def run(*command: str, cwd: Path, home: Path) -> tuple[int, str]:
     """Run a tool without a terminal and with a home of its own; its status and output."""
     environment = os.environ | {"HOME": str(home), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, timeout=300, check=False, **both)
     return done.returncode, done.stdout
 
 

@@ -41,14 +41,8 @@ class Elsewhere(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held, place):
-        return torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device="meta",
-        )
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, held.size(), **layout, device="meta")
 
     def __init__(self, held, place):
         self.held, self.place = held, place

@@ -31,53 +31,43 @@ from .job import Work, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
 ATTEMPTS = 2  # per picture
+SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is started here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where to run.
+    """Where to run, and which model every worker loads.
 
     Attributes:
+        model: Name of a shipped model, or a file.
+        device: Device of every worker.
+        overrides: See ``checkpoints.load``.
         address: Address of a running cluster, "auto" for the one that this machine belongs to; None starts one.
         workers: Number of workers, each with its own copy of the model; None for as many as the CPUs (on a GPU: the
             GPUs) of the cluster allow.
         threads: Threads of each worker. Results are those of a single process with as many threads.
-        memory: Bytes of shared memory for pictures in transit, for a cluster that is started here.
     """
 
+    model: str
+    device: str = "cpu"
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any])
     address: str | None = None
     workers: int | None = None
     threads: int = 1
-    memory: int = 2**29
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Which model, so that every machine can load it.
-
-    Attributes:
-        name: Name of a shipped model, or a file.
-        device: Device of every worker.
-        overrides: See ``checkpoints.load``.
-    """
-
-    name: str
-    device: str = "cpu"
-    overrides: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class _Remote:
     """A worker on some machine: rows of pictures in, rows of results out."""
 
-    def __init__(self, work: Work, model: Model, file: Any, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, work: Work, cluster: Cluster, file: Any) -> None:
+        torch.set_num_threads(cluster.threads)
         with tempfile.TemporaryDirectory() as folder:
-            name = model.name
+            name = cluster.model
             if file is not None:
-                path = Path(folder) / Path(model.name).name
+                path = Path(folder) / Path(name).name
                 path.write_bytes(_ray().get(file))
                 name = str(path)
-            self._worker = Worker(work, load(name, model.device, **model.overrides))
+            self._worker = Worker(work, load(name, cluster.device, **cluster.overrides))
 
     def __call__(self, batch: Any) -> Any:
         return _table([self._process(row) for row in batch.to_pylist()])
@@ -108,15 +98,12 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     return arrow.table({name: arrow.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
-def execute(
-    work: Work, model: Model, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]
-) -> Generator[Result]:
+def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Result]:
     """Execute jobs on a cluster.
 
     Args:
         work: What to do with every picture.
-        model: With which model.
-        cluster: Where.
+        cluster: Where, and with which model.
         notify: Called with the tasks' notes about pictures.
         jobs: The jobs; those that fail are tried once more.
 
@@ -130,10 +117,11 @@ def execute(
     if not pending:
         return
     with _running(cluster) as ray:
-        file = None if model.name in catalog.names() else ray.put(Path(model.name).expanduser().read_bytes())
+        named = cluster.model in catalog.names()
+        file = None if named else ray.put(Path(cluster.model).expanduser().read_bytes())
         for attempt in range(ATTEMPTS):
             failed = dict.fromkeys(pending, "Its worker died; it may need more memory than there is.")
-            for row in _rows(ray, work, model, file, pending, cluster):
+            for row in _rows(ray, work, cluster, file, pending):
                 job = pending[row["number"]]
                 if row["error"]:
                     failed[row["number"]] = row["error"]
@@ -151,10 +139,8 @@ def execute(
             yield pending[number], FlowError(reason)
 
 
-def _rows(
-    ray: Any, work: Work, model: Model, file: Any, jobs: dict[int, Job], cluster: Cluster
-) -> Iterator[dict[str, Any]]:
-    gpu = model.device.startswith("cuda")
+def _rows(ray: Any, work: Work, cluster: Cluster, file: Any, jobs: dict[int, Job]) -> Iterator[dict[str, Any]]:
+    gpu = cluster.device.startswith("cuda")
     resources = ray.cluster_resources()
     available = int(resources.get("GPU", 0)) if gpu else int(resources.get("CPU", 1)) // cluster.threads
     workers = max(1, min(cluster.workers or available, len(jobs)))
@@ -167,7 +153,7 @@ def _rows(
         warnings.simplefilter("ignore")  # about Ray's execution plan
         results = pictures.map_batches(
             _Remote,
-            fn_constructor_args=(work, model, file, cluster.threads),
+            fn_constructor_args=(work, cluster, file),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
@@ -199,7 +185,7 @@ def _running(cluster: Cluster) -> Generator[Any]:
     options: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         cpus = (cluster.workers or 0) * cluster.threads or os.cpu_count() or 1
-        options |= {"address": "local", "num_cpus": cpus, "object_store_memory": cluster.memory}
+        options |= {"address": "local", "num_cpus": cpus, "object_store_memory": SHARED_MEMORY}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)

@@ -7,27 +7,24 @@ any moment can be resumed, and a file that something else made is never replaced
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import itertools
-import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..checkpoints.writing import SavingError, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
-from .job import MARK, Work
+from ..tasks import Progress
+from .job import MARK, Work, Worker
 
 MAGIC = re.compile(r"[*?[]")
-SCORE_COLUMNS = ("image", "bits_per_dim", "complexity_corrected", "per_level", "notes", "error", "id")
 
 
 @dataclass(frozen=True)
@@ -49,37 +46,6 @@ class Job:
 
     source: Path
     targets: tuple[Path, ...] = ()
-
-
-@dataclass
-class Report:
-    """Outcome of a run.
-
-    Attributes:
-        done: Jobs that were done.
-        skipped: Jobs whose results existed.
-        failed: Jobs that failed, and why.
-    """
-
-    done: list[Job] = field(default_factory=list[Job])
-    skipped: list[Job] = field(default_factory=list[Job])
-    failed: list[tuple[Job, Exception]] = field(default_factory=list[tuple[Job, Exception]])
-
-    def raise_failures(self, total: int, summary: str = "") -> None:
-        """Raise an error that lists the jobs that failed, out of ``total``; nothing if there are none.
-
-        Args:
-            total: Number of jobs.
-            summary: Last line of the list.
-        """
-        if not self.failed:
-            return
-        first = self.failed[0][1]
-        if total == 1:
-            raise first
-        lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in self.failed]
-        listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
-        raise FlowError(f"{listed}\n{summary}".strip()) from first
 
 
 @dataclass(frozen=True)
@@ -104,12 +70,13 @@ Result = tuple[Job, Made | Exception]
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def find(words: Sequence[str], out: Path | None = None) -> list[Found]:
+def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[Found]:
     """Find picture files.
 
     Args:
         words: Files, folders (searched at any depth) and patterns such as ``photos/**/*.jpg``.
         out: Folder of the results, which is not searched.
+        notify: Called with a sentence on files of other kinds.
 
     Returns:
         The files: word by word, each file once, in natural order of their names.
@@ -118,26 +85,31 @@ def find(words: Sequence[str], out: Path | None = None) -> list[Found]:
         FlowError: If a folder or pattern has no picture, or ``out`` is one of the folders.
     """
     found: dict[Path, Found] = {}
+    ignored = set[Path]()
     for word in words:
         path = Path(word)
         if path.is_dir():
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
-            excluded = _within(out, path)
-            matches = [Found(p, p.relative_to(path)) for p in path.rglob("*") if _is_picture(p, excluded)]
-            problem = f"No images in {word}"
+            above, paths, problem = path, path.rglob("*"), f"No images in {word}"
         elif MAGIC.search(word) and not path.exists():
-            fixed = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
-            excluded = _within(out, fixed)
-            paths = (Path(match) for match in glob.glob(word, recursive=True))
-            matches = [Found(p, p.relative_to(fixed)) for p in paths if _is_picture(p, excluded)]
-            problem = f"Nothing matches {word}"
+            above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
+            paths, problem = map(Path, glob.glob(word, recursive=True)), f"Nothing matches {word}"
         else:
-            matches, problem = [Found(path, Path(path.name))], ""
+            found.setdefault(path.absolute(), Found(path, Path(path.name)))
+            continue
+        # the folder of the results, if it lies inside
+        excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
+        files = {p for p in paths if _is_visible(p, excluded)}
+        matches = [Found(p, p.relative_to(above)) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        ignored |= {p.absolute() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES}
         if not matches:
             raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for one in sorted(matches, key=lambda one: natural_key(one.inside)):
             found.setdefault(one.path.absolute(), one)
+    if ignored and notify is not None:
+        kinds = ", ".join(sorted({p.suffix.lower() or "no suffix" for p in ignored}))
+        notify(f"Files that flowcore does not read were left out: {len(ignored)} ({kinds}).")
     return list(found.values())
 
 
@@ -147,13 +119,8 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts if part]
 
 
-def _within(out: Path | None, folder: Path) -> Path | None:
-    """The folder of the results, if it lies below a folder that is searched."""
-    return out.resolve() if out is not None and folder.resolve() in out.resolve().parents else None
-
-
-def _is_picture(path: Path, excluded: Path | None) -> bool:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+def _is_visible(path: Path, excluded: Path | None) -> bool:
+    if path.name.startswith(".") or not path.is_file():
         return False
     return excluded is None or excluded not in path.resolve().parents
 
@@ -223,7 +190,7 @@ def run(
     save: Callable[[Job, Made], None],
     on_result: Callable[[Job, Made | Exception | None], None],
     whole_clips: bool = False,
-) -> Report:
+) -> list[tuple[Job, Exception]]:
     """Execute all jobs whose results do not exist yet.
 
     Args:
@@ -235,28 +202,25 @@ def run(
         whole_clips: Results depend on the frames before them in the folder: if one is missing, all are made again.
 
     Returns:
-        The outcome.
+        The jobs that failed, and why.
 
     Raises:
         SavingError: If results cannot be saved; the next ones could not be saved either.
     """
-    report = Report()
-    incomplete = {job.source.parent for job in made if not _done(job, is_done)} if whole_clips else set[Path]()
+    failed: list[tuple[Job, Exception]] = []
+    incomplete = {job.source.parent for job in made if not state_of(job, is_done)} if whole_clips else set[Path]()
 
     def finish(job: Job, result: Made | Exception) -> None:
         if isinstance(result, Exception):
-            report.failed.append((job, result))
-        else:
-            report.done.append(job)
+            failed.append((job, result))
         on_result(job, result)
 
     def pending() -> Iterator[Job]:
         for job in made:
-            state = _done(job, is_done)
+            state = state_of(job, is_done)
             if isinstance(state, FlowError):
                 finish(job, state)
             elif state and job.source.parent not in incomplete:
-                report.skipped.append(job)
                 on_result(job, None)
             else:
                 yield job
@@ -270,10 +234,46 @@ def run(
             except (FlowError, OSError) as error:
                 result = error
         finish(job, result)
-    return report
+    return failed
 
 
-def _done(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
+def in_turn(
+    worker: Worker,
+    start: Callable[[Path], Progress | None],
+    notify: Callable[[str], None],
+    jobs: Iterable[Job],
+    cancelled: Callable[[], bool] | None = None,
+) -> Iterator[Result]:
+    """Execute jobs in this process, one after the other.
+
+    Args:
+        worker: Does them.
+        start: Called before every job with its picture; it may return what follows the job.
+        notify: Called with what the task has to say, after the name of the picture.
+        jobs: The jobs.
+        cancelled: See the tasks; an exception that it raises is the job's failure.
+
+    Yields:
+        Each job, and its results or its failure.
+    """
+    for job in jobs:
+        progress, notes, began = start(job.source), list[str](), time.monotonic()
+
+        def note(sentence: str, name: str = job.source.name, notes: list[str] = notes) -> None:
+            notes.append(sentence)
+            notify(f"{name}: {sentence}")
+
+        try:
+            data, clip = files.read_bytes(job.source), job.source.parent
+            made = worker(data, job.source.name, clip, progress=progress, notify=note, cancelled=cancelled)
+        except Exception as error:  # one picture does not stop the others
+            yield job, error
+        else:
+            yield job, Made(made, time.monotonic() - began, tuple(notes))
+
+
+def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
+    """Whether the results of a job exist; the error if they cannot be saved, which is true, too: none will be made."""
     try:
         return is_done(job)
     except FlowError as error:
@@ -350,61 +350,3 @@ def save(job: Job, made: Made) -> None:
     """
     for target, result in zip(job.targets, made.files, strict=True):
         write_atomic(target, result)
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
-class Scores:
-    """A CSV table of scores, one row per picture, that a later run can resume.
-
-    Attributes:
-        path: The file, which need not exist yet.
-        rows: Complete rows by picture; failures and a last row that was cut off are left out.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        if not path.exists():
-            return
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
-                raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
-            for row in reader:
-                if re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
-                    corrected = row["complexity_corrected"]
-                    self.rows[row["image"]] = {
-                        "image": row["image"],
-                        "bits_per_dim": float(row["bits_per_dim"]),
-                        "complexity_corrected": float(corrected) if corrected else None,
-                        "per_level": json.loads(row["per_level"]),
-                        "notes": json.loads(row["notes"]),
-                        "id": row["id"],
-                    }
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one more row, and flush it to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists() or not self.path.stat().st_size
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write((_line(SCORE_COLUMNS) if fresh else "") + _line(_cells(row)))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Replace the table atomically."""
-        text = _line(SCORE_COLUMNS) + "".join(_line(_cells(row)) for row in rows)
-        write_atomic(self.path, text.encode())
-
-
-def _cells(row: dict[str, Any]) -> list[Any]:
-    shown = {**row, "per_level": json.dumps(row.get("per_level", [])), "notes": json.dumps(row.get("notes", []))}
-    return ["" if shown.get(name) is None else shown[name] for name in SCORE_COLUMNS]
-
-
-def _line(cells: Iterable[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()

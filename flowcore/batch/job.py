@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -25,8 +26,8 @@ from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
-from ..images.rounding import to_uint8
-from ..provenance import KEY, Provenance, fingerprint, is_plain, source
+from ..images.rounding import to_uint8, truncate_16_bits
+from ..provenance import KEY, VERSION, Provenance, fingerprint, is_plain, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
@@ -39,15 +40,9 @@ from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
 Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "score"]
-NODES = {  # that would make the same picture
-    "upscale": "FlowcoreUpscale",
-    "colorize": "FlowcoreColorize",
-    "brighten": "FlowcoreBrighten",
-    "shrink": "FlowcoreShrink",
-    "restore": "FlowcoreRestore",
-}
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # how the IDs of our results begin, which cameras use for IDs of their own
+COMMAND = "command"  # in place of a node's id
 SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph
 
 
@@ -67,7 +62,7 @@ class Work:
         by: What best means, see ``ranking.By``.
         reference: Content of a picture file whose palette ``colorize`` applies.
         format: File format of the results.
-        bits: Bits per channel of the results.
+        bits: Bits per channel of the results; None for those of the picture, as far as the format can hold them.
         quality: Quality of the results, for lossy formats.
     """
 
@@ -81,7 +76,7 @@ class Work:
     by: By = "consensus"
     reference: bytes | None = None
     format: Format = "png"
-    bits: int = 8
+    bits: int | None = 8
     quality: int | None = None
 
     @property
@@ -100,11 +95,11 @@ class Work:
             32 hexadecimal digits for each result.
         """
         payload = {name: value for name, value in self.settings.items() if name not in IRRELEVANT}
-        payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits}
+        payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
         if self.command == "score":
-            payloads = [{**payload, "seed": self.seed, "samples": self.samples}]
+            payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
             payload |= {"seed": self.seed, "samples": self.samples, "by": self.by}
             payloads = [{**payload, "rank": rank} for rank in range(self.keep)]
@@ -112,8 +107,14 @@ class Work:
             payloads = [{**payload, "seed": seed} for seed in range(self.seed, self.seed + self.samples)]
         return [picture_id(each) for each in payloads]
 
-    def size_of(self, picture: bytes) -> tuple[int, int] | None:
-        """Compute height and width of the results of a picture; None if it cannot be read."""
+    def bits_of(self, picture: bytes | Path) -> int:
+        """Bits per channel of the results of a picture, its content or its file."""
+        if self.bits is not None:
+            return self.bits
+        return files.bits_per_channel(picture) if self.format in files.DEEP else 8
+
+    def size_of(self, picture: bytes | Path) -> tuple[int, int] | None:
+        """Compute height and width of the results of a picture, its content or its file; None if it is unreadable."""
         size = files.upright_size(picture)
         if size is None or self.command in ("colorize", "brighten", "score"):
             return size
@@ -138,9 +139,9 @@ def picture_id(payload: dict[str, Any]) -> str:
     return MARK + digest[: 32 - len(MARK)]
 
 
-def stated_size(picture: bytes) -> tuple[int, int] | None:
+def stated_size(picture: bytes | Path) -> tuple[int, int] | None:
     """Height and width of the photograph that a picture was shrunk from, as its file states them."""
-    with Image.open(io.BytesIO(picture)) as opened:
+    with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as opened:
         stated = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(opened.info.get(SIZE, "")))
     return None if stated is None else (int(stated[2]), int(stated[1]))
 
@@ -161,6 +162,7 @@ class Worker:
         clip: object = None,
         progress: Progress | None = None,
         notify: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
         """Process one picture.
 
@@ -170,6 +172,7 @@ class Worker:
             clip: Identifies the clip of a video frame.
             progress: See the tasks.
             notify: See the tasks.
+            cancelled: See the tasks.
 
         Returns:
             A file per sample or kept sample; for ``score``, one row as JSON.
@@ -178,27 +181,37 @@ class Worker:
         if self.work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         photograph = files.read(picture, name)
-        self._check_format(photograph)
-        work, text = self.work, dict[str, str]()
+        work, text, bits = self.work, dict[str, str](), self.work.bits_of(picture)
+        # a format is refused before the work, not after it
+        files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
+        small = work.command == "shrink"  # whose pictures have 8 bits by the method
+        if notify is not None and photograph.bits > bits and (small or work.bits is None):
+            holds = "a small picture" if small else f"a {work.format} file"
+            notify(f"It has {photograph.bits} bits per channel; {holds} holds {bits}.")
+        sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings}
+        following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
+        sampling |= following
+        rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
         if work.command == "upscale":
-            pictures = self._make(upscale, photograph, progress, notify)
+            pictures = upscale(self.flow, rgb_or_gray, **sampling)
         elif work.command == "brighten":
-            pictures = self._make(brighten, photograph, progress, notify)
+            pictures = brighten(self.flow, rgb_or_gray, **sampling)
+        elif work.command == "restore":
+            pictures = restore(self.flow, rgb_or_gray, size=stated_size(picture), **sampling)
         elif work.command == "shrink":
             height, width = photograph.pixels.shape[-2:]
             text[SIZE] = f"{width}x{height}"
-            pictures = shrink(self.flow, photograph.pixels, progress=progress, notify=notify)
-        elif work.command == "restore":
-            size = stated_size(picture)
-            pictures = self._make(partial(restore, size=size), photograph, progress, notify)
+            pictures = shrink(self.flow, photograph.pixels, **following)
         else:
-            pictures = self._colorize(photograph, clip, progress, notify)
+            pictures = self._colorize(photograph.pixels, clip, sampling)
         used = {key: value for key, value in work.settings.items() if is_plain(value)}
+        if work.command == "colorize":
+            used |= {name: value for name, value in self._own_settings().items() if used.get(name) is None}
         if "precision" in used:  # what was computed in, which "auto" does not say to another machine
             used["precision"] = actual_precision(used["precision"], next(self.flow.parameters()).device)
         provenance = Provenance(
-            node_id="command",
-            node=NODES[work.command],
+            node_id=COMMAND,
+            node=f"Flowcore{work.command.capitalize()}",  # that would make the same picture
             model=work.model,
             model_sha256=self.model_sha256,
             architecture=self.flow.architecture,
@@ -207,10 +220,11 @@ class Worker:
             samples=work.samples,
             settings=used,
             sources={"image": source(photograph.pixels)},
-            pictures=tuple(fingerprint(to_uint8(result)) for result in pictures),
+            pictures=tuple(fingerprint((truncate_16_bits if bits == 16 else to_uint8)(one)) for one in pictures),
+            version=VERSION,
         )
         text[KEY] = json.dumps([provenance.to_json()])
-        options: dict[str, Any] = {"format": work.format, "bits": work.bits, "quality": work.quality, "text": text}
+        options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         if work.keep:
             pictures = self._best(pictures, photograph, notify)
         return [
@@ -218,42 +232,22 @@ class Worker:
             for result, id in zip(pictures, ids, strict=True)
         ]
 
-    def _check_format(self, photograph: DecodedImage) -> None:
-        """Refuse a format before the work, not after it."""
-        alpha = photograph.pixels.shape[1] == 4
-        files.check_format(self.work.format, self.work.bits, self.work.quality, alpha=alpha)
-
     def _temperature(self) -> float:
         given, config = self.work.settings.get("temperature"), self.flow.config
         if given is not None or self.work.command == "shrink":
             return float(given or 0)
         return float(config.temperatures[0] if self.work.command == "colorize" else config.temperature)
 
-    def _make(
-        self,
-        task: Callable[..., Tensor],
-        photograph: DecodedImage,
-        progress: Progress | None,
-        notify: Callable[[str], None] | None,
-    ) -> Tensor:
-        return task(
-            self.flow,
-            photograph.pixels[:, :1] if photograph.gray else photograph.pixels,
-            seed=self.work.seed,
-            samples=self.work.samples,
-            progress=progress,
-            notify=notify,
-            **self.work.settings,
-        )
+    def _own_settings(self) -> dict[str, float]:
+        """What a colorizer was made for, beside the temperature; as ``colorize`` fills it in."""
+        config = self.flow.config
+        saturation = config.saturation if self._reference is None else 1.0
+        return {"detail": config.temperatures[1], "coherence": config.coherence, "saturation": saturation}
 
-    def _colorize(
-        self, photograph: DecodedImage, clip: object, progress: Progress | None, notify: Callable[[str], None] | None
-    ) -> Tensor:
-        settings = dict(self.work.settings)
-        image = photograph.pixels
-        hints = hints_of(settings, (image.shape[-2], image.shape[-1]))
-        settings |= {"seed": self.work.seed, "hints": hints, "progress": progress, "notify": notify}
+    def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
+        settings["hints"] = hints_of(settings, (image.shape[-2], image.shape[-1]))
         if settings.pop("frames", "photographs") == "video":
+            del settings["samples"]
             clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
             if clip != self._clip:
                 self._clip = clip
@@ -261,7 +255,6 @@ class Worker:
             return colorize_video(self.flow, image, before=self._before, **settings)
         settings.pop("carry", None)
         strength = settings.pop("strength", 1.0)
-        settings["samples"] = self.work.samples
         if self._reference is None:
             return colorize(self.flow, image, **settings)
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
@@ -282,28 +275,38 @@ class Worker:
         if flow.capabilities.source == "luma":
             chroma, cond = chroma_on_grid(flow, files.read_rgb(picture, name))
             result = score(flow, chroma + NEUTRAL, cond, complexity=False, **drawing)
-            size = f"{chroma.shape[-1]}x{chroma.shape[-2]}"
-            return _row(result, [f"Scored: the chroma of {width}x{height}, shrunk to {size}, given its luma."])
+            grid = tuple(chroma.shape[-2:])
+            how = "enlarged" if _is_larger(grid, (height, width)) else "shrunk"
+            text = f"Scored: the chroma of {width}x{height}, {how} to {grid[1]}x{grid[0]}, given its luma."
+            return _row(result, [text], enlarged=how == "enlarged")
         cond = None
         if flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]
         else:
             subject = prepare_subject(flow, image, fit=fit, notify=notes.append)
-            pixels, cond = to_uint8(subject.pixels), subject.condition(flow)
+            pixels, cond = to_uint8(subject.pixels), subject.condition(flow, notify=notes.append)
         result, size = score(flow, pixels, cond, **drawing), tuple(pixels.shape[-2:])
         resized = flow.image_size is not None and fit == "resize" and min(height - size[0], width - size[1]) > 0
+        enlarged = _is_larger(size, (height, width))
         part = "all of" if size == (height, width) else f"{size[1]}x{size[0]} pixels in the middle of"
         how = f", resized so that it covers {size[1]}x{size[0]}" if resized else ""
-        return _row(result, [f"Scored: {part} {width}x{height}{how}.", *notes])
+        how = f", enlarged so that it covers {size[1]}x{size[0]}, and not ranked" if enlarged else how
+        return _row(result, [f"Scored: {part} {width}x{height}{how}.", *notes], enlarged=enlarged)
 
 
-def _row(result: Score, notes: list[str]) -> dict[str, Any]:
-    corrected = result.complexity_corrected
+def _is_larger(size: tuple[int, ...], before: tuple[int, int]) -> bool:
+    return size[0] > before[0] or size[1] > before[1]
+
+
+def _row(result: Score, notes: list[str], *, enlarged: bool) -> dict[str, Any]:
+    corrected, spread = result.complexity_corrected, float(result.spread)
     return {
         "bits_per_dim": float(result.bits_per_dim),
         "complexity_corrected": None if corrected is None else float(corrected),
         "per_level": result.per_level[0].tolist(),
         "notes": [*notes, *result.notes],
+        "spread": spread if math.isfinite(spread) else None,
+        "enlarged": enlarged,
     }
 
 

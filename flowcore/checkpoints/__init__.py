@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..device import check_device
 from ..errors import CheckpointError
 from ..flow import Flow
 from . import catalog
 from .convert import convert
-from .file import Header, is_ours, read, read_header, read_tasks, save
+from .file import Header, is_ours, read, read_config, read_header, save
 from .sources import SOURCES, register_source
 from .sources.source import Source
 
@@ -24,8 +25,8 @@ __all__ = [
     "is_ours",
     "load",
     "read",
+    "read_config",
     "read_header",
-    "read_tasks",
     "register_source",
     "save",
 ]
@@ -45,7 +46,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
 
     Raises:
         CheckpointError: If there is no such model, or flowcore cannot read the file.
+        FlowError: If there is no such device.
     """
+    device = check_device(device)
     if str(path) in catalog.names():
         file = catalog.path(str(path))
     else:
@@ -56,8 +59,6 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         except (OSError, ValueError, RuntimeError):  # name too long, zero byte, unknown ~user
             exists = False
         if not exists:
-            if str(path) in catalog.REPLACED:
-                raise CheckpointError(f"{path} is no longer shipped. Take {catalog.REPLACED[str(path)]} in its place.")
             shipped = ", ".join(catalog.names()) or "none"
             raise CheckpointError(
                 f"There is no file {str(file)[:200]}, and no shipped model of that name (shipped: {shipped}). Check "

@@ -8,9 +8,6 @@ from ..errors import CheckpointError
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 
-# Models that are no longer shipped, to those that take their place: workflows and scripts hold the names.
-REPLACED = {"glow-cifar10": "glow-photos", "realnvp-cifar10": "realnvp-photos"}
-
 
 def names() -> list[str]:
     """List the names of the shipped models, sorted."""

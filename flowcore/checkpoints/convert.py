@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import re
 import zipfile
@@ -138,8 +139,8 @@ def _read(path: Path) -> Any:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31:
         return _read_safetensors(path)
     if head.startswith(b"\x80"):
-        with path.open("rb") as file:
-            refuse_excess(file, size, many=True)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            refuse_excess(mapped, size, many=True)
         return _read_torch(path, mmap=False)
     looks = next(
         (f"this is {what}" for first, what in FIRST_BYTES.items() if head.lstrip().startswith(first)),

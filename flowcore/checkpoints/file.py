@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, FlowError
-from ..flow import Flow, Task
+from ..flow import Flow
 from ..models import build, configure
 from ..networks.contractive import LipschitzConv
 from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
@@ -94,14 +94,14 @@ def read_header(path: str | Path) -> Header:
     return header
 
 
-def read_tasks(path: str | Path) -> frozenset[Task] | None:
-    """Read what a model file is made for from its header; None if it does not tell, as published checkpoints.
+def read_config(path: str | Path) -> Any:
+    """Read the configuration of a model from its file's header; None if it has none, as published checkpoints.
 
-    Architectures of plug-ins tell it if their configuration has ``tasks``.
+    What a model is made for is its ``tasks``; architectures of plug-ins may leave them out.
     """
     try:
         header = read_header(path)
-        return getattr(configure(header.architecture, header.config), "tasks", None)
+        return configure(header.architecture, header.config)
     except FlowError:
         return None
 
@@ -115,7 +115,12 @@ def is_ours(path: str | Path) -> bool:
 
 
 def save(
-    flow: Flow, path: str | Path, *, provenance: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
+    flow: Flow,
+    path: str | Path,
+    *,
+    provenance: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    exact: str | None = None,
 ) -> None:
     """Write a model atomically.
 
@@ -125,6 +130,8 @@ def save(
         provenance: Provenance to record; None for ``flow.provenance``.
         dtype: Precision of the stored tensors; loading widens them again. float16 halves the file. int8 halves it
             again: large kernels of networks are stored in 8 bits, the rest in float16.
+        exact: Name of a part, such as "encoder.backbone", that stays in float32 whatever ``dtype`` says: what others
+            published is then in the file as they published it.
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
@@ -132,12 +139,11 @@ def save(
     """
     path = Path(path)
     state = {name: t.detach().cpu() for name, t in flow.state_dict().items()}
-    rounded = {name for name in kernels(flow) if state[name].numel() >= MIN_SIZE} if dtype == torch.int8 else set[str]()
     other = torch.float16 if dtype == torch.int8 else dtype
+    narrowed = {n for n, t in state.items() if t.is_floating_point() and not (exact and n.startswith(f"{exact}."))}
+    rounded = {n for n in narrowed & kernels(flow) if state[n].numel() >= MIN_SIZE and dtype == torch.int8}
     tensors = {
-        name: t.to(other if t.is_floating_point() else t.dtype).contiguous()
-        for name, t in state.items()
-        if name not in rounded
+        name: (t.to(other) if name in narrowed else t).contiguous() for name, t in state.items() if name not in rounded
     }
     if other != torch.float32:
         lost = [name for name, t in tensors.items() if state[name].isfinite().all() and not t.isfinite().all()]

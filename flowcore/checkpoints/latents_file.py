@@ -3,8 +3,8 @@
 The tensors are ``level0`` (finest), ``level1``, ..., float32, each ``(B, C_l, H_l, W_l)``. The header key
 ``flowcore_latents`` holds one JSON string: ``{"format", "model_sha256", "model_name", "architecture", "shapes",
 "extra"}``. Latents of an upscaler also have a tensor and a header field (its shape) "source": the small image that they
-belong to, ``(B or 1, 3, h, w)`` in [0, 1]. Latents are meaningless without their model, so those of another model are
-refused by name. Nothing is unpickled, and no tensor is read before the header has been checked against the file.
+belong to, ``(B or 1, 3, h, w)`` in [0, 1]. Nothing is unpickled, and no tensor is read before the header has been
+checked against the file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, FlowError, ShapeError
 from ..flow import Flow
+from ..models.fields import SAMPLING
 from . import file
 from .writing import write_atomic
 
@@ -55,7 +56,7 @@ class LatentsHeader:
 
 
 # fields that do not change the bijection
-IRRELEVANT = ("styles", "dequantizer_steps", "temperature", "calm_edges")
+IRRELEVANT = ("styles", "dequantizer_steps", *SAMPLING)
 
 
 def model_sha256(flow: Flow) -> str:
@@ -64,7 +65,7 @@ def model_sha256(flow: Flow) -> str:
     SHA-256 over, in this order: the architecture; the configuration's fields that differ from their defaults (so that
     fields of later versions make no difference) as JSON with sorted keys; then per tensor of the state dict, sorted by
     name: the name, the shape as JSON and the values as little-endian float32. Each text ends with a zero byte. Styles,
-    the dequantizer and an SRFlow's default temperature and calm_edges are left out: they do not change the bijection.
+    the dequantizer and how the model is meant to be sampled (``SAMPLING``) are left out: the bijection is the same.
     Device, memory layout and file do not matter; another configuration field, or weights rounded to float16, make
     another model.
 
@@ -174,50 +175,22 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
         ) from error
 
 
-def load_latents(
-    path: str | Path, expected_model: str | None = None, *, expected_name: str = "another one"
-) -> tuple[list[Tensor], LatentsHeader]:
-    """Read latents, and refuse those of another model.
+def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
+    """Read latents.
 
     Args:
         path: The file.
-        expected_model: Fingerprint of the model that is to decode them, from ``model_sha256``; None accepts any.
-        expected_name: Name of that model, for messages.
 
     Returns:
-        Latents, finest first, float32, on the CPU; and the header.
+        Latents, finest first, float32, on the CPU; the header; and for latents of an upscaler the small image that they
+        belong to, ``(B or 1, 3, h, w)`` in [0, 1], else None.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, holds no latents, other tensors than its header claims, values
-            that are not finite, or latents of another model.
+        CheckpointError: If the file is missing, damaged, holds no latents, other tensors than its header claims, or
+            values that are not finite.
     """
     path = Path(path)
     header = read_latents_header(path)
-    tensors = _read_tensors(path, header, expected_model, expected_name)
-    return [tensors[f"level{k}"] for k in range(len(header.shapes))], header
-
-
-def load_source(path: str | Path) -> Tensor | None:
-    """Read the small image that latents of an upscaler belong to.
-
-    Returns:
-        ``(B or 1, 3, h, w)`` in [0, 1], float32, on the CPU; None if the file holds none.
-
-    Raises:
-        CheckpointError: As in ``load_latents``.
-    """
-    path = Path(path)
-    return _read_tensors(path, read_latents_header(path)).get("source")
-
-
-def _read_tensors(
-    path: Path, header: LatentsHeader, expected_model: str | None = None, expected_name: str = ""
-) -> dict[str, Tensor]:
-    if expected_model is not None and header.model_sha256 != expected_model:
-        raise CheckpointError(
-            f"These latents were made with {_short(header.model_name)} (sha {header.model_sha256[:12]}); the model "
-            f"given is {_short(expected_name)} (sha {expected_model[:12]}). Load the model that they were made with."
-        )
     expected = {f"level{k}": shape for k, shape in enumerate(header.shapes)}
     if header.source is not None:
         expected["source"] = header.source
@@ -236,7 +209,7 @@ def _read_tensors(
     wrong = sum(int((~z.isfinite()).sum()) for z in tensors.values())
     if wrong:
         raise CheckpointError(f"{path.name} holds {wrong} values that are not finite numbers. Save the latents again.")
-    return tensors
+    return [tensors[f"level{k}"] for k in range(len(header.shapes))], header, tensors.get("source")
 
 
 def _parse(name: str, raw: Any) -> LatentsHeader:
@@ -281,7 +254,3 @@ def _is_shape(shape: tuple[Any, ...]) -> bool:
 
 def _is_sha256(text: Any) -> bool:
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 80 else name[:77] + "..."

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..batch.folders import Job
+from ..batch.folders import Job, state_of
 from ..batch.job import Work
 from ..errors import FlowError
 from ..flow import Flow
@@ -27,11 +27,11 @@ def announce(
     """
     coming = [(job, *sizes) for job in jobs if (sizes := _sizes(work, job.source)) is not None]
     if _megapixels(work, [result for *_, result in coming]) >= NOTEWORTHY:  # or it does not matter what is there
-        coming = [one for one in coming if not _is_settled(one[0], is_done)]
+        coming = [one for one in coming if not state_of(one[0], is_done)]
     sources, results = [source for _, source, _ in coming], [result for *_, result in coming]
     if _megapixels(work, results) < NOTEWORTHY:
         return
-    _ask(options, work, results)
+    _ask(options, work, results, max(work.bits_of(job.source) for job, *_ in coming))
     if options.ray or options.ray_address:  # how fast other machines are is unknown
         return
     tile, precision = work.settings["tile"], work.settings["precision"]
@@ -41,11 +41,7 @@ def announce(
 
 def _sizes(work: Work, path: Path) -> tuple[Size, Size] | None:
     """Height and width of an image and of its results; None if it cannot be read, which the run will say."""
-    try:
-        picture = path.read_bytes()
-    except OSError:
-        return None
-    source, result = upright_size(picture), work.size_of(picture)
+    source, result = upright_size(path), work.size_of(path)
     return None if source is None or result is None else (source, result)
 
 
@@ -53,10 +49,10 @@ def _megapixels(work: Work, results: list[Size]) -> float:
     return work.samples * sum(height * width for height, width in results) / 1e6
 
 
-def _ask(options: argparse.Namespace, work: Work, results: list[Size]) -> None:
+def _ask(options: argparse.Namespace, work: Work, results: list[Size], bits: int) -> None:
     height, width = max(results, key=lambda size: size[0] * size[1])
     largest = height * width / 1e6
-    required = 3 * work.bits / 8 * 1e6 * _megapixels(work, results)  # not compressed: photographs hardly are
+    required = 3 * bits / 8 * 1e6 * _megapixels(work, results)  # not compressed: photographs hardly are
     free = _free(options.out)
     questions: list[str] = []
     if options.max_megapixels and largest > options.max_megapixels:
@@ -75,14 +71,6 @@ def _ask(options: argparse.Namespace, work: Work, results: list[Size]) -> None:
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise FlowError("Stopped: nothing was made.")
-
-
-def _is_settled(job: Job, is_done: Callable[[Job], bool]) -> bool:
-    """Whether nothing will be made for a job: its results are there, or something else is in their place."""
-    try:
-        return is_done(job)
-    except FlowError:
-        return True
 
 
 def _free(folder: Path) -> int:

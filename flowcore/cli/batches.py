@@ -1,35 +1,40 @@
-"""What commands that take many images share: upscale, colorize, brighten, score, shrink and restore."""
+"""What commands that take many images share: upscale, colorize, brighten, shrink, restore and score."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import load
 from ..batch import folders
 from ..batch.folders import Job, Made, Result
-from ..batch.job import Work, Worker
-from ..batch.manifest import NAME, Manifest
+from ..batch.job import Command, Work, Worker
+from ..batch.tables import NAME, Manifest
 from ..checkpoints.latents_file import model_sha256
 from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
-from ..flow import Flow
-from ..images.files import FORMATS, SUFFIXES, Format, check_format, read_bytes
+from ..flow import Flow, Task
+from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format
 from .announce import announce
 from .options import parse_fields
 from .output import ProgressBar, log
 
+UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
 
-def load_model(options: argparse.Namespace) -> Flow:
-    """Load the model; on the CPU if a cluster computes, since then only its config and hash are needed here."""
+
+def load_model(options: argparse.Namespace, task: Task | None = None) -> Flow:
+    """Load the model of a task; on the CPU if a cluster computes, since then only its config and hash are needed."""
     keep_freed_memory()
     device = "cpu" if uses_ray(options) else options.device
-    return load(options.model, device, **parse_fields(options.set))
+    flow = load(options.model, device, **parse_fields(options.set))
+    if task is not None:
+        flow.require(task)
+    return flow
 
 
 def uses_ray(options: argparse.Namespace) -> bool:
@@ -40,9 +45,12 @@ def named_format(out: Path, format: Format | None = None) -> Format | None:
     """Tell whether ``--out`` names a file, and of which format; None for a folder.
 
     Raises:
-        FlowError: If it is the name of a file of another format than the one asked for.
+        FlowError: If it is the name of a file of another format than the one asked for, or of one never written.
     """
-    named = None if out.is_dir() else FORMATS.get(out.suffix.lower())
+    suffix = out.suffix.lower()
+    named = None if out.is_dir() else FORMATS.get(suffix)
+    if named is None and suffix in UNWRITTEN and not out.is_dir():
+        raise FlowError(f"Results are written as {', '.join(FORMATS)}; got {out.name}. Name one of these, or a folder.")
     if named is not None and format not in (None, named):
         raise FlowError(f"{out.name} is not the name of a {format} file. Leave --format out.")
     return named
@@ -64,37 +72,43 @@ def describe(options: argparse.Namespace, settings: str) -> str:
     return "_".join([Path(options.model).stem, settings, *([] if precision == "float32" else [precision])])
 
 
-def plan_jobs(
-    options: argparse.Namespace, work: Work, names: Callable[[str], list[str]], sample_names: list[str]
-) -> list[Job]:
-    """Find the pictures, and decide on the files of their results.
+def make_images(
+    options: argparse.Namespace,
+    flow: Flow,
+    command: Command,
+    settings: dict[str, Any],
+    names: Callable[[str], list[str]],
+    sample_names: list[str],
+    **fields: Any,
+) -> None:
+    """Make images of all pictures, on this machine or a cluster, save them and list them in the manifest.
 
     Args:
-        options: Images, and where their results go.
-        work: What is done with every picture.
+        options: The pictures, where their results go, and in which format.
+        flow: The model.
+        command: What is done with every picture; ``settings`` and ``fields`` are the others of its ``Work``.
+        settings: Keyword arguments of the task.
         names: From the stem of a picture's name to the stems of its results, in a folder.
         sample_names: What distinguishes the results of a picture, where ``--out`` names a file.
-
-    Returns:
-        A job for each picture.
+        **fields: Of the ``Work``.
 
     Raises:
-        FlowError: If there are no pictures, or results would overwrite something.
+        FlowError: If there are no pictures, results would overwrite something, or some failed.
     """
-    found = folders.find(options.images, options.out)
-    if named_format(options.out) is not None:
-        if len(found) > 1:
-            raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
-        jobs = [Job(found[0].path, tuple(numbered(options.out, sample_names)))]
-        folders.check_targets(jobs)
-        return jobs
-    suffix = SUFFIXES[work.format]
-    return folders.jobs(found, options.out, lambda stem: [f"{name}{suffix}" for name in names(stem)])
-
-
-def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[Job]) -> None:
-    """Make the images of all jobs, on this machine or a cluster, save them and list them in the manifest."""
-    check_format(work.format, work.bits, work.quality)
+    work = Work(
+        command=command,
+        model=options.model,
+        scale=flow.condition_scale,
+        settings=settings,
+        seed=options.seed,
+        samples=options.samples,
+        format=named_format(options.out, options.format) or options.format or "png",
+        bits=options.bits,
+        quality=options.quality,
+        **fields,
+    )
+    jobs = _jobs(options, SUFFIXES[work.format], names, sample_names)
+    check_format(work.format, work.bits or 8, work.quality)
     model = model_sha256(flow)
     manifest = _manifest(options, jobs)
     done: set[Job] = set()
@@ -104,9 +118,9 @@ def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[
             done.add(job)  # looked at once: the announcement, the run and its clips ask, and all pixels are decoded
         return job in done
 
-    if work.command in ("upscale", "restore"):
+    if command in ("upscale", "restore"):
         announce(options, work, flow, jobs, is_done)
-    bar = ProgressBar(len(jobs))
+    bar = ProgressBar(jobs)
 
     def on_result(job: Job, result: Made | Exception | None) -> None:
         bar.finish(job, result)
@@ -118,7 +132,7 @@ def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[
             seconds, note = (round(result.seconds, 2), " ".join(result.notes)) if made else ("", str(result))
             manifest.append((job.source, file, seed, work.model, model, seconds, note) for file, seed in outputs)
 
-    report = folders.run(
+    failed = folders.run(
         jobs,
         executor(options, work, flow, bar),
         is_done=is_done,
@@ -126,14 +140,35 @@ def make_images(options: argparse.Namespace, work: Work, flow: Flow, jobs: list[
         on_result=on_result,
         whole_clips=work.carries,
     )
-    finish(report, bar, len(jobs))
+    finish(failed, bar, len(jobs))
 
 
-def finish(report: folders.Report, bar: ProgressBar, total: int) -> None:
-    """Write the last line, of counts and time; raise what failed."""
+def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) -> None:
+    """Write the last line, of counts and time; or raise an error that lists the jobs that failed, out of ``total``."""
     summary = bar.close()
-    report.raise_failures(total, summary)
-    log(summary)
+    if not failed:
+        log(summary)
+        return
+    first = failed[0][1]
+    if total == 1:
+        raise first
+    lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in failed]
+    listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
+    raise FlowError(f"{listed}\n{summary}") from first
+
+
+def _jobs(
+    options: argparse.Namespace, suffix: str, names: Callable[[str], list[str]], sample_names: list[str]
+) -> list[Job]:
+    """Find the pictures, and decide on the files of their results."""
+    found = folders.find(options.images, options.out, log)
+    if named_format(options.out) is None:
+        return folders.jobs(found, options.out, lambda stem: [f"{name}{suffix}" for name in names(stem)])
+    if len(found) > 1:
+        raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
+    jobs = [Job(found[0].path, tuple(numbered(options.out, sample_names)))]
+    folders.check_targets(jobs)
+    return jobs
 
 
 def _manifest(options: argparse.Namespace, jobs: list[Job]) -> Manifest | None:
@@ -150,29 +185,13 @@ def executor(
     if uses_ray(options):
         from ..batch import cluster
 
-        model = cluster.Model(name=options.model, device=options.device, overrides=parse_fields(options.set))
         where = cluster.Cluster(
-            address=options.ray_address, workers=options.ray_workers, threads=max(1, options.ray_threads)
+            model=options.model,
+            device=options.device,
+            overrides=parse_fields(options.set),
+            address=options.ray_address,
+            workers=options.ray_workers,
+            threads=max(1, options.ray_threads),
         )
-        return partial(cluster.execute, work, model, where, log)
-    return partial(_run_in_turn, Worker(work, flow), bar)
-
-
-def _run_in_turn(worker: Worker, bar: ProgressBar, jobs: Iterable[Job]) -> Iterable[Result]:
-    """Make the results of jobs in this process, one after the other."""
-    for job in jobs:
-        bar.start(job.source)
-        notes: list[str] = []
-
-        def note(sentence: str, name: str = job.source.name, notes: list[str] = notes) -> None:
-            notes.append(sentence)
-            log(f"{name}: {sentence}")
-
-        start = time.monotonic()
-        try:
-            data, clip = read_bytes(job.source), job.source.parent
-            made = worker(data, job.source.name, clip, progress=bar.update, notify=note)
-        except Exception as error:  # one image does not stop the others
-            yield job, error
-        else:
-            yield job, Made(made, time.monotonic() - start, tuple(notes))
+        return partial(cluster.execute, work, where, log)
+    return partial(folders.in_turn, Worker(work, flow), bar.start, log)

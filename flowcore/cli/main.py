@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import FlowError
-from . import make, measure, models, rescale, train
+from . import make, measure, models, train
 
 COMMANDS = {
     "upscale": (make.add_upscale, "enlarge photographs"),
     "colorize": (make.add_colorize, "color black-and-white photographs, in many ways"),
     "brighten": (make.add_brighten, "brighten dark photographs, in one picture or many exposures"),
-    "shrink": (rescale.add_shrink, "make small pictures of photographs, which restore brings back"),
-    "restore": (rescale.add_restore, "bring photographs back from the small pictures that shrink made"),
+    "shrink": (make.add_shrink, "make small pictures of photographs, which restore brings back"),
+    "restore": (make.add_restore, "bring photographs back from the small pictures that shrink made"),
     "sample": (make.add_sample, "generate images from noise"),
     "interpolate": (make.add_interpolate, "morph one image into another, through their latents"),
     "score": (measure.add_score, "rank images by the bits that a model needs for them"),

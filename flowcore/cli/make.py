@@ -1,4 +1,4 @@
-"""Commands that make images: upscale, colorize, brighten, sample, interpolate."""
+"""Commands that make images: upscale, colorize, brighten, shrink, restore, sample, interpolate."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     option("--temperature", type=float, help="of the palette: 0 is the calmest, 1 the model's own spread")
     option("--detail", type=float, help="temperature of the fine detail (default of both: the model's own)")
-    option("--saturation", type=float, default=1.0, help="factor on the chroma (default: 1)")
+    text = "0 to 1: how much of the draw alike places share, so that what belongs together gets one color (default: "
+    option("--coherence", type=float, metavar="SHARE", help=text + "the model's own)")
+    text = "factor on the chroma (default: the model's own, and 1 with a reference)"
+    option("--saturation", type=float, help=text)
     option("--working-size", type=int, metavar="PIXELS", help="shorter side of the image that the model colors")
     option("--hint", action="append", default=[], metavar="X,Y,#RRGGBB", help="a color at a pixel; repeatable")
     option("--radius", type=float, default=8, metavar="PIXELS", help="of the hints (default: 8)")
@@ -95,6 +98,32 @@ def add_brighten(command: argparse.ArgumentParser) -> None:
     option("--tile", type=int, default=0, help="side of the tiles in pixels; 0 chooses by free memory")
     add_precision(command)
     add_file_format(command)
+
+
+def add_shrink(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_shrink, seed=0, samples=1)
+    _add_rescaling(command)
+
+
+def add_restore(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_restore)
+    _add_rescaling(command)
+    option = command.add_argument
+    text = "0 is the mean of what is possible (default: what the model's file states)"
+    option("--temperature", type=float, help=text)
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=1, help="pictures each, with seeds SEED, SEED + 1, ...")
+    option("--tile", type=int, default=0, help="side of the tiles in pixels of the small picture; 0 chooses")
+    add_precision(command)
+    add_megapixels(command)
+
+
+def _add_rescaling(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(format="png", bits=8, quality=None)
+    command.epilog = "The results are PNG files. The model is one for rescaling, such as Rescaling_DF2K_X4_HCFlow.pth."
+    add_batch(command)
+    add_manifest(command)
+    add_model(command, None)
 
 
 def add_sample(command: argparse.ArgumentParser) -> None:
@@ -130,50 +159,74 @@ def _upscale(options: argparse.Namespace) -> None:
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
-    settings: dict[str, Any] = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
-    if calm_edges:
-        settings["calm_edges"] = calm_edges
+    calm = {"calm_edges": calm_edges} if calm_edges else {}
     label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
-    _make_samples(options, flow, "upscale", settings, label)
+    _make_samples(options, flow, "upscale", temperature, label, others=calm)
 
 
 def _brighten(options: argparse.Namespace) -> None:
     from .batches import load_model
 
-    flow = load_model(options)
-    flow.require("brighten")
+    flow = load_model(options, "brighten")
     temperature = flow.config.temperature if options.temperature is None else options.temperature
-    settings = {"temperature": temperature, "tile": options.tile, "precision": options.precision}
-    _make_samples(options, flow, "brighten", settings, f"light_tau{temperature:g}")
+    _make_samples(options, flow, "brighten", temperature, f"light_tau{temperature:g}")
+
+
+def _shrink(options: argparse.Namespace) -> None:
+    from .batches import load_model, make_images, seed_names
+
+    flow = load_model(options, "rescale")
+    _check_png(options, "shrink")
+    make_images(options, flow, "shrink", {}, lambda stem: [f"{stem}{_small(options)}"], seed_names(options))
+
+
+def _restore(options: argparse.Namespace) -> None:
+    from .batches import load_model
+
+    flow = load_model(options, "rescale")
+    _check_png(options, "restore")
+    temperature = flow.config.temperature if options.temperature is None else options.temperature
+    label, small = f"restored_tau{temperature:g}", _small(options)
+    _make_samples(options, flow, "restore", temperature, label, original=lambda stem: stem.removesuffix(small))
+
+
+def _small(options: argparse.Namespace) -> str:
+    """How the names of small pictures end."""
+    return f"_{Path(options.model).stem}_small"
+
+
+def _check_png(options: argparse.Namespace, command: str) -> None:
+    from .batches import named_format
+
+    if named_format(options.out) not in (None, "png"):
+        raise FlowError(f"The results of {command} are PNG files, which lose nothing; got {options.out.name}.")
 
 
 def _make_samples(
-    options: argparse.Namespace, flow: Flow, command: Command, settings: dict[str, Any], label: str
+    options: argparse.Namespace,
+    flow: Flow,
+    command: Command,
+    temperature: Any,
+    label: str,
+    *,
+    others: dict[str, Any] | None = None,
+    original: Callable[[str], str] = str,
 ) -> None:
     """Make all samples of every image, each in a file whose name ends in the model, the label and the seed."""
-    from ..batch.job import Work
-    from .batches import describe, make_images, named_format, plan_jobs, seed_names
+    from .batches import describe, make_images, seed_names
 
-    work = Work(
-        command=command,
-        model=options.model,
-        scale=flow.condition_scale if command == "upscale" else 1,
-        settings=settings,
-        seed=options.seed,
-        samples=options.samples,
-        format=named_format(options.out, options.format) or options.format or "png",
-        bits=options.bits,
-        quality=options.quality,
-    )
+    settings = {"temperature": temperature, "tile": options.tile, "precision": options.precision, **(others or {})}
     seeds, made_by = seed_names(options), describe(options, label)
-    jobs = plan_jobs(options, work, lambda stem: [f"{stem}_{made_by}_{seed}" for seed in seeds], seeds)
-    make_images(options, work, flow, jobs)
+
+    def names(stem: str) -> list[str]:
+        return [f"{original(stem)}_{made_by}_{seed}" for seed in seeds]
+
+    make_images(options, flow, command, settings, names, seeds)
 
 
 def _colorize(options: argparse.Namespace) -> None:
-    from ..batch.job import Work
     from ..images.files import read_bytes
-    from .batches import load_model, make_images, named_format, plan_jobs
+    from .batches import load_model, make_images
 
     if options.strength is not None and options.reference is None:
         raise FlowError("--strength applies to a reference, and there is none. Give one with --reference FILE.")
@@ -185,27 +238,22 @@ def _colorize(options: argparse.Namespace) -> None:
         options.out = Path(options.images.pop())
     settings = _colorize_settings(options)
     _check_keep(options)
-    flow = load_model(options)
-    flow.require("colorize")
-    work = Work(
-        command="colorize",
-        model=options.model,
-        settings=settings,
-        seed=options.seed,
-        samples=options.samples,
+    flow = load_model(options, "colorize")
+    make_images(
+        options,
+        flow,
+        "colorize",
+        settings,
+        partial(_colorized_names, options, flow),
+        _sample_names(options),
         keep=options.keep or 0,
         by=options.by or "consensus",
         reference=None if options.reference is None else read_bytes(options.reference),
-        format=named_format(options.out, options.format) or options.format or "png",
-        bits=options.bits,
-        quality=options.quality,
     )
-    jobs = plan_jobs(options, work, partial(_colorized_names, options, flow), _sample_names(options))
-    make_images(options, work, flow, jobs)
 
 
 def _colorize_settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("temperature", "detail", "saturation", "working_size", "gamut", "precision")
+    names = ("temperature", "detail", "coherence", "saturation", "working_size", "gamut", "precision")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.hint:
         settings |= {"points": options.hint, "radius": options.radius, "lock": options.lock}
@@ -263,6 +311,7 @@ def _sample(options: argparse.Namespace) -> None:
     from .batches import describe, seed_names
 
     flow = load(options.model, options.device, **parse_fields(options.set))
+    flow.require("sample")
     size = check_size(flow, options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
     labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
     styles = parse_fields(options.style)
@@ -335,6 +384,7 @@ def _save(
         names: What distinguishes them.
         entry: Fields of their ``Provenance``.
     """
+    from .. import __version__
     from ..batch.folders import targets_done
     from ..batch.job import picture_id
     from ..checkpoints.latents_file import model_sha256
@@ -356,6 +406,7 @@ def _save(
     images = make()
     made = tuple(fingerprint(to_uint8(image)) for image in images[:MAX_PICTURES])
     common = {"node_id": "command", "model": options.model, "model_sha256": sha, "architecture": flow.architecture}
+    common |= {"version": __version__}
     text = {KEY: json.dumps([Provenance(**common, **entry, pictures=made).to_json()])}
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, encode(image, format=format or "png", unique_id=id, text=text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,12 @@ def add_score(command: argparse.ArgumentParser) -> None:
     add_batch(command, "a CSV file for the scores, or a folder for scores.csv (default: none)")
     add_model(command, "glow-photos")
     option = command.add_argument
-    option("--samples", type=int, default=1, help="draws for the importance-weighted bound (default: 1)")
+    option(
+        "--samples",
+        type=int,
+        default=1,
+        help="draws for the importance-weighted bound (default: 1); more show its spread",
+    )
     _dequantization(command)
     text = "models whose log-determinant is estimated: random probes per draw, 0 for the exact value of small images"
     option("--probes", type=int, default=4, help=f"{text} (default: 4)")
@@ -47,6 +53,7 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     option("--samples", type=int, help=text)
     option("--json", type=Path, help="also write the numbers to this file")
     option("--detail", type=float, help="colorizers: temperature of the fine detail")
+    option("--coherence", type=float, metavar="SHARE", help="colorizers: how much of the draw alike places share")
     text = "colorizers: shorter side of the image that the model colors"
     option("--working-size", type=int, metavar="PIXELS", help=text)
     option("--limit", type=int, help="colorizers and density models: at most this many images of a folder")
@@ -72,26 +79,22 @@ def _dequantization(command: argparse.ArgumentParser) -> None:
 def _score(options: argparse.Namespace) -> None:
     from ..batch import folders
     from ..batch.job import Work
+    from ..batch.tables import Scores
     from ..checkpoints.latents_file import model_sha256
+    from ..tasks.score import ranking_key
     from .batches import executor, finish, load_model
 
     flow = load_model(options)
     settings: dict[str, Any] = {"dequantization": options.dequantization}
     settings |= {} if options.fit == "resize" else {"fit": options.fit}
     settings |= {"probes": options.probes, "terms": options.terms} if flow.estimated else {}
-    work = Work(
-        command="score",
-        model=options.model,
-        settings=settings,
-        seed=options.seed,
-        samples=options.samples,
-    )
+    work = Work(command="score", model=options.model, settings=settings, seed=options.seed, samples=options.samples)
     table = None
     if options.out is not None:
         is_file = options.out.suffix.lower() == ".csv"
-        table = folders.Scores(options.out if is_file else options.out / "scores.csv")
-    jobs = [folders.Job(found.path) for found in folders.find(options.images)]
-    model, bar, rows = model_sha256(flow), ProgressBar(len(jobs)), dict[str, dict[str, Any]]()
+        table = Scores(options.out if is_file else options.out / "scores.csv")
+    jobs = [folders.Job(found.path) for found in folders.find(options.images, notify=log)]
+    model, bar, rows = model_sha256(flow), ProgressBar(jobs), dict[str, dict[str, Any]]()
 
     def is_done(job: Job) -> bool:
         row = None if table is None or options.again else table.rows.get(str(job.source))
@@ -107,22 +110,26 @@ def _score(options: argparse.Namespace) -> None:
 
     if table is not None and table.rows:
         table.rewrite(list(table.rows.values()))  # drops a row that was cut off
-    report = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
-    ranked = sorted(rows.values(), key=lambda row: row["bits_per_dim"])
-    lines = ["| image | bits per dimension | minus those of a lossless file | scored |", "|---|---|---|---|"]
+    failed = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
+    ranked = sorted(
+        rows.values(), key=lambda row: ranking_key(row["bits_per_dim"], row["complexity_corrected"], row["enlarged"])
+    )
+    titles = ("image", "bits per dimension", "spread", "minus those of a lossless file", "scored")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in ranked:
-        corrected = row["complexity_corrected"]
-        corrected = "" if corrected is None else f"{corrected:.4f}"
+        spread, corrected = (
+            "" if row[name] is None else f"{row[name]:.4f}" for name in ("spread", "complexity_corrected")
+        )
         scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
-        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {corrected} | {scored} |")
+        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {spread} | {corrected} | {scored} |")
     sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
     if table is not None:
-        failed = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in report.failed}
-        others = [row for name, row in table.rows.items() if name not in rows and name not in failed]
-        table.rewrite([*others, *({**failed, **rows}[str(job.source)] for job in jobs)])
-    finish(report, bar, len(jobs))
+        errors = {str(job.source): {"image": str(job.source), "error": str(error)} for job, error in failed}
+        others = [row for name, row in table.rows.items() if name not in rows and name not in errors]
+        table.rewrite([*others, *({**errors, **rows}[str(job.source)] for job in jobs)])
+    finish(failed, bar, len(jobs))
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -145,8 +152,14 @@ def _eval(options: argparse.Namespace) -> None:
     for name in ("portraits", "together"):
         if getattr(options, name) and kind != "colorize":
             raise FlowError(f"--{name} is for colorizers; this model is none. Leave it out.")
+    skipped: dict[str, None] = {}  # lines, each once, whatever the number of models
+
+    def skip(line: str) -> None:
+        skipped[line] = None
+        log(line)
+
     evaluate = {"upscale": _eval_upscalers, "colorize": _eval_colorizers, "density": _eval_densities}[kind]
-    table, results = evaluate(options, flows)
+    table, results = evaluate(options, flows, skip)
     sys.stdout.write(table + "\n")
     if kind == "upscale":
         from ..evaluation.upscaling import missing_measures
@@ -156,6 +169,8 @@ def _eval(options: argparse.Namespace) -> None:
             log(missing)
     if options.json:
         _write_json(options.json, results)
+    if skipped:
+        raise FlowError(f"{len(skipped)} of the images could not be measured; the numbers are those of the others.")
 
 
 def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
@@ -183,7 +198,9 @@ def _label(model: str, folder: Path, flows: dict[str, Flow]) -> str:
     return folder.name if len(flows) == 1 else f"{folder.name}, {model}"
 
 
-def _eval_upscalers(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+def _eval_upscalers(
+    options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
     from ..evaluation.tables import upscaler_table
     from ..evaluation.upscaling import evaluate_upscaler
 
@@ -195,6 +212,7 @@ def _eval_upscalers(options: argparse.Namespace, flows: dict[str, Flow]) -> tupl
             calm_edges=options.calm_edges,
             samples=options.samples or 8,
             log=log,
+            skip=skip,
             measures=_measures(options),
             only=_only(options),
         )
@@ -212,7 +230,9 @@ def _measures(options: argparse.Namespace) -> list[str]:
     return [name.strip().lower().replace("-", "_") for name in options.measures.split(",")]
 
 
-def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+def _eval_colorizers(
+    options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
     from ..evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
     from ..evaluation.tables import colorizer_table
 
@@ -229,8 +249,10 @@ def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tup
                     samples=options.samples or (PORTRAIT_SAMPLES if options.portraits else 8),
                     temperature=tau,
                     detail=options.detail,
+                    coherence=options.coherence,
                     working_size=options.working_size,
                     log=log,
+                    skip=skip,
                     only=_only(options),
                     portraits=options.portraits,
                     **_limit(options),
@@ -238,14 +260,16 @@ def _eval_colorizers(options: argparse.Namespace, flows: dict[str, Flow]) -> tup
     return colorizer_table(results), results
 
 
-def _eval_densities(options: argparse.Namespace, flows: dict[str, Flow]) -> tuple[str, dict[str, Any]]:
+def _eval_densities(
+    options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
     from ..evaluation.density import evaluate_density
     from ..evaluation.tables import density_table
 
     settings: dict[str, Any] = {"dequantization": options.dequantization, "samples": options.samples or 1}
     settings |= {"only": _only(options), **_limit(options)}
     results = {
-        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=log)
+        _label(model, folder, flows): evaluate_density(flow, folder, **settings, log=skip)
         for folder in options.folders
         for model, flow in flows.items()
     }

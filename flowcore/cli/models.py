@@ -25,6 +25,8 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     text = "store large kernels of networks in 8 bits, the rest in float16: a quarter of the size; pictures of shipped "
     text += "upscalers and colorizers change by less than 3/255"
     smaller.add_argument("--eight-bits", action="store_true", help=text)
+    text = "with one of these: a part that stays in float32, e.g. encoder.backbone for a network as it was published"
+    command.add_argument("--exact", metavar="PART", help=text)
 
 
 def add_inspect(command: argparse.ArgumentParser) -> None:
@@ -61,7 +63,7 @@ def _convert(options: argparse.Namespace) -> None:
     else:
         flow = load(options.source, **fields)
         dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
-        save(flow, options.target, dtype=dtype)
+        save(flow, options.target, dtype=dtype, exact=options.exact)
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 
@@ -71,8 +73,8 @@ def _inspect(options: argparse.Namespace) -> None:
     from ..checkpoints.file import is_ours, read_header
 
     content: Any
-    if options.model.lower().endswith(".png"):
-        content = [entry.to_json() for entry in provenance.read(options.model)]
+    if options.model.lower().endswith((".png", ".exr")):
+        content = provenance.describe(options.model)
     else:
         path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
         if path.is_file() and not is_ours(path):

@@ -19,7 +19,7 @@ CALM_EDGES = (
     "states, but 0 with a temperature of your own)"
 )
 
-MOST_MEGAPIXELS = 100  # of a result; more are asked about
+MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
 def add_model(command: argparse.ArgumentParser, default: str | None = "srflow-x4", *, repeatable: bool = False) -> None:
@@ -80,13 +80,14 @@ def add_manifest(command: argparse.ArgumentParser) -> None:
 
 
 def add_megapixels(command: argparse.ArgumentParser) -> None:
-    text = f"ask before a result becomes larger than N million pixels (default: {MOST_MEGAPIXELS}; 0: never ask)"
-    command.add_argument("--max-megapixels", type=float, default=MOST_MEGAPIXELS, metavar="N", help=text)
+    text = f"ask before a result becomes larger than N million pixels (default: {MAX_MEGAPIXELS}; 0: never ask)"
+    command.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, metavar="N", help=text)
 
 
 def add_file_format(command: argparse.ArgumentParser) -> None:
     command.add_argument("--format", choices=get_args(Format), help="of the results (default: png)")
-    command.add_argument("--bits", type=int, default=8, choices=[8, 16], help="per channel; 16 in png and tiff")
+    text = "per channel; 16 in png and tiff (default: those of the picture, where the format can)"
+    command.add_argument("--bits", type=int, choices=[8, 16], help=text)
     command.add_argument("--quality", type=int, help="of jpeg (default: 95) and webp (90; 100 is lossless)")
 
 

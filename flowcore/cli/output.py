@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from tqdm import tqdm
 
+from ..images.files import upright_size
 from ..tasks.duration import duration
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Made
+    from ..tasks import Progress
 
 QUIET = 30  # seconds after which a log file, which shows no bar, hears of the image in work
 
@@ -23,14 +27,20 @@ def log(line: str) -> None:
 
 
 class ProgressBar:
-    """A bar over all images on a terminal; a line for each finished image, there and in log files."""
+    """A bar over all images on a terminal; a line for each finished image, there and in log files.
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._skipped, self._failed = total, 0, 0, 0
+    Images count by their pixels, so that the time left holds for images of many sizes.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._total, self._done, self._skipped, self._failed = len(jobs), 0, 0, 0
+        self._pixels = {job.source: math.prod(upright_size(job.source) or (1,)) for job in jobs}
+        self._left, self._worked = sum(self._pixels.values()), 0  # pixels
+        self._current = 0
         self._name, self._start = "", time.monotonic()
         self._spoke = self._start
         self._bar = tqdm(
-            total=total,
+            total=self._left,
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
@@ -41,19 +51,22 @@ class ProgressBar:
     def _finished(self) -> int:
         return self._done + self._skipped + self._failed
 
-    def start(self, source: Path) -> None:
-        self._name, self._spoke = source.name, time.monotonic()
+    def start(self, source: Path) -> Progress:
+        """Begin an image; what follows it."""
+        self._name, self._current, self._spoke = source.name, self._pixels[source], time.monotonic()
         self._bar.set_postfix_str(f"{self._finished + 1}/{self._total} {source.name}", refresh=False)
         self.update(0, 1)
+        return self.update
 
     def update(self, done: int, total: int, preview: Tensor | None = None) -> None:
         """Show that part of an image is done."""
         part = done / max(1, total)
-        self._bar.n = self._finished + part
+        pixels = part * self._current
+        self._bar.n = self._bar.total - self._left + pixels
         self._bar.refresh()
         if self._bar.disable and time.monotonic() - self._spoke > QUIET:
             self._spoke = time.monotonic()
-            log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(self._finished + part)}")
+            log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(pixels)}")
 
     def finish(self, job: Job, result: Made | Exception | None) -> None:
         """Count an image, and write a line unless it was skipped.
@@ -62,16 +75,19 @@ class ProgressBar:
             job: The image.
             result: Its results or its failure; None if it was skipped.
         """
+        pixels = self._pixels[job.source]
+        self._left -= pixels
+        self._worked += 0 if result is None else pixels
         if result is None:
             self._skipped += 1
-            self._bar.initial = self._skipped  # these do not count towards the speed
+            self._bar.initial = self._bar.total - self._left - self._worked  # these do not count towards the speed
         elif isinstance(result, Exception):
             self._failed += 1
             if self._total > 1:
                 log(f"{self._count(0)}{job.source.name}: {str(result) or type(result).__name__}")
         else:
             self._done += 1
-            log(f"{self._count(0)}{job.source.name}: 100%, {duration(result.seconds)}{self._to_go(self._finished)}")
+            log(f"{self._count(0)}{job.source.name}: 100%, {duration(result.seconds)}{self._to_go()}")
 
     def close(self) -> str:
         """Remove the bar.
@@ -89,9 +105,9 @@ class ProgressBar:
     def _count(self, current: int = 1) -> str:
         return f"{self._finished + current}/{self._total} " if self._total > 1 else ""
 
-    def _to_go(self, finished: float) -> str:
-        """How long the rest will take if it goes on like this."""
-        worked, left = finished - self._skipped, self._total - finished
+    def _to_go(self, pixels: float = 0) -> str:
+        """How long the rest will take if it goes on like this, with so many pixels of the current image done."""
+        worked, left = self._worked + pixels, self._left - pixels
         if not worked or left <= 0:
             return ""
         return f", about {duration((time.monotonic() - self._start) * left / worked)} to go"

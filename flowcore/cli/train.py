@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from ..errors import FlowError
@@ -39,7 +38,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..checkpoints import catalog
-    from ..device import keep_freed_memory
+    from ..device import check_device, keep_freed_memory
     from ..training.distributed import init_distributed
     from ..training.loop import train
     from ..training.recipe import read_recipe
@@ -49,6 +48,8 @@ def _train(options: argparse.Namespace) -> None:
     if not data:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")
 
+    check_device(options.device)
+
     def model_file(name: str | None) -> Path | None:
         if name is None:
             return None
@@ -56,21 +57,19 @@ def _train(options: argparse.Namespace) -> None:
 
     keep_freed_memory()
     with init_distributed(options.device) as (distributed, device), _stop_on_signal() as stopped:
-        run = partial(
-            train,
-            recipe,
-            data[0] if len(data) == 1 else data,
-            options.run or Path("runs") / recipe.name,
-            device=device,
-            start=model_file(options.start),
-            encoder_from=model_file(options.encoder_from),
-            stop_after=options.stop_after,
-            minutes=options.minutes,
-            cancelled=stopped.is_set,
-            distributed=distributed,
-        )
         try:
-            run()
+            train(
+                recipe,
+                data[0] if len(data) == 1 else data,
+                options.run or Path("runs") / recipe.name,
+                device=device,
+                start=model_file(options.start),
+                encoder_from=model_file(options.encoder_from),
+                stop_after=options.stop_after,
+                minutes=options.minutes,
+                cancelled=stopped.is_set,
+                distributed=distributed,
+            )
         except FlowError as error:
             if not stopped.is_set():
                 raise

@@ -26,11 +26,13 @@ from ..quality.color_metrics import (
     chroma_rmse,
     coherence_parts,
     colorfulness,
+    fog,
     seam_ratio,
     seam_sums,
     skin_verdict,
 )
 from ..tasks.chroma import clamp_level, schedule, working_sides
+from ..tasks.coherence import share_noise
 from ..tasks.colorize import colorize
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
@@ -49,9 +51,11 @@ def evaluate_colorizer(
     seed: int = 0,
     temperature: float | None = None,
     detail: float | None = None,
+    coherence: float | None = None,
     working_size: int | None = None,
     limit: int = 10_000,
     log: Callable[[str], None] | None = None,
+    skip: Callable[[str], None] | None = None,
     only: Collection[str] | None = None,
     portraits: bool = False,
 ) -> dict[str, float]:
@@ -73,17 +77,19 @@ def evaluate_colorizer(
         seed: Image i takes the seeds from ``seed + i * samples`` on.
         temperature: Of the palette; None for the model's default.
         detail: Temperature of the detail; None for the model's default.
+        coherence: As in ``colorize``; None for the model's default.
         working_size: Shorter side at which colors are decided; None for the model's default.
         limit: At most so many images, evenly spread over the sorted names.
-        log: Called with a line per image, also for those that cannot be read.
+        log: Called with a line per image.
+        skip: Called with a line for each image that cannot be read; None for ``log``.
         only: File names to measure; None for all.
         portraits: Whether all images are portraits, aligned as ``skin_color`` states; then their skin is measured.
 
     Returns:
         "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
         "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the requested
-        temperatures), see ``coherence``: both are ratios of means, "global_share" over "global_share_truth", and those
-        with "_default". At full size, "rmse" (of one coloring: the mean of all K), "rmse_best" (of the best of K),
+        temperatures), see ``coherence_parts``: both are ratios of means, "global_share" over "global_share_truth", and
+        those with "_default". At full size, "rmse" (of one coloring: the mean of all K), "rmse_best" (of the best),
         "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no color),
         "diversity" (standard deviation of the K, mean over pixels and channels), "colourfulness",
         "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is washed out),
@@ -94,8 +100,9 @@ def evaluate_colorizer(
         "rmse_calm_of_grey" are means over those of gray: sum of RMSE over sum of gray's RMSE, below 1 if colors help.
         "seams_8", "seams_16", ... is the change of chroma across the borders of cells of so many pixels of the working
         size, relative to the change inside, see ``seams``; "seams" is the worst of them, "seams_truth" that of the
-        photographs. Of portraits also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of
-        no human skin, or none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
+        photographs. "fog" is the change of chroma where luma has none over that of the photographs, see ``fog``. Of
+        portraits also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of no human skin, or
+        none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
 
     Raises:
         ImageError: If there is no image that can be read.
@@ -106,9 +113,9 @@ def evaluate_colorizer(
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
     seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
-    for number, file, image in read_each(list_images(folder, only, limit), read_upright, log):
+    for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
         first_seed = (seed + number * samples) % 2**64
-        settings = _Settings(samples, first_seed, temperature, detail, working_size, portraits)
+        settings = _Settings(samples, first_seed, temperature, detail, coherence, working_size, portraits)
         row, sums = _measure_colorings(flow, image, settings)
         row |= _measure_grid(flow, image, settings)
         rows.append(row)
@@ -130,6 +137,7 @@ def evaluate_colorizer(
         "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
         "luma_error": max(row["luma_error"] for row in rows),
         **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in GREY},
+        "fog": _ratio(means["fog"], means["fog_truth"]),
         **_seam_ratios(seams),
     }
 
@@ -147,6 +155,7 @@ class _Settings:
     seed: int
     temperature: float | None
     detail: float | None
+    coherence: float | None
     working_size: int | None
     portraits: bool
 
@@ -185,7 +194,11 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[s
     )
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=settings.seed, complexity=False).bits_per_dim)}
     for name, taus in (("", 1.0), ("_default", schedule(palette, detail, len(shapes)))):
-        latents = [z.to(device) for z in sample_latents(shapes, settings.samples, taus, seed=settings.seed)]
+        latents = sample_latents(shapes, settings.samples, taus, seed=settings.seed)
+        if name:
+            rho = config.coherence if settings.coherence is None else settings.coherence
+            latents[-1] = share_noise(flow, latents[-1], cond, rho)
+        latents = [z.to(device) for z in latents]
         shared = cond.expand(settings.samples)
         drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
@@ -193,12 +206,19 @@ def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[s
 
 
 def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> tuple[dict[str, float], Tensor]:
-    """Measure what ``colorize`` makes of a photograph's luma at its own size; the other result is of _sum_seams."""
+    """Measure what ``colorize`` makes of a photograph's luma at its own size.
+
+    The other result is ``seam_sums`` of colorings and truth for the cells of every grid, (2, grids, 4).
+    """
     y, truth = split(_pixels(image).double() / 255)
     gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
     color = partial(colorize, flow, gray.to(torch.uint8), working_size=settings.working_size)
     colorings = color(
-        temperature=settings.temperature, detail=settings.detail, seed=settings.seed, samples=settings.samples
+        temperature=settings.temperature,
+        detail=settings.detail,
+        coherence=settings.coherence,
+        seed=settings.seed,
+        samples=settings.samples,
     ).double()
     calm = color(temperature=0, detail=0).double()
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
@@ -224,16 +244,12 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> t
         outside, without = skin_verdict(chroma)
         row["skin_outside"], row["skin_grey"] = float(outside.double().mean()), float(without.double().mean())
         row["skin_outside_truth"] = float(skin_verdict(truth)[0])
-    return row, _sum_seams(flow.config, settings.working_size, gray / 255, chroma, truth)
-
-
-def _sum_seams(config: Any, working_size: int | None, y: Tensor, chroma: Tensor, truth: Tensor) -> Tensor:
-    """Compute ``seam_sums`` of colorings and truth for the cells of every grid: (2, grids, 4)."""
-    height, width = working_sides(y.shape[-2], y.shape[-1], working_size or config.working_size)
+    height, width = working_sides(y.shape[-2], y.shape[-1], settings.working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
-    y, chroma, truth = (resize_bilinear(image, size) for image in (y, chroma, truth))
-    cells = [2**level for level in range(1, len(config.steps) + 1)]
-    return torch.stack([torch.stack([seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
+    y, chroma, truth = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
+    row["fog"], row["fog_truth"] = float(fog(chroma, y).nanmean()), float(fog(truth, y).nan_to_num())
+    cells = [2**level for level in range(1, len(flow.config.steps) + 1)]
+    return row, torch.stack([torch.stack([seam_sums(c, y, cell) for cell in cells]) for c in (chroma, truth)])
 
 
 def _ratio(a: float, b: float) -> float:

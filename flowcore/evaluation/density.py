@@ -38,7 +38,7 @@ def evaluate_density(
         data: A folder of images at any depth; for models of digits, of the test files of MNIST.
         dequantization: Name of the noise, as for ``score``.
         samples: Draws per image for the importance-weighted bound; 1 for the plain bound.
-        seed: Image i is scored with ``seed + i``.
+        seed: See ``score``.
         limit: At most so many images, evenly spread over the sorted names.
         batch: Images scored at once.
         only: File names to measure; None for all.
@@ -63,7 +63,7 @@ def evaluate_density(
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         cond = None if labels is None else flow.encode_condition(labels[part])
-        settings: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed + start}
+        settings: dict[str, Any] = {"dequantization": dequantization, "samples": samples, "seed": seed}
         values.append(score(flow, images[part], cond, **settings, complexity=False).bits_per_dim)
     bits = torch.cat(values).double()
     return {

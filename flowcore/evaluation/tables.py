@@ -39,6 +39,7 @@ COLORIZER_COLUMNS = {
     "rmse_calm_of_grey": ("tau 0 / gray", ".2f"),
     "rmse_consensus_of_grey": ("2 of K by consensus / gray", ".2f"),
     "rmse_likelihood_of_grey": ("2 of K by likelihood / gray", ".2f"),
+    "fog": ("fog", ".2f"),
     "seams": ("seams", ".2f"),
     "seams_truth": ("seams of truth", ".2f"),
     "skin_outside": ("not skin", ".1%"),  # these two of portraits only

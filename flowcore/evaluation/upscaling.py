@@ -48,6 +48,7 @@ def evaluate_upscaler(
     samples: int = 8,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
+    skip: Callable[[str], None] | None = None,
     measures: Sequence[str] = USUAL_MEASURES,
     only: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -64,7 +65,8 @@ def evaluate_upscaler(
         calm_edges: See ``upscale``.
         samples: For the diversities of temperatures above 0; the challenge takes 10.
         seed: Of the first sample.
-        log: Called with a line per image, also for those that cannot be used.
+        log: Called with a line per image.
+        skip: Called with a line for each image that cannot be used; None for ``log``.
         measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
         only: File names to measure; None for all.
 
@@ -86,7 +88,7 @@ def evaluate_upscaler(
     scale = flow.condition_scale
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
     rows: dict[str, list[dict[str, float]]] = {}
-    for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), log):
+    for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
         base = float(psnr(bicubic, hr))

@@ -11,19 +11,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ..errors import ImageError, ShapeError
+from .color import luma
 from .resize import resize, shrink
 
 LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # of the crop's side
-SMALLEST = 8.0  # pixels of the crop's side; smaller ones hold no face
-FEWEST_INSIDE = 0.5  # of the crop's area within the picture
+MIN_SIDE = 8.0  # pixels of the crop's side; smaller ones hold no face
+MIN_INSIDE = 0.5  # of the crop's area within the picture
 MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
+
+# The left half of 8x8 cells from (0.2, 0.275) to (0.8, 0.875) of the crop: the brightness that tells faces from other
+# places, by ridge regression of 586 training faces and 73 of snapshots against misplaced crops of the former and of
+# photographs. Less alike than ALIKE are 1 % of 107 other portraits, of those at 24 pixels and of the snapshots
+# (cross-validated), and 87 % of misplaced crops of portraits, 76 % of those of other photographs.
+TEMPLATE = (
+    (-33, -9, 41, 66),
+    (-24, -36, -18, 15),
+    (-6, -20, -99, 13),
+    (-27, 32, 71, 19),
+    (11, -1, -16, -20),
+    (17, 1, -9, -7),
+    (7, -12, 3, 44),
+    (-2, 8, 5, -15),
+)
+ALIKE = 0.08
 
 Point = tuple[float, float]
 
@@ -37,17 +55,28 @@ class FacePlace:
         right_eye: That on the right.
         height: Of the picture.
         width: Of the picture.
+        window: Left, top and side of the crop, if it is cut along the pixels of the picture; else it stands upright.
+        image: Which of a batch of pictures it is in.
+        images: How many there are.
     """
 
     left_eye: Point
     right_eye: Point
     height: int
     width: int
+    window: tuple[float, float, float] | None = None
+    image: int = 0
+    images: int = 1
+
+    @property
+    def face(self) -> float:
+        """Side of the face's square, in pixels of the picture."""
+        return math.dist(self.left_eye, self.right_eye) / (RIGHT - LEFT)
 
     @property
     def side(self) -> float:
-        """Of the crop, in pixels of the picture."""
-        return math.dist(self.left_eye, self.right_eye) / (RIGHT - LEFT)
+        """Of the crop, in pixels of the picture: that of the face, unless there is a window."""
+        return self.window[2] if self.window else self.face
 
     @property
     def roll(self) -> float:
@@ -86,10 +115,24 @@ class FacePlace:
                 f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
             )
         eyes = [(eye[0] * x, eye[1] * y) for eye in (self.left_eye, self.right_eye)]
-        return FacePlace(left_eye=eyes[0], right_eye=eyes[1], height=height, width=width)
+        window = self.window and (self.window[0] * x, self.window[1] * y, self.window[2] * x)
+        return replace(self, left_eye=eyes[0], right_eye=eyes[1], height=height, width=width, window=window)
+
+    def along_pixels(self, size: int) -> FacePlace:
+        """Return the place whose crop is a window of the picture's own pixels: nothing is resampled, nor turned.
+
+        Args:
+            size: Side of the window in pixels.
+        """
+        middle = self.to_picture(torch.tensor([0.5, 0.5])).tolist()
+        left, top = (round(at - size / 2) for at in middle)
+        return replace(self, window=(left, top, size))
 
     def _frame(self) -> tuple[Tensor, Tensor]:
         """The crop's axes, one a row, as long as its side, and its top left corner, in pixels of the picture."""
+        if self.window:
+            *corner, side = self.window
+            return side * torch.eye(2, dtype=torch.float64), torch.tensor(corner, dtype=torch.float64)
         left, right = (torch.tensor(eye, dtype=torch.float64) for eye in (self.left_eye, self.right_eye))
         x, y = (right - left) / (RIGHT - LEFT)
         axes = torch.stack([torch.stack([x, y]), torch.stack([-y, x])])
@@ -120,15 +163,15 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
             )
     left, right = sorted([one_eye, other_eye], key=lambda eye: eye[0])
     place = FacePlace(left_eye=left, right_eye=right, height=height, width=width)
-    if place.side < SMALLEST:
+    if place.side < MIN_SIDE:
         raise ImageError(
             f"The eyes are {math.dist(left, right):.2g} pixels apart, so the face has {place.side:.2g} pixels; it must "
-            f"have at least {SMALLEST:g}. Give the middle of each eye, or a larger picture."
+            f"have at least {MIN_SIDE:g}. Give the middle of each eye, or a larger picture."
         )
-    if place.inside < FEWEST_INSIDE:
+    if place.inside < MIN_INSIDE:
         raise ImageError(
             f"Only {place.inside:.0%} of the face is in the picture of {width}x{height}: its square would have "
-            f"{place.side:.0f} pixels. At least {FEWEST_INSIDE:.0%} must be. Check the points."
+            f"{place.side:.0f} pixels. At least {MIN_INSIDE:.0%} must be. Check the points."
         )
     return place
 
@@ -160,6 +203,16 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
     return shrink(face, finer).clamp(0, 1)
 
 
+def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
+    """Tell whether a place of a picture ``(1, 3, H, W)`` is bright and dark where a face is; see ``TEMPLATE``."""
+    crop = cut_face(luma(picture), replace(place, window=None), 40)
+    cells = avg_pool2d(crop[..., 11:35, 8:32].double(), 3).flatten()
+    half = torch.tensor(TEMPLATE, dtype=torch.float64)
+    template = torch.cat([half, half.flip(1)], 1).flatten().to(cells.device)
+    together = torch.stack([cells, template])
+    return float(torch.corrcoef(together)[0, 1]) >= ALIKE  # NaN, which is below, where there is nothing
+
+
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
     """Paste a face where it was cut out, blended at its border.
 
@@ -167,7 +220,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
         picture: ``(1 or B, C, H, W)`` in [0, 1]: the picture that it was cut out of, or that enlarged or shrunk.
         face: ``(B or 1, C or 1, S, S)`` in [0, 1], of any side S.
         place: Where the face was.
-        feather: Width of the border over which the face fades in, as a share of the crop's side, up to 0.5.
+        feather: Width of the border over which the face fades in, as a share of the face's side, up to 0.5.
 
     Returns:
         ``(B, C, H, W)`` in [0, 1]. Outside the crop, the picture bit for bit. Alpha is the picture's.
@@ -192,8 +245,9 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     top, bottom, left, right = _box(place, 0)
     rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
     shares = place.to_crop(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1))  # (h, w, 2)
-    depth = torch.minimum(shares, 1 - shares).amin(-1)  # from the crop's border, negative outside
-    weight = (depth / max(feather, 0.5 / place.side)).clamp(0, 1)
+    share = min(1.0, place.face / place.side)  # of a window, which others than the largest face do not fill
+    depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
+    weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
     weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smooth at both ends
     pasted = _sample(face[:, :colors], shares * face.shape[-1]).clamp(0, 1).to(picture)
     result = picture.expand(count, -1, -1, -1).clone()

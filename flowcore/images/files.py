@@ -37,6 +37,7 @@ FORMATS: dict[str, Format] = {
     ".jpeg": "jpeg",
     ".tiff": "tiff",
 }
+DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
 QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
 EXIF, GPS, UNIQUE_ID, ORIENTATION, SIZES = 0x8769, 0x8825, 0xA420, 0x0112, (0xA002, 0xA003)
@@ -74,14 +75,16 @@ class DecodedImage:
     """An image file in memory.
 
     Attributes:
-        pixels: ``(1, 3 or 4, H, W)`` float32 in [0, 1], upright.
+        pixels: ``(1, C, H, W)`` float32 in [0, 1], C = 3 or 4, upright.
         metadata: What else the file contains.
         gray: Whether the file has one channel; in ``pixels`` it is there three times.
+        bits: Per channel of the file, 8 or 16.
     """
 
     pixels: Tensor
     metadata: Metadata
     gray: bool = False
+    bits: int = 8
 
 
 def read(data: bytes, name: str) -> DecodedImage:
@@ -102,9 +105,10 @@ def read(data: bytes, name: str) -> DecodedImage:
         metadata = Metadata(_exif(opened)[0], _xmp(opened), _profile(opened), _dpi(opened))
         gray = opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")
         gray &= pixels.shape[2] == 3
-    scale = 65535 if pixels.dtype == np.uint16 else 255
+    bits = 8 * pixels.itemsize
+    scale = 2**bits - 1
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
-    return DecodedImage(tensor.contiguous(), metadata, gray)
+    return DecodedImage(tensor.contiguous(), metadata, gray, bits)
 
 
 def read_rgb(data: bytes, name: str) -> Image.Image:
@@ -225,7 +229,7 @@ def check_format(format: str, bits: int = 8, quality: int | None = None, *, alph
         raise ImageError(f"An image file's format is one of {', '.join(get_args(Format))}; got {format!r}.")
     if bits not in (8, 16):
         raise ImageError(f"Image files have 8 or 16 bits per channel; got {bits}.")
-    if bits == 16 and format not in ("png", "tiff"):
+    if bits == 16 and format not in DEEP:
         raise ImageError(f"16 bits per channel go into PNG and TIFF; got {format}. Choose one of them, or 8 bits.")
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"quality is 1 to 100; got {quality}.")
@@ -250,14 +254,31 @@ def unique_id(data: bytes) -> str | None:
     return None if found is None else str(found)
 
 
-def upright_size(data: bytes) -> tuple[int, int] | None:
-    """Read height and width of an image as it is to be shown, from the header; None if it is not an image."""
+def upright_size(data: bytes | Path) -> tuple[int, int] | None:
+    """Read height and width of an image as it is to be shown, from the header; None if it is not an image.
+
+    Args:
+        data: The content of its file; or the file, of which no more is read than needed.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
             return (opened.width, opened.height) if swapped else (opened.height, opened.width)
     except Exception:  # as in `read`
         return None
+
+
+def bits_per_channel(data: bytes | Path) -> int:
+    """Read how many bits per channel ``read`` takes from an image, 8 or 16, from the header; 8 if it is not an image.
+
+    Args:
+        data: The content of its file; or the file.
+    """
+    try:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+            return 16 if opened.mode.startswith("I") or ";16" in _raw_mode(opened) else 8
+    except Exception:  # as in `read`
+        return 8
 
 
 def is_whole(data: bytes) -> bool:
@@ -320,11 +341,8 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     """Decode the lower bytes of 16-bit colors; None if there are none."""
     if isinstance(opened, PngImagePlugin.PngImageFile):
         return _low_bytes_of_png(data)
-    tile = opened.tile[0] if isinstance(opened, ImageFile.ImageFile) and opened.format == "TIFF" else None
-    arguments = None if tile is None else tile[3]
-    raw = arguments if isinstance(arguments, str) else arguments[0] if arguments else ""
-    found = re.fullmatch(r"(RGB|RGBX|RGBA);16([LBN])", str(raw))
-    if found is None:
+    found = re.fullmatch(r"(RGB|RGBX|RGBA);16([LBN])", _raw_mode(opened))
+    if found is None or opened.format != "TIFF":
         return None
     other = f"{found[1]};16{OTHER_ORDER[found[2]]}"
     again = Image.open(io.BytesIO(data))
@@ -334,6 +352,12 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     ]
     again.load()
     return np.asarray(again)
+
+
+def _raw_mode(opened: Image.Image) -> str:
+    """How a file stores its samples, as Pillow names it, e.g. "RGB;16B"."""
+    arguments = opened.tile[0][3] if isinstance(opened, ImageFile.ImageFile) and opened.tile else None
+    return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
 
 
 def _low_bytes_of_png(data: bytes) -> Pixels | None:
@@ -399,6 +423,8 @@ def _profile(opened: Image.Image) -> bytes | None:
 
 
 def _dpi(opened: Image.Image) -> tuple[float, float] | None:
+    if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
+        return None  # where Pillow says 1
     try:
         exif = opened.getexif() if opened.format == "WEBP" else {}
         x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))

@@ -1,4 +1,4 @@
-"""What is left of an image in a file of 8 bits per channel."""
+"""Rounding to 8 bits per channel, and what 8 bits hold of a file's 16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor
 def to_uint8(pixels: Tensor) -> Tensor:
     """Round values in [0, 1] to uint8 in [0, 255], after clamping."""
     return _steps(pixels).to(torch.uint8)
+
+
+def truncate_16_bits(pixels: Tensor) -> Tensor:
+    """Truncate values in [0, 1] that a file stores in 8 or 16 bits to uint8: 255 v of what was written as 65535 v."""
+    return pixels.clamp(0, 1).double().mul(65535).round().div(257, rounding_mode="floor").to(torch.uint8)
 
 
 def as_stored(pixels: Tensor) -> Tensor:

@@ -42,11 +42,6 @@ class Stroke:
     color: tuple[float, float, float] | None = None
     amount: float | None = None
 
-    @property
-    def erases(self) -> bool:
-        """Whether it takes away what is below."""
-        return self.color is None and self.amount is None
-
 
 def parse_strokes(text: str) -> list[Stroke]:
     """Read strokes.

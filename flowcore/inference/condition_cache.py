@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from threading import RLock
+from operator import attrgetter
 
 from torch import Tensor
 
 from ..condition import Condition
 from ..device import free_memory
 from .plan import Plan
+from .recently_used import RecentlyUsed
 
 
-class ConditionStore:
+class ConditionStore(RecentlyUsed[Condition]):
     """The conditions of the most recently used images; with one, decoding skips the encoder.
 
-    A condition is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all;
-    the least recently used is dropped first. It belongs to a model, its weights, a precision and an image: if any of
-    these changes, it is not found. Threads may share a store.
+    A condition is stored prepared if it fits into the budget that way, else as the encoder left it, else not at all. It
+    belongs to a model, its weights, a precision and an image: if any of these changes, it is not found.
     """
 
     def __init__(self, budget: int = 2**30, count: int = 4) -> None:
@@ -28,23 +27,8 @@ class ConditionStore:
             budget: Bytes that all conditions together may hold; never more than an eighth of the free memory.
             count: Most conditions held.
         """
-        self.budget, self.count = budget, count
-        self._conditions: OrderedDict[tuple[object, ...], Condition] = OrderedDict()
-        self._lock = RLock()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        with self._lock:  # another thread may clear it
-            return sum(cond.nbytes for cond in self._conditions.values())
-
-    def __len__(self) -> int:
-        return len(self._conditions)
-
-    def clear(self) -> None:
-        """Drop all conditions."""
-        with self._lock:
-            self._conditions.clear()
+        super().__init__(count, attrgetter("nbytes"))
+        self.budget = budget
 
     def condition(self, plan: Plan, source: Tensor) -> Condition:
         """Look an image's condition up, or encode and store it.
@@ -59,10 +43,8 @@ class ConditionStore:
         pixels = source.detach().cpu().contiguous()
         digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         key = (plan.identity, tuple(source.shape), digest)
-        with self._lock:
-            if key in self._conditions:
-                self._conditions.move_to_end(key)
-                return self._conditions[key]
+        if (found := self.get(key)) is not None:
+            return found
         cond = plan.encode_condition(source.to(plan.device))
         free = free_memory(str(plan.device))
         budget = self.budget if free is None else min(self.budget, (free + self.nbytes) // 8)
@@ -70,9 +52,5 @@ class ConditionStore:
         if cond.nbytes + plan.prepared_bytes(height, width) <= budget:
             cond = cond.prepare(plan)
         if cond.nbytes <= budget:
-            with self._lock:
-                self._conditions.pop(key, None)
-                while self._conditions and (len(self._conditions) >= self.count or self.nbytes + cond.nbytes > budget):
-                    self._conditions.popitem(last=False)
-                self._conditions[key] = cond
+            self.put(key, cond, budget)
         return cond

@@ -59,6 +59,46 @@ class Conv(nn.Module):
         flag = F.pad(x.new_zeros(x.shape[0], 1, *x.shape[2:]), around, value=1)
         return F.conv2d(torch.cat([F.pad(x, around), flag], dim=1), self.weight, self.bias)
 
+    def on_canvas(self, x: Tensor, budget: StripBudget) -> Tensor:
+        """Convolve whole images strip by strip, so that a caller can stop it in between."""
+        batch, _, height, width = x.shape
+        outputs = len(self.weight)
+        result = canvas(self.weight.new_empty((batch, 0, height, width)), outputs)
+        for _, top, bottom in budget.strips(batch, height, outputs * width * self.weight.element_size()):
+            result[:, :, top:bottom] = self(x[:, :, self.reads(top, bottom, height)], top, bottom, height)
+        return result
+
+
+class StreamedConv:
+    """The rows of a convolution, and of a leaky ReLU after it, computed as they are asked for (see ``Rows``).
+
+    None is computed twice: of a chain of convolutions, each of which reads a row more above and below, the earlier ones
+    run ahead of the last, and the few rows that it reads again are held.
+    """
+
+    def __init__(self, conv: Conv, source: Rows, height: int, slope: float) -> None:
+        self.conv, self.source, self.height, self.slope = conv, source, height, slope
+        self.first, self.held = 0, list[Tensor]()
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Compute rows that have not been forgotten, ``(B, outputs, stop - start, W)``."""
+        end = self.first + (self.held[0].shape[2] if self.held else 0)
+        if stop > end:
+            reads = self.conv.reads(end, stop, self.height)
+            rows = self.conv(self.source(reads.start, reads.stop), end, stop, self.height)
+            self.held.append(F.leaky_relu_(rows, self.slope))
+            self.held = [torch.cat(self.held, dim=2)] if len(self.held) > 1 else self.held
+        return self.held[0][:, :, start - self.first : stop - self.first]
+
+    def forget(self, first: int) -> None:
+        """Free the rows above a row."""
+        self.held = [t for t in (t[:, :, first - self.first :] for t in self.held) if t.shape[2]]
+        self.first = first
+
+    def channels(self, first: int) -> Rows:
+        """Return the rows of the channels from one on."""
+        return lambda start, stop: self(start, stop)[:, first:]
+
 
 class ConditionConv(nn.Module):
     """A 3x3 convolution of conditioning features: the condition's term of one or more first convolutions.
@@ -122,6 +162,13 @@ class StreamedConditionConv:
             bottom = max(stop, min(self.top + self.each, self.height))
             self.latest = self.conv(self.sources, self.top, -(-bottom // factor) * factor)
         return self.latest[:, :, start - self.top : stop - self.top]
+
+
+def weights_of(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the weight and the bias of a convolution that has both."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return conv.weight, conv.bias
 
 
 def rows_of(x: Tensor) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from ..condition import MultiScaleFeatures
 from ..images.resize import enlarge
 from ..networks import HierarchicalExtractor, RRDBEncoder
-from ..networks.rrdb import DenseBlock, grids_wanted, up_convolutions
-from .convolutions import ConditionConv, Conv, convolve_rows
+from ..networks.lr_encoder import doublings, grids_wanted
+from ..networks.rrdb import DenseBlock
+from .convolutions import ConditionConv, Conv, StreamedConv, weights_of
 from .progress import report
 from .strips import StripBudget, canvas, strips
 
@@ -30,11 +32,11 @@ class FoldedEncoder(nn.Module):
         self.scale = encoder.scale
         # with weights of that precision, because not every device has autocast
         self.conv_first, self.conv_trunk = (
-            Conv(*_weights(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
+            Conv(*weights_of(conv), dtype) for conv in (encoder.conv_first, encoder.conv_trunk)
         )
         self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
-        self.up = nn.ModuleList(ConditionConv(*_weights(conv), dtype) for conv in encoder.conv_up)
-        self.fine, self.last = (Conv(*_weights(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
+        self.up = nn.ModuleList(ConditionConv(*weights_of(conv), dtype) for conv in encoder.conv_up)
+        self.fine, self.last = (Conv(*weights_of(conv), dtype) for conv in (encoder.conv_hr, encoder.conv_last))
         self.units = self.blocks.units + len(self.up)
 
     def forward(
@@ -49,29 +51,19 @@ class FoldedEncoder(nn.Module):
         trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
         native = {1: trunk}  # features by their scale
         features = trunk
-        for k, conv in enumerate(self.up[: up_convolutions(wanted, len(self.up), with_enlargement)]):
+        for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(wanted, scale)]):
             assert isinstance(conv, ConditionConv)
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
             report(1)
         picture = self._picture(lr, features) if with_enlargement else None
         report(1)
-        result: list[MultiScaleFeatures] = []
-        for level in wanted:
-            if 2**level <= scale:
-                factor = scale // 2**level
-                sources = [(native[factor], 1), (stack, factor)]
-            else:
-                half = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
-                sources = [(half, 1), (stack[:, :, ::2, ::2], 1)]
-            result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
-        return result, picture
+        return features_by_grid(native, stack, wanted, scale), picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, width, h, w)``, and the outputs of the stacked blocks, ``(B, stacked * width, h, w)``."""
-        rows = 0, lr.shape[2], lr.shape[2]  # all of them
-        x, stack = self.blocks(self.conv_first(lr, *rows))
-        return self.conv_trunk(x, *rows).add_(x), stack
+        x, stack = self.blocks(self.conv_first.on_canvas(lr, self.budget))
+        return self.conv_trunk.on_canvas(x, self.budget).add_(x), stack
 
     def _picture(self, lr: Tensor, features: Tensor) -> Tensor:
         """The enlargement ``(B, 3, scale * h, scale * w)``; its wide tensors exist in strips only."""
@@ -103,9 +95,9 @@ class FoldedExtractor(nn.Module):
         super().__init__()
         self.dtype, self.budget, self.both = dtype, budget, extractor.both
         self.features = extractor.features
-        self.conv_first = ConditionConv(*_weights(extractor.conv_first), dtype)
+        self.conv_first = ConditionConv(*weights_of(extractor.conv_first), dtype)
         self.first, self.second = (FoldedBlocks(half, budget) for half in (extractor.first, extractor.second))
-        self.last = Conv(*_weights(extractor.conv_last), dtype)
+        self.last = Conv(*weights_of(extractor.conv_last), dtype)
         self.units = self.first.units + self.second.units
 
     def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
@@ -182,31 +174,38 @@ class FoldedDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, width, h, w)`` to the same shape."""
-        height, last = x.shape[2], len(self.convs) - 1
-        weights = [conv.weight.to(dtype=x.dtype, memory_format=torch.channels_last) for conv in self.convs]
-        biases = [None if conv.bias is None else conv.bias.to(x.dtype) for conv in self.convs]
+        height = x.shape[2]
+        *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
+        streams: list[StreamedConv] = []
+
+        def rows(start: int, stop: int, before: int = 4) -> Tensor:
+            """Rows of the input and of the outputs before a convolution, of which the last runs ahead of the others."""
+            outputs = [stream(start, stop) for stream in reversed(streams[:before])][::-1]
+            return torch.cat([x[:, :, start:stop], *outputs], dim=1) if before else x[:, :, start:stop]
+
+        for before, conv in enumerate(convs):
+            streams.append(StreamedConv(conv, partial(rows, before=before), height, 0.2))
         result = torch.empty_like(x)
-        held = [x.new_empty(0)] * last  # the outputs' rows from `first` on
-        ends, first = [0] * len(self.convs), 0  # rows that each convolution has computed
         for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):
-            report()
-            held, first = [y[:, :, max(0, top - 1) - first :] if top else y for y in held], max(0, top - 1)
-            for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                begin, ends[k] = ends[k], min(height, bottom + last - k)
-                if begin == ends[k]:
-                    continue  # the image has ended
-                start, stop = max(0, begin - 1), min(height, ends[k] + 1)
-                seen = [x[:, :, start:stop], *(y[:, :, start - first : stop - first] for y in held[:k])]
-                y = convolve_rows(torch.cat(seen, dim=1) if k else seen[0], weight, bias, begin, ends[k], height)
-                if k == last:
-                    torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
-                else:
-                    y = F.leaky_relu_(y, 0.2)
-                    held[k] = torch.cat([held[k], y], dim=2) if begin else y
+            reads = last.reads(top, bottom, height)
+            for stream in streams:
+                stream.forget(reads.start)
+            y = last(rows(reads.start, reads.stop), top, bottom, height)
+            torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
         return result
 
 
-def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    return conv.weight, conv.bias
+def features_by_grid(
+    native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int], scale: int
+) -> list[MultiScaleFeatures]:
+    """Put the features of every grid together, with nothing enlarged; see ``LREncoder.by_grid``."""
+    result: list[MultiScaleFeatures] = []
+    for level in wanted:
+        if 2**level <= scale:
+            factor = scale // 2**level
+            sources = [(native[factor], 1), (shared, factor)]
+        else:
+            half = F.interpolate(native[1], scale_factor=0.5, mode="bilinear", align_corners=False)
+            sources = [(half, 1), (shared[:, :, ::2, ::2], 1)]
+        result.append(MultiScaleFeatures(sources=tuple(source for source in sources if source[0].shape[1])))
+    return result

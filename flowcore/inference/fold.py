@@ -38,6 +38,8 @@ class Mixing(Transform):
     Forward: ``z = W x + b``; logdet: ``H W log|det W|``; inverse: ``x = W^-1 z - W^-1 b``.
     """
 
+    uniform_logdet = True
+
     def __init__(self, maps: Sequence[PixelMap], like: Tensor) -> None:
         """Multiply the maps.
 

@@ -28,14 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, MultiScaleFeatures
-from ..device import Precision, autocast, float32_arithmetic
+from ..device import Precision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
-from ..networks import LowLightEncoder, RRDBEncoder
+from ..networks import IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..transforms import Whiten
 from .checksums import checksums
 from .conditioners import FoldedConditioner
 from .encoder import FoldedEncoder, FoldedExtractor
+from .imdn import FoldedIMDNEncoder
 from .low_light import FoldedLowLightEncoder
 from .progress import report
 from .steps import (
@@ -50,7 +51,7 @@ from .steps import (
 )
 from .strips import StripBudget
 
-FOLDED_ENCODERS = (FoldedEncoder, FoldedLowLightEncoder)  # these report their units themselves
+FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # these report their units themselves
 
 
 class Plan(Flow):
@@ -101,6 +102,8 @@ class Plan(Flow):
             encoder, top = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top)
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
+            elif isinstance(encoder, IMDNEncoder):
+                encoder = FoldedIMDNEncoder(encoder, dtype, budget)
             elif isinstance(encoder, LowLightEncoder):
                 encoder = FoldedLowLightEncoder(encoder, budget)
             elif encoder is not None:
@@ -172,13 +175,11 @@ class Plan(Flow):
 
     def forward(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], Tensor]:
         """Encode images; see ``Flow.forward``. PrecisionError unless in float32: decoding would give another image."""
-        self._check_precise()
-        with self._arithmetic():
+        with self._arithmetic(encodes=True):
             return super().forward(x, cond)
 
     def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        self._check_precise()
-        with self._arithmetic():
+        with self._arithmetic(encodes=True):
             return super().encode(x, cond)
 
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
@@ -187,14 +188,12 @@ class Plan(Flow):
             return super().inverse(z, cond, between)
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        self._check_precise()
-        with self._arithmetic():
+        with self._arithmetic(encodes=True):
             return super().by_position(x, cond)
 
     def reduce(self, x: Tensor) -> Tensor:
         """Walk down to the LR image of an anchored flow; see ``Flow.reduce``. PrecisionError unless in float32."""
-        self._check_precise()
-        with self._arithmetic():
+        with self._arithmetic(encodes=True):
             return super().reduce(x)
 
     def initialize(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
@@ -206,16 +205,14 @@ class Plan(Flow):
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature  # folded parts enlarge and concatenate nothing
 
-    def _check_precise(self) -> None:
-        if self.precision != "float32":
+    @contextmanager
+    def _arithmetic(self, *, encodes: bool = False) -> Generator[None, None, None]:
+        """No gradients, and the tensor cores of a GPU only where they were asked for; none to encode with."""
+        if encodes and self.precision != "float32":
             raise PrecisionError(
                 f"This plan runs in {self.precision}, which is for decoding latents that were drawn: what it encoded "
                 "would not come back as the same image. Make a plan in float32."
             )
-
-    @contextmanager
-    def _arithmetic(self) -> Generator[None, None, None]:
-        """No gradients, and the tensor cores of a GPU only where they were asked for."""
         with torch.no_grad(), float32_arithmetic(tf32_convolutions=self.precision == "tf32"):
             yield
 
@@ -226,10 +223,13 @@ def _report(*_: Any) -> None:
 
 
 class PlanCache:
-    """The plan that was made last, while its flow lives: one in all, since it is as large as the flow. Thread-safe."""
+    """The plans that were used last, while their flows live: two, so that two models may take turns. Thread-safe.
+
+    A plan is as large as its flow. So the second is kept only while both fit into an eighth of the free memory.
+    """
 
     def __init__(self) -> None:
-        self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()
+        self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # used last, stands last
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -239,37 +239,52 @@ class PlanCache:
         """Return the cached plan if it is this flow's and the flow's weights are what they were, else a new one."""
         identity = weakref.ref(flow), precision, checksums(flow)
         with self._lock:
-            plan = self._plans.get(flow)
+            plan = self._plans.pop(flow, None)
             if plan is None or plan.identity != identity:
-                self._plans.clear()  # before folding: the old plan makes room
-                plan = None
+                plan = None  # before folding: the old plan makes room
+                self._make_room(flow)
                 plan = Plan(flow, precision)
                 plan.identity = identity
-                self._plans[flow] = plan
+            self._plans[flow] = plan
             return plan
 
-    def clear(self) -> None:
-        """Free the plan."""
+    def _make_room(self, flow: Flow) -> None:
+        """Drop all plans, or all but the one used last if a plan of the flow fits beside it."""
+        kept = list(self._plans.items())[-1:]
+        self._plans.clear()
+        parts = [flow, *(plan for _, plan in kept)]
+        needed = sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
+        free = free_memory(next(flow.parameters(), torch.empty(0)).device)
+        if free is not None and needed <= free // 8:
+            self._plans.update(kept)
+
+    def clear(self, *, keep: Flow | None = None) -> None:
+        """Free the plans, but for that of one flow."""
         with self._lock:
-            self._plans.clear()
+            for flow in [flow for flow in self._plans if flow is not keep]:
+                del self._plans[flow]
 
 
 PLANS = PlanCache()
 
 
 def planned(flow: Flow, precision: Precision = "float32") -> Plan:
-    """Return a flow's plan: the one made last if it still matches the flow's weights, else a new one.
+    """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one.
 
     Args:
         flow: To be folded; a plan is returned as it is.
         precision: As in ``Plan``.
 
     Returns:
-        The plan. One plan in all is cached, and not beyond the life of its flow.
+        The plan. Two plans in all are cached, and not beyond the lives of their flows; see ``PlanCache``.
     """
     return flow if isinstance(flow, Plan) else PLANS.plan(flow, precision)
 
 
-def forget_plan() -> None:
-    """Free the cached plan."""
-    PLANS.clear()
+def forget_plan(*, keep: Flow | None = None) -> None:
+    """Free the cached plans.
+
+    Args:
+        keep: The flow whose plan is in use, if there is one.
+    """
+    PLANS.clear(keep=keep)

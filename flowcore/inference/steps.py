@@ -335,8 +335,8 @@ class LevelFolder:
         extractor = details.extractor
         if isinstance(extractor, HierarchicalExtractor):
             extractor = FoldedExtractor(extractor, self.dtype, self.budget)
-        gone = channels - split.kept_channels(channels)
-        return Details(extractor, Chain(*self._steps(details.transform, gone, 0)))
+        leaving = channels - split.kept_channels(channels)
+        return Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
 
     def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.

@@ -21,7 +21,7 @@ DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}
 """Of all that a dense block holds of a strip: every convolution rearranges its weights, so low strips cost time."""
 MINIMUM_BYTES = 2**18
 """Of both, where memory has run out."""
-LEAST_ROWS = 8  # else most of the work would be the rows above and below that a strip reads besides
+MIN_ROWS = 8  # else most of the work would be the rows above and below that a strip reads besides
 
 Rows = Callable[[int, int], Tensor]
 """From a first row and the row after the last to these rows of an image, ``(B or 1, C, rows, W)``."""
@@ -76,24 +76,24 @@ class StripBudget:
         """Bytes of all that a dense block holds."""
         return min(self.usual_dense, MINIMUM_BYTES) if _minimum.get() else self.usual_dense
 
-    def rows(self, row_bytes: int, least: int = LEAST_ROWS) -> int:
+    def rows(self, row_bytes: int, least: int = MIN_ROWS) -> int:
         """Choose the height of strips, given the bytes of one row of the widest tensor, and the least that pays."""
-        return max(LEAST_ROWS, least, self.strip // max(1, row_bytes))
+        return max(MIN_ROWS, least, self.strip // max(1, row_bytes))
 
     def dense_rows(self, row_bytes: int) -> int:
         """Choose the height of a dense block's strips, given the bytes of all that it holds of one row."""
-        return max(2 * LEAST_ROWS, self.dense // max(1, row_bytes))
+        return max(2 * MIN_ROWS, self.dense // max(1, row_bytes))
 
-    def strips(self, batch: int, height: int, row_bytes: int, least: int = LEAST_ROWS) -> list[Tile]:
+    def strips(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:
         """Split into strips of all images, given the bytes of a row of one image, and the least height that pays."""
         return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes, least))]
 
-    def tiles(self, batch: int, height: int, row_bytes: int, least: int = LEAST_ROWS) -> list[Tile]:
+    def tiles(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:
         """Split into groups of images, and strips where one image is too large, given the bytes of a row of one image.
 
         Half of the budget each: a convolution reads one tensor and writes another.
         """
-        each = max(LEAST_ROWS, least, self.strip // 2 // max(1, row_bytes))
+        each = max(MIN_ROWS, least, self.strip // 2 // max(1, row_bytes))
         several = max(1, self.strip // 2 // (row_bytes * height))
         return [
             (slice(first, first + several), top, bottom)

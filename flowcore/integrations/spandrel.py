@@ -33,8 +33,9 @@ from ..transforms import Coupling
 log = logging.getLogger("flowcore")
 
 ID = "flowcore-srflow"
-# No other architecture has all of these names: two tensors of our encoder, and one of our flow.
-OURS = {"encoder.conv_first.weight", "encoder.conv_trunk.weight", "levels.0.steps.transforms.0.transforms.0.log_scale"}
+# No other architecture has all of these names: two tensors of an encoder, of RRDBs or an IMDN, and one of our flow.
+FLOW = "levels.0.steps.transforms.0.transforms.0.log_scale"
+OURS = [{FLOW, f"{part}.conv_first.weight", f"{part}.conv_trunk.weight"} for part in ("encoder", "encoder.backbone")]
 PUBLISHED = "flowUpsamplerNet.layers."
 UPSCALERS = ("srflow", "srflow_da")
 
@@ -183,7 +184,7 @@ def register(files: Files, cancelled: Callable[[], bool] | None = None) -> None:
 
 def detect(state: Mapping[str, Any]) -> bool:
     """Return True if the names are those of an SRFlow, ours or published: loading it succeeds or says what is wrong."""
-    return state.keys() >= OURS or any(name.startswith(PUBLISHED) for name in state)
+    return any(state.keys() >= names for names in OURS) or any(name.startswith(PUBLISHED) for name in state)
 
 
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
@@ -196,7 +197,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
     Raises:
         CheckpointError: If the tensors fit no known variant, or no file holds them together with a header.
     """
-    if not state.keys() >= OURS:
+    if not any(state.keys() >= names for names in OURS):
         wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
         if wrong:
             raise CheckpointError(f"{wrong[0][:100]} is no plain tensor. The file is damaged; fetch it again.")

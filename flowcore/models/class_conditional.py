@@ -8,7 +8,7 @@ connected networks, which see the label. Style directions are ours: see ``tasks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import DenseConditioner
 from ..transforms import Coupling, Flatten, Permutation, PixelMap, Transform
-from .fields import check_choice, check_integer, check_number, name_tuple, short_repr, size_tuple
+from .fields import Range, check_fields, short_repr, size_tuple
 from .labels import one_hot
 
 
@@ -27,7 +27,7 @@ class ClassConditionalConfig:
     """Configuration of a class-conditional flow; the defaults are a third of the published network.
 
     Attributes:
-        channels: Of the image: 1 or 3.
+        channels: Image channels, 1 or 3.
         image_size: Height and width, or the side of a square; the model accepts no other size.
         classes: Number of labels. The label ``classes`` itself means "unlabeled".
         steps: Pairs of couplings.
@@ -41,28 +41,25 @@ class ClassConditionalConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
-    channels: int = 1
+    channels: Literal[1, 3] = 1
     image_size: tuple[int, int] = (28, 28)
-    classes: int = 10
-    steps: int = 10
-    hidden: int = 256
-    shift: float = 0.128
-    width: float = 0.305
-    n_bits: int = 8
+    classes: Annotated[int, Range(1, 1000)] = 10
+    steps: Annotated[int, Range(1, 64)] = 10
+    hidden: Annotated[int, Range(1, 4096)] = 256
+    shift: Annotated[float, Range(-10, 10, open=True)] = 0.128
+    width: Annotated[float, Range(1e-6, 100, open=True)] = 0.305
+    n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
     styles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_choice(self, channels=(1, 3), grid=("bins", "levels"))
-        check_integer(self, classes=(1, 1000), steps=(1, 64), hidden=(1, 4096), n_bits=(1, 8))
-        check_number(self, shift=(-10, 10), width=(1e-6, 100))
+        check_fields(self)
         size = size_tuple(self, 1)
         if size is None or self.channels * size[0] * size[1] > 2**16:
             raise FlowError(
                 f"image_size must be given, and have at most 65536 subpixels; got {short_repr(self.image_size)}."
             )
         object.__setattr__(self, "image_size", size)
-        object.__setattr__(self, "styles", name_tuple(self, "styles"))
 
 
 def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalConfig]:

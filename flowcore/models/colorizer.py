@@ -16,7 +16,7 @@ Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +40,7 @@ from ..transforms import (
     Split,
     Transform,
 )
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr
+from .fields import Range, check_fields, short_repr
 
 SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with hints and a palette
 
@@ -65,31 +65,33 @@ class ColorizerConfig:
             blocks, whose borders show where the flow does not remove them.
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
         temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
+        coherence: Recommended share of the coarsest grid's noise that similar places have in common, in [0, 1]; see
+            ``tasks.coherence``.
+        coherence_scales: How similar: lengths in the features, and in cells of the coarsest grid.
+        saturation: Recommended factor on the chroma of what is drawn.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
 
     structure: Literal["pyramid", "single"] = "pyramid"
-    steps: tuple[int, ...] = (4, 6, 8, 8, 10)
-    hidden: tuple[int, ...] = (48, 64, 80, 96, 96)
-    widths: tuple[int, ...] = (32, 48, 64, 96, 128, 128)
-    merged: int = 64
-    features: int = 32
-    dropout: float = 0.0
+    steps: Annotated[tuple[int, ...], Range(1, 64)] = (4, 6, 8, 8, 10)
+    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (48, 64, 80, 96, 96)
+    widths: Annotated[tuple[int, ...], Range(1, 4096)] = (32, 48, 64, 96, 128, 128)
+    merged: Annotated[int, Range(1, 1024)] = 64
+    features: Annotated[int, Range(1, 1024)] = 32
+    dropout: Annotated[float, Range(0, 1, open=True)] = 0.0
     backbone: Literal["none", "efficientnet-lite0"] = "none"
     predicts_chroma: bool = False
     residual: bool = False
     smooth: bool = False
-    working_size: int = 256
+    working_size: Annotated[int, Range(16, 4096)] = 256
     temperatures: tuple[float, float] = (0.9, 0.3)
+    coherence: Annotated[float, Range(0, 1)] = 0.0
+    coherence_scales: tuple[float, float] = (0.6, 4.0)
+    saturation: Annotated[float, Range(0, 10)] = 1.0
 
     def __post_init__(self) -> None:
-        check_choice(self, structure=("pyramid", "single"), backbone=("none", "efficientnet-lite0"))
-        check_choice(self, predicts_chroma=(True, False), residual=(True, False), smooth=(True, False))
-        check_integer(self, merged=(1, 1024), features=(1, 1024), working_size=(16, 4096))
-        check_number(self, dropout=(0, 1))
-        for name, high in {"steps": 64, "hidden": 4096, "widths": 4096}.items():
-            object.__setattr__(self, name, integer_tuple(self, name, 1, high))
+        check_fields(self)
         grids = len(self.steps)
         if not 1 <= grids <= 8 or len(self.hidden) != grids or len(self.widths) != grids + 1:
             raise FlowError(
@@ -102,13 +104,16 @@ class ColorizerConfig:
             raise FlowError("residual = true needs predicts_chroma = true: it subtracts what the encoder predicts.")
         if self.backbone != "none" and grids < 3:
             raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
-        taus: Any = self.temperatures
-        if type(taus) not in (list, tuple) or len(taus) != 2:
-            raise FlowError(f"temperatures must be those of palette and detail; got {short_repr(taus)}.")
-        object.__setattr__(self, "temperatures", tuple(taus))
-        for tau in self.temperatures:
-            if type(tau) not in (int, float) or not 0 <= tau <= 10:
-                raise FlowError(f"temperatures must lie in [0, 10]; got {short_repr(self.temperatures)}.")
+        for name, what, low, high in (
+            ("temperatures", "those of palette and detail", 0.0, 10.0),
+            ("coherence_scales", "lengths in features and in cells", 0.01, 1000.0),
+        ):
+            pair: Any = getattr(self, name)
+            if type(pair) not in (list, tuple) or len(pair) != 2:
+                raise FlowError(f"{name} must be {what}; got {short_repr(pair)}.")
+            object.__setattr__(self, name, tuple(pair))
+            if any(type(value) not in (int, float) or not low <= value <= high for value in pair):
+                raise FlowError(f"{name} must lie in [{low:g}, {high:g}]; got {short_repr(tuple(pair))}.")
 
     @property
     def source_multiple(self) -> int:

@@ -6,20 +6,16 @@ its model of images is the default. Steps of the solver are fixed, see ``transfo
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import Annotated, ClassVar, Literal
 
 from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import VectorField
 from ..networks.vector_field import Activation, TimeInput
 from ..transforms import ODE, ActNorm, BatchNorm, Chain, Logit, PixelMap, Solver, Split, Squeeze, Transform
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr, size_tuple
+from .fields import Range, check_fields, short_repr, size_tuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,7 @@ class FFJORDConfig:
     """Configuration of an FFJORD; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Of the image: 1 or 3.
+        channels: Image channels, 1 or 3.
         scales: Number of scales; all but the last factor out half of the dimensions. 1 for a single grid.
         blocks: ODEs one after the other, before and after every squeeze.
         hidden: Widths between the convolutions of a velocity.
@@ -36,7 +32,7 @@ class FFJORDConfig:
         time: How they see the time: "concat", "concatsquash" or "ignore"; see ``networks.vector_field``.
         activation: Between them: "softplus", "tanh", "elu", "relu" or "swish".
         batch_norm: Whether a batch-norm layer and an actnorm follow the last ODE. With a single grid only.
-        steps: Of the solver, for every ODE. Their number is part of the model; ``calibrate`` finds one.
+        steps: Of the solver, for every ODE. Their number is part of the model.
         solver: "rk4" (the classical rule), "rk4_38" (the 3/8 rule), "midpoint" or "euler".
         how: What a log-determinant is: the integrated "trace", estimated where a condition gives probes; or "exact",
             the determinant of the steps, for small images; see ``transforms.ODE``.
@@ -49,30 +45,24 @@ class FFJORDConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
-    channels: int = 3
-    scales: int = 4
-    blocks: int = 2
-    hidden: tuple[int, ...] = (64, 64, 64)
-    strides: tuple[int, ...] = ()
+    channels: Literal[1, 3] = 3
+    scales: Annotated[int, Range(1, 8)] = 4
+    blocks: Annotated[int, Range(1, 64)] = 2
+    hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (64, 64, 64)
+    strides: Annotated[tuple[int, ...], Range(-2, 2)] = ()
     time: TimeInput = "concat"
     activation: Activation = "softplus"
     batch_norm: bool = False
-    steps: int = 8
+    steps: Annotated[int, Range(1, 1024)] = 8
     solver: Solver = "rk4"
     how: Literal["trace", "exact"] = "trace"
-    alpha: float = 0.05
-    n_bits: int = 8
+    alpha: Annotated[float, Range(0, 0.5, open=True)] = 0.05
+    n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_integer(self, scales=(1, 8), blocks=(1, 64), steps=(1, 1024), n_bits=(1, 8))
-        check_choice(self, channels=(1, 3), time=("concat", "concatsquash", "ignore"), batch_norm=(True, False))
-        check_choice(self, activation=("softplus", "tanh", "elu", "relu", "swish"), how=("trace", "exact"))
-        check_choice(self, solver=("rk4", "rk4_38", "midpoint", "euler"), grid=("bins", "levels"))
-        check_number(self, alpha=(0, 0.5))
-        object.__setattr__(self, "hidden", integer_tuple(self, "hidden", 1, 4096))
-        object.__setattr__(self, "strides", integer_tuple(self, "strides", -2, 2))
+        check_fields(self)
         if len(self.hidden) > 16:
             raise FlowError(f"hidden must be at most 16 widths; got {len(self.hidden)}.")
         if self.strides and (
@@ -122,39 +112,6 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
         prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),
         image_size=config.image_size,
     )
-
-
-@torch.no_grad()
-def calibrate(flow: Flow[FFJORDConfig], x: Tensor, tolerance: float = 1e-4) -> FFJORDConfig:
-    """Find how many steps a model needs: double them until the latents of some images no longer move.
-
-    A model is trained with its steps, and is a bijection with any; another number makes it another model, whose scores
-    and samples differ by what this measures.
-
-    Args:
-        flow: The model.
-        x: Images, ``(B, C, H, W)`` in [0, 1].
-        tolerance: Greatest difference of a latent from that with half as many steps.
-
-    Returns:
-        The configuration with the number of steps from which doubling changes less than the tolerance.
-
-    Raises:
-        FlowError: If 1024 steps do not suffice.
-    """
-    config = flow.config
-    before = flow.encode(x)
-    weights = flow.state_dict()
-    while 2 * config.steps <= 1024:
-        doubled = dataclasses.replace(config, steps=2 * config.steps)
-        finer = ffjord(doubled).to(x)
-        finer.load_state_dict(weights)
-        after = finer.encode(x)
-        moved = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-        if moved < tolerance:
-            return config
-        config, before = doubled, after
-    raise FlowError(f"The velocity of this model is too rough: {config.steps} steps do not reach {tolerance:g}.")
 
 
 def _odes(channels: int, config: FFJORDConfig) -> list[Transform]:

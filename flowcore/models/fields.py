@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
 import reprlib
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import FlowError
+
+SAMPLING = ("temperature", "temperatures", "calm_edges", "coherence", "coherence_scales", "saturation")
+"""Fields of any configuration that say how a model is meant to be sampled: the flow is the same with others."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -26,101 +31,108 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def check_integer(config: Any, **limits: tuple[int, int]) -> None:
-    """Refuse fields that are not whole numbers within their limits; True and 4.0 are none.
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each of several, beside its field: ``Annotated[int, Range(1, 64)]``.
 
-    Args:
-        config: A configuration.
-        limits: Field name to the smallest and largest value.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    for name, (low, high) in limits.items():
-        value = getattr(config, name)
-        if type(value) is not int or not low <= value <= high:
-            raise FlowError(f"{name} must be a whole number from {low} to {high}; got {short_repr(value)}.")
-
-
-def check_number(config: Any, **limits: tuple[float, float]) -> None:
-    """Refuse fields that are not numbers within their limits, the upper one excluded.
-
-    Args:
-        config: A configuration.
-        limits: Field name to the smallest value and the first that is too large.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    for name, (low, high) in limits.items():
-        value = getattr(config, name)
-        if type(value) not in (int, float) or not low <= value < high or not math.isfinite(value):
-            raise FlowError(f"{name} must lie in [{low}, {high}); got {short_repr(value)}.")
-
-
-def check_share(config: Any, *names: str) -> None:
-    """Refuse fields that are not numbers in [0, 1].
-
-    Args:
-        config: A configuration.
-        names: The fields.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise FlowError(f"{name} must lie in [0, 1]; got {short_repr(value)}.")
-
-
-def check_choice(config: Any, **choices: tuple[Any, ...]) -> None:
-    """Refuse fields that are none of their choices.
-
-    Args:
-        config: A configuration.
-        choices: Field name to the values that it may have.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    for name, allowed in choices.items():
-        value = getattr(config, name)
-        if not any(type(value) is type(option) and value == option for option in allowed):
-            listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-            raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
-
-
-def integer_tuple(config: Any, name: str, low: int, high: int) -> tuple[int, ...]:
-    """Read a field of several whole numbers; JSON has lists for tuples.
-
-    Args:
-        config: A configuration.
-        name: The field.
+    Attributes:
         low: Smallest value.
         high: Largest value.
+        open: Whether the largest value itself is too large.
+    """
+
+    low: float
+    high: float
+    open: bool = False
+
+
+@cache
+def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
+    """Read the fields of a dataclass: the type of each, and what it is annotated with, or None.
+
+    Args:
+        kind: A dataclass.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        found[field.name] = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
+    return found
+
+
+def check_fields(config: Any) -> None:
+    """Refuse fields whose values are not what their annotations say, and turn JSON's lists into tuples.
+
+    Checked are ``bool``, ``Literal``, ``tuple[str, ...]``, which are different names, and what has a ``Range``. True
+    and 4.0 are no whole numbers. Other fields are the configuration's own to check.
+
+    Args:
+        config: A configuration, a frozen dataclass.
 
     Raises:
         FlowError: Naming the field, its value and what it may be.
     """
-    value = getattr(config, name)
-    if type(value) not in (list, tuple) or any(type(n) is not int or not low <= n <= high for n in value):
+    for name, (kind, bound) in annotated_types(type(config)).items():
+        value = getattr(config, name)
+        if kind is bool or get_origin(kind) is Literal:
+            _check_choice(name, value, (True, False) if kind is bool else get_args(kind))
+        elif kind == tuple[str, ...]:
+            object.__setattr__(config, name, _names(name, value))
+        elif isinstance(bound, Range) and kind is int:
+            check_integer(name, value, bound)
+        elif isinstance(bound, Range) and kind is float:
+            _check_number(name, value, bound)
+        elif isinstance(bound, Range):
+            object.__setattr__(config, name, integer_tuple(name, value, bound))
+
+
+def check_integer(name: str, value: Any, bound: Range) -> None:
+    """Refuse a value that is not a whole number within bounds; True and 4.0 are none.
+
+    Args:
+        name: Of the field.
+        value: Any.
+        bound: What it may be.
+
+    Raises:
+        FlowError: Naming the field, its value and what it may be.
+    """
+    if type(value) is not int or not bound.low <= value <= bound.high:
+        raise FlowError(f"{name} must be a whole number from {bound.low} to {bound.high}; got {short_repr(value)}.")
+
+
+def integer_tuple(name: str, value: Any, bound: Range) -> tuple[int, ...]:
+    """Read several whole numbers; JSON has lists for tuples.
+
+    Args:
+        name: Of the field.
+        value: Any.
+        bound: What each may be.
+
+    Raises:
+        FlowError: Naming the field, its value and what it may be.
+    """
+    if type(value) not in (list, tuple) or any(type(n) is not int or not bound.low <= n <= bound.high for n in value):
         value = tuple(value) if type(value) is list else value
-        raise FlowError(f"{name} must be whole numbers from {low} to {high}; got {short_repr(value)}.")
+        raise FlowError(f"{name} must be whole numbers from {bound.low} to {bound.high}; got {short_repr(value)}.")
     return tuple(value)
 
 
-def name_tuple(config: Any, name: str) -> tuple[str, ...]:
-    """Read a field of several different names; JSON has lists for tuples.
+def _check_number(name: str, value: Any, bound: Range) -> None:
+    within = type(value) in (int, float) and bound.low <= value <= bound.high
+    if not within or (bound.open and value == bound.high):
+        end = ")" if bound.open else "]"
+        raise FlowError(f"{name} must lie in [{bound.low}, {bound.high}{end}; got {short_repr(value)}.")
 
-    Args:
-        config: A configuration.
-        name: The field.
 
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    value: Any = getattr(config, name)
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(type(value) is type(option) and value == option for option in allowed):
+        listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+        raise FlowError(f"{name} must be {listed}; got {short_repr(value)}.")
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
     named = type(value) in (list, tuple) and all(isinstance(item, str) and item for item in value)
     if not named or len(set(value)) < len(value):
         raise FlowError(f"{name} must be a list of different names; got {short_repr(value)}.")

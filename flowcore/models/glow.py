@@ -7,7 +7,7 @@ Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_integer, check_number, name_tuple, short_repr, size_tuple
+from .fields import Range, check_fields, short_repr, size_tuple
 from .labels import one_hot
 
 Mixing = Literal["reverse", "shuffle", "conv", "lu"]
@@ -40,7 +40,7 @@ class GlowConfig:
     """Configuration of a Glow; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Of the image: 1 or 3.
+        channels: Image channels, 1 or 3.
         levels: Squeeze scales.
         steps: Steps per level.
         hidden: Width of the networks in couplings.
@@ -69,20 +69,20 @@ class GlowConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
-    channels: int = 3
-    levels: int = 3
-    steps: int = 32
-    hidden: int = 512
+    channels: Literal[1, 3] = 3
+    levels: Annotated[int, Range(1, 8)] = 3
+    steps: Annotated[int, Range(1, 256)] = 32
+    hidden: Annotated[int, Range(1, 4096)] = 512
     coupling: Literal["affine", "additive"] = "affine"
     mixing: Mixing = "lu"
     mixing_start: Literal["orthogonal", "principal"] = "orthogonal"
-    affine_eps: float = 0.0
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 0.0
     learned_top: bool = True
-    classes: int = 0
-    n_bits: int = 8
+    classes: Annotated[int, Range(0, 10_000)] = 0
+    n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = None
-    dequantizer_steps: int = 0
+    dequantizer_steps: Annotated[int, Range(0, 64)] = 0
     pixels: Literal["centred", "unit"] = "centred"
     edge: Edge = "zeros"
     network: Literal["actnorm", "plain"] = "actnorm"
@@ -93,16 +93,8 @@ class GlowConfig:
     styles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer(self, levels=(1, 8), steps=(1, 256), hidden=(1, 4096), classes=(0, 10_000))
-        check_integer(self, n_bits=(1, 8), dequantizer_steps=(0, 64))
-        check_number(self, affine_eps=(0, 1))
-        check_choice(self, channels=(1, 3), coupling=("affine", "additive"), pixels=("centred", "unit"))
-        check_choice(self, mixing=("reverse", "shuffle", "conv", "lu"), mixing_start=("orthogonal", "principal"))
-        check_choice(self, last_mixing=("", "reverse", "shuffle", "conv", "lu"), grid=("bins", "levels"))
-        check_choice(self, edge=("zeros", "ones", "flag"), network=("actnorm", "plain"), scaled=(True, False))
-        check_choice(self, actnorm=("log", "log3", "signed"), split_prior=("conv", "table"), learned_top=(True, False))
+        check_fields(self)
         object.__setattr__(self, "image_size", size_tuple(self, 2**self.levels))
-        object.__setattr__(self, "styles", name_tuple(self, "styles"))
         if self.styles and self.image_size is None:
             raise FlowError(
                 "styles must be empty without image_size, e.g. 64: they hold a number per subpixel; got "

@@ -13,7 +13,7 @@ program rounds it to 8 bits first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ from ..transforms import (
     Transform,
     Whiten,
 )
-from .fields import check_choice, check_integer, check_number, check_share, integer_tuple
+from .fields import Range, check_fields
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
 IMAGE = 3  # channels that the deepest level keeps
@@ -62,29 +62,24 @@ class HCFlowConfig:
         calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
 
-    scale: int = 4
-    steps: int = 13
-    detail_steps: int = 13
-    hidden: int = 64
-    detail_hidden: int = 64
-    extractor_blocks: tuple[int, int] = (7, 7)
-    extractor_width: int = 64
-    extractor_growth: int = 32
-    quant_bins: int = 64
+    scale: Literal[2, 4, 8] = 4
+    steps: Annotated[int, Range(1, 256)] = 13
+    detail_steps: Annotated[int, Range(1, 256)] = 13
+    hidden: Annotated[int, Range(1, 4096)] = 64
+    detail_hidden: Annotated[int, Range(1, 4096)] = 64
+    extractor_blocks: Annotated[tuple[int, int], Range(0, 256)] = (7, 7)
+    extractor_width: Annotated[int, Range(1, 4096)] = 64
+    extractor_growth: Annotated[int, Range(1, 4096)] = 32
+    quant_bins: Annotated[int, Range(1, 65536)] = 64
     rescaling: bool = False
-    temperature: float = 0.9
-    calm_edges: float = 0.0
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.9
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
-        check_choice(self, scale=(2, 4, 8), rescaling=(True, False))
-        check_integer(self, steps=(1, 256), detail_steps=(1, 256), hidden=(1, 4096), detail_hidden=(1, 4096))
-        check_integer(self, extractor_width=(1, 4096), extractor_growth=(1, 4096), quant_bins=(1, 65536))
-        check_number(self, temperature=(0, 10))
-        check_share(self, "calm_edges")
-        blocks: Any = integer_tuple(self, "extractor_blocks", 0, 256)
+        check_fields(self)
+        blocks: tuple[int, ...] = self.extractor_blocks
         if len(blocks) != 2:
             raise FlowError(f"extractor_blocks must be two numbers, e.g. (7, 7); got {len(blocks)}.")
-        object.__setattr__(self, "extractor_blocks", blocks)
 
     @property
     def tasks(self) -> frozenset[Task]:

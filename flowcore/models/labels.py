@@ -29,8 +29,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
             f"Expected labels as whole numbers of shape (B,), or as weights of shape (B, {classes}); got "
             f"{tuple(labels.shape)} {labels.dtype}."
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ConditionError(
-            f"This model knows the labels 0 to {classes - 1}; got {int(labels.min())} to {int(labels.max())}."
-        )
+    unknown = labels[(labels < 0) | (labels >= classes)]
+    if len(unknown):
+        raise ConditionError(f"This model knows the labels 0 to {classes - 1}; got {int(unknown[0])}.")
     return F.one_hot(labels.long(), classes).float()

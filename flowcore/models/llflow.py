@@ -10,7 +10,7 @@ Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
-from .fields import check_integer, check_number, integer_tuple
+from .fields import Range, check_fields, integer_tuple
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS
@@ -46,22 +46,20 @@ class LLFlowConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
 
-    steps: int = 12
-    transition_steps: int = 2
-    hidden: int = 64
-    encoder_blocks: int = 24
-    encoder_width: int = 64
-    encoder_growth: int = 32
+    steps: Annotated[int, Range(1, 256)] = 12
+    transition_steps: Annotated[int, Range(0, 16)] = 2
+    hidden: Annotated[int, Range(1, 4096)] = 64
+    encoder_blocks: Annotated[int, Range(1, 256)] = 24
+    encoder_width: Annotated[int, Range(1, 4096)] = 64
+    encoder_growth: Annotated[int, Range(1, 4096)] = 32
     stacked_blocks: tuple[int, ...] = (1, 3, 5, 7)
-    affine_eps: float = 1e-4
-    quant_bins: int = 32
-    temperature: float = 0.0
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
+    quant_bins: Annotated[int, Range(1, 65536)] = 32
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.0
 
     def __post_init__(self) -> None:
-        check_integer(self, steps=(1, 256), transition_steps=(0, 16), hidden=(1, 4096), quant_bins=(1, 65536))
-        check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
-        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
-        blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
+        check_fields(self)
+        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
         object.__setattr__(self, "stacked_blocks", blocks)
 
 

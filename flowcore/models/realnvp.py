@@ -7,7 +7,7 @@ Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP" (ICLR 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import ResidualConditioner
@@ -23,7 +23,7 @@ from ..transforms import (
     Transform,
     Unsqueeze,
 )
-from .fields import check_choice, check_integer, check_number, size_tuple
+from .fields import Range, check_fields, size_tuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class RealNVPConfig:
     """Configuration of a Real NVP; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Of the image: 1 or 3.
+        channels: Image channels, 1 or 3.
         scales: Number of scales; all but the last factor out half of the dimensions.
         hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
         blocks: Residual blocks per network.
@@ -47,22 +47,19 @@ class RealNVPConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
-    channels: int = 3
-    scales: int = 2
-    hidden: int = 64
-    blocks: int = 8
+    channels: Literal[1, 3] = 3
+    scales: Annotated[int, Range(1, 8)] = 2
+    hidden: Annotated[int, Range(1, 4096)] = 64
+    blocks: Annotated[int, Range(0, 64)] = 8
     batch_norm: bool = True
     mask_channel: bool = True
-    alpha: float = 0.05
-    n_bits: int = 8
+    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05
+    n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_integer(self, scales=(1, 8), hidden=(1, 4096), blocks=(0, 64), n_bits=(1, 8))
-        check_choice(self, channels=(1, 3), batch_norm=(True, False), mask_channel=(True, False))
-        check_choice(self, grid=("bins", "levels"))
-        check_number(self, alpha=(1e-6, 0.5))
+        check_fields(self)
         object.__setattr__(self, "image_size", size_tuple(self, 2 ** (self.scales - 1)))
 
 

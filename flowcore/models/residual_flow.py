@@ -8,13 +8,13 @@ block adds a contraction, whose log-determinant is estimated and whose inverse i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import ContractiveNetwork
 from ..transforms import ActNorm, Chain, Flatten, Logit, Residual, Split, Squeeze, Transform, Unflatten
-from .fields import check_choice, check_integer, check_number, integer_tuple, short_repr, size_tuple
+from .fields import Range, check_fields, short_repr, size_tuple
 
 MIN_VARIANCE = 0.2  # of a channel or element at the start: pixels that hardly vary are not blown up
 
@@ -24,7 +24,7 @@ class ResidualFlowConfig:
     """Configuration of a Residual Flow; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Of the image: 1 or 3.
+        channels: Image channels, 1 or 3.
         blocks: Convolutional blocks per scale.
         hidden: Width of their networks.
         full_blocks: Fully connected blocks at the end of the last scale.
@@ -48,36 +48,30 @@ class ResidualFlowConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
 
-    channels: int = 3
-    blocks: tuple[int, ...] = (16, 16, 16)
-    hidden: int = 512
-    full_blocks: int = 4
-    full_hidden: int = 128
-    kernels: tuple[int, ...] = (3, 1, 3)
+    channels: Literal[1, 3] = 3
+    blocks: Annotated[tuple[int, ...], Range(1, 256)] = (16, 16, 16)
+    hidden: Annotated[int, Range(1, 4096)] = 512
+    full_blocks: Annotated[int, Range(0, 64)] = 4
+    full_hidden: Annotated[int, Range(1, 4096)] = 128
+    kernels: Annotated[tuple[int, ...], Range(1, 15)] = (3, 1, 3)
     activation: Literal["lipswish", "elu"] = "lipswish"
     leading: bool = True
     first_leading: bool = False
-    coefficient: float = 0.98
+    coefficient: Annotated[float, Range(1e-3, 1, open=True)] = 0.98
     lipschitz: Literal["grid", "frequencies"] = "grid"
     factor_out: bool = False
     squeeze_first: bool = False
     first_actnorm: bool = True
-    alpha: float = 0.05
-    n_bits: int = 8
+    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05
+    n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
     image_size: tuple[int, int] | None = (32, 32)
 
     def __post_init__(self) -> None:
-        check_choice(self, channels=(1, 3), activation=("lipswish", "elu"), lipschitz=("grid", "frequencies"))
-        check_choice(self, leading=(True, False), factor_out=(True, False), squeeze_first=(True, False))
-        check_choice(self, first_leading=(True, False), first_actnorm=(True, False), grid=("bins", "levels"))
-        check_integer(self, hidden=(1, 4096), full_blocks=(0, 64), full_hidden=(1, 4096), n_bits=(1, 8))
-        check_number(self, coefficient=(1e-3, 1), alpha=(1e-6, 0.5))
-        for name, low, high, most in (("blocks", 1, 256, 8), ("kernels", 1, 15, 16)):
-            values = integer_tuple(self, name, low, high)
+        check_fields(self)
+        for name, values, most in (("blocks", self.blocks, 8), ("kernels", self.kernels, 16)):
             if not 1 <= len(values) <= most:
                 raise FlowError(f"{name} must be 1 to {most} numbers; got {short_repr(values)}.")
-            object.__setattr__(self, name, values)
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise FlowError(f"kernels must be odd; got {short_repr(self.kernels)}.")
         object.__setattr__(self, "image_size", size_tuple(self, self.size_multiple))

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from ..condition import Condition
+from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
-from ..networks import Conditioner, RRDBEncoder, ScaledConv
+from ..networks import Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from .fields import check_choice, check_integer, check_number, check_share, integer_tuple
+from .fields import Range, check_fields, check_integer, integer_tuple, short_repr
 from .low_resolution import check_lr
 
 
@@ -35,10 +36,12 @@ class SRFlowConfig:
         hidden: Width of the networks in injectors and couplings.
         hidden_layers: Hidden convolutions of these networks.
         hidden_kernel: Side of those convolutions: 1 or 3.
-        encoder_blocks: RRDBs of the encoder.
-        encoder_width: Channels of its trunk.
-        encoder_growth: Channels that each of its dense convolutions adds.
-        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
+        encoder: "rrdb" as published, or "imdn": an IMDN with an adapter, see ``networks.IMDNEncoder``.
+        encoder_blocks: Blocks of the encoder.
+        encoder_width: Channels of its features that are native to each level; of an RRDB encoder, also of its trunk.
+        encoder_growth: Channels that each dense convolution of an RRDB adds, or that each convolution of an IMDN keeps.
+        stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition, or of the IMDN's blocks
+            that its adapter reads.
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         residual: Whether to subtract the encoder's own enlargement from the image first.
@@ -50,40 +53,46 @@ class SRFlowConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
-    scale: int = 4
+    scale: Literal[2, 4, 8] = 4
     levels: int = 3
-    steps: int = 16
-    transition_steps: int = 2
+    steps: Annotated[int, Range(1, 256)] = 16
+    transition_steps: Annotated[int, Range(0, 16)] = 2
     injector: bool = True
-    hidden: int = 64
-    hidden_layers: int = 1
-    hidden_kernel: int = 1
-    encoder_blocks: int = 23
-    encoder_width: int = 64
-    encoder_growth: int = 32
+    hidden: Annotated[int, Range(1, 4096)] = 64
+    hidden_layers: Annotated[int, Range(0, 64)] = 1
+    hidden_kernel: Literal[1, 3] = 1
+    encoder: Literal["rrdb", "imdn"] = "rrdb"
+    encoder_blocks: Annotated[int, Range(1, 256)] = 23
+    encoder_width: Annotated[int, Range(1, 4096)] = 64
+    encoder_growth: Annotated[int, Range(1, 4096)] = 32
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
-    affine_eps: float = 1e-4
-    quant_bins: int = 32
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
+    quant_bins: Annotated[int, Range(1, 65536)] = 32
     residual: bool = False
     mixing: Literal["orthogonal", "principal"] = "orthogonal"
-    temperature: float = 0.8
-    calm_edges: float = 0.0
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.8
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
-        check_choice(self, scale=(2, 4, 8), hidden_kernel=(1, 3), mixing=("orthogonal", "principal"))
-        check_choice(self, injector=(True, False), residual=(True, False))
-        check_integer(self, levels=(1, round(math.log2(self.scale)) + 1), steps=(1, 256), transition_steps=(0, 16))
-        check_integer(self, hidden=(1, 4096), hidden_layers=(0, 64), quant_bins=(1, 65536))
-        check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
-        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
-        check_share(self, "calm_edges")
-        blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
+        if type(self.encoder) is str and self.encoder not in ("rrdb", "imdn"):
+            raise FlowError(
+                f"encoder must be 'rrdb' or 'imdn'; got {short_repr(self.encoder)}. A file that says so was written by "
+                "a newer flowcore: update it."
+            )
+        check_fields(self)
+        check_integer("levels", self.levels, Range(1, round(math.log2(self.scale)) + 1))
+        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
         object.__setattr__(self, "stacked_blocks", blocks)
 
     @property
     def grids(self) -> range:
         """The grids of its levels, finest first: 1 for half as many pixels a side as HR, 2 for a quarter."""
         return range(1, self.levels + 1)
+
+    @property
+    def features(self) -> int:
+        """Channels of the condition of each level."""
+        return self.encoder_width * (2 if self.encoder == "imdn" else 1 + len(self.stacked_blocks))
 
 
 def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
@@ -96,7 +105,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
         The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
         from the LR image, ``(B, 3, h, w)`` in [0, 1].
     """
-    features = config.encoder_width * (1 + len(config.stacked_blocks))
+    features = config.features
     levels: list[Level] = []
     channels = 3
     for number in range(1, config.levels + 1):
@@ -112,7 +121,8 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
         splits = number < config.levels - 1  # as published: none after the last two levels
         levels.append(Level(steps, Split(ScaledConv(channels // 2, channels)) if splits else None))
         channels = channels // 2 if splits else channels
-    encoder = RRDBEncoder(
+    make_encoder = IMDNEncoder if config.encoder == "imdn" else RRDBEncoder
+    encoder = make_encoder(
         config.scale, config.encoder_blocks, config.encoder_width, config.encoder_growth, config.stacked_blocks
     )
 
@@ -130,7 +140,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
 
 def _encode_lr(flow: Flow[SRFlowConfig], lr: Tensor) -> Condition:
     check_lr(flow, lr)
-    assert flow.encoder is not None  # an RRDBEncoder, or a plan's folded one
+    assert flow.encoder is not None  # an LREncoder, or a plan's folded one
     features, origin = flow.encoder(lr, len(flow.levels), with_enlargement=flow.config.residual)
     return Condition(features=tuple(features), origin=origin)
 

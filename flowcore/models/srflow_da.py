@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import PlainConditioner, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Squeeze, Transform
-from .fields import check_choice, check_integer, check_number, check_share, integer_tuple, short_repr
+from .fields import Range, check_fields, integer_tuple, short_repr
 from .low_resolution import check_lr
 
 LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
@@ -48,27 +48,23 @@ class SRFlowDAConfig:
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
 
-    scale: int = 4
+    scale: Literal[2, 4, 8] = 4
     layers: str = "s2ppccccccds2ppcccccc"
-    hidden: int = 64
-    hidden_layers: int = 4
-    residual_blocks: int = 0
-    encoder_blocks: int = 23
-    encoder_width: int = 64
-    encoder_growth: int = 32
+    hidden: Annotated[int, Range(1, 4096)] = 64
+    hidden_layers: Annotated[int, Range(0, 256)] = 4
+    residual_blocks: Annotated[int, Range(0, 256)] = 0
+    encoder_blocks: Annotated[int, Range(1, 256)] = 23
+    encoder_width: Annotated[int, Range(1, 4096)] = 64
+    encoder_growth: Annotated[int, Range(1, 4096)] = 32
     stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
-    affine_eps: float = 1e-4
-    quant_bins: int = 32
-    temperature: float = 0.9
-    calm_edges: float = 0.0
+    affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4
+    quant_bins: Annotated[int, Range(1, 65536)] = 32
+    temperature: Annotated[float, Range(0, 10, open=True)] = 0.9
+    calm_edges: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
-        check_choice(self, scale=(2, 4, 8))
-        check_integer(self, hidden=(1, 4096), hidden_layers=(0, 256), residual_blocks=(0, 256), quant_bins=(1, 65536))
-        check_integer(self, encoder_blocks=(1, 256), encoder_width=(1, 4096), encoder_growth=(1, 4096))
-        check_number(self, affine_eps=(0, 1), temperature=(0, 10))
-        check_share(self, "calm_edges")
-        blocks = integer_tuple(self, "stacked_blocks", 0, self.encoder_blocks - 1)
+        check_fields(self)
+        blocks = integer_tuple("stacked_blocks", self.stacked_blocks, Range(0, self.encoder_blocks - 1))
         object.__setattr__(self, "stacked_blocks", blocks)
         if self.residual_blocks and (not self.hidden_layers or self.hidden_layers % self.residual_blocks):
             raise FlowError(

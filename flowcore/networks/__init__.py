@@ -2,7 +2,9 @@
 
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
 from .contractive import ContractiveNetwork
+from .imdn import IMDN, IMDNEncoder
 from .low_light import LowLightEncoder
+from .lr_encoder import LREncoder
 from .luma import LumaEncoder
 from .prior import AnchorPrior, TablePrior, TopPrior
 from .residual import ResidualConditioner
@@ -10,6 +12,7 @@ from .rrdb import DenseConvs, HierarchicalExtractor, RRDBEncoder
 from .vector_field import VectorField
 
 __all__ = [
+    "IMDN",
     "AnchorPrior",
     "Conditioner",
     "ContractiveNetwork",
@@ -17,6 +20,8 @@ __all__ = [
     "DenseConvs",
     "Edge",
     "HierarchicalExtractor",
+    "IMDNEncoder",
+    "LREncoder",
     "LowLightEncoder",
     "LumaEncoder",
     "PlainConditioner",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..images.resize import enlarge
+from .lr_encoder import LREncoder, doublings, grids_wanted
 
 
 class DenseConvs(nn.Module):
@@ -67,7 +68,7 @@ class RRDB(nn.Module):
         return x + 0.2 * self.dense(x)
 
 
-class RRDBEncoder(nn.Module):
+class RRDBEncoder(LREncoder):
     """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
 
     Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of
@@ -100,51 +101,27 @@ class RRDBEncoder(nn.Module):
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Compute the features for the flow.
-
-        Args:
-            lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` includes the half-resolution grid.
-            levels: Number of grids, finest first; the first has half as many pixels a side as HR. Or the numbers of
-                those wanted: 1 for that one, 2 for the next.
-            with_enlargement: Whether to compute the enlargement as well.
-
-        Returns:
-            Per level a tensor ``(B, width * (1 + stacked), scale * h / 2^level, scale * w / 2^level)``: the native
-            features first, then the stacked blocks' outputs, resized by nearest neighbor. And ``enlargement(lr)``, or
-            None.
-        """
         wanted = grids_wanted(levels)
         trunk, stack = self._trunk(lr)
         features = trunk
         native = {1: trunk}  # by factor from the LR grid
-        for k, conv in enumerate(self.conv_up[: up_convolutions(wanted, len(self.conv_up), with_enlargement)]):
+        for k, conv in enumerate(self._convs_up(wanted, with_enlargement)):
             features = _upsample(conv, features)
             native[2 ** (k + 1)] = features
         enlarged = self._enlarge(lr, features) if with_enlargement else None
-        result: list[Tensor] = []
-        for level in wanted:
-            if 2**level <= self.scale:
-                own = native[self.scale // 2**level]
-            else:  # the half-resolution grid; bilinear with half-pixel centers is the mean of 2x2 pixels
-                own = F.interpolate(trunk, scale_factor=0.5, mode="bilinear", align_corners=False)
-            if self.stacked_blocks:
-                own = torch.cat([own, F.interpolate(stack, own.shape[-2:], mode="nearest")], dim=1)
-            result.append(own)
-        return result, enlarged
+        return self.by_grid(native, stack, wanted), enlarged
 
     def enlargement(self, lr: Tensor) -> Tensor:
-        """Enlarge the image the ordinary way: one sharp guess, trained with L1.
-
-        Args:
-            lr: ``(B, 3, h, w)`` in [0, 1].
-
-        Returns:
-            ``(B, 3, scale * h, scale * w)``, not clamped.
-        """
         features = self._trunk(lr)[0]
         for conv in self.conv_up[:-1]:
             features = _upsample(conv, features)
         return self._enlarge(lr, features)
+
+    def residual_blocks(self) -> nn.ModuleList:
+        return self.blocks
+
+    def _convs_up(self, wanted: Sequence[int], with_enlargement: bool) -> nn.ModuleList:
+        return self.conv_up[: len(self.conv_up) - 1 if with_enlargement else doublings(wanted, self.scale)]
 
     def _enlarge(self, lr: Tensor, features: Tensor) -> Tensor:
         features = _upsample(self.conv_up[-1], features)
@@ -173,16 +150,6 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) 
         if number in stacked_blocks:
             outputs[number] = x
     return x, torch.cat([outputs[i] for i in stacked_blocks], dim=1) if stacked_blocks else x[:, :0]
-
-
-def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
-    """List the numbers of grids; ``levels`` is as in ``RRDBEncoder.forward``."""
-    return range(1, levels + 1) if isinstance(levels, int) else levels
-
-
-def up_convolutions(wanted: Sequence[int], count: int, with_enlargement: bool) -> int:
-    """Count the up-convolutions of an encoder that the wanted features need, of ``count``."""
-    return count - 1 if with_enlargement else max(0, count - min(wanted, default=count))
 
 
 class HierarchicalExtractor(nn.Module):

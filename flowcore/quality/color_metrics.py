@@ -1,4 +1,4 @@
-"""Measures of colorization: distance, coherence, colorfulness, seams, color of skin, and flicker of chroma."""
+"""Measures of colorization: distance, coherence, colorfulness, seams, and color of skin."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..errors import ShapeError
 FLAT = 4 / 255
 """Change of luma between neighboring positions below which there is no edge: a change of chroma there may be a seam.
 
-Half of all neighbors in 29 test photographs, on a grid of 64 positions for the shorter side. By ``python -m
-benchmarks.seams kodak cbsd68`` photographs have no seams at half or twice this threshold either, and colorings have.
+Half of all neighbors in 29 test photographs, on a grid of 64 positions for the shorter side. At half or twice this
+threshold photographs have no seams either, and colorings have (docs/decisions/0014).
 """
 
 ROUNDING = 1e-6  # mean change of chroma that is none
@@ -26,8 +26,7 @@ SKIN_HUES = (80.0, 136.0)
 """Range of the hue of human skin: angle of (Cb, Cr), in degrees. Blue is below 60, green above 180.
 
 The 0.1st and 99.9th percentile, rounded, of the mean chroma of ``SKIN_PATCH`` in 1,171 portraits, none of them black
-and white, as ``python -m benchmarks.skin faces/train`` measured it. The two faces below have a magenta cast, the two
-above a yellow one. All of 107 held-out portraits are within.
+and white. The two faces below have a magenta cast, the two above a yellow one. All 107 held-out portraits are within.
 """
 
 SKIN_MIN_CHROMA = 0.02
@@ -82,32 +81,26 @@ def global_share(residual: Tensor) -> Tensor:
     return residual.mean((2, 3)).square().sum(1) / residual.square().sum(1).mean((1, 2))
 
 
-def coherence(samples: Tensor, truth: Tensor) -> float:
+def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
     """Compare how samples differ from each other with how the truth differs from them: globally, or in patches.
 
-    With m the mean of the samples and g ``global_share``, ``mean over samples of g(sample - m)``, over
-    ``g(truth - m)``. If the truth is one more draw from the samples' distribution, both have the same expectation: 1 is
-    ideal, and near 0 every patch chooses a color of its own. One image says little; over several, divide the mean
-    numerator by the mean denominator.
+    With m the mean of the samples and g ``global_share``: ``mean over samples of g(sample - m)``, and ``g(truth - m)``.
+    The coherence of many images is the mean of the first over the mean of the second. If the truth is one more draw
+    from the samples' distribution, both have the same expectation: 1 is ideal, and near 0 every patch chooses a color
+    of its own. One image says little.
 
     Args:
         samples: Chroma of several samples for one image, ``(N, 2, H, W)``, N at least 2.
         truth: The image's own chroma, ``(1, 2, H, W)``.
 
     Returns:
-        The ratio; NaN if the samples do not differ.
+        Numerator and denominator, each in [0, 1].
 
     Raises:
         ShapeError: If there is one sample only, or the two do not fit together.
 
     Source: ours.
     """
-    own, true = coherence_parts(samples, truth)
-    return own / true if true else math.nan
-
-
-def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Compute numerator and denominator of ``coherence``, for means over images."""
     _check_chroma(samples, "samples")
     if len(samples) < 2:
         raise ShapeError(f"Coherence needs at least 2 samples; got {len(samples)}. Draw more, with other seeds.")
@@ -204,6 +197,33 @@ def seam_ratio(sums: Tensor) -> float:
     return across / inside
 
 
+def fog(chroma: Tensor, luma: Tensor, *, flat: float = FLAT) -> Tensor:
+    """Measure how much color changes where luma does not: root mean square over both channels of those neighbors.
+
+    Args:
+        chroma: ``(B, 2, h, w)``, on the finest grid that a colorizer decides on.
+        luma: ``(B or 1, 1, h, w)`` in [0, 1].
+        flat: Changes of luma below this are no edges.
+
+    Returns:
+        Per image, ``(B,)`` float64; NaN where luma changes everywhere. Relative to that of the photograph's own colors,
+        above 1 means blobs that follow no object.
+
+    Raises:
+        ShapeError: If it is not chroma.
+
+    Source: ours.
+    """
+    _check_chroma(chroma, "chroma")
+    squares, number = torch.zeros(len(chroma), dtype=torch.float64), torch.zeros(len(chroma), dtype=torch.float64)
+    for dim in (2, 3):
+        change = float64(chroma).diff(dim=dim).square().mean(1, keepdim=True).cpu()
+        still = (luma.diff(dim=dim).abs() < flat).cpu().expand_as(change)
+        squares += (change * still).flatten(1).sum(1)
+        number += still.flatten(1).sum(1)
+    return (squares / number).sqrt()
+
+
 def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
     """Measure the color of the skin in portraits: hue and strength of the mean chroma of ``SKIN_PATCH``.
 
@@ -240,36 +260,6 @@ def skin_verdict(chroma: Tensor) -> tuple[Tensor, Tensor]:
     hue, strength = skin_color(chroma)
     gray = strength < SKIN_MIN_CHROMA
     return ~gray & ((hue < SKIN_HUES[0]) | (hue > SKIN_HUES[1])), gray
-
-
-def flicker(chroma: Tensor, luma: Tensor, still: float = 2 / 255) -> float:
-    """Mean change of chroma from frame to frame where nothing moves.
-
-    ``mean |chroma[t + 1] - chroma[t]|`` over both channels and all pixels and frames with
-    ``|luma[t + 1] - luma[t]| < still``.
-
-    Args:
-        chroma: ``(T, 2, H, W)``, T at least 2.
-        luma: ``(T, 1, H, W)`` in [0, 1].
-        still: Changes of luma below this are noise, not motion.
-
-    Returns:
-        In the unit of the chroma; NaN if everything moves.
-
-    Raises:
-        ShapeError: If there are not two frames, or the two do not fit together.
-
-    Source: ours.
-    """
-    _check_chroma(chroma, "chroma")
-    if len(chroma) < 2 or luma.shape != (len(chroma), 1, *chroma.shape[2:]):
-        raise ShapeError(
-            "Expected chroma (T, 2, H, W) and luma (T, 1, H, W) of at least 2 frames; got "
-            f"{tuple(chroma.shape)} and {tuple(luma.shape)}. Pass the frames of one film as one batch."
-        )
-    quiet = luma.diff(dim=0).abs() < still  # (T - 1, 1, H, W)
-    change = chroma.diff(dim=0).abs()
-    return float(change[quiet.expand_as(change)].mean())
 
 
 def _check_chroma(x: Tensor, what: str) -> None:

@@ -39,8 +39,9 @@ def niqe(images: Tensor) -> Tensor:
     ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))``.
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 96, and one at least 192; cropped to multiples of
-            96. Colors are converted to luma of 16 to 235, as in the super-resolution literature, and rounded.
+        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3, both sides at least 96, and one at least 192; cropped to
+            multiples of 96. Colors are converted to luma of 16 to 235, as in the super-resolution literature, and
+            rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; about 3 to 5 for good photographs, lower is better; NaN for an image without two
@@ -70,7 +71,8 @@ def brisque(images: Tensor) -> Tensor:
     ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, clamped to [0, 100].
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1], both sides at least 16. Colors are converted to luma and rounded.
+        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3, both sides at least 16. Colors are converted to luma and
+            rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; 0 for good photographs, 100 for the worst.
@@ -82,7 +84,8 @@ def brisque(images: Tensor) -> Tensor:
         the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
     """
     gray = _gray(images)  # (B, 1, H, W)
-    _check_sides(images, 16, "BRISQUE")
+    if min(images.shape[-2:]) < 16:
+        raise ShapeError(f"BRISQUE needs sides of 16 at least; got {tuple(images.shape)}. Measure larger images.")
     # Not antialiased and with a kernel of its own (Keys' cubic with a = -0.75): the model was trained on that.
     half = F.interpolate(gray, [side // 2 for side in gray.shape[-2:]], mode="bicubic", align_corners=False)
     features = torch.cat([_brisque_features(_normalized(x)) for x in (gray, half)], dim=1)  # (B, 36)
@@ -100,7 +103,7 @@ def piqe(images: Tensor) -> Tensor:
     ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``.
 
     Args:
-        images: ``(B, 1 or 3, H, W)`` in [0, 1]. Colors are converted to luma and rounded.
+        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3. Colors are converted to luma and rounded.
 
     Returns:
         ``(B,)``, float64, on the CPU; 0 to 100 but for the smallest images, lower is better, 100 for flat images.
@@ -235,18 +238,13 @@ def _patches(x: Tensor, side: int) -> Tensor:
 
 def _luma(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise ShapeError(f"Expected images of shape (B, 1 or 3, H, W); got {tuple(images.shape)}.")
+        raise ShapeError(f"Expected images of shape (B, C, H, W), C = 1 or 3; got {tuple(images.shape)}.")
     images = images.detach().cpu().double()
     return luma(images) if images.shape[1] == 3 else images
 
 
 def _gray(images: Tensor) -> Tensor:
     return (255 * _luma(images)).round()
-
-
-def _check_sides(images: Tensor, least: int, name: str) -> None:
-    if min(images.shape[-2:]) < least:
-        raise ShapeError(f"{name} needs sides of {least} at least; got {tuple(images.shape)}. Measure larger images.")
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes
 from .runner import Runner, validate_image
 from .scans import clear_borders, fill_borders, find_border, is_tinted
+from .spread import spread_hints
 
 Gamut = Literal["compress", "clip"]
 Change = Callable[[Condition, int, Tensor], Tensor]
@@ -114,6 +115,17 @@ class Colorization:
             if not (math.isfinite(tau) and tau >= 0):
                 raise FlowError(f"{name} must be a finite number >= 0; got {tau}.")
         return schedule(palette, detail, len(self.shapes))
+
+    def coherence(self, rho: float | None) -> float:
+        """Choose how much of the coarsest noise similar places share; None is what the model was made for."""
+        chosen: float = self.flow.config.coherence if rho is None else rho
+        if not 0 <= chosen <= 1:
+            raise FlowError(f"coherence must lie in [0, 1]; got {chosen}. 0 draws every place for itself.")
+        return chosen
+
+    def own_saturation(self, stated: float | None, latents: Sequence[Tensor] | None) -> float:
+        """The model's factor on the chroma that it draws: 1 if the caller states one, or latents."""
+        return self.flow.config.saturation if stated is None and latents is None else 1.0
 
     def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:
         """Resize the hints of some images to the working size."""
@@ -203,6 +215,18 @@ class Colorization:
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
+    def follow(self, chroma: Tensor, part: slice, cond: Condition, hints: HintPlanes, steps: int) -> Tensor:
+        """Spread the hints of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``."""
+        height, width = self.chroma_size
+        covered, wanted = (plane[..., :height, :width] for plane in hints.pooled(self.grid))
+        features = cond.features[0]
+        assert isinstance(features, Tensor)
+        f = features[:1, : self.flow.config.features].float()
+        f = (f - f.mean((2, 3), keepdim=True)) / f.std((2, 3), keepdim=True).clamp_min(1e-6)
+        f = F.interpolate(f, self.grid, mode="bilinear")[..., :height, :width]
+        small_y = resize_bilinear(self._small_y[part], self.chroma_size).to(f.device)
+        return chroma + spread_hints(wanted - chroma, covered, f, small_y, steps, self.run.check_cancelled)
+
     def report(self) -> None:
         """Tell the caller where colors were drawn at a lower temperature or left gray."""
         for sentence in self._repairs.sentences(self.chroma_size[0] * self.chroma_size[1], "left gray"):
@@ -219,10 +243,13 @@ class Colorization:
 
         return change
 
-    def finish(self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float, gamut: Gamut) -> Tensor:
+    def finish(
+        self, chroma: Tensor, part: slice, hints: Hints | None, saturation: float | None, gamut: Gamut
+    ) -> Tensor:
         """Enlarge chroma to the size of the images, and merge it with their luma."""
         y, guide = self.y[part].to(self.run.device), self._guide[part].to(self.run.device)
-        full = enlarge(chroma.float(), resize_bilinear(guide, self.chroma_size), guide) * saturation
+        full = enlarge(chroma.float(), resize_bilinear(guide, self.chroma_size), guide)
+        full = full if saturation is None else full * saturation
         if hints is not None and hints.lock and hints.coverage is not None and hints.chroma is not None:
             one = len(hints.coverage) == 1
             coverage, target = (t if one else t[part] for t in (hints.coverage, hints.chroma))
@@ -292,16 +319,16 @@ def enlarge(chroma: Tensor, small_y: Tensor, y: Tensor) -> Tensor:
 
 
 def merge(y: Tensor, chroma: Tensor, alpha: Tensor | None, gamut: Gamut) -> Tensor:
-    """Merge luma, chroma and alpha of 1 or B pictures each into colors of the RGB cube, ``(B, 3 or 4, H, W)``."""
+    """Merge luma, chroma and alpha of 1 or B pictures each into colors of the RGB cube: ``(B, C, H, W)``, C 3 or 4."""
     count = max(len(y), len(chroma))
     y, chroma = y.expand(count, -1, -1, -1), chroma.expand(count, -1, -1, -1)
     rgb = color.compress(y, chroma) if gamut == "compress" else color.clip(y, chroma)
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb).expand(count, -1, -1, -1)], dim=1)
 
 
-def check_colors(saturation: float, gamut: str) -> None:
+def check_colors(saturation: float | None, gamut: str) -> None:
     """Raise FlowError if saturation or gamut are invalid."""
-    if not (math.isfinite(saturation) and saturation >= 0):
+    if saturation is not None and not (math.isfinite(saturation) and saturation >= 0):
         raise FlowError(f"saturation must be a finite number >= 0; got {saturation}.")
     if gamut not in ("compress", "clip"):
         raise FlowError(f"gamut must be compress or clip; got {gamut!r}.")

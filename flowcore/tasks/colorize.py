@@ -6,11 +6,12 @@ merging it with the luma happen at the size of the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..errors import FlowError, ImageError
 from ..flow import Flow
@@ -18,25 +19,27 @@ from ..images import color
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from . import Precision, Progress
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, enlarge, merge, working_sides
+from .coherence import share_noise
 from .hints import Hints
-from .refine import refine_latents
-from .runner import Runner, RunOptions, SamplingOptions, require_tensor, validate_image
+from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, require_tensor, validate_image
 
 AT_ONCE = 8  # colorings decoded together
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
+@runs_with(Running)
 def colorize(
     flow: Flow,
     image: Tensor,
     *,
     temperature: float | None = None,
     detail: float | None = None,
+    coherence: float | None = None,
     seed: int = 0,
     samples: int = 1,
-    saturation: float = 1.0,
+    saturation: float | None = None,
     working_size: int | None = None,
     hints: Hints | None = None,
     hint_steps: int = 20,
@@ -44,11 +47,7 @@ def colorize(
     latents_strength: float = 1.0,
     latents_levels: int = 2,
     gamut: Gamut = "compress",
-    precision: Precision = "float32",
-    batch: int | None = None,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Running],
 ) -> Tensor:
     """Color photographs; every sample is another plausible coloring with the same luma.
 
@@ -60,25 +59,22 @@ def colorize(
         temperature: Standard deviation of the coarsest latents, which decide on the colors; None for what the model
             was made for.
         detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.
+        coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
+            belongs together gets one color; see ``coherence``. 0 draws every place for itself. None likewise.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
-        saturation: Factor on the chroma, before the colors are fitted into the gamut.
+        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for that of what the model
+            draws, before hints; 1 with ``latents``, whose colors are as they should be.
         working_size: Shorter side in pixels at which colors are decided; None for the model's own.
         hints: Colors that are wanted.
-        hint_steps: Steps of gradient descent that refine the latents until the covered places have the wanted colors,
-            near the latents drawn, so that seeds still differ. 0: only what the model makes of the hints.
+        hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
+            the working size each; they stop at its edges, see ``spread``. 0: only what the model makes of the hints.
         latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
         latents_strength: Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
-        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
-            "auto" and "tf32": see ``upscale``.
-        batch: Colorings decoded together; None or 0 chooses. Changes memory and time, not the pictures (beyond
-            rounding).
-        progress: Called with ``(done, total, preview)``; a preview with every finished coloring.
-        cancelled: Asked before every network layer and every step of the refinement; returns True (or raises) to stop.
-        notify: Called with a sentence when the caller should know something; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, 3 or 4, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -90,24 +86,24 @@ def colorize(
         ShapeError: If hints or latents do not fit.
         Cancelled: If stopped.
 
-    Source: Ardizzone et al. 2019, section 4.2 (sampling); the refinement by hints is ours, see ``refine``.
+    Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherence`` and ``spread``.
     """
     drawing = SamplingOptions(seed=seed, samples=samples)
-    options = RunOptions(precision=precision, batch=batch, progress=progress, cancelled=cancelled, notify=notify)
     if hint_steps < 0:
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
     check_blend(latents_strength, latents_levels)
     check_colors(saturation, gamut)
-    run = Runner(flow, options, ADVICE, image)
+    run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
         job = Colorization(run, flow, image, working_size)
         wanted = None if hints is None else hints.expand(len(job.y))
         taus = job.temperatures(temperature, detail)
+        own, rho = job.own_saturation(saturation, latents), job.coherence(coherence)
         at_once = run.at_once(AT_ONCE)
         groups = [range(start, min(start + at_once, samples)) for start in range(0, samples, at_once)]
         steps = hint_steps if wanted is not None and wanted.coverage is not None else 0
-        run.expect(len(job.y) * (1 + samples + len(groups) * steps))
+        run.expect(len(job.y) * (1 + samples))
         pictures: list[Tensor] = []
         for number in range(len(job.y)):
             part = slice(number, number + 1)
@@ -116,16 +112,15 @@ def colorize(
             given = None if latents is None else job.resize_latents(latents, number)
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(drawing.seed + group.start) % 2**64)
-                z = [level.to(run.device) for level in z]
+                z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
                 shared = cond.expand(len(group))
-                if steps and planes is not None:
-                    z = refine_latents(job, z, shared, planes, steps)
-                    # not attenuated: that would miss the hints
-                    decoded = job.decode(z, shared, job.clamp, job.locking(planes))
+                if steps and planes is not None:  # what is locked would be met already, and not spread
+                    decoded = own * job.decode_guarded(len(pictures), z, shared, None)
+                    decoded = job.follow(decoded, part, cond, planes, steps)
                 else:
-                    decoded = job.decode_guarded(len(pictures), z, shared, planes)
+                    decoded = own * job.decode_guarded(len(pictures), z, shared, planes)
                 for chroma in decoded.split(1):
                     pictures.append(job.finish(chroma, part, wanted, saturation, gamut))
                     run.advance(preview=pictures[-1][0, :3])
@@ -135,22 +130,21 @@ def colorize(
     return run(task)
 
 
+@runs_with(Batching)
 def encode_colors(
     flow: Flow,
     image: Tensor,
     *,
     working_size: int | None = None,
-    batch: int | None = None,
-    cancelled: Callable[[], bool] | None = None,
+    **options: Unpack[Batching],
 ) -> list[Tensor]:
     """Encode the colors that pictures have.
 
     Args:
         flow: A colorizer.
-        image: In color, ``(B, 3 or 4, H, W)``; see ``colorize``.
+        image: In color, ``(B, C, H, W)``, C = 3 or 4; see ``colorize``.
         working_size: See ``colorize``.
-        batch: Pictures at once; None or 0 chooses.
-        cancelled: See ``colorize``.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         Latents, finest first, float32. ``decode_colors`` on the same image gives its colors back, at the resolution of
@@ -162,8 +156,8 @@ def encode_colors(
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (3, 4):
-        raise ImageError(f"Expected a color image of shape (B, 3 or 4, H, W); got {tuple(image.shape)}.")
-    run = Runner(flow, RunOptions(batch=batch, cancelled=cancelled), ADVICE, image)
+        raise ImageError(f"Expected a color image of shape (B, C, H, W), C = 3 or 4; got {tuple(image.shape)}.")
+    run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> list[Tensor]:
         job = Colorization(run, flow, image, working_size, encoding=True)
@@ -194,7 +188,7 @@ def decode_colors(
         working_size: See ``colorize``.
 
     Returns:
-        ``(B, 3 or 4, H, W)``.
+        ``(B, C, H, W)``, C = 3 or 4.
 
     Raises:
         ImageError: See ``colorize``.
@@ -242,13 +236,13 @@ def apply_chroma(
     """Put the colors of one picture on the luma of another, exactly; repairs the luma that other colorizers changed.
 
     Args:
-        luma_from: ``(B, 1, 3 or 4, H, W)``; see ``colorize``. Alpha is kept.
-        colors_from: ``(B, 3 or 4, h, w)`` of any size; its chroma is enlarged along the edges of the luma.
+        luma_from: ``(B, C, H, W)``, C = 1, 3 or 4; see ``colorize``. Alpha is kept.
+        colors_from: ``(B, C, h, w)``, C = 3 or 4, of any size; its chroma is enlarged along the edges of the luma.
         saturation: Factor on the chroma.
         gamut: See ``colorize``.
 
     Returns:
-        ``(B, 3 or 4, H, W)``; one picture of either goes with any number of the other.
+        ``(B, C, H, W)``, C = 3 or 4; one picture of either goes with any number of the other.
 
     Raises:
         ImageError: If a picture is invalid, or the numbers of pictures do not fit.
@@ -272,7 +266,7 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, wo
     """Estimate the working memory of ``colorize`` in float32, beyond the weights and the resulting pictures.
 
     Counts the merge of one coloring at full size, and the peak at the working size: all features and one conditioner on
-    the finest grid. The gradients of a refinement come on top, at the working size.
+    the finest grid.
 
     Args:
         flow: A colorizer.

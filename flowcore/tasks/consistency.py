@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from . import Progress
-from .runner import Runner, RunOptions, validate_image
+from .options import Reporting, RunOptions, runs_with
+from .runner import Runner, validate_image
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
-ENOUGH = 70.0  # dB at which iterations end early
-MOST = 100.0  # dB reported for equal pictures
+STOP_DB = 70.0  # dB at which iterations end early
+MAX_DB = 100.0  # dB reported for equal pictures
 ITERATIONS = 30
 STEP = 1.6  # shrinking an enlargement keeps 0.25 (the finest pattern) to 1 of it; every step in (0, 2) converges
 
@@ -42,17 +41,16 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
         small = resize(small, *images.shape[-2:]).clamp(0, 1)
     # One by one, because a batch may fill half of the memory.
     values = [lr_psnr(validate_image(images[k, None])[0].cpu(), small[k // each, None]) for k in range(len(images))]
-    return torch.cat(values).clamp(max=MOST)
+    return torch.cat(values).clamp(max=MAX_DB)
 
 
+@runs_with(Reporting)
 def match_source(
     images: Tensor,
     source: Tensor,
     *,
     iterations: int = ITERATIONS,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Reporting],
 ) -> Tensor:
     """Change enlargements as little as necessary for them to shrink to their source: back-projection.
 
@@ -68,10 +66,7 @@ def match_source(
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is kept.
         source: ``(B, C, h, w)`` in [0, 1], no larger than the images.
         iterations: At most.
-        progress: Called with ``(done, total, preview)``, a unit per image.
-        cancelled: Asked before every iteration; returns True (or raises) to stop.
-        notify: Called with a sentence if less than 60 dB was reached, which happens where black or white limit the
-            correction: not every source has an enlargement within [0, 1]. None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * N, 3 or 4, H, W)`` float32 in [0, 1], on the device of ``images``.
@@ -85,8 +80,9 @@ def match_source(
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.
     """
-    options = RunOptions(progress=progress, cancelled=cancelled, notify=notify)
-    run = Runner(None, options, "Match smaller images, or fewer at once, or free memory on the device.", images)
+    run = Runner(
+        None, RunOptions(**options), "Match smaller images, or fewer at once, or free memory on the device.", images
+    )
     return run(lambda: _match_source(run, images, source, iterations))
 
 
@@ -101,14 +97,14 @@ def _match_source(run: Runner, images: Tensor, source: Tensor, iterations: int) 
             f"{least[1]}x{least[0]}. Swap the two, or pass what the images were made from."
         )
     matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
-    worst = MOST
+    worst = MAX_DB
     run.expect(len(images))
     for k, result in enumerate(matched):
         (x, alpha), y = validate_image(images[k, None]), small[k // each, None]
         for _ in range(iterations):
             run.check_cancelled()
             missing = y - resize(x, *least)
-            if float(missing.square().mean()) <= 10 ** (-ENOUGH / 10):
+            if float(missing.square().mean()) <= 10 ** (-STOP_DB / 10):
                 break
             x = (x + STEP * resize(missing, *size)).clamp(0, 1)
         result[:3] = x[0]

@@ -2,66 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ImageError, ShapeError
-from ..images.faces import FacePlace, Point, cut_face, eyes_from_landmarks, is_profile, locate_face, paste_face
+from ..images.faces import (
+    FacePlace,
+    Point,
+    cut_face,
+    eyes_from_landmarks,
+    is_profile,
+    locate_face,
+    looks_like_face,
+    paste_face,
+)
 from .runner import validate_image, with_alpha
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
 
-LEANING = 45  # degrees beyond which a note asks whether the points are eyes
+LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
 WHOLE = 0.995  # of a face inside the picture; less is noted
 
 
 def align_faces(
-    image: Tensor, eyes: Sequence[Eyes], *, size: int = 0, notify: Notify | None = None
+    image: Tensor, eyes: Sequence[Sequence[Eyes]], *, size: int = 0, notify: Notify | None = None
 ) -> tuple[Tensor, tuple[FacePlace, ...]]:
-    """Cut the face at two eye points out of every image; see ``images.faces``.
+    """Cut the faces at pairs of eye points out of every image; see ``images.faces``.
 
     Args:
-        image: ``(B, 1, 3 or 4, H, W)`` in [0, 1]; alpha is dropped.
-        eyes: The irises of every image, or of one for all.
-        size: Side of the results; 0 for about as many pixels as the first face has in its image.
-        notify: Called with a sentence on every face that is not as those that models learn from.
+        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped.
+        eyes: The irises of every image's faces, of any number of them; or those of one image, for all.
+        size: Side of the results; 0 for as many pixels as the largest face has. Then faces are windows of the images'
+            own pixels, which models enlarge far better than resampled ones; only those that lie are turned.
+        notify: Called with a sentence on what is not as those faces that models learn from.
 
     Returns:
-        ``(B, 3, size, size)`` in [0, 1], and where each was.
+        ``(N, 3, size, size)`` in [0, 1], all of image 0, then of image 1; and where each was.
 
     Raises:
-        ImageError: If an image or a point is not usable.
-        ShapeError: If there are neither one pair of eyes nor one for every image.
+        ImageError: If an image or a point is not usable, or there are no faces.
+        ShapeError: If there are eyes neither of one image nor of every image.
     """
     pixels, _ = validate_image(image)
     if len(eyes) not in (1, len(pixels)):
         raise ShapeError(f"Expected the eyes of one or all of {len(pixels)} images; got those of {len(eyes)}.")
-    places = tuple(locate_face(one, other, *pixels.shape[-2:]) for one, other in eyes)
-    for place in places:
-        if notify is not None and place.inside < WHOLE:
-            notify(f"{1 - place.inside:.0%} of the face lies outside the picture, whose edge is continued there.")
-        if notify is not None and abs(place.roll) > LEANING:
-            notify(f"The head leans by {place.roll:.0f} degrees: check that the points are its two eyes.")
-    size = size or max(1, round(places[0].side))
-    faces = [cut_face(pixels[k : k + 1], places[k % len(places)], size) for k in range(len(pixels))]
-    return torch.cat(faces), places
+    places = [
+        replace(locate_face(one, other, *pixels.shape[-2:]), image=k, images=len(pixels))
+        for k in range(len(pixels))
+        for one, other in eyes[k % len(eyes)]
+    ]
+    if not places:
+        raise ImageError(
+            "No face was found that is large enough. Lower the detector's confidence or smallest, or give the eyes: "
+            "two points, or a mask with a dot on each."
+        )
+    of = [pixels[place.image][None] for place in places]
+    if notify is not None:
+        for sentence in _oddities(of, places):
+            notify(sentence)
+    if not size:
+        size = max(1, math.ceil(max(place.face for place in places) - 0.01))
+        places = [place.along_pixels(size) if abs(place.roll) <= LEANING else place for place in places]
+    faces = [cut_face(picture, place, size) for picture, place in zip(of, places, strict=True)]
+    return torch.cat(faces), tuple(places)
+
+
+def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterator[str]:
+    """Say what is not as faces are, once each."""
+    strange = [place for picture, place in zip(pictures, places, strict=True) if not looks_like_face(picture, place)]
+    if strange:
+        (x, y), (u, v) = strange[0].left_eye, strange[0].right_eye
+        others = f" (nor do {len(strange) - 1} more of {len(places)})" if len(strange) > 1 else ""
+        yield (
+            f"What is at the eyes {x:.0f}, {y:.0f} and {u:.0f}, {v:.0f} hardly looks like a face{others}. If the "
+            "picture is another one now, mark the eyes anew."
+        )
+    for place in dict.fromkeys(replace(place, image=0) for place in places):
+        if place.inside < WHOLE:
+            yield f"{1 - place.inside:.0%} of the face lies outside the picture, whose edge is continued there."
+        if abs(place.roll) > LEANING:
+            yield f"The head leans by {place.roll:.0f} degrees: check that the points are its two eyes."
 
 
 def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, feather: float = 0.15) -> Tensor:
-    """Paste faces where they were cut out.
+    """Paste faces where they were cut out, all of a picture's into it.
 
     Args:
-        image: The pictures that they were cut out of, ``(B, 1, 3 or 4, H, W)`` in [0, 1], or those enlarged.
-        faces: ``(N, 1, 3 or 4, S, S)``; N is a multiple of B: all samples of the first picture, then of the second.
-        places: Of one face, or of every picture's.
+        image: The pictures that they were cut out of, ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4, or those enlarged;
+            or as many samples of each.
+        faces: ``(N, C, S, S)``, C = 1, 3 or 4; N is a multiple of the places: all samples of face 0, then of face 1.
+        places: Of every face.
         feather: Width of the soft border, as a share of the face's side.
 
     Returns:
-        ``(N, 3, H, W)`` in [0, 1], with alpha if the pictures have it.
+        ``(M, 3, H, W)`` in [0, 1], with alpha if the pictures have it: all samples of picture 0, then of picture 1.
 
     Raises:
         ImageError: If an image is not usable.
@@ -69,41 +109,44 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
     """
     pixels, alpha = validate_image(image)
     cut, _ = validate_image(faces)
-    count = len(cut)
-    for number, what in ((len(pixels), "pictures"), (len(places), "places")):
-        if count % number:
-            raise ShapeError(
-                f"Expected as many faces for each of {number} {what}; got {count} faces. Pass one picture, or the "
-                "faces of all."
-            )
-    pasted = [
-        paste_face(
-            pixels[k * len(pixels) // count][None],
-            cut[k : k + 1],
-            places[k * len(places) // count],
-            feather=feather,
+    pictures = places[0].images
+    if len(pixels) % pictures:
+        raise ShapeError(f"Expected {pictures} pictures, as the faces were cut out of; got {len(pixels)}. Pass those.")
+    own, samples = len(pixels) // pictures, len(cut) // len(places)
+    count = max(own, samples)
+    if len(cut) % len(places) or count % samples or count % own:
+        raise ShapeError(
+            f"Expected as many faces for each of {len(places)} places in {len(pixels)} pictures; got {len(cut)} faces. "
+            "Pass all faces, none picked, and one picture or as many."
         )
-        for k in range(count)
-    ]
-    return with_alpha(torch.cat(pasted), alpha)
+    result = pixels.repeat_interleave(count // own, 0)
+    for k, place in enumerate(places):
+        for sample in range(count):
+            at = place.image * count + sample
+            face = cut[k * samples + sample * samples // count][None]
+            result[at] = paste_face(result[at][None], face, place, feather=feather)[0]
+    return with_alpha(result, alpha)
 
 
-def eyes_from_meshes(frames: Sequence[Any], number: int = 1, *, notify: Notify | None = None) -> list[Eyes]:
-    """Choose a face in every image by its size, and read its eyes from its mesh.
+def eyes_from_meshes(
+    frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
+) -> list[list[Eyes]]:
+    """Choose faces in every image by their size, and read their eyes from their meshes.
 
     Args:
         frames: For every image the faces that were found in it: mappings with ``landmarks_xy``, the points of
             MediaPipe's face mesh in pixels.
-        number: Which face; 1 for the largest.
+        number: Which face; 1 for the largest, 0 for all.
+        smallest: Side in pixels of the smallest face that counts.
         notify: Called with a sentence if there are others, or a face is seen from the side.
 
     Returns:
-        The irises of every image's face.
+        The irises of every image's faces.
 
     Raises:
-        ImageError: If an image has no such face.
+        ImageError: If an image has no such face; where all are asked for, it may have none.
     """
-    eyes: list[Eyes] = []
+    eyes: list[list[Eyes]] = []
     for frame in frames:
         try:
             meshes = [[(float(x), float(y)) for x, y, *_ in face["landmarks_xy"]] for face in frame]
@@ -111,21 +154,27 @@ def eyes_from_meshes(frames: Sequence[Any], number: int = 1, *, notify: Notify |
             raise ImageError(
                 f"Expected faces with landmarks_xy, pairs of numbers; got another thing ({error})."
             ) from error
-        if len(meshes) < number:
-            found = {0: "No face was", 1: "One face was"}.get(len(meshes), f"{len(meshes)} faces were")
+        faces = [(mesh, _place(mesh)) for mesh in sorted(meshes, key=_extent, reverse=True)]
+        faces = [(mesh, place) for mesh, place in faces if place.face >= smallest]
+        if len(faces) < number:
+            found = {0: "No face was", 1: "One face was"}.get(len(faces), f"{len(faces)} faces were")
             raise ImageError(
                 f"{found} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
                 "points, or a mask with a dot on each."
             )
-        if len(meshes) > 1 and notify is not None:
-            notify(f"{len(meshes)} faces were found; this is number {number}, the largest is 1.")
-        mesh = sorted(meshes, key=_extent, reverse=True)[number - 1]
-        one, other = eyes_from_landmarks(mesh)
-        eyes.append((one, other))
-        place = FacePlace(left_eye=min(one, other), right_eye=max(one, other), height=1, width=1)
-        if notify is not None and (one == other or is_profile(mesh, place)):
-            notify("The face is seen from the side. Models of faces learn from those that look at the camera.")
+        if len(faces) > 1 and number and notify is not None:
+            notify(f"{len(faces)} faces were found; this is number {number}, the largest is 1.")
+        chosen = faces[number - 1 : number] if number else faces
+        for mesh, place in chosen:
+            if notify is not None and (not place.face or is_profile(mesh, place)):
+                notify("The face is seen from the side. Models of faces learn from those that look at the camera.")
+        eyes.append([(place.left_eye, place.right_eye) for _, place in chosen])
     return eyes
+
+
+def _place(mesh: Sequence[Point]) -> FacePlace:
+    one, other = sorted(eyes_from_landmarks(mesh))
+    return FacePlace(left_eye=one, right_eye=other, height=1, width=1)
 
 
 def _extent(mesh: Sequence[Point]) -> float:

@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from ..device import actual_precision
 from ..flow import Flow
+from ..inference.plan import planned
 from . import Precision
 from .duration import duration
 from .rescale import restore
 from .tile_size import TileSize
-from .upscale import HALO, SMALLEST_TILE, TILES, memory_required, upscale
+from .tiles import ANALYSIS
+from .upscale import HALO, TILING, memory_required, upscale
 
 NOTEWORTHY = 16  # megapixels of all results, from which on a forecast is worth the seconds that it takes
 PROBE = 64  # side of the LR image whose enlargement is timed
@@ -42,7 +44,7 @@ class Forecast:
     seconds: float
 
     def sentence(self) -> str:
-        """Say it."""
+        """Summarize in one sentence."""
         height, width = self.largest
         many = self.pictures > 1
         size = f"{self.pictures} pictures of up to {width}x{height}" if many else f"A picture of {width}x{height}"
@@ -79,7 +81,7 @@ def forecast(
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])
-    tiles = TileSize(tile, HALO, sides=TILES, smallest=SMALLEST_TILE, unit="LR pixels")
+    tiles = TileSize(tile, HALO, TILING)
     side = tiles.choose(max(rows, columns), lambda side: memory_required(flow, rows, columns, side), device)
     working = memory_required(flow, rows, columns, side)
     per_pixel = _seconds_per_pixel(flow, samples, precision, cancelled)
@@ -93,16 +95,12 @@ def forecast(
 
 
 def _seconds_per_pixel(flow: Flow, samples: int, precision: Precision, cancelled: Callable[[], bool] | None) -> float:
-    """Time a small image; of several samples two, which share what depends on the image alone."""
-    image = torch.rand(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0))
+    """Time one sample of a small image; all samples of an image share what depends on it alone."""
+    image = torch.full((1, 3, PROBE, PROBE), 0.5)  # of noise, models overflow, and would be tried six times
     task = upscale if "upscale" in flow.capabilities.tasks else restore
-
-    def timed(lr: Tensor, count: int) -> float:
-        start = time.perf_counter()
-        task(flow, lr, samples=count, precision=precision, cancelled=cancelled, notify=lambda _: None)
-        return time.perf_counter() - start
-
-    timed(image[..., :16, :16], 1)  # folds the model
-    once = timed(image, 1)
-    more = timed(image, 2) - once if samples > 1 else 0.0
-    return (once + (samples - 1) * max(0.0, more)) / PROBE**2
+    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # not timed: it is kept
+    start = time.perf_counter()
+    task(flow, image, precision=precision, cancelled=cancelled, notify=lambda _: None)
+    once = time.perf_counter() - start
+    shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
+    return once * (shared + samples * plan.units) / (shared + plan.units) / PROBE**2

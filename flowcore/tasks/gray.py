@@ -13,7 +13,7 @@ def gray_images(run: Runner, image: Tensor, rgb: Tensor) -> list[bool]:
 
     Args:
         run: Notified.
-        image: As the caller passed them, ``(B, 1, 3 or 4, H, W)``.
+        image: As the caller passed them, ``(B, C, H, W)``, C = 1, 3 or 4.
         rgb: As ``validate_image`` returns them.
 
     Returns:
@@ -35,7 +35,7 @@ def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tenso
     """Make pictures of gray images exactly gray, which resizing may have changed by rounding.
 
     Args:
-        image: As the caller passed them, ``(B, 1, 3 or 4, H, W)``.
+        image: As the caller passed them, ``(B, C, H, W)``, C = 1, 3 or 4.
         pictures: ``(B * N, 3, H, W)``, changed in place.
         gray: From ``gray_images``.
 

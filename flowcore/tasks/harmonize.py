@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..flow import Flow
 from ..latents import Per, normalize
-from . import Progress, part_of
+from .options import Reporting, part_of_run, runs_with
 from .sample import decode, encode
 from .subject import prepare_subject
 
 
+@runs_with(Reporting)
 def harmonize(
     flow: Flow,
     image: Tensor,
@@ -21,9 +22,7 @@ def harmonize(
     strength: float = 1.0,
     per: Per = "level",
     window: int = 9,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Reporting],
 ) -> Tensor:
     """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
 
@@ -32,13 +31,11 @@ def harmonize(
 
     Args:
         flow: An upscaling model.
-        image: ``(B, 1, 3 or 4, H, W)`` in [0, 1].
+        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4.
         strength: 0 gives the image back, 1 gives the latents the statistics of the prior.
         per: What is normalized together; see ``latents.normalize``.
         window: Side of the window for ``per="local"``.
-        progress: Called with ``(done, total)``.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B, 3, h, w)`` in [0, 1]: the image, cut at the right and bottom to sides that the model takes.
@@ -53,8 +50,7 @@ def harmonize(
     step = math.lcm(flow.condition_scale, flow.size_multiple)
     height, width = (side // step * step for side in image.shape[-2:])
     subject = prepare_subject(flow, image[..., : height or None, : width or None], fit="crop", notify=lambda _: None)
-    cond = subject.condition(flow)
-    first, second = (part_of(progress, start, 0.5) for start in (0, 0.5))
-    latents = encode(flow, subject.pixels, cond, progress=first, cancelled=cancelled, notify=notify)
+    cond = subject.condition(flow, **options)
+    latents = encode(flow, subject.pixels, cond, **part_of_run(options, 0, 0.5))
     ordered = normalize(latents, strength, per, window=window)
-    return decode(flow, ordered, cond, progress=second, cancelled=cancelled, notify=notify).clamp(0, 1)
+    return decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)

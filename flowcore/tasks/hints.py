@@ -70,7 +70,7 @@ def hints_from_strokes(
     """Make hints of colored strokes; only their chroma counts.
 
     Args:
-        strokes: Painted on anything, ``(B, 3 or 4, H, W)`` in [0, 1].
+        strokes: Painted on anything, ``(B, C, H, W)`` in [0, 1], C = 3 or 4.
         mask: Where they are painted, in [0, 1], ``(1 or B, 1, h, w)`` of any size; None for wherever the image is in
             color, weighted by its alpha if it has one.
         size: Height and width of the hints; None for those of the strokes.

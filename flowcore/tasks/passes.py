@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..condition import Condition
 from ..device import require_full_precision
-from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..errors import ConditionError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import select_items
 from . import overflow, upscale
@@ -37,31 +37,23 @@ class Passes:
         at_once = self.run.at_once(images_at_once(1, pixels))
         for start in range(0, images, at_once):
             part = slice(start, min(images, start + at_once))
-            self.begin(part.stop - part.start)
+            count = part.stop - part.start
+            self.run.stage(count * self.run.plan.units, count)
             yield part
-
-    def begin(self, images: int) -> None:
-        """Begin a pass of a batch; ``batches`` does it once."""
-        self.run.stage(images * self.run.plan.units, images)
 
     def finish(self, images: int, pictures: Tensor | None = None) -> None:
         """End a pass of a batch, and show the pictures."""
         for i in range(images):
             self.run.advance(preview=None if pictures is None else pictures[i])
 
-    def skip(self) -> None:
-        """Count a pass that does not happen."""
-        self.run.advance(self.run.plan.units + 1)
-
-    def encode(self, pixels: Tensor, cond: Condition | None, *, strict: bool = True) -> list[Tensor]:
-        """Encode images; if strict, refuse those whose latents are not finite."""
+    def encode(self, pixels: Tensor, cond: Condition | None) -> list[Tensor]:
+        """Encode images, and refuse those whose latents are not finite."""
         encoded: list[list[Tensor]] = []
         for part in self.batches(len(pixels), pixels[0, 0].numel()):
             x = pixels[part]
             own = self.condition_of(cond, part, len(pixels))
             latents = self.run.plan.encode(x.to(self.run.device), own)
-            if strict:
-                refuse_nonfinite(latents, x, part.start)
+            refuse_nonfinite(latents, x, part.start)
             encoded.append([z.to(pixels.device) for z in latents])
             self.finish(len(x))
         return [torch.cat(level) for level in zip(*encoded, strict=True)]
@@ -110,14 +102,9 @@ class Passes:
         return self.run.plan.encode_condition(labels.to(self.run.device)).map_tensors(lambda t: t.to(self.run.dtype))
 
 
-def finite_items(latents: Sequence[Tensor]) -> Tensor:
-    """Find the items that are finite at all levels, (B,)."""
-    return torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)
-
-
 def refuse_nonfinite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> None:
     """Raise ImageError if the latents of an image are not finite; the first image has the number ``first``."""
-    finite = finite_items(latents)
+    finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
     if not finite.all():
         i = int((~finite).nonzero()[0])
         low, high = float(pixels[i].min()), float(pixels[i].max())
@@ -129,18 +116,10 @@ def refuse_nonfinite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> N
 
 def check_size(flow: Flow, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Return height and width of images to make; None is the model's own size."""
-    chosen = flow.image_size if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    if chosen is None:
-        raise FlowError(
-            "This model does not say which size it was made for. Give one: size=(height, width), multiples of "
-            f"{flow.size_multiple}."
-        )
-    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
-        raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
-    return chosen
+    return flow.sides(size)
 
 
-def check_labels(flow: Flow, labels: Labels | None, n: int | None) -> Tensor | None:
+def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
     """Convert labels to integers (n,) or weights (n, classes); whether they exist is for the model to check."""
     if not flow.classes:
         if labels is not None:
@@ -159,7 +138,7 @@ def check_labels(flow: Flow, labels: Labels | None, n: int | None) -> Tensor | N
         )
     if numbers:
         tensor = tensor.long().reshape(-1)
-    if n is None or len(tensor) == n:
+    if len(tensor) == n:
         return tensor
     if len(tensor) != 1:
         raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
@@ -167,19 +146,14 @@ def check_labels(flow: Flow, labels: Labels | None, n: int | None) -> Tensor | N
 
 
 def check_image(flow: Flow, image: Tensor) -> Tensor:
-    """Convert images that the flow takes to its precision, on the device that they are on."""
-    pixels = check_pixels(image, flow.channels, next(flow.parameters()).dtype)
+    """Convert images that the flow takes, uint8 or float in [0, 1], to its precision; values are not clamped."""
+    require_tensor(image)
+    if image.ndim != 4 or image.shape[1] != flow.channels:
+        hint = " Convert color to gray first." if flow.channels == 1 and image.ndim == 4 else ""
+        raise ShapeError(f"Expected images of shape (B, {flow.channels}, H, W); got {tuple(image.shape)}.{hint}")
+    pixels = to_float(image, next(flow.parameters()).dtype)
     flow.latent_shapes(*pixels.shape[-2:])  # raises ShapeError for a size that does not fit
     return pixels
-
-
-def check_pixels(image: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Convert images, uint8 or float in [0, 1], to a float type; values are not clamped."""
-    require_tensor(image)
-    if image.ndim != 4 or image.shape[1] != channels:
-        hint = " Convert color to gray first." if channels == 1 and image.ndim == 4 else ""
-        raise ShapeError(f"Expected images of shape (B, {channels}, H, W); got {tuple(image.shape)}.{hint}")
-    return to_float(image, dtype)
 
 
 def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
-from . import Progress
 from .consistency import consistency, samples_per_source
+from .options import Reporting, part_of_run, runs_with
 from .plausibility import consensus, palette_bits
 from .runner import log, validate_image
 from .score import score
@@ -47,15 +47,13 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     return rgb.unflatten(0, (-1, each)).std(1, correction=0).mean(1, keepdim=True)
 
 
+@runs_with(Reporting)
 def ranked(
     images: Tensor,
     source: Tensor,
     by: By = "consistency",
     flow: Flow | None = None,
-    *,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Reporting],
 ) -> tuple[Tensor, Tensor]:
     """Sort the samples of every image, best first.
 
@@ -64,9 +62,7 @@ def ranked(
         source: ``(B, C, h, w)``, what they were made from: small images, or the photographs that were colored.
         by: The criterion, see ``By``. For colorings "consensus" is the better one.
         flow: The model that made them, needed for "likelihood"; an upscaling model takes images of its own scale only.
-        progress: Called with ``(done, total, preview)``.
-        cancelled: Asked before every convolution of the model; returns True (or raises) to stop.
-        notify: Called with sentences; None logs them.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         The scores, ``(B, N)`` in the order of the images, and the indices of every image's samples, best first,
@@ -87,7 +83,7 @@ def ranked(
         return scores, torch.argsort(scores, dim=1, stable=True)
     if by == "consistency":
         if rgb.shape[-2:] == small.shape[-2:]:
-            (notify or log.warning)(
+            (options.get("notify") or log.warning)(
                 "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
                 "colorings."
             )
@@ -99,7 +95,7 @@ def ranked(
             "enlargements, or consensus for colorings."
         )
     if "colorize" in flow.capabilities.tasks:
-        scores = palette_bits(flow, rgb, small, progress=progress, cancelled=cancelled, notify=notify)
+        scores = palette_bits(flow, rgb, small, **options)
         return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)
     flow.require("upscale")
     scale, device = flow.condition_scale, next(flow.parameters()).device
@@ -113,20 +109,9 @@ def ranked(
         )
     rows: list[Tensor] = []
     for k, one in enumerate(small):
-
-        def report(done: int, total: int, preview: Tensor | None = None, k: int = k) -> None:
-            if progress is not None:
-                progress(k * total + done, len(small) * total, preview)
-
-        made = score(
-            flow,
-            rgb[k * each : (k + 1) * each].to(device),
-            one[None],
-            complexity=False,
-            progress=report,
-            cancelled=cancelled,
-            notify=notify,
-        )
+        part = part_of_run(options, k / len(small), 1 / len(small))
+        samples = rgb[k * each : (k + 1) * each].to(device)
+        made = score(flow, samples, one[None], complexity=False, **part)
         rows.append(made.bits_per_dim.float().cpu())
     scores = torch.stack(rows)
     return scores, torch.argsort(scores.nan_to_num(nan=torch.inf), dim=1, stable=True)

@@ -7,10 +7,9 @@ so only the small picture is stored; and it restores its own small pictures only
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..errors import ImageError
 from ..flow import Flow
@@ -18,21 +17,20 @@ from ..images.resize import resize
 from ..images.rounding import as_stored
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
-from . import Precision, Progress
-from .runner import Runner, RunOptions, SamplingOptions, validate_image, with_alpha
-from .upscale import HALO, Upscaler, pad
+from .options import Reporting, Running, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, validate_image, with_alpha
+from .tiles import TiledDecoder
+from .upscale import HALO, TILING, border, pad
 
 ADVICE = "Shrink a smaller image, or free memory on the device."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
 
 
+@runs_with(Reporting)
 def shrink(
     flow: Flow,
     image: Tensor,
-    *,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Reporting],
 ) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
@@ -42,9 +40,7 @@ def shrink(
             outside are clamped. C is 3; or 1 (gray, which becomes color: colors carry detail); or 4, whose alpha is
             shrunk by a bicubic resize. Sides that the model's scale does not divide are extended to the right and
             below.
-        progress: Called with ``(done, total, preview)``; a preview with every finished picture.
-        cancelled: Asked before every convolution; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -59,34 +55,34 @@ def shrink(
     section 3.
     """
     flow.require("rescale")
-    run = Runner(flow, RunOptions(progress=progress, cancelled=cancelled, notify=notify), ADVICE, image)
+    run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
         scale, (height, width) = flow.condition_scale, rgb.shape[-2:]
-        rows, columns = (-(-side // scale) for side in (height, width))
-        if (rows * scale, columns * scale) != (height, width):
+        _, right, _, below = added = border(height, width, scale)
+        if right or below:
             run.notify(
-                f"The image was extended from {width}x{height} to {columns * scale}x{rows * scale}: its sides must be "
+                f"The image was extended from {width}x{height} to {width + right}x{height + below}: its sides must be "
                 f"divisible by {scale}. Crop what comes back to {width}x{height}."
             )
         run.expect(len(rgb))
         small: list[Tensor] = []
         for item in rgb:
             run.check_cancelled()
-            padded = pad(item[None], rows * scale, columns * scale)
-            reduced = run.plan.reduce(padded.to(run.device, run.dtype))
+            reduced = run.plan.reduce(pad(item[None], added).to(run.device, run.dtype))
             small.append(as_stored(reduced).to(image.device, torch.float32))
             run.advance(preview=small[-1][0])
         result = torch.cat(small)
         if alpha is None:
             return result
-        alpha = resize(pad(alpha, rows * scale, columns * scale), rows, columns)
+        alpha = resize(pad(alpha, added), *result.shape[-2:])
         return torch.cat([result, as_stored(alpha)], dim=1)
 
     return run(task)
 
 
+@runs_with(Running)
 def restore(
     flow: Flow,
     small: Tensor,
@@ -97,11 +93,8 @@ def restore(
     size: tuple[int, int] | None = None,
     tile: int = 0,
     halo: int = HALO,
-    precision: Precision = "float32",
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
     store: ConditionStore | None = None,
+    **options: Unpack[Running],
 ) -> Tensor:
     """Restore photographs from the small pictures that ``shrink`` made of them.
 
@@ -116,11 +109,8 @@ def restore(
         size: Height and width of the original, whose extension is cropped away; None keeps all.
         tile: See ``upscale``.
         halo: See ``upscale``.
-        precision: See ``upscale``.
-        progress: See ``upscale``.
-        cancelled: See ``upscale``.
-        notify: See ``upscale``.
         store: See ``upscale``.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, 3 or 4, s * h, s * w)``, or of ``size``, float32 in [0, 1] on the device of ``small``: all
@@ -135,9 +125,8 @@ def restore(
     """
     flow.require("rescale")
     sampling = SamplingOptions(seed=seed, samples=samples)
-    options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
-    run = Runner(flow, options, RESTORE_ADVICE, small)
-    upscaler = Upscaler(run, flow, tile, halo, store)
+    run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
+    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
     tau = float(flow.config.temperature) if temperature is None else temperature
 
     def task() -> Tensor:
@@ -149,7 +138,7 @@ def restore(
                 f"size must be that of an image which shrinks {scale} times to {sides[0]}x{sides[1]} (height x width), "
                 f"such as {sides[0] * scale}x{sides[1] * scale}; got {height}x{width}."
             )
-        pictures = upscaler(rgb, [(tau, 0.0)], sampling).to(small.device)
+        pictures = decoder(rgb, [(tau, 0.0)], sampling).to(small.device)
         return with_alpha(pictures, alpha)[..., :height, :width]
 
-    return run(task, upscaler.tiles.halve)
+    return run(task, decoder.tiles.halve)

@@ -2,7 +2,7 @@
 
 A task builds a ``Runner`` from its arguments and gives it a function that computes the result::
 
-    run = Runner(flow, RunOptions(batch=batch, progress=progress), "Score smaller images.", image)
+    run = Runner(flow, RunOptions(batch=8), "Score smaller images.", image)
     return run(lambda: _score(run, image))
 """
 
@@ -11,73 +11,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..device import Precision as PlanPrecision
-from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
+from ..device import Precision, actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images.resize import resize
-from ..inference.plan import Plan, planned
+from ..inference.plan import Plan, forget_plan, planned
 from ..inference.progress import observed
 from ..inference.strips import minimum_memory
-from . import Cancelled, Precision, Progress
+from . import Cancelled
+from .options import RunOptions
 
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
-MOST_AT_ONCE = 64  # more than this is no faster
+MAX_AT_ONCE = 64  # more than this is no faster
 
 log = logging.getLogger("flowcore")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """What is drawn.
-
-    Attributes:
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Results per image, at least 1.
-    """
-
-    seed: int = 0
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise FlowError(f"samples must be at least 1; got {self.samples}.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise FlowError(f"A seed must be a whole number in [0, 2^64); got {self.seed!r}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a task runs; none of it changes the result beyond rounding, but for a lower precision.
-
-    Attributes:
-        precision: Of conditioners and encoder, see ``Precision``; on a CPU, float16 becomes float32.
-        batch: Images or samples that go through the flow at once; None or 0 chooses.
-        progress: Called as the work advances.
-        cancelled: Asked before every convolution; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked; None logs it.
-    """
-
-    precision: Precision = "float32"
-    batch: int | None = 0
-    progress: Progress | None = None
-    cancelled: Callable[[], bool] | None = None
-    notify: Callable[[str], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
-        if self.batch is not None and self.batch < 0:
-            raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
 
 
 class Runner:
@@ -142,6 +97,7 @@ class Runner:
             # Outside of the except clause, because an error keeps alive what its attempt has made.
             self.minimum_memory = True
             self.notify(f"Out of memory: going on {less}.")
+            forget_plan(keep=self._flow)
             empty_cache()
 
     @property
@@ -166,7 +122,7 @@ class Runner:
         """Choose how many images or samples go through the flow together.
 
         Args:
-            preferred: If the caller has no wish; see ``images_at_once``.
+            preferred: If the caller sets none; see ``images_at_once``.
 
         Returns:
             At least 1.
@@ -243,7 +199,7 @@ class Runner:
         done, share = self._settled
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
-    def _precision(self) -> PlanPrecision:
+    def _precision(self) -> Precision:
         precision = self.options.precision
         if precision == "float16" and self.device.type == "cpu":
             self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
@@ -261,7 +217,7 @@ def images_at_once(height: int, width: int) -> int:
         height: Of an image.
         width: Of an image.
     """
-    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
+    return max(1, min(MAX_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
 
 
 def require_tensor(image: object) -> None:
@@ -283,6 +239,14 @@ def require_tensor(image: object) -> None:
     raise ImageError(f"Expected images as a tensor (B, C, H, W); got {kind}. Make one: {how}.")
 
 
+def require_pixels(image: Tensor) -> None:
+    """Refuse a batch without images, or images without pixels, as an ImageError."""
+    if 0 in image.shape:
+        raise ImageError(
+            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
+        )
+
+
 def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Check an image that is passed to a task, and separate colors from alpha.
 
@@ -298,7 +262,7 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of shape (B, 1, 3 or 4, H, W); got {tuple(image.shape)}.")
+        raise ImageError(f"Expected images of shape (B, C, H, W), C = 1, 3 or 4; got {tuple(image.shape)}.")
     image = to_float(image, torch.float32).clamp(0, 1)
     return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
 
@@ -321,10 +285,7 @@ def with_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:
 
 def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert images of at least one pixel, uint8, uint16 or finite float in [0, 1], to a float type; no clamping."""
-    if 0 in image.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
-        )
+    require_pixels(image)
     if image.dtype not in LARGEST and not image.is_floating_point():
         raise ImageError(f"Expected images of uint8 or uint16, or float in [0, 1]; got {image.dtype}. Convert them.")
     image = image.to(dtype) / LARGEST[image.dtype] if image.dtype in LARGEST else image.to(dtype)

@@ -1,30 +1,32 @@
 """Sample: images from a seed, and exact passes between images and latents.
 
     seed -> latents -> image          sample
-    image -> latents -> image         encode, decode, reconstruct
+    image -> latents -> image         encode, decode
 
 ``flowcore/latents.py`` has the operations on latents in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
 from ..flow import Flow
 from ..prior import sample_latents
-from . import Precision, Progress, upscale
+from . import upscale
 from .directions import apply_style
+from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
 from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents, check_size
-from .runner import Runner, RunOptions, SamplingOptions, images_at_once
+from .runner import Runner, images_at_once
 
 
+@runs_with(Running)
 def sample(
     flow: Flow,
     n: int,
@@ -36,13 +38,11 @@ def sample(
     styles: Mapping[str, float | Sequence[float]] | None = None,
     snapped: bool = False,
     clamp: bool = True,
-    batch: int | None = None,
-    precision: Precision = "float32",
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Running],
 ) -> Tensor:
     """Sample images. Where the model overflows, they are drawn at a lower temperature, see ``overflow``.
+
+    In another precision than float32 ``decode`` of the same latents gives slightly other images.
 
     Args:
         flow: An unconditional model, or one that is conditioned on labels.
@@ -57,14 +57,7 @@ def sample(
         snapped: Whether to remove the dequantization noise that a model draws with an image; see
             ``dequantization.quantize``.
         clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
-        batch: Images at once; None or 0 chooses by their size. Changes memory and time, not the images (beyond
-            rounding).
-        precision: Of conditioners; the flow itself stays in float32. See ``upscale``. ``decode`` of the same latents
-            gives the same images in float32 only.
-        progress: Called with ``(done, total, preview)``; a preview with every finished image.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked (precision, temperature where the
-            model overflows); None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(n, C, H, W)`` in [0, 1] unless ``clamp`` is False, float32 (float64 if the flow is), on the CPU.
@@ -78,11 +71,10 @@ def sample(
     flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
     drawing = SamplingOptions(seed=seed, samples=n)
-    options = RunOptions(precision=precision, batch=batch, progress=progress, cancelled=cancelled, notify=notify)
     height, width = check_size(flow, size)
     shapes = flow.latent_shapes(height, width)
     numbers = check_labels(flow, labels, n)
-    run = Runner(flow, options, ADVICE)
+    run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
         latents = sample_latents(shapes, n, temperature, drawing.seed)
@@ -102,15 +94,12 @@ def sample(
     return run(task)
 
 
+@runs_with(Batching)
 def encode(
     flow: Flow,
     image: Tensor,
     cond: Condition | None = None,
-    *,
-    batch: int | None = None,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Batching],
 ) -> list[Tensor]:
     """Encode images exactly: ``decode`` gives them back, up to rounding.
 
@@ -121,10 +110,7 @@ def encode(
         flow: The model.
         image: ``(B, C, H, W)`` of a size that the model takes: float in [0, 1], not clamped, or uint8, divided by 255.
         cond: From ``flow.encode_condition``, of one image or of as many as there are; None for unconditional models.
-        batch: Images at once; None or 0 chooses by their size.
-        progress: Called with ``(done, total)``.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when memory runs out and less is done at once; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         Latents, finest first, float32 (float64 if the flow is), on the device of the image.
@@ -136,8 +122,7 @@ def encode(
         PrecisionError: If the flow was converted to a low precision.
         Cancelled: If stopped.
     """
-    options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
-    run = Runner(flow, options, ADVICE, image)
+    run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)
@@ -146,16 +131,14 @@ def encode(
     return run(task)
 
 
+@runs_with(Batching)
 def decode(
     flow: Flow,
     latents: Sequence[Tensor],
     cond: Condition | None = None,
     *,
     clamp: bool = False,
-    batch: int | None = None,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Batching],
 ) -> Tensor:
     """Decode latents to images.
 
@@ -167,10 +150,7 @@ def decode(
         latents: Finest first, each ``(B, C_l, H_l, W_l)``, as ``encode`` returned them.
         cond: As in ``encode``.
         clamp: Whether to clamp the images to [0, 1].
-        batch: Images at once; None or 0 chooses by their size.
-        progress: Called with ``(done, total, preview)``; a preview with every finished image.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence where the model overflowed; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B, C, H, W)``, not clamped unless asked, float32 (float64 if the flow is), on the device of the latents.
@@ -182,40 +162,11 @@ def decode(
         Cancelled: If stopped.
     """
     levels = check_latents(latents)
-    options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
-    run = Runner(flow, options, ADVICE)
+    run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
         images = Passes(run, len(levels[0])).decode(levels, cond)
         return images.clamp(0, 1) if clamp else images
-
-    return run(task)
-
-
-def reconstruct(flow: Flow, image: Tensor, cond: Condition | None = None, **options: Any) -> tuple[Tensor, Tensor]:
-    """Encode images, decode them again, and measure what is lost: nothing, up to rounding.
-
-    Args:
-        flow: The model.
-        image: As in ``encode``.
-        cond: As in ``encode``.
-        options: batch, progress, cancelled and notify, as in ``decode``.
-
-    Returns:
-        The images again, as ``decode`` returns them; and per image the largest absolute error, ``(B,)``. Up to 1/510,
-        half an 8-bit step, no pixel changes.
-
-    Raises:
-        FlowError: As in ``encode`` and ``decode``.
-        Cancelled: If stopped.
-    """
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
-
-    def task() -> tuple[Tensor, Tensor]:
-        pixels = check_image(flow, image)
-        passes = Passes(run, 2 * len(pixels))
-        again = passes.decode(passes.encode(pixels, cond), cond)
-        return again, (again - pixels).abs().flatten(1).amax(1)
 
     return run(task)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..dequantization import (
@@ -26,26 +27,26 @@ from ..dequantization import (
     quantization,
     to_integers,
 )
-from ..device import float64_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
-from ..likelihood import effective_samples, importance_weighted, select_items
+from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..transforms import Estimated
-from . import Progress
-from .runner import Runner, RunOptions, SamplingOptions, images_at_once, refuse_integer_range
+from .options import Batching, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, images_at_once, refuse_integer_range, require_pixels
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
-SEEDS_APART = 1_000_003  # between the probes of an image: more than there are images
+SEEDS_APART = 1_000_003  # between the probes of an image
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Score:
     """Bits per dimension that a model needs for images, with all that they depend on.
 
-    All tensors are float64 and on the CPU. Two scores compare only if ``contract`` and the model are the same.
+    All tensors are float64 and on the CPU. Two scores compare only if the model, ``n_bits``, ``grid``,
+    ``dequantization``, ``samples``, ``bound`` and, where there are probes, ``probes`` and ``terms`` are the same.
 
     Attributes:
         bits_per_dim: Importance-weighted bound from all draws, ``(B,)``. Lower is likelier.
@@ -67,7 +68,7 @@ class Score:
         grid: Where the model expects the integers; see ``dequantization.Quantization``.
         dequantization: Name of the noise.
         samples: Draws per image.
-        seed: Of image 0; meaningless if the noise was passed in.
+        seed: As it was given; meaningless if the noise was passed in.
         bound: Whether the expectation of ``bits_per_dim`` is an upper bound on the exact bits of a discrete image.
         probes: Random probes per draw from which the log-determinant was estimated; 0 where it is exact.
         terms: Of the power series in that estimate; 0 where there is none.
@@ -96,28 +97,8 @@ class Score:
     terms: int
     standard_error: Tensor
 
-    @property
-    def contract(self) -> dict[str, Any]:
-        """The settings that two scores must share to compare."""
-        names = ["n_bits", "grid", "dequantization", "samples", "bound"]
-        names += ["probes", "terms"] if self.probes else []
-        return {name: getattr(self, name) for name in names}
 
-
-@dataclass(frozen=True, eq=False)
-class Typicality:
-    """How usual scores are among reference scores.
-
-    Attributes:
-        distance: ``|x - mean(reference)|`` in standard deviations of the reference, ``(B,)``.
-        tail: Share of the reference (x included) that is at least as far from its mean as x, ``(B,)``: small is
-            unusual; ``1 / (n + 1)`` is the smallest value that n reference scores can give.
-    """
-
-    distance: Tensor
-    tail: Tensor
-
-
+@runs_with(Batching)
 def score(
     flow: Flow,
     image: Tensor,
@@ -130,10 +111,7 @@ def score(
     complexity: bool = True,
     probes: int = 4,
     terms: int = 20,
-    batch: int = 0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
+    **options: Unpack[Batching],
 ) -> Score:
     """Compute how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
 
@@ -143,14 +121,15 @@ def score(
     What it cannot tell: whether an image is good, real, or like the training set. Smooth images score absurdly well
     under every image model: a blank one beats every photograph of the training set, and digits may beat the clothes
     that a model was trained on. Likely is not typical: nearly all images that a model would draw have nearly the same
-    score, and an image that is much *better* is as unusual as one that is much worse. So compare on both sides
-    (``typicality``) or subtract the cost of plain detail (``complexity_corrected``), and take neither as proof:
+    score, and an image that is much *better* is as unusual as one that is much worse. So compare on both sides,
+    or subtract the cost of plain detail (``complexity_corrected``), and take neither as proof:
     couplings mostly learn local correlations of pixels, and even a perfect density ranks images differently in other
-    coordinates. Numbers compare only for the same model and the same contract (bits, grid, noise, draws, and how the
+    coordinates. Numbers compare only for the same model and the same settings (bits, grid, noise, draws, and how the
     log-determinant is estimated where it is); 5-bit numbers never compare with 8-bit ones.
 
-    Image i has its own random generator, seeded with ``seed + i``, which makes its draws one after the other: neither
-    the batch nor the number of draws changes a draw. Runs in the precision of the flow's parameters.
+    Every image has its own random generator, seeded with ``seed`` and its content (see ``image_seeds``), which makes
+    its draws one after the other: neither the batch, nor the place there, nor the number of draws changes a draw. Runs
+    in the precision of the flow's parameters.
 
     Args:
         flow: The model.
@@ -168,13 +147,9 @@ def score(
         complexity: Whether to compress the images for comparison.
         probes: For models without a closed form of their log-determinant (Residual Flow, FFJORD): random probes per
             draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images
-            alone allow. Probe p of draw s of image i depends on (seed + i, s, p) only. Other models ignore it.
+            alone allow. Probe p of draw s of an image depends on (its seed, s, p) only. Other models ignore it.
         terms: Of the power series in these estimates; those left out are a bias that no number of probes shows.
-        batch: Draws that go through the flow at once; 0 chooses by the image's size. Changes memory and time, not the
-            numbers (beyond rounding).
-        progress: Called with ``(done, total)``, in draws; the compression of an image counts as one.
-        cancelled: Asked before every network layer; returns True (or raises) to stop.
-        notify: Called with a sentence when memory runs out and less is done at once; None logs it.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         The score.
@@ -196,11 +171,10 @@ def score(
     sampling = SamplingOptions(seed=seed, samples=samples)
     if probes < 0 or terms < 1:
         raise FlowError(f"probes must be at least 0, and terms at least 1; got {probes} and {terms}.")
-    options = RunOptions(batch=batch, progress=progress, cancelled=cancelled, notify=notify)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
-    run = Runner(flow, options, advice, image)
+    run = Runner(flow, RunOptions(**options), advice, image)
     series = any(isinstance(part, Estimated) and part.has_series for part in flow.modules())
-    estimate = _Estimate(probes, terms if series else 0, seed) if flow.estimated and probes else None
+    estimate = _Estimate(probes, terms if series else 0) if flow.estimated and probes else None
     return run(lambda: _score(run, flow, image, cond, dequantization, sampling, noise, complexity, estimate))
 
 
@@ -232,15 +206,14 @@ def _score(
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
     inside = True
     batch = run.at_once(images_at_once(height, width))
-    draws = dequantized_batches(
-        k, quantised, dequantizer, samples=samples, seed=sampling.seed, batch=batch, noise=noise
-    )
+    seeds = image_seeds(sampling.seed, k)
+    draws = dequantized_batches(k, quantised, dequantizer, samples=samples, seed=seeds, batch=batch, noise=noise)
     for chunk in draws:
         x = chunk.x.to(run.device, run.dtype)
         for probe in range(probes):
             run.check_cancelled()
             own = select_items(cond, chunk.items)
-            own = own if estimate is None else estimate.condition(run.plan, chunk, probe)
+            own = own if estimate is None else estimate.condition(run.plan, chunk, probe, seeds)
             shares = run.plan.by_position(x, own)[1]
             density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
             log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
@@ -301,17 +274,47 @@ def _score(
     )
 
 
+def image_seeds(seed: int, integers: Tensor) -> list[int]:
+    """Derive a seed for each image from its content, so that neither its place in a batch nor other images matter.
+
+    Args:
+        seed: In [0, 2^64).
+        integers: k, ``(B, C, H, W)``, whole numbers from 0 to 255.
+
+    Returns:
+        ``seed`` plus 64 bits of the image's SHA-256, modulo 2^64.
+    """
+    contents = [item.to("cpu", torch.uint8).contiguous().numpy().tobytes() for item in integers]
+    digests = [hashlib.sha256(content).digest()[:8] for content in contents]
+    return [(seed + int.from_bytes(digest, "big")) % 2**64 for digest in digests]
+
+
+def ranking_key(bits: float, corrected: float | None, enlarged: bool) -> tuple[bool, bool, float]:
+    """Sort key of a ranking, likeliest first: corrected bits if there are any; enlarged images come last, unranked.
+
+    Args:
+        bits: Bits per dimension.
+        corrected: ``complexity_corrected``, if it was computed.
+        enlarged: Whether the image was enlarged before, which makes any image likelier.
+    """
+    value = bits if corrected is None else corrected
+    return enlarged, not math.isfinite(value), value
+
+
 class _Estimate:
     """How a score estimates a log-determinant."""
 
-    def __init__(self, probes: int, terms: int, seed: int) -> None:
-        self.probes, self.terms, self.seed = probes, terms, seed
+    def __init__(self, probes: int, terms: int) -> None:
+        self.probes, self.terms = probes, terms
 
-    def condition(self, flow: Flow, chunk: DequantizedBatch, probe: int) -> Condition:
+    def condition(self, flow: Flow, chunk: DequantizedBatch, probe: int, image_seeds: list[int]) -> Condition:
         """Draw one probe for every draw of a batch."""
-        numbers = chunk.items + SEEDS_APART * (chunk.draws * self.probes + probe)
-        seeds = [(self.seed + number) % 2**64 for number in numbers.tolist()]
-        return flow.with_probes(flow.probes(chunk.x.shape, seeds, terms=self.terms))
+        numbers = SEEDS_APART * (chunk.draws * self.probes + probe)
+        seeds = [
+            (image_seeds[item] + number) % 2**64
+            for item, number in zip(chunk.items.tolist(), numbers.tolist(), strict=True)
+        ]
+        return with_probes(flow, chunk.x.shape, seeds, terms=self.terms)
 
     def sentence(self, error: float) -> str:
         series = f" and {self.terms} terms of its series" if self.terms else ""
@@ -333,47 +336,6 @@ def _over_probes(weights: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
         return mean, torch.full_like(mean[:, 0], math.nan)
     shares = torch.softmax(mean, 1)  # derivatives of the bound
     return mean, (shares.square() * weights.var(2) / probes).sum(1).sqrt()
-
-
-def typicality(
-    score_values: Score | Tensor | Sequence[float], reference_values: Score | Tensor | Sequence[float]
-) -> Typicality:
-    """Compare scores with those of usual images, in both directions.
-
-    An image that a model finds much likelier than the usual ones is as unusual as one that it finds much less likely.
-    This is the published test for a single image, with the mean of the reference in place of the model's entropy. It
-    knows one number per image, so it can be fooled: an unusual image may well have a usual score. It says "unusual
-    among these", never "usual".
-
-    Args:
-        score_values: Scores, or bits per dimension, ``(B,)``.
-        reference_values: Scores of images that were not used in training, from the same model under the same contract;
-            ``(n,)``, some hundred for a meaningful tail.
-
-    Returns:
-        Distance and tail.
-
-    Raises:
-        FlowError: If the contracts differ, a value is not finite, or the reference holds no two different values.
-
-    Source: Nalisnick et al., "Detecting out-of-distribution inputs to deep generative models using typicality".
-    """
-    if isinstance(score_values, Score) and isinstance(reference_values, Score):
-        ours, theirs = score_values.contract, reference_values.contract
-        pairs = {name: (ours.get(name, 0), theirs.get(name, 0)) for name in {**ours, **theirs}}
-        differing = [f"{name} {one} and {other}" for name, (one, other) in pairs.items() if one != other]
-        if differing:
-            raise FlowError(f"Scores of different contracts do not compare: {', '.join(differing)}. Score both alike.")
-    x, reference = _values(score_values), _values(reference_values)
-    mean, spread = reference.mean(), reference.std() if len(reference) > 1 else reference.new_zeros(())
-    if not spread > 0:
-        raise FlowError(
-            f"Typicality needs at least 2 different reference scores; got {len(reference)} scores of spread "
-            f"{float(spread):g}. Score more reference images."
-        )
-    distances, reference_distances = (x - mean).abs(), (reference - mean).abs().sort()[0]
-    nearer = torch.searchsorted(reference_distances, distances)  # how many are strictly nearer to the mean
-    return Typicality(distance=distances / spread, tail=(len(reference) - nearer + 1) / (len(reference) + 1.0))
 
 
 def lossless_bits(integers: Tensor) -> float:
@@ -443,10 +405,7 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
     """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")
-    if 0 in image.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
-        )
+    require_pixels(image)
     if image.shape[1] == 4 and flow.channels != 4:
         image = image[:, :3]
         notes.append("Alpha was dropped: colors were scored as if opaque.")
@@ -515,12 +474,3 @@ def _condition(run: Runner, cond: Any, images: int) -> Any:
             f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."
         )
     return cond
-
-
-def _values(values: Score | Tensor | Sequence[float]) -> Tensor:
-    """Scores as ``(n,)`` float64 on the CPU."""
-    bits = values.bits_per_dim if isinstance(values, Score) else torch.as_tensor(values, dtype=torch.float64)
-    bits = float64_on_cpu(bits.detach()).reshape(-1)
-    if not bits.isfinite().all():
-        raise FlowError("The scores hold values that are not finite numbers. Score finite images.")
-    return bits

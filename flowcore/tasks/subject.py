@@ -10,12 +10,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import shrink
+from .options import Reporting, RunOptions, runs_with
+from .runner import Runner, require_pixels
 
 Fit = Literal["resize", "crop"]
 
@@ -34,9 +37,9 @@ class Subject:
     labels: Tensor | None
     source: Tensor | None
 
-    def condition(self, flow: Flow) -> Condition | None:
+    def condition(self, flow: Flow, **options: Unpack[Reporting]) -> Condition | None:
         """Encode the labels or small images; see ``condition_for``."""
-        return condition_for(flow, self.labels, self.source)
+        return condition_for(flow, self.labels, self.source, **options)
 
 
 def prepare_subject(
@@ -52,7 +55,7 @@ def prepare_subject(
 
     Args:
         flow: Any model but a colorizer.
-        image: ``(B, 1, 3 or 4, H, W)`` in [0, 1]; alpha is dropped, values outside are clamped.
+        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped, values outside are clamped.
         fit: "resize": resize to cover the model's own size, and crop the middle. "crop": only crop, to the largest size
             that the model takes. Models without a size of their own always crop.
         label: What all the images show, for models with labels; -1 for none.
@@ -110,10 +113,30 @@ def refuse_colorizer(flow: Flow) -> None:
         )
 
 
-def condition_for(flow: Flow, labels: Tensor | None, source: Tensor | None) -> Condition | None:
-    """Encode the labels or small images that a flow is conditioned on; None for unconditional models."""
+@runs_with(Reporting)
+def condition_for(
+    flow: Flow, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
+) -> Condition | None:
+    """Encode the labels or small images that a flow is conditioned on, as the tasks do: in strips, without gradients.
+
+    Args:
+        flow: Any model.
+        labels: ``(B,)``, for models with labels.
+        source: ``(1 or B, 3, h, w)`` in [0, 1], for upscaling models.
+        options: How to run, see ``RunOptions``.
+
+    Returns:
+        The condition for ``encode``, ``decode`` and ``score``; None for unconditional models.
+
+    Raises:
+        FlowError: If memory does not suffice.
+        Cancelled: If stopped.
+    """
     given = labels if flow.classes else source
-    return None if given is None else flow.encode_condition(given.to(next(flow.parameters()).device))
+    if given is None:
+        return None
+    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", given)
+    return run(lambda: run.plan.encode_condition(given.to(run.device)))
 
 
 def source_for_latents(
@@ -124,7 +147,7 @@ def source_for_latents(
     Args:
         flow: The model.
         latents: Finest first.
-        source: ``(1 or B, 1, 3 or 4, h, w)`` in [0, 1], or None.
+        source: ``(1 or B, C, h, w)`` in [0, 1], C = 1, 3 or 4, or None.
         notify: Called with a sentence if the source is ignored.
 
     Returns:
@@ -159,10 +182,7 @@ def size_of_latents(flow: Flow, latents: Sequence[Tensor]) -> tuple[int, int]:
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:
     """Convert images to 1 or 3 channels in [0, 1], without alpha."""
-    if 0 in image.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
-        )
+    require_pixels(image)
     if image.shape[1] not in (1, 3, 4):
         raise ImageError(f"Expected images of 1, 3 or 4 channels; got {image.shape[1]}, {tuple(image.shape)}.")
     image = image[:, :3].clamp(0, 1)

@@ -1,37 +1,48 @@
-"""The side of the tiles of a task: asked for, or chosen by free memory; and halved where memory runs out."""
+"""The tiles of a task, and their side: asked for, or chosen by free memory; and halved where memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..device import free_memory
 from ..errors import FlowError
+from ..flow import Flow
+
+Size = tuple[int, int]  # height and width
+Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a task decodes in tiles; lengths are in pixels of the image that the model is given."""
+
+    sides: tuple[int, ...]  # of tiles, to choose from, largest first
+    smallest: int  # side below which a tile is mostly halo
+    unit: str  # what sides are counted in, for messages
+    memory: Callable[[Flow, Size, Size, int, int], int]  # bytes, by size of image and padded image, side and halo
+    border: Callable[[int, int, int], Border]  # to add to a height and width, so that a number divides both
+    pad: Callable[[Tensor, Border], Tensor]  # adds it to images
+    pad_map: Callable[[Tensor, Border], Tensor]  # adds it to maps of temperatures
+    encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
+    max_deviation: float  # from 0.5, beyond which a value is an overflow
+    filled: str  # what stands where the model overflows at any temperature, for messages
+    shares: bool  # whether samples share a prepared condition, and progress counts each of them
 
 
 class TileSize:
     """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
 
-    def __init__(self, tile: int, halo: int, *, sides: Sequence[int], smallest: int, unit: str) -> None:
-        """Start with what was asked for.
-
-        Args:
-            tile: Side that was asked for; 0 to choose by free memory.
-            halo: Pixels read around every tile.
-            sides: What to choose from, largest first.
-            smallest: Side below which tiles are mostly halo.
-            unit: What sides are counted in, for messages: "pixels".
-
-        Raises:
-            FlowError: If tile or halo is negative.
-        """
+    def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
         if tile < 0 or halo < 0:
             raise FlowError(
                 f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
             )
-        self._sides, self._smallest, self._unit = sides, smallest, unit
-        self._side = max(tile, smallest) if tile else 0  # 0: not chosen yet
+        self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
+        self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
         self._longest = 0  # side of the images while there are tiles to compute, else 0
 
     def choose(self, longest: int, memory: Callable[[int], int], device: torch.device) -> int:
@@ -39,8 +50,8 @@ class TileSize:
 
         Args:
             longest: Longer side of the images.
-            memory: Computes the working memory that tiles of a side need, in bytes.
-            device: Where it is needed.
+            memory: Bytes that tiles of a side need.
+            device: Where they are needed.
         """
         self._longest = longest
         if not self._side:

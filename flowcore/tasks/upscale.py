@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from types import EllipsisType
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..condition import Condition
-from ..device import free_memory
 from ..errors import FlowError
 from ..flow import Flow
-from ..images.resize import enlarge, resize
-from ..images.tiling import Window, windows
+from ..images.resize import resize
 from ..inference.condition_cache import ConditionStore
 from ..inference.strips import DENSE_BYTES
 from ..models.hcflow import HCFlowConfig
-from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
-from . import Precision, Progress, consistency, overflow
-from .calm_edges import edge_map
-from .gray import gray_images, with_channels_of, without_color
-from .runner import Runner, RunOptions, SamplingOptions, images_at_once, validate_image, with_alpha
-from .tile_size import TileSize
+from ..models.srflow import SRFlowConfig
+from ..prior import Temperature
+from . import consistency
+from .gray import gray_images, with_channels_of
+from .options import Running, RunOptions, SamplingOptions, runs_with
+from .runner import Runner, validate_image, with_alpha
+from .tile_size import Border, Tiling
+from .tiles import STRIPS, TiledDecoder
 
-HALO = 16  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
-SMALLEST_TILE = 32  # LR pixels; below this a tile is mostly halo
-TILES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)  # LR pixels; the sides to choose from
-STRIPS = 2**26  # bytes that strips take at most, whatever the image
+HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
-ANALYSIS = 4  # a unit of encoding takes as long as so many of decoding a sample: srflow-x4, 72x48, one core
-MOST_SAMPLES = 8  # at once: they share what every step computes from the LR image; more would share little more
-LONGEST = 2**16  # pixels of a side of the result
+MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
 
-Index = tuple[EllipsisType, slice, slice]
-Settings = tuple[Temperature, float]  # from ``sampling_settings``
 
-
+@runs_with(Running)
 def upscale(
     flow: Flow,
     lr: Tensor,
@@ -51,14 +41,11 @@ def upscale(
     samples: int = 1,
     tile: int = 0,
     halo: int = HALO,
-    precision: Precision = "float32",
     factor: float = 0.0,
     longest_side: int = 0,
     match_source: bool = False,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
     store: ConditionStore | None = None,
+    **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
 
@@ -85,19 +72,13 @@ def upscale(
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
             that fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.
-        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
-            "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
-            cores; elsewhere the same as float32.
         factor: Total enlargement: the model enlarges by its scale, and one bicubic resize does the rest, up or down. 0
             for the model's scale.
         longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Wins over ``factor``.
         match_source: Whether to change the pictures slightly so that shrinking them gives the LR image again, see
             ``consistency.match_source``.
-        progress: Called with ``(done, total, preview)``; a preview with every finished sample, at the model's scale.
-        cancelled: Asked before every convolution; returns True (or raises) to stop.
-        notify: Called with a sentence when something is done otherwise than asked (tile, precision, temperature where
-            the model overflows); None logs it.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * samples, C, s * h, s * w)`` float32 in [0, 1] on the device of ``lr``: all samples of image 0, then of
@@ -114,10 +95,9 @@ def upscale(
     """
     flow.require("upscale")
     sampling = SamplingOptions(seed=seed, samples=samples)
-    options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
     settings = sampling_settings(flow, temperature, calm_edges)
-    run = Runner(flow, options, ADVICE, lr)
-    upscaler = Upscaler(run, flow, tile, halo, store)
+    run = Runner(flow, RunOptions(**options), ADVICE, lr)
+    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
         rgb, alpha = validate_image(lr)
@@ -129,18 +109,19 @@ def upscale(
                 "resize (bicubic)."
             )
         gray = gray_images(run, lr, rgb)
-        pictures = upscaler(rgb, [settings], sampling, gray)
+        pictures = decoder(rgb, [settings], sampling, gray)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
             run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
         elif match_source:
-            pictures = consistency.match_source(pictures, rgb, cancelled=cancelled, notify=run.notify)
+            pictures = consistency.match_source(pictures, rgb, cancelled=run.options.cancelled, notify=run.notify)
         return with_alpha(with_channels_of(lr, pictures, gray).to(lr.device), alpha)
 
-    return run(task, upscaler.tiles.halve)
+    return run(task, decoder.tiles.halve)
 
 
+@runs_with(Running)
 def temperature_grid(
     flow: Flow,
     lr: Tensor,
@@ -151,11 +132,8 @@ def temperature_grid(
     seeds: int = 1,
     tile: int = 0,
     halo: int = HALO,
-    precision: Precision = "float32",
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    notify: Callable[[str], None] | None = None,
     store: ConditionStore | None = None,
+    **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge images with several temperatures and several seeds; every image is encoded once.
 
@@ -168,11 +146,8 @@ def temperature_grid(
         seeds: How many, counted up from ``seed``.
         tile: See ``upscale``.
         halo: See ``upscale``.
-        precision: See ``upscale``.
-        progress: See ``upscale``.
-        cancelled: See ``upscale``.
-        notify: See ``upscale``.
         store: See ``upscale``.
+        options: How to run, see ``RunOptions``.
 
     Returns:
         ``(B * temperatures * seeds, 1 or 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
@@ -187,17 +162,16 @@ def temperature_grid(
     if not temperatures or seeds < 1:
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
     sampling = SamplingOptions(seed=seed, samples=seeds)
-    options = RunOptions(precision=precision, progress=progress, cancelled=cancelled, notify=notify)
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
-    run = Runner(flow, options, ADVICE.replace("samples", "seeds"), lr)
-    upscaler = Upscaler(run, flow, tile, halo, store)
+    run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
+    decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
         rgb = validate_image(lr)[0]
         gray = gray_images(run, lr, rgb)
-        return with_channels_of(lr, upscaler(rgb, settings, sampling, gray), gray).to(lr.device)
+        return with_channels_of(lr, decoder(rgb, settings, sampling, gray), gray).to(lr.device)
 
-    return run(task, upscaler.tiles.halve)
+    return run(task, decoder.tiles.halve)
 
 
 def sampling_settings(
@@ -206,8 +180,7 @@ def sampling_settings(
     """Fill in what a model's file states.
 
     Temperature and ``calm_edges`` of a file were measured together. So a model's ``calm_edges`` comes with its
-    temperature: whoever states a temperature gets that temperature everywhere, as before there were calm edges, unless
-    they state ``calm_edges`` as well.
+    temperature: whoever states a temperature gets that temperature everywhere, unless they state ``calm_edges``, too.
 
     Args:
         flow: An upscaling model.
@@ -253,8 +226,8 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
         )
     ratio = longest_side / max(height, width, 1) if longest_side else factor or float(flow.condition_scale)
     size = max(1, round(height * ratio)), max(1, round(width * ratio))
-    if max(size) > LONGEST:
-        raise FlowError(f"A side of the result may have at most {LONGEST} pixels; got {max(size)}. Ask for less.")
+    if max(size) > MAX_SIDE:
+        raise FlowError(f"A side of the result may have at most {MAX_SIDE} pixels; got {max(size)}. Ask for less.")
     return size
 
 
@@ -285,12 +258,14 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     config = flow.config
     if isinstance(config, HCFlowConfig):
         return _hcflow_bytes(config, rows, columns, samples) + STRIPS
-    stack = config.encoder_width * len(config.stacked_blocks)
+    on_imdn = isinstance(config, SRFlowConfig) and config.encoder == "imdn"
+    shared = config.encoder_width * (1 if on_imdn else len(config.stacked_blocks))
     native = sum((config.scale / 2**level) ** 2 for level in config.grids)
     hr = config.scale**2 * ((3 if config.residual else 0) + samples * 5 * 3)
     decoding = 4 * (config.encoder_width * native + hr) * rows * columns
-    dense = 4 * 2 * (4 * config.encoder_growth + 3 * config.encoder_width) * rows * columns
-    return round(4 * stack * rows * columns + max(decoding, min(dense, DENSE_BYTES["cuda"]))) + STRIPS
+    block = 24 * config.encoder_growth if on_imdn else 8 * config.encoder_growth + 6 * config.encoder_width
+    dense = 4 * block * rows * columns
+    return round(4 * shared * rows * columns + max(decoding, min(dense, DENSE_BYTES["cuda"]))) + STRIPS
 
 
 def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -> int:
@@ -307,152 +282,6 @@ def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -
     return round(4 * (held + trunk) * rows * columns + min(4 * dense * rows * columns, DENSE_BYTES["cuda"]))
 
 
-class Upscaler:
-    """Enlarges a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
-
-    def __init__(self, run: Runner, flow: Flow, tile: int, halo: int, store: ConditionStore | None) -> None:
-        self._run, self._flow, self._halo, self._store = run, flow, halo, store
-        self.tiles = TileSize(tile, halo, sides=TILES, smallest=SMALLEST_TILE, unit="LR pixels")
-
-    def __call__(
-        self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions, gray: Sequence[bool] = ()
-    ) -> Tensor:
-        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
-
-        Args:
-            rgb: The images.
-            taus: Temperatures.
-            sampling: What is drawn.
-            gray: For each image, whether its enlargements are made gray; none if empty.
-        """
-        run, plan, scale = self._run, self._run.plan, self._flow.condition_scale
-        if self._store is not None and run.minimum_memory:
-            self._store.clear()
-        batch, _, height, width = rgb.shape
-        multiple = plan.size_multiple // scale or 1
-        rows, columns = (-(-side // multiple) * multiple for side in (height, width))
-        side = self.tiles.choose(
-            max(rows, columns), lambda side: memory_required(self._flow, rows, columns, side, self._halo), run.device
-        )
-        tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
-
-        shapes = plan.latent_shapes(rows * scale, columns * scale)
-        latents = _Latents(
-            shapes, rgb, rows, columns, taus, sampling, anchored=plan.anchored, check=run.check_cancelled
-        )
-        samples = len(taus) * sampling.samples
-        at_once = run.at_once(min(samples, MOST_SAMPLES))
-        result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
-        repairs = overflow.Repairs()
-        analysis = ANALYSIS * (plan.encoder_units + plan.prepare_units)
-        run.expect(batch * len(tiles) * (analysis + samples * (plan.units + 1)))
-        for item, pictures in enumerate(result):
-            padded = pad(rgb[item, None], rows, columns)
-            for tile in tiles:
-                run.stage(analysis, ANALYSIS)
-                source = _crop(padded, tile, 1)
-                cond = self._condition(source.to(run.dtype), reused=samples > at_once)
-                run.settle()
-                inner, outer = _without_halo(tile, scale, height * scale, width * scale)
-                each = min(at_once, self._shown_at_once(height, width)) if cond.prepared else at_once
-                for first in range(0, samples, each):
-                    part = range(first, min(first + each, samples))
-                    run.stage(len(part) * plan.units, len(part))
-                    z = [
-                        z.to(run.device, run.dtype).expand(len(part), -1, -1, -1)
-                        for z in latents.crop(item, part, tile)
-                    ]
-                    decode = overflow.bounded_decoder(plan, cond, MAX_DEVIATION)
-                    decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
-                    images, *marks = (None if t is None else t[inner] for t in decoded)
-                    repairs.add(item * samples + part.start, *marks)
-                    assert images is not None
-                    for number, image in zip(part, images, strict=True):
-                        image = image.clamp(0, 1)
-                        pictures[number][outer] = without_color(image) if gray and gray[item] else image
-                        run.advance(preview=pictures[number] if tile is tiles[-1] else None)
-        for sentence in repairs.sentences(height * scale * width * scale, "enlarged by a bicubic resize"):
-            run.notify(sentence)
-        self.tiles.finish()
-        return result.flatten(0, 1)
-
-    def _shown_at_once(self, height: int, width: int) -> int:
-        """Samples of an LR image that are worth decoding together where each is to be seen as soon as it is ready."""
-        scale = self._flow.condition_scale
-        return 1 if self._run.device.type == "cpu" else images_at_once(scale * height, scale * width)
-
-    def _condition(self, source: Tensor, *, reused: bool) -> Condition:
-        """The condition of a tile, prepared if it is used again and memory allows."""
-        plan = self._run.plan
-        if self._store is not None:
-            return self._store.condition(plan, source)
-        cond = plan.encode_condition(source.to(plan.device))
-        if not reused:
-            return cond
-        height, width = (side * plan.condition_scale for side in source.shape[-2:])
-        free = free_memory(plan.device)
-        fits = free is not None and plan.prepared_bytes(height, width) <= free // 4
-        return cond.prepare(plan) if fits else cond
-
-
-class _Latents:
-    """Latents of all samples of all images, drawn for whole images padded to ``(rows, columns)`` LR pixels."""
-
-    def __init__(
-        self,
-        shapes: Sequence[Shape],
-        rgb: Tensor,
-        rows: int,
-        columns: int,
-        taus: Sequence[Settings],
-        sampling: SamplingOptions,
-        *,
-        anchored: bool,
-        check: Callable[[], None],
-    ) -> None:
-        self.rows = rows
-        # the same for every image and temperature
-        self.noise = sample_latents(shapes, sampling.samples, 1.0, sampling.seed, anchored=anchored, check=check)
-        check()
-        self.still = [self.noise.pop()[:1]] if anchored else []  # zero for all samples
-        finest = max(1, shapes[0][1] // rows)  # the finest latents may be coarser than the LR image
-        padding = (0, columns * finest - rgb.shape[3] * finest, 0, rows * finest - rgb.shape[2] * finest)
-
-        height, width = rgb.shape[2] * finest, rgb.shape[3] * finest
-        edges = edge_map(rgb) if any(calm for _, calm in taus) else None
-
-        def place(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
-            """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
-            check()
-            if isinstance(tau, Tensor):
-                tau = resize_temperature_map(tau, height, width)
-            if calm and edges is not None:
-                tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
-            if not isinstance(tau, Tensor):
-                return tau
-            return resize_temperature_map(F.pad(tau, padding, mode="replicate"), *shape[1:])
-
-        per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
-        self.taus = [
-            [place(tau, calm, shape) for tau, shape in zip(levels, shapes, strict=False)] for levels, calm in per_level
-        ]
-
-    def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:
-        """The latents of some samples of an image in a tile, finest first; where all are the same, one."""
-        latents: list[Tensor] = []
-        for level, noise in enumerate(self.noise):
-            factor = noise.shape[-2] / self.rows
-            each: list[Tensor] = []
-            for sample in samples:
-                which, seed = divmod(sample, len(noise))
-                tau = self.taus[which][level]
-                if isinstance(tau, Tensor):
-                    tau = _crop(tau[min(item, len(tau) - 1), None], tile, factor)
-                each.append(tau * _crop(noise[seed, None], tile, factor))
-            latents.append(torch.cat(each))
-        return latents + [_crop(still, tile, still.shape[-2] / self.rows) for still in self.still]
-
-
 def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor:
     result = pictures.new_empty((*pictures.shape[:2], *size))
     for resized, picture in zip(result, pictures, strict=True):
@@ -461,35 +290,28 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
     return result
 
 
-def pad(image: Tensor, rows: int, columns: int) -> Tensor:
-    """Extend images to the right and below, by reflection where there are enough pixels to reflect.
-
-    Args:
-        image: ``(B, C, H, W)``.
-        rows: Of the result, at least H.
-        columns: Of the result, at least W.
-
-    Returns:
-        ``(B, C, rows, columns)``.
-    """
-    for axis, missing in ((3, columns - image.shape[3]), (2, rows - image.shape[2])):
+def pad(image: Tensor, border: Border) -> Tensor:
+    """Extend images ``(B, C, H, W)`` to the right and below, by reflection where there are enough pixels to reflect."""
+    for axis, missing in ((3, border[1]), (2, border[3])):
         padding = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
         image = F.pad(image, padding, mode="reflect" if image.shape[axis] > missing else "replicate")
     return image
 
 
-def _crop(tensor: Tensor, tile: Window, factor: float) -> Tensor:
-    """Crop a tile with its halo out of something ``factor`` times as large as the LR image."""
-    top, bottom, left, right = (
-        round(edge * factor) for edge in (tile.halo_top, tile.halo_bottom, tile.halo_left, tile.halo_right)
-    )
-    return tensor[..., top:bottom, left:right]
+def border(height: int, width: int, multiple: int) -> Border:
+    """What lacks right and below to sides that are multiples of a number."""
+    return 0, -width % multiple, 0, -height % multiple
 
 
-def _without_halo(tile: Window, scale: int, height: int, width: int) -> tuple[Index, Index]:
-    """Where a tile without its halo lies in the decoded tile, and in the HR image of ``(height, width)``."""
-    top, left = tile.top * scale, tile.left * scale
-    bottom, right = min(tile.bottom * scale, height), min(tile.right * scale, width)
-    y, x = top - tile.halo_top * scale, left - tile.halo_left * scale
-    inner = (..., slice(y, y + bottom - top), slice(x, x + right - left))
-    return inner, (..., slice(top, bottom), slice(left, right))
+TILING = Tiling(
+    sides=(1024, 768, 512, 384, 256, 192, 128, 96, 64),
+    smallest=32,
+    unit="LR pixels",
+    memory=lambda flow, _, padded, tile, halo: memory_required(flow, *padded, tile, halo),
+    border=border,
+    pad=pad,
+    pad_map=lambda tau, border: F.pad(tau, border, mode="replicate"),
+    max_deviation=MAX_DEVIATION,
+    filled="enlarged by a bicubic resize",
+    shares=True,
+)

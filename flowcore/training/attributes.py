@@ -33,10 +33,10 @@ from ..flow import Flow
 from ..images import files
 from ..prior import Shape
 from ..tasks.subject import prepare_subject
-from .styles import with_styles
+from .styles import center_groups, with_styles
 
 FACES = ("smile=lips_parted*4", "age=-birth_year*5", "gender=gender:F/M*2")  # of the data set faces; gains by eye
-FEWEST = 8  # images that an attribute may rest on
+MIN_IMAGES = 8  # images that an attribute may rest on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,24 +230,16 @@ def read_images(flow: Flow, paths: Sequence[Path]) -> Tensor:
     )
 
 
-def center_sources(values: Tensor, sources: Tensor) -> Tensor:
-    """Subtract the mean of every source."""
-    values = values.clone()
-    for source in sources.unique():
-        values[sources == source] -= values[sources == source].mean(0)
-    return values
-
-
 def _standardize(table: AttributeTable, names: Sequence[str]) -> Tensor:
     """Targets ``(N, S)``, of zero mean within a source and unit variance; NaN where unknown."""
     targets = table.values.clone()
     for k, name in enumerate(names):
         known = targets[:, k].isfinite()
-        column = center_sources(targets[known, k], table.sources[known])
+        column = center_groups(targets[known, k], table.sources[known])
         spread = float(column.square().mean().sqrt()) if len(column) else 0.0
-        if len(column) < FEWEST or spread < 1e-9:
+        if len(column) < MIN_IMAGES or spread < 1e-9:
             raise FlowError(
-                f"Attribute {name} needs at least {FEWEST} images with different values within a source; column "
+                f"Attribute {name} needs at least {MIN_IMAGES} images with different values within a source; column "
                 f"{table.attributes[k].column} has {len(column)} values. Name another column."
             )
         targets[known, k] = column / spread
@@ -260,8 +252,8 @@ def _regress(targets: Tensor, z: Tensor, sources: Tensor) -> tuple[Tensor, Tenso
     noise: list[Tensor] = []
     for k in range(targets.shape[1]):
         rows = targets[:, k].isfinite()
-        t = center_sources(targets[rows].nan_to_num(0.0), sources[rows])  # (n, S)
-        centered = center_sources(z[rows], sources[rows])  # (n, D)
+        t = center_groups(targets[rows].nan_to_num(0.0), sources[rows])  # (n, S)
+        centered = center_groups(z[rows], sources[rows])  # (n, D)
         inverse = torch.linalg.pinv(t.T @ t)[k]  # of others that do not vary here, nothing is learned
         directions.append(inverse @ t.T @ centered)
         noise.append(inverse[k] * centered.square().mean(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,6 @@ class RunState:
         rate: Factor on the recipe's learning rates, halved whenever the run went back to a checkpoint.
         retreats: How often it went back.
         initialised: Whether the data-dependent initialization was made.
-        length: Factor on the recipe's numbers of steps; 1 but in checkpoints from before ``stage_steps``.
         stage_steps: Steps of every stage of a run that is to end within some minutes; empty for the recipe's.
         start: What held-out images say of the model that the run started from, by stage; empty if it began anew.
         precision: "float32" or "bfloat16", once chosen.
@@ -42,7 +42,6 @@ class RunState:
     rate: float = 1.0
     retreats: int = 0
     initialised: bool = False
-    length: float = 1.0
     stage_steps: list[int] = field(default_factory=list[int])
     start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     precision: str = ""
@@ -124,3 +123,9 @@ def restore(content: Mapping[str, Any], flow: Flow, average: Flow, state: RunSta
     for name, value in content["progress"].items():
         setattr(state, name, value)
     return content["optimiser"]
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically."""
+    with replacing(target, source.stat().st_size) as partial:
+        shutil.copyfile(source, partial)

@@ -15,7 +15,7 @@ from ..tasks import Progress
 from .colors import ColorPhotographs, is_gray
 from .digits import Digits
 from .photographs import Photographs
-from .recipe import Recipe, held_out_names
+from .recipe import Recipe
 
 Data = Photographs | ColorPhotographs | Digits
 
@@ -31,21 +31,7 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
         labeled = getattr(recipe.model, "classes", 0) > 0
         return Digits(data, validation=recipe.validation, labeled=labeled, unlabelled=recipe.unlabelled)
-    photographs = Photographs(
-        data,
-        cache,
-        scale=recipe.scale,
-        pyramid=recipe.pyramid,
-        validation=recipe.validation,
-        held_out=held_out_names(recipe.held_out),
-        turn=recipe.turn,
-        short_sides=recipe.short_sides,
-        enlarge=recipe.enlarge,
-        sampling=recipe.sampling,
-        degradation=recipe.degradation,
-        degradation_strength=recipe.degradation_strength,
-        progress=progress,
-    )
+    photographs = Photographs(data, cache, recipe, progress)
     if not isinstance(recipe.model, ColorizerConfig):
         return photographs
     photographs.leave_out(is_gray, "has no color")

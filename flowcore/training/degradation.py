@@ -31,8 +31,8 @@ MAX_BLUR = 0.6  # standard deviation, in LR pixels
 OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
 NOISY, GRAY = 0.6, 0.4  # the latter among those that are noisy
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
-COMPRESSED, SUBSAMPLED = 0.75, 0.6  # the latter among those that are compressed
-MAX_QUALITY, MIN_QUALITY = 95, 35  # of JPEG
+COMPRESSED, SUBSAMPLED = 0.75, 0.8  # the latter among those that are compressed
+MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
 KERNEL_REACH = 2  # LR pixels that the kernels of shrinking reach

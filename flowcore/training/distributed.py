@@ -57,11 +57,7 @@ class Distributed:
 
     def any(self, condition: bool, device: str) -> bool:
         """Return True in every process if the condition holds in one of them."""
-        if not self.is_active:
-            return condition
-        votes = torch.tensor(float(condition), device=device)
-        dist.all_reduce(votes)
-        return bool(votes > 0)
+        return bool(self.mean(torch.tensor(float(condition), device=device)) > 0)
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -1,7 +1,8 @@
-"""Finding and decoding the images of folders and ZIP archives."""
+"""Finding and decoding the images of folders and ZIP archives, and checks before hours of training begin."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import warnings
@@ -23,6 +24,7 @@ MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bo
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
 MAX_PIXELS_IN_FLIGHT = 2**25  # of all images that are decoded at the same time, unless a single one has more
 MAX_THREADS = 4
+MAX_SEARCHED = 100_000  # files and folders, before the first image
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
 Result = TypeVar("Result")
@@ -111,6 +113,52 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
             f"{', '.join(tops[:8]) or 'nothing'}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return sorted(sources, key=lambda source: source.name.split("/"))
+
+
+def folder_stamp(folder: Path) -> str:
+    """Digest what changes when a file is added to a folder or removed from it, at any depth.
+
+    Only folders are asked when they changed: asking every file takes minutes where a folder of many images lies on a
+    network. So an image that was edited in place is not noticed.
+
+    Args:
+        folder: The folder; one that does not exist has a stamp, too.
+    """
+    digest = hashlib.sha256()
+    for path, folders, _ in os.walk(folder):
+        folders.sort()
+        digest.update(f"{path} {os.stat(path).st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
+    """Check that a folder holds something to train on.
+
+    Only as far as the first such file, and never for ever: a server waits for the answer.
+
+    Args:
+        folder: The folder, which exists.
+        digits: True for files of MNIST, which lie directly in it; False for images, at any depth; None for both.
+
+    Returns:
+        What is wrong, in a sentence; None if nothing is.
+    """
+    sought = (
+        "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
+        if digits
+        else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    )
+    files = 0
+    for number, path in enumerate(folder.rglob("*")):
+        if number == MAX_SEARCHED:
+            return f"the first {number} things in {folder} are no {sought}. Choose a folder inside it."
+        is_image = digits is not True and path.suffix.lower() in IMAGE_SUFFIXES
+        is_digits = digits is not False and "-idx" in path.name and path.parent == folder
+        is_file = path.is_file()
+        if (is_image or is_digits) and is_file:
+            return None
+        files += is_file
+    return f"{folder} holds {files} files and no {sought}, at any depth."
 
 
 def decode_each(

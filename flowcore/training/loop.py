@@ -12,7 +12,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,30 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.file import read, read_header, save
-from ..checkpoints.writing import replacing
 from ..device import has_bfloat16
 from ..errors import FlowError
 from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
-from .checkpoint import Checkpoints, RunState, restore
+from .checkpoint import Checkpoints, RunState, copy_file, restore
 from .data import open_data
 from .distributed import Distributed
-from .interruption import Stopped, interruptible
 from .objective import initialize_flow, pretrained_backbone
 from .pace import Pace
 from .pixel_cache import Entry
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
-from .stage import SYNC_EVERY, Diverged, Run, StageRunner, check_stage, unchanged_moments
+from .stage import (
+    Diverged,
+    Run,
+    StageRunner,
+    Stopped,
+    check_stage,
+    interruptible,
+    put_back,
+    running_moments,
+    unchanged_moments,
+)
 from .start import (
     became_worse,
     load_encoder,
@@ -47,7 +56,40 @@ from .start import (
 from .validate import validate
 
 MAX_RETREATS = 6
+SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
+LOG_EVERY = 20  # seconds between progress lines
 START_FILE = "start.safetensors"  # in the run folder: the model that the run started from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run has come to at the end of a call of ``train``.
+
+    Attributes:
+        model: The model file.
+        steps: Steps made, in this call and those before.
+        total: Steps of the whole run.
+        new_steps: Those that this call made.
+        skipped: Steps that changed nothing because they were not finite.
+        minutes: Of training, in this call and those before.
+        better_than_start: Whether the model measured better than the one that the run started from; None if it started
+            from none, or nothing could be measured.
+        verdict: The comparison with that model, in a sentence; empty if the run started from none.
+    """
+
+    model: Path
+    steps: int
+    total: int
+    new_steps: int
+    skipped: int
+    minutes: float
+    better_than_start: bool | None
+    verdict: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.steps >= self.total
 
 
 def train(
@@ -64,7 +106,7 @@ def train(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     distributed: Distributed | None = None,
-) -> Path:
+) -> Result:
     """Run a recipe to its end, resuming from the checkpoint in the run folder if there is one.
 
     Args:
@@ -72,9 +114,10 @@ def train(
         data: What to train on: a folder or ZIP archive of images, or several; see ``open_data``.
         run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
         device: Torch device.
-        start: A model file whose weights to start from; its configuration must be the recipe's. It is measured before
-            the first step, the stages and rates are those that the recipe has for it (``start_stages``,
-            ``start_rate``), and the model file holds the better of the two: the start, or what was trained.
+        start: A model file whose weights to start from; its configuration must be the recipe's, but for the encoder
+            where ``encoder_from`` names another. It is measured before the first step, the stages and rates are those
+            that the recipe has for it (``start_stages``, ``start_rate``), and the model file holds the better of the
+            two: the start, or what was trained.
         encoder_from: A model file whose encoder to start from; or, for an encoder with a backbone, the file of the
             backbone alone, as ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes those of
             the shipped model that has the backbone.
@@ -89,7 +132,7 @@ def train(
         distributed: This process's place among those that train together; None if it is alone.
 
     Returns:
-        Path of the model file, ``run/model.safetensors``.
+        What the run has come to; its model file is ``run/model.safetensors``.
 
     Raises:
         FlowError: If a stage does not suit the data or the model, the run folder belongs to another recipe, a batch
@@ -104,13 +147,21 @@ def train(
     # a host may call this in inference mode, and has random numbers of its own
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline)
+        is_new = not run.exists()
+        try:
+            trainer = _Trainer(
+                recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline
+            )
+        except FlowError:
+            if is_new:  # a run that is refused leaves nothing
+                shutil.rmtree(run, ignore_errors=True)
+            raise
         # one of several processes must not leave the others waiting in the middle of a step
         asked = None if trainer.distributed.is_active else cancelled
         try:
             with interruptible([trainer.flow, trainer.average], asked):
                 trainer.prepare(start, encoder_from)
-                trainer.train(stop_after)
+                return trainer.train(stop_after)
         except Stopped as stopped:  # before the first step of a stage, whose checkpoint is written
             trainer.log.line(f"stopped: before step {trainer.state.step + 1}")
             if isinstance(stopped.reason, BaseException):
@@ -118,10 +169,9 @@ def train(
             raise FlowError(f"Stopped before step {trainer.state.step + 1}: run again to go on.") from None
         finally:
             trainer.log.close()
-    return trainer.model_file
 
 
-class _Trainer:
+class _Trainer(Run):
     def __init__(
         self,
         recipe: Recipe,
@@ -135,34 +185,31 @@ class _Trainer:
         deadline: float,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.recipe, self.folder, self.device, self.distributed = recipe, folder, device, distributed
-        self.progress, self.cancelled = progress, cancelled
+        self.folder, self.progress, self.cancelled = folder, progress, cancelled
         self.model_file, self.start_file = folder / "model.safetensors", folder / START_FILE
         self.worse_file = folder / "worse.safetensors"  # what was trained, while the start is better
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
-        self.state = RunState()
-        lines: list[str] = []
+        state, lines = RunState(), list[str]()
         self.content = self.checkpoints.read(lines.append)
         if self.content is not None:
-            self.state.step = self.content["progress"]["step"]
-        self.log = RunLog(folder, write_line, step=self.state.step, enabled=distributed.is_main)
+            state.step = self.content["progress"]["step"]
+        log = RunLog(folder, write_line, step=state.step, enabled=distributed.is_main)
         for line in lines:
-            self.log.line(line)
-        self.data = open_data(recipe, data, folder / "cache", self._while_decoding)
-        self.log.line(
-            f"{_photographs(list(self.data.training))} to train on, {_photographs(list(self.data.held_out))} held out, "
-            f"{len(self.data.skipped)} skipped"
+            log.line(line)
+        opened = open_data(recipe, data, folder / "cache", self._while_decoding)
+        log.line(
+            f"{_photographs(list(opened.training))} to train on, {_photographs(list(opened.held_out))} held out, "
+            f"{len(opened.skipped)} skipped"
         )
-        for name in self.data.skipped:
-            self.log.line(f"skipped {name}")
+        for name in opened.skipped:
+            log.line(f"skipped {name}")
         torch.manual_seed(recipe.seed)
-        self.flow = build(recipe.architecture, recipe.model)
+        flow = build(recipe.architecture, recipe.model)
         for stage in recipe.stages:  # now, not hours later
-            check_stage(stage, recipe, self.data, self.flow)
+            check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
-        self.average = copy.deepcopy(self.flow)
+        super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
         self.optimiser_state: dict[str, Any] | None = None
-        self.run = Run(recipe, self.data, self.flow, self.average, self.state, self.log, device, distributed)
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
@@ -185,12 +232,13 @@ class _Trainer:
             self._load(start, encoder_from)
             self.average.load_state_dict(self.flow.state_dict())
         if any(stage.teacher_weight for stage in self._whole_stages()):
-            self.run.teacher = read(start or self.start_file).to(self.device, memory_format=torch.channels_last)
+            self.teacher = read(start or self.start_file).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
         self.average.requires_grad_(False).eval()
         if not state.precision:
-            state.precision = self._choose_precision()
+            fast = "bfloat16" if has_bfloat16(torch.device(self.device)) else "float32"
+            state.precision = fast if self.recipe.precision == "auto" else self.recipe.precision
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and resumed is None:
             self._measure_start()
@@ -207,13 +255,11 @@ class _Trainer:
     def _resume(self, content: dict[str, Any], start: Path | None) -> None:
         state = self.state
         self.optimiser_state = restore(content, self.flow, self.average, state)
-        if start is not None and state.origin != f", starting from {start.stem}":
+        if start is not None and not f"{state.origin},".startswith(f", starting from {start.stem},"):
             raise FlowError(
                 f"{self.folder} holds a run that did not start from {start.stem}. Choose another --run folder, or "
                 "leave out --start to go on with that run."
             )
-        if state.length < 1 and not state.stage_steps:  # a checkpoint from before steps were stored by stage
-            state.stage_steps = [max(1, round(stage.steps * state.length)) for stage in self.recipe.stages]
         if state.start:
             take_sampling_defaults([self.flow, self.average], self.start_file)
         self.log.line(f"resuming after step {state.step}")
@@ -222,25 +268,22 @@ class _Trainer:
         """Load the weights that a new run begins with."""
         state = self.state
         if start is not None:
-            load_weights(self.flow, start)
+            load_weights(self.flow, start, other_encoder=encoder_from is not None)
             take_sampling_defaults([self.flow, self.average], start)
             state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
             if self.distributed.is_main:
-                _copy(start, self.start_file)
-        elif encoder_from is not None:
+                copy_file(start, self.start_file)
+        if encoder_from is not None:
             part = load_encoder(self.flow, encoder_from)
-            state.origin = f", with the {part} of {encoder_from.stem}"
-        elif pretrained_backbone(self.flow) is not None:
-            shipped = shipped_with_backbone(self.recipe.model.backbone)
+            state.origin += f", with the {part} of {encoder_from.stem}"
+        elif start is None and pretrained_backbone(self.flow) is not None:
+            shipped = shipped_with_backbone(self.recipe.model)
+            if shipped is None:
+                return
             trained_here = any(stage.objective == "chroma" for stage in self.recipe.stages)
             part = load_encoder(self.flow, shipped, backbone_alone=trained_here)
             state.origin = f", with the {part} of {shipped.stem}"
             self.log.line(f"took the {part} of the shipped model {shipped.stem}; encoder_from chooses another file")
-
-    def _choose_precision(self) -> str:
-        if self.recipe.precision != "auto":
-            return self.recipe.precision
-        return "bfloat16" if has_bfloat16(torch.device(self.device)) else "float32"
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
@@ -269,7 +312,7 @@ class _Trainer:
         for k, stage in enumerate(self._stages()):
             seconds = 0.0
             if k >= number:
-                runner = StageRunner(self.run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
+                runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 with unchanged_moments(self.flow):
                     for _ in range(2):  # the first one also makes what later ones use again
                         self._stop_if_cancelled("while a step was timed, before the first one")
@@ -315,8 +358,9 @@ class _Trainer:
     def _stage_of(self, step: int) -> Stage:
         return self._stages()[self._number_of(step)]
 
-    def train(self, stop_after: int | None) -> None:
+    def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
+        before = self.state.step
         while True:
             try:
                 finished = self._run_stages(stop_after)
@@ -331,8 +375,19 @@ class _Trainer:
             f"{state.step} of {self._total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} minutes: "
             f"{self.model_file}{'' if finished else '; run again to go on'}"
         )
-        if state.start and self.distributed.is_main:
-            self.log.line(self._verdict())
+        better, verdict = self._verdict() if state.start and self.distributed.is_main else (None, "")
+        if verdict:
+            self.log.line(verdict)
+        return Result(
+            model=self.model_file,
+            steps=state.step,
+            total=self._total(),
+            new_steps=state.step - before,
+            skipped=state.skipped,
+            minutes=state.seconds / 60,
+            better_than_start=better,
+            verdict=verdict,
+        )
 
     def _run_stages(self, stop_after: int | None) -> bool:
         """Run the stages from the present step on; return True if all of them are finished."""
@@ -340,26 +395,60 @@ class _Trainer:
         limit = math.inf if stop_after is None else stop_after
         for number in range(len(self._stages())):
             stage = self._stages()[number]
-            until = min(first + stage.steps, limit)
-            if first <= state.step < until:
+            if first <= state.step < min(first + stage.steps, limit):
                 if state.step == first:
                     self._begin_stage(stage)
-                runner = StageRunner(self.run, stage, first)
-                if not runner.train(
-                    int(until),
-                    self.optimiser_state,
-                    every=self._checkpoint_every(),
-                    interruption=partial(self._interruption, number, limit),
-                    checkpoint=self._checkpoint,
-                ):
+                if not self._run_stage(number, StageRunner(self, stage, first), limit):
                     return False
                 self.optimiser_state = None
             first += self._stages()[number].steps
         return state.step == self._total()
 
-    def _checkpoint_every(self) -> int:
-        every, share = self.recipe.checkpoint_every, self._total() / sum(stage.steps for stage in self._whole_stages())
-        return every if share == 1 else max(min(every, 25), round(every * share))
+    def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
+        """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
+        state, every = self.state, self.recipe.checkpoint_every
+        share = self._total() / sum(stage.steps for stage in self._whole_stages())
+        if share < 1:
+            every = max(min(every, 25), round(every * share))
+        if self.optimiser_state is not None:
+            runner.resume(self.optimiser_state)
+        runner.fit_into_memory()
+        data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
+        with ThreadPoolExecutor(1, "flowcore-data") as loader:
+            upcoming = loader.submit(runner.batch, state.step)
+            while state.step < min(runner.end, limit):
+                begin = time.monotonic()
+                batch = upcoming.result()
+                data_wait += time.monotonic() - begin
+                upcoming = loader.submit(runner.batch, state.step + 1)
+                moments = running_moments(self.flow)
+                try:
+                    runner.step(*batch)
+                    state.step += 1
+                    reason = self._interruption(number, runner, limit)
+                except Stopped as stopped:  # nothing of the step counts
+                    put_back(moments)
+                    reason = stopped.reason
+                is_last = state.step == min(runner.end, limit)
+                due = state.step % every == 0 or is_last or reason is not None
+                if due or state.step % SYNC_EVERY == 0:
+                    runner.read_counters()
+                now = time.monotonic()
+                if (due or now - logged > LOG_EVERY) and state.step > logged_step:
+                    seconds = max(now - logged, 1e-9)
+                    runner.log_progress((state.step - logged_step) / seconds, data_wait / seconds)
+                    logged, logged_step, data_wait = now, state.step, 0.0
+                if due:
+                    state.seconds += time.monotonic() - started
+                    stopping = reason == "cancelled" or isinstance(reason, BaseException)
+                    self._checkpoint(runner, measured=not stopping)
+                    started = logged = time.monotonic()
+                if isinstance(reason, BaseException):
+                    raise reason
+                if reason is not None:
+                    self.log.line(f"stopped: {reason}")
+                    return is_last
+        return True
 
     def _begin_stage(self, stage: Stage) -> None:
         """Continue from the averaged weights of the stage before, and initialize the flow if that is still to do."""
@@ -374,11 +463,11 @@ class _Trainer:
         if self.distributed.is_main:  # a good checkpoint to go back to
             self.checkpoints.write(self.flow, self.average, None, self.state)
 
-    def _interruption(self, number: int, limit: float, runner: StageRunner) -> str | BaseException | None:
+    def _interruption(self, number: int, runner: StageRunner, limit: float) -> str | BaseException | None:
         """Fit the stage into the time, and ask whether to stop after a step: a reason, or what the caller raised."""
         state = self.state
         if self.pace.is_limited and state.stage_steps:
-            self._keep_pace(number, limit, runner)
+            self._keep_pace(number, runner)
         reason: str | BaseException | None = None
         try:
             if self.progress is not None:
@@ -387,14 +476,14 @@ class _Trainer:
                 reason = "cancelled"
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
             reason = raised
-        if self.pace.is_over and not state.stage_steps and state.step < runner.until:
+        if self.pace.is_over and not state.stage_steps and state.step < min(runner.end, limit):
             reason = reason or "the time is up"
         if self.distributed.is_active:  # now and then, because it waits for the device
             due = state.step % SYNC_EVERY == 0
             return (reason or "cancelled") if due and self.distributed.any(reason is not None, self.device) else None
         return reason
 
-    def _keep_pace(self, number: int, limit: float, runner: StageRunner) -> None:
+    def _keep_pace(self, number: int, runner: StageRunner) -> None:
         """Change the length of the run, now that more of its pace is known."""
         state = self.state
         if self.distributed.is_active and state.step % SYNC_EVERY:
@@ -403,8 +492,7 @@ class _Trainer:
         self.pace.count(number, done)
         whole = [stage.steps for stage in self._whole_stages()]
         state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
-        stage = self._stages()[number]
-        runner.set_length(stage, int(min(runner.first + stage.steps, limit)))
+        runner.stage = self._stages()[number]  # with another number of steps, so that its rate decays otherwise
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
@@ -429,15 +517,15 @@ class _Trainer:
 
     # --- results
 
-    def _checkpoint(self, optimiser: torch.optim.Optimizer, stage: Stage, measured: bool) -> None:
+    def _checkpoint(self, runner: StageRunner, *, measured: bool) -> None:
         begin = time.monotonic()
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
-            self.checkpoints.write(self.flow, self.average, optimiser, self.state)
+            self.checkpoints.write(self.flow, self.average, runner.optimiser, self.state)
             try:
-                self._publish(stage, measured)
+                self._publish(runner.stage, measured)
             except Stopped:
-                self._publish(stage, measured=False)
+                self._publish(runner.stage, measured=False)
                 raise
         self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
@@ -456,10 +544,10 @@ class _Trainer:
         }
         if self._start_metrics() and not measured:  # nothing tells which is better: what has been measured stays
             if not self.model_file.exists():
-                _copy(self.start_file, self.model_file)
+                copy_file(self.start_file, self.model_file)
         elif became_worse(self._start_metrics(), metrics):
             save(self.average, self.worse_file, provenance=provenance)
-            _copy(self.start_file, self.model_file)
+            copy_file(self.start_file, self.model_file)
         else:
             save(self.average, self.model_file, provenance=provenance)
             self.worse_file.unlink(missing_ok=True)
@@ -491,25 +579,27 @@ class _Trainer:
             read_header(file).provenance.get("steps") == self.state.step for file in files
         )
 
-    def _verdict(self) -> str:
-        """Compare what was trained with what it started from, in a sentence."""
+    def _verdict(self) -> tuple[bool | None, str]:
+        """Compare what was trained with what it started from: whether it is better, and a sentence."""
         start = self._start_metrics()
         if not start:
-            return "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
+            return None, (
+                "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
+            )
         file = self.worse_file if self.worse_file.exists() else self.model_file
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         worse = became_worse(start, metrics)
         if worse:
-            return (
+            return False, (
                 f"worse than the start {worse} ({values}): {self.model_file.name} is the start; what was trained is "
                 f"{self.worse_file}"
             )
         change, *others = (loss_of_quality(name, start, metrics) for name in start)
         if change == 0:
-            return f"as good as the start ({values})"
+            return False, f"as good as the start ({values})"
         lost = ", ".join(name for name, loss in zip([*start][1:], others, strict=True) if loss > 0)
-        return f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
+        return True, f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
 
 
 def _photographs(entries: Sequence[Any]) -> str:
@@ -519,8 +609,3 @@ def _photographs(entries: Sequence[Any]) -> str:
         return f"{len(entries)} images"
     sizes = f" in {len(entries)} sizes" if len(entries) > len(names) else ""
     return f"{len(names)} photograph{'' if len(names) == 1 else 's'}{sizes}"
-
-
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target, source.stat().st_size) as partial:
-        shutil.copyfile(source, partial)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ..flow import Flow, Level
-from ..networks import RRDBEncoder
+from ..networks import LREncoder
 from ..transforms import ODE, BatchNorm, batch_moments
 
 
@@ -46,8 +46,8 @@ def recomputable_modules(flow: Flow) -> list[nn.Module]:
     for level in flow.levels:
         assert isinstance(level, Level)
         modules += level.steps.parts()
-    if isinstance(flow.encoder, RRDBEncoder):
-        modules += flow.encoder.blocks
+    if isinstance(flow.encoder, LREncoder):
+        modules += flow.encoder.residual_blocks()
     return modules
 
 

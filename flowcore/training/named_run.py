@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -12,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.writing import replacing, write_atomic
+from ..checkpoints.writing import write_atomic
 from ..errors import FlowError
+from .checkpoint import copy_file
+from .run_log import read_rows
 
 CHECKPOINT, MODEL, RECORD = "checkpoint.pt", "model.safetensors", "node.json"
 EARLIER = "earlier"
@@ -104,8 +105,7 @@ class NamedRun:
             digest = _digest(model)
             if not self.target.exists() or _digest(self.target) != digest:
                 self._refuse_to_overwrite(record)
-                with replacing(self.target, model.stat().st_size) as partial:
-                    shutil.copyfile(model, partial)
+                copy_file(model, self.target)
             record.saved, record.ours = digest, True
         self._write(record)
 
@@ -120,11 +120,7 @@ class NamedRun:
 
     def history(self) -> list[dict[str, str]]:
         """Read the trainer's history, a row per logged step."""
-        path = self.folder / "history.csv"
-        if not path.exists():
-            return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.folder / "history.csv")
 
     def last_sheet(self) -> Path | None:
         """Return the newest sheet of samples, if there is one."""

@@ -16,8 +16,8 @@ from ..flow import Flow
 from ..images.color import NEUTRAL
 from ..images.resize import shrink
 from ..images.rounding import as_stored
-from ..likelihood import bits_per_dim, log_prob, log_weight
-from ..networks import LumaEncoder, RRDBEncoder
+from ..likelihood import bits_per_dim, log_prob, log_weight, probe_shapes, series_coefficients, with_probes
+from ..networks import IMDNEncoder, LREncoder, LumaEncoder
 from ..networks.luma import CHROMA_UNIT, split_source
 from ..prior import sample_latents
 from ..transforms import Probes, path_costs
@@ -28,7 +28,14 @@ COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
 
 
-class AbsoluteError(nn.Module):
+class _WithoutNoise(nn.Module):
+    unit = "L1"
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        return None
+
+
+class AbsoluteError(_WithoutNoise):
     """Mean absolute error of an encoder's own enlargement, of that shrunk again, and of its features.
 
     ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, ``teacher_weight``
@@ -40,8 +47,6 @@ class AbsoluteError(nn.Module):
     instead of a larger one.
     """
 
-    unit = "L1"
-
     def __init__(
         self, flow: Flow, lr_consistency: float = 0.0, *, teacher: Flow | None = None, teacher_weight: float = 0.0
     ) -> None:
@@ -51,9 +56,6 @@ class AbsoluteError(nn.Module):
         self.grids = len(flow.levels)
         self.teacher = None if teacher is None else lr_encoder(teacher).requires_grad_(False)
         self.teacher_weight = teacher_weight
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-        return None
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
@@ -72,7 +74,7 @@ class AbsoluteError(nn.Module):
         return loss
 
 
-class Rescaling(nn.Module):
+class Rescaling(_WithoutNoise):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
     ``mean |restore(round(small)) - hr| + lr_consistency * mean |small - lr|`` with ``small = reduce(hr)``: restored at
@@ -83,16 +85,11 @@ class Rescaling(nn.Module):
     since restoring at temperature 0 already leaves nothing to them.
     """
 
-    unit = "L1"
-
     def __init__(self, flow: Flow, lr_consistency: float = 0.0) -> None:
         super().__init__()
         flow.require("rescale")
         self.flow = flow
         self.lr_consistency = lr_consistency
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-        return None
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
@@ -117,7 +114,7 @@ class Rescaling(nn.Module):
         return small, self.flow.inverse(zeros, self.flow.encode_condition(stored))
 
 
-class ChromaError(nn.Module):
+class ChromaError(_WithoutNoise):
     """Mean squared error of the chroma that a colorizer's encoder predicts, in ``CHROMA_UNIT``, mean over its grids.
 
     Source: Ardizzone et al. 2019, section 4.2: the condition network is pre-trained to predict colors.
@@ -133,9 +130,6 @@ class ChromaError(nn.Module):
                 f"{flow.architecture} model has none. Use objective likelihood."
             )
         self.encoder = flow.encoder
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-        return None
 
     def forward(self, x: Tensor, source: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from chroma ``(B, 2, H, W)`` around ``NEUTRAL`` and its source ``(B, 8, 4H, 4W)``."""
@@ -196,7 +190,9 @@ class Likelihood(nn.Module):
         if not self.flow.estimated:
             return noise
         seeds = torch.randint(2**62, shape[:1], generator=generator).tolist()
-        vectors = self.flow.probes(shape, seeds).vectors
+        probes = with_probes(self.flow, shape, seeds).probes
+        assert probes is not None
+        vectors = probes.vectors
         more = torch.poisson(torch.full((1, len(vectors)), ROULETTE), generator).expand(len(noise), -1)
         return torch.cat([t.flatten(1) for t in (noise, *vectors, more)], dim=1)
 
@@ -223,16 +219,16 @@ class Likelihood(nn.Module):
 
     def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
         """Take the rows of ``noise`` apart."""
-        shapes = [tuple(x.shape[1:]), *self.flow.probe_shapes(*x.shape[2:])]
+        shapes = [tuple(x.shape[1:]), *probe_shapes(self.flow, *x.shape[2:])]
         rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
         noise, *vectors = _split_rows(rows, shapes)
-        coefficients = self.flow.probe_coefficients()
+        coefficients = series_coefficients(self.flow)
         if self.series_terms is not None:
             exact = (1.0,) * self.series_terms
             drawn = zip(coefficients, more[0].tolist(), strict=True)
             coefficients = tuple(c and exact + roulette(round(count)) for c, count in drawn)
         probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=self.series_terms is not None)
-        return noise, self.flow.with_probes(probes)
+        return noise, Condition(features=(), probes=probes)
 
 
 Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
@@ -355,9 +351,9 @@ def initialize_flow(flow: Flow, x: Tensor, source: Tensor | None, seed: int) -> 
     flow.initialize(bins.place(k, noise.to(k)).to(x), cond)
 
 
-def lr_encoder(flow: Flow) -> RRDBEncoder:
+def lr_encoder(flow: Flow) -> LREncoder:
     """Return the LR encoder of an upscaler; raise FlowError for other models."""
-    if not isinstance(flow.encoder, RRDBEncoder):
+    if not isinstance(flow.encoder, LREncoder):
         raise FlowError(
             f"Objective l1 trains an LR encoder; a {flow.architecture} model has none. Use objective likelihood."
         )
@@ -365,8 +361,8 @@ def lr_encoder(flow: Flow) -> RRDBEncoder:
 
 
 def pretrained_backbone(flow: Flow) -> nn.Module | None:
-    """Return the backbone of a colorizer's encoder; None for a colorizer without one, and for other models."""
-    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder) else None
+    """Return the network within an encoder that others trained; None for encoders without one."""
+    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder | IMDNEncoder) else None
 
 
 def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..tasks import Progress
-from .degradation import DegradationKind, degrade, draw_degradation
+from .degradation import degrade, draw_degradation
 from .pixel_cache import Entry, describe, open_pixel_cache
-from .recipe import Sampling
+from .recipe import Recipe, held_out_names
 
 
 class Photographs:
@@ -26,57 +26,27 @@ class Photographs:
     """
 
     def __init__(
-        self,
-        folders: Path | Sequence[Path],
-        cache: Path,
-        *,
-        scale: int,
-        pyramid: tuple[float, ...] = (1.0,),
-        validation: int = 0,
-        held_out: frozenset[str] = frozenset(),
-        turn: bool = True,
-        short_sides: tuple[int, ...] = (),
-        enlarge: float = 1.0,
-        sampling: Sampling = "area",
-        degradation: DegradationKind = "bicubic",
-        degradation_strength: float = 1.0,
-        progress: Progress | None = None,
+        self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
     ) -> None:
-        """Open the images, see ``open_pixel_cache``, and hold some out of training.
+        """Open the images, and hold some out of training.
 
         Args:
             folders: Folders of images, or ZIP archives of them.
             cache: Folder of the decoded pixels.
-            scale: Factor between HR and LR; 1 for images alone.
-            pyramid: Scale factors at which every photograph is used; shrunk copies are sharper than their originals.
-            validation: How many photographs to hold out of training, spread evenly over the sorted names; of few
-                photographs at most half of them, but one if there are two or three.
-            held_out: File names, without folders, of photographs to hold out of training. If any of them exists, these
-                are held out instead of ``validation`` others.
-            turn: Whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case.
-            short_sides: Instead of the pyramid, lengths of the shorter side to which every photograph is resized.
-            enlarge: Greatest factor by which photographs are enlarged to a short side.
-            sampling: Whether every part of the data's area is equally likely to be in a crop, or every photograph.
-            degradation: How LR crops are made of HR ones: "bicubic", or "realistic", as in ``degradation.py``.
-            degradation_strength: Factor on the amounts of the latter, in (0, 1].
+            recipe: At which sizes images are used, what is held out, and how crops are cut and degraded.
             progress: Called with every image that is decoded.
 
         Raises:
             ImageError: If no image is left to train on, or the cache cannot be written.
         """
-        self.cache = open_pixel_cache(
-            folders, cache, scale=scale, pyramid=pyramid, short_sides=short_sides, enlarge=enlarge, progress=progress
-        )
-        self.scale = scale
-        self.turn = turn
-        self.sampling: Sampling = sampling
-        self.degradation: DegradationKind = degradation
-        self.degradation_strength = degradation_strength
+        held_out = held_out_names(recipe.held_out)
+        self.cache = open_pixel_cache(folders, cache, recipe, progress)
+        self.recipe = recipe
         self.skipped = self.cache.skipped
         names = sorted({entry.name for entry in self.cache.entries})
         held = {name for name in names if PurePosixPath(name).name in held_out}
         if not held:
-            count = min(validation, max(1, len(names) // 2), len(names) - 1)
+            count = min(recipe.validation, max(1, len(names) // 2), len(names) - 1)
             held = {names[round(k * len(names) / count)] for k in range(count)}
         if len(held) == len(names):
             raise ImageError(
@@ -129,7 +99,7 @@ class Photographs:
         # of its own for the degradation, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         pairs = [self._crop(entries[i], crop, rng, degradation_rng) for i in chosen]
-        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if self.scale > 1 else None
+        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if self.recipe.scale > 1 else None
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
@@ -139,7 +109,7 @@ class Photographs:
         """Images to cut from, and their probabilities."""
         entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
         # all sizes of a photograph are equally likely
-        if self.sampling == "photograph":
+        if self.recipe.sampling == "photograph":
             sizes = Counter(e.name for e in entries)
             weights = np.array([1 / sizes[e.name] for e in entries])
         else:
@@ -150,12 +120,13 @@ class Photographs:
         self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         hr, lr = self.cache.images(entry)
-        s, small = self.scale, crop // self.scale
+        recipe, s = self.recipe, self.recipe.scale
+        small = crop // s
         top = int(rng.integers(0, lr.shape[0] - small + 1))
         left = int(rng.integers(0, lr.shape[1] - small + 1))
-        turn, mirror = int(rng.integers(4)) if self.turn else 0, bool(rng.integers(2))
-        if self.degradation == "realistic" and s > 1:
-            way = draw_degradation(degradation_rng, self.degradation_strength)
+        turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
+        if recipe.degradation == "realistic" and s > 1:
+            way = draw_degradation(degradation_rng, recipe.degradation_strength)
             lr = degrade(hr, s, top, left, small, way, degradation_rng)
         else:
             lr = lr[top : top + small, left : left + small]

@@ -7,13 +7,13 @@ same time; each writes files of its own and renames them, and their contents are
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..images.resize import shrink
 from ..images.rounding import to_uint8
 from ..tasks import Progress
 from .image_sources import ImageSource, decode_each, find_images, strict_decoding
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -75,49 +76,45 @@ class PixelCache:
 
 
 def open_pixel_cache(
-    folders: Path | Sequence[Path],
-    cache: Path,
-    *,
-    scale: int,
-    pyramid: tuple[float, ...] = (1.0,),
-    short_sides: tuple[int, ...] = (),
-    enlarge: float = 1.0,
-    progress: Progress | None = None,
+    folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
 ) -> PixelCache:
     """Open the cache of some folders' images, or decode them into it.
 
     LR images are made from entire images (antialiased bicubic, rounded to 8 bits), so crops have no border effects.
 
-    See ``Photographs`` for the arguments. If ``progress``, called with every image that is decoded, raises, no cache is
-    left.
+    Args:
+        folders: Folders of images, or ZIP archives of them.
+        cache: Folder of the decoded pixels.
+        recipe: Of which ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` say what is made of every image.
+        progress: Called with every image that is decoded; if it raises, no cache is left.
 
     Raises:
         ImageError: If no image can be used, or the cache cannot be written.
     """
     sources = find_images(folders)
     described = [[source.name, source.size, source.stamp] for source in sources]
-    sizes = [f"short side {side}" for side in short_sides] or pyramid
-    sizes = [*sizes, f"enlarged {enlarge:g}"] if enlarge > 1 else sizes
-    key = hashlib.sha256(json.dumps([described, scale, sizes]).encode()).hexdigest()[:16]
+    sizes = [f"short side {side}" for side in recipe.short_sides] or recipe.pyramid
+    sizes = [*sizes, f"enlarged {recipe.enlarge:g}"] if recipe.enlarge > 1 else sizes
+    key = hashlib.sha256(json.dumps([described, recipe.scale, sizes]).encode()).hexdigest()[:16]
     pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
-    content = _read_index(pixels, index, scale)
+    content = _read_index(pixels, index, recipe.scale)
     if content is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _write(sources, scale, pyramid, short_sides, enlarge, pixels, index, progress)
+            _write(sources, recipe, pixels, index, progress)
         except OSError as error:
             raise ImageError(
                 f"The decoded images could not be stored in {cache} ({error}). Make room there, or choose another "
                 "folder for the run."
             ) from error
-        content = _read_index(pixels, index, scale)
+        content = _read_index(pixels, index, recipe.scale)
         assert content is not None
     entries, skipped = content
     if not entries:
         raise ImageError(
             f"None of the {len(sources)} files in {describe(folders)} could be used. Skipped: {'; '.join(skipped[:3])}."
         )
-    return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), scale)
+    return PixelCache(entries, skipped, np.memmap(pixels, dtype=np.uint8, mode="r"), recipe.scale)
 
 
 def describe(folders: Path | Sequence[Path]) -> str:
@@ -141,62 +138,42 @@ def _bytes_of(height: int, width: int, scale: int) -> int:
     return 3 * height * width + (3 * (height // scale) * (width // scale) if scale > 1 else 0)
 
 
-def _write(
-    sources: list[ImageSource],
-    scale: int,
-    pyramid: tuple[float, ...],
-    short_sides: tuple[int, ...],
-    enlarge: float,
-    pixels: Path,
-    index: Path,
-    progress: Progress | None,
-) -> None:
+def _write(sources: list[ImageSource], recipe: Recipe, pixels: Path, index: Path, progress: Progress | None) -> None:
     entries: list[tuple[str, int, int, int, float]] = []
     skipped: list[str] = []
     unique = uuid.uuid4().hex
-    partial, partial_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
-    resize = functools.partial(_at_all_sizes, scale=scale, pyramid=pyramid, short_sides=short_sides, enlarge=enlarge)
+    new, new_index = pixels.with_suffix(f".{unique}.partial"), index.with_suffix(f".{unique}.index.partial")
     try:
-        with strict_decoding(), partial.open("wb") as out:
-            for done, (source, sizes, reason) in enumerate(decode_each(sources, resize), start=1):
+        with strict_decoding(), new.open("wb") as out:
+            for done, (source, sizes, reason) in enumerate(decode_each(sources, partial(_at_all_sizes, recipe)), 1):
                 if sizes is None:
                     skipped.append(f"{source.name}: {reason}")
-                for size in sizes or ():
-                    if size.content is None:
-                        skipped.append(f"{source.name}: {size.width}x{size.height} is too small")
+                for height, width, factor, content in sizes or ():
+                    if content is None:
+                        skipped.append(f"{source.name}: {width}x{height} is too small")
                         continue
-                    entries.append((source.name, size.height, size.width, out.tell(), size.factor))
-                    out.write(size.content)
+                    entries.append((source.name, height, width, out.tell(), factor))
+                    out.write(content)
                 if progress is not None:
                     progress(done, len(sources))
-        partial_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
-        if _read_index(pixels, index, scale) is None:  # or another process was faster, and may be reading its own
-            os.replace(partial, pixels)
-            os.replace(partial_index, index)
+        new_index.write_text(json.dumps({"entries": entries, "skipped": skipped}))
+        if _read_index(pixels, index, recipe.scale) is None:  # or another process was faster, and may read its own
+            os.replace(new, pixels)
+            os.replace(new_index, index)
     finally:
-        partial.unlink(missing_ok=True)
-        partial_index.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
+        new_index.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """An image at one size: HR pixels followed by LR pixels, or None if it is too small."""
-
-    height: int
-    width: int
-    factor: float
-    content: bytes | None
-
-
-def _at_all_sizes(
-    image: Image.Image, *, scale: int, pyramid: tuple[float, ...], short_sides: tuple[int, ...], enlarge: float
-) -> list[_Sized]:
-    results: list[_Sized] = []
+def _at_all_sizes(recipe: Recipe, image: Image.Image) -> list[tuple[int, int, float, bytes | None]]:
+    """Height, width and factor at each size, and HR pixels followed by LR pixels, or None if it is too small."""
+    results: list[tuple[int, int, float, bytes | None]] = []
+    scale = recipe.scale
     multiple = 2 * scale if scale > 1 else 1
-    for factor in [min(enlarge, side / min(image.size)) for side in short_sides] or pyramid:
+    for factor in [min(recipe.enlarge, side / min(image.size)) for side in recipe.short_sides] or recipe.pyramid:
         sides = round(image.width * factor), round(image.height * factor)
         if min(sides) < multiple:
-            results.append(_Sized(sides[1], sides[0], factor, None))
+            results.append((sides[1], sides[0], factor, None))
             continue
         resized = image if factor == 1 else image.resize(sides, Image.Resampling.BICUBIC)
         height, width = resized.height // multiple * multiple, resized.width // multiple * multiple
@@ -205,5 +182,5 @@ def _at_all_sizes(
         if scale > 1:
             lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float().div_(255), scale)[0]
             content += to_uint8(lr).permute(1, 2, 0).contiguous().numpy().tobytes()
-        results.append(_Sized(height, width, factor, content))
+        results.append((height, width, factor, content))
     return results

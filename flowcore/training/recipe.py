@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 
@@ -18,7 +18,7 @@ from ..errors import FlowError
 from ..models import build, configure
 from ..models.class_conditional import ClassConditionalConfig
 from ..models.colorizer import ColorizerConfig
-from ..models.fields import suggestion
+from ..models.fields import Range, annotated_types, suggestion
 from .degradation import DegradationKind
 
 Objective = Literal["l1", "chroma", "likelihood", "rescale"]
@@ -28,23 +28,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Optimiser = Literal["adamw", "adam"]
 Recompute = Literal["auto", "always", "never"]
 
+Count = Annotated[int, Range(1, math.inf)]
+Share = Annotated[float, Range(0, 1)]
+POSITIVE = Range(math.ulp(0.0), math.inf)
+
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
-LIMITS = {  # least and greatest value of numbers; of the others, 0 and infinity
-    "steps": (1, math.inf),
-    "batch": (1, math.inf),
-    "crop": (1, math.inf),
-    "checkpoint_every": (1, math.inf),
-    "init_batch": (1, math.inf),
-    "patience": (1, math.inf),
-    "ema": (0, 1),
-    "train_encoder_after": (0, 1),
-    "encoder_rate": (0, 1),
-    "backbone_rate": (0, 1),
-    "enlarge": (1, 4),
-    "unlabelled": (0, 1),
-    "degradation_strength": (0.01, 1),
-}
 WITHOUT_EFFECT = (  # on the parameters that a run ends with
     "name",
     "data",
@@ -57,6 +46,21 @@ WITHOUT_EFFECT = (  # on the parameters that a run ends with
     "licence",
     "text",
 )
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the items of a list are, beside its field.
+
+    Attributes:
+        words: What they are, with an example.
+        range: Bounds of numbers; None for texts.
+        empty: Whether there may be none.
+    """
+
+    words: str
+    range: Range | None = None
+    empty: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +107,17 @@ class Stage:
 
     name: str
     objective: Objective
-    steps: int
-    batch: int = 16
-    crop: int = 96
+    steps: Count
+    batch: Count = 16
+    crop: Count = 96
     learning_rate: float = 5e-4
     optimiser: Optimiser = "adamw"
     schedule: Schedule = "cosine"
     warmup: int = 100
     clip: float = 10.0
-    train_encoder_after: float = 0.5
-    encoder_rate: float = 1.0
-    backbone_rate: float = 0.1
+    train_encoder_after: Share = 0.5
+    encoder_rate: Share = 1.0
+    backbone_rate: Share = 0.1
     lr_consistency: float = 0.0
     teacher_weight: float = 0.0
     calm_weight: float = 0.0
@@ -137,10 +141,11 @@ class Recipe:
         stages: In order.
         seed: Of weights, crops and noise.
         data: Folders or ZIP archives of images; a caller may name others.
-        pyramid: Scale factors at which every photograph is used; see ``Photographs``.
-        validation: Number of photographs to hold out of training.
-        held_out: Instead of a number: a text file of the names of photographs to hold out, one name a line, or
-            "standard" for flowcore's own list of photographs in the shipped models' data.
+        pyramid: Scale factors at which every photograph is used; shrunk copies are sharper than their originals.
+        validation: Number of photographs to hold out of training, spread evenly over the sorted names; of few
+            photographs at most half of them, but one if there are two or three.
+        held_out: A text file of the names of photographs to hold out, one name a line, or "standard" for flowcore's own
+            list of photographs in the shipped models' data. If any of them exists, these are held out instead.
         ema: Decay per step of the averaged weights, which are the ones saved; 0 for no averaging.
         precision: Of conditioners and encoder; "auto" is bfloat16 on devices that have instructions for it.
         recompute: Whether activations are recomputed in the backward pass, which takes a third more time and a
@@ -152,7 +157,7 @@ class Recipe:
         evaluate: Number of held-out crops to measure; 0 for the model's default.
         sheet: Temperatures of the sample sheet's columns; empty for the model's default.
         init_batch: Crops in the batch of the data-dependent initialization.
-        turn: Whether crops are rotated by random multiples of 90 degrees.
+        turn: Whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case.
         short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is resized.
         enlarge: Greatest factor by which photographs are enlarged to a short side; 1 for none.
         sampling: What is equally likely to be in a crop: every part of the data's "area", or every "photograph".
@@ -173,28 +178,30 @@ class Recipe:
     model: Any
     stages: tuple[Stage, ...]
     seed: int = 0
-    data: tuple[str, ...] = ()
-    pyramid: tuple[float, ...] = (1.0,)
+    data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()
+    pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
+        1.0,
+    )
     validation: int = 4
     held_out: str = ""
-    ema: float = 0.999
+    ema: Share = 0.999
     precision: Precision = "auto"
     recompute: Recompute = "auto"
     compile: bool = False
-    patience: int = 50
-    checkpoint_every: int = 500
+    patience: Count = 50
+    checkpoint_every: Count = 500
     evaluate: int = 0
-    sheet: tuple[float, ...] = ()
-    init_batch: int = 32
+    sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
+    init_batch: Count = 32
     turn: bool = True
-    unlabelled: float = 0.0
-    short_sides: tuple[int, ...] = ()
-    enlarge: float = 1.0
+    unlabelled: Share = 0.0
+    short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
+    enlarge: Annotated[float, Range(1, 4)] = 1.0
     sampling: Sampling = "area"
     degradation: DegradationKind = "bicubic"
-    degradation_strength: float = 1.0
+    degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0
     start_rate: float = 0.1
-    start_stages: tuple[str, ...] = ()
+    start_stages: Annotated[tuple[str, ...], Items('names of stages, e.g. ["flow"]')] = ()
     licence: str = "unspecified"
     text: str = field(default="", repr=False)
 
@@ -264,6 +271,11 @@ def parse_recipe(text: str) -> Recipe:
     raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
+    if recipe.degradation != "bicubic" and recipe.scale == 1:
+        raise FlowError(
+            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
+            f"Leave it out; got {recipe.degradation!r}."
+        )
     for k, stage in enumerate(recipe.stages):
         multiple = recipe.scale if stage.objective == "l1" else max(recipe.scale, _crop_multiple(recipe))
         if stage.crop % multiple:
@@ -280,6 +292,12 @@ def parse_recipe(text: str) -> Recipe:
                 f"Recipe key stages[{k}].teacher_weight is about the features of an upscaler's encoder, trained by "
                 f'objective "l1". Set it to 0; got {stage.teacher_weight} with objective "{stage.objective}".'
             )
+        if stage.lr_consistency and recipe.degradation != "bicubic":
+            raise FlowError(
+                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
+                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
+                f"degradation = 'bicubic'; got {stage.lr_consistency}."
+            )
     names = [stage.name for stage in recipe.stages]
     for name in recipe.start_stages:
         if name not in names:
@@ -287,8 +305,6 @@ def parse_recipe(text: str) -> Recipe:
                 f"Recipe key start_stages names a stage {name!r} that there is not.{suggestion(name, names)} Choices: "
                 f"{', '.join(names)}."
             )
-    if recipe.degradation != "bicubic":
-        _check_degradation(recipe)
     return recipe
 
 
@@ -351,21 +367,6 @@ def _crop_multiple(recipe: Recipe) -> int:
         return build(recipe.architecture, recipe.model).size_multiple
 
 
-def _check_degradation(recipe: Recipe) -> None:
-    if recipe.scale == 1:
-        raise FlowError(
-            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
-            f"Leave it out; got {recipe.degradation!r}."
-        )
-    for k, stage in enumerate(recipe.stages):
-        if stage.lr_consistency:
-            raise FlowError(
-                f"Recipe key stages[{k}].lr_consistency must be 0 with degradation = {recipe.degradation!r}: it asks "
-                "that the enlargement shrink to the LR image, noise and blocks included. Set it to 0, or choose "
-                f"degradation = 'bicubic'; got {stage.lr_consistency}."
-            )
-
-
 def _parse_toml(text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib as toml
@@ -380,18 +381,9 @@ def _parse_toml(text: str) -> dict[str, Any]:
         raise FlowError(f"The recipe is not valid TOML: {error}.") from error
 
 
-LISTS: dict[str, tuple[str, type[Any]]] = {  # what the items of a list are, and their type
-    "pyramid": ("finite numbers above 0, e.g. [1.0, 0.5]", float),
-    "sheet": ("temperatures from 0 to 4, e.g. [0, 0.8]", float),
-    "data": ('folders, e.g. ["photos"]', str),
-    "start_stages": ('names of stages, e.g. ["flow"]', str),
-    "short_sides": ("whole numbers above 0, e.g. [256]", int),
-}
-
-
 def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
-    """Build a dataclass from plain values, checking names, types and choices."""
-    fields, types = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)
+    """Build a dataclass from plain values, checking names, types, bounds and choices."""
+    fields, types = {f.name: f for f in dataclasses.fields(kind)}, annotated_types(kind)
     for key in raw:
         if key not in fields:
             choices = sorted(fields.keys() - {"text"})
@@ -401,42 +393,33 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and name not in raw:
             raise FlowError(f"The recipe lacks {prefix}{name}.")
-    return kind(**{key: _checked_value(key, value, types[key], prefix) for key, value in raw.items()})
+    return kind(**{key: _checked_value(f"Recipe key {prefix}{key}", value, *types[key]) for key, value in raw.items()})
 
 
-def _checked_value(key: str, value: Any, expected: Any, prefix: str) -> Any:
-    name = f"Recipe key {prefix}{key}"
-    if key in LISTS:
-        items, kind = LISTS[key]
-        if not _is_list(key, value):
-            raise FlowError(f"{name} must be a list of {items}; got {value!r}.")
-        return tuple(kind(item) for item in value)
+def _checked_value(name: str, value: Any, expected: Any, bound: Any) -> Any:
+    if isinstance(bound, Items):
+        return _checked_items(name, value, get_args(expected)[0], bound)
     if get_origin(expected) is Literal and value not in get_args(expected):
         raise FlowError(f"{name} must be one of {', '.join(get_args(expected))}; got {value!r}.")
     if expected is float and type(value) is int:
         value = float(value)
     if expected in (int, float, str, bool) and type(value) is not expected:
         raise FlowError(f"{name} must be of type {expected.__name__}; got {value!r}.")
-    if expected in (int, float):
-        _check_number(name, value, *LIMITS.get(key, (0, math.inf)))
+    if isinstance(value, (int, float)) and expected in (int, float):
+        low, high = (bound.low, bound.high) if isinstance(bound, Range) else (0, math.inf)
+        if not (low <= value <= high and math.isfinite(value)):
+            maximum = "" if high == math.inf else f" and at most {high}"
+            raise FlowError(f"{name} must be a finite number, at least {low}{maximum}; got {value!r}.")
     return value
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        maximum = "" if high == math.inf else f" and at most {high}"
-        raise FlowError(f"{name} must be a finite number, at least {low}{maximum}; got {value!r}.")
-
-
-def _is_list(key: str, value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or (key == "pyramid" and not value):
-        return False
-    items: Sequence[Any] = value
-    kinds = (int, float) if LISTS[key][1] is float else (LISTS[key][1],)
-    if any(type(item) not in kinds for item in items):  # isinstance would take True for an int
-        return False
-    if key == "pyramid":
-        return all(0 < item < math.inf for item in items)
-    if key == "sheet":
-        return all(0 <= item <= 4 for item in items)
-    return LISTS[key][1] is str or min(items, default=1) >= 1
+def _checked_items(name: str, value: Any, kind: type[Any], bound: Items) -> tuple[Any, ...]:
+    kinds = (int, float) if kind is float else (kind,)
+    items: Sequence[Any] = value if isinstance(value, (list, tuple)) else ()
+    fit = items is value and (bound.empty or len(items) > 0)
+    fit = fit and all(type(item) in kinds for item in items)  # isinstance would take True for an int
+    if fit and bound.range is not None:
+        fit = all(bound.range.low <= item <= bound.range.high and math.isfinite(item) for item in items)
+    if not fit:
+        raise FlowError(f"{name} must be a list of {bound.words}; got {value!r}.")
+    return tuple(kind(item) for item in items)

@@ -1,11 +1,9 @@
-"""The steps of one training stage: batches, gradients, optimizer, averaged weights, and the memory they take."""
+"""The steps of one training stage: batches, gradients, optimizer, averaged weights, memory, and how to stop one."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,27 +12,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..device import autocast, free_memory, is_out_of_memory, supports_float64
+from ..device import autocast, free_memory, is_out_of_memory, supports_float64, supports_fused_optimizer
 from ..errors import FlowError
 from ..flow import Flow
 from ..transforms import ODE, BatchNorm, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
-from .interruption import Stopped
 from .memory import largest_batch, recompute_activations
 from .objective import Likelihood, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
 from .run_log import RunLog
 
-SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
-LOG_EVERY = 20  # seconds between progress lines
 NORM_TOLERANCE = 1e-3  # of weights after a step: one or two iterations from where the last step ended
 USABLE = 0.8  # share of the free memory that a batch may take
 
 
 class Diverged(Exception):
     """Too many consecutive steps were not finite."""
+
+
+class Stopped(Exception):
+    """The caller asked to stop in the middle of work.
+
+    Attributes:
+        reason: A word for the log, or what the caller raised, to be raised again.
+    """
+
+    def __init__(self, reason: str | BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 @dataclass
@@ -57,7 +64,6 @@ class StageRunner:
 
     def __init__(self, run: Run, stage: Stage, first: int) -> None:
         self.run, self.stage, self.first = run, stage, first
-        self.until = first + stage.steps
         self.recipe, self.state, self.device = run.recipe, run.state, run.device
         self.flow, self.average, self.distributed = run.flow, run.average, run.distributed
         self.flow.requires_grad_(True)
@@ -71,8 +77,9 @@ class StageRunner:
         self.objective = make_objective(self.flow, stage, run.teacher)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
-        self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=True)
-        self._freeze_encoder(self._encoder_is_frozen(run.state.step))
+        self.fused = supports_fused_optimizer(torch.device(self.device))
+        self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
+        self._freeze_encoder()
         self.module = self._wrap()
         # counted on the device, so that no step waits for it
         self.skipped = torch.tensor(self.state.skipped, device=self.device)
@@ -82,81 +89,25 @@ class StageRunner:
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
         self.norm = torch.zeros((), device=self.device)
 
-    def train(
-        self,
-        until: int,
-        optimiser_state: dict[str, Any] | None,
-        *,
-        every: int,
-        interruption: Callable[[StageRunner], str | BaseException | None],
-        checkpoint: Callable[[torch.optim.Optimizer, Stage, bool], None],
-    ) -> bool:
-        """Train up to a step, with checkpoints on the way.
+    @property
+    def end(self) -> int:
+        """Number of the stage's last step, counted over all stages."""
+        return self.first + self.stage.steps
 
-        Args:
-            until: Number of the step, counted over all stages.
-            optimiser_state: From a checkpoint; None at the start of a stage.
-            every: Steps between checkpoints.
-            interruption: Called after every step: the reason to stop, an exception to raise after a checkpoint, or
-                None. It may change the length of the stage by ``set_length``.
-            checkpoint: Called at every checkpoint; with whether there is time to measure the model.
+    def resume(self, optimiser_state: dict[str, Any]) -> None:
+        """Load the optimizer's state from a checkpoint."""
+        self.optimiser.load_state_dict(optimiser_state)
+        for group in self.optimiser.param_groups:
+            group["fused"] = self.fused  # the checkpoint may come from another device
 
-        Returns:
-            Whether it reached that step.
-
-        Raises:
-            Diverged: If too many consecutive steps were not finite.
-        """
-        state, self.until = self.state, until
-        if optimiser_state is not None:
-            self.optimiser.load_state_dict(optimiser_state)
-        self._fit_into_memory()
-        data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
-        with ThreadPoolExecutor(1, "flowcore-data") as loader:
-            upcoming = loader.submit(self.batch, state.step)
-            while state.step < self.until:
-                begin = time.monotonic()
-                batch = upcoming.result()
-                data_wait += time.monotonic() - begin
-                upcoming = loader.submit(self.batch, state.step + 1)
-                moments = running_moments(self.flow)
-                try:
-                    self._step(*batch)
-                    state.step += 1
-                    reason = interruption(self)
-                except Stopped as stopped:  # nothing of the step counts
-                    put_back(moments)
-                    reason = stopped.reason
-                due = state.step % every == 0 or state.step == self.until or reason is not None
-                if due or state.step % SYNC_EVERY == 0:
-                    self._read_counters()
-                now = time.monotonic()
-                if (due or now - logged > LOG_EVERY) and state.step > logged_step:
-                    seconds = max(now - logged, 1e-9)
-                    self._log_progress((state.step - logged_step) / seconds, data_wait / seconds)
-                    logged, logged_step, data_wait = now, state.step, 0.0
-                if due:
-                    state.seconds += time.monotonic() - started
-                    stopping = reason == "cancelled" or isinstance(reason, BaseException)
-                    checkpoint(self.optimiser, self.stage, not stopping)
-                    started = logged = time.monotonic()
-                if isinstance(reason, BaseException):
-                    raise reason
-                if reason is not None:
-                    self.run.log.line(f"stopped: {reason}")
-                    return state.step == self.until
-        return True
-
-    def set_length(self, stage: Stage, until: int) -> None:
-        """Give the stage another number of steps, and so the rate another decay; ``until`` as for ``train``."""
-        self.stage, self.until = stage, until
-
-    def _read_counters(self) -> None:
+    def read_counters(self) -> None:
+        """Read what was counted on the device; raise Diverged if too many consecutive steps were not finite."""
         self.state.skipped, self.state.bad = int(self.skipped), int(self.bad)
         if self.state.bad >= self.recipe.patience:
             raise Diverged
 
-    def _log_progress(self, steps_per_second: float, data_wait: float) -> None:
+    def log_progress(self, steps_per_second: float, data_wait: float) -> None:
+        """Log the mean loss since the last time; ``data_wait`` is the share of the time that steps waited for data."""
         state, stage = self.state, self.stage
         done = state.step - self.first
         mean = float(self.sum / self.count)
@@ -207,12 +158,12 @@ class StageRunner:
             loss.backward()
         return loss.detach()
 
-    def _step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
+    def step(self, x: Tensor, source: Tensor | None, noise: Tensor | None) -> None:
         """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
-        if self._freeze_encoder(self._encoder_is_frozen(self.state.step)):
+        if self._freeze_encoder():
             self.module = self._wrap()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate() * group.get("factor", 1.0)  # older checkpoints have none
+            group["lr"] = self._learning_rate() * group["factor"]
         self.optimiser.zero_grad(set_to_none=True)
         # for dropout, which must differ between processes
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
@@ -228,9 +179,10 @@ class StageRunner:
         loss = self.distributed.mean(loss)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
         finite = loss.isfinite() & self.norm.isfinite()
-        # makes a fused optimizer skip the update, without reading the flag off the device
-        self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimiser.step()
+        if self.fused:  # it skips the update by itself, without reading the flag off the device
+            self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.fused or bool(finite):
+            self.optimiser.step()
         self.flow.normalize(NORM_TOLERANCE)
         self._update_average(finite)
         self.skipped += ~finite
@@ -250,12 +202,9 @@ class StageRunner:
         for mean, value in zip(self.average.buffers(), self.flow.buffers(), strict=True):
             mean.copy_(value)  # constants, and moments that are running means already
 
-    def _encoder_is_frozen(self, step: int) -> bool:
-        stage = self.stage
-        return stage.objective == "likelihood" and step - self.first < stage.train_encoder_after * stage.steps
-
-    def _freeze_encoder(self, frozen: bool) -> bool:
+    def _freeze_encoder(self) -> bool:
         """Freeze or unfreeze the encoder; return True if that changed which parameters have gradients."""
+        frozen = self.state.step - self.first < self.stage.train_encoder_after * self.stage.steps
         if not isinstance(self.objective, Likelihood) or self.objective.encoder_frozen == frozen:
             return False
         self.objective.encoder_frozen = frozen
@@ -301,7 +250,7 @@ class StageRunner:
 
     # --- memory
 
-    def _fit_into_memory(self) -> None:
+    def fit_into_memory(self) -> None:
         """Log how large a batch fits, and choose whether to recompute activations, unless the run has chosen before."""
         stage, state = self.stage, self.state
         free = free_memory(self.device)
@@ -331,6 +280,43 @@ class StageRunner:
         )
 
 
+@contextmanager
+def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
+    """Ask whether to stop after every layer of models, and at its gradient, while the body of the statement runs.
+
+    Args:
+        models: Of the trainer alone: they carry hooks meanwhile.
+        cancelled: Returns True, or raises, to stop: then ``Stopped`` ends the body. None never stops.
+
+    Yields:
+        Nothing.
+    """
+    if cancelled is None:
+        yield
+        return
+
+    def check(*_: Any) -> None:
+        try:
+            stop = cancelled()
+        except BaseException as raised:  # the host's own interruption, which is no Exception in newer ones
+            raise Stopped(raised) from None
+        if stop:
+            raise Stopped("cancelled")
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        check()
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(check)
+
+    layers = [m for model in models for m in model.modules() if not list(m.children())]
+    handles = [layer.register_forward_hook(watch) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def running_moments(flow: Flow) -> list[tuple[Tensor, Tensor]]:
     """The running moments of a flow, which a step changes before its end, and their values now."""
     norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
@@ -356,9 +342,12 @@ def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
 def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
     """Refuse a stage that cannot be trained, before the first step of the run."""
     if not len(data.fitting(stage.crop)):
+        largest, shrunk = max(recipe.pyramid), ""
+        if largest < 1 and not recipe.short_sides:
+            shrunk = f", once the recipe's pyramid has shrunk it: that takes {math.ceil(stage.crop / largest)} pixels"
         raise FlowError(
-            f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}. Use larger "
-            "images or a smaller crop."
+            f"No image has both sides of at least {stage.crop} pixels, the crop of stage {stage.name}{shrunk}. Use "
+            "larger images or a smaller crop."
         )
     if stage.frozen_levels >= len(flow.levels) + (flow.dequantizer is not None):
         raise FlowError(

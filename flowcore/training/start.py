@@ -6,25 +6,32 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ..checkpoints import catalog
 from ..checkpoints.file import is_ours, read, read_header
 from ..errors import FlowError
 from ..flow import Flow
-from ..networks import LumaEncoder
+from ..models.fields import SAMPLING
+from ..networks import IMDNEncoder
 from .objective import lr_encoder, pretrained_backbone
 
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
-SAMPLING = ("temperature", "temperatures", "calm_edges")  # fields that say how a model is meant to be sampled
 
 
-def load_weights(flow: Flow, path: Path) -> None:
+def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
     """Load all weights of a model of the same configuration.
 
     A dequantizer, which is no part of the bijection, may be new or left behind.
+
+    Args:
+        flow: To load them into.
+        path: The model file.
+        other_encoder: Whether its encoder may be of another configuration, and is then left out.
     """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
@@ -32,10 +39,12 @@ def load_weights(flow: Flow, path: Path) -> None:
         expected.pop("dequantizer_steps", None)
     for measured in ("styles", *SAMPLING):  # after training: those of the file are of its weights
         expected.pop(measured, None)
+    differing = [name for name in expected if expected[name] != actual.get(name)]
+    of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]
     differences = [
-        f"{key} is {actual.get(key)!r} instead of {expected[key]!r}"
-        for key in expected
-        if expected[key] != actual.get(key)
+        f"{name} is {actual.get(name)!r} instead of {expected[name]!r}"
+        for name in differing
+        if not (other_encoder and name in of_encoder)
     ]
     if type(other.config) is not type(flow.config) or differences:
         raise FlowError(
@@ -43,6 +52,8 @@ def load_weights(flow: Flow, path: Path) -> None:
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
     weights = other.state_dict()
+    if of_encoder:
+        weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")}
     flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})
 
 
@@ -80,21 +91,43 @@ def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str,
     return -change if "psnr" in name else change
 
 
-def shipped_with_backbone(backbone: str) -> Path:
-    """Find the shipped model whose encoder has a backbone, by the backbone's name."""
-    for name in catalog.names():
-        file = catalog.path(name)
-        if read_header(file).config.get("backbone") == backbone:
-            return file
+def shipped_with_backbone(config: Any) -> Path | None:
+    """Find the shipped model whose encoder has the backbone of a configuration.
+
+    Returns:
+        Its file. None for an IMDN of another size, which can be trained without.
+
+    Raises:
+        FlowError: If no shipped model has the backbone of a colorizer.
+    """
+    of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
+    headers = {catalog.path(name): read_header(catalog.path(name)).config for name in catalog.names()}
+    files = [file for file, c in headers.items() if all(c.get(name) == getattr(config, name) for name in of_backbone)]
+    if files:  # preferably of the same scale, since then its adapter fits, too
+        return min(files, key=lambda file: headers[file].get("scale") != getattr(config, "scale", None))
+    if not hasattr(config, "backbone"):
+        return None
     raise FlowError(
         "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training, and no shipped "
-        f"model has it ({backbone}). Give a file with encoder_from (--encoder-from): another model with this backbone, "
-        "or what benchmarks/read_efficientnet.py writes."
+        f"model has it ({config.backbone}). Give a file with encoder_from (--encoder-from): another model with "
+        "this backbone, or what benchmarks/read_efficientnet.py writes."
     )
 
 
+def _head_of_scale(theirs: Mapping[str, Tensor], scale: int) -> dict[str, Tensor]:
+    """Make the last convolution of an IMDN that of another scale; what is larger repeats each pixel at first."""
+    names = ("backbone.conv_last.weight", "backbone.conv_last.bias")
+    side = math.isqrt(len(theirs[names[1]]) // 3)
+    if scale % side:
+        return {}
+    repeated = [theirs[name].unflatten(0, (3, side, side)) for name in names]
+    for axis in (1, 2):
+        repeated = [t.repeat_interleave(scale // side, axis) for t in repeated]
+    return {name: t.flatten(0, 2) for name, t in zip(names, repeated, strict=True)}
+
+
 def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
-    """Load an encoder; of a colorizer's, at least the backbone, where the rest is of another size.
+    """Load an encoder; of one with a backbone at least that, where the rest is of another size.
 
     Args:
         flow: The flow to load it into.
@@ -106,20 +139,24 @@ def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str
     """
     encoder, backbone = flow.encoder, pretrained_backbone(flow)
     try:
-        if backbone is not None and not is_ours(path):
-            backbone.load_state_dict({name: t.float() for name, t in load_file(path).items()})
-            return "backbone"
-        if not isinstance(encoder, LumaEncoder):
+        if backbone is None:
             lr_encoder(flow).load_state_dict(lr_encoder(read(path)).state_dict())
             return "encoder"
-        other = read(path)
-        theirs = {} if other.encoder is None else other.encoder.state_dict()
-        same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in encoder.state_dict().items()}
-        if backbone is None or (same and not backbone_alone):
+        assert encoder is not None
+        if not is_ours(path):
+            theirs = {f"backbone.{name}": t.float() for name, t in load_file(path).items()}
+        else:
+            other = read(path).encoder
+            theirs = {} if other is None else other.state_dict()
+        if isinstance(encoder, IMDNEncoder) and "backbone.conv_last.weight" in theirs:
+            theirs |= _head_of_scale(theirs, encoder.scale)
+        own = encoder.state_dict()
+        same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in own.items()}
+        if same and not backbone_alone:
             encoder.load_state_dict(theirs)
             return "encoder"
-        their_backbone = pretrained_backbone(other)
-        backbone.load_state_dict({} if their_backbone is None else their_backbone.state_dict())
+        inner = "backbone."
+        backbone.load_state_dict({n.removeprefix(inner): t for n, t in theirs.items() if n.startswith(inner)})
         return "backbone"
     except (RuntimeError, SafetensorError) as error:
         raise FlowError(

@@ -84,14 +84,14 @@ def measure_styles(
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
     bins = quantization(flow)
     generator = torch.Generator("cpu").manual_seed(seed)
-    targets = _center_classes(attributes(images), labels)
+    targets = center_groups(attributes(images), labels)
     targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         k = to_integers(x, bins.n_bits)[0]
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
         latents.append(torch.cat([z.flatten(1) for z in flow(noisy, flow.encode_condition(y))[0]], dim=1))
-    z = _center_classes(torch.cat(latents).double(), labels)
+    z = center_groups(torch.cat(latents).double(), labels)
     covariance = targets.T @ z / len(z)  # (4, D)
     directions = torch.linalg.solve(targets.T @ targets / len(z), covariance)
     if log is not None:
@@ -119,9 +119,9 @@ def _outline(ink: Tensor) -> Tensor:
     return torch.sqrt(across.square() + down.square() + 1e-12).sum((1, 2)).clamp_min(1e-6)
 
 
-def _center_classes(values: Tensor, labels: Tensor) -> Tensor:
-    """Subtract the mean of every class."""
+def center_groups(values: Tensor, groups: Tensor) -> Tensor:
+    """Subtract from the rows of ``(N, ...)`` the mean of their group, ``(N,)``."""
     values = values.clone()
-    for label in labels.unique():
-        values[labels == label] -= values[labels == label].mean(0)
+    for group in groups.unique():
+        values[groups == group] -= values[groups == group].mean(0)
     return values

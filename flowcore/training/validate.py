@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..condition import Condition
 from ..device import autocast
 from ..flow import Flow
 from ..images.color import NEUTRAL, compress
 from ..images.resize import enlarge
 from ..networks import LumaEncoder
 from ..networks.luma import CHROMA_UNIT, STRIDE, split_source
-from ..prior import sample_latents
+from ..prior import Temperature, sample_latents
 from ..quality.metrics import lr_psnr, psnr
 from ..tasks.chroma import schedule
 from .data import Data
@@ -53,7 +55,7 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
     The precision is for the loss alone, so that it compares with that of training.
 
     Returns:
-        Metrics, the loss first; and images of the same crops, ``(B, C, H, W)`` each, one entry per column.
+        Metrics, the loss first; and images of some of the crops, ``(B, C, H, W)`` each, one entry per column.
     """
     kind = flow.capabilities.source
     size = recipe.evaluate or CROPS.get(kind, 256)
@@ -74,19 +76,14 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
         more, columns = (_predict_chroma if stage.objective == "chroma" else _colorize)(flow, x, source)
     else:
         more, columns = {}, _sample(flow, recipe.sheet or TEMPERATURES, x[:ROWS], labeled=source is not None)
-    return metrics | more, columns
+    return metrics | more, [column[:: max(1, len(column) // ROWS)] for column in columns]
 
 
 def _sample(flow: Flow, temperatures: tuple[float, ...], x: Tensor, *, labeled: bool) -> list[Tensor]:
     """A row per seed, a column per temperature, and real images last."""
     labels = torch.arange(len(x), device=x.device) % max(1, flow.classes)
     cond = flow.encode_condition(labels) if labeled else None
-    shapes = flow.latent_shapes(*x.shape[-2:])
-    columns: list[Tensor] = []
-    for tau in temperatures:
-        latents = [z.to(x.device) for z in sample_latents(shapes, len(x), tau)]
-        columns.append(flow.inverse(latents, cond))
-    return [*columns, x]
+    return [*(_decode(flow, cond, x, tau) for tau in temperatures), x]
 
 
 def _predict_chroma(flow: Flow, x: Tensor, source: Tensor) -> Validation:
@@ -103,7 +100,7 @@ def _predict_chroma(flow: Flow, x: Tensor, source: Tensor) -> Validation:
 def _colorize(flow: Flow, x: Tensor, source: Tensor) -> Validation:
     """A row per photograph: its luma, the original, the coloring at temperature 0, and five seeds."""
     noise = torch.rand(x.shape, generator=torch.Generator("cpu").manual_seed(0))
-    cond, shapes = flow.encode_condition(source), flow.latent_shapes(*x.shape[-2:])
+    cond = flow.encode_condition(source)
     by_level = bits_by_level(flow, x, cond, noise).mean(1)
     metrics = {f"validation_level{k + 1}": round(float(bits), 4) for k, bits in enumerate(by_level)}
     rows = slice(None, None, max(1, len(x) // ROWS))
@@ -111,9 +108,8 @@ def _colorize(flow: Flow, x: Tensor, source: Tensor) -> Validation:
     palette, detail = flow.config.temperatures
     columns = [y.expand(-1, 3, -1, -1), compress(y, x[rows] - NEUTRAL)]
     for k in range(6):
-        taus = schedule(palette, detail, len(shapes)) if k else 0.0
-        latents = [z.to(x) for z in sample_latents(shapes, len(x), taus, seed=k * len(x))]
-        chroma = flow.inverse(latents, cond) - NEUTRAL
+        taus = schedule(palette, detail, len(by_level)) if k else 0.0
+        chroma = _decode(flow, cond, x, taus, seed=k * len(x)) - NEUTRAL
         if k < 2:
             metrics["of_gray_sample" if k else "of_gray_tau0"] = _of_gray(chroma, x)
         columns.append(compress(y, chroma[rows]))
@@ -133,11 +129,7 @@ def _rescale(objective: Rescaling, hr: Tensor, lr: Tensor) -> Validation:
     scale = objective.flow.condition_scale
     columns = [enlarge(lr, scale), enlarge(small.clamp(0, 1), scale), restored, hr]
     pairs = {"psnr_bicubic": (columns[0], hr), "psnr_restored": (restored, hr), "psnr_small": (small, lr)}
-    metrics: dict[str, float] = {}
-    for name, pair in pairs.items():  # over the entire batch at once: the PSNR of a single crop can be infinite
-        one, other = (t.clamp(0, 1).flatten(0, 1)[None] for t in pair)
-        metrics[name] = round(float(psnr(one, other)), 2)
-    return metrics, columns
+    return {name: _over_batch(psnr, *pair) for name, pair in pairs.items()}, columns
 
 
 def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:
@@ -147,17 +139,27 @@ def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tens
         columns.append(lr_encoder(flow).enlargement(lr))
         names.append("l1")
     else:
-        cond, shapes = flow.encode_condition(lr), flow.latent_shapes(*hr.shape[-2:])
+        cond = flow.encode_condition(lr)
         for k, tau in enumerate(temperatures):
-            latents = [z.to(hr) for z in sample_latents(shapes, len(hr), tau, seed=k * len(hr), anchored=flow.anchored)]
-            columns.append(flow.inverse(latents, cond))
+            columns.append(_decode(flow, cond, hr, tau, seed=k * len(hr), anchored=flow.anchored))
             names.append(f"tau{tau}")
     metrics: dict[str, float] = {}
     for name, column in zip(names, columns, strict=True):
-        if f"psnr_{name}" in metrics:
-            continue  # another sample at the same temperature
-        # over the entire batch at once: the PSNR of a single crop can be infinite
-        sr, target, small = (t.flatten(0, 1)[None] for t in (column.clamp(0, 1), hr, lr))
-        metrics[f"psnr_{name}"] = round(float(psnr(sr, target)), 2)
-        metrics[f"lr_psnr_{name}"] = round(float(lr_psnr(sr, small)), 2)
+        if f"psnr_{name}" not in metrics:  # or it is another sample at the same temperature
+            metrics[f"psnr_{name}"] = _over_batch(psnr, column, hr)
+            metrics[f"lr_psnr_{name}"] = _over_batch(lr_psnr, column, lr)
     return metrics, [*columns, hr]
+
+
+def _decode(
+    flow: Flow, cond: Condition | None, like: Tensor, tau: Temperature, *, seed: int = 0, anchored: bool = False
+) -> Tensor:
+    """Decode latents drawn at a temperature to images of the shape of others."""
+    shapes = flow.latent_shapes(*like.shape[-2:])
+    latents = sample_latents(shapes, len(like), tau, seed=seed, anchored=anchored)
+    return flow.inverse([z.to(like) for z in latents], cond)
+
+
+def _over_batch(measure: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> float:
+    """Measure the entire batch at once: the PSNR of a single crop can be infinite."""
+    return round(float(measure(*(t.clamp(0, 1).flatten(0, 1)[None] for t in (x, target)))), 2)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .transform import Transform
+from .transform import Transform, require_channels
 
 
 class ActNorm(Transform):
@@ -19,6 +19,8 @@ class ActNorm(Transform):
     Source: Kingma & Dhariwal, "Glow", section 3.1. Initialization is an explicit call, so it can neither be repeated by
     accident nor be lost with a flag.
     """
+
+    uniform_logdet = True
 
     def __init__(self, channels: int, *, log_factor: float = 1.0, min_variance: float = 0.0) -> None:
         """Start as the identity.
@@ -38,11 +40,13 @@ class ActNorm(Transform):
         return self.log_factor * self.log_scale
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        require_channels(x, len(self.bias), "ActNorm")
         logs = self.logs()
         z = (x + self.bias[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        require_channels(z, len(self.bias), "ActNorm")
         return z * torch.exp(-self.logs())[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()
@@ -63,16 +67,20 @@ class SignedActNorm(Transform):
     need it.
     """
 
+    uniform_logdet = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
         self.scale = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        require_channels(x, len(self.bias), "SignedActNorm")
         z = (x + self.bias[:, None, None]) * self.scale[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * self.scale.abs().log().sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        require_channels(z, len(self.bias), "SignedActNorm")
         return z / self.scale[:, None, None] - self.bias[:, None, None]
 
     @torch.no_grad()

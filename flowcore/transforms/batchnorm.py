@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .transform import Transform
+from .transform import Transform, require_channels
 
 
 class BatchNorm(Transform):
@@ -21,9 +21,12 @@ class BatchNorm(Transform):
     ``mean`` and ``var`` are buffers, the same for every image, in training mode and in evaluation mode: that is what
     makes this a bijection. Only inside ``with batch_moments(model):``, which training opens around its forward pass,
     are the moments those of the batch (then the images of a batch depend on each other), and the buffers follow them.
+    Training mode does not decide that, since hosts and loaders call ``train()`` and ``eval()`` freely.
 
     Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
     """
+
+    uniform_logdet = True
 
     def __init__(self, channels: int, *, eps: float = 1e-4, momentum: float = 0.05) -> None:
         """Start as the identity, up to eps.
@@ -43,12 +46,14 @@ class BatchNorm(Transform):
         self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        require_channels(x, len(self.get_buffer("mean")), "BatchNorm")
         mean, var = self.batch_moments(x) if self.uses_batch else (self.get_buffer("mean"), self.get_buffer("var"))
         logs = -0.5 * torch.log(var + self.eps)
         z = (x - mean[:, None, None]) * logs.exp()[:, None, None]
         return z, (x.shape[-2] * x.shape[-1] * logs.sum()).expand(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        require_channels(z, len(self.get_buffer("mean")), "BatchNorm")
         std = torch.sqrt(self.get_buffer("var") + self.eps)
         return z * std[:, None, None] + self.get_buffer("mean")[:, None, None]
 

@@ -34,10 +34,6 @@ class CheckerboardCoupling(Transform):
         self.parity = parity
         self.mask_channel = mask_channel
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        z, logdet = self.by_position(x, cond)
-        return z, logdet.sum((1, 2))
-
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         mask = self._mask(z)
         shift, log_scale = self._affine(z, mask)

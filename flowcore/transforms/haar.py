@@ -26,6 +26,8 @@ class Haar(Transform):
     section 3; used inside flows by Ardizzone et al. 2019.
     """
 
+    uniform_logdet = True
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         require_even_sides(x, "Haar")
         a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)  # each (B, C, H/2, W/2)
@@ -48,6 +50,8 @@ class InterpolatedDetails(Transform):
 
     Source: the prediction step of lifting schemes, Sweldens, "The Lifting Scheme" (1996), in two dimensions.
     """
+
+    uniform_logdet = True
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         means, details = self._parts(x)

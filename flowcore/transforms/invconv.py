@@ -28,6 +28,8 @@ class InvertibleConv(Transform):
     successive couplings take turns without mixing what "principal" has just sorted.
     """
 
+    uniform_logdet = True
+
     def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
         """Draw or set the first matrix.
 

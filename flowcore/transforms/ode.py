@@ -13,7 +13,7 @@ from ..device import float64, no_autocast
 from .fixed_point import fixed_point
 from .probes import Estimated, require_exact
 
-Solver = Literal["euler", "midpoint", "rk4", "rk4_38"]
+Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
 
 CHUNK = 2**22  # numbers of directions that are differentiated along at once
 
@@ -87,10 +87,6 @@ class ODE(Estimated):
         self.how: Literal["trace", "exact"] = how
         self.sqrt_end_time = nn.Parameter(torch.ones(()))
         self.costs: list[Tensor] | None = None
-
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        z, logdet = self.by_position(x, cond)
-        return z, logdet.sum((1, 2))
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         with no_autocast(z.device):

@@ -20,6 +20,8 @@ class Permutation(Transform):
     convolution is compared with.
     """
 
+    uniform_logdet = True
+
     def __init__(self, order: Tensor) -> None:
         """Fix the order.
 

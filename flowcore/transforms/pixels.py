@@ -17,6 +17,8 @@ class PixelMap(Transform):
     Forward: ``z = (x - shift) / width``; logdet: ``-D log(width)``, D = C * H * W; inverse: ``x = z * width + shift``.
     """
 
+    uniform_logdet = True
+
     def __init__(self, shift: float, width: float = 1.0) -> None:
         super().__init__()
         self.shift = shift
@@ -42,10 +44,6 @@ class Logit(Transform):
     def __init__(self, alpha: float) -> None:
         super().__init__()
         self.alpha = alpha
-
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        z, logdet = self.by_position(x, cond)
-        return z, logdet.sum((1, 2))
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)

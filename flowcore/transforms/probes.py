@@ -70,12 +70,14 @@ class Estimated(Transform):
         if cond is None:
             return None
         if not isinstance(cond, Probes) or self.number >= len(cond.vectors):
-            raise ConditionError("The probes are not this flow's. Draw them with flow.probes(image.shape, seed).")
+            raise ConditionError(
+                "The probes are not this flow's. Draw them with likelihood.with_probes(flow, image.shape)."
+            )
         vector = cond.vectors[self.number]
         if vector.shape != x.shape:
             raise ConditionError(
                 f"Expected a probe of shape {tuple(x.shape)}; got {tuple(vector.shape)}. Draw probes for images of "
-                "this batch and size: flow.probes(image.shape, seed)."
+                "this batch and size: likelihood.with_probes(flow, image.shape)."
             )
         return vector.to(x)
 
@@ -105,8 +107,8 @@ def require_exact(dimensions: int) -> None:
     if dimensions > MAX_DIMENSIONS:
         raise ConditionError(
             f"An exact log-determinant of {dimensions} dimensions is out of reach; at most {MAX_DIMENSIONS} are "
-            "allowed. Estimate it: pass the condition flow.with_probes(flow.probes(image.shape, seed)); the task score "
-            "does so with probes=4."
+            "allowed. Estimate it: pass the condition likelihood.with_probes(flow, image.shape); the task score does "
+            "so with probes=4."
         )
 
 

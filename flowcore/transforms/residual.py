@@ -50,10 +50,6 @@ class Residual(Estimated):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        z, logdet = self.by_position(x, cond)
-        return z, logdet.sum((1, 2))
-
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         g = self._contraction()
         with torch.no_grad():

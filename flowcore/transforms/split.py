@@ -14,9 +14,9 @@ from .transform import Transform
 class Split(Transform):
     """Factor out the second part of the channels, whitened by a prior that the first part predicts.
 
-    With ``x = [kept, gone]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels):
-    forward: ``latent = (gone - mean) * exp(-log_std)``; logdet: ``-sum log_std``;
-    inverse: ``gone = mean + exp(log_std) * latent``. Without a conditioner, mean and log_std are zero.
+    With ``x = [kept, rest]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels):
+    forward: ``latent = (rest - mean) * exp(-log_std)``; logdet: ``-sum log_std``;
+    inverse: ``rest = mean + exp(log_std) * latent``. Without a conditioner, mean and log_std are zero.
     The latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``.
 
     Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow, written as
@@ -45,10 +45,6 @@ class Split(Transform):
         """
         return channels // 2 if self.kept is None else self.kept
 
-    def forward(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        z, logdet = self.by_position(x, cond)
-        return z, logdet.sum((1, 2))
-
     def inverse(self, z: tuple[Tensor, Tensor], cond: Any = None) -> Tensor:
         kept, latent = z
         if self.conditioner is None:
@@ -58,12 +54,12 @@ class Split(Transform):
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[tuple[Tensor, Tensor], Tensor]:
         k = self.kept_channels(x.shape[1])
-        kept, gone = x[:, :k], x[:, k:]
+        kept, rest = x[:, :k], x[:, k:]
         if self.conditioner is None:
-            return (kept, gone), x.new_zeros(x.shape[0], *x.shape[2:])
+            return (kept, rest), x.new_zeros(x.shape[0], *x.shape[2:])
         mean, log_std = _prior(self.conditioner, kept, cond if self.labeled else None)
         logdet = -log_std.sum(1).expand(x.shape[0], -1, -1)  # the prior may be one for the whole batch
-        return (kept, (gone - mean) * torch.exp(-log_std)), logdet
+        return (kept, (rest - mean) * torch.exp(-log_std)), logdet
 
 
 class Whiten(Transform):

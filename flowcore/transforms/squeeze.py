@@ -21,6 +21,8 @@ class Squeeze(Transform):
     Source: Dinh et al., "Density estimation using Real NVP", section 3.6; channel order as in Glow.
     """
 
+    uniform_logdet = True
+
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         self.factor = factor
@@ -46,6 +48,8 @@ class OrderedSqueeze(Transform):
     Source: Dinh et al., "Real NVP", section 3.6 and its program.
     """
 
+    uniform_logdet = True
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         require_even_sides(x, "Squeeze")
         groups = [x[:, :, dy::2, dx::2] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
@@ -62,6 +66,8 @@ class OrderedSqueeze(Transform):
 class Unsqueeze(Transform):
     """Undo a ``Squeeze`` in the middle of a flow: its forward is ``Squeeze.inverse``; logdet: 0."""
 
+    uniform_logdet = True
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         return F.pixel_shuffle(x, 2), x.new_zeros(x.shape[0])
 
@@ -77,6 +83,8 @@ class Flatten(Transform):
 
     Forward: ``z[:, (c * H + i) * W + j, 0, 0] = x[:, c, i, j]``; logdet: 0. The next transform mixes the whole image.
     """
+
+    uniform_logdet = True
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
@@ -96,6 +104,8 @@ class Flatten(Transform):
 
 class Unflatten(Transform):
     """Undo a ``Flatten`` in the middle of a flow: its forward is ``Flatten.inverse``; logdet: 0."""
+
+    uniform_logdet = True
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()

@@ -23,16 +23,24 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..device import require_full_precision
+from ..errors import FlowError, ShapeError
 
 
 class Transform(nn.Module):
     """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
 
-    Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise.
+    Data and latents are ``(B, C, H, W)`` unless a subclass says otherwise. A subclass defines ``inverse``, and
+    ``by_position`` or ``forward`` or both.
+
+    Attributes:
+        uniform_logdet: Whether every position contributes the same to the logdet, whatever data and condition, as in
+            actnorms, 1x1 convolutions and permutations. ``forward`` is then all that ``by_position`` needs.
     """
 
+    uniform_logdet = False
+
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Any, Tensor]:
-        """Map data to latent.
+        """Map data to latent; here: ``by_position``, summed.
 
         Args:
             x: Data, ``(B, C, H, W)``.
@@ -41,7 +49,8 @@ class Transform(nn.Module):
         Returns:
             The latent, and ``log|det dz/dx|`` in nats, ``(B,)``.
         """
-        raise NotImplementedError
+        z, amounts = self.by_position(x, cond)
+        return z, amounts.sum((1, 2))
 
     def inverse(self, z: Any, cond: Any = None) -> Tensor:
         """Map latent to data.
@@ -92,8 +101,17 @@ class Transform(nn.Module):
 
         Returns:
             What ``forward`` returns first, and its logdet as a sum over positions, ``(B, H, W)``. Here: spread evenly,
-            which is right for every transform that treats all positions alike.
+            which is right if ``uniform_logdet``.
+
+        Raises:
+            FlowError: If it is not, and the subclass does not define this method.
         """
+        if not self.uniform_logdet:
+            raise FlowError(
+                f"{type(self).__name__} does not say which positions its log-determinant comes from, so nothing can be "
+                "mapped. Define by_position; or set uniform_logdet = True if every position contributes the same, "
+                "whatever the data and the condition."
+            )
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
@@ -114,6 +132,12 @@ class Transform(nn.Module):
             if isinstance(dtype, torch.dtype):
                 require_full_precision(dtype)
         return super().to(*args, **kwargs)
+
+
+def require_channels(x: Tensor, channels: int, name: str) -> None:
+    """Refuse data that would broadcast against parameters of so many channels; raises ShapeError."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ShapeError(f"{name} takes data of shape (B, {channels}, H, W); got {tuple(x.shape)}.")
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:

@@ -20,6 +20,8 @@ class ChannelWhitening(Transform):
     (``M = L^-1`` with the covariance ``L L^T``); nothing trains them afterwards.
     """
 
+    uniform_logdet = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))

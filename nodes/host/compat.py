@@ -9,9 +9,9 @@ import inspect
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
-from comfy_api.v0_0_2 import ComfyAPI, ComfyExtension
+from comfy_api.v0_0_2 import ComfyExtension
 from comfy_api.v0_0_2 import io as host_io
 from comfyui_version import __version__ as host_version
 from server import PromptServer
@@ -29,38 +29,18 @@ MINIMUM_VERSION = "0.20.0"
 log = logging.getLogger("flowcore")
 
 
-class Replacement(TypedDict):
-    """A removed node id and the node that replaces it; the fields of the host's `io.NodeReplace`.
-
-    Attributes:
-        old_node_id: The id in saved workflows.
-        new_node_id: The id of a node of ours.
-        old_widget_ids: The old node's inputs with a widget, in the order of the canvas, which saves values by position.
-        input_mapping: For every input of the new node `{"new_id", "old_id"}`, or `{"new_id", "set_value"}`.
-        output_mapping: For every output of the old node `{"new_idx", "old_idx"}`.
-    """
-
-    old_node_id: str
-    new_node_id: str
-    old_widget_ids: list[str]
-    input_mapping: list[dict[str, Any]]
-    output_mapping: list[dict[str, int]]
-
-
 class Extension(ComfyExtension):
     """Lists our nodes for the host."""
 
-    def __init__(self, nodes: list[type], replacements: list[Replacement], on_start: list[Callable[[], None]]) -> None:
+    def __init__(self, nodes: list[type], on_start: list[Callable[[], None]]) -> None:
         """Register `models/flows`, run the start-up hooks, and warn about a host that is too old.
 
         Args:
             nodes: Node classes, in the order of the menu.
-            replacements: Of node ids that were removed.
             on_start: Called once, when the model folders are known.
         """
         super().__init__()
         self._nodes = nodes
-        self._replacements = replacements
         # Not in on_load, which 0.3.75 never calls.
         register_model_folder()
         for hook in on_start:
@@ -71,11 +51,6 @@ class Extension(ComfyExtension):
                 MINIMUM_VERSION,
                 host_version,
             )
-
-    async def on_load(self) -> None:
-        if hasattr(io, "NodeReplace"):  # since 0.14
-            for replacement in self._replacements:
-                await ComfyAPI().node_replacement.register(io.NodeReplace(**replacement))
 
     async def get_node_list(self) -> list[type]:
         return self._nodes

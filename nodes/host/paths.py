@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import folder_paths
 
@@ -99,6 +100,13 @@ def input_files(subfolder: str, suffix: str) -> list[str]:
     return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
 
 
+def input_pictures() -> list[str]:
+    """List the pictures directly in the input folder, as Load Image does."""
+    base = folder_paths.get_input_directory()
+    files = [name for name in os.listdir(base) if os.path.isfile(os.path.join(base, name))]
+    return sorted(folder_paths.filter_files_content_types(files, ["image"]))
+
+
 def input_path(name: str) -> Path | None:
     """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
 
@@ -111,17 +119,22 @@ def input_path(name: str) -> Path | None:
         The path, or None if there is no such file or the name leads out of the folder.
     """
     plain, folder = folder_paths.annotated_filepath(name)
-    folder = os.path.realpath(folder or folder_paths.get_input_directory())
+    path = _resolve(folder or folder_paths.get_input_directory(), plain)
+    return path if path is not None and os.path.isfile(path) else None
+
+
+def _resolve(folder: str, name: str) -> Path | None:
+    """Resolve a name in a folder; None if the name or a link leads out of it. The folder itself may be a link."""
+    base = os.path.realpath(folder)
     try:
         # Not the host's own check: 0.3.75 has none.
-        path = os.path.realpath(os.path.join(folder, plain))
-        inside = os.path.commonpath((folder, path)) == folder
-    except ValueError:  # a zero byte in the name, or another drive
+        path = os.path.realpath(os.path.join(base, name))
+        return Path(path) if "\0" not in name and os.path.commonpath((base, path)) == base else None
+    except (OSError, ValueError):  # a zero byte in the name, or another drive
         return None
-    return Path(path) if inside and os.path.isfile(path) else None
 
 
-def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
+def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     """Choose the next free name in the output folder, as the host's own saving nodes do.
 
     Neither `..`, nor an absolute path, nor a link inside the output folder leads out of it. The output folder itself
@@ -132,23 +145,23 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]] | None:
         suffix: End of the name.
 
     Returns:
-        The path, whose folder exists, and its record for the history; None if the prefix leads out of the folder.
+        The path, whose folder exists, and its record for the history.
 
     Raises:
-        FlowError: If the folder that the prefix names cannot be created or read.
+        FlowError: If the prefix leads out of the folder, or the folder that it names cannot be created or read.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
-    try:
-        target = os.path.realpath(os.path.join(base, prefix))
-        if "\0" in prefix or os.path.commonpath((base, target)) != base:
-            return None
-    except ValueError:
-        return None
+    if _resolve(base, prefix) is None:
+        raise FlowError(
+            f"filename_prefix must stay inside the output folder; got `{prefix[:80]}`. Leave out `..` and leading "
+            "slashes."
+        )
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
-    except OSError as error:  # too long a name, or a file where a folder should be
+    except (OSError, RecursionError) as error:  # too long, too deep, or a file where a folder should be
         raise FlowError(
-            f"Cannot save under `{prefix[:80]}` in the output folder: {error.strerror or error}. Choose another name."
+            f"Cannot save under `{prefix[:80]}` in the output folder: {getattr(error, 'strerror', None) or error}. "
+            "Choose another name."
         ) from error
     file = f"{name}_{counter:05}_{suffix}"
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
@@ -166,6 +179,14 @@ def user_folder(name: str) -> Path:
 def output_folder(*names: str) -> Path:
     """Return the path of a folder below the output folder, which need not exist."""
     return Path(folder_paths.get_output_directory(), *names)
+
+
+def inside(kind: Literal["input", "output"], name: str | Path) -> Path:
+    """Resolve a name in the host's input or output folder; FlowError if the name or a link leads out of it."""
+    path = _resolve(str(folder_paths.get_directory_by_type(kind)), str(name))
+    if path is None:
+        raise FlowError(f"`{str(name)[:80]}` leads out of ComfyUI's {kind} folder. Give a name in it, without links.")
+    return path
 
 
 def output_record(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Routes of ours on the host's server, for its own pages: small bodies in, pictures out, nothing beside a run."""
+"""Routes of ours on the host's server, for its own pages: small requests in, pictures out, nothing beside a run."""
 
 # pyright: reportMissingImports=false
 
@@ -15,7 +15,7 @@ from server import PromptServer
 
 from .compat import log
 
-MOST_BYTES = 4096  # of a body
+MAX_BYTES = 4096  # of a body
 
 Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
 
@@ -36,7 +36,7 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
     async def handler(request: Any) -> Any:
         if not _same_origin(request):
             return web.Response(status=403)
-        if request.content_length is None or request.content_length > MOST_BYTES:
+        if request.content_length is None or request.content_length > MAX_BYTES:
             return web.Response(status=413)
         try:
             body = json.loads(await request.read())
@@ -50,6 +50,33 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
         return web.Response(status=status, body=png, content_type="image/png", headers={"Cache-Control": "no-store"})
 
     server.routes.post(path)(handler)
+
+
+def show_as_inputs(read: Callable[[str], tuple[bytes, str] | None]) -> None:
+    """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode.
+
+    It asks for all of them at /view, and for files of the host's folders only.
+
+    Args:
+        read: Name to the contents and the type of a file; None for names that are not ours.
+    """
+
+    async def answer(body: bytes, kind: str) -> Any:
+        return web.Response(body=body, content_type=kind)
+
+    # Not async: what others raise does not pass through us.
+    def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
+        if request.path in ("/view", "/api/view"):
+            asked = request.rel_url.query
+            if asked.get("type") == "input" and not asked.get("subfolder"):
+                found = read(asked.get("filename", ""))
+                if found is not None:
+                    return answer(*found)
+        return handler(request)
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.app.middlewares.append(web.middleware(serve))
 
 
 def is_at_work() -> bool:

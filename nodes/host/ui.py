@@ -20,6 +20,7 @@ from server import PromptServer
 
 from ...flowcore.images.rounding import to_uint8
 from ...flowcore.tasks import part_of
+from .memory import stop_if_cancelled
 
 GALLERY, THUMBNAIL = 64, 256  # pictures shown on a node, and their longer side
 LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the viewer; of one that is not compressed
@@ -46,7 +47,7 @@ class Progress:
         Args:
             done: Units of work done.
             total: Units of work in all.
-            preview: A finished picture (1, 3 or 4, H, W) in [0, 1], or None; alpha is not shown.
+            preview: A finished picture (1, C, H, W) in [0, 1], C = 3 or 4, or None; alpha is not shown.
         """
         shown = None
         if preview is not None:
@@ -81,6 +82,10 @@ class Notes:
             self.lines.append(message)
             log.warning("%s: %s", self._node, message)
             show_text(message, self._node_id)
+
+    def follow(self, progress: Callable[..., None] | None = None) -> dict[str, Any]:
+        """Return the keywords with which a task tells its progress and its notes, and stops at a press on Cancel."""
+        return {"progress": progress or Progress(), "cancelled": stop_if_cancelled, "notify": self}
 
     @property
     def ui(self) -> dict[str, list[str]] | None:
@@ -122,13 +127,15 @@ def gallery(
     shown: list[dict[str, Any]] = []
     large = _from_canvas(pnginfo)
     try:
-        before = [_save_full(source) for source in sources] if large and sources is not None else []
+        before: dict[int, dict[str, Any]] = {}
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
             entry = {**_save_temporary(picture, THUMBNAIL, ".jpg", quality=90), "number": k + 1, **fact}
             if large:
                 entry["full"] = _save_full(picture)
-            if before:
-                entry["source"] = before[k * len(before) // len(pictures)]
+            if large and sources is not None:
+                place = k * len(sources) // len(pictures)
+                before[place] = before.get(place) or _save_full(sources[place])
+                entry["source"] = before[place]
             shown.append(entry)
     except OSError as error:  # the run is done, and its pictures are safe
         log.warning("The gallery on the node is not shown: %s", error)
@@ -196,13 +203,13 @@ def _save_temporary(picture: torch.Tensor, longest: int, suffix: str, **options:
 
 
 def png(picture: torch.Tensor) -> bytes:
-    """Encode (1, 3 or 4, H, W) in [0, 1]; alpha is dropped."""
+    """Encode (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped."""
     buffer = io.BytesIO()
     _to_pil(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _to_pil(picture: torch.Tensor) -> Image.Image:
-    """Convert (1, 3 or 4, H, W) in [0, 1]; alpha is dropped."""
+    """Convert (C, H, W) in [0, 1], C = 1, 3 or 4; alpha is dropped."""
     rgb = picture.detach()[:3].expand(3, -1, -1)
     return Image.fromarray(to_uint8(rgb).permute(1, 2, 0).cpu().numpy())

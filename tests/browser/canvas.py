@@ -138,10 +138,51 @@ class Canvas:
                 return found; }"""
         )
 
-    def value(self, kind: str, widget: str) -> Any:
-        """The value of a widget of the only node of a kind."""
+    def only(self, kind: str) -> dict[str, Any]:
+        """The only node of a kind, as `nodes` has it."""
         (node,) = [node for node in self.nodes() if node["type"] == kind]
-        return {name: value for name, _, value in node["widgets"]}[widget]
+        return node
+
+    def value(self, kind: str, *names: str) -> Any:
+        """The value of a widget of the only node of a kind; of several, their values."""
+        values = {name: value for name, _, value in self.only(kind)["widgets"]}
+        return values[names[0]] if len(names) == 1 else [values[name] for name in names]
+
+    def move(self, kind: str, widget: str, *values: Any) -> None:
+        """Give a widget of the only node of a kind values, one after the other, as a person does who drags it."""
+        self.page.evaluate(
+            """([kind, name, values]) => { const node = app.graph.nodes.find(n => n.type === kind);
+                const widget = node.widgets.find(w => w.name === name);
+                for (widget.value of values) widget.callback?.(widget.value, app.canvas, node); }""",
+            [kind, widget, values],
+        )
+
+    def drag(self, *places: tuple[float, float], steps: int = 5) -> None:
+        """Move the mouse to the first place of the page, and from place to place with the button down."""
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=steps)
+        self.page.mouse.up()
+
+    def drop(self, picture: bytes, name: str, place: tuple[float, float]) -> None:
+        """Drop a PNG file on a place of the page."""
+        self.page.evaluate(
+            """async ([bytes, name, x, y]) => {
+                const data = new DataTransfer(), at = document.elementFromPoint(x, y);
+                data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+                for (const kind of ['dragenter', 'dragover', 'drop']) {
+                    at.dispatchEvent(new DragEvent(kind,
+                        {bubbles: true, cancelable: true, dataTransfer: data, clientX: x, clientY: y}));
+                    await new Promise(done => setTimeout(done, 100));
+                } }""",
+            [list(picture), name, *place],
+        )
+
+    def sent(self, kind: str) -> dict[str, Any]:
+        """What would be sent as the inputs of the only node of a kind."""
+        (inputs,) = [node["inputs"] for node in self.prompt().values() if node["class_type"] == kind]
+        return inputs
 
     def prompt(self) -> dict[str, Any]:
         """What would be sent."""

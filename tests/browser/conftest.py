@@ -57,13 +57,19 @@ def chromium(served):
 
 
 @pytest.fixture(scope="module")
-def canvases(served, chromium):
-    """A page for each look that was asked for; opened once."""
-    pages: dict[tuple[bool, str], Canvas] = {}
+def pages():
+    """The pages that were opened, by their look."""
+    return {}
+
+
+@pytest.fixture
+def canvases(served, chromium, pages):
+    """A page for each look that was asked for, opened once; none complains in its console, in any test."""
 
     def opened(*, vue: bool, language: str = "en") -> Canvas:
         if (vue, language) not in pages:
             pages[vue, language] = Canvas(served, chromium, SCREENSHOTS, vue=vue, language=language)
         return pages[vue, language]
 
-    return opened
+    yield opened
+    assert [complaint for page in pages.values() for complaint in page.complaints] == []

@@ -38,7 +38,7 @@ RUN_SECONDS = 600  # that a run may take
 
 # Node to where it stands: left, top, width, height.
 PLACES = {
-    "LoadImage": (0, 0, 230, 300),
+    "FlowcoreExample": (0, 0, 230, 300),
     "FlowcoreLoadModel": (0, 370, 230, 90),
     "FlowcorePaintTemperature": (260, 0, 370, 380),
     "FlowcoreUpscale": (660, 0, 400, 660),
@@ -73,8 +73,7 @@ def scene() -> dict[str, Any]:
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
     for node in workflow["nodes"]:
         if node["type"] == "FlowcoreExample":
-            del node["outputs"][2]
-            node |= {"type": "LoadImage", "inputs": [], "widgets_values": ["", "image"]}
+            node["widgets_values"][0] = "second photograph"
         left, top, width, height = PLACES[node["type"]]
         node |= {"pos": [left, top], "size": [width, height]}
         if node["type"] == "FlowcorePaintTemperature":
@@ -92,6 +91,7 @@ class Film:
     def __init__(self, canvas: Canvas) -> None:
         self.canvas, self.page = canvas, canvas.page
         self.frames: list[Image.Image] = []
+        self.runs = 0
         self.at = (WIDE - 300.0, HIGH - 60.0)
         self.page.evaluate(POINTER)
 
@@ -129,6 +129,7 @@ class Film:
         button = self.page.get_by_role("button", name="Run", exact=True).first.bounding_box()
         assert button is not None
         self.canvas.watch_end()
+        self.runs += 1
         self.click(button["x"] + button["width"] / 2, button["y"] + button["height"] / 2)
         before, self.frames = self.frames, []
         start = time.monotonic()
@@ -138,7 +139,8 @@ class Film:
             self.page.wait_for_timeout(150)
         assert self.page.evaluate("() => window.ended") == "execution_success"
         self.page.wait_for_function(
-            "() => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length === 4"
+            "n => [...document.querySelectorAll('.flowcore-gallery img')].filter(i => i.naturalWidth).length === n",
+            arg=4 * self.runs,  # those of the run before stay
         )
         self.page.wait_for_timeout(800)
         self.shoot()
@@ -174,7 +176,7 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     page = canvas.page
     data = base64.b64encode(PHOTO.read_bytes()).decode()
 
-    # A photograph is dropped.
+    # A photograph is dropped on the sample of the story.
     page.evaluate(
         "data => { const i = document.querySelector('#film-pointer img');"
         " i.src = `data:image/png;base64,${data}`; i.style.display = 'block' }",
@@ -182,14 +184,14 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     )
     page.mouse.move(*film.at)
     film.shoot(3)
-    x, y, width, height = film.box(node_selector(canvas, "LoadImage"))
+    x, y, width, height = film.box(node_selector(canvas, "FlowcoreExample"))
     film.move(x + 0.4 * width, y + 0.4 * height, 10)
-    page.evaluate(DROP, [node_selector(canvas, "LoadImage"), data, PHOTO.name])
+    page.evaluate(DROP, [node_selector(canvas, "FlowcoreExample"), data, PHOTO.name])
     page.evaluate("() => { document.querySelector('#film-pointer img').style.display = 'none' }")
     page.wait_for_function(
-        "() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0", timeout=30_000
+        "() => /photo/.test(document.querySelector('.flowcore-brush-board img')?.src)", timeout=30_000
     )
-    page.wait_for_timeout(600)
+    page.wait_for_timeout(1500)
     film.shoot(5)
 
     # Temperature is dragged.
@@ -211,7 +213,7 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     film.shoot(5)
 
     # One is picked.
-    x, y, width, height = film.box(".flowcore-gallery button >> nth=2")
+    x, y, width, height = film.box(".flowcore-gallery button >> nth=6")
     film.click(x + width / 2, y + height / 2, 8)
     page.wait_for_timeout(500)
     film.shoot(12)

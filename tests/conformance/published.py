@@ -53,6 +53,8 @@ HCFLOWS = {
     },
 }  # fmt: skip
 
+EXTRACTOR = r"_condFlow\.(conv_first|RRDB_trunk|trunk_conv1)"  # of HCFlow
+
 # In every published SRFlow, and read by nothing: their values must not matter.
 UNREAD = {
     "RRDB.upconv2": (64, 64, 3, 3),
@@ -60,6 +62,12 @@ UNREAD = {
     "RRDB.conv_last": (3, 64, 3, 3),
     "flowUpsamplerNet.f.0": (96, 320, 3, 3),
 }
+
+
+def published_draws(shapes: Sequence[tuple[int, ...]], n: int, temperature: float, seed: int) -> list[Tensor]:
+    """Draw latents as SRFlow's program does: all items from one generator, deepest level first."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [temperature * torch.randn(n, *shape, generator=generator) for shape in reversed(shapes)][::-1]
 
 
 def recorded_srflow() -> dict[str, Tensor]:
@@ -70,7 +78,7 @@ def recorded_srflow() -> dict[str, Tensor]:
     state = load_file(SRFLOW / "tiny4x_mixings.safetensors")
     for name, shape in srflow_shapes(**RECORDED).items():
         if not name.endswith("invconv.weight"):
-            state[name] = torch.from_numpy(_noise(name, shape).astype(np.float16))
+            state[name] = torch.from_numpy(_noise(name, shape, r"^RRDB\.", r"\.(4|conv)\.weight$").astype(np.float16))
     return with_unread(state, UNREAD)
 
 
@@ -84,11 +92,13 @@ def with_unread(state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
 def recorded_hcflow(case: str) -> dict[str, Tensor]:
     """The weights of a recorded HCFlow, "tiny4x" or "tiny_rescaling4x", bit for bit, as ``recorded_srflow``."""
     state = load_file(HCFLOW / f"{case}_mixings.safetensors")
+    # when rescaling, couplings have five convolutions
+    last = rf"_condFlow\.(f|.*conv3)\.weight|^flow\.layers\..*conv{5 if 'rescaling' in case else 3}\.weight"
     for name, shape in hcflow_shapes(**HCFLOWS[case]).items():
         if name.endswith("haar_weights"):
             state[name] = haar_weights(shape[0] // 4)
         elif name not in state:
-            state[name] = torch.from_numpy(_hcflow_noise(name, shape, "rescaling" in case).astype(np.float16))
+            state[name] = torch.from_numpy(_noise(name, shape, EXTRACTOR, last).astype(np.float16))
     return state
 
 
@@ -110,53 +120,31 @@ def haar_weights(channels: int) -> Tensor:
     return signs.reshape(4, 1, 2, 2).repeat(channels, 1, 1, 1)
 
 
-def _hcflow_noise(name: str, shape: tuple[int, ...], rescaling: bool) -> np.ndarray:
-    inputs = math.prod(shape[1:])
-    extractor = re.search(r"_condFlow\.(conv_first|RRDB_trunk|trunk_conv1)", name) is not None
-    if name.endswith(".weight"):
-        dense = name.startswith("flow.layers.") and rescaling  # couplings of five convolutions, not three
-        last = name.endswith(("conv5.weight" if dense else "conv3.weight", "_condFlow.f.weight"))
-        gain = math.sqrt(2 / inputs)
-        if extractor:
-            gain = 0.5 * math.sqrt(2 / inputs) if ".RDB" in name else math.sqrt(1.5 / inputs)
-        elif last:
-            gain = 0.4 / math.sqrt(inputs)
-    elif name.endswith(".bias"):
-        gain = 0.05 if extractor else 0.1
-    else:
-        gain = 0.1 if ".affine." in name and ".actnorm." in name else 0.05
-    noise = gain * np.random.RandomState(zlib.crc32(name.encode()) ^ (7 * 0x9E3779B1 % 2**32)).standard_normal(shape)
-    if ".RDB" in name and name.endswith("conv5.weight"):
-        noise[range(shape[0]), range(shape[0]), 1, 1] -= 2
-    if name == "flow.layers.1.actnorm.bias":
-        noise -= 0.5
-    if name.endswith("_condFlow.f.bias"):
-        noise[1::2] -= 1
-    return noise
-
-
 def srflow_shapes(**fields) -> dict[str, tuple[int, ...]]:
     """Names and shapes of an SRFlow's tensors in the published program."""
     flow = build_on_meta("srflow", configure("srflow", fields))
     return {name: tuple(t.shape) for name, t in srflow_checkpoint(flow).items()}
 
 
-def _noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    inputs = math.prod(shape[1:])
-    encoder, weight = name.startswith("RRDB."), name.endswith(".weight")
-    if encoder and weight:
-        gain = 0.5 * math.sqrt(2 / inputs) if ".RDB" in name else math.sqrt(1.5 / inputs)
-    elif weight:
-        gain = 0.4 / math.sqrt(inputs) if name.endswith((".4.weight", ".conv.weight")) else math.sqrt(2 / inputs)
+def _noise(name: str, shape: tuple[int, ...], encoder: str, last: str) -> np.ndarray:
+    """Seeded by its name: gains that keep signals alive, less for encoders and the last convolutions of couplings."""
+    inputs, encodes = math.prod(shape[1:]), re.search(encoder, name) is not None
+    if name.endswith(".weight"):
+        gain = 0.4 / math.sqrt(inputs) if re.search(last, name) else math.sqrt(2 / inputs)
+        if encodes:
+            gain = 0.5 * math.sqrt(2 / inputs) if ".RDB" in name else math.sqrt(1.5 / inputs)
     elif name.endswith(".bias"):
-        gain = 0.05 if encoder else 0.1
+        gain = 0.05 if encodes else 0.1
     else:
         gain = 0.1 if ".affine." in name and ".actnorm." in name else 0.05
-    draw = np.random.RandomState(zlib.crc32(name.encode()) ^ (7 * 0x9E3779B1 % 2**32))
-    noise = gain * draw.standard_normal(shape)
-    if name.endswith("conv5.weight"):
+    noise = gain * np.random.RandomState(zlib.crc32(name.encode()) ^ (7 * 0x9E3779B1 % 2**32)).standard_normal(shape)
+    if ".RDB" in name and name.endswith("conv5.weight"):
         noise[range(shape[0]), range(shape[0]), 1, 1] -= 2
-    if re.fullmatch(r"flowUpsamplerNet\.layers\.(3|4|9|10|14|15)\.actnorm\.logs", name):  # of the coupled steps
+    if name == "flow.layers.1.actnorm.bias":  # of HCFlow
+        noise -= 0.5
+    if name.endswith("_condFlow.f.bias"):
+        noise[1::2] -= 1
+    if re.fullmatch(r"flowUpsamplerNet\.layers\.(3|4|9|10|14|15)\.actnorm\.logs", name):  # of SRFlow's coupled steps
         noise += 0.19
     return noise
 
@@ -247,9 +235,10 @@ def keys(folder: Path) -> dict[str, Any]:
     return json.loads(gzip.decompress((folder / "keys.json.gz").read_bytes()))
 
 
-def meta(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """A checkpoint without values."""
-    return {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+def meta(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """A checkpoint without values, in float32 where no other type is named."""
+    types = {name: getattr(torch, (dtypes or {}).get(name, "float32")) for name in shapes}
+    return {name: torch.empty(tuple(shape), device="meta", dtype=types[name]) for name, shape in shapes.items()}
 
 
 def as_ours(source: Source, state: Mapping[str, Tensor], way: str, **fields) -> Flow | Plan:

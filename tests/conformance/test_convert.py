@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import pickle
-import re
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -83,11 +79,10 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrapping", WRAPPED)
-@pytest.mark.parametrize("suffix", [".pth", ".pt"])
-def test_wrapped_checkpoints(tmp_path, small_state, expected, wrapping, suffix):
-    path = tmp_path / f"model{suffix}"
-    torch.save(WRAPPED[wrapping](small_state), path, _use_new_zipfile_serialization=suffix == ".pth")
-    assert same(load(path, **BLOCKS), expected)
+def test_wrapped_checkpoints(tmp_path, small_state, expected, wrapping):
+    for old in (False, True):
+        torch.save(WRAPPED[wrapping](small_state), tmp_path / "model.pth", _use_new_zipfile_serialization=not old)
+        assert same(load(tmp_path / "model.pth", **BLOCKS), expected)
 
 
 @pytest.mark.parametrize("wrapping", ["plain", "module.", "float64"])
@@ -139,13 +134,17 @@ def test_provenance_and_saving_again(tmp_path, small_state, expected):
 # --- stacked_blocks, which no file holds ------------------------------------------------------------------------------
 
 
-def test_missing_stacked_blocks(refused, small_state, tmp_path):
+def test_missing_and_released_stacked_blocks(refused, small_state, tmp_path):
     message = refused(small_state, stacked_blocks=None)
     advice = ("stacked_blocks=(0, 1, 2, 3)", "--set stacked_blocks=0,1,2,3")
     for part in ("stacked_blocks is missing", "4 of the encoder's 4 blocks", *advice):
         assert part in message
     assert "stacked_blocks=(3,)" in refused(small_srflow(stacked_blocks=(3,)), stacked_blocks=None)
     assert load(tmp_path / "model.pth", stacked_blocks=3).config.stacked_blocks == (3,)
+    state = small_srflow(encoder_blocks=23, stacked_blocks=(1, 8))
+    assert "2 of the encoder's 23 blocks" in refused(state, stacked_blocks=None)
+    torch.save(small_srflow(encoder_blocks=23, stacked_blocks=(1, 8, 15, 22)), tmp_path / "model.pth")
+    assert load(tmp_path / "model.pth").config.stacked_blocks == (1, 8, 15, 22)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +162,6 @@ def test_missing_stacked_blocks(refused, small_state, tmp_path):
 def test_invalid_stacked_blocks(refused, small_state, given, says):
     message = refused(small_state, stacked_blocks=given)
     assert all(part in message for part in says), message
-
-
-def test_released_stacked_blocks_are_known(refused, tmp_path):
-    state = small_srflow(encoder_blocks=23, stacked_blocks=(1, 8))
-    assert "2 of the encoder's 23 blocks" in refused(state, stacked_blocks=None)
-    torch.save(small_srflow(encoder_blocks=23, stacked_blocks=(1, 8, 15, 22)), tmp_path / "model.pth")
-    assert load(tmp_path / "model.pth").config.stacked_blocks == (1, 8, 15, 22)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +203,14 @@ def test_tensors_that_determine_the_configuration_are_named(refused, small_state
     assert name in refused({**small_state, name: torch.ones(5)})
 
 
-def test_unknown_and_duplicate_tensors_are_named(refused, small_state):
+def test_unknown_duplicate_and_oversized_tensors_are_named(refused, small_state):
     message = refused({**small_state, **{f"extra.{k}": torch.ones(2) for k in range(9)}})
     assert "in 9 places" in message
     assert [f"extra.{k} is not known" in message for k in range(9)] == [True] * 3 + [False] * 6
     name = "RRDB.conv_last.bias"
     assert f"two tensors of the name {name}" in refused({**small_state, f"module.{name}": torch.ones(3)})
+    expanded = torch.zeros(1).expand(2**20, 2**10, 3, 3)
+    assert "damaged" in refused({**small_state, "RRDB.conv_first.weight": expanded})
 
 
 @pytest.mark.parametrize(
@@ -237,17 +231,10 @@ def test_tensors_that_are_not_plain_floats(refused, small_state, kind):
     assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": tensor})
 
 
-def test_tensor_larger_than_the_file(refused, small_state):
-    expanded = torch.zeros(1).expand(2**20, 2**10, 3, 3)
-    assert "damaged" in refused({**small_state, "RRDB.conv_first.weight": expanded})
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "RRDB.RRDB_trunk.999999999999.RDB1.conv1.weight",
-        "RRDB.upconv99.weight",
-        "flowUpsamplerNet.layers.9999.actnorm.bias",
         "flowUpsamplerNet.layers.99999999999999.actnorm.bias",
         "flowUpsamplerNet.layers.2.affine.fFeatures.999999.weight",
     ],
@@ -275,8 +262,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("what", OTHERS)
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("what", "suffix"), [*((what, ".pth") for what in OTHERS), ("ESRGAN", ".safetensors")])
 def test_another_architecture(tmp_path, what, suffix):
     state = {name: torch.ones(2) for name in OTHERS[what]}
     path = tmp_path / f"other{suffix}"
@@ -326,39 +312,6 @@ def test_other_contents(refused, content, says):
     assert all(part in message for part in says), message
 
 
-# --- code -------------------------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """A hostile pickle: makes a folder while it is read."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("form", ["torch", "pickle 0", "pickle 2", "beside weights", "among weights"])
-def test_code_in_pickles_is_refused_and_not_run(tmp_path, small_state, form):
-    marker, path = tmp_path / "marker", tmp_path / "model.pth"
-    payload = Payload(marker)
-    if form.startswith("pickle"):
-        path.write_bytes(pickle.dumps(payload, protocol=int(form[-1])))
-    else:
-        beside = {"state_dict": small_state, "extra": payload}
-        among = {**small_state, "RRDB.conv_last.bias": payload}
-        torch.save({"torch": payload, "beside weights": beside, "among weights": among}[form], path)
-    message = refusal(path, **BLOCKS)
-    assert not marker.exists()
-    if form == "pickle 0":  # text, which nothing tries to read
-        assert "not a model file" in message
-    else:
-        assert re.search(r"would import (posix|nt)\.mkdir, which could run code; it was not read", message), message
-    pickle.loads(pickle.dumps(payload))  # the payload is a real one
-    assert marker.exists()
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript(tmp_path):
     torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
@@ -381,21 +334,13 @@ NOT_MODELS = {
 
 
 @pytest.mark.parametrize("what", NOT_MODELS)
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_not_a_model(tmp_path, what, suffix):
-    path = tmp_path / f"photo{suffix}"
-    path.write_bytes(NOT_MODELS[what])
-    message = refusal(path)
-    assert what in message
-    assert "Supported" in message or "Fetch it again" in message
-
-
-def test_zip_archive_of_models(tmp_path):
-    with zipfile.ZipFile(tmp_path / "pretrained_models.zip", "w") as archive:
-        archive.writestr("pretrained_models/SRFlow_DF2K_4X.pth", b"x" * 100)
-    message = refusal(tmp_path / "pretrained_models.zip")
-    assert "it holds pretrained_models/SRFlow_DF2K_4X.pth" in message
-    assert "Unpack it" in message
+def test_not_a_model(tmp_path, what):
+    for suffix in (".pth", ".safetensors"):
+        path = tmp_path / f"photo{suffix}"
+        path.write_bytes(NOT_MODELS[what])
+        message = refusal(path)
+        assert what in message
+        assert "Supported" in message or "Fetch it again" in message
 
 
 @pytest.mark.parametrize("form", ["torch", "old torch", "safetensors", "ours"])
@@ -415,7 +360,7 @@ def test_truncated_files(tmp_path, small_state, expected, form):
     refusal(path, **BLOCKS)
 
 
-def test_folders_and_missing_files(tmp_path):
+def test_folders_archives_and_missing_files(tmp_path):
     (tmp_path / "models").mkdir()
     assert "this is a folder" in refusal(tmp_path / "models")
     message = refusal(tmp_path / "nowhere.pth")
@@ -423,9 +368,11 @@ def test_folders_and_missing_files(tmp_path):
     assert "no shipped model" in message
     with pytest.raises(CheckpointError, match="no such file"):
         convert(tmp_path / "nowhere.pth")
-
-
-def test_errors_are_value_errors():
+    with zipfile.ZipFile(tmp_path / "pretrained_models.zip", "w") as archive:
+        archive.writestr("pretrained_models/SRFlow_DF2K_4X.pth", b"x" * 100)
+    message = refusal(tmp_path / "pretrained_models.zip")
+    assert "it holds pretrained_models/SRFlow_DF2K_4X.pth" in message
+    assert "Unpack it" in message
     assert issubclass(CheckpointError, FlowError)
     assert issubclass(FlowError, ValueError)
 
@@ -449,8 +396,3 @@ def test_catalog(tmp_path, monkeypatch, expected):
     assert loaded.provenance == {"source": "small"}
     with pytest.raises(CheckpointError, match="another, small"):
         load("large")
-
-
-def test_shipped_models_state_their_licence():
-    for name in catalog.names():
-        assert file.read_header(catalog.path(name)).provenance["licence"]

@@ -15,9 +15,11 @@ from torch import Tensor
 from flowcore import likelihood, load, prior
 from flowcore.checkpoints.sources import FFJORD
 from flowcore.checkpoints.sources.ffjord import UNSUPPORTED, ffjord_origins
+from flowcore.condition import Condition
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
+from flowcore.likelihood import with_probes
 from flowcore.models import build, configure
 from flowcore.models.ffjord import FFJORDConfig
 from flowcore.transforms import ODE, Probes
@@ -62,7 +64,7 @@ def image(name: str) -> Tensor:
 def given(flow: Flow, name: str, kind: str):
     """The recorded probes, as a condition."""
     vectors = tuple(recorded(name)[f"{kind}.{k}"] for k in range(3 if name == "cifar_like" else 2))
-    return flow.with_probes(Probes(vectors=vectors, coefficients=((),) * len(vectors)))
+    return Condition(features=(), probes=Probes(vectors=vectors, coefficients=((),) * len(vectors)))
 
 
 def flat(latents: list[Tensor]) -> Tensor:
@@ -209,9 +211,11 @@ def test_a_file_is_recognized_and_every_tensor_used(name, tmp_path):
     assert sum(t.numel() for t in stored) == sum(p.numel() for p in flow.parameters())
 
 
-def test_the_model_of_cifar10_is_recognized():
+def test_the_model_of_cifar10_and_runs_with_regularization_are_recognized():
     flow = FFJORD.convert(meta(published.keys(published.FFJORD)["cifar10"]), {})
     assert flow.config == FFJORDConfig(steps=16)
+    wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in weights("cifar_like").items()}
+    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(weights("cifar_like"), {}))
 
 
 STRUCTURES = {  # and whether their names are those of the multiscale program
@@ -260,25 +264,13 @@ def test_every_structure_is_recognized(structure):
     converted = FFJORD.convert(as_published(flow, multiscale), {})
     assert converted.config == flow.config
     x = published.image(1, 2, flow.channels, 16, 32)
-    probes = flow.with_probes(flow.probes(x.shape))
+    probes = with_probes(flow, x.shape)
     for one, two in zip(*(flat_all(f.double()(x, probes)) for f in (flow, converted)), strict=True):
         assert error(one, two) < 1e-6
 
 
 def flat_all(encoded: tuple[list[Tensor], Tensor]) -> list[Tensor]:
     return [*encoded[0], encoded[1]]
-
-
-def test_a_file_of_a_run_with_regularization():
-    wrapped = {key.replace(".odefunc.", ".odefunc.odefunc."): t for key, t in weights("cifar_like").items()}
-    assert same(FFJORD.convert(wrapped, {}), FFJORD.convert(weights("cifar_like"), {}))
-
-
-@pytest.mark.parametrize("steps", [4, 64])
-def test_what_no_tensor_tells_is_given(steps):
-    fields = {"steps": steps, "alpha": 0.01, "activation": "elu", "how": "exact", "image_size": (8, 12)}
-    config = FFJORD.convert(weights("cifar_like"), fields).config
-    assert {name: getattr(config, name) for name in fields} == fields
 
 
 # --- files that cannot be converted -----------------------------------------------------------------------------------

@@ -29,17 +29,9 @@ from flowcore.models.realnvp import RealNVPConfig
 from flowcore.models.srflow import SRFlowConfig
 
 from . import published
-from .published import image, random_state, sample_of, small_srflow
+from .published import image, meta, random_state, sample_of, small_srflow
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-def meta(shapes: Shapes, dtypes: dict[str, str] | None = None) -> dict[str, Tensor]:
-    dtypes = dtypes or {}
-    return {
-        name: torch.empty(shape, device="meta", dtype=getattr(torch, dtypes.get(name, "float32")))
-        for name, shape in shapes.items()
-    }
 
 
 def near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
@@ -105,13 +97,10 @@ def test_published_srflow_is_recognized_and_every_tensor_used_once(name):
     assert shapes.keys() - used == {key for key in shapes if key.startswith("flowUpsamplerNet.f.")}
 
 
-def test_deep_subnets_are_recognized():
+def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
     fields = {**published.SMALL, "hidden_layers": 36, "hidden_kernel": 3}
     config = SRFLOW.convert(meta(published.srflow_shapes(**fields)), {"stacked_blocks": [2, 0, 3, 1]}).config
     assert (config.hidden_layers, config.hidden_kernel) == (36, 3)
-
-
-def test_srflow_without_injectors_is_refused(small_state):
     with pytest.raises(CheckpointError, match=r"affine\.fFeatures\.\S+ is not known"):
         SRFLOW.convert(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
 

@@ -11,9 +11,10 @@ from flowcore import Hints
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.tasks import chroma
-from flowcore.tasks.runner import Runner, RunOptions
+from flowcore.tasks.options import RunOptions
+from flowcore.tasks.runner import Runner
+from flowcore.testing import perturbed
 
-from .laws import perturbed
 from .photographs import photograph
 
 WANTED = (0.62, 0.5, 0.42)  # a mild color that a middle gray has room for

@@ -161,7 +161,6 @@ def _look(path: Path, overrides: dict) -> dict:
         "convert": lambda: convert(path, overrides),
         "read_latents_header": lambda: latents_file.read_latents_header(path),
         "load_latents": lambda: _check_latents(latents_file.load_latents(path)[0]),
-        "load_source": lambda: latents_file.load_source(path),
     }
     errors, wrong = {}, []
     del ways["read" if is_ours(path) else "convert"]  # load does it
@@ -235,8 +234,6 @@ class Child:
         """Let it read a file, and return its verdict, or how it died."""
         if self.process is None:
             self.start()
-        assert self.process is not None
-        assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"path": str(path), "overrides": overrides or {}}) + "\n")
         self.process.stdin.flush()
         answer = self._answer(TIMEOUT + 10)
@@ -263,8 +260,6 @@ class Child:
         process, self.process = self.process, None
         if process is None:
             return None
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.close()
             process.wait(timeout=5)
@@ -276,8 +271,6 @@ class Child:
 
     def _answer(self, seconds: float) -> str:
         """Read a line; nothing if it died or took too long."""
-        assert self.process is not None
-        assert self.process.stdout is not None
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:

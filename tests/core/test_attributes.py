@@ -82,15 +82,12 @@ def test_an_unusable_table_is_refused(tmp_path, text, words):
         table(tmp_path)
 
 
-def test_an_attribute_that_does_not_vary_is_refused(glow, folder, tmp_path):
+def test_constant_attributes_and_other_models_are_refused(glow, folder, tmp_path):
     lines = (folder / "attributes.tsv").read_text().splitlines()
     constant = [lines[0] + "\tknown", *(f"{folder}/{line}\t1" for line in lines[1:])]
     (tmp_path / "attributes.tsv").write_text("\n".join(constant))
     with pytest.raises(FlowError, match="Attribute glad needs at least 8 images with different values"):
         measure_attributes(glow, table(tmp_path, "glad=known"))
-
-
-def test_models_that_are_conditioned_or_of_any_size_are_refused(folder):
     for flow in (build_tiny("class_conditional"), build_tiny("glow", image_size=None)):
         with pytest.raises(FlowError, match="unconditional models that state their image_size"):
             measure_attributes(flow, table(folder))
@@ -116,7 +113,7 @@ def changes(flow, folder, styles):
 
 def test_a_style_changes_its_attribute_alone(styled, folder):
     """In standard deviations: half of the members smile, at 30 steps; half of them are old, at 24."""
-    flow, _ = styled
+    flow, lines = styled
     assert flow.config.styles == ("smile", "age", "gender")
     top, bottom = changes(flow, folder, {"smile": 2.0})
     assert bottom == pytest.approx(2 * 30 / 2, rel=0.2)
@@ -126,34 +123,23 @@ def test_a_style_changes_its_attribute_alone(styled, folder):
     assert abs(bottom) < 3
     top, bottom = changes(flow, folder, {"smile": -1.0})
     assert bottom == pytest.approx(-30 / 2, rel=0.2)
-
-
-def test_what_the_images_do_not_show_is_shrunk_away(styled):
-    """Gender is drawn at random: what is left of its direction is short beside what chance alone gives."""
-    flow, lines = styled
+    # Gender is drawn at random: what is left of its direction is short beside what chance alone gives.
     length = {name: math.sqrt(sum(float(z.square().sum()) for z in zs)) for name, zs in flow.styles.items()}
     assert length["gender"] < 0.4 * length["smile"]
     before = float(lines[2].split(" of ")[1].split()[0])
     assert lines[2].startswith("gender: 128 images")
     assert length["gender"] < 0.6 * before
-
-
-def test_a_style_stays_where_its_attribute_is(styled):
-    flow, _ = styled
     for name, shown, other in (("smile", BOTTOM, TOP), ("age", TOP, BOTTOM)):
         finest = flow.styles[name][0][0].square().mean((0, 2)).repeat_interleave(2)  # by row of the image
         assert float(finest[other].mean()) < 0.004 * float(finest[shown].mean()), name  # unshrunk: 0.008 of age
 
 
-def test_a_gain_lengthens_a_style(glow, folder):
+def test_gains_lengthen_styles_and_mirrored_images_count_the_same(glow, folder):
     texts = "smile=lips_parted*1.5", "age=-birth_year", "gender=gender:F/M*3"
     gained, plain = (measure_attributes(glow, table(folder, *words)).styles for words in (texts, PLAIN))
     for name, gain in (("smile", 1.5), ("age", 1), ("gender", 3)):
         for a, b in zip(gained[name], plain[name], strict=True):
             torch.testing.assert_close(a, gain * b)
-
-
-def test_mirrored_images_count_the_same(glow, folder):
     read = table(folder, "smile=lips_parted")
     plain, mirrored = (measure_attributes(glow, read, mirror=mirror).styles["smile"] for mirror in (False, True))
     a, b = (torch.cat([z.flatten() for z in zs]) for zs in (plain, mirrored))

@@ -1,7 +1,5 @@
 """Brighten: the published picture at temperature 0, exposures above it, and any size, format and tile."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import flowcore
 from flowcore.errors import FlowError, ImageError
 from flowcore.images.resize import pad_symmetric
 from flowcore.networks.low_light import equalize
-from flowcore.tasks.brighten import _border, memory_required
+from flowcore.tasks.brighten import border, memory_required
 from flowcore.tasks.subject import prepare_subject
 from flowcore.transforms import ActNorm
 
@@ -42,25 +40,22 @@ def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
 @pytest.mark.parametrize("side", [1, 2, 5, 7, 15, 16, 17, 32])
 def test_padding_is_numpys_symmetric_to_the_next_multiple_of_16(side):
     image = torch.arange(side * 3.0).view(1, 1, side, 3)
-    left, right, top, bottom = border = _border(side, 3)
+    left, right, top, bottom = added = border(side, 3)
     assert (left, right) == (6, 7)
     assert (side + top + bottom) % 16 == 0
     assert 0 <= bottom - top <= 1
     assert bottom > 0  # a side divisible by 16 gets 8 + 8
     expected = np.pad(image[0, 0].numpy(), ((top, bottom), (left, right)), mode="symmetric")
-    assert pad_symmetric(image, border)[0, 0].tolist() == expected.tolist()
+    assert pad_symmetric(image, added)[0, 0].tolist() == expected.tolist()
 
 
-def test_samples_differ_and_a_seed_means_the_same_picture(flow):
+def test_samples_differ_by_seed_and_by_maps_of_temperatures(flow):
     image = dark(batch=2)
     four = flowcore.brighten(flow, image, temperature=0.8, seed=3, samples=2)
     assert four.shape == (4, 3, 21, 29)
     assert not torch.allclose(four[0], four[1], atol=1e-3)
     alone = flowcore.brighten(flow, image[1:], temperature=0.8, seed=4)
     torch.testing.assert_close(alone[0], four[3], atol=1e-5, rtol=0)
-
-
-def test_a_map_of_temperatures_holds_where_it_is_white(flow):
     image, tau = dark(48, 48), torch.zeros(1, 1, 48, 48)
     tau[..., :8] = 1
     still, painted = (flowcore.brighten(flow, image, temperature=t, seed=1) for t in (0.0, tau))
@@ -75,6 +70,12 @@ def test_tiles_are_nearly_the_whole_picture(flow):
     assert float((whole - tiled).abs().max()) < 1e-5  # 0.002 with a halo of 8
 
 
+def test_an_overflow_is_counted_without_halo_and_border(flow):
+    notes = []
+    flowcore.brighten(flow, dark(40, 300), temperature=400.0, tile=128, notify=notes.append)
+    assert "overflowed in 1 picture, 100.0 % of it" in notes[0]
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 5, 7), (1, 4, 16, 8), (2, 3, 2, 33)])
 def test_odd_sizes_gray_and_alpha(flow, shape):
     image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) / 3
@@ -85,20 +86,14 @@ def test_odd_sizes_gray_and_alpha(flow, shape):
         assert torch.equal(result[:, 3:], image[:, 3:])
 
 
-def test_gray_stays_gray(flow):
+def test_gray_stays_gray_and_channels_are_equalized(flow):
     gray = dark(20, 24)[:, :1]
     one, three = (flowcore.brighten(flow, x, temperature=0.3) for x in (gray, gray.expand(-1, 3, -1, -1)))
     assert one.shape[1] == 1
     assert torch.equal(three, one.expand(-1, 3, -1, -1))
-
-
-def test_a_black_photograph_and_one_of_one_level(flow):
     for value in (0.0, 0.5, 1.0):
         assert bool(flowcore.brighten(flow, torch.full((1, 3, 8, 8), value)).isfinite().all())
     assert torch.equal(equalize(torch.full((1, 3, 4, 4), 51 / 255)), torch.full((1, 3, 4, 4), 51 / 255))
-
-
-def test_equalized_channels_use_all_levels():
     x = torch.arange(256.0).reshape(1, 1, 16, 16).expand(1, 3, -1, -1) / 510
     levels = (equalize(x) * 255).round()
     assert levels.min() == 0

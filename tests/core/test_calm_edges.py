@@ -81,13 +81,11 @@ def test_off_is_bit_for_bit_what_a_temperature_alone_gives(flow: Flow) -> None:
         assert torch.equal(upscale(flow, lr, temperature=temperature, calm_edges=0, seed=2), expected)
 
 
-@pytest.mark.parametrize("calm", [-0.01, 1.01, float("nan")])
-def test_a_share_outside_of_0_to_1_is_refused(flow: Flow, calm: float) -> None:
-    for call in (upscale, lambda *a, **o: temperature_grid(*a, [0.5], **o)):
-        with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
-            call(flow, picture(1, 3, 4, 4), calm_edges=calm)
-    with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
-        build_upscaler(calm_edges=calm)
+def test_a_share_outside_of_0_to_1_is_refused(flow: Flow) -> None:
+    for calm in (-0.01, 1.01, float("nan")):
+        for call in (upscale, lambda *a, **o: temperature_grid(*a, [0.5], **o), lambda *_, **o: build_upscaler(**o)):
+            with pytest.raises(FlowError, match=r"calm_edges must lie in \[0, 1\]"):
+                call(flow, picture(1, 3, 4, 4), calm_edges=calm)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

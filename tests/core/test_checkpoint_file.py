@@ -1,7 +1,5 @@
 """Our file format: round trip, errors for damaged files, and atomic saving."""
 
-from __future__ import annotations
-
 import json
 import os
 import struct
@@ -10,11 +8,10 @@ import sys
 import pytest
 import torch
 from builders import TINY, build_tiny
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints.eight_bits import from_eight_bits, scales_shape, to_eight_bits
-from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_header, read_tasks, reconfigure, save
+from flowcore.checkpoints.file import FORMAT, KEY, is_ours, read, read_config, read_header, reconfigure, save
 from flowcore.errors import CheckpointError
 from flowcore.models import build, configure
 
@@ -66,28 +63,18 @@ def test_round_trip_is_exact(flow, file):
 def test_the_header_tells_what_a_model_is_made_for(tmp_path, architecture):
     flow = build_tiny(architecture)
     save(flow, tmp_path / "model.safetensors")
-    assert read_tasks(tmp_path / "model.safetensors") == flow.capabilities.tasks
+    assert read_config(tmp_path / "model.safetensors").tasks == flow.capabilities.tasks
 
 
 def test_the_tasks_of_other_files_are_unknown(file, tmp_path):
-    assert read_tasks(file) == {"upscale"}
+    assert read_config(file).tasks == {"upscale"}
     rewrite(file, header=header_of(file) | {"config": {"scale": "large"}})
-    assert read_tasks(file) is None
+    assert read_config(file) is None
     rewrite(file, keep=False)
-    assert read_tasks(file) is None
+    assert read_config(file) is None
     file.write_bytes(b"no model")
-    assert read_tasks(file) is None
-    assert read_tasks(tmp_path / "missing.safetensors") is None
-
-
-def test_float16_storage(flow, file, tmp_path):
-    half = tmp_path / "half.safetensors"
-    save(flow, half, dtype=torch.float16)
-    parameters = sum(t.numel() for t in flow.state_dict().values())
-    assert file.stat().st_size - half.stat().st_size == pytest.approx(2 * parameters, rel=0.05)
-    back = read(half)
-    assert {t.dtype for t in back.state_dict().values()} == {torch.float32}
-    assert all(torch.equal(t, flow.state_dict()[name].half().float()) for name, t in back.state_dict().items())
+    assert read_config(file) is None
+    assert read_config(tmp_path / "missing.safetensors") is None
 
 
 @pytest.fixture
@@ -101,7 +88,7 @@ def eight_bits(tmp_path):
 KERNEL = "levels.0.steps.transforms.0.transforms.2.conditioner.hidden.1.weight"
 
 
-def test_eight_bit_storage(eight_bits, tmp_path):
+def test_eight_bit_storage_survives_another_configuration(eight_bits, tmp_path):
     flow, file = eight_bits
     half = tmp_path / "half.safetensors"
     save(flow, half, dtype=torch.float16)
@@ -115,6 +102,13 @@ def test_eight_bit_storage(eight_bits, tmp_path):
     assert int(stored[KERNEL].abs().max()) == 127
     scale = stored[f"{KERNEL}.scale"].float()
     assert torch.equal(read(file).state_dict()[KERNEL], stored[KERNEL] * scale[..., None, None])  # of rows of 48
+    other = tmp_path / "other.safetensors"
+    flow = reconfigure(file, other, {"n_bits": 5})
+    assert (read_header(other).format, read_header(other).config["n_bits"]) == (2, 5)
+    before, after = load_file(file), load_file(other)
+    assert after.keys() == before.keys()
+    assert all(t.dtype == before[name].dtype and torch.equal(t, before[name]) for name, t in after.items())
+    assert all(torch.equal(t, read(file).state_dict()[name]) for name, t in flow.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (3, 64), (3, 65), (2, 7, 3, 3), (2, 128, 1, 1), (5, 1, 5, 5), (2, 201)])
@@ -146,22 +140,6 @@ def test_rows_of_any_size_survive_eight_bits(tmp_path):
     torch.testing.assert_close(back[3, 0], kernel[3, 0], rtol=0.5 / 127, atol=0)
 
 
-def test_eight_bits_survive_another_configuration(eight_bits, tmp_path):
-    _, file = eight_bits
-    other = tmp_path / "other.safetensors"
-    flow = reconfigure(file, other, {"n_bits": 5})
-    assert (read_header(other).format, read_header(other).config["n_bits"]) == (2, 5)
-    before, after = load_file(file), load_file(other)
-    assert after.keys() == before.keys()
-    assert all(t.dtype == before[name].dtype and torch.equal(t, before[name]) for name, t in after.items())
-    assert all(torch.equal(t, read(file).state_dict()[name]) for name, t in flow.state_dict().items())
-
-
-def test_the_newest_format_needs_no_eight_bits(flow, file):
-    rewrite(file, header=header_of(file) | {"format": 2})
-    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in read(file).state_dict().items())
-
-
 SCALE = f"{KERNEL}.scale"
 ACTNORM = "levels.0.steps.transforms.0.transforms.0.bias"
 
@@ -173,12 +151,9 @@ ACTNORM = "levels.0.steps.transforms.0.transforms.0.bias"
         (lambda t: t.pop(KERNEL), f"{KERNEL} is missing; {SCALE} is not known"),
         (lambda t: t.update({KERNEL: t[KERNEL].half()}), f"in 1 places: {SCALE} is not known"),
         (lambda t: t.update({SCALE: t[SCALE][1:]}), rf"{SCALE} is \(47, 1\) instead of \(48, 1\)"),
-        (lambda t: t.update({SCALE: t[SCALE][:, 0]}), rf"{SCALE} is \(48,\) instead of \(48, 1\)"),
         (lambda t: t.update({SCALE: t[SCALE].long()}), f"{SCALE} in .* is of type I64; expected F64, F32"),
         (lambda t: t.update({SCALE: -t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
-        (lambda t: t.update({SCALE: 0 * t[SCALE]}), f"{SCALE} in .* holds scales that are not positive"),
         (lambda t: t[SCALE].fill_(float("nan")), rf"2304 values that are not finite numbers.*{KERNEL}"),
-        (lambda t: t[SCALE].fill_(float("inf")), rf"2304 values that are not finite numbers.*{KERNEL}"),
         (lambda t: t.update({SCALE: t[SCALE].double() + 1e300}), rf"values that are not finite numbers.*{KERNEL}"),
         (lambda t: t.update({KERNEL: t[KERNEL].to(torch.uint8)}), f"{SCALE} is not known"),
         (lambda t: t.update({ACTNORM: t[ACTNORM].to(torch.int8)}), f"{ACTNORM} in .* is of type I8; expected F64"),
@@ -216,16 +191,13 @@ def test_saving_any_memory_layout_does_not_change_the_flow(flow, tmp_path):
         assert all(torch.equal(t, state[name]) for name, t in flow.state_dict().items())
 
 
-def test_header_fields(flow, file):
+def test_header_fields_and_overrides(flow, file):
     assert header_of(file).keys() == {"architecture", "format", "config", "provenance"}
     header = read_header(file)
     assert (header.architecture, header.format) == ("srflow", 1)  # which the first version reads
     assert configure(header.architecture, header.config) == flow.config
     assert header.provenance == flow.provenance
     assert is_ours(file)
-
-
-def test_overrides(flow, file):
     back = read(file, {"quant_bins": 64, "affine_eps": 0.0})
     assert (back.config.quant_bins, back.config.affine_eps) == (64, 0.0)
     assert back.config.scale == flow.config.scale
@@ -233,6 +205,8 @@ def test_overrides(flow, file):
         read(file, {"hidden": 16})
     with pytest.raises(CheckpointError, match="'colour'"):
         read(file, {"colour": 8})
+    rewrite(file, header=header_of(file) | {"format": 2})
+    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in read(file).state_dict().items())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the process's memory the Linux way")
@@ -259,27 +233,8 @@ def test_reading_the_header_reads_no_tensor(tmp_path):
 
 # --- other and damaged files ------------------------------------------------------------------------------------------
 
-NOT_A_MODEL = {
-    "empty.safetensors": b"",
-    "short.safetensors": b"abc",
-    "text.safetensors": b"this is no model, whatever its name says\n" * 20,
-    "zip.pth": b"PK\x03\x04" + bytes(200),
-    "pickle.pt": b"\x80\x02cos\nsystem\nq\x00." + bytes(40),
-    "greedy.safetensors": struct.pack("<Q", 2**62) + b"{}",
-    "broken.safetensors": struct.pack("<Q", 9) + b'{"a": nul',
-}
 
-
-@pytest.mark.parametrize("name", NOT_A_MODEL)
-def test_other_files_are_refused_by_name(name, tmp_path):
-    (tmp_path / name).write_bytes(NOT_A_MODEL[name])
-    for action in (read, read_header):
-        with pytest.raises(CheckpointError, match=f"{name} is not a safetensors file, or it is truncated.*Supported"):
-            action(tmp_path / name)
-    assert not is_ours(tmp_path / name)
-
-
-def test_missing_files_and_folders_are_refused_by_name(tmp_path):
+def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
     with pytest.raises(CheckpointError, match=r"no file gone\.safetensors"):
         read(tmp_path / "gone.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
@@ -289,17 +244,6 @@ def test_missing_files_and_folders_are_refused_by_name(tmp_path):
     for impossible in ("x" * 300, "a\0b"):
         with pytest.raises(CheckpointError):
             read(tmp_path / impossible)
-
-
-@pytest.mark.parametrize("part", [0.01, 0.5, 0.999])
-def test_truncated_files_are_refused(file, part):
-    content = file.read_bytes()
-    file.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
-        read(file)
-
-
-def test_foreign_safetensors_are_refused_with_advice(file):
     rewrite(file, keep=False)
     assert not is_ours(file)
     for action in (read, read_header):
@@ -349,54 +293,12 @@ def test_damaged_headers_are_refused(file, header):
         read(file)
 
 
-# --- tensors that do not fit ------------------------------------------------------------------------------------------
-
-BIAS = "encoder.conv_first.bias"
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda t: t.pop(BIAS), f"in 1 places: {BIAS} is missing"),
-        (lambda t: t.update(extra=torch.zeros(2)), "extra is not known"),
-        (lambda t: t.update({BIAS: torch.zeros(7)}), rf"{BIAS} is \(7,\) instead of \(4,\)"),
-    ],
-)
-def test_missing_unknown_and_misshapen_tensors_are_named(file, change, match):
-    tensors = load_file(file)
-    change(tensors)
-    rewrite(file, header=header_of(file), tensors=tensors)
-    with pytest.raises(CheckpointError, match=match):
-        read(file)
-
-
 # --- atomic saving ----------------------------------------------------------------------------------------------------
 
 
-def test_saving_replaces_the_file(flow, file):
-    save(flow, file, provenance={"source": "second"})
-    assert read_header(file).provenance == {"source": "second"}
-    assert os.listdir(file.parent) == [file.name]
-
-
 def test_failed_save_keeps_the_previous_file(flow, file):
-    resource = pytest.importorskip("resource")
     before = file.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the write fails midway, as on a full disk
-    try:
-        with pytest.raises((OSError, SafetensorError), match="File too large"):
-            save(flow, file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with pytest.raises(TypeError):
         save(flow, file, provenance={"source": object()})
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
-
-
-def test_unwritable_target_leaves_no_partial_file(flow, tmp_path):
-    (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        save(flow, tmp_path / "model.safetensors")
-    assert os.listdir(tmp_path) == ["model.safetensors"]

@@ -16,6 +16,7 @@ from flowcore.models.colorizer import ColorizerConfig
 from flowcore.networks.luma import split_source
 from flowcore.prior import sample_latents
 from flowcore.tasks.chroma import _chroma_of_level, _level_of_chroma
+from flowcore.testing import check, perturbed
 from flowcore.transforms import (
     ActNorm,
     Chain,
@@ -27,8 +28,6 @@ from flowcore.transforms import (
     InvertibleConv,
     Squeeze,
 )
-
-from .laws import check, perturbed
 
 TINY = {"steps": (1, 1), "hidden": (6, 6), "widths": (4, 4, 8), "merged": 8, "features": 2}
 ALONE = {"structure": "single", "steps": (2,), "hidden": (6,), "widths": (4, 8), "merged": 8, "features": 2}

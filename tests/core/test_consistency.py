@@ -1,7 +1,5 @@
 """Back-projection: afterwards, an enlargement shrinks to its source, and it is still a picture."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -96,9 +94,6 @@ def test_detail_that_the_source_does_not_show_stays():
     change = match_source(image, source) - image
     assert change.square().mean() < 0.1 * (image - soft).square().mean()
     assert psnr(match_source(image, source), image) > 30
-
-
-def test_a_consistent_image_is_returned_unchanged():
     image = noisy(enlarge(photo(), 4).clamp(0.1, 0.9), 0.02)
     source = shrink(image, 4)
     assert torch.equal(match_source(image, source), image)
@@ -159,16 +154,13 @@ def test_invalid_arguments_raise_readable_errors(images, source, words):
         match_source(torch.full((1, 3, 8, 8), torch.nan), torch.rand(1, 3, 4, 4))
 
 
-def test_progress_and_cancellation():
+def test_progress_cancellation_and_lack_of_memory(monkeypatch):
     source, counted = photo(), []
     images = noisy(enlarge(source, 2).clamp(0, 1)).repeat(3, 1, 1, 1)
     match_source(images, source, progress=lambda done, total, preview=None: counted.append((done, total)))
     assert counted == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(flowcore.Cancelled):
         match_source(images, source, cancelled=lambda: len(counted) == 3)
-
-
-def test_out_of_memory_is_retried_once(monkeypatch):
     source, tried = photo(), []
 
     def refuse(*_):

@@ -13,7 +13,7 @@ from flowcore import device, score
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import forget_plan
 from flowcore.inference.strips import StripBudget
-from flowcore.tasks import upscale as upscale_task
+from flowcore.tasks import tiles
 
 from . import golden_pictures as golden
 
@@ -83,18 +83,18 @@ def test_a_second_run_is_equal_bit_for_bit(name, flow, pictures):
     assert torch.equal(golden.MAKERS[name](flowcore.load(name)), pictures)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_threads_change_rounding_only(name, flow, pictures, threads, count):
-    threads(count)
+def test_threads_change_rounding_only(name, flow, pictures, threads):
+    threads(3)
     assert difference(golden.MAKERS[name](flow), pictures) < 1e-5
 
 
 def test_another_process_makes_the_same(tmp_path):
-    """Of all models, in another working directory and after another use of torch's generator."""
+    """In another working directory and after another use of torch's generator."""
+    names = ("color-photos", "glow-photos")
     script = (
         f"import sys, torch; sys.path[:0] = {[str(golden.ROOT), str(golden.ROOT / 'tests' / 'core')]!r}\n"
         "import flowcore, golden_pictures as g; torch.set_num_threads(1); torch.manual_seed(123)\n"
-        "torch.save({n: m(flowcore.load(n)) for n, m in g.MAKERS.items()}, 'pictures.pt')"
+        f"torch.save({{n: g.MAKERS[n](flowcore.load(n)) for n in {names}}}, 'pictures.pt')"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
     for name, made in torch.load(tmp_path / "pictures.pt").items():
@@ -147,7 +147,7 @@ def test_samples_at_once_and_a_store_change_rounding_only(upscaler, monkeypatch)
     store = ConditionStore()
     for _ in range(2):
         assert difference(golden.upscaled(flow, store=store), expected) < 1e-5
-    monkeypatch.setattr(upscale_task, "MOST_SAMPLES", 1)
+    monkeypatch.setattr(tiles, "MAX_SAMPLES", 1)
     assert difference(golden.upscaled(flow), expected) < 1e-5
 
 

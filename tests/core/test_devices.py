@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import threading
 import types
@@ -84,17 +85,16 @@ def on(kind):
 
 @pytest.fixture(scope="module")
 def expected():
-    known = {}
-    return lambda task: (
-        known.setdefault(task, None)
-        or known.update({task: every_task.run(task, every_task.Place("cpu", "cpu"))})
-        or known[task]
-    )
+    return functools.cache(lambda task: every_task.run(task, every_task.Place("cpu", "cpu")))
 
 
+# Images lie on the device (apple) or on the CPU (directml); the other two differ from these in few places.
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STAND_INS)
-@pytest.mark.parametrize("task", every_task.TASKS)
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [(task, kind) for task in every_task.TASKS for kind in ("apple", "directml")]
+    + [(task, kind) for task in ("upscale", "colorize", "score") for kind in ("intel", "nvidia")],
+)
 def test_every_task_gives_what_the_cpu_gives(task, kind, driver, expected):
     context, place = on(kind)
     with context:
@@ -136,17 +136,17 @@ def test_devices_that_cannot_sum_are_read(monkeypatch, driver, numbers):
 
 
 @pytest.mark.parametrize("kind", ["apple", "directml"])
-@pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto", "tf32"])
-def test_precisions_on_devices_without_float64(kind, precision, driver):
+def test_precisions_on_devices_without_float64(kind, driver):
     context, place = on(kind)
     known = flowcore.upscale(small_flow("small-srflow"), noise(1, 3, 8, 8), seed=2)
     with context:
-        made = flowcore.upscale(place.flow("small-srflow"), noise(1, 3, 8, 8), seed=2, precision=precision)
-    difference = float((made - known).abs().max())
-    if precision in ("auto", "tf32"):
-        assert difference < 1e-5  # float32
-    else:
-        assert 1e-5 < difference < 5e-3
+        for precision in ("bfloat16", "float16", "auto", "tf32"):
+            made = flowcore.upscale(place.flow("small-srflow"), noise(1, 3, 8, 8), seed=2, precision=precision)
+            difference = float((made - known).abs().max())
+            if precision in ("auto", "tf32"):
+                assert difference < 1e-5  # float32
+            else:
+                assert 1e-5 < difference < 5e-3
 
 
 @pytest.mark.parametrize("name", ["small-srflow", "small-color", "small-glow", "small-digits", "realnvp"])
@@ -219,40 +219,28 @@ def main_memory(monkeypatch):
     return available
 
 
-def test_main_memory_is_known_on_every_system_with_psutil(main_memory):
+def test_main_memory_with_and_without_psutil(monkeypatch, main_memory):
     main_memory(3 * GIB)
     assert devices.free_memory("cpu") == 3 * GIB
-
-
-def test_main_memory_without_psutil(monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)  # importing it raises ImportError
     linux = Path("/proc/meminfo").exists()
     assert (devices.free_memory("cpu") is not None) == linux
     monkeypatch.setattr(Path, "exists", lambda path: False)
     assert devices.free_memory("cpu") is None
+    assert devices.free_memory("privateuseone") is devices.free_memory("meta") is None
 
 
-@pytest.mark.parametrize("name", ["cuda", "xpu"])
-def test_memory_that_torch_holds_is_free(name, driver):
+def test_free_memory_of_devices(driver, main_memory):
     driver.free, driver.allocated, driver.reserved = 2 * GIB, 1 * GIB, 4 * GIB
-    assert devices.free_memory(name) == 5 * GIB
-
-
-def test_memory_beyond_the_limit_of_the_process_is_not_free(driver):
-    driver.allocated, driver.reserved, driver.fraction = GIB, 2 * GIB, 0.25
-    assert devices.free_memory("cuda") == GIB
+    assert devices.free_memory("cuda") == devices.free_memory("xpu") == 5 * GIB  # with what torch holds
+    driver.free, driver.reserved, driver.fraction = 6 * GIB, 2 * GIB, 0.25
+    assert devices.free_memory("cuda") == GIB  # up to the limit of the process
     driver.allocated = 3 * GIB
     assert devices.free_memory("cuda") == 0
-
-
-def test_an_integrated_gpu_has_what_main_memory_has(driver, main_memory):
-    """Its driver counts the system's file caches as used."""
-    main_memory(20 * GIB)
-    driver.free, driver.total, driver.integrated = GIB, 64 * GIB, True
+    driver.allocated = driver.reserved = 0
+    main_memory(20 * GIB)  # an integrated GPU has this: its driver counts the system's file caches as used
+    driver.free, driver.total, driver.integrated, driver.fraction = GIB, 64 * GIB, True, 1.0
     assert devices.free_memory("cuda") == 20 * GIB
-
-
-def test_unified_memory_is_bounded_by_both(driver, main_memory):
     main_memory(3 * GIB)
     driver.total, driver.allocated, driver.reserved = 8 * GIB, GIB, 2 * GIB
     assert devices.free_memory("mps") == 4 * GIB  # of main memory, and what torch holds
@@ -260,31 +248,23 @@ def test_unified_memory_is_bounded_by_both(driver, main_memory):
     assert devices.free_memory("mps") == 7 * GIB  # as much as the GPU may use
 
 
-@pytest.mark.parametrize("name", ["privateuseone", "meta"])
-def test_unknown_memory_is_none_and_not_main_memory(name):
-    assert devices.free_memory(name) is None
-
-
-def test_every_cache_is_emptied(driver, monkeypatch):
+def test_caches_of_devices_in_use_are_emptied(driver, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     other = types.ModuleType("torch.privateuseone")
     other.empty_cache = lambda: driver.emptied.append("other")
-    monkeypatch.setattr(torch, torch._C._get_privateuse1_backend_name(), other, raising=False)
-    devices.empty_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, torch._C._get_privateuse1_backend_name(), other, raising=False)
+        devices.empty_cache()
     assert driver.emptied == ["cuda", "xpu", "other", "mps"]
-
-
-def test_caches_of_devices_not_in_use_are_left_alone(driver, monkeypatch):
     for module in (torch.cuda, torch.xpu):
         monkeypatch.setattr(module, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     devices.empty_cache()
-    assert driver.emptied == []
+    assert len(driver.emptied) == 4
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_out_of_memory_in_the_words_of_every_device():
+    for words in (
         "CUDA out of memory. Tried to allocate 2.00 GiB",
         "HIP out of memory. Tried to allocate 2.00 GiB",
         "XPU out of memory. Tried to allocate 2.00 GiB",
@@ -294,18 +274,10 @@ def test_caches_of_devices_not_in_use_are_left_alone(driver, monkeypatch):
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "HIPBLAS_STATUS_ALLOC_FAILED",
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
-    ],
-)
-def test_out_of_memory_in_the_words_of_every_device(words):
-    assert devices.is_out_of_memory(RuntimeError(words))
-
-
-def test_other_errors_of_devices_are_no_lack_of_memory():
-    for words in (
-        "CUDA error: an illegal memory access was encountered",
-        "Expected all tensors to be on the same device",
     ):
-        assert not devices.is_out_of_memory(RuntimeError(words))
+        assert devices.is_out_of_memory(RuntimeError(words)), words
+    for words in ("CUDA error: an illegal memory access was encountered", "Expected all tensors on the same device"):
+        assert not devices.is_out_of_memory(RuntimeError(words)), words
 
 
 # --- float32 is float32 -----------------------------------------------------------------------------------------------
@@ -328,10 +300,7 @@ def restored():
 
 
 def set_new(place, setting):
-    def change():
-        place.fp32_precision = setting
-
-    return change
+    return lambda: setattr(place, "fp32_precision", setting)
 
 
 LEFT_ON = {
@@ -364,8 +333,11 @@ def test_settings_of_others_hold_outside_and_not_inside(left_on, restored):
     assert settings() == outside
 
 
-@pytest.mark.parametrize("left_on", LEFT_ON)
-@pytest.mark.parametrize("task", ["upscale", "encode", "invertible convolution"])
+@pytest.mark.parametrize(
+    ("task", "left_on"),
+    [("upscale", left_on) for left_on in LEFT_ON]
+    + [(task, "matrix products, medium") for task in ("encode", "invertible convolution")],
+)
 def test_pictures_do_not_change_with_the_settings_of_others(task, left_on, restored):
     flow, image = small_flow("small-srflow"), noise(1, 3, 16, 16)
     cond, mixing = flow.encode_condition(image), InvertibleConv(16)
@@ -428,12 +400,33 @@ def test_the_last_thread_to_leave_restores_the_settings(restored):
 # --- the choice of a precision ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("has", "choice"), [(True, "bfloat16"), (False, "float32")])
-def test_the_instructions_of_a_cpu_decide_and_no_clock(has, choice, monkeypatch):
-    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: has)
+def test_the_instructions_of_a_cpu_decide_and_no_clock(monkeypatch):
     for clock in ("perf_counter", "time", "monotonic"):
         monkeypatch.setattr(f"time.{clock}", lambda: pytest.fail("A clock was read."))
-    assert devices.preferred_precision(torch.device("cpu")) == choice
+    for has, choice in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda has=has: has)
+        assert devices.preferred_precision(torch.device("cpu")) == choice
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "has"),
+    [
+        ("x86_64", "avx512f avx512_bf16", False),  # measured slower than float32
+        ("x86_64", "avx512f avx512_bf16 amx_bf16", True),
+        ("aarch64", "asimd bf16", True),
+    ],
+)
+def test_a_cpu_is_faster_in_bfloat16_with_amx_or_on_arm(machine, flags, has, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: "avx512_bf16" in flags, raising=False)
+    devices._cpu_has_bfloat16.cache_clear()
+    try:
+        assert devices.has_bfloat16(torch.device("cpu")) == has
+    finally:
+        devices._cpu_has_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Directions among latents: styles by name, and attributes measured on folders."""
+"""Directions among latents: styles by name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import math
 import pytest
 import torch
 from builders import build_tiny
-from PIL import Image, ImageOps
 
-from flowcore.errors import ConditionError, FlowError, ImageError, ShapeError
-from flowcore.tasks import Cancelled
-from flowcore.tasks.directions import MESSY_RATE, apply_style, attribute_direction_from_folders
+from flowcore.errors import FlowError, ShapeError
+from flowcore.tasks.directions import MESSY_RATE, apply_style
 from flowcore.tasks.sample import encode
 
 from .generators import close, condition, images, make
-from .photographs import photograph
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +27,19 @@ def test_styles_are_added_by_name(flows):
     for x, z, d, e in zip(moved, latents, styles["bold"], styles["wide"], strict=True):
         close(x, z + 1.5 * d - e)
     assert all(torch.equal(x, y) for x, y in zip(apply_style(digits, latents, {}), latents, strict=True))
+
+
+def test_a_style_ends_where_the_model_has_seen_nothing():
+    flow = build_tiny("class_conditional", styles=("bold",))
+    way = torch.nn.functional.normalize(torch.randn(96), dim=0)
+    flow.get_buffer("style_directions").copy_(2 * way[None])
+    latents = [torch.randn(3, 96)]
+    latents[0] += (torch.tensor([0.0, 4, -7]) - latents[0] @ way)[:, None] * way
+    for strength, ends in ((2.0, [4.0, 5, -3]), (4.0, [5.0, 5, 1]), (-1.0, [-2.0, 2, -7]), ([-3.0], [-5.0, -2, -7])):
+        (moved,) = apply_style(flow, [latents[0][..., None, None]], {"bold": strength})
+        close(moved[..., 0, 0] @ way, torch.tensor(ends))
+        difference = moved[..., 0, 0] - latents[0]
+        close(difference, (difference @ way)[:, None] * way)  # along the style only
 
 
 def test_messy_is_a_temperature_as_well():
@@ -53,93 +63,3 @@ def test_unknown_styles_are_refused_naming_the_known_ones(flows):
     ):
         with pytest.raises(error, match=words):
             apply_style(flow, encode(glow, images()), styles)
-
-
-# --- from folders -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folders(tmp_path):
-    for name, sizes in (("with", [(8, 12), (30, 20), (9, 40)]), ("without", [(16, 24), (8, 12)])):
-        for k, size in enumerate(sizes):
-            deep = tmp_path / name / ("more" if k == 1 else "")
-            deep.mkdir(parents=True, exist_ok=True)
-            photograph(*size, seed=10 * len(name) + k).save(deep / f"{k}.png")
-    return tmp_path / "with", tmp_path / "without"
-
-
-def covered(path, mode):
-    """The middle of an image, resized to cover 8x12."""
-    fitted = ImageOps.fit(Image.open(path).convert(mode), (12, 8), Image.Resampling.BICUBIC)
-    return torch.tensor(list(fitted.tobytes()), dtype=torch.uint8).view(1, 8, 12, -1).permute(0, 3, 1, 2).float() / 255
-
-
-@pytest.mark.parametrize(("kind", "label", "mode"), [("glow", None, "RGB"), ("digits", 1, "L")])
-@pytest.mark.parametrize("batch", [None, 1, 2])
-def test_a_direction_from_folders_is_the_difference_of_their_means(flows, folders, kind, label, mode, batch):
-    flow = flows[kind]
-    found = attribute_direction_from_folders(flow, *folders, label=label, batch=batch)
-    assert found.counts == (3, 2)
-    assert found.skipped == []
-    cond = None if label is None else flow.encode_condition(torch.tensor([label]))
-    means = []
-    for folder in folders:
-        encoded = [encode(flow, covered(path, mode), cond) for path in folder.rglob("*.png")]
-        means.append([torch.cat(level).mean(0, keepdim=True) for level in zip(*encoded, strict=True)])
-    for d, p, n in zip(found.direction, *means, strict=True):
-        close(d, p - n)
-
-
-def test_unreadable_files_are_skipped_and_listed(flows, folders):
-    expected = attribute_direction_from_folders(flows["glow"], *folders)
-    (folders[0] / "broken.png").write_bytes(b"no picture")
-    content = (folders[0] / "0.png").read_bytes()
-    (folders[0] / "half.png").write_bytes(content[: len(content) // 2])
-    (folders[1] / "notes.txt").write_text("not asked for")
-    log = []
-    options = {"batch": 2, "progress": lambda done, total, preview=None: log.append((done, total))}
-    found = attribute_direction_from_folders(flows["glow"], *folders, **options)
-    assert found.counts == (3, 2)
-    assert sorted(line.split(":")[0] for line in found.skipped) == ["broken.png", "half.png"]
-    for x, y in zip(found.direction, expected.direction, strict=True):
-        close(x, y)
-    assert [done for done, _ in log] == sorted(done for done, _ in log)
-    assert log[-1][0] == log[-1][1]
-
-
-def test_images_whose_latents_are_not_finite_are_left_out(flows, folders, monkeypatch):
-    glow = flows["glow"]
-    true = type(glow).encode
-
-    def spoilt(self, x, cond=None):
-        latents = true(self, x, cond)
-        if len(x) == 3:
-            latents[1][1, 0, 0, 0] = math.inf
-        return latents
-
-    monkeypatch.setattr(type(glow), "encode", spoilt)
-    found = attribute_direction_from_folders(glow, *folders)
-    (skipped,) = found.skipped
-    assert found.counts == (2, 2)
-    assert "not finite" in skipped
-    assert all(z.isfinite().all() for z in found.direction)
-
-
-def test_folders_that_cannot_be_used_are_refused(flows, folders, tmp_path):
-    for name in ("empty", "bad"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
-    positives, negatives = folders
-    for pair, kind, error, words in (
-        ((positives, tmp_path / "empty"), "glow", ImageError, "No images in"),
-        ((tmp_path / "missing", negatives), "glow", ImageError, "No images in"),
-        ((positives, tmp_path / "bad"), "glow", ImageError, r"None of the 1 images.*a\.png"),
-        (folders, "any size", FlowError, "Give one: size"),
-        (folders, "digits", ConditionError, "got none"),
-        (folders, "srflow", FlowError, "sample needs"),
-    ):
-        with pytest.raises(error, match=words):
-            attribute_direction_from_folders(flows[kind], *pair)
-    assert attribute_direction_from_folders(flows["any size"], *folders, size=8).direction[0].shape == (1, 6, 4, 4)
-    with pytest.raises(Cancelled):
-        attribute_direction_from_folders(flows["glow"], *folders, cancelled=lambda: True)

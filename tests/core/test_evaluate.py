@@ -1,7 +1,5 @@
 """Evaluation of colorizers and upscalers: on models and colorings whose numbers are known."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -125,12 +123,19 @@ def test_gray_colorings_are_as_far_as_gray(folder, monkeypatch):
         assert [row[f"rmse_{by}_of_grey"], row[f"colourfulness_{by}"]] == pytest.approx([1, 0], abs=1e-12)
     assert math.isnan(row["seams"])
     first, calm, second, _ = calls
-    assert first == {"temperature": 0.7, "detail": None, "seed": 10, "samples": 3, "working_size": 48}
+    assert first == {
+        "temperature": 0.7,
+        "detail": None,
+        "coherence": None,
+        "seed": 10,
+        "samples": 3,
+        "working_size": 48,
+    }
     assert calm == {"temperature": 0, "detail": 0, "working_size": 48}
     assert second["seed"] == 13  # no two images share their draws
 
 
-def test_perfect_colorings_have_no_error(folder, monkeypatch):
+def test_errors_of_perfect_half_and_pale_colorings(folder, monkeypatch):
     truth = chroma_of(folder)
     fake(monkeypatch, lambda y, number, s: compress(y, truth[number]))
     row = evaluate_colorizer(model(), folder, samples=2)
@@ -140,11 +145,7 @@ def test_perfect_colorings_have_no_error(folder, monkeypatch):
     assert row["seams"] == pytest.approx(row["seams_truth"])
     assert row["colourfulness"] == pytest.approx(row["colourfulness_truth"]) == pytest.approx(row["rmse_grey"] * 2**0.5)
 
-
-def test_best_of_several_is_one_image(folder, monkeypatch):
-    """Two colorings, each right where the other is gray: by pixel they are perfect together."""
-    truth = chroma_of(folder)
-
+    # Two colorings, each right where the other is gray: by pixel they are perfect together.
     def half(y, number, s):
         chroma = truth[number].clone()
         chroma[..., 16:] *= s
@@ -162,9 +163,7 @@ def test_best_of_several_is_one_image(folder, monkeypatch):
     assert row["rmse_mean"] == pytest.approx(row["rmse_grey"] / 2, rel=1e-6)
     assert row["diversity"] == pytest.approx(sum(float(chroma.abs().mean()) for chroma in truth) / 4, rel=1e-6)
 
-
-def test_relative_to_gray_is_a_ratio_of_sums(folder, monkeypatch):
-    truth = chroma_of(folder)
+    # The second image half and nine tenths as colorful: relative to gray, errors are a ratio of sums.
     fake(monkeypatch, lambda y, number, s: merge(y, truth[number] * (0.5, 0.9)[s] if number else truth[number]))
     row = evaluate_colorizer(model(), folder, samples=2)
     first, second = (float(chroma.square().mean().sqrt()) for chroma in truth)
@@ -355,7 +354,7 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged):
     assert rows["original"]["false_specks"] == 0
 
 
-def test_only_the_requested_measures_are_taken(enlarged):
+def test_only_the_requested_measures_are_taken_and_means_are_finite(enlarged):
     flow, lines = upscaler(), []
     rows = evaluate_upscaler(
         flow, enlarged, temperatures=(0,), log=lines.append, measures=("piqe", "ssim", "lpips", "bits_per_dim")
@@ -370,9 +369,6 @@ def test_only_the_requested_measures_are_taken(enlarged):
         evaluate_upscaler(flow, enlarged, measures=("psnr", "fid"))
     (enlarged / "large.png").unlink()
     assert "niqe" not in evaluate_upscaler(flow, enlarged, temperatures=(0,))["tau 0"]  # no image is large enough
-
-
-def test_flat_images_do_not_make_a_mean_infinite(enlarged):
     flow, lines = upscaler(), []
     options = {"temperatures": (0,), "measures": ("psnr", "gain", "lr_psnr")}
     expected = evaluate_upscaler(flow, enlarged, **options)
@@ -381,7 +377,7 @@ def test_flat_images_do_not_make_a_mean_infinite(enlarged):
     assert any(line.startswith("flat.png: gain, lr_psnr, psnr left out") for line in lines)
 
 
-def test_upscaler_table_marks_missing_measures():
+def test_missing_measures_are_marked_and_named(monkeypatch):
     row = {"psnr": 20.0, "ssim": 0.5, "lr_psnr": 40.0, "diversity": 0.0, "gain": -1.0, "diversity_score_mse": 7.0}
     results = {"a": {"bicubic": row, "tau 0": {**row, "bits_per_dim": 2.0}}}
     old = "| set | method | PSNR | SSIM | LR-PSNR | diversity |"
@@ -399,6 +395,11 @@ def test_upscaler_table_marks_missing_measures():
     header = upscaler_table(results, USUAL_MEASURES).splitlines()[0]
     assert "diversity score (LPIPS)" in header
     assert "MSE" not in header
+    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
+    assert missing_measures(["psnr"]) is None
+    score = "the diversity score on LPIPS"
+    for measures, names in (((), f"LPIPS and {score}"), ((["lpips"],), "LPIPS"), ((["diversity_score"],), score)):
+        assert missing_measures(*measures) == f"Missing: {names}. To get it: a package."
 
 
 def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
@@ -417,14 +418,6 @@ def test_diversity_score_uses_lpips_if_installed(enlarged, monkeypatch):
     assert row["diversity_score_lpips"] == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert row["lpips"] == pytest.approx(sum(distances) / 2, rel=1e-4)
     assert missing_measures() is None
-
-
-def test_missing_measures_are_named_in_one_line(monkeypatch):
-    monkeypatch.setattr(upscaling, "lpips_missing", lambda: "a package")
-    assert missing_measures(["psnr"]) is None
-    score = "the diversity score on LPIPS"
-    for measures, names in (((), f"LPIPS and {score}"), ((["lpips"],), "LPIPS"), ((["diversity_score"],), score)):
-        assert missing_measures(*measures) == f"Missing: {names}. To get it: a package."
 
 
 def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torch.nn.functional import interpolate
 
 from flowcore.errors import ImageError, ShapeError
 from flowcore.images.faces import (
-    FacePlace,
     cut_face,
     eyes_from_landmarks,
     eyes_from_mask,
@@ -18,8 +18,10 @@ from flowcore.images.faces import (
     locate_face,
     paste_face,
 )
+from flowcore.images.files import read
 from flowcore.tasks.faces import align_faces, eyes_from_meshes, paste_faces
 
+PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 HEIGHT, WIDTH = 240, 320
 LEFT_EYE, RIGHT_EYE = (120.3, 90.8), (160.9, 102.1)  # 42.1 pixels apart, leaning by 15.6 degrees
 
@@ -72,11 +74,8 @@ def test_a_face_that_leans_is_upright(degrees):
     assert y == pytest.approx(0.447 + 40 * 0.237 / 40, abs=0.002)
 
 
-def test_eyes_in_any_order_are_the_same_face():
+def test_eyes_in_any_order_are_the_same_face_and_points_come_back_exactly():
     assert place(LEFT_EYE, RIGHT_EYE) == place(RIGHT_EYE, LEFT_EYE)
-
-
-def test_points_go_to_the_crop_and_back_exactly():
     points = torch.rand(50, 2, dtype=torch.float64) * 300
     torch.testing.assert_close(place().to_picture(place().to_crop(points)), points)
 
@@ -89,14 +88,11 @@ def test_an_upright_face_on_the_pixel_grid_is_copied():
     torch.testing.assert_close(paste_face(picture, cut_face(picture, found), found), picture, atol=1e-4, rtol=0)
 
 
-def test_a_face_that_shrinks_is_not_aliased():
+def test_shrinking_does_not_alias_and_edges_are_continued():
     """Stripes of two pixels become gray, not other stripes."""
     stripes = (torch.arange(WIDTH) % 2).float().expand(1, 1, HEIGHT, WIDTH)
     face = cut_face(stripes, place(), 40)
     assert (face[..., 4:-4, 4:-4] - 0.5).abs().max() < 0.001
-
-
-def test_beyond_the_edge_the_edge_is_continued():
     picture = torch.full((1, 3, HEIGHT, WIDTH), 0.25)
     found = place((10, 40), (60, 40))
     assert 0.5 < found.inside < 1
@@ -233,14 +229,11 @@ def mesh(count=478, nose=(140, 130)):
     return points
 
 
-def test_eyes_of_a_face_mesh():
+def test_eyes_and_profile_of_a_face_mesh():
     assert eyes_from_landmarks(mesh()) == (LEFT_EYE, RIGHT_EYE)
     assert eyes_from_landmarks(mesh(468)) == ((120, 90), (160, 94))
     with pytest.raises(ImageError, match="478 points"):
         eyes_from_landmarks(mesh()[:68])
-
-
-def test_a_profile_is_told_by_its_nose():
     assert not is_profile(mesh(), place())
     assert is_profile(mesh(nose=(100, 115)), place())
 
@@ -249,9 +242,12 @@ def test_a_face_of_each_picture_is_chosen_by_its_size():
     large, small = mesh(), [[x / 2, y / 2] for x, y in mesh()]
     lines: list[str] = []
     frames = [[{"landmarks_xy": small}, {"landmarks_xy": large}], [{"landmarks_xy": large}]]
-    assert eyes_from_meshes(frames, notify=lines.append) == [(LEFT_EYE, RIGHT_EYE)] * 2
+    assert eyes_from_meshes(frames, notify=lines.append) == [[(LEFT_EYE, RIGHT_EYE)]] * 2
     assert lines == ["2 faces were found; this is number 1, the largest is 1."]
-    assert eyes_from_meshes(frames[:1], 2) == [tuple((x / 2, y / 2) for x, y in (LEFT_EYE, RIGHT_EYE))]
+    half = tuple((x / 2, y / 2) for x, y in (LEFT_EYE, RIGHT_EYE))
+    assert eyes_from_meshes(frames[:1], 2) == [[half]]
+    assert eyes_from_meshes([*frames, []], 0) == [[(LEFT_EYE, RIGHT_EYE), half], [(LEFT_EYE, RIGHT_EYE)], []]
+    assert eyes_from_meshes(frames[:1], 0, smallest=100) == [[(LEFT_EYE, RIGHT_EYE)]]
     for frame, words in (
         ([], "No face was found"),
         ([{"landmarks_xy": [[1, 2]] * 5}], "478 points"),
@@ -263,23 +259,53 @@ def test_a_face_of_each_picture_is_chosen_by_its_size():
 
 
 def test_faces_of_several_pictures_go_back_into_their_own():
-    pictures, eyes = torch.rand(2, 4, HEIGHT, WIDTH), [(LEFT_EYE, RIGHT_EYE), ((150.0, 120.0), (190.0, 121.0))]
+    """Two faces in the first picture, one in the second, none in the third; of each face as many samples."""
+    pictures, second = torch.rand(3, 4, HEIGHT, WIDTH), ((250.0, 40.0), (270.0, 41.0))
+    eyes = [[(LEFT_EYE, RIGHT_EYE), second], [((150.0, 120.0), (190.0, 121.0))], []]
     faces, places = align_faces(pictures, eyes, size=32)
-    assert faces.shape == (2, 3, 32, 32)
-    samples = faces.repeat_interleave(3, 0)
+    assert faces.shape == (3, 3, 32, 32)
+    samples = torch.rand(6, 3, 32, 32)
     pasted = paste_faces(pictures, samples, places)
     assert pasted.shape == (6, 4, HEIGHT, WIDTH)
-    for k in (0, 2, 3, 5):
-        alone = paste_face(pictures[k // 3, :3][None], samples[k : k + 1], places[k // 3])
-        assert torch.equal(pasted[k : k + 1, :3], alone)
-    with pytest.raises(ShapeError, match="eyes of one or all of 2 images"):
-        align_faces(pictures, eyes * 2)
-    with pytest.raises(ShapeError, match="for each of 2 pictures"):
-        paste_faces(pictures, samples[:3], places)
+    for sample in (0, 1):
+        both = paste_face(pictures[:1, :3], samples[sample : sample + 1], places[0])
+        both = paste_face(both, samples[2 + sample : 3 + sample], places[1])
+        assert torch.equal(pasted[sample : sample + 1, :3], both)
+        alone = paste_face(pictures[1:2, :3], samples[4 + sample : 5 + sample], places[2])
+        assert torch.equal(pasted[2 + sample : 3 + sample, :3], alone)
+    assert torch.equal(pasted[4:], pictures[2:].expand(2, -1, -1, -1))
+    assert torch.equal(paste_faces(pictures.repeat_interleave(2, 0), samples, places), pasted)  # samples of both
+    with pytest.raises(ShapeError, match="eyes of one or all of 3 images"):
+        align_faces(pictures, eyes[:2])
+    with pytest.raises(ShapeError, match="for each of 3 places"):
+        paste_faces(pictures, samples[:4], places)
+    with pytest.raises(ShapeError, match="Expected 3 pictures"):
+        paste_faces(pictures[:2], samples, places)
+    with pytest.raises(ImageError, match="No face was found that is large enough"):
+        align_faces(pictures, [[]])
 
 
-def test_a_place_says_how_large_the_face_is():
-    found = FacePlace(left_eye=(37.7, 44.7), right_eye=(61.4, 44.7), height=100, width=100)
-    assert found.side == pytest.approx(100)
-    assert found.inside == 1
-    assert found.roll == 0
+def test_small_faces_keep_their_pixels():
+    """Of size 0: windows as large as the largest face; of a smaller one only itself is pasted."""
+    picture = torch.rand(1, 3, HEIGHT, WIDTH)
+    faces, places = align_faces(picture, [[((60.2, 60.3), (66.1, 61.9)), ((200.4, 90.1), (209.3, 92.0))]])
+    assert faces.shape[-1] == 39
+    for face, found in zip(faces, places, strict=True):
+        left, top, side = (int(at) for at in found.window)
+        torch.testing.assert_close(face, picture[0, :, top : top + side, left : left + side], atol=1e-5, rtol=0)
+    pasted = paste_faces(picture, torch.ones(2, 3, 312, 312), places)
+    changed = [int((pasted != picture)[0, 0, :, a:b].any(0).sum()) for a, b in ((0, 130), (130, WIDTH))]
+    assert changed == pytest.approx([places[0].face, places[1].face], abs=1.5)
+    _, (turned,) = align_faces(picture, [[((60.0, 60.0), (64.0, 68.0))]])
+    assert turned.window is None
+
+
+def test_what_is_no_face_is_noted():
+    portrait = read((PICTURES / "portrait-1.jpg").read_bytes(), "portrait").pixels
+    side = portrait.shape[-1]
+    eyes = ((0.377 * side, 0.447 * side), (0.614 * side, 0.447 * side))
+    below = tuple((x, y + 0.3 * side) for x, y in eyes)
+    for image, points, wanted in ((portrait, eyes, False), (portrait, below, True), (0 * portrait, eyes, True)):
+        lines: list[str] = []
+        align_faces(image, [[points]], notify=lines.append)
+        assert any("hardly looks like a face" in line for line in lines) == wanted

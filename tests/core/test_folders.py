@@ -3,11 +3,7 @@
 import csv
 import io
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from flowcore.batch.folders import Job, Made
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
+from flowcore.images.rounding import truncate_16_bits
 from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.upscale import upscale
@@ -76,29 +73,6 @@ def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys)
     assert contents(out) == before
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kills a process")
-@pytest.mark.slow
-def test_killed_run_is_resumed(model, tmp_path):  # noqa: F811
-    for k in range(12):
-        photograph(tmp_path / "in" / f"{k}.png", (40, 40), seed=k)
-    words = [str(tmp_path / "in"), "--model", str(model), "--device", "cpu"]
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "flowcore", "upscale", *words, "-o", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("*.png"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    kept = {name: stamp for name, stamp in stamps(out).items() if name.endswith(".png")}
-    assert 2 <= len(kept) < 12
-    assert main(["upscale", *words, "-o", str(out)]) == 0
-    assert {name: stamp for name, stamp in stamps(out).items() if name in kept} == kept
-    assert main(["upscale", *words, "-o", str(tmp_path / "at once")]) == 0
-    results = {name: data for name, data in contents(out).items() if not name.endswith(".partial")}
-    assert results == contents(tmp_path / "at once")
-
-
 def test_metadata_is_kept(model, tmp_path):  # noqa: F811
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -124,12 +98,30 @@ def test_metadata_is_kept(model, tmp_path):  # noqa: F811
         assert (came.pixels - expected).abs().max() <= close
 
 
+def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):  # noqa: F811
+    image = tmp_path / "deep.png"
+    image.write_bytes(files.encode(torch.rand(3, 6, 8), bits=16))
+    words = ["upscale", str(image), "--model", str(model), "--device", "cpu", "-o"]
+    for end, wanted in ((["a.png"], 16), (["a.tif"], 16), (["a.webp"], 8), (["b.png", "--bits", "8"], 8)):
+        target = tmp_path / end[0]
+        for _ in range(2):  # the second time it is there already
+            assert main([*words, str(target), *end[1:]]) == 0
+        assert files.bits_per_channel(target) == files.read(target.read_bytes(), "x").bits == wanted
+    stored = truncate_16_bits(files.read((tmp_path / "a.png").read_bytes(), "x").pixels[0])
+    assert fingerprint(stored) in read_provenance(tmp_path / "a.png")[0].pictures
+    said = capsys.readouterr().err
+    assert said.count("deep.png: It has 16 bits per channel; a webp file holds 8.") == 1
+    assert said.count("bits per channel") == 1
+    assert said.count("were there already") == 4
+
+
 def test_png_has_provenance(model, folder, tmp_path, capsys):  # noqa: F811
     words = ["upscale", str(folder / "a2.png"), "-o", str(tmp_path), "--model", str(model), "--samples", "2"]
     assert main([*words, "--device", "cpu", "--seed", "7"]) == 0
     file = tmp_path / "a2_tiny_tau0.8_seed8.png"
     (recipe,) = read_provenance(file)
     assert (recipe.temperature, recipe.seed, recipe.samples) == (0.8, 7, 2)
+    assert recipe.version == flowcore.__version__
     assert recipe.seed_of(fingerprint((pixels(file) * 255).byte())) == 8
     capsys.readouterr()
     assert main(["inspect", str(file)]) == 0
@@ -174,6 +166,14 @@ def test_patterns_and_name_collisions(folder, tmp_path):
         folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda stem: [f"{stem}.png"])
     with pytest.raises(FlowError, match="2 results would be"):
         folders.check_targets([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
+
+
+def test_files_that_are_not_read_are_counted(folder):
+    for name in ("notes.txt", "scan.exr", "deep/LICENSE", ".hidden"):
+        (folder / name).write_text("no picture")
+    said = []
+    assert len(folders.find([str(folder), f"{folder}/*"], notify=said.append)) == len(NAMES)
+    assert said == ["Files that flowcore does not read were left out: 3 (.exr, .txt, no suffix)."]
 
 
 def test_unsaved_results_stop_the_run(folder, tmp_path):

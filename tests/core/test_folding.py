@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import move_buffers
 
 from flowcore.condition import MultiScaleFeatures
-from flowcore.inference import encoder as encoders
+from flowcore.inference import convolutions
 from flowcore.inference.conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import (
     ConditionConv,
@@ -18,7 +19,7 @@ from flowcore.inference.convolutions import (
     convolve_enlarged,
     rows_of,
 )
-from flowcore.inference.encoder import FoldedEncoder
+from flowcore.inference.encoder import FoldedDenseBlock, FoldedEncoder
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
 from flowcore.inference.residual import FoldedResidual
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
@@ -30,6 +31,8 @@ from flowcore.networks import (
     RRDBEncoder,
     ScaledConv,
 )
+from flowcore.networks.rrdb import DenseBlock
+from flowcore.testing import close, perturbed
 from flowcore.transforms import (
     ActNorm,
     BatchNorm,
@@ -42,10 +45,7 @@ from flowcore.transforms import (
     Squeeze,
 )
 
-from .laws import perturbed
-
 LIKE = torch.zeros((), dtype=torch.float64)
-low_some_whole = pytest.mark.parametrize("strip_bytes", [1, 3000, 2**30], ids=["low", "some", "whole"])
 
 
 def random(*shape, seed=0):
@@ -56,27 +56,21 @@ def sources_of(factors, height=72, width=8):
     return tuple((random(2, 2, height // f, width // f, seed=f), f) for f in factors)
 
 
-def close(actual, expected, tolerance=1e-12):
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    assert expected.isfinite().all()
-    assert float((actual - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
-
-
 # --- convolutions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("size", [(5, 3), (4, 1), (1, 1), (1, 4), (2, 7)], ids=str)
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_enlarged_features_are_convolved_without_enlarging(factor, size, biased):
-    x, weight = random(2, 3, *size), random(4, 3, 3, 3, seed=1)
-    bias = random(4, seed=2) if biased else None
-    expected = F.conv2d(F.interpolate(x, scale_factor=factor, mode="nearest"), weight, bias, padding=1)
-    for top, bottom in strips_of_any_height(size[0]):
-        strip = convolve_enlarged(x, weight, factor, factor * top, factor * bottom, bias)
-        close(strip, expected[:, :, factor * top : factor * bottom])
-    assert torch.equal(x, random(2, 3, *size))
+def test_enlarged_features_are_convolved_without_enlarging(factor):
+    weight = random(4, 3, 3, 3, seed=1)
+    for size, bias in (
+        ((5, 3), random(4, seed=2)), ((5, 3), None), ((4, 1), None), ((1, 1), None), ((1, 4), None), ((2, 7), None),
+    ):  # fmt: skip
+        x = random(2, 3, *size)
+        expected = F.conv2d(F.interpolate(x, scale_factor=factor, mode="nearest"), weight, bias, padding=1)
+        for top, bottom in strips_of_any_height(size[0]):
+            strip = convolve_enlarged(x, weight, factor, factor * top, factor * bottom, bias)
+            close(strip, expected[:, :, factor * top : factor * bottom])
+        assert torch.equal(x, random(2, 3, *size))
     assert torch.equal(weight, random(4, 3, 3, 3, seed=1))
 
 
@@ -84,8 +78,11 @@ def strips_of_any_height(height):
     return [(top, bottom) for top in range(height) for bottom in range(top + 1, height + 1)]
 
 
-@low_some_whole
-@pytest.mark.parametrize("factors", [(1,), (1, 2), (1, 4), (2, 1), (4, 2, 1), (8,)], ids=str)
+@pytest.mark.parametrize(
+    ("factors", "strip_bytes"),
+    [((4, 2, 1), 1), ((4, 2, 1), 3000), ((4, 2, 1), 2**30), ((1,), 1), ((1, 4), 3000), ((8,), 1)],
+    ids=str,
+)
 def test_condition_convolution_sums_all_sources_in_any_strips(factors, strip_bytes):
     features = MultiScaleFeatures(sources=sources_of(factors))
     conv = ConditionConv(random(5, 2 * len(factors), 3, 3, seed=3), random(5, seed=4), torch.float64)
@@ -98,8 +95,9 @@ def test_condition_convolution_sums_all_sources_in_any_strips(factors, strip_byt
         close(conv(features.sources, top, bottom), expected[:, :, top:bottom])
 
 
-@low_some_whole
-@pytest.mark.parametrize("factors", [(1,), (1, 2), (2, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("factors", "strip_bytes"), [((8, 1), 1), ((8, 1), 3000), ((8, 1), 2**30), ((1,), 1), ((2, 4), 3000)], ids=str
+)
 def test_streamed_rows_are_computed_about_once(factors, strip_bytes):
     height, reach = 72, 2
     features, calls = MultiScaleFeatures(sources=sources_of(factors, height)), []
@@ -139,10 +137,9 @@ def test_convolution_reads_the_rows_it_states(kernel):
 
 
 @pytest.mark.parametrize("height", [1, 7, 8, 9, 16, 17, 100])
-@pytest.mark.parametrize("size", [1, 900, 5000, 2**30])
-def test_strips_and_tiles_cover_everything_once(height, size):
-    budget = StripBudget(size)
-    for split in (budget.strips, budget.tiles):
+def test_strips_and_tiles_cover_everything_once(height):
+    budgets = [StripBudget(size) for size in (1, 900, 5000, 2**30)]
+    for split in (split for budget in budgets for split in (budget.strips, budget.tiles)):
         covered = torch.zeros(5, height)
         for items, top, bottom in split(5, height, 100):
             covered[items, top:bottom] += 1
@@ -165,17 +162,6 @@ def test_strips_and_canvas_follow_the_budget_and_the_model():
 # --- mixings ----------------------------------------------------------------------------------------------------------
 
 
-def measured(part):
-    """Move buffers away from their start."""
-    if isinstance(part, BatchNorm):
-        part.mean.copy_(0.3 * random(*part.mean.shape))
-        part.var.copy_(0.5 + random(*part.var.shape).abs())
-    if isinstance(part, ChannelWhitening):
-        part.mean.copy_(random(*part.mean.shape))
-        part.matrix.copy_(torch.eye(len(part.mean)) - 0.3 * random(*part.matrix.shape))
-    return part
-
-
 def pixelwise():
     """One of every transform that treats all pixels alike, of 4 channels."""
     torch.manual_seed(1)
@@ -190,18 +176,20 @@ def pixelwise():
         "whitening": ChannelWhitening(4),
         "permutation": Permutation(torch.tensor([2, 0, 3, 1])),
     }
-    parts = {name: measured(perturbed(part, 0.2).double()) for name, part in parts.items()}
+    parts = {name: move_buffers(perturbed(part, 0.2).double()) for name, part in parts.items()}
     with torch.no_grad():
         parts["signed"].scale[1] *= -1
     return parts
 
 
-@pytest.mark.parametrize("last", pixelwise())
-@pytest.mark.parametrize("before", [(), ("log3",), ("whitening",), ("permutation", "orthogonal"), ("lu",)], ids=str)
+CHAINS = [("log3", "lu"), ("whitening", "signed"), ("permutation", "orthogonal", "batch norm"), ("lu", "permutation")]
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in pixelwise()), *CHAINS], ids=" and ".join)
 @torch.no_grad()
-def test_mixing_equals_the_transforms_it_stands_for(before, last):
+def test_mixing_equals_the_transforms_it_stands_for(names):
     parts, x = pixelwise(), random(2, 4, 5, 3)
-    chain = [parts[name] for name in (*before, last)]
+    chain = [parts[name] for name in names]
     mixing = Mixing([pixel_map(part) for part in chain], LIKE)
     z, logdet = Chain(*chain)(x)
     close(mixing(x)[0], z)
@@ -261,13 +249,21 @@ def folded(network, inputs, offset=None, dtype=torch.float64, strip_bytes=2**30)
         return folded_conditioner(network, inputs, offset, dtype, StripBudget(strip_bytes))
 
 
-@pytest.mark.parametrize("offset", [None, 0.0, 2.0], ids=str)
-@pytest.mark.parametrize("inputs", [OWN + COND, OWN, 0], ids=["own", "both", "condition"])
-@pytest.mark.parametrize("name", NETWORKS)
+# Without a condition, with both, and of a condition alone; and an offset, which puts shifts before scales, or none.
+FORMS = [(OWN + COND, None), (OWN + COND, 2.0), (OWN, 2.0), (0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "offset"),
+    [
+        (name, inputs, offset)
+        for name in NETWORKS
+        for inputs, offset in FORMS
+        if inputs == OWN + COND or not any(word in name for word in ("ones", "flag", "prior"))
+    ],
+)
 @torch.no_grad()
 def test_folded_conditioner_equals_its_network_in_any_strips(name, inputs, offset):
-    if inputs < OWN + COND and any(word in name for word in ("ones", "flag", "prior")):
-        pytest.skip("takes no condition")
     network, x = network_of(name), random(2, OWN + COND, 7, 3)
     expected = expected_of(network, x, offset)
     conditioner = folded(network, inputs, offset)
@@ -325,9 +321,10 @@ UNSPLIT = {
 }
 
 
-@low_some_whole
-@pytest.mark.parametrize("offset", [None, 2.0], ids=str)
-@pytest.mark.parametrize("name", UNSPLIT)
+@pytest.mark.parametrize(
+    ("name", "offset", "strip_bytes"),
+    [(name, 2.0, 1) for name in UNSPLIT] + [("residual", None, 3000), ("other", None, 2**30)],
+)
 @torch.no_grad()
 def test_other_conditioners_run_whole(name, offset, strip_bytes):
     make, inputs, shape = UNSPLIT[name]
@@ -377,16 +374,16 @@ def test_folded_encoder_equals_the_encoder(scale, stacked, size, picture):
 
 
 @torch.no_grad()
-def test_dense_blocks_run_in_strips_that_compute_no_row_twice(monkeypatch):
+def test_a_dense_block_runs_in_strips_that_compute_no_row_twice(monkeypatch):
     """What lies far above or below cannot reach a strip: wrong rows would show, and a whole canvas would not."""
-    rows, convolve = [], encoders.convolve_rows
+    rows, convolve = [], convolutions.convolve_rows
 
     def recorded(x, weight, bias, top, bottom, height):
         rows.append(bottom - top)
         return convolve(x, weight, bias, top, bottom, height)
 
-    monkeypatch.setattr(encoders, "convolve_rows", recorded)
-    lr = random(1, 3, 82, 4).sigmoid()
-    FoldedEncoder(encoder_of(2, (0,)), torch.float64, StripBudget(1, 1))(lr, 1)
+    monkeypatch.setattr(convolutions, "convolve_rows", recorded)
+    block, x = perturbed(DenseBlock(4, 3)).double(), random(1, 4, 82, 4)
+    close(FoldedDenseBlock(block, StripBudget(1, 1))(x), block(x))
     assert max(rows) == 16 + 4  # the first convolution runs four rows ahead of the last
-    assert sum(rows) == 82 * 5 * 3 * 3  # convolutions of blocks of RRDBs
+    assert sum(rows) == 82 * 5  # the convolutions of a block

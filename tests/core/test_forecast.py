@@ -3,15 +3,18 @@
 import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from builders import build_upscaler
 from PIL import Image
 
+from flowcore import load
 from flowcore.checkpoints.file import save
 from flowcore.cli import announce
 from flowcore.cli.main import main
 from flowcore.images import files
+from flowcore.inference.plan import Plan, planned
 from flowcore.tasks import forecast as task
 from flowcore.tasks.forecast import forecast
 from flowcore.tasks.upscale import memory_required
@@ -33,14 +36,25 @@ def words(tmp_path, monkeypatch):
 
 def test_it_counts_what_is_to_come(monkeypatch):
     monkeypatch.setattr(task, "PROBE", 16)
-    flow, clock = build_upscaler(**SMALL), iter([0.0, 9.0, 10.0, 10.5, 20.0, 20.7])  # folding; 0.5 s; 0.7 s of two
+    flow, clock = build_upscaler(**SMALL), iter([10.0, 10.5])  # one sample of one small image
     monkeypatch.setattr(task, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     coming = forecast(flow, [(100, 50), (30, 20)], [(400, 200), (120, 80)], samples=4)
     assert (coming.pictures, coming.largest) == (8, (400, 200))
     assert coming.megapixels == pytest.approx(4 * (400 * 200 + 120 * 80) / 1e6)
     assert coming.memory == memory_required(flow, 100, 50, 100) + 24 * 4 * 400 * 200
-    assert coming.seconds == pytest.approx((0.5 + 3 * 0.2) / 16**2 * (100 * 50 + 30 * 20))
+    plan = planned(flow)
+    shared = 4 * (plan.encoder_units + plan.prepare_units)
+    work = (shared + 4 * plan.units) / (shared + plan.units)
+    assert coming.seconds == pytest.approx(0.5 * work / 16**2 * (100 * 50 + 30 * 20))
     assert coming.sentence().startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
+
+
+@pytest.mark.parametrize("name", ["srflow-x4", "srflow-x8"])
+def test_one_trial_is_enough(name, monkeypatch):
+    decode, trials = Plan.inverse, list[int]()
+    monkeypatch.setattr(Plan, "inverse", lambda *args: trials.append(1) or decode(*args))
+    forecast(load(name), [(100, 50)], [(400, 200)])
+    assert len(trials) == 1
 
 
 def test_size_memory_and_time_are_said_first(words, tmp_path, monkeypatch, capsys):
@@ -57,10 +71,20 @@ def test_size_memory_and_time_are_said_first(words, tmp_path, monkeypatch, capsy
     assert len(looked_at) == 4  # each once
 
 
-def test_small_results_are_made_without_a_word(words, monkeypatch, capsys):
+def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("A whole file was read."))
+    work = types.SimpleNamespace(size_of=lambda _: (200, 240))
+    assert announce._sizes(work, tmp_path / "a.png") == ((50, 60), (200, 240))
+
+
+def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, monkeypatch, capsys):
     monkeypatch.setattr(announce, "NOTEWORTHY", 16)
     assert main(words) == 0
     assert "will take" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    assert "default: 100; 0: never ask" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n", "\n", None])
@@ -82,9 +106,3 @@ def test_a_disk_that_is_too_small_is_asked_about(words, tmp_path, monkeypatch, c
     assert main(words) == 1
     assert f"and 0.0 GB are free in {tmp_path / 'out'}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_default_limit_is_stated(capsys):
-    with pytest.raises(SystemExit):
-        main(["upscale", "--help"])
-    assert "default: 100; 0: never ask" in " ".join(capsys.readouterr().out.split())

@@ -14,10 +14,9 @@ from flowcore.checkpoints.file import read, save
 from flowcore.condition import Condition
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
-from flowcore.prior import sample_latents
 from flowcore.tasks import chroma
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
-from flowcore.tasks.refine import refine_latents
+from flowcore.tasks.spread import MET, NEIGHBORS, spread_hints
 
 from .colorings import (
     WANTED,
@@ -213,10 +212,10 @@ def test_combining_keeps_palette_and_lock_and_needs_one_size():
 # --- seen by the model ------------------------------------------------------------------------------------------------
 
 
-WITHOUT_REFINEMENT = [(colorize, {"hint_steps": 0}), (colorize_video, {})]
+WITHOUT_SPREADING = [(colorize, {"hint_steps": 0}), (colorize_video, {})]
 
 
-@pytest.mark.parametrize(("call", "options"), WITHOUT_REFINEMENT)
+@pytest.mark.parametrize(("call", "options"), WITHOUT_SPREADING)
 def test_the_encoder_reads_coverage_covered_chroma_and_palette(flow, call, options):
     """As ``networks.luma`` describes them, in pixels of the working size."""
     hints = uniform_hints(0, 0.2, size=(64, 96), palette=palette_from(["#ff8040"]))
@@ -283,54 +282,58 @@ def test_hints_that_do_not_fit_are_refused(flow, hints, sentence):
             call(flow, gray(batch=3), hints=hints)
 
 
-# --- refined ----------------------------------------------------------------------------------------------------------
+# --- spread -----------------------------------------------------------------------------------------------------------
 
 
-def test_refined_latents_meet_the_hints_and_seeds_still_differ_elsewhere(flow):
+def test_hints_are_met_and_seeds_still_differ_elsewhere(flow):
     image, hints = middle(), squares()
-    free, refined = colorize(flow, image, samples=4), colorize(flow, image, samples=4, hints=hints)
-    none, few = (colorize(flow, image, samples=4, hints=hints, hint_steps=steps) for steps in (0, 4))
-    assert hint_error(refined, hints) < hint_error(free, hints) / 4
-    assert hint_error(none, hints) > hint_error(free, hints) / 2  # this random model ignores hints by itself
-    assert hint_error(refined, hints) < hint_error(few, hints) < hint_error(none, hints)
+    free, followed = colorize(flow, image, samples=4), colorize(flow, image, samples=4, hints=hints)
+    assert hint_error(followed, hints) < hint_error(free, hints) / 4
+    vivid = colorize(tiny_colorizer(saturation=1.5), image, samples=4, hints=hints)
+    assert hint_error(vivid, hints) < hint_error(free, hints) / 4  # its own factor is on what is drawn
     elsewhere = F.max_pool2d(hints.coverage, 9, 1, 4) == 0
-    spread = [(chroma_of(result).std(0) * elsewhere).sum() / elsewhere.sum() for result in (free, refined)]
+    spread = [(chroma_of(result).std(0) * elsewhere).sum() / elsewhere.sum() for result in (free, followed)]
     assert spread[1] > spread[0] / 2
-
-
-def test_refinement_leaves_latents_alone_where_nothing_is_wanted(flow):
     nothing = uniform_hints(0, 0.1, (32, 32))
-    plain, refined = (colorize(flow, middle(), hints=nothing, hint_steps=steps) for steps in (0, 10))
-    assert (refined - plain).abs().max() < 1e-6
+    assert torch.equal(*(colorize(flow, image, hints=nothing, hint_steps=steps) for steps in (0, 20)))
 
 
-def test_refinement_stays_near_the_drawn_latents(flow):
-    """Weak hints and the pull of the prior balance."""
-    image = middle()
-    job = colorization(flow, image)
-    planes = job.hint_planes(uniform_hints(0.01, 0, (32, 32)), slice(0, 1))
-    z = sample_latents(job.shapes, 1, job.temperatures(None, None), seed=3)
-    with torch.no_grad():
-        cond = job.condition(slice(0, 1), planes)
-        moved = refine_latents(job, z, cond, planes, 100)
-    leaves = [t.clone().requires_grad_() for t in moved]
-    covered, wanted = planes.pooled(job.grid)
-    missed = (covered * (flow.inverse(leaves, cond) - NEUTRAL - wanted).square()).sum() / (2 * 0.01**2)
-    pulled = sum((a - b).square().sum() / 2 for a, b in zip(leaves, z, strict=True))
-    (missed + pulled).backward()
-    for leaf, start in zip(leaves, z, strict=True):  # at the optimum both forces cancel
-        assert leaf.grad.norm() < 0.5 * (leaf - start).norm()
+def two_things(height=12, width=16):
+    """Features and luma of a left and a right thing, and a hint in the middle of the left one."""
+    features, coverage = -torch.ones(1, 4, height, width), torch.zeros(1, 1, height, width)
+    features[..., width // 2 :] = 1
+    coverage[..., 5:7, 2:4] = 1
+    return torch.full((1, 2, height, width), 0.1), coverage, features, 0.5 + 0 * coverage
 
 
-def test_refinement_touches_neither_parameters_nor_gradients(flow):
-    flow = copy.deepcopy(flow).requires_grad_()
-    before = copy.deepcopy(flow.state_dict())
-    assert not colorize(flow, middle(), hints=squares(), hint_steps=3).requires_grad
-    assert all(torch.equal(before[name], tensor) for name, tensor in flow.state_dict().items())
-    assert all(p.grad is None and p.requires_grad and p.is_leaf for p in flow.parameters())
+def test_a_hint_fills_its_thing_and_stops_at_its_edge():
+    added = spread_hints(*two_things(), 20)
+    assert (added[..., 5:7, 2:4] - 0.1).abs().max() < 0.002
+    assert added[..., :8].min() > 0.08
+    assert added[..., 8:].abs().max() < 0.05
+    missing, coverage, features, luma = two_things()
+    luma[..., 8:] = 0.7  # an edge of luma, too
+    assert spread_hints(missing, coverage, features, luma, 20)[..., 8:].abs().max() < 1e-4
+    near = spread_hints(missing, coverage, features, luma, 3)
+    assert near[..., 0, 7].max() < 0.07 < near[..., 5, 5].min() + 0.02
 
 
-def test_refinement_works_in_inference_mode_with_a_model_loaded_in_it(flow, tmp_path):
+def test_what_is_added_minimizes_the_energy():
+    missing, coverage, features, luma = two_things()
+    luma = luma + 0.02 * torch.randn(luma.shape, generator=torch.Generator().manual_seed(0))
+    d = spread_hints(missing, coverage, features, luma, 5.0).double().requires_grad_()
+    energy = (MET * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
+    for dy, dx in NEIGHBORS:
+        here = [(slice(max(0, -k), side - max(0, k))) for k, side in ((dy, 12), (dx, 16))]
+        there = [(slice(max(0, k), side - max(0, -k))) for k, side in ((dy, 12), (dx, 16))]
+        f, y, own = (t[..., there[0], there[1]] - t[..., here[0], here[1]] for t in (features, luma, d))
+        alike = torch.exp(-f.square().mean(1, keepdim=True) / 2 / 0.35**2 - y.square() / 2 / 0.03**2)
+        energy = energy + (alike / (dy * dy + dx * dx) * own.square()).sum()
+    energy.backward()
+    assert d.grad.abs().max() < 1e-3
+
+
+def test_hints_spread_in_inference_mode_with_a_model_loaded_in_it(flow, tmp_path):
     save(flow, tmp_path / "tiny.safetensors")
     image, hints = middle(), squares()
     options = {"hint_steps": 5, "samples": 2}
@@ -409,7 +412,7 @@ def test_locked_colors_reach_the_levels_below(flow, monkeypatch):
     """They are not only pasted at the end: the picture is decoded around them."""
     hints = squares()
     monkeypatch.setattr(chroma, "_lock", lambda chroma, *_: chroma)
-    for call, options in WITHOUT_REFINEMENT:
+    for call, options in WITHOUT_SPREADING:
         assert hint_error(call(flow, middle(), hints=squares(lock=True), **options), hints) < 0.01
     assert hint_error(colorize(flow, middle(), hints=hints, hint_steps=0), hints) > 0.03
 
@@ -424,28 +427,6 @@ def test_locks_fade_out_around_their_place():
 
 
 # --- out of bounds ----------------------------------------------------------------------------------------------------
-
-
-def test_divergence_in_one_place_keeps_no_hint_from_being_met(flow):
-    image, free = middle(64, 64), uniform_hints(0, 0.05, (64, 64))
-    free.coverage[..., 36:60, 4:28] = 1
-    wild = [z[:1] for z in encode_colors(flow, 0.4 + 0.2 * colored(64, 64), working_size=64)]
-
-    def in_place(steps):
-        options = {"working_size": 64, "latents_levels": 0, "hints": free, "hint_steps": steps}
-        return (chroma_of(colorize(flow, image, latents=wild, **options)) - 0.05)[..., 40:56, 8:24]
-
-    wild[0][..., 0, 7] = 1e30  # in the opposite corner
-    assert in_place(20).square().mean() < in_place(0).square().mean() / 6
-    wild[0][..., 0, 7] = math.inf  # some gradients are NaN then, which is no reason to lose all color
-    assert in_place(2).std() > 0.01
-
-
-def test_refinement_decodes_within_the_same_bounds_as_the_picture(flow, monkeypatch):
-    levels = []
-    monkeypatch.setattr(chroma, "clamp_level", lambda flow, cond, level, x: (levels.append(level), x)[1])
-    colorize(flow, middle(), hints=squares(), hint_steps=3)
-    assert levels == 4 * [1, 0]
 
 
 def test_bounds_leave_the_most_colorful_pictures_alone(flow):

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import pickle
-import random
 import socket
 import struct
 import sys
@@ -21,7 +20,7 @@ import zipfile
 
 import pytest
 import torch
-from builders import build_tiny, hcflow_checkpoint, srflow_checkpoint
+from builders import TINY, build_tiny, hcflow_checkpoint, srflow_checkpoint
 from cases import cases, tried
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,18 +37,8 @@ from flowcore.training.styles import with_styles
 from . import hostile
 from .hostile import archive, dictionary, legacy, parts, safetensors, tensor, text, whole, with_config, with_header
 
-OURS = {
-    "srflow": {"scale": 2, "levels": 2, "steps": 1, "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
-    "glow": {"steps": 1, "hidden": 4, "image_size": 8, "mixing": "shuffle", "classes": 2},
-    "realnvp": {"hidden": 4},
-    "ffjord": {"scales": 2, "hidden": (4, 4), "image_size": 8},
-    "residual_flow": {"hidden": 4, "image_size": 8},
-    "class_conditional": {"image_size": (4, 4), "classes": 2, "steps": 1, "hidden": 4},
-    "srflow_da": {"scale": 2, "layers": "s2cdc", "hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
-    "llflow": {"hidden": 4, "encoder_width": 4, "stacked_blocks": (1, 0)},
-    "hcflow": {"steps": 1, "hidden": 4, "detail_hidden": 4, "extractor_width": 4, "extractor_growth": 2},
-    "colorizer": {"hidden": (4, 4), "widths": (4, 4, 4), "merged": 4},
-}
+# Fields that differ from TINY: with channel orders and labels in the file.
+FIELDS = {"glow": {"mixing": "shuffle", "classes": 2, "image_size": 8}}
 SHA = "0123456789abcdef" * 4
 
 
@@ -70,19 +59,19 @@ def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     torch.manual_seed(0)
     files = Files()
-    for name, fields in OURS.items():
-        flow = build_tiny(name, perturb=0.1, **fields)
+    for name in TINY:
+        flow = build_tiny(name, perturb=0.1, **FIELDS.get(name, {}))
         if name == "class_conditional":
-            flow = with_styles(flow, ("bold",), torch.ones(1, 16))
+            flow = with_styles(flow, ("bold",), torch.ones(1, flow.channels * math.prod(flow.image_size)))
         save(flow, folder / name)
         files[name] = (folder / name).read_bytes()
     save(build_tiny("glow", perturb=0.1, steps=1, hidden=32), folder / "eight bits", dtype=torch.int8)
     files["eight bits"] = (folder / "eight bits").read_bytes()
-    state = srflow_checkpoint(build_tiny("srflow", perturb=0.1, **OURS["srflow"]))
+    state = srflow_checkpoint(build_tiny("srflow", perturb=0.1))
     files["published safetensors"] = serialize(state)
     for name in ("srflow_da", "llflow"):
-        files[f"published {name}"] = serialize(srflow_checkpoint(build_tiny(name, perturb=0.02, **OURS[name])))
-    files["published hcflow"] = serialize(hcflow_checkpoint(build_tiny("hcflow", perturb=0.1, **OURS["hcflow"])))
+        files[f"published {name}"] = serialize(srflow_checkpoint(build_tiny(name, perturb=0.02)))
+    files["published hcflow"] = serialize(hcflow_checkpoint(build_tiny("hcflow", perturb=0.1)))
     files["published pth"] = torch_file(state)
     files["published old pth"] = torch_file(state, old=True)
     latents = [torch.randn(2, 3, 4, 5), torch.randn(2, 6, 2, 3)]
@@ -100,12 +89,12 @@ PUBLISHED = (
     "published pth",
     "published old pth",
 )
-MODELS = (*OURS, "eight bits", *PUBLISHED)
+MODELS = (*TINY, "eight bits", *PUBLISHED)
 LATENTS = ("latents", "latents with source")
 
 
 def overrides_for(name: str) -> dict:
-    return {"stacked_blocks": (1, 0)} if name.startswith("published") and "hcflow" not in name else {}
+    return {"stacked_blocks": (1,)} if name.startswith("published") and "hcflow" not in name else {}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +144,7 @@ def refused(errors: dict[str, str], *words: str) -> None:
 
 @pytest.mark.parametrize("name", [*MODELS, *LATENTS])
 def test_good_files_are_read(good, look, name):
-    ways = ("read_latents_header", "load_latents", "load_source") if name in LATENTS else ("load",)
+    ways = ("read_latents_header", "load_latents") if name in LATENTS else ("load",)
     for suffix in (".safetensors", ".pth", ""):
         errors = look(good[name], suffix, overrides_for(name))
         assert {errors[way] for way in ways} == {""}
@@ -201,6 +190,9 @@ OTHER_FILES = {
     "one byte": b"\x80",
     "gzip bomb": gzip.compress(bytes(2**22)),
     "only a length": struct.pack("<Q", 2),
+    "a length of 4 EiB": struct.pack("<Q", 2**62) + b"{}",
+    "a broken header": struct.pack("<Q", 9) + b'{"a": nul',
+    "text": b"this is no model, whatever its name says\n" * 20,
     "eight zeros": bytes(8),
     "magic of a zip": b"PK\x03\x04",
     "an empty zip": b"PK\x05\x06" + bytes(18),
@@ -212,7 +204,10 @@ OTHER_FILES = {
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_other_files_are_refused(look, name):
     for suffix in (".safetensors", ".pth"):
-        refused(look(OTHER_FILES[name], suffix))
+        errors = look(OTHER_FILES[name], suffix)
+        refused(errors)
+        for way in ("read_header", "read_latents_header", "load_latents"):
+            assert "not a safetensors file, or it is truncated" in errors[way], errors[way]
 
 
 # --- past findings: each one made the reader crash, hang, use too much memory, or report nonsense ---------------------
@@ -286,19 +281,14 @@ class Payload:
         return self.made
 
 
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("kind", ["command", "eval", "exec", "write", "import", "call"])
-@pytest.mark.parametrize("form", ["archive", "old", "bare"])
-def test_code_in_pickles_is_not_run(child, look, kind, form, protocol):
+@pytest.mark.parametrize(
+    ("form", "protocol"),
+    # A name is written in three ways, by protocol: as a line, as a line with a later opcode, and from the stack.
+    [("archive", 2), *((form, protocol) for form in ("archive", "old", "bare") for protocol in (0, 3, 4))],
+)
+def test_code_in_pickles_is_not_run(child, look, form, protocol):
     trace = child.folder.parent / "trace"
-    payload = {
-        "command": Payload(os.system, f"touch {trace}"),
-        "eval": Payload(eval, f"open({str(trace)!r}, 'w')"),
-        "exec": Payload(exec, f"open({str(trace)!r}, 'w')"),
-        "write": Payload(open, str(trace), "w"),
-        "import": Payload(__import__, "antigravity"),
-        "call": Payload(os.getcwd),
-    }[kind]
+    payload = Payload(os.system, f"touch {trace}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pickled = pickle.dumps({"weight": payload}, protocol)
@@ -388,15 +378,15 @@ def test_huge_configurations_are_refused_quickly(good, look, name):
     refused(look(with_config(good[architecture], fields)))
 
 
-@pytest.mark.parametrize("key", ["flowcore", "flowcore_latents"])
-@pytest.mark.parametrize("depth", [500, 985, 990, 995, 1000, 100_000])
-def test_json_within_json(good, look, key, depth):
-    content = good["glow" if key == "flowcore" else "latents"]
-    nested = "[" * depth + "]" * depth
-    header = json.loads(parts(content)[0]["__metadata__"][key])
-    place = "config" if key == "flowcore" else "extra"
-    for text_ in (nested, json.dumps({**header, place: "here"}).replace('"here"', '{"hidden": ' + nested + "}")):
-        look(with_header(content, key, text_))
+@pytest.mark.parametrize(
+    ("name", "key", "place"), [("glow", "flowcore", "config"), ("latents", "flowcore_latents", "extra")]
+)
+def test_json_within_json(good, look, name, key, place):
+    header = json.loads(parts(good[name])[0]["__metadata__"][key])
+    for depth in (500, 985, 990, 995, 1000, 100_000):
+        nested = "[" * depth + "]" * depth
+        for text_ in (nested, json.dumps({**header, place: "here"}).replace('"here"', '{"hidden": ' + nested + "}")):
+            look(with_header(good[name], key, text_))
 
 
 def test_messages_are_bounded(good, look):
@@ -422,9 +412,7 @@ def test_oversized_headers_are_not_parsed(look):
     assert look(content, ".pth")["load_latents"]
 
 
-WRONG_TYPES = {  # to bytes per value
-    "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "I64": 8, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1,
-}  # fmt: skip
+WRONG_TYPES = {"BOOL": 1, "I8": 1, "I32": 4, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E8M0": 1}  # to bytes per value
 
 
 @pytest.mark.parametrize("kind", WRONG_TYPES)
@@ -442,15 +430,11 @@ def test_weights_of_another_type_are_refused(good, look, kind):
         assert errors["load_latents" if name == "latents" else "load"]
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
-def test_weights_of_another_precision_are_read(good, look, kind):
-    header, _ = parts(good["realnvp"])
-    tensors = {name: t.to(kind) for name, t in parse(good["realnvp"]).items()}
-    assert look(serialize(tensors, header["__metadata__"]))["load"] == ""
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e60])
-@pytest.mark.parametrize("name", ["glow", "realnvp", "published safetensors", "published pth", "published old pth"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("realnvp", value) for value in (math.nan, math.inf, -math.inf, 1e60)]
+    + [("published safetensors", math.nan), ("published pth", 1e60), ("published old pth", math.nan)],
+)
 def test_nonfinite_weights_are_counted_and_named(good, look, name, value):
     flat = good["published safetensors" if name.startswith("published") else name]
     tensors = {key: t.double() if t.is_floating_point() else t for key, t in parse(flat).items()}
@@ -490,7 +474,7 @@ def test_values_without_inverse_are_refused(good, look, model, end, value, words
 
 def test_loaded_model_is_independent_of_its_file(good, tmp_path):
     """Shared pages would let an overwritten file change the model, and a truncated one kill the process."""
-    for name in OURS:
+    for name in TINY:
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(good[name])
         flow = read(path)
@@ -536,30 +520,14 @@ def damaged(draw, content: bytes) -> bytes:
     edges = boundaries(content)
     for _ in range(draw(st.integers(1, 3))):
         size = len(content)
-        place = draw(st.one_of(st.sampled_from(edges), st.integers(0, size)))
-        length = draw(st.one_of(st.integers(0, 16), st.integers(0, max(1, size))))
-        place = min(place, size)
-        how = draw(st.sampled_from(["cut", "flip", "noise", "insert", "delete", "double", "move", "zeros"]))
-        if how == "cut":
-            content = content[:place]
-        elif how == "flip" and size:
-            at = min(place, size - 1)
-            content = content[:at] + bytes([content[at] ^ 1 << draw(st.integers(0, 7))]) + content[at + 1 :]
-        elif how == "noise":
-            noise = draw(st.binary(min_size=1, max_size=16))
-            content = content[:place] + noise + content[place + len(noise) :]
-        elif how == "insert":
-            content = content[:place] + draw(st.binary(min_size=1, max_size=64)) + content[place:]
-        elif how == "delete":
-            content = content[:place] + content[place + length :]
-        elif how == "double":
-            content = content[: place + length] + content[place:]
-        elif how == "move":
-            piece, rest = content[place : place + length], content[:place] + content[place + length :]
-            at = draw(st.integers(0, len(rest)))
-            content = rest[:at] + piece + rest[at:]
-        else:
-            content = content[:place] + bytes(len(content[place : place + length])) + content[place + length :]
+        place = min(draw(st.one_of(st.sampled_from(edges), st.integers(0, size))), size)
+        end = place + draw(st.one_of(st.integers(0, 16), st.integers(0, max(1, size)), st.just(size)))
+        other = draw(st.integers(0, size))
+        old = content[place:end]
+        flipped = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in old[:1]) + old[1:]
+        pieces = [b"", old * 2, flipped, content[other : other + 64], bytes(len(old))]
+        piece = draw(st.one_of(st.sampled_from(pieces), st.binary(max_size=64)))
+        content = content[:place] + piece + content[end:]
     return content
 
 
@@ -585,43 +553,35 @@ JSON_TRICKS = st.sampled_from(
     ]
 )
 DTYPES = ["F16", "BF16", "F64", "I8", "U8", "I64", "BOOL", "F4", "F6_E2M3", "F8_E5M2", "C64", "XX", "", None, 3]
-CHANGES = ["type", "shape", "offsets", "nudge", "gone", "more", "metadata", "odd", "twin"]
+ENTRY = {  # what a header says of a tensor
+    "dtype": st.sampled_from(DTYPES),
+    "shape": st.one_of(ODD, st.lists(ODD_NUMBERS, max_size=6)),
+    "data_offsets": st.one_of(ODD, st.lists(ODD_NUMBERS, min_size=2, max_size=2)),
+}
+METADATA = st.one_of(ODD, st.dictionaries(st.sampled_from(["flowcore", "flowcore_latents", "x"]), ODD, max_size=2))
 
 
 @st.composite
 def odd_headers(draw, content: bytes) -> bytes:
     """A safetensors file with a changed header."""
     header, data = parts(content)
-    names = [name for name in header if name != "__metadata__"]
+    good = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for _ in range(draw(st.integers(1, 3))):
-        name = draw(st.sampled_from(names))
-        entry = dict(header[name]) if isinstance(header.get(name), dict) else {"dtype": "F32", "shape": [1]}
-        what = draw(st.sampled_from(CHANGES))
-        if what == "type":
-            entry["dtype"] = draw(st.sampled_from(DTYPES))
-        elif what == "shape":
-            entry["shape"] = draw(st.one_of(ODD, st.lists(ODD_NUMBERS, max_size=6)))
-        elif what == "offsets":
-            entry["data_offsets"] = draw(st.one_of(ODD, st.lists(ODD_NUMBERS, min_size=2, max_size=2)))
+        name = draw(st.sampled_from([*good]))
+        what = draw(st.sampled_from([*ENTRY, "nudge", "gone", "more", "metadata", "odd"]))
+        if what in ENTRY:
+            header[name] = {**good[name], what: draw(ENTRY[what])}
         elif what == "nudge":
-            offsets = entry.get("data_offsets")
-            nudge = st.sampled_from([-4, -1, 0, 1, 4])
-            if isinstance(offsets, list) and all(isinstance(n, int) for n in offsets):
-                entry["data_offsets"] = [n + draw(nudge) for n in offsets]
-        elif what == "odd":
-            entry = draw(ODD)
-        elif what == "twin":
-            entry = header.get(draw(st.sampled_from(names)))
-        if what == "gone":
+            nudged = [n + draw(st.sampled_from([-4, -1, 0, 1, 4])) for n in good[name]["data_offsets"]]
+            header[name] = {**good[name], "data_offsets": nudged}
+        elif what == "gone":
             header.pop(name, None)
         elif what == "more":
-            header[draw(st.text(max_size=20))] = draw(st.one_of(ODD, st.just(entry)))
+            header[draw(st.text(max_size=20))] = draw(st.one_of(ODD, st.just(good[name])))
         elif what == "metadata":
-            header["__metadata__"] = draw(
-                st.one_of(ODD, st.dictionaries(st.sampled_from(["flowcore", "flowcore_latents", "x"]), ODD, max_size=2))
-            )
+            header["__metadata__"] = draw(METADATA)
         else:
-            header[name] = entry
+            header[name] = draw(st.one_of(ODD, st.sampled_from([*good.values()])))
     raw = json.dumps(header).encode()
     how = draw(st.sampled_from(["", "", "", "length", "duplicate", "bytes", "deep", "spaces"]))
     length = draw(ODD_NUMBERS.filter(lambda n: isinstance(n, int))) if how == "length" else None
@@ -641,11 +601,11 @@ def odd_headers(draw, content: bytes) -> bytes:
 @st.composite
 def odd_configurations(draw, files: dict[str, bytes]) -> bytes:
     """A model file with odd values in its configuration or header."""
-    name = draw(st.sampled_from(sorted(OURS)))
+    name = draw(st.sampled_from(sorted(TINY)))
     fields = sorted(ARCHITECTURES[name].config.__dataclass_fields__)
     if draw(st.integers(0, 4)) == 0:
         part = draw(st.sampled_from(["architecture", "format", "config", "provenance", "more"]))
-        value = draw(st.one_of(ODD, st.sampled_from(sorted(OURS))))
+        value = draw(st.one_of(ODD, st.sampled_from(sorted(TINY))))
         return with_header(files[name], "flowcore", draw(st.one_of(JSON_TRICKS, st.just({part: value}))))
     changed = draw(
         st.dictionaries(st.sampled_from(fields), st.one_of(ODD, st.integers(1, 4096)), min_size=1, max_size=4)
@@ -692,7 +652,7 @@ def test_damaged_models(good, look, data):
 
 @fuzz(30, 2500)
 def test_models_with_odd_headers(good, look, data):
-    name = data.draw(st.sampled_from([*OURS, "published safetensors"]))
+    name = data.draw(st.sampled_from([*TINY, "published safetensors"]))
     look(data.draw(odd_headers(good[name])), overrides=overrides_for(name))
     tried("checkpoints")
 
@@ -713,20 +673,6 @@ def test_odd_pickles(good, look, data):
 def test_random_bytes(look, data):
     start = data.draw(st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{"]))
     look(start + data.draw(st.binary(max_size=2000)), ".pth")
-    tried("checkpoints")
-
-
-@fuzz(10, 500)
-def test_models_with_nonfinite_values(good, look, data):
-    name, value = data.draw(st.sampled_from(MODELS)), data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
-    chance = random.Random(data.draw(st.integers()))
-    flat = good["published safetensors" if "pth" in name else name]
-    tensors = parse(flat)
-    key = chance.choice(sorted(k for k, t in tensors.items() if t.is_floating_point() and t.numel()))
-    tensors[key].view(-1)[chance.randrange(tensors[key].numel())] = value
-    metadata = parts(flat)[0].get("__metadata__")
-    content = torch_file(tensors, old="old" in name) if "pth" in name else serialize(tensors, metadata)
-    refused(look(content, overrides=overrides_for(name)), "not finite")
     tried("checkpoints")
 
 

@@ -33,7 +33,16 @@ SIDES = st.one_of(st.integers(1, 48), st.sampled_from([1, 2, 3, 63, 64, 65, 127,
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8]
 ODD_TYPES = [torch.int64, torch.int16, torch.bool, torch.complex64]
 FILLS = ["noise", "flat", "dither", "huge", "tiny", "negative", "nan", "inf", "one nan", "one inf", "denormal"]
-LAYOUTS = ["plain", "channels last", "transposed", "flipped", "strided", "expanded", "inference", "gradient"]
+LAYOUTS = {
+    "plain": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "as IMAGEs of the host": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "strided": lambda x: torch.stack([x, x], dim=-1).flatten(3)[..., ::2],
+    "expanded": lambda x: x[:1].expand(len(x), -1, -1, -1) if len(x) else x,
+    "inference": torch.inference_mode()(torch.clone),
+    "gradient": lambda x: x.clone().requires_grad_() if x.is_floating_point() else x,
+}
 
 
 def filled(shape, fill, seed):
@@ -54,25 +63,6 @@ def filled(shape, fill, seed):
     return image
 
 
-def laid_out(image, layout):
-    if layout == "channels last":
-        return image.contiguous(memory_format=torch.channels_last)
-    if layout == "transposed":
-        return image.transpose(2, 3).contiguous().transpose(2, 3)
-    if layout == "flipped":
-        return image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as IMAGEs of the host are
-    if layout == "strided":
-        return torch.stack([image, image], dim=-1).flatten(3)[..., ::2]
-    if layout == "expanded" and len(image):
-        return image[:1].expand(len(image), -1, -1, -1)
-    if layout == "inference":
-        with torch.inference_mode():
-            return image.clone()
-    if layout == "gradient" and image.is_floating_point():
-        return image.clone().requires_grad_()
-    return image
-
-
 @st.composite
 def images(draw):
     """An image, and whether it can be taken at all."""
@@ -85,12 +75,12 @@ def images(draw):
             height, width = (max(1, height // 4), width) if height > width else (height, max(1, width // 4))
     if draw(st.integers(0, 19)) == 0:
         height = 0
-    fill, layout = draw(st.sampled_from(FILLS)), draw(st.sampled_from(LAYOUTS))
+    fill, layout = draw(st.sampled_from(FILLS)), draw(st.sampled_from([*LAYOUTS]))
     dtype = draw(st.sampled_from(TYPES + ODD_TYPES if draw(st.integers(0, 9)) == 0 else TYPES))
     image = filled((batch, channels, height, width), fill, draw(st.integers(0, 2**16)))
     if dtype in (torch.uint8, torch.int16, torch.int64):
         image = image.nan_to_num(0, 1, 0).clamp(0, 1) * 255
-    return laid_out(image.to(dtype), layout)
+    return LAYOUTS[layout](image.to(dtype))
 
 
 def outcome(kind, run, image, shape):

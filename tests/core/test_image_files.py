@@ -56,6 +56,13 @@ def test_written_files_are_read_back(format, bits, channels):
         assert opened.size == (17, 13)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_tiff_without_a_resolution_gets_none(mode):
+    file = io.BytesIO()
+    Image.new(mode, (5, 4)).save(file, "TIFF")
+    assert read(file.getvalue(), "x").metadata.dpi is None
+
+
 @pytest.mark.parametrize("format", ["png", "tiff", "jpeg", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_and_reset(format, orientation, tmp_path):
@@ -114,7 +121,7 @@ def test_tiff_is_read_in_16_bits(order, compressed, channels):
     assert np.array_equal(actual, samples)
 
 
-def test_damaged_files_raise_readable_error():
+def test_damaged_files_and_impossible_settings_raise_readable_errors():
     good = encode(noise(3, 16), bits=16)
     for data in (b"", b"nothing", good[:40], good[: len(good) // 2]):
         with pytest.raises(ImageError, match=r"Cannot read photo\.png as an image"):
@@ -123,9 +130,6 @@ def test_damaged_files_raise_readable_error():
     Image.new("F", (3, 3)).save(gray, "TIFF")
     with pytest.raises(ImageError, match="floating-point"):
         read(gray.getvalue(), "x")
-
-
-def test_impossible_settings_raise_readable_error():
     for settings, message in (
         ({"format": "gif"}, "png, jpeg, webp, tiff"),
         ({"format": "jpeg", "bits": 16}, "16 bits per channel go into PNG and TIFF"),

@@ -1,15 +1,8 @@
 """The direction of imports, read off the source: never back, never sideways, never the host."""
 
-from __future__ import annotations
-
 import ast
-import subprocess
-import sys
-import textwrap
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 from flowcore.models import ARCHITECTURES
 
@@ -31,7 +24,7 @@ HOST = {
 ROWS = [
     {"errors", "device"},
     {"transforms"},
-    {"networks"},
+    {"networks", "testing"},
     {"flow", "condition", "prior", "latents", "likelihood", "dequantization"},
     {"inference", "models"},
     {"checkpoints", "tasks"},
@@ -55,13 +48,12 @@ def module_name(path):
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def imports(path, tree=None):
+def imports(path):
     """Every import of a file, at any depth: (line, level, absolute parts, names); level 0 is an absolute import."""
-    tree = tree or ast.parse(path.read_text(encoding="utf-8"))
     here = module_name(path)
     package = here if path.name == "__init__.py" else here[:-1]
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [(node.lineno, 0, tuple(alias.name.split(".")), ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -81,22 +73,22 @@ def targets(parts, names):
     return [(*parts, name) if is_module((*parts, name)) else parts for name in names] or [parts]
 
 
-def internal(path, tree=None):
+def internal(path):
     """The modules of flowcore that a file imports, with line numbers, as paths below flowcore."""
     found = []
-    for line, level, parts, names in imports(path, tree):
+    for line, level, parts, names in imports(path):
         if level and parts[:1] == ("flowcore",):
             found += [(line, target[1:]) for target in targets(parts, names)]
     return found
 
 
-def violations(path, tree=None):
+def violations(path):
     """Say what is wrong with the imports of one file of flowcore."""
     here = module_name(path)[1:]
     if not here:
         return []  # flowcore/__init__.py is the list of public names
     room, wrong = here[0], []
-    for line, target in internal(path, tree):
+    for line, target in internal(path):
         where = f"{path.relative_to(ROOT)}:{line} imports {'.'.join(target) or 'flowcore itself'}"
         if not target and room != "cli":
             wrong.append(f"{where}: rooms do not go through the front door")
@@ -118,19 +110,17 @@ def violations(path, tree=None):
     return wrong
 
 
-@pytest.mark.parametrize("path", sources("flowcore"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    assert violations(path) == []
-
-
-def test_every_room_has_a_place():
+def test_imports_go_one_way_between_rooms_that_have_a_place():
+    files = sources("flowcore")
+    assert len(files) > 100
+    assert [violation for path in files for violation in violations(path)] == []
     rooms = {module_name(path)[1] for path in sources("flowcore") if module_name(path)[1:]}
     assert rooms <= RANK.keys() | LEAVES
-
-
-def test_what_models_share_is_no_model():
     registered = {path.stem for path in sources("flowcore/models")} - {"__init__"} - SHARED_BY_MODELS
     assert registered == ARCHITECTURES.keys()
+    vague = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+    files = [p for package in (*PACKAGES, "tests") for p in sources(package)]
+    assert [str(p) for p in files if {p.stem, p.parent.name} & vague] == []
 
 
 def test_no_module_imports_itself_in_a_circle():
@@ -141,39 +131,11 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize(
-    ("file", "line", "complaint"),
-    [
-        ("transforms/coupling.py", "from ..networks import Conditioner", "backwards"),
-        ("transforms/coupling.py", "from ..images.resize import shrink", "before everything"),
-        ("networks/conditioner.py", "from .. import flow", "backwards"),
-        ("flow.py", "def late():\n    from .models import build", "backwards"),
-        ("models/glow.py", "from .srflow import SRFlowConfig", "each other"),
-        ("models/glow.py", "from . import srflow", "each other"),
-        ("models/class_conditional.py", "from .glow import GlowConfig", "each other"),
-        ("models/fields.py", "from .glow import GlowConfig", "each other"),
-        ("models/labels.py", "from ..checkpoints import load", "backwards"),
-        ("likelihood.py", "from .models import glow", "backwards"),
-        ("latents.py", "from .tasks import sample", "backwards"),
-        ("checkpoints/sources/glow.py", "from ...training import data", "backwards"),
-        ("tasks/upscale.py", "from ..training import data", "backwards"),
-        ("images/resize.py", "from ..flow import Flow", "leaf"),
-        ("models/srflow.py", "from .. import Flow", "front door"),
-        ("prior.py", "from .helpers import thing", "without a place"),
-    ],
-)
-def test_a_wrong_import_is_seen(file, line, complaint):
-    found = violations(ROOT / "flowcore" / file, ast.parse(line))
-    assert len(found) == 1
-    assert complaint in found[0]
-
-
-@pytest.mark.parametrize("files", [*map(sources, PACKAGES), [ROOT / "__init__.py"]], ids=[*PACKAGES, "door"])
-def test_the_pack_imports_itself_relatively_and_the_host_in_one_room(files):
+def test_the_pack_imports_itself_relatively_and_the_host_in_one_room():
     """The host loads the pack under the name of its folder: `import flowcore` would find nothing, or another copy."""
     wrong = [
         f"{file.relative_to(ROOT)}:{line} imports {'.'.join(parts)}"
-        for file in files
+        for file in (ROOT / "__init__.py", *sources("flowcore"), *sources("nodes"))
         for line, level, parts, _ in imports(file)
         if (not level and parts[0] in PACKAGES)
         or (not level and parts[0] in HOST and file.parent != ROOT / "nodes" / "host")
@@ -189,44 +151,3 @@ def test_the_root_module_imports_nothing_of_ours_at_its_top():
         t.id for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
     }
     assert "NODE_CLASS_MAPPINGS" not in names  # even empty, it would stop the host from calling comfy_entrypoint
-
-
-def test_no_module_has_a_vague_name():
-    vague = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
-    files = [p for package in (*PACKAGES, "tests") for p in sources(package)]
-    assert [str(p) for p in files if {p.stem, p.parent.name} & vague] == []
-
-
-def test_importing_everything_opens_no_connection_and_no_host():
-    """In a process of its own, where every socket, download and child process would be noticed."""
-    program = textwrap.dedent(
-        """
-        import importlib, pkgutil, sys
-        seen = []
-        def watch(event, arguments):
-            if event.split(".")[0] in ("socket", "urllib", "subprocess") and event != "socket.gethostname":
-                seen.append(event)
-        sys.path.insert(0, sys.argv[1])
-        import torch, numpy, PIL.Image, safetensors.torch  # these are the host's; what they do is theirs
-        state = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
-        sys.addaudithook(watch)
-        import flowcore
-        slow = sorted({"kornia", "torchvision", "matplotlib", "scipy"} & sys.modules.keys())
-        for module in pkgutil.walk_packages(flowcore.__path__, "flowcore."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
-        assert torch.equal(state[0], torch.get_rng_state())
-        assert state[1:] == (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
-        host = sorted(set(sys.argv[2:]) & {name.split(".")[0] for name in sys.modules})
-        print({"seen": seen, "slow": slow, "host": host})
-        """
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT), *sorted(HOST)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT / "tests",
-    )
-    assert result.returncode == 0, result.stderr
-    assert ast.literal_eval(result.stdout) == {"seen": [], "slow": [], "host": []}

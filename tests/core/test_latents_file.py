@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pickle
 import struct
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -22,7 +20,6 @@ from flowcore.checkpoints.latents_file import (
     FORMAT,
     KEY,
     load_latents,
-    load_source,
     model_sha256,
     read_latents_header,
     save_latents,
@@ -34,7 +31,6 @@ from flowcore.prior import sample_latents
 from flowcore.training.styles import with_styles
 
 SHA = "0123456789abcdef" * 4
-OTHER = "f" * 64
 SHAPES = [(6, 8, 10), (12, 4, 5), (24, 2, 3)]
 
 
@@ -66,8 +62,8 @@ def rewrite(file, *, tensors=None, raw=None, **fields):
 # --- round trip -------------------------------------------------------------------------------------------------------
 
 
-def test_round_trip_is_exact(latents, file):
-    back, header = load_latents(file, SHA)
+def test_round_trip_is_exact(latents, file, tmp_path):
+    back, header, _ = load_latents(file)
     assert len(back) == 3
     assert all(torch.equal(x, y) and y.dtype == torch.float32 for x, y in zip(latents, back, strict=True))
     assert (header.format, header.model_sha256, header.model_name) == (FORMAT, SHA, "glow-photos")
@@ -81,33 +77,14 @@ def test_round_trip_is_exact(latents, file):
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     file.write_bytes(b"\xff" * file.stat().st_size)  # the loaded latents are independent of the file
     assert all(torch.equal(x, y) for x, y in zip(latents, back, strict=True))
-
-
-def test_more_than_ten_levels_keep_their_order(tmp_path):
     many = [torch.full((1, 1, 1, 1), float(k)) for k in range(12)]
     save_latents(tmp_path / "z.safetensors", many, model=SHA, architecture="glow")
     assert [z.item() for z in load_latents(tmp_path / "z.safetensors")[0]] == list(range(12))
-
-
-def test_any_precision_and_memory_order_is_saved(latents, tmp_path):
     odd = [z.double().to(memory_format=torch.channels_last).requires_grad_() for z in latents]
     save_latents(tmp_path / "new folder" / "z.safetensors", odd, model=SHA, architecture="glow")
-    back, header = load_latents(tmp_path / "new folder" / "z.safetensors")
+    back, header, _ = load_latents(tmp_path / "new folder" / "z.safetensors")
     assert all(torch.equal(x, y) for x, y in zip(latents, back, strict=True))
     assert header.model_name == "glow"
-
-
-def test_failed_save_keeps_the_previous_file(latents, file, monkeypatch):
-    before = file.read_bytes()
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_latents(file, latents, model=SHA, architecture="glow")
-    assert file.read_bytes() == before
-    assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_invalid_latents_are_not_saved(latents, tmp_path):
@@ -126,18 +103,7 @@ def test_invalid_latents_are_not_saved(latents, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- another model ----------------------------------------------------------------------------------------------------
-
-
-def test_latents_of_another_model_are_refused_by_name(file):
-    with pytest.raises(CheckpointError) as caught:
-        load_latents(file, OTHER, expected_name="glow-faces")
-    assert "made with glow-photos (sha 0123456789ab)" in str(caught.value)
-    assert "the model given is glow-faces (sha ffffffffffff)" in str(caught.value)
-    rewrite(file, model_name="x" * 10_000)
-    with pytest.raises(CheckpointError) as caught:
-        load_latents(file, OTHER)
-    assert len(str(caught.value)) < 400
+# --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +117,7 @@ def copy_of(flow, config=None):
     return copy
 
 
-def test_fingerprint_ignores_storage(flow, tmp_path):
+def test_fingerprint_is_of_weights_and_fields_alone(flow, tmp_path):
     sha = model_sha256(flow)
     assert len(sha) == 64
     assert model_sha256(flow) == sha
@@ -159,10 +125,6 @@ def test_fingerprint_ignores_storage(flow, tmp_path):
     assert model_sha256(read(tmp_path / "model.safetensors")) == sha
     assert model_sha256(copy_of(flow).to(memory_format=torch.channels_last)) == sha
     assert model_sha256(copy_of(flow).double()) == sha
-
-
-def test_fingerprint_changes_with_every_weight_and_field(flow):
-    sha = model_sha256(flow)
     for name, tensor in flow.state_dict().items():
         if tensor.is_floating_point():
             other = copy_of(flow)
@@ -173,6 +135,18 @@ def test_fingerprint_changes_with_every_weight_and_field(flow):
     other = copy_of(flow)
     other.architecture = "realnvp"
     assert model_sha256(other) != sha
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(GlowConfig):
+        novelty: int = 0
+
+    later = copy_of(flow)
+    for novelty in (0, 1):
+        later.config = Later(**dataclasses.asdict(flow.config), novelty=novelty)
+        assert (model_sha256(later) == model_sha256(flow)) == (novelty == 0)
+    flow = build_tiny("class_conditional")
+    assert model_sha256(with_styles(flow, ("bold",), torch.ones(1, 96))) == model_sha256(flow)
+    assert model_sha256(build_tiny("class_conditional", seed=1)) != model_sha256(flow)
 
 
 def test_fingerprint_separates_names_shapes_and_values():
@@ -192,23 +166,6 @@ def test_fingerprint_separates_names_shapes_and_values():
     assert fingerprint(b=two, a=one) == fingerprint(a=one, b=two)
 
 
-def test_fingerprint_ignores_styles():
-    flow = build_tiny("class_conditional")
-    assert model_sha256(with_styles(flow, ("bold",), torch.ones(1, 96))) == model_sha256(flow)
-    assert model_sha256(build_tiny("class_conditional", seed=1)) != model_sha256(flow)
-
-
-def test_fingerprint_ignores_new_fields_with_defaults(flow):
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Later(GlowConfig):
-        novelty: int = 0
-
-    later = copy_of(flow)
-    for novelty in (0, 1):
-        later.config = Later(**dataclasses.asdict(flow.config), novelty=novelty)
-        assert (model_sha256(later) == model_sha256(flow)) == (novelty == 0)
-
-
 # --- damaged files ----------------------------------------------------------------------------------------------------
 
 
@@ -220,28 +177,11 @@ def refused(file, *words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"hello", b"\xff" * 64, pickle.dumps({"level0": 1}), b"PK\x03\x04" + bytes(60)]
-)
-def test_missing_and_other_files(tmp_path, content):
-    path = tmp_path / "z.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    refused(path, "no file" if content is None else "not a safetensors file")
-
-
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.9, 0.999])
 def test_truncated_files(file, part):
     content = file.read_bytes()
     file.write_bytes(content[: int(part * len(content))])
     refused(file, "truncated")
-
-
-def test_other_safetensors_files(flow, file, tmp_path):
-    save(flow, tmp_path / "model.safetensors")
-    refused(tmp_path / "model.safetensors", "a flowcore model", "save_latents")
-    save_file(load_file(file), file)
-    refused(file, "without a flowcore_latents header")
 
 
 HEADERS = {
@@ -279,7 +219,7 @@ def test_invalid_headers(file, field, value, words):
     refused(file, *words)
 
 
-def test_tensors_do_not_match_header(file):
+def test_tensors_that_do_not_match_and_other_files(file, flow, tmp_path):
     good = load_file(file)
     half = {name: t.half() for name, t in good.items()}
     named = {name.replace("level2", "deepest"): t for name, t in good.items()}
@@ -288,6 +228,10 @@ def test_tensors_do_not_match_header(file):
         refused(file, "claims")
     rewrite(file, tensors=good)
     load_latents(file)
+    save(flow, tmp_path / "model.safetensors")
+    refused(tmp_path / "model.safetensors", "a flowcore model", "save_latents")
+    save_file(load_file(file), file)
+    refused(file, "without a flowcore_latents header")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -308,8 +252,6 @@ def test_header_is_checked_before_tensors_are_read(file, monkeypatch):
             yield opened[-1]
 
     monkeypatch.setattr(latents_file.file, "safe_open", watched)
-    with pytest.raises(CheckpointError):
-        load_latents(file, OTHER)
     rewrite(file, shapes=[[2, 6, 8, 10]])
     with pytest.raises(CheckpointError):
         load_latents(file)
@@ -320,13 +262,13 @@ def test_header_is_checked_before_tensors_are_read(file, monkeypatch):
 def test_source_image_is_stored(latents, tmp_path):
     path, small = tmp_path / "up.safetensors", torch.rand(1, 3, 4, 5)
     save_latents(path, latents, model=SHA, architecture="srflow", source=small)
-    levels, header = load_latents(path)
+    levels, header, source = load_latents(path)
     assert len(levels) == len(header.shapes) == 3
     assert header.source == (1, 3, 4, 5)
-    assert torch.equal(load_source(path), small)
+    assert torch.equal(source, small)
     save_latents(path, latents, model=SHA, architecture="glow")
     assert read_latents_header(path).source is None
-    assert load_source(path) is None
+    assert load_latents(path)[2] is None
     with pytest.raises(ShapeError, match="source for these"):
         save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(7, 3, 4, 5))
     with pytest.raises(FlowError, match="not finite"):
@@ -339,4 +281,4 @@ def test_invalid_sources(latents, tmp_path, source):
     save_latents(path, latents, model=SHA, architecture="srflow", source=torch.rand(1, 3, 4, 5))
     rewrite(path, source=source)
     with pytest.raises(CheckpointError, match="damaged"):
-        load_source(path)
+        load_latents(path)

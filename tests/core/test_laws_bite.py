@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import build_tiny
+from builders import build_tiny, move_buffers
 
 from flowcore.flow import Flow
 from flowcore.networks import Conditioner, TablePrior, TopPrior
+from flowcore.testing import check, check_by_position, check_gradients, check_logdet, check_round_trip, check_untouched
 from flowcore.transforms import (
     ActNorm,
     BatchNorm,
@@ -35,16 +36,15 @@ from flowcore.transforms import (
 )
 from flowcore.transforms.coupling import affine, halves
 
-from .laws import check, check_by_position, check_gradients, check_logdet, check_round_trip, check_untouched
-
 
 def batch(channels=4):
     return torch.randn(2, channels, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def bites(transform, reason, x=None, **options):
+def bites(transform, reason, x=None, law=check, **options):
+    transform = transform if law is check else transform.double()
     with pytest.raises(AssertionError, match=reason):
-        check(transform, batch() if x is None else x, **options)
+        law(transform, batch() if x is None else x, **options)
 
 
 def wrong(kind, **methods):
@@ -91,25 +91,21 @@ def turned_over(transform):
     return transform
 
 
-def measured(norm):
-    """Give a batch norm the moments of some training."""
-    norm.mean.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1]))
-    norm.var.copy_(torch.tensor([0.5, 2.0, 0.1, 3.0]))
-    return norm
-
-
 def per_channel(parameter):
     return parameter[:, None, None]
 
 
 def refused(reasons):
-    """Parametrize a test by reason and transform, from ``{reason: {name: transform}}``."""
+    """Parametrize a test from ``{reason: transform}`` or ``{reason: {name: transform}}``.
+
+    Beside a transform may stand options of ``bites``.
+    """
     cases = [
-        pytest.param(transform, reason, id=name)
-        for reason, transforms in reasons.items()
-        for name, transform in transforms.items()
+        pytest.param(*(value if isinstance(value, tuple) else (value, {})), reason, id=name)
+        for reason, values in reasons.items()
+        for name, value in (values if isinstance(values, dict) else {reason: values}).items()
     ]
-    return pytest.mark.parametrize(("transform", "reason"), cases)
+    return pytest.mark.parametrize(("transform", "options", "reason"), cases)
 
 
 # --- a wrong log-determinant ------------------------------------------------------------------------------------------
@@ -119,6 +115,20 @@ DIFFERS = "logdet: differs"
 
 def pixel_map(mistake):
     return logdet(PixelMap, lambda t, x, z, right: x.new_full((2,), mistake(t.shift, t.width)), 0.3, 0.7)
+
+
+def signed(mistake):
+    actnorm = logdet(SignedActNorm, lambda t, x, z, right: (24 * mistake(t.scale)).expand(len(x)), 4)
+    return turned_over(actnorm), {"law": check_logdet}
+
+
+def logit(mistake):
+    def by_position(t, x, cond=None):
+        p = t.alpha + (1 - 2 * t.alpha) * x
+        amounts = mistake(p.log(), torch.log1p(-p), math.log(1 - 2 * t.alpha))
+        return Logit.by_position(t, x)[0], amounts.sum(1)
+
+    return wrong(Logit, by_position=by_position)(0.05), {"x": batch().sigmoid()}
 
 
 def checkerboard_that_counts_all_squares(t, x, cond=None):
@@ -154,7 +164,9 @@ def of_an_affine_coupling(t, x, z, right):
             "bits": logdet(ActNorm, lambda t, x, z, right: right / math.log(2), 4),
             "no eps": logdet(Coupling, without_eps, network(), eps=1e-4),
             "actnorm without its factor": logdet(ActNorm, lambda t, x, z, right: right / 3, 4, log_factor=3.0),
-            "batch norm by the log of its variance": measured(logdet(BatchNorm, lambda t, x, z, right: 2 * right, 4)),
+            "batch norm by the log of its variance": move_buffers(
+                logdet(BatchNorm, lambda t, x, z, right: 2 * right, 4)
+            ),
             "checkerboard counts all squares": wrong(
                 CheckerboardCoupling, by_position=checkerboard_that_counts_all_squares
             )(network(4, 8), parity=0),
@@ -169,63 +181,34 @@ def of_an_affine_coupling(t, x, z, right):
             "pixel map of one pixel": pixel_map(lambda shift, width: -4 * math.log(width)),
             "pixel map with its shift": pixel_map(lambda shift, width: -96 * math.log(width) - 96 * shift),
             "pixel map without the log": pixel_map(lambda shift, width: -96 * width),
+            "logit without the ends": logit(lambda log_p, log_q, inside: -log_p - log_q),  # as if x were p
+            "logit with the wrong sign": logit(lambda log_p, log_q, inside: inside + log_p + log_q),
+            "half of a logit": logit(lambda log_p, log_q, inside: inside - log_p),
+            "logit with the wrong sign of the ends": logit(lambda log_p, log_q, inside: -inside - log_p - log_q),
         },
-        "logdet: differs.* the expected value is not finite": {
-            "permutation takes a channel twice": wrong(
-                Permutation, forward=lambda t, x, cond=None: (x[:, [0, 0, 1, 2]], x.new_zeros(len(x)))
-            )(torch.arange(4)),
+        "logdet: differs.* the expected value is not finite": wrong(
+            Permutation, forward=lambda t, x, cond=None: (x[:, [0, 0, 1, 2]], x.new_zeros(len(x)))
+        )(torch.arange(4)),
+        "logdet: differs.* the actual value is not finite": signed(lambda scale: scale.log().sum()),
+        "logdet: differs.* by": {
+            "signed scale, clamped": signed(lambda scale: scale.clamp(min=1e-6).log().sum()),
+            "signed scale, one pixel": signed(lambda scale: scale.abs().log().sum() / 24),
+            "signed scale without the log": signed(lambda scale: scale.sum()),
         },
         "logdet: shape": {
             "without the batch": logdet(ActNorm, lambda t, x, z, right: right[0], 4),
             "one logdet for the batch": logdet(Split, lambda t, x, z, right: right[:1], TablePrior(2, 4, 6)),
         },
-        "logdet: dtype": {"float32": logdet(ActNorm, lambda t, x, z, right: right.float(), 4)},
-        "logdet: 96 dimensions became 72": {
-            "fewer dimensions": wrong(
-                Transform,
-                forward=lambda t, x, cond=None: (x[:, 1:], x.new_zeros(len(x))),
-                inverse=lambda t, z, cond=None: torch.cat([z[:, :1], z], dim=1),
-            )(),
-        },
+        "logdet: dtype": logdet(ActNorm, lambda t, x, z, right: right.float(), 4),
+        "logdet: 96 dimensions became 72": wrong(
+            Transform,
+            forward=lambda t, x, cond=None: (x[:, 1:], x.new_zeros(len(x))),
+            inverse=lambda t, z, cond=None: torch.cat([z[:, :1], z], dim=1),
+        )(),
     }
 )
-def test_wrong_logdet(transform, reason):
-    bites(transform, reason)
-
-
-@pytest.mark.parametrize(
-    ("mistake", "reason"),
-    [
-        (lambda scale: scale.log().sum(), "logdet: differs.* the actual value is not finite"),  # NaN below zero
-        (lambda scale: scale.clamp(min=1e-6).log().sum(), "logdet: differs.* by"),
-        (lambda scale: scale.abs().log().sum() / 24, "logdet: differs.* by"),  # without H * W
-        (lambda scale: scale.sum(), "logdet: differs.* by"),  # as if it were the log
-    ],
-    ids=["log of the scale", "clamped", "one pixel", "no log"],
-)
-def test_wrong_logdet_of_a_signed_actnorm(mistake, reason):
-    wrong_actnorm = logdet(SignedActNorm, lambda t, x, z, right: (24 * mistake(t.scale)).expand(len(x)), 4)
-    with pytest.raises(AssertionError, match=reason):
-        check_logdet(turned_over(wrong_actnorm).double(), batch())
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        lambda log_p, log_q, inside: -log_p - log_q,  # as if x were p
-        lambda log_p, log_q, inside: inside + log_p + log_q,
-        lambda log_p, log_q, inside: inside - log_p,
-        lambda log_p, log_q, inside: -inside - log_p - log_q,
-    ],
-    ids=["without the ends", "sign", "half of it", "sign of the ends"],
-)
-def test_wrong_logdet_of_a_logit(mistake):
-    def by_position(t, x, cond=None):
-        p = t.alpha + (1 - 2 * t.alpha) * x
-        amounts = mistake(p.log(), torch.log1p(-p), math.log(1 - 2 * t.alpha))
-        return Logit.by_position(t, x)[0], amounts.sum(1)
-
-    bites(wrong(Logit, by_position=by_position)(0.05), DIFFERS, x=batch().sigmoid())
+def test_wrong_logdet(transform, reason, options):
+    bites(transform, reason, **options)
 
 
 # --- a wrong inverse --------------------------------------------------------------------------------------------------
@@ -287,13 +270,15 @@ def mean_from_a_neighboring_channel(t, like, labels=None):
 INVERSES = {
     "subtracts before it divides": inverse(Coupling, subtract_before_dividing, network()),
     "of old parameters": with_buffer(
-        mixing := inverse(InvertibleConv, lambda t, z, cond: mix(z, t.inverted), 4), "inverted", inverted_weight(mixing)
+        mixing := inverse(InvertibleConv, lambda t, z, cond: mix(z, t.inverted), 4),
+        "inverted",
+        inverted_weight(mixing),
     ),
     "float32": inverse(InvertibleConv, lambda t, z, cond: mix(z, torch.linalg.inv(t.weight.float()).to(z)), 4),
     "rows and columns mixed up": inverse(Squeeze, squeeze_with_axes_mixed_up),
     "magnitude of a signed scale": turned_over(inverse(SignedActNorm, without_the_sign, 4)),
     "actnorm without its factor": inverse(ActNorm, without_the_factor, 4, log_factor=3.0),
-    "batch norm without eps": measured(
+    "batch norm without eps": move_buffers(
         inverse(BatchNorm, lambda t, z, cond: z * per_channel(t.var.sqrt()) + per_channel(t.mean), 4)
     ),
     "checkerboard of the other color": inverse(CheckerboardCoupling, of_the_other_color, network(4, 8), parity=0),
@@ -316,27 +301,53 @@ INVERSES = {
     # which leaves the logdet of a triangular map right
     "whiten by a mean that reads values": Whiten(wrong(TopPrior, forward=mean_from_a_neighboring_channel)(4)),
     "split sends out the first half": inverse(Split, lambda t, z, cond: Split.inverse(t, z).roll(2, dims=1), None),
+    # of one channel only the order of the groups differs
+    "unsqueeze in another order": (
+        inverse(Unsqueeze, lambda t, z, cond: OrderedSqueeze()(z)[0]),
+        {"x": batch(8)},
+    ),
+    "logit not stretched": (
+        inverse(Logit, lambda t, z, cond: torch.sigmoid(z), 0.05),
+        {"x": batch().sigmoid()},
+    ),
+    "without the condition": (
+        inverse(Coupling, lambda t, z, cond: Coupling.inverse(t, z, torch.zeros_like(cond)), network(2 + 4)),
+        {"cond": batch() + 1},
+    ),
+    "without the label": (
+        inverse(
+            Whiten,
+            lambda t, z, cond: Whiten.inverse(t, z, torch.ones_like(cond) / 3),
+            TablePrior(4, 4, 6, classes=3),
+        ),
+        {"cond": torch.eye(3)[:2], "networks": False},
+    ),
 }
 
 
-@pytest.mark.parametrize("transform", INVERSES.values(), ids=INVERSES)
-def test_wrong_inverse(transform):
-    bites(transform, "round trip: inverse")
-
-
-def test_wrong_inverse_that_needs_other_data():
-    in_another_order = inverse(Unsqueeze, lambda t, z, cond: OrderedSqueeze()(z)[0])
-    bites(in_another_order, "round trip: inverse", x=batch(8))  # of one channel only the order of the groups differs
-    not_stretched = inverse(Logit, lambda t, z, cond: torch.sigmoid(z), 0.05)
-    bites(not_stretched, "round trip: inverse", x=batch().sigmoid())
-    without_condition = inverse(
-        Coupling, lambda t, z, cond: Coupling.inverse(t, z, torch.zeros_like(cond)), network(2 + 4)
-    )
-    bites(without_condition, "round trip: inverse", cond=batch() + 1)
-    without_label = inverse(
-        Whiten, lambda t, z, cond: Whiten.inverse(t, z, torch.ones_like(cond) / 3), TablePrior(4, 4, 6, classes=3)
-    )
-    bites(without_label, "round trip: inverse", cond=torch.eye(3)[:2], networks=False)
+@refused(
+    {
+        "round trip: inverse": INVERSES,
+        "round trip: inverse returns the data only": (
+            inverse(ActNorm, lambda t, z, cond: (ActNorm.inverse(t, z), z.new_zeros(len(z))), 4),
+            {"law": check_round_trip},
+        ),
+        r"round trip: forward\(inverse": {
+            "onto a part of the latents": wrong(
+                Transform,
+                forward=lambda t, x, cond=None: (x.exp(), x.flatten(1).sum(1)),
+                inverse=lambda t, z, cond=None: z.abs().log(),
+            )(),
+            # pixels come back as they were; latents beyond black and white do not
+            "logit that clamps": (
+                inverse(Logit, lambda t, z, cond: Logit.inverse(t, z).clamp(0, 1), 0.2),
+                {"law": check_round_trip, "x": batch().sigmoid()},
+            ),
+        },
+    }
+)
+def test_wrong_inverse(transform, reason, options):
+    bites(transform, reason, **options)
 
 
 def test_only_perturbed_parameters_show_a_wrong_inverse():
@@ -346,30 +357,6 @@ def test_only_perturbed_parameters_show_a_wrong_inverse():
     check_logdet(transform, batch())
     check_round_trip(transform, batch())  # no complaint: this is what perturbing is for
     bites(transform, "round trip: inverse")
-
-
-def test_an_inverse_that_returns_a_pair():
-    transform = inverse(ActNorm, lambda t, z, cond: (ActNorm.inverse(t, z), z.new_zeros(len(z))), 4)
-    with pytest.raises(AssertionError, match="round trip: inverse returns the data only"):
-        check_round_trip(transform.double(), batch())
-
-
-def test_a_map_onto_a_part_of_the_latents():
-    transform = wrong(
-        Transform,
-        forward=lambda t, x, cond=None: (x.exp(), x.flatten(1).sum(1)),
-        inverse=lambda t, z, cond=None: z.abs().log(),
-    )
-    bites(transform(), r"round trip: forward\(inverse")
-
-
-def test_a_logit_that_clamps_what_it_returns():
-    """Pixels come back as they were; latents beyond black and white do not."""
-    transform = inverse(Logit, lambda t, z, cond: Logit.inverse(t, z).clamp(0, 1), 0.2)
-    x = batch().sigmoid()
-    x[0, 0, 0, 0] = 0.5
-    with pytest.raises(AssertionError, match=r"round trip: forward\(inverse"):
-        check_round_trip(transform, x)
 
 
 # --- something is touched ---------------------------------------------------------------------------------------------
@@ -409,6 +396,21 @@ def counting_forward(t, x, cond=None):
     return ActNorm.forward(t, x)
 
 
+def initializing_inverse(t, z, cond):
+    if not t.bias.any():
+        t.initialize(z)
+    return ActNorm.inverse(t, z)
+
+
+def drawing(direction, draw):
+    def drawn(t, value, cond=None):
+        draw()
+        return getattr(ActNorm, direction)(t, value)
+
+    return wrong(ActNorm, **{direction: drawn})(4)
+
+
+GENERATORS = {"torch": lambda: torch.rand(1), "numpy": lambda: np.random.rand(1), "random": random.random}  # noqa: NPY002
 NOISE = torch.Generator().manual_seed(0)
 
 
@@ -441,106 +443,64 @@ def forward_in_place(t, x, cond=None):
 
 @refused(
     {
-        "untouched: inverse keeps something in the module": {
-            "inverse cached in the module": inverse(InvertibleConv, caching_inverse, 4)
+        "untouched: inverse keeps something in the module": inverse(InvertibleConv, caching_inverse, 4),
+        "untouched: forward changed the module's attribute .cache": with_attribute(
+            wrong(InvertibleConv, forward=caching_forward)(4), cache={}
+        ),
+        "untouched: forward changed its argument": wrong(
+            ActNorm, forward=forward_in_place, inverse=lambda t, z, cond=None: ActNorm.inverse(t, z) - 1
+        )(4),
+        "untouched: forward changed its argument$": (
+            wrong(Coupling, forward=lambda t, x, cond=None: Coupling.forward(t, x, cond.clamp_(min=0)))(network(2 + 4)),
+            {"cond": batch()},
+        ),
+        # perturbed parameters would not show this one, so the check is asked without
+        "untouched: inverse changed the module's state": (
+            inverse(ActNorm, initializing_inverse, 4),
+            {"law": check_untouched},
+        ),
+        **{
+            f"untouched: {direction} drew from the global random generator of {name}": {
+                f"{direction} draws from {name}": drawing(direction, draw)
+            }
+            for direction in ("forward", "inverse")
+            for name, draw in GENERATORS.items()
         },
-        "untouched: forward changed the module's attribute .cache": {
-            "inverse cached in a dictionary": with_attribute(
-                wrong(InvertibleConv, forward=caching_forward)(4), cache={}
-            ),
-        },
-        "untouched: forward changed its argument": {
-            "forward in place": wrong(
-                ActNorm, forward=forward_in_place, inverse=lambda t, z, cond=None: ActNorm.inverse(t, z) - 1
-            )(4),
-        },
-        "untouched: inverse changed its argument": {"inverse in place": inverse(ActNorm, inverse_in_place, 4)},
-        "untouched: forward changed the module's state": {
-            "forward initializes": with_attribute(wrong(ActNorm, forward=initializing_forward)(4), done=False)
-        },
-        "untouched: forward keeps something in the module, .done": {
-            "forward sets a flag": wrong(ActNorm, forward=flag_setting_forward)(4)
-        },
-        "untouched: forward changed the module's state, calls": {
-            "forward counts in a buffer": with_buffer(
-                wrong(ActNorm, forward=counting_forward)(4), "calls", torch.zeros(())
-            )
-        },
-        "untouched: forward of the same data gave two answers": {
-            "noisy forward": wrong(ActNorm, forward=noisy_forward)(4)
-        },
-        r"untouched: forward depends on train\(\)": {
-            "forward by training mode": wrong(ActNorm, forward=forward_by_training_mode)(4)
-        },
-        "untouched: forward changed the module's state, mean": {
-            "batch norm by training mode": measured(wrong(BatchNorm, forward=batch_norm_by_training_mode)(4))
-        },
-        "logdet: differs|items:": {
-            "batch norm of the batch": measured(wrong(BatchNorm, forward=batch_norm_of_the_batch)(4))
-        },
+        "untouched: inverse changed its argument": inverse(ActNorm, inverse_in_place, 4),
+        "untouched: forward changed the module's state": with_attribute(
+            wrong(ActNorm, forward=initializing_forward)(4), done=False
+        ),
+        "untouched: forward keeps something in the module, .done": wrong(ActNorm, forward=flag_setting_forward)(4),
+        "untouched: forward changed the module's state, calls": with_buffer(
+            wrong(ActNorm, forward=counting_forward)(4), "calls", torch.zeros(())
+        ),
+        "untouched: forward of the same data gave two answers": wrong(ActNorm, forward=noisy_forward)(4),
+        r"untouched: forward depends on train\(\)": wrong(ActNorm, forward=forward_by_training_mode)(4),
+        "untouched: forward changed the module's state, mean": move_buffers(
+            wrong(BatchNorm, forward=batch_norm_by_training_mode)(4)
+        ),
+        "logdet: differs|items:": move_buffers(wrong(BatchNorm, forward=batch_norm_of_the_batch)(4)),
     }
 )
-def test_changed_state(transform, reason):
-    bites(transform, reason)
-
-
-def test_a_forward_that_writes_into_the_condition():
-    transform = wrong(Coupling, forward=lambda t, x, cond=None: Coupling.forward(t, x, cond.clamp_(min=0)))
-    bites(transform(network(2 + 4)), "untouched: forward changed its argument", cond=batch())
-
-
-def test_an_inverse_that_initializes_where_the_bias_is_zero():
-    """Perturbed parameters alone would not show this one, so the check is asked without."""
-
-    def initializing_inverse(t, z, cond):
-        if not t.bias.any():
-            t.initialize(z)
-        return ActNorm.inverse(t, z)
-
-    with pytest.raises(AssertionError, match="untouched: inverse changed the module's state"):
-        check_untouched(inverse(ActNorm, initializing_inverse, 4).double(), batch())
-
-
-@pytest.mark.parametrize(
-    ("draw", "name"),
-    [(lambda: torch.rand(1), "torch"), (lambda: np.random.rand(1), "numpy"), (random.random, "random")],  # noqa: NPY002
-    ids=["torch", "numpy", "random"],
-)
-@pytest.mark.parametrize("direction", ["forward", "inverse"])
-def test_a_direction_that_draws_from_a_global_generator(direction, draw, name):
-    def drawing(t, value, cond=None):
-        draw()
-        return getattr(ActNorm, direction)(t, value)
-
-    transform = wrong(ActNorm, **{direction: drawing})(4)
-    bites(transform, f"untouched: {direction} drew from the global random generator of {name}")
+def test_changed_state(transform, reason, options):
+    bites(transform, reason, **options)
 
 
 def test_batch_norm_that_is_left_in_batch_moments():
-    with batch_moments(norm := measured(BatchNorm(4))):
+    with batch_moments(norm := move_buffers(BatchNorm(4))):
         bites(norm, "untouched: forward changed the module's state, mean")
 
 
 # --- by position ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mistake", "reason"),
-    [
-        (lambda z, right: (z, right * right[0].numel()), "sum differs"),  # the entire logdet at every position
-        (lambda z, right: (z, -right), "sum differs"),
-        (lambda z, right: (z, right.mean(0, keepdim=True).expand(2, -1, -1)), "sum differs"),
-        (lambda z, right: (z, right.flip(0)), "sum differs"),
-        (lambda z, right: (z, right.sum((1, 2))), r"shape \(2,\) instead of \(2, 4, 6\)"),
-        (lambda z, right: (z, right.transpose(1, 2)), r"shape \(2, 6, 4\)"),
-        (lambda z, right: (z, right.float()), "dtype torch.float32"),
-        (lambda z, right: (z + 1e-6, right), "the latent differs"),
-    ],
-    ids=["not divided", "sign", "averaged over items", "items mixed up", "one number", "axes", "float32", "latent"],
-)
-def test_a_coupling_with_wrong_amounts(mistake, reason):
-    transform = wrong(Coupling, by_position=lambda t, x, cond=None: mistake(*Coupling.by_position(t, x, cond)))
-    bites(transform(network()), f"by position: .*{reason}")
+def amounts(mistake):
+    return wrong(Coupling, by_position=lambda t, x, cond=None: mistake(*Coupling.by_position(t, x, cond)))(network())
+
+
+def storing_by_position(t, x, cond=None):
+    t.last = ActNorm.by_position(t, x)
+    return t.last
 
 
 def chain_that_forgets_to_spread(t, x, cond=None):
@@ -556,21 +516,37 @@ def chain_that_repeats_instead_of_dividing(t, x, cond=None):
     return z, amounts.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
 
-@pytest.mark.parametrize(
-    ("by_position", "reason"),
-    [(chain_that_forgets_to_spread, r"shape \(2, 1, 1\)"), (chain_that_repeats_instead_of_dividing, "the sum differs")],
+@refused(
+    {
+        "by position: .*the sum differs": {
+            "not divided": amounts(lambda z, right: (z, right * right[0].numel())),  # all of it at every position
+            "sign": amounts(lambda z, right: (z, -right)),
+            "averaged over items": amounts(lambda z, right: (z, right.mean(0, keepdim=True).expand(2, -1, -1))),
+            "items mixed up": amounts(lambda z, right: (z, right.flip(0))),
+            "chain repeats": wrong(Chain, by_position=chain_that_repeats_instead_of_dividing)(Squeeze(), ActNorm(16)),
+        },
+        r"by position: .*shape \(2,\) instead of \(2, 4, 6\)": amounts(lambda z, right: (z, right.sum((1, 2)))),
+        r"by position: .*shape \(2, 6, 4\)": amounts(lambda z, right: (z, right.transpose(1, 2))),
+        r"by position: .*shape \(2, 1, 1\)": wrong(Chain, by_position=chain_that_forgets_to_spread)(
+            Squeeze(), ActNorm(16)
+        ),
+        "by position: .*dtype torch.float32": amounts(lambda z, right: (z, right.float())),
+        "locality: .*spreads evenly": {
+            "coupling": amounts(lambda z, right: (z, right.mean((1, 2), keepdim=True).expand_as(right))),
+            "said to be uniform": with_attribute(
+                wrong(Coupling, by_position=lambda t, x, cond=None: Transform.by_position(t, x))(network()),
+                uniform_logdet=True,
+            ),
+        },
+        "by position: .*the latent differs": amounts(lambda z, right: (z + 1e-6, right)),
+        r"untouched: by_position keeps something in the module, \.last": (
+            wrong(ActNorm, by_position=storing_by_position)(4),
+            {"law": check_by_position},
+        ),
+    }
 )
-def test_a_chain_with_wrong_amounts(by_position, reason):
-    bites(wrong(Chain, by_position=by_position)(Squeeze(), ActNorm(16)), f"by position: {reason}")
-
-
-def test_amounts_stored_in_the_module():
-    def by_position(t, x, cond=None):
-        t.last = ActNorm.by_position(t, x)
-        return t.last
-
-    with pytest.raises(AssertionError, match=r"untouched: by_position keeps something in the module, \.last"):
-        check_by_position(wrong(ActNorm, by_position=by_position)(4).double(), batch())
+def test_wrong_amounts(transform, reason, options):
+    bites(transform, reason, **options)
 
 
 @pytest.mark.parametrize(
@@ -623,6 +599,10 @@ def mixing_in_low_precision(t, x, cond=None):
     return mix(x, t.weight), InvertibleConv.forward(t, x)[1]
 
 
+def mixing_widened_too_late(t, x, cond=None):
+    return mix(x, t.weight).to(x.dtype), InvertibleConv.forward(t, x)[1]
+
+
 @refused(
     {
         "items: a latent depends on the rest of the batch": {
@@ -631,42 +611,29 @@ def mixing_in_low_precision(t, x, cond=None):
                 Flatten, forward=flatten_that_mixes_items, inverse=unflatten_that_mixes_items
             )(4, 4, 6),
         },
-        "gradients: forward: bias is dead": {
-            "a parameter without gradient": wrong(ActNorm, forward=forward_without_gradient_of_the_bias)(4)
-        },
-        "gradients: inverse passes none": {
-            "an inverse without gradients": inverse(
-                ActNorm, torch.no_grad()(lambda t, z, cond: ActNorm.inverse(t, z)), 4
-            )
-        },
-        "precision: autocast leaked, a result is torch.bfloat16": {
-            "a convolution in low precision": wrong(InvertibleConv, forward=mixing_in_low_precision)(4)
-        },
-        "precision: autocast leaked": {
-            "an exponential in low precision": wrong(Coupling, forward=coupling_with_exp_in_low_precision)(network())
-        },
+        "gradients: forward: bias is dead": wrong(ActNorm, forward=forward_without_gradient_of_the_bias)(4),
+        "gradients: inverse passes none": inverse(
+            ActNorm, torch.no_grad()(lambda t, z, cond: ActNorm.inverse(t, z)), 4
+        ),
+        "precision: autocast leaked, a result is torch.bfloat16": wrong(
+            InvertibleConv, forward=mixing_in_low_precision
+        )(4),
+        "precision: autocast leaked, it changed a transform without networks": (
+            wrong(InvertibleConv, forward=mixing_widened_too_late)(4),
+            {"networks": False},
+        ),
+        "precision: autocast leaked": wrong(Coupling, forward=coupling_with_exp_in_low_precision)(network()),
     }
 )
-def test_items_gradients_and_precision(transform, reason):
-    bites(transform, reason)
+def test_items_gradients_and_precision(transform, reason, options):
+    bites(transform, reason, **options)
 
 
-def test_a_low_precision_that_is_widened_too_late():
-    def forward(t, x, cond=None):
-        return mix(x, t.weight).to(x.dtype), InvertibleConv.forward(t, x)[1]
-
-    reason = "precision: autocast leaked, it changed a transform without networks"
-    bites(wrong(InvertibleConv, forward=forward)(4), reason, networks=False)
-
-
-def test_parameters_that_are_wrongly_called_dead():
+def test_what_the_checks_ask_of_their_arguments():
     with pytest.raises(AssertionError, match="gradients: forward: bias is alive"):
         check_gradients(ActNorm(4).double(), batch(), dead=["bias"])
     with pytest.raises(AssertionError, match="called dead but do not exist"):
         check_gradients(ActNorm(4).double(), batch(), dead=["offset"])
-
-
-@pytest.mark.parametrize("x", [torch.zeros(1, 4, 4, 6), torch.zeros(2, 4, 4, 4)], ids=["batch of one", "square"])
-def test_a_weak_batch_is_refused(x):
-    with pytest.raises(AssertionError):
-        check(ActNorm(4), x, networks=False)
+    for weak in (torch.zeros(1, 4, 4, 6), torch.zeros(2, 4, 4, 4)):  # a batch of one, and a square
+        with pytest.raises(AssertionError):
+            check(ActNorm(4), weak, networks=False)

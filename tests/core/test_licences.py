@@ -15,7 +15,7 @@ from flowcore.training.recipe import held_out_names
 ROOT = Path(__file__).parents[2]
 
 # Images that flowcore made from images that README names: thumbnails, sample sheets, strips.
-OURS = re.compile(r"(workflows|flowcore/weights|docs)/[a-z0-9_-]+\.jpg")
+OURS = re.compile(r"workflows/[A-Z][A-Za-z -]+\.jpg|(workflows|flowcore/weights|docs)/[a-z0-9_-]+\.jpg")
 
 # Files that mention the licenses of others.
 MENTIONS = {
@@ -35,15 +35,21 @@ UNFREE = re.compile(r"non-?commercial|BY-NC|General Public Licen[cs]e|all rights
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    """Every file of the registry's archive: tracked by git and not excluded by .comfyignore."""
+def tracked():
+    """Every file of the repository."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout, so the files of the archive are unknown")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return listed.splitlines()
+
+
+@pytest.fixture(scope="module")
+def shipped(tracked):
+    """Every file of the registry's archive: tracked by git and not excluded by .comfyignore."""
     excluded = [line for line in (ROOT / ".comfyignore").read_text().splitlines() if line and not line.startswith("#")]
     return [
         name
-        for name in listed.splitlines()
+        for name in tracked
         if not any(name == entry or (entry.endswith("/") and name.startswith(entry)) for entry in excluded)
     ]
 
@@ -63,6 +69,13 @@ def sources(folder):
     """The rows of the SOURCES.tsv of a folder."""
     with (ROOT / folder / "SOURCES.tsv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_messages_and_help_pages_point_to_files_of_the_archive(shipped):
+    places = [name for name in shipped if name.endswith((".py", ".json")) or name.startswith("web/docs/")]
+    named = {page for name in places for page in re.findall(r"docs/[\w-]+\.md", text(name))}
+    assert sorted(named - {*shipped}) == []
+    assert len(named) >= 2
 
 
 def test_every_binary_file_is_named_in_the_readme_or_in_a_list_that_it_names(shipped):
@@ -108,7 +121,7 @@ def test_license_of_every_model_matches_the_readme(shipped):
 def test_training_photographs_are_free():
     rows = sources("flowcore/weights")
     sets = collections.Counter(row["set"] for row in rows)
-    assert sets == {"photos": 199, "photos-large": 315, "photos-small": 3121, "faces": 1278}
+    assert sets == {"photos": 199, "photos-large": 315, "photos-small": 3121, "photos-more": 1900, "faces": 1278}
     assert {row["class"] for row in rows} == {"CC0/public domain", "CC BY", "MIT/Apache/BSD", "share-alike"}
     assert not [row for row in rows if re.search(r"\bN[CD]\b", row["licence"])]
     assert held_out_names("standard") <= {Path(row["file"]).name for row in rows}
@@ -120,15 +133,16 @@ def test_no_text_has_a_restrictive_license(shipped):
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 
-def test_no_file_can_run_code_when_opened():
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_no_file_runs_code_when_opened_and_installing_adds_no_packages(tracked):
     dangerous = {".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".so", ".exe", ".whl"}
-    assert [name for name in listed.splitlines() if Path(name).suffix in dangerous] == []
-
-
-def test_installing_adds_no_packages():
+    assert [name for name in tracked if Path(name).suffix in dangerous] == []
     required = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert not "".join(required).strip()
     assert re.search(r"^dependencies = \[\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_pages_that_messages_and_help_pages_name_are_shipped(shipped):
+    told = "\n".join(filter(None, map(text, filter(re.compile(r"(flowcore|nodes|web|locales)/").match, shipped))))
+    named = set(re.findall(r"docs/[\w/-]+\.md", told))
+    assert named
+    assert named <= set(shipped)

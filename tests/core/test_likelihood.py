@@ -32,13 +32,13 @@ from flowcore.likelihood import (
     importance_weighted,
     log_prob,
     log_weight,
-    log_weights,
     select_items,
 )
 from flowcore.networks import Conditioner
+from flowcore.testing import check, jacobian_logdet, perturbed
 from flowcore.transforms import ActNorm, Coupling, InvertibleConv
 
-from .laws import check, jacobian_logdet, perturbed
+from .bounds import log_weights
 
 
 def unconditional(*levels, channels):
@@ -59,6 +59,11 @@ def test_an_affine_flow_has_the_density_of_its_gaussian():
     x = torch.randn(3, 1, 4, 6, dtype=torch.float64)
     blocks = x.reshape(3, 2, 2, 3, 2).permute(0, 1, 3, 2, 4).reshape(3, 6, 4)  # six 2x2 blocks, row by row inside
     assert torch.allclose(log_prob(flow, x), gaussian.log_prob(blocks).sum(1), rtol=0, atol=1e-9)
+    flow, x = build_tiny("glow", perturb=0.1).double(), random_image(2, 3, 4, 8).double()
+    latents, logdet = flow(x)  # and several levels, prior plus logdet
+    density = sum(torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) for z in latents)
+    assert len(latents) == 2
+    assert torch.allclose(log_prob(flow, x), density + logdet, atol=1e-9)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
@@ -78,14 +83,6 @@ def test_a_two_dimensional_coupled_density_integrates_to_one(eps):
     assert not torch.allclose(density, density.flip(0, 1), atol=1e-3)
 
 
-def test_log_prob_is_prior_plus_logdet_over_all_levels():
-    flow, x = build_tiny("glow", perturb=0.1).double(), random_image(2, 3, 4, 8).double()
-    latents, logdet = flow(x)
-    density = sum(torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) for z in latents)
-    assert len(latents) == 2
-    assert torch.allclose(log_prob(flow, x), density + logdet, atol=1e-9)
-
-
 @pytest.mark.parametrize("bits", [0, 1, 5, 8])
 def test_bits_per_dim(bits):
     """Uniform on [0, 1]^D has log density 0; quantized to 2^bits values it takes `bits` bits per dimension."""
@@ -96,22 +93,18 @@ def test_bits_per_dim(bits):
 
 
 @pytest.mark.parametrize("bins", [32, 256])
-def test_dequantization_noise_is_one_centered_bin(bins):
+def test_dequantization_noise_is_one_centered_bin_and_reproducible(bins):
     x = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64)
-    noise = (dequantize(x, bins, torch.Generator().manual_seed(0)) - x) * bins
+    one, two, other = (dequantize(x, bins, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
+    noise = (one - x) * bins
     assert (x == 0.5).all()
     assert -0.5 <= noise.min() < -0.499
     assert 0.499 < noise.max() < 0.5
     assert abs(noise.mean()) < 5 * math.sqrt(1 / 12 / noise.numel())
     assert noise.var().item() == pytest.approx(1 / 12, rel=0.02)
-
-
-def test_dequantization_is_reproducible():
-    x = random_image(2, 3, 4, 6)
-    one, two, other = (dequantize(x, 32, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert one.dtype == torch.float32
+    assert dequantize(x.float(), bins).dtype == torch.float32
 
 
 def test_a_real_nvp_of_two_pixels_integrates_to_one():
@@ -209,15 +202,8 @@ def test_a_draw_is_a_function_of_its_noise_and_lies_in_the_bin(which):
         q.draw(k, noise[..., :4])
 
 
-def test_uniform_noise_has_density_one():
-    u, log_q = Uniform().draw(torch.zeros(2, 3, 64, 64), torch.Generator().manual_seed(0))
-    assert log_q.tolist() == [0, 0]
-    assert abs(u.mean() - 0.5) < 5 * math.sqrt(1 / 12 / u.numel())
-    assert u.var().item() == pytest.approx(1 / 12, rel=0.02)
-
-
 @pytest.mark.parametrize("std", [0.03, 0.1, 0.25, 0.5, 2.0])
-def test_a_truncated_gaussian_has_its_density(std):
+def test_a_truncated_gaussian_has_its_density_and_draws_from_it(std):
     q = Gaussian(std)
     grid = torch.linspace(0, 1, 20001, dtype=torch.float64)
     log_q = q.log_q(grid.view(-1, 1, 1, 1))
@@ -225,23 +211,23 @@ def test_a_truncated_gaussian_has_its_density(std):
     assert torch.allclose(log_q - log_q[10000], -0.5 * ((grid - 0.5) / std) ** 2, rtol=1e-12, atol=1e-12)
     both = q.log_q(torch.tensor([0.2, 0.7]).double().view(1, 2, 1, 1))
     assert torch.allclose(both, q.log_q(torch.tensor([0.2, 0.7]).double().view(2, 1, 1, 1)).sum(0))
-
-
-@pytest.mark.parametrize("std", [0.03, 0.25, 0.5, 2.0])
-def test_a_truncated_gaussian_draws_from_its_density(std):
-    q = Gaussian(std)
     n = 200_000
-    u, log_q = q.draw(torch.zeros(n, 1, 1, 1), torch.Generator().manual_seed(1))
+    u, drawn = q.draw(torch.zeros(n, 1, 1, 1), torch.Generator().manual_seed(1))
     a = 0.5 / std
     variance = std**2 * (1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / math.erf(a / math.sqrt(2)))
     assert u.dtype == torch.float64
-    assert torch.equal(log_q, q.log_q(u))
+    assert torch.equal(drawn, q.log_q(u))
     assert u.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(variance / n))
     assert u.var().item() == pytest.approx(variance, rel=0.02)
-    grid = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    cumulative = torch.cumulative_trapezoid(q.log_q(grid.view(-1, 1, 1, 1)).exp(), grid)
     below = torch.searchsorted(u.flatten().sort()[0], grid[1:]) / n
-    assert (below - cumulative).abs().max() < 2.2 / math.sqrt(n)  # Kolmogorov and Smirnov: 1 in 10 000
+    assert (below - torch.cumulative_trapezoid(log_q.exp(), grid)).abs().max() < 2.2 / math.sqrt(n)  # 1 in 10 000
+
+
+def test_uniform_noise_has_density_one():
+    flat, constant = Uniform().draw(torch.zeros(2, 3, 64, 64), torch.Generator().manual_seed(0))
+    assert constant.tolist() == [0, 0]
+    assert abs(flat.mean() - 0.5) < 5 * math.sqrt(1 / 12 / flat.numel())
+    assert flat.var().item() == pytest.approx(1 / 12, rel=0.02)
 
 
 def test_the_ends_of_a_truncated_gaussian_are_finite():
@@ -262,12 +248,8 @@ def variational(channels=1, strength=0.3, **options):
     return perturbed(q, strength).double()
 
 
-def test_the_noise_flow_obeys_the_law():
-    q = variational(3, 0)
-    check(q.flow, torch.randn(2, 12, 2, 3), torch.randn(2, 24, 2, 3))
-
-
 def test_variational_noise_has_the_density_of_its_jacobian():
+    check(variational(3, 0).flow, torch.randn(2, 12, 2, 3), torch.randn(2, 24, 2, 3))
     q = variational()
     k = torch.randint(0, 256, (2, 1, 2, 4)).double()
     e = torch.randn(2, 1, 2, 4, dtype=torch.float64)

@@ -1,7 +1,5 @@
 """Morph and harmonize: films through images, and images as a model would have drawn them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders import build_tiny
@@ -41,11 +39,13 @@ def test_every_image_stands_in_the_film_once(loop):
     assert [facts[0] for facts in seen] == sorted(facts[0] for facts in seen)
 
 
-def test_a_film_of_one_image_and_a_model_that_needs_a_source_are_refused():
+def test_what_makes_no_film_is_refused():
     with pytest.raises(ImageError, match="two images or more"):
         morph(glow(), images(1, 16, 16))
     with pytest.raises(FlowError, match="sample needs"):
         morph(build_tiny("srflow"), images(2, 16, 16))
+    with pytest.raises(FlowError, match="frames must be at least 2; got 1"):
+        morph(glow(), images(2, 16, 16), frames=1)
 
 
 def test_harmonize_decodes_normalized_latents_under_the_small_image():

@@ -9,12 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
-import os, socket, sys
+import importlib, os, pkgutil, socket, sys
 
 def refuse(*_, **__):
     raise AssertionError("flowcore has opened a connection")
@@ -26,8 +24,8 @@ socket.socket = Closed
 socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
 sys.addaudithook(
     lambda event, arguments: refuse()
-    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.bind", "urllib.Request", "os.system",
-                 "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "webbrowser.open")
+    if event.split(".")[0] in ("socket", "urllib", "subprocess", "webbrowser") and event != "socket.gethostname"
+    or event in ("os.system", "os.exec", "os.posix_spawn", "os.fork")
     else None
 )
 for attempt in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: socket.socket().connect(("127.0.0.1", 9))):
@@ -40,7 +38,16 @@ for attempt in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: sock
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
+state = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
 import flowcore
+slow = {"kornia", "torchvision", "matplotlib", "scipy"} & sys.modules.keys()
+for module in pkgutil.walk_packages(flowcore.__path__, "flowcore."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+assert torch.equal(state[0], torch.get_rng_state())
+assert state[1:] == (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+host = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"} & sys.modules.keys()
+assert not slow | host, slow | host
 from flowcore.cli import main as command_line
 from flowcore.checkpoints import convert, save
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
@@ -132,35 +139,19 @@ def violations(tree: ast.AST) -> list[str]:
 SOURCES = [ROOT / "__init__.py", *sorted((ROOT / "flowcore").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py"))]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_runs_no_code_and_opens_no_connection(path):
-    found = violations(ast.parse(path.read_text(encoding="utf-8")))
-    allowed = {
-        "flowcore/batch/cluster.py": "imports socket",  # it connects to the address that the user gives
-        "flowcore/device.py": "imports ctypes",  # it sets the C library's allocator
-        "nodes/host/routes.py": "imports aiohttp",  # it answers on the server that the host runs
-    }.get(path.relative_to(ROOT).as_posix(), "nothing")
-    assert [violation for violation in found if not violation.endswith(allowed)] == []
+ALLOWED = {
+    "flowcore/batch/cluster.py": "imports socket",  # it connects to the address that the user gives
+    "flowcore/device.py": "imports ctypes",  # it sets the C library's allocator
+    "nodes/host/routes.py": "imports aiohttp",  # it answers on the server that the host runs
+}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "eval('1')",
-        "exec(x)",
-        "__import__('os')",
-        "import pickle",
-        "from pickle import load",
-        "import os\nos.system('true')",
-        "os.execv('/bin/true', [])",
-        "import subprocess as s",
-        "from urllib.request import urlopen",
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "torch.load(path, weights_only=flag)",
-        "torch.hub.load('a', 'b')",
-        "np.load(path)",
-    ],
-)
-def test_violations_are_detected(line):
-    assert len(violations(ast.parse(line))) == 1
+def test_source_runs_no_code_and_opens_no_connection():
+    found = []
+    for path in SOURCES:
+        name = path.relative_to(ROOT).as_posix()
+        for violation in violations(ast.parse(path.read_text(encoding="utf-8"))):
+            line, what = violation.split(": ", 1)
+            if what != ALLOWED.get(name):
+                found.append(f"{name}:{line} {what}")
+    assert found == []

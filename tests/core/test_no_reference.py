@@ -1,7 +1,5 @@
 """NIQE, BRISQUE and PIQE against the programs that their numbers in the literature come from."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -9,7 +7,6 @@ import pytest
 import torch
 
 from flowcore.errors import ShapeError
-from flowcore.quality import no_reference
 from flowcore.quality.no_reference import brisque, niqe, piqe
 
 from .pictures_to_measure import PICTURES
@@ -56,22 +53,6 @@ def test_images_of_a_batch_are_measured_independently(measure):
     assert measure(batch.double()).tolist() == pytest.approx(measure(batch).tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize("shape", [2, 1])
-def test_the_fit_recovers_the_distribution(shape):
-    generator = torch.Generator().manual_seed(0)
-    size = (2, 400, 500)
-    if shape == 2:
-        x, deviation = torch.randn(size, generator=generator, dtype=torch.float64), 1.0
-    else:
-        x = torch.empty(size, dtype=torch.float64).exponential_(1, generator=generator)
-        x, deviation = x * (torch.rand(size, generator=generator) < 0.5).double().mul(2).sub(1), 2**0.5
-    x[1] = torch.where(x[1] < 0, x[1] / 2, x[1])  # asymmetric
-    came, left, right = no_reference._fit(x)
-    assert came[0] == pytest.approx(shape, abs=0.02)
-    assert left.tolist() == pytest.approx([deviation, deviation / 2], rel=0.01)
-    assert right.tolist() == pytest.approx([deviation, deviation], rel=0.01)
-
-
 def test_flat_images():
     flat = torch.full((1, 3, 200, 200), 0.5)
     assert float(piqe(flat)) == 100
@@ -79,16 +60,9 @@ def test_flat_images():
     assert math.isnan(float(niqe(flat)))
 
 
-def test_noise_and_blocks_score_worse():
-    clean, noisy, blocky = (tensor(PICTURES[name]()) for name in ("leaves", "noisy", "blocky"))
-    for measure in (niqe, brisque, piqe):
-        assert float(measure(clean)) < float(measure(noisy)), measure.__name__
-        assert float(measure(clean)) < float(measure(blocky)), measure.__name__
-
-
 def test_unsuitable_images_raise_readable_errors():
     for measure in (niqe, brisque, piqe):
-        with pytest.raises(ShapeError, match=r"\(B, 1 or 3, H, W\); got \(1, 4, 200, 200\)"):
+        with pytest.raises(ShapeError, match=r"\(B, C, H, W\), C = 1 or 3; got \(1, 4, 200, 200\)"):
             measure(torch.rand(1, 4, 200, 200))
     with pytest.raises(ShapeError, match="96x96 and needs two at least"):
         niqe(torch.rand(1, 3, 191, 191))

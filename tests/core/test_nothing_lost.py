@@ -3,13 +3,14 @@
 import csv
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import build_tiny, build_upscaler
 from PIL import Image
 
-from flowcore.batch.folders import Made
+from flowcore.batch.folders import Job, Made
 from flowcore.checkpoints.file import save
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
@@ -98,12 +99,17 @@ COMMANDS = {
 }
 
 
+def given(command, photo):
+    """What a command makes one picture of."""
+    photos = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
+    return photos.get(command, [str(photo)])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_there_is_checked(models, photo, tmp_path, capsys, command):
     model, same, other = COMMANDS[command]
     out = tmp_path / "out"
-    given = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
-    words = [*models(model, command), *given.get(command, [str(photo)]), "-o", str(out)]
+    words = [*models(model, command), *given(command, photo), "-o", str(out)]
 
     def run(*options):
         code = main([*words, *options])
@@ -169,8 +175,7 @@ def test_another_picture_of_the_same_name(models, photo, tmp_path, capsys):
 def test_a_file_name_is_a_file(models, photo, tmp_path, capsys, command):
     model, _, _ = COMMANDS[command]
     target = tmp_path / "out" / "result.png"
-    given = {"sample": ["--samples", "1"], "interpolate": [str(photo), str(photo), "--frames", "1"]}
-    words = [*models(model, command), *given.get(command, [str(photo)]), "-o", str(target)]
+    words = [*models(model, command), *given(command, photo), "-o", str(target)]
     assert main(words) == 0
     assert names(tmp_path / "out") == ["result.png"]
     assert files.read(target.read_bytes(), "a").pixels.isfinite().all()
@@ -260,23 +265,27 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys):
     assert len((tmp_path / "list.csv").read_text().splitlines()) == 5
 
 
-def test_a_log_file_hears_of_an_image_that_takes_long(monkeypatch, capsys):
+def test_a_log_file_is_told_of_an_image_that_takes_long(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    bar = ProgressBar(2)
-    for name in ("a.png", "b.png"):
-        bar.start(type("Path", (), {"name": name}))
+    jobs = [Job(Path("a.png")), Job(Path("b.png"))]
+    bar = ProgressBar(jobs)
+    for job in jobs:
+        bar.start(job.source)
         for _ in range(4):
             now[0] += 12.5
             bar.update(round(now[0] % 50 or 50), 50)
-        bar.finish(type("Job", (), {"source": type("Path", (), {"name": name})}), Made([], 50.0))
+        bar.finish(job, Made([], 50.0))
     assert bar.close() == "2 done, in 1 min 40 s."
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("1/2 a.png: 76%, about 1 min ")
     assert said[1] == "1/2 a.png: 100%, 50 s, about 50 s to go"
     assert said[-1] == "2/2 b.png: 100%, 50 s"
 
-
-def test_durations():
+    small, large = photograph(tmp_path / "small.png", (10, 10)), photograph(tmp_path / "large.png", (20, 20))
+    bar = ProgressBar([Job(small), Job(large)])
+    now[0] += 5
+    bar.finish(Job(small), Made([], 5.0))
+    assert capsys.readouterr().err == "1/2 small.png: 100%, 5.0 s, about 20 s to go\n"  # of four times the pixels
     shown = [duration(seconds) for seconds in (0.04, 9.96, 59.4, 61, 599, 3600, 7500)]
     assert shown == ["0.0 s", "10.0 s", "59 s", "1 min 1 s", "9 min 59 s", "1 h 0 min", "2 h 5 min"]

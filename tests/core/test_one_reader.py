@@ -14,8 +14,9 @@ import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.images import files
-from flowcore.tasks.directions import attribute_direction_from_folders
 from flowcore.training.pixel_cache import open_pixel_cache
+
+from .photographs import recipe_of_photographs
 
 REFUSED = {
     "float.tif": "it holds floating-point numbers of unknown range",
@@ -115,7 +116,8 @@ MAKERS = {
 @pytest.mark.parametrize("command", MAKERS)
 def test_commands_that_make_images(zoo, models, tmp_path, capsys, command):
     folder, plain, shown = zoo
-    words = [*models(MAKERS[command]), "-o"]
+    bits = [] if command in ("shrink", "restore") else ["--bits", "8"]  # these two write 8 bits always
+    words = [*models(MAKERS[command]), *bits, "-o"]
     assert main([command, str(folder), *words, str(tmp_path / "zoo")]) == 1
     check_names(capsys.readouterr().err)
     assert main([command, str(plain), *words, str(tmp_path / "plain")]) == 0
@@ -176,7 +178,7 @@ def test_eval(zoo, models, tmp_path, capsys, kind):
         file = tmp_path / f"{place.name}.json"
         words = ["eval", str(place), *models(kind), "--samples", "2", "--json", str(file)]
         words += ["--measures", "psnr,gain,bits_per_dim"] if kind == "upscale" else []
-        assert main(words) == 0
+        assert main(words) == (place is folder or kind == "upscale")  # something was left out
         numbers.append(next(iter(json.loads(file.read_text()).values())))
         text = capsys.readouterr().err
         if place is folder:
@@ -209,18 +211,9 @@ def test_interpolate(zoo, models, tmp_path, capsys):
             assert torch.equal(*made), name
 
 
-def test_directions(zoo):
-    folder, plain, shown = zoo
-    flow = build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv", perturb=0.02)
-    found = attribute_direction_from_folders(flow, folder, plain)
-    assert found.counts == (len(shown), len(shown))
-    assert max(float(level.abs().max()) for level in found.direction) < 1e-5  # both show the same
-    check_names("\n".join(found.skipped))
-
-
 def test_training(zoo, tmp_path):
     folder, _, shown = zoo
-    cache = open_pixel_cache(folder, tmp_path / "cache", scale=1)
+    cache = open_pixel_cache(folder, tmp_path / "cache", recipe_of_photographs(1))
     assert {entry.name for entry in cache.entries} == set(shown)
     for entry in cache.entries:
         assert np.array_equal(cache.images(entry)[0], shown[entry.name]), entry.name

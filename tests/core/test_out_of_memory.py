@@ -4,8 +4,6 @@ A site is a line of flowcore and an operation of torch that makes a new tensor t
 one site, or to make tensors beyond a size.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,19 +12,14 @@ import pytest
 import torch
 from builders import random_image as noise
 from cases import LONG, tried
-from PIL import Image
 from small_flows import flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
 from flowcore.inference.plan import forget_plan
-from flowcore.tasks import directions
-from flowcore.tasks import sample as sampling
 from flowcore.tasks.colorize import encode_colors
 from flowcore.tasks.hints import hints_from_points
-from flowcore.tasks.sample import reconstruct
 from flowcore.tasks.score import score
-from flowcore.tasks.transfer import content_transfer, style_transfer
 from flowcore.tasks.video import colorize_video
 
 pytestmark = pytest.mark.fuzz
@@ -70,7 +63,7 @@ class Allocator(TorchDispatchMode):
 
 
 GRAY, CLIP, COLORS = noise(1, 1, 24, 32), noise(3, 1, 24, 32), noise(2, 3, 24, 32)
-SMALL, LARGE, EDITED, DIGITS = noise(1, 3, 10, 12), noise(2, 3, 12, 16), noise(2, 3, 20, 24), noise(2, 1, 8, 12)
+SMALL, LARGE = noise(1, 3, 10, 12), noise(2, 3, 12, 16)
 HINTS = hints_from_points([(5, 5, "#c04020"), (20, 9, "#2040c0")], (24, 32), radius=4)
 
 
@@ -108,18 +101,18 @@ TASKS = {
     "sample digits": (digits, ("size", "samples")),
     "encode": (glow_task(flowcore.encode, LARGE), ("size",)),
     "decode": (glow_task(flowcore.decode, latents("small-glow")), ("size",)),
-    "reconstruct": (glow_task(reconstruct, LARGE), ("size",)),
-    "style transfer": (lambda **options: style_transfer(flow("small-digits"), DIGITS, 0, [1, 2], **options), ("size",)),
-    "content transfer": (lambda **options: content_transfer(flow("small-srflow"), EDITED, SMALL, **options), ("size",)),
     "score": (glow_task(score, LARGE), ("samples", "smaller")),
 }
-WITHOUT_NOTIFY = {"encode colors", "reconstruct", "style transfer", "content transfer"}  # they log
+WITHOUT_NOTIFY = {"encode colors"}  # it logs
 
 
 def run(task, **options):
     """The result of a task as tensors, without a cached plan."""
     forget_plan()
-    made = TASKS[task][0](**options)
+    return tensors(TASKS[task][0](**options))
+
+
+def tensors(made):
     if isinstance(made, flowcore.Score):
         return [made.bits_per_dim, made.map, made.per_level]
     return list(made) if isinstance(made, (tuple, list)) else [made]
@@ -199,7 +192,7 @@ def test_a_batch_that_does_not_fit_is_processed_one_by_one(name):
     assert_close([made], [known], 1e-5)
 
 
-@pytest.mark.parametrize("task", ["sample", "encode", "decode", "reconstruct", "colorize", "score"])
+@pytest.mark.parametrize("task", ["sample", "encode", "decode", "colorize", "score"])
 def test_results_computed_before_the_failure_do_not_come_twice(task):
     """Memory runs out in the callback that is shown the last pictures."""
     reports = []
@@ -214,25 +207,3 @@ def test_results_computed_before_the_failure_do_not_come_twice(task):
 
         assert_close(run(task, batch=1, progress=show), known, 1e-5)
         assert len(calls) > moment + 1
-
-
-def test_files_that_cannot_be_read_for_lack_of_memory_are_not_skipped(tmp_path, monkeypatch):
-    for folder in ("with", "without"):
-        (tmp_path / folder).mkdir()
-        Image.new("RGB", (16, 12)).save(tmp_path / folder / "a.png")
-
-    def fail(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(directions, "read_rgb", fail)
-    with pytest.raises(flowcore.FlowError, match=r"Out of memory.*size"):
-        directions.attribute_direction_from_folders(flow("small-glow"), tmp_path / "with", tmp_path / "without")
-
-
-def test_other_errors_are_not_caught(monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(sampling, "sample_latents", fail)
-    with pytest.raises(RuntimeError, match="something else"):
-        flowcore.sample(flow("small-glow"), 1)

@@ -7,7 +7,7 @@ import torch
 from builders import build_upscaler
 
 import flowcore
-from flowcore import Hints, colorize, decode, sample, upscale
+from flowcore import colorize, decode, sample, upscale
 from flowcore.images.color import luma as luma_of
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
@@ -78,15 +78,6 @@ def test_without_overflow_the_picture_is_the_flows_bit_for_bit(shipped, sentence
     result = upscale(shipped, lr, temperature=temperature, seed=3, notify=sentences.append)
     assert torch.equal(result, plain(shipped, lr, temperature, seed=3).clamp(0, 1))
     assert sentences == []
-
-
-def test_without_overflow_the_first_attempt_is_returned_as_it_is():
-    images = torch.rand(2, 3, 4, 4)
-    decoded = overflow.decode_with_backoff(
-        lambda latents, items: (images, None), [torch.ones(2, 1, 1, 1)], lambda: pytest.fail("called")
-    )
-    assert decoded.images is images
-    assert (decoded.attenuated, decoded.filled) == (None, None)
 
 
 # --- a temperature is too high ----------------------------------------------------------------------------------------
@@ -190,14 +181,14 @@ def test_a_flow_that_always_overflows_gives_a_bicubic_enlargement(sentences, til
 
 def test_an_unusual_pattern_is_replaced_in_its_place_only(sentences):
     """A dithered square in a smooth picture explodes even at temperature 0."""
-    flow, lr = flowcore.load("srflow-x8"), picture(1, 3, 64, 64)
+    flow, lr = flowcore.load("srflow-x8"), picture(1, 3, 48, 48)
     rows = torch.arange(24)
     lr[..., 20:44, 20:44] = ((rows[:, None] + rows) % 2).float()
     assert not plain(flow, lr, 0.0).isfinite().all()
     result = upscale(flow, lr, temperature=0.8, notify=sentences.append)
     assert result.isfinite().all()
     assert any("at any temperature in 1 picture" in sentence for sentence in sentences)
-    smooth = upscale(flow, picture(1, 3, 64, 64), temperature=0.8)
+    smooth = upscale(flow, picture(1, 3, 48, 48), temperature=0.8)
     assert (result - smooth)[..., :24, :24].abs().mean() < 0.01
 
 
@@ -236,15 +227,6 @@ def test_colors_that_overflow_are_attenuated_and_luma_stays(sentences):
     for result in (usual, high):
         assert result.isfinite().all()
         assert (luma_of(result) - luma).abs().max() < 1e-5
-
-
-def test_refined_hints_are_not_attenuated(sentences):
-    luma, options = torch.full((1, 1, 64, 64), 0.5), {"temperature": 2.0, "detail": 2.0, "working_size": 64}
-    hints = Hints(coverage=torch.ones(1, 1, 64, 64), chroma=torch.full((1, 2, 64, 64), 0.1))
-    flow = flowcore.load("color-photos")
-    result = colorize(flow, luma, hints=hints, hint_steps=30, notify=sentences.append, **options)
-    assert result.isfinite().all()
-    assert sentences == []
 
 
 def test_repaired_tiles_of_a_picture_are_added_up():

@@ -1,7 +1,5 @@
 """The plug-in of docs/plug-ins.md: what stands there is run, in processes and folders of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "plug-ins.md").read_text()
 
 FOREIGN = """
-import torch, flowcore, small_flow
+import torch, flowcore, flowcore.testing, small_flow
 torch.manual_seed(0)
 flow = small_flow.small_flow(small_flow.SmallFlowConfig(steps=3, hidden=5)).eval()
 torch.save({n.replace("levels.", "blocks.", 1): t for n, t in flow.state_dict().items()}, "theirs.pth")
@@ -34,6 +32,9 @@ assert all(map(torch.equal, again(x)[0], flow(x)[0]))
 trained = flowcore.load("small/model.safetensors")
 assert trained.architecture == "small_flow"
 assert flowcore.score(trained, x).bits_per_dim.isfinite().all()
+flowcore.testing.check(flow, torch.rand(2, 3, 4, 6))
+square = small_flow.small_flow(small_flow.SmallFlowConfig(image_size=8))
+assert flowcore.sample(square, 1).shape == (1, 3, 8, 8)
 assert (flowcore.decode(trained, flowcore.encode(trained, x)) - x).abs().max() < 1e-4
 """
 

@@ -1,31 +1,21 @@
-"""Whoever runs a plan can follow it and stop it, and nobody else's run."""
-
-from __future__ import annotations
-
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+"""Whoever runs a plan can follow it unit by unit; test_threads.py has two who do so at once."""
 
 import pytest
 import torch
-from builders import build_tiny, random_image
+from builders import build_model, build_tiny
+from every_task import sides, source_of
 
+from flowcore.inference.convolutions import Conv
 from flowcore.inference.plan import Plan
 from flowcore.inference.progress import observed
 from flowcore.prior import sample_latents
 
-MODELS = {"glow": (8, 12), "srflow": (16, 24), "realnvp": (8, 12), "colorizer": (8, 16)}
 
-
-def sources(plan, height, width):
-    if plan.architecture == "srflow":
-        return random_image(1, 3, height // 4, width // 4)
-    return random_image(1, 8, 4 * height, 4 * width) if plan.architecture == "colorizer" else None
-
-
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", ["glow", "srflow", "realnvp", "colorizer"])
 def test_all_units_of_work_are_reported(architecture):
-    plan, (height, width) = Plan(build_tiny(architecture)), MODELS[architecture]
-    source, reports, cond = sources(plan, height, width), [], None
+    flow = build_tiny(architecture)
+    plan, (height, width), source = Plan(flow), sides(flow), source_of(flow, 1)
+    reports, cond = [], None
     with observed(reports.append):
         if source is not None:
             cond = plan.encode_condition(source)
@@ -49,37 +39,11 @@ def test_all_units_of_work_are_reported(architecture):
     assert not reports
 
 
-def test_an_observer_stops_its_own_thread_only():
-    plan = Plan(build_tiny("glow", perturb=0.05))
-    latents = sample_latents(plan.latent_shapes(8, 12), 1, 0.7, 0)
-    expected, barrier = plan.inverse(latents), Barrier(2, timeout=60)
-
-    class Stop(Exception):
-        pass
-
-    def stopped():
-        def stop(units):
-            barrier.wait()
-            raise Stop
-
-        with observed(stop):
-            plan.inverse(latents)
-
-    def undisturbed():
-        seen = []
-
-        def meet(units):
-            if not seen:
-                barrier.wait()
-            seen.append(units)
-
-        with observed(meet):
-            return plan.inverse(latents), sum(seen)
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.submit(stopped), pool.submit(undisturbed)
-        with pytest.raises(Stop):
-            first.result()
-        x, units = second.result()
-    assert torch.equal(x, expected)
-    assert units == plan.units
+@pytest.mark.parametrize("model", ["srflow", "srflow on imdn"])
+def test_no_convolution_takes_a_whole_image_during_which_nobody_could_stop_it(model, monkeypatch):
+    flow, rows, run = build_model(model), list[int](), Conv.forward
+    monkeypatch.setattr(Conv, "forward", lambda conv, x, *span: rows.append(span[1] - span[0]) or run(conv, x, *span))
+    plan = Plan(flow, strip_bytes=1)
+    plan.budget.usual_dense = 1
+    plan.encode_condition(torch.rand(1, 3, 64, 8))
+    assert max(rows) < 64

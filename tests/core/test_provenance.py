@@ -1,7 +1,5 @@
 """Provenance in PNG files: round trip, limits on hostile files, and finding the model by its fingerprint."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil
@@ -28,6 +26,7 @@ from flowcore.provenance import (
     SIGNATURE,
     Provenance,
     ProvenanceError,
+    describe,
     find_model,
     fingerprint,
     is_plain,
@@ -81,16 +80,31 @@ def test_every_kind_of_text_chunk_is_read(tmp_path, kind):
     assert Image.open(path).size == (3, 2)
 
 
-def test_text_written_by_pillow_is_read(tmp_path):
+def test_text_of_pillow_and_of_newer_versions_is_read(tmp_path):
     text = PngInfo()
     text.add_text("prompt", "{}" * 1000)
     text.add_text("flowcore", json.dumps([ENTRY.to_json(), ENTRY.to_json() | {"node_id": "5"}]))
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=text)
     assert [entry.node_id for entry in read(tmp_path / "a.png")] == ["3", "5"]
-
-
-def test_unknown_fields_of_a_newer_version_are_dropped(tmp_path):
     assert read(png(tmp_path / "a.png", to_text(mood="calm"))) == [ENTRY]
+
+
+def test_pictures_made_through_the_api_are_described_by_their_prompt(tmp_path):
+    path, text = tmp_path / "a.png", PngInfo()
+    inputs = {"image": ["1", 0], "temperature": 0.5}
+    upscale, saved = {"class_type": "FlowcoreUpscale", "inputs": inputs}, {"class_type": "SaveImage", "inputs": {}}
+    text.add_text("prompt", json.dumps({"2": upscale, "3": saved}))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+    assert describe(path) == [{"node_id": "2", "node": "FlowcoreUpscale", "settings": inputs}]
+    text.add_text("flowcore", to_text())
+    Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+    assert describe(path) == [ENTRY.to_json()]
+    for prompt in ("{", "[]", "7", '{"1": 2}', json.dumps({"3": saved})):
+        text = PngInfo()
+        text.add_text("prompt", prompt)
+        Image.new("RGB", (4, 4)).save(path, pnginfo=text)
+        with pytest.raises(ProvenanceError, match="holds no recipe"):
+            describe(path)
 
 
 INVALID = {
@@ -104,10 +118,8 @@ INVALID = {
     "no seed": (to_text().replace('"seed"', '"sneed"'), "no seed"),
     "text for a seed": (to_text(seed="1; import os"), "seed in the recipe is '1; import os'"),
     "true for a seed": (to_text(seed=True), "seed in the recipe is True"),
-    "a seed below 0": (to_text(seed=-1), "seed in the recipe is -1"),
     "a seed beyond 64 bits": (to_text(seed=2**64), "expected a whole number from 0"),
     "NaN": (to_text(temperature=float("nan")), "temperature in the recipe is nan"),
-    "infinite": (to_text(temperature=float("inf")), "temperature in the recipe is inf"),
     "a path for a hash": (to_text(model_sha256="../" * 21 + "x"), "expected 64 hex digits"),
     "a list for a name": (to_text(model=["srflow-x4"]), "model in the recipe is a list"),
     "a long name": (to_text(model="x" * 1000), "expected a short text"),
@@ -141,9 +153,6 @@ def test_oversized_text_is_refused_without_reading_it(tmp_path):
     with pytest.raises(ProvenanceError, match="no recipe"):
         read(tmp_path / "b.png")
     assert time.monotonic() - start < 20
-
-
-def test_decompression_is_bounded(tmp_path):
     with pytest.raises(ProvenanceError, match=f"more than {MAX_TEXT}"):
         read(png(tmp_path / "a.png", " " * (MAX_TEXT + 1), "zTXt"))
 
@@ -180,23 +189,20 @@ def test_corrupted_files_are_read_or_refused(tmp_path_factory, data):
         assert all(isinstance(entry, Provenance) for entry in read(path))
 
 
-def test_seed_of_each_picture():
+def test_seed_and_entry_of_a_picture():
     assert [ENTRY.seed_of(letter * 12) for letter in "abcd"] == [2**64 - 1, 0, 1, 2]
     two = replace(ENTRY, samples=2, seed=7)  # of two images
     assert [two.seed_of(letter * 12) for letter in "abcd"] == [7, 8, 7, 8]
     assert ENTRY.seed_of("e" * 12) == ENTRY.seed
     clip = Provenance(**{**ENTRY.__dict__, "settings": {"frames": "video"}})
     assert clip.seed_of("b" * 12) == ENTRY.seed
-
-
-def test_select_the_entry_of_a_picture():
     other = replace(ENTRY, node_id="9", pictures=("e" * 12,))
     assert select([ENTRY, other], "b" * 12) is ENTRY
     assert select([other, ENTRY], "e" * 12) is other
     assert select([ENTRY, other], "f" * 12) is other  # changed since it was made
 
 
-def test_fingerprint_survives_saving_as_8_bit(tmp_path):
+def test_fingerprints_and_plain_values(tmp_path):
     torch.manual_seed(0)
     picture = torch.rand(3, 9, 7)
     saved = np.clip(255.0 * picture.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)  # as ComfyUI writes it
@@ -207,9 +213,6 @@ def test_fingerprint_survives_saving_as_8_bit(tmp_path):
     assert fingerprint(picture.transpose(1, 2)) != fingerprint(back)
     assert source(picture)["shape"] == [3, 9, 7]
     assert source(picture)["sha256"] != source(picture + 1e-6)["sha256"]
-
-
-def test_is_plain():
     assert [is_plain(value) for value in (1, 0.5, "a", True, float("nan"), float("inf"), None, [1], {})] == [
         *[True] * 4,
         *[False] * 5,

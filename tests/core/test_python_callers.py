@@ -1,9 +1,8 @@
 """What callers from Python pass: flows in float64, arrays and PIL images, floats in [0, 255]; and what they ask for."""
 
-from __future__ import annotations
-
 import copy
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from PIL import Image
 import flowcore
 from flowcore.errors import ImageError
 from flowcore.tasks.hints import hints_from_points, parse_points
-from flowcore.tasks.sample import reconstruct
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
 SMALL, LARGE = random_image(2, 3, 8, 12), random_image(1, 3, 32, 48)
@@ -39,7 +37,7 @@ TASKS = {  # of a flow and the images it works on
     "encode_colors": (colorizer, lambda flow, image: flowcore.encode_colors(flow, image)[-1], PHOTO),
     "decode_colors": (colorizer, decode_colors, PHOTO),
     "encode": (glow, lambda flow, image: flowcore.encode(flow, image)[-1], SMALL),
-    "reconstruct": (glow, lambda flow, image: reconstruct(flow, image)[0], SMALL),
+    "decode": (glow, lambda flow, image: flowcore.decode(flow, flowcore.encode(flow, image)), SMALL),
     "score": (glow, lambda flow, image: flowcore.score(flow, image).bits_per_dim, SMALL),
     "ranked": (upscaler, lambda flow, image: flowcore.ranked(image, SMALL[:1], "likelihood", flow)[0], LARGE),
     "brighten": (brightener, lambda flow, image: flowcore.brighten(flow, image), PHOTO),
@@ -48,15 +46,27 @@ TASKS = {  # of a flow and the images it works on
     "match_source": (glow, lambda _, image: flowcore.match_source(image, SMALL[:1]), PHOTO),
     "apply_chroma": (glow, lambda _, image: flowcore.apply_chroma(image, OTHER), PHOTO),
 }
-every_task = pytest.mark.parametrize("task", TASKS)
 
 
-@every_task
-def test_a_flow_in_float64_does_every_task(task):
+def test_keywords_of_a_run_are_in_signature_and_help_and_others_are_refused():
+    assert list(inspect.signature(flowcore.score).parameters)[-4:] == ["batch", "progress", "cancelled", "notify"]
+    assert "        cancelled: Asked before every network layer" in str(flowcore.score.__doc__)
+    with pytest.raises(TypeError, match=r"score\(\) got an unexpected keyword argument 'precision'"):
+        flowcore.score(glow(), SMALL, precision="bfloat16")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task):
     make, run, image = TASKS[task]
     close = run(make(), image)
     exact = run(copy_in_float64(make()), image)
     assert (exact - close).abs().max() < 2e-3 * max(1, float(close.abs().max()))
+    for expected, convert in ARRAYS.items():
+        with pytest.raises(ImageError) as raised:
+            run(make(), convert(image))
+        assert f"got {expected}" in str(raised.value)
+    with look_like(255, "uint8"):
+        run(make(), 255 * image)
 
 
 def copy_in_float64(flow):
@@ -69,32 +79,22 @@ def test_hints_and_locks_reach_a_colorizer_in_float64():
     assert (pictures[0] - pictures[1]).abs().max() < 2e-3
 
 
-@every_task
-@pytest.mark.parametrize(
-    ("convert", "expected"),
-    [
-        (lambda x: x[0].permute(1, 2, 0).numpy(), "got numpy.ndarray. Make one: torch.from_numpy"),
-        (lambda x: Image.fromarray((x[0].permute(1, 2, 0) * 255).byte().numpy()), "got PIL.Image. Make one: torch"),
-        (lambda x: "photo.jpg", "got builtins.str. Make one: flowcore.images.files.read"),
-    ],
-    ids=["numpy", "PIL", "path"],
-)
-def test_what_is_no_tensor_is_refused_with_the_way_to_make_one(task, convert, expected):
-    make, run, image = TASKS[task]
-    with pytest.raises(ImageError) as raised:
-        run(make(), convert(image))
-    assert expected in str(raised.value)
+ARRAYS = {
+    "numpy.ndarray. Make one: torch.from_numpy": lambda x: x[0].permute(1, 2, 0).numpy(),
+    "PIL.Image. Make one: torch": lambda x: Image.fromarray((x[0].permute(1, 2, 0) * 255).byte().numpy()),
+    "builtins.str. Make one: flowcore.images.files.read": lambda x: "photo.jpg",
+}
 
 
-@every_task
-@pytest.mark.parametrize(("largest", "kind"), [(255, "uint8"), (65535, "uint16")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_floats_in_the_range_of_integers_are_refused_by_name(task, largest, kind, dtype):
-    make, run, image = TASKS[task]
-    with pytest.raises(
-        ImageError, match=rf"expected \[0, 1\], and these look like \[0, {largest}\].*convert .* {kind}"
-    ):
-        run(make(), (image * largest).to(dtype))
+def look_like(largest, kind):
+    message = rf"expected \[0, 1\], and these look like \[0, {largest}\].*convert .* {kind}"
+    return pytest.raises(ImageError, match=message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused(dtype):
+    with look_like(65535, "uint16"):
+        flowcore.upscale(upscaler(), (65535 * SMALL).to(dtype))
 
 
 @pytest.mark.parametrize("image", [PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)])

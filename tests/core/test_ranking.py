@@ -9,7 +9,6 @@ from builders import build_upscaler, random_image
 import flowcore
 from flowcore import likelihood
 from flowcore.errors import FlowError, ShapeError
-from flowcore.flow import Flow
 from flowcore.images import color
 from flowcore.images.contact_sheet import MAX_SIDE, contact_sheet
 from flowcore.images.resize import enlarge
@@ -23,7 +22,7 @@ from .colorings import colorization, gray, tiny_colorizer
 
 
 @pytest.fixture(scope="module")
-def flow() -> Flow:
+def flow():
     return build_upscaler()
 
 
@@ -31,28 +30,25 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_map_is_the_standard_deviation_and_its_mean_the_diversity() -> None:
+def test_maps_are_standard_deviations_without_alpha_and_their_mean_the_diversity():
     samples = torch.rand(5, 3, 6, 8)
     result = diversity_map(samples)
     assert result.shape == (1, 1, 6, 8)
     assert torch.allclose(result[0, 0], samples.std(0, correction=0).mean(0))
     assert float(result.mean()) * 255 == pytest.approx(diversity(samples))
     assert not diversity_map(samples[:1].repeat(4, 1, 1, 1)).any()
-
-
-def test_maps_of_several_pictures_and_alpha_is_left_out() -> None:
     samples = torch.rand(6, 4, 5, 7)
     result = diversity_map(samples, 3)
     assert torch.equal(result, torch.cat([diversity_map(samples[:3, :3]), diversity_map(samples[3:, :3])]))
 
 
 @pytest.mark.parametrize(("images", "samples"), [(1, 0), (4, 1), (4, 3), (2, 4)])
-def test_a_map_needs_two_samples(images: int, samples: int) -> None:
+def test_a_map_needs_two_samples(images, samples):
     with pytest.raises(ShapeError, match="at least 2 samples"):
         diversity_map(torch.rand(images, 3, 4, 4), samples)
 
 
-def test_the_most_consistent_come_first() -> None:
+def test_the_most_consistent_come_first_and_equal_ones_keep_their_order():
     source = torch.rand(2, 3, 6, 8) * 0.6 + 0.2
     good = enlarge(source, 4).clamp(0, 1)
     images = torch.stack([(good + shift).clamp(0, 1) for shift in (0.1, 0.0, 0.05)], 1).flatten(0, 1)
@@ -60,14 +56,11 @@ def test_the_most_consistent_come_first() -> None:
     assert order.tolist() == [[1, 2, 0]] * 2
     assert (scores[:, 1] > scores[:, 2]).all()
     assert (scores[:, 2] > scores[:, 0]).all()
-
-
-def test_equal_samples_keep_their_order() -> None:
     source = torch.rand(1, 3, 4, 4)
     assert ranked(enlarge(source, 2).clamp(0, 1).repeat(5, 1, 1, 1), source)[1].tolist() == [[0, 1, 2, 3, 4]]
 
 
-def test_the_likeliest_come_first(flow: Flow) -> None:
+def test_the_likeliest_come_first(flow):
     source = random_image(2, 3, 6, 8)
     kinds = [flowcore.upscale(flow, source, temperature=tau, seed=3) for tau in (0.9, 0.0, 0.5)]
     images, reports = torch.stack(kinds, 1).flatten(0, 1), list[tuple[int, int]]()
@@ -81,7 +74,7 @@ def test_the_likeliest_come_first(flow: Flow) -> None:
     assert reports[-1][0] == reports[-1][1]
 
 
-def test_invalid_arguments_raise_readable_errors(flow: Flow) -> None:
+def test_invalid_arguments_raise_readable_errors(flow):
     source, images = torch.rand(1, 3, 4, 4), torch.rand(2, 3, 16, 16)
     for arguments, words in [
         ((images, source, "beauty"), "beauty"),
@@ -101,7 +94,7 @@ def ink(sheet: torch.Tensor) -> torch.Tensor:
     return (sheet < 0.5).all(0)
 
 
-def test_pictures_lie_in_rows_and_columns() -> None:
+def test_pictures_lie_in_rows_and_columns():
     colors = torch.linspace(0.2, 0.8, 6)
     pictures = colors.view(6, 1, 1, 1).expand(6, 3, 60, 90)
     sheet = contact_sheet(pictures, ["a", "b"], ["1", "2", "3"])
@@ -116,7 +109,7 @@ def test_pictures_lie_in_rows_and_columns() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 200), (200, 8), (64, 64), (500, 700)])
 @pytest.mark.parametrize("columns", [1, 4, 40])
-def test_no_label_runs_into_the_next_or_out_of_the_sheet(height: int, width: int, columns: int) -> None:
+def test_no_label_runs_into_the_next_or_out_of_the_sheet(height, width, columns):
     labels = [f"temperature {k / 40:g}" for k in range(columns)]
     sheet = contact_sheet(torch.ones(2 * columns, 3, height, width), ["seed 18446744073709551615", "seed 0"], labels)
     dark = ink(sheet)
@@ -132,12 +125,9 @@ def test_no_label_runs_into_the_next_or_out_of_the_sheet(height: int, width: int
     assert max(sheet.shape) <= MAX_SIDE + 60 * columns + 400
 
 
-def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size() -> None:
+def test_large_pictures_are_shrunk_to_a_sheet_of_bounded_size():
     sheet = contact_sheet(torch.rand(8, 3, 30, 9000), ["x"] * 2, ["y"] * 4)
     assert sheet.shape[2] <= MAX_SIDE + 200
-
-
-def test_every_picture_needs_a_label() -> None:
     with pytest.raises(ShapeError, match="2 x 2 images"):
         contact_sheet(torch.rand(3, 3, 8, 8), ["a", "b"], ["c", "d"])
 
@@ -146,7 +136,7 @@ def test_every_picture_needs_a_label() -> None:
 
 
 @pytest.fixture(scope="module")
-def colorizer() -> Flow:
+def colorizer():
     return tiny_colorizer()
 
 
@@ -156,7 +146,7 @@ def tinted(chroma: list[tuple[float, float]], y: torch.Tensor) -> torch.Tensor:
     return color.compress(y.expand(len(planes), -1, -1, -1), torch.cat(planes))
 
 
-def test_the_coloring_nearest_to_the_others_comes_first() -> None:
+def test_the_coloring_nearest_to_the_others_comes_first():
     y = torch.full((1, 1, 20, 30), 0.5)
     warm = [(-0.05, 0.05), (-0.045, 0.055), (-0.05, 0.045)]
     scores, order = ranked(tinted([(0.06, -0.04), *warm, (0.05, 0.05)], y), y, "consensus")
@@ -166,7 +156,7 @@ def test_the_coloring_nearest_to_the_others_comes_first() -> None:
     assert float(scores[0, 0]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_consensus_is_the_same_for_calm_and_vivid_ones() -> None:
+def test_consensus_is_the_same_for_calm_and_vivid_ones_and_defined_for_gray():
     y, base = torch.full((1, 1, 24, 24), 0.5), 0.1 * (torch.rand(5, 2, 24, 24, generator=seeded(1)) - 0.5)
     scores = [ranked(color.merge(y.expand(5, -1, -1, -1), base * s), y, "consensus")[0] for s in (0.5, 1.0, 2.0)]
     assert torch.allclose(scores[0], scores[1], rtol=1e-3)
@@ -174,9 +164,6 @@ def test_consensus_is_the_same_for_calm_and_vivid_ones() -> None:
     twice = torch.cat([base[:1] / 2, base[:1], base[:1] * 2])  # the middle one is nearest to both others
     order = ranked(color.merge(y.expand(3, -1, -1, -1), twice), y, "consensus")[1]
     assert order[0, 0] == 1
-
-
-def test_gray_colorings_and_single_ones_have_a_consensus() -> None:
     y = random_image(2, 1, 9, 500)
     scores, order = ranked(y.repeat_interleave(3, 0), y, "consensus")
     assert scores.tolist() == [[0, 0, 0]] * 2
@@ -184,7 +171,7 @@ def test_gray_colorings_and_single_ones_have_a_consensus() -> None:
     assert ranked(tinted([(0.1, 0.1)], y[:1]), y[:1], "consensus")[0].tolist() == [[0]]
 
 
-def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer: Flow) -> None:
+def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer):
     y = gray(32, 48)
     images = flowcore.colorize(colorizer, y, samples=3, seed=4)  # too few for a trend
     scores = ranked(images, y, "likelihood", colorizer)[0]
@@ -203,7 +190,7 @@ def test_likelihood_of_colorings_is_that_of_the_coarsest_grid(colorizer: Flow) -
     assert torch.allclose(scores[0], bits.detach(), atol=1e-4)
 
 
-def test_likelihood_of_colorings_is_not_their_colorfulness(colorizer: Flow) -> None:
+def test_likelihood_of_colorings_is_not_their_colorfulness(colorizer):
     y = gray(32, 48, batch=2)
     images = flowcore.colorize(colorizer, y, samples=8, seed=1, temperature=1.5)
     reports = list[tuple[int, int]]()
@@ -220,23 +207,20 @@ def test_likelihood_of_colorings_is_not_their_colorfulness(colorizer: Flow) -> N
     assert torch.allclose(again, scores[1:], atol=1e-4)
 
 
-def test_likelihood_prefers_the_colors_that_the_model_expects(colorizer: Flow) -> None:
+def test_likelihood_prefers_expected_colors(colorizer):
     y = gray(32, 48)
     drawn = flowcore.colorize(colorizer, y, samples=2, seed=3, temperature=0.1, detail=0.1)
     opposite = color.compress(y, -color.split(drawn[:1])[1])  # as colorful
     scores, order = ranked(torch.cat([opposite, drawn]), y, "likelihood", colorizer)
     assert order[0, 2] == 0
     assert scores[0, 0] > scores[0, 1:].max() + 0.05
-
-
-def test_a_colorizer_of_one_grid_ranks_too() -> None:
     y, flow = gray(32, 48), tiny_colorizer(structure="single")
     scores = ranked(flowcore.colorize(flow, y, samples=4), y, "likelihood", flow)[0]
     assert scores.isfinite().all()
     assert float(scores.std()) > 0
 
 
-def test_rankings_that_do_not_fit_colorings_are_refused_or_noted(colorizer: Flow) -> None:
+def test_rankings_that_do_not_fit_colorings_are_refused_or_noted(colorizer):
     y, images, notes = torch.rand(1, 1, 16, 16), torch.rand(2, 3, 16, 16), list[str]()
     for arguments in [(images[..., :12], y, "consensus"), (images[..., :12], y, "likelihood", colorizer)]:
         with pytest.raises(ShapeError, match="own size"):

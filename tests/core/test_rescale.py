@@ -13,7 +13,6 @@ import flowcore
 from flowcore import FlowError, ImageError, restore, shrink
 from flowcore.checkpoints import save
 from flowcore.cli.main import main
-from flowcore.flow import Flow
 from flowcore.images.resize import shrink as bicubic
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
@@ -21,7 +20,7 @@ from flowcore.training.objective import Rescaling
 
 
 @pytest.fixture(scope="module")
-def flow() -> Flow:
+def flow():
     return build_hcflow(rescaling=True, temperature=0.05)  # its priors are bounded: at 1 it overflows
 
 
@@ -36,14 +35,11 @@ def test_any_size_is_shrunk_and_comes_back(flow, size):
     assert restore(flow, small, samples=2).shape == (4, 3, small.shape[2] * 4, small.shape[3] * 4)
 
 
-def test_the_small_picture_is_the_models_own_in_eight_bits(flow):
+def test_small_and_restored_pictures_are_the_models_own(flow):
     hr = picture(1, 3, 16, 24)
     with torch.no_grad():
         own = flow.reduce(hr).clamp(0, 1)
     assert float((shrink(flow, hr) - own).abs().max()) <= 0.5 / 255 + 1e-6
-
-
-def test_restored_is_what_the_model_decodes(flow):
     small = shrink(flow, picture(1, 3, 16, 24))
     drawn = sample_latents(flow.latent_shapes(16, 24), 1, 0.1, 5, anchored=True)
     with torch.no_grad():
@@ -63,7 +59,7 @@ def test_eight_bit_files_and_alpha_pass_through(flow):
     assert shrink(flow, image[:, :1]).shape == (1, 3, 4, 6)
 
 
-def test_previews_and_cancelling(flow):
+def test_previews_cancelling_and_refusals(flow):
     seen: list[tuple[int, int, bool]] = []
     shrink(flow, picture(3, 3, 8, 8), progress=lambda done, total, preview: seen.append((done, total, preview is None)))
     assert seen == [(1, 3, False), (2, 3, False), (3, 3, False)]
@@ -71,21 +67,18 @@ def test_previews_and_cancelling(flow):
         shrink(flow, picture(1, 3, 8, 8), cancelled=lambda: True)
     with pytest.raises(flowcore.Cancelled):
         restore(flow, picture(1, 3, 2, 2), cancelled=lambda: True)
-
-
-@pytest.mark.parametrize("size", [(16, 20), (12, 24), (17, 24)])
-def test_a_size_of_another_picture_is_refused(flow, size):
-    with pytest.raises(ImageError, match="such as 16x24"):
-        restore(flow, picture(1, 3, 4, 6), size=size)
-
-
-def test_other_models_and_images_are_refused(flow):
     with pytest.raises(FlowError, match=r"rescale needs .*Rescaling_DF2K_X4; got a srflow model"):
         shrink(flowcore.load("srflow-x4"), picture(1, 3, 8, 8))
     with pytest.raises(FlowError, match="got a hcflow model"):
         restore(build_hcflow(), picture(1, 3, 2, 2))
     with pytest.raises(ImageError, match="not finite"):
         shrink(flow, picture(1, 3, 8, 8) / 0)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (12, 24), (17, 24)])
+def test_a_size_of_another_picture_is_refused(flow, size):
+    with pytest.raises(ImageError, match="such as 16x24"):
+        restore(flow, picture(1, 3, 4, 6), size=size)
 
 
 def test_training_lowers_the_loss_of_small_and_restored_pictures():
@@ -129,6 +122,9 @@ def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
         assert np.abs(np.array(back) - expected.round().numpy()).max() <= 1
     assert main(words) == 0
     assert "there already" in capsys.readouterr().err
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "deep.png")
+    assert main(["shrink", str(tmp_path / "deep.png"), "-o", str(tmp_path / "out"), *model]) == 0
+    assert "It has 16 bits per channel; a small picture holds 8." in capsys.readouterr().err
     (tmp_path / "bad.png").write_bytes(b"text")
     assert main(["shrink", str(tmp_path / "bad.png"), "-o", str(tmp_path / "out"), *model]) == 1
     assert main(["shrink", str(tmp_path / "a.png"), "--model", "srflow-x4", "--device", "cpu"]) == 1

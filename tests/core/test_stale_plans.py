@@ -14,7 +14,7 @@ from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
 
 from .generators import close
-from .test_plan import build_model, condition_of, latents_of, some_models
+from .test_plan import condition_of, fresh, latents_of, some_models
 
 
 def set_data(flow, new):
@@ -86,7 +86,7 @@ def test_a_task_after_a_change_computes_with_the_new_weights_alone(task, way):
 @some_models
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 def test_a_plan_holds_the_weights_of_the_moment_when_it_was_made(model, layout):
-    flow = build_model(model).to(memory_format=layout)
+    flow = fresh(model).to(memory_format=layout)
     plan = Plan(flow)
 
     def results():

@@ -1,15 +1,13 @@
 """Images of any size, channels and source become what a model takes, or are refused in a sentence."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders import build_tiny, random_image
 
-from flowcore import ConditionError, FlowError, ImageError, ShapeError
+from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeError
 from flowcore.images.color import luma
 from flowcore.images.resize import shrink
-from flowcore.tasks.subject import prepare_subject, source_for_latents
+from flowcore.tasks.subject import condition_for, prepare_subject, source_for_latents
 
 FLOWS = {
     "own size": ("glow", {"image_size": (12, 16)}),
@@ -54,7 +52,7 @@ def test_images_get_a_size_that_the_model_takes(name, label, fit, sides, expecte
     assert abs(float(subject.pixels.mean()) - 0.5) < 0.03  # the middle of the gradient stays in the middle
 
 
-def test_channels_are_converted_and_alpha_is_dropped():
+def test_channels_are_converted_and_superfluous_values_ignored():
     rgba, rgb = random_image(2, 4, 12, 16), random_image(1, 3, 8, 12)
     assert torch.equal(prepare("own size", rgba)[0].pixels, rgba[:, :3])
     assert torch.equal(prepare("own size", rgba[:, :1])[0].pixels, rgba[:, :1].expand(-1, 3, -1, -1))
@@ -62,6 +60,9 @@ def test_channels_are_converted_and_alpha_is_dropped():
     assert torch.allclose(subject.pixels, luma(rgb))
     assert subject.labels.tolist() == [2]
     assert prepare("own size", 3 * rgba)[0].pixels.max() == 1
+    image = random_image(1, 3, 12, 16)
+    _, notes = prepare("own size", image, label=3, source=image)
+    assert [note.split(" is ignored")[0] for note in notes] == ["source", "label"]
 
 
 def test_an_upscaler_gets_a_source_of_its_own_size():
@@ -97,12 +98,6 @@ def test_what_does_not_fit_raises_a_readable_error(name, sides, values, error, w
         prepare("own size", random_image(1, 2, 12, 16))
 
 
-def test_superfluous_values_are_ignored_with_a_note():
-    image = random_image(1, 3, 12, 16)
-    _, notes = prepare("own size", image, label=3, source=image)
-    assert [note.split(" is ignored")[0] for note in notes] == ["source", "label"]
-
-
 def test_the_source_of_latents_is_checked():
     flow, notes = tiny("upscaler"), []
     latents = [torch.zeros(2, *shape) for shape in flow.latent_shapes(16, 12)]
@@ -116,3 +111,12 @@ def test_the_source_of_latents_is_checked():
     assert notes == []
     assert source_for_latents(tiny("any size"), latents, small, notes.append) is None
     assert "source is ignored" in notes[0]
+
+
+def test_a_condition_holds_no_graph_and_its_encoding_can_be_stopped():
+    subject, _ = prepare("upscaler", random_image(1, 3, 16, 12))
+    tensors = subject.condition(tiny("upscaler"))._tensors()
+    assert tensors
+    assert not any(t.requires_grad for t in tensors)
+    with pytest.raises(Cancelled):
+        condition_for(tiny("upscaler"), None, random_image(1, 3, 8, 6), cancelled=lambda: True)

@@ -31,7 +31,7 @@ from flowcore.training.objective import calm_error, initialize_flow, make_object
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.stage import Run, StageRunner
 
-from .photographs import photograph, photographs
+from .photographs import photograph
 
 pytestmark = pytest.mark.slow
 
@@ -80,11 +80,6 @@ def recipe(*changes):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
-
-
-@pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("whole")
@@ -111,7 +106,7 @@ def test_a_colorizer_is_trained_on_colors(photos, tmp_path):
     data = open_data(recipe(), photos, tmp_path)
     assert isinstance(data, ColorPhotographs)
     assert {min(e.height, e.width) for e in data.training} == {32, 40}
-    assert data.photographs.turn is False
+    assert data.photographs.recipe.turn is False
 
 
 def test_a_run_leaves_a_model_with_the_density_of_every_level(whole):
@@ -156,7 +151,7 @@ def test_it_learns(tmp_path):
     metrics = []
     for steps in (1, 50):
         changes = (("steps = 3", f"steps = {steps}"), ("checkpoint_every = 3", "checkpoint_every = 1000"))
-        model = train(recipe(*changes), folder, tmp_path / str(steps))
+        model = train(recipe(*changes), folder, tmp_path / str(steps)).model
         metrics.append(read_header(model).provenance["metrics"])
     assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0] if "validation" in name), metrics
     assert metrics[1]["of_gray_tau0"] < min(1, metrics[0]["of_gray_tau0"])
@@ -203,7 +198,7 @@ def test_the_encoder_and_every_level_are_trained_and_the_whitening_is_not(photos
 def test_metrics_are_measured_without_dropout(photos, tmp_path):
     """After steps so long that the condition matters."""
     changes = (("dropout = 0.3", "dropout = 0.9"), ("learning_rate = 1e-2", "learning_rate = 0.1"))
-    model = train(recipe(*changes), photos, tmp_path)
+    model = train(recipe(*changes), photos, tmp_path).model
     x, source = open_data(recipe(), photos, tmp_path / "cache").batch(64, 32, 0, 0, held_out=True)
     flow = read(model)
     noisy = place(flow, x, 0)
@@ -299,7 +294,7 @@ def test_an_encoder_learns_to_predict_chroma(tmp_path):
     for name in ("one.png", "same.png"):
         photograph(48, 64).save(folder / name)
     text = CHROMA.replace("steps = 3", "steps = 60").replace("checkpoint_every = 3", "checkpoint_every = 1000")
-    metrics = read_header(train(parse_recipe(text), folder, tmp_path / "run")).provenance["metrics"]
+    metrics = read_header(train(parse_recipe(text), folder, tmp_path / "run").model).provenance["metrics"]
     assert metrics.keys() == {"validation_mse", "of_gray"}
     assert metrics["of_gray"] < 0.9
     assert len(list((tmp_path / "run" / "sheets").glob("*.png"))) == 1
@@ -470,7 +465,7 @@ def test_balanced_levels_count_the_same_however_few_their_latents(photos, tmp_pa
     lines = []
     changes = [FROZEN, ("steps = 3", "steps = 1"), ("dropout = 0.3\n", "")]
     made = recipe(*changes, ("balanced = true", f"balanced = {str(balanced).lower()}"))
-    flow = read(train(made, photos, tmp_path, log=lines.append))
+    flow = read(train(made, photos, tmp_path, log=lines.append).model)
     logged = [float(line.split("bits/dim ")[1].split()[0]) for line in lines if "bits/dim" in line]
     x, source = open_data(made, photos, tmp_path / "cache").batch(4, 32, made.seed, 0)
     noisy, cond = place(flow, x, made.seed * 1_000_003), flow.encode_condition(source)

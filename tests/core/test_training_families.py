@@ -89,7 +89,7 @@ def images(architecture, data):
 def test_it_learns_and_leaves_a_model_and_a_sheet(architecture, images, tmp_path):
     torch.manual_seed(0)
     made = recipe(architecture, 40)
-    flow = flowcore.load(train(made, images, tmp_path))
+    flow = flowcore.load(train(made, images, tmp_path).model)
     assert flow.provenance["licence"] == "CC0-1.0"
     assert flow.provenance["steps"] == 40
     assert list((tmp_path / "sheets").glob("*.png"))
@@ -123,7 +123,7 @@ def test_a_step_asks_at_every_layer_whether_to_stop(architecture, images, tmp_pa
 
 
 def test_batch_norm_measures_in_training_only(data, tmp_path):
-    flow = flowcore.load(train(recipe("realnvp", 5), data / "photos", tmp_path))
+    flow = flowcore.load(train(recipe("realnvp", 5), data / "photos", tmp_path).model)
     norms = [part for part in flow.modules() if isinstance(part, BatchNorm)]
     assert norms
     assert all(not norm.uses_batch for norm in norms)
@@ -135,7 +135,7 @@ def test_batch_norm_measures_in_training_only(data, tmp_path):
 
 def test_a_variational_dequantizer_is_trained_with_its_model_and_stored_with_it(data, tmp_path):
     made = recipe("glow", 8, MODELS["glow"] + "\ndequantizer_steps = 2")
-    flow = flowcore.load(train(made, data / "photos", tmp_path))
+    flow = flowcore.load(train(made, data / "photos", tmp_path).model)
     assert isinstance(flow.dequantizer, VariationalDequantizer)
     torch.manual_seed(made.seed)
     start = build("glow", made.model).get_submodule("dequantizer")
@@ -152,11 +152,11 @@ def test_a_variational_dequantizer_is_trained_with_its_model_and_stored_with_it(
 
 
 def test_a_dequantizer_is_trained_for_a_model_that_stays_as_it_is(data, tmp_path):
-    start = train(recipe("glow", 8), data / "photos", tmp_path / "start")
+    start = train(recipe("glow", 8), data / "photos", tmp_path / "start").model
     model = MODELS["glow"] + "\ndequantizer_steps = 2"
     alone = parse_recipe(f"start_rate = 1\n{recipe('glow', 20, model).text}frozen_levels = 2\n")
     before = flowcore.load(start)
-    after = flowcore.load(train(alone, data / "photos", tmp_path / "run", start=start))
+    after = flowcore.load(train(alone, data / "photos", tmp_path / "run", start=start).model)
     weights = after.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in before.state_dict().items())
     torch.manual_seed(alone.seed)
@@ -165,7 +165,7 @@ def test_a_dequantizer_is_trained_for_a_model_that_stays_as_it_is(data, tmp_path
     moved = [not torch.equal(a, b) for a, b in zip(after.dequantizer.parameters(), new.parameters(), strict=True)]
     assert sum(moved) > len(moved) // 2
     plain = flowcore.load(
-        train(recipe("glow", 8), data / "photos", tmp_path / "plain", start=tmp_path / "run/model.safetensors")
+        train(recipe("glow", 8), data / "photos", tmp_path / "plain", start=tmp_path / "run/model.safetensors").model
     )
     assert plain.dequantizer is None  # a recipe without one leaves it behind
     nothing = parse_recipe(recipe("glow", 8).text + "frozen_levels = 2\n")
@@ -176,7 +176,7 @@ def test_a_dequantizer_is_trained_for_a_model_that_stays_as_it_is(data, tmp_path
 def test_a_model_of_gray_images_trains_on_digits_without_their_labels(data, tmp_path):
     made = recipe("glow", 4, "channels = 1\nlevels = 2\nsteps = 1\nhidden = 8\nimage_size = 28")
     assert made.takes_digits
-    flow = flowcore.load(train(made, data / "digits", tmp_path))
+    flow = flowcore.load(train(made, data / "digits", tmp_path).model)
     assert (flow.channels, flow.classes) == (1, 0)
     assert evaluate_density(flow, data / "digits")["images"] == 32  # the test digits
     assert Digits(data / "digits", labeled=False).batch(4, 28, 0, 0)[1] is None
@@ -225,18 +225,18 @@ def test_batches_of_digits_are_a_function_of_seed_and_step(tmp_path):
     assert {(x * 255).round().byte().numpy().tobytes() for x in held_out[0]} <= images
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\x89PNG....", gzip.compress(b"\0\0\x08\x03\0\0", mtime=0)])
-def test_what_is_no_mnist_is_refused(tmp_path, content):
-    name = "train-images-idx3-ubyte" + (".gz" if content[:2] == b"\x1f\x8b" else "")
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match="not a file of MNIST"):
-        read_idx(tmp_path, "train-images-idx3-ubyte")
-
-
-def test_a_missing_file_is_named(tmp_path):
+def test_what_is_no_mnist_is_refused(tmp_path):
+    for content in (b"", b"\0\0\x08", b"\x89PNG....", gzip.compress(b"\0\0\x08\x03\0\0", mtime=0)):
+        path = tmp_path / ("train-images-idx3-ubyte" + (".gz" if content[:2] == b"\x1f\x8b" else ""))
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match="not a file of MNIST"):
+            read_idx(tmp_path, "train-images-idx3-ubyte")
+        path.unlink()
     write_idx(tmp_path / "train-images-idx3-ubyte", digits(3)[0])
     with pytest.raises(ImageError, match="no train-labels-idx1-ubyte"):
         Digits(tmp_path)
+    with pytest.raises(FlowError, match="class_conditional"):
+        measure_styles(build_tiny("glow"), torch.rand(2, 3, 8, 8), torch.zeros(2).long())
 
 
 # --- styles -----------------------------------------------------------------------------------------------------------
@@ -273,8 +273,3 @@ def test_directions_move_the_attribute_that_they_are_named_after():
         assert less < base[:, k].mean() < more, name
     assert thickness.std() > 0.5
     assert torch.equal(flow(x, cond)[0][0], plain(x, cond)[0][0])  # the same model otherwise
-
-
-def test_styles_are_for_class_conditional_models():
-    with pytest.raises(FlowError, match="class_conditional"):
-        measure_styles(build_tiny("glow"), torch.rand(2, 3, 8, 8), torch.zeros(2).long())

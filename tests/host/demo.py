@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import comfyui
+from client import Client, RunError
 from PIL import Image, ImageDraw, ImageFont
 
 WORKFLOWS = comfyui.ROOT / "workflows"
@@ -20,9 +24,6 @@ OWN = -0.1  # what Flow Upscale calls the model's own temperature
 # (temperature, seed). The first three appear in the side-by-side picture.
 SAMPLES = [(0.0, 1), (OWN, 1), (OWN, 2), (OWN, 3)]
 
-sys.path.insert(0, str(WORKFLOWS / "api"))
-from client import Client, ProgressLine, RunError  # noqa: E402 (it lives beside the workflows, for people to copy)
-
 
 def main() -> None:
     """Run the demo."""
@@ -32,37 +33,40 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="flowcore-demo-") as base,
         comfyui.running(comfyui.tree(), Path(base)) as server,
     ):
-        pictures = [enlarge(Client(server.url), temperature, seed) for temperature, seed in SAMPLES]
+        shutil.copy(PHOTO, server.base / "input")
+        pictures = {named(*sample): enlarge(Client(server.url), *sample) for sample in SAMPLES}
     say("server stopped")
 
     photo = Image.open(PHOTO).convert("RGB")
-    bicubic = photo.resize(pictures[0].size, Image.Resampling.BICUBIC)
-    panels = {"bicubic": bicubic}
-    for (temperature, seed), picture in zip(SAMPLES, pictures, strict=True):
-        panels[f"{named(temperature)}, seed {seed}"] = picture
-        path = OUTPUT / f"upscale-{named(temperature).replace(' ', '-')}-seed{seed}.png"
-        picture.save(path)
-        say(f"saved {path}")
-    path = OUTPUT / "side-by-side.png"
-    side_by_side(dict(list(panels.items())[:4])).save(path)
-    say(f"saved {path}")
+    bicubic = photo.resize(next(iter(pictures.values())).size, Image.Resampling.BICUBIC)
+    shown = dict(list({"bicubic": bicubic, **pictures}.items())[:4])
+    files = {
+        f"upscale-{name.replace(', seed ', '-seed').replace(' ', '-')}": picture for name, picture in pictures.items()
+    }
+    for name, picture in {**files, "side-by-side": side_by_side(shown)}.items():
+        picture.save(OUTPUT / f"{name}.png")
+        say(f"saved {OUTPUT / name}.png")
 
 
 def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
-    """Upload the photograph, run the API workflow on it and fetch the picture."""
-    workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
-    workflow["photo"]["inputs"]["image"] = client.upload(PHOTO, "flowcore-demo.png")
+    """Run the API workflow on the photograph, with its progress on one line of the console, and fetch the picture."""
+    workflow, start = json.loads((WORKFLOWS / "api" / "upscale.json").read_text()), time.monotonic()
+    workflow["photo"]["inputs"]["image"] = PHOTO.name
     workflow["upscale"]["inputs"] |= {"temperature": temperature, "seed": seed, "samples": 1}
-    line = ProgressLine(f"{named(temperature)}, seed {seed}")
-    entry = client.wait(client.queue(workflow), line)
-    line.end()
-    (data,) = client.pictures(entry)
+
+    def show(event: dict[str, Any] | bytes) -> None:
+        if isinstance(event, dict) and event.get("type") == "progress":
+            share = event["data"]["value"] / max(1, event["data"]["max"])
+            say(f"\r{named(temperature, seed)}  [{'#' * round(20 * share):<20}] {100 * share:3.0f}%", end="")
+
+    (data,) = client.pictures(client.wait(client.queue(workflow), show))
+    say(f"\r{named(temperature, seed)}  done in {time.monotonic() - start:.1f} s".ljust(60))
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def named(temperature: float) -> str:
-    """Name a temperature."""
-    return "default" if temperature == OWN else f"tau {temperature:g}"
+def named(temperature: float, seed: int) -> str:
+    """Name a sample."""
+    return f"{'default' if temperature == OWN else f'tau {temperature:g}'}, seed {seed}"
 
 
 def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
@@ -82,9 +86,9 @@ def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(text + "\n")
+def say(text: str, end: str = "\n") -> None:
+    """Print at once."""
+    sys.stdout.write(text + end)
     sys.stdout.flush()
 
 

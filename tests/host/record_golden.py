@@ -1,11 +1,12 @@
-"""What saved workflows depend on: the schemas of our nodes, kept in `tests/golden/object_info.json`.
+"""What saved workflows depend on: the schemas of our nodes, and the stories, kept in `tests/golden`.
 
     python tests/host/record_golden.py            record what has been appended
     python tests/host/record_golden.py --breaks   record whatever there is; say in the CHANGELOG whose workflows break
 
 The canvas saves the values of widgets by position and wires by the number of an output; scripts send inputs by name and
 leave out what is optional. So nodes, inputs, outputs and options may be appended, ranges may grow, required inputs may
-get another default, and nothing else may change. Models that are no longer shipped stand in `catalog.REPLACED`.
+get another default, and nothing else may change. A story that has changed is kept beside its older versions, as
+`workflows/STORY.2.json` and so on; with `--breaks` it replaces the newest.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
-
-from flowcore.checkpoints import catalog
+from client import Client
+from stories import TITLES, canvas_file
 
 GOLDEN = comfyui.ROOT / "tests" / "golden" / "object_info.json"
+RELEASED = GOLDEN.parent / "workflows"
 
 # Of an input, what decides which values it takes, what it is when it is left out, and how many widgets it has.
 KEPT = ("default", "min", "max", "step", "control_after_generate", "forceInput", "image_upload")
+NOTES = {"MarkdownNote", "Note"}  # nodes for people, which a host does not know
 
 
 def kept(every: dict[str, Any], module: str) -> dict[str, Any]:
@@ -56,6 +59,20 @@ def kept(every: dict[str, Any], module: str) -> dict[str, Any]:
     }
 
 
+def served() -> dict[str, Any]:
+    """What `kept` makes of the schemas that a ComfyUI with this pack and empty folders serves."""
+    with (
+        tempfile.TemporaryDirectory(prefix="flowcore-golden-") as base,
+        comfyui.running(comfyui.tree(), Path(base)) as server,
+    ):
+        return kept(Client(server.url).get_json("/object_info"), comfyui.PACK_NAME)
+
+
+def as_text(schemas: dict[str, Any]) -> str:
+    """Schemas as the golden file holds them."""
+    return json.dumps(schemas, indent=1) + "\n"
+
+
 def _input(name: str, required: bool, kind: Any, properties: dict[str, Any]) -> dict[str, Any]:
     made = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "required": required}
     made |= {key: properties[key] for key in KEPT if properties.get(key) is not None}
@@ -65,11 +82,7 @@ def _input(name: str, required: bool, kind: Any, properties: dict[str, Any]) -> 
 
 
 def changes(golden: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Compare schemas.
-
-    Args:
-        golden: As `kept` made it once.
-        now: As `kept` makes it now.
+    """Compare schemas as `kept` made them once and makes them now.
 
     Returns:
         A sentence for everything that breaks saved workflows or changes what they make; appending breaks nothing.
@@ -77,94 +90,120 @@ def changes(golden: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for node, was in golden.items():
         if node not in now:
-            found.append(f"{node} is gone: workflows with it do not load. Put a replacement into nodes/__init__.py.")
+            found.append(f"{node} is gone: workflows with it do not load. Register an `io.NodeReplace` with the host.")
             continue
-        found += [f"{node}: {sentence}" for sentence in _changed_inputs(was["inputs"], now[node]["inputs"])]
-        found += [f"{node}: {sentence}" for sentence in _changed_outputs(was["outputs"], now[node]["outputs"])]
+        before, after = ({i["name"]: i for i in side["inputs"]} for side in (was, now[node]))
+        if [*before] != [*after][: len(before)]:
+            found.append(
+                f"{node}: the inputs {[*before]} are {[*after]}: values are saved by position. Append new ones."
+            )
+        for name, described in after.items():
+            if name in before:
+                found += [f"{node}: the input {name} {what}." for what in _changed(before[name], described)]
+            elif described["required"]:
+                found.append(f"{node}: the new input {name} is required: prompts without it are refused.")
+        if was["outputs"] != now[node]["outputs"][: len(was["outputs"])]:
+            found.append(f"{node}: the outputs {was['outputs']} have changed: wires go by the number of an output.")
         if was["output_node"] != now[node]["output_node"]:
             found.append(f"{node} {'is no longer' if was['output_node'] else 'has become'} an output node.")
     return found
 
 
-def _changed_inputs(golden: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    before, after = ({i["name"]: i for i in side} for side in (golden, now))
-    found = [f"the input {name} is gone or has another name." for name in before if name not in after]
-    found += [
-        f"the new input {name} is required: prompts without it are refused. Make it optional, with a default."
-        for name, i in after.items()
-        if name not in before and i["required"]
-    ]
-    stayed, order = [n for n in before if n in after], [n for n in after if n in before]
-    if stayed != order:
-        found.append(f"the inputs have changed places, {', '.join(order)}: values are saved by position.")
-    found += [
-        f"the new input {name} stands before old ones: their values shift. Append it at the end."
-        for place, name in enumerate(after)
-        if name not in before and any(later in before for later in [*after][place:])
-    ]
-    for name in stayed:
-        found += [f"the input {name} {what}" for what in _changed_input(before[name], after[name])]
+def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed of an input, but for wider ranges and more options."""
+    offered = now.get("options", [])
+    found = [f"does not offer {option!r} any more" for option in was.get("options", []) if option not in offered]
+    for key in ("type", "required", *KEPT):
+        one, other = was.get(key), now.get(key)
+        wider = (
+            (key == "min" and (other is None or (one is not None and other <= one)))
+            or (key == "max" and (other is None or (one is not None and other >= one)))
+            # Every saved workflow and every prompt states the value of a required input.
+            or (key == "default" and (one is None or (was["required"] and now["required"])))
+        )
+        if one != other and not wider:
+            found.append(f"had {key} {one!r} and has {other!r}")
     return found
 
 
-def _changed_input(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    found: list[str] = []
-    if was["type"] != now["type"]:
-        found.append(f"was {was['type']} and is {now['type']}.")
-    if was["required"] != now["required"]:
-        found.append(f"was {_asked(was)} and is {_asked(now)}.")
-    # A required input has no default but for new nodes: every saved workflow and every prompt states its value.
-    if "default" in was and was["default"] != now.get("default") and not (was["required"] and now["required"]):
-        found.append(f"had the default {was['default']!r} and has {now.get('default')!r}: prompts without it change.")
-    if "min" in now and now["min"] > was.get("min", float("-inf")):
-        found.append(f"could be {was.get('min', 'anything')} and now begins at {now['min']}: saved values are refused.")
-    if "max" in now and now["max"] < was.get("max", float("inf")):
-        found.append(f"could be {was.get('max', 'anything')} and now ends at {now['max']}: saved values are refused.")
-    if was.get("step") != now.get("step"):
-        found.append(f"had steps of {was.get('step')} and has steps of {now.get('step')}: the canvas rounds to them.")
-    gone = [o for o in was.get("options", []) if o not in now.get("options", []) and o not in catalog.REPLACED]
-    found += [f"does not offer {option!r} any more." for option in gone]
-    for key in ("control_after_generate", "forceInput", "image_upload"):
-        # Not the same: False, and nothing, which gives whatever is called seed a control.
-        if was.get(key) != now.get(key):
-            found.append(f"had {key} {was.get(key)} and has {now.get(key)}, which is another number of widgets.")
-    return found
+# ---------------------------------------------------------------------------------------------------------------------
+# workflows
 
 
-def _asked(described: dict[str, Any]) -> str:
-    return "required" if described["required"] else "optional"
+def kept_workflow(workflow: dict[str, Any]) -> dict[str, Any]:
+    """Reduce a workflow to what it does: without places, sizes, notes, and the release that wrote it.
+
+    Args:
+        workflow: For the canvas, or in API format, which stays as it is.
+
+    Returns:
+        The nodes with their widgets' values and slots, and the wires.
+    """
+    if "nodes" not in workflow:
+        return workflow
+    return {
+        "nodes": [
+            {
+                **{key: node[key] for key in ("id", "type", "title", "mode", "widgets_values") if key in node},
+                "inputs": [{"name": slot["name"], "link": slot["link"]} for slot in node["inputs"]],
+                "outputs": [slot["type"] for slot in node["outputs"]],
+            }
+            for node in workflow["nodes"]
+            if node["type"] not in NOTES
+        ],
+        "links": sorted(workflow["links"]),
+    }
 
 
-def _changed_outputs(golden: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    found: list[str] = []
-    for place, was in enumerate(golden):
-        found += [
-            f"output {place} had the {key} {was[key]!r} and has {is_now!r}: wires go by the number of an output."
-            for key in was
-            if was[key] != (is_now := now[place][key] if place < len(now) else None)
-        ]
-    return found
+def versions(place: str, story: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Read all versions of a story that are kept, oldest first: file and content.
+
+    Args:
+        place: "." for the canvas, "api" for the prompts.
+        story: Its name.
+    """
+    files = sorted((RELEASED / place).glob(f"{story}.*.json"), key=lambda path: int(path.suffixes[0][1:]))
+    return [(path, json.loads(path.read_text())) for path in files]
+
+
+def shipped(place: str) -> dict[str, dict[str, Any]]:
+    """Read the workflows that the pack ships, as they are to be kept: story to content."""
+    files = {
+        name: canvas_file(name) if place == "." else canvas_file(name).parent / place / f"{name}.json"
+        for name in TITLES
+    }
+    return {name: kept_workflow(json.loads(file.read_text())) for name, file in sorted(files.items())}
+
+
+def record_workflows(replace: bool) -> None:
+    """Keep every story that has changed.
+
+    Args:
+        replace: Whether it takes the place of the newest version.
+    """
+    for place in (".", "api"):
+        for story, now in shipped(place).items():
+            old = versions(place, story)
+            if not old or old[-1][1] != now:
+                number = max(1, len(old) + (not replace))
+                path = RELEASED / place / f"{story}.{number}.json"
+                path.write_text(json.dumps(now, indent=1) + "\n")
+                sys.stdout.write(f"{path}\n")
 
 
 def main() -> None:
-    """Write the golden file."""
+    """Write the golden files."""
     parser = argparse.ArgumentParser(description="Record what saved workflows depend on.")
     parser.add_argument("--breaks", action="store_true", help="record changes that break saved workflows, too")
     options = parser.parse_args()
-    sys.path.insert(0, str(comfyui.ROOT / "workflows" / "api"))
-    from client import Client
-
-    with (
-        tempfile.TemporaryDirectory(prefix="flowcore-golden-") as base,
-        comfyui.running(comfyui.tree(), Path(base)) as server,
-    ):
-        now = kept(Client(server.url).get_json("/object_info"), comfyui.PACK_NAME)
+    now = served()
     found = changes(json.loads(GOLDEN.read_text()), now) if GOLDEN.exists() else []
     if found and not options.breaks:
         sys.exit("\n".join([*found, f"Nothing was recorded; --breaks records it nevertheless, in {GOLDEN.name}."]))
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
+    GOLDEN.write_text(as_text(now))
     sys.stdout.write(f"{len(now)} nodes in {GOLDEN}\n")
+    record_workflows(replace=options.breaks)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`make workflows`: from the stories in API format, their twins for the canvas and their thumbnails.
 
-A story is written once, as `workflows/api/NAME.json`. Its twin `workflows/NAME_TITLE.json` is laid out from it and from
+A story is written once, as `workflows/api/NAME.json`. Its twin `workflows/TITLE.json` is laid out from it and from
 the schema of a real ComfyUI, and its thumbnail, a `.jpg` of the same name, is what it makes. The template browser knows
 the names of the files only, and searches them: `TITLES` holds the words that people look for.
 """
@@ -17,48 +17,57 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
-from PIL import Image, ImageSequence
+from client import Client
+from PIL import Image, ImageOps, ImageSequence
 
 WORKFLOWS = comfyui.ROOT / "workflows"
 CONTROLLED = "fixed"  # what a seed does after a run
 COLUMN, GAP = 340, 60
 THUMBNAIL = 640
 
-# Story to the rest of its file's name.
+# Story to the name of its file.
 TITLES = {
-    "upscale": "super-resolution-of-a-photo",
-    "photo": "restore-and-upscale-a-bad-jpeg-photo",
-    "painted": "upscale-with-painted-temperature",
-    "grid": "compare-upscale-temperatures",
-    "best-of": "pick-the-best-upscale",
-    "colourings": "colorize-an-old-photo",
-    "strokes": "colorize-with-brush-strokes",
-    "palette-transfer": "colorize-like-other-photos",
-    "clip": "colorize-a-video",
-    "morph": "glow-from-photo-to-photo",
-    "temperatures": "glow-generates-pictures",
-    "digits": "change-the-style-of-digits",
-    "handwriting": "other-digits-in-the-same-hand",
-    "rank": "find-the-odd-photos",
-    "retouched": "find-the-retouched-spot",
-    "content-transfer": "blend-in-a-pasted-piece",
-    "latent-normalisation": "restore-a-dithered-picture",
-    "train": "your-own-model",
-    "faces": "restore-a-small-face",
-    "smile": "put-a-smile-on-a-portrait",
-    "morph-faces": "from-one-face-to-another",
+    "upscale": "Upscale a photo by super resolution",
+    "photo": "Upscale a bad JPEG photo",
+    "painted": "Upscale with painted temperature",
+    "grid": "Compare upscale temperatures",
+    "best-of": "Pick the best upscale",
+    "colourings": "Colorize an old photo",
+    "strokes": "Colorize with brush strokes",
+    "palette-transfer": "Colorize like other photos",
+    "clip": "Colorize a video",
+    "morph": "Morph from photo to photo",
+    "temperatures": "Generate faces with Glow",
+    "digits": "Change the style of digits",
+    "handwriting": "Write digits in the same hand",
+    "rank": "Find the odd photos",
+    "retouched": "Find the retouched spot",
+    "latent-normalisation": "Restore a dithered picture",
+    "train": "Train your own upscaler",
+    "faces": "Restore faces in a group photo",
+    "smile": "Put a smile on a portrait",
+    "morph-faces": "Morph from face to face",
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
-NAMED = {"palette-transfer": {"photo": "monochrome", "reference": "colors"}}
+NAMED = {
+    "palette-transfer": {"photo": "monochrome", "reference": "colors"},
+    "clip": {"clip": "film"},
+    "faces": {
+        "body_model": "model_photographs",
+        "model": "model_faces",
+        "body": "enlarge_photograph",
+        "upscale": "enlarge_faces",
+    },
+}
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
-    "painted": {"paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
+    "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
     "best-of": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples"), "best": ("by", "keep")},
     "colourings": {"photo": ("picture",), "color": ("temperature", "seed", "samples")},
-    "strokes": {"paint": ("flowcore_brush",), "color": ("temperature", "seed", "samples")},
+    "strokes": {"photo": ("picture",), "paint": ("flowcore_brush",), "color": ("temperature", "seed", "samples")},
     "palette-transfer": {"photo": ("picture",), "reference": ("picture",), "color": ("seed",)},
     "clip": {"film": ("picture",), "color": ("temperature", "seed", "carry")},
     "morph": {"photos": ("picture",), "morph": ("frames", "mode")},
@@ -67,33 +76,31 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "handwriting": {"sample": ("labels", "temperature", "seed"), "decode": ("labels",)},
     "rank": {"photos": ("picture",), "score": ("seed",)},
     "retouched": {"photos": ("picture",), "score": ("seed",)},
-    "content-transfer": {"photo": ("picture",), "harmonize": ("strength", "per")},
     "latent-normalisation": {"photo": ("picture",), "harmonize": ("strength", "per")},
-    "train": {"photos": ("picture",), "train": ("name", "minutes"), "sample": ("temperature", "seed", "samples")},
-    "faces": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+    "train": {"photos": ("picture",), "train": ("recipe", "start", "name", "minutes")},
+    "faces": {"photo": ("picture",), "align": ("flowcore_eyes",), "upscale": ("temperature", "seed", "samples")},
     "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
 }
-# Stories whose thumbnail is the first picture that they make, under the picture that they make it from.
-BEFORE_AND_AFTER = {"photo": "pictures/parrots.jpg"}
+# Stories whose thumbnail is the picture that they start from, and the first three that they make.
+SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
+SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
+SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg") | dict.fromkeys(
+    ("colourings", "strokes"), "house.jpg"
+)
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
 WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
 
 
 def canvas_file(name: str, suffix: str = ".json") -> Path:
     """Return the file of a story for the canvas, or of its thumbnail."""
-    return WORKFLOWS / f"{name}_{TITLES[name]}{suffix}"
+    return WORKFLOWS / f"{TITLES[name]}{suffix}"
 
 
 def on_canvas(api: dict[str, Any]) -> dict[str, Any]:
     """Replace the photographs that a script is to give by one that comes with the pack."""
-    kind, values = EXAMPLE
-    return {
-        key: {"class_type": kind, "inputs": values, "_meta": {"title": "Flow Example"}}
-        if node["class_type"] == "LoadImage"
-        else node
-        for key, node in api.items()
-    }
+    example = {"class_type": EXAMPLE[0], "inputs": EXAMPLE[1], "_meta": {"title": "Flow Example"}}
+    return {key: example if node["class_type"] == "LoadImage" else node for key, node in api.items()}
 
 
 def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str, Any]:
@@ -114,17 +121,26 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
         for key, node in api.items():
             sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
             depth[key] = 1 + max((depth.get(source, 0) for source in sources), default=-1)
+    for key in [key for key, node in api.items() if node["class_type"] == "FlowcoreLoadModel"]:
+        used = [depth[user] for user, node in api.items() if [key, 0] in node["inputs"].values()]
+        depth[key] = min(used, default=1) - 1  # beside what uses it: no wire runs behind a node
     if not any(depth[key] == 0 and node["class_type"] != "FlowcoreLoadModel" for key, node in api.items()):
         depth = {key: max(0, column - 1) for key, column in depth.items()}  # a lone loader needs no column of its own
     nodes: list[dict[str, Any]] = []
     links: list[list[Any]] = []
     tops: dict[int, int] = {}
-    for key, node in api.items():
+    lower = [key for key, node in api.items() if depth[key] and node["class_type"] == "FlowcoreLoadModel"]
+    for key, node in sorted(api.items(), key=lambda item: item[0] in lower):
         shown, values, folded = slots(node, every[node["class_type"]])
+        info, ours = every[node["class_type"]], node["class_type"].startswith("Flowcore")
         height = 60 + 26 * (len(shown) - folded) + TALLER.get(node["class_type"], 0)
+        if ours and any(slot["name"] == "pick" for slot in shown):
+            height += AREA
+        elif ours and "unique_id" in info["input"].get("hidden", {}) and "STRING" in info["output"]:
+            height += TEXT
         top = tops.get(depth[key], 100)
-        tops[depth[key]] = top + height + GAP + GROWS.get(node["class_type"], 0)
-        ours = node["class_type"].startswith("Flowcore")
+        tops[depth[key]] = top + height + 26 * folded + GAP
+        outputs = zip(info["output_name"], info["output"], strict=True)
         nodes.append(
             {
                 "id": numbers[key],
@@ -135,13 +151,8 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 "order": sorted(api, key=lambda k: depth[k]).index(key),
                 "mode": 0,
                 "inputs": shown,
-                "outputs": [
-                    {"name": label, "type": kind, "links": None}
-                    for label, kind in zip(
-                        every[node["class_type"]]["output_name"], every[node["class_type"]]["output"], strict=True
-                    )
-                ],
-                **titled(name, key, node, every[node["class_type"]]["display_name"]),
+                "outputs": [{"name": label, "type": kind, "links": None} for label, kind in outputs],
+                **titled(name, key, node, info["display_name"]),
                 "properties": {
                     **({"flowcore_words": NAMED[name][key]} if key in NAMED.get(name, {}) else {}),
                     "cnr_id": "flowcore" if ours else "comfy-core",
@@ -151,6 +162,7 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
                 "widgets_values": values,
             }
         )
+    nodes.sort(key=lambda node: node["id"])
     for key, node in api.items():
         target = nodes[numbers[key] - 1]
         for slot, shown in enumerate(target["inputs"]):
@@ -178,28 +190,19 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
 
 def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str, Any]) -> dict[str, Any]:
     """Say what App mode shows of a story: pairs of a node and a widget, and the nodes whose pictures are the result."""
-    pictures = [
-        key for key, node in api.items() if every[node["class_type"]]["output_node"] and "images" in node["inputs"]
-    ]
+    saving = [key for key, node in api.items() if {"images", "video"} & node["inputs"].keys()]
     return {
         "inputs": [[numbers[key], widget] for key, widgets in APP[name].items() for widget in widgets],
-        "outputs": [numbers[key] for key in pictures],
+        "outputs": [numbers[key] for key in saving if every[api[key]["class_type"]]["output_node"]],
     }
 
 
-GROWS = {"FlowcoreLoadModel": 150}  # pixels that the text of a run adds, in Nodes 2.0
+WIDGETS = ("COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN")
+AREA, TEXT = 320, 130  # pixels of what a node shows of its runs, with pictures and without: web/js/canvas.js
 # Pixels that the pictures of a node take, besides its inputs.
-TALLER = {
-    "FlowcoreExample": 170,
-    "SaveImage": 260,
-    "SaveAnimatedWEBP": 260,
-    "PreviewImage": 260,
-    "PreviewAny": 160,
-    "FlowcoreUpscale": 220,
-    "FlowcoreColorize": 220,
-    "FlowcoreSample": 220,
-    "FlowcoreTrain": 260,
-}
+TALLER = {"FlowcoreExample": 240, "PreviewAny": 160, "FlowcoreTrain": 150, "FlowcoreAlignFace": 280}
+TALLER |= dict.fromkeys(("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "PreviewImage"), 260)
+TALLER |= dict.fromkeys(("FlowcorePaintHints", "FlowcorePaintTemperature"), 420)
 
 
 def titled(name: str, key: str, node: dict[str, Any], display_name: str) -> dict[str, str]:
@@ -219,7 +222,7 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
             label = "COMBO" if isinstance(kind, list) else kind
             slot: dict[str, Any] = {"name": name, "type": label}
             folded += properties.get("advanced", False)
-            if label in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN") and not properties.get("forceInput"):
+            if label in WIDGETS and not properties.get("forceInput"):
                 slot["widget"] = {"name": name}
                 value = node["inputs"][name]
                 values.append(properties.get("default") if isinstance(value, list) else value)
@@ -245,9 +248,23 @@ def note(number: int, name: str) -> dict[str, Any]:
         "inputs": [],
         "outputs": [],
         "title": WORDS["note"],
+        "color": "#2a2a2e",  # the frontend's own is ochre, under gray
+        "bgcolor": "#1c1c1f",
         "properties": {"flowcore_words": name},
         "widgets_values": [WORDS[name]],
     }
+
+
+def opened(data: bytes) -> Image.Image:
+    """Open a picture, or a video as an animated picture."""
+    if data[4:8] == b"ftyp":
+        import av  # comes with the host
+
+        with av.open(io.BytesIO(data)) as video:
+            first, *frames = [frame.to_image() for frame in video.decode(video=0)]
+        first.save(buffer := io.BytesIO(), "WEBP", lossless=True, save_all=True, append_images=frames)
+        data = buffer.getvalue()
+    return Image.open(io.BytesIO(data))
 
 
 def thumbnail(pictures: list[Image.Image]) -> Image.Image:
@@ -284,9 +301,6 @@ def main() -> None:
     parser.add_argument("--layout-only", action="store_true", help="leave the thumbnails as they are")
     parser.add_argument("--keep", type=Path, help="also save what the stories make, in full, into this folder")
     options = parser.parse_args()
-    sys.path.insert(0, str(WORKFLOWS / "api"))
-    from client import Client
-
     names = options.names or sorted(p.stem for p in (WORKFLOWS / "api").glob("*.json"))
     with (
         tempfile.TemporaryDirectory(prefix="flowcore-stories-") as base,
@@ -301,10 +315,10 @@ def main() -> None:
             if options.layout_only:
                 continue
             done = client.wait(client.queue(on_canvas(api)))
-            pictures = [Image.open(io.BytesIO(data)) for data in client.pictures(done)]
-            if name in BEFORE_AND_AFTER:
-                before = Image.open(WORKFLOWS / BEFORE_AND_AFTER[name])
-                pictures = [before.resize(pictures[0].size, Image.Resampling.NEAREST), pictures[0]]
+            pictures = [opened(data) for data in client.pictures(done)]
+            if name in SOURCES:
+                before = Image.open(WORKFLOWS / SOURCES[name]).convert("RGB")
+                pictures = [ImageOps.fit(before, pictures[0].size, Image.Resampling.NEAREST), *pictures[:3]]
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 thumbnail(pictures).save(options.keep / f"{name}.png")

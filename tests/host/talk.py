@@ -6,11 +6,12 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import comfyui
+import numpy as np
 import pytest
 import torch
 from client import Client, RunError
@@ -36,6 +37,10 @@ class Host(Client):
         """Run a workflow and return the pictures it has saved."""
         return [Image.open(io.BytesIO(data)) for data in self.pictures(self.run(workflow, on_event))]
 
+    def queue_from_canvas(self, workflow: dict[str, Any], canvas: dict[str, Any] | None = None) -> str:
+        """Queue a workflow as the frontend does, with the canvas beside it."""
+        return self.queue(workflow, extra_pnginfo={"workflow": {"nodes": []}} if canvas is None else canvas)
+
     def forget(self) -> None:
         """Make the server forget models and results."""
         for _ in range(2):  # the queue's thread misses the first one while it collects garbage after a prompt
@@ -53,37 +58,53 @@ def newer(version: str, than: str) -> bool:
     return [int(x) for x in version.split(".")[:3]] >= [int(x) for x in than.split(".")]
 
 
-def upscale(**inputs: Any) -> dict[str, Any]:
-    """Return the shipped API workflow, one sample, with other values: of Flow Upscale, `photo` and `model_name`."""
+def until(check: Callable[[], Any], seconds: float = 10) -> Any:
+    """Wait until something holds, at most so long; what the last check returned."""
+    deadline = time.monotonic() + seconds
+    while not (held := check()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return held
+
+
+def array(image: Image.Image) -> np.ndarray:
+    """Return a picture as (H, W, C) in [0, 1]."""
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+def upscale(photo: str | None = None, model_name: str | None = None, **inputs: Any) -> dict[str, Any]:
+    """Return the shipped API workflow, one sample, with other values: of Flow Upscale, the photograph, the model."""
     workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
-    for node in ("photo", "model"):
-        (name,) = workflow[node]["inputs"]
-        workflow[node]["inputs"][name] = inputs.pop(
-            name if node == "model" else "photo", workflow[node]["inputs"][name]
-        )
+    workflow["photo"]["inputs"] |= {"image": photo} if photo else {}
+    workflow["model"]["inputs"] |= {"model_name": model_name} if model_name else {}
     workflow["upscale"]["inputs"] |= {"samples": 1} | inputs
     return workflow
 
 
 def probe(**inputs: Any) -> dict[str, Any]:
     """Return a workflow that upscales an image of the probe pack and reports on the result."""
-    made = {"batch": 1, "height": 6, "width": 8, "channels": 3, "fill": "gradient", "dtype": "float32"}
+    kind, made = picture(height=6, width=8)
     workflow = upscale(**{name: value for name, value in inputs.items() if name not in made})
-    workflow["photo"] = {
-        "class_type": "FlowcoreTestImage",
-        "inputs": {name: inputs.get(name, value) for name, value in made.items()},
-    }
-    workflow["save"] = {"class_type": "FlowcoreTestReport", "inputs": {"image": ["upscale", 0]}}
-    return workflow
+    workflow["photo"] = {"class_type": kind, "inputs": {name: inputs.get(name, value) for name, value in made.items()}}
+    return graph(workflow, save=report("upscale.0"))
+
+
+def loader(name: str) -> tuple[str, dict[str, Any]]:
+    """Load a model, for `graph`."""
+    return "FlowcoreLoadModel", {"model_name": name}
+
+
+def report(wire: str) -> tuple[str, dict[str, Any]]:
+    """Report on an image, for `graph`."""
+    return "FlowcoreTestReport", {"image": wire}
+
+
+def shows(**wires: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """A node of the host per wire, which puts its value into the history; for `graph`."""
+    return {name: ("PreviewAny", {"source": wire}) for name, wire in wires.items()}
 
 
 def graph(workflow: dict[str, Any] | None = None, /, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write a workflow shortly: node id to class and inputs; an input `"id.0"` is the wire from an output.
-
-    Args:
-        workflow: Nodes to add to, if any; it stays as it is.
-        **nodes: The nodes.
-    """
+    """Add nodes to a workflow, if any: id to class and inputs; an input `"id.0"` is the wire from an output."""
     known = {**(workflow or {}), **nodes}
 
     def wired(value: Any) -> Any:

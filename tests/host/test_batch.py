@@ -1,21 +1,35 @@
-"""workflows/api/batch.py: a folder through a server, killed in the middle and gone on with, as people run it."""
+"""Folders through a server, killed in the middle and gone on with: workflows/api/batch.py, and Flow Folder."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
+import re
+import shutil
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
 from pathlib import Path
 
+import batch
 import pytest
-from PIL import Image
-from talk import WORKFLOWS
+from batch import picture_node
+from client import RunError
+from PIL import Image, ImageCms
+from talk import WORKFLOWS, graph, loader, refusal, until
+
+from flowcore.images.files import bits_per_channel
+from flowcore.provenance import read as read_provenance
 
 BATCH = WORKFLOWS / "api" / "batch.py"
 NAMES = ["a.png", "b.png", "deep/a.jpg", "deep/c.png", "deep/er/d.png", "e.jpeg"]
+# What loads the picture in each story that takes one; the others make their own, or read a folder of the server.
+LOADERS = {"clip": "film", "morph": "photos", "morph-faces": "portraits", "rank": "photos", "retouched": "photos"}
+LOADERS |= {"smile": "portraits", "digits": None, "handwriting": None, "temperatures": None, "train": None}
 
 
 @pytest.fixture
@@ -29,19 +43,21 @@ def folder(tmp_path):
 
 
 def command(folder, out, *words):
-    return [sys.executable, str(BATCH), str(folder), "-o", str(out), "--seed-per-image", *words]
+    return [sys.executable, str(BATCH), str(folder), "-o", str(out), *words]
+
+
+def run(*words):
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=100)
 
 
 def rows(out):
-    path = out / "batch.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Lines of the log that are whole."""
+    lines = (out / "batch.jsonl").read_text().splitlines() if (out / "batch.jsonl").exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def results(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "batch.csv"}
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*.png")}
 
 
 def nobody():
@@ -53,87 +69,245 @@ def nobody():
 def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_path):
     settings = ("--set", f"model.model_name={flows['small-srflow']}", "--set", "upscale.samples=2")
     here, again = tmp_path / "out", tmp_path / "at once"
-    process = subprocess.Popen(command(folder, here, "--server", host.url, *settings), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while len(rows(here)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = subprocess.Popen(command(folder, here, "--server", host.url, *settings), stdout=subprocess.PIPE)
+    until(lambda: len(rows(here)) >= 2, 60)
     process.kill()
     process.communicate()
-    assert 2 <= len(rows(here)) < len(NAMES)
-    # It may have ended between a row and its files, and then that picture is done again.
-    named = [json.loads(row["outputs"]) for row in rows(here)]
-    done = sum(all((here / name).exists() for name in names) for names in named)
-    assert done >= 1
-    with (here / "batch.csv").open("a") as file:
-        file.write("e.jpeg,http")  # cut off
-    (here / "e-01.png").write_text("somebody's own")
+    done = len(rows(here))
+    assert 2 <= done < len(NAMES)
+    lost = rows(here)[1]["files"][0]
+    (here / lost).unlink()
+    with (here / "batch.jsonl").open("a") as file:
+        file.write('\n{"image": "e.jpeg", "key')  # cut off
     (folder / "bad.png").write_text("no picture")
 
     # Two names of one server, and one where nobody is.
     other = host.url.replace("127.0.0.1", "localhost")
     servers = [word for url in (nobody(), host.url, other) for word in ("--server", url)]
-    went_on = subprocess.run(command(folder, here, *servers, *settings), capture_output=True, text=True, timeout=100)
+    went_on = run(folder, here, *servers, *settings)
     assert went_on.returncode == 1, went_on.stderr
-    assert f"{done} of 7 are done already" in went_on.stderr
-    assert "1 of 7 could not be done:\n  bad.png: " in went_on.stderr
-    assert "does not answer" in went_on.stderr
+    assert f"{done - 1} of 7 are done already" in went_on.stdout
+    assert "1 of 7 could not be done.\n  bad.png: " in went_on.stdout
+    assert "does not answer" in went_on.stdout
     table = {row["image"]: row for row in rows(here)}
     assert sorted(table) == sorted([*NAMES, "bad.png"])
-    assert len(rows(here)) == 7
     assert table["bad.png"]["error"]
     assert {row["server"] for row in table.values()} <= {host.url, other}
-    assert len({row["seed"] for row in table.values()}) == 7
-    # Old hosts do not repeat what a loader has said whose model they have at hand.
-    assert any(json.loads(row["texts"] or "{}").get("model", {}).get("scale") == [2] for row in table.values())
-    files = [name for row in table.values() for name in json.loads(row["outputs"])]
-    assert sorted(files) == sorted(results(here).keys() - {"e-01.png"})  # none that no row knows, and none twice
-    assert len(set(files)) == 2 * len(NAMES)
-    assert json.loads(table["e.jpeg"]["outputs"]) == ["e-01_2.png", "e-02.png"]
-    assert (here / "e-01.png").read_text() == "somebody's own"
+    # Hosts do not repeat what a loader has said whose model they have at hand.
+    assert any(row["outputs"].get("model", {}).get("scale") == [2] for row in rows(here))
 
-    # In one go, it would have been the same, byte for byte.
+    # In one go, it would have been the same, byte for byte: no file more, and none twice.
     (folder / "bad.png").unlink()
-    in_one_go = subprocess.run(
-        command(folder, again, "--server", host.url, *settings), capture_output=True, text=True, timeout=100
-    )
-    assert in_one_go.returncode == 0, in_one_go.stderr
-    expected = results(again)
-    assert len(expected) == 2 * len(NAMES)
-    came = results(here)
-    came["e-01.png"] = came.pop("e-01_2.png")
-    assert came == expected
-    with Image.open(again / "deep" / "a-02.png") as picture:
+    in_one_go = run(folder, again, "--server", host.url, *settings)
+    assert in_one_go.returncode == 0, in_one_go.stdout
+    assert len(results(again)) == 2 * len(NAMES)
+    assert results(here) == results(again)
+    (made,) = again.glob("deep/a_*_02.png")
+    with Image.open(made) as picture:
         assert picture.size == (32, 24)
 
-    # A third time there is nothing to do, but for other wishes.
+    # A third time there is nothing to do, but for other settings, whose files are others.
     stamps = {path: path.stat().st_mtime_ns for path in again.rglob("*.png")}
-    idle = subprocess.run(command(folder, again, "--server", nobody(), *settings), capture_output=True, timeout=30)
-    assert idle.returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in again.rglob("*.png")} == stamps
-    wished = command(folder, again, "--server", host.url, *settings, "--set", "upscale.temperature=0.1")
-    assert subprocess.run(wished, capture_output=True, timeout=100).returncode == 0
+    assert run(folder, again, "--server", nobody(), *settings).returncode == 0
+    assert run(folder, again, "--server", host.url, *settings, "--set", "upscale.temperature=0.1").returncode == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert len(results(again)) == 4 * len(NAMES)
 
 
-def test_invalid_options_are_refused_before_any_work(folder, tmp_path):
+def test_what_a_server_has_at_hand_is_fetched_again(host, flows, folder, tmp_path):
+    words = ("--server", host.url, "--set", f"model.model_name={flows['small-srflow']}")
+    assert run(folder / "deep" / "er", tmp_path / "out", *words).returncode == 0
+    made = results(tmp_path / "out")
+    for name in made:
+        (tmp_path / "out" / name).unlink()
+    assert run(folder / "deep" / "er", tmp_path / "out", *words).returncode == 0
+    assert results(tmp_path / "out") == made
+    assert made
+
+
+def test_every_story_that_loads_a_picture_takes_a_folder():
+    for path in (WORKFLOWS / "api").glob("*.json"):
+        workflow, loader = json.loads(path.read_text()), LOADERS.get(path.stem, "photo")
+        if loader:
+            assert picture_node(workflow) == loader
+        else:
+            with pytest.raises(ValueError, match="loads no picture that those of a folder could replace"):
+                picture_node(workflow)
+
+
+def test_a_picture_takes_the_place_of_an_example(host, flows, folder, tmp_path):
+    words = ("--workflow", "best-of", "--server", host.url, "--set", f"model.model_name={flows['small-srflow']}")
+    done = run(folder / "deep", tmp_path / "out", *words, "--set", "best.keep=1")
+    assert done.returncode == 0, done.stdout
+    assert sorted({Image.open(path).size for path in (tmp_path / "out").rglob("*.png")}) == [(32, 24)]
+    assert len(results(tmp_path / "out")) == 3
+
+
+def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
     for words, said in (
         (["--set", "nothing.seed=1"], "NODE.INPUT=VALUE"),
-        (["--image-node", "nothing"], "--image-node"),
-        (["--server", "localhost"], "address of a server"),
+        (["--server", "localhost"], "Expected addresses such as"),
         (["--workflow", str(tmp_path / "none.json")], "none.json"),
+        (["--workflow", "digits"], "loads no picture"),
     ):
-        refused = subprocess.run(command(folder, tmp_path / "out", *words), capture_output=True, text=True, timeout=30)
+        refused = run(folder, tmp_path / "out", *words)
         assert refused.returncode == 2
         assert said in refused.stderr
+    shutil.rmtree(folder / "deep")
+    assert "No pictures in" in run(folder / "deep", tmp_path / "out").stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unreachable_server_is_reported(folder, tmp_path):
-    start = time.monotonic()
-    words = command(Path(folder), tmp_path / "out", "--server", nobody())
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    ended = run(folder, tmp_path / "out", "--server", nobody(), "--wait", "1")
     assert ended.returncode == 1
-    assert "does not answer" in ended.stderr
-    assert "6 of 6 could not be done" in ended.stderr
-    assert time.monotonic() - start < 60
+    assert "does not answer" in ended.stdout
+    assert "6 of 6 could not be done.\n" in ended.stdout
+    assert ended.stdout.count("no server is left") == 6
+
+
+def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path, monkeypatch):
+    def stand_in(server, workflow):
+        if server == "dying":
+            time.sleep(1)  # by now the other has done the rest
+            raise ConnectionError("gone")
+        return {}
+
+    monkeypatch.setattr(batch, "upload", lambda server, path: path.name)
+    monkeypatch.setattr(batch, "run", stand_in)
+    (tmp_path / "out").mkdir()
+    shared = batch.Batch(folder, tmp_path / "out", {"photo": {"class_type": "LoadImage", "inputs": {}}}, patience=0)
+    threads = [threading.Thread(target=shared.serve, args=(server,)) for server in ("dying", "alive")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (shared.waiting, shared.failed) == ([], [])
+    assert sorted(row["image"] for row in rows(tmp_path / "out")) == NAMES
+
+
+def test_prompts_ask_for_what_made_a_picture(monkeypatch):
+    sent = []
+
+    def stand_in(url, body=None):
+        sent.append(body)
+        return json.dumps({"prompt_id": "1", "1": {"outputs": {}}}).encode()
+
+    monkeypatch.setattr(batch, "ask", stand_in)
+    assert batch.run("", {}) == {}
+    assert json.loads(sent[0])["extra_data"]["extra_pnginfo"] == {}
+
+
+class Forward(socketserver.BaseRequestHandler):
+    """Passes a request on to a host, and its answer back."""
+
+    def handle(self):
+        with socket.create_connection(self.server.to) as other:
+            threading.Thread(target=self.copy, args=(self.request, other), daemon=True).start()
+            self.copy(other, self.request)
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):  # the other direction has ended
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+
+
+def test_a_server_that_comes_back_goes_on(host, flows, folder, tmp_path):
+    """A door to the host that opens when the script already waits before it."""
+    door, real = urllib.parse.urlsplit(nobody()), urllib.parse.urlsplit(host.url)
+    words = ("--server", door.geturl(), "--set", f"model.model_name={flows['small-srflow']}", "--wait", "60")
+    process = subprocess.Popen(command(folder / "deep", tmp_path / "out", *words), stdout=subprocess.PIPE, text=True)
+    lines = iter(process.stdout)
+    assert "Waiting for it, 60 s at most." in next(line for line in lines if "of 3 are done" not in line)
+    with socketserver.ThreadingTCPServer((door.hostname, door.port), Forward) as server:
+        server.to, server.daemon_threads = (real.hostname, real.port), True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rest = process.communicate(timeout=100)[0]
+        server.shutdown()
+    assert process.returncode == 0, rest
+    assert len(re.findall(r"\.png", rest)) >= 3
+    assert len(results(tmp_path / "out")) == 12
+
+
+# --- Flow Folder ------------------------------------------------------------------------------------------------------
+
+
+def in_folder(name="mine", **values):
+    asked = {"model": "model.0", "folder": name, "subfolder": f"made/{name}", "temperature": -0.1, "seed": 3} | values
+    return graph(model=loader(asked.pop("flow", "small-srflow.safetensors")), folder=("FlowcoreFolder", asked))
+
+
+@pytest.fixture
+def mine(host, flows, folder):
+    """Pictures in the server's input folder: one that tells of itself, one in 16 bits, and one that is none."""
+    place = host.server.base / "input" / "mine"
+    shutil.copytree(folder, place)
+    tags = Image.Exif()
+    tags[0x8298] = "a photographer"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo = Image.open(place / "a.png")
+    photo.save(place / "told.jpg", exif=tags, icc_profile=profile, xmp=b"<x:xmpmeta/>")
+    Image.new("I;16", (8, 6), 700).save(place / "deep" / "fine.png")
+    (place / "bad.png").write_bytes(b"nothing")
+    yield place
+    shutil.rmtree(place)
+    shutil.rmtree(host.server.base / "output" / "made", ignore_errors=True)
+
+
+def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
+    for flow, scale in (("small-srflow.safetensors", 2), ("small-color.safetensors", 1)):
+        info, *said = host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"]
+        assert info == "9 pictures: 8 made, 1 failed; in output/made/mine"
+        assert any(line.startswith("bad.png: Cannot read bad.png") for line in said)
+        out, end = host.server.base / "output" / "made" / "mine", f"_{Path(flow).stem}_seed4.png"
+        made = {path: path.stat().st_mtime_ns for path in out.rglob(f"*_{Path(flow).stem}_seed*.png")}
+        assert len(made) == 16
+        assert (out / "deep" / "er" / f"d{end}") in made
+        with Image.open(out / f"told{end}") as told:
+            assert told.size == (16 * scale, 12 * scale)
+            assert told.getexif()[0x8298] == "a photographer"
+            assert told.info["icc_profile"]
+            assert told.info["xmp"] == b"<x:xmpmeta/>"
+        assert bits_per_channel(out / "deep" / f"fine{end}") == 16
+        assert read_provenance(out / f"told{end}")[0].seed == 3
+        (out / f"a{end}").unlink()
+        assert "1 made" in (info := host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"][0])
+        assert "7 there already, 1 failed" in info
+        same = [path for path, when in made.items() if path.stat().st_mtime_ns == when]
+        assert len(same) == 14
+
+
+def test_flow_folder_can_be_cancelled(host, mine):
+    def look(event):
+        if isinstance(event, dict) and event["type"] == "flowcore.text" and "2 of 9" in event["data"]["text"]:
+            host.cancel()
+
+    for name in NAMES[:4]:
+        Image.open(mine / "a.png").resize((300, 300)).save(mine / name)
+    with pytest.raises(RunError, match="cancelled"):
+        host.wait(host.queue(in_folder()), look, timeout=60)
+    done = len([*(host.server.base / "output" / "made").rglob("*.png")])
+    assert 1 <= done < 8
+    assert f"{done} there already" in host.run(in_folder())["outputs"]["folder"]["text"][0]
+
+
+def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    Image.new("RGB", (8, 8)).save(secret / "s.png")
+    base = host.server.base
+    (base / "input" / "link").symlink_to(secret)
+    (base / "output" / "link").symlink_to(secret)
+    try:
+        for names in ({"name": str(secret)}, {"name": "../.."}, {"name": "link"}, {"name": "x" * 300}, {"name": "no"}):
+            refusal(host, in_folder(**names), "input folder")
+        for out in ("../x", str(secret), "link", "link/deeper", "a\0b"):
+            refusal(host, in_folder(subfolder=out), "leads out of ComfyUI's output folder")
+        (mine / "s.png").symlink_to(secret / "s.png")
+        refusal(host, in_folder(), "s.png", "leads out of ComfyUI's input folder")
+    finally:
+        (base / "input" / "link").unlink()
+        (base / "output" / "link").unlink()
+    assert [path.name for path in secret.iterdir()] == ["s.png"]
+    assert not (base / "output" / "made").exists()

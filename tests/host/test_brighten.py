@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import build_tiny, srflow_checkpoint
 from PIL import Image
-from talk import WORKFLOWS, graph, pixels, refusal
+from talk import WORKFLOWS, graph, loader, pixels, refusal, report
 
 import flowcore
 from flowcore.transforms import ActNorm
@@ -42,17 +42,17 @@ def dark(host, published):
 def story(**inputs):
     return graph(
         photo=("LoadImage", {"image": "dark.png"}),
-        model=("FlowcoreLoadModel", {"model_name": FILE}),
+        model=loader(FILE),
         brighten=("FlowcoreBrighten", {"image": "photo.0", "model": "model.0", "temperature": 0.0, "seed": 3} | inputs),
-        report=("FlowcoreTestReport", {"image": "brighten.0"}),
+        report=report("brighten.0"),
     )
 
 
 def test_a_dark_photograph_and_its_exposures(host, dark, published):
     flow = flowcore.load(published)
     outputs = host.run(story())["outputs"]
-    assert "CC BY-NC-SA" in outputs["model"]["text"][0]
-    assert "architecture: llflow" in outputs["model"]["text"][0]
+    assert "CC BY-NC-SA" in outputs["model"]["licence"][0]
+    assert outputs["model"]["architecture"] == ["llflow"]
     still = pixels(outputs["report"])
     torch.testing.assert_close(still, flowcore.brighten(flow, dark), atol=1e-5, rtol=0)
     exposures = pixels(host.run(story(temperature=0.7, samples=4))["outputs"]["report"])
@@ -61,12 +61,8 @@ def test_a_dark_photograph_and_its_exposures(host, dark, published):
     assert min(float((a - b).abs().max()) for a, b in pairwise(exposures)) > 1 / 255
 
 
-def test_exposures_that_are_all_alike_are_mentioned(host, dark):
+def test_exposures_that_are_all_alike_are_mentioned_and_other_models_refused(host, flows, dark):
     text = host.run(story(samples=2))["outputs"]["brighten"]["text"][0]
     assert "At temperature 0 all samples are the same picture" in text
-
-
-def test_models_of_other_kinds_are_refused(host, flows, dark):
-    workflow = story()
-    workflow["model"]["inputs"]["model_name"] = "small-srflow.safetensors"
+    workflow = graph(story(), model=loader("small-srflow.safetensors"))
     refusal(host, workflow, "brighten needs a low-light model", "docs/published-weights.md")

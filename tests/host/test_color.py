@@ -141,8 +141,8 @@ def test_points_are_followed_in_inference_mode_and_met_exactly_when_locked(host,
     assert (made[0] - made[1]).abs().mean() > 5 / 255
     options = {"image": torch.full((1, 3, 32, 48), 0.5), "samples": 2, "hints": wanted}
     assert apart(made, known(hint_steps=10, **options)) < 1e-3
-    unrefined = colored(host, coloring(MILD, samples=2, hints=hints, hint_steps=0))
-    assert apart(unrefined, known(hint_steps=0, **options)) < CLOSE
+    unspread = colored(host, coloring(MILD, samples=2, hints=hints, hint_steps=0))
+    assert apart(unspread, known(hint_steps=0, **options)) < CLOSE
     assert "hints cover" in outputs["hints"]["text"][0]
     outputs = host.run(coloring(MILD, hints=hints | {"lock": True}))["outputs"]
     assert misses(pixels(outputs["report"]), wanted).max() < 1e-4

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+
 import comfyui
+import numpy as np
 import pytest
 import torch
+from client import RunError
+from PIL import Image
 from small_flows import flow
-from talk import examples, graph, options, picture, pixels, refusal
+from talk import examples, graph, loader, noise, options, picture, pixels, refusal, report, shows
 
 from flowcore.tasks.harmonize import harmonize
 
@@ -31,12 +38,13 @@ SIZES = {
     "four portraits": (4, 128, 128),
     "two portraits": (2, 128, 128),
     "bad JPEG": (1, 128, 192),
+    "group photograph": (1, 101, 160),
 }
 
 
 def test_every_example_is_listed_with_files_that_the_host_serves(host):
     info = host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"]
-    assert options(info, "picture") == [*SIZES]
+    assert options(info, "picture")[: len(SIZES)] == [*SIZES]  # files of the input folder follow
     files = examples(host)
     assert [*files] == [*SIZES]
     sources = (FILES / "pictures" / "SOURCES.tsv").read_text()
@@ -46,114 +54,125 @@ def test_every_example_is_listed_with_files_that_the_host_serves(host):
         assert not name.startswith("pictures/") or name.removeprefix("pictures/") in sources
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_examples_are_pictures(host, name):
-    outputs = host.run(
-        graph(
+def test_examples_are_pictures(host):
+    files = examples(host)
+    scale = {"image": "masked.0", "upscale_method": "area", "width": 4, "height": 4, "crop": "disabled"}
+    for name, sides in SIZES.items():
+        workflow = graph(
             example=("FlowcoreExample", {"picture": name}),
             size=("GetImageSize", {"image": "example.0"}),
-            number=("PreviewAny", {"source": "size.2"}),
-            height=("PreviewAny", {"source": "size.1"}),
-            width=("PreviewAny", {"source": "size.0"}),
             masked=("MaskToImage", {"mask": "example.1"}),
-            small=(
-                "ImageScale",
-                {"image": "masked.0", "upscale_method": "area", "width": 4, "height": 4, "crop": "disabled"},
-            ),
-            report=("FlowcoreTestReport", {"image": "small.0"}),
-            folder=("PreviewAny", {"source": "example.2"}),
+            small=("ImageScale", scale),
+            report=report("small.0"),
+            **shows(number="size.2", height="size.1", width="size.0", folder="example.2"),
         )
-    )["outputs"]
-    assert [outputs[side]["text"] for side in ("number", "height", "width")] == [[str(side)] for side in SIZES[name]]
-    assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
-    (folder,) = outputs["folder"]["text"]
-    assert (FILES / examples(host)[name][0]).parent.samefile(folder)
+        outputs = host.run(workflow)["outputs"]
+        assert [outputs[side]["text"] for side in ("number", "height", "width")] == [[str(side)] for side in sides]
+        assert (pixels(outputs["report"]).max() > 0) == (name == "painted photograph")
+        (folder,) = outputs["folder"]["text"]
+        assert (FILES / files[name][0]).parent.samefile(folder)
+
+
+def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8), "RGBA")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    noisy.save(host.server.base / "input" / "own.png", exif=turned)
+    workflow = graph(
+        own=("FlowcoreExample", {"picture": "own.png"}),
+        image=report("own.0"),
+        hidden=("MaskToImage", {"mask": "own.1"}),
+        mask=report("hidden.0"),
+        **shows(folder="own.2"),
+    )
+    outputs = host.run(workflow)["outputs"]
+    upright = torch.tensor(np.array(noisy.transpose(Image.Transpose.ROTATE_270))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(pixels(outputs["image"])[0], upright[:3])
+    torch.testing.assert_close(pixels(outputs["mask"])[0, 0], 1 - upright[3])
+    assert (host.server.base / "input").samefile(outputs["folder"]["text"][0])
+    assert "own.png" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
+
+    noisy.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(host.server.base / "input" / "own.png")
+    assert pixels(host.run(workflow)["outputs"]["image"]).shape == (1, 3, 6, 8)  # another file of that name
+    workflow["own"]["inputs"]["picture"] = "../own.png"
+    with pytest.raises(RunError, match=r"there is no file '\.\./own\.png' in the input folder"):
+        host.run(workflow)
+
+
+def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
+    def seen(name, place="input"):
+        with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode({'filename': name, 'type': place})}"))) as shown:
+            return shown.size
+
+    assert [seen("photograph"), seen("four portraits"), seen("ten photographs")] == [
+        (188, 124),
+        (256, 256),
+        (1200, 480),
+    ]
+    host.put("plain.png", Image.new("RGB", (5, 4)))
+    assert seen("plain.png") == (5, 4)
+    with pytest.raises(HTTPError):
+        seen("photograph", "output")
 
 
 def test_a_morph_goes_through_all_pictures_and_back(host, flows):
-    made = host.run(
-        graph(
-            model=("FlowcoreLoadModel", {"model_name": flows["free-glow"]}),
-            three=picture(fill="noise", batch=3, height=16, width=16),
-            morph=(
-                "FlowcoreMorph",
-                {"images": "three.0", "model": "model.0", "frames": 3, "loop": True, "fit": "crop"},
-            ),
-            report=("FlowcoreTestReport", {"image": "morph.0"}),
-            before=("FlowcoreTestReport", {"image": "three.0"}),
-        )
-    )["outputs"]
-    film, three = pixels(made["report"]), pixels(made["before"])
+    asked = {"images": "three.0", "model": "model.0", "frames": 3, "loop": True, "fit": "crop"}
+    workflow = graph(
+        model=loader(flows["free-glow"]),
+        three=picture(fill="noise", batch=3, height=16, width=16),
+        morph=("FlowcoreMorph", asked),
+        report=report("morph.0"),
+    )
+    film = pixels(host.run(workflow)["outputs"]["report"])
     assert len(film) == 6
-    torch.testing.assert_close(film[::2], three, atol=2e-3, rtol=0)
+    torch.testing.assert_close(film[::2], noise(3, 3, 16, 16), atol=2e-3, rtol=0)
 
 
 def test_harmonize_is_the_task(host, flows):
-    made = host.run(
-        graph(
-            model=("FlowcoreLoadModel", {"model_name": flows["small-srflow"]}),
-            image=picture(fill="noise", height=16, width=24),
-            harmonize=("FlowcoreHarmonize", {"image": "image.0", "model": "model.0", "strength": 0.5}),
-            report=("FlowcoreTestReport", {"image": "harmonize.0"}),
-            before=("FlowcoreTestReport", {"image": "image.0"}),
-        )
-    )["outputs"]
-    wanted = harmonize(flow("small-srflow"), pixels(made["before"]), strength=0.5, notify=print)
-    torch.testing.assert_close(pixels(made["report"]), wanted, atol=2e-3, rtol=0)
-
-
-def sampling(**inputs):
-    drawn = {"model": "model.0", "seed": 7, "labels": "3"}
-    return graph(
-        model=("FlowcoreLoadModel", {"model_name": "mnist-styles"}),
-        grid=("FlowcoreSampleGrid", drawn | {"temperatures": "0, 1", "seeds": 2} | inputs),
-        sample=("FlowcoreSample", drawn | {"samples": 2, "temperature": 1.0}),
-        report=("FlowcoreTestReport", {"image": "grid.1"}),
-        single=("FlowcoreTestReport", {"image": "sample.0"}),
-        sheet=("PreviewImage", {"images": "grid.0"}),
+    workflow = graph(
+        model=loader(flows["small-srflow"]),
+        image=picture(fill="noise", height=16, width=24),
+        harmonize=("FlowcoreHarmonize", {"image": "image.0", "model": "model.0", "strength": 0.5}),
+        report=report("harmonize.0"),
     )
+    made = pixels(host.run(workflow)["outputs"]["report"])
+    wanted = harmonize(flow("small-srflow"), noise(1, 3, 16, 24), strength=0.5, notify=print)
+    torch.testing.assert_close(made, wanted, atol=2e-3, rtol=0)
 
 
 def test_a_sample_grid_holds_the_seeds_at_every_temperature(host):
-    outputs = host.run(sampling())["outputs"]
+    drawn = {"model": "model.0", "seed": 7, "labels": "3"}
+    workflow = graph(
+        model=loader("mnist-styles"),
+        grid=("FlowcoreSampleGrid", drawn | {"temperatures": "0, 1", "seeds": 2}),
+        sample=("FlowcoreSample", drawn | {"samples": 2, "temperature": 1.0}),
+        report=report("grid.1"),
+        single=report("sample.0"),
+        sheet=("PreviewImage", {"images": "grid.0"}),
+    )
+    outputs = host.run(workflow)["outputs"]
     grid = pixels(outputs["report"])
     assert len(grid) == 4
     assert torch.equal(grid[0], grid[1])  # at 0 all seeds are alike
     assert not torch.equal(grid[2], grid[3])
     assert torch.equal(grid[2:], pixels(outputs["single"]))
     assert outputs["grid"]["seeds"] == [7, 8]
-    refusal(host, sampling(temperatures=""), "temperatures takes 1 to 64 numbers")
+    workflow["grid"]["inputs"]["temperatures"] = ""
+    refusal(host, workflow, "temperatures takes 1 to 64 numbers")
 
 
 def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
-    nodes = graph(
-        model=("FlowcoreLoadModel", {"model_name": flows["small-color"]}),
+    asked = {"image": "image.0", "model": "model.0", "temperature": 0.5, "seed": 3}
+    workflow = graph(
+        model=loader(flows["small-color"]),
         image=picture(fill="photo", height=16, width=24),
         other=picture(fill="noise", batch=2, height=16, width=24),
         encoded=("FlowcoreEncodeColor", {"image": "other.0", "model": "model.0"}),
+        one=("FlowcoreColorize", asked | {"reference": "other.0"}),
+        two=("FlowcoreColorize", asked | {"latents": "encoded.0"}),
+        report=report("one.0"),
+        same=report("two.0"),
     )
-    wanted = {"image": "image.0", "model": "model.0", "temperature": 0.5, "seed": 3}
-    outputs = host.run(
-        graph(
-            nodes,
-            one=("FlowcoreColorize", wanted | {"reference": "other.0"}),
-            two=("FlowcoreColorize", wanted | {"latents": "encoded.0"}),
-            report=("FlowcoreTestReport", {"image": "one.0"}),
-            same=("FlowcoreTestReport", {"image": "two.0"}),
-        )
-    )["outputs"]
+    outputs = host.run(workflow)["outputs"]
     assert len(pixels(outputs["report"])) == 2
     assert torch.equal(pixels(outputs["report"]), pixels(outputs["same"]))
-
-
-def test_a_face_is_pasted_into_the_enlarged_picture(host):
-    eyes = {"left_eye": "19, 16", "right_eye": "28, 16"}  # a face of 38 pixels
-    outputs = host.run(
-        graph(
-            image=picture(fill="gradient", height=40, width=48),
-            align=("FlowcoreAlignFace", {"image": "image.0", "size": 76} | eyes),
-            paste=("FlowcorePasteFace", {"image": "image.0", "face": "align.0", "place": "align.1", "enlarge": True}),
-            report=("FlowcoreTestReport", {"image": "paste.0"}),
-        )
-    )["outputs"]
-    assert outputs["report"]["shape"][1:3] == [80, 96]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from talk import graph, noise, picture, pixels, refusal
+from talk import graph, noise, picture, pixels, refusal, report
 
-from flowcore.images.faces import locate_face
 from flowcore.tasks.faces import align_faces, paste_faces
 
 HEIGHT, WIDTH = 40, 48
@@ -14,11 +13,11 @@ EYES = ((19.0, 16.0), (28.0, 18.0))  # 9.2 pixels apart: a face of 39
 POINTS = {"left_eye": "19, 16", "right_eye": "28, 18"}
 
 
-def aligning(image=None, **inputs):
+def aligning(image=None, batch=1, **inputs):
     return graph(
-        image=image or picture(fill="noise", height=HEIGHT, width=WIDTH),
+        image=image or picture(fill="noise", height=HEIGHT, width=WIDTH, batch=batch),
         align=("FlowcoreAlignFace", {"image": "image.0", "size": 0} | inputs),
-        report=("FlowcoreTestReport", {"image": "align.0"}),
+        report=report("align.0"),
     )
 
 
@@ -37,7 +36,7 @@ def painted(*corners, side=2):
 
 
 def known(eyes=EYES, batch=1, size=0):
-    return align_faces(noise(batch, 3, HEIGHT, WIDTH), [eyes], size=size)
+    return align_faces(noise(batch, 3, HEIGHT, WIDTH), [[eyes]], size=size)
 
 
 def made(host, workflow):
@@ -50,7 +49,8 @@ def test_eyes_are_typed(host, size):
     face, text = made(host, aligning(size=size, **POINTS))
     torch.testing.assert_close(face, known(size=size)[0], atol=1e-5, rtol=0)
     assert text[0] == "eyes at 19.0, 16.0 and 28.0, 18.0; the face has 39 pixels"
-    assert "of the face lies outside" in text[1]
+    assert "the eyes 19, 16 and 28, 18 hardly looks like a face" in text[1]
+    assert "of the face lies outside" in text[2]
     exchanged, _ = made(host, aligning(size=size, left_eye="(28;18)", right_eye="19.0 16.0"))
     assert torch.equal(exchanged, face)
 
@@ -69,6 +69,10 @@ def test_eyes_are_detected(host):
     assert "2 faces were found; this is number 1, the largest is 1." in text
     face, text = made(host, detecting(faces, face=2))
     torch.testing.assert_close(face, known(((10.0, 10.0), (14.0, 10.0)))[0], atol=1e-5, rtol=0)
+    both, text = made(host, detecting(faces, face=0, size=24))
+    assert both.shape[0] == 2
+    assert text[0] == "2 faces of 17 to 39 pixels"
+    assert made(host, detecting(faces, face=0, smallest=20, size=24))[0].shape[0] == 1
     _, text = made(host, detecting("19 16 28 18 10 20"))
     assert any("seen from the side" in line for line in text)
 
@@ -89,7 +93,9 @@ def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
     refusal(host, aligning(left_eye="19, 16", right_eye="20, 16"), "at least 8")
     refusal(host, painted((18, 15)), "two dots", "it has 1")
     refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
+    refusal(host, aligning(left_eye="19, 16; 9, 9", right_eye="28, 18"), "left_eye has 2, and right_eye 1")
     refusal(host, detecting(""), "No face was found")
+    refusal(host, detecting("", face=0), "No face was found that is large enough")
     refusal(host, detecting("19 16 28 18 23 24", face=2), "One face was found; face 2 was asked for")
     refusal(host, aligning(picture(fill="nan"), **POINTS), "NaN")
     refusal(host, aligning(picture(batch=0), **POINTS), "empty")
@@ -103,26 +109,20 @@ def test_wires_of_a_wrong_type_are_refused(host):
     refusal(host, wrong, "Expected the place of Flow Align Face; got tuple")
 
 
-def pasting(face="align.0", **inputs):
+def pasting(face="align.0", batch=1, **inputs):
     return graph(
-        graph(aligning(batch(1), **POINTS)),
+        aligning(batch=batch, **POINTS),
         face=picture(fill="noise5", height=24, width=24, batch=2),
         paste=("FlowcorePasteFace", {"image": "image.0", "face": face, "place": "align.1"} | inputs),
-        report=("FlowcoreTestReport", {"image": "paste.0"}),
+        report=report("paste.0"),
     )
-
-
-def batch(count):
-    return picture(fill="noise", height=HEIGHT, width=WIDTH, batch=count)
 
 
 def test_faces_go_back_where_they_were(host):
     image, faces = noise(1, 3, HEIGHT, WIDTH), noise(2, 3, 24, 24, number=5)
-    place = locate_face(*EYES, HEIGHT, WIDTH)
-    report = host.run(pasting("face.0", feather=0.3))["outputs"]["report"]
-    torch.testing.assert_close(pixels(report), paste_faces(image, faces, [place], feather=0.3), atol=1e-5, rtol=0)
-    plain = pixels(host.run(pasting("face.0"))["outputs"]["report"])
-    torch.testing.assert_close(plain, paste_faces(image, faces, [place]), atol=1e-5, rtol=0)
+    for options in ({}, {"feather": 0.3}):
+        made = pixels(host.run(pasting("face.0", **options))["outputs"]["report"])
+        torch.testing.assert_close(made, paste_faces(image, faces, known()[1], **options), atol=1e-5, rtol=0)
 
 
 def test_a_face_goes_into_the_enlarged_photograph_alone(host):
@@ -130,22 +130,33 @@ def test_a_face_goes_into_the_enlarged_photograph_alone(host):
         pasting("face.0", image=["large", 0]),
         large=("ImageScaleBy", {"image": "image.0", "upscale_method": "nearest-exact", "scale_by": 2.0}),
     )
-    report = host.run(workflow)["outputs"]["report"]
+    made = pixels(host.run(workflow)["outputs"]["report"])
     large = noise(1, 3, HEIGHT, WIDTH).repeat_interleave(2, 2).repeat_interleave(2, 3)
     faces = noise(2, 3, 24, 24, number=5)
-    expected = paste_faces(large, faces, [locate_face(*EYES, HEIGHT, WIDTH)])
-    torch.testing.assert_close(pixels(report), expected, atol=1e-5, rtol=0)
+    expected = paste_faces(large, faces, known()[1])
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    larger = graph(pasting(enlarge=True), align=("FlowcoreAlignFace", {"image": "image.0", "size": 78} | POINTS))
+    assert host.run(larger)["outputs"]["report"]["shape"][1:3] == [2 * HEIGHT, 2 * WIDTH]
     refusal(host, pasting("face.0", image="face.0"), "other proportions")
     refusal(host, pasting("image.0"), "square")
 
 
 def test_every_picture_has_its_own_face(host):
     """Four pictures, one pair of eyes: four faces, which go back into their own pictures."""
-    workflow = pasting()
-    workflow["image"] = graph(image=batch(4))["image"]
+    workflow = pasting(batch=4)
     pasted = pixels(host.run(workflow)["outputs"]["report"])
     images = noise(4, 3, HEIGHT, WIDTH)
     faces, places = known(batch=4)
     torch.testing.assert_close(pasted, paste_faces(images, faces, places), atol=1e-5, rtol=0)
     workflow["paste"]["inputs"]["face"] = ["face", 0]
-    refusal(host, workflow, "Expected as many faces for each of 4 pictures; got 2")
+    refusal(host, workflow, "Expected as many faces for each of 4 places in 4 pictures; got 2")
+
+
+def test_all_faces_of_a_picture_go_back_into_it(host):
+    """Two faces, one sample of each: one picture with both."""
+    workflow = pasting("face.0")
+    workflow["align"]["inputs"] |= {"left_eye": "19, 16; 33, 20", "right_eye": "28, 18; 43, 20"}
+    eyes = [EYES, ((33.0, 20.0), (43.0, 20.0))]
+    _, places = align_faces(noise(1, 3, HEIGHT, WIDTH), [eyes])
+    expected = paste_faces(noise(1, 3, HEIGHT, WIDTH), noise(2, 3, 24, 24, number=5), places)
+    torch.testing.assert_close(pixels(host.run(workflow)["outputs"]["report"]), expected, atol=1e-5, rtol=0)

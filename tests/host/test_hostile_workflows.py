@@ -24,8 +24,7 @@ from client import RunError
 from hypothesis import given
 from hypothesis import strategies as st
 from record_golden import GOLDEN
-from talk import graph, newer, picture, upscale
-from test_recipe import run_from_canvas
+from talk import graph, loader, newer, picture, upscale
 
 import flowcore
 
@@ -38,42 +37,34 @@ BETWEEN = 20  # bad prompts between two good ones
 # ---------------------------------------------------------------------------------------------------------------------
 # good prompts: one for every node, made of its schema
 
-SRFLOW, COLOR = "small-srflow.safetensors", "small-color.safetensors"
-DARK, RESCALER = "small-dark.safetensors", "small-rescaler.safetensors"
-MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR, "FlowcoreBrighten": DARK}
-MODELS |= {"FlowcoreShrink": RESCALER, "FlowcoreRestore": RESCALER} | dict.fromkeys(
-    ("FlowcoreUpscale", "FlowcoreTemperatureGrid", "FlowcoreBestOf", "FlowcoreAsUpscaleModel", "FlowcoreHarmonize"),
-    SRFLOW,
-)
+COLOR, SRFLOW, RESCALER = (f"small-{name}.safetensors" for name in ("color", "srflow", "rescaler"))
+MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR, "FlowcoreBrighten": "small-dark.safetensors"}
+MODELS |= {"FlowcoreShrink": RESCALER, "FlowcoreRestore": RESCALER}
+ENLARGING = ("Upscale", "TemperatureGrid", "BestOf", "AsUpscaleModel", "Harmonize", "Folder")
+MODELS |= dict.fromkeys((f"Flowcore{name}" for name in ENLARGING), SRFLOW)
+EYES = {"left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"}
+TRAINED = {"folder": "photos", "recipe": "quick.toml", "name": "hostile", "start": "nothing", "minutes": 0.0}
 VALUES = {  # where the defaults are none, or take long
     "FlowcoreLoadRecipe": {"image": "made.png"},
     "FlowcoreLoadLatents": {"file": "kept.safetensors"},
     "FlowcoreSaveLatents": {"filename_prefix": "l/x"},
     "FlowcoreColorHints": {"points": "3, 4, #5a8fc8", "radius": 2},
-    "FlowcoreAlignFace": {"left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"},
+    "FlowcoreAlignFace": EYES,
     "FlowcorePasteFace": {"face": "aligned.0", "place": "aligned.1"},
     "FlowcoreColorize": {"hint_steps": 1},
     "FlowcoreInterpolate": {"frames": 3},
     "FlowcoreUpscale": {"samples": 2},
     "FlowcoreTemperatureCurve": {"levels": 1},
-    "FlowcoreTrain": {
-        "folder": "photos",
-        "recipe": "quick.toml",
-        "name": "hostile",
-        "start": "nothing",
-        "minutes": 0.0,
-    },
+    "FlowcoreTrain": TRAINED,
+    "FlowcoreFolder": {"folder": "photos", "subfolder": "hostile"},
 }
 WIRES = {"IMAGE": "image.0", "MASK": "mask.0", "FLOW_MODEL": "model.0", "FLOW_LATENTS": "z.0", "FLOW_HINTS": "hints.0"}
 
 
 def good_prompt(kind):
     """A node with all of its inputs, on small pictures and small flows."""
-    values = {}
-    for described in SCHEMAS[kind]["inputs"]:
-        value = WIRES.get(described["type"], described.get("default"))
-        if value is not None:
-            values[described["name"]] = value
+    wired = {i["name"]: WIRES.get(i["type"], i.get("default")) for i in SCHEMAS[kind]["inputs"]}
+    values = {name: value for name, value in wired.items() if value is not None}
     if "images" in values:  # enlarged samples
         values["images"] = "many.0"
     model = MODELS.get(kind, "small-glow.safetensors")
@@ -83,10 +74,10 @@ def good_prompt(kind):
         image=picture(fill="photo", height=8, width=12),
         many=picture(fill="photo", height=16, width=24, batch=2),
         mask=("ImageToMask", {"image": "image.0", "channel": "red"}),
-        model=("FlowcoreLoadModel", {"model_name": model}),
+        model=loader(model),
         z=(encode, {"image": "image.0", "model": "model.0"}),
         hints=("FlowcoreColorHints", {"image": "image.0", "points": "1, 1, #c04020"}),
-        aligned=("FlowcoreAlignFace", {"image": "image.0", "size": 8, "left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"}),
+        aligned=("FlowcoreAlignFace", {"image": "image.0", "size": 8} | EYES),
         node=(kind, values | VALUES.get(kind, {})),
         **show,
     )
@@ -101,7 +92,7 @@ for _ in range(300):
 
 NUMBERS = [-1, 0, 2**31, 2**63, -(2**63), 2**64, 10**6, 10**400, 1e308, -1.0, 0.5, 1e-320, -0.0]
 NUMBERS += [math.nan, math.inf, -math.inf]
-TEXTS = ["", " ", "\n", "a" * 100_000, "\0", "a\0b", "\ud800", "\U0001f98a", "مرحبا\u202e", "${HOME}", "{{7*7}}"]
+TEXTS = ["", " ", "\n", "a" * 100_000, "\0", "a\0b", "\ud800", "\U0001f98a", "مرحبا\u202e", "${HOME}", "{{7*7}}", "."]
 TEXTS += [
     "<script>alert(1)</script>",
     "../../escaped",
@@ -114,7 +105,6 @@ TEXTS += [
 TEXTS += [
     "a/" * 2000,
     "x/../..",
-    ".",
     "..",
     "/",
     "nan",
@@ -129,13 +119,6 @@ TEXTS += ["#" + "f" * 5000, "5", "0.5", "true", "None", "kept.safetensors", "kep
 KINDS = [None, True, False, {}, {"a": 1}, {"__value__": [1, 2]}, {"__value__": None}, {"__value__": {"a": []}}]
 KINDS += [[], [1], [1, 2, 3], [[1], 0], DEEP, {"__value__": DEEP}, [None, None], [{}, 0]]
 ANYTHING = NUMBERS + TEXTS + KINDS
-
-
-@st.composite
-def wires(draw, workflow):
-    """Wires that lead somewhere else, or nowhere."""
-    source = draw(st.sampled_from([*workflow, *workflow, *workflow, "nowhere", "", 0, 1.5]))
-    return [source, draw(st.sampled_from([0, 0, 0, 1, 99, -1, "0", 0.5, True, 2**70]))]
 
 
 # Of its own type, and wrong nevertheless; the others are mostly refused before they reach a node.
@@ -160,11 +143,7 @@ def prompts(draw, good):
             continue  # no node any more
         described = draw(st.sampled_from(SCHEMAS[kind]["inputs"]))
         key, values = described["name"], entry["inputs"]
-        match draw(
-            st.sampled_from(
-                ["fitting"] * 12 + ["value"] * 5 + ["text", "text", "wire", "wire", "gone", "extra", "shape"]
-            )
-        ):
+        match draw(st.sampled_from(WRONG)):
             case "fitting" if described["type"] in FITTING:
                 values[key] = draw(st.sampled_from(FITTING[described["type"]]))
             case "value" | "fitting":
@@ -172,7 +151,8 @@ def prompts(draw, good):
             case "text":
                 values[key] = draw(st.text(max_size=40) | st.text("0123456789.,-; #abcdef\n[]", max_size=40))
             case "wire":
-                values[key] = draw(wires(workflow))
+                source = draw(st.sampled_from([*workflow, *workflow, *workflow, "nowhere", "", 0, 1.5]))
+                values[key] = [source, draw(st.sampled_from([0, 0, 0, 1, 99, -1, "0", 0.5, True, 2**70]))]
             case "gone":
                 values.pop(key, None)
             case "extra":
@@ -183,6 +163,7 @@ def prompts(draw, good):
     return workflow
 
 
+WRONG = ["fitting"] * 12 + ["value"] * 5 + ["text", "text", "wire", "wire", "gone", "extra", "shape"]
 # What no schema knows. No wires: to an output that there is not, they end the queue's thread of 0.30.0, with any node.
 EXTRA = ["zzz", "cls", "self", "", "a.b", "\0"]
 SHAPES = [None, [], 5, "FlowcoreSample", {"inputs": {}}, {"inputs": []}, {"inputs": None}, {"_meta": None}]
@@ -194,11 +175,9 @@ SHAPES += [{"class_type": kind} for kind in (*SCHEMAS, "Nothing", "", None, 5, [
 
 
 def answer(host, workflow, within=LONGEST):
-    """Send a prompt, and fail unless the answer is a good one.
+    """Send a prompt, and fail unless the answer is a good one: its kind, and what was said.
 
-    Returns:
-        The kind of answer and what was said: refused, done, told (a sentence of ours), or the host's own (it fell
-        over, and no line of ours had a part in it).
+    Kinds are refused, done, told (a sentence of ours), and the host's own (it fell over, without a line of ours).
     """
     read, started = host.server.log.stat().st_size, time.monotonic()
     kind, said = "done", ""
@@ -210,11 +189,9 @@ def answer(host, workflow, within=LONGEST):
         kind, said = "the host's own", f"HTTP {error.code}"
     except TimeoutError:
         host.cancel()
-        kind = "late"
-    took = time.monotonic() - started
+        raise
     assert host.server.alive(), "the server has died"
-    assert kind != "late", f"not done after {within} s"
-    assert took < within + 1
+    assert time.monotonic() - started < within + 1
     with host.server.log.open(errors="replace") as log:
         log.seek(read)
         _blame(log.read())
@@ -272,7 +249,8 @@ def good(host, flows, photo, folder_of_photos):
     """Good prompts of all nodes, all of which run."""
     models, given = host.server.base / "models" / "flows", host.server.base / "input"
     (models / "quick.toml").write_text(test_workflows.QUICK)
-    (data,) = run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
+    run = host.queue_from_canvas(upscale(photo=photo, model_name=flows["small-srflow"], seed=40))
+    (data,) = host.pictures(host.wait(run))
     (given / "made.png").write_bytes(data)
     made = {kind: good_prompt(kind) for kind in SCHEMAS}
     if not newer(host.version, "0.16.0"):  # hosts before that have no curves
@@ -284,23 +262,19 @@ def good(host, flows, photo, folder_of_photos):
     kept.unlink()
 
 
-class Witness:
-    """A good prompt that goes between the bad ones, and always makes the same picture."""
+def witness(host, photo):
+    """What to call between bad prompts: a good one, which always makes the same picture, and nothing else is there."""
 
-    def __init__(self, host, photo):
-        self.host, self.workflow = host, upscale(photo=photo, seed=11)
-        self.count = itertools.count(1)
-        self.first = self.picture()
-        self.before = listing(host.server.base)
+    def made():
+        return np.asarray(host.images(upscale(photo=photo, seed=11))[0])
 
-    def picture(self):
-        (image,) = self.host.images(self.workflow)
-        return np.asarray(image)
+    first, before = made(), listing(host.server.base)
 
-    def look(self, now=False):
-        if now or next(self.count) % BETWEEN == 0:
-            assert np.array_equal(self.picture(), self.first)
-            assert listing(self.host.server.base) == self.before
+    def look():
+        assert np.array_equal(made(), first)
+        assert listing(host.server.base) == before
+
+    return look
 
 
 def test_the_good_prompts_are_good(host, good):
@@ -310,7 +284,7 @@ def test_the_good_prompts_are_good(host, good):
 
 @pytest.mark.fuzz
 def test_every_malformed_prompt_gets_an_answer(host, good, photo):
-    witness = Witness(host, photo)
+    look, count = witness(host, photo), itertools.count(1)
 
     @cases.cases(40, 750)
     @given(st.data())
@@ -319,18 +293,14 @@ def test_every_malformed_prompt_gets_an_answer(host, good, photo):
         kind, _ = answer(host, workflow)
         cases.tried("prompts")
         cases.tried(f"prompts: {kind}")
-        witness.look()
+        if next(count) % BETWEEN == 0:
+            look()
 
     tell()
-    witness.look(now=True)
+    look()
 
 
-FLOATS = [
-    (node, described["name"])
-    for node, info in SCHEMAS.items()
-    for described in info["inputs"]
-    if described["type"] == "FLOAT"
-]
+FLOATS = {(node, i["name"]) for node, info in SCHEMAS.items() for i in info["inputs"] if i["type"] == "FLOAT"}
 
 
 def test_nan_is_refused_by_every_float_input(host, good):
@@ -338,7 +308,7 @@ def test_nan_is_refused_by_every_float_input(host, good):
     missing = set(FLOATS)
     for workflow in good.values():
         for name, entry in workflow.items():
-            for kind, key in [pair for pair in FLOATS if pair in missing and pair[0] == entry["class_type"]]:
+            for kind, key in [pair for pair in missing if pair[0] == entry["class_type"]]:
                 spoilt = copy.deepcopy(workflow)
                 spoilt[name]["inputs"][key] = math.nan
                 got, said = answer(host, spoilt)
@@ -350,22 +320,20 @@ def test_nan_is_refused_by_every_float_input(host, good):
 
 def test_results_beyond_memory_are_refused_before_the_work(host, flows, photo):
     """All of it is within its range, and together it is too much: 256 pictures of 4096x4096 are 51 GB."""
-    model = ("FlowcoreLoadModel", {"model_name": flows["free-glow"]})
+    model = loader(flows["free-glow"])
     common = {"model": "model.0", "temperature": 0.7, "seed": 1}
     many = ("FlowcoreSample", common | {"samples": 256, "width": 4096, "height": 4096})
     one = ("FlowcoreSample", common | {"samples": 8, "width": 512, "height": 512})
     walk = ("FlowcoreInterpolate", {"a": "one.1", "b": "one.1", "frames": 512, "mode": "linear", "loop": True})
     again = ("FlowcoreDecode", {"latents": "walk.0", "model": "model.0"})
     save = ("SaveImage", {"images": "made.0", "filename_prefix": "much"})
-    for workflow in (
-        graph(model=model, made=many, save=save),
-        graph(model=model, one=one, walk=walk, made=again, save=save),
-    ):
-        kind, said = answer(host, workflow)
+    for nodes in ({"made": many}, {"one": one, "walk": walk, "made": again}):
+        kind, said = answer(host, graph(model=model, **nodes, save=save))
         assert kind == "told"
         assert re.search(r"need \d+\.\d GB of memory, and \d+\.\d GB are free", said)
 
 
+SAMPLE = b'{"prompt": {"1": {"class_type": "FlowcoreSample", "inputs": '
 BODIES = [
     b"",
     b"[]",
@@ -376,19 +344,21 @@ BODIES = [
     b'{"prompt": null}',
     b'{"prompt": []}',
     b'{"prompt": {}}',
+]
+BODIES += [
     b'{"prompt": "FlowcoreSample"}',
-    b'{"prompt": {"1": {"class_type": "FlowcoreSample", "inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}}",
-    b'{"prompt": {"1": {"class_type": "FlowcoreSample", "inputs": {"seed": ' + b"9" * 100_000 + b"}}}}",
+    SAMPLE + b"[" * 100_000 + b"]" * 100_000 + b"}}}",
+    SAMPLE + b'{"seed": ' + b"9" * 100_000 + b"}}}}",
     b'{"prompt": {"1": {"class_type": "' + b"F" * 1_000_000 + b'", "inputs": {}}}}',
 ]
 
 
 def test_malformed_requests_do_no_harm(host, good, photo):
     """Most of these are the host's to answer: that ours goes on is what counts."""
-    witness = Witness(host, photo)
+    look = witness(host, photo)
     for body in BODIES:
         with pytest.raises(urllib.error.HTTPError) as refused:
             host.post("/prompt", body)
         assert refused.value.code in (400, 500)
-    witness.look(now=True)
+    look()
     _blame(host.server.console())

@@ -30,6 +30,9 @@ def test_every_input_has_a_tooltip_and_every_node_a_place_in_the_menu(host):
         assert all(info["output_tooltips"])
         if newer(host.version, "0.11.0"):
             assert info["search_aliases"]
+        if newer(host.version, "0.20.0"):
+            essential = name in ("FlowcoreUpscale", "FlowcoreColorize")
+            assert info["essentials_category"] == ("Image Tools" if essential else None)
 
 
 def test_temperature_is_a_gradient_slider_where_the_host_has_one(host):

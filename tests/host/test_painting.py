@@ -6,7 +6,6 @@ import json
 
 from talk import graph, picture, pixels, refusal
 from test_color import CLOSE, COLOR, GRAY, SIDES, apart, known
-from test_recipe import posted
 
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, parse_points
@@ -88,7 +87,7 @@ def test_the_canvas_gets_the_picture_to_paint_on_and_scripts_do_not(host):
     workflow = graph(painting(), show=("PreviewImage", {"images": "paint.1"}))
     assert "flowcore_canvas" not in host.run(workflow)["outputs"]["paint"]
     host.forget()
-    outputs = host.wait(posted(host, workflow))["outputs"]
+    outputs = host.wait(host.queue_from_canvas(workflow))["outputs"]
     (saved,) = outputs["paint"]["flowcore_canvas"]
     assert saved["type"] == "temp"
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from client import Events
 from PIL import Image
-from talk import graph, picture, refusal
-from test_choose import report, shows
-from test_recipe import posted, recipes
+from talk import graph, loader, picture, refusal, report, shows
+from test_recipe import recipes
 
 MODELS = {
     "FlowcoreUpscale": "small-srflow",
@@ -36,7 +35,7 @@ IMAGES = {"FlowcoreTemperatureGrid": 1}  # the output with the pictures, if not 
 def several(flows, kind, **more):
     return graph(
         image=picture(fill="photo", height=8, width=12),
-        model=("FlowcoreLoadModel", {"model_name": flows[MODELS[kind]]}),
+        model=loader(flows[MODELS[kind]]),
         node=(kind, {"model": "model.0"} | ASKED[kind] | more),
         show=report(f"node.{IMAGES.get(kind, 0)}"),
     )
@@ -100,7 +99,7 @@ def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
 def test_a_saved_pick_says_its_seed(host, flows):
     save = ("SaveImage", {"images": "node.0", "filename_prefix": "pick"})
     workflow = graph(several(flows, "FlowcoreUpscale", pick=2), save=save)
-    (data,) = host.pictures(host.wait(posted(host, workflow), timeout=120))
+    (data,) = host.pictures(host.wait(host.queue_from_canvas(workflow), timeout=120))
     (entry,) = recipes(data)
     assert (entry["seed"], entry["samples"], len(entry["pictures"])) == (5, 3, 3)
     alone = graph(several(flows, "FlowcoreUpscale", seed=6, samples=1), save=save)
@@ -135,7 +134,7 @@ def test_the_canvas_gets_all_pixels_and_the_source_and_scripts_get_no_files(host
     plain = several(flows, "FlowcoreUpscale", seed=61)
     assert not {"full", "source"} & set(host.run(plain)["outputs"]["node"]["flowcore_gallery"][0])
     workflow = several(flows, "FlowcoreUpscale", seed=62)
-    outputs = host.wait(posted(host, workflow), timeout=120)["outputs"]
+    outputs = host.wait(host.queue_from_canvas(workflow), timeout=120)["outputs"]
     rows = np.array(outputs["show"]["rows"]).reshape(outputs["show"]["shape"])
     for made, entry in zip(rows, outputs["node"]["flowcore_gallery"], strict=True):
         assert np.abs(opened(entry["full"]) - 255 * made).max() <= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import json
@@ -16,23 +15,18 @@ import small_flows
 from client import RunError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from talk import Host, graph, upscale
-from test_for_ever import opened
-from test_workflows import on_disk, to_api, with_photo
+from talk import Host, graph, loader, newer, upscale
+from test_workflows import STORIES, to_api, with_photo
 
 from flowcore import __version__, load
 from flowcore.checkpoints import save
 from flowcore.checkpoints.latents_file import model_sha256
+from flowcore.cli.main import main
 
 
-def run_from_canvas(host, prompt, pnginfo=None):
+def run_from_canvas(host, prompt, canvas=None):
     """Run a prompt as the frontend posts it, with the canvas beside it, and return the files that it saves."""
-    return host.pictures(host.wait(posted(host, prompt, pnginfo), timeout=120))
-
-
-def posted(host, prompt, pnginfo=None):
-    extra = {"extra_pnginfo": {"workflow": {"nodes": []}} if pnginfo is None else pnginfo}
-    return json.loads(host.post("/prompt", {"prompt": prompt, "client_id": host.id, "extra_data": extra}))["prompt_id"]
+    return host.pictures(host.wait(host.queue_from_canvas(prompt, canvas), timeout=120))
 
 
 def cached_nodes(entry):
@@ -52,26 +46,18 @@ def pixels(data):
     return np.asarray(opened_file(data))
 
 
-@pytest.fixture(scope="session")
-def fresh(tmp_path_factory):
+@pytest.fixture
+def fresh(host, tmp_path):
     """A server of the host's other version, which has run nothing."""
-    started = {}
-    with contextlib.ExitStack() as stack:
-
-        def start(version):
-            others = [name for name in comfyui.trees() if name != version] or [version]
-            if others[0] not in started:
-                base = tmp_path_factory.mktemp("fresh")
-                started[others[0]] = Host(stack.enter_context(comfyui.running(comfyui.tree(others[0]), base)))
-            return started[others[0]]
-
-        yield start
+    others = [name for name, tree in comfyui.trees().items() if comfyui.version(tree) != host.version]
+    with comfyui.running(comfyui.tree(*others[:1]), tmp_path) as server:
+        yield Host(server)
 
 
 def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     every = host.get_json("/object_info")
-    canvas = on_disk("upscale")
-    prompt = with_photo(host, to_api(opened(canvas, every), every), photo)  # as the frontend does
+    canvas = STORIES["upscale"]
+    prompt = with_photo(host, to_api(canvas, every), photo)  # as the frontend does
     files = run_from_canvas(host, prompt, {"workflow": canvas})
     assert len(files) == 4
     assert json.loads(opened_file(files[0]).text["workflow"]) == canvas
@@ -86,128 +72,93 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, fresh):
     assert {name: value["shape"] for name, value in recipe["sources"].items()} == {"image": [1, 16, 24, 3]}
     assert len(set(recipe["pictures"])) == 4
 
-    other = fresh(host.version)
-    shutil.copy(host.server.base / "input" / photo, other.server.base / "input" / photo)
-    again = run_from_canvas(other, json.loads(opened_file(files[0]).text["prompt"]))
+    inputs = fresh.server.base / "input"
+    shutil.copy(host.server.base / "input" / photo, inputs / photo)
+    again = run_from_canvas(fresh, json.loads(opened_file(files[0]).text["prompt"]))
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(files, again, strict=True))
     assert recipes(again[0]) == [recipe]
 
     # And each alone, from what Load Flow Recipe reads out of its file.
+    asked = {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"}
+    follow = graph(
+        photo=("LoadImage", {"image": photo}),
+        recipe=("FlowcoreLoadRecipe", {"image": "made.png"}),
+        upscale=("FlowcoreUpscale", asked | {"calm_edges": "recipe.5"}),
+        save=("SaveImage", {"images": "upscale.0", "filename_prefix": "again"}),
+        same=("SaveImage", {"images": "recipe.4", "filename_prefix": "same"}),
+    )
     for number, data in enumerate(files[:3:2]):
-        (other.server.base / "input" / "made.png").write_bytes(data)
-        asked = {"image": "photo.0", "model": "recipe.0", "temperature": "recipe.1", "seed": "recipe.2"}
-        asked["calm_edges"] = "recipe.5"
-        follow = graph(
-            photo=("LoadImage", {"image": photo}),
-            recipe=("FlowcoreLoadRecipe", {"image": "made.png"}),
-            upscale=("FlowcoreUpscale", asked),
-            save=("SaveImage", {"images": "upscale.0", "filename_prefix": "again"}),
-            same=("SaveImage", {"images": "recipe.4", "filename_prefix": "same"}),
-        )
-        entry = other.run(follow)
-        alone, same = other.pictures({"outputs": {k: entry["outputs"][k] for k in ("save", "same")}})
-        assert np.array_equal(pixels(alone), pixels(data))
-        assert np.array_equal(pixels(same), pixels(data))
-        assert entry["outputs"]["recipe"]["seed"] == [1 + 2 * number]
-        assert entry["outputs"]["recipe"]["model"] == ["srflow-x4"]
+        (inputs / "made.png").write_bytes(data)
+        outputs = fresh.run(follow)["outputs"]
+        for alone in fresh.pictures({"outputs": {k: outputs[k] for k in ("save", "same")}}):
+            assert np.array_equal(pixels(alone), pixels(data))
+        assert (outputs["recipe"]["seed"], outputs["recipe"]["model"]) == ([1 + 2 * number], ["srflow-x4"])
 
 
 def test_the_provenance_names_every_node_once(host, photo, flows):
     host.forget()
     models = {"srflow": "small-srflow", "color": "small-color", "glow": "free-glow"}
-    upscaled = {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}
-    colored = {
-        "image": "upscale.0",
-        "model": "color.0",
-        "temperature": 0.6,
-        "seed": 4,
-        "samples": 2,
-        "hints": "hints.0",
-        "precision": "auto",
-    }
+    colored = {"image": "upscale.0", "model": "color.0", "temperature": 0.6, "seed": 4, "samples": 2}
     drawn = {"model": "glow.0", "samples": 3, "temperature": 0.7, "seed": 5, "width": 16, "height": 12}
     prompt = graph(
         photo=("LoadImage", {"image": photo}),
-        **{key: ("FlowcoreLoadModel", {"model_name": flows[name]}) for key, name in models.items()},
-        upscale=("FlowcoreUpscale", upscaled),
+        **{key: loader(flows[name]) for key, name in models.items()},
+        upscale=("FlowcoreUpscale", {"image": "photo.0", "model": "srflow.0", "temperature": 0.5, "seed": 3}),
         hints=("FlowcoreColorHints", {"image": "upscale.0", "palette": "#c08040"}),
-        colorize=("FlowcoreColorize", colored),
+        colorize=("FlowcoreColorize", colored | {"hints": "hints.0", "precision": "auto"}),
         sample=("FlowcoreSample", drawn | {"temperatures": "0.3, 0.9"}),
         save=("SaveImage", {"images": "colorize.0", "filename_prefix": "three"}),
         other=("SaveImage", {"images": "sample.0", "filename_prefix": "three"}),
     )
-    files = run_from_canvas(host, prompt)
-    colored = next(data for data in files if opened_file(data).size == (48, 32))
-    told = {entry["node_id"]: entry for entry in recipes(colored)}
+    files = {opened_file(data).size: data for data in run_from_canvas(host, prompt)}
+    told = {entry["node_id"]: entry for entry in recipes(files[48, 32])}
     assert {"upscale", "colorize"} <= told.keys() <= {"upscale", "colorize", "sample"}  # not what runs later
     assert told["colorize"]["samples"] == 2
     assert told["colorize"]["settings"]["detail"] == 0.3
     assert told["colorize"]["settings"]["precision"] in ("float32", "bfloat16")  # what auto was here
     assert told["colorize"]["sources"]["hints"]["palette"]["shape"] == [1, 4]
-    sampled = next(data for data in files if opened_file(data).size == (16, 12))
-    told = {entry["node_id"]: entry for entry in recipes(sampled)}
+    told = {entry["node_id"]: entry for entry in recipes(files[16, 12])}
     assert told["sample"]["settings"]["temperatures"] == "0.3, 0.9"
     assert told["sample"]["seed"] == 5
 
 
-def test_a_second_run_replaces_the_provenance_of_the_first(host, photo, flows):
-    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=31)
-    (first,) = run_from_canvas(host, prompt)
-    pnginfo = {"workflow": {}, "flowcore": recipes(first)}
-    prompt["upscale"]["inputs"]["seed"] = 32
-    (second,) = run_from_canvas(host, prompt, pnginfo)
-    (entry,) = recipes(second)
-    assert entry["seed"] == 32
-
-
-def test_a_cached_picture_is_saved_with_its_provenance(host, photo, flows):
-    """The node does not run again, and yet the new file says what made it."""
+def test_a_cached_picture_is_saved_with_its_provenance_and_another_with_its_own(host, photo, flows):
+    """The node does not run again, whatever the canvas is, and yet the new file says what made it."""
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=33, temperature=1)
     (first,) = run_from_canvas(host, prompt)
+    for canvas in ({"workflow": {"nodes": [1]}}, {"workflow": {}, "flowcore": "nonsense"}, {}):
+        assert set(cached_nodes(host.wait(host.queue_from_canvas(prompt, canvas), timeout=60))) == set(prompt)
     prompt["save"]["inputs"]["filename_prefix"] = "elsewhere"
-    entry = host.wait(posted(host, prompt), timeout=60)
+    entry = host.wait(host.queue_from_canvas(prompt), timeout=60)
     assert "upscale" in cached_nodes(entry)
     (second,) = host.pictures(entry)
     assert recipes(second) == recipes(first)
     assert np.array_equal(pixels(first), pixels(second))
-    # Two that are posted before the first has run: neither waits for the other.
+    # Two that are posted before the first has run: neither waits for the other, and what the canvas holds is replaced.
     prompt["upscale"]["inputs"]["seed"] = 34
     runs = []
     for name in ("one", "two"):
         prompt["save"]["inputs"]["filename_prefix"] = name
-        runs.append(posted(host, prompt))
+        runs.append(host.queue_from_canvas(prompt, {"workflow": {}, "flowcore": recipes(first)}))
     for run in runs:
         (data,) = host.pictures(host.wait(run, timeout=60))
         assert [entry["seed"] for entry in recipes(data)] == [34]
 
 
-def test_provenance_does_not_invalidate_the_cache(host, photo, flows):
-    """The canvas is no part of what decides whether a node runs again."""
-    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=35)
-    run_from_canvas(host, prompt)
-    for pnginfo in ({"workflow": {"nodes": [1]}}, {"workflow": {}, "flowcore": "nonsense"}, {}):
-        assert set(cached_nodes(host.wait(posted(host, prompt, pnginfo), timeout=60))) == set(prompt)
-
-
-@pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}])
-def test_prompts_without_a_canvas_run(host, photo, flows, extra):
-    host.forget()
+def test_prompts_without_a_canvas_run(host, photo, flows):
     prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=36)
-    run = json.loads(host.post("/prompt", {"prompt": prompt, "client_id": host.id, "extra_data": extra}))["prompt_id"]
-    (data,) = host.pictures(host.wait(run, timeout=60))
-    assert ("flowcore" in opened_file(data).text) == bool(extra.get("extra_pnginfo"))
-    if extra.get("extra_pnginfo"):
-        assert [entry["seed"] for entry in recipes(data)] == [36]
+    for extra in ({}, {"extra_pnginfo": None}, {"extra_pnginfo": {"flowcore": 7}}):
+        host.forget()
+        (data,) = host.pictures(host.wait(host.queue(prompt, **extra), timeout=60))
+        found = recipes(data) if "flowcore" in opened_file(data).text else []
+        assert [entry["seed"] for entry in found] == ([36] if extra.get("extra_pnginfo") else [])
     assert "flowcore could not" not in host.server.console()
 
 
 def follow(host, name):
     """Load a recipe, and use nothing of it but what reaches the history."""
-    prompt = graph(
-        recipe=("FlowcoreLoadRecipe", {"image": name}),
-        save=("PreviewImage", {"images": "recipe.4"}),
-    )
-    return host.run(prompt)["outputs"]["recipe"]
+    show = ("PreviewImage", {"images": "recipe.4"})
+    return host.run(graph(recipe=("FlowcoreLoadRecipe", {"image": name}), show=show))["outputs"]["recipe"]
 
 
 @pytest.fixture
@@ -251,6 +202,45 @@ def test_a_resized_picture_keeps_its_provenance(host, made):
     assert "precision: 'float32'" in told["text"][0]
 
 
+def test_16_bits_and_exr_keep_the_provenance(host, photo, flows, tmp_path, capsys):
+    if not newer(host.version, "0.30.0"):
+        pytest.skip("a node of later hosts")
+    prompt = upscale(photo=photo, model_name=flows["small-srflow"], seed=40, samples=2)
+    asked = {"images": ["upscale", 0], "filename_prefix": "deep", "format.input_color_space": "sRGB"}
+    for kind, depth in (("png", "16-bit"), ("exr", "32-bit float")):
+        prompt["save"] = {
+            "class_type": "SaveImageAdvanced",
+            "inputs": asked | {"format": kind, "format.bit_depth": depth},
+        }
+        _, second = run_from_canvas(host, prompt)
+        (host.server.base / "input" / f"deep.{kind}").write_bytes(second)
+        assert main(["inspect", str(host.server.base / "input" / f"deep.{kind}")]) == 0
+        (told,) = json.loads(capsys.readouterr().out)
+        assert (told["seed"], len(told["pictures"])) == (40, 2)
+    told = follow(host, "deep.png")
+    assert told["seed"] == [41]
+    assert "was changed" not in told["text"][0]
+    with pytest.raises(RunError, match="no PNG file"):
+        follow(host, "deep.exr")
+
+
+def test_every_pass_of_a_loop_has_its_own_seed_and_provenance(host, photo, flows):
+    start = graph(photo=("LoadImage", {"image": photo}), model=loader(flows["small-srflow"]))
+    loops = {"expanded": graph(start, made=("FlowcoreTestLoop", {"image": "photo.0", "model": "model.0", "passes": 3}))}
+    if newer(host.version, "0.30.0"):  # the host itself repeats nodes over a list
+        seeds = {f"seed{k}": ("SeedNode", {"seed": k}) for k in range(3)}
+        listed = ("CreateList", {f"inputs.input{k}": f"seed{k}.0" for k in range(3)})
+        drawn = {"image": "photo.0", "model": "model.0", "temperature": 0.8, "seed": "listed.0"}
+        loops["listed"] = graph(start, **seeds, listed=listed, made=("FlowcoreUpscale", drawn))
+    for name, loop in loops.items():
+        files = run_from_canvas(host, graph(loop, save=("SaveImage", {"images": "made.0", "filename_prefix": name})))
+        assert len({pixels(data).tobytes() for data in files}) == 3, name
+        assert {entry["seed"] for entry in recipes(files[-1])} >= {0, 1, 2}, name
+        for k, data in enumerate(files):
+            (host.server.base / "input" / "pass.png").write_bytes(data)
+            assert follow(host, "pass.png")["seed"] == [k], name
+
+
 def test_hostile_files_raise_a_readable_error_and_the_next_run_works(host, made):
     folder, text = host.server.base / "input", PngInfo()
     Image.new("RGB", (8, 8)).save(folder / "plain.png")
@@ -258,15 +248,12 @@ def test_hostile_files_raise_a_readable_error_and_the_next_run_works(host, made)
     Image.new("RGB", (8, 8)).save(folder / "types.png", pnginfo=text)
     (folder / "photo-of-a-cat.png").write_bytes(b"\xff\xd8\xff\xe0 no PNG")
     (folder / "cut.png").write_bytes(made[: len(made) // 2])
-    for name, words in {
-        "plain.png": "holds no recipe",
-        "types.png": "has no model",
-        "photo-of-a-cat.png": "not a PNG",
+    refused = {"plain.png": "holds no recipe", "types.png": "has no model", "photo-of-a-cat.png": "not a PNG"}
+    refused |= {
         "cut.png": "damaged",
-        "../console.log": "there is no file",
-        "missing.png": "there is no file",
-        "/etc/passwd": "there is no file",
-    }.items():
+        **dict.fromkeys(("../console.log", "missing.png", "/etc/passwd"), "there is no file"),
+    }
+    for name, words in refused.items():
         with pytest.raises(RunError, match=words):
             follow(host, name)
     assert follow(host, "made.png")["seed"] == [40]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 import time
@@ -10,14 +12,11 @@ import pytest
 import soak
 from client import RunError
 from PIL import Image
-from talk import WORKFLOWS, graph, newer, upscale
+from talk import WORKFLOWS, graph, loader, newer, until, upscale
 
 from flowcore.checkpoints.latents_file import load_latents
 
 ORDINARY = range(6)  # one prompt of every kind
-
-# Prompt to host to what came of it: the hosts follow each other.
-CAME: dict[str, dict[str, object]] = {}
 
 
 @pytest.fixture
@@ -36,11 +35,11 @@ def newest(host):
 # --- memory, files, threads -------------------------------------------------------------------------------------------
 
 
-def test_30_prompts_leave_no_file_open_and_no_thread(host, process, newest):
+def test_prompts_leave_no_file_open_and_no_thread(host, process, newest):
     for number in ORDINARY:
         soak.outcome(host, soak.good(number))
     before = soak.settled(process)
-    for number in range(6, 31):
+    for number in range(6, 18):
         soak.outcome(host, soak.good(number))
     for number in range(5):
         soak.refused(host, soak.bad(number))
@@ -52,9 +51,8 @@ def test_30_prompts_leave_no_file_open_and_no_thread(host, process, newest):
 def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     prompt = soak.upscaling(40, samples=2)
     known = soak.outcome(host, prompt)
-    kept = {"store": {"class_type": "FlowcoreTestStore", "inputs": {}}}
-    after = {"store": {"class_type": "FlowcoreTestStore", "inputs": {"after": ["made", 0]}}}
-    facts = host.run(prompt.workflow | after)["outputs"]["store"]
+    kept = graph(store=("FlowcoreTestStore", {}))
+    facts = host.run(graph(prompt.workflow, store=("FlowcoreTestStore", {"after": "made.0"})))["outputs"]["store"]
     assert facts["count"][0] > 0
     assert facts["plans"] == [1]
     # In the middle of a prompt, which then ends as it would have.
@@ -63,12 +61,8 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
     time.sleep(0.1)
     host.post("/free", {"unload_models": True, "free_memory": True})
     freed = host.wait(run)["outputs"]["digest"]["bits"][0]
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        facts = host.run(kept)["outputs"]["store"]
-        if facts["count"] == [0]:
-            break
-        time.sleep(0.2)
+    until(lambda: host.run(kept)["outputs"]["store"]["count"] == [0])
+    facts = host.run(kept)["outputs"]["store"]
     assert (facts["count"], facts["bytes"], facts["plans"]) == ([0], [0], [0])
     assert soak.outcome(host, prompt) == known
     assert soak.outcome(host, long)[0] == freed
@@ -77,8 +71,8 @@ def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 
-def test_8_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newest):
-    assert "8 prompts" in soak.cancelled(host, host.server, 8, random.Random(8), factor=0.15)
+def test_prompts_cancelled_at_random_moments_leave_no_trace(host, process, newest):
+    assert "4 prompts" in soak.cancelled(host, host.server, 4, random.Random(8), factor=0.15)
 
 
 # --- several clients --------------------------------------------------------------------------------------------------
@@ -100,8 +94,7 @@ def test_cached_conditions_of_other_settings_are_not_mixed_up(host, newest):
     tiled = ways["upscale 33 {'tile': 32}"]
     assert tiled == ways["upscale 33 {}"]  # smaller than a tile
     assert len(set(alone)) == len(alone) - 1
-    for order in (prompts, prompts[::-1]):
-        assert [soak.outcome(host, prompt) for prompt in order] == [ways[prompt.key] for prompt in order]
+    assert [soak.outcome(host, prompt) for prompt in prompts[::-1]] == alone[::-1]
 
 
 # --- crash and full disk ----------------------------------------------------------------------------------------------
@@ -169,23 +162,23 @@ def test_partial_files_of_a_killed_server_are_hidden_and_removed(host, process):
 # --- one seed, one picture --------------------------------------------------------------------------------------------
 
 
-def same_on_every_host(host, key, came):
-    others = CAME.setdefault(key, {})
-    others[host.version] = came
-    assert all(other == came for other in others.values()), f"{key}: {others}"
-
-
-def test_hosts_make_the_same(host):
-    for prompt in [*(soak.good(number) for number in ORDINARY), *soak.variants()]:
-        same_on_every_host(host, prompt.key, soak.outcome(host, prompt))
+def test_hosts_make_the_same(host, shared):
+    prompts = [*(soak.good(number) for number in ORDINARY), *soak.variants()]
+    came = {prompt.key: repr(soak.outcome(host, prompt)) for prompt in prompts}
     photo = host.put("same.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((120, 40, 152, 64)))
     (made,) = host.images(upscale(photo=photo, seed=11))
-    same_on_every_host(host, "photograph", made.tobytes())
+    came["photograph"] = hashlib.sha256(made.tobytes()).hexdigest()
     gray = graph(
         photo=("LoadImage", {"image": photo}),
-        model=("FlowcoreLoadModel", {"model_name": "color-photos"}),
+        model=loader("color-photos"),
         made=("FlowcoreColorize", {"image": "photo.0", "model": "model.0", "temperature": 1.0, "seed": 4}),
         save=("SaveImage", {"images": "made.0", "filename_prefix": "same"}),
     )
     (made,) = host.images(gray)
-    same_on_every_host(host, "colors", made.tobytes())
+    came["colors"] = hashlib.sha256(made.tobytes()).hexdigest()
+    # The other host may be in another process, so each leaves what came in a file; the later one finds both.
+    partial = shared / f"{host.version}.partial"
+    partial.write_text(json.dumps(came))
+    partial.replace(shared / f"same on {host.version}.json")
+    for file in shared.glob("same on *.json"):
+        assert json.loads(file.read_text()) == came, file.stem

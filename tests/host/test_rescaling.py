@@ -7,15 +7,11 @@ import pytest
 import torch
 from builders import build_hcflow, hcflow_checkpoint
 from PIL import Image
-from talk import graph, refusal, upscale
+from talk import array, graph, loader, refusal, upscale
 
 import flowcore
 
 UPSCALER, RESCALER = "SR_DF2K_X4_HCFlow++.pth", "Rescaling_DF2K_X4_HCFlow.pth"
-
-
-def array(image):
-    return np.asarray(image, dtype=np.float64) / 255
 
 
 @pytest.fixture
@@ -30,17 +26,14 @@ def hcflows(host):
 
 
 def rescaling(photo, **inputs):
+    asked = {"small": "shrink.0", "model": "model.0", "temperature": 0.1, "seed": 1}
+    asked |= {"width": "shrink.1", "height": "shrink.2"} | inputs
     return graph(
         photo=("LoadImage", {"image": photo}),
-        model=("FlowcoreLoadModel", {"model_name": RESCALER}),
+        model=loader(RESCALER),
         shrink=("FlowcoreShrink", {"image": "photo.0", "model": "model.0"}),
         small=("SaveImage", {"images": "shrink.0", "filename_prefix": "small"}),
-        restore=(
-            "FlowcoreRestore",
-            {"small": "shrink.0", "model": "model.0", "temperature": 0.1, "seed": 1}
-            | {"width": "shrink.1", "height": "shrink.2"}
-            | inputs,
-        ),
+        restore=("FlowcoreRestore", asked),
         save=("SaveImage", {"images": "restore.0", "filename_prefix": "restored"}),
     )
 
@@ -49,8 +42,7 @@ def test_hcflow_story(host, hcflows, photo):
     entry = host.run(upscale(photo=photo, model_name=UPSCALER, samples=2, temperature=0.3, seed=3))
     assert entry["status"]["status_str"] == "success"
     model = entry["outputs"]["model"]
-    assert model["architecture"] == ["hcflow"]
-    assert model["scale"] == [4]
+    assert (model["architecture"], model["scale"]) == (["hcflow"], [4])
     assert model["use"] == ["enlarges pictures"]  # a file has no text of its own: it is that of its task
     assert "Apache-2.0" in model["licence"][0]
     pictures = host.images(upscale(photo=photo, model_name=UPSCALER, samples=2, temperature=0.3, seed=3))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from small_flows import flow
-from talk import graph, inputs, newer, noise, picture, pixels, refusal
+from talk import graph, inputs, loader, noise, picture, pixels, refusal, report, shows
 
 from flowcore.images.resize import shrink
 from flowcore.tasks.score import score
@@ -21,15 +19,14 @@ def scoring(model=GLOW, image=None, second=None, **values):
     listed = {"second": second, "list": ("FlowcoreTestImages", {"first": "image.0", "second": "second.0"})}
     return graph(
         **(listed if second else {}),
-        model=("FlowcoreLoadModel", {"model_name": model}),
+        model=loader(model),
         image=image or picture(fill="noise", batch=3),
         score=("FlowcoreScore", {"image": "list.0" if second else "image.0", "model": "model.0"} | values),
-        bits=("PreviewAny", {"source": "score.0"}),
-        heat=("FlowcoreTestReport", {"image": "score.1"}),
         gray=("MaskToImage", {"mask": "score.2"}),
-        mask=("FlowcoreTestReport", {"image": "gray.0"}),
-        ranked=("FlowcoreTestReport", {"image": "score.3"}),
-        report=("PreviewAny", {"source": "score.4"}),
+        heat=report("score.1"),
+        mask=report("gray.0"),
+        ranked=report("score.3"),
+        **shows(bits="score.0", report="score.4"),
     )
 
 
@@ -103,15 +100,18 @@ def test_a_list_under_a_model_of_one_size_becomes_one_batch(host, flows):
     assert host.run(workflow)["outputs"]["heat"]["shape"] == [1, 12, 16, 3] * 2 + [1, 28, 28, 3]
 
 
-def test_every_image_of_a_list_has_the_seed_of_its_place(host, flows):
-    image = picture(fill="noise", batch=2)
-    workflow = scoring("free-glow.safetensors", image, image, seed=2**64 - 2)
-    together = host.run(workflow)["outputs"]["score"]["bits_per_dim"]
-    first, second = (
-        score(flow("free-glow"), noise(2, 3, 12, 16), seed=seed).bits_per_dim.tolist() for seed in (2**64 - 2, 0)
-    )
-    assert together == pytest.approx(first + second, abs=1e-5)
-    assert abs(first[0] - second[0]) > 1e-4  # or the seeds could be any
+def test_an_image_has_the_same_score_at_every_place_of_a_list(host, flows):
+    image, seed = picture(fill="noise", batch=2), 2**64 - 2
+    together = host.run(scoring("free-glow.safetensors", image, image, seed=seed))["outputs"]["score"]
+    alone, other = (score(flow("free-glow"), noise(2, 3, 12, 16), seed=n).bits_per_dim.tolist() for n in (seed, 0))
+    assert together["bits_per_dim"] == pytest.approx(alone + alone, abs=1e-5)
+    assert abs(alone[0] - other[0]) > 1e-4  # or the seeds could be any
+
+
+def test_an_enlarged_image_is_not_ranked(host, flows):
+    outputs = host.run(scoring(image=picture(height=4, width=4), second=picture(fill="noise")))["outputs"]
+    assert outputs["score"]["order"] == [1, 0]
+    assert outputs["report"]["text"][0].splitlines()[2].split()[0] == "-"
 
 
 def test_labels_and_small_images(host, flows):
@@ -139,14 +139,3 @@ def test_the_seed_has_no_control_and_what_is_listed_is_marked(host):
     (seed,) = [properties for name, _, properties in inputs(info) if name == "seed"]
     assert seed["control_after_generate"] is False
     assert info["output_is_list"] == [True, True, True, True, False]
-
-
-@pytest.mark.parametrize("model", ["glow-photos", "realnvp-photos"])
-def test_smooth_images_score_well_under_the_shipped_models(host, model):
-    # What the help page warns of.
-    workflow = scoring(model, picture(fill="noise", height=64, width=64), picture(height=64, width=64))
-    ui = host.run(workflow)["outputs"]["score"]
-    assert all(math.isfinite(value) for value in ui["bits_per_dim"])
-    assert ui["bits_per_dim"][1] < ui["bits_per_dim"][0]
-    if newer(host.version, "0.19.0"):  # numbers of a run that was found in the cache are repeated
-        assert host.run(workflow)["outputs"]["score"] == ui

@@ -9,7 +9,8 @@ import comfyui
 import numpy as np
 import pytest
 from PIL import Image
-from test_workflows import check_values, widgets
+from talk import inputs
+from test_workflows import check_values, valued
 
 BLUEPRINTS = sorted((comfyui.ROOT / "subgraphs").glob("*.json"))
 NAMES = [path.stem for path in BLUEPRINTS]
@@ -26,14 +27,6 @@ def graph_of(blueprint):
     return definition
 
 
-def valued(node, info):
-    """The widgets of a node with their values: (name, kind, properties, value); those that came later have defaults."""
-    named, saved = list(widgets(info)), node["widgets_values"]
-    assert len(saved) <= len(named), node["type"]
-    later = [properties.get("default") if name else "fixed" for name, _, properties in named[len(saved) :]]
-    return [(*described, value) for described, value in zip(named, saved + later, strict=True)]
-
-
 def expanded(blueprint, every, source):
     """The prompt that the frontend makes of it, for a source image; and what its outputs are."""
     definition = graph_of(blueprint)
@@ -46,12 +39,10 @@ def expanded(blueprint, every, source):
     prompt = {}
     for node in definition["nodes"]:
         values = {name: value for name, _, _, value in valued(node, every[node["type"]]) if name}
-        linked = {slot["name"]: end(slot["link"]) for slot in node["inputs"] if slot.get("link") is not None}
-        prompt[f"1:{node['id']}"] = {
-            "class_type": node["type"],
-            "inputs": values | linked,
-            "_meta": {"title": node["title"]},
-        }
+        wired = [slot for slot in node["inputs"] if slot.get("link") is not None and "widget" not in slot]
+        linked = {slot["name"]: end(slot["link"]) for slot in wired}
+        title = {"title": node["title"]}
+        prompt[f"1:{node['id']}"] = {"class_type": node["type"], "inputs": values | linked, "_meta": title}
     return prompt, {output["name"]: end(output["linkIds"][0]) for output in definition["outputs"]}
 
 
@@ -64,15 +55,7 @@ def test_the_host_lists_and_serves_them(host):
         assert json.loads(served["data"]) == json.loads(path.read_text())
 
 
-def test_values_line_up_with_the_live_schema(host, blueprint):
-    every = host.get_json("/object_info")
-    for node in graph_of(blueprint)["nodes"]:
-        check_values(node["type"], valued(node, every[node["type"]]))
-        if node["type"].startswith("Flowcore"):
-            assert node["properties"]["cnr_id"] == "flowcore"
-
-
-def test_slots_wires_and_promoted_widgets_agree(host, blueprint):
+def test_values_slots_wires_and_promoted_widgets_agree_with_the_live_schema(host, blueprint):
     every = host.get_json("/object_info")
     definition, (outer,) = graph_of(blueprint), blueprint["nodes"]
     nodes = {node["id"]: node for node in definition["nodes"]}
@@ -86,11 +69,9 @@ def test_slots_wires_and_promoted_widgets_agree(host, blueprint):
             assert link["id"] in definition["inputs"][link["origin_slot"]]["linkIds"]
             assert definition["inputs"][link["origin_slot"]]["type"] == link["type"]
         else:
-            output = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
-            assert link["id"] in output["links"]
-            assert (
-                output["type"] == link["type"] == every[nodes[link["origin_id"]]["type"]]["output"][link["origin_slot"]]
-            )
+            node, slot = nodes[link["origin_id"]], link["origin_slot"]
+            assert link["id"] in node["outputs"][slot]["links"]
+            assert node["outputs"][slot]["type"] == link["type"] == every[node["type"]]["output"][slot]
         if link["target_id"] == OUTSIDE:
             assert definition["outputs"][link["target_slot"]]["linkIds"] == [link["id"]]
             assert definition["outputs"][link["target_slot"]]["type"] == link["type"]
@@ -98,17 +79,18 @@ def test_slots_wires_and_promoted_widgets_agree(host, blueprint):
             slot = nodes[link["target_id"]]["inputs"][link["target_slot"]]
             assert (slot["link"], slot["type"]) == (link["id"], link["type"])
     for node in nodes.values():
-        live = every[node["type"]]["input"]
-        known = {**live["required"], **live.get("optional", {})}
+        check_values(node["type"], valued(node, every[node["type"]]))
+        assert not node["type"].startswith("Flowcore") or node["properties"]["cnr_id"] == "flowcore"
+        known = {name for name, _, _ in inputs(every[node["type"]])}
         # Old hosts lack the pictures that are compared; nothing hangs on them.
-        assert all(
-            slot["name"] in known or (slot["type"], slot["link"]) == ("IMAGECOMPARE", None) for slot in node["inputs"]
-        )
+        unknown = [(slot["type"], slot["link"]) for slot in node["inputs"] if slot["name"] not in known]
+        assert set(unknown) <= {("IMAGECOMPARE", None)}
         assert all(slot.get("link") is None or slot["link"] in wires for slot in node["inputs"])
-    for number, name in outer["properties"]["proxyWidgets"]:
-        node = nodes[int(number)]
-        names = [known for known, _, _ in widgets(every[node["type"]])]
-        assert name in names or (name == "control_after_generate" and None in names)
+    # Controls are inputs: the frontend numbers inner nodes anew, and what is promoted by its node's number gets lost.
+    controls = [slot["name"] for slot in outer["inputs"] if "widget" in slot]
+    assert outer["properties"]["proxyWidgets"] == [["-1", name] for name in controls]
+    assert "seed" in controls
+    assert len(outer["widgets_values"]) == len(controls)
     state = definition["state"]
     assert (state["lastNodeId"], state["lastLinkId"]) == (max(nodes), max(wires))
 

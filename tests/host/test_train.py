@@ -10,7 +10,7 @@ import pytest
 import torch
 from client import RunError
 from PIL import Image
-from talk import WORKFLOWS, graph, options, refusal
+from talk import WORKFLOWS, graph, loader, options, refusal, report, shows
 
 from flowcore import load
 from flowcore.checkpoints.file import read_header
@@ -18,7 +18,7 @@ from flowcore.training.recipe import RECIPES as INCLUDED
 
 RECIPE = """
 name = "tiny"
-architecture = "{architecture}"
+architecture = "glow"
 seed = 3
 validation = 1
 ema = 0.9
@@ -26,9 +26,7 @@ precision = "float32"
 checkpoint_every = {every}
 init_batch = 8
 evaluate = 8
-
-[model]
-{model}
+model = {{levels = 2, steps = 2, hidden = 8, image_size = 16}}
 
 [[stages]]
 name = "flow"
@@ -36,12 +34,15 @@ objective = "likelihood"
 steps = {steps}
 batch = 4
 crop = 16
-learning_rate = 1e-3
+learning_rate = {rate}
 warmup = 2
 """
-MODEL = "levels = 2\nsteps = 2\nhidden = 8\nimage_size = 16"
-# "as it is" is trained within a second, "long" until somebody cancels.
-RECIPES = {"as-it-is": {"steps": 12, "every": 4}, "long": {"steps": 10**6, "every": 10**6}}
+# "as it is" is trained within a second, "long" until somebody cancels, and "one" changes next to nothing.
+RECIPES = {
+    "as-it-is": {"steps": 12, "every": 4, "rate": 1e-3},
+    "long": {"steps": 10**6, "every": 10**6, "rate": 1e-3},
+    "one": {"steps": 1, "every": 1, "rate": 1e-9},
+}
 
 
 @pytest.fixture
@@ -59,11 +60,9 @@ def photos(host):
 
 @pytest.fixture
 def recipes(host):
-    """Two recipes of a tiny Glow in models/flows."""
+    """The recipes of a tiny Glow in models/flows."""
     for name, values in RECIPES.items():
-        written = RECIPE.format(architecture="glow", model=MODEL, **values)
-        (host.server.base / "models" / "flows" / f"{name}.toml").write_text(written)
-    return {name: f"{name}.toml" for name in RECIPES}
+        (host.server.base / "models" / "flows" / f"{name}.toml").write_text(RECIPE.format(**values))
 
 
 def training(name, **values):
@@ -71,11 +70,11 @@ def training(name, **values):
     made = {"folder": "tiny-photos", "recipe": "as-it-is.toml", "name": name, "minutes": 0.0} | values
     return graph(
         train=("FlowcoreTrain", made),
-        sheet=("FlowcoreTestReport", {"image": "train.1"}),
-        curve=("FlowcoreTestReport", {"image": "train.2"}),
-        info=("PreviewAny", {"source": "train.3"}),
+        sheet=report("train.1"),
+        curve=report("train.2"),
+        **shows(info="train.3"),
         sample=("FlowcoreSample", {"model": "train.0", "samples": 2, "temperature": 0.7, "seed": 1}),
-        report=("FlowcoreTestReport", {"image": "sample.0"}),
+        report=report("sample.0"),
     )
 
 
@@ -122,12 +121,10 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     events = []
     outputs = host.run(training("first"), events.append)["outputs"]
     ui = outputs["train"]
-    assert ui["steps"] == [4, 8, 12]
-    assert ui["stage"] == ["flow"] * 3
+    assert (ui["steps"], ui["stage"]) == ([4, 8, 12], ["flow"] * 3)
     assert all(0 < loss < 20 for loss in ui["loss"])
     assert ui["loss"][-1] < ui["loss"][0]
-    assert ui["path"] == [str(model(host, "first"))]
-    assert ui["run"] == [str(run(host, "first"))]
+    assert (ui["path"], ui["run"]) == ([str(model(host, "first"))], [str(run(host, "first"))])
     assert ui["minutes"][0] >= 0
     assert "12 of 12 steps" in ui["text"][0]
     assert read_header(model(host, "first")).provenance["licence"] == "unspecified"  # as its recipe says
@@ -142,9 +139,7 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     # Where the loader finds it, after what it listed before; the same weights as the run's.
     info = host.get_json("/object_info/FlowcoreLoadModel")["FlowcoreLoadModel"]
     assert "first.safetensors" in options(info, "model_name")
-    loaded = graph(
-        model=("FlowcoreLoadModel", {"model_name": "first.safetensors"}), show=("PreviewAny", {"source": "model.1"})
-    )
+    loaded = graph(model=loader("first.safetensors"), **shows(show="model.1"))
     assert "trained by flowcore, recipe tiny" in host.run(loaded)["outputs"]["show"]["text"][0]
     assert model(host, "first").read_bytes() == (run(host, "first") / "model.safetensors").read_bytes()
     assert not list(model(host, "first").parent.glob(".*"))
@@ -184,12 +179,12 @@ def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
 
 
 def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photos, recipes):
-    workflow = training("stopped", recipe=recipes["long"])
+    workflow = training("stopped", recipe="long.toml")
     cancelled(host, workflow)
     stopped = step_of(run(host, "stopped") / "checkpoint.pt")
     assert stopped > 0
     assert read_header(model(host, "stopped")).provenance["steps"] == stopped  # what there is can be used
-    host.run(graph(m=("FlowcoreLoadModel", {"model_name": "stopped.safetensors"}), p=("PreviewAny", {"source": "m.1"})))
+    host.run(graph(m=loader("stopped.safetensors"), **shows(p="m.1")))
     told = cancelled(host, workflow)
     assert told == stopped + 1
     assert f"resuming after step {stopped}\n" in (run(host, "stopped") / "log.txt").read_text()
@@ -198,12 +193,12 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_there(host, photo
     refusal(host, training("stopped"), "long.toml (now as-it-is.toml)", "set restart")
     # A new beginning that is cancelled does not take the place of what there was.
     kept = model(host, "stopped").read_bytes()
-    cancelled(host, training("stopped", recipe=recipes["long"], restart=True))
+    cancelled(host, training("stopped", recipe="long.toml", restart=True))
     assert model(host, "stopped").read_bytes() == kept
 
 
 def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
-    ui = host.run(training("short", recipe=recipes["long"], minutes=0.02))["outputs"]["train"]
+    ui = host.run(training("short", recipe="long.toml", minutes=0.02))["outputs"]["train"]
     record = json.loads((run(host, "short") / "node.json").read_text())
     assert 0 < ui["steps"][-1] < 10**5
     assert ui["minutes"][0] < 0.3
@@ -211,23 +206,19 @@ def test_minutes_shorten_the_recipe_to_its_proper_end(host, photos, recipes):
         assert "The time was up" not in ui["text"][0]
     else:  # a machine that became slower: there is more to do, so the cache does not answer
         assert "The time was up" in ui["text"][0]
-        host.run(training("short", recipe=recipes["long"], minutes=0.02))
+        host.run(training("short", recipe="long.toml", minutes=0.02))
         assert "resuming after" in (run(host, "short") / "log.txt").read_text()
 
 
 def test_training_starts_from_a_model(host, photos, recipes):
     host.run(training("parent"))
-    (host.server.base / "models" / "flows" / "one.toml").write_text(
-        RECIPE.format(architecture="glow", model=MODEL, steps=1, every=1).replace("1e-3", "1e-9")
-    )
     ui = host.run(training("child", recipe="one.toml", start="parent.safetensors"))["outputs"]["train"]
     assert "1 of 1 steps" in ui["text"][0]
     assert "As good as the start (validation_bits_per_dim" in ui["text"][0]
-    parent, child, other = (load(model(host, name)).state_dict() for name in ("parent", "child", "parent"))
-    assert all(torch.allclose(parent[key], child[key], atol=1e-5) for key in parent)
     host.run(training("orphan", recipe="one.toml"))
-    other = load(model(host, "orphan")).state_dict()
-    assert not all(torch.allclose(parent[key], other[key], atol=1e-5) for key in parent)
+    parent, child, orphan = (load(model(host, name)).state_dict() for name in ("parent", "child", "orphan"))
+    assert all(torch.allclose(parent[key], child[key], atol=1e-5) for key in parent)
+    assert not all(torch.allclose(parent[key], orphan[key], atol=1e-5) for key in parent)
     refusal(host, training("mismatch", start="srflow-x4"), "srflow")
     with pytest.raises(RunError, match=r"nobody\.safetensors"):  # before it runs, by hosts that look into their lists
         host.run(training("nobody", start="nobody.safetensors"))
@@ -250,9 +241,12 @@ def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
     assert model(host, "replaced").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
+def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
+    empty = host.server.base / "input" / "empty"
+    empty.mkdir(exist_ok=True)
+    (empty / "notes.txt").write_text("no picture")
+    (host.server.base / "models" / "flows" / "broken.toml").write_text('[[stages]]\nname = "x"\n')
+    for values, words in (
         ({"folder": "nowhere"}, ["nowhere does not exist", "input folder"]),
         ({"folder": " "}, ["say where your images are"]),
         ({"folder": "tiny-photos/0.png"}, ["is a file, not a folder"]),
@@ -266,15 +260,9 @@ def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
             ({"name": name}, ["cannot be the name of a file"])
             for name in ("", "../x", "a/b", "a\\b", ".x", "x.", "nul")
         ),
-    ],
-)
-def test_invalid_values_are_refused_before_the_run(host, photos, recipes, values, words):
-    empty = host.server.base / "input" / "empty"
-    empty.mkdir(exist_ok=True)
-    (empty / "notes.txt").write_text("no picture")
-    (host.server.base / "models" / "flows" / "broken.toml").write_text('[[stages]]\nname = "x"\n')
-    refused(host, training(**{"name": "refused"} | values), *words)
-    assert not run(host, "refused").exists()
+    ):
+        refused(host, training(**{"name": "refused"} | values), *words)
+        assert not run(host, "refused").exists()
 
 
 def test_too_small_images_raise_a_readable_error(host, photos, recipes):
@@ -286,7 +274,7 @@ def test_shipped_recipes_come_first(host, recipes):
     info = host.get_json("/object_info/FlowcoreTrain")["FlowcoreTrain"]
     listed, brought = options(info, "recipe"), sorted(path.stem for path in INCLUDED.glob("*.toml"))
     assert listed[: len(brought)] == brought
-    assert {"as-it-is.toml", "long.toml"} <= set(listed[len(brought) :])
+    assert {f"{name}.toml" for name in RECIPES} <= set(listed[len(brought) :])
     assert options(info, "start")[0] == "nothing"
     assert info["output_node"] is True
 

@@ -2,7 +2,7 @@
 // the widget `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
 import { FULL_SCREEN, addElement, after, icon, label, say, set, widgetOf } from "./canvas.js";
-import { addressOf, originOf, pictureAt } from "./picture.js";
+import { addressOf, choiceOf, onChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 import { draw, format, heat, parse, simplified } from "./strokes.js";
 
@@ -25,8 +25,7 @@ const ICONS = {
 };
 const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
 
-const LOOK = document.createElement("style");
-LOOK.textContent = `
+const LOOK = `<style>
 .flowcore-brush { display: flex; flex-direction: column; gap: 6px; min-height: 300px; box-sizing: border-box; }
 .flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
 .flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
@@ -45,8 +44,7 @@ LOOK.textContent = `
   background: none; cursor: pointer; flex: none; }
 .flowcore-brush-tools input[type="range"] { flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px;
   accent-color: var(--p-primary-color, #4a90e2); }
-.flowcore-brush-tools input.amount { appearance: none; border-radius: 9px;
-  background: linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)}); }
+.flowcore-brush-tools input.amount { appearance: none; border-radius: 9px; }
 .flowcore-brush-tools input.amount::-webkit-slider-thumb { appearance: none; width: 14px; height: 18px; border-radius: 7px;
   background: #fff; border: 2px solid #333; }
 .flowcore-brush-tools input.amount::-moz-range-thumb { width: 10px; height: 14px; border-radius: 7px; background: #fff;
@@ -77,7 +75,7 @@ LOOK.textContent = `
   justify-content: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); pointer-events: none;
 }
 .flowcore-brush-board.empty p { display: flex; }
-`;
+</style>`;
 
 app.registerExtension({
   name: "flowcore.brush",
@@ -97,7 +95,6 @@ class Brush {
     this.amount = 1;
     this.strokes = parse(painting.value);
     this.past = []; // earlier states, for undo
-    this.heeded = new WeakSet(); // widgets
     painting.hidden = painting.options.hidden = true;
     this.build();
     const widget = addElement(node, "flowcore_brush", this.frame, () => HEIGHT, LOOK);
@@ -173,6 +170,7 @@ class Brush {
 
   amountInput(make) {
     const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.amount, className: "amount" });
+    slider.style.background = `linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)})`;
     slider.addEventListener("input", () => {
       this.amount = Number(slider.value);
       if (this.tool === "erase") this.choose("brush");
@@ -192,9 +190,11 @@ class Brush {
   /** Follow whatever else changes the text, the wire or the picture at its other end. */
   follow() {
     after(this.painting, "callback", () => this.read());
-    for (const event of ["onConfigure", "onConnectionsChange"]) after(this.node, event, () => setTimeout(() => this.read()));
+    onChoice(this.node, "image", choiceOf, (_, another) => {
+      if (another) this.change([]); // they were of the picture before; undo brings them back
+      this.read();
+    });
     this.board.addEventListener("pointerenter", () => this.read()); // there is no event for a picture from elsewhere
-    setTimeout(() => this.read(), 50);
   }
 
   read() {
@@ -203,17 +203,8 @@ class Brush {
       this.past = [];
       this.undone = [];
     }
-    this.heed(originOf(this.node, "image"));
     this.show(pictureAt(this.node, "image") ?? this.last);
     this.look();
-  }
-
-  /** Follow Load Image or Flow Example to another picture, as one is chosen or dropped there. */
-  heed(origin) {
-    const choice = origin && (widgetOf(origin, "image") ?? widgetOf(origin, "picture"));
-    if (!choice || this.heeded.has(choice)) return;
-    this.heeded.add(choice);
-    after(choice, "callback", () => setTimeout(() => this.node.graph && this.read()));
   }
 
   ran(output) {

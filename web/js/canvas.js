@@ -1,4 +1,4 @@
-// What our widgets share: how they hang on a node, write into other widgets, and speak the language of the frontend.
+// What our widgets share: how they are attached to a node, write into other widgets, and speak the language of the frontend.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
@@ -48,7 +48,7 @@ export function after(target, name, act) {
   };
 }
 
-/** Give a widget a value as if it had been typed: both renderers and whoever listens hear of it. */
+/** Give a widget a value as if it had been typed: both renderers and all listeners are told. */
 export function set(node, widget, value) {
   if (widget.value === value) return;
   widget.value = value;
@@ -61,14 +61,9 @@ export function set(node, widget, value) {
  * left out of one picture of the node, the widget asks again.
  */
 export function redraw(node, widget) {
-  if (!LiteGraph.vueNodesMode) return;
-  const hidden = widget.options.hidden;
-  const turn = (value) => {
-    widget.options.hidden = value;
-    refresh(node);
-  };
-  turn(true);
-  requestAnimationFrame(() => requestAnimationFrame(() => turn(hidden)));
+  if (!LiteGraph.vueNodesMode || widget.options.hidden) return;
+  hide(node, [widget], () => true);
+  requestAnimationFrame(() => requestAnimationFrame(() => hide(node, [widget], () => false)));
 }
 
 /** Let Nodes 2.0 read the options of all widgets again: it watches their list, and not the options. */
@@ -77,17 +72,29 @@ export function refresh(node) {
   node.widgets.reverse();
 }
 
+/** Hide those of some widgets that are to be hidden, and show the others. */
+export function hide(node, widgets, isHidden) {
+  const changed = widgets.filter((widget) => Boolean(widget.options.hidden) !== Boolean(isHidden(widget)));
+  if (!changed.length) return;
+  for (const widget of changed) widget.hidden = widget.options.hidden = !widget.options.hidden;
+  refresh(node);
+  node.setDirtyCanvas?.(true, true);
+}
+
 /** Whether a value comes along a wire, so that the widget does not count. */
 export function wired(node, name) {
   return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 }
+
+/** Whether a click picks one of a node's pictures. */
+export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 
 /**
  * Add an element to a node that is no value of the workflow: neither saved, nor sent. The rules of its look lie in it, not
  * in the head of the page that all packs share; they name our classes only.
  */
 export function addElement(node, name, element, height, look) {
-  element.append(look.cloneNode(true));
+  element.insertAdjacentHTML("beforeend", look);
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
     hideOnZoom: false,
@@ -97,4 +104,30 @@ export function addElement(node, name, element, height, look) {
   });
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
   return widget;
+}
+
+export const AREA = "flowcore_area"; // name of the widget
+const HIGH = 300; // pixels of an area with pictures
+const LOW = 110; // and of one with a text alone
+
+const LOOK = `<style>
+.flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
+</style>`;
+
+/**
+ * The one area of a node for what its runs show: pictures, and a text below them. It keeps its height, whatever is in it;
+ * where a person makes the node taller, it grows with it.
+ */
+export function areaOf(node) {
+  const there = widgetOf(node, AREA)?.element;
+  if (there) return there;
+  const height = picks(node) ? HIGH : LOW;
+  const area = document.createElement("div");
+  area.className = "flowcore-area";
+  area.style.minHeight = `${height}px`;
+  area.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
+  addElement(node, AREA, area, () => height, LOOK);
+  const needed = node.computeSize()[1]; // Nodes 2.0 measures by itself
+  if (!LiteGraph.vueNodesMode && node.size[1] < needed) node.setSize([node.size[0], needed]);
+  return area;
 }

@@ -9,8 +9,8 @@ const WIDTH = 380; // of a new node
 const PLACES = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-const LOOK = document.createElement("style"); // HEIGHT is in it
-LOOK.textContent = `
+// HEIGHT is in it
+const LOOK = `<style>
 .flowcore-pad { container-type: size; min-height: 240px; }
 .flowcore-pad section {
   --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px);
@@ -45,18 +45,18 @@ LOOK.textContent = `
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6);
   pointer-events: none;
 }
-`;
+</style>`;
 
 app.registerExtension({
   name: "flowcore.explorer",
   nodeCreated(node) {
     if (node.comfyClass !== "FlowcoreLatentExplorer") return;
     const axes = ["x", "y"].map((name) => widgetOf(node, name));
-    if (axes.every(Boolean)) hang(node, axes);
+    if (axes.every(Boolean)) attach(node, axes);
   },
 });
 
-function hang(node, axes) {
+function attach(node, axes) {
   const frame = document.createElement("div");
   const table = document.createElement("section");
   const pad = document.createElement("div");

@@ -1,27 +1,26 @@
-// The pictures of the last run on the node that made them: two of them over each other, and all of them below. A click
+// The pictures of the last runs on the node that made them: two of them over each other, and all of them below. A click
 // picks one, which then goes on alone: the widget `pick` holds all there is, so that scripts and saved workflows need
 // none of this. The seed is held with it, so that the host finds the run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, after, isOurs, label, redraw, say, set, widgetOf, wired } from "./canvas.js";
+import { after, areaOf, label, picks, redraw, say, set, widgetOf, wired } from "./canvas.js";
 import { addressOf } from "./picture.js";
 import { current, isHere, nodeAt, onResult } from "./runs.js";
+import { show as tell } from "./text.js";
 import { Viewer } from "./viewer.js";
 
-const GALLERY = "flowcore_gallery"; // the key in a node's output, and the name of the widget
-const GAP = 4;
+const GALLERY = "flowcore_gallery"; // the key in a node's output
 const SMALL = 96; // pixels
-const STAGE = [150, 420]; // pixels of height that the viewer asks for
-const MOST = 280; // pixels of height that the thumbnails ask for; the rest scrolls
-const NARROW = 72; // pixels of a thumbnail
-const SHOWN = 64; // pictures of a run; the host sends no more
+const SHOWN = 64; // pictures on a node; the host sends no more of a run
+const SAVING = "flowcore_save"; // the node that saves a picture, on no canvas
 
-const LOOK = document.createElement("style"); // GAP is in it
-LOOK.textContent = `
-.flowcore-frame { display: flex; flex-direction: column; gap: 4px; }
-.flowcore-frame > .flowcore-viewer { flex: 1 1 auto; }
-.flowcore-frame > .flowcore-gallery { flex: 0 0 auto; }
-.flowcore-gallery { display: grid; gap: 4px; overflow-y: auto; align-content: start; box-sizing: border-box; }
+const LOOK = `<style>
+.flowcore-area > .flowcore-viewer { flex: 1 1 0; }
+.flowcore-gallery {
+  flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px;
+  grid: auto-flow 52px / repeat(auto-fit, minmax(60px, 1fr));
+}
+.flowcore-gallery:empty { display: none; }
 .flowcore-gallery button {
   position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
   background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0;
@@ -39,72 +38,81 @@ LOOK.textContent = `
   text-overflow: ellipsis; white-space: nowrap;
 }
 /* Previews are shown in the viewer; Nodes 2.0 would show them below it, too. */
-[data-node-id]:has(.flowcore-frame) img.pointer-events-none.contain-size,
-[data-node-id]:has(.flowcore-frame) img.pointer-events-none.contain-size + div { display: none; }
-`;
+[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size,
+[data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size + div { display: none; }
+</style>`;
 
 app.registerExtension({
   name: "flowcore.gallery",
   nodeCreated(node) {
     if (!picks(node)) return;
-    after(node, "onConfigure", () => {
-      // Where `pick` stands, older workflows may hold what a view of the frontend's has shown.
-      const pick = widgetOf(node, "pick");
-      if (!Number.isInteger(pick.value)) pick.value = 0;
-      mark(node);
-    });
+    attach(node);
+    after(node, "onConfigure", () => mark(node));
     // The classic canvas draws previews here, below the viewer.
     node.onDrawBackground = () => {};
   },
   setup() {
-    api.addEventListener("b_preview_with_metadata", async ({ detail: { displayNodeId: place, blob } }) => {
+    api.addEventListener("b_preview_with_metadata", ({ detail: { displayNodeId: place, blob } }) => {
       const first = !begun.has(place);
       begun.add(place);
-      if (blob && (await isHere(current())) !== false) preview(nodeAt(place), blob, first);
+      if (blob && isHere(current())) preview(nodeAt(place), blob, first);
     });
     api.addEventListener("execution_start", () => {
       begun.clear();
-      for (const gallery of working) gallery.made = undefined;
+      for (const gallery of working) {
+        forget(gallery); // what a run began that did not end
+        gallery.viewer.show(gallery.pictures);
+      }
       working.clear();
     });
   },
 });
 
-onResult((node, output) => show(node, output[GALLERY]));
+onResult((node, output, run) => show(node, output[GALLERY], run));
 
 const galleries = new WeakMap(); // from nodes
 const working = new Set(); // galleries with previews of a run
 const begun = new Set(); // places of the nodes of which this run has sent a preview
 
-const picks = (node) => isOurs(node) && widgetOf(node, "pick");
-
 // ---------------------------------------------------------------------------------------------------------------------
 // what is shown
 
-async function show(node, pictures) {
-  if (!picks(node) || !pictures?.length) return;
-  const gallery = galleries.get(node) ?? hang(node);
-  const first = gallery.made !== undefined; // after previews, not after another pick
-  gallery.made = undefined;
-  working.delete(gallery);
-  gallery.pictures = pictures;
-  const names = await Promise.all(pictures.map(name));
+async function show(node, pictures, run) {
+  const gallery = galleries.get(node);
+  if (!gallery || !pictures?.length) return;
+  const first = working.delete(gallery); // after previews, not after another pick
+  const [{ rows, seed }] = pictures;
   const sourceName = await say("source");
-  if (gallery.pictures !== pictures) return; // a newer run
-  const { grid, viewer } = gallery;
-  grid.replaceChildren(...(pictures.length > 1 ? pictures.map((_, place) => button(node, gallery, place, names)) : []));
-  arrange(gallery, pictures[0].rows);
-  const place = pictures.findIndex((picture) => picture.number === widgetOf(node, "pick").value);
-  viewer.show(
-    pictures.map((picture, k) => ({
-      name: names[k],
-      url: addressOf(picture.full ?? picture),
-      source: picture.source && addressOf(picture.source),
-      sourceName,
-    })),
-    place >= 0 ? place : first ? 0 : viewer.right,
-  );
+  const made = pictures.map(async (picture) => ({
+    ...picture,
+    run,
+    first: seed,
+    name: await name(picture),
+    url: addressOf(picture.full ?? picture),
+    source: picture.source && addressOf(picture.source),
+    sourceName,
+  }));
+  const shown = await Promise.all(made);
+  // A table of temperatures and seeds stands alone: every column is a temperature.
+  const kept = rows ? [] : gallery.pictures.filter((picture) => !picture.rows);
+  const every = new Map([...kept, ...shown].map((picture) => [picture.filename, picture])); // made once, shown once
+  gallery.pictures = [...every.values()].slice(-SHOWN);
+  gallery.picked = run; // the run that a pick is from
+  forget(gallery);
+  gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
+  const several = gallery.pictures.length > 1 ? gallery.pictures : [];
+  gallery.grid.replaceChildren(...several.map((picture) => button(node, gallery, picture)));
+  const { viewer } = gallery;
+  const seen = pickedOf(node, gallery) ?? (!first && shown.includes(gallery.pictures[viewer.right]) ? undefined : shown[0]);
+  viewer.show(gallery.pictures, seen ? gallery.pictures.indexOf(seen) : viewer.right);
   mark(node);
+}
+
+/** Let go of the previews. */
+function forget(gallery) {
+  for (const url of [gallery.source, ...gallery.made.splice(0)]) URL.revokeObjectURL(url);
+  gallery.source = undefined;
+  for (const made of gallery.grid.querySelectorAll(":disabled")) made.remove();
 }
 
 /** What a picture is called in a sentence. */
@@ -122,72 +130,32 @@ function caption({ seed, temperature, image, score }) {
   return [image, temperature, seed, score].filter((part) => part !== undefined).join(" · ");
 }
 
-function hang(node) {
-  const frame = document.createElement("div");
+function attach(node) {
   const grid = document.createElement("div");
-  frame.className = "flowcore-frame";
   grid.className = "flowcore-gallery";
-  frame.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
-  const gallery = { frame, grid, pictures: [], shape: 0.75, columns: 1, rows: 0 };
-  gallery.viewer = new Viewer(
-    (place) => choose(node, gallery, place),
+  const gallery = { grid, pictures: [], made: [] };
+  const viewer = (gallery.viewer = new Viewer(
+    (place) => choose(node, gallery, gallery.pictures[place]),
     (place) => grid.children[place]?.scrollIntoView?.({ block: "nearest" }),
-  );
-  frame.append(gallery.viewer.element, grid);
+    (place) => save(node, gallery.pictures[place]),
+  ));
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
-  grid.addEventListener("keydown", (event) => gallery.viewer.key(event));
-  addElement(node, GALLERY, frame, () => height(node, gallery), LOOK);
+  grid.addEventListener("keydown", (event) => viewer.key(event));
+  areaOf(node).prepend(viewer.element, grid);
+  grid.insertAdjacentHTML("afterend", LOOK);
   after(widgetOf(node, "pick"), "callback", () => mark(node));
-  const image = gallery.viewer.layers[1].firstElementChild;
-  image.addEventListener("load", () => settle(node, gallery, image));
   galleries.set(node, gallery);
-  return gallery;
 }
 
-/** The height that the viewer and all rows need at the node's width, as far as it is given to them. */
-function height(node, gallery) {
-  const { shape, columns, rows } = gallery;
-  const width = node.size[0] - 20;
-  const stage = Math.min(STAGE[1], Math.max(STAGE[0], width * shape));
-  const each = (width - GAP * (columns - 1)) / columns;
-  return Math.round(stage + Math.min(MOST, rows * (each * shape + GAP)));
-}
-
-function arrange(gallery, down) {
-  const { grid } = gallery;
-  const count = grid.childElementCount;
-  const wide = Math.max(2, Math.floor((grid.clientWidth || 320) / NARROW));
-  gallery.columns = Math.max(1, down ? Math.ceil(count / down) : Math.min(count, wide));
-  gallery.rows = Math.ceil(count / gallery.columns);
-  grid.style.gridTemplateColumns = `repeat(${gallery.columns}, minmax(0, 1fr))`;
-  grid.style.maxHeight = `${MOST}px`;
-  // A table of temperatures and seeds: every column is a temperature.
-  grid.style.gridTemplateRows = down ? `repeat(${down}, auto)` : "";
-  grid.style.gridAutoFlow = down ? "column" : "";
-}
-
-/** All pictures of a run have one shape: the node makes room for it. */
-function settle(node, gallery, image) {
-  if (gallery.viewer.dialog) return;
-  gallery.shape = image.naturalHeight / image.naturalWidth;
-  gallery.frame.style.minHeight = `${height(node, gallery)}px`;
-  const [wide, now] = node.size;
-  const needed = node.computeSize()[1];
-  if (now < needed) node.setSize([wide, needed]);
-  node.setDirtyCanvas?.(true, true);
-}
-
-function button(node, gallery, place, names) {
-  const picture = gallery.pictures[place];
+function button(node, gallery, picture) {
   const made = thumbnail(addressOf(picture), caption(picture));
-  made.name = names[place];
-  made.dataset.number = picture.number;
+  made.picture = picture;
   if (picture.seed !== undefined) made.dataset.seed = picture.seed;
   made.addEventListener("click", () => {
-    choose(node, gallery, place);
-    gallery.viewer.show(gallery.viewer.pictures, place);
+    choose(node, gallery, picture);
+    gallery.viewer.show(gallery.pictures, gallery.pictures.indexOf(picture));
   });
-  made.addEventListener("dblclick", () => gallery.viewer.open(place));
+  made.addEventListener("dblclick", () => gallery.viewer.open(gallery.pictures.indexOf(picture)));
   return made;
 }
 
@@ -198,7 +166,6 @@ function thumbnail(url, text) {
   image.addEventListener("error", () => made.remove()); // gone since: the temp folder is emptied at every start
   image.addEventListener("load", () => {
     image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
-    made.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
   });
   image.src = url;
   made.append(image);
@@ -211,71 +178,67 @@ function thumbnail(url, text) {
 
 /** Show a preview: the first of a run is what is worked on, then comes every picture as it is ready. */
 function preview(node, blob, first) {
-  if (!picks(node)) return;
-  const gallery = galleries.get(node) ?? hang(node);
+  const gallery = galleries.get(node);
+  if (!gallery) return;
   const begins = first && node.inputs.some((input) => input.type === "IMAGE");
-  gallery.made ??= [];
+  if (first) forget(gallery);
   working.add(gallery);
-  if (!begins && gallery.made.length >= SHOWN) return; // as many as are there afterwards
+  if (gallery.made.length >= SHOWN) return; // as many as are there afterwards
   const url = URL.createObjectURL(blob);
   if (begins) {
     gallery.source = url;
-    gallery.pictures = [];
-    gallery.grid.replaceChildren();
   } else {
     gallery.made.push(url);
     const made = thumbnail(url, "");
     made.disabled = true; // until all are there
     gallery.grid.append(made);
+    made.scrollIntoView?.({ block: "nearest" });
   }
-  arrange(gallery);
-  const shown = gallery.made.length ? gallery.made : [url];
   const samples = widgetOf(node, "samples")?.value ?? SHOWN; // the source is that of the first image
-  gallery.viewer.show(
-    shown.map((each, k) => ({
-      name: gallery.made.length ? String(k + 1) : "…",
-      url: each,
-      source: k < samples ? gallery.source : undefined,
-      sourceName: "…",
-    })),
-    shown.length - 1,
-  );
+  const shown = (gallery.made.length ? gallery.made : [url]).map((each, k) => ({
+    name: gallery.made.length ? String(k + 1) : "…",
+    url: each,
+    source: k < samples ? gallery.source : undefined,
+    sourceName: "…",
+  }));
+  gallery.viewer.show(shown, shown.length - 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // picking
 
-/** Let one picture go on alone, or all of them if it was the one that did. */
-function choose(node, gallery, place) {
-  const picture = gallery.pictures[place];
+/** Let one picture go on alone, or all of its run if it was the one that did. */
+function choose(node, gallery, picture) {
   const pick = widgetOf(node, "pick");
   if (!picture || wired(node, "pick")) return;
-  set(node, pick, pick.value === picture.number ? 0 : picture.number);
-  hold(node);
+  const again = picture === pickedOf(node, gallery);
+  gallery.picked = picture.run;
+  set(node, pick, again ? 0 : picture.number);
+  hold(node, picture.run);
+  mark(node);
   // The temperature and seed of a cell also go to where the same image is enlarged.
   if (picture.temperature !== undefined && pick.value) {
     for (const other of node.graph.nodes) {
-      if (other.comfyClass !== "FlowcoreUpscale" || !same(node, other, "image")) continue;
-      for (const key of ["temperature", "seed"]) {
-        if (!wired(other, key)) set(other, widgetOf(other, key), picture[key]);
-      }
+      const widgets = ["temperature", "seed"].map((key) => picks(other) && widgetOf(other, key));
+      if (!widgets.every(Boolean) || !["image", "model"].every((key) => same(node, other, key))) continue;
+      for (const widget of widgets) if (!wired(other, widget.name)) set(other, widget, picture[widget.name]);
       fix(other);
     }
   }
 }
 
-/** Keep the seeds of the last run, here and in the nodes of ours before: the picture would be another one. */
-function hold(node, seen = new Set()) {
+/** Keep the seeds of a run, here and in the nodes of ours before: the picture would be another one. */
+function hold(node, run, seen = new Set()) {
   if (!node || seen.has(node)) return;
   seen.add(node);
-  const first = galleries.get(node)?.pictures.find((picture) => picture.number === 1)?.seed;
+  const first = galleries.get(node)?.pictures.findLast((picture) => picture.run === run)?.first;
   const seed = widgetOf(node, "seed");
   // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
   if (seed && Number.isSafeInteger(first) && !wired(node, "seed")) {
     set(node, seed, first);
     fix(node);
   }
-  for (let place = 0; place < (node.inputs?.length ?? 0); place++) hold(node.getInputNode(place), seen);
+  for (let place = 0; place < (node.inputs?.length ?? 0); place++) hold(node.getInputNode(place), run, seen);
 }
 
 /** Let the seed of a node stay after a run. */
@@ -297,16 +260,53 @@ function same(one, other, key) {
   return Boolean(a) && a === b;
 }
 
+/** The picture that goes on alone, if it is one of ours to say. */
+const pickedOf = (node, { pictures, picked }) =>
+  wired(node, "pick")
+    ? undefined
+    : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
+
 /** Show which picture goes on. */
 function mark(node) {
   const gallery = galleries.get(node);
-  if (!gallery) return;
-  const { value } = widgetOf(node, "pick");
+  const picked = pickedOf(node, gallery);
   const blocked = wired(node, "pick");
-  gallery.viewer.mark(blocked ? -1 : gallery.pictures.findIndex((picture) => picture.number === value));
+  gallery.viewer.mark(gallery.pictures.indexOf(picked));
   for (const made of gallery.grid.children) {
-    const on = !blocked && made.dataset.number === String(value);
+    if (made.disabled) continue;
+    const on = made.picture === picked;
     made.setAttribute("aria-pressed", String(on));
-    label(made, blocked ? "wired" : on ? "picked" : "pick", { name: made.name });
+    label(made, blocked ? "wired" : on ? "picked" : "pick", { name: made.picture.name });
   }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// saving
+
+/**
+ * Save a picture in full: its run once more, as it was sent then, with that picture picked and the host's Save Image behind
+ * it. The host has kept what the run made and only writes the file, with the recipe in it.
+ */
+async function save(node, { filename, number }) {
+  const history = await (await api.fetchApi("/history?max_items=200")).json();
+  for (const { prompt, outputs } of Object.values(history)) {
+    const [place] = Object.entries(outputs).find(([, out]) => out[GALLERY]?.some((each) => each.filename === filename)) ?? [];
+    if (!place) continue;
+    const [, , nodes, extra] = prompt;
+    nodes[place].inputs.pick = number;
+    const kept = extra.extra_pnginfo?.workflow?.nodes?.find(({ id }) => String(id) === place)?.widgets_values;
+    if (kept) kept[node.widgets.indexOf(widgetOf(node, "pick"))] = number;
+    nodes[SAVING] = { class_type: "SaveImage", inputs: { images: [place, 0], filename_prefix: "flowcore/saved" } };
+    const saved = ({ detail }) => {
+      if (detail.node !== SAVING) return;
+      api.removeEventListener("executed", saved);
+      const [{ subfolder, filename: file }] = detail.output.images;
+      say("saved", { name: `output/${subfolder}/${file}` }).then((text) => tell(node, text));
+    };
+    api.addEventListener("executed", saved);
+    const body = { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
+    const headers = { "Content-Type": "application/json" };
+    if ((await api.fetchApi("/prompt", { method: "POST", headers, body: JSON.stringify(body) })).ok) return;
+  }
+  tell(node, await say("gone"));
 }

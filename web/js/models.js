@@ -1,9 +1,13 @@
 // The menu of Load Flow Model offers what the nodes at its wire can use: models say what they are made for, and inputs what
-// they take. Where a person connects a model that cannot be used, one that can takes its place.
+// they take. Where a person connects a model that cannot be used, one that can takes its place. In the menu and below it stands
+// what models are for.
 import { app } from "../../../scripts/app.js";
-import { after, refresh, set, widgetOf, wired } from "./canvas.js";
+import { after, language, refresh, set, texts, widgetOf, wired } from "./canvas.js";
+import { onChoice, originOf } from "./picture.js";
+import { show } from "./text.js";
 
 const TASKS = "flowcore_tasks"; // of the menu: model to tasks; of an input: the tasks one of which it needs
+const FACTS = "flowcore_facts"; // of the menu: model to what its file states
 const FIRST = ["srflow-x4", "glow-photos"]; // where there are several, the ones to try first
 
 app.registerExtension({
@@ -29,11 +33,40 @@ app.registerExtension({
         refresh(node);
       });
     });
+    const tell = async () => {
+      const use = await usesOf(node);
+      menu.options.getOptionLabel = (name) => (use(name) ? `${name}: ${use(name)}` : name);
+      const said = wired(node, menu.name) ? "" : use(menu.value);
+      show(node, said.slice(0, 1).toUpperCase() + said.slice(1));
+      refresh(node);
+    };
+    after(menu, "callback", tell);
+    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, tell);
+    tell();
   },
 });
 
+/** What models are for: shipped ones have texts of their own, files those of their tasks; nothing where no task is stated. */
+async function usesOf(node) {
+  const every = await texts;
+  const uses = { ...every.en?.flowcore?.uses, ...every[language()]?.flowcore?.uses };
+  return (model) => uses[model] ?? (known(node)[model] ?? []).map((task) => uses[task]).join("; ");
+}
+
 /** The tasks of the models that state them. */
-export const known = (node) => node.constructor.nodeData?.input?.required?.model_name?.[1]?.[TASKS] ?? {};
+const known = (node, facts = TASKS) => node.constructor.nodeData?.input?.required?.model_name?.[1]?.[facts] ?? {};
+
+/**
+ * Tell what the file of the model at a node's wire states: `styles`, and `own` numbers by the names of widgets; undefined
+ * where it is known only in a run.
+ */
+export function onModel(node, tell) {
+  const menuOf = (loader) => loader?.comfyClass === "FlowcoreLoadModel" && widgetOf(loader, "model_name");
+  onChoice(node, "model", menuOf, (menu) => {
+    const loader = originOf(node, "model");
+    tell(menu && !wired(loader, menu.name) ? known(loader, FACTS)[menu.value] : undefined);
+  });
+}
 
 /** The models that all nodes at the wire can use, and one more that stays whatever it is. */
 function offered(node, every, kept) {

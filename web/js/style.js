@@ -1,16 +1,17 @@
 // What Flow Style makes of the numbers as they stand, below its sliders: there after a run, and while they are dragged.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, wired } from "./canvas.js";
+import { addElement, after, hide, wired } from "./canvas.js";
 import { Live, sharpen } from "./live.js";
+import { onModel } from "./models.js";
 
 const HEIGHT = 160;
 
-const LOOK = document.createElement("style"); // HEIGHT is in it
-LOOK.textContent = `
+// HEIGHT is in it
+const LOOK = `<style>
 .flowcore-live { position: relative; min-height: 160px; }
 .flowcore-live img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .flowcore-live img.small { image-rendering: pixelated; }
-`;
+</style>`;
 
 app.registerExtension({
   name: "flowcore.style",
@@ -23,14 +24,17 @@ app.registerExtension({
     };
     let image;
     const live = new Live(node, ask, (_, url) => {
-      image ??= hang(node);
+      image ??= attach(node);
       sharpen(image, url);
     });
     for (const widget of numbers) after(widget, "callback", ask);
+    const sliders = numbers.filter(({ name }) => name !== "strength");
+    // One that would be an error says so by its number.
+    onModel(node, (model) => hide(node, sliders, ({ name, value }) => model && !value && !model.styles.includes(name)));
   },
 });
 
-function hang(node) {
+function attach(node) {
   const frame = document.createElement("div");
   const image = Object.assign(new Image(), { alt: "", draggable: false });
   frame.className = "flowcore-live";

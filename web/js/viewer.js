@@ -7,7 +7,7 @@ const STILL = 4; // pixels that a click may move
 const CLOSEST = 32; // pixels on the screen per pixel of the picture
 const BLOCKS = 4; // from so many on, pixels are shown as squares
 
-const LOOK = `
+const LOOK = `<style>
 .flowcore-viewer {
   position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
   outline: none; cursor: zoom-in; min-height: 0; box-sizing: border-box;
@@ -31,7 +31,7 @@ const LOOK = `
 }
 .flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
 .flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
-.flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-full .bar.tools { opacity: 1; }
+.flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-viewer.full .bar.tools { opacity: 1; }
 .flowcore-viewer select, .flowcore-viewer .bar button {
   pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0;
   box-sizing: border-box; border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff;
@@ -48,26 +48,32 @@ const LOOK = `
   display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none;
 }
 .flowcore-viewer .hidden { display: none; }
-dialog.flowcore-full {
-  width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0; background: #111;
-  overflow: hidden;
+.flowcore-viewer.full {
+  position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0;
+  background: #111; pointer-events: auto;
 }
-dialog.flowcore-full .flowcore-viewer { width: 100%; height: 100%; border-radius: 0; }
-dialog.flowcore-full .flowcore-viewer select, dialog.flowcore-full .flowcore-viewer .bar button {
+.flowcore-viewer.full select, .flowcore-viewer.full .bar button {
   height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px;
 }
 .flowcore-viewer .close { display: none; }
-dialog.flowcore-full .close { display: block; }
-dialog.flowcore-full .open { display: none; }
-`;
+.flowcore-viewer.full .close { display: block; }
+.flowcore-viewer.full .open { display: none; }
+.flowcore-viewer.empty > :not(p) { display: none; }
+.flowcore-viewer p {
+  display: none; height: 100%; margin: 0; align-items: center; justify-content: center; text-align: center;
+  font: 12px/1.4 sans-serif; color: var(--descrip-text, #999);
+}
+.flowcore-viewer.empty p { display: flex; }
+</style>`;
 
 /** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
 export class Viewer {
   /**
    * @param {(place: number) => void} onPick - Called when a picture is picked here.
    * @param {(place: number) => void} onShow - Called when another picture is shown.
+   * @param {(place: number) => void} onSave - Called when the picture that is shown is to be saved.
    */
-  constructor(onPick, onShow) {
+  constructor(onPick, onShow, onSave) {
     this.pictures = [];
     this.left = null; // "source", the place of a picture, or null: nothing is compared
     this.right = 0;
@@ -76,16 +82,16 @@ export class Viewer {
     this.alone = false; // the left one, while the space bar is held
     this.onPick = onPick;
     this.onShow = onShow;
+    this.onSave = onSave;
     this.reset();
     this.build();
   }
 
   build() {
     const element = (this.element = document.createElement("div"));
-    element.className = "flowcore-viewer";
+    element.className = "flowcore-viewer empty";
     element.tabIndex = 0;
     element.setAttribute("role", "application");
-    const style = Object.assign(document.createElement("style"), { textContent: LOOK });
     this.layers = ["before", "after"].map((name) => {
       const layer = Object.assign(document.createElement("div"), { className: name });
       const image = Object.assign(document.createElement("img"), { alt: "", draggable: false });
@@ -120,10 +126,14 @@ export class Viewer {
     tool("fit", "⤢", () => this.fit());
     tool("actual", "1:1", () => this.actual());
     this.pick = tool("choose", "✓", () => this.onPick(this.right));
+    tool("save", icon("M12 4v11M7 10l5 5 5-5M4 20h16"), () => this.onSave(this.right));
     tool("open", icon(FULL_SCREEN), () => this.open());
     tool("close", "✕", () => this.close());
     say("keys").then((text) => element.setAttribute("aria-label", text));
-    element.append(style, ...this.layers, this.line, names, tools);
+    const hint = document.createElement("p");
+    say("unrun").then((text) => (hint.textContent = text));
+    element.append(...this.layers, this.line, names, tools, hint);
+    element.insertAdjacentHTML("beforeend", LOOK);
     this.listen();
     new ResizeObserver(() => this.place()).observe(element);
   }
@@ -148,6 +158,7 @@ export class Viewer {
 
   update() {
     const after = this.pictures[this.right];
+    this.element.classList.toggle("empty", !after);
     if (!after) return;
     const before = this.left === "source" ? after.source : this.pictures[this.left]?.url;
     const [behind, front] = this.layers.map((layer) => layer.firstElementChild);
@@ -309,10 +320,16 @@ export class Viewer {
       element.classList.remove("pan");
       const clicked = drag && !drag.moved && event.type === "pointerup";
       drag = null;
-      if (clicked && !this.dialog) this.open();
+      if (clicked && !this.full) this.open();
     };
     element.addEventListener("pointerup", end);
     element.addEventListener("pointercancel", end);
+    for (const name of ["fullscreenchange", "toggle"]) {
+      element.addEventListener(name, () => {
+        element.classList.toggle("full", element.matches(":fullscreen, :popover-open"));
+        this.fit();
+      });
+    }
     element.addEventListener("dblclick", (event) => event.stopPropagation());
     element.addEventListener("keydown", (event) => this.key(event));
     element.addEventListener("keyup", (event) => {
@@ -337,18 +354,19 @@ export class Viewer {
       "-": () => this.zoomTo(this.zoom / 1.5, width / 2, height / 2),
       0: () => this.fit(),
       1: () => this.actual(),
-      f: () => (this.dialog ? this.close() : this.open()),
+      f: () => (this.full ? this.close() : this.open()),
       Enter: () => this.pictures.length > 1 && this.onPick(this.right),
-      Escape: this.dialog && (() => this.close()),
+      s: () => this.onSave(this.right),
+      Escape: this.full && (() => this.close()),
       " ": () => {
         this.alone = this.compared;
         this.place();
       },
     };
     const act = acts[event.key];
+    if (act || this.full) event.stopPropagation(); // the canvas below has keys of its own
     if (!act) return;
     event.preventDefault();
-    event.stopPropagation();
     act();
   }
 
@@ -364,36 +382,25 @@ export class Viewer {
   // --- full screen ------------------------------------------------------------------------------------------------------
 
   open(right = this.right) {
+    if (!this.pictures.length) return;
     this.right = right;
     this.reset();
     this.update();
-    if (this.dialog) return;
-    const home = document.createComment("");
-    this.element.replaceWith(home);
-    const dialog = (this.dialog = document.createElement("dialog"));
-    dialog.className = "flowcore-full";
-    dialog.append(this.element);
-    document.body.append(dialog);
-    const left = () => !document.fullscreenElement && this.close();
-    document.addEventListener("fullscreenchange", left);
-    for (const name of ["keydown", "keyup", "pointerdown", "wheel"]) {
-      dialog.addEventListener(name, (event) => event.stopPropagation()); // the canvas below has keys of its own
-    }
-    dialog.addEventListener("close", () => {
-      document.removeEventListener("fullscreenchange", left);
-      if (document.fullscreenElement) document.exitFullscreen().catch(() => {});
-      this.dialog = undefined;
-      home.replaceWith(this.element);
-      dialog.remove();
-      this.fit();
+    const { element } = this;
+    element.focus();
+    // Where it is refused, as in some embedded pages, the viewer fills the window.
+    (element.requestFullscreen?.() ?? Promise.reject()).catch(() => {
+      element.popover = "manual";
+      element.showPopover();
     });
-    dialog.showModal();
-    this.element.focus();
-    // Where it is refused, as in some embedded pages, the dialog fills the window.
-    this.element.requestFullscreen?.().catch(() => {});
   }
 
   close() {
-    this.dialog?.close();
+    if (document.fullscreenElement) document.exitFullscreen();
+    else this.element.popover = null;
+  }
+
+  get full() {
+    return this.element.classList.contains("full");
   }
 }

@@ -1,56 +1,63 @@
-// How a node of ours shows its widgets: advanced ones are folded away, `outside` is there only where a mask is, and a
-// number that the model decides says so.
+// How a node of ours shows its widgets: `outside` is there only where a mask is, and a number that the model decides is shown.
 import { app } from "../../../scripts/app.js";
-import { after, isOurs, refresh, say, widgetOf, wired } from "./canvas.js";
-
-// Nodes 2.0 reads the option by itself. The classic canvas offers Show Advanced in the menu of a node with such a widget,
-// but leaves a hole where one is folded away, unless it is hidden.
-function fold(node, widget) {
-  widget.advanced = true;
-  let hidden = widget.hidden;
-  Object.defineProperty(widget, "hidden", {
-    configurable: true,
-    enumerable: true,
-    get: () => hidden || (!LiteGraph.vueNodesMode && !node.showAdvanced),
-    set: (value) => (hidden = value),
-  });
-}
+import { after, hide, isOurs, refresh, say, widgetOf, wired } from "./canvas.js";
+import { onModel } from "./models.js";
 
 const OWN = -0.1; // the left end of sliders that can follow the model; anything below 0 does
+const ZERO = { factor: "scale", pick: "all" }; // numbers whose 0 means something else, and what is said then
 
-async function explain(node, widget) {
-  const label = widget.label ?? widget.name;
-  const own = await say("own", { name: label });
-  const follow = () => {
-    const wanted = widget.value < 0 ? own : label;
-    if (widget.label === wanted) return;
-    widget.label = wanted;
+/**
+ * Show the number that the model states where one follows it. Files and prompts hold OWN or 0 for it, as ever; so do nodes in
+ * a subgraph, whose widgets may stand outside of it, too.
+ */
+function follow(node) {
+  const numbers = node.widgets.filter(({ name, options }) => options?.min === OWN || name in ZERO);
+  const rest = ({ name }) => (name in ZERO ? 0 : OWN);
+  const following = new Set(); // names
+  const read = ({ name, value }) => following[value < 0 || (value === 0 && name in ZERO) ? "add" : "delete"](name);
+  const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]]));
+  let model;
+  const show = () => {
+    const before = JSON.stringify(numbers.map(({ label, value }) => [label, value]));
+    for (const widget of numbers) {
+      const own = following.has(widget.name);
+      // Edges are calm by themselves beside the model's own temperature only, and colors of other pictures are not strengthened.
+      const calm = widget.name !== "calm_edges" || !widgetOf(node, "temperature") || following.has("temperature");
+      const given = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
+      const number = given ? 1 : calm ? model?.own[widget.name] : 0;
+      if (own) widget.value = (node.graph?.isRootGraph === false ? undefined : number) ?? rest(widget);
+      widget.label = labels.get(widget)[Number(own)] ?? widget.label;
+    }
+    if (before === JSON.stringify(numbers.map(({ label, value }) => [label, value]))) return;
     refresh(node);
     node.setDirtyCanvas?.(true, true);
   };
-  after(widget, "callback", follow);
-  after(node, "onConfigure", follow);
-  follow();
+  for (const widget of numbers) {
+    read(widget);
+    after(widget, "callback", () => show(read(widget)));
+    widget.serializeValue = () => (following.has(widget.name) ? rest(widget) : widget.value);
+    say(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((words) => show(labels.get(widget).push(words)));
+  }
+  after(node, "onConfigure", () => numbers.forEach(read));
+  after(node, "onSerialize", ({ widgets_values: saved }) => {
+    for (const widget of numbers) if (saved && following.has(widget.name)) saved[node.widgets.indexOf(widget)] = rest(widget);
+  });
+  onModel(node, (stated) => show((model = stated)));
 }
+
+const NEEDED = { outside: "mask", strength: "direction" }; // a widget, and the input without which it does nothing
 
 app.registerExtension({
   name: "flowcore.widgets",
   nodeCreated(node) {
     if (!isOurs(node)) return;
-    for (const widget of node.widgets ?? []) {
-      if (widget.options?.advanced) fold(node, widget);
-      if (widget.options?.min === OWN) explain(node, widget);
+    if (node.widgets) follow(node);
+    for (const [name, input] of Object.entries(NEEDED)) {
+      const widget = widgetOf(node, name);
+      if (!widget || !node.inputs?.some((each) => each.name === input)) continue;
+      const look = () => hide(node, [widget], () => !wired(node, input));
+      for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, look);
+      look();
     }
-    const outside = widgetOf(node, "outside");
-    if (!outside) return;
-    const follow = () => {
-      const hidden = !wired(node, "mask");
-      if (outside.hidden === hidden) return;
-      outside.hidden = outside.options.hidden = hidden;
-      refresh(node);
-      node.setDirtyCanvas?.(true, true);
-    };
-    for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, follow);
-    follow();
   },
 });

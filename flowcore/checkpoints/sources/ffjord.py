@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
-from .source import SAME, Checkpoint, Layout, Origin, Source, State, take, take_conv
+from .source import SAME, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
 
 LICENCE = "MIT for the program, which publishes no weights: check the licence of your file"
 
@@ -113,8 +113,7 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
             yield from _ode(f"levels.{level}.steps.transforms.{number}", f"{published}.{after + number}", config)
         if config.batch_norm:
             ours, norm = f"levels.{level}.steps.transforms", f"{published}.{after + config.blocks}"
-            yield take(f"{ours}.{config.blocks}.mean", f"{norm}.running_mean")
-            yield take(f"{ours}.{config.blocks}.var", f"{norm}.running_var")
+            yield from take_all(f"{ours}.{config.blocks}", f"{norm}.running_", {"mean": "mean", "var": "var"})
             yield take(f"{ours}.{config.blocks + 1}.log_scale", f"{norm}.weight")
             pair = f"{norm}.bias", f"{norm}.weight"
             yield Origin(f"{ours}.{config.blocks + 1}.bias", pair, (SAME, SAME), _before_scale)

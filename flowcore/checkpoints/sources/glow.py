@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .source import SAME, Checkpoint, Origin, missing_field, take
+from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Origin, missing_field, take, take_all, take_conv
 
 LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"
 
@@ -61,12 +61,21 @@ def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
         names: Published names of the permutation, the signs of the diagonal, the lower factor, the upper factor, and
             the logarithm of the diagonal, separated by spaces.
     """
-    permutation, sign, lower, upper, log = (f"{published}.{name}" for name in names.split())
-    yield take(f"{ours}.permutation", permutation)
-    yield take(f"{ours}.sign", sign)
-    yield take(f"{ours}.lower", lower, SAME.then(lambda t: t.tril(-1)))
-    yield take(f"{ours}.upper", upper, SAME.then(lambda t: t.triu(1)))
-    yield take(f"{ours}.log_diagonal", log)
+    permutation, sign, lower, upper, log = names.split()
+    yield from take_all(ours, f"{published}.", {"permutation": permutation, "sign": sign, "log_diagonal": log})
+    yield take(f"{ours}.lower", f"{published}.{lower}", SAME.then(lambda t: t.tril(-1)))
+    yield take(f"{ours}.upper", f"{published}.{upper}", SAME.then(lambda t: t.triu(1)))
+
+
+def actnorm(ours: str, published: str) -> Iterator[Origin]:
+    """Take an ``ActNorm``."""
+    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "logs"}, PER_CHANNEL)
+
+
+def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
+    """Take a ``ScaledConv``; ``conv`` is from its name to that of its kernel."""
+    yield from take_conv(ours, published + conv)
+    yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 
 def reversals(config: GlowConfig) -> dict[str, Tensor]:

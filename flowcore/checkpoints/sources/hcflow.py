@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.hcflow import HCFlowConfig
+from .glow import actnorm, zero_conv
 from .source import NOTHING, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, take, take_conv
-from .srflow import actnorm, zero_conv
 
 # What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
 QUANT_BINS = {4: 64, 8: 256}

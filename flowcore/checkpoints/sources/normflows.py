@@ -103,11 +103,11 @@ def _base(found: Checkpoint) -> str:
 
 
 def _origins(config: GlowConfig, base: str) -> Iterator[Origin]:
-    rows = _negate_shifts if config.coupling == "affine" else _negate
+    rows = _negate_shifts if config.coupling == "affine" else torch.neg
     for level, k, ours in steps_of(config):
         published = f"flows.{config.levels - 1 - level}.{config.steps - 1 - k}.flows"
-        yield take(f"{ours}.0.bias", f"{published}.2.t", PER_CHANNEL.then(_negate))
-        yield take(f"{ours}.0.log_scale", f"{published}.2.s", PER_CHANNEL.then(_negate))
+        yield take(f"{ours}.0.bias", f"{published}.2.t", PER_CHANNEL.then(torch.neg))
+        yield take(f"{ours}.0.log_scale", f"{published}.2.s", PER_CHANNEL.then(torch.neg))
         if config.mixing == "conv":
             yield take(f"{ours}.1.weight", f"{published}.1.W")
         else:
@@ -146,10 +146,6 @@ def _table(ours: str, published: str, config: GlowConfig, base: str) -> Origin:
     if config.classes:
         names, forms = [*names, f"{published}_cc"], [*forms, LABELS_ONLY]
     return Origin(ours, names, forms, _scaled)
-
-
-def _negate(t: Tensor) -> Tensor:
-    return -t
 
 
 def _negate_shifts(t: Tensor) -> Tensor:

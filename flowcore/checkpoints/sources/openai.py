@@ -21,7 +21,7 @@ from .glow import (
     reversals,
     steps_of,
 )
-from .source import Check, Checkpoint, Form, Layout, Origin, Source, take
+from .source import Check, Checkpoint, Form, Layout, Origin, Source, take, take_all
 
 # TensorFlow's kernels are (height, width, in, out); its vectors are rows.
 HWIO = Form(lambda s: (s[2], s[3], s[1], s[0]), lambda t: t.permute(3, 2, 0, 1))
@@ -99,13 +99,11 @@ def _origins(config: GlowConfig) -> Iterator[Origin]:
     if config.classes:
         ours, published = "top.prior.by_label", "model/prior/y_emb"
         yield take(f"{ours}.weight", f"{published}/W", TRANSPOSED.then(alternate))
-        yield take(f"{ours}.bias", f"{published}/b", ROW.then(alternate))
-        yield take(f"{ours}.log_scale", f"{published}/logs", ROW.then(alternate))
+        yield from take_all(ours, f"{published}/", {"bias": "b", "log_scale": "logs"}, ROW.then(alternate))
 
 
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.bias", f"{published}/actnorm_center/b", ROW_4D)
-    yield take(f"{ours}.log_scale", f"{published}/actnorm_scale/logs", ROW_4D)
+    return take_all(ours, f"{published}/actnorm_", {"bias": "center/b", "log_scale": "scale/logs"}, ROW_4D)
 
 
 def _zero_conv(ours: str, published: str) -> Iterator[Origin]:

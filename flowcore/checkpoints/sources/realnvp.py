@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.realnvp import RealNVPConfig
-from .glow import LICENCE
-from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take
+from .glow import LICENCE, alternate_swapped
+from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
 
 # Names of weight normalization in newer versions of torch, and in older ones.
 DEPTH = r"flows\.((next_block\.)*)"
@@ -79,7 +78,7 @@ def _coupling(ours: str, published: str, config: RealNVPConfig) -> Iterator[Orig
         yield from _conv(f"{ours}.skips.{k + 1}", f"{net}.skips.{k}")
     yield from _norm(f"{ours}.norm_out", f"{net}.out_norm")
     for origin in _conv(f"{ours}.conv_out", f"{net}.out_conv"):
-        yield Origin(origin.ours, origin.names, [form.then(_shifts_first) for form in origin.forms])
+        yield Origin(origin.ours, origin.names, [form.then(alternate_swapped) for form in origin.forms])
     # One number per channel, as length times direction: the direction is a sign.
     rescale = f"{published}.rescale.weight_g", f"{published}.rescale.weight_v"
     yield Origin(f"{ours}.rescale", rescale, (PER_OUTPUT, PER_OUTPUT), _signed)
@@ -90,10 +89,8 @@ def _signed(length: Tensor, direction: Tensor) -> Tensor:
 
 
 def _norm(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.weight", f"{published}.weight")
-    yield take(f"{ours}.bias", f"{published}.bias")
-    yield take(f"{ours}.norm.mean", f"{published}.running_mean")
-    yield take(f"{ours}.norm.var", f"{published}.running_var")
+    yield from take_conv(ours, published)
+    yield from take_all(f"{ours}.norm", f"{published}.running_", {"mean": "mean", "var": "var"})
 
 
 def _conv(ours: str, published: str, *, bias: bool = True) -> Iterator[Origin]:
@@ -101,12 +98,6 @@ def _conv(ours: str, published: str, *, bias: bool = True) -> Iterator[Origin]:
     yield take(f"{ours}.length", f"{published}.conv.weight_g", AS_KERNEL)
     if bias:
         yield take(f"{ours}.bias", f"{published}.conv.bias")
-
-
-def _shifts_first(t: Tensor) -> Tensor:
-    """Reorder halves of log-scales and shifts to alternating rows: shift, log-scale, ..."""
-    log_scales, shifts = t.chunk(2)
-    return torch.stack([shifts, log_scales], dim=1).flatten(0, 1)
 
 
 CHRISCHUTE = Source(

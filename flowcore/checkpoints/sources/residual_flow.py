@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
-from .source import Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take
+from .source import Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
 
 LICENCE = (
     "MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict use: check "
@@ -194,8 +194,7 @@ def _grid(shape: Shape) -> Form:
 
 
 def _actnorm(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.bias", f"{published}.bias")
-    yield take(f"{ours}.log_scale", f"{published}.weight")
+    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "weight"})
 
 
 RESIDUAL_FLOW = Source(

@@ -23,7 +23,7 @@ from .glow import (
     require_bits,
     steps_of,
 )
-from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take
+from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
 MATRIX_AS_KERNEL = Form(lambda s: (*s, 1, 1), lambda t: t[:, :, 0, 0])
 STEP = r"blocks\.\d+\.flows\.\d+"
@@ -86,8 +86,7 @@ def _origins(config: GlowConfig) -> Iterator[Origin]:
             yield from lu_factors(f"{ours}.1", f"{published}.invconv", "w_p s_sign w_l w_u w_s")
         ours, published = f"{ours}.2.conditioner", f"{published}.coupling.net"
         for place in (0, 1):
-            yield take(f"{ours}.hidden.{place}.weight", f"{published}.{2 * place}.weight")
-            yield take(f"{ours}.hidden.{place}.bias", f"{published}.{2 * place}.bias")
+            yield from take_conv(f"{ours}.hidden.{place}", f"{published}.{2 * place}")
         yield from _zero_conv(f"{ours}.last", f"{published}.4", rows)
     for level in range(config.levels):
         ours = "top.prior.constants" if level == config.levels - 1 else f"levels.{level}.split.conditioner"

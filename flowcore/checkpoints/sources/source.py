@@ -75,10 +75,15 @@ def take(ours: str, published: str, form: Form = SAME) -> Origin:
     return Origin(ours, (published,), (form,))
 
 
+def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = SAME) -> Iterator[Origin]:
+    """Take tensors of one form, by the ends of our names: each from the published name ``published`` + its end."""
+    for part, name in names.items():
+        yield take(f"{ours}.{part}", published + name, form)
+
+
 def take_conv(ours: str, published: str) -> Iterator[Origin]:
     """Take weight and bias of a convolution as they are."""
-    for part in ("weight", "bias"):
-        yield take(f"{ours}.{part}", f"{published}.{part}")
+    return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow import SRFlowConfig
-from .source import PER_CHANNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
+from .glow import actnorm, zero_conv
+from .source import Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
 
 # What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
@@ -82,18 +83,6 @@ def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
         yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
     yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
-
-
-def actnorm(ours: str, published: str) -> Iterator[Origin]:
-    """Pair the parameters of an ``ActNorm``."""
-    yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
-
-
-def zero_conv(ours: str, published: str) -> Iterator[Origin]:
-    """Pair the parameters of a ``ScaledConv``."""
-    yield from take_conv(ours, published)
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
 
 
 def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:

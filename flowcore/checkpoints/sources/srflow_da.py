@@ -9,8 +9,9 @@ from typing import Any
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow_da import SRFlowDAConfig, split_levels
+from .glow import zero_conv
 from .source import Checkpoint, Layout, Origin, Source, take_conv
-from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins, zero_conv
+from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins
 
 STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
 

@@ -17,6 +17,7 @@ from .glow import (
     LICENCE,
     NO_PERMUTATION,
     SETTINGS,
+    actnorm,
     alternate,
     channels_of,
     first_step,
@@ -24,8 +25,9 @@ from .glow import (
     lu_factors,
     reversals,
     steps_of,
+    zero_conv,
 )
-from .source import PER_CHANNEL, PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, missing_field, take
+from .source import PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, missing_field, take, take_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ def _origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
     conv = naming.conv
     for level, k, ours in steps_of(config):
         published = f"flow.layers.{_layer(config, level, k)}"
-        yield from _actnorm(f"{ours}.0", f"{published}.actnorm")
+        yield from actnorm(f"{ours}.0", f"{published}.actnorm")
         if config.mixing == "conv":
             yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
         elif config.mixing == "lu":
@@ -182,31 +184,19 @@ def _origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
         ours, published = f"{ours}.2.conditioner", f"{published}.{naming.network}"
         for place in (0, 1):
             yield take(f"{ours}.hidden.{place}.weight", f"{published}.{2 * place}{conv}.weight")
-            yield from _actnorm(f"{ours}.hidden.{place}.actnorm", f"{published}.{2 * place}.actnorm")
-        yield from _zero_conv(f"{ours}.last", f"{published}.4", conv)
+            yield from actnorm(f"{ours}.hidden.{place}.actnorm", f"{published}.{2 * place}.actnorm")
+        yield from zero_conv(f"{ours}.last", f"{published}.4", conv)
     for level in range(config.levels - 1):
         layer = _layer(config, level, config.steps)
-        yield from _zero_conv(f"levels.{level}.split.conditioner", f"flow.layers.{layer}.conv", conv)
+        yield from zero_conv(f"levels.{level}.split.conditioner", f"flow.layers.{layer}.conv", conv)
     # Means in the first half of the rows, log-deviations in the second.
     if config.learned_top:
         yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", SAME.then(alternate))
         yield take("top.prior.constants.log_scale", f"{naming.top}.logs", PER_OUTPUT.then(alternate))
     if config.classes:
         linear = f"project_ycond{naming.linear}"
-        yield take("top.prior.by_label.weight", f"{linear}.weight", SAME.then(alternate))
-        yield take("top.prior.by_label.bias", f"{linear}.bias", SAME.then(alternate))
-        yield take("top.prior.by_label.log_scale", "project_ycond.logs", SAME.then(alternate))
-
-
-def _actnorm(ours: str, published: str) -> Iterator[Origin]:
-    yield take(f"{ours}.bias", f"{published}.bias", PER_CHANNEL)
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_CHANNEL)
-
-
-def _zero_conv(ours: str, published: str, conv: str) -> Iterator[Origin]:
-    yield take(f"{ours}.weight", f"{published}{conv}.weight")
-    yield take(f"{ours}.bias", f"{published}{conv}.bias")
-    yield take(f"{ours}.log_scale", f"{published}.logs", PER_OUTPUT)
+        names = {"weight": f"{linear}.weight", "bias": f"{linear}.bias", "log_scale": "project_ycond.logs"}
+        yield from take_all("top.prior.by_label", "", names, SAME.then(alternate))
 
 
 def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import hashlib
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,43 @@ from PIL import Image, ImageFilter
 PHOTO = Path(__file__).resolve().parents[3] / "workflows" / "photo.png"
 
 
-class TestImage:
-    """An IMAGE of any shape, dtype and content."""
+class Node:
+    """A node whose inputs are named in the head of its class, each with its type, options, or both and properties."""
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
+    RETURN_TYPES = ()
+    FUNCTION, CATEGORY = "run", "flowcore tests"
+
+    def __init_subclass__(cls, optional=False, **inputs):
+        described = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in inputs.items()}
+        cls.inputs = {"optional" if optional else "required": described}
 
     @classmethod
     def INPUT_TYPES(cls):
-        sizes = {name: ("INT", {"default": 1, "min": 0}) for name in ("batch", "height", "width", "channels")}
-        return {"required": sizes | {"fill": ("STRING", {}), "dtype": (["float32", "float16", "float64", "video"],)}}
+        return {"required": {}} | cls.inputs
+
+
+class Report(Node):
+    """A node that puts what it finds into the history."""
+
+    OUTPUT_NODE = True
+
+
+class FreshReport(Report):
+    """Every prompt computes it anew, and none keeps what it has computed."""
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+
+SIZE = ("INT", {"default": 1, "min": 0})
+DTYPES = ["float32", "float16", "float64", "video"]
+
+
+class TestImage(Node, batch=SIZE, height=SIZE, width=SIZE, channels=SIZE, fill="STRING", dtype=DTYPES):
+    """An IMAGE of any shape, dtype and content."""
+
+    RETURN_TYPES = ("IMAGE",)
 
     def run(self, batch, height, width, channels, fill, dtype):
         shape = (batch, height, width, channels)
@@ -49,17 +74,8 @@ class TestImage:
         return (image.to(getattr(torch, dtype)),)
 
 
-class TestReport:
+class TestReport(Report, image="IMAGE"):
     """Puts facts about an IMAGE into the history."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",)}}
 
     def run(self, image):
         facts = {
@@ -71,28 +87,10 @@ class TestReport:
         return {"ui": facts}
 
 
-class TestDigest:
-    """Puts fingerprints of images, latents and numbers into the history: of every bit, and as a file of 8 bits has it.
+class TestDigest(FreshReport, optional=True, image="IMAGE", latents="FLOW_LATENTS", number="FLOAT"):
+    """Puts fingerprints of images, latents and numbers into the history: of every bit, and of 8 bits, as in a file."""
 
-    Every prompt computes them anew, and none keeps what it has computed.
-    """
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
     INPUT_IS_LIST = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {
-            "required": {},
-            "optional": {"image": ("IMAGE",), "latents": ("FLOW_LATENTS",), "number": ("FLOAT",)},
-        }
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
 
     def run(self, image=(), latents=(), number=()):
         levels = [z for each in latents for z in each.levels]
@@ -103,54 +101,20 @@ class TestDigest:
         return {"ui": {"bits": [bits.hexdigest()], "stored": [stored.hexdigest()]}}
 
 
-class TestObjects:
-    """Puts into the history what the server's process holds: tensors, modules, and the commonest objects."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
+class TestObjects(FreshReport):
+    """Puts into the history what the server's process holds: tensors and modules."""
 
     def run(self):
         gc.collect()
         objects = gc.get_objects()
-        kinds = Counter(type(one).__name__ for one in objects)
         tensors = [one for one in objects if issubclass(type(one), torch.Tensor)]
         held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
-        return {
-            "ui": {
-                "tensors": [len(tensors)],
-                "bytes": [sum(held.values())],
-                "modules": [sum(issubclass(type(one), torch.nn.Module) for one in objects)],
-                "objects": [len(objects)],
-                "commonest": [f"{kind} {count}" for kind, count in kinds.most_common(12)],
-            }
-        }
+        modules = sum(issubclass(type(one), torch.nn.Module) for one in objects)
+        return {"ui": {"tensors": [len(tensors)], "bytes": [sum(held.values())], "modules": [modules]}}
 
 
-class TestStore:
+class TestStore(FreshReport, optional=True, after="IMAGE"):
     """Puts into the history what the pack keeps of images (how many conditions, and bytes), and of models."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}, "optional": {"after": ("IMAGE",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
 
     def run(self, after=None):
         (store,) = [m.STORE for name, m in list(sys.modules.items()) if name.endswith(".nodes.upscaling")]
@@ -159,33 +123,18 @@ class TestStore:
         return {"ui": facts | {"plans": [len(plans)]}}
 
 
-class TestImages:
+class TestImages(Node, first="IMAGE", second="IMAGE"):
     """Two IMAGEs as a list."""
 
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_IS_LIST = (True,)
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"first": ("IMAGE",), "second": ("IMAGE",)}}
 
     def run(self, first, second):
         return ([first, second],)
 
 
-class TestLatents:
+class TestLatents(Report, latents="FLOW_LATENTS"):
     """Puts FLOW_LATENTS into the history, number by number."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"latents": ("FLOW_LATENTS",)}}
 
     def run(self, latents):
         facts = {
@@ -198,19 +147,13 @@ class TestLatents:
         return {"ui": facts}
 
 
-class TestLandmarks:
+class TestLandmarks(Node, faces=("STRING", {"multiline": True})):
     """FACE_LANDMARKS, as the host's face detector makes them: faces from their eyes and noses, one a line.
 
     A line is six numbers, left eye, right eye and nose; an empty text is a picture without faces.
     """
 
     RETURN_TYPES = ("FACE_LANDMARKS",)
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"faces": ("STRING", {"multiline": True})}}
 
     def run(self, faces):
         found = []
@@ -222,31 +165,19 @@ class TestLandmarks:
         return ({"frames": [found], "image_size": (0, 0), "connection_sets": {}},)
 
 
-class TestWrong:
+class TestWrong(Node):
     """Things that are not what their sockets say."""
 
     RETURN_TYPES = ("FLOW_LATENTS", "FLOW_MODEL", "FLOW_HINTS", "FLOW_FACE", "FACE_LANDMARKS")
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
 
     def run(self):
         return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5, (1, 2), ["eyes"]
 
 
-class TestSmallMemory:
+class TestSmallMemory(Node, model="FLOW_MODEL", pixels="INT"):
     """A flow on a device whose memory is too small for more than some pixels at a time."""
 
     RETURN_TYPES = ("FLOW_MODEL",)
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("FLOW_MODEL",), "pixels": ("INT", {"default": 1024})}}
 
     def run(self, model, pixels):
         # A copy: the host keeps the model that came in, and later runs get it back.
@@ -264,7 +195,28 @@ class TestSmallMemory:
         return (model,)
 
 
-class TestTiledRedraw:
+class TestLoop(Node, image="IMAGE", model="FLOW_MODEL", passes="INT"):
+    """Flow Upscale several times, each with the next seed, in a graph of their own: what loops of other packs do."""
+
+    RETURN_TYPES = ("IMAGE",)
+
+    def run(self, image, model, passes):
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph, made = GraphBuilder(), None
+        for seed in range(passes):
+            asked = {"image": image, "model": model, "temperature": 0.8, "seed": seed}
+            drawn = graph.node("FlowcoreUpscale", **asked).out(0)
+            made = graph.node("ImageBatch", image1=made, image2=drawn).out(0) if made else drawn
+        return {"result": (made,), "expand": graph.finalize()}
+
+
+ORDERS = ["linear", "chess"]
+
+
+class TestTiledRedraw(
+    Report, upscale_model="UPSCALE_MODEL", image="IMAGE", order=ORDERS, tile="INT", padding="INT", blur="INT"
+):
     """What Ultimate SD Upscale does with an upscale model, without its diffusion.
 
     The image is enlarged by the host's own upscaler, at once. Then tile after tile is cut out with some padding, drawn
@@ -274,17 +226,6 @@ class TestTiledRedraw:
 
     RETURN_TYPES = ("IMAGE", "IMAGE")
     RETURN_NAMES = ("redrawn", "enlarged")
-    FUNCTION = "run"
-    CATEGORY = "flowcore tests"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        numbers = {"tile": 512, "padding": 32, "blur": 8}
-        return {
-            "required": {"upscale_model": ("UPSCALE_MODEL",), "image": ("IMAGE",), "order": (["linear", "chess"],)}
-            | {name: ("INT", {"default": value}) for name, value in numbers.items()}
-        }
 
     def run(self, upscale_model, image, order, tile, padding, blur):
         enlarged = _enlarge(upscale_model, _to_pil(image))
@@ -328,16 +269,4 @@ def _to_pil(image):
     return Image.fromarray((image[0].clamp(0, 1) * 255).round().byte().numpy())
 
 
-NODE_CLASS_MAPPINGS = {
-    "FlowcoreTestImage": TestImage,
-    "FlowcoreTestImages": TestImages,
-    "FlowcoreTestReport": TestReport,
-    "FlowcoreTestLatents": TestLatents,
-    "FlowcoreTestLandmarks": TestLandmarks,
-    "FlowcoreTestWrong": TestWrong,
-    "FlowcoreTestSmallMemory": TestSmallMemory,
-    "FlowcoreTestStore": TestStore,
-    "FlowcoreTestDigest": TestDigest,
-    "FlowcoreTestObjects": TestObjects,
-    "FlowcoreTestTiledRedraw": TestTiledRedraw,
-}
+NODE_CLASS_MAPPINGS = {f"Flowcore{name}": kind for name, kind in globals().copy().items() if name.startswith("Test")}

@@ -1,0 +1,99 @@
+"""A sheet to look at, a row a photograph: what an upscaler or a colorizer makes of it, beside the original.
+
+    python -m benchmarks.sheets OUT.jpg PHOTOGRAPH_OR_FOLDER [...] --model srflow-x4 [--samples 4] [--limit 10]
+
+An upscaler: photographs are cropped to a square around their center and shrunk to --side; that is the original. It is
+shrunk by the model's scale, rounded to 8 bits, and enlarged again: bicubic, temperature 0, seeds, the original. A
+colorizer: luma, the file as it is, temperature 0, seeds; fitted into --side and half as much again.
+
+Seeds are drawn at the model's own temperatures unless others are given. Of folders, at most --limit photographs, evenly
+spread over the names, and with --held-out only those that no shipped model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import flowcore
+from flowcore.evaluation.image_set import list_images, read_upright
+from flowcore.flow import Flow
+from flowcore.images.color import luma
+from flowcore.images.contact_sheet import contact_sheet
+from flowcore.images.files import fit
+from flowcore.images.resize import enlarge, shrink
+from flowcore.images.rounding import as_stored
+from flowcore.training.recipe import held_out_names
+
+from .measure import arguments, as_image
+
+LABEL = 18  # characters of a file's name
+
+
+def main() -> None:
+    """Enlarge or colorize, and save the sheet."""
+    parser = arguments(__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("photographs", type=Path, nargs="+", help="files, and folders at any depth")
+    parser.add_argument("--model", default="srflow-x4", help="an upscaler or a colorizer (default: srflow-x4)")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--detail", type=float, help="temperature of a colorizer's finer grids")
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample; the same for every row")
+    parser.add_argument("--limit", type=int, help="at most so many photographs of a folder")
+    parser.add_argument("--held-out", action="store_true", help="of folders, only photographs that are held out")
+    parser.add_argument("--side", type=int, default=192, help="of the pictures, in pixels (default: 192)")
+    options = parser.parse_args()
+    only = held_out_names("standard") if options.held_out else None
+    files = [
+        file
+        for path in options.photographs
+        for file in (list_images(path, only, options.limit) if path.is_dir() else [path])
+    ]
+    flow = flowcore.load(options.model)
+    row = colorings if "colorize" in flow.capabilities.tasks else enlargements
+    pictures = torch.cat([row(flow, read_upright(file), options) for file in files])
+    seeds = [f"seed {seed}" for seed in range(options.seed, options.seed + options.samples)]
+    columns = (
+        ["luma", "as it is", "temperature 0", *seeds]
+        if row is colorings
+        else ["bicubic", "temperature 0", *seeds, "original"]
+    )
+    sheet = contact_sheet(pictures, [file.stem[:LABEL] for file in files], columns)
+    as_image(sheet).save(options.out, quality=88)
+
+
+def enlargements(flow: Flow, image: Image.Image, options: argparse.Namespace) -> Tensor:
+    """Shrink and enlarge a photograph, ``(pictures, 3, side, side)``."""
+    hr = fit(image, (options.side, options.side), 3)[None].float() / 255
+    lr = as_stored(shrink(hr, flow.condition_scale))
+    calm = flowcore.upscale(flow, lr, temperature=0.0, calm_edges=0.0)
+    drawn = flowcore.upscale(flow, lr, samples=options.samples, seed=options.seed, temperature=options.temperature)
+    return torch.cat([enlarge(lr, flow.condition_scale), calm, drawn, hr])
+
+
+def colorings(flow: Flow, image: Image.Image, options: argparse.Namespace) -> Tensor:
+    """Color a photograph from its luma, ``(pictures, 3, side, 3/2 side)``."""
+    rgb = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    y = luma(rgb)
+    calm = flowcore.colorize(flow, y, temperature=0, detail=0)
+    drawn = flowcore.colorize(
+        flow, y, samples=options.samples, seed=options.seed, temperature=options.temperature, detail=options.detail
+    )
+    row = torch.cat([y.expand(-1, 3, -1, -1), rgb, calm, drawn])
+    return torch.stack([_padded(picture, options.side) for picture in row])
+
+
+def _padded(picture: Tensor, height: int) -> Tensor:
+    """Fit a picture (3, H, W) on white of that height, half as wide again: (3, height, 3/2 height)."""
+    padded = ImageOps.pad(as_image(picture), (height * 3 // 2, height), Image.Resampling.LANCZOS, color="white")
+    return torch.from_numpy(np.array(padded)).permute(2, 0, 1).float() / 255
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""CSV tables of a batch: a manifest of what its results were made of and how, and scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.writing import write_atomic
+from ..errors import FlowError
+
+COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
+NAME = "manifest.csv"
+SCORE_COLUMNS = (
+    "image",
+    "bits_per_dim",
+    "complexity_corrected",
+    "per_level",
+    "notes",
+    "error",
+    "id",
+    "spread",
+    "enlarged",
+)
+
+
+class Manifest:
+    """Rows of ``COLUMNS``, appended as results are saved; of an output that is in several rows, the last one counts.
+
+    An input that failed has a row without an output, whose note says why. Seconds are those of the input, with all its
+    outputs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the table of a run, which need not exist yet.
+
+        Raises:
+            FlowError: If the file is something else.
+        """
+        self.path = path
+        if path.exists():
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                first = next(csv.reader(file), list(COLUMNS))
+            if tuple(first) != COLUMNS:
+                raise FlowError(f"{path} is something else than a list of results. Name another file with --manifest.")
+
+    def append(self, rows: Iterable[tuple[object, ...]]) -> None:
+        """Write rows, and flush them to the disk."""
+        _append(self.path, COLUMNS, rows)
+
+
+class Scores:
+    """A CSV table of scores, one row per picture, that a later run can resume.
+
+    Attributes:
+        path: The file, which need not exist yet.
+        rows: Complete rows by picture; failures and a last row that was cut off are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
+                raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
+            for row in reader:
+                if re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
+                    corrected, spread = row["complexity_corrected"], row["spread"]
+                    self.rows[row["image"]] = {
+                        "image": row["image"],
+                        "bits_per_dim": float(row["bits_per_dim"]),
+                        "complexity_corrected": float(corrected) if corrected else None,
+                        "per_level": json.loads(row["per_level"]),
+                        "notes": json.loads(row["notes"]),
+                        "id": row["id"],
+                        "spread": float(spread) if spread else None,
+                        "enlarged": row["enlarged"] == "True",
+                    }
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one more row, and flush it to the disk."""
+        _append(self.path, SCORE_COLUMNS, [_cells(row)])
+
+    def rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace the table atomically."""
+        write_atomic(self.path, _text([SCORE_COLUMNS, *map(_cells, rows)]).encode())
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    shown = {**row, "per_level": json.dumps(row.get("per_level", [])), "notes": json.dumps(row.get("notes", []))}
+    return ["" if shown.get(name) is None else shown[name] for name in SCORE_COLUMNS]
+
+
+def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Append rows to a table, after its columns' names if it is new, and flush them to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists() or not path.stat().st_size
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(_text([columns, *rows] if fresh else rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _text(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

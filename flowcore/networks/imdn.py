@@ -1,0 +1,142 @@
+"""Information multi-distillation: a published upscaler, local and small, as the LR encoder of a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..device import no_autocast
+from .lr_encoder import LREncoder, doublings, grids_wanted
+
+
+class DistillationBlock(nn.Module):
+    """Three convolutions that keep a quarter of what they find and pass the rest on, and a last one; a residual.
+
+    ``(B, 4 * kept, H, W)`` to the same shape.
+
+    Source: Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation Network" (2019), section
+    3.2, without its attention over the whole image, as in the baseline of the NTIRE 2022 challenge.
+    """
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        widths = [(4 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, kept)]
+        self.convs = nn.ModuleList(_conv(*width) for width in widths)
+        self.fuse = nn.Conv2d(4 * kept, 4 * kept, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        passed = x
+        for conv in self.convs[:-1]:
+            found = F.leaky_relu(conv(passed), 0.05)
+            part, passed = found.split([self.kept, 3 * self.kept], dim=1)
+            kept.append(part)
+        return x + self.fuse(torch.cat([*kept, self.convs[-1](passed)], dim=1))
+
+
+class IMDN(nn.Module):
+    """An upscaler that reads a window of the image around each pixel, and nothing global.
+
+    Source: Hui et al. 2019, figure 2, in the form of the baseline of the NTIRE 2022 challenge on efficient
+    super-resolution: the long skip starts at the first convolution, and there is no bicubic part. So the picture
+    itself passes along the skips, which stay in float32 under autocast.
+    """
+
+    def __init__(self, scale: int, blocks: int, kept: int) -> None:
+        """Build the network.
+
+        Args:
+            scale: Integer factor from LR to HR.
+            blocks: Number of distillation blocks.
+            kept: Channels that each convolution of a block keeps; the trunk is four times as wide.
+        """
+        super().__init__()
+        self.scale = scale
+        self.conv_first = _conv(3, 4 * kept)
+        self.blocks = nn.ModuleList(DistillationBlock(kept) for _ in range(blocks))
+        self.conv_trunk = _conv(4 * kept, 4 * kept)
+        self.conv_last = _conv(4 * kept, 3 * scale**2)
+
+    def features(self, lr: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Compute the trunk's features, and the outputs of all blocks, ``(B, 4 * kept, h, w)`` each."""
+        with no_autocast(lr.device):
+            first = x = self.conv_first(lr)
+        outputs = [x := block(x) for block in self.blocks]
+        return first + self.conv_trunk(x), outputs
+
+    def distillation_blocks(self) -> list[DistillationBlock]:
+        """Return the blocks in series."""
+        return [block for block in self.blocks if isinstance(block, DistillationBlock)]
+
+    def enlarge(self, trunk: Tensor) -> Tensor:
+        """Map the trunk's features to the enlargement, ``(B, 3, scale * h, scale * w)``."""
+        with no_autocast(trunk.device):
+            return F.pixel_shuffle(self.conv_last(trunk), self.scale)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Enlarge images ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, scale * h, scale * w)``, not clamped."""
+        return self.enlarge(self.features(lr)[0])
+
+
+class IMDNEncoder(LREncoder):
+    """An IMDN, and an adapter that turns what it knows into the features of a flow.
+
+    The adapter reads the trunk and the outputs of some blocks: a 1x1 convolution, two 3x3 convolutions beside the
+    identity, and for every grid that is finer than LR a 3x3 convolution, pixel shuffle and another one. ``width``
+    channels are native to each grid, and ``width`` on the LR grid are shared by all.
+
+    Source: ours. The features are those that a flow had of another encoder, learned as hints: Romero et al., "FitNets"
+    (2015), section 2.2; see docs/decisions/0017.
+    """
+
+    def __init__(self, scale: int, blocks: int, width: int, kept: int, stacked_blocks: tuple[int, ...]) -> None:
+        """Build the network.
+
+        Args:
+            scale: Integer factor from LR to HR: 2, 4 or 8.
+            blocks: Number of distillation blocks.
+            width: Native channels of every grid, and shared ones.
+            kept: Channels that each convolution of a block keeps.
+            stacked_blocks: Indices of the blocks whose outputs the adapter reads, in this order.
+        """
+        super().__init__()
+        self.scale = scale
+        self.stacked_blocks = stacked_blocks
+        self.backbone = IMDN(scale, blocks, kept)
+        self.gather = nn.Conv2d(4 * kept * (1 + len(stacked_blocks)), 2 * width, 1)
+        self.mix = nn.ModuleList(_conv(2 * width, 2 * width) for _ in range(2))
+        finer = range(scale.bit_length() - 2)
+        self.conv_up = nn.ModuleList(_conv(width if k else 2 * width, 4 * width) for k in finer)
+        self.conv_fine = nn.ModuleList(_conv(width, width) for _ in finer)
+
+    def forward(
+        self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
+        wanted = grids_wanted(levels)
+        trunk, outputs = self.backbone.features(lr)
+        x = _activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
+        x = x + self.mix[1](_activate(self.mix[0](x)))
+        own, shared = x.chunk(2, dim=1)
+        native = {1: own}
+        for k in range(doublings(wanted, self.scale)):
+            x = _activate(F.pixel_shuffle(self.conv_up[k](x), 2))
+            native[2 ** (k + 1)] = x = _activate(self.conv_fine[k](x))
+        return self.by_grid(native, shared, wanted), self.backbone.enlarge(trunk) if with_enlargement else None
+
+    def enlargement(self, lr: Tensor) -> Tensor:
+        return self.backbone(lr)
+
+    def residual_blocks(self) -> nn.ModuleList:
+        return self.backbone.blocks
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)

@@ -1,0 +1,201 @@
+"""Tiled decoding: all samples of a batch of images, tile by tile, from latents that are drawn for whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from ..condition import Condition
+from ..device import free_memory
+from ..flow import Flow
+from ..images.resize import enlarge
+from ..images.tiling import Window, windows
+from ..inference.condition_cache import ConditionStore
+from ..inference.plan import Plan
+from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
+from . import overflow
+from .calm_edges import edge_map
+from .gray import without_color
+from .options import SamplingOptions
+from .runner import Runner, images_at_once
+from .tile_size import Border, TileSize, Tiling
+
+STRIPS = 2**26  # bytes that strips take at most, whatever the image
+ANALYSIS = 4  # a unit of encoding takes as long as so many of decoding a sample: srflow-x4, 72x48, one core
+MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
+
+Index = tuple[EllipsisType, slice, slice]
+Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``calm_edges``
+
+
+class TiledDecoder:
+    """Decodes samples of a batch of images, tile by tile; what depends on the image alone is computed once per tile."""
+
+    def __init__(
+        self, tiling: Tiling, run: Runner, flow: Flow, tile: int, halo: int, store: ConditionStore | None = None
+    ) -> None:
+        self._tiling, self._run, self._flow, self._halo, self._store = tiling, run, flow, halo, store
+        self.tiles = TileSize(tile, halo, tiling)
+
+    def __call__(
+        self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions, gray: Sequence[bool] = ()
+    ) -> Tensor:
+        """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
+
+        Args:
+            rgb: The images.
+            taus: Temperatures.
+            sampling: What is drawn.
+            gray: For each image, whether what is made of it becomes gray; none if empty.
+        """
+        run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
+        if self._store is not None and run.minimum_memory:
+            self._store.clear()
+        batch, _, height, width = rgb.shape
+        multiple = plan.size_multiple // scale or 1
+        left, right, top, bottom = border = tiling.border(height, width, multiple)
+        rows, columns = height + top + bottom, width + left + right
+        side = self.tiles.choose(
+            max(rows, columns),
+            lambda side: tiling.memory(self._flow, (height, width), (rows, columns), side, self._halo),
+            run.device,
+        )
+        tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
+        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled)
+        samples = len(taus) * sampling.samples
+        at_once = run.at_once(min(samples, MAX_SAMPLES))
+        result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
+        repairs = overflow.Repairs()
+        weight = ANALYSIS if tiling.shares else 1
+        analysis = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
+        passes = samples if tiling.shares else -(-samples // at_once)
+        run.expect(batch * len(tiles) * (analysis + passes * plan.units + samples))
+        for item, pictures in enumerate(result):
+            padded = tiling.pad(rgb[item, None], border)
+            seen = tiling.encoder_input(padded)
+            for tile in tiles:
+                run.stage(analysis, weight)
+                source = _crop(padded, tile)
+                cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
+                run.settle()
+                inner, outer = _without_halo(tile, scale, border, height, width)
+                each = at_once
+                if cond.prepared:  # to show every sample as soon as it is ready
+                    shown = 1 if run.device.type == "cpu" else images_at_once(scale * height, scale * width)
+                    each = min(at_once, shown)
+                for first in range(0, samples, each):
+                    part = range(first, min(first + each, samples))
+                    counted = len(part) if tiling.shares else 1
+                    run.stage(counted * plan.units, counted)
+                    z = [z.to(run.device, run.dtype) for z in latents.crop(item, part, tile)]
+                    decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
+                    decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
+                    images, *marks = (None if t is None else t[inner] for t in decoded)
+                    repairs.add(item * samples + part.start, *marks)
+                    assert images is not None
+                    for number, image in zip(part, images, strict=True):
+                        image = image.clamp(0, 1)
+                        pictures[number][outer] = without_color(image) if gray and gray[item] else image
+                        run.advance(preview=pictures[number] if tile is tiles[-1] else None)
+        for sentence in repairs.sentences(height * scale * width * scale, tiling.filled):
+            run.notify(sentence)
+        self.tiles.finish()
+        return result.flatten(0, 1)
+
+    def _condition(self, source: Tensor, *, reused: bool) -> Condition:
+        """The condition of a tile, prepared if it is used again and memory allows."""
+        plan = self._run.plan
+        if self._store is not None:
+            return self._store.condition(plan, source)
+        cond = plan.encode_condition(source.to(plan.device))
+        if not (reused and self._tiling.shares):
+            return cond
+        height, width = (side * plan.condition_scale for side in source.shape[-2:])
+        free = free_memory(plan.device)
+        fits = free is not None and plan.prepared_bytes(height, width) <= free // 4
+        return cond.prepare(plan) if fits else cond
+
+
+class Latents:
+    """Latents of all samples of all images, drawn for whole padded images."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        rgb: Tensor,
+        border: Border,
+        pad_map: Callable[[Tensor, Border], Tensor],
+        taus: Sequence[Settings],
+        sampling: SamplingOptions,
+        check: Callable[[], None],
+    ) -> None:
+        (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
+        self.rows, scale = height + top + bottom, plan.condition_scale
+        shapes = plan.latent_shapes(self.rows * scale, (width + left + right) * scale)
+        # the same for every image and temperature
+        self.noise = sample_latents(shapes, sampling.samples, 1.0, sampling.seed, anchored=plan.anchored, check=check)
+        check()
+        self.still = [self.noise.pop()[:1]] if plan.anchored else []  # zero for all samples
+        finest = max(1, shapes[0][1] // self.rows)  # the finest latents may be coarser than the image
+        padding = left * finest, right * finest, top * finest, bottom * finest
+        height, width = height * finest, width * finest
+        edges = edge_map(rgb) if any(calm for _, calm in taus) else None
+
+        def place(tau: float | Tensor, calm: float, shape: Shape) -> float | Tensor:
+            """Resize a map of temperatures, which covers the image, to latents, which cover the padded one."""
+            check()
+            if isinstance(tau, Tensor):
+                tau = resize_temperature_map(tau, height, width)
+            if calm and edges is not None:
+                tau = tau * (1 - calm * resize_temperature_map(edges, height, width))
+            return resize_temperature_map(pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
+
+        per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
+        self.taus = [
+            [place(tau, calm, shape) for tau, shape in zip(levels, shapes, strict=False)] for levels, calm in per_level
+        ]
+
+    def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:
+        """The latents of some samples of an image in a tile, finest first."""
+        latents: list[Tensor] = []
+        for level, noise in enumerate(self.noise):
+            factor = noise.shape[-2] / self.rows
+            each: list[Tensor] = []
+            for sample in samples:
+                which, seed = divmod(sample, len(noise))
+                tau = self.taus[which][level]
+                if isinstance(tau, Tensor):
+                    tau = _crop(tau[min(item, len(tau) - 1), None], tile, factor)
+                each.append(tau * _crop(noise[seed, None], tile, factor))
+            latents.append(torch.cat(each))
+        still = [_crop(z, tile, z.shape[-2] / self.rows).expand(len(samples), -1, -1, -1) for z in self.still]
+        return latents + still
+
+
+def _crop(tensor: Tensor, tile: Window, factor: float = 1) -> Tensor:
+    """Crop a tile with its halo out of something ``factor`` times as large as the padded image."""
+    top, bottom, left, right = (
+        round(edge * factor) for edge in (tile.halo_top, tile.halo_bottom, tile.halo_left, tile.halo_right)
+    )
+    return tensor[..., top:bottom, left:right]
+
+
+def _without_halo(tile: Window, scale: int, border: Border, height: int, width: int) -> tuple[Index, Index]:
+    """Where a tile lies in the decoded tile and in the picture, without its halo and the border."""
+    left, _, above, _ = border
+    top, bottom = max(tile.top, above), min(tile.bottom, above + height)
+    start, end = max(tile.left, left), min(tile.right, left + width)
+
+    def index(row: int, column: int) -> Index:
+        """Where the tile lies in something that begins at this row and column."""
+        rows, columns = (
+            slice((top - row) * scale, (bottom - row) * scale),
+            slice((start - column) * scale, (end - column) * scale),
+        )
+        return ..., rows, columns
+
+    return index(tile.halo_top, tile.halo_left), index(above, left)

@@ -1,0 +1,91 @@
+"""Coherent noise: similar places share it, every place keeps its distribution, and given latents are untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowcore import FlowError, colorize, colorize_video, encode_colors
+from flowcore.models import configure
+from flowcore.tasks.coherence import coherent_factor, make_coherent
+
+from .colorings import colored, gray, tiny_colorizer
+
+SCALES = (0.6, 4.0)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return tiny_colorizer(coherence=0.9)
+
+
+def halves(height=6, width=8):
+    """Features of two things: one on the left, one on the right."""
+    features = torch.zeros(1, 4, height, width)
+    features[..., width // 2 :] = 1
+    return features
+
+
+def test_every_place_keeps_its_distribution_and_similar_places_share_it():
+    factor = coherent_factor(halves(), 0.95, SCALES)
+    covariance = factor @ factor.T
+    assert torch.allclose(covariance.diagonal(), torch.ones(48).double())
+    assert covariance[0, 1] > 0.9
+    assert covariance[3, 4] < 0.1  # neighbors, but not of one thing
+    noise = torch.randn(4000, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    mixed = make_coherent(noise, factor)
+    assert abs(float(mixed.std()) - 1) < 0.01
+    assert torch.allclose(mixed[:, 0].flatten(1).T.cov().double(), covariance, atol=0.1)
+
+
+def test_coherence_0_a_single_place_and_huge_grids_stay_independent():
+    noise = torch.randn(1, 2, 6, 8)
+    assert make_coherent(noise, coherent_factor(halves(), 0.0, SCALES)) is noise
+    assert coherent_factor(torch.zeros(1, 4, 1, 1), 0.9, SCALES) is None
+    assert coherent_factor(torch.zeros(1, 1, 64, 65), 0.9, SCALES) is None
+    assert coherent_factor(torch.ones(1, 4, 6, 8), 1.0, SCALES).isfinite().all()  # one thing, no noise of its own
+
+
+def test_the_model_states_the_coherence_and_0_is_without(flow):
+    own, without = colorize(flow, gray(64, 64), seed=1), colorize(flow, gray(64, 64), seed=1, coherence=0)
+    assert torch.equal(own, colorize(flow, gray(64, 64), seed=1, coherence=0.9))
+    assert torch.equal(without, colorize(tiny_colorizer(), gray(64, 64), seed=1))
+    assert (own - without).abs().max() > 0.01
+
+
+def test_seeds_and_batch_positions_agree(flow):
+    pictures = torch.cat([gray(64, 64), gray(64, 64, seed=1)])
+    all_of_them = colorize(flow, pictures, seed=3, samples=2)
+    alone = [colorize(flow, picture, seed=seed) for picture in pictures.split(1) for seed in (3, 4)]
+    assert torch.allclose(all_of_them, torch.cat(alone), atol=1e-5)
+
+
+def test_given_latents_are_untouched(flow):
+    picture, other = colored(64, 64), tiny_colorizer()
+    latents = encode_colors(flow, picture)
+    taken = [colorize(f, picture, latents=latents, latents_levels=0, seed=2) for f in (flow, other)]
+    assert torch.equal(*taken)
+
+
+def test_a_clip_in_parts_is_the_clip(flow):
+    frames = torch.cat([gray(64, 64), gray(64, 64, seed=1), gray(64, 64, seed=2)])
+    before = []
+    parts = [colorize_video(flow, part, seed=5, carry=0.5, before=before) for part in frames.split([1, 2])]
+    assert torch.allclose(torch.cat(parts), colorize_video(flow, frames, seed=5, carry=0.5), atol=1e-5)
+    assert torch.allclose(parts[0], colorize(flow, frames[:1], seed=5), atol=1e-5)
+
+
+def test_saturation_is_the_models_but_of_given_latents_1():
+    vivid, plain = tiny_colorizer(saturation=1.5), tiny_colorizer()
+    picture = colored(64, 64)
+    assert torch.allclose(colorize(vivid, picture), colorize(plain, picture, saturation=1.5), atol=1e-5)
+    latents = encode_colors(vivid, picture)
+    assert torch.equal(colorize(vivid, picture, latents=latents), colorize(plain, picture, latents=latents))
+
+
+def test_values_out_of_range_are_refused(flow):
+    with pytest.raises(FlowError, match="coherence must lie in"):
+        colorize(flow, gray(), coherence=1.1)
+    for fields in ({"coherence": 2}, {"coherence_scales": [0.6]}, {"coherence_scales": [0, 4]}, {"saturation": -1}):
+        with pytest.raises(FlowError, match=next(iter(fields))):
+            configure("colorizer", fields)

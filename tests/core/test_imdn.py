@@ -1,0 +1,131 @@
+"""The published network that upscalers stand on: as published, in strips, and taken over by a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import build_minimal, random_image
+from safetensors.torch import load_file, save_file
+
+import flowcore
+from flowcore.checkpoints import catalog
+from flowcore.checkpoints.file import read, read_header, save
+from flowcore.errors import CheckpointError, FlowError
+from flowcore.inference.plan import Plan
+from flowcore.networks import IMDN, IMDNEncoder
+from flowcore.testing import perturbed
+from flowcore.training.memory import recomputable_modules
+from flowcore.training.start import load_encoder, load_weights
+
+RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
+
+
+def tiny(seed=1, **fields):
+    flow = build_minimal("srflow", seed=seed, **{"hidden": 6, "residual": True, "encoder": "imdn", **fields})
+    return perturbed(flow, strength=0.05)
+
+
+def image(height, width, batch=1):
+    return random_image(batch, 3, height, width, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key", "tolerance"), [(torch.float64, "sr", 1e-9), (torch.float32, "sr_float32", 1e-5)]
+)
+@torch.no_grad()
+def test_the_shipped_network_is_the_published_one(dtype, key, tolerance):
+    network = read(catalog.path("srflow-x4")).encoder.backbone.to(dtype)
+    recording = load_file(RECORDING)
+    sr = network(recording["lr"].to(dtype))
+    assert float((sr - recording[key]).abs().max()) < tolerance
+    trunk, _ = network.features(recording["lr"].to(dtype))
+    assert float((trunk - recording["trunk"]).abs().max()) < tolerance * float(recording["trunk"].abs().max())
+
+
+def test_it_sees_a_window_and_nothing_global():
+    network = IMDN(4, 2, 3)
+    lr = image(60, 8)
+    changed = lr.clone()
+    changed[:, :, 30] += 0.5
+    rows = (network(changed) - network(lr)).abs().amax((0, 1, 3))
+    reach = 4 * (2 * 4 + 3)  # of 3x3 convolutions, in pixels of the enlargement
+    assert bool((rows[: 4 * 30 - reach] == 0).all())
+    assert bool((rows[4 * 31 + reach :] == 0).all())
+    assert bool((rows[4 * 30 - reach + 4 : 4 * 31 + reach - 4] > 0).any())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_strip_size_gives_the_same_bits(dtype):
+    flow, lr = tiny(), image(150, 6, batch=2)
+    conditions = []
+    for strip_bytes in (2**10, 2**14, 2**26):
+        plan = Plan(flow, dtype, strip_bytes=strip_bytes)
+        plan.budget.usual_dense = strip_bytes
+        conditions.append(plan.encode_condition(lr))
+    for cond in conditions[1:]:
+        assert torch.equal(cond.origin, conditions[0].origin)
+        for one, other in zip(cond.features, conditions[0].features, strict=True):
+            assert all(torch.equal(a, b) for (a, _), (b, _) in zip(one.sources, other.sources, strict=True))
+
+
+def test_the_picture_itself_is_never_rounded_to_bfloat16():
+    flow, lr = tiny(), image(12, 8)
+    torch.nn.init.zeros_(flow.encoder.backbone.conv_trunk.weight)  # nothing but the long skip
+    torch.nn.init.zeros_(flow.encoder.backbone.conv_trunk.bias)
+    exact = flow.encode_condition(lr).origin
+    assert torch.allclose(Plan(flow, "bfloat16").encode_condition(lr).origin, exact, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(flow.encode_condition(lr).origin, exact, atol=1e-6)
+
+
+def test_a_run_may_take_its_flow_from_one_model_and_its_encoder_from_another(tmp_path):
+    old = tiny(seed=3, encoder="rrdb", stacked_blocks=(1,))
+    save(old, tmp_path / "old.safetensors")
+    flow = tiny(seed=4)
+    encoder = {name: t.clone() for name, t in flow.encoder.state_dict().items()}
+    with pytest.raises(FlowError, match="encoder is 'rrdb' instead of 'imdn'"):
+        load_weights(flow, tmp_path / "old.safetensors")
+    load_weights(flow, tmp_path / "old.safetensors", other_encoder=True)
+    assert all(torch.equal(t, old.levels.state_dict()[name]) for name, t in flow.levels.state_dict().items())
+    assert all(torch.equal(t, encoder[name]) for name, t in flow.encoder.state_dict().items())
+
+
+def test_the_published_network_alone_can_be_loaded_and_its_last_convolution_enlarged(tmp_path):
+    source = tiny(seed=5).encoder.backbone
+    save_file(source.state_dict(), tmp_path / "imdn.safetensors")
+    flow = tiny(seed=6)
+    assert load_encoder(flow, tmp_path / "imdn.safetensors") == "backbone"
+    lr = image(6, 8)
+    assert torch.equal(flow.encoder.enlargement(lr), source(lr))
+    assert isinstance(flow.encoder, IMDNEncoder)
+    assert set(flow.encoder.backbone.blocks) <= set(recomputable_modules(flow))  # in training
+
+    larger = tiny(seed=7, scale=8, levels=4)
+    load_encoder(larger, tmp_path / "imdn.safetensors")
+    repeated = torch.nn.functional.interpolate(source(lr), scale_factor=2, mode="nearest")
+    assert torch.allclose(larger.encoder.enlargement(lr), repeated, atol=1e-6)
+
+    save_file(IMDN(4, 1, 3).state_dict(), tmp_path / "imdn.safetensors")
+    with pytest.raises(FlowError, match=r"blocks\.1"):
+        load_encoder(flow, tmp_path / "imdn.safetensors")
+
+
+def test_what_others_published_stays_exact_in_a_file_of_8_bits(tmp_path):
+    flow = tiny(encoder_growth=16, encoder_width=48)
+    save(flow, tmp_path / "small.safetensors", dtype=torch.int8, exact="encoder.backbone")
+    loaded = read(tmp_path / "small.safetensors")
+    assert read_header(tmp_path / "small.safetensors").format == 2
+    backbone = flow.encoder.backbone.state_dict()
+    assert all(torch.equal(t, backbone[name]) for name, t in loaded.encoder.backbone.state_dict().items())
+    assert not torch.equal(loaded.encoder.mix[0].weight, flow.encoder.mix[0].weight)
+
+
+def test_an_encoder_that_this_version_does_not_know_is_of_a_newer_one(tmp_path):
+    save(tiny(), tmp_path / "new.safetensors")
+    content = (tmp_path / "new.safetensors").read_bytes()
+    newer = content.replace(b'\\"encoder\\": \\"imdn\\"', b'\\"encoder\\": \\"vast\\"')
+    (tmp_path / "new.safetensors").write_bytes(newer)
+    with pytest.raises(CheckpointError, match="written by a newer flowcore"):
+        flowcore.load(tmp_path / "new.safetensors")
