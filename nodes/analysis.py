@@ -105,7 +105,7 @@ class FlowcoreScore(FlowNode):
         order = sorted(range(total), key=lambda i: task.ranking_key(bits[i], corrected[i], enlarged[i]))
         messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
         report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
-        maps = _batches([_normalized(part)[None] for s in scores for part in s.map])
+        maps = _batches([part[None] for s, own in zip(scores, subjects, strict=True) for part in _maps(s, own.pixels)])
         pictures = [picture[None] for s in subjects for picture in s.pixels]
         finite = widgets.finite_or_none
         return io.NodeOutput(
@@ -125,6 +125,11 @@ class FlowcoreScore(FlowNode):
                 "notes": messages,
             },
         )
+
+
+def _maps(score: task.Score, pixels: Tensor) -> list[Tensor]:
+    """Bits of every image, (H, W), scaled to [0, 1]; zeros where the model has no map, as the score's notes say."""
+    return [*torch.zeros_like(pixels[:, 0])] if score.map is None else [_normalized(bits) for bits in score.map]
 
 
 def _normalized(bits: Tensor) -> Tensor:

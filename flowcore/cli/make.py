@@ -101,7 +101,7 @@ def add_brighten(command: argparse.ArgumentParser) -> None:
 
 
 def add_shrink(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run_command=_shrink, seed=0, samples=1)
+    command.set_defaults(run_command=_shrink, seed=0, samples=1, bits=8)
     _add_rescaling(command)
 
 
@@ -114,12 +114,13 @@ def add_restore(command: argparse.ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="pictures each, with seeds SEED, SEED + 1, ...")
     option("--tile", type=int, default=0, help="side of the tiles in pixels of the small picture; 0 chooses")
+    option("--bits", type=int, choices=[8, 16], default=8, help="per channel (default: 8)")
     add_precision(command)
     add_megapixels(command)
 
 
 def _add_rescaling(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(format="png", bits=8, quality=None)
+    command.set_defaults(format="png", quality=None)
     command.epilog = "The results are PNG files. The model is one for rescaling, such as Rescaling_DF2K_X4_HCFlow.pth."
     add_batch(command)
     add_manifest(command)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image, features
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..condition import Condition
@@ -30,7 +30,8 @@ from ..dequantization import (
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
-from ..transforms import Estimated
+from ..prior import log_density
+from ..transforms import Estimated, Transform
 from .options import Batching, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, images_at_once, refuse_integer_range, require_pixels
 
@@ -59,7 +60,8 @@ class Score:
             spread over the levels by their dimensions.
         constant: ``-log2(width)``, the contribution of the bin width to every image: n_bits on the grid "bins".
         map: Share of every pixel, ``(B, H, W)``, summing to ``bits_per_dim``. It shows where, not why: receptive fields
-            overlap.
+            overlap. None if a transform of the model does not define ``by_position``; ``per_level`` then spreads the
+            log-determinant over the levels by their dimensions, too.
         complexity: Bits per dimension of the best lossless compressor, ``(B,)``; None if not requested.
         complexity_corrected: ``bits_per_dim - complexity``, ``(B,)``: high means more unusual than its detail explains;
             None if not requested.
@@ -83,7 +85,7 @@ class Score:
     log_prob: Tensor
     per_level: Tensor
     constant: float
-    map: Tensor
+    map: Tensor | None
     complexity: Tensor | None
     complexity_corrected: Tensor | None
     notes: tuple[str, ...]
@@ -204,6 +206,7 @@ def _score(
     weights = torch.empty(images, samples, probes, dtype=torch.float64)  # then their means over probes
     levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
+    maps = _has_map(flow, notes)
     inside = True
     batch = run.at_once(images_at_once(height, width))
     seeds = image_seeds(sampling.seed, k)
@@ -214,12 +217,19 @@ def _score(
             run.check_cancelled()
             own = select_items(cond, chunk.items)
             own = own if estimate is None else estimate.condition(run.plan, chunk, probe, seeds)
-            shares = run.plan.by_position(x, own)[1]
-            density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
-            log_bins = density.flatten(1).sum(1) + dimensions * math.log(quantised.width)
+            if maps:
+                shares = run.plan.by_position(x, own)[1]
+                density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
+                log_p = density.flatten(1).sum(1)
+                pixels.index_add_(0, chunk.items, density.sum(1) / probes)
+            else:
+                latents, logdet = run.plan(x, own)
+                prior = [log_density(z).cpu().double().flatten(1).sum(1) for z in latents]
+                density = torch.stack(prior, 1)[:, :, None]  # (N, levels, 1)
+                log_p = density.flatten(1).sum(1) + logdet.cpu().double()
+            log_bins = log_p + dimensions * math.log(quantised.width)
             weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
             levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / probes)
-            pixels.index_add_(0, chunk.items, density.sum(1) / probes)
         inside = inside and bool(chunk.inside.all())
         run.advance(len(chunk.items))
     if not inside:
@@ -258,7 +268,7 @@ def _score(
         log_prob=bound - dimensions * math.log(quantised.width),
         per_level=level_bits,
         constant=-math.log2(quantised.width),
-        map=pixel_bits,
+        map=pixel_bits if maps else None,
         complexity=compressed,
         complexity_corrected=None if compressed is None else bits - compressed,
         notes=tuple(notes),
@@ -435,6 +445,17 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
             "with 8-bit ones."
         )
     return k
+
+
+def _has_map(flow: Flow, notes: list[str]) -> bool:
+    """Whether all transforms say which positions their log-determinant comes from; otherwise a note names those."""
+    parts = nn.ModuleList([flow.levels, *(part for part in (flow.prelude, flow.top) if part is not None)])
+    without = sorted(
+        {type(part).__name__ for part in parts.modules() if isinstance(part, Transform) and not part.has_positions}
+    )
+    if without:
+        notes.append(f"No map: {' and '.join(without)} does not say which positions its log-determinant comes from.")
+    return not without
 
 
 def _check_size(flow: Flow, height: int, width: int) -> None:

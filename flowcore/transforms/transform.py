@@ -115,6 +115,11 @@ class Transform(nn.Module):
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether ``by_position`` can say which positions the log-determinant comes from."""
+        return self.uniform_logdet or type(self).by_position is not Transform.by_position
+
     def half(self) -> Self:
         return self.to(torch.float16)  # raises PrecisionError
 

@@ -13,6 +13,7 @@ import flowcore
 from flowcore import FlowError, ImageError, restore, shrink
 from flowcore.checkpoints import save
 from flowcore.cli.main import main
+from flowcore.images.files import read
 from flowcore.images.resize import shrink as bicubic
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
@@ -120,6 +121,9 @@ def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
         hr = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
         expected = restore(flow, hr, seed=seed, size=(18, 25))[0].permute(1, 2, 0) * 255
         assert np.abs(np.array(back) - expected.round().numpy()).max() <= 1
+    assert main([*words, "--bits", "16", "-o", str(tmp_path / "deep")]) == 0
+    deep = (tmp_path / "deep" / "a_model_restored_tau0.05_seed0.png").read_bytes()
+    assert read(deep, "deep").bits == 16
     assert main(words) == 0
     assert "there already" in capsys.readouterr().err
     Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "deep.png")

@@ -16,6 +16,7 @@ from flowcore.likelihood import bits_per_dim, effective_samples, importance_weig
 from flowcore.tasks import score as task
 from flowcore.tasks.score import Score, image_seeds, lossless_bits, ranking_key, score
 from flowcore.testing import perturbed
+from flowcore.transforms import Chain, Transform
 
 from .bounds import log_weights
 
@@ -143,6 +144,25 @@ def test_levels_and_pixels_are_those_of_by_position():
     levels = density.sum((2, 3)).T + rest[:, None] * dimensions / dimensions.sum()
     assert torch.allclose(result.per_level, levels, rtol=1e-10, atol=1e-10)
     assert torch.allclose(result.map, density.sum(0) + rest[:, None, None] / (8 * 16), rtol=1e-10, atol=1e-10)
+
+
+class Cubed(Transform):
+    """A transform that somebody wrote without ``by_position``."""
+
+    def forward(self, x, cond=None):
+        return x + x**3, torch.log1p(3 * x**2).sum((1, 2, 3))
+
+
+def test_a_transform_without_positions_is_scored_without_a_map():
+    flow, image = build(), picture(2)
+    flow.levels[0].steps = Chain(Cubed(), *flow.levels[0].steps.parts())
+    result = score(flow, image)
+    assert result.map is None
+    assert any("Cubed does not say which positions" in note for note in result.notes)
+    k = to_integers(image, result.n_bits)[0]
+    expected = bits_per_dim(log_weights(flow, k, None, samples=1, seed=image_seeds(0, k))[:, 0], image[0].numel())
+    assert torch.allclose(result.bits_per_dim, expected, atol=1e-4)
+    assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
 
 
 # --- the same number however it is computed ---------------------------------------------------------------------------
