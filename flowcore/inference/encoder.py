@@ -176,21 +176,21 @@ class FoldedDenseBlock(nn.Module):
         """Map ``(B, width, h, w)`` to the same shape."""
         height = x.shape[2]
         *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
-        streams: list[StreamedConv] = []
 
-        def rows(start: int, stop: int, before: int = 4) -> Tensor:
+        def rows(earlier: Sequence[StreamedConv], start: int, stop: int) -> Tensor:
             """Rows of the input and of the outputs before a convolution, of which the last runs ahead of the others."""
-            outputs = [stream(start, stop) for stream in reversed(streams[:before])][::-1]
-            return torch.cat([x[:, :, start:stop], *outputs], dim=1) if before else x[:, :, start:stop]
+            outputs = [stream(start, stop) for stream in reversed(earlier)][::-1]
+            return torch.cat([x[:, :, start:stop], *outputs], dim=1) if earlier else x[:, :, start:stop]
 
-        for before, conv in enumerate(convs):
-            streams.append(StreamedConv(conv, partial(rows, before=before), height, 0.2))
+        streams: list[StreamedConv] = []
+        for conv in convs:  # a stream knows those before it only: a cycle would hold its rows until it is collected
+            streams.append(StreamedConv(conv, partial(rows, tuple(streams)), height, 0.2))
         result = torch.empty_like(x)
         for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):
             reads = last.reads(top, bottom, height)
             for stream in streams:
                 stream.forget(reads.start)
-            y = last(rows(reads.start, reads.stop), top, bottom, height)
+            y = last(rows(streams, reads.start, reads.stop), top, bottom, height)
             torch.add(x[:, :, top:bottom], y, alpha=0.2, out=result[:, :, top:bottom])
         return result
 
