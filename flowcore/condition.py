@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import ConditionError
 from .transforms import Probes
 
 Source = tuple[Tensor, int]
@@ -81,6 +82,40 @@ class Condition:
         return self._tensors()[0].shape[0]
 
     @property
+    def seen_by_top(self) -> Tensor | None:
+        """What the transform of the flow's last output sees: the anchor, or the labels."""
+        return self.labels if self.anchor is None else self.anchor
+
+    def relative(self, x: Tensor) -> Tensor:
+        """Subtract the origin, if there is one, from images ``(B, C, H, W)``; ConditionError if it has other sides."""
+        return x if self.origin is None else x - self._origin_of(x)
+
+    def absolute(self, x: Tensor) -> Tensor:
+        """Undo ``relative``."""
+        return x if self.origin is None else x + self._origin_of(x)
+
+    def check_batch(self, batch: int, classes: int) -> None:
+        """Check that it is of so many images, or of one for all.
+
+        Args:
+            batch: Number of images.
+            classes: Number of labels of the model.
+
+        Raises:
+            ConditionError: If labels or anchor are not.
+        """
+        if self.labels is not None and tuple(self.labels.shape) not in ((1, classes), (batch, classes)):
+            raise ConditionError(
+                f"Expected labels of {batch} items and {classes} classes; the condition has "
+                f"{' and '.join(map(str, self.labels.shape))}. Use this model's encode_condition, a label an image."
+            )
+        if self.anchor is not None and self.anchor.shape[0] not in (1, batch):
+            raise ConditionError(
+                f"The condition is of {self.anchor.shape[0]} images; got {batch}. Encode the condition of the same "
+                "images, or of one for all."
+            )
+
+    @property
     def prepared(self) -> bool:
         """Whether it holds what ``prepare`` computes."""
         return any(isinstance(f, MultiScaleFeatures) and f.precomputed is not None for f in self.features)
@@ -119,21 +154,22 @@ class Condition:
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """Apply a function to every tensor held."""
-
-        def changed(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return change(value)
-            if isinstance(value, MultiScaleFeatures):
-                return MultiScaleFeatures(sources=changed(value.sources), precomputed=changed(value.precomputed))
-            return tuple(map(changed, value)) if isinstance(value, tuple) else value
-
         return Condition(
-            features=changed(self.features),
-            origin=changed(self.origin),
-            labels=changed(self.labels),
-            anchor=changed(self.anchor),
+            features=_map_tensors(self.features, change),
+            origin=_map_tensors(self.origin, change),
+            labels=_map_tensors(self.labels, change),
+            anchor=_map_tensors(self.anchor, change),
             probes=None if self.probes is None else self.probes.map_tensors(change),
         )
+
+    def _origin_of(self, x: Tensor) -> Tensor:
+        assert self.origin is not None
+        if self.origin.shape[1:] != x.shape[1:] or self.origin.shape[0] not in (1, x.shape[0]):
+            raise ConditionError(
+                f"The condition belongs to images of shape {tuple(self.origin.shape)}; got {tuple(x.shape)}. "
+                "Encode the condition from the matching source."
+            )
+        return self.origin
 
     def _tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -141,3 +177,12 @@ class Condition:
             found += f.tensors() if isinstance(f, MultiScaleFeatures) else [] if f is None else [f]
         found += [t for t in (self.origin, self.labels, self.anchor) if t is not None]
         return found if self.probes is None else [*found, *self.probes.vectors]
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, MultiScaleFeatures):
+        sources, precomputed = (_map_tensors(part, change) for part in (value.sources, value.precomputed))
+        return MultiScaleFeatures(sources=sources, precomputed=precomputed)
+    return tuple(_map_tensors(part, change) for part in value) if isinstance(value, tuple) else value

@@ -212,7 +212,7 @@ class Flow(Transform, Generic[C]):
             Latents, finest first; and the shares of all parts, each with the number of the latent that it goes with.
         """
         self._check_image(x)
-        features, labels = self._check_condition(cond, x.shape[0])
+        given = self._check_condition(cond, x.shape[0])
         latents: list[Tensor] = []
         shares: list[tuple[int, Any]] = []
 
@@ -223,22 +223,20 @@ class Flow(Transform, Generic[C]):
 
         if self.prelude is not None:
             x = applied(self.prelude, x, None)
-        if cond is not None and cond.origin is not None:
-            self._check_origin(cond.origin, x.shape)
-            x = x - cond.origin
+        x = given.relative(x)
         continuing: list[Tensor] = []
-        for level, feature in zip(self._levels(), features, strict=True):
+        for level, feature in zip(self._levels(), given.features, strict=True):
             x = level.squeeze(x)[0]  # (B, 4C, H/2, W/2)
-            x = applied(level.steps, x, feature)
+            x = applied(level.steps, x, self._feature(feature))
             if level.split is not None:
-                x, latent = applied(level.split, x, labels)  # each (B, 2C, H/2, W/2)
+                x, latent = applied(level.split, x, given.labels)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
                 continuing.append(x)
         for number, details, feature in self._details(continuing):
             latents[number], share = apply(details, latents[number], feature)
             shares.append((number, share))
         if self.top is not None:
-            x = applied(self.top, x, self._anchor(cond, labels))
+            x = applied(self.top, x, given.seen_by_top)
         return [*latents, x], shares
 
     def inverse(
@@ -263,11 +261,11 @@ class Flow(Transform, Generic[C]):
             ConditionError: If the condition is missing, superfluous or of another image size.
         """
         self._check_latents(z)
-        features, labels = self._check_condition(cond, z[0].shape[0])
+        given = self._check_condition(cond, z[0].shape[0])
         remaining = list(z)
         x = remaining.pop()
         if self.top is not None:
-            x = self.top.inverse(x, self._anchor(cond, labels))
+            x = self.top.inverse(x, given.seen_by_top)
         deeper: list[Any] = []
         for number, level in reversed(list(enumerate(self._levels()))):
             if level.split is not None:
@@ -275,14 +273,12 @@ class Flow(Transform, Generic[C]):
                 if level.details is not None:
                     deeper.insert(0, level.details.extractor(x, deeper))
                     latent = level.details.transform.inverse(latent, deeper[0])
-                x = level.split.inverse((x, latent), labels)
-            x = level.steps.inverse(x, features[number])
+                x = level.split.inverse((x, latent), given.labels)
+            x = level.steps.inverse(x, self._feature(given.features[number]))
             x = level.squeeze.inverse(x)
             if between is not None:
                 x = between(number, x)
-        if cond is not None and cond.origin is not None:
-            self._check_origin(cond.origin, x.shape)
-            x = x + cond.origin
+        x = given.absolute(x)
         return x if self.prelude is None else self.prelude.inverse(x)
 
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
@@ -504,41 +500,28 @@ class Flow(Transform, Generic[C]):
                 deeper.insert(0, level.details.extractor(continuing[number], deeper))
                 yield number, level.details.transform, deeper[0]
 
-    @staticmethod
-    def _anchor(cond: Condition | None, labels: Tensor | None) -> Tensor | None:
-        """What ``top`` sees."""
-        return labels if cond is None or cond.anchor is None else cond.anchor
-
     def _levels(self) -> list[Level]:
         return list(self.levels)  # pyright: ignore[reportReturnType]
 
-    def _check_condition(self, cond: Condition | None, batch: int) -> tuple[Sequence[Any], Tensor | None]:
-        """Check a condition and return its features by level and its labels."""
+    def _check_condition(self, cond: Condition | None, batch: int) -> Condition:
+        """Return a condition with what each level sees; for None, one that holds nothing."""
         if cond is not None and cond.probes is not None:
             self.require_probes()
-            return [cond.probes] * len(self.levels), None
+            seen: Any = cond.probes
+            return Condition(features=(seen,) * len(self.levels))
         if (cond is None) != (self.condition_encoder is None):
             takes = "a condition; make one with flow.encode_condition(source)"
             takes = takes if cond is None else "no condition; pass None"
             raise ConditionError(f"This {self.architecture} model takes {takes}.")
         if cond is None:
-            return [None] * len(self.levels), None
+            return Condition(features=(None,) * len(self.levels))
         if len(cond.features) != len(self.levels):
             raise ConditionError(
                 f"This model has {len(self.levels)} levels; the condition has {len(cond.features)}. Use this model's "
                 "encode_condition."
             )
-        if cond.labels is not None and tuple(cond.labels.shape) not in ((1, self.classes), (batch, self.classes)):
-            raise ConditionError(
-                f"Expected labels of {batch} items and {self.classes} classes; the condition has "
-                f"{' and '.join(map(str, cond.labels.shape))}. Use this model's encode_condition, a label an image."
-            )
-        if cond.anchor is not None and cond.anchor.shape[0] not in (1, batch):
-            raise ConditionError(
-                f"The condition is of {cond.anchor.shape[0]} images; got {batch}. Encode the condition of the same "
-                "images, or of one for all."
-            )
-        return [self._feature(f) for f in cond.features], cond.labels
+        cond.check_batch(batch, self.classes)
+        return cond
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
@@ -575,13 +558,6 @@ class Flow(Transform, Generic[C]):
         batches = [z.shape[0] for z in latents]
         if len(set(batches)) > 1:
             raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")
-
-    def _check_origin(self, origin: Tensor, shape: torch.Size) -> None:
-        if origin.shape[1:] != shape[1:] or origin.shape[0] not in (1, shape[0]):
-            raise ConditionError(
-                f"The condition belongs to images of shape {tuple(origin.shape)}; got {tuple(shape)}. "
-                "Encode the condition from the matching source."
-            )
 
 
 class Details(nn.Module):
