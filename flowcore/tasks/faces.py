@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, ShapeError
+from ..images.color import luma
 from ..images.faces import (
     FacePlace,
     Point,
@@ -21,12 +22,14 @@ from ..images.faces import (
     looks_like_face,
     paste_face,
 )
+from ..images.resize import resize
 from .runner import validate_image, with_alpha
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
 
 LEANING = 45  # degrees beyond which a note asks whether the points are eyes, and faces are always turned
+COMPARED = 16  # side at which a picked face is compared with the faces of a picture
 WHOLE = 0.995  # of a face inside the picture; less is noted
 
 
@@ -96,7 +99,8 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
     Args:
         image: The pictures that they were cut out of, ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4, or those enlarged;
             or as many samples of each.
-        faces: ``(N, C, S, S)``, C = 1, 3 or 4; N is a multiple of the places: all samples of face 0, then of face 1.
+        faces: ``(N, C, S, S)``, C = 1, 3 or 4: all samples of face 0, then of face 1. If N is no multiple of the
+            places, some were picked: each goes where the picture looks most like it.
         places: Of every face.
         feather: Width of the soft border, as a share of the face's side.
 
@@ -112,12 +116,15 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
     pictures = places[0].images
     if len(pixels) % pictures:
         raise ShapeError(f"Expected {pictures} pictures, as the faces were cut out of; got {len(pixels)}. Pass those.")
-    own, samples = len(pixels) // pictures, len(cut) // len(places)
+    own = len(pixels) // pictures
+    if len(cut) % len(places):
+        places = [_most_alike(face[None], pixels[::own], places) for face in cut]
+    samples = len(cut) // len(places)
     count = max(own, samples)
-    if len(cut) % len(places) or count % samples or count % own:
+    if count % samples or count % own:
         raise ShapeError(
-            f"Expected as many faces for each of {len(places)} places in {len(pixels)} pictures; got {len(cut)} faces. "
-            "Pass all faces, none picked, and one picture or as many."
+            f"Expected one picture, or as many as samples of a face; got {own} pictures and {samples} samples of each "
+            "face. Pass the one picture."
         )
     result = pixels.repeat_interleave(count // own, 0)
     for k, place in enumerate(places):
@@ -126,6 +133,14 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
             face = cut[k * samples + sample * samples // count][None]
             result[at] = paste_face(result[at][None], face, place, feather=feather)[0]
     return with_alpha(result, alpha)
+
+
+def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> FacePlace:
+    """Find the place of a picked face (1, C, S, S) by comparing it with what is there."""
+    scaled = [place.scaled(*pictures.shape[-2:]) for place in places]
+    there = torch.cat([cut_face(pictures[place.image][None], place, COMPARED) for place in scaled])  # (P, 3, s, s)
+    differences = (luma(there) - luma(resize(face, COMPARED, COMPARED))).abs().flatten(1).mean(1)
+    return places[int(differences.argmin())]
 
 
 def eyes_from_meshes(

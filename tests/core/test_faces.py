@@ -277,12 +277,24 @@ def test_faces_of_several_pictures_go_back_into_their_own():
     assert torch.equal(paste_faces(pictures.repeat_interleave(2, 0), samples, places), pasted)  # samples of both
     with pytest.raises(ShapeError, match="eyes of one or all of 3 images"):
         align_faces(pictures, eyes[:2])
-    with pytest.raises(ShapeError, match="for each of 3 places"):
-        paste_faces(pictures, samples[:4], places)
+    with pytest.raises(ShapeError, match="as many as samples of a face"):
+        paste_faces(pictures.repeat_interleave(3, 0), samples, places)
     with pytest.raises(ShapeError, match="Expected 3 pictures"):
         paste_faces(pictures[:2], samples, places)
     with pytest.raises(ImageError, match="No face was found that is large enough"):
         align_faces(pictures, [[]])
+
+
+def test_picked_faces_go_where_they_look_alike():
+    pictures = torch.cat([smooth(), smooth(seed=1)])
+    eyes = [[(LEFT_EYE, RIGHT_EYE), ((240.0, 60.0), (270.0, 61.0))], [((150.0, 120.0), (190.0, 121.0))]]
+    faces, places = align_faces(pictures, eyes, size=64)
+    brighter = interpolate(faces[[2, 1]], scale_factor=2) + 0.05
+    pasted = paste_faces(interpolate(pictures, scale_factor=2), brighter, places)
+    expected = interpolate(pictures, scale_factor=2)
+    expected[:1] = paste_face(expected[:1], brighter[1:], places[1])
+    expected[1:] = paste_face(expected[1:], brighter[:1], places[2])
+    assert torch.equal(pasted, expected)
 
 
 def test_small_faces_keep_their_pixels():

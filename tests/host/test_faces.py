@@ -149,7 +149,8 @@ def test_every_picture_has_its_own_face(host):
     faces, places = known(batch=4)
     torch.testing.assert_close(pasted, paste_faces(images, faces, places), atol=1e-5, rtol=0)
     workflow["paste"]["inputs"]["face"] = ["face", 0]
-    refusal(host, workflow, "Expected as many faces for each of 4 places in 4 pictures; got 2")
+    picked = pixels(host.run(workflow)["outputs"]["report"])
+    torch.testing.assert_close(picked, paste_faces(images, noise(2, 3, 24, 24, number=5), places), atol=1e-5, rtol=0)
 
 
 def test_all_faces_of_a_picture_go_back_into_it(host):
