@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
 
 STRIDE = 4  # luma pixels per position of the finest grid
@@ -77,11 +78,8 @@ class LumaEncoder(nn.Module):
         self.chroma = nn.ModuleList(nn.Conv2d(merged, 2, 1) for _ in widths[1:]) if predicts_chroma else None
         if backbone:
             self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
-        for head in self.chroma or ():
-            assert isinstance(head, nn.Conv2d)
-            assert head.bias is not None
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        if self.chroma is not None:
+            start_at_zero(self.chroma)
 
     def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """Encode.
@@ -155,10 +153,7 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        assert self.second.bias is not None
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second = start_at_zero(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.1)), 0.1))
