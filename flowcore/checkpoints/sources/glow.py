@@ -35,7 +35,6 @@ UNTRAINED = (
     "says that this network was never initialized from a batch: its program would do that on first use, and the file "
     "holds no trained model. Give the file of a trained one."
 )
-NO_PERMUTATION = "is no permutation: it does not list every channel once. The file is damaged; fetch it again."
 CHANGED = "is not what the program makes of it. The file is damaged, or of a changed program, which is not supported."
 
 
@@ -168,11 +167,6 @@ def require_bits(found: Checkpoint, usual: str, detected: Mapping[str, Any], ove
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-def is_permutation(t: Tensor) -> bool:
-    """Return True if a vector lists each of 0 to C - 1 once."""
-    return torch.equal(t.long().sort()[0], torch.arange(len(t)))
 
 
 def is_identity(t: Tensor) -> bool:

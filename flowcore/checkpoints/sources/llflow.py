@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...models import configure
 from ...models.llflow import LEVELS, LLFlowConfig
-from .source import Checkpoint, Layout, Origin, Source, take_conv
-from .srflow import layer_kinds, stacked_blocks, step_origins, subnet, trunk_convs
+from .source import Checkpoint, Layout, Origin, Source, count_levels, take_conv
+from .srflow import config_of, layer_kinds, step_origins, subnet, trunk_convs
 
 STACKED_BLOCKS = {(4, 1): (1,), (24, 4): (1, 3, 5, 7)}  # by encoder blocks and number of stacked ones
 
@@ -60,25 +59,22 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> LLFlowConfig:
         "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
         "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
     }
-    fields = {**detected, **overrides}
     count = condition // max(1, detected["encoder_width"]) - 1
     known = STACKED_BLOCKS.get((detected["encoder_blocks"], count), ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("llflow", fields)
+    return config_of("llflow", found, detected, condition, known, overrides)
 
 
 def _layers(found: Checkpoint) -> tuple[int, int]:
     """Count plain and coupled steps per level in the layer list."""
     kinds = layer_kinds(found)
-    parts = kinds.split("s")
-    match = re.fullmatch(r"(p*)(c+)", parts[1]) if len(parts) > 1 else None
-    if match is None or parts != ["", *[parts[1]] * LEVELS]:
+    levels, transition_steps, steps = count_levels(kinds, undivided=LEVELS)
+    if levels != LEVELS or not steps:
         raise CheckpointError(
             f"the layers of this LLFlow checkpoint are not those of a known variant. Expected {LEVELS} levels, each of "
             "a squeeze (s) and as many plain (p) and coupled (c) steps as every other, without splits (d); got "
             f"{kinds[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
-    return len(match[1]), len(match[2])
+    return transition_steps, steps
 
 
 LLFLOW = Source(

@@ -10,7 +10,7 @@ from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow import SRFlowConfig
 from .glow import actnorm, zero_conv
-from .source import Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
+from .source import Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
 
 # What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
@@ -100,10 +100,8 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
         "hidden_layers": hidden_layers,
         "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
     }
-    fields = {**detected, **overrides}
     known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("srflow", fields)
+    return config_of("srflow", found, detected, condition, known, overrides)
 
 
 def encoder_fields(found: Checkpoint) -> dict[str, int]:
@@ -118,40 +116,53 @@ def encoder_fields(found: Checkpoint) -> dict[str, int]:
 
 def layer_kinds(found: Checkpoint) -> str:
     """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
-    kinds: dict[int, str] = {}
-    for name in found.shapes:
-        match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
-        if match:
-            kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
-            kinds[int(match[1])] = min(kind, kinds.get(int(match[1]), kind))  # c comes before p
-    return "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
+    pattern = r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\."
+    return found.layers(pattern, {"affine": "c", "conv": "d"})
 
 
 def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
     """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
     sequence = layer_kinds(found)
-    parts = [re.fullmatch(r"(p*)(c+)(d?)", part) for part in sequence.split("s")[1:]]
-    shape = {(len(part[1]), len(part[2])) for part in parts if part}
-    splits = [bool(part[3]) for part in parts if part]
-    regular = sequence.startswith("s") and None not in parts and len(shape) == 1
-    if not regular or splits != [number < len(parts) - 1 for number in range(1, len(parts) + 1)]:
+    levels, transition_steps, steps = count_levels(sequence, undivided=2)
+    if not steps:
         raise CheckpointError(
             "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
             "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
             f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
-    ((transition_steps, steps),) = shape
-    return len(parts), transition_steps, steps, sequence.index("c")
+    return levels, transition_steps, steps, sequence.index("c")
 
 
-def stacked_blocks(
-    found: Checkpoint, detected: Mapping[str, Any], condition: int, known: tuple[int, ...], given: Any
-) -> tuple[int, ...]:
-    """Say which encoder blocks are stacked: those that the caller gave, or those of a released configuration.
+def config_of(
+    architecture: str,
+    found: Checkpoint,
+    detected: Mapping[str, Any],
+    condition: int,
+    known: tuple[int, ...],
+    overrides: Mapping[str, Any],
+) -> Any:
+    """Make a configuration with stacked blocks.
+
+    Args:
+        architecture: Name of our architecture.
+        found: The checkpoint.
+        detected: Fields that the file determines.
+        condition: Channels that networks see of the encoder.
+        known: The stacked blocks of a released configuration.
+        overrides: The caller's fields.
 
     Raises:
-        CheckpointError: If neither tells, or their number does not fit the channels of the condition.
+        CheckpointError: If neither the caller nor a released configuration tells the stacked blocks, or their number
+            does not fit the channels.
+        FlowError: If a value is not allowed.
     """
+    blocks = _stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
+    return configure(architecture, {**detected, **overrides, "stacked_blocks": blocks})
+
+
+def _stacked_blocks(
+    found: Checkpoint, detected: Mapping[str, Any], condition: int, known: tuple[int, ...], given: Any
+) -> tuple[int, ...]:
     blocks, width = detected["encoder_blocks"], detected["encoder_width"]
     count, rest = divmod(condition - width, width) if width else (-1, 0)
     if rest or count < 0:

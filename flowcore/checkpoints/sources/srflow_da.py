@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...models import configure
 from ...models.srflow_da import SRFlowDAConfig, split_levels
 from .glow import zero_conv
 from .source import Checkpoint, Layout, Origin, Source, take_conv
-from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins
+from .srflow import UNUSED, config_of, encoder_fields, encoder_origins, layer_kinds, step_origins
 
 STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
 
@@ -84,10 +83,8 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowDAConfig:
         "hidden_layers": hidden_layers,
         "residual_blocks": blocks,
     }
-    fields = {**detected, **overrides}
     known = STACKED_BLOCKS.get(detected["encoder_blocks"], ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("srflow_da", fields)
+    return config_of("srflow_da", found, detected, condition, known, overrides)
 
 
 def _layers(found: Checkpoint, kinds: str) -> str:
