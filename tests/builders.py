@@ -18,6 +18,8 @@ from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 
+ORIGINS = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins, "hcflow": hcflow_origins}
+
 _COLORS = {"widths": (8, 8, 16), "merged": 8, "features": 4, "working_size": 32}
 _EXTRACTOR = {"extractor_blocks": (1, 1), "extractor_width": 4, "extractor_growth": 3}
 _RRDB = {"hidden": 8, "encoder_blocks": 2, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (1,)}
@@ -204,20 +206,6 @@ def build_hcflow(**fields: Any) -> Flow:
     return flow
 
 
-def hcflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
-    """Convert an HCFlow of ours to a state dict of the published program."""
-    ours = flow.state_dict()
-    state: dict[str, Tensor] = {}
-    for origin in hcflow_origins(flow.config):
-        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
-        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
-    if flow.config.rescaling:
-        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 2, 2)
-        for level in range(flow.config.levels):
-            state[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = signs.repeat(3 * 2**level, 1, 1, 1)
-    return state
-
-
 def assemble(levels: Sequence[Level], *, channels: int) -> Flow:
     """Assemble an unconditional flow of no architecture."""
     capabilities = Capabilities(source="none", tasks=frozenset())
@@ -231,12 +219,20 @@ def random_image(*shape: int, seed: int = 0) -> Tensor:
 
 def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     """Convert an SRFlow or a descendant of ours to a state dict of the published program."""
-    ours = flow.state_dict()
-    origins = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins}[flow.architecture]
-    return {
-        origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
-        for origin in origins(flow.config)
-    }
+    ours, state = flow.state_dict(), {}
+    for origin in ORIGINS[flow.architecture](flow.config):
+        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
+        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+    return state
+
+
+def hcflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
+    """Convert an HCFlow of ours to a state dict of the published program."""
+    state = srflow_checkpoint(flow)
+    for level in range(flow.config.levels if flow.config.rescaling else 0):
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 2, 2)
+        state[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = signs.repeat(3 * 2**level, 1, 1, 1)
+    return state
 
 
 def build_minimal(architecture: str, *, seed: int = 4, **fields: Any) -> Flow:

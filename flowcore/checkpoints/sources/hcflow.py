@@ -79,7 +79,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 
 def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
-    levels = max(found.indices(r"flow\.level(\d+)_condFlow\."), default=-1) + 1
+    levels = found.count(r"flow\.level(\d+)_condFlow\.")
     layers = found.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
     rescaling = found.has(r"flow\.layers\.\d+\.haar_weights")
     steps = len(layers) // levels if levels else 0
@@ -92,8 +92,8 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
             "not supported."
         )
     inside = "flow.level0_condFlow"
-    detail_steps = max(found.indices(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."), default=-1) + 1
-    blocks = [max(found.indices(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\."), default=-1) + 1 for k in (0, 1)]
+    detail_steps = found.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\.")
+    blocks = [found.count(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\.") for k in (0, 1)]
     rrdb = next((f"{inside}.RRDB_trunk{k}.0.RDB1.conv1.weight" for k in (0, 1) if blocks[k]), "")
     detected: dict[str, Any] = {
         "scale": 2**levels,

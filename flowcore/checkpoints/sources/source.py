@@ -237,6 +237,10 @@ class Checkpoint:
         matches = (re.match(pattern, name) for name in self.shapes)
         return {int(match[1][:9]) for match in matches if match}
 
+    def count(self, pattern: str) -> int:
+        """Count what is numbered from 0 in the group of a pattern, over the starts of all names."""
+        return max(self.indices(pattern), default=-1) + 1
+
     def parts(self, pattern: str) -> set[str]:
         """Collect what follows a pattern in all names: the tensors of a module that any one step of a file may lack."""
         matches = ((name, re.match(pattern, name)) for name in self.shapes)
