@@ -113,7 +113,7 @@ def test_images_and_sources_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="divisible by 8; got 0x8"):
         flow.latent_shapes(0, 8)
     for shape, sentence in (
-        ((1, 3, 3, 5), r"srflow 4x needs sides divisible by 2 here; got 3x5.*pads for you"),
+        ((1, 3, 3, 5), r"srflow model needs sides divisible by 2 here; got 3x5.*flowcore.upscale, which pads for you"),
         ((1, 1, 4, 4), r"RGB source of shape \(B, 3, h, w\); got \(1, 1, 4, 4\)"),
         ((1, 3, 0, 4), "got 0x4"),
     ):
