@@ -17,8 +17,7 @@ Edge = Literal["zeros", "ones", "flag"]
 class NormalizedConv(nn.Module):
     """A bias-free convolution followed by an actnorm, computed as one convolution.
 
-    ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes
-    over the activations. Its log-determinant does not matter: a conditioner need not be invertible.
+    ``y = (conv(x) + bias) * exp(log_scale)``.
     """
 
     def __init__(

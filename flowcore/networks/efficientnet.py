@@ -29,8 +29,7 @@ class EfficientNetLite0(nn.Module):
     before them, and the stem's three input channels into one, since luma stands for all three.
 
     Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1 and
-    section 4; Sandler et al., "MobileNetV2" (2018), section 3.3. The Lite variant leaves out squeeze-and-excitation,
-    replaces swish by ReLU6 and keeps stem and head unscaled.
+    section 4, in the Lite variant; Sandler et al., "MobileNetV2" (2018), section 3.3.
     """
 
     def __init__(self) -> None:

@@ -21,15 +21,12 @@ class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
 
     Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
-    each grid adds what the coarser ones know (Lin et al. 2017). Hints enter at every grid, pooled to it, and the
-    palette at every position: planes that pass only through strided layers are ignored by the flow.
+    each grid adds what the coarser ones know. Hints enter at every grid, pooled to it, and the palette at every
+    position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
+    photograph at the coarsest grid.
 
-    With a backbone, features of a network that was trained to name what photographs show are added on the way down, at
-    strides 8, 16 and 32, and their average over the photograph at the coarsest grid. With predicted chroma, each grid
-    also predicts its mean chroma, which can be trained by itself (``predict_chroma``) and is part of the features.
-
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); conditioning pyramids and a condition
-    network that is pre-trained to predict colors as in Ardizzone et al. 2019.
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); a condition network that is pre-trained
+    to predict colors as in Ardizzone et al. 2019.
     """
 
     def __init__(
