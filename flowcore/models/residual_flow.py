@@ -97,7 +97,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         steps: list[Transform] = [_actnorm(shape[0])] if first and config.first_actnorm else []
         for k in range(blocks):
             leading = config.first_leading if first and k == 0 else config.leading
-            steps += [_block(shape, config, leading=leading), _actnorm(shape[0])]
+            steps += [_block(shape, config.hidden, config.kernels, config, leading=leading), _actnorm(shape[0])]
         if last and config.full_blocks:
             steps += _full_blocks(shape, config)
         split = None
@@ -125,11 +125,13 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
     return flow
 
 
-def _block(shape: tuple[int, int, int], config: ResidualFlowConfig, *, leading: bool) -> Residual:
+def _block(
+    shape: tuple[int, int, int], hidden: int, kernels: tuple[int, ...], config: ResidualFlowConfig, *, leading: bool
+) -> Residual:
     network = ContractiveNetwork(
         shape[0],
-        config.hidden,
-        kernels=config.kernels,
+        hidden,
+        kernels=kernels,
         activation=config.activation,
         leading=leading,
         grid=shape[1:],
@@ -141,18 +143,11 @@ def _block(shape: tuple[int, int, int], config: ResidualFlowConfig, *, leading: 
 def _full_blocks(shape: tuple[int, int, int], config: ResidualFlowConfig) -> list[Transform]:
     """Blocks of the flattened image: an element is then a channel, and a layer a 1x1 convolution."""
     flat = Flatten(*shape)
-    elements = flat.output_shape(shape)[0]
+    flattened = flat.output_shape(shape)
     steps: list[Transform] = [flat]
     for _ in range(config.full_blocks):
-        network = ContractiveNetwork(
-            elements,
-            config.full_hidden,
-            kernels=(1,) * len(config.kernels),
-            activation=config.activation,
-            leading=config.leading,
-            coefficient=config.coefficient,
-        )
-        steps += [Residual(network), _actnorm(elements)]
+        block = _block(flattened, config.full_hidden, (1,) * len(config.kernels), config, leading=config.leading)
+        steps += [block, _actnorm(flattened[0])]
     return [*steps, Unflatten(*shape)]
 
 
