@@ -12,7 +12,6 @@ from builders import build_minimal
 from flowcore import likelihood
 from flowcore.errors import ConditionError
 from flowcore.testing import perturbed
-from flowcore.transforms import Coupling, Permutation
 
 tiny = functools.partial(build_minimal, "class_conditional")
 
@@ -22,16 +21,6 @@ def image(channels=1, height=3, width=4, batch=2):
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------
-
-
-def test_permutations_and_two_sided_couplings_take_turns():
-    steps = tiny().levels[0].steps.parts()
-    assert [type(part) for part in steps] == [Permutation, Coupling, Coupling] * 2
-    assert [part.swap for part in steps if isinstance(part, Coupling)] == [False, True] * 2
-    assert {part.scaling for part in steps if isinstance(part, Coupling)} == {"atan"}
-    first, second = (part.order.tolist() for part in steps if isinstance(part, Permutation))
-    assert sorted(first) == sorted(second) == list(range(12))
-    assert first != second
 
 
 def test_a_fresh_model_only_maps_pixels():
@@ -71,14 +60,6 @@ def test_weights_may_leave_out_the_missing_label():
     assert torch.equal(log_prob(flow, torch.eye(3)[[2, 0]]), expected)
     assert torch.equal(log_prob(flow, torch.eye(4)[[2, 0]]), expected)
     assert torch.equal(log_prob(flow, torch.eye(4)[[3, 3]]), log_prob(flow, torch.tensor([3, 3])))
-
-
-@pytest.mark.parametrize(
-    ("width", "expected"), [(4, [(6 + 4, 12), (6 + 4, 12)]), (5, [(7 + 4, 16), (8 + 4, 14)])], ids=str
-)
-def test_every_coupling_sees_half_of_the_pixels_and_the_label(width, expected):
-    networks = [m.conditioner for m in tiny(image_size=(3, width)).modules() if isinstance(m, Coupling)]
-    assert [(network.first.in_features, network.last.out_features) for network in networks] == expected * 2
 
 
 # --- styles -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from flowcore import CheckpointError, ConditionError, FlowError, ShapeError, ups
 from flowcore.flow import Flow
 from flowcore.prior import masked_temperature, sample_latents
 from flowcore.tasks.upscale import memory_required
-from flowcore.transforms import Coupling
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +48,6 @@ def test_another_lr_image_is_a_deviation_in_units_of_its_standard_deviation():
         assert torch.allclose(deviation, (flow.reduce(hr) - lr) * math.exp(6), rtol=1e-9)
         again = flow.inverse(flow(hr, flow.encode_condition(lr))[0], flow.encode_condition(lr))
     assert torch.allclose(again, hr, atol=1e-9)
-
-
-def test_scales_of_couplings_stay_within_a_factor_of_two():
-    coupling = Coupling(lambda x: torch.full((1, 2, 2, 2), 1e9), scaling="narrow")
-    z, logdet = coupling(torch.ones(1, 2, 2, 2))
-    assert math.isclose(float(logdet), 4 * 0.318 * math.pi / 2, rel_tol=1e-6)
-    assert float(z[:, 1].max()) < 1.65 * (1e9 + 1)
 
 
 def test_only_the_lr_image_of_an_anchored_flow_is_an_image(flow):

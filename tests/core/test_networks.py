@@ -194,18 +194,6 @@ def asked(height=64, width=96, batch=2, hinted=True, palette=True):
     return luma, hints, wanted
 
 
-@pytest.mark.parametrize("widths", [(4, 8), (4, 4, 8), (4, 4, 6, 8)], ids=str)
-@pytest.mark.parametrize("multiples", [(1, 1), (2, 3), (5, 1)])
-def test_the_luma_encoder_gives_every_grid_its_size(widths, multiples):
-    grids = len(widths) - 1
-    sides = [4 * 2**grids * k for k in multiples]
-    network = luma_encoder(widths)
-    assert network.outputs == 3 + 7
-    grid = network(*asked(*sides, hinted=False))
-    assert [f.shape for f in grid] == [(2, 3 + 7, *(side // (8 * 2**k) for side in sides)) for k in range(grids)]
-    assert all(f.isfinite().all() for f in grid)
-
-
 @pytest.mark.parametrize(("widths", "height", "width"), [((4, 4, 6, 8), 64, 96), ((4, 8), 256, 192)], ids=str)
 def test_every_feature_sees_all_luma_hints_and_palette(widths, height, width):
     """Farther than convolutions reach: down to the coarsest grid, across it by attention, and up again."""
@@ -263,39 +251,3 @@ def test_dropout_hides_channels_from_the_coarser_half_in_training_only():
     assert not torch.equal(one[1], two[1])
     assert not torch.equal(one[2], two[2])
     assert all(torch.equal(a[:, 3:], b[:, 3:]) for a, b in zip(one, two, strict=True))  # hints are not hidden
-
-
-def test_the_encoders_attention_looks_at_all_positions_and_has_no_place_of_its_own():
-    attention = luma_encoder((4, 8)).attention
-    x = image(3, 5, 8)
-    order = torch.randperm(15, generator=torch.Generator().manual_seed(1))
-    shuffled = x.flatten(2)[..., order].view_as(x)
-    assert torch.allclose(attention(shuffled).flatten(2), attention(x).flatten(2)[..., order], atol=1e-12)
-    moved = x.clone()
-    moved[:, 0, 0, 0] += 1
-    assert (attention(moved) != attention(x)).any(1).all()
-    assert attention(image(1, 1, 8)).shape == (2, 8, 1, 1)
-
-
-def test_the_encoders_attention_is_that_of_the_paper():
-    """With 4 heads."""
-    attention = luma_encoder((4, 8)).attention
-    x = image(2, 3, 8)
-    normal = F.group_norm(x, 1, attention.normalise.weight, attention.normalise.bias)
-    heads = F.conv2d(normal, attention.ask.weight, attention.ask.bias).view(2, 3, 4, 2, 6)  # 3 parts of 4 heads of 2
-    query, key, value = heads.transpose(3, 4).unbind(1)
-    found = torch.softmax(query @ key.mT / 2**0.5, dim=-1) @ value
-    expected = x + attention.answer(found.mT.reshape(2, 8, 2, 3))
-    assert torch.allclose(attention(x), expected, atol=1e-12)
-
-
-def test_items_of_the_luma_encoder_are_independent_also_in_bfloat16():
-    network = luma_encoder()
-    together = network(*asked())
-    for one, two in zip(together, network(*(part[1:] for part in asked())), strict=True):
-        assert torch.allclose(one[1:], two, atol=1e-12)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = network.float()(*(part.float() for part in asked()))
-    for one, two in zip(together, low, strict=True):
-        assert two.dtype == torch.bfloat16
-        assert (one - two).abs().max() < 0.05 * one.abs().max().clamp_min(1)
