@@ -18,6 +18,8 @@ from flowcore.flow import Capabilities, Flow, Level
 from flowcore.models import build, configure
 from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 
+ORIGINS = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins, "hcflow": hcflow_origins}
+
 _COLORS = {"widths": (8, 8, 16), "merged": 8, "features": 4, "working_size": 32}
 _EXTRACTOR = {"extractor_blocks": (1, 1), "extractor_width": 4, "extractor_growth": 3}
 _RRDB = {"hidden": 8, "encoder_blocks": 2, "encoder_width": 8, "encoder_growth": 4, "stacked_blocks": (1,)}
@@ -93,7 +95,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "residual_flow": {
         "": {},
         "of two convolutions": {"channels": 1, "full_blocks": 0, "alpha": 1e-3, "kernels": (3, 3)},
-        "of frequencies": {"full_blocks": 0, "lipschitz": "frequencies", "activation": "elu", "image_size": None},
+        "with elu": {"full_blocks": 0, "activation": "elu"},
         "squeezed first": {"squeeze_first": True, "blocks": (2,), "coefficient": 0.7, "leading": False},
         "factored": {"channels": 1, "factor_out": True, "squeeze_first": True, "image_size": (4, 8)},
         "without an actnorm": {"factor_out": True, "full_blocks": 0, "first_actnorm": False},
@@ -204,20 +206,6 @@ def build_hcflow(**fields: Any) -> Flow:
     return flow
 
 
-def hcflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
-    """Convert an HCFlow of ours to a state dict of the published program."""
-    ours = flow.state_dict()
-    state: dict[str, Tensor] = {}
-    for origin in hcflow_origins(flow.config):
-        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
-        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
-    if flow.config.rescaling:
-        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 2, 2)
-        for level in range(flow.config.levels):
-            state[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = signs.repeat(3 * 2**level, 1, 1, 1)
-    return state
-
-
 def assemble(levels: Sequence[Level], *, channels: int) -> Flow:
     """Assemble an unconditional flow of no architecture."""
     capabilities = Capabilities(source="none", tasks=frozenset())
@@ -231,12 +219,20 @@ def random_image(*shape: int, seed: int = 0) -> Tensor:
 
 def srflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
     """Convert an SRFlow or a descendant of ours to a state dict of the published program."""
-    ours = flow.state_dict()
-    origins = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins}[flow.architecture]
-    return {
-        origin.names[0]: ours[origin.ours].reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
-        for origin in origins(flow.config)
-    }
+    ours, state = flow.state_dict(), {}
+    for origin in ORIGINS[flow.architecture](flow.config):
+        t = origin.forms[0].to_ours(ours[origin.ours])  # a change of sign, which undoes itself, or none
+        state[origin.names[0]] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+    return state
+
+
+def hcflow_checkpoint(flow: Flow) -> dict[str, Tensor]:
+    """Convert an HCFlow of ours to a state dict of the published program."""
+    state = srflow_checkpoint(flow)
+    for level in range(flow.config.levels if flow.config.rescaling else 0):
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).reshape(4, 1, 2, 2)
+        state[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = signs.repeat(3 * 2**level, 1, 1, 1)
+    return state
 
 
 def build_minimal(architecture: str, *, seed: int = 4, **fields: Any) -> Flow:

@@ -1,11 +1,10 @@
 """SRFlow as an ordinary upscaling model: a module from small to large images, and a spandrel architecture.
 
-spandrel is the library by which ComfyUI and others load upscaling models: state dict in, model out. flowcore does not
-depend on it: it is imported when one of these functions is called.
+spandrel, by which ComfyUI and others load upscaling models, is imported when one of these functions is called.
 
-Programs call an ordinary upscaling model on overlapping tiles without saying where a tile lies. At temperature 0 a flow
-is such a function of the image. Above 0, the noise of a tile is drawn from the seed and the tile's own pixels: the same
-tile always gives the same picture, no two tiles share noise, and overlapping tiles differ where they overlap.
+Programs call such a model on overlapping tiles without saying where a tile lies. Above temperature 0, the noise of a
+tile is drawn from the seed and the tile's own pixels: the same tile always gives the same picture, and overlapping
+tiles differ where they overlap.
 """
 
 from __future__ import annotations

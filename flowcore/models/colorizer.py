@@ -1,9 +1,8 @@
 """Colorizer: the two chroma channels of a photograph from its luma, in many ways.
 
 A Haar pyramid decomposes the chroma, which has a quarter of the luma's sides. The coarsest grid, a few positions for a
-whole photograph, is one conditional flow with a global view: it decides the colors, once. Each finer grid is a flow of
-the details, given the coarser image, so that the decision stands. A flow on a single grid must decide the color of
-every patch by separate noise, and patches disagree (``structure="single"``, for comparison).
+whole photograph, is one conditional flow with a global view: it decides the colors. Each finer grid is a flow of the
+details, given the coarser image.
 
     p(chroma | luma) = p(means_K, details_K | luma) * product over l < K of p(details_l | means_l, luma)
 
@@ -16,13 +15,13 @@ Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import FlowError, ShapeError
+from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
 from ..images.color import NEUTRAL
 from ..networks import Conditioner, LumaEncoder
@@ -40,7 +39,8 @@ from ..transforms import (
     Split,
     Transform,
 )
-from .fields import Range, check_fields, short_repr
+from .fields import Range, check_fields
+from .sources import check_source
 
 SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with hints and a palette
 
@@ -85,9 +85,9 @@ class ColorizerConfig:
     residual: bool = False
     smooth: bool = False
     working_size: Annotated[int, Range(16, 4096)] = 256
-    temperatures: tuple[float, float] = (0.9, 0.3)
+    temperatures: Annotated[tuple[float, float], Range(0, 10)] = (0.9, 0.3)
     coherence: Annotated[float, Range(0, 1)] = 0.0
-    coherence_scales: tuple[float, float] = (0.6, 4.0)
+    coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
     saturation: Annotated[float, Range(0, 10)] = 1.0
 
     def __post_init__(self) -> None:
@@ -104,16 +104,6 @@ class ColorizerConfig:
             raise FlowError("residual = true needs predicts_chroma = true: it subtracts what the encoder predicts.")
         if self.backbone != "none" and grids < 3:
             raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
-        for name, what, low, high in (
-            ("temperatures", "those of palette and detail", 0.0, 10.0),
-            ("coherence_scales", "lengths in features and in cells", 0.01, 1000.0),
-        ):
-            pair: Any = getattr(self, name)
-            if type(pair) not in (list, tuple) or len(pair) != 2:
-                raise FlowError(f"{name} must be {what}; got {short_repr(pair)}.")
-            object.__setattr__(self, name, tuple(pair))
-            if any(type(value) not in (int, float) or not low <= value <= high for value in pair):
-                raise FlowError(f"{name} must lie in [{low:g}, {high:g}]; got {short_repr(tuple(pair))}.")
 
     @property
     def source_multiple(self) -> int:
@@ -184,17 +174,8 @@ def _steps(channels: int, features: int, steps: int, hidden: int, *, pooled: boo
 
 
 def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
-    if source.ndim != 4 or source.shape[1] not in SOURCE_CHANNELS:
-        raise ShapeError(
-            "Expected luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette; "
-            f"got {tuple(source.shape)}."
-        )
-    multiple = flow.config.source_multiple
-    if min(source.shape[-2:]) < 1 or source.shape[-2] % multiple or source.shape[-1] % multiple:
-        raise ShapeError(
-            f"This colorizer needs luma with sides divisible by {multiple} here; got {source.shape[-2]}x"
-            f"{source.shape[-1]}. Use flowcore.colorize, which resizes and pads for you."
-        )
+    expected = "luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette"
+    check_source(flow, source, SOURCE_CHANNELS, expected, flow.config.source_multiple)
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))
     origin = _predicted(flow, features[0]) if flow.config.residual else None

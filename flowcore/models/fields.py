@@ -22,11 +22,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def short_repr(value: Any) -> str:
-    """Write a value for a message: at most 200 characters, whatever a file contains.
-
-    Args:
-        value: Any.
-    """
+    """Write a value for a message: at most 200 characters, whatever a file contains."""
     text = _SHORT.repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -48,11 +44,7 @@ class Range:
 
 @cache
 def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
-    """Read the fields of a dataclass: the type of each, and what it is annotated with, or None.
-
-    Args:
-        kind: A dataclass.
-    """
+    """Read the fields of a dataclass: the type of each, and what it is annotated with, or None."""
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(kind):
@@ -84,7 +76,9 @@ def check_fields(config: Any) -> None:
         elif isinstance(bound, Range) and kind is float:
             _check_number(name, value, bound)
         elif isinstance(bound, Range):
-            object.__setattr__(config, name, integer_tuple(name, value, bound))
+            item, *others = get_args(kind)
+            length = 0 if Ellipsis in others else 1 + len(others)
+            object.__setattr__(config, name, _number_tuple(name, value, bound, item is int, length))
 
 
 def check_integer(name: str, value: Any, bound: Range) -> None:
@@ -103,20 +97,20 @@ def check_integer(name: str, value: Any, bound: Range) -> None:
 
 
 def integer_tuple(name: str, value: Any, bound: Range) -> tuple[int, ...]:
-    """Read several whole numbers; JSON has lists for tuples.
+    """Read several whole numbers; JSON has lists for tuples. Arguments and errors are as in ``check_integer``."""
+    return _number_tuple(name, value, bound, True, 0)
 
-    Args:
-        name: Of the field.
-        value: Any.
-        bound: What each may be.
 
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
-    if type(value) not in (list, tuple) or any(type(n) is not int or not bound.low <= n <= bound.high for n in value):
-        value = tuple(value) if type(value) is list else value
-        raise FlowError(f"{name} must be whole numbers from {bound.low} to {bound.high}; got {short_repr(value)}.")
-    return tuple(value)
+def _number_tuple(name: str, value: Any, bound: Range, whole: bool, length: int) -> Any:
+    """Read several numbers, as many as ``length`` says unless it is 0."""
+    value = tuple(value) if type(value) is list else value
+    types = (int,) if whole else (int, float)
+    within = type(value) is tuple and all(type(n) in types and bound.low <= n <= bound.high for n in value)
+    if not within or length not in (0, len(value)):
+        count = f"{length} " if length else ""
+        kind = "whole numbers" if whole else "numbers"
+        raise FlowError(f"{name} must be {count}{kind} from {bound.low} to {bound.high}; got {short_repr(value)}.")
+    return value
 
 
 def _check_number(name: str, value: Any, bound: Range) -> None:

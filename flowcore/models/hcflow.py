@@ -1,9 +1,8 @@
 """HCFlow: super-resolution and rescaling, with the LR image as what remains of the HR image on the way down.
 
-An unconditional trunk halves the grid and gives channels away at every level; the last three channels are an LR image.
-What was given away becomes latents by small flows, conditioned on features of all that remained, from the deepest level
-up. The last latents are the deviation of the flow's own LR image from the given one, in units of its standard
-deviation, which sampling sets to zero: the picture belongs to the given LR image.
+An unconditional trunk halves the grid and gives channels away at every level, which become latents by small flows that
+are conditioned on features of what remained. The last three channels are the flow's own LR image; their latents are its
+deviation from the given one, in units of its standard deviation, which sampling sets to zero.
 
 Source: Liang, Lugmayr, Zhang, Danelljan, Van Gool, Timofte, "Hierarchical Conditional Flow: A Unified Framework for
 Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR image is taken as it is; the published
@@ -18,7 +17,6 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from ..condition import Condition
-from ..errors import FlowError, ShapeError
 from ..flow import Capabilities, Details, Flow, Level, Task
 from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
@@ -36,6 +34,7 @@ from ..transforms import (
     Whiten,
 )
 from .fields import Range, check_fields
+from .sources import LR, check_source
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
 IMAGE = 3  # channels that the deepest level keeps
@@ -77,9 +76,6 @@ class HCFlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        blocks: tuple[int, ...] = self.extractor_blocks
-        if len(blocks) != 2:
-            raise FlowError(f"extractor_blocks must be two numbers, e.g. (7, 7); got {len(blocks)}.")
 
     @property
     def tasks(self) -> frozenset[Task]:
@@ -174,6 +170,5 @@ def _draw_weights(flow: Flow[HCFlowConfig]) -> None:
 
 
 def _encode_lr(flow: Flow[HCFlowConfig], lr: Tensor) -> Condition:
-    if lr.ndim != 4 or lr.shape[1] != IMAGE or min(lr.shape) < 1:
-        raise ShapeError(f"Expected an RGB source of shape (B, 3, h, w); got {tuple(lr.shape)}.")
+    check_source(flow, lr, (IMAGE,), LR, multiple=1)
     return Condition(features=(None,) * len(flow.levels), anchor=lr)

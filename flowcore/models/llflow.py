@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
-from ..errors import ShapeError
 from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, LowLightEncoder
 from ..networks.low_light import network_input
 from ..transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
 from .fields import Range, check_fields, integer_tuple
+from .sources import check_source
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS
@@ -103,13 +103,7 @@ def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
 
 
 def _encode_dark(flow: Flow[LLFlowConfig], source: Tensor) -> Condition:
-    if source.ndim != 4 or source.shape[1] not in (3, 6):
-        raise ShapeError(f"Expected a dark photograph of shape (B, 3, H, W); got {tuple(source.shape)}.")
-    if min(source.shape[-2:]) < 1 or source.shape[-2] % MULTIPLE or source.shape[-1] % MULTIPLE:
-        raise ShapeError(
-            f"llflow needs sides divisible by {MULTIPLE} here; got {source.shape[-2]}x{source.shape[-1]}. "
-            "Use flowcore.brighten, which pads for you."
-        )
+    check_source(flow, source, (3, 6), "a dark photograph of shape (B, 3, H, W)", MULTIPLE)
     x = network_input(source) if source.shape[1] == 3 else source
     assert flow.encoder is not None  # a LowLightEncoder, or a plan's folded one
     features, color = flow.encoder(x)

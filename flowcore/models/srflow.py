@@ -1,9 +1,7 @@
 """SRFlow: super-resolution as sampling from a conditional flow.
 
 Source: Lugmayr, Danelljan, Van Gool, Timofte, "SRFlow: Learning the Super-Resolution Space with Normalizing Flow" (ECCV
-2020). Two fields go beyond the paper: with ``residual`` the flow models the difference from the encoder's own
-enlargement, and ``mixing`` chooses how the 1x1 convolutions start. Two remove parts of the network, as the paper's
-ablations do: ``injector`` and ``transition_steps``. All default to the published behavior.
+2020). The fields ``residual`` and ``mixing`` go beyond the paper; all default to the published behavior.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from ..flow import Capabilities, Flow, Level, Task
 from ..networks import Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import Range, check_fields, check_integer, integer_tuple, short_repr
-from .low_resolution import check_lr
+from .sources import check_lr
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ..transforms import ActNorm
 
+M = TypeVar("M", bound=nn.Module)
 Edge = Literal["zeros", "ones", "flag"]
 
 
 class NormalizedConv(nn.Module):
     """A bias-free convolution followed by an actnorm, computed as one convolution.
 
-    ``y = (conv(x) + bias) * exp(log_scale)``. Folding the actnorm into weight and bias is exact and saves two passes
-    over the activations. Its log-determinant does not matter: a conditioner need not be invertible.
+    ``y = (conv(x) + bias) * exp(log_scale)``.
     """
 
     def __init__(
@@ -202,9 +202,7 @@ class DenseConditioner(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, hidden)
-        self.last = nn.Linear(hidden, outputs)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = start_at_zero(nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
@@ -213,11 +211,14 @@ class DenseConditioner(nn.Module):
 def _last_conv(inputs: int, outputs: int, edge: Edge, scaled: bool) -> nn.Module:
     if scaled:
         return ScaledConv(inputs, outputs, edge=edge)
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
+    return start_at_zero(nn.Conv2d(inputs, outputs, 3, padding=1))
+
+
+def start_at_zero(layer: M) -> M:
+    """Set all parameters of a layer to zero, and return it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:

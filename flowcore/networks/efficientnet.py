@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditioner import start_at_zero
+
 # Stages of table 1 with the Lite variant's first stage: repeats, kernel, stride, expansion, channels out.
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -27,8 +29,7 @@ class EfficientNetLite0(nn.Module):
     before them, and the stem's three input channels into one, since luma stands for all three.
 
     Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1 and
-    section 4; Sandler et al., "MobileNetV2" (2018), section 3.3. The Lite variant leaves out squeeze-and-excitation,
-    replaces swish by ReLU6 and keeps stem and head unscaled.
+    section 4, in the Lite variant; Sandler et al., "MobileNetV2" (2018), section 3.3.
     """
 
     def __init__(self) -> None:
@@ -89,9 +90,7 @@ class _SameConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, groups=groups)
-        assert self.bias is not None
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        start_at_zero(self)
         total = kernel - stride
         self.border = (total // 2, total - total // 2) * 2
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import no_autocast
-from .lr_encoder import LREncoder, doublings, grids_wanted
+from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
 
 
 class DistillationBlock(nn.Module):
@@ -25,7 +25,7 @@ class DistillationBlock(nn.Module):
         super().__init__()
         self.kept = kept
         widths = [(4 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, 4 * kept), (3 * kept, kept)]
-        self.convs = nn.ModuleList(_conv(*width) for width in widths)
+        self.convs = nn.ModuleList(conv3x3(*width) for width in widths)
         self.fuse = nn.Conv2d(4 * kept, 4 * kept, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ class IMDN(nn.Module):
         """
         super().__init__()
         self.scale = scale
-        self.conv_first = _conv(3, 4 * kept)
+        self.conv_first = conv3x3(3, 4 * kept)
         self.blocks = nn.ModuleList(DistillationBlock(kept) for _ in range(blocks))
-        self.conv_trunk = _conv(4 * kept, 4 * kept)
-        self.conv_last = _conv(4 * kept, 3 * scale**2)
+        self.conv_trunk = conv3x3(4 * kept, 4 * kept)
+        self.conv_last = conv3x3(4 * kept, 3 * scale**2)
 
     def features(self, lr: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Compute the trunk's features, and the outputs of all blocks, ``(B, 4 * kept, h, w)`` each."""
@@ -108,23 +108,23 @@ class IMDNEncoder(LREncoder):
         self.stacked_blocks = stacked_blocks
         self.backbone = IMDN(scale, blocks, kept)
         self.gather = nn.Conv2d(4 * kept * (1 + len(stacked_blocks)), 2 * width, 1)
-        self.mix = nn.ModuleList(_conv(2 * width, 2 * width) for _ in range(2))
+        self.mix = nn.ModuleList(conv3x3(2 * width, 2 * width) for _ in range(2))
         finer = range(scale.bit_length() - 2)
-        self.conv_up = nn.ModuleList(_conv(width if k else 2 * width, 4 * width) for k in finer)
-        self.conv_fine = nn.ModuleList(_conv(width, width) for _ in finer)
+        self.conv_up = nn.ModuleList(conv3x3(width if k else 2 * width, 4 * width) for k in finer)
+        self.conv_fine = nn.ModuleList(conv3x3(width, width) for _ in finer)
 
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
         wanted = grids_wanted(levels)
         trunk, outputs = self.backbone.features(lr)
-        x = _activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
-        x = x + self.mix[1](_activate(self.mix[0](x)))
+        x = activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
+        x = x + self.mix[1](activate(self.mix[0](x)))
         own, shared = x.chunk(2, dim=1)
         native = {1: own}
         for k in range(doublings(wanted, self.scale)):
-            x = _activate(F.pixel_shuffle(self.conv_up[k](x), 2))
-            native[2 ** (k + 1)] = x = _activate(self.conv_fine[k](x))
+            x = activate(F.pixel_shuffle(self.conv_up[k](x), 2))
+            native[2 ** (k + 1)] = x = activate(self.conv_fine[k](x))
         return self.by_grid(native, shared, wanted), self.backbone.enlarge(trunk) if with_enlargement else None
 
     def enlargement(self, lr: Tensor) -> Tensor:
@@ -132,11 +132,3 @@ class IMDNEncoder(LREncoder):
 
     def residual_blocks(self) -> nn.ModuleList:
         return self.backbone.blocks
-
-
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)

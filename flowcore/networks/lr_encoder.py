@@ -79,3 +79,13 @@ def grids_wanted(levels: int | Sequence[int]) -> Sequence[int]:
 def doublings(wanted: Sequence[int], scale: int) -> int:
     """Count how often the LR grid must be doubled for the finest of the wanted grids."""
     return max(0, scale.bit_length() - 1 - min(wanted, default=scale.bit_length()))
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """Build the convolution of these encoders, which keeps the grid."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply the activation of these encoders."""
+    return F.leaky_relu(x, 0.2)

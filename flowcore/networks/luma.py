@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
 
 STRIDE = 4  # luma pixels per position of the finest grid
@@ -20,15 +21,12 @@ class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
 
     Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
-    each grid adds what the coarser ones know (Lin et al. 2017). Hints enter at every grid, pooled to it, and the
-    palette at every position: planes that pass only through strided layers are ignored by the flow.
+    each grid adds what the coarser ones know. Hints enter at every grid, pooled to it, and the palette at every
+    position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
+    photograph at the coarsest grid.
 
-    With a backbone, features of a network that was trained to name what photographs show are added on the way down, at
-    strides 8, 16 and 32, and their average over the photograph at the coarsest grid. With predicted chroma, each grid
-    also predicts its mean chroma, which can be trained by itself (``predict_chroma``) and is part of the features.
-
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); conditioning pyramids and a condition
-    network that is pre-trained to predict colors as in Ardizzone et al. 2019.
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); a condition network that is pre-trained
+    to predict colors as in Ardizzone et al. 2019.
     """
 
     def __init__(
@@ -77,11 +75,8 @@ class LumaEncoder(nn.Module):
         self.chroma = nn.ModuleList(nn.Conv2d(merged, 2, 1) for _ in widths[1:]) if predicts_chroma else None
         if backbone:
             self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
-        for head in self.chroma or ():
-            assert isinstance(head, nn.Conv2d)
-            assert head.bias is not None
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        if self.chroma is not None:
+            start_at_zero(self.chroma)
 
     def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
         """Encode.
@@ -155,10 +150,7 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        assert self.second.bias is not None
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second = start_at_zero(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.1)), 0.1))

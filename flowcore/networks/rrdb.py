@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..images.resize import enlarge
-from .lr_encoder import LREncoder, doublings, grids_wanted
+from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
 
 
 class DenseConvs(nn.Module):
@@ -29,7 +29,7 @@ class DenseConvs(nn.Module):
         """
         super().__init__()
         widths = [growth] * 4 + [outputs]
-        self.convs = nn.ModuleList(_conv(inputs + growth * k, widths[k]) for k in range(5))
+        self.convs = nn.ModuleList(conv3x3(inputs + growth * k, widths[k]) for k in range(5))
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
@@ -40,7 +40,7 @@ class DenseConvs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = [x]
         for conv in self.convs[:-1]:
-            seen.append(_activate(conv(torch.cat(seen, dim=1))))
+            seen.append(activate(conv(torch.cat(seen, dim=1))))
         return self.convs[-1](torch.cat(seen, dim=1))
 
 
@@ -91,12 +91,12 @@ class RRDBEncoder(LREncoder):
         super().__init__()
         self.scale = scale
         self.stacked_blocks = stacked_blocks
-        self.conv_first = _conv(3, width)
+        self.conv_first = conv3x3(3, width)
         self.blocks = nn.ModuleList(RRDB(width, growth) for _ in range(blocks))
-        self.conv_trunk = _conv(width, width)
-        self.conv_up = nn.ModuleList(_conv(width, width) for _ in range(round(math.log2(scale))))
-        self.conv_hr = _conv(width, width)
-        self.conv_last = _conv(width, 3)
+        self.conv_trunk = conv3x3(width, width)
+        self.conv_up = nn.ModuleList(conv3x3(width, width) for _ in range(round(math.log2(scale))))
+        self.conv_hr = conv3x3(width, width)
+        self.conv_last = conv3x3(width, 3)
 
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
@@ -125,7 +125,7 @@ class RRDBEncoder(LREncoder):
 
     def _enlarge(self, lr: Tensor, features: Tensor) -> Tensor:
         features = _upsample(self.conv_up[-1], features)
-        residual = self.conv_last(_activate(self.conv_hr(features)))
+        residual = self.conv_last(activate(self.conv_hr(features)))
         return enlarge(lr, self.scale) + residual.to(lr.dtype)
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,9 +177,9 @@ class HierarchicalExtractor(nn.Module):
         super().__init__()
         self.both = both
         self.features = width * (2 if both else 1)
-        self.conv_first = _conv(kept + deeper * self.features, width)
+        self.conv_first = conv3x3(kept + deeper * self.features, width)
         self.first, self.second = (nn.Sequential(*(RRDB(width, growth) for _ in range(count))) for count in blocks)
-        self.conv_last = _conv(width, width)
+        self.conv_last = conv3x3(width, width)
 
     def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
         """Compute the features.
@@ -198,13 +198,5 @@ class HierarchicalExtractor(nn.Module):
         return torch.cat([middle, end], dim=1) if self.both else end
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
 def _upsample(conv: nn.Module, x: Tensor) -> Tensor:
-    return _activate(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+    return activate(conv(F.interpolate(x, scale_factor=2, mode="nearest")))

@@ -16,8 +16,7 @@ class ActNorm(Transform):
     With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``;
     inverse: ``x = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.1. Initialization is an explicit call, so it can neither be repeated by
-    accident nor be lost with a flag.
+    Source: Kingma & Dhariwal, "Glow", section 3.1.
     """
 
     uniform_logdet = True
@@ -63,8 +62,7 @@ class SignedActNorm(Transform):
     Forward: ``z = (x + bias) * scale``; logdet: ``H * W * sum(log|scale|)``; inverse: ``x = z / scale - bias``.
     Initialized as ``ActNorm``.
 
-    Source: as ``ActNorm``; this parametrization is that of a widely used re-implementation of Glow, whose checkpoints
-    need it.
+    Source: as ``ActNorm``, in the parametrization of rosinality's program.
     """
 
     uniform_logdet = True

@@ -18,10 +18,8 @@ class BatchNorm(Transform):
     Forward: ``z = (x - mean) / sqrt(var + eps)``; logdet: ``-H * W * sum(log(var + eps)) / 2``;
     inverse: ``x = z * sqrt(var + eps) + mean``. ``initialize`` takes the moments of its batch.
 
-    ``mean`` and ``var`` are buffers, the same for every image, in training mode and in evaluation mode: that is what
-    makes this a bijection. Only inside ``with batch_moments(model):``, which training opens around its forward pass,
-    are the moments those of the batch (then the images of a batch depend on each other), and the buffers follow them.
-    Training mode does not decide that, since hosts and loaders call ``train()`` and ``eval()`` freely.
+    ``mean`` and ``var`` are buffers, the same for every image whatever the mode, which makes this a bijection. Only
+    inside ``with batch_moments(model):`` are the moments those of the batch, and the buffers follow them.
 
     Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
     """

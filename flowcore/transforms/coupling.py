@@ -91,12 +91,7 @@ class Coupling(Transform):
 
 
 def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the channels into the first ones and the rest.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        first: How many; 0 for ``C // 2``.
-    """
+    """Split the channels of ``(B, C, H, W)`` into the first ones, ``C // 2`` of them for 0, and the rest."""
     first = first or x.shape[1] // 2
     return x[:, :first], x[:, first:]
 
@@ -185,12 +180,7 @@ def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
 
 
 def initialize_network(network: nn.Module, x: Tensor) -> None:
-    """Let a network set its data-dependent parameters, if it has a method ``initialize(x)``.
-
-    Args:
-        network: Any network.
-        x: The network's input of the first batch.
-    """
+    """Let a network set its data-dependent parameters from its first input, if it has a method ``initialize(x)``."""
     initialize: Any = getattr(network, "initialize", None)
     if initialize is not None:
         initialize(x)

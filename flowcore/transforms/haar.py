@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .squeeze import require_even_sides
+from .squeeze import require_blocks
 from .transform import Transform
 
 
@@ -19,8 +19,7 @@ class Haar(Transform):
     each, ``(a + b + c + d) / 2``, then ``(a - b + c - d) / 2``, ``(a + b - c - d) / 2`` and ``(a - b - c + d) / 2``;
     logdet: 0, an orthonormal matrix; inverse: the same matrix, which is symmetric.
 
-    The first C channels are the image at half the size, times two. Coarse-to-fine flows factor an image by it:
-    ``p(x) = p(means) p(differences | means)``.
+    The first C channels are the image at half the size, times two.
 
     Source: Yu, Derpanis, Brubaker, "Wavelet Flow: Fast Training of High Resolution Normalizing Flows" (NeurIPS 2020),
     section 3; used inside flows by Ardizzone et al. 2019.
@@ -29,7 +28,7 @@ class Haar(Transform):
     uniform_logdet = True
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        require_even_sides(x, "Haar")
+        require_blocks(x, 2, "Haar")
         a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)  # each (B, C, H/2, W/2)
         return torch.cat(_bands(a, b, c, d), dim=1), x.new_zeros(x.shape[0])
 

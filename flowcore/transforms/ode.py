@@ -63,8 +63,8 @@ class ODE(Estimated):
     images. Logdet by "exact": ``sum over steps of log|det(I + h dphi/dy)|``, which is that of the numbers that forward
     returns, from the Jacobian of every step; for small images.
 
-    Source: Chen et al., "Neural ordinary differential equations" (2018); Grathwohl et al., "FFJORD" (2019). Steps are
-    fixed, where these adapt them: so nothing depends on the probe or on the rest of the batch.
+    Source: Chen et al., "Neural ordinary differential equations" (2018); Grathwohl et al., "FFJORD" (2019), which adapt
+    the steps.
     """
 
     has_series = False

@@ -16,8 +16,7 @@ class Permutation(Transform):
 
     Forward: ``z[:, c] = x[:, order[c]]``; logdet: 0; inverse: ``x[:, order[c]] = z[:, c]``.
 
-    Source: Kingma & Dhariwal, "Glow", section 3.2: the fixed reversal and the fixed shuffle that the learned 1x1
-    convolution is compared with.
+    Source: Kingma & Dhariwal, "Glow", section 3.2.
     """
 
     uniform_logdet = True

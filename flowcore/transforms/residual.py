@@ -37,8 +37,7 @@ class Residual(Estimated):
     graph instead of one for each term.
 
     Source: Behrmann et al., "Invertible residual networks" (ICML 2019); Chen et al., "Residual flows for invertible
-    generative modeling" (NeurIPS 2019), sections 3.1 and 3.2. Here nothing is drawn, and the inverse ends at rounding
-    where their program stops at a change of 0.003.
+    generative modeling" (NeurIPS 2019), sections 3.1 and 3.2.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -19,8 +19,7 @@ class Split(Transform):
     inverse: ``rest = mean + exp(log_std) * latent``. Without a conditioner, mean and log_std are zero.
     The latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``.
 
-    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow, written as
-    an affine map, so that its log-determinant counts and every latent is standard normal.
+    Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow.
     """
 
     def __init__(self, conditioner: nn.Module | None, *, labeled: bool = False, kept: int | None = None) -> None:
@@ -68,7 +67,7 @@ class Whiten(Transform):
     With ``mean, log_std = prior(grid, labels)``: forward: ``z = (x - mean) * exp(-log_std)``; logdet: ``-sum log_std``;
     inverse: ``x = mean + exp(log_std) * z``. ``cond`` is the labels, one-hot ``(B, classes)``, or None.
 
-    Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow, as an affine map.
+    Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
     """
 
     def __init__(self, prior: nn.Module) -> None:

@@ -28,7 +28,7 @@ class Squeeze(Transform):
         self.factor = factor
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        require_blocks(x, self.factor)
+        require_blocks(x, self.factor, "Squeeze")
         return F.pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
@@ -51,7 +51,7 @@ class OrderedSqueeze(Transform):
     uniform_logdet = True
 
     def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        require_even_sides(x, "Squeeze")
+        require_blocks(x, 2, "Squeeze")
         groups = [x[:, :, dy::2, dx::2] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
         return torch.cat(groups, dim=1), x.new_zeros(x.shape[0])
 
@@ -121,33 +121,8 @@ class Unflatten(Transform):
         return self.shape
 
 
-def require_blocks(x: Tensor, factor: int) -> None:
-    """Refuse images that do not consist of blocks for a ``Squeeze``.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        factor: Side of a block.
-
-    Raises:
-        ShapeError: If H or W is no multiple of it.
-    """
-    if factor == 2:
-        require_even_sides(x, "Squeeze")
-    elif x.shape[-2] % factor or x.shape[-1] % factor:
-        raise ShapeError(
-            f"This squeeze needs sides divisible by {factor}; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to them."
-        )
-
-
-def require_even_sides(x: Tensor, name: str) -> None:
-    """Refuse images that do not consist of 2x2 blocks.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        name: Of the transform, for the message.
-
-    Raises:
-        ShapeError: If H or W is odd.
-    """
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
-        raise ShapeError(f"{name} needs even sides; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to even sides.")
+def require_blocks(x: Tensor, factor: int, name: str) -> None:
+    """Refuse images that do not consist of square blocks of a side ``factor``; raises ShapeError."""
+    if x.shape[-2] % factor or x.shape[-1] % factor:
+        sides = "even sides" if factor == 2 else f"sides divisible by {factor}"
+        raise ShapeError(f"{name} needs {sides}; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to {sides}.")

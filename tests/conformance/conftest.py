@@ -16,7 +16,7 @@ from . import published as checkpoints
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Tensor]:
     """Everything that was recorded of the published program."""
-    files = ("tiny4x_io", "tiny4x_intermediates", "tiny4x_train")
+    files = ("tiny4x_io", "tiny4x_train")
     return {name: t for file in files for name, t in load_file(checkpoints.SRFLOW / f"{file}.safetensors").items()}
 
 

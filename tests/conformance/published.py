@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from builders import srflow_checkpoint
+from builders import hcflow_checkpoint, srflow_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcore.checkpoints.file import build_on_meta
-from flowcore.checkpoints.sources.hcflow import hcflow_origins
 from flowcore.checkpoints.sources.residual_flow import residual_flow_origins
 from flowcore.checkpoints.sources.source import Source
 from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
-from flowcore.models import configure
+from flowcore.models import build, configure
 
 FFJORD, GLOW, HCFLOW, LLFLOW, RESIDUAL_FLOW, SRFLOW, SRFLOW_DA = (
     Path(__file__).parent / name
@@ -94,30 +93,12 @@ def recorded_hcflow(case: str) -> dict[str, Tensor]:
     state = load_file(HCFLOW / f"{case}_mixings.safetensors")
     # when rescaling, couplings have five convolutions
     last = rf"_condFlow\.(f|.*conv3)\.weight|^flow\.layers\..*conv{5 if 'rescaling' in case else 3}\.weight"
-    for name, shape in hcflow_shapes(**HCFLOWS[case]).items():
+    for name, t in hcflow_checkpoint(build("hcflow", configure("hcflow", HCFLOWS[case]))).items():
         if name.endswith("haar_weights"):
-            state[name] = haar_weights(shape[0] // 4)
+            state[name] = t
         elif name not in state:
-            state[name] = torch.from_numpy(_noise(name, shape, EXTRACTOR, last).astype(np.float16))
+            state[name] = torch.from_numpy(_noise(name, tuple(t.shape), EXTRACTOR, last).astype(np.float16))
     return state
-
-
-def hcflow_shapes(**fields) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an HCFlow's tensors in the published program."""
-    flow = build_on_meta("hcflow", configure("hcflow", fields))
-    ours = flow.state_dict()
-    shapes = {o.names[0]: o.forms[0].shape(tuple(ours[o.ours].shape)) for o in hcflow_origins(flow.config)}
-    if flow.config.rescaling:
-        for level in range(flow.config.levels):
-            channels = (3, 6, 12)[level]
-            shapes[f"flow.layers.{level * (flow.config.steps + 2)}.haar_weights"] = (4 * channels, 1, 2, 2)
-    return shapes
-
-
-def haar_weights(channels: int) -> Tensor:
-    """The signs of the Haar transform as published, ``(4 * channels, 1, 2, 2)``."""
-    signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
-    return signs.reshape(4, 1, 2, 2).repeat(channels, 1, 1, 1)
 
 
 def srflow_shapes(**fields) -> dict[str, tuple[int, ...]]:

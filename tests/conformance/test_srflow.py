@@ -14,7 +14,6 @@ from torch import Tensor
 
 from flowcore import dequantization, likelihood, prior
 from flowcore.checkpoints.sources.srflow import srflow_origins
-from flowcore.transforms import Split
 
 from .published import published_draws
 
@@ -117,61 +116,6 @@ def test_dequantize_matches_the_published_formula(recorded):
     noise = torch.rand(recorded["gt"].shape, generator=torch.Generator().manual_seed(3))
     ours = dequantization.dequantize(recorded["gt"], 32, torch.Generator().manual_seed(3))
     assert torch.equal(ours, recorded["gt"] + (noise - 0.5) / 32)
-
-
-# --- layer by layer, the first image ----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_conditioning_features(flow, recorded):
-    _, lr = inputs(flow, recorded)
-    features = flow.encode_condition(lr[:1]).features
-    for feature, name in zip(features, ("fea_up2", "fea_up1", "fea_up0"), strict=True):
-        near(feature, recorded[f"f32.cond.{name}"])
-
-
-def layers(flow, features):
-    """Every layer in the numbering of the published program, with its condition."""
-    for level, feature in zip(flow.levels, features, strict=True):
-        yield level.squeeze, None
-        for step in level.steps.parts():
-            yield step, feature
-        if level.split is not None:
-            yield level.split, None
-
-
-@torch.no_grad()
-def test_every_layer_of_encode(flow, recorded):
-    gt, lr = inputs(flow, recorded)
-    x, logdet = gt[:1], gt.new_zeros(1)
-    for index, (layer, feature) in enumerate(layers(flow, flow.encode_condition(lr[:1]).features)):
-        x, change = layer(x, feature)
-        if isinstance(layer, Split):
-            x, latent = x
-            change = change + prior.log_prob([latent])
-        logdet = logdet + change
-        near(x, recorded[f"f32.enc.layer{index:02d}"])
-        near(logdet, recorded[f"{precision(flow)}.enc.logdet{index:02d}"], 1e-3)  # a sum that crosses zero
-    assert index == 15
-
-
-@torch.no_grad()
-def test_every_layer_of_decode(flow, recorded):
-    gt, lr = inputs(flow, recorded)
-    given = [recorded["given.eps0"][:1].to(gt), recorded["given.z"][:1].to(gt)]
-    z, logdet = given.pop(), gt.new_zeros(1)
-    everything = list(enumerate(layers(flow, flow.encode_condition(lr[:1]).features)))
-    assert len(everything) == 16
-    for index, (layer, feature) in reversed(everything):
-        if isinstance(layer, Split):
-            latent = given.pop()
-            z = layer.inverse((z, latent))
-            logdet = logdet - layer(z)[1] - prior.log_prob([latent])
-        else:
-            z = layer.inverse(z, feature)
-            logdet = logdet - layer(z, feature)[1]
-        near(z, recorded[f"f32.dec.layer{index:02d}"])
-        near(logdet, recorded[f"{precision(flow)}.dec.logdet{index:02d}"], 1e-3)  # a sum that crosses zero
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

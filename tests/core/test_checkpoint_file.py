@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from builders import TINY, build_tiny
+from builders import build_tiny
 from safetensors.torch import load_file, save_file
 
 from flowcore.checkpoints.eight_bits import from_eight_bits, scales_shape, to_eight_bits
@@ -44,26 +44,12 @@ def header_of(file):
 # --- round trip -------------------------------------------------------------------------------------------------------
 
 
-def test_round_trip_is_exact(flow, file):
+def test_a_model_is_read_in_float32_for_evaluation_and_training(file):
     back = read(file)
-    assert back.config == flow.config
-    assert back.architecture == "srflow"
-    assert back.provenance == flow.provenance
-    assert back.state_dict().keys() == flow.state_dict().keys()
-    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in back.state_dict().items())
-    lr, hr = torch.rand(1, 3, 2, 4), torch.rand(1, 3, 4, 8)
-    assert torch.equal(back(hr, back.encode_condition(lr))[1], flow(hr, flow.encode_condition(lr))[1])
     assert not back.training
     assert {t.dtype for t in back.state_dict().values()} == {torch.float32}
     assert {t.device.type for t in back.state_dict().values()} == {"cpu"}
     assert all(p.requires_grad for p in back.parameters())
-
-
-@pytest.mark.parametrize("architecture", TINY)
-def test_the_header_tells_what_a_model_is_made_for(tmp_path, architecture):
-    flow = build_tiny(architecture)
-    save(flow, tmp_path / "model.safetensors")
-    assert read_config(tmp_path / "model.safetensors").tasks == flow.capabilities.tasks
 
 
 def test_the_tasks_of_other_files_are_unknown(file, tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowcore.networks.efficientnet import CHANNELS, EfficientNetLite0
+from flowcore.networks.efficientnet import EfficientNetLite0
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +16,6 @@ def network():
         fan_in = max(1, parameter[0].numel())
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
     return network.requires_grad_(False)
-
-
-def test_features_lie_at_strides_8_16_and_32(network):
-    features = network(torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1)))
-    assert [tuple(f.shape) for f in features] == [
-        (2, c, 64 // s, 96 // s) for c, s in zip(CHANNELS, (8, 16, 32), strict=True)
-    ]
-    assert all(f.isfinite().all() and f.std() > 0 for f in features)
-
-
-def test_its_size_is_that_of_the_trunk_alone(network):
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(2.94e6, rel=0.01)
-    assert not list(network.buffers())
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

@@ -35,7 +35,7 @@ ROWS = [
 ]
 LEAVES = {"images", "quality"}
 # What several models are made with; like leaves, they know no model.
-SHARED_BY_MODELS = {"fields", "labels", "low_resolution", "registry"}
+SHARED_BY_MODELS = {"fields", "registry", "sources"}
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 

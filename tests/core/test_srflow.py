@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
 from builders import build_minimal, encode_source
-from safetensors.torch import load_file, save_file
 
-from flowcore.checkpoints.file import KEY, read, read_header, save
-from flowcore.errors import CheckpointError, ConditionError, ShapeError
-from flowcore.models import build
-from flowcore.models.srflow import SRFlowConfig
+from flowcore.errors import ConditionError, ShapeError
 from flowcore.testing import perturbed
 from flowcore.transforms import ActNorm, Coupling, Injector, InvertibleConv
 
@@ -108,28 +103,6 @@ def test_without_an_injector_the_coupling_alone_depends_on_the_condition():
     assert not torch.allclose(one[:, 6:], two[:, 6:], atol=1e-3)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_from_before_the_field_injector_has_injectors(tmp_path):
-    flow, file = perturbed(tiny(), 0.05), tmp_path / "old.safetensors"
-    save(flow, file)
-    header = dataclasses.asdict(read_header(file))
-    assert header["config"].pop("injector") is True
-    save_file(load_file(file), file, metadata={KEY: json.dumps(header)})
-    assert "injector" not in read_header(file).config
-    back = read(file)
-    assert back.config == flow.config
-    assert all(torch.equal(t, flow.state_dict()[name]) for name, t in back.state_dict().items())
-
-
-@pytest.mark.parametrize("injector", [True, False])
-def test_a_file_is_not_read_with_or_without_injectors_against_its_word(injector, tmp_path):
-    save(tiny(injector=injector), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="do not fit its configuration"):
-        read(tmp_path / "model.safetensors", {"injector": not injector})
-
-
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +113,7 @@ def test_images_and_sources_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="divisible by 8; got 0x8"):
         flow.latent_shapes(0, 8)
     for shape, sentence in (
-        ((1, 3, 3, 5), r"srflow 4x needs sides divisible by 2 here; got 3x5.*pads for you"),
+        ((1, 3, 3, 5), r"srflow model needs sides divisible by 2 here; got 3x5.*flowcore.upscale, which pads for you"),
         ((1, 1, 4, 4), r"RGB source of shape \(B, 3, h, w\); got \(1, 1, 4, 4\)"),
         ((1, 3, 0, 4), "got 0x4"),
     ):
@@ -157,20 +130,3 @@ def test_a_condition_of_another_model_or_image_is_refused():
     ):
         with pytest.raises(ConditionError, match=sentence):
             flow(x, other.encode_condition(lr()))
-
-
-# --- configuration ----------------------------------------------------------------------------------------------------
-
-
-def test_the_defaults_are_the_published_4x_network():
-    config = SRFlowConfig()
-    assert (config.scale, config.levels, config.steps, config.transition_steps) == (4, 3, 16, 2)
-    assert config.injector
-    assert (config.encoder_blocks, config.encoder_width, config.encoder_growth) == (23, 64, 32)
-    assert (config.hidden, config.stacked_blocks) == (64, (1, 8, 15, 22))
-    assert (config.affine_eps, config.quant_bins) == (1e-4, 32)
-    with torch.device("meta"):
-        flow = build("srflow", config)
-    assert sum(p.numel() for p in flow.encoder.parameters()) == 16_697_987
-    unused_part = 276_576  # of the published network
-    assert sum(p.numel() for p in flow.levels.parameters()) == 22_843_824 - unused_part

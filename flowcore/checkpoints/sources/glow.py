@@ -20,7 +20,7 @@ from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Origin, missing_f
 
 LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"
 
-# Fixed by the programs of y0ast, chaiyujin and, but for two fields, OpenAI.
+# Fixed by the programs of y0ast and chaiyujin, and but for some fields by the others.
 SETTINGS = {
     "edge": "zeros",
     "network": "actnorm",
@@ -35,7 +35,6 @@ UNTRAINED = (
     "says that this network was never initialized from a batch: its program would do that on first use, and the file "
     "holds no trained model. Give the file of a trained one."
 )
-NO_PERMUTATION = "is no permutation: it does not list every channel once. The file is damaged; fetch it again."
 CHANGED = "is not what the program makes of it. The file is damaged, or of a changed program, which is not supported."
 
 
@@ -105,16 +104,7 @@ def alternate_swapped(t: Tensor) -> Tensor:
 
 
 def first_step(found: Checkpoint, channels: int, outputs: int) -> dict[str, Any]:
-    """Derive image channels and coupling from the first step.
-
-    Args:
-        found: The checkpoint.
-        channels: Channels of the first step.
-        outputs: Outputs of its coupling's network.
-
-    Raises:
-        CheckpointError: If they fit no variant.
-    """
+    """Derive image channels and coupling from the channels of the first step and the outputs of its network."""
     if channels not in (4, 12):
         raise CheckpointError(
             f"the first step of this checkpoint of {found.program} has {channels} channels; expected 12, for color "
@@ -130,15 +120,7 @@ def first_step(found: Checkpoint, channels: int, outputs: int) -> dict[str, Any]
 
 
 def levels_and_steps(found: Checkpoint, pattern: str) -> dict[str, int]:
-    """Count levels, and steps per level, in names that hold both numbers.
-
-    Args:
-        found: The checkpoint.
-        pattern: Matches the start of such a name; its groups are level and step.
-
-    Raises:
-        CheckpointError: If the levels have different numbers of steps.
-    """
+    """Count levels and steps per level, the two groups of a pattern that matches the start of names."""
     seen: dict[int, set[int]] = {}
     for name in found.shapes:
         if match := re.match(pattern, name):
@@ -168,11 +150,6 @@ def require_bits(found: Checkpoint, usual: str, detected: Mapping[str, Any], ove
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-def is_permutation(t: Tensor) -> bool:
-    """Return True if a vector lists each of 0 to C - 1 once."""
-    return torch.equal(t.long().sort()[0], torch.arange(len(t)))
 
 
 def is_identity(t: Tensor) -> bool:

@@ -24,28 +24,6 @@ SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1
 
 NEGATED = SAME.then(torch.neg)  # the published prior tells mean and log std; ours what is added and the log scale
 
-PUBLISHED = {
-    (4, False): HCFlowConfig(),
-    (8, False): HCFlowConfig(scale=8, extractor_blocks=(5, 5), quant_bins=256),
-    (4, True): HCFlowConfig(
-        steps=8, detail_steps=6, hidden=32, extractor_blocks=(2, 1), extractor_growth=16, rescaling=True
-    ),
-}
-STRUCTURE = (  # fields by which variants differ
-    "steps",
-    "detail_steps",
-    "hidden",
-    "detail_hidden",
-    "extractor_blocks",
-    "extractor_width",
-    "extractor_growth",
-)
-FILES = {
-    (4, False): "SR_DF2K_X4_HCFlow.pth (also + and ++)",
-    (8, False): "SR_CelebA_X8_HCFlow.pth (also + and ++)",
-    (4, True): "Rescaling_DF2K_X4_HCFlow.pth",
-}
-
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one.
@@ -90,34 +68,32 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     config = _config(found, overrides)
     haar = {f"flow.layers.{level * (config.steps + 2)}.haar_weights" for level in range(config.levels)}
     if config.rescaling and (missing := sorted(haar - found.shapes.keys())):
-        raise CheckpointError(f"{missing[0]} is missing: this is nearly {_nearest(config)}. The file lacks a layer.")
+        raise CheckpointError(f"{missing[0]} is missing: the file lacks a layer. Fetch it again.")
     return Layout(
         architecture="hcflow",
         config=config,
         origins=[*hcflow_origins(config)],
         unused=HAAR if config.rescaling else NOTHING,
         checks=[Check(HAAR, _is_haar, "holds no Haar transform: this variant is not supported, or damaged.")],
-        nearest=_nearest(config),
     )
 
 
 def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
-    levels = max(found.indices(r"flow\.level(\d+)_condFlow\."), default=-1) + 1
+    levels = found.count(r"flow\.level(\d+)_condFlow\.")
     layers = found.indices(r"flow\.layers\.(\d{1,4})\.actnorm\.bias")
     rescaling = found.has(r"flow\.layers\.\d+\.haar_weights")
-    nearest = FILES.get((2 ** min(levels, 8), rescaling), FILES[4, rescaling])
     steps = len(layers) // levels if levels else 0
     expected = {level * (steps + 2) + 1 + step for level in range(min(levels, 8)) for step in range(steps)}
     if not 1 <= levels <= 3 or layers != expected or not steps:
         raise CheckpointError(
-            f"this is nearly an HCFlow such as {nearest}, but its layers are not those of any variant. Expected 1 to 3 "
-            "levels with as many trunk steps each, a layer without parameters before and after them; got "
-            f"{levels} levels and trunk steps at layers {', '.join(map(str, sorted(layers)[:40])) or 'none'}. The file "
-            "lacks layers, or the variant is not supported."
+            "the layers of this HCFlow checkpoint are not those of any variant. Expected 1 to 3 levels with as many "
+            f"trunk steps each, a layer without parameters before and after them; got {levels} levels and trunk steps "
+            f"at layers {', '.join(map(str, sorted(layers)[:40])) or 'none'}. The file lacks layers, or the variant is "
+            "not supported."
         )
     inside = "flow.level0_condFlow"
-    detail_steps = max(found.indices(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\."), default=-1) + 1
-    blocks = [max(found.indices(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\."), default=-1) + 1 for k in (0, 1)]
+    detail_steps = found.count(rf"{inside}\.additional_flow_steps\.(\d{{1,4}})\.")
+    blocks = [found.count(rf"{inside}\.RRDB_trunk{k}\.(\d{{1,4}})\.") for k in (0, 1)]
     rrdb = next((f"{inside}.RRDB_trunk{k}.0.RDB1.conv1.weight" for k in (0, 1) if blocks[k]), "")
     detected: dict[str, Any] = {
         "scale": 2**levels,
@@ -135,20 +111,6 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> HCFlowConfig:
         "temperature": 1.0 if rescaling else TEMPERATURES.get(2**levels, 0.9),
     }
     return found.config("hcflow", detected, defaults, overrides)
-
-
-def _nearest(config: HCFlowConfig) -> str:
-    """The published file of this scale and kind, and how the configuration differs from it."""
-    key = config.scale, config.rescaling
-    if key not in PUBLISHED:
-        return "an HCFlow of no published scale"
-    published = PUBLISHED[key]
-    differences = [
-        f"{name} {getattr(config, name)}, not {getattr(published, name)}"
-        for name in STRUCTURE
-        if getattr(config, name) != getattr(published, name)
-    ]
-    return FILES[key] + (f", but with {'; '.join(differences)}" if differences else "")
 
 
 def _is_haar(t: Tensor) -> bool:

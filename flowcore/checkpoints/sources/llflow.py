@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...models import configure
 from ...models.llflow import LEVELS, LLFlowConfig
-from .source import Checkpoint, Layout, Origin, Source, take_conv
-from .srflow import layer_kinds, stacked_blocks, step_origins, subnet, trunk_convs
+from .source import Checkpoint, Layout, Origin, Source, count_levels
+from .srflow import config_of, encoder_fields, encoder_origins, flow_origins, layer_kinds, subnet
 
 STACKED_BLOCKS = {(4, 1): (1,), (24, 4): (1, 3, 5, 7)}  # by encoder blocks and number of stacked ones
 
@@ -25,27 +24,17 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 def llflow_origins(config: LLFlowConfig) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one, whose layers are numbered as in SRFlow."""
-    convs = [
-        ("conv_first", "conv_first"),
-        ("conv_second", "conv_second"),
-        ("conv_trunk", "trunk_conv"),
-        ("conv_down.0", "downconv1"),
-        ("conv_down.1", "downconv2"),
-        ("conv_color", "fine_tune_color_map.0"),
-        *trunk_convs(config.encoder_blocks),
-    ]
-    for ours, published in convs:
-        yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
-    layer = 0
-    for level in range(LEVELS):
-        layer += 1  # the squeeze
-        for step in range(config.transition_steps + config.steps):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from step_origins(ours, published)
-            if step >= config.transition_steps:
-                yield from subnet(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", 1)
-                yield from subnet(f"{ours}.3.conditioner", f"{published}.affine.fAffine", 1)
-            layer += 1
+    convs = {
+        "conv_first": "conv_first",
+        "conv_second": "conv_second",
+        "conv_trunk": "trunk_conv",
+        "conv_down.0": "downconv1",
+        "conv_down.1": "downconv2",
+        "conv_color": "fine_tune_color_map.0",
+    }
+    yield from encoder_origins(convs, config.encoder_blocks)
+    level = "s" + "p" * config.transition_steps + "c" * config.steps
+    yield from flow_origins([level] * LEVELS, lambda ours, published: subnet(ours, published, 1))
 
 
 def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> LLFlowConfig:
@@ -56,29 +45,24 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> LLFlowConfig:
         "steps": steps,
         "transition_steps": transition_steps,
         "hidden": hidden,
-        "encoder_blocks": max(found.indices(r"RRDB\.RRDB_trunk\.(\d+)\."), default=-1) + 1,
-        "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
-        "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
+        **encoder_fields(found),
     }
-    fields = {**detected, **overrides}
     count = condition // max(1, detected["encoder_width"]) - 1
     known = STACKED_BLOCKS.get((detected["encoder_blocks"], count), ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("llflow", fields)
+    return config_of("llflow", found, detected, condition, known, overrides)
 
 
 def _layers(found: Checkpoint) -> tuple[int, int]:
     """Count plain and coupled steps per level in the layer list."""
     kinds = layer_kinds(found)
-    parts = kinds.split("s")
-    match = re.fullmatch(r"(p*)(c+)", parts[1]) if len(parts) > 1 else None
-    if match is None or parts != ["", *[parts[1]] * LEVELS]:
+    levels, transition_steps, steps = count_levels(kinds, undivided=LEVELS)
+    if levels != LEVELS or not steps:
         raise CheckpointError(
             f"the layers of this LLFlow checkpoint are not those of a known variant. Expected {LEVELS} levels, each of "
             "a squeeze (s) and as many plain (p) and coupled (c) steps as every other, without splits (d); got "
             f"{kinds[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
-    return len(match[1]), len(match[2])
+    return transition_steps, steps
 
 
 LLFLOW = Source(

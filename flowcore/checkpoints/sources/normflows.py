@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .glow import CHANGED, LICENCE, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
+from .glow import CHANGED, LICENCE, SETTINGS, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
 from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take, take_conv
 
 # Published forms of our tables (classes, C, H, W):
@@ -53,14 +53,12 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
     last = 6 if normalized else 4
     channels = found.shape(f"{first}.2.t", 4)[1]
     detected: dict[str, Any] = {
+        **SETTINGS,
         **shape,
         "hidden": found.shape(f"{network}.0.weight", 4)[0],
         **first_step(found, channels, found.shape(f"{network}.{last}.weight", 4)[0]),
         "mixing": "conv" if "W" in found.parts(rf"{STEP}\.1\.") else "lu",
-        "last_mixing": "",
-        "edge": "zeros",
         "network": "actnorm" if normalized else "plain",
-        "actnorm": "log",
         "scaled": False,
         "split_prior": "table",
         "learned_top": True,

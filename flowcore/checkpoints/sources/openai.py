@@ -11,17 +11,15 @@ import torch
 from ...models.glow import GlowConfig
 from .glow import (
     LICENCE,
-    NO_PERMUTATION,
     SETTINGS,
     alternate,
     first_step,
-    is_permutation,
     levels_and_steps,
     require_bits,
     reversals,
     steps_of,
 )
-from .source import Check, Checkpoint, Form, Layout, Origin, Source, take, take_all
+from .source import Checkpoint, Form, Layout, Origin, Source, take, take_all
 
 # TensorFlow's kernels are (height, width, in, out); its vectors are rows.
 HWIO = Form(lambda s: (s[2], s[3], s[1], s[0]), lambda t: t.permute(3, 2, 0, 1))
@@ -51,7 +49,6 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         origins=[*_origins(config)],
         given=reversals(config) if config.mixing == "reverse" else {},
         unused=re.compile(rf"model/classifier/.*|model/\d+/\d+/shuffle/indices_inverse|{TRAINER.pattern}"),
-        checks=(Check(re.compile(r"model/\d+/\d+/shuffle/indices"), is_permutation, NO_PERMUTATION),),
     )
 
 

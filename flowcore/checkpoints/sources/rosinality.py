@@ -13,6 +13,7 @@ from ...models.glow import GlowConfig
 from .glow import (
     CHANGED,
     LICENCE,
+    SETTINGS,
     UNTRAINED,
     alternate,
     alternate_swapped,
@@ -56,6 +57,7 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
     channels = found.shape("blocks.0.flows.0.actnorm.loc", 4)[1]
     mixing = "conv" if "weight" in found.parts(r"blocks\.0\.flows\.\d+\.invconv\.") else "lu"
     detected = {
+        **SETTINGS,
         **shape,
         "hidden": found.shape(f"{network}.0.weight", 4)[0],
         **first_step(found, channels, found.shape(f"{network}.4.conv.weight", 4)[0]),
@@ -66,8 +68,6 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> GlowConfig:
         "edge": "ones",
         "network": "plain",
         "actnorm": "signed",
-        "scaled": True,
-        "split_prior": "conv",
     }
     require_bits(found, "5 by default", detected, overrides)
     return found.config("glow", detected, {"grid": "bins", "pixels": "centred"}, overrides)

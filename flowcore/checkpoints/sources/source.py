@@ -112,7 +112,6 @@ class Layout:
         given: Our tensors that the checkpoint does not hold.
         unused: Full names of published tensors that do not matter to the flow.
         checks: Checks of values, also of unused tensors.
-        nearest: The published file that the checkpoint is, or nearly is, for messages; "" for not said.
     """
 
     architecture: str
@@ -121,7 +120,6 @@ class Layout:
     given: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     unused: re.Pattern[str] = NOTHING
     checks: Sequence[Check] = ()
-    nearest: str = ""
 
 
 # --- a publisher ------------------------------------------------------------------------------------------------------
@@ -180,8 +178,7 @@ class Source:
             for name, form in zip(origin.names, origin.forms, strict=True)
         }
         actual = {name: tuple(t.shape) for name, t in state.items() if not layout.unused.fullmatch(name)}
-        nearly = f" (nearly {layout.nearest})" if layout.nearest else ""
-        refuse_mismatch(f"this checkpoint of {self.name}{nearly}", expected, actual)
+        refuse_mismatch(f"this checkpoint of {self.name}", expected, actual)
         for check in layout.checks:
             for name, t in state.items():
                 if check.names.fullmatch(name) and not t.is_meta and not check.holds(t):
@@ -240,10 +237,28 @@ class Checkpoint:
         matches = (re.match(pattern, name) for name in self.shapes)
         return {int(match[1][:9]) for match in matches if match}
 
+    def count(self, pattern: str) -> int:
+        """Count what is numbered from 0 in the group of a pattern, over the starts of all names."""
+        return max(self.indices(pattern), default=-1) + 1
+
     def parts(self, pattern: str) -> set[str]:
         """Collect what follows a pattern in all names: the tensors of a module that any one step of a file may lack."""
         matches = ((name, re.match(pattern, name)) for name in self.shapes)
         return {name[match.end() :] for name, match in matches if match}
+
+    def layers(self, pattern: str, kinds: Mapping[str | None, str]) -> str:
+        """Spell a numbered list of layers, a letter each: "s" for a squeeze, which has no tensors.
+
+        Args:
+            pattern: Matches the start of the names; its groups are the number, and the part that tells the kind.
+            kinds: From parts to letters: "c" for a coupled step, "d" for a split; other parts are of plain steps, "p".
+        """
+        letters: dict[int, str] = {}
+        for name in self.shapes:
+            if match := re.match(pattern, name):
+                kind = kinds.get(match[2], "p")
+                letters[int(match[1])] = min(kind, letters.get(int(match[1]), kind))  # c comes before p
+        return "".join(letters.get(k, "s") for k in range(max(letters, default=-1) + 1))
 
     def config(
         self, architecture: str, detected: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
@@ -268,6 +283,24 @@ class Checkpoint:
                     f"{name}={detected[name]!r}. Leave it out."
                 )
         return config
+
+
+def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
+    """Count levels, and the plain and coupled steps of each, in a list of layers; 0 levels if they are not alike.
+
+    Args:
+        layers: From ``Checkpoint.layers``: per level a squeeze, plain steps, coupled steps, and a split or none.
+        undivided: Levels at the end that have no split.
+    """
+    start, *levels = layers.split("s")
+    parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
+    steps = {(len(part[1]), len(part[2])) for part in parts if part}
+    splits = [bool(part[3]) for part in parts if part]
+    divided = len(levels) - undivided
+    if start or None in parts or len(steps) != 1 or splits != [number < divided for number in range(len(levels))]:
+        return 0, 0, 0
+    plain, coupled = steps.pop()
+    return len(levels), plain, coupled
 
 
 def missing_field(name: str, meaning: str, python: str, word: str, consequence: str) -> CheckpointError:

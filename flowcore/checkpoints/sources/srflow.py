@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError
 from ...models import configure
 from ...models.srflow import SRFlowConfig
 from .glow import actnorm, zero_conv
-from .source import Checkpoint, Layout, Origin, Source, missing_field, take, take_conv
+from .source import Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
 
 # What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
@@ -25,56 +25,61 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 
 def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one.
-
-    The published program numbers all layers of the flow in one list: per level a squeeze (without parameters), plain
-    steps, coupled steps, a split.
-    """
-    yield from encoder_origins(config.scale, config.encoder_blocks)
-    layer = 0
-    for level in range(config.levels):
-        layer += 1  # the squeeze
-        for step in range(config.transition_steps + config.steps):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from step_origins(ours, published)
-            if step >= config.transition_steps:
-                subnets = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
-                for part, name in enumerate(subnets, start=2):
-                    yield from subnet(f"{ours}.{part}.conditioner", f"{published}.affine.{name}", config.hidden_layers)
-            layer += 1
-        if level + 1 < config.levels - 1:
-            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
-            layer += 1
+    """Pair every parameter of ours with the published one."""
+    yield from upscaler_origins(config.scale, config.encoder_blocks)
+    level = "s" + "p" * config.transition_steps + "c" * config.steps
+    undivided = min(2, config.levels)
+    levels = [f"{level}d"] * (config.levels - undivided) + [level] * undivided
+    names = ["fFeatures", "fAffine"] if config.injector else ["fAffine"]  # published: always both
+    yield from flow_origins(levels, lambda ours, published: subnet(ours, published, config.hidden_layers), names)
 
 
-def encoder_origins(scale: int, blocks: int) -> Iterator[Origin]:
+def upscaler_origins(scale: int, blocks: int) -> Iterator[Origin]:
     """Pair the parameters of an ``RRDBEncoder`` with those of the published encoder."""
-    convs = [
-        ("conv_first", "conv_first"),
-        ("conv_trunk", "trunk_conv"),
-        ("conv_hr", "HRconv"),
-        ("conv_last", "conv_last"),
-    ]
-    convs += [(f"conv_up.{k}", f"upconv{k + 1}") for k in range(scale.bit_length() - 1)]
-    convs += trunk_convs(blocks)
-    for ours, published in convs:
-        yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
+    convs = {"conv_first": "conv_first", "conv_trunk": "trunk_conv", "conv_hr": "HRconv", "conv_last": "conv_last"}
+    upward = {f"conv_up.{k}": f"upconv{k + 1}" for k in range(scale.bit_length() - 1)}
+    return encoder_origins({**convs, **upward}, blocks)
 
 
-def trunk_convs(blocks: int) -> list[tuple[str, str]]:
-    """Our name and the published one of every convolution in an encoder's blocks."""
-    return [
-        (f"blocks.{n}.dense.{d}.convs.{k}", f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}")
+def encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
+    """Pair the parameters of an encoder's RRDBs, and of other convolutions from our names to the published ones."""
+    dense = {
+        f"blocks.{n}.dense.{d}.convs.{k}": f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}"
         for n in range(blocks)
         for d in range(3)
         for k in range(5)
-    ]
+    }
+    for ours, published in {**convs, **dense}.items():
+        yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
 
 
-def step_origins(ours: str, published: str) -> Iterator[Origin]:
-    """Pair the actnorm and the 1x1 convolution of a step."""
-    yield from actnorm(f"{ours}.0", f"{published}.actnorm")
-    yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
+def flow_origins(
+    levels: Iterable[str],
+    network: Callable[[str, str], Iterator[Origin]],
+    names: Sequence[str] = ("fFeatures", "fAffine"),
+) -> Iterator[Origin]:
+    """Pair the parameters of a flow, all of whose layers the published programs number in one list.
+
+    Args:
+        levels: Layers of each level: a squeeze ("s", perhaps with a factor) or none, plain ("p") and coupled steps
+            ("c"), a split ("d") or none.
+        network: From our name of a network and the published one to its parameters.
+        names: Published names of the networks in a coupled step, in our order.
+    """
+    layer = 0
+    for level, layers in enumerate(levels):
+        layer += layers.startswith("s")
+        for step, kind in enumerate(layers.strip("s248d")):
+            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
+            yield from actnorm(f"{ours}.0", f"{published}.actnorm")
+            yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
+            if kind == "c":
+                for part, name in enumerate(names, start=2):
+                    yield from network(f"{ours}.{part}.conditioner", f"{published}.affine.{name}")
+            layer += 1
+        if layers.endswith("d"):
+            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
+            layer += 1
 
 
 def subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
@@ -92,6 +97,7 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
     hidden_layers = len(convs) - 2
     hidden, condition = found.shape(f"{subnet}0.weight", 4)[:2]
     detected: dict[str, Any] = {
+        "scale": encoder_scale(found),
         **encoder_fields(found),
         "levels": levels,
         "steps": steps,
@@ -100,17 +106,19 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowConfig:
         "hidden_layers": hidden_layers,
         "hidden_kernel": found.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
     }
-    fields = {**detected, **overrides}
     known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("srflow", fields)
+    return config_of("srflow", found, detected, condition, known, overrides)
+
+
+def encoder_scale(found: Checkpoint) -> int:
+    """Detect the scale of an upscaler's encoder."""
+    return 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\.")))
 
 
 def encoder_fields(found: Checkpoint) -> dict[str, int]:
-    """Detect the fields of an encoder."""
+    """Detect the number of an encoder's blocks, and their widths."""
     return {
-        "scale": 2 ** min(8, len(found.indices(r"RRDB\.upconv(\d+)\."))),
-        "encoder_blocks": max(found.indices(r"RRDB\.RRDB_trunk\.(\d+)\."), default=-1) + 1,
+        "encoder_blocks": found.count(r"RRDB\.RRDB_trunk\.(\d+)\."),
         "encoder_width": found.shape("RRDB.conv_first.weight", 4)[0],
         "encoder_growth": found.shape("RRDB.RRDB_trunk.0.RDB1.conv1.weight", 4)[0],
     }
@@ -118,40 +126,39 @@ def encoder_fields(found: Checkpoint) -> dict[str, int]:
 
 def layer_kinds(found: Checkpoint) -> str:
     """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
-    kinds: dict[int, str] = {}
-    for name in found.shapes:
-        match = re.match(r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\.", name)
-        if match:
-            kind = {"affine": "c", "conv": "d"}.get(match[2], "p")
-            kinds[int(match[1])] = min(kind, kinds.get(int(match[1]), kind))  # c comes before p
-    return "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
+    pattern = r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\."
+    return found.layers(pattern, {"affine": "c", "conv": "d"})
 
 
 def _layers(found: Checkpoint) -> tuple[int, int, int, int]:
     """Count levels, plain and coupled steps per level in the layer list, and find the index of a coupled step."""
     sequence = layer_kinds(found)
-    parts = [re.fullmatch(r"(p*)(c+)(d?)", part) for part in sequence.split("s")[1:]]
-    shape = {(len(part[1]), len(part[2])) for part in parts if part}
-    splits = [bool(part[3]) for part in parts if part]
-    regular = sequence.startswith("s") and None not in parts and len(shape) == 1
-    if not regular or splits != [number < len(parts) - 1 for number in range(1, len(parts) + 1)]:
+    levels, transition_steps, steps = count_levels(sequence, undivided=2)
+    if not steps:
         raise CheckpointError(
             "the layers of this SRFlow checkpoint are not those of a known variant. Expected per level a squeeze (s), "
             "as many plain (p) and coupled (c) steps as in every other level, and a split (d) after every level but "
             f"the last two; got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
-    ((transition_steps, steps),) = shape
-    return len(parts), transition_steps, steps, sequence.index("c")
+    return levels, transition_steps, steps, sequence.index("c")
 
 
-def stacked_blocks(
+def config_of(
+    architecture: str,
+    found: Checkpoint,
+    detected: Mapping[str, Any],
+    condition: int,
+    known: tuple[int, ...],
+    overrides: Mapping[str, Any],
+) -> Any:
+    """Make a configuration; ``condition`` channels tell the number of stacked blocks, the caller or ``known`` which."""
+    blocks = _stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
+    return configure(architecture, {**detected, **overrides, "stacked_blocks": blocks})
+
+
+def _stacked_blocks(
     found: Checkpoint, detected: Mapping[str, Any], condition: int, known: tuple[int, ...], given: Any
 ) -> tuple[int, ...]:
-    """Say which encoder blocks are stacked: those that the caller gave, or those of a released configuration.
-
-    Raises:
-        CheckpointError: If neither tells, or their number does not fit the channels of the condition.
-    """
     blocks, width = detected["encoder_blocks"], detected["encoder_width"]
     count, rest = divmod(condition - width, width) if width else (-1, 0)
     if rest or count < 0:

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...models import configure
 from ...models.srflow_da import SRFlowDAConfig, split_levels
 from .glow import zero_conv
 from .source import Checkpoint, Layout, Origin, Source, take_conv
-from .srflow import UNUSED, encoder_fields, encoder_origins, layer_kinds, stacked_blocks, step_origins
+from .srflow import UNUSED, config_of, encoder_fields, encoder_scale, flow_origins, layer_kinds, upscaler_origins
 
 STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
 
@@ -29,20 +28,9 @@ def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iter
     A single residual block has no number in -R; in -D it would be ``numbered``, as several are.
     """
     numbered = numbered or config.residual_blocks > 1
-    yield from encoder_origins(config.scale, config.encoder_blocks)
-    layer = 0
-    for level, (_, layers) in enumerate(split_levels(config.layers)):
-        layer += layers.startswith("s")
-        for step, kind in enumerate(layers.strip("s248d")):
-            ours, published = f"levels.{level}.steps.transforms.{step}.transforms", f"flowUpsamplerNet.layers.{layer}"
-            yield from step_origins(ours, published)
-            if kind == "c":
-                yield from _subnet(f"{ours}.2.conditioner", f"{published}.affine.fFeatures", config, numbered)
-                yield from _subnet(f"{ours}.3.conditioner", f"{published}.affine.fAffine", config, numbered)
-            layer += 1
-        if layers.endswith("d"):
-            yield from zero_conv(f"levels.{level}.split.conditioner", f"flowUpsamplerNet.layers.{layer}.conv")
-            layer += 1
+    yield from upscaler_origins(config.scale, config.encoder_blocks)
+    levels = [layers for _, layers in split_levels(config.layers)]
+    yield from flow_origins(levels, lambda ours, published: _subnet(ours, published, config, numbered))
 
 
 def _subnet(ours: str, published: str, config: SRFlowDAConfig, numbered: bool) -> Iterator[Origin]:
@@ -78,16 +66,15 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowDAConfig:
     hidden_layers = sum(name.startswith(inner) and name.endswith(".weight") for name in found.shapes) - others
     hidden, condition = found.shape(f"{first}.weight", 4)[:2]
     detected: dict[str, Any] = {
+        "scale": encoder_scale(found),
         **encoder_fields(found),
         "layers": _layers(found, kinds),
         "hidden": hidden,
         "hidden_layers": hidden_layers,
         "residual_blocks": blocks,
     }
-    fields = {**detected, **overrides}
     known = STACKED_BLOCKS.get(detected["encoder_blocks"], ())
-    fields["stacked_blocks"] = stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
-    return configure("srflow_da", fields)
+    return config_of("srflow_da", found, detected, condition, known, overrides)
 
 
 def _layers(found: Checkpoint, kinds: str) -> str:

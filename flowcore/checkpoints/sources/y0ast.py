@@ -15,19 +15,29 @@ from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .glow import (
     LICENCE,
-    NO_PERMUTATION,
     SETTINGS,
     actnorm,
     alternate,
     channels_of,
     first_step,
-    is_permutation,
     lu_factors,
     reversals,
     steps_of,
     zero_conv,
 )
-from .source import PER_OUTPUT, SAME, Check, Checkpoint, Layout, Origin, Source, missing_field, take, take_all
+from .source import (
+    PER_OUTPUT,
+    SAME,
+    Check,
+    Checkpoint,
+    Layout,
+    Origin,
+    Source,
+    count_levels,
+    missing_field,
+    take,
+    take_all,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +111,6 @@ def _layout(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any]) -> 
                 "is expected to be zero, because the top prior is computed from it, and is not. The file is of "
                 "a changed program, which is not supported.",
             ),
-            Check(SHUFFLE_INDICES, is_permutation, NO_PERMUTATION),
         ),
     )
 
@@ -149,22 +158,15 @@ def _config(naming: Naming, found: Checkpoint, overrides: Mapping[str, Any], *, 
 
 def _levels_and_steps(found: Checkpoint) -> dict[str, int]:
     """Count levels and steps per level in the layer list: a squeeze, which has no tensors, steps, and a split."""
-    kinds: dict[int, str] = {}
-    for name in found.shapes:
-        if match := re.match(r"flow\.layers\.(\d{1,4})\.(conv\.)?", name):
-            kinds[int(match[1])] = "d" if match[2] else "p"
-    sequence = "".join(kinds.get(k, "s") for k in range(max(kinds, default=-1) + 1))
-    parts = [re.fullmatch(r"(p+)(d?)", part) for part in sequence.split("s")[1:]]
-    steps = {len(part[1]) for part in parts if part}
-    splits = [bool(part[2]) for part in parts if part]
-    regular = sequence.startswith("s") and None not in parts and len(steps) == 1
-    if not regular or splits != [True] * (len(parts) - 1) + [False]:
+    sequence = found.layers(r"flow\.layers\.(\d{1,4})\.(conv\.)?", {"conv.": "d"})
+    levels, steps, _ = count_levels(sequence, undivided=1)
+    if not steps:
         raise CheckpointError(
             f"the layers of this checkpoint of {found.program} are not those of a known variant. Expected per level "
             "a squeeze (s), as many steps (p) as in every other level, and a split (d) after every level but the last; "
             f"got {sequence[:100] or 'none'}. The file lacks layers, or the variant is not supported."
         )
-    return {"levels": len(parts), "steps": steps.pop()}
+    return {"levels": levels, "steps": steps}
 
 
 def _layer(config: GlowConfig, level: int, k: int) -> int:
