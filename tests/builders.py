@@ -95,7 +95,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "residual_flow": {
         "": {},
         "of two convolutions": {"channels": 1, "full_blocks": 0, "alpha": 1e-3, "kernels": (3, 3)},
-        "with elu": {"full_blocks": 0, "activation": "elu"},
+        "of frequencies": {"full_blocks": 0, "lipschitz": "frequencies", "activation": "elu", "image_size": None},
         "squeezed first": {"squeeze_first": True, "blocks": (2,), "coefficient": 0.7, "leading": False},
         "factored": {"channels": 1, "factor_out": True, "squeeze_first": True, "image_size": (4, 8)},
         "without an actnorm": {"factor_out": True, "full_blocks": 0, "first_actnorm": False},

@@ -33,7 +33,9 @@ class ResidualFlowConfig:
         activation: "lipswish", or "elu".
         leading: Whether the network of a block begins with an activation.
         first_leading: Whether that of the very first block does.
-        coefficient: Bound on the norm of every layer, which is that on images of ``image_size``.
+        coefficient: Bound on the norm of every layer.
+        lipschitz: How that norm is measured: on the "grid" of ``image_size``, or over all "frequencies", which holds
+            at any size and is up to a fifth tighter.
         factor_out: Whether every scale but the last factors out half of its channels.
         squeeze_first: Whether the image is squeezed before the first scale.
         first_actnorm: Whether an actnorm precedes the first block.
@@ -41,7 +43,7 @@ class ResidualFlowConfig:
         n_bits: Bits per subpixel of the images that it models: 1 to 8.
         grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
             k / (2^n_bits - 1) is the middle of its bin.
-        image_size: Height and width, or the side of a square; the model accepts no other size.
+        image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
@@ -56,13 +58,14 @@ class ResidualFlowConfig:
     leading: bool = True
     first_leading: bool = False
     coefficient: Annotated[float, Range(1e-3, 1, open=True)] = 0.98
+    lipschitz: Literal["grid", "frequencies"] = "grid"
     factor_out: bool = False
     squeeze_first: bool = False
     first_actnorm: bool = True
     alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05
     n_bits: Annotated[int, Range(1, 8)] = 8
     grid: Literal["bins", "levels"] = "bins"
-    image_size: tuple[int, int] = (32, 32)
+    image_size: tuple[int, int] | None = (32, 32)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,10 +74,17 @@ class ResidualFlowConfig:
                 raise FlowError(f"{name} must be 1 to {most} numbers; got {short_repr(values)}.")
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise FlowError(f"kernels must be odd; got {short_repr(self.kernels)}.")
-        size = size_tuple(self, 2 ** (len(self.blocks) - 1 + self.squeeze_first))
-        if size is None:
-            raise FlowError("image_size must be given, e.g. 32, since norms of layers depend on it; got None.")
-        object.__setattr__(self, "image_size", size)
+        object.__setattr__(self, "image_size", size_tuple(self, self.size_multiple))
+        if self.image_size is None and (self.full_blocks or self.lipschitz == "grid"):
+            raise FlowError(
+                'image_size must be given, e.g. 32: full blocks, and norms on the "grid", are for one size. A model '
+                'for any size has full_blocks = 0 and lipschitz = "frequencies".'
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Divisor of an image's sides."""
+        return 2 ** (len(self.blocks) - 1 + self.squeeze_first)
 
 
 def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
@@ -87,7 +97,8 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
     """
     levels: list[Level] = []
-    shape = (config.channels, *config.image_size)
+    height, width = config.image_size or (0, 0)
+    shape = (config.channels, height, width)
     for number, blocks in enumerate(config.blocks):
         first, last = number == 0, number == len(config.blocks) - 1
         # published models squeeze after the blocks of a scale; where nothing is factored out, that is the same
@@ -118,7 +129,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         ),
         prelude=Logit(config.alpha),
         image_size=config.image_size,
-        fixed_size=True,
+        fixed_size=bool(config.full_blocks) or config.lipschitz == "grid",
     )
     if not next(flow.parameters()).is_meta:
         flow.normalize()
@@ -134,7 +145,7 @@ def _block(
         kernels=kernels,
         activation=config.activation,
         leading=leading,
-        grid=shape[1:],
+        grid=shape[1:] if config.lipschitz == "grid" else None,
         coefficient=config.coefficient,
     )
     return Residual(network)

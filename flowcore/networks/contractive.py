@@ -10,6 +10,7 @@ enforcing Lipschitz continuity" (norms of convolutions); Chen et al., "Residual 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -21,6 +22,7 @@ from ..device import no_autocast
 
 ActivationName = Literal["lipswish", "elu"]
 
+FREQUENCIES = 32  # per axis, of the bound that holds at any image size
 MAX_ITERATIONS = 1000  # of a power iteration
 
 
@@ -59,31 +61,40 @@ class LipschitzConv(nn.Module):
     """A convolution with zero padding that is used as ``W / max(1, sigma / c)``, sigma its spectral norm.
 
     A convolution whose norm is below c is left alone. Sigma is a linear function of W, ``<u, W v>`` with the leading
-    singular vectors u and v of the convolution of an image of one size, zero padding included. They are constants that
-    ``normalize`` measures; gradients pass through sigma.
+    singular vectors u and v, constants that ``normalize`` measures; gradients pass through it. On a grid, u and v are
+    those of the convolution of an image of that size, zero padding included. Without a grid they are plane waves: the
+    largest norm over all frequencies bounds the convolution at every image size, by 6 to 22 % too high on small grids.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, grid: tuple[int, int], coefficient: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, grid: tuple[int, int] | None, coefficient: float
+    ) -> None:
         """Build the convolution with random weights; its norm is unknown until ``normalize``.
 
         Args:
             inputs: Channels.
             outputs: Channels.
             kernel: Side of the kernel, odd.
-            grid: Height and width of the images; a 1x1 kernel takes any size.
+            grid: Height and width of the images; None for any size.
             coefficient: c.
         """
         super().__init__()
-        self.padding, self.coefficient = kernel // 2, coefficient
+        self.padding, self.grid, self.coefficient = kernel // 2, grid, coefficient
         bound = (inputs * kernel**2) ** -0.5
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
-        for name, channels in (("u", outputs), ("v", inputs)):
-            vector = torch.randn(channels, *((1, 1) if kernel == 1 else grid))
-            self.register_buffer(name, vector / vector.norm())
+        sides = (1, 1) if kernel == 1 else grid
+        if sides is None:
+            self.register_buffer("direction", torch.zeros(outputs, inputs, kernel, kernel))
+        else:
+            for name, channels in (("u", outputs), ("v", inputs)):
+                vector = torch.randn(channels, *sides)
+                self.register_buffer(name, vector / vector.norm())
 
     def sigma(self) -> Tensor:
         """Compute the spectral norm along the directions that ``normalize`` found; differentiable."""
+        if "direction" in self._buffers:
+            return (self.weight * self.get_buffer("direction")).sum()
         image = F.conv2d(self.get_buffer("v")[None], self.weight, padding=self.padding)
         return (self.get_buffer("u") * image[0]).sum()
 
@@ -100,23 +111,26 @@ class LipschitzConv(nn.Module):
                 it is if already the first step does so.
         """
         for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
-            u, v, sigma = self._step()
+            vectors, sigma = self._step()
             if not sigma - self.sigma() > tolerance * sigma:
                 return
-            self.get_buffer("u").copy_(u)
-            self.get_buffer("v").copy_(v)
+            for name, vector in vectors.items():
+                self.get_buffer(name).copy_(vector)
 
     @torch.no_grad()
     def is_normalized(self, tolerance: float = 0.05) -> bool:
         """Return True if a step of power iteration finds no norm that is larger by more than this share."""
-        sigma = self._step()[2]
+        sigma = self._step()[1]
         return bool(sigma - self.sigma() <= tolerance * sigma)
 
-    def _step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Make a step of power iteration: better vectors u and v, and their sigma."""
+    def _step(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Make a step of power iteration: better vectors by name, and their sigma."""
+        if "direction" in self._buffers:
+            wave = _steepest_wave(self.weight)
+            return {"direction": wave}, (self.weight * wave).sum()
         u = _unit(F.conv2d(self.get_buffer("v")[None], self.weight, padding=self.padding)[0])
         back = F.conv_transpose2d(u[None], self.weight, padding=self.padding)[0]
-        return u, _unit(back), back.norm()
+        return {"u": u, "v": _unit(back)}, back.norm()
 
 
 class ContractiveNetwork(nn.Module):
@@ -134,7 +148,7 @@ class ContractiveNetwork(nn.Module):
         kernels: Sequence[int] = (3, 1, 3),
         activation: ActivationName = "lipswish",
         leading: bool = True,
-        grid: tuple[int, int] = (1, 1),
+        grid: tuple[int, int] | None = None,
         coefficient: float = 0.98,
     ) -> None:
         """Build the network with random weights.
@@ -145,7 +159,7 @@ class ContractiveNetwork(nn.Module):
             kernels: Side of each convolution.
             activation: What stands between them.
             leading: Whether one stands before the first.
-            grid: Height and width of the images; kernels of 1 take any size.
+            grid: Height and width of the images; None for any size.
             coefficient: Bound of each norm, below 1.
         """
         super().__init__()
@@ -228,3 +242,23 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _unit(vector: Tensor) -> Tensor:
     return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+
+
+def _steepest_wave(weight: Tensor) -> Tensor:
+    """Find the direction whose product with the weight bounds the norm of the convolution at every image size.
+
+    The operator of a zero-padded convolution is a part of that on the infinite plane, whose norm is the largest
+    ``|W(w)|`` over frequencies w. That is a trigonometric polynomial of degree kernel // 2 in each axis, so a grid of N
+    frequencies misses its maximum by at most ``1 / cos(pi degree / N)`` an axis.
+    """
+    kernel = weight.shape[-1]
+    spectrum = torch.fft.fft2(weight.double(), s=(FREQUENCIES, FREQUENCIES)).permute(2, 3, 0, 1)  # (N, N, O, I)
+    tall = spectrum if weight.shape[0] >= weight.shape[1] else spectrum.mH
+    norms = torch.linalg.eigvalsh(tall.mH @ tall)[..., -1]
+    row, column = divmod(int(norms.argmax()), FREQUENCIES)
+    left, _, right = torch.linalg.svd(spectrum[row, column], full_matrices=False)
+    angles = [2 * math.pi / FREQUENCIES * at * torch.arange(kernel, dtype=torch.float64) for at in (row, column)]
+    phase = (angles[0][:, None] + angles[1]).to(weight.device)
+    wave = torch.polar(torch.ones_like(phase), -phase)
+    direction = (left[:, 0].conj()[:, None] * right[0].conj())[:, :, None, None] * wave
+    return (direction.real / math.cos(math.pi * (kernel // 2) / FREQUENCIES) ** 2).to(weight)

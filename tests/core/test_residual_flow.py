@@ -76,6 +76,15 @@ def test_unit_vectors_add_up_to_the_series(coefficients):
     assert float(estimate) == pytest.approx(series(jacobian(made.network, x), coefficients), abs=1e-12)
 
 
+def test_the_mean_over_all_probes_is_the_series():
+    made, x = block(1, grid=(2, 4)), random_image(1, 1, 2, 4).double()
+    probes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=8)), dtype=torch.float64).reshape(-1, 1, 2, 4)
+    coefficients = (1.0,) * 7
+    estimates = made(x.expand(256, -1, -1, -1), Probes(vectors=(probes,), coefficients=(coefficients,)))[1]
+    assert float(estimates.mean()) == pytest.approx(series(jacobian(made.network, x), coefficients), abs=1e-12)
+    assert float(estimates.std()) > 1e-3
+
+
 @pytest.mark.parametrize("terms", [1, 3, 10, 20])
 def test_the_series_gives_the_determinant_within_its_bound(terms):
     made, x = block(strength=1.0), random_image(1, 2, 2, 3).double()
@@ -138,6 +147,17 @@ def test_sigma_on_a_grid_is_the_norm_there(kernel):
     norm = float(torch.linalg.matrix_norm(matrix_of(convolution, 5, 6), 2))
     assert float(convolution.sigma()) == pytest.approx(norm, rel=2e-3)
     assert torch.allclose(convolution.bounded_weight(), convolution.weight / max(1, norm / 0.9), rtol=2e-3)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 4), (4, 3), (1, 2)])
+def test_frequencies_bound_the_norm_at_every_size(inputs, outputs):
+    torch.manual_seed(0)
+    convolution = LipschitzConv(inputs, outputs, 3, grid=None, coefficient=0.9).double()
+    convolution.normalize()
+    norms = [float(torch.linalg.matrix_norm(matrix_of(convolution, n, n + 1), 2)) for n in (2, 5, 12)]
+    assert norms == sorted(norms)
+    sigma = float(convolution.sigma())
+    assert norms[-1] <= sigma <= 1.1 * norms[-1]
 
 
 def test_normalize_leaves_what_is_normalized_and_follows_what_is_not():

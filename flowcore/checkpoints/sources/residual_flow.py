@@ -60,6 +60,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
         "activation": "lipswish" if found.has(ELEMENT + r"nnet\.(nnet\.)?\d+\.beta") else "elu",
         "leading": not others or _layers(found, others[0])[0] == 1,
         "first_leading": layers[0] == 1,
+        "lipschitz": "grid",
         "factor_out": last > 0 and _channels(found, 1, blocks[1][0]) == 2 * inputs,
         "squeeze_first": squeeze_first,
         "first_actnorm": "transforms.0.chain.1.bias" in found.shapes,
@@ -132,6 +133,7 @@ def _image_size(
 
 def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
     """Say where every tensor of a model comes from."""
+    assert config.image_size is not None
     last = len(config.blocks) - 1
     channels = config.channels * 4 if config.squeeze_first else config.channels
     height, width = (side // (1 + config.squeeze_first) for side in config.image_size)
