@@ -1,15 +1,13 @@
 """Seconds, memory and errors of what flowcore does, beside a plain program of it, other libraries and other ways.
 
     pip install -e '.[benchmarks]'
-    python -m benchmarks [--only srflow rewrites hcflow glow sizes] [--threads 2] [--pairs 5]
+    python -m benchmarks [--only srflow glow sizes] [--threads 2] [--pairs 5]
 
 Prints a table for each subject, and all of it as JSON on the last line; the same goes to benchmarks.json and
 benchmarks.md in the folder of ``--out``, after every subject. Asserts nothing. What it compares with is optional: what
 is missing is a row that says so.
 
 srflow      a network of the published size with random weights, beside benchmarks/published.py, bicubic and RRDB
-rewrites    what each change to that network's program gives by itself
-hcflow      the published 4x network, beside its plain program
 glow        beside normflows, nflows and FrEIA: sampling, scoring, a training step
 sizes       the shipped upscaler by output size and by samples, the colorizer at 12 megapixels
 
@@ -29,7 +27,7 @@ import torch
 from .measure import Settings, arguments, say
 from .report import Table, machine, write
 
-SUBJECTS = ("srflow", "rewrites", "hcflow", "glow", "sizes")
+SUBJECTS = ("srflow", "glow", "sizes")
 
 
 def main() -> None:
@@ -40,7 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
     parser.add_argument("--pairs", type=int, help="rounds in which every program runs once; default 5")
     parser.add_argument("--device", default="cpu", help="default cpu")
-    parser.add_argument("--lr", type=int, help="side of the LR image of srflow and rewrites; default 160")
+    parser.add_argument("--lr", type=int, help="side of the LR image of srflow; default 160")
     parser.add_argument("--samples", type=int, nargs="+", help="of srflow; default 1 4 8")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder; default runs/benchmarks")
     parser.add_argument(

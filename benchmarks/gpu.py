@@ -3,16 +3,14 @@
     python -m benchmarks.gpu -o DIR [--device cuda] [--quick]
 
 Writes gpu.md and gpu.json into DIR, after every part. The parts: what the device does at most (measured here, for the
-roofline); a 4x enlargement to one megapixel by a network of the published size, beside its targets; where its time
-goes; how far every precision is from float64 on the CPU, of the shipped models; and the tests marked ``gpu``.
-``--device cpu --quick`` is the dry run that the tests make: the numbers mean nothing.
+roofline); a 4x enlargement to one megapixel by a network of the published size, beside its targets; and how far
+every precision is from float64 on the CPU, of the shipped models. The tests for it are ``pytest tests/core -m gpu``.
+``--device cpu --quick`` is a dry run: the numbers mean nothing.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowcore
 from flowcore import device as devices
 from flowcore.inference.plan import Plan
-from flowcore.prior import sample_latents
 
 from . import published
 from .measure import Settings, arguments, picture, say, seconds
@@ -46,7 +43,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--rounds", type=int, default=10, help="runs of everything; medians are reported; default 10")
     parser.add_argument("--quick", action="store_true", help="small networks and pictures, once")
-    parser.add_argument("--no-tests", action="store_true", help="leave out the tests marked gpu")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("There is no CUDA device here. --device cpu --quick shows that the report is made.")
@@ -60,14 +56,7 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     tables: list[Table] = []
-    parts = [
-        lambda: limits(settings),
-        lambda: decodes(settings, tables[0]),
-        lambda: breakdown(settings),
-        lambda: errors(settings),
-        *([] if options.no_tests else [lambda: tests(settings)]),
-    ]
-    for part in parts:
+    for part in (lambda: limits(settings), lambda: decodes(settings, tables[0]), lambda: errors(settings)):
         tables.append(part())
         say(tables[-1].markdown())
         write(options.out / "gpu", machine(settings) | _gpu(settings.device), settings, tables)
@@ -199,57 +188,6 @@ class Traffic(TorchDispatchMode):
         return made
 
 
-# --- where the time goes ----------------------------------------------------------------------------------------------
-
-
-def breakdown(settings: Settings) -> Table:
-    """Profile one decode of prepared latents: kernels, launches, waits; and the same replayed as a CUDA graph."""
-    flow = published.random_srflow(**(SMALL if settings.quick else {})).to(settings.device)
-    lr = picture(settings.lr, settings.lr).to(settings.device)
-    height, width = (side * flow.config.scale for side in lr.shape[-2:])
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for precision in precisions(settings.device):
-        plan = Plan(flow, cast(Any, precision))
-        z = [t.to(settings.device) for t in sample_latents(plan.latent_shapes(height, width), 1, TEMPERATURE, seed=0)]
-        cond = plan.encode_condition(lr).prepare(plan)
-        row: dict[str, Any] = {
-            "precision": precision,
-            "encoder ms": 1000 * _median(lambda p=plan: p.encode_condition(lr).prepare(p), settings),
-            "decode ms": 1000 * _median(lambda p=plan, z=z, c=cond: p.inverse(z, c), settings),
-        }
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if settings.device.startswith("cuda"):
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as profiled:
-            seconds(lambda p=plan, z=z, c=cond: p.inverse(z, c), settings.device)
-        events = list(profiled.key_averages())
-        row["launches"] = sum(e.count for e in events if "LaunchKernel" in e.key)
-        row["waits"] = sum(e.count for e in events if e.key in ("aten::item", "aten::_local_scalar_dense"))
-        row["copies to the host"] = sum(e.count for e in events if "DtoH" in e.key)
-        row["graph ms"] = _as_graph(plan, z, cond, settings)
-        rows.append(row)
-        clock = "self_device_time_total" if settings.device.startswith("cuda") else "self_cpu_time_total"
-        times = sorted(((float(getattr(e, clock, 0)), e.key[:60]) for e in events), reverse=True)
-        total = sum(time for time, _ in times) or 1
-        notes.append(f"{precision}: " + ", ".join(f"{key} {100 * time / total:.0f} %" for time, key in times[:6]))
-    return Table(subject="gpu", title="one decode of a prepared condition", rows=rows, notes=notes)
-
-
-def _as_graph(plan: Plan, z: list[Tensor], cond: Any, settings: Settings) -> float | None:
-    if not settings.device.startswith("cuda"):
-        return None
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        plan.inverse(z, cond)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        plan.inverse(z, cond)
-    return 1000 * _median(graph.replay, settings)
-
-
 def _forget_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -271,23 +209,6 @@ def errors(settings: Settings) -> Table:
             rows.append({"model": name, "precision": precision, **found, "within 2e-3": within})
     title = "distance from the plain path on the CPU in float64, in 1/255"
     return Table(subject="gpu", title=title, rows=rows, notes=["As benchmarks.precision, on pictures of workflows."])
-
-
-def tests(settings: Settings) -> Table:
-    """Run the tests marked ``gpu``."""
-    command = [sys.executable, "-c", "import sys, pytest; sys.path.pop(0); sys.exit(pytest.main())"]
-    command += ["-q", "-m", "gpu", "-p", "no:cacheprovider", *(["--collect-only"] if settings.quick else [])]
-    command.append("tests/core/test_gpu.py" if settings.quick else "tests/core")
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in ended.stdout.splitlines() if line.strip()]
-    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1])}
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return Table(
-        subject="gpu",
-        title="the tests marked gpu",
-        rows=[{"exit code": ended.returncode, **counts}],
-        notes=[*failed, lines[-1]],
-    )
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

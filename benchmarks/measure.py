@@ -28,7 +28,7 @@ class Settings:
     threads: int  # of torch
     device: str  # as torch names it
     quick: bool  # whether to take small networks and pictures: shows that the benchmark runs, and no more
-    lr: int  # side of the LR image of ``srflow`` and ``rewrites``
+    lr: int  # side of the LR image of ``srflow``
     samples: tuple[int, ...]  # numbers of samples of ``srflow``
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .measure import Settings
+from .measure import Settings, markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,8 @@ class Table:
         """Write a title, the table, and the notes."""
         heads = list(dict.fromkeys(head for row in self.rows for head in row))
         cells = [[_written(row.get(head, "")) for head in heads] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-        lines = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in [heads, *cells]
-        ]
-        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
         notes = [f"- {note}" for note in self.notes]
-        return "\n".join([f"## {self.subject}: {self.title}", "", lines[0], rule, *lines[1:], "", *notes, ""])
+        return "\n".join([f"## {self.subject}: {self.title}", "", markdown(heads, cells), "", *notes, ""])
 
 
 def write(path: Path, found: dict[str, Any], settings: Settings, tables: list[Table]) -> tuple[str, str]:

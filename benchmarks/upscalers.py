@@ -7,6 +7,12 @@ The LR image is antialiased bicubic, rounded to 8 bits, then degraded. PSNR, fal
 LR-PSNR is that of the result, shrunk again, against the LR image before it was degraded. Models are sampled at
 temperature 0 and at their own default. 8x models are compared with bicubic 8x. With --factor 2, images are shrunk by 2
 and all models enlarge by 2, which is their own enlargement, reduced.
+
+    python -m benchmarks.upscalers --sheet OUT.jpg --realesrgan WHEEL --crops FILE@LEFT,TOP[@INPUT] [...]
+
+draws crops side by side, a row each: the small image, ours at its default, RealESRGAN, the original. LEFT and TOP are
+pixels of the original; INPUT is "clean" if it is not given, "q50" or "noise 8". Of two --models the first enlarges
+clean images, the last the others.
 """
 
 from __future__ import annotations
@@ -21,22 +27,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.evaluation.image_set import list_images, read_cropped
+from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.resize import enlarge, shrink
 from flowcore.images.rounding import as_stored, to_uint8
 from flowcore.quality.metrics import false_specks, lr_psnr, psnr
 from flowcore.quality.no_reference import niqe
 
-from .measure import arguments, markdown, say
+from .measure import arguments, as_image, markdown, say
 from .realesrgan import read_wheel
 
 QUALITY = 50
 NOISE = 8 / 255
+CROP = 224  # side of the crops of a sheet, in pixels of the original
 MEASURES = {"PSNR": 2, "LR-PSNR": 1, "false specks": 2, "NIQE": 2}  # and their digits
 
 
@@ -110,12 +119,32 @@ def table(measured: dict[str, dict[str, list[float]]], names: list[str]) -> str:
     return markdown(heads, lines) + "\n"
 
 
+def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
+    """Enlarge whole images 4 times, and lay crops of them out."""
+    realesrgan = read_wheel(wheel)
+    pictures: list[Tensor] = []
+    rows: list[str] = []
+    for text in crops:
+        file, place, *rest = text.split("@")
+        kind = rest[0] if rest else "clean"
+        left, top = (int(number) // 4 * 4 for number in place.split(","))
+        hr = read_cropped(Path(file), 4)
+        lr = INPUTS[kind](as_stored(shrink(hr, 4)))
+        flow = flowcore.load(models[0 if kind == "clean" else -1])
+        small = F.interpolate(lr, scale_factor=4, mode="nearest")
+        for image in (small, flowcore.upscale(flow, lr, seed=1), realesrgan(lr), hr):
+            pictures.append(image[..., top : top + CROP, left : left + CROP])
+        rows.append(kind)
+    columns = ["small image", "flowcore", "RealESRGAN x4plus", "original"]
+    return as_image(contact_sheet(torch.cat(pictures), rows, columns))
+
+
 @torch.no_grad()
 def main() -> None:
-    """Measure and print."""
+    """Measure and print, or draw."""
     parser = arguments(__doc__, "upscalers")
     option = parser.add_argument
-    option("folders", nargs="+", type=Path, help="HR images")
+    option("folders", nargs="*", type=Path, help="HR images")
     of_photographs = [name for name in catalog.names() if name.startswith("srflow-x")]
     option(
         "--models", nargs="+", default=of_photographs, help="files, or shipped ones by name (default: all but faces)"
@@ -124,7 +153,12 @@ def main() -> None:
     option("--factor", type=int, help="enlarge by this factor (default: the model's own)")
     option("--limit", type=int, help="at most so many images of a folder, evenly spread over their names")
     option("--json", type=Path, help="numbers of every image; what is there already is not measured again")
+    option("--sheet", type=Path, metavar="FILE", help="draw --crops, and measure nothing")
+    option("--crops", nargs="+", metavar="FILE@LEFT,TOP[@INPUT]")
     options = parser.parse_args()
+    if options.sheet:
+        sheet(options.crops, options.models, options.realesrgan).save(options.sheet, quality=88)
+        return
     measured: dict[str, dict[str, list[float]]] = {}
     if options.json and options.json.exists():
         measured = json.loads(options.json.read_text())

@@ -38,22 +38,15 @@ SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is sta
 class Cluster:
     """Where to run, and which model every worker loads.
 
-    Attributes:
-        model: Name of a shipped model, or a file.
-        device: Device of every worker.
-        overrides: See ``checkpoints.load``.
-        address: Address of a running cluster, "auto" for the one that this machine belongs to; None starts one.
-        workers: Number of workers, each with its own copy of the model; None for as many as the CPUs (on a GPU: the
-            GPUs) of the cluster allow.
-        threads: Threads of each worker. Results are those of a single process with as many threads.
+    Results are those of a single process with as many threads as a worker has.
     """
 
-    model: str
-    device: str = "cpu"
-    overrides: dict[str, Any] = field(default_factory=dict[str, Any])
-    address: str | None = None
-    workers: int | None = None
-    threads: int = 1
+    model: str  # name of a shipped model, or a file
+    device: str = "cpu"  # of every worker
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any])  # see ``checkpoints.load``
+    address: str | None = None  # of a running cluster, "auto" for the one of this machine; None starts one
+    workers: int | None = None  # each with its own copy of the model; None for as many as CPUs, or GPUs, allow
+    threads: int = 1  # of each worker
 
 
 class _Remote:
@@ -99,19 +92,9 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
 
 def execute(work: Work, cluster: Cluster, notify: Callable[[str], None], jobs: Iterable[Job]) -> Generator[Result]:
-    """Execute jobs on a cluster.
+    """Execute jobs on a cluster, and yield each when it is finished; those that fail are tried once more.
 
-    Args:
-        work: What to do with every picture.
-        cluster: Where, and with which model.
-        notify: Called with the tasks' notes about pictures.
-        jobs: The jobs; those that fail are tried once more.
-
-    Yields:
-        Each job when it is finished, with its results or its failure.
-
-    Raises:
-        FlowError: If there is no Ray, or no cluster at that address.
+    It raises FlowError if there is no Ray, or no cluster at that address.
     """
     pending, failed = dict(enumerate(jobs)), dict[int, str]()
     if not pending:

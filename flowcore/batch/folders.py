@@ -29,15 +29,10 @@ MAGIC = re.compile(r"[*?[]")
 
 @dataclass(frozen=True)
 class Found:
-    """A picture file that was found.
-
-    Attributes:
-        path: The file.
-        inside: Its path below the folder, or below the fixed part of the pattern; its name if it was given itself.
-    """
+    """A picture file that was found."""
 
     path: Path
-    inside: Path
+    inside: Path  # below the folder, or below the fixed part of the pattern; its name if it was given itself
 
 
 @dataclass(frozen=True)
@@ -50,13 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """The results of a job.
-
-    Attributes:
-        files: Their contents.
-        seconds: How long it took.
-        notes: What the task had to say.
-    """
+    """The contents of a job's results, and what the task had to say."""
 
     files: list[bytes]
     seconds: float = 0.0
@@ -71,18 +60,10 @@ Result = tuple[Job, Made | Exception]
 
 
 def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[Found]:
-    """Find picture files.
+    """Find picture files: word by word, each file once, in natural order of their names.
 
-    Args:
-        words: Files, folders (searched at any depth) and patterns such as ``photos/**/*.jpg``.
-        out: Folder of the results, which is not searched.
-        notify: Called with a sentence on files of other kinds.
-
-    Returns:
-        The files: word by word, each file once, in natural order of their names.
-
-    Raises:
-        FlowError: If a folder or pattern has no picture, or ``out`` is one of the folders.
+    Words are files, folders (searched at any depth, but for ``out``) and patterns such as ``photos/**/*.jpg``; files of
+    other kinds are reported. A folder or pattern without a picture is refused, and so is ``out`` as one of the folders.
     """
     found: dict[Path, Found] = {}
     ignored = set[Path]()
@@ -132,18 +113,8 @@ def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -
     """Make a job for each picture; results go into the same sub-folder of ``out`` as the picture was found in.
 
     Where results of two pictures would collide, their names get the suffix (a.jpg and a.png), and pictures of different
-    folders that were given themselves keep those folders.
-
-    Args:
-        found: The pictures.
-        out: Folder of the results.
-        names: From the stem of a picture's name to the names of its results.
-
-    Returns:
-        A job for each picture.
-
-    Raises:
-        FlowError: If a result would overwrite a picture or another result.
+    folders that were given themselves keep those folders. ``names`` goes from the stem of a picture's name to the names
+    of its results; see ``check_targets`` for what is refused.
     """
     above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
     stems = Counter(_stem(one.inside) for one in found)
@@ -161,11 +132,7 @@ def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -
 
 
 def check_targets(made: Sequence[Job]) -> None:
-    """Refuse results that would overwrite a picture or each other.
-
-    Raises:
-        FlowError: Naming the file.
-    """
+    """Refuse results that would overwrite a picture or each other."""
     sources = {job.source.resolve() for job in made}
     targets = Counter(target.resolve() for job in made for target in job.targets)
     for target, times in targets.items():
@@ -195,7 +162,8 @@ def run(
 
     Args:
         made: The jobs.
-        executor: Executes the jobs that it is given, in any order; an exception that it raises ends the run.
+        executor: Executes the jobs that it is given, in any order; an exception that it raises ends the run, and so
+            does a ``SavingError``, after which no other results could be saved either.
         is_done: Returns True if the results of a job exist; raises FlowError if they cannot be saved.
         save: Saves results.
         on_result: Called after every job with its results or its failure; with None if it was skipped.
@@ -203,9 +171,6 @@ def run(
 
     Returns:
         The jobs that failed, and why.
-
-    Raises:
-        SavingError: If results cannot be saved; the next ones could not be saved either.
     """
     failed: list[tuple[Job, Exception]] = []
     incomplete = {job.source.parent for job in made if not state_of(job, is_done)} if whole_clips else set[Path]()
@@ -246,15 +211,8 @@ def in_turn(
 ) -> Iterator[Result]:
     """Execute jobs in this process, one after the other.
 
-    Args:
-        worker: Does them.
-        start: Called before every job with its picture; it may return what follows the job.
-        notify: Called with what the task has to say, after the name of the picture.
-        jobs: The jobs.
-        cancelled: See the tasks; an exception that it raises is the job's failure.
-
-    Yields:
-        Each job, and its results or its failure.
+    ``start`` is called before every job with its picture, and may return what follows the job; ``notify`` with what the
+    task has to say, after the name of the picture. An exception that ``cancelled`` raises is the job's failure.
     """
     for job in jobs:
         progress, notes, began = start(job.source), list[str](), time.monotonic()
@@ -281,20 +239,7 @@ def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
 
 
 def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
-    """Return True if all outputs exist, are whole, and match the job's settings.
-
-    Args:
-        job: The job.
-        work: What is done with every picture.
-        model: Fingerprint of the model.
-        again: Whether to make everything anew.
-
-    Returns:
-        Whether the job can be skipped.
-
-    Raises:
-        FlowError: If an output is a file that must not be replaced, see ``targets_done``.
-    """
+    """Return True if a job can be skipped, see ``targets_done``; ``model`` is the fingerprint of the model."""
     try:
         picture = job.source.read_bytes()
     except OSError:
@@ -343,10 +288,6 @@ def targets_done(
 
 
 def save(job: Job, made: Made) -> None:
-    """Save the results of a job, each file atomically.
-
-    Raises:
-        SavingError: If a file cannot be written.
-    """
+    """Save the results of a job, each file atomically."""
     for target, result in zip(job.targets, made.files, strict=True):
         write_atomic(target, result)

@@ -48,36 +48,22 @@ SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and hei
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to do with every picture.
-
-    Attributes:
-        command: Which task.
-        model: Name of the model, for the provenance.
-        scale: Factor between the sides of a picture and those of its results, for upscaling and rescaling models.
-        settings: Keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as
-            "colours". "frames" is "video" for a clip whose frames depend on each other.
-        seed: Seed of the first sample.
-        samples: Samples per picture; for ``score``, draws.
-        keep: Of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed.
-        by: What best means, see ``ranking.By``.
-        reference: Content of a picture file whose palette ``colorize`` applies.
-        format: File format of the results.
-        bits: Bits per channel of the results; None for those of the picture, as far as the format can hold them.
-        quality: Quality of the results, for lossy formats.
-    """
+    """What to do with every picture."""
 
     command: Command
-    model: str
-    scale: int = 1
+    model: str  # its name, for the provenance
+    scale: int = 1  # between a picture and its results, for upscaling and rescaling models
+    # keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as "colours". "frames"
+    # is "video" for a clip whose frames depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    seed: int = 0
-    samples: int = 1
-    keep: int = 0
-    by: By = "consensus"
-    reference: bytes | None = None
-    format: Format = "png"
-    bits: int | None = 8
-    quality: int | None = None
+    seed: int = 0  # of the first sample
+    samples: int = 1  # per picture; for ``score``, draws
+    keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
+    by: By = "consensus"  # what best means
+    reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
+    format: Format = "png"  # of the results
+    bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
+    quality: int | None = None  # of the results, for lossy formats
 
     @property
     def carries(self) -> bool:
@@ -85,15 +71,7 @@ class Work:
         return self.settings.get("frames") == "video" and bool(self.settings.get("carry"))
 
     def ids(self, picture: bytes, model: str) -> list[str]:
-        """Fingerprint the results of a picture: model, settings, seed and the picture itself.
-
-        Args:
-            picture: Content of the picture file.
-            model: Fingerprint of the model.
-
-        Returns:
-            32 hexadecimal digits for each result.
-        """
+        """Fingerprint the results of a picture, from model, settings, seed and the picture itself."""
         payload = {name: value for name, value in self.settings.items() if name not in IRRELEVANT}
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
@@ -164,15 +142,7 @@ class Worker:
         notify: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
-        """Process one picture.
-
-        Args:
-            picture: Content of the picture file.
-            name: Name of the file, for messages.
-            clip: Identifies the clip of a video frame.
-            progress: See the tasks.
-            notify: See the tasks.
-            cancelled: See the tasks.
+        """Process the content of one picture file; ``clip`` identifies the clip of a video frame.
 
         Returns:
             A file per sample or kept sample; for ``score``, one row as JSON.
@@ -311,15 +281,7 @@ def _row(result: Score, notes: list[str], *, enlarged: bool) -> dict[str, Any]:
 
 
 def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
-    """Turn the hints in settings into ``Hints``.
-
-    Args:
-        settings: See ``Work``; "points", "radius", "lock" and "colours" are removed from them.
-        size: Height and width of the image.
-
-    Returns:
-        The hints; None if there are none.
-    """
+    """Take "points", "radius", "lock" and "colours" out of settings, as ``Hints`` of an image of this size."""
     texts: Sequence[str] = settings.pop("points", ())
     radius, lock = settings.pop("radius", 8.0), settings.pop("lock", False)
     colours: Sequence[str] = settings.pop("colours", ())

@@ -37,11 +37,7 @@ class Manifest:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the table of a run, which need not exist yet.
-
-        Raises:
-            FlowError: If the file is something else.
-        """
+        """Open the table of a run, which need not exist yet; refuse a file that is something else."""
         self.path = path
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="replace") as file:

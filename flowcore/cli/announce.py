@@ -20,11 +20,7 @@ from .output import log
 def announce(
     options: argparse.Namespace, work: Work, flow: Flow, jobs: list[Job], is_done: Callable[[Job], bool]
 ) -> None:
-    """Say the size of what will be made, and the memory and time that it takes; ask if it is very large.
-
-    Raises:
-        FlowError: If the answer is no, or there is nobody to ask.
-    """
+    """Say the size of what will be made, and the memory and time that it takes; ask if it is very large."""
     coming = [(job, *sizes) for job in jobs if (sizes := _sizes(work, job.source)) is not None]
     if _megapixels(work, [result for *_, result in coming]) >= NOTEWORTHY:  # or it does not matter what is there
         coming = [one for one in coming if not state_of(one[0], is_done)]

@@ -44,8 +44,7 @@ def uses_ray(options: argparse.Namespace) -> bool:
 def named_format(out: Path, format: Format | None = None) -> Format | None:
     """Tell whether ``--out`` names a file, and of which format; None for a folder.
 
-    Raises:
-        FlowError: If it is the name of a file of another format than the one asked for, or of one never written.
+    A file of another format than the one asked for, or of one that is never written, is refused.
     """
     suffix = out.suffix.lower()
     named = None if out.is_dir() else FORMATS.get(suffix)
@@ -83,17 +82,8 @@ def make_images(
 ) -> None:
     """Make images of all pictures, on this machine or a cluster, save them and list them in the manifest.
 
-    Args:
-        options: The pictures, where their results go, and in which format.
-        flow: The model.
-        command: What is done with every picture; ``settings`` and ``fields`` are the others of its ``Work``.
-        settings: Keyword arguments of the task.
-        names: From the stem of a picture's name to the stems of its results, in a folder.
-        sample_names: What distinguishes the results of a picture, where ``--out`` names a file.
-        **fields: Of the ``Work``.
-
-    Raises:
-        FlowError: If there are no pictures, results would overwrite something, or some failed.
+    ``names`` goes from the stem of a picture's name to the stems of its results, in a folder; ``sample_names`` are what
+    distinguishes them where ``--out`` names a file. ``settings`` and ``fields`` are those of the ``Work``.
     """
     work = Work(
         command=command,

@@ -374,16 +374,10 @@ def _save(
     names: Sequence[str],
     entry: dict[str, Any],
 ) -> None:
-    """Make images unless they are there, and save them with their provenance.
+    """Make images ``(B, C, H, W)`` of a size unless they are there, and save them with their provenance.
 
-    Args:
-        options: Where they go.
-        flow: The model.
-        make: Makes them, ``(B, C, H, W)``.
-        size: Height and width.
-        stem: Of the names of their files, unless ``--out`` names one.
-        names: What distinguishes them.
-        entry: Fields of their ``Provenance``.
+    ``stem`` begins the names of their files unless ``--out`` names one, ``names`` distinguish them, and ``entry`` are
+    the fields of their ``Provenance``.
     """
     from .. import __version__
     from ..batch.folders import targets_done

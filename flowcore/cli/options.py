@@ -50,12 +50,7 @@ def add_precision(command: argparse.ArgumentParser) -> None:
 
 
 def add_batch(command: argparse.ArgumentParser, out: str | None = None) -> None:
-    """Add the images, where their results go, and the options of Ray.
-
-    Args:
-        command: The parser.
-        out: Help of ``--out`` where it has no default; None for a folder, "output" unless given.
-    """
+    """Add the images, where their results go (``out`` is the help of ``--out`` without a default), and Ray."""
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     default = Path("output") if out is None else None

@@ -69,12 +69,7 @@ class ProgressBar:
             log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(pixels)}")
 
     def finish(self, job: Job, result: Made | Exception | None) -> None:
-        """Count an image, and write a line unless it was skipped.
-
-        Args:
-            job: The image.
-            result: Its results or its failure; None if it was skipped.
-        """
+        """Count an image, and write a line unless it was skipped, which the result None says."""
         pixels = self._pixels[job.source]
         self._left -= pixels
         self._worked += 0 if result is None else pixels
@@ -90,11 +85,7 @@ class ProgressBar:
             log(f"{self._count(0)}{job.source.name}: 100%, {duration(result.seconds)}{self._to_go()}")
 
     def close(self) -> str:
-        """Remove the bar.
-
-        Returns:
-            What was done, in a line.
-        """
+        """Remove the bar, and tell what was done, in a line."""
         self._bar.close()
         parts = [f"{self._done} done"] if self._done or not self._skipped else []
         if self._skipped:

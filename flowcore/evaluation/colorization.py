@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def evaluate_colorizer(
         colorings have exactly the 8-bit luma that went in). "rmse_of_grey", "rmse_best_of_grey" and
         "rmse_calm_of_grey" are means over those of gray: sum of RMSE over sum of gray's RMSE, below 1 if colors help.
         "seams_8", "seams_16", ... is the change of chroma across the borders of cells of so many pixels of the working
-        size, relative to the change inside, see ``seams``; "seams" is the worst of them, "seams_truth" that of the
+        size, relative to the change inside, see ``seam_ratio``; "seams" is the worst of them, "seams_truth" that of the
         photographs. "fog" is the change of chroma where luma has none over that of the photographs, see ``fog``. Of
         portraits also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of no human skin, or
         none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
@@ -113,11 +112,12 @@ def evaluate_colorizer(
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
     seams = torch.zeros(2, len(flow.config.steps), 4, dtype=torch.float64)
+    asked = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
     for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
         first_seed = (seed + number * samples) % 2**64
-        settings = _Settings(samples, first_seed, temperature, detail, coherence, working_size, portraits)
-        row, sums = _measure_colorings(flow, image, settings)
-        row |= _measure_grid(flow, image, settings)
+        settings: dict[str, Any] = {**asked, "samples": samples, "seed": first_seed}
+        row, sums = _measure_colorings(flow, image, settings, portraits=portraits)
+        row |= _measure_grid(flow, image, **settings)
         rows.append(row)
         seams += sums
         if log is not None:
@@ -149,25 +149,9 @@ def _seam_ratios(sums: Tensor) -> dict[str, float]:
     return {"seams": worst[0], "seams_truth": worst[1], **each}
 
 
-@dataclass(frozen=True)
-class _Settings:
-    samples: int
-    seed: int
-    temperature: float | None
-    detail: float | None
-    coherence: float | None
-    working_size: int | None
-    portraits: bool
-
-
 @torch.no_grad()
 def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
-    """Shrink a photograph to the grid that a colorizer works on.
-
-    Args:
-        flow: The colorizer.
-        image: RGB; the middle of it is taken where the grid has other proportions.
-        working_size: Shorter side of the image that the model colors; None for its own.
+    """Shrink an RGB photograph to the grid that a colorizer works on; of other proportions its middle.
 
     Returns:
         Chroma ``(1, 2, h, w)``, centered on 0, and the condition of its luma.
@@ -182,45 +166,50 @@ def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = No
 
 
 @torch.no_grad()
-def _measure_grid(flow: Flow, image: Image.Image, settings: _Settings) -> dict[str, float]:
+def _measure_grid(
+    flow: Flow,
+    image: Image.Image,
+    *,
+    samples: int,
+    seed: int,
+    temperature: float | None,
+    detail: float | None,
+    coherence: float | None,
+    working_size: int | None,
+) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
     config: Any = flow.config
-    truth, cond = chroma_on_grid(flow, image, settings.working_size)
+    truth, cond = chroma_on_grid(flow, image, working_size)
     device = next(flow.parameters()).device
     shapes = flow.latent_shapes(*truth.shape[-2:])
-    palette, detail = (
+    palette, fine = (
         default if requested is None else requested
-        for default, requested in zip(config.temperatures, (settings.temperature, settings.detail), strict=True)
+        for default, requested in zip(config.temperatures, (temperature, detail), strict=True)
     )
-    row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=settings.seed, complexity=False).bits_per_dim)}
-    for name, taus in (("", 1.0), ("_default", schedule(palette, detail, len(shapes)))):
-        latents = sample_latents(shapes, settings.samples, taus, seed=settings.seed)
+    row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
+    for name, tau in (("", 1.0), ("_default", schedule(palette, fine, len(shapes)))):
+        latents = sample_latents(shapes, samples, tau, seed=seed)
         if name:
-            rho = config.coherence if settings.coherence is None else settings.coherence
-            latents[-1] = share_noise(flow, latents[-1], cond, rho)
+            latents[-1] = share_noise(flow, latents[-1], cond, config.coherence if coherence is None else coherence)
         latents = [z.to(device) for z in latents]
-        shared = cond.expand(settings.samples)
+        shared = cond.expand(samples)
         drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL
         row[f"global_share{name}"], row[f"global_share_truth{name}"] = coherence_parts(drawn, truth)
     return row
 
 
-def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> tuple[dict[str, float], Tensor]:
+def _measure_colorings(
+    flow: Flow, image: Image.Image, settings: dict[str, Any], *, portraits: bool
+) -> tuple[dict[str, float], Tensor]:
     """Measure what ``colorize`` makes of a photograph's luma at its own size.
 
     The other result is ``seam_sums`` of colorings and truth for the cells of every grid, (2, grids, 4).
     """
     y, truth = split(_pixels(image).double() / 255)
     gray = (y * 255).round()  # (1, 1, H, W), as a grayscale file stores it
-    color = partial(colorize, flow, gray.to(torch.uint8), working_size=settings.working_size)
-    colorings = color(
-        temperature=settings.temperature,
-        detail=settings.detail,
-        coherence=settings.coherence,
-        seed=settings.seed,
-        samples=settings.samples,
-    ).double()
-    calm = color(temperature=0, detail=0).double()
+    stored, working_size = gray.to(torch.uint8), settings["working_size"]
+    colorings = colorize(flow, stored, **settings).double()
+    calm = colorize(flow, stored, temperature=0, detail=0, working_size=working_size).double()
     result_luma, chroma = split(colorings)  # (K, 1, H, W), (K, 2, H, W)
     errors = chroma_rmse(chroma, truth)
     luma_kept = luma((colorings * 255).round()).round() == gray
@@ -240,11 +229,11 @@ def _measure_colorings(flow: Flow, image: Image.Image, settings: _Settings) -> t
         **{f"rmse_{by}": float(errors[order].mean()) for by, order in best.items()},
         **{f"colourfulness_{by}": float(colorfulness(chroma[order]).mean()) for by, order in best.items()},
     }
-    if settings.portraits:
+    if portraits:
         outside, without = skin_verdict(chroma)
         row["skin_outside"], row["skin_grey"] = float(outside.double().mean()), float(without.double().mean())
         row["skin_outside_truth"] = float(skin_verdict(truth)[0])
-    height, width = working_sides(y.shape[-2], y.shape[-1], settings.working_size or flow.config.working_size)
+    height, width = working_sides(y.shape[-2], y.shape[-1], working_size or flow.config.working_size)
     size = height // STRIDE, width // STRIDE
     y, chroma, truth = (resize_bilinear(plane, size) for plane in (gray / 255, chroma, truth))
     row["fog"], row["fog_truth"] = float(fog(chroma, y).nanmean()), float(fog(truth, y).nan_to_num())

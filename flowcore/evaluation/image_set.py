@@ -22,10 +22,10 @@ Result = TypeVar("Result")
 def list_images(
     folders: Path | Sequence[Path], only: Collection[str] | None = None, limit: int | None = None
 ) -> list[Path]:
-    """List the images of a folder, at any depth and sorted.
+    """List the images of folders, at any depth and sorted, first those of the first.
 
     Args:
-        folders: The test set; of several folders, first those of the first.
+        folders: The test set.
         only: File names, without folders, to restrict it to; None for all.
         limit: At most so many, evenly spread over the sorted names; None for all.
     """
@@ -42,18 +42,12 @@ def list_images(
 def read_each(
     files: Sequence[Path], read: Callable[[Path], Result], log: Callable[[str], None] | None = None
 ) -> Generator[tuple[int, Path, Result], None, None]:
-    """Read the images of a test set one after the other, without those that cannot be used.
+    """Read the images of a test set one after the other; those for which ``read`` raises ImageError are skipped.
 
-    Args:
-        files: From ``list_images``.
-        read: Reads one; raises ImageError if it cannot be used.
-        log: Called with a line that names each image that is skipped; None for the log.
+    ``log``, or the process's own log, names each of these. If all were skipped, ImageError is raised at the end.
 
     Yields:
         The image's number among those that were read, its file, and what ``read`` returns.
-
-    Raises:
-        ImageError: At the end, if none could be used.
     """
     skipped: list[str] = []
     for position, file in enumerate(files):
@@ -69,18 +63,7 @@ def read_each(
 
 
 def resize_to_own(flow: Flow, image: Image.Image) -> Tensor:
-    """Resize an image to cover a model's own size, and crop its middle.
-
-    Args:
-        flow: A model with an ``image_size``.
-        image: RGB, see ``files.read_rgb``.
-
-    Returns:
-        ``(C, H, W)`` uint8.
-
-    Raises:
-        FlowError: If the model has no size.
-    """
+    """Resize an RGB image to cover a model's own size, and crop its middle: ``(C, H, W)`` uint8."""
     if flow.image_size is None:
         raise FlowError("This model does not state its image size. Load it with image_size=..., e.g. 32.")
     return fit(image, flow.image_size, flow.channels)
@@ -92,11 +75,7 @@ def read_upright(file: Path) -> Image.Image:
 
 
 def read_cropped(file: Path, multiple: int) -> Tensor:
-    """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number.
-
-    Raises:
-        ImageError: If it cannot be read, or has fewer pixels than that.
-    """
+    """Read an RGB image ``(1, 3, H, W)`` in [0, 1], cropped at the right and bottom to multiples of a number."""
     array = np.asarray(read_upright(file))
     height, width = (side // multiple * multiple for side in array.shape[:2])
     if min(height, width) < multiple:

@@ -48,12 +48,9 @@ COLORIZER_COLUMNS = {
 
 
 def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
-    """Format results of upscalers.
+    """Format results of upscalers: set name to what ``evaluate_upscaler`` returned.
 
-    Args:
-        results: Set name to what ``evaluate_upscaler`` returned.
-        measures: Those that were requested: columns of one that nothing has say "missing". None for those that are
-            there.
+    A column of ``measures``, those that were requested, says "missing" if nothing has it.
     """
     present = {key for methods in results.values() for row in methods.values() for key in row}
     requested = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}

@@ -46,7 +46,6 @@ def evaluate_upscaler(
     temperatures: Sequence[float | None] = (0.0, None),
     calm_edges: float | None = None,
     samples: int = 8,
-    seed: int = 0,
     log: Callable[[str], None] | None = None,
     skip: Callable[[str], None] | None = None,
     measures: Sequence[str] = USUAL_MEASURES,
@@ -64,7 +63,6 @@ def evaluate_upscaler(
         temperatures: To measure at, see ``upscale``; the first sample each for all but the diversities.
         calm_edges: See ``upscale``.
         samples: For the diversities of temperatures above 0; the challenge takes 10.
-        seed: Of the first sample.
         log: Called with a line per image.
         skip: Called with a line for each image that cannot be used; None for ``log``.
         measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
@@ -96,7 +94,7 @@ def evaluate_upscaler(
         bits = _bits(flow, hr) if "bits_per_dim" in measures else {}
         for tau, calm in settings:
             options: dict[str, Any] = {"temperature": tau, "calm_edges": calm, "samples": samples if tau else 1}
-            images = as_stored(upscale(flow, lr, seed=seed, **options))
+            images = as_stored(upscale(flow, lr, seed=0, **options))
             method = f"tau {tau:g}, calm {calm:g}" if tau and calm else f"tau {tau:g}"
             of_this[method] = {**_measure(images, hr, lr, base, measures), **bits}
         if log is not None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import float64
-from ..errors import ShapeError
 from ..images.color import luma
 from ..images.resize import resize
 
@@ -78,27 +77,15 @@ def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
     Returns:
         Per mille of the pixels, ``(B,)``; 0 for an original itself, by definition.
 
-    Raises:
-        ShapeError: If the two differ in size.
-
     Source: ours.
     """
-    if sr.shape[-2:] != hr.shape[-2:]:
-        raise ShapeError(f"Expected originals of the enlargements' size, {tuple(sr.shape)}; got {tuple(hr.shape)}.")
     nearby = F.max_pool2d(_deviation_from_median(luma(hr)), 5, stride=1, padding=2)  # (B, 1, H, W)
     specks = (_deviation_from_median(luma(sr)) > SPECK) & (nearby <= DETAIL)
     return 1000 * float64(specks).flatten(1).mean(1)
 
 
 def _deviation_from_median(y: Tensor) -> Tensor:
-    """Map of what pixels differ from the median of their 3x3 neighborhood, the edge repeated.
-
-    Args:
-        y: ``(B, 1, H, W)``.
-
-    Returns:
-        Of the same shape, at least 0.
-    """
+    """How much pixels ``(B, 1, H, W)`` differ from the median of their 3x3 neighborhood, the edge repeated."""
     height, width = y.shape[-2:]
     padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
     neighbors = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
@@ -118,15 +105,7 @@ def diversity(samples: Tensor) -> float:
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Map of the squared difference, mean over channels.
-
-    Args:
-        a: ``(B, C, H, W)``.
-        b: Of the same shape.
-
-    Returns:
-        ``(B, 1, H, W)``.
-    """
+    """Map of the squared difference of two ``(B, C, H, W)``, mean over channels: ``(B, 1, H, W)``."""
     return (a - b).square().mean(1, keepdim=True)
 
 
@@ -145,17 +124,9 @@ def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Ten
     Returns:
         In percent; 0 if all samples are equal, or one is the original.
 
-    Raises:
-        ShapeError: If the original is not one image of the samples' size.
-
     Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2, and
         the challenge's program.
     """
-    if hr.shape != (1, *samples.shape[1:]):
-        raise ShapeError(
-            f"Expected the original as one image of the samples' size, {(1, *samples.shape[1:])}; got "
-            f"{tuple(hr.shape)}."
-        )
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
     best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())
     return 100 * (best - local) / best if best else 0.0

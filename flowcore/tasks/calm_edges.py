@@ -26,7 +26,7 @@ def edge_map(lr: Tensor) -> Tensor:
     Returns:
         ``(B, 1, h, w)`` in [0, 1], float32 on the CPU, so that a seed is the same picture on every device.
 
-    Source: ours; ``python -m benchmarks.calm_edges`` compares it with other maps.
+    Source: ours; docs/decisions/0015 compares it with other maps.
     """
     y = F.pad(luma(lr.to("cpu", torch.float32)), (1, 1, 1, 1), mode="replicate")
     center = y[..., 1:-1, 1:-1]

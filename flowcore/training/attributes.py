@@ -37,25 +37,18 @@ from .styles import center_groups, with_styles
 
 FACES = ("smile=lips_parted*4", "age=-birth_year*5", "gender=gender:F/M*2")  # of the data set faces; gains by eye
 MIN_IMAGES = 8  # images that an attribute may rest on
+BATCH = 32  # images encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """A style, and where its values are in the table.
-
-    Attributes:
-        name: Of the style.
-        column: Of the table.
-        words: Of a column of words, the one that counts as +1 and the one that counts as -1; None for numbers.
-        sign: -1 to reverse numbers.
-        gain: Factor on the direction: the average difference of many images shows little on a single one.
-    """
+    """A style, and where its values are in the table."""
 
     name: str
     column: str
-    words: tuple[str, str] | None = None
-    sign: int = 1
-    gain: float = 1.0
+    words: tuple[str, str] | None = None  # of a column of words, those that count as +1 and as -1; None for numbers
+    sign: int = 1  # -1 to reverse numbers
+    gain: float = 1.0  # on the direction: the average difference of many images shows little on a single one
 
     def value(self, text: str) -> float:
         """Read a cell of the table; NaN if it is empty or another word."""
@@ -67,30 +60,19 @@ class Attribute:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeTable:
-    """Images, and what they show.
+    """Images, and what they show."""
 
-    Attributes:
-        attributes: S of them.
-        paths: Of N images.
-        values: ``(N, S)``, NaN where unknown.
-        sources: ``(N,)``, whole numbers: images are compared within one source.
-    """
-
-    attributes: tuple[Attribute, ...]
-    paths: list[Path]
-    values: Tensor
-    sources: Tensor
+    attributes: tuple[Attribute, ...]  # S of them
+    paths: list[Path]  # of N images
+    values: Tensor  # (N, S), NaN where unknown
+    sources: Tensor  # (N,), whole numbers: images are compared within one source
 
 
 def parse_attribute(text: str) -> Attribute:
     """Read how a style is to be measured.
 
-    Args:
-        text: ``NAME=COLUMN`` for numbers, ``NAME=-COLUMN`` for numbers whose small values are strong, such as a year of
-            birth for age, ``NAME=COLUMN:WORD/WORD`` for words, the positive one first; each may end in ``*GAIN``.
-
-    Raises:
-        FlowError: If it is none of these.
+    ``NAME=COLUMN`` for numbers, ``NAME=-COLUMN`` for numbers whose small values are strong, such as a year of birth for
+    age, ``NAME=COLUMN:WORD/WORD`` for words, the positive one first; each may end in ``*GAIN``.
     """
     found = re.fullmatch(r"([^=]+)=(-?)([^=:*]+)(?::([^/]+)/([^/*]+))?(?:\*(\d+(?:\.\d+)?))?", text.strip())
     if found is None or (found[2] and found[4]):
@@ -111,20 +93,10 @@ def parse_attribute(text: str) -> Attribute:
 def read_attribute_table(
     table: Path, attributes: Sequence[Attribute], *, held_out: frozenset[str] = frozenset(), keep: bool = False
 ) -> AttributeTable:
-    """Read a table of attributes.
+    """Read a table of attributes: tab-separated text with a line of column names.
 
-    Args:
-        table: Tab-separated text with a line of column names. Column ``file`` holds paths of images relative to the
-            table's folder.
-        attributes: What to read.
-        held_out: File names, without folders, of images to leave out.
-        keep: Whether to read those instead of the others.
-
-    Returns:
-        The images for which at least one attribute is known.
-
-    Raises:
-        FlowError: If the file cannot be read or used, naming the line.
+    Column ``file`` holds paths of images relative to the table's folder. Images whose names, without folders, are in
+    ``held_out`` are left out, or with ``keep`` all others; and so are those of which no attribute is known.
     """
     paths: list[Path] = []
     values: list[list[float]] = []
@@ -163,23 +135,12 @@ def read_attribute_table(
 
 
 @torch.no_grad()
-def measure_attributes(
-    flow: Flow,
-    table: AttributeTable,
-    *,
-    mirror: bool = True,
-    seed: int = 0,
-    batch: int = 32,
-    log: Callable[[str], None] | None = None,
-) -> Flow:
-    """Measure the directions of attributes, and add them to a model as styles.
+def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str], None] | None = None) -> Flow:
+    """Measure the directions of attributes, and add them to a model as styles; a mirrored image shows the same.
 
     Args:
         flow: An unconditional model that knows the size of its images.
         table: Images and their attributes; images are resized to cover the model's size, and cropped to it.
-        mirror: Whether an image and its mirror image show the same.
-        seed: Of the dequantization noise.
-        batch: Images encoded at once.
         log: Called with a line on each attribute.
 
     Returns:
@@ -198,12 +159,12 @@ def measure_attributes(
     names = tuple(attribute.name for attribute in table.attributes)
     targets = _standardize(table, names)
     bins = quantization(flow)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(0)
     latents: list[Tensor] = []
-    for start in range(0, len(table.paths), batch):
-        x = read_images(flow, table.paths[start : start + batch])
+    for start in range(0, len(table.paths), BATCH):
+        x = read_images(flow, table.paths[start : start + BATCH])
         k = to_integers(x, bins.n_bits)[0]
-        k = torch.cat([k, k.flip(-1)]) if mirror else k
+        k = torch.cat([k, k.flip(-1)])
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
         z = torch.cat([level.flatten(1) for level in flow.encode(noisy)], dim=1)
         latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image

@@ -19,35 +19,22 @@ from ..flow import Flow
 
 @dataclass
 class RunState:
-    """What a checkpoint stores besides tensors; the field names are part of its format.
+    """What a checkpoint stores besides tensors; the field names are part of its format."""
 
-    Attributes:
-        step: Finished steps, over all stages.
-        skipped: Steps whose update was skipped because loss or gradient was not finite.
-        bad: How many of the last steps, consecutively, were skipped.
-        rate: Factor on the recipe's learning rates, halved whenever the run went back to a checkpoint.
-        retreats: How often it went back.
-        initialised: Whether the data-dependent initialization was made.
-        stage_steps: Steps of every stage of a run that is to end within some minutes; empty for the recipe's.
-        start: What held-out images say of the model that the run started from, by stage; empty if it began anew.
-        precision: "float32" or "bfloat16", once chosen.
-        recompute: "always" or "never", once chosen.
-        origin: Text on the model that the weights were taken from, if any.
-        seconds: Time spent training.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    bad: int = 0
-    rate: float = 1.0
-    retreats: int = 0
-    initialised: bool = False
+    step: int = 0  # finished ones, over all stages
+    skipped: int = 0  # steps whose update was skipped because loss or gradient was not finite
+    bad: int = 0  # how many of the last steps, consecutively, were skipped
+    rate: float = 1.0  # on the recipe's learning rates, halved whenever the run went back to a checkpoint
+    retreats: int = 0  # how often it went back
+    initialised: bool = False  # whether the data-dependent initialization was made
+    # steps of every stage of a run that is to end within some minutes; empty for the recipe's
     stage_steps: list[int] = field(default_factory=list[int])
+    # what held-out images say of the model that the run started from, by stage; empty if it began anew
     start: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    precision: str = ""
-    recompute: str = ""
-    origin: str = ""
-    seconds: float = 0.0
+    precision: str = ""  # "float32" or "bfloat16", once chosen
+    recompute: str = ""  # "always" or "never", once chosen
+    origin: str = ""  # text on the model that the weights were taken from, if any
+    seconds: float = 0.0  # spent training
 
 
 class Checkpoints:
@@ -82,17 +69,9 @@ class Checkpoints:
         self._newest_is_good = state.bad == 0
 
     def read(self, log: Callable[[str], None], *, good: bool = False) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is readable.
+        """Read the newest readable checkpoint, with ``good`` the newest whose last steps were finite; None without one.
 
-        Args:
-            log: Called with a line on one that is damaged.
-            good: Whether to ignore checkpoints whose last steps were not finite.
-
-        Returns:
-            Its content, or None if there is none.
-
-        Raises:
-            FlowError: If it belongs to another recipe.
+        A damaged one is logged; one of another recipe is refused.
         """
         for path in (self.newest, self.previous):
             if not path.exists():

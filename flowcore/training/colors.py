@@ -10,12 +10,11 @@ from torch import Tensor
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..networks.luma import STRIDE
 from .photographs import Photographs
-from .pixel_cache import Entry
 
 GRAY = 0.008  # standard deviation of a channel's difference from gray, below which a photograph counts as uncolored
 
 
-class ColorPhotographs:
+class ColorPhotographs(Photographs):
     """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
 
     Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
@@ -23,14 +22,8 @@ class ColorPhotographs:
     the chroma alone. Held-out crops are not varied and have no hints.
     """
 
-    def __init__(self, photographs: Photographs, *, hinted: float = 0.5, palettes: float = 0.1) -> None:
-        """Take photographs of scale 1, and the share of the crops that have hints, and a palette."""
-        self.photographs = photographs
-        self.hinted = hinted
-        self.palettes = palettes
-        self.skipped = photographs.skipped
-        self.training = photographs.training
-        self.held_out = photographs.held_out
+    hinted = 0.5  # share of the crops that have hints
+    palettes = 0.1  # likewise
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the crops of one step; arguments as for ``Photographs.batch``, with the side of the luma as ``crop``.
@@ -38,7 +31,7 @@ class ColorPhotographs:
         Returns:
             Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``.
         """
-        rgb = self.photographs.batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
+        rgb = super().batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
         y, chroma = split(rgb)
         rng = np.random.default_rng([seed, step, int(held_out), 1])
         if not held_out:
@@ -53,9 +46,6 @@ class ColorPhotographs:
             if rng.random() < self.palettes:
                 source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
         return coarse + NEUTRAL, source
-
-    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
-        return self.photographs.fitting(crop, held_out=held_out)
 
 
 def is_gray(pixels: np.ndarray) -> bool:

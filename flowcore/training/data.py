@@ -17,7 +17,7 @@ from .digits import Digits
 from .photographs import Photographs
 from .recipe import Recipe
 
-Data = Photographs | ColorPhotographs | Digits
+Data = Photographs | Digits
 
 
 def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress: Progress | None = None) -> Data:
@@ -31,8 +31,8 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
         labeled = getattr(recipe.model, "classes", 0) > 0
         return Digits(data, validation=recipe.validation, labeled=labeled, unlabelled=recipe.unlabelled)
-    photographs = Photographs(data, cache, recipe, progress)
     if not isinstance(recipe.model, ColorizerConfig):
-        return photographs
-    photographs.leave_out(is_gray, "has no color")
-    return ColorPhotographs(photographs)
+        return Photographs(data, cache, recipe, progress)
+    colors = ColorPhotographs(data, cache, recipe, progress)
+    colors.leave_out(is_gray, "has no color")
+    return colors

@@ -43,29 +43,20 @@ BLACK, GAMMA = 0.15, 2.2  # below this brightness the slope of the gamma curve i
 class Degradation:
     """Parameters of one degradation.
 
-    Attributes:
-        blur: Standard deviations of a Gaussian along and across a direction, in LR pixels; zeros for none.
-        direction: In radians.
-        kernel: Of shrinking; all kernels are antialiased.
-        photon: Standard deviation of photon shot noise, in units of [0, 1]. Its variance is proportional to light, but
-            gamma encoding cancels that: it is nearly the same at all brightnesses.
-        read: Standard deviation of the sensor's read noise at middle gray. It is constant in linear light, so gamma
-            encoding makes it strong in shadows and weak in highlights.
-        gray: Whether noise is the same in all channels.
-        quality: Of JPEG; None for none.
-        subsampled: Whether JPEG stores chroma at half resolution (4:2:0).
-        grid: Row and column of the crop in the grid of JPEG's blocks.
+    The variance of photon shot noise is proportional to light, but gamma encoding cancels that: it is nearly the same
+    at all brightnesses. The sensor's read noise is constant in linear light, so gamma encoding makes it strong in
+    shadows and weak in highlights.
     """
 
-    blur: tuple[float, float] = (0.0, 0.0)
-    direction: float = 0.0
-    kernel: Kernel = "bicubic"
-    photon: float = 0.0
-    read: float = 0.0
-    gray: bool = False
-    quality: int | None = None
-    subsampled: bool = False
-    grid: tuple[int, int] = (0, 0)
+    blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
+    direction: float = 0.0  # in radians
+    kernel: Kernel = "bicubic"  # of shrinking; all kernels are antialiased
+    photon: float = 0.0  # standard deviation of photon shot noise, in units of [0, 1]
+    read: float = 0.0  # standard deviation of read noise at middle gray
+    gray: bool = False  # whether noise is the same in all channels
+    quality: int | None = None  # of JPEG; None for none
+    subsampled: bool = False  # whether JPEG stores chroma at half resolution (4:2:0)
+    grid: tuple[int, int] = (0, 0)  # row and column of the crop in the grid of JPEG's blocks
 
 
 def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degradation:
@@ -106,9 +97,9 @@ def degrade(
     Args:
         image: HR, ``(H, W, 3)``, uint8; sides are multiples of the scale.
         scale: Factor between HR and LR.
-        top: Row of the crop in the LR image.
-        left: Its column.
-        side: Of the crop, in LR pixels.
+        top: Row of the crop, in LR pixels.
+        left: Its column, likewise.
+        side: Its side, likewise.
         way: The degradation.
         rng: Of the noise.
 

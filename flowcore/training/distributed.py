@@ -21,15 +21,10 @@ from ..errors import FlowError
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those that train together; by default it is alone.
+    """This process among those that train together; by default it is alone."""
 
-    Attributes:
-        rank: Number of this process, from 0.
-        world_size: Number of processes.
-    """
-
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # number of this process, from 0
+    world_size: int = 1  # number of processes
 
     @property
     def is_main(self) -> bool:

@@ -33,36 +33,21 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where an image is stored.
+    """Where an image is stored."""
 
-    Attributes:
-        name: Relative to its folder or archive; unique among all that were found.
-        path: Its file, or the archive that it is a member of.
-        member: Its name within the archive; empty for a file.
-        size: In bytes.
-        stamp: Changes when the content does: a file's time of modification in ns, a member's checksum.
-    """
-
-    name: str
-    path: Path
-    member: str
-    size: int
-    stamp: int
+    name: str  # relative to its folder or archive; unique among all that were found
+    path: Path  # its file, or the archive that it is a member of
+    member: str  # its name within the archive; empty for a file
+    size: int  # in bytes
+    stamp: int  # changes when the content does: a file's time of modification in ns, a member's checksum
 
 
 def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
-    """List the images of folders and archives, at any depth, without opening one.
+    """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
-    Args:
-        folders: One or several of: a folder, a ZIP archive (``photos.zip``), a folder in one (``photos.zip/train``).
-            Archives inside folders are not opened, and nothing is unpacked to disk.
-
-    Returns:
-        The images, sorted by name within each folder. With several folders, names begin with the folder's number and
-        name (``2-holiday/a.jpg``), and an image that is in two of them is listed once.
-
-    Raises:
-        ImageError: If a folder or archive does not exist, is damaged, or has no images.
+    None is opened, nor are archives inside folders. They are sorted by name within each folder. With several folders,
+    names begin with the folder's number and name (``2-holiday/a.jpg``), and an image that is in two of them is listed
+    once. A folder or archive that does not exist, is damaged or has no images is refused.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
@@ -119,10 +104,7 @@ def folder_stamp(folder: Path) -> str:
     """Digest what changes when a file is added to a folder or removed from it, at any depth.
 
     Only folders are asked when they changed: asking every file takes minutes where a folder of many images lies on a
-    network. So an image that was edited in place is not noticed.
-
-    Args:
-        folder: The folder; one that does not exist has a stamp, too.
+    network. So an image that was edited in place is not noticed. A folder that does not exist has a stamp, too.
     """
     digest = hashlib.sha256()
     for path, folders, _ in os.walk(folder):
@@ -164,14 +146,12 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
 def decode_each(
     sources: Iterable[ImageSource], process: Callable[[Image.Image], Result]
 ) -> Generator[tuple[ImageSource, Result | None, str], None, None]:
-    """Decode images and process each, several at a time in threads; results come in the order of the images.
+    """Decode images, several at a time in threads, and call ``process`` with each, upright and RGB.
 
-    Args:
-        sources: Any number of images; only a few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``.
-        process: Called in a thread with an upright RGB image; what it raises ends the iteration.
+    Only a few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
 
     Yields:
-        The source; the result, None if the image could not be decoded; and the reason why not.
+        In the order of the images: the source; the result, None if it could not be decoded; and the reason why not.
     """
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     pending: deque[tuple[ImageSource, int, Future[tuple[Result | None, str]]]] = deque()

@@ -63,28 +63,16 @@ START_FILE = "start.safetensors"  # in the run folder: the model that the run st
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run has come to at the end of a call of ``train``.
+    """What a run has come to at the end of a call of ``train``."""
 
-    Attributes:
-        model: The model file.
-        steps: Steps made, in this call and those before.
-        total: Steps of the whole run.
-        new_steps: Those that this call made.
-        skipped: Steps that changed nothing because they were not finite.
-        minutes: Of training, in this call and those before.
-        better_than_start: Whether the model measured better than the one that the run started from; None if it started
-            from none, or nothing could be measured.
-        verdict: The comparison with that model, in a sentence; empty if the run started from none.
-    """
-
-    model: Path
-    steps: int
-    total: int
-    new_steps: int
-    skipped: int
-    minutes: float
-    better_than_start: bool | None
-    verdict: str
+    model: Path  # the model file
+    steps: int  # made in this call and those before
+    total: int  # of the whole run
+    new_steps: int  # that this call made
+    skipped: int  # that changed nothing because they were not finite
+    minutes: float  # of training, in this call and those before
+    better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
+    verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
 
     @property
     def is_finished(self) -> bool:

@@ -110,13 +110,10 @@ class PeakMemory(TorchDispatchMode):
 
 
 def largest_batch(step: Callable[[int], None], free: int, most: int = 64) -> tuple[int, int]:
-    """Estimate how many items fit into memory, from steps of a few items and of twice as many.
+    """Estimate the largest batch that fits into free bytes, and the bytes per item, from steps of two sizes.
 
     Gradients, which do not grow with a batch, hide the memory of a few small items; so the number is raised until the
-    difference shows.
-
-    Returns:
-        The largest batch, 0 if not even one item fits into the free bytes, and the bytes per item.
+    difference between a few and twice as many shows.
     """
     items = 1
     while True:

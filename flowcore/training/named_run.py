@@ -23,37 +23,24 @@ NOT_SET_ASIDE = ("cache", EARLIER)
 
 @dataclass
 class Record:
-    """What is remembered of a run besides the trainer's own files.
+    """What is remembered of a run besides the trainer's own files."""
 
-    Attributes:
-        recipe: Name of the recipe.
-        fingerprint: Fingerprint of what decides the weights.
-        minutes: Budget at the start.
-        start: Name of the model whose weights it started from.
-        saved: Digest of the model file that runs of this name have published; empty if none.
-        ours: Whether this run has published it, and not one before a restart.
-        finished: Whether the run has reached its end.
-    """
-
-    recipe: str
-    fingerprint: str
-    minutes: float
-    start: str
-    saved: str = ""
-    ours: bool = False
-    finished: bool = False
+    recipe: str  # its name
+    fingerprint: str  # of what decides the weights
+    minutes: float  # budget at the start
+    start: str  # name of the model whose weights it started from
+    saved: str = ""  # digest of the model file that runs of this name have published; empty if none
+    ours: bool = False  # whether this run has published it, and not one before a restart
+    finished: bool = False  # whether the run has reached its end
 
 
 class NamedRun:
     """The folder of a run, and the model file that it is published as."""
 
     def __init__(self, folder: Path, target: Path, find: Callable[[], Path | None]) -> None:
-        """Name a run, which need not exist.
+        """Name a run, which need not exist: the trainer's folder, and the model file that it is published as.
 
-        Args:
-            folder: Its folder; the trainer's run folder.
-            target: The model file that it is published as.
-            find: Returns the file that a loader finds under the name of the target, wherever it is.
+        ``find`` returns the file that a loader finds under the name of the target, wherever it is.
         """
         self.folder = folder
         self.target = target
@@ -67,7 +54,7 @@ class NamedRun:
             return None
 
     def open(self, settings: Record, *, restart: bool) -> Record:
-        """Resume the run, or begin it.
+        """Resume the run, or begin it; refuse other settings, and to replace a model file that it has not made.
 
         Args:
             settings: A new record with the settings asked for.
@@ -76,9 +63,6 @@ class NamedRun:
 
         Returns:
             The record of the run that goes on or begins.
-
-        Raises:
-            FlowError: If the run was begun with other settings, or its model file would replace a foreign one.
         """
         record = self.record()
         self._refuse_to_overwrite(record)
@@ -95,11 +79,7 @@ class NamedRun:
         return record
 
     def publish(self, record: Record) -> None:
-        """Copy the model to the target, atomically, and write the record.
-
-        Raises:
-            FlowError: If there is a foreign file now.
-        """
+        """Copy the model to the target, atomically, unless a foreign file is there now, and write the record."""
         model = self.folder / MODEL
         if model.exists():
             digest = _digest(model)

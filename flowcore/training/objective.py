@@ -26,6 +26,7 @@ from .recipe import Stage
 ROULETTE = 2.0  # mean number of terms, beside those that are always there
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
 MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
+PLAIN = Stage(name="likelihood", objective="likelihood", steps=1, series_terms=0)
 
 
 class _WithoutNoise(nn.Module):
@@ -47,15 +48,14 @@ class AbsoluteError(_WithoutNoise):
     instead of a larger one.
     """
 
-    def __init__(
-        self, flow: Flow, lr_consistency: float = 0.0, *, teacher: Flow | None = None, teacher_weight: float = 0.0
-    ) -> None:
+    def __init__(self, flow: Flow, stage: Stage, teacher: Flow | None = None) -> None:
         super().__init__()
         self.encoder = lr_encoder(flow)
-        self.lr_consistency = lr_consistency
+        self.stage = stage
         self.grids = len(flow.levels)
-        self.teacher = None if teacher is None else lr_encoder(teacher).requires_grad_(False)
-        self.teacher_weight = teacher_weight
+        self.teacher = None
+        if teacher is not None and stage.teacher_weight:
+            self.teacher = lr_encoder(teacher).requires_grad_(False)
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
@@ -68,9 +68,9 @@ class AbsoluteError(_WithoutNoise):
             with torch.no_grad():
                 expected, _ = self.teacher(as_stored(shrink(hr, self.encoder.scale)), self.grids)
             errors = [F.l1_loss(f, e) / e.abs().mean() for f, e in zip(features, expected, strict=True)]
-            loss = F.l1_loss(enlarged, hr) + self.teacher_weight * torch.stack(errors).mean()
-        if self.lr_consistency:
-            loss = loss + self.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
+            loss = F.l1_loss(enlarged, hr) + self.stage.teacher_weight * torch.stack(errors).mean()
+        if self.stage.lr_consistency:
+            loss = loss + self.stage.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
         return loss
 
 
@@ -85,29 +85,21 @@ class Rescaling(_WithoutNoise):
     since restoring at temperature 0 already leaves nothing to them.
     """
 
-    def __init__(self, flow: Flow, lr_consistency: float = 0.0) -> None:
+    def __init__(self, flow: Flow, stage: Stage) -> None:
         super().__init__()
         flow.require("rescale")
-        self.flow = flow
-        self.lr_consistency = lr_consistency
+        self.flow, self.stage = flow, stage
 
     def forward(self, hr: Tensor, lr: Tensor, noise: None = None) -> Tensor:
         """Compute the loss from HR ``(B, 3, H, W)`` and LR ``(B, 3, H / scale, W / scale)``, both in [0, 1]."""
         small, restored = self.restore(hr)
         loss = F.l1_loss(restored, hr)
-        if self.lr_consistency:
-            loss = loss + self.lr_consistency * F.l1_loss(small, lr)
+        if self.stage.lr_consistency:
+            loss = loss + self.stage.lr_consistency * F.l1_loss(small, lr)
         return loss
 
     def restore(self, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """Shrink images ``(B, 3, H, W)`` and restore them at temperature 0.
-
-        Args:
-            hr: In [0, 1].
-
-        Returns:
-            The small pictures, not clamped, and the restored images.
-        """
+        """Shrink images ``(B, 3, H, W)`` in [0, 1], not clamped, and restore them at temperature 0; return both."""
         small = self.flow.reduce(hr)
         stored = small + (as_stored(small) - small).detach()
         zeros = [hr.new_zeros(len(hr), *shape) for shape in self.flow.latent_shapes(*hr.shape[-2:])]
@@ -143,36 +135,21 @@ class Likelihood(nn.Module):
     """Bits per dimension of dequantized images under a flow, mean over the batch.
 
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
-    purpose), otherwise that of its own bins, from a variational dequantizer where it has one. With ``balanced``, the
-    mean over levels of each level's own bits per dimension, with uniform noise. With ``calm_weight``, that times
-    ``calm_error`` is added; with ``color_weight``, that times ``color_error`` of samples; with ``kinetic_weight``
-    and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed over its ODEs. A
-    log-determinant without a closed form is estimated from a probe per image; as a series, of ``series_terms`` terms
-    and a number drawn from Poisson(2), with Neumann's gradient; with None of 20.
+    purpose), otherwise that of its own bins, from a variational dequantizer where it has one. Keys of the stage ask for
+    more. With ``balanced``, the mean over levels of each level's own bits per dimension, with uniform noise. With
+    ``calm_weight``, that times ``calm_error`` is added; with ``color_weight``, that times ``color_error`` of samples;
+    with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed
+    over its ODEs. A log-determinant without a closed form is estimated from a probe per image; as a series, of
+    ``series_terms`` terms and a number drawn from Poisson(2), with Neumann's gradient; with 0 of 20.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """
 
     unit = "bits/dim"
 
-    def __init__(
-        self,
-        flow: Flow,
-        *,
-        balanced: bool = False,
-        calm_weight: float = 0.0,
-        color_weight: float = 0.0,
-        series_terms: int | None = None,
-        kinetic_weight: float = 0.0,
-        jacobian_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, flow: Flow, stage: Stage = PLAIN) -> None:
         super().__init__()
-        self.flow = flow
-        self.balanced = balanced
-        self.calm_weight = calm_weight
-        self.color_weight = color_weight
-        self.series_terms = series_terms
-        self.path_weights = kinetic_weight, jacobian_weight
+        self.flow, self.stage = flow, stage
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -181,9 +158,9 @@ class Likelihood(nn.Module):
         With a flow that takes probes, a row per image of that noise, of the probes, and of how many terms more every
         series has, which is the same in all rows. With ``color_weight``, a row per image of the noise and of latents.
         """
-        dequantizer = None if self.balanced else _variational(self.flow)
+        dequantizer = None if self.stage.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
-        if self.color_weight:
+        if self.stage.color_weight:
             shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
             latents = sample_latents(shapes, shape[0], 1.0, seed, anchored=self.flow.anchored)
             return torch.cat([t.flatten(1) for t in (noise, *latents)], dim=1)
@@ -198,23 +175,24 @@ class Likelihood(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor | None, noise: Tensor) -> Tensor:
         """Compute the loss from images ``(B, C, H, W)`` in [0, 1], the source of their condition, and noise."""
-        flow = self.flow
+        flow, stage = self.flow, self.stage
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             cond = None if source is None else flow.encode_condition(source)
         latents: list[Tensor] = []
-        if self.color_weight:
+        if stage.color_weight:
             noise, *latents = _split_rows(noise, [tuple(x.shape[1:]), *flow.latent_shapes(*x.shape[2:])])
         elif flow.estimated:
             noise, cond = self._with_probes(x, noise)
-        with path_costs(flow) if any(self.path_weights) else nullcontext(list[Tensor]()) as costs:
-            loss = (bits_by_level if self.balanced else _bits)(flow, x, cond, noise).mean()
+        penalized = stage.kinetic_weight or stage.jacobian_weight
+        with path_costs(flow) if penalized else nullcontext(list[Tensor]()) as costs:
+            loss = (bits_by_level if stage.balanced else _bits)(flow, x, cond, noise).mean()
         if costs:
             kinetic, jacobian = torch.stack(costs).sum(0).mean(1)
-            loss = loss + self.path_weights[0] * kinetic + self.path_weights[1] * jacobian
-        if self.calm_weight:
-            loss = loss + self.calm_weight * calm_error(flow, x, cond)
-        if self.color_weight:
-            loss = loss + self.color_weight * color_error(flow, x, cond, latents)
+            loss = loss + stage.kinetic_weight * kinetic + stage.jacobian_weight * jacobian
+        if stage.calm_weight:
+            loss = loss + stage.calm_weight * calm_error(flow, x, cond)
+        if stage.color_weight:
+            loss = loss + stage.color_weight * color_error(flow, x, cond, latents)
         return loss
 
     def _with_probes(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Condition]:
@@ -223,11 +201,12 @@ class Likelihood(nn.Module):
         rows, more = rows.tensor_split([1 - len(shapes)], dim=1)
         noise, *vectors = _split_rows(rows, shapes)
         coefficients = series_coefficients(self.flow)
-        if self.series_terms is not None:
-            exact = (1.0,) * self.series_terms
+        terms = self.stage.series_terms
+        if terms:
+            exact = (1.0,) * terms
             drawn = zip(coefficients, more[0].tolist(), strict=True)
             coefficients = tuple(c and exact + roulette(round(count)) for c, count in drawn)
-        probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=self.series_terms is not None)
+        probes = Probes(vectors=tuple(vectors), coefficients=coefficients, neumann=terms > 0)
         return noise, Condition(features=(), probes=probes)
 
 
@@ -237,31 +216,14 @@ Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
 def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
     """Make the objective of a stage; ``teacher`` is the model that the run started from, as it was."""
     if stage.objective == "l1":
-        teacher = teacher if stage.teacher_weight else None
-        return AbsoluteError(flow, stage.lr_consistency, teacher=teacher, teacher_weight=stage.teacher_weight)
+        return AbsoluteError(flow, stage, teacher)
     if stage.objective == "chroma":
         return ChromaError(flow)
-    if stage.objective == "rescale":
-        return Rescaling(flow, stage.lr_consistency)
-    return Likelihood(
-        flow,
-        balanced=stage.balanced,
-        calm_weight=stage.calm_weight,
-        color_weight=stage.color_weight,
-        series_terms=stage.series_terms or None,
-        kinetic_weight=stage.kinetic_weight,
-        jacobian_weight=stage.jacobian_weight,
-    )
+    return Rescaling(flow, stage) if stage.objective == "rescale" else Likelihood(flow, stage)
 
 
 def roulette(count: int) -> tuple[float, ...]:
-    """Weight the terms of a series whose number was drawn from Poisson(``ROULETTE``), so that its mean is whole.
-
-    Args:
-        count: The number N that was drawn.
-
-    Returns:
-        ``1 / P(N >= k)`` for the terms k = 1 to N.
+    """Weight the terms k = 1 to N of a series by ``1 / P(N >= k)``, N from Poisson(``ROULETTE``), so its mean is whole.
 
     Source: Chen et al., "Residual flows", section 3.1.
     """
@@ -310,16 +272,7 @@ def color_error(flow: Flow, x: Tensor, cond: Condition | None, latents: list[Ten
     """Mean absolute difference between the colors of samples and of images, averaged over blocks of 32 pixels.
 
     Likelihood alone lets them drift by 1/255 or so, darker in smooth places. Samples are drawn for the first half of
-    the images, at temperatures 0 and 1 in turn. A block counts for at most 0.05.
-
-    Args:
-        flow: An upscaler.
-        x: The images, ``(B, 3, H, W)`` in [0, 1].
-        cond: Their condition.
-        latents: Of samples at temperature 1.
-
-    Returns:
-        In pixel values, a scalar.
+    the images, at temperatures 0 and 1 in turn, from ``latents`` of temperature 1. A block counts for at most 0.05.
 
     Source: ours; see docs/decisions/0016.
     """

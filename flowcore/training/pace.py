@@ -43,16 +43,9 @@ class Pace:
             self._stage, self._first, self._begun = stage, done, self._now
 
     def fit(self, plan: Sequence[int], longest: Sequence[int], stage: int, done: int) -> list[int]:
-        """Scale what is left of a plan to the time that is left.
+        """Scale what is left of a plan, steps of every stage, to the time that is left.
 
-        Args:
-            plan: Steps of every stage.
-            longest: The most that each may have.
-            stage: The present one.
-            done: Its steps so far.
-
-        Returns:
-            The new plan, in which every stage has at least one step.
+        A stage keeps at least one step, and has ``longest`` at most; ``done`` are those that the present one has made.
         """
         left = max(0.0, self.deadline - time.monotonic())
         if self.closing is None:

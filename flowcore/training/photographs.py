@@ -28,16 +28,9 @@ class Photographs:
     def __init__(
         self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
     ) -> None:
-        """Open the images, and hold some out of training.
+        """Open the images, see ``open_pixel_cache``, and hold some out of training.
 
-        Args:
-            folders: Folders of images, or ZIP archives of them.
-            cache: Folder of the decoded pixels.
-            recipe: At which sizes images are used, what is held out, and how crops are cut and degraded.
-            progress: Called with every image that is decoded.
-
-        Raises:
-            ImageError: If no image is left to train on, or the cache cannot be written.
+        The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded.
         """
         held_out = held_out_names(recipe.held_out)
         self.cache = open_pixel_cache(folders, cache, recipe, progress)
@@ -84,16 +77,8 @@ class Photographs:
         Returns:
             HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; with scale 1,
             None for LR.
-
-        Raises:
-            ImageError: If no image is as large as the crop.
         """
         entries, probabilities = self._candidates(crop, held_out)
-        if not entries:
-            raise ImageError(
-                f"No image has both sides of at least {crop} pixels, the crop of this stage. Use larger images or a "
-                "smaller crop."
-            )
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(len(entries), size, p=probabilities)
         # of its own for the degradation, so that HR crops do not depend on it

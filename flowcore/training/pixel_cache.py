@@ -31,38 +31,23 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the cache.
+    """One image of the cache."""
 
-    Attributes:
-        name: Of its file, relative to the data folder.
-        height: HR rows.
-        width: HR columns.
-        offset: Of its HR pixels in the cache, in bytes; its LR pixels follow.
-        factor: Its size relative to the file's.
-    """
-
-    name: str
-    height: int
-    width: int
-    offset: int
-    factor: float
+    name: str  # of its file, relative to the data folder
+    height: int  # HR rows
+    width: int  # HR columns
+    offset: int  # of its HR pixels in the cache, in bytes; its LR pixels follow
+    factor: float  # its size relative to the file's
 
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Decoded images: HR, and LR if there is a scale, both 8 bit as the papers' PNG files are.
+    """Decoded images: HR, and LR if there is a scale, both 8 bit as the papers' PNG files are."""
 
-    Attributes:
-        entries: What there is, in the order of the files.
-        skipped: Files that could not be used, each with the reason.
-        pixels: All bytes, mapped into memory.
-        scale: Factor between HR and LR; 1 if there is no LR.
-    """
-
-    entries: list[Entry]
-    skipped: list[str]
-    pixels: np.ndarray
-    scale: int
+    entries: list[Entry]  # in the order of the files
+    skipped: list[str]  # files that could not be used, each with the reason
+    pixels: np.ndarray  # all bytes, mapped into memory
+    scale: int  # between HR and LR; 1 if there is no LR
 
     def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         """Look up an image: HR ``(H, W, 3)`` and LR ``(H / scale, W / scale, 3)``, uint8; of scale 1 the same twice."""
@@ -78,18 +63,11 @@ class PixelCache:
 def open_pixel_cache(
     folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
 ) -> PixelCache:
-    """Open the cache of some folders' images, or decode them into it.
+    """Open the cache of the images in folders and archives, or decode them into it.
 
-    LR images are made from entire images (antialiased bicubic, rounded to 8 bits), so crops have no border effects.
-
-    Args:
-        folders: Folders of images, or ZIP archives of them.
-        cache: Folder of the decoded pixels.
-        recipe: Of which ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` say what is made of every image.
-        progress: Called with every image that is decoded; if it raises, no cache is left.
-
-    Raises:
-        ImageError: If no image can be used, or the cache cannot be written.
+    ``scale``, ``pyramid``, ``short_sides`` and ``enlarge`` of the recipe say what is made of every image. LR images are
+    made from entire images (antialiased bicubic, rounded to 8 bits), so crops have no border effects. If ``progress``
+    raises, no cache is left.
     """
     sources = find_images(folders)
     described = [[source.name, source.size, source.stamp] for source in sources]

@@ -50,160 +50,113 @@ WITHOUT_EFFECT = (  # on the parameters that a run ends with
 
 @dataclass(frozen=True)
 class Items:
-    """What the items of a list are, beside its field.
+    """What the items of a list are, beside its field."""
 
-    Attributes:
-        words: What they are, with an example.
-        range: Bounds of numbers; None for texts.
-        empty: Whether there may be none.
-    """
-
-    words: str
-    range: Range | None = None
-    empty: bool = True
+    words: str  # what they are, with an example
+    range: Range | None = None  # of numbers; None for texts
+    empty: bool = True  # whether there may be none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of a training run.
+    """One part of a training run."""
 
-    Attributes:
-        name: Shown in the progress line.
-        objective: "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement;
-            "chroma" trains a colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood"
-            trains the flow, on bits per dimension of dequantized HR images; "rescale" trains a rescaling model to
-            shrink images and to restore them, see ``objective.Rescaling``.
-        steps: Number of optimizer steps.
-        batch: Crops per step.
-        crop: Side of the HR crops in pixels.
-        learning_rate: Peak rate of the optimizer.
-        optimiser: "adamw", or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99.
-        schedule: "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as
-            published).
-        warmup: Steps over which the rate rises from 0.
-        clip: Maximum norm of the gradient; 0 for no clipping.
-        train_encoder_after: Part of a likelihood stage during which the encoder is frozen (published: 0.5).
-        encoder_rate: Factor on the learning rate for the encoder in a likelihood stage.
-        backbone_rate: Factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed.
-        lr_consistency: Weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective
-            "l1"), or of the model's own small picture (objective "rescale").
-        teacher_weight: Of the difference between the encoder's features and those that the model which the run starts
-            from has of the clean LR image (objective "l1"); see ``objective.AbsoluteError``.
-        calm_weight: Of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``.
-        color_weight: Of the drift of colors in an upscaler's samples (objective "likelihood"); see ``color_error``.
-        series_terms: Terms of the series of a Residual Flow's log-determinant that every step has (objective
-            "likelihood"); a number drawn from Poisson(2) more, weighted so that nothing is left out on average. With 0
-            there are 20, and none is drawn.
-        kinetic_weight: Of the mean squared speed along the paths of an FFJORD (objective "likelihood").
-        jacobian_weight: Of the mean squared derivative along the probe there, on these paths. Both make the paths
-            straight, so that few steps suffice; published: 0.01 each.
-        weight_decay: Of the kernels of convolutions; of "adamw" relative to the rate.
-        balanced: Whether all levels have the same weight in the loss, however few latents they have; otherwise all
-            latents do.
-        frozen_levels: Number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per
-            image they are the first to overfit, while finer levels still improve. With all of them, a variational
-            dequantizer alone is trained: what the model draws and encodes stays the same.
-    """
-
-    name: str
+    name: str  # shown in the progress line
+    # "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement; "chroma" trains a
+    # colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood" trains the flow, on
+    # bits per dimension of dequantized HR images; "rescale" trains a rescaling model to shrink images and to restore
+    # them, see ``objective.Rescaling``
     objective: Objective
-    steps: Count
-    batch: Count = 16
-    crop: Count = 96
-    learning_rate: float = 5e-4
-    optimiser: Optimiser = "adamw"
+    steps: Count  # of the optimizer
+    batch: Count = 16  # crops per step
+    crop: Count = 96  # side of the HR crops in pixels
+    learning_rate: float = 5e-4  # peak rate of the optimizer
+    optimiser: Optimiser = "adamw"  # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
+    # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
     schedule: Schedule = "cosine"
-    warmup: int = 100
-    clip: float = 10.0
-    train_encoder_after: Share = 0.5
-    encoder_rate: Share = 1.0
-    backbone_rate: Share = 0.1
+    warmup: int = 100  # steps over which the rate rises from 0
+    clip: float = 10.0  # maximum norm of the gradient; 0 for no clipping
+    train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
+    encoder_rate: Share = 1.0  # factor on the learning rate for the encoder in a likelihood stage
+    backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
+    # weight of the mean absolute error on the LR grid: of the enlargement, shrunk again (objective "l1"), or of the
+    # model's own small picture (objective "rescale")
     lr_consistency: float = 0.0
+    # weight of the difference between the encoder's features and those that the model which the run starts from has of
+    # the clean LR image (objective "l1"); see ``objective.AbsoluteError``
     teacher_weight: float = 0.0
-    calm_weight: float = 0.0
+    calm_weight: float = 0.0  # of a colorizer's error at temperature 0 (objective "likelihood"); see ``calm_error``
+    # of the drift of colors in an upscaler's samples (objective "likelihood"); see ``color_error``
     color_weight: float = 0.0
+    # terms of the series of a Residual Flow's log-determinant that every step has (objective "likelihood"); a number
+    # drawn from Poisson(2) more, weighted so that nothing is left out on average. With 0 there are 20, and none drawn
     series_terms: int = 2
+    # of the mean squared speed along the paths of an FFJORD (objective "likelihood"), and of the mean squared
+    # derivative along the probe there. Both make the paths straight, so that few steps suffice; published: 0.01 each
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of the kernels of convolutions; of "adamw" relative to the rate
+    # whether all levels have the same weight in the loss, however few latents they have; otherwise all latents do
     balanced: bool = False
+    # number of coarsest levels whose weights a likelihood stage keeps fixed: with few latents per image they are the
+    # first to overfit, while finer levels still improve. With all of them, a variational dequantizer alone is trained:
+    # what the model draws and encodes stays the same
     frozen_levels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run.
+    """A training run."""
 
-    Attributes:
-        name: Of the model.
-        architecture: A model of ``flowcore.models``.
-        model: Its configuration.
-        stages: In order.
-        seed: Of weights, crops and noise.
-        data: Folders or ZIP archives of images; a caller may name others.
-        pyramid: Scale factors at which every photograph is used; shrunk copies are sharper than their originals.
-        validation: Number of photographs to hold out of training, spread evenly over the sorted names; of few
-            photographs at most half of them, but one if there are two or three.
-        held_out: A text file of the names of photographs to hold out, one name a line, or "standard" for flowcore's own
-            list of photographs in the shipped models' data. If any of them exists, these are held out instead.
-        ema: Decay per step of the averaged weights, which are the ones saved; 0 for no averaging.
-        precision: Of conditioners and encoder; "auto" is bfloat16 on devices that have instructions for it.
-        recompute: Whether activations are recomputed in the backward pass, which takes a third more time and a
-            fraction of the memory: "auto" does so where the batch would not fit otherwise.
-        compile: Whether networks inside the flow are compiled by ``torch.compile``; needs a C++ compiler on a CPU.
-        patience: After this many consecutive steps with non-finite loss or gradient, a run returns to its last good
-            checkpoint, with half the rate.
-        checkpoint_every: Steps between checkpoints, sample sheets and validation.
-        evaluate: Number of held-out crops to measure; 0 for the model's default.
-        sheet: Temperatures of the sample sheet's columns; empty for the model's default.
-        init_batch: Crops in the batch of the data-dependent initialization.
-        turn: Whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case.
-        short_sides: Instead of the pyramid: lengths of the shorter side to which every photograph is resized.
-        enlarge: Greatest factor by which photographs are enlarged to a short side; 1 for none.
-        sampling: What is equally likely to be in a crop: every part of the data's "area", or every "photograph".
-        unlabelled: Share of the labeled images that are shown without their label, so that a class-conditional model
-            learns to work without one.
-        degradation: How LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for
-            upscalers of people's own photographs; see ``degradation.py``.
-        degradation_strength: Factor on the amounts of blur, noise and JPEG.
-        start_rate: Factor on the learning rates of a run that starts from a model.
-        start_stages: Names of the stages that such a run trains; empty for those with objective "likelihood", or for
-            all if there are none.
-        licence: Of the resulting weights, for their header.
-        text: The TOML text that it was parsed from.
-    """
-
-    name: str
-    architecture: str
-    model: Any
-    stages: tuple[Stage, ...]
-    seed: int = 0
+    name: str  # of the model
+    architecture: str  # a model of ``flowcore.models``
+    model: Any  # its configuration
+    stages: tuple[Stage, ...]  # in order
+    seed: int = 0  # of weights, crops and noise
+    # folders or ZIP archives of images; a caller may name others
     data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()
+    # scale factors at which every photograph is used; shrunk copies are sharper than their originals
     pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
         1.0,
     )
+    # number of photographs to hold out of training, spread evenly over the sorted names; of few photographs at most
+    # half of them, but one if there are two or three
     validation: int = 4
+    # a text file of the names of photographs to hold out, one name a line, or "standard" for flowcore's own list of
+    # photographs in the shipped models' data; if any of them exists, these are held out instead
     held_out: str = ""
-    ema: Share = 0.999
-    precision: Precision = "auto"
+    ema: Share = 0.999  # decay per step of the averaged weights, which are the ones saved; 0 for no averaging
+    precision: Precision = "auto"  # of conditioners and encoder; bfloat16 on devices that have instructions for it
+    # whether activations are recomputed in the backward pass, which takes a third more time and a fraction of the
+    # memory: "auto" does so where the batch would not fit otherwise
     recompute: Recompute = "auto"
-    compile: bool = False
+    compile: bool = False  # networks inside the flow, by ``torch.compile``; needs a C++ compiler on a CPU
+    # after this many consecutive steps with non-finite loss or gradient, a run returns to its last good checkpoint,
+    # with half the rate
     patience: Count = 50
-    checkpoint_every: Count = 500
-    evaluate: int = 0
+    checkpoint_every: Count = 500  # steps between checkpoints, sample sheets and validation
+    evaluate: int = 0  # number of held-out crops to measure; 0 for the model's default
+    # temperatures of the sample sheet's columns; empty for the model's default
     sheet: Annotated[tuple[float, ...], Items("temperatures from 0 to 4, e.g. [0, 0.8]", Range(0, 4))] = ()
-    init_batch: Count = 32
-    turn: bool = True
+    init_batch: Count = 32  # crops in the batch of the data-dependent initialization
+    turn: bool = True  # whether crops are rotated by random multiples of 90 degrees; they are mirrored in any case
+    # share of the labeled images that are shown without their label, so that a class-conditional model learns to work
+    # without one
     unlabelled: Share = 0.0
+    # instead of the pyramid: lengths of the shorter side to which every photograph is resized
     short_sides: Annotated[tuple[int, ...], Items("whole numbers above 0, e.g. [256]", Range(1, math.inf))] = ()
-    enlarge: Annotated[float, Range(1, 4)] = 1.0
-    sampling: Sampling = "area"
+    enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
+    sampling: Sampling = "area"  # what is equally likely in a crop: every part of the data's "area", or "photograph"
+    # how LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for upscalers of
+    # people's own photographs; see ``degradation.py``
     degradation: DegradationKind = "bicubic"
-    degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0
-    start_rate: float = 0.1
+    degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0  # factor on the amounts of blur, noise and JPEG
+    start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
+    # names of the stages that such a run trains; empty for those with objective "likelihood", or for all if there are
+    # none
     start_stages: Annotated[tuple[str, ...], Items('names of stages, e.g. ["flow"]')] = ()
-    licence: str = "unspecified"
-    text: str = field(default="", repr=False)
+    licence: str = "unspecified"  # of the resulting weights, for their header
+    text: str = field(default="", repr=False)  # TOML that it was parsed from
 
     @property
     def scale(self) -> int:
@@ -247,17 +200,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Parse and check a recipe.
-
-    Args:
-        text: TOML.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        FlowError: Naming the key and the choices.
-    """
+    """Parse and check a recipe in TOML; errors are as for ``read_recipe``."""
     raw = _parse_toml(text)
     stages: Any = raw.pop("stages", None)
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -309,17 +252,9 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def held_out_names(source: str) -> frozenset[str]:
-    """Read the names of the photographs that are held out of training.
+    """Read the names of the files that are held out of training, without folders; see ``Recipe.held_out``.
 
-    Args:
-        source: The recipe's ``held_out``: "standard", a text file with one name a line, or "" for none. Lines that
-            begin with # are comments.
-
-    Returns:
-        File names, without folders.
-
-    Raises:
-        FlowError: If there is no such file.
+    Lines that begin with # are comments.
     """
     if not source:
         return frozenset()
@@ -335,15 +270,9 @@ def held_out_names(source: str) -> frozenset[str]:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Hash everything that determines the parameters of a run, without names, paths and reporting.
+    """Hash everything that determines the parameters of a run, without names, paths and reporting: 64 hex digits.
 
     Fields at their defaults are left out, so that a field that is added later changes no fingerprint.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        64 hexadecimal digits.
     """
     fields = _without_defaults(recipe)
     for key in WITHOUT_EFFECT:

@@ -33,11 +33,7 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The caller asked to stop in the middle of work.
-
-    Attributes:
-        reason: A word for the log, or what the caller raised, to be raised again.
-    """
+    """The caller asked to stop in the middle of work; ``reason`` is for the log, or what is to be raised again."""
 
     def __init__(self, reason: str | BaseException) -> None:
         super().__init__(str(reason))
@@ -284,12 +280,7 @@ class StageRunner:
 def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
     """Ask whether to stop after every layer of models, and at its gradient, while the body of the statement runs.
 
-    Args:
-        models: Of the trainer alone: they carry hooks meanwhile.
-        cancelled: Returns True, or raises, to stop: then ``Stopped`` ends the body. None never stops.
-
-    Yields:
-        Nothing.
+    Where ``cancelled`` returns True, or raises, ``Stopped`` ends the body. The models carry hooks meanwhile.
     """
     if cancelled is None:
         yield

@@ -24,14 +24,9 @@ TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the bes
 
 
 def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
-    """Load all weights of a model of the same configuration.
+    """Load all weights of a model of the same configuration; with ``other_encoder`` all but an encoder of another.
 
     A dequantizer, which is no part of the bijection, may be new or left behind.
-
-    Args:
-        flow: To load them into.
-        path: The model file.
-        other_encoder: Whether its encoder may be of another configuration, and is then left out.
     """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
@@ -70,12 +65,8 @@ def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> st
     It did if the loss of held-out images is higher, which is their first measure, or if the picture at temperature 0
     has become much worse: the likelihood alone may still rise while pictures lose.
 
-    Args:
-        start: Measures of the start; empty if nothing was held out.
-        metrics: The same of the model.
-
     Returns:
-        In which measure, and by how much; "" if it did not.
+        In which measure, and by how much; "" if it did not, or ``start`` is empty, as nothing was held out.
     """
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
@@ -92,13 +83,9 @@ def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str,
 
 
 def shipped_with_backbone(config: Any) -> Path | None:
-    """Find the shipped model whose encoder has the backbone of a configuration.
+    """Find the file of the shipped model whose encoder has the backbone of a configuration.
 
-    Returns:
-        Its file. None for an IMDN of another size, which can be trained without.
-
-    Raises:
-        FlowError: If no shipped model has the backbone of a colorizer.
+    None for an IMDN of another size, which can be trained without; a colorizer without it is refused.
     """
     of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
     headers = {catalog.path(name): read_header(catalog.path(name)).config for name in catalog.names()}
@@ -127,12 +114,7 @@ def _head_of_scale(theirs: Mapping[str, Tensor], scale: int) -> dict[str, Tensor
 
 
 def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
-    """Load an encoder; of one with a backbone at least that, where the rest is of another size.
-
-    Args:
-        flow: The flow to load it into.
-        path: A model file, or the file of a backbone.
-        backbone_alone: Whether to take no more than the backbone.
+    """Load the encoder of a model file, or the file of a backbone; where the rest is of another size, that alone.
 
     Returns:
         What was taken: "encoder" or "backbone".

@@ -24,6 +24,7 @@ from ..models import build
 from ..models.class_conditional import ClassConditionalConfig
 
 STYLES = ("bold", "wide", "slanted", "messy")
+BATCH = 500  # images encoded at once
 
 
 def attributes(images: Tensor) -> Tensor:
@@ -55,39 +56,26 @@ def attributes(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_styles(
-    flow: Flow,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    seed: int = 0,
-    batch: int = 500,
-    log: Callable[[str], None] | None = None,
-) -> Flow:
-    """Measure the directions of ``STYLES`` on labeled images, and add them to a model.
+def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None) -> Flow:
+    """Measure the directions of ``STYLES`` on labeled images, and add them to a class-conditional model.
 
     Args:
-        flow: A class-conditional model.
+        flow: The model.
         images: ``(N, 1, H, W)`` in [0, 1].
         labels: ``(N,)``, whole numbers below the model's number of classes.
-        seed: Of the dequantization noise.
-        batch: Images encoded at once.
         log: Called with a line on the variance of each attribute that the latents explain linearly.
 
     Returns:
         The same model with ``styles``; strengths are in standard deviations of the attribute within a digit.
-
-    Raises:
-        FlowError: If the model is not class-conditional.
     """
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")
     bins = quantization(flow)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(0)
     targets = center_groups(attributes(images), labels)
     targets = targets / targets.square().mean(0).sqrt()  # (N, 4), unit variance within a digit
     latents: list[Tensor] = []
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         k = to_integers(x, bins.n_bits)[0]
         noisy = bins.place(k, torch.rand(k.shape, generator=generator))
         latents.append(torch.cat([z.flatten(1) for z in flow(noisy, flow.encode_condition(y))[0]], dim=1))

@@ -134,16 +134,12 @@ def test_a_style_changes_its_attribute_alone(styled, folder):
         assert float(finest[other].mean()) < 0.004 * float(finest[shown].mean()), name  # unshrunk: 0.008 of age
 
 
-def test_gains_lengthen_styles_and_mirrored_images_count_the_same(glow, folder):
+def test_gains_lengthen_styles(glow, folder):
     texts = "smile=lips_parted*1.5", "age=-birth_year", "gender=gender:F/M*3"
     gained, plain = (measure_attributes(glow, table(folder, *words)).styles for words in (texts, PLAIN))
     for name, gain in (("smile", 1.5), ("age", 1), ("gender", 3)):
         for a, b in zip(gained[name], plain[name], strict=True):
             torch.testing.assert_close(a, gain * b)
-    read = table(folder, "smile=lips_parted")
-    plain, mirrored = (measure_attributes(glow, read, mirror=mirror).styles["smile"] for mirror in (False, True))
-    a, b = (torch.cat([z.flatten() for z in zs]) for zs in (plain, mirrored))
-    assert 0.8 < float(torch.cosine_similarity(a, b, dim=0)) < 0.9999
 
 
 def test_the_command_stores_styles_that_sampling_takes(glow, folder, tmp_path, capsys):

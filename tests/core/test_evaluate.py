@@ -321,13 +321,13 @@ def enlarged(tmp_path):
 
 def test_measures_of_an_upscaler_are_means_over_images(enlarged):
     flow = upscaler()
-    rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, seed=5, measures=MEASURES)
+    rows = evaluate_upscaler(flow, enlarged, temperatures=(0, 0.7), samples=3, measures=MEASURES)
     assert list(rows) == ["bicubic", "tau 0", "tau 0.7", "original"]
     expected, originals = {key: [] for key in (*MEASURES, "diversity_score_mse", "base")}, []
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
         lr = eight_bits(shrink(hr, 4))
-        pictures = eight_bits(upscale(flow, lr, temperature=0.7, seed=5, samples=3))
+        pictures = eight_bits(upscale(flow, lr, temperature=0.7, seed=0, samples=3))
         assert not torch.equal(pictures[0], pictures[1])
         for measure in (psnr, ssim, false_specks):
             expected[measure.__name__].append(float(measure(pictures[:1], hr)))

@@ -17,7 +17,6 @@ from flowcore.quality.color_metrics import (
     global_share,
     seam_ratio,
     seam_sums,
-    seams,
     skin_color,
     skin_verdict,
 )
@@ -64,8 +63,6 @@ def test_false_specks_are_isolated_pixels_where_the_original_is_smooth():
     detailed[..., 5, 2], detailed[..., 5, 6] = 0.5, 0.53  # too faint to count as detail
     assert false_specks(sr, detailed).tolist() == pytest.approx([1000 * 6 / 600])
     assert false_specks(torch.cat([sr, hr]), hr).tolist() == pytest.approx([10, 0])
-    with pytest.raises(ShapeError, match="originals of the enlargements' size"):
-        false_specks(sr, hr[..., 1:])
 
 
 def flat(*colors: tuple[float, float], size: tuple[int, int] = (6, 10)) -> torch.Tensor:
@@ -120,18 +117,6 @@ def test_coherence_divides_the_share_of_the_samples_by_that_of_the_truth():
     assert coherence(patches, flat((0.3, 0.3)) + patches.mean(0)) == pytest.approx(1 / 60, rel=0.5)
 
 
-def test_measures_say_what_they_need():
-    with pytest.raises(ShapeError, match="at least 2 samples; got 1"):
-        coherence(noise(1, 2, 4, 4), noise(1, 2, 4, 4))
-    with pytest.raises(ShapeError, match=r"\(1, 2, 4, 4\); got \(1, 2, 4, 5\)"):
-        coherence(noise(3, 2, 4, 4), noise(1, 2, 4, 5))
-    with pytest.raises(ShapeError, match=r"got \(3, 3, 4, 4\)"):
-        coherence(noise(3, 3, 4, 4), noise(1, 3, 4, 4))
-    for size, cell, message in (((16, 15), 4, "of one size"), ((16, 16), 1, "at least 2 positions; got 1")):
-        with pytest.raises(ShapeError, match=message):
-            seams(stairs(), torch.zeros(1, 1, *size), cell)
-
-
 def test_colorfulness_is_the_length_of_chroma():
     half = flat((0.3, 0.4)).clone()
     half[..., :5] = 0
@@ -143,6 +128,10 @@ def stairs(size: int = 16, cell: int = 4, rise: float = 0.04) -> torch.Tensor:
     """Chroma that grows by 0.01 from position to position, and by ``rise`` more from cell to cell."""
     line = 0.01 * torch.arange(size) + rise * (torch.arange(size) // cell)
     return (line[:, None] - line).expand(1, 2, size, size)
+
+
+def seams(chroma, luma, cell):
+    return seam_ratio(seam_sums(chroma, luma, cell))
 
 
 def test_seams_compare_borders_of_cells_with_insides():
@@ -175,7 +164,6 @@ def test_seams_are_no_seams_where_luma_has_edges():
     assert seams(stairs(), luma, 4) == pytest.approx(5, rel=1e-3)
     only = stairs()[:, :, :1].expand(-1, -1, 16, -1)  # no changes from row to row
     assert seams(only, luma, 4) == pytest.approx(0.05 / (3 + 1) / (0.01 / 2), rel=1e-3)
-    assert seams(only, luma, 4, flat=1) == pytest.approx(5, rel=1e-3)
     luma[..., 12:] += 5 / 255
     assert seams(only, luma, 4) == 0
     luma[..., 12:] -= 2 / 255
@@ -214,8 +202,6 @@ def test_diversity_score_is_what_choosing_by_pixel_gains():
     assert linear == pytest.approx(100 * (0.5 - 0.1) / 0.5, rel=1e-5)
     assert diversity_score(samples[:1].repeat(5, 1, 1, 1), hr) == 0
     assert diversity_score(torch.cat([samples, hr]), hr) == 0  # nothing is nearer than the truth
-    with pytest.raises(ShapeError, match=r"\(1, 3, 2, 2\); got \(2, 3, 2, 2\)"):
-        diversity_score(samples, samples)
 
 
 def test_lpips_says_what_it_lacks_and_measures_nothing_else(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from flowcore.images.resize import shrink as bicubic
 from flowcore.models import build, configure
 from flowcore.prior import sample_latents
 from flowcore.training.objective import Rescaling
+from flowcore.training.recipe import Stage
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,8 @@ def test_training_lowers_the_loss_of_small_and_restored_pictures():
     ramp = torch.linspace(0.1, 0.9, 32).expand(2, 3, 32, 32)
     hr = (ramp + 0.1 * (torch.arange(32) // 2 % 2)[:, None]).contiguous()  # stripes, which a thumbnail loses
     lr = bicubic(hr, 4)
-    objective = Rescaling(flow, 0.5)
+    stage = Stage(name="rescale", objective="rescale", steps=30, lr_consistency=0.5)
+    objective = Rescaling(flow, stage)
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
     losses: list[float] = []
     for _ in range(30):
@@ -101,7 +103,7 @@ def test_training_lowers_the_loss_of_small_and_restored_pictures():
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(FlowError, match="rescale needs"):
-        Rescaling(build_hcflow())
+        Rescaling(build_hcflow(), stage)
 
 
 def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):

@@ -13,26 +13,10 @@ from flowcore.prior import sample_latents
 from flowcore.training.objective import color_error, initialize_flow, make_objective
 from flowcore.training.recipe import parse_recipe
 
-RECIPE = """
-name = "tiny"
-architecture = "srflow"
-[model]
-scale = 4
-levels = 2
-steps = 1
-hidden = 8
-encoder_blocks = 1
-encoder_width = 8
-encoder_growth = 4
-stacked_blocks = [0]
-quant_bins = 64
-[[stages]]
-name = "flow"
-objective = "likelihood"
-steps = 1
-batch = 2
-crop = 32
-"""
+from .test_training_loop import RECIPE as UPSCALER
+
+MODEL, _, FLOW = UPSCALER.split("[[stages]]")
+RECIPE = f"{MODEL}[[stages]]{FLOW}".replace("residual = true", "quant_bins = 64").replace("scale = 2", "scale = 4")
 
 
 class Stub:

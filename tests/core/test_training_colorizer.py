@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ from flowcore.training.objective import calm_error, initialize_flow, make_object
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.stage import Run, StageRunner
 
-from .photographs import photograph
+from .photographs import photographs
+from .test_training_loop import assert_same_run, content
+from .test_training_loop import recipe as change_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -71,12 +75,7 @@ balanced = true
 FROZEN = ("learning_rate = 1e-2", "learning_rate = 0")
 
 
-def recipe(*changes):
-    text = RECIPE
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    return parse_recipe(text)
+recipe = partial(change_recipe, text=RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def whole(photos, tmp_path_factory):
 def weights(photos, run, *changes):
     """Parameters after training, without averaging."""
     train(recipe(("ema = 0.6", "ema = 0"), *changes), photos, run)
-    return torch.load(run / "checkpoint.pt", weights_only=True)["flow"]
+    return content(run)["flow"]
 
 
 def place(flow, x, seed):
@@ -106,7 +105,7 @@ def test_a_colorizer_is_trained_on_colors(photos, tmp_path):
     data = open_data(recipe(), photos, tmp_path)
     assert isinstance(data, ColorPhotographs)
     assert {min(e.height, e.width) for e in data.training} == {32, 40}
-    assert data.photographs.recipe.turn is False
+    assert data.recipe.turn is False
 
 
 def test_a_run_leaves_a_model_with_the_density_of_every_level(whole):
@@ -142,16 +141,20 @@ def test_a_run_leaves_a_sheet_of_luma_truth_and_colorings(whole, photos):
     assert not torch.equal(columns[3], columns[4])  # other seeds
 
 
-def test_it_learns(tmp_path):
-    """On one photograph and held out the same: at every level its colors become likelier."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in ("one.png", "same.png"):
-        photograph(48, 64).save(folder / name)
+@pytest.fixture
+def alone(tmp_path):
+    """One photograph, which is held out, too."""
+    folder = photographs(tmp_path / "photos", [(48, 64)])
+    shutil.copy(folder / "photo0.png", folder / "same.png")
+    return folder
+
+
+def test_it_learns(alone, tmp_path):
+    """At every level the colors of one photograph become likelier."""
     metrics = []
     for steps in (1, 50):
         changes = (("steps = 3", f"steps = {steps}"), ("checkpoint_every = 3", "checkpoint_every = 1000"))
-        model = train(recipe(*changes), folder, tmp_path / str(steps)).model
+        model = train(recipe(*changes), alone, tmp_path / str(steps)).model
         metrics.append(read_header(model).provenance["metrics"])
     assert all(metrics[1][name] < metrics[0][name] - 0.1 for name in metrics[0] if "validation" in name), metrics
     assert metrics[1]["of_gray_tau0"] < min(1, metrics[0]["of_gray_tau0"])
@@ -162,28 +165,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, photos, tmp_path):
     for stop in (1, 2, None):
         torch.manual_seed(stop or 0)
         train(recipe(), photos, tmp_path, stop_after=stop)
-    one, two = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, tmp_path))
-    assert one["progress"]["step"] == two["progress"]["step"] == 3
-    for name in ("flow", "average"):
-        assert one[name].keys() == two[name].keys()
-        assert all(torch.equal(value, two[name][key]) for key, value in one[name].items())
-    for key, state in one["optimiser"]["state"].items():
-        assert all(torch.equal(value, two["optimiser"]["state"][key][name]) for name, value in state.items())
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("short_sides = [32, 40]", "short_sides = [32]"), ("weight_decay = 0.1", ""), ("balanced = true", "")],
-)
-def test_a_run_of_another_recipe_is_refused(whole, photos, old, new):
-    with pytest.raises(FlowError, match="holds a run of another recipe"):
-        train(recipe((old, new)), photos, whole)
-
-
-def test_training_in_bfloat16_keeps_float32_weights(photos, tmp_path):
-    changed = weights(photos, tmp_path, ('precision = "float32"', 'precision = "bfloat16"'))
-    assert {value.dtype for value in changed.values()} == {torch.float32}
-    assert all(value.isfinite().all() for value in changed.values())
+    assert content(whole)["progress"]["step"] == 3
+    assert_same_run(whole, tmp_path)
 
 
 def test_the_encoder_and_every_level_are_trained_and_the_whitening_is_not(photos, tmp_path):
@@ -230,14 +213,14 @@ def test_a_stage_can_leave_the_coarsest_levels_and_the_encoder_as_they_are(photo
     states = []
     for stop in (3, 4, None):  # also across the border, and resumed within the second stage
         train(made, photos, tmp_path / "run", stop_after=stop)
-        states.append(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True))
+        states.append(content(tmp_path / "run"))
     start, end = states[0]["average"], states[-1]["flow"]  # a stage begins at the average of the one before
     still = {name for name in start if torch.equal(start[name], end[name])}
     kept = {name for name in start if name.startswith(("encoder.", "levels.1.", "prelude."))}
     assert kept <= still
     assert not {name for name in still - kept if name.startswith("levels.0.steps")}
     train(made, photos, tmp_path / "at once")
-    at_once = torch.load(tmp_path / "at once" / "checkpoint.pt", weights_only=True)
+    at_once = content(tmp_path / "at once")
     assert all(torch.equal(value, at_once["flow"][name]) for name, value in end.items())
 
 
@@ -247,18 +230,10 @@ def test_levels_that_were_frozen_are_trained_again_in_a_stage_after(photos, tmp_
         first = RECIPE.replace("balanced = true", "balanced = true\nfrozen_levels = 1")
         made = parse_recipe(first + SECOND.replace("frozen_levels = 1", "frozen_levels = 0"))
         train(made, photos, tmp_path / run, stop_after=stop)
-        changed[run] = torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["flow"]
+        changed[run] = content(tmp_path / run)["flow"]
     names = [name for name in changed["start"] if name.startswith("levels.1.") and name.endswith("log_scale")]
     assert names
     assert all(not torch.equal(changed["start"][name], changed["end"][name]) for name in names)
-
-
-@pytest.mark.parametrize("frozen", [2, 3])
-def test_freezing_all_levels_is_refused_before_the_first_step(photos, tmp_path, frozen):
-    made = recipe(("balanced = true", f"balanced = true\nfrozen_levels = {frozen}"))
-    with pytest.raises(FlowError, match=f"frozen_levels of stage flow .* the model has 2 levels; got {frozen}"):
-        train(made, photos, tmp_path)
-    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 # --- an encoder that predicts colors ---------------------------------------------------------------------------------
@@ -287,14 +262,10 @@ def backbone(tmp_path_factory):
     return path, {name: value.half().float() for name, value in state.items()}
 
 
-def test_an_encoder_learns_to_predict_chroma(tmp_path):
-    """On one photograph and held out the same: nearer to its colors than gray, where it starts."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in ("one.png", "same.png"):
-        photograph(48, 64).save(folder / name)
+def test_an_encoder_learns_to_predict_chroma(alone, tmp_path):
+    """Nearer to the colors of one photograph than gray, where it starts."""
     text = CHROMA.replace("steps = 3", "steps = 60").replace("checkpoint_every = 3", "checkpoint_every = 1000")
-    metrics = read_header(train(parse_recipe(text), folder, tmp_path / "run").model).provenance["metrics"]
+    metrics = read_header(train(parse_recipe(text), alone, tmp_path / "run").model).provenance["metrics"]
     assert metrics.keys() == {"validation_mse", "of_gray"}
     assert metrics["of_gray"] < 0.9
     assert len(list((tmp_path / "run" / "sheets").glob("*.png"))) == 1
@@ -326,7 +297,7 @@ def train_groups(checkpoint, made):
 def test_a_backbone_starts_from_its_file_and_learns_at_its_own_rate(photos, backbone, tmp_path, rate):
     path, start = backbone
     train(seeing_recipe(rate), photos, tmp_path, encoder_from=path, stop_after=2)
-    after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["flow"]
+    after = content(tmp_path)["flow"]
     moved = max((after[f"encoder.backbone.{name}"] - value).abs().max().item() for name, value in start.items())
     # nothing comes through heads that are zero at the first step; the second of Adam moves by about the rate
     assert moved == 0 if rate == 0 else 1e-3 < moved < rate * 2e-2
@@ -343,7 +314,7 @@ def test_an_encoder_of_another_size_lends_its_backbone(photos, tmp_path, merged)
     made = dataclasses.replace(made, model=dataclasses.replace(made.model, merged=merged))
     made = dataclasses.replace(made, stages=(dataclasses.replace(made.stages[0], learning_rate=0.0),))
     train(made, photos, tmp_path / "run", encoder_from=tmp_path / "other.safetensors", stop_after=1)
-    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["flow"]
+    after = content(tmp_path / "run")["flow"]
     equal = {n: after[f"encoder.{n}"].equal(t) for n, t in flow.encoder.state_dict().items()}
     assert all(value for name, value in equal.items() if name.startswith("backbone."))
     assert all(equal.values()) == (merged == 8)
@@ -372,7 +343,7 @@ def test_without_a_file_the_backbone_is_that_of_the_shipped_model(photos, tmp_pa
     train(dataclasses.replace(made, stages=(stage,)), photos, tmp_path / "run", stop_after=1, log=lines.append)
     part = "backbone" if objective == "chroma" else "encoder"
     assert any(f"took the {part} of the shipped model photo-colors" in line for line in lines)
-    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["flow"]
+    after = content(tmp_path / "run")["flow"]
     equal = {name: after[f"encoder.{name}"].equal(value) for name, value in shipped.items()}
     assert all(value for name, value in equal.items() if name.startswith("backbone."))
     assert all(equal.values()) == (part == "encoder")
@@ -394,7 +365,7 @@ def test_a_file_that_is_no_backbone_is_refused_by_name(photos, tmp_path):
 
 def test_older_checkpoints_have_the_same_groups_of_parameters(whole):
     """Kernels first, then the rest, with or without weight decay: what a run that was stopped holds must fit."""
-    checkpoint = torch.load(whole / "checkpoint.pt", weights_only=True)
+    checkpoint = content(whole)
     plain = train_groups(checkpoint, recipe(("weight_decay = 0.1", "weight_decay = 0.0")))
     assert plain == train_groups(checkpoint, recipe())
     assert len(plain) == 2
@@ -407,7 +378,7 @@ def test_the_flow_takes_over_the_encoder_of_the_stage_before(photos, tmp_path):
     states = []
     for stop in (3, 4):
         train(made, photos, tmp_path, stop_after=stop)
-        states.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+        states.append(content(tmp_path))
     start, end = states[0]["average"], states[1]["flow"]
     moves = {n: (start[n] - end[n]).abs().max().item() for n in start if "weight" in n or "bias" in n}
     assert max(v for n, v in moves.items() if n.startswith("encoder.")) <= 1.01e-4

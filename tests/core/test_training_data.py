@@ -102,9 +102,7 @@ KINDS = {
     "realistic": lambda *folders: Photographs(
         *folders, recipe_of_photographs(2, validation=1, degradation="realistic")
     ),
-    "colors": lambda *folders: ColorPhotographs(
-        Photographs(*folders, recipe_of_photographs(1, validation=1, turn=False)), palettes=0.5
-    ),
+    "colors": lambda *folders: colors(*folders, palettes=0.5),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
@@ -230,13 +228,6 @@ def test_two_processes_may_decode_at_the_same_time(folder, tmp_path):
     assert {p: p.stat().st_ino for p in (tmp_path / "cache").iterdir()} == places
     for one, two in zip(first.batch(4, 32, 0, 0), seconds[0].batch(4, 32, 0, 0), strict=True):
         assert torch.equal(one, two)
-
-
-def test_processes_side_by_side_decode_into_one_cache(folder, tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        came = list(pool.map(lambda _: opened(folder, tmp_path).batch(4, 32, 0, 0), range(4)))
-    assert all(torch.equal(hr, came[0][0]) and torch.equal(lr, came[0][1]) for hr, lr in came)
-    assert {p.suffix for p in (tmp_path / "cache").iterdir()} == {".u8", ".json"}
 
 
 # --- decoding several at a time ---------------------------------------------------------------------------------------
@@ -456,10 +447,9 @@ def test_a_recipe_with_the_standard_list_never_trains_on_it(tmp_path, recipe):
     data = open_data(parse_recipe('held_out = "standard"\n' + text), folders, tmp_path / "cache")
     assert {PurePath(e.name).name for e in data.held_out} == {*listed[::40], *listed[1::40]}
     assert {PurePath(e.name).name for e in data.training} == {"a.png", "b.jpg"}
-    photographs = data.photographs if recipe == "color-photos" else data
     for step in range(20):
-        assert photographs.batch(8, 32, 0, step)[0].max() * 255 < 60
-        assert photographs.batch(8, 32, 0, step, held_out=True)[0].min() * 255 > 190
+        assert Photographs.batch(data, 8, 32, 0, step)[0].max() * 255 < 60
+        assert Photographs.batch(data, 8, 32, 0, step, held_out=True)[0].min() * 255 > 190
 
 
 def corrupt_png(path):
@@ -547,8 +537,6 @@ def test_photographs_smaller_than_the_crop_are_not_drawn(tmp_path):
     Image.new("RGB", (64, 64), (200, 200, 200)).save(folder / "large.png")
     hr, _ = opened(folder, tmp_path).batch(32, 48, seed=0, step=0)
     assert torch.allclose(hr, torch.tensor(200 / 255))
-    with pytest.raises(ImageError, match="at least 96 pixels, the crop of this stage"):
-        opened(folder, tmp_path).batch(4, 96, seed=0, step=0)
 
 
 # --- sizes by the shorter side ----------------------------------------------------------------------------------------
@@ -614,8 +602,10 @@ def test_photographs_of_a_short_side_are_the_shrunk_files_in_a_cache_of_their_ow
 # --- colors ----------------------------------------------------------------------------------------------------------
 
 
-def colors(folder, tmp_path, **options):
-    return ColorPhotographs(opened(folder, tmp_path, scale=1, validation=1, turn=False), **options)
+def colors(folder, cache, **shares):
+    data = ColorPhotographs(folder, cache, recipe_of_photographs(1, validation=1, turn=False))
+    vars(data).update(shares)
+    return data
 
 
 def rectangle(mask):
@@ -626,9 +616,9 @@ def rectangle(mask):
 
 def test_held_out_colors_are_the_photographs_own_without_hints(folder, tmp_path):
     (folder / "broken.png").write_bytes(b"")
-    data = colors(folder, tmp_path, hinted=1.0, palettes=1.0)
+    data = colors(folder, tmp_path / "cache", hinted=1.0, palettes=1.0)
     x, source = data.batch(4, 32, seed=3, step=7, held_out=True)
-    rgb, _ = data.photographs.batch(4, 32, seed=3, step=7, held_out=True)
+    rgb, _ = Photographs.batch(data, 4, 32, seed=3, step=7, held_out=True)
     assert (x.shape, source.shape) == ((4, 2, 8, 8), (4, 8, 32, 32))
     y, chroma = split(rgb)
     assert torch.allclose(source[:, :1], y, atol=1e-6)
@@ -637,17 +627,14 @@ def test_held_out_colors_are_the_photographs_own_without_hints(folder, tmp_path)
     assert source[:, 1:].abs().max() == 0
     assert (x - NEUTRAL).abs().max() > 0.05  # in color, too
     assert [len(data.training), len(data.held_out), len(data.skipped)] == [2, 1, 1]  # as of photographs
-    assert data.fitting(40) == data.photographs.fitting(40)
     assert data.fitting(40, held_out=True) == data.held_out
-    with pytest.raises(ImageError, match="at least 96 pixels, the crop of this stage"):
-        data.batch(4, 96, seed=0, step=0)
 
 
 def test_training_colors_vary_in_saturation_and_white_balance_alone(folder, tmp_path):
     """Each item's chroma is one line over its photograph's: the same slope for Cb and Cr, an offset for each."""
-    data = colors(folder, tmp_path)
+    data = colors(folder, tmp_path / "cache")
     x, source = data.batch(64, 32, seed=3, step=7)
-    rgb, _ = data.photographs.batch(64, 32, seed=3, step=7)
+    rgb, _ = Photographs.batch(data, 64, 32, seed=3, step=7)
     own = F.avg_pool2d(split(rgb.contiguous())[1], 4)
     came, own = ((c - c.mean((2, 3), keepdim=True)).flatten(1).double() for c in (x, own))
     slope = (came * own).sum(1, keepdim=True) / own.square().sum(1, keepdim=True)
@@ -668,7 +655,7 @@ def test_training_colors_vary_in_saturation_and_white_balance_alone(folder, tmp_
 
 def test_training_luma_varies_in_exposure_contrast_and_grain_and_stays_within_0_and_1(tmp_path):
     """On photographs of one gray each, which have no structure of their own."""
-    data = colors(flat(tmp_path / "photos", [0, 100, 255, 200]), tmp_path)
+    data = colors(flat(tmp_path / "photos", [0, 100, 255, 200]), tmp_path / "cache")
     y = torch.cat([data.batch(100, 16, seed=0, step=step)[1][:, 0] for step in range(4)])
     assert y.min() >= 0
     assert y.max() <= 1
@@ -684,7 +671,7 @@ def test_training_luma_varies_in_exposure_contrast_and_grain_and_stays_within_0_
 
 
 def test_hints_are_squares_of_the_crops_own_colors(folder, tmp_path):
-    data = colors(folder, tmp_path, hinted=1.0)
+    data = colors(folder, tmp_path / "cache", hinted=1.0)
     x, source = data.batch(64, 40, seed=5, step=2)
     hints = source[:, 1:4, ::4, ::4]  # a number a block of 4x4
     assert torch.equal(hints.repeat_interleave(4, 2).repeat_interleave(4, 3), source[:, 1:4])
@@ -711,7 +698,7 @@ def test_hints_are_squares_of_the_crops_own_colors(folder, tmp_path):
 
 
 def test_a_palette_is_that_of_the_whole_crop_in_constant_planes(folder, tmp_path):
-    x, source = colors(folder, tmp_path, palettes=1.0).batch(8, 32, seed=5, step=2)
+    x, source = colors(folder, tmp_path / "cache", palettes=1.0).batch(8, 32, seed=5, step=2)
     planes = source[:, 4:]
     assert torch.equal(planes, planes[:, :, :1, :1].expand_as(planes))
     assert torch.allclose(planes[:, :, 0, 0], palette_from_chroma(x - NEUTRAL), atol=1e-6)
@@ -721,7 +708,7 @@ def test_a_palette_is_that_of_the_whole_crop_in_constant_planes(folder, tmp_path
 
 def test_a_part_of_the_crops_has_hints_and_another_a_palette(folder, tmp_path):
     def parts(**options):
-        data = colors(folder, tmp_path, **options)
+        data = colors(folder, tmp_path / "cache", **options)
         source = torch.cat([data.batch(100, 16, seed=0, step=step)[1] for step in range(4)])
         return source[:, 1].amax((1, 2)), source[:, 4, 0, 0]
 
@@ -736,7 +723,7 @@ def test_a_part_of_the_crops_has_hints_and_another_a_palette(folder, tmp_path):
 
 @pytest.mark.parametrize("crop", [4, 8, 16])
 def test_squares_of_hints_fit_into_the_smallest_crops(folder, tmp_path, crop):
-    data = colors(folder, tmp_path, hinted=1.0)
+    data = colors(folder, tmp_path / "cache", hinted=1.0)
     for step in range(10):
         _, source = data.batch(4, crop, seed=0, step=step)
         assert (source[:, 1].amax((1, 2)) == 1).all()
@@ -744,7 +731,7 @@ def test_squares_of_hints_fit_into_the_smallest_crops(folder, tmp_path, crop):
 
 def test_color_variation_depends_on_seed_and_step(tmp_path):
     """On a photograph of one gray, of which all crops are the same."""
-    data = colors(flat(tmp_path / "photos", [100, 100]), tmp_path)
+    data = colors(flat(tmp_path / "photos", [100, 100]), tmp_path / "cache")
     batches = [data.batch(4, 32, *given) for given in ((3, 7), (4, 7), (3, 8), (7, 3))]
     for part in range(2):
         assert len({tuple(batch[part].flatten().tolist()) for batch in batches}) == 4

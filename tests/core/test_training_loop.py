@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import signal
@@ -23,6 +22,7 @@ from flowcore.likelihood import bits_per_dim, log_prob
 from flowcore.training.loop import train
 from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.run_log import read_rows
 
 from .photographs import photographs, recipe_of_photographs
 
@@ -73,8 +73,7 @@ clip = 10.0
 L1, ALL = 8, 32  # steps of the first stage, and of both
 
 
-def recipe(*changes):
-    text = RECIPE
+def recipe(*changes, text=RECIPE):
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -442,18 +441,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, photos, t
     assert_same_run(whole[0], run)
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_history_and_curve_show_every_step_once(whole, photos, tmp_path):
     run = tmp_path / "run"
     run_recipe(photos, run, stop_after=10)
     with (run / "history.csv").open("a") as file:  # rows of a run that was killed later than its last checkpoint
         file.write("11,flow,bits/dim,0.5,0.1,1,1,0,0\n99,flow,bits/di")
     run_recipe(photos, run)
-    expected, found = rows(whole[0] / "history.csv"), rows(run / "history.csv")
+    expected, found = read_rows(whole[0] / "history.csv"), read_rows(run / "history.csv")
     steps = [int(row["step"]) for row in found]
     assert steps == sorted(set(steps))
     assert steps[-1] == ALL
@@ -461,7 +455,7 @@ def test_history_and_curve_show_every_step_once(whole, photos, tmp_path):
     losses = {row["step"]: float(row["loss"]) for row in found}
     same = [row for row in expected if int(row["step"]) <= 9 or int(row["step"]) >= 15]
     assert all(float(row["loss"]) == losses[row["step"]] for row in same)
-    held_out = rows(run / "held_out.csv")
+    held_out = read_rows(run / "held_out.csv")
     assert {row["measure"] for row in held_out} >= {"validation_l1", "validation_bits_per_dim", "psnr_tau0.0"}
     with Image.open(run / "curve.png") as curve:
         colors = {color for _, color in curve.convert("RGB").getcolors(2**24)}
@@ -562,4 +556,4 @@ def test_after_many_bad_steps_a_run_goes_back_with_half_the_rate(photos, tmp_pat
     assert progress["step"] == 21
     assert (progress["rate"], progress["retreats"], progress["bad"]) == (0.5, 1, 0)
     assert progress["skipped"] >= 4
-    assert float(rows(run / "history.csv")[-1]["rate"]) < 0.5 * 3e-3
+    assert float(read_rows(run / "history.csv")[-1]["rate"]) < 0.5 * 3e-3

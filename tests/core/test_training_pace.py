@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,7 @@ from flowcore.training import loop, pace
 from flowcore.training.data import open_data
 from flowcore.training.pace import Pace
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.run_log import read_rows
 from flowcore.training.stage import StageRunner
 from flowcore.training.validate import validate
 
@@ -47,8 +47,7 @@ class Machine:
 def run(photos, folder, text=LONG, **options):
     lines = []
     loop.train(parse_recipe(text), photos, folder, log=lines.append, **options)
-    with (folder / "history.csv").open(newline="") as file:
-        return lines, list(csv.DictReader(file))
+    return lines, read_rows(folder / "history.csv")
 
 
 def different(objective, now):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from flowcore.errors import FlowError
 from flowcore.training.distributed import Distributed
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.run_log import read_rows
 
 from .test_training_families import recipe as family
 from .test_training_loop import RECIPE as UPSCALER
@@ -49,8 +49,7 @@ def by_two(recipe, data, run, *options):
 
 
 def table(run, name, value):
-    with (run / name).open(newline="") as file:
-        return {(row["step"], row.get("measure")): float(row[value]) for row in csv.DictReader(file)}
+    return {(row["step"], row.get("measure")): float(row[value]) for row in read_rows(run / name)}
 
 
 def losses(run):

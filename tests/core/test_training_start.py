@@ -12,10 +12,11 @@ from flowcore.errors import FlowError
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.run_log import read_rows
 from flowcore.training.start import became_worse
 from flowcore.training.validate import validate
 
-from .test_training_loop import RECIPE, rows
+from .test_training_loop import RECIPE, assert_same_run
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,7 @@ def test_the_start_is_measured_before_the_first_step(photos, start, whole, tmp_p
     expected, _ = validate(
         read(start), open_data(made, photos, tmp_path), made, made.stages[1], device="cpu", precision="float32"
     )
-    measured = {row["measure"]: float(row["value"]) for row in rows(folder / "held_out.csv") if row["step"] == "0"}
+    measured = {row["measure"]: float(row["value"]) for row in read_rows(folder / "held_out.csv") if row["step"] == "0"}
     assert measured == pytest.approx(expected, abs=1e-4)
     first = next(k for k, line in enumerate(lines) if line.startswith("step 0 held out: validation_bits_per_dim"))
     assert first < next(k for k, line in enumerate(lines) if line.startswith("flow ["))
@@ -62,13 +63,13 @@ def test_the_start_is_measured_before_the_first_step(photos, start, whole, tmp_p
 
 
 def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate_unless_a_recipe_asks(whole, photos, start, tmp_path):
-    history = rows(whole[0] / "history.csv")
+    history = read_rows(whole[0] / "history.csv")
     assert {row["stage"] for row in history} == {"flow"}
     assert int(history[-1]["step"]) == STEPS
     assert 0.05 < max(float(row["rate"]) for row in history) / 1e-2 <= 0.1
     made = recipe('start_rate = 0.5\nstart_stages = ["encoder", "flow"]\n')
     lines = run(made, photos, tmp_path / "run", start=start, stop_after=9)
-    history = rows(tmp_path / "run" / "history.csv")
+    history = read_rows(tmp_path / "run" / "history.csv")
     assert [row["stage"] for row in history] == ["encoder"] * 3 + ["flow"]
     assert 0.25 < float(history[0]["rate"]) / 3e-3 <= 0.5
     assert sum(line.startswith("step 0 held out") for line in lines) == 2  # the crops and losses of either stage
@@ -79,7 +80,7 @@ def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate_unless_a_reci
 def test_a_better_model_takes_the_place_of_the_start(whole, photos):
     folder, lines = whole
     metrics = read_header(folder / "model.safetensors").provenance["metrics"]
-    before = float(rows(folder / "held_out.csv")[0]["value"])
+    before = float(read_rows(folder / "held_out.csv")[0]["value"])
     gain = before - metrics["validation_bits_per_dim"]
     assert gain > 0
     assert lines[-1].startswith(f"better than the start by {gain:.4g} (validation_bits_per_dim {before:g} -> ")
@@ -101,7 +102,9 @@ def test_a_model_that_became_worse_does_not(photos, start, tmp_path):
     assert train(made, photos, folder, log=lambda _: None).better_than_start is False
     trained = read_header(folder / "worse.safetensors")
     assert trained.provenance["steps"] == STEPS
-    assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(rows(folder / "held_out.csv")[0]["value"])
+    assert trained.provenance["metrics"]["validation_bits_per_dim"] > float(
+        read_rows(folder / "held_out.csv")[0]["value"]
+    )
     again = run(made, photos, folder)  # a finished run is left alone, and says so again
     assert again[-1] == lines[-1]
     assert not any("held out:" in line for line in again)
@@ -154,11 +157,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(photos, start, whole, tmp_path):
     run(recipe(), photos, folder, start=start, stop_after=7)
     lines = run(recipe(), photos, folder)  # the start stands in the folder
     assert lines[-1] == whole[1][-1]
-    measured = [row["measure"] for row in rows(folder / "held_out.csv") if row["step"] == "0"]
+    measured = [row["measure"] for row in read_rows(folder / "held_out.csv") if row["step"] == "0"]
     assert len(measured) == len(set(measured)) > 0
-    one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole[0]))
-    assert one["progress"]["step"] == two["progress"]["step"] == STEPS
-    assert all(torch.equal(value, two["average"][name]) for name, value in one["average"].items())
+    assert_same_run(folder, whole[0])
     assert read(folder / "model.safetensors").config == read(whole[0] / "model.safetensors").config
 
 

@@ -17,30 +17,13 @@ from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
 from flowcore.training.recipe import parse_recipe
 
+from .test_training_loop import RECIPE as UPSCALER
+
 RECIPE = """
-name = "tiny"
-architecture = "srflow"
 degradation = "realistic"
 start_stages = ["encoder"]
 start_rate = 1.0
-init_batch = 4
-[model]
-scale = 4
-levels = 2
-steps = 1
-hidden = 8
-encoder_blocks = 1
-encoder_width = 8
-encoder_growth = 4
-stacked_blocks = [0]
-residual = true
-[[stages]]
-name = "encoder"
-objective = "l1"
-steps = 4
-batch = 2
-crop = 32
-"""
+""" + UPSCALER[: UPSCALER.rindex("[[stages]]")].replace("lr_consistency = 1.0", "")
 WEIGHT = "teacher_weight = 0.5\n"
 
 
@@ -52,7 +35,7 @@ def models():
     torch.manual_seed(1)
     flow, teacher = (build("srflow", parse_recipe(RECIPE).model) for _ in range(2))
     hr = torch.rand(2, 3, 32, 32)
-    clean = as_stored(shrink(hr, 4))
+    clean = as_stored(shrink(hr, 2))
     return flow, teacher, hr, clean, (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
 
 
