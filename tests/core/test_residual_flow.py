@@ -13,6 +13,7 @@ from torch import nn
 from flowcore import testing as laws
 from flowcore.errors import FlowError
 from flowcore.likelihood import with_probes
+from flowcore.models import configure
 from flowcore.networks import ContractiveNetwork
 from flowcore.networks.contractive import ELU, LipschitzConv, LipSwish
 from flowcore.transforms import Probes, Residual
@@ -147,6 +148,11 @@ def test_sigma_on_a_grid_is_the_norm_there(kernel):
     norm = float(torch.linalg.matrix_norm(matrix_of(convolution, 5, 6), 2))
     assert float(convolution.sigma()) == pytest.approx(norm, rel=2e-3)
     assert torch.allclose(convolution.bounded_weight(), convolution.weight / max(1, norm / 0.9), rtol=2e-3)
+
+
+def test_a_norm_on_the_grid_needs_a_size():
+    with pytest.raises(FlowError, match="image_size must be given"):
+        configure("residual_flow", {"image_size": None})
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 4), (4, 3), (1, 2)])
