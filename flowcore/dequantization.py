@@ -74,11 +74,7 @@ class Quantization:
 
 
 def quantization(flow: Flow) -> Quantization:
-    """Read how a model quantizes images from its config.
-
-    Args:
-        flow: The model; without ``n_bits`` and ``grid`` in its config (SRFlow) it takes ordinary 8-bit levels.
-    """
+    """Read how a model quantizes images from its config; one without ``n_bits`` and ``grid`` takes 8-bit levels."""
     return Quantization(getattr(flow.config, "n_bits", 8), getattr(flow.config, "grid", "levels"))
 
 
@@ -130,15 +126,7 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def round_to_integers(image: Tensor, n_bits: int = 8) -> Tensor:
-    """Convert an image to integers as ``to_integers`` does, without its checks, which wait for the device.
-
-    Args:
-        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; NaN stays NaN.
-        n_bits: Bits to keep, 1 to 8.
-
-    Returns:
-        k as floats, ``(B, C, H, W)``, float64 for float64 images, else float32.
-    """
+    """Convert an image to integers as ``to_integers`` does, without its checks, which wait for the device."""
     return torch.floor(_scale_to_255(image).round().clamp(0, 255) / 2 ** (8 - n_bits))
 
 
@@ -263,14 +251,7 @@ class Gaussian(Uniform):
         return u, self.log_q(u)
 
     def log_q(self, u: Tensor) -> Tensor:
-        """Evaluate the density of the noise.
-
-        Args:
-            u: ``(B, C, H, W)`` in [0, 1).
-
-        Returns:
-            Nats, ``(B,)``.
-        """
+        """Evaluate the density of noise ``(B, C, H, W)`` in [0, 1): nats, ``(B,)``."""
         constant = 0.5 * math.log(2 * math.pi) + math.log(self.std) + math.log(self._mass)
         return (-0.5 * ((float64(u) - 0.5) / self.std).square() - constant).flatten(1).sum(1)
 

@@ -119,11 +119,7 @@ class FacePlace:
         return replace(self, left_eye=eyes[0], right_eye=eyes[1], height=height, width=width, window=window)
 
     def along_pixels(self, size: int) -> FacePlace:
-        """Return the place whose crop is a window of the picture's own pixels: nothing is resampled, nor turned.
-
-        Args:
-            size: Side of the window in pixels.
-        """
+        """Return the place whose crop is a window of so many of the picture's own pixels: not resampled, nor turned."""
         middle = self.to_picture(torch.tensor([0.5, 0.5])).tolist()
         left, top = (round(at - size / 2) for at in middle)
         return replace(self, window=(left, top, size))
@@ -290,13 +286,10 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
 
 
 def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point]:
-    """Read the eyes from the points of a face mesh.
+    """Read the eyes from the points of a face mesh: the irises, or the middle between the corners of each eye.
 
     Args:
         points: ``(x, y)`` of the 478 points of MediaPipe's mesh, in pixels; or of its 468 without irises.
-
-    Returns:
-        The irises, or the middle between the corners of each eye.
 
     Raises:
         ImageError: If there are fewer points.

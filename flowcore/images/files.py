@@ -118,18 +118,10 @@ def read_rgb(data: bytes, name: str) -> Image.Image:
 
 
 def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
-    """Decode a file that Pillow has opened to 8-bit RGB: the pixels of ``read``, rounded and without alpha.
+    """Decode a file that Pillow has opened to upright 8-bit RGB: the pixels of ``read``, rounded and without alpha.
 
-    Args:
-        opened: The file.
-        data: Its contents.
-
-    Returns:
-        An upright image.
-
-    Raises:
-        ValueError: If it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
-            anything.
+    ValueError if it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
+    anything.
     """
     pixels = _decode(opened, data)[:, :, :3]
     if pixels.dtype == np.uint16:
@@ -154,11 +146,7 @@ def fit(image: Image.Image, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file's contents.
-
-    Raises:
-        ImageError: If that is impossible.
-    """
+    """Read a file's contents; ImageError if that is impossible."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -238,14 +226,7 @@ def check_format(format: str, bits: int = 8, quality: int | None = None, *, alph
 
 
 def unique_id(data: bytes) -> str | None:
-    """Read EXIF's ImageUniqueID.
-
-    Args:
-        data: The file's contents.
-
-    Returns:
-        The ID; None if there is none, or if the file is not an image.
-    """
+    """Read EXIF's ImageUniqueID from a file's contents; None if there is none, or if it is not an image."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             found = opened.getexif().get_ifd(EXIF).get(UNIQUE_ID)
@@ -255,11 +236,7 @@ def unique_id(data: bytes) -> str | None:
 
 
 def upright_size(data: bytes | Path) -> tuple[int, int] | None:
-    """Read height and width of an image as it is to be shown, from the header; None if it is not an image.
-
-    Args:
-        data: The content of its file; or the file, of which no more is read than needed.
-    """
+    """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
@@ -269,11 +246,7 @@ def upright_size(data: bytes | Path) -> tuple[int, int] | None:
 
 
 def bits_per_channel(data: bytes | Path) -> int:
-    """Read how many bits per channel ``read`` takes from an image, 8 or 16, from the header; 8 if it is not an image.
-
-    Args:
-        data: The content of its file; or the file.
-    """
+    """Read from the header how many bits per channel ``read`` takes from a file, 8 or 16; 8 if it is not an image."""
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             return 16 if opened.mode.startswith("I") or ";16" in _raw_mode(opened) else 8
@@ -292,17 +265,7 @@ def is_whole(data: bytes) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder, at any depth.
-
-    Args:
-        folder: The folder to search.
-
-    Returns:
-        Their paths, sorted.
-
-    Raises:
-        ImageError: If there are none.
-    """
+    """List the image files of a folder, at any depth, sorted; ImageError if there are none."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         raise ImageError(

@@ -156,15 +156,7 @@ class FoldedAffine(Transform):
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
     def affine_params(self, x: Tensor, cond: Any) -> Callable[[Tile], Tensor]:
-        """Prepare the computation of shifts and raw scales.
-
-        Args:
-            x: ``(B, C, H, W)``, of which a coupling reads the half that it leaves alone.
-            cond: Of the level.
-
-        Returns:
-            From a tile to shifts and raw scales, ``(b or 1, outputs, rows, W)``.
-        """
+        """Prepare the computation of shifts and raw scales: from a tile to ``(b or 1, outputs, rows, W)``."""
         kept, cond = cond if isinstance(cond, _ConditionOn) else (None, cond)
         held = [t for t in (self._parts(x)[0], kept) if t is not None]
         network, height = self.network, x.shape[2]
@@ -187,10 +179,7 @@ class FoldedAffine(Transform):
         return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
-        """Compute as much as the condition alone decides.
-
-        Args:
-            first: The condition's term of the first convolution, ``(B, hidden, H, W)``.
+        """Compute as much as the condition alone decides, given its term of the first convolution.
 
         Returns:
             That and None; or, if nothing else enters the network, None and its output.
