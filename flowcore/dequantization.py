@@ -314,14 +314,7 @@ class VariationalDequantizer(Transform):
         torch.nn.init.constant_(self._last_actnorm().log_scale, math.log(self.SPREAD) - shrinkage)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map normal noise to noise of one bin; see the class.
-
-        Args:
-            x: e, ``(B, C, H, W)``, even sides.
-            cond: k, integers as floats, ``(B, C, H, W)``.
-
-        Returns:
-            u, ``(B, C, H, W)``, and logdet ``(B,)``.
+        """Map normal noise ``(B, C, H, W)`` to noise of one bin, given integers as floats of that shape; see the class.
 
         Raises:
             ShapeError: If the sides are odd, or the shapes differ.
@@ -415,7 +408,7 @@ def dequantized_batches(
     batch: int = 16,
     noise: Tensor | None = None,
 ) -> Iterator[DequantizedBatch]:
-    """Draw noise for images several times each: all draws of image 0, then of image 1.
+    """Draw noise for images several times each: all draws of image 0, then of image 1; so many draws at a time.
 
     Every image has its own CPU generator, from which its draws are taken one after the other: a draw depends neither on
     the batch size, nor on the other images, nor on how many draws follow.
@@ -428,12 +421,6 @@ def dequantized_batches(
         seed: Image i draws with ``seed + i``; or a seed for each image.
         batch: Draws per batch.
         noise: ``(samples, B, C, H, W)``, used instead of the generators' random numbers; sets ``samples``.
-
-    Yields:
-        ``batch`` draws at a time, fewer at the end.
-
-    Raises:
-        ShapeError: If the noise has another shape.
     """
     if noise is not None:
         samples = noise.shape[0]

@@ -1,10 +1,4 @@
-"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out.
-
-A task builds a ``Runner`` from its arguments and gives it a function that computes the result::
-
-    run = Runner(flow, RunOptions(batch=8), "Score smaller images.", image)
-    return run(lambda: _score(run, image))
-"""
+"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out."""
 
 from __future__ import annotations
 
