@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -67,6 +68,56 @@ def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task
         assert f"got {expected}" in str(raised.value)
     with look_like(255, "uint8"):
         run(make(), 255 * image)
+
+
+CLAMPING = (
+    "upscale",
+    "colorize",
+    "colorize_video",
+    "transfer_palette",
+    "brighten",
+    "shrink",
+    "restore",
+    "apply_chroma",
+)
+
+
+@pytest.mark.parametrize("task", CLAMPING)
+def test_layouts_types_and_values_outside_do_not_matter(task):
+    make, run, image = TASKS[task]
+    image = (image * 255).round() / 255
+    image[..., 0, 0], image[..., 0, 1] = 0, 1
+    expected = run(make(), image)
+    channels_last = image.contiguous(memory_format=torch.channels_last)
+    loud = torch.where(image == 0, -3, torch.where(image == 1, 7, image))
+    before = loud.clone()
+    for other, tolerance in ((to_bytes(image), 0), (image.double(), 0), (channels_last, 1e-5), (loud, 1e-5)):
+        assert (run(make(), other) - expected).abs().max() <= tolerance
+    assert torch.equal(loud, before)
+    assert (run(make(), image.half()) - expected).abs().max() < 0.05
+    with torch.inference_mode():
+        assert torch.equal(run(make(), image.clone()), expected)
+
+
+def to_bytes(image):
+    return (image * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("task", CLAMPING)
+def test_what_is_no_image_is_refused(task):
+    make, run, image = TASKS[task]
+    broken = image[:1].clone()
+    broken[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
+    for bad, words in (
+        (broken, "2 values that are not finite"),
+        (image[:0], "The batch is empty"),
+        (image[:, :2], r"\(., 2, \d+, \d+\)"),
+        (image[:, [0, 0, 0, 0, 0]], r"\(., 5, \d+, \d+\)"),
+        (image[0], "Expected images"),
+        (image[..., :0], "no pixels"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            run(make(), bad)
 
 
 def copy_in_float64(flow):
