@@ -117,16 +117,7 @@ def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[fl
 
 
 def masked_temperature(mask: Tensor, inside: float, outside: float) -> Tensor:
-    """Convert a mask to a temperature map: ``outside + (inside - outside) * mask``.
-
-    Args:
-        mask: ``(B, 1, h, w)`` in [0, 1].
-        inside: Temperature where the mask is 1.
-        outside: Temperature where it is 0.
-
-    Returns:
-        ``(B, 1, h, w)``.
-    """
+    """Convert masks ``(B, 1, h, w)`` in [0, 1] to maps of temperatures: ``outside + (inside - outside) * mask``."""
     return inside * mask + outside * (1 - mask)
 
 
