@@ -5,7 +5,6 @@ import functools
 import inspect
 import math
 
-import numpy as np
 import pytest
 import torch
 from builders import build_hcflow, build_tiny, build_upscaler, random_image
@@ -151,13 +150,6 @@ def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused(dtype)
 @pytest.mark.parametrize("image", [PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)])
 def test_highlights_and_overshoots_are_no_integers(image):
     assert flowcore.colorize(colorizer(), image).isfinite().all()
-
-
-def test_the_conversions_that_the_errors_name_work():
-    array = (SMALL[0].permute(1, 2, 0) * 255).byte().numpy()
-    ours = torch.from_numpy(array).permute(2, 0, 1)[None]
-    pil = torch.from_numpy(np.array(Image.fromarray(array))).permute(2, 0, 1)[None]
-    assert torch.equal(flowcore.upscale(upscaler(), ours), flowcore.upscale(upscaler(), pil))
 
 
 def test_samples_and_decoded_images_are_clamped_as_asked():
