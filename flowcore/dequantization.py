@@ -74,11 +74,7 @@ class Quantization:
 
 
 def quantization(flow: Flow) -> Quantization:
-    """Read how a model quantizes images from its config.
-
-    Args:
-        flow: The model; without ``n_bits`` and ``grid`` in its config (SRFlow) it takes ordinary 8-bit levels.
-    """
+    """Read how a model quantizes images from its config; one without ``n_bits`` and ``grid`` takes 8-bit levels."""
     return Quantization(getattr(flow.config, "n_bits", 8), getattr(flow.config, "grid", "levels"))
 
 
@@ -130,15 +126,7 @@ def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def round_to_integers(image: Tensor, n_bits: int = 8) -> Tensor:
-    """Convert an image to integers as ``to_integers`` does, without its checks, which wait for the device.
-
-    Args:
-        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; NaN stays NaN.
-        n_bits: Bits to keep, 1 to 8.
-
-    Returns:
-        k as floats, ``(B, C, H, W)``, float64 for float64 images, else float32.
-    """
+    """Convert an image to integers as ``to_integers`` does, without its checks, which wait for the device."""
     return torch.floor(_scale_to_255(image).round().clamp(0, 255) / 2 ** (8 - n_bits))
 
 
@@ -263,14 +251,7 @@ class Gaussian(Uniform):
         return u, self.log_q(u)
 
     def log_q(self, u: Tensor) -> Tensor:
-        """Evaluate the density of the noise.
-
-        Args:
-            u: ``(B, C, H, W)`` in [0, 1).
-
-        Returns:
-            Nats, ``(B,)``.
-        """
+        """Evaluate the density of noise ``(B, C, H, W)`` in [0, 1): nats, ``(B,)``."""
         constant = 0.5 * math.log(2 * math.pi) + math.log(self.std) + math.log(self._mass)
         return (-0.5 * ((float64(u) - 0.5) / self.std).square() - constant).flatten(1).sum(1)
 
@@ -333,14 +314,7 @@ class VariationalDequantizer(Transform):
         torch.nn.init.constant_(self._last_actnorm().log_scale, math.log(self.SPREAD) - shrinkage)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map normal noise to noise of one bin; see the class.
-
-        Args:
-            x: e, ``(B, C, H, W)``, even sides.
-            cond: k, integers as floats, ``(B, C, H, W)``.
-
-        Returns:
-            u, ``(B, C, H, W)``, and logdet ``(B,)``.
+        """Map normal noise ``(B, C, H, W)`` to noise of one bin, given integers as floats of that shape; see the class.
 
         Raises:
             ShapeError: If the sides are odd, or the shapes differ.
@@ -434,7 +408,7 @@ def dequantized_batches(
     batch: int = 16,
     noise: Tensor | None = None,
 ) -> Iterator[DequantizedBatch]:
-    """Draw noise for images several times each: all draws of image 0, then of image 1.
+    """Draw noise for images several times each: all draws of image 0, then of image 1; so many draws at a time.
 
     Every image has its own CPU generator, from which its draws are taken one after the other: a draw depends neither on
     the batch size, nor on the other images, nor on how many draws follow.
@@ -447,12 +421,6 @@ def dequantized_batches(
         seed: Image i draws with ``seed + i``; or a seed for each image.
         batch: Draws per batch.
         noise: ``(samples, B, C, H, W)``, used instead of the generators' random numbers; sets ``samples``.
-
-    Yields:
-        ``batch`` draws at a time, fewer at the end.
-
-    Raises:
-        ShapeError: If the noise has another shape.
     """
     if noise is not None:
         samples = noise.shape[0]

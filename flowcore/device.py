@@ -61,11 +61,7 @@ def check_device(name: str | torch.device) -> torch.device:
 def free_memory(device: torch.device | str) -> int | None:
     """Query how many bytes can be allocated on a device: free ones, and those that torch holds for the next tensors.
 
-    Args:
-        device: Any device.
-
-    Returns:
-        Bytes; None if neither torch nor the system tells (DirectML; main memory on Windows and macOS without psutil).
+    None if neither torch nor the system tells (DirectML; main memory on Windows and macOS without psutil).
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -107,11 +103,7 @@ def _free_on_apple() -> int | None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory from other errors, on every device and system.
-
-    Args:
-        error: What torch or Python raised.
-    """
+    """Tell running out of memory from other errors of torch and Python, on every device and system."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
@@ -147,11 +139,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def supports_float64(device: torch.device) -> bool:
-    """Tell whether a device computes in float64: Apple's and DirectML's do not, and some of Intel's.
-
-    Args:
-        device: Any device.
-    """
+    """Tell whether a device computes in float64: Apple's and DirectML's do not, and some of Intel's."""
     if device.type in ("cpu", "cuda", "meta"):
         return True
     if device.type in WITHOUT_FLOAT64:
@@ -165,11 +153,7 @@ def supports_float64(device: torch.device) -> bool:
 
 @cache
 def supports_fused_optimizer(device: torch.device) -> bool:
-    """Tell whether torch can make all updates of an optimizer at once on a device: DirectML, for one, cannot.
-
-    Args:
-        device: Any device.
-    """
+    """Tell whether torch can make all updates of an optimizer at once on a device: DirectML, for one, cannot."""
     try:
         torch.optim.Adam([torch.zeros(1, device=device, requires_grad=True)], fused=True)
     except RuntimeError:
@@ -178,32 +162,17 @@ def supports_fused_optimizer(device: torch.device) -> bool:
 
 
 def float64(x: Tensor) -> Tensor:
-    """Widen a tensor for determinants, inverses and statistics; on the CPU where the device has no float64.
-
-    Args:
-        x: Any tensor.
-    """
+    """Widen a tensor for determinants, inverses and statistics; on the CPU where the device has no float64."""
     return x.double() if supports_float64(x.device) else float64_on_cpu(x)
 
 
 def float64_on_cpu(x: Tensor) -> Tensor:
-    """Move a tensor to the CPU, then widen it: there, the same on every device.
-
-    Args:
-        x: Any tensor.
-    """
+    """Move a tensor to the CPU, then widen it: there, the same on every device."""
     return x.cpu().double()  # in two steps, because a device without float64 may be asked to widen before it copies
 
 
 def require_full_precision(dtype: torch.dtype) -> None:
-    """Refuse everything but float32 and float64 for parameters and latents: a flow is invertible in these only.
-
-    Args:
-        dtype: Of the parameters or latents.
-
-    Raises:
-        PrecisionError: For any other type.
-    """
+    """Raise PrecisionError for everything but float32 and float64: a flow is invertible in these only."""
     if dtype not in (torch.float32, torch.float64):
         raise PrecisionError(
             f"A flow keeps its parameters and latents in float32 or float64; got {dtype}. For speed, run its "
@@ -214,12 +183,7 @@ def require_full_precision(dtype: torch.dtype) -> None:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Make torch run convolutions and matrix products in a precision: autocast for a low one, none for a wide one.
 
-    Args:
-        device: Where they run.
-        dtype: The precision.
-
-    Returns:
-        A context manager; one that does nothing where torch has no autocast, such as DirectML.
+    It does nothing where torch has no autocast, such as DirectML.
     """
     low = dtype in LOW_PRECISION
     if not _has_autocast(device.type):
@@ -228,14 +192,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Turn autocast off for code that stays in float32 or wider, whatever the caller has turned on.
-
-    Args:
-        device: Where it runs.
-
-    Returns:
-        A context manager.
-    """
+    """Turn autocast off for code that stays in float32 or wider, whatever the caller has turned on."""
     return autocast(device, torch.float32)
 
 
@@ -253,13 +210,10 @@ def float32_arithmetic(*, tf32_convolutions: bool = False) -> AbstractContextMan
 
     Another program may have allowed TF32, which keeps 10 bits of the mantissa, or bfloat16 for convolutions or for
     matrix products: on NVIDIA's and Intel's GPUs, and on CPUs. The settings are the process's. So while several threads
-    compute, TF32 is allowed only if all of them allow it.
+    compute, TF32 is allowed only if all of them allow it, and the innermost context of a thread holds.
 
     Args:
         tf32_convolutions: Whether the convolutions of an NVIDIA GPU may use TF32 nevertheless.
-
-    Returns:
-        A context manager; inside another one in the same thread, the inner one holds.
     """
     return _FLOAT32.held(tf32_convolutions)
 
@@ -326,12 +280,8 @@ def _set_float32(settings: list[str]) -> None:
 def preferred_precision(device: torch.device) -> Precision:
     """Choose the fastest precision for conditioners that a device has hardware for.
 
-    Args:
-        device: Where the flow runs.
-
-    Returns:
-        "float16" on AMD's GPUs and NVIDIA's with tensor cores; "bfloat16" on a CPU that is faster in it (AMX, Arm's
-        BF16); else "float32".
+    "float16" on AMD's GPUs and NVIDIA's with tensor cores; "bfloat16" on a CPU that is faster in it (AMX, Arm's BF16);
+    else "float32".
     """
     if device.type == "cuda":
         tensor_cores = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
@@ -342,14 +292,9 @@ def preferred_precision(device: torch.device) -> Precision:
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether a device is faster in bfloat16, the low precision whose range is that of float32.
 
-    The instructions of AVX-512 BF16 alone are none of that: without AMX, one core of a Xeon made 1.08 training steps a
-    second of an encoder of 64-channel 3x3 convolutions, and 1.70 in float32; encoding took 0.66 and 0.41 s.
-
-    Args:
-        device: Any device.
-
-    Returns:
-        True on AMD's GPUs, NVIDIA's from Ampere on, and CPUs with AMX or Arm's BF16.
+    So are AMD's GPUs, NVIDIA's from Ampere on, and CPUs with AMX or Arm's BF16. The instructions of AVX-512 BF16 alone
+    make nothing faster: without AMX, one core of a Xeon made 1.08 training steps a second of an encoder of 64-channel
+    3x3 convolutions, and 1.70 in float32; encoding took 0.66 and 0.41 s.
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -357,15 +302,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def actual_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """Return the precision that a choice means on a device.
+    """Return the precision that a choice means on a device: the preferred one for "auto".
 
-    Args:
-        precision: What was chosen.
-        device: Where the flow runs.
-
-    Returns:
-        For "auto" the preferred one; "float32" for what the device does not gain from or cannot do: "float16" on a CPU,
-        "tf32" elsewhere than on an NVIDIA GPU; else the choice.
+    What a device does not gain from or cannot do is "float32": "float16" on a CPU, "tf32" elsewhere than on an NVIDIA
+    GPU.
     """
     if precision == "auto":
         return preferred_precision(device)

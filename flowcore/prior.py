@@ -35,11 +35,7 @@ def log_prob(latents: Sequence[Tensor]) -> Tensor:
 
 
 def log_density(z: Tensor) -> Tensor:
-    """Evaluate the standard-normal log density elementwise: ``-(z^2 + log(2 pi)) / 2``, in nats.
-
-    Args:
-        z: Any shape.
-    """
+    """Evaluate the standard-normal log density elementwise, in nats: ``-(z^2 + log(2 pi)) / 2``."""
     return -0.5 * (z.square() + math.log(2 * math.pi))
 
 
@@ -99,20 +95,7 @@ def sample_latents(
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
-    """Validate temperatures and list them by level.
-
-    Args:
-        temperature: One, or one per level, finest first.
-        levels: Of the model.
-        n: Allowed batch size of a map, besides 1.
-
-    Returns:
-        Per level a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU.
-
-    Raises:
-        FlowError: If a temperature is negative or not finite.
-        ShapeError: If the number of temperatures is not that of levels, or a map has another shape.
-    """
+    """Validate temperatures and list them by level: a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU."""
     # A tensor is one map; only one without dimensions is a number.
     if isinstance(temperature, (int, float, Tensor)):
         taus: list[float | Tensor] = [_number_or_map(temperature, n)] * levels
@@ -134,30 +117,12 @@ def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[fl
 
 
 def masked_temperature(mask: Tensor, inside: float, outside: float) -> Tensor:
-    """Convert a mask to a temperature map: ``outside + (inside - outside) * mask``.
-
-    Args:
-        mask: ``(B, 1, h, w)`` in [0, 1].
-        inside: Temperature where the mask is 1.
-        outside: Temperature where it is 0.
-
-    Returns:
-        ``(B, 1, h, w)``.
-    """
+    """Convert masks ``(B, 1, h, w)`` in [0, 1] to maps of temperatures: ``outside + (inside - outside) * mask``."""
     return inside * mask + outside * (1 - mask)
 
 
 def resize_temperature_map(tau: Tensor, height: int, width: int) -> Tensor:
-    """Resize a temperature map, bilinear and antialiased, which stays within its range.
-
-    Args:
-        tau: ``(B, 1, h, w)``.
-        height: Of the result.
-        width: Of the result.
-
-    Returns:
-        ``(B, 1, height, width)``.
-    """
+    """Resize a temperature map ``(B, 1, h, w)``, bilinear and antialiased, which stays within its range."""
     if tau.shape[-2:] == (height, width):
         return tau
     return F.interpolate(tau, (height, width), mode="bilinear", antialias=True)

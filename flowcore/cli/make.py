@@ -308,12 +308,11 @@ def _colorized_names(options: argparse.Namespace, flow: Flow, stem: str) -> list
 
 def _sample(options: argparse.Namespace) -> None:
     from .. import load, sample
-    from ..tasks.passes import check_size
     from .batches import describe, seed_names
 
     flow = load(options.model, options.device, **parse_fields(options.set))
     flow.require("sample")
-    size = check_size(flow, options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
+    size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
     labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
     styles = parse_fields(options.style)
 

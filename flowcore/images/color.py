@@ -149,26 +149,16 @@ def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
 
 
 def palette_from_chroma(chroma: Tensor) -> Tensor:
-    """Compute the palette that a colorizer takes: four numbers per image.
+    """Compute the palettes that a colorizer takes, ``(B, 4)``, of chroma ``(B, 2, H, W)``.
 
-    Args:
-        chroma: ``(B, 2, H, W)``, centered on 0.
-
-    Returns:
-        ``(B, 4)``: 1, mean Cb, mean Cr, and colorfulness: the root mean square of the chroma's length.
+    They are 1, mean Cb, mean Cr, and colorfulness: the root mean square of the chroma's length.
     """
     colorfulness = chroma.square().sum(1).mean((1, 2)).sqrt()
     return torch.stack([torch.ones_like(colorfulness), *chroma.mean((2, 3)).unbind(1), colorfulness], dim=1)
 
 
 def parse_color(text: str) -> tuple[float, float, float]:
-    """Parse a hexadecimal color of the web.
-
-    Args:
-        text: "#e0b080", or "#eb8" for "#eebb88"; the "#" is optional.
-
-    Returns:
-        Red, green and blue in [0, 1].
+    """Parse a color of the web, "#e0b080" or "#eb8", with or without "#", to red, green and blue in [0, 1].
 
     Raises:
         ImageError: If the text is not such a color.

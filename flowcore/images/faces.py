@@ -119,11 +119,7 @@ class FacePlace:
         return replace(self, left_eye=eyes[0], right_eye=eyes[1], height=height, width=width, window=window)
 
     def along_pixels(self, size: int) -> FacePlace:
-        """Return the place whose crop is a window of the picture's own pixels: nothing is resampled, nor turned.
-
-        Args:
-            size: Side of the window in pixels.
-        """
+        """Return the place whose crop is a window of so many of the picture's own pixels: not resampled, nor turned."""
         middle = self.to_picture(torch.tensor([0.5, 0.5])).tolist()
         left, top = (round(at - size / 2) for at in middle)
         return replace(self, window=(left, top, size))
@@ -140,16 +136,7 @@ class FacePlace:
 
 
 def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> FacePlace:
-    """Find the place of a face from its eyes.
-
-    Args:
-        one_eye: An iris.
-        other_eye: The other one; which is which follows from their places, so a head may lean by up to 90 degrees.
-        height: Of the picture.
-        width: Of the picture.
-
-    Returns:
-        The place.
+    """Find the place of a face from its eyes, in any order, so a head may lean by up to 90 degrees.
 
     Raises:
         ImageError: If an eye is not in the picture, they are too close to each other, or more than half of the crop
@@ -177,17 +164,14 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
 
 
 def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tensor:
-    """Cut a face out, upright.
+    """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased where the face shrinks.
 
     Beyond the picture's edge, the edge is continued.
 
     Args:
-        picture: ``(B, C, H, W)`` in [0, 1], the size that ``place`` states.
+        picture: Of the size that ``place`` states.
         place: Where the face is.
         size: Side of the result in pixels; None for about as many as the face has in the picture.
-
-    Returns:
-        ``(B, C, size, size)`` in [0, 1]: bicubic, antialiased where the face shrinks.
 
     Raises:
         ShapeError: If the picture has another size.
@@ -290,13 +274,10 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
 
 
 def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point]:
-    """Read the eyes from the points of a face mesh.
+    """Read the eyes from the points of a face mesh: the irises, or the middle between the corners of each eye.
 
     Args:
         points: ``(x, y)`` of the 478 points of MediaPipe's mesh, in pixels; or of its 468 without irises.
-
-    Returns:
-        The irises, or the middle between the corners of each eye.
 
     Raises:
         ImageError: If there are fewer points.

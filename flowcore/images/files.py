@@ -12,11 +12,11 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from .rounding import to_uint8
 Format = Literal["png", "jpeg", "webp", "tiff"]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # of files that are read
 Pixels = npt.NDArray[Any]  # of uint8 or uint16, (h, w, channels)
+V = TypeVar("V")
 
 SUFFIXES: dict[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 FORMATS: dict[str, Format] = {
@@ -118,18 +119,10 @@ def read_rgb(data: bytes, name: str) -> Image.Image:
 
 
 def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
-    """Decode a file that Pillow has opened to 8-bit RGB: the pixels of ``read``, rounded and without alpha.
+    """Decode a file that Pillow has opened to upright 8-bit RGB: the pixels of ``read``, rounded and without alpha.
 
-    Args:
-        opened: The file.
-        data: Its contents.
-
-    Returns:
-        An upright image.
-
-    Raises:
-        ValueError: If it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
-            anything.
+    ValueError if it holds floating-point values, whose range is not known. Damaged files make Pillow raise almost
+    anything.
     """
     pixels = _decode(opened, data)[:, :, :3]
     if pixels.dtype == np.uint16:
@@ -138,27 +131,14 @@ def decode_rgb(opened: Image.Image, data: bytes) -> Image.Image:
 
 
 def fit(image: Image.Image, size: tuple[int, int], channels: int) -> Tensor:
-    """Resize an image to cover a size, and crop its middle.
-
-    Args:
-        image: RGB, see ``read_rgb``.
-        size: Height and width.
-        channels: 3, or 1 for the luma.
-
-    Returns:
-        ``(channels, *size)`` uint8.
-    """
+    """Resize an RGB image to cover a height and width, and crop its middle: uint8 of 3 channels, or 1 for the luma."""
     image = image.convert("L") if channels == 1 else image
     fitted = np.array(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
     return torch.from_numpy(fitted.reshape(*size, channels)).permute(2, 0, 1)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file's contents.
-
-    Raises:
-        ImageError: If that is impossible.
-    """
+    """Read a file's contents; ImageError if that is impossible."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -214,17 +194,7 @@ def encode(
 
 
 def check_format(format: str, bits: int = 8, quality: int | None = None, *, alpha: bool = False) -> None:
-    """Check settings of ``encode``.
-
-    Args:
-        format: Of the file.
-        bits: Per channel.
-        quality: See ``encode``.
-        alpha: Whether the image has an alpha channel.
-
-    Raises:
-        ImageError: If no file can be written with them.
-    """
+    """Raise ImageError if ``encode`` can write no file with these settings."""
     if format not in get_args(Format):
         raise ImageError(f"An image file's format is one of {', '.join(get_args(Format))}; got {format!r}.")
     if bits not in (8, 16):
@@ -238,71 +208,34 @@ def check_format(format: str, bits: int = 8, quality: int | None = None, *, alph
 
 
 def unique_id(data: bytes) -> str | None:
-    """Read EXIF's ImageUniqueID.
-
-    Args:
-        data: The file's contents.
-
-    Returns:
-        The ID; None if there is none, or if the file is not an image.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            found = opened.getexif().get_ifd(EXIF).get(UNIQUE_ID)
-    except Exception:  # as in `read`
-        return None
+    """Read EXIF's ImageUniqueID from a file's contents; None if there is none, or if it is not an image."""
+    found = _read_from(data, lambda opened: opened.getexif().get_ifd(EXIF).get(UNIQUE_ID))
     return None if found is None else str(found)
 
 
 def upright_size(data: bytes | Path) -> tuple[int, int] | None:
-    """Read height and width of an image as it is to be shown, from the header; None if it is not an image.
+    """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
 
-    Args:
-        data: The content of its file; or the file, of which no more is read than needed.
-    """
-    try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
-            swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
-            return (opened.width, opened.height) if swapped else (opened.height, opened.width)
-    except Exception:  # as in `read`
-        return None
+    def size(opened: Image.Image) -> tuple[int, int]:
+        swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
+        return (opened.width, opened.height) if swapped else (opened.height, opened.width)
+
+    return _read_from(data, size)
 
 
 def bits_per_channel(data: bytes | Path) -> int:
-    """Read how many bits per channel ``read`` takes from an image, 8 or 16, from the header; 8 if it is not an image.
-
-    Args:
-        data: The content of its file; or the file.
-    """
-    try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
-            return 16 if opened.mode.startswith("I") or ";16" in _raw_mode(opened) else 8
-    except Exception:  # as in `read`
-        return 8
+    """Read from the header how many bits per channel ``read`` takes from a file, 8 or 16; 8 if it is not an image."""
+    deep = _read_from(data, lambda opened: opened.mode.startswith("I") or ";16" in _raw_mode(opened))
+    return 16 if deep else 8
 
 
 def is_whole(data: bytes) -> bool:
     """Tell whether all pixels of an image file can be decoded."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-    except Exception:  # as in `read`
-        return False
-    return True
+    return _read_from(data, lambda opened: opened.load()) is not None
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder, at any depth.
-
-    Args:
-        folder: The folder to search.
-
-    Returns:
-        Their paths, sorted.
-
-    Raises:
-        ImageError: If there are none.
-    """
+    """List the image files of a folder, at any depth, sorted; ImageError if there are none."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         raise ImageError(
@@ -326,6 +259,15 @@ def _opened(data: bytes, name: str) -> Generator[Image.Image]:
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise ImageError(f"Cannot read {name} as an image: {error}.") from error
+
+
+def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None:
+    """Read something from an image file; None if that is impossible."""
+    try:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+            return read(opened)
+    except Exception:  # damaged files make Pillow raise almost anything
+        return None
 
 
 def _decode(opened: Image.Image, data: bytes) -> Pixels:

@@ -87,30 +87,14 @@ def _resize(image: Tensor, before: int, size: tuple[int, int], after: int) -> Te
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize to any size: bilinear, antialiased when shrinking, which leaves the range of the values.
-
-    Args:
-        image: ``(B, C, H, W)``, float.
-        size: Height and width of the result.
-
-    Returns:
-        ``(B, C, *size)``; the image itself if it has that size.
-    """
+    """Resize to any height and width: bilinear, antialiased when shrinking, which leaves the range of the values."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image, tuple(size), mode="bilinear", antialias=True)
 
 
 def limit_shorter_side(image: Tensor, side: int) -> Tensor:
-    """Shrink so that the shorter side has at most so many pixels, as ``resize_bilinear`` does.
-
-    Args:
-        image: ``(B, C, H, W)``, float.
-        side: At least 1.
-
-    Returns:
-        ``(B, C, h, w)``; the image itself if its shorter side has no more.
-    """
+    """Shrink so that the shorter side has at most so many pixels, as ``resize_bilinear`` does."""
     factor = min(1.0, side / min(image.shape[-2:]))
     return resize_bilinear(image, [max(1, round(n * factor)) for n in image.shape[-2:]])
 
@@ -118,12 +102,7 @@ def limit_shorter_side(image: Tensor, side: int) -> Tensor:
 def pad_symmetric(image: Tensor, border: int | tuple[int, int, int, int]) -> Tensor:
     """Pad by reflection that repeats the border pixel, by any amount, however small the image.
 
-    Args:
-        image: ``(..., H, W)``.
-        border: Pixels to add on each side; or left, right, top and bottom.
-
-    Returns:
-        ``(..., top + H + bottom, left + W + right)``.
+    The border is of all sides; or left, right, top and bottom.
     """
     left, right, top, bottom = (border,) * 4 if isinstance(border, int) else border
     rows = _symmetric(image.shape[-2], top, bottom, image.device)

@@ -23,7 +23,7 @@ class Window:
 
 
 def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Window]:
-    """Cover an image with tiles that do not overlap, each with a halo that does.
+    """Cover an image with tiles that do not overlap, each with a halo that does, row by row.
 
     Args:
         height: Of the image, a multiple of ``multiple``.
@@ -31,9 +31,6 @@ def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> 
         tile: Largest side of a tile, without its halo.
         halo: Pixels read on every side of a tile, less at the image's border.
         multiple: All edges are multiples of this, so that every tile is squeezed on the image's own grid.
-
-    Returns:
-        The windows, row by row.
 
     Raises:
         FlowError: If the tile is smaller than ``multiple`` or the halo negative.

@@ -25,11 +25,7 @@ MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)  # odd; of splitmix64, as si
 def checksums(module: nn.Module) -> Checksums:
     """Describe the parameters and buffers of a module: type, device, shape and a checksum of each.
 
-    Args:
-        module: Any.
-
-    Returns:
-        Equal for equal weights, and different, but for one chance in 2^32 or fewer, if any tensor differs in any bit.
+    Equal for equal weights, and different, but for one chance in 2^32 or fewer, if any tensor differs in any bit.
     """
     tensors = [t.detach() for t in (*module.parameters(), *module.buffers())]
     sums = iter(_sums([t for t in tensors if _sums_alike(t.device)]))

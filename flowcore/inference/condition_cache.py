@@ -31,14 +31,9 @@ class ConditionStore(RecentlyUsed[Condition]):
         self.budget = budget
 
     def condition(self, plan: Plan, source: Tensor) -> Condition:
-        """Look an image's condition up, or encode and store it.
+        """Look an image's condition up, or encode and store it; prepared if the budget allows.
 
-        Args:
-            plan: The model.
-            source: What ``plan.encode_condition`` takes, of one image.
-
-        Returns:
-            The condition, prepared if the budget allows.
+        ``source`` is what ``plan.encode_condition`` takes, of one image.
         """
         pixels = source.detach().cpu().contiguous()
         digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()

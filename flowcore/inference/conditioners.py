@@ -61,12 +61,8 @@ class FoldedConditioner(nn.Module):
     def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
         """Compute the rows from ``top`` to ``bottom`` of the output, ``(B, outputs, bottom - top, W)``.
 
-        Args:
-            own: What the flow holds, ``(B, inputs, H, W)``; None if nothing.
-            terms: The condition's term of the first convolution, batch B or 1; None if there is no condition.
-            top: First row.
-            bottom: Row after the last.
-            height: H.
+        ``own`` is what the flow holds, ``(B, inputs, H, W)``; ``terms`` is the condition's term of the first
+        convolution, of batch B or 1. Either may be None.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
         spans = [(top, bottom)]  # of rows that each convolution computes, from the last to the first
@@ -130,12 +126,8 @@ def folded_conditioner(
 ) -> FoldedConditioner | UnsplitConditioner:
     """Fold a conditioner if it is of a kind that can be, else run it as it is.
 
-    Args:
-        network: Any.
-        inputs: How many of its input channels the flow holds; the rest is the condition.
-        offset: Added to the raw scales; None if the outputs are not to be reordered.
-        dtype: To compute in.
-        budget: For strips.
+    The flow holds ``inputs`` of its input channels; the rest is the condition. The offset is added to the raw scales;
+    None leaves the outputs in their order.
     """
     if isinstance(network, ResidualConditioner):
         network = FoldedResidual(network, dtype, budget)

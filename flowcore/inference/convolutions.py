@@ -177,18 +177,9 @@ def rows_of(x: Tensor) -> Rows:
 
 
 def convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, top: int, bottom: int, height: int) -> Tensor:
-    """Compute the rows from ``top`` to ``bottom`` of a convolution with zeros beyond the border.
+    """Compute the rows from ``top`` to ``bottom`` of a convolution of an image with zeros beyond its border.
 
-    Args:
-        x: The rows of the image that these depend on, ``(B, C, rows, W)``.
-        weight: ``(outputs, C, k, k)``, k odd.
-        bias: ``(outputs,)`` or None.
-        top: First row.
-        bottom: Row after the last.
-        height: Of the image.
-
-    Returns:
-        ``(B, outputs, bottom - top, W)``.
+    ``x`` holds the rows that these depend on, ``(B, C, rows, W)``; the kernel is odd.
     """
     reach = weight.shape[-1] // 2
     above, below = max(0, reach - top), max(0, bottom + reach - height)  # rows beyond the border
@@ -200,7 +191,7 @@ def convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, top: int, bott
 def convolve_enlarged(
     x: Tensor, weight: Tensor, factor: int, top: int, bottom: int, bias: Tensor | None = None
 ) -> Tensor:
-    """Convolve features enlarged by nearest neighbor, without enlarging them.
+    """Convolve features ``(B, C, h, w)`` enlarged by nearest neighbor, 3x3, without enlarging them.
 
     In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are
     ``a x[i-1] + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and
@@ -208,16 +199,8 @@ def convolve_enlarged(
     ``(a + b + c) x[i]`` and ``s[i+1] + b x[i]``: for f = 2 three products instead of six, and in two dimensions 9
     instead of 36.
 
-    Args:
-        x: ``(B, C, h, w)``, the whole image.
-        weight: ``(outputs, C, 3, 3)``.
-        factor: f; 1 for an ordinary convolution.
-        top: First row of the enlarged grid to compute, a multiple of f.
-        bottom: Row after the last, likewise.
-        bias: ``(outputs,)`` or None.
-
     Returns:
-        ``(B, outputs, bottom - top, f * w)``.
+        The rows from ``top`` to ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
     """
     top, bottom, height = top // factor, bottom // factor, x.shape[2]
     if top == 0 and bottom == height:

@@ -42,11 +42,7 @@ class FoldedEncoder(nn.Module):
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
-        """Compute the features for the flow; see ``RRDBEncoder.forward``.
-
-        Returns:
-            Per level the features on their own grids, and the enlargement or None.
-        """
+        """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
         scale, wanted = self.scale, grids_wanted(levels)
         trunk, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=torch.channels_last))
         native = {1: trunk}  # features by their scale

@@ -41,12 +41,7 @@ class Mixing(Transform):
     uniform_logdet = True
 
     def __init__(self, maps: Sequence[PixelMap], like: Tensor) -> None:
-        """Multiply the maps.
-
-        Args:
-            maps: In the data-to-latent direction.
-            like: A parameter of the flow: the dtype and device to compute in.
-        """
+        """Multiply maps in the data-to-latent direction, and take the dtype and device of a parameter of the flow."""
         super().__init__()
         matrix, bias, log_det = reduce(PixelMap.then, maps)
         inverse = torch.linalg.inv(matrix)

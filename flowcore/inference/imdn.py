@@ -48,11 +48,7 @@ class FoldedIMDNEncoder(nn.Module):
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
-        """Compute the features for the flow; see ``IMDNEncoder.forward``.
-
-        Returns:
-            Per level the features on their own grids, and the enlargement or None.
-        """
+        """Compute features per level, on their own grids, and the enlargement or None; see ``IMDNEncoder.forward``."""
         wanted = grids_wanted(levels)
         with no_autocast(lr.device):  # every convolution has its precision
             trunk, x = self._trunk(lr.to(self.own_dtype).contiguous(memory_format=NHWC))

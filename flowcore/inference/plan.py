@@ -269,22 +269,13 @@ PLANS = PlanCache()
 
 
 def planned(flow: Flow, precision: Precision = "float32") -> Plan:
-    """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one.
+    """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one; see ``PlanCache``.
 
-    Args:
-        flow: To be folded; a plan is returned as it is.
-        precision: As in ``Plan``.
-
-    Returns:
-        The plan. Two plans in all are cached, and not beyond the lives of their flows; see ``PlanCache``.
+    A plan is returned as it is.
     """
     return flow if isinstance(flow, Plan) else PLANS.plan(flow, precision)
 
 
 def forget_plan(*, keep: Flow | None = None) -> None:
-    """Free the cached plans.
-
-    Args:
-        keep: The flow whose plan is in use, if there is one.
-    """
+    """Free the cached plans, but for that of a flow whose plan is in use."""
     PLANS.clear(keep=keep)

@@ -19,9 +19,6 @@ def observed(observer: Observer) -> Generator[None, None, None]:
         observer: Called before every convolution with 0, and after every finished unit of work (a block of the encoder,
             a coupling or an injector) with the number of units; see ``Plan.units`` and ``Plan.encoder_units`` for how
             many there will be. What it raises ends the run. Inside another ``observed`` it takes the other's place.
-
-    Yields:
-        Nothing.
     """
     token = _observer.set(observer)
     try:

@@ -15,12 +15,7 @@ class RecentlyUsed(Generic[V]):
     """The values that were used last, by key; the least recently used is dropped first. Threads may share it."""
 
     def __init__(self, count: int, size: Callable[[V], int] = lambda _: 0) -> None:
-        """Start empty.
-
-        Args:
-            count: Most values held, at least 1.
-            size: From a value to its bytes.
-        """
+        """Hold so many values at most, at least 1; ``size`` is from a value to its bytes."""
         self.count, self._size = count, size
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = RLock()

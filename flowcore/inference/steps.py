@@ -85,16 +85,7 @@ class FoldedStep(Chain):
         mixing, *injectors, coupling = self.parts()
         assert isinstance(coupling, FoldedAffine)
         affine = [coupling, *(part for part in reversed(injectors) if isinstance(part, FoldedAffine))]
-        params = [part.affine_params(z, cond) for part in affine]
-        x = canvas(z, z.shape[1])
-        for tile in coupling.network.tiles(z, coupling.budget):
-            items, top, bottom = tile
-            strip = z[items, :, top:bottom]
-            for part, raw in zip(affine, params, strict=True):
-                strip = part.invert_strip(strip, raw(tile))
-            x[items, :, top:bottom] = mixing.inverse(strip)
-        report(len(affine))
-        return x
+        return _invert_in_strips(affine, z, cond, mixing)
 
 
 class FoldedAffine(Transform):
@@ -141,13 +132,7 @@ class FoldedAffine(Transform):
         return z, log_scales
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
-        params = self.affine_params(z, cond)
-        x = canvas(z, z.shape[1])
-        for tile in self.network.tiles(z, self.budget):
-            items, top, bottom = tile
-            x[items, :, top:bottom] = self.invert_strip(z[items, :, top:bottom], params(tile))
-        report(1)
-        return x
+        return _invert_in_strips([self], z, cond)
 
     def invert_strip(self, z: Tensor, raw: Tensor) -> Tensor:
         """Map a strip ``(B, C, rows, W)`` from latent to data, given its shifts and raw scales."""
@@ -156,15 +141,7 @@ class FoldedAffine(Transform):
         return self._join(z1, z2 - shift if r is None else (z2 / scale_of(r, self.eps, self.scaling)).sub_(shift))
 
     def affine_params(self, x: Tensor, cond: Any) -> Callable[[Tile], Tensor]:
-        """Prepare the computation of shifts and raw scales.
-
-        Args:
-            x: ``(B, C, H, W)``, of which a coupling reads the half that it leaves alone.
-            cond: Of the level.
-
-        Returns:
-            From a tile to shifts and raw scales, ``(b or 1, outputs, rows, W)``.
-        """
+        """Prepare the computation of shifts and raw scales: from a tile to ``(b or 1, outputs, rows, W)``."""
         kept, cond = cond if isinstance(cond, _ConditionOn) else (None, cond)
         held = [t for t in (self._parts(x)[0], kept) if t is not None]
         network, height = self.network, x.shape[2]
@@ -187,10 +164,7 @@ class FoldedAffine(Transform):
         return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
-        """Compute as much as the condition alone decides.
-
-        Args:
-            first: The condition's term of the first convolution, ``(B, hidden, H, W)``.
+        """Compute as much as the condition alone decides, given its term of the first convolution.
 
         Returns:
             That and None; or, if nothing else enters the network, None and its output.
@@ -220,6 +194,20 @@ class FoldedAffine(Transform):
 
     def _join(self, x1: Tensor | None, x2: Tensor) -> Tensor:
         return x2 if x1 is None else torch.cat([x2, x1] if self.swap else [x1, x2], dim=1)
+
+
+def _invert_in_strips(parts: Sequence[FoldedAffine], z: Tensor, cond: Any, last: Transform | None = None) -> Tensor:
+    """Take every strip through the inverses of parts, of which only the first reads rows beside it, and of a last."""
+    params = [part.affine_params(z, cond) for part in parts]
+    x = canvas(z, z.shape[1])
+    for tile in parts[0].network.tiles(z, parts[0].budget):
+        items, top, bottom = tile
+        strip = z[items, :, top:bottom]
+        for part, raw in zip(parts, params, strict=True):
+            strip = part.invert_strip(strip, raw(tile))
+        x[items, :, top:bottom] = strip if last is None else last.inverse(strip)
+    report(len(parts))
+    return x
 
 
 class FoldedCheckerboard(CheckerboardCoupling):

@@ -33,11 +33,7 @@ _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread:
 
 @contextmanager
 def minimum_memory() -> Generator[None, None, None]:
-    """Make the strips of all plans that the body of the ``with`` statement runs in this thread as low as they can be.
-
-    Yields:
-        Nothing.
-    """
+    """Make the strips of all plans that the body of the ``with`` statement runs in this thread as low as possible."""
     token = _minimum.set(True)
     try:
         yield

@@ -30,13 +30,7 @@ class Progress(Protocol):
 
 
 def part_of(progress: Progress | None, start: float, share: float) -> Progress | None:
-    """Make the progress of one task among several.
-
-    Args:
-        progress: Of all of them; None for none.
-        start: Where the task begins, in [0, 1].
-        share: Its part of the whole.
-    """
+    """Make the progress of one task among several: it begins at ``start``, and is ``share`` of the whole, of 1."""
     if progress is None:
         return None
 

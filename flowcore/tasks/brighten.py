@@ -83,18 +83,7 @@ def brighten(
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
-    """Estimate the working memory of ``brighten`` in float32, beyond the weights and the resulting pictures.
-
-    Args:
-        flow: A low-light model.
-        height: Of the image.
-        width: Of the image.
-        tile: As in ``brighten``; 0 for the whole image at once.
-        halo: As in ``brighten``.
-        samples: Pictures that are computed at once.
-
-    Returns:
-        Bytes.
+    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures.
 
     Raises:
         FlowError: If the model does not brighten.

@@ -14,14 +14,11 @@ WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which th
 
 
 def edge_map(lr: Tensor) -> Tensor:
-    """Find the edges of images: 0 in smooth places and weak texture, 1 at strong edges and one pixel around them.
+    """Find the edges of images ``(B, 3, h, w)`` in [0, 1]: 0 in smooth places and weak texture, 1 at strong edges.
 
     ``d = sqrt(dx^2 + dy^2)``, where dx and dy add the absolute differences of luma to both neighbors along an axis, so
     that lines as thin as a pixel count double; its maximum over 3x3 pixels, averaged over 3x3; and of that a ramp in
     the logarithm, 0 up to ``WEAK`` and 1 from ``STRONG`` on.
-
-    Args:
-        lr: ``(B, 3, h, w)`` in [0, 1].
 
     Returns:
         ``(B, 1, h, w)`` in [0, 1], float32 on the CPU, so that a seed is the same picture on every device.

@@ -54,32 +54,14 @@ def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, flo
 
 
 def make_coherent(noise: Tensor, factor: Tensor | None) -> Tensor:
-    """Let the positions of independent noise share it.
-
-    Args:
-        noise: ``(B, C, h, w)``.
-        factor: From ``coherent_factor``; None leaves the noise as it is.
-
-    Returns:
-        Noise of the same shape; every position has the distribution that it had.
-    """
+    """Multiply independent noise ``(B, C, h, w)`` by a factor, which keeps the distribution at every position."""
     if factor is None:
         return noise
     return (float64(noise).flatten(2) @ factor.to(noise.device).T).view(noise.shape).to(noise.dtype)
 
 
 def share_noise(flow: Flow, noise: Tensor, cond: Condition, coherence: float) -> Tensor:
-    """Let similar places of a photograph share its coarsest noise, with the scales that the model states.
-
-    Args:
-        flow: A colorizer.
-        noise: Of the coarsest level, ``(B, C, h, w)``.
-        cond: Of the photograph.
-        coherence: In [0, 1].
-
-    Returns:
-        The noise, of the same shape.
-    """
+    """Let similar places share the coarsest noise ``(B, C, h, w)``, with the scales that the colorizer states."""
     features, config = cond.features[-1], flow.config
     assert isinstance(features, Tensor)
     return make_coherent(noise, coherent_factor(features[:, : config.features], coherence, config.coherence_scales))

@@ -168,24 +168,14 @@ def encode_colors(
     return run(task)
 
 
-def decode_colors(
-    flow: Flow,
-    latents: Sequence[Tensor],
-    image: Tensor,
-    *,
-    saturation: float = 1.0,
-    gamut: Gamut = "compress",
-    working_size: int | None = None,
-) -> Tensor:
+def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **options: Any) -> Tensor:
     """Decode latents to colors on the luma of a picture.
 
     Args:
         flow: A colorizer.
         latents: From ``encode_colors``, finest first, 1 or B items of any size.
         image: See ``colorize``.
-        saturation: See ``colorize``.
-        gamut: See ``colorize``.
-        working_size: See ``colorize``.
+        options: Those of ``colorize``, such as saturation, gamut and working_size.
 
     Returns:
         ``(B, C, H, W)``, C = 3 or 4.
@@ -194,16 +184,7 @@ def decode_colors(
         ImageError: See ``colorize``.
         ShapeError: If the latents are not this model's.
     """
-    return colorize(
-        flow,
-        image,
-        latents=latents,
-        latents_levels=0,
-        saturation=saturation,
-        gamut=gamut,
-        working_size=working_size,
-        notify=lambda _: None,
-    )
+    return colorize(flow, image, latents=latents, latents_levels=0, notify=lambda _: None, **options)
 
 
 def transfer_palette(
@@ -263,20 +244,10 @@ def apply_chroma(
 
 
 def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, working_size: int | None = None) -> int:
-    """Estimate the working memory of ``colorize`` in float32, beyond the weights and the resulting pictures.
+    """Estimate the bytes that ``colorize`` works with in float32, beyond the weights and the resulting pictures.
 
     Counts the merge of one coloring at full size, and the peak at the working size: all features and one conditioner on
     the finest grid.
-
-    Args:
-        flow: A colorizer.
-        height: Of the image.
-        width: Of the image.
-        samples: Per image.
-        working_size: See ``colorize``.
-
-    Returns:
-        Bytes.
 
     Raises:
         FlowError: If the model is no colorizer.

@@ -121,15 +121,7 @@ def _match_source(run: Runner, images: Tensor, source: Tensor, iterations: int) 
 
 
 def samples_per_source(images: Tensor, source: Tensor) -> int:
-    """Count the images ``(B * N, ...)`` that belong to each source ``(B, ...)``: N.
-
-    Args:
-        images: All samples of image 0, then of image 1.
-        source: What they were made from.
-
-    Raises:
-        ShapeError: If the number of images is not a multiple of the number of sources.
-    """
+    """Count the images ``(B * N, ...)`` that belong to each source ``(B, ...)``; ShapeError if they do not divide."""
     if len(images) % len(source):
         raise ShapeError(
             f"Expected as many images for every source; got {len(images)} images for {len(source)} sources. Pass all "

@@ -74,9 +74,6 @@ def forecast(
         tile: See ``upscale``.
         precision: See ``upscale``.
         cancelled: See ``upscale``.
-
-    Returns:
-        The estimate.
     """
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device

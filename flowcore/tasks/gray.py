@@ -9,15 +9,9 @@ from .runner import Runner
 
 
 def gray_images(run: Runner, image: Tensor, rgb: Tensor) -> list[bool]:
-    """Tell which images are gray, and say so where they are stored as color images.
+    """Tell of which images all three channels are equal; notify the run where they are stored as color images.
 
-    Args:
-        run: Notified.
-        image: As the caller passed them, ``(B, C, H, W)``, C = 1, 3 or 4.
-        rgb: As ``validate_image`` returns them.
-
-    Returns:
-        For each image, whether its three channels are equal everywhere.
+    ``image`` is as the caller passed it, ``(B, C, H, W)``, C = 1, 3 or 4; ``rgb`` as ``validate_image`` returns it.
     """
     gray = [bool((one == one[:1]).all()) for one in rgb]
     if image.shape[1] != 1 and any(gray):
@@ -32,15 +26,9 @@ def without_color(rgb: Tensor) -> Tensor:
 
 
 def with_channels_of(image: Tensor, pictures: Tensor, gray: list[bool]) -> Tensor:
-    """Make pictures of gray images exactly gray, which resizing may have changed by rounding.
+    """Make pictures ``(B * N, 3, H, W)`` of gray images exactly gray, in place: resizing may have rounded them.
 
-    Args:
-        image: As the caller passed them, ``(B, C, H, W)``, C = 1, 3 or 4.
-        pictures: ``(B * N, 3, H, W)``, changed in place.
-        gray: From ``gray_images``.
-
-    Returns:
-        The pictures; ``(B * N, 1, H, W)`` if the images have one channel.
+    Of images of one channel the result is ``(B * N, 1, H, W)``.
     """
     if image.shape[1] == 1:
         return pictures[:, :1].contiguous()

@@ -53,13 +53,7 @@ class Repairs:
         self.filled: Counter[int] = Counter()
 
     def add(self, first: int, attenuated: Tensor | None, filled: Tensor | None) -> None:
-        """Count the pixels of consecutive pictures, or of a tile of each.
-
-        Args:
-            first: Number of the first picture.
-            attenuated: As in ``Decoded``.
-            filled: As in ``Decoded``.
-        """
+        """Count the pixels of consecutive pictures, or of a tile of each, from number ``first`` on; see ``Decoded``."""
         for counts, mask in ((self.attenuated, attenuated), (self.filled, filled)):
             for number, pixels in enumerate([] if mask is None else mask.flatten(1).sum(1).tolist(), start=first):
                 if pixels:
@@ -71,9 +65,6 @@ class Repairs:
         Args:
             pixels: Of one picture.
             fallback: What stands where no scale helped: "left gray".
-
-        Returns:
-            Up to two sentences.
         """
         sentences: list[str] = []
         if self.attenuated:
@@ -91,16 +82,7 @@ class Repairs:
 
 
 def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) -> Decoder:
-    """Decode with a plan, and count values far outside of [0, 1] as overflows.
-
-    Args:
-        plan: The model.
-        cond: Of 1 or B images, or None.
-        max_deviation: Largest distance of a value from 0.5.
-
-    Returns:
-        A decoder for ``decode_with_backoff``.
-    """
+    """Make a decoder of a plan and a condition of 1 or B images; values further than that from 0.5 are overflows."""
 
     def decode(latents: Sequence[Tensor], items: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = cond if items is None or cond is None or cond.batch == 1 else select_items(cond, items)
@@ -114,15 +96,9 @@ def bounded_decoder(plan: Plan, cond: Condition | None, max_deviation: float) ->
 
 
 def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Callable[[], Tensor]) -> Decoded:
-    """Decode latents to images that overflow nowhere.
+    """Decode latents to images that overflow nowhere; if nothing does at first, these are the images.
 
-    Args:
-        decode: How to decode, and what is an overflow.
-        latents: Finest first, of batch B.
-        fallback: Called for what to show where no scale helps, finite, ``(1 or B, C, H or 1, W or 1)``.
-
-    Returns:
-        The images; those of the first attempt if nothing overflows in it.
+    The fallback is called for what to show where no scale helps: finite, ``(1 or B, C, H or 1, W or 1)``.
     """
     images, overflowed = decode(latents, None)
     if overflowed is None:

@@ -114,11 +114,6 @@ def refuse_nonfinite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> N
         )
 
 
-def check_size(flow: Flow, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of images to make; None is the model's own size."""
-    return flow.sides(size)
-
-
 def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
     """Convert labels to integers (n,) or weights (n, classes); whether they exist is for the model to check."""
     if not flow.classes:

@@ -1,10 +1,4 @@
-"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out.
-
-A task builds a ``Runner`` from its arguments and gives it a function that computes the result::
-
-    run = Runner(flow, RunOptions(batch=8), "Score smaller images.", image)
-    return run(lambda: _score(run, image))
-"""
+"""One runner for all tasks: the plan, progress, cancellation, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -63,8 +57,7 @@ class Runner:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
 
         Args:
-            task: Computes the result from the start: nothing of an attempt that failed is used, so it does not matter
-                where memory ran out.
+            task: Computes the result from the start; nothing of an attempt that failed is used.
             smaller: Called when memory runs out even with minimum memory. It makes the next attempt smaller and says
                 how ("with tiles of 64 pixels"), or returns None if that is impossible. None: there is no other way.
 
@@ -119,14 +112,7 @@ class Runner:
         return self._parameter().dtype
 
     def at_once(self, preferred: int) -> int:
-        """Choose how many images or samples go through the flow together.
-
-        Args:
-            preferred: If the caller sets none; see ``images_at_once``.
-
-        Returns:
-            At least 1.
-        """
+        """Choose how many images or samples go through the flow together: what the caller set, else ``preferred``."""
         return 1 if self.minimum_memory else self.options.batch or preferred
 
     def notify(self, sentence: str) -> None:
@@ -136,31 +122,21 @@ class Runner:
             (self.options.notify or log.warning)(sentence)
 
     def check_cancelled(self) -> None:
-        """Ask the caller whether to stop.
-
-        Raises:
-            Cancelled: If so.
-        """
+        """Raise Cancelled if the caller asks to stop."""
         if self.options.cancelled is not None and self.options.cancelled():
             raise Cancelled("Stopped on request.")
 
     def expect(self, total: int) -> None:
-        """Start counting from 0.
-
-        Args:
-            total: Units of work to come.
-        """
+        """Start counting from 0 to so many units of work."""
         self._total = self._work = total
         self._settled = 0, 0  # what was done, and what of the total it was reported as
         self._reported = self._done = self._end = 0
         self._weight = 0
 
     def stage(self, units: int, weight: int = 1) -> None:
-        """Begin units of work that are counted while the plan computes them.
+        """Begin units of work that are counted while the plan computes them, with so much weight per unit of the plan.
 
-        Args:
-            units: Units that are done when the next ``stage`` or ``advance`` ends this one, whatever was counted.
-            weight: Units per unit of the plan (see ``Plan.units`` and ``Plan.encoder_units``): the number of images.
+        They are done when the next ``stage`` or ``advance`` ends this one, whatever was counted.
         """
         self.check_cancelled()
         self._done, self._end, self._weight = self._end, self._end + units, weight
@@ -172,12 +148,7 @@ class Runner:
         self._work, self._end = self._work - missing, self._done
 
     def advance(self, units: int = 1, preview: Tensor | None = None) -> None:
-        """End the current stage, if there is one, and count finished units.
-
-        Args:
-            units: How many.
-            preview: A finished picture, ``(3, H, W)`` in [0, 1].
-        """
+        """End the current stage, if there is one, and count finished units; a preview is ``(3, H, W)`` in [0, 1]."""
         self._done = self._end = self._end + units
         self._report(preview)
 
@@ -211,24 +182,12 @@ class Runner:
 
 
 def images_at_once(height: int, width: int) -> int:
-    """Choose how many images of a size go through a flow together unless the caller says.
-
-    Args:
-        height: Of an image.
-        width: Of an image.
-    """
+    """Choose how many images of a size go through a flow together unless the caller says."""
     return max(1, min(MAX_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
 
 
 def require_tensor(image: object) -> None:
-    """Refuse what is no tensor (NumPy arrays, PIL images, paths), and say how to make one of it.
-
-    Args:
-        image: What the caller passed as images.
-
-    Raises:
-        ImageError: If it is no tensor.
-    """
+    """Refuse what is no tensor as an ImageError, and say how to make one of it."""
     if isinstance(image, Tensor):
         return
     kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
@@ -268,15 +227,7 @@ def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def with_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:
-    """Give pictures the alpha of the images that they were made from, enlarged by a bicubic resize.
-
-    Args:
-        pictures: ``(B * N, 3, H, W)``: all samples of image 0, then of image 1.
-        alpha: ``(B, 1, h, w)`` from ``validate_image``, on the device of the pictures; None if there is none.
-
-    Returns:
-        ``(B * N, 4, H, W)``; the pictures themselves if there is no alpha.
-    """
+    """Append the alpha of B images, if they have any, to pictures ``(B * N, 3, H, W)``, by a bicubic resize."""
     if alpha is None:
         return pictures
     alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1)
@@ -300,14 +251,7 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def refuse_integer_range(image: Tensor) -> None:
-    """Refuse floats in [0, 255] or [0, 65535], which would be white: brighter on average than white, none negative.
-
-    Args:
-        image: Finite floats.
-
-    Raises:
-        ImageError: If they look like one of these.
-    """
+    """Refuse floats in [0, 255] or [0, 65535], which would be white: brighter on average than white, none negative."""
     low, high = (float(value) for value in image.aminmax())
     if low >= 0 and 4 < high <= 65536 and float(image.mean()) > 1:
         largest = 255 if high <= 256 else 65535  # bfloat16 rounds up

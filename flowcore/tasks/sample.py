@@ -22,7 +22,7 @@ from ..prior import sample_latents
 from . import upscale
 from .directions import apply_style
 from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
-from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents, check_size
+from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents
 from .runner import Runner, images_at_once
 
 
@@ -71,7 +71,7 @@ def sample(
     flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
     drawing = SamplingOptions(seed=seed, samples=n)
-    height, width = check_size(flow, size)
+    height, width = flow.sides(size)
     shapes = flow.latent_shapes(height, width)
     numbers = check_labels(flow, labels, n)
     run = Runner(flow, RunOptions(**options), ADVICE)
@@ -199,18 +199,9 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
-    """Estimate the working memory of one pass, beyond the weights, for as many images as go through at once.
+    """Estimate the bytes that one pass works with, beyond the weights, for as many images as go through at once.
 
     Counts, per pixel, the peak: the image and its neighbors in the chain, eight times its channels; and one network.
-
-    Args:
-        flow: The model.
-        images: Images in all; as many as go through at once count.
-        height: Of an image.
-        width: Of an image.
-
-    Returns:
-        Bytes.
     """
     at_once = min(images, images_at_once(height, width))
     if flow.capabilities.source == "low_resolution":

@@ -49,16 +49,10 @@ class Inside:
 
 
 def find_border(rgb: Tensor) -> Inside | None:
-    """Find a plain border on all four sides of a picture: the mat or the frame of a scan, of any color.
+    """Find a plain border on all four sides of a picture ``(1, 3, H, W)``: the mat or frame of a scan, of any color.
 
     The border has one color, and the photograph begins at a straight edge. What merely stands in front of a plain
     background (a bird in the sky) is no border, and bars on two sides are none.
-
-    Args:
-        rgb: ``(1, 3, H, W)`` in [0, 1].
-
-    Returns:
-        The photograph inside of it; None if there is no border.
     """
     height, width = rgb.shape[-2:]
     if min(height, width) < 16:
@@ -97,12 +91,10 @@ def clear_borders(chroma: Tensor, inside: Sequence[Inside | None]) -> Tensor:
 
 
 def is_tinted(rgb: Tensor) -> bool:
-    """Tell whether a picture has one tint (sepia, cyanotype, yellowed paper) instead of colors.
+    """Tell whether a picture ``(1, 3, H, W)`` has one tint (sepia, cyanotype, yellowed paper) instead of colors.
 
-    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise.
-
-    Args:
-        rgb: ``(1, 3, H, W)`` in [0, 1]; better shrunk, which removes grain.
+    Its chroma is then a function of luma alone: what it deviates from its mean at that luma is noise. A shrunk picture
+    has less grain.
     """
     y, chroma = color.split(rgb)
     bins = (y * BINS).long().clamp(0, BINS - 1).flatten()  # (HW,)

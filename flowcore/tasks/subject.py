@@ -142,16 +142,9 @@ def condition_for(
 def source_for_latents(
     flow: Flow, latents: Sequence[Tensor], source: Tensor | None, notify: Callable[[str], None]
 ) -> Tensor | None:
-    """Check the small image under which latents of an upscaling model are decoded.
+    """Check the small image under which latents of an upscaling model are decoded, and convert it to 3 channels.
 
-    Args:
-        flow: The model.
-        latents: Finest first.
-        source: ``(1 or B, C, h, w)`` in [0, 1], C = 1, 3 or 4, or None.
-        notify: Called with a sentence if the source is ignored.
-
-    Returns:
-        ``(1 or B, 3, h, w)`` for upscaling models; else None.
+    None for other models, of which ``notify`` is told if there is a source.
     """
     if flow.capabilities.source != "low_resolution":
         if source is not None:

@@ -48,10 +48,7 @@ class TileSize:
     def choose(self, longest: int, memory: Callable[[int], int], device: torch.device) -> int:
         """Return the side; if it was not asked for, the whole image or the largest one that half of free memory holds.
 
-        Args:
-            longest: Longer side of the images.
-            memory: Bytes that tiles of a side need.
-            device: Where they are needed.
+        ``longest`` is the longer side of the images; ``memory`` says how many bytes tiles of a side need on the device.
         """
         self._longest = longest
         if not self._side:

@@ -46,11 +46,7 @@ class TiledDecoder:
     ) -> Tensor:
         """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
 
-        Args:
-            rgb: The images.
-            taus: Temperatures.
-            sampling: What is drawn.
-            gray: For each image, whether what is made of it becomes gray; none if empty.
+        ``gray`` says of each image whether what is made of it becomes gray; none if empty.
         """
         run, plan, tiling, scale = self._run, self._run.plan, self._tiling, self._flow.condition_scale
         if self._store is not None and run.minimum_memory:

@@ -177,18 +177,10 @@ def temperature_grid(
 def sampling_settings(
     flow: Flow, temperature: Temperature | None = None, calm_edges: float | None = None
 ) -> tuple[Temperature, float]:
-    """Fill in what a model's file states.
+    """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``.
 
-    Temperature and ``calm_edges`` of a file were measured together. So a model's ``calm_edges`` comes with its
-    temperature: whoever states a temperature gets that temperature everywhere, unless they state ``calm_edges``, too.
-
-    Args:
-        flow: An upscaling model.
-        temperature: As in ``upscale``; None for the model's own.
-        calm_edges: As in ``upscale``; None for the model's own if the temperature is, else 0.
-
-    Returns:
-        The temperature, and ``calm_edges``.
+    Both of a file were measured together. So a model's ``calm_edges`` comes with its temperature: whoever states a
+    temperature gets that temperature everywhere, unless they state ``calm_edges``, too.
 
     Raises:
         FlowError: If the model does not upscale, or ``calm_edges`` lies outside [0, 1].
@@ -204,17 +196,9 @@ def sampling_settings(
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
-    """Compute the size of the pictures that ``upscale`` returns.
+    """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there.
 
-    Args:
-        flow: An upscaling model.
-        height: Of the LR image.
-        width: Of the LR image.
-        factor: As in ``upscale``.
-        longest_side: As in ``upscale``.
-
-    Returns:
-        Height and width, with the proportions of the LR image as nearly as whole pixels allow.
+    They have the proportions of the LR image as nearly as whole pixels allow.
 
     Raises:
         FlowError: If factor or side is out of its range.
@@ -232,22 +216,11 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
-    """Estimate the working memory of ``upscale`` in float32, beyond the weights and the resulting pictures.
+    """Estimate the bytes that ``upscale`` works with in float32, beyond the weights and the resulting pictures.
 
     Counts what is held for the whole image or tile at the widest moment, the end of level 1 (in small images a dense
-    block of the encoder): the features of all levels, for every sample its latents and the image before and after a
-    step; and the strips, which do not grow with the image.
-
-    Args:
-        flow: An SRFlow or HCFlow.
-        height: Of the LR image.
-        width: Of the LR image.
-        tile: As in ``upscale``; 0 for the whole image at once.
-        halo: As in ``upscale``.
-        samples: Enlargements that are computed at once.
-
-    Returns:
-        Bytes.
+    block of the encoder): the features of all levels, for every sample that is computed at once its latents and the
+    image before and after a step; and the strips, which do not grow with the image.
 
     Raises:
         FlowError: If the model does not upscale.

@@ -115,13 +115,6 @@ def test_it_multiplies_numbers_maps_and_temperatures_per_level(scale: int, level
         assert (calm - upscale(flow, lr, temperature=given, seed=4)).abs().max() > 1e-3
 
 
-def test_tiles_of_one_picture_share_its_map(flow: Flow) -> None:
-    lr = picture(1, 3, 95, 83)
-    whole = upscale(flow, lr, tile=95 + 83, seed=1)
-    for tile in (32, 48):
-        assert (upscale(flow, lr, tile=tile, seed=1) - whole).abs().max() <= 1 / 255
-
-
 def test_every_image_of_a_batch_has_its_own_map(flow: Flow) -> None:
     lr = torch.cat([halves(), picture(1, 3, 12, 16), torch.full((1, 3, 12, 16), 0.5)])
     batch = upscale(flow, lr, samples=2, seed=5)

@@ -9,11 +9,7 @@ import torch
 from PIL import Image
 
 import flowcore
-from flowcore import device, score
-from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import forget_plan
-from flowcore.inference.strips import StripBudget
-from flowcore.tasks import tiles
 
 from . import golden_pictures as golden
 
@@ -130,42 +126,3 @@ def test_tiles_change_less_than_a_level(upscaler):
     for tile in (32, 54):
         assert difference(flowcore.upscale(flow, small, tile=tile, **options), whole) <= 1 / 255
     assert difference(flowcore.upscale(flow, small, **options), whole) < 1e-5  # 0 chooses
-
-
-def test_strips_change_rounding_only(name, flow, pictures, monkeypatch):
-    for size in (2**16, 2**30):
-        monkeypatch.setattr(StripBudget, "fitting", lambda device, size=size: StripBudget(size))
-        forget_plan()
-        assert difference(golden.MAKERS[name](flow), pictures) < 1e-5
-    forget_plan()
-
-
-@pytest.mark.parametrize("upscaler", UPSCALERS)
-def test_samples_at_once_and_a_store_change_rounding_only(upscaler, monkeypatch):
-    flow = flowcore.load(upscaler)
-    expected = golden.upscaled(flow)
-    store = ConditionStore()
-    for _ in range(2):
-        assert difference(golden.upscaled(flow, store=store), expected) < 1e-5
-    monkeypatch.setattr(tiles, "MAX_SAMPLES", 1)
-    assert difference(golden.upscaled(flow), expected) < 1e-5
-
-
-def test_a_precision_that_falls_back_gives_what_it_falls_back_to(name, flow, pictures):
-    """On a CPU float16 and tf32 are float32; "auto" is one of the others."""
-    make = golden.MAKERS[name]
-    for precision in ("float16", "tf32"):
-        assert torch.equal(make(flow, precision=precision), pictures)
-    automatic = device.preferred_precision(torch.device("cpu"))
-    assert torch.equal(make(flow, precision="auto"), make(flow, precision=automatic))
-
-
-def test_scores_do_not_depend_on_batch_threads_or_run(threads):
-    flow = flowcore.load("glow-photos")
-    images = torch.cat([golden.photo(64, 64)[..., k : k + 32, k : k + 32] for k in (0, 8, 24)])
-    together = score(flow, images, samples=2, seed=5)
-    assert torch.equal(together.bits_per_dim, score(flow, images, samples=2, seed=5).bits_per_dim)
-    alone = score(flow, images[:1], samples=2, seed=5)
-    assert difference(alone.bits_per_dim, together.bits_per_dim[:1]) < 1e-5
-    threads(2)
-    assert difference(score(flow, images, samples=2, seed=5).bits_per_dim, together.bits_per_dim) < 1e-5

@@ -11,24 +11,20 @@ from builders import move_buffers
 
 from flowcore.condition import MultiScaleFeatures
 from flowcore.inference import convolutions
-from flowcore.inference.conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
+from flowcore.inference.conditioners import UnsplitConditioner, folded_conditioner
 from flowcore.inference.convolutions import (
     ConditionConv,
-    Conv,
     StreamedConditionConv,
     convolve_enlarged,
-    rows_of,
 )
-from flowcore.inference.encoder import FoldedDenseBlock, FoldedEncoder
+from flowcore.inference.encoder import FoldedDenseBlock
 from flowcore.inference.fold import Mixing, PixelMap, conv_weights, pixel_map
 from flowcore.inference.residual import FoldedResidual
 from flowcore.inference.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.networks import (
     Conditioner,
     DenseConditioner,
-    PlainConditioner,
     ResidualConditioner,
-    RRDBEncoder,
     ScaledConv,
 )
 from flowcore.networks.rrdb import DenseBlock
@@ -115,24 +111,6 @@ def test_streamed_rows_are_computed_about_once(factors, strip_bytes):
         close(streamed(3, 9), expected[:, :, 3:9])  # up again
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_expanded_condition_is_convolved_once(batch):
-    conv, x = ConditionConv(random(4, 3, 3, 3), random(4, seed=1), torch.float64), random(batch, 3, 9, 4)
-    expanded = x.expand(5, -1, -1, -1) if batch == 1 else x
-    close(
-        conv.on_canvas(MultiScaleFeatures(sources=((expanded, 1),)), StripBudget(1))[0],
-        F.conv2d(x, conv.weight, conv.bias, padding=1),
-    )
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_convolution_reads_the_rows_it_states(kernel):
-    conv, x = Conv(random(4, 3, kernel, kernel), random(4, seed=1), torch.float64), random(2, 3, 7, 5)
-    expected = F.conv2d(x, conv.weight, conv.bias, padding=kernel // 2)
-    for top, bottom in strips_of_any_height(7):
-        close(conv(x[:, :, conv.reads(top, bottom, 7)], top, bottom, 7), expected[:, :, top:bottom])
-
-
 # --- strips -----------------------------------------------------------------------------------------------------------
 
 
@@ -213,29 +191,7 @@ def test_other_transforms_are_no_mixings(part):
 
 # --- conditioners -----------------------------------------------------------------------------------------------------
 
-OWN, COND, OUT = 3, 4, 6
-NETWORKS = {
-    "usual": lambda: Conditioner(OWN + COND, 5, OUT),
-    "log3": lambda: Conditioner(OWN + COND, 5, OUT, log_factor=3.0),
-    "shallow": lambda: Conditioner(OWN + COND, 5, OUT, layers=0),
-    "not scaled": lambda: Conditioner(OWN + COND, 5, OUT, scaled=False),
-    "deep": lambda: Conditioner(OWN + COND, 5, OUT, layers=2, kernel=3),
-    "pooled": lambda: Conditioner(OWN + COND, 5, OUT, pooled=True),
-    "plain": lambda: PlainConditioner(OWN + COND, 5, OUT),
-    "plain, not scaled": lambda: PlainConditioner(OWN + COND, 5, OUT, scaled=False),
-    "prior": lambda: ScaledConv(OWN + COND, OUT),
-    # without a condition:
-    "ones": lambda: Conditioner(OWN + COND, 5, OUT, edge="ones"),
-    "flag": lambda: Conditioner(OWN + COND, 5, OUT, edge="flag"),
-    "deep flag": lambda: Conditioner(OWN + COND, 5, OUT, layers=2, kernel=3, edge="flag"),
-    "plain ones": lambda: PlainConditioner(OWN + COND, 5, OUT, edge="ones"),
-    "prior flag": lambda: ScaledConv(OWN + COND, OUT, edge="flag"),
-}
-
-
-def network_of(name):
-    torch.manual_seed(3)
-    return perturbed(NETWORKS[name](), 0.3).double()
+OUT = 6
 
 
 def expected_of(network, x, offset):
@@ -249,55 +205,9 @@ def folded(network, inputs, offset=None, dtype=torch.float64, strip_bytes=2**30)
         return folded_conditioner(network, inputs, offset, dtype, StripBudget(strip_bytes))
 
 
-# Without a condition, with both, and of a condition alone; and an offset, which puts shifts before scales, or none.
-FORMS = [(OWN + COND, None), (OWN + COND, 2.0), (OWN, 2.0), (0, 0.0)]
-
-
-@pytest.mark.parametrize(
-    ("name", "inputs", "offset"),
-    [
-        (name, inputs, offset)
-        for name in NETWORKS
-        for inputs, offset in FORMS
-        if inputs == OWN + COND or not any(word in name for word in ("ones", "flag", "prior"))
-    ],
-)
-@torch.no_grad()
-def test_folded_conditioner_equals_its_network_in_any_strips(name, inputs, offset):
-    network, x = network_of(name), random(2, OWN + COND, 7, 3)
-    expected = expected_of(network, x, offset)
-    conditioner = folded(network, inputs, offset)
-    assert isinstance(conditioner, FoldedConditioner)
-    own, terms, held = x[:, :inputs] if inputs else None, None, None
-    if inputs < OWN + COND:
-        features = MultiScaleFeatures(sources=((x[:, inputs:], 1),))
-        (held,) = conditioner.condition.on_canvas(features, StripBudget(1))
-        terms = rows_of(held)
-    before = None if held is None else held.clone()
-    for top, bottom in [(0, 7)] if name == "pooled" else strips_of_any_height(7):
-        close(conditioner.strip(own, terms, top, bottom, 7), expected[:, :, top:bottom])
-    assert torch.equal(x, random(2, OWN + COND, 7, 3))
-    assert before is None or torch.equal(before, held)
-    assert conditioner.outputs == OUT
-    assert conditioner.widest == (OUT if "prior" in name else max(5, OUT))
-    if inputs == OWN + COND:
-        assert conditioner.condition is None
-        close(conditioner(x), expected)
-
-
-@torch.no_grad()
-def test_condition_of_one_image_serves_several_samples():
-    network = network_of("deep")
-    conditioner = folded(network, OWN, 2.0)
-    own, cond = random(3, OWN, 9, 4), random(1, COND, 9, 4, seed=1)
-    terms = StreamedConditionConv(conditioner.condition, MultiScaleFeatures(sources=((cond, 1),)), StripBudget(1))
-    expected = expected_of(network, torch.cat([own, cond.expand(3, -1, -1, -1)], dim=1), 2.0)
-    close(conditioner.strip(own, terms, 2, 9, 9), expected[:, :, 2:])
-
-
 def test_conditioner_reads_no_row_that_it_does_not_need():
-    conditioner = folded(network_of("deep"), OWN + COND, 2.0)
-    x = random(1, OWN + COND, 40, 3)
+    conditioner = folded(perturbed(Conditioner(7, 5, OUT, layers=2, kernel=3), 0.3).double(), 7, 2.0)
+    x = random(1, 7, 40, 3)
     expected = conditioner.strip(x, None, 16, 20, 40)
     reach = 4  # four 3x3 convolutions
     torn = x.clone()
@@ -307,7 +217,7 @@ def test_conditioner_reads_no_row_that_it_does_not_need():
 
 
 def test_weights_are_folded_in_float64():
-    weights = conv_weights(network_of("usual").float())
+    weights = conv_weights(Conditioner(7, 5, OUT))
     assert len(weights) == 3
     assert {t.dtype for conv in weights for t in conv[:2]} == {torch.float64}
 
@@ -342,35 +252,6 @@ def test_other_conditioners_run_whole(name, offset, strip_bytes):
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------
-
-
-def encoder_of(scale, stacked):
-    torch.manual_seed(5)
-    return perturbed(RRDBEncoder(scale, 3, 4, 3, stacked), 0.1).double()
-
-
-@pytest.mark.parametrize("picture", [True, False], ids=["picture", "features only"])
-@pytest.mark.parametrize("size", [1, 2**40], ids=["low strips", "whole"])
-@pytest.mark.parametrize("stacked", [(), (2, 0)], ids=str)
-@pytest.mark.parametrize("scale", [2, 4, 8])
-@torch.no_grad()
-def test_folded_encoder_equals_the_encoder(scale, stacked, size, picture):
-    encoder = encoder_of(scale, stacked)
-    folded_ = FoldedEncoder(encoder, torch.float64, StripBudget(size, size))
-    lr = random(2, 3, 82, 4).sigmoid()  # dense blocks take 16 rows and more: five strips and two rows
-    before = lr.clone()
-    for levels in range(1, round(math.log2(scale)) + 2):
-        expected, enlarged = encoder(lr, levels, with_enlargement=picture)
-        features, painted = folded_(lr, levels, with_enlargement=picture)
-        assert len(features) == levels
-        for one, two in zip(features, expected, strict=True):
-            close(one.merged(), two)
-            assert one.precomputed is None
-        if picture:
-            close(painted, enlarged)
-        else:
-            assert painted is None
-    assert torch.equal(lr, before)
 
 
 @torch.no_grad()

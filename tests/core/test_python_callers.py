@@ -3,8 +3,8 @@
 import copy
 import functools
 import inspect
+import math
 
-import numpy as np
 import pytest
 import torch
 from builders import build_hcflow, build_tiny, build_upscaler, random_image
@@ -69,6 +69,56 @@ def test_every_task_takes_float64_and_refuses_arrays_and_integers_as_floats(task
         run(make(), 255 * image)
 
 
+CLAMPING = (
+    "upscale",
+    "colorize",
+    "colorize_video",
+    "transfer_palette",
+    "brighten",
+    "shrink",
+    "restore",
+    "apply_chroma",
+)
+
+
+@pytest.mark.parametrize("task", CLAMPING)
+def test_layouts_types_and_values_outside_do_not_matter(task):
+    make, run, image = TASKS[task]
+    image = (image * 255).round() / 255
+    image[..., 0, 0], image[..., 0, 1] = 0, 1
+    expected = run(make(), image)
+    channels_last = image.contiguous(memory_format=torch.channels_last)
+    loud = torch.where(image == 0, -3, torch.where(image == 1, 7, image))
+    before = loud.clone()
+    for other, tolerance in ((to_bytes(image), 0), (image.double(), 0), (channels_last, 1e-5), (loud, 1e-5)):
+        assert (run(make(), other) - expected).abs().max() <= tolerance
+    assert torch.equal(loud, before)
+    assert (run(make(), image.half()) - expected).abs().max() < 0.05
+    with torch.inference_mode():
+        assert torch.equal(run(make(), image.clone()), expected)
+
+
+def to_bytes(image):
+    return (image * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("task", CLAMPING)
+def test_what_is_no_image_is_refused(task):
+    make, run, image = TASKS[task]
+    broken = image[:1].clone()
+    broken[0, 0, 0, :2] = torch.tensor([math.nan, math.inf])
+    for bad, words in (
+        (broken, "2 values that are not finite"),
+        (image[:0], "The batch is empty"),
+        (image[:, :2], r"\(., 2, \d+, \d+\)"),
+        (image[:, [0, 0, 0, 0, 0]], r"\(., 5, \d+, \d+\)"),
+        (image[0], "Expected images"),
+        (image[..., :0], "no pixels"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            run(make(), bad)
+
+
 def copy_in_float64(flow):
     return copy.deepcopy(flow).double()
 
@@ -100,13 +150,6 @@ def test_floats_of_every_type_in_the_range_of_longer_integers_are_refused(dtype)
 @pytest.mark.parametrize("image", [PHOTO * 1.2, PHOTO * 30 * (PHOTO > 0.98), PHOTO - 0.5, torch.zeros_like(PHOTO)])
 def test_highlights_and_overshoots_are_no_integers(image):
     assert flowcore.colorize(colorizer(), image).isfinite().all()
-
-
-def test_the_conversions_that_the_errors_name_work():
-    array = (SMALL[0].permute(1, 2, 0) * 255).byte().numpy()
-    ours = torch.from_numpy(array).permute(2, 0, 1)[None]
-    pil = torch.from_numpy(np.array(Image.fromarray(array))).permute(2, 0, 1)[None]
-    assert torch.equal(flowcore.upscale(upscaler(), ours), flowcore.upscale(upscaler(), pil))
 
 
 def test_samples_and_decoded_images_are_clamped_as_asked():
