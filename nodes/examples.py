@@ -9,14 +9,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..flowcore import ImageError
 from ..flowcore.images.files import read
+from . import widgets
 from .host.compat import io
 from .host.paths import input_path, input_pictures
 from .host.ui import png
 from .live import side_by_side
-from .loaders import file_fingerprint
-from .node import FlowNode
+from .node import FileNode
 from .sockets import shown, to_image
 
 FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
@@ -49,16 +48,15 @@ FILMS = {"black-and-white film"}
 FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame
 
 
-def _choice(name: str) -> Any:
-    """Describe the choice of a picture, with the files of each of ours."""
-    options = [*PICTURES, *input_pictures()]
-    described = io.Combo.Input(name, options=options, default="photograph", upload=io.UploadType.image)
-    # host 0.3.75 takes them in no other way
-    described.extra_dict = {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)}
-    return described
+CHOICE = widgets.file_choice(
+    lambda: [*PICTURES, *input_pictures()],
+    lambda: {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)},
+    default="photograph",
+    upload=io.UploadType.image,
+)
 
 
-class FlowcoreExample(FlowNode):
+class FlowcoreExample(FileNode):
     """A picture, a batch, a film or a folder of pictures to try things with; or a file of the input folder."""
 
     MENU = "loaders"
@@ -67,27 +65,22 @@ class FlowcoreExample(FlowNode):
     REPORTS = False
 
     @classmethod
-    def validate_inputs(cls, picture: Any) -> bool | str:
-        if isinstance(picture, str) and _files(picture):
-            return True
+    def locate(cls, name: str) -> Path | None:
+        return next(iter(_files(name)), None)
+
+    @classmethod
+    def missing(cls, name: Any) -> str:
         return (
-            f"there is no file {shown(picture)} in the input folder. Upload it, or choose one that is there or one of: "
+            f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there or one of: "
             f"{', '.join(PICTURES)}."
         )
 
     @classmethod
-    def fingerprint_inputs(cls, picture: str) -> list[Any]:
-        return [fact for file in _files(picture) for fact in file_fingerprint(file, picture)]
-
-    @classmethod
-    def run(cls, picture: Annotated[str, _choice]) -> Any:
-        files = _files(picture)
-        if not files:
-            raise ImageError(f"{shown(picture)} is gone from the input folder. Choose another picture.")
-        pixels = torch.cat([_read(file) for file in files])  # (B, 4, H, W)
+    def run(cls, picture: Annotated[str, CHOICE], path: Path) -> Any:
+        pixels = torch.cat([_read(file) for file in _files(picture)])  # (B, 4, H, W)
         if picture in FILMS:
             pixels = _pan(pixels)
-        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(files[0].parent))
+        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path.parent))
 
 
 @lru_cache(maxsize=len(PICTURES))

@@ -56,7 +56,6 @@ class FlowcorePasteFace(FlowNode):
 
     ALIASES = ("paste face", "put face back", "blend face", "composite face", "face detailer", "uncrop")
     OUTPUTS = (io.Image.Output("pasted"),)
-    ADVANCED = ("feather",)
     REPORTS = False
 
     @classmethod
@@ -65,7 +64,7 @@ class FlowcorePasteFace(FlowNode):
         image: Annotated[Tensor, io.Image.Input],
         face: Annotated[Tensor, io.Image.Input],
         place: Annotated[tuple[FacePlace, ...], FLOW_FACE.Input],
-        feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True)],
+        feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True, advanced=True)],
         enlarge: Annotated[bool, widgets.switch],
     ) -> Any:
         pixels, faces = from_image(image), from_image(face)

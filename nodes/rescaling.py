@@ -43,7 +43,6 @@ class FlowcoreRestore(PickingNode):
     MENU = "upscaling"
     ALIASES = ("restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore")
     OUTPUTS = (io.Image.Output("images"),)
-    ADVANCED = ("width", "height", "tile", "precision")
 
     @classmethod
     def run(
@@ -52,10 +51,10 @@ class FlowcoreRestore(PickingNode):
         model: Annotated[FlowModel, flow_model("rescale")],
         temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
-        width: Annotated[int, widgets.integer(0, 0, 65536, optional=True)],
-        height: Annotated[int, widgets.integer(0, 0, 65536, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        samples: Annotated[int, widgets.samples],
+        width: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
+        height: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
+        tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         pick: Annotated[int, widgets.pick],
     ) -> Any:

@@ -26,7 +26,7 @@ from ..flowcore.tasks.subject import (
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, gallery, seeds_in_turn
+from .host.ui import Notes, Progress, finite, gallery, seeds_in_turn
 from .node import FlowNode
 from .recording import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
@@ -38,7 +38,6 @@ class FlowcoreSample(RecordingNode):
     PICKED = (0, 1)
     ALIASES = ("flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist")
     OUTPUTS = (io.Image.Output("images"), FLOW_LATENTS.Output("latents"))
-    ADVANCED = ("width", "height", "temperatures", "snap")
 
     @classmethod
     def run(
@@ -48,10 +47,10 @@ class FlowcoreSample(RecordingNode):
         temperature: Annotated[float, widgets.temperature(0.7)],
         seed: Annotated[int, widgets.seed()],
         labels: Annotated[str, widgets.text],
-        width: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
-        height: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
-        temperatures: Annotated[str, widgets.text],
-        snap: Annotated[bool, partial(widgets.switch, default=True)],
+        width: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
+        height: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
+        temperatures: Annotated[str, partial(widgets.text, advanced=True)],
+        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
         pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes = cls.notes()
@@ -86,7 +85,6 @@ class FlowcoreSampleGrid(FlowNode):
         io.Float.Output("each_temperature", is_output_list=True),
         io.Int.Output("each_seed", is_output_list=True),
     )
-    ADVANCED = ("snap",)
 
     @classmethod
     def run(
@@ -96,7 +94,7 @@ class FlowcoreSampleGrid(FlowNode):
         seed: Annotated[int, widgets.seed()],
         seeds: Annotated[int, widgets.integer(6, 1, 16)],
         labels: Annotated[str, widgets.text],
-        snap: Annotated[bool, partial(widgets.switch, default=True)],
+        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
         notes, progress = cls.notes(), Progress()
         size = _size(model.flow, 0, 0)
@@ -136,7 +134,6 @@ class FlowcoreEncode(FlowNode):
 
     ALIASES = ("flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents")
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
-    ADVANCED = ("dequantize",)
 
     @classmethod
     def run(
@@ -146,7 +143,9 @@ class FlowcoreEncode(FlowNode):
         fit: Annotated[Fit, widgets.fit],
         label: Annotated[int, widgets.label],
         source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        dequantize: Annotated[Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True)],
+        dequantize: Annotated[
+            Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True, advanced=True)
+        ],
     ) -> Any:
         notes, progress = cls.notes(), Progress()
         subject = prepare_subject(
@@ -177,9 +176,9 @@ class FlowcoreEncode(FlowNode):
             to_image(subject.pixels),
             ui={
                 "text": ["\n".join([*lines, *notes.lines])],
-                "error": [widgets.finite_or_none(error)],
-                "mean": [widgets.finite_or_none(mean) for mean in means],
-                "deviation": [widgets.finite_or_none(std) for std in stds],
+                "error": finite([error]),
+                "mean": finite(means),
+                "deviation": finite(stds),
             },
         )
 
@@ -189,7 +188,6 @@ class FlowcoreDecode(FlowNode):
 
     ALIASES = ("flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode")
     OUTPUTS = (io.Image.Output("images"),)
-    ADVANCED = ("snap",)
 
     @classmethod
     def run(
@@ -199,7 +197,7 @@ class FlowcoreDecode(FlowNode):
         labels: Annotated[str, widgets.text],
         source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
-        snap: Annotated[bool, widgets.switch],
+        snap: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
         notes, flow = cls.notes(), model.flow
         model.check_latents(latents)
@@ -257,6 +255,4 @@ def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor |
 
 
 def _place(number: int, levels: int) -> str:
-    if levels == 1:
-        return ""
-    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "")
+    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "") if levels > 1 else ""

@@ -59,7 +59,6 @@ class FlowcoreUpscale(RecordingNode):
     )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
-    ADVANCED = ("tile", "precision", "temperatures", "longest_side", "match_source", "calm_edges")
 
     @classmethod
     def run(
@@ -68,15 +67,15 @@ class FlowcoreUpscale(RecordingNode):
         model: Annotated[FlowModel, flow_model("upscale")],
         temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        samples: Annotated[int, widgets.samples],
+        tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
         outside: Annotated[float, widgets.temperature(0.3, optional=True)],
-        temperatures: Annotated[str, widgets.text],
+        temperatures: Annotated[str, partial(widgets.text, advanced=True)],
         factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
-        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True)],
-        match_source: Annotated[bool, widgets.switch],
+        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
+        match_source: Annotated[bool, partial(widgets.switch, advanced=True)],
         calm_edges: Annotated[float, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
     ) -> Any:
@@ -192,7 +191,6 @@ class FlowcoreTemperatureGrid(PickingNode):
         io.Float.Output("each_temperature", is_output_list=True),
         io.Int.Output("each_seed", is_output_list=True),
     )
-    ADVANCED = ("tile", "precision", "calm_edges")
 
     @classmethod
     def run(
@@ -202,7 +200,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         temperatures: Annotated[str, partial(io.String.Input, default="0, 0.4, 0.7, 0.9")],
         seed: Annotated[int, widgets.seed()],
         seeds: Annotated[int, widgets.integer(3, 1, 16, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         calm_edges: Annotated[float, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
@@ -291,7 +289,6 @@ class FlowcoreAsUpscaleModel(FlowNode):
 
     ALIASES = ("upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model")
     OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
-    ADVANCED = ("calm_edges",)
 
     @classmethod
     def run(
