@@ -6,21 +6,30 @@ import { after, isOurs } from "./canvas.js";
 
 let running; // id of the run that the server's last messages were about
 let asking; // a node of the workflow whose run waits for the server's answer: the run may be quicker than that
+const queued = new Map(); // from runs of this page to their workflows
 
 const nodes = () => (app.rootGraph ?? app.graph).nodes;
+const active = () => app.extensionManager?.workflow?.activeWorkflow;
 
 api.addEventListener("execution_start", ({ detail }) => (running = detail?.prompt_id));
+api.addEventListener("status", ({ detail }) => {
+  if (!detail?.exec_info?.queue_remaining) queued.clear();
+});
+
 api.addEventListener("promptQueueing", () => ([asking] = nodes()));
 api.addEventListener("promptQueued", () => (asking = undefined));
 
-/** The run that the server is at, as far as this page knows. */
-export const current = () => running;
+const { queuePrompt } = api;
+api.queuePrompt = async function () {
+  const workflow = active();
+  const answer = await queuePrompt.apply(this, arguments);
+  queued.set(answer.prompt_id, workflow);
+  return answer;
+};
 
 /** Whether a run is of the workflow on the canvas, as far as the page knows: it may have been queued before a reload. */
-export function isHere(run) {
-  const { _p: stores, workflow } = app.extensionManager;
-  const origin = stores?._s?.get("execution")?.jobIdToSessionWorkflowPath?.get(run); // if this page has queued it
-  return origin ? origin === workflow?.activeWorkflow?.path : !asking || nodes().includes(asking);
+export function isHere(run = running) {
+  return queued.has(run) ? queued.get(run) === active() : !asking || nodes().includes(asking);
 }
 
 const listeners = [];
@@ -36,12 +45,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return;
     after(node, "onExecuted", (output) => {
-      const run = current();
-      if (isHere(run)) handle(node, output, run);
+      if (isHere()) handle(node, output, running);
     });
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, current());
+    for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, running);
   },
 });
 
