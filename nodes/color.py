@@ -108,10 +108,7 @@ class FlowcoreColorize(RecordingNode):
                 notes("carry is ignored: it is for frames = video.")
             pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
         facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
-        return io.NodeOutput(
-            to_image(pictures),
-            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources),
-        )
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources))
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:

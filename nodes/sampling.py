@@ -75,16 +75,21 @@ class FlowcoreSample(RecordingNode):
         return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
 
 
-class FlowcoreSampleGrid(FlowNode):
-    """The same seeds at several temperatures, on one sheet."""
-
-    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
-    OUTPUTS = (
+def grid_outputs() -> tuple[Any, ...]:
+    """Describe the outputs of a grid of temperatures and seeds."""
+    return (
         io.Image.Output("sheet"),
         io.Image.Output("images"),
         io.Float.Output("each_temperature", is_output_list=True),
         io.Int.Output("each_seed", is_output_list=True),
     )
+
+
+class FlowcoreSampleGrid(FlowNode):
+    """The same seeds at several temperatures, on one sheet."""
+
+    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
+    OUTPUTS = grid_outputs()
 
     @classmethod
     def run(

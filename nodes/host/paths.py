@@ -126,9 +126,6 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
     Returns:
         The path, whose folder exists, and its record for the history.
-
-    Raises:
-        FlowError: If the prefix leads out of the folder, or the folder that it names cannot be created or read.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:
