@@ -151,12 +151,12 @@ class FileNode(FlowNode):
 
     @classmethod
     def validate_inputs(cls, **named: Any) -> bool | str:
-        (name,) = named.values()  # None: it comes along a wire
+        name = next(iter(named.values()), None)  # None: it comes along a wire, or the host finds it missing
         return name is None or (isinstance(name, str) and cls.locate(name) is not None) or cls.missing(name)
 
     @classmethod
     def fingerprint_inputs(cls, **named: Any) -> list[Any]:
-        (name,) = named.values()
+        name = next(iter(named.values()), None)
         return file_fingerprint(cls.locate(name) if isinstance(name, str) else None)
 
     @classmethod

@@ -234,11 +234,7 @@ class FlowcoreDecode(FlowNode):
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     """Return height and width of the images to sample."""
     refuse_colorizer(flow)
-    if "sample" not in flow.capabilities.tasks:
-        raise FlowError(
-            "This model makes images from a small image, not from nothing. Load a model such as glow-photos, or use "
-            "Flow Upscale."
-        )
+    flow.require("sample")
     own = flow.image_size or (0, 0)
     size = height or own[0], width or own[1]
     if 0 in size:
