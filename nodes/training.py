@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from .host.memory import Interrupted, freed_device, stop_if_cancelled
 from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
 from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
-from .node import FlowNode
+from .node import FlowNode, file_fingerprint
 from .sockets import FLOW_MODEL, FlowModel, shown, to_image
 
 RUNS = "flowcore-runs"  # below the output folder
@@ -58,14 +57,12 @@ class FlowcoreTrain(FlowNode):
     @classmethod
     def fingerprint_inputs(
         cls, folder: str | None, recipe: str | None, name: str | None, start: str | None = None, **_: Any
-    ) -> list[str]:
+    ) -> list[Any]:
         """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
-        digest = hashlib.sha256()
-        digest.update((folder_stamp(user_folder(folder)) if folder else "").encode())
-        for file in filter(None, (locate_model(start or ""), recipe_files().get(recipe or ""))):
-            stat = file.stat()
-            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return [digest.hexdigest(), _run(name).state() if name and _bad_name(name) is None else ""]
+        stamp = folder_stamp(user_folder(folder)) if folder else ""
+        files = (locate_model(start or ""), recipe_files().get(recipe or ""))
+        state = _run(name).state() if name and _bad_name(name) is None else ""
+        return [stamp, *map(file_fingerprint, files), state]
 
     @classmethod
     def run(

@@ -23,7 +23,7 @@ const { queuePrompt } = api;
 api.queuePrompt = async function () {
   const workflow = active();
   const answer = await queuePrompt.apply(this, arguments);
-  queued.set(answer.prompt_id, workflow);
+  queued.set(answer?.prompt_id, workflow);
   return answer;
 };
 
