@@ -132,8 +132,9 @@ class Events:
         self._loop.close()
 
     def until(self, deadline: float) -> Iterator[Json | bytes]:
-        """Yield messages until a moment of `time.monotonic`."""
-        while (left := deadline - time.monotonic()) > 0:
+        """Yield messages until a moment of `time.monotonic`, and then what has come already."""
+        while True:
+            left = max(0.02, deadline - time.monotonic())
             try:
                 message = self._loop.run_until_complete(self._socket.receive(left))
             except asyncio.TimeoutError:
