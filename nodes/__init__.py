@@ -5,14 +5,12 @@ from functools import partial
 from . import (
     analysis,
     color,
-    examples,
     faces,
     folders,
     latents,
     light,
     loaders,
     painting,
-    rescaling,
     sampling,
     training,
     upscaling,
@@ -28,9 +26,7 @@ NODES = [
     node
     for menu in (
         loaders,
-        examples,
         upscaling,
-        rescaling,
         sampling,
         latents,
         analysis,
@@ -50,6 +46,6 @@ def extension() -> Extension:
     """Return what the host asks for: our nodes, and the hooks that run once at its start."""
     recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
-    routes = [lambda: post(ROUTE, LIVE.prepare), lambda: show_as_inputs(examples.preview)]
+    routes = [lambda: post(ROUTE, LIVE.prepare), lambda: show_as_inputs(loaders.preview)]
     on_start = [register_srflow, lambda: on_prompt(read_prompt), *routes]
     return Extension(NODES, on_start)

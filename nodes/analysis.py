@@ -20,7 +20,7 @@ from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
-from .host.ui import Progress, gallery, of_image
+from .host.ui import Progress, finite, gallery, of_image
 from .node import FlowNode
 from .picking import PickingNode
 from .recording import PROVENANCE_LOG
@@ -41,7 +41,6 @@ class FlowcoreScore(FlowNode):
         io.Image.Output("ranked", is_output_list=True),
         io.String.Output("report"),
     )
-    ADVANCED = ("dequantization", "seed", "label", "probes", "terms")
     IS_INPUT_LIST = True
 
     @classmethod
@@ -50,34 +49,32 @@ class FlowcoreScore(FlowNode):
         image: Annotated[list[Tensor], io.Image.Input],
         model: Annotated[list[FlowModel], flow_model("sample", "upscale", "rescale")],
         dequantization: Annotated[
-            list[task.Dequantization], widgets.choice("uniform", "gaussian", "variational", optional=True)
+            list[task.Dequantization],
+            widgets.choice("uniform", "gaussian", "variational", optional=True, advanced=True),
         ],
         samples: Annotated[list[int], widgets.integer(1, 1, 1024, optional=True)],
-        seed: Annotated[list[int], widgets.seed(control=False, optional=True)],
+        seed: Annotated[list[int], widgets.seed(control=False, optional=True, advanced=True)],
         fit: Annotated[list[Fit], widgets.fit],
-        label: Annotated[list[int], widgets.label],
+        label: Annotated[list[int], partial(widgets.label, advanced=True)],
         source: Annotated[list[Tensor] | None, partial(io.Image.Input, optional=True)],
-        probes: Annotated[list[int], widgets.integer(4, 0, 1024, optional=True)],
-        terms: Annotated[list[int], widgets.integer(20, 1, 1000, optional=True)],
+        probes: Annotated[list[int], widgets.integer(4, 0, 1024, optional=True, advanced=True)],
+        terms: Annotated[list[int], widgets.integer(20, 1, 1000, optional=True, advanced=True)],
     ) -> Any:
         notes, flow, draws = cls.notes(), model[0].flow, samples[0]
         subjects = [
             prepare_subject(flow, from_image(batch).cpu(), fit=fit[0], label=label[0], source=small, notify=notes)
             for batch, small in zip(image, _sources(image, source), strict=True)
         ]
-        resized = sum(
-            len(batch) for batch, s in zip(image, subjects, strict=True) if batch.shape[1:3] != s.pixels.shape[2:]
-        )
-        if resized:
-            notes(f"{resized} of {sum(map(len, image))} images were resized or cut to fit, which changes their score.")
-        enlarged = [
-            subject.pixels.shape[2] > image.shape[1] or subject.pixels.shape[3] > image.shape[2]
-            for image, subject in zip(image, subjects, strict=True)
-            for _ in image
+        sizes = [
+            (batch.shape[1:3], s.pixels.shape[2:]) for batch, s in zip(image, subjects, strict=True) for _ in batch
         ]
+        resized = sum(given != taken for given, taken in sizes)
+        if resized:
+            notes(f"{resized} of {len(sizes)} images were resized or cut to fit, which changes their score.")
+        enlarged = [taken[0] > given[0] or taken[1] > given[1] for given, taken in sizes]
         if any(enlarged):
-            notes(f"{sum(enlarged)} of {len(enlarged)} images were enlarged, and stand last without a rank.")
-        progress, total, done = Progress(), sum(len(s.pixels) for s in subjects), 0
+            notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged, and stand last without a rank.")
+        progress, total, done = Progress(), len(sizes), 0
         scores: list[task.Score] = []
         for subject in subjects:
             count, _, *size = subject.pixels.shape
@@ -97,17 +94,15 @@ class FlowcoreScore(FlowNode):
                 )
             )
             done += count
-        bits = [float(value) for s in scores for value in s.bits_per_dim]
-        corrected = [
-            float(value) for s in scores if s.complexity_corrected is not None for value in s.complexity_corrected
-        ]
-        spread = [float(value) for s in scores for value in s.spread]
+        bits, corrected, spread, errors = (
+            [float(value) for s in scores for value in getattr(s, name)]
+            for name in ("bits_per_dim", "complexity_corrected", "spread", "standard_error")
+        )
         order = sorted(range(total), key=lambda i: task.ranking_key(bits[i], corrected[i], enlarged[i]))
         messages = [*dict.fromkeys([*notes.lines, *(note for s in scores for note in s.notes)])]
         report = "\n".join([*_table(order, bits, corrected, spread, enlarged), "", *messages])
         maps = _batches([part[None] for s, own in zip(scores, subjects, strict=True) for part in _maps(s, own.pixels)])
         pictures = [picture[None] for s in subjects for picture in s.pixels]
-        finite = widgets.finite_or_none
         return io.NodeOutput(
             bits,
             [to_image(heat_map(batch)) for batch in maps],
@@ -116,11 +111,11 @@ class FlowcoreScore(FlowNode):
             report,
             ui={
                 "text": [f"{_summary(order, corrected, enlarged)}\n\n{report}"],
-                "bits_per_dim": [finite(value) for value in bits],
-                "corrected": [finite(value) for value in corrected],
-                "spread": [finite(value) for value in spread],
-                "standard_error": [finite(float(value)) for s in scores for value in s.standard_error],
-                "per_level": [[finite(float(value)) for value in row] for s in scores for row in s.per_level],
+                "bits_per_dim": finite(bits),
+                "corrected": finite(corrected),
+                "spread": finite(spread),
+                "standard_error": finite(errors),
+                "per_level": [finite(row) for s in scores for row in s.per_level],
                 "order": order,
                 "notes": messages,
             },
@@ -184,14 +179,13 @@ class FlowcoreDiversityMap(FlowNode):
 
     ALIASES = ("diversity", "uncertainty", "heat map", "variance", "standard deviation", "spread")
     OUTPUTS = (io.Image.Output("map"), io.Mask.Output("mask"), io.Float.Output("mean"))
-    ADVANCED = ("gain",)
 
     @classmethod
     def run(
         cls,
         images: Annotated[Tensor, io.Image.Input],
         samples: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
-        gain: Annotated[float, widgets.number(1.0, 0.0, 100.0, 0.1, optional=True)],
+        gain: Annotated[float, widgets.number(1.0, 0.0, 100.0, 0.1, optional=True, advanced=True)],
     ) -> Any:
         deviation = diversity_map(from_image(images), samples)  # (B, 1, H, W)
         maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
@@ -252,7 +246,7 @@ class FlowcoreBestOf(PickingNode):
             ui=shown
             | {
                 "text": [*lines, *notes.lines],
-                "scores": [widgets.finite_or_none(float(value)) for value in scores.flatten()],
+                "scores": finite(scores.flatten()),
                 "order": numbers,
             },
         )

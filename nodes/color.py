@@ -38,17 +38,6 @@ class FlowcoreColorize(RecordingNode):
     ALIASES = ("colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor")
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"),)
-    ADVANCED = (
-        "detail",
-        "working_size",
-        "hint_steps",
-        "latents_strength",
-        "latents_levels",
-        "carry",
-        "gamut",
-        "precision",
-        "coherence",
-    )
 
     @classmethod
     def run(
@@ -57,22 +46,22 @@ class FlowcoreColorize(RecordingNode):
         model: Annotated[FlowModel, flow_model("colorize")],
         temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
-        detail: Annotated[float, widgets.temperature(widgets.OWN, own=True, optional=True)],
+        samples: Annotated[int, widgets.samples],
+        detail: Annotated[float, widgets.temperature(widgets.OWN, own=True, optional=True, advanced=True)],
         saturation: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 3.0, optional=True)],
         working_size: Annotated[int, widgets.working_size],
         hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
-        hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True)],
+        hint_steps: Annotated[int, widgets.integer(20, 0, 200, optional=True, advanced=True)],
         latents: Annotated[Latents | None, partial(FLOW_LATENTS.Input, optional=True)],
-        latents_strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True)],
-        latents_levels: Annotated[int, widgets.integer(2, 0, 8, optional=True)],
+        latents_strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True, advanced=True)],
+        latents_levels: Annotated[int, widgets.integer(2, 0, 8, optional=True, advanced=True)],
         frames: Annotated[Literal["images", "video"], widgets.choice("images", "video", optional=True)],
-        carry: Annotated[float, widgets.number(0.0, 0.0, 0.95, 0.01, optional=True)],
+        carry: Annotated[float, widgets.number(0.0, 0.0, 0.95, 0.01, optional=True, advanced=True)],
         gamut: Annotated[Gamut, widgets.gamut],
         precision: Annotated[Precision, widgets.precision],
         pick: Annotated[int, widgets.pick],
         reference: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        coherence: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True)],
+        coherence: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True, advanced=True)],
     ) -> Any:
         notes, pixels, video = cls.notes(), from_image(image), frames == "video"
         sources = pixels
@@ -106,9 +95,7 @@ class FlowcoreColorize(RecordingNode):
             "latents_levels": latents_levels,
             "gamut": gamut,
             "precision": precision,
-            "progress": Progress(pixels),
-            "cancelled": stop_if_cancelled,
-            "notify": notes,
+            **notes.follow(Progress(pixels)),
         }
         if video:
             if samples > 1:
@@ -121,10 +108,7 @@ class FlowcoreColorize(RecordingNode):
                 notes("carry is ignored: it is for frames = video.")
             pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
         facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
-        return io.NodeOutput(
-            to_image(pictures),
-            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources),
-        )
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources))
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +125,6 @@ class FlowcoreColorHints(FlowNode):
 
     ALIASES = ("color hints", "strokes", "scribble", "palette", "hex color", "color picker", "colorize")
     OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
-    ADVANCED = ("lock",)
 
     @classmethod
     def run(
@@ -153,7 +136,7 @@ class FlowcoreColorHints(FlowNode):
         radius: Annotated[int, widgets.integer(12, 0, 512, optional=True)],
         palette: Annotated[str, widgets.text],
         palette_image: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        lock: Annotated[bool, widgets.switch],
+        lock: Annotated[bool, partial(widgets.switch, advanced=True)],
         hints: Annotated[Hints | None, partial(FLOW_HINTS.Input, optional=True)],
     ) -> Any:
         notes = cls.notes()
@@ -195,7 +178,6 @@ class FlowcoreEncodeColor(FlowNode):
 
     ALIASES = ("encode color", "palette transfer", "color transfer", "reference colors", "color latents")
     OUTPUTS = (FLOW_LATENTS.Output("latents"),)
-    ADVANCED = ("working_size",)
     REPORTS = False
 
     @classmethod
@@ -217,7 +199,6 @@ class FlowcoreApplyChroma(FlowNode):
 
     ALIASES = ("apply chroma", "luma", "luminance", "color blend", "desaturate", "grayscale", "ycbcr")
     OUTPUTS = (io.Image.Output("merged"),)
-    ADVANCED = ("gamut",)
     REPORTS = False
 
     @classmethod

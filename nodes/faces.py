@@ -14,9 +14,14 @@ from ..flowcore.images.resize import resize
 from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, paste_faces
 from . import widgets
 from .host.compat import io
-from .host.ui import Notes
 from .node import FlowNode
 from .sockets import FACE_LANDMARKS, FLOW_FACE, check_memory, from_image, from_mask, to_image
+
+NO_EYES = (
+    "The eyes are missing. Click both in the picture on the node; or type left_eye and right_eye, such as `120, 88`, "
+    "in pixels from the top left corner; or paint a dot on each (right-click Load Image, Open in MaskEditor) and "
+    "connect its mask; or connect the landmarks of Detect Face Landmarks, which newer versions of ComfyUI have."
+)
 
 
 class FlowcoreAlignFace(FlowNode):
@@ -38,7 +43,13 @@ class FlowcoreAlignFace(FlowNode):
         smallest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
-        found = _eyes(pixels, left_eye, right_eye, eyes, landmarks, face, smallest, notes)
+        found = _typed(left_eye, right_eye)
+        if found is None and eyes is not None and bool((marks := from_mask(eyes, len(pixels))).any()):
+            found = [[eyes_from_mask(each[0], *pixels.shape[-2:])] for each in marks]
+        if found is None and landmarks is not None:
+            found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
+        if found is None:
+            raise ImageError(NO_EYES)
         if size:
             count = sum(len(found[k % len(found)]) for k in range(len(pixels)))
             check_memory(count, 3 * size * size, "faces need", "Lower size, or pass fewer images.")
@@ -56,7 +67,6 @@ class FlowcorePasteFace(FlowNode):
 
     ALIASES = ("paste face", "put face back", "blend face", "composite face", "face detailer", "uncrop")
     OUTPUTS = (io.Image.Output("pasted"),)
-    ADVANCED = ("feather",)
     REPORTS = False
 
     @classmethod
@@ -65,7 +75,7 @@ class FlowcorePasteFace(FlowNode):
         image: Annotated[Tensor, io.Image.Input],
         face: Annotated[Tensor, io.Image.Input],
         place: Annotated[tuple[FacePlace, ...], FLOW_FACE.Input],
-        feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True)],
+        feather: Annotated[float, widgets.slider(0.15, 0.0, 0.5, optional=True, advanced=True)],
         enlarge: Annotated[bool, widgets.switch],
     ) -> Any:
         pixels, faces = from_image(image), from_image(face)
@@ -77,35 +87,16 @@ class FlowcorePasteFace(FlowNode):
         return io.NodeOutput(to_image(paste_faces(pixels, faces, place, feather=feather)))
 
 
-def _eyes(
-    pixels: Tensor,
-    left: str,
-    right: str,
-    mask: Tensor | None,
-    frames: list[Any] | None,
-    face: int,
-    smallest: int,
-    notes: Notes,
-) -> list[list[Eyes]]:
-    """Find the eyes: typed, else marked, else detected."""
-    height, width = pixels.shape[-2:]
-    if left.strip() or right.strip():
-        ones, others = _points(left, "left_eye"), _points(right, "right_eye")
-        if len(ones) != len(others):
-            raise FlowError(
-                f"Every face has two eyes; left_eye has {len(ones)}, and right_eye {len(others)}. Mark the other, too."
-            )
-        return [list(zip(ones, others, strict=True))]
-    if mask is not None and bool((marks := from_mask(mask, len(pixels))).any()):
-        return [[eyes_from_mask(each[0], height, width)] for each in marks]
-    if frames is not None:
-        return eyes_from_meshes(frames, face, smallest=smallest, notify=notes)
-    raise ImageError(
-        "The eyes are missing. Click both in the picture on the node; or type left_eye and right_eye, such as "
-        "`120, 88`, in pixels from the top left corner; or paint a dot on each (right-click Load Image, Open in "
-        "MaskEditor) and connect its mask; or connect the landmarks of Detect Face Landmarks, which newer versions of "
-        "ComfyUI have."
-    )
+def _typed(left: str, right: str) -> list[list[Eyes]] | None:
+    """Read the eyes that were typed or clicked; None if none were."""
+    if not left.strip() and not right.strip():
+        return None
+    ones, others = _points(left, "left_eye"), _points(right, "right_eye")
+    if len(ones) != len(others):
+        raise FlowError(
+            f"Every face has two eyes; left_eye has {len(ones)}, and right_eye {len(others)}. Mark the other, too."
+        )
+    return [list(zip(ones, others, strict=True))]
 
 
 def _points(text: str, name: str) -> list[Point]:

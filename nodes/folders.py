@@ -46,7 +46,7 @@ class FlowcoreFolder(FlowNode):
         subfolder: Annotated[str, partial(io.String.Input, default="flowcore")],
         temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed(control=False)],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
+        samples: Annotated[int, widgets.samples],
     ) -> Any:
         notes, progress, count = cls.notes(), Progress(), Counter[str]()
         source, out = inside("input", folder), inside("output", subfolder)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +23,10 @@ from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.paths import input_files, input_path, output_path
+from .host.paths import input_files, output_path
 from .host.ui import Progress
 from .live import LiveNode
-from .loaders import file_fingerprint
-from .node import FlowNode
+from .node import FileNode, FlowNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, shown, to_image
 
 SUFFIX = ".safetensors"
@@ -42,7 +41,6 @@ class FlowcoreInterpolate(FlowNode):
 
     ALIASES = ("interpolate latents", "morph", "slerp", "animation", "latent walk", "blend", "tween")
     OUTPUTS = (FLOW_LATENTS.Output("frames_of_latents"),)
-    ADVANCED = ("mode", "coarse_first")
 
     @classmethod
     def run(
@@ -51,7 +49,7 @@ class FlowcoreInterpolate(FlowNode):
         b: Annotated[Latents, FLOW_LATENTS.Input],
         frames: Annotated[int, widgets.integer(16, 2, 512)],
         mode: Annotated[material.Mode, widgets.mode],
-        coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True)],
+        coarse_first: Annotated[float, widgets.number(0.0, 0.0, 1.0, 0.01, optional=True, advanced=True)],
         loop: Annotated[bool, widgets.switch],
     ) -> Any:
         notes = cls.notes()
@@ -64,10 +62,10 @@ class FlowcoreInterpolate(FlowNode):
         walk: list[list[Tensor]] = []
         for t in positions:
             stop_if_cancelled()
-            walk.append(material.interpolate(a.levels, b.levels, staggered(t, len(a.levels), coarse_first), mode=mode))
+            walk.append(material.interpolate(a.levels, b.levels, _staggered(t, len(a.levels), coarse_first), mode=mode))
         levels = [torch.stack(level, 1).flatten(0, 1) for level in zip(*walk, strict=True)]  # frames of pair 0 first
-        labels, source = along_walk(a, b, positions, notes)
-        return io.NodeOutput(dataclasses.replace(a, levels=levels, labels=labels, source=source), ui=notes.ui)
+        labels, source = _along_walk(a, b, positions, notes)
+        return io.NodeOutput(replace(a, levels=levels, labels=labels, source=source), ui=notes.ui)
 
 
 class FlowcoreMixLatents(FlowNode):
@@ -75,7 +73,6 @@ class FlowcoreMixLatents(FlowNode):
 
     ALIASES = ("mix latents", "blend latents", "style mixing", "combine latents", "merge latents")
     OUTPUTS = (FLOW_LATENTS.Output("mixed"),)
-    ADVANCED = ("levels",)
 
     @classmethod
     def run(
@@ -84,7 +81,7 @@ class FlowcoreMixLatents(FlowNode):
         b: Annotated[Latents, FLOW_LATENTS.Input],
         coarse: Annotated[float, widgets.slider(1.0, 0.0, 1.0)],
         fine: Annotated[float, widgets.slider(0.0, 0.0, 1.0)],
-        levels: Annotated[str, widgets.text],
+        levels: Annotated[str, partial(widgets.text, advanced=True)],
     ) -> Any:
         notes = cls.notes()
         a.check_same_model(b)
@@ -98,7 +95,7 @@ class FlowcoreMixLatents(FlowNode):
             notes("a and b show different labels: those of a are kept. Flow Decode can show others.")
         if sources is not None and not torch.equal(*sources):
             notes("a and b have different sources: that of a is kept. Flow Decode can be given another.")
-        result = dataclasses.replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0])
+        result = replace(a, levels=mixed, labels=labels and labels[0], source=sources and sources[0])
         return io.NodeOutput(result, ui=notes.ui)
 
 
@@ -118,7 +115,7 @@ class FlowcoreVaryLatents(FlowNode):
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
     ) -> Any:
         varied = material.vary(latents.levels, seed, strength, temperature=temperature)
-        return io.NodeOutput(dataclasses.replace(latents, levels=varied))
+        return io.NodeOutput(replace(latents, levels=varied))
 
 
 class FlowcoreNormalizeLatents(FlowNode):
@@ -126,7 +123,6 @@ class FlowcoreNormalizeLatents(FlowNode):
 
     ALIASES = ("normalize latents", "normalise latents", "restore", "harmonize", "content transfer")
     OUTPUTS = (FLOW_LATENTS.Output("normalized"),)
-    ADVANCED = ("window",)
     REPORTS = False
 
     @classmethod
@@ -138,7 +134,7 @@ class FlowcoreNormalizeLatents(FlowNode):
         window: Annotated[int, widgets.window],
     ) -> Any:
         levels = material.normalize(latents.levels, strength, per, window=window)
-        return io.NodeOutput(dataclasses.replace(latents, levels=levels))
+        return io.NodeOutput(replace(latents, levels=levels))
 
 
 class FlowcoreScaleLatents(FlowNode):
@@ -156,7 +152,7 @@ class FlowcoreScaleLatents(FlowNode):
         temperatures: Annotated[str, widgets.text],
     ) -> Any:
         factors = widgets.parse_numbers(temperatures, "temperatures") or temperature
-        return io.NodeOutput(dataclasses.replace(latents, levels=material.scale(latents.levels, factors)))
+        return io.NodeOutput(replace(latents, levels=material.scale(latents.levels, factors)))
 
 
 class FlowcoreStyle(LiveNode):
@@ -190,7 +186,7 @@ class FlowcoreStyle(LiveNode):
             latents.check_same_model(direction)
             levels = material.add(levels, direction.levels, strength)
             labels, source = _repeat(labels, len(levels[0])), _repeat(source, len(levels[0]))
-        return dataclasses.replace(latents, levels=levels, labels=labels, source=source)
+        return replace(latents, levels=levels, labels=labels, source=source)
 
 
 class FlowcoreAttributeDirection(FlowNode):
@@ -257,9 +253,9 @@ class FlowcoreLatentExplorer(LiveNode):
 
         def between(one: Latents, other: Latents, t: float) -> Latents:  # 0 and 1 give the ends bit for bit
             one.check_same_model(other)
-            labels, source = along_walk(one, other, [t], differences.append)
+            labels, source = _along_walk(one, other, [t], differences.append)
             levels = material.interpolate(one.levels, other.levels, t)
-            return dataclasses.replace(one, levels=levels, labels=labels, source=source)
+            return replace(one, levels=levels, labels=labels, source=source)
 
         found = between(a, b, x)
         lower = [corner for corner in (c, d) if corner is not None]
@@ -275,7 +271,6 @@ class FlowcoreMorph(FlowNode):
 
     ALIASES = ("morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween")
     OUTPUTS = (io.Image.Output("film"),)
-    ADVANCED = ("mode", "fit")
 
     @classmethod
     def run(
@@ -285,7 +280,7 @@ class FlowcoreMorph(FlowNode):
         frames: Annotated[int, widgets.integer(24, 2, 512)],
         loop: Annotated[bool, partial(widgets.switch, default=True)],
         mode: Annotated[material.Mode, partial(widgets.mode, optional=True)],
-        fit: Annotated[Fit, widgets.fit],
+        fit: Annotated[Fit, partial(widgets.fit, advanced=True)],
     ) -> Any:
         notes, flow, count = cls.notes(), model.flow, len(images) * frames
         size = flow.image_size if fit == "resize" and flow.image_size else (images.shape[1], images.shape[2])
@@ -316,7 +311,6 @@ class FlowcoreHarmonize(FlowNode):
         "composite",
     )
     OUTPUTS = (io.Image.Output("harmonized"),)
-    ADVANCED = ("window",)
 
     @classmethod
     def run(
@@ -366,30 +360,21 @@ class FlowcoreSaveLatents(FlowNode):
         return io.NodeOutput(ui={"latents": [record], "text": [f"saved {record['filename']}"]})
 
 
-class FlowcoreLoadLatents(FlowNode):
+class FlowcoreLoadLatents(FileNode):
     """Latents from a file."""
 
     ALIASES = ("load latents", "import latents", "open latents")
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.String.Output("info"))
 
     @classmethod
-    def validate_inputs(cls, file: Any) -> bool | str:
-        if file is None or _locate(file) is not None:
-            return True
+    def missing(cls, name: Any) -> str:
         return (
-            f"there is no file {shown(file)} in the input folder. Put it into ComfyUI's input folder or into "
+            f"there is no file {shown(name)} in the input folder. Put it into ComfyUI's input folder or into "
             f"input/{SUBFOLDER} and press R."
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: Any) -> list[Any]:
-        return file_fingerprint(_locate(file), file)
-
-    @classmethod
-    def run(cls, file: Annotated[str, widgets.listed(partial(input_files, SUBFOLDER, SUFFIX))]) -> Any:
-        path = _locate(file)
-        if path is None:
-            raise CheckpointError(f"The file '{file}' is gone from the input folder; choose another one.")
+    def run(cls, file: Annotated[str, widgets.file_choice(partial(input_files, SUBFOLDER, SUFFIX))], path: Path) -> Any:
         labels = _saved_labels(read_latents_header(path), file)  # before any tensor is read
         levels, header, source = load_latents(path)
         latents = Latents(
@@ -413,11 +398,6 @@ class FlowcoreLoadLatents(FlowNode):
         return io.NodeOutput(latents, info, ui={"text": [info]})
 
 
-def _locate(file: Any) -> Path | None:
-    """Find the file that a prompt names, which may hold anything."""
-    return input_path(file) if isinstance(file, str) else None
-
-
 def _saved_labels(header: LatentsHeader, name: str) -> Tensor | None:
     saved: Any = header.extra.get("labels")
     if saved is None:
@@ -432,21 +412,13 @@ def _saved_labels(header: LatentsHeader, name: str) -> Tensor | None:
 # levels, labels and sources of two latents
 
 
-def staggered(t: float, levels: int, coarse_first: float) -> list[float]:
-    """Let deep levels of a walk run ahead of fine ones.
+def _staggered(t: float, levels: int, coarse_first: float) -> list[float]:
+    """Let deep levels of a walk run ahead of fine ones: the position of every level in frame t, finest first.
 
     With c half of `coarse_first` and d the depth of a level, 0 for the finest and 1 for the deepest, the level moves
     at constant speed while t goes from ``c (1 - d)`` to ``1 - c d``::
 
         t_l = clamp((t - c (1 - d)) / (1 - c), 0, 1)
-
-    Args:
-        t: Position of the frame, in [0, 1].
-        levels: Number of levels.
-        coarse_first: In [0, 1]; at 1 the deepest level arrives when the finest sets out.
-
-    Returns:
-        Positions of the levels, finest first: all 0 at t = 0 and all 1 at t = 1.
     """
     c = coarse_first / 2
     if levels == 1:
@@ -473,20 +445,10 @@ def _both(one: Tensor | None, other: Tensor | None, count: int) -> tuple[Tensor,
     return None if first is None or second is None else (first, second)
 
 
-def along_walk(
+def _along_walk(
     a: Latents, b: Latents, positions: list[float], notify: Callable[[str], None]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the labels and sources of the frames of a walk.
-
-    Args:
-        a: Start of the walk.
-        b: End of the walk.
-        positions: Of the frames, in [0, 1].
-        notify: Called with a message if the labels differ.
-
-    Returns:
-        Labels, of a up to the middle and then of b; sources, faded from a's to b's. All frames of pair 0 come first.
-    """
+    """Return labels (of a up to the middle of a walk, then of b) and sources (faded); frames of pair 0 come first."""
     count = max(a.items, b.items)
     labels, sources = _both(a.labels, b.labels, count), _both(a.source, b.source, count)
     shown, small = None, None

@@ -25,7 +25,6 @@ class FlowcoreBrighten(RecordingNode):
 
     ALIASES = ("brighten", "low light", "dark photo", "night", "exposure", "llflow", "enhance", "underexposed")
     OUTPUTS = (io.Image.Output("images"),)
-    ADVANCED = ("tile", "precision")
 
     @classmethod
     def run(
@@ -34,8 +33,8 @@ class FlowcoreBrighten(RecordingNode):
         model: Annotated[FlowModel, flow_model("brighten")],
         temperature: Annotated[float, widgets.temperature(0.0)],
         seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 8192, optional=True)],
+        samples: Annotated[int, widgets.samples],
+        tile: Annotated[int, widgets.integer(0, 0, 8192, optional=True, advanced=True)],
         precision: Annotated[Precision, widgets.precision],
         mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
         outside: Annotated[float, widgets.temperature(0.0, optional=True)],

@@ -66,11 +66,6 @@ class LiveRuns(RecentlyUsed[LiveRun]):
     def keep(self, node: type[LiveNode], values: dict[str, Any], made: Latents) -> list[str]:
         """Keep the values of a run, but for its model.
 
-        Args:
-            node: The node.
-            values: Input name to value.
-            made: What the node made of them.
-
         Returns:
             The name under which the page asks; none if a picture would be too large.
         """
@@ -78,7 +73,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         if count == 0:
             return []
         kept = {
-            name: value.first(count) if isinstance(value, Latents) else value
+            name: value.part(slice(count)) if isinstance(value, Latents) else value
             for name, value in values.items()
             if not isinstance(value, FlowModel)
         }
@@ -87,10 +82,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
         return [name]
 
     def prepare(self, body: Any) -> Callable[[], Answer]:
-        """Register a request and cancel earlier ones of the same run.
-
-        Args:
-            body: `{"run": name, "values": {input: number}}`, or anything else.
+        """Register a request, `{"run": name, "values": {input: number}}` or anything else, and cancel earlier ones.
 
         Returns:
             What answers the request.

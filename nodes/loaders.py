@@ -1,24 +1,27 @@
-"""Load a flow by its name, or the flow and settings that made a picture."""
+"""Load a flow by its name, the flow and settings that made a picture, or a picture to try things with."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from .. import flowcore
-from ..flowcore import CheckpointError, ImageError, provenance
+from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
 from ..flowcore.images.files import read
 from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
 from . import widgets
 from .host.compat import io
-from .host.paths import input_files, input_path, model_files, model_folders, model_path
-from .node import TEXTS, FlowNode
+from .host.paths import input_files, input_path, input_pictures, model_files, model_folders, model_path
+from .host.ui import png
+from .live import side_by_side
+from .node import TEXTS, FileNode, file_fingerprint
 from .sockets import FLOW_MODEL, TASKS, FlowModel, shown, to_image
 
 # What each shipped model is for, and each task of the others.
@@ -28,51 +31,69 @@ USES: dict[str, str] = TEXTS["uses"]
 OWN_FIELDS = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation")} | {"factor": "scale"}
 
 
-def _choice(name: str) -> Any:
-    """Describe the choice of a model, with what the file of each states, for web/js/models.js."""
-    names = model_choices()
-    described = io.Combo.Input(name, options=names, default="srflow-x4")
-    stated = {model: facts for model in names if (facts := _stated(model))}
-    # Host 0.3.75 takes them in no other way.
-    described.extra_dict = {TASKS: {model: facts["tasks"] for model, facts in stated.items()}, "flowcore_facts": stated}
-    return described
+def model_choices() -> list[str]:
+    """List the models that can be loaded: shipped ones first, then files."""
+    shipped = catalog.names()
+    return [*shipped, *(name for name in model_files() if name not in shipped)]
 
 
-class FlowcoreLoadModel(FlowNode):
+def _models() -> list[tuple[str, Path]]:
+    return [(name, path) for name in model_choices() if (path := locate_model(name)) is not None]
+
+
+def _facts_for_page() -> dict[str, Any]:
+    """Collect what the file of each model states, for web/js/models.js."""
+    stated = {name: facts for name, path in _models() if (facts := _stated(path, *file_fingerprint(path)))}
+    return {TASKS: {name: facts["tasks"] for name, facts in stated.items()}, "flowcore_facts": stated}
+
+
+@lru_cache(maxsize=1024)
+def _stated(path: Path, *_: Any) -> dict[str, Any]:
+    """Read what a model's file states before it is loaded; nothing if it does not tell what it is made for."""
+    config = read_config(path)
+    tasks = sorted(getattr(config, "tasks", None) or ())
+    if not tasks:
+        return {}
+    own = {name: getattr(config, field) for name, field in OWN_FIELDS.items() if hasattr(config, field)}
+    own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
+    return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
+
+
+def locate_model(name: str) -> Path | None:
+    """Find the file of one of `model_choices`; None if there is no such model."""
+    return catalog.path(name) if name in catalog.names() else model_path(name)
+
+
+class FlowcoreLoadModel(FileNode):
     """A model file or a shipped model, as a FLOW_MODEL."""
 
     ALIASES = ("flow", "srflow", "load srflow", "normalizing flow", "super resolution", "upscale model", "colorizer")
     OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        if locate_model(model_name) is not None:
-            return True
+    def locate(cls, name: str) -> Path | None:
+        return locate_model(name)
+
+    @classmethod
+    def missing(cls, name: Any) -> str:
         return (
-            f"there is no flow model {shown(model_name)}. Put the file into {' or '.join(model_folders())} and press "
-            f"R, or choose one of: {', '.join(model_choices())}."
+            f"there is no flow model {shown(name)}. Put the file into {' or '.join(model_folders())} and press R, or "
+            f"choose one of: {', '.join(model_choices())}."
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str) -> list[Any]:
-        return file_fingerprint(locate_model(model_name), model_name)
-
-    @classmethod
-    def run(cls, model_name: Annotated[str, _choice]) -> Any:
-        path = locate_model(model_name)
-        if path is None:
-            raise CheckpointError(f"the flow model '{model_name}' is gone; choose another one.")
+    def run(
+        cls,
+        model_name: Annotated[str, widgets.file_choice(model_choices, _facts_for_page, default="srflow-x4")],
+        path: Path,
+    ) -> Any:
         flow = flowcore.load(model_name if model_name in catalog.names() else path)
         facts = {"use": _use(model_name, flow), **_facts(flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         return io.NodeOutput(FlowModel.of(flow, model_name), info, ui={name: [value] for name, value in facts.items()})
 
 
-def _pictures() -> list[str]:
-    return input_files("", ".png")
-
-
-class FlowcoreLoadRecipe(FlowNode):
+class FlowcoreLoadRecipe(FileNode):
     """What made a PNG file: model, temperature, seed."""
 
     ALIASES = ("recipe", "metadata", "png info", "seed", "reproduce", "flow", "load image")
@@ -86,21 +107,16 @@ class FlowcoreLoadRecipe(FlowNode):
     )
 
     @classmethod
-    def validate_inputs(cls, image: Any) -> bool | str:
-        if isinstance(image, str) and input_path(image) is not None:
-            return True
-        return f"there is no file {shown(image)} in the input folder. Upload it, or choose one that is there."
+    def missing(cls, name: Any) -> str:
+        return f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there."
 
     @classmethod
-    def fingerprint_inputs(cls, image: str) -> list[Any]:
-        return file_fingerprint(input_path(image), image)
-
-    @classmethod
-    def run(cls, image: Annotated[str, widgets.listed(_pictures, upload=io.UploadType.image)]) -> Any:
+    def run(
+        cls,
+        image: Annotated[str, widgets.file_choice(partial(input_files, "", ".png"), upload=io.UploadType.image)],
+        path: Path,
+    ) -> Any:
         notes = cls.notes()
-        path = input_path(image)
-        if path is None:
-            raise ProvenanceError(f"{shown(image)} is gone from the input folder. Choose another picture.")
         every = provenance.read(path)
         picture = _read_png(path)
         mark = provenance.fingerprint(truncate_16_bits(picture))
@@ -110,8 +126,7 @@ class FlowcoreLoadRecipe(FlowNode):
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes what it was "
                 "before."
             )
-        others = [(name, found) for name in model_choices() if (found := locate_model(name)) is not None]
-        name, flow = provenance.find_model(recipe, locate_model(recipe.model), others)
+        name, flow = provenance.find_model(recipe, locate_model(recipe.model), _models())
         seed = recipe.seed_of(mark)
         text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
         facts = {"node": [recipe.node], "model": [name], "temperature": [recipe.temperature], "seed": [seed]}
@@ -128,79 +143,25 @@ class FlowcoreLoadRecipe(FlowNode):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# files
-
-
-def model_choices() -> list[str]:
-    """List the models that can be loaded: shipped ones first, then files."""
-    shipped = catalog.names()
-    return [*shipped, *(name for name in model_files() if name not in shipped)]
-
-
-def _stated(name: str) -> dict[str, Any]:
-    """Return what a model's file states before it is loaded; nothing if it does not tell what it is made for."""
-    path = locate_model(name)
-    return {} if path is None else _stated_by(path, *file_fingerprint(path, name))
-
-
-@lru_cache(maxsize=1024)
-def _stated_by(path: Path, *_: Any) -> dict[str, Any]:
-    config = read_config(path)
-    tasks = sorted(getattr(config, "tasks", None) or ())
-    if not tasks:
-        return {}
-    own = {name: getattr(config, field) for name, field in OWN_FIELDS.items() if hasattr(config, field)}
-    own |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
-    return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": own}
-
-
-def locate_model(name: Any) -> Path | None:
-    """Find the file of a model.
-
-    Args:
-        name: One of `model_choices`; a prompt may hold anything.
-
-    Returns:
-        The path, or None if there is no such model.
-    """
-    if not isinstance(name, str):
-        return None
-    return catalog.path(name) if name in catalog.names() else model_path(name)
-
-
-def file_fingerprint(path: Path | None, name: str) -> list[Any]:
-    """Return what makes a node run again when its file has changed."""
-    if path is None:
-        return [name]
-    stat = path.stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
-
-
 def _use(name: str, flow: flowcore.Flow) -> str:
     return USES.get(name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
 
 
-def _facts(flow: flowcore.Flow) -> dict[str, str | float]:
-    facts: dict[str, str | float] = {"architecture": flow.architecture}
-    scale = getattr(flow.config, "scale", None)
-    if scale is not None:
-        facts["scale"] = scale
-    if flow.image_size is not None:
-        facts["size"] = "{}x{}".format(*flow.image_size)
-    for name in ("temperature", "calm_edges"):
-        if hasattr(flow.config, name):
-            facts[name] = getattr(flow.config, name)
-    working_size = getattr(flow.config, "working_size", None)
-    if working_size is not None:
-        facts["working_size"] = working_size
-    if flow.classes:
-        facts["labels"] = f"0 to {flow.classes - 1}"
-    if flow.styles:
-        facts["styles"] = ", ".join(flow.styles)
-    facts["licence"] = str(flow.provenance.get("licence", "not stated"))
-    facts["source"] = str(flow.provenance.get("source", "not stated"))
-    return facts
+def _facts(flow: flowcore.Flow) -> dict[str, Any]:
+    config, provenance = flow.config, flow.provenance
+    facts = {
+        "architecture": flow.architecture,
+        "scale": getattr(config, "scale", None),
+        "size": "{}x{}".format(*flow.image_size) if flow.image_size else None,
+        "temperature": getattr(config, "temperature", None),
+        "calm_edges": getattr(config, "calm_edges", None),
+        "working_size": getattr(config, "working_size", None),
+        "labels": f"0 to {flow.classes - 1}" if flow.classes else None,
+        "styles": ", ".join(flow.styles) or None,
+        "licence": str(provenance.get("licence", "not stated")),
+        "source": str(provenance.get("source", "not stated")),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _calm_edges(recipe: provenance.Provenance) -> float:
@@ -215,3 +176,102 @@ def _read_png(path: Path) -> torch.Tensor:
         return read(path.read_bytes(), path.name).pixels[0, :3]
     except (ImageError, OSError) as error:
         raise ProvenanceError(f"{error} Either it is damaged, or no PNG file; use the file as it was saved.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pictures that come with the pack
+
+FOLDER = Path(__file__).parents[1] / "workflows"  # which the host serves, too: web/js/picture.js finds them
+TEN = [f"pictures/bread/{number:02}.jpg" for number in range(1, 11)]
+
+# Name in the menu to the files of its batch. Append only: workflows hold the names.
+PICTURES: dict[str, list[str]] = {
+    "photograph": ["photo.png"],
+    "painted photograph": ["painted.png"],
+    "second photograph": ["pictures/lake.jpg"],
+    "three landscapes": ["pictures/lake.jpg", "pictures/desert.jpg", "pictures/canyon.jpg"],
+    "black-and-white people": ["mill.jpg"],
+    "black-and-white mountains": ["alps.jpg"],
+    "black-and-white house": ["house.jpg"],
+    "black-and-white film": ["alps.jpg"],
+    "small face": ["pictures/face.png"],
+    "ten photographs": TEN,
+    "photographs, two odd ones": [
+        f"pictures/odd-{name}.jpg" for name in ("negative", "opera", "bee", "noise", "wall", "lake")
+    ],
+    "original and retouched": ["pictures/original.jpg", "pictures/retouched.jpg"],
+    "pasted piece": ["pictures/pasted.jpg"],
+    "few colors": ["pictures/poor.png"],
+    "four portraits": [f"pictures/portrait-{number}.jpg" for number in range(1, 5)],
+    "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
+    "bad JPEG": ["pictures/parrots.jpg"],
+    "group photograph": ["pictures/group.png"],
+}
+FILMS = {"black-and-white film"}
+FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame
+
+
+EXAMPLES = widgets.file_choice(
+    lambda: [*PICTURES, *input_pictures()],
+    lambda: {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)},
+    default="photograph",
+    upload=io.UploadType.image,
+)
+
+
+class FlowcoreExample(FileNode):
+    """A picture, a batch, a film or a folder of pictures to try things with; or a file of the input folder."""
+
+    ALIASES = ("example", "sample image", "demo picture", "test image", "photograph", "load image", "flow")
+    OUTPUTS = (io.Image.Output("image"), io.Mask.Output("mask"), io.String.Output("folder"))
+    REPORTS = False
+
+    @classmethod
+    def locate(cls, name: str) -> Path | None:
+        return next(iter(_files(name)), None)
+
+    @classmethod
+    def missing(cls, name: Any) -> str:
+        return (
+            f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there or one of: "
+            f"{', '.join(PICTURES)}."
+        )
+
+    @classmethod
+    def run(cls, picture: Annotated[str, EXAMPLES], path: Path) -> Any:
+        pixels = torch.cat([_read_with_alpha(file) for file in _files(picture)])  # (B, 4, H, W)
+        if picture in FILMS:
+            pixels = _pan(pixels)
+        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path.parent))
+
+
+@lru_cache(maxsize=len(PICTURES))
+def preview(name: str) -> tuple[bytes, str] | None:
+    """Return what the page shows of one of our pictures, and the type of that file: of a batch, all of it."""
+    files = _files(name) if name in PICTURES else []
+    if len(files) > 1:
+        return png(side_by_side(torch.cat([_read_with_alpha(file) for file in files]))), "image/png"
+    return (files[0].read_bytes(), "image/png" if files[0].suffix == ".png" else "image/jpeg") if files else None
+
+
+def _files(picture: str) -> list[Path]:
+    """Find the files of a picture: ours, or the one of that name in the input folder; none if there is none."""
+    if picture in PICTURES:
+        return [FOLDER / name for name in PICTURES[picture]]
+    path = input_path(picture)
+    return [] if path is None else [path]
+
+
+def _read_with_alpha(file: Path) -> Tensor:
+    """Read a picture: (1, 4, H, W) in [0, 1]."""
+    pixels = read(file.read_bytes(), file.name).pixels
+    return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+
+
+def _pan(picture: Tensor) -> Tensor:
+    """Pan from left to right over a picture: (FRAMES, C, *FRAME)."""
+    height, width = FRAME
+    wide = round(picture.shape[-1] * height / picture.shape[-2])
+    small = torch.nn.functional.interpolate(picture, (height, wide), mode="area")
+    lefts = [round(step * (wide - width) / (FRAMES - 1)) for step in range(FRAMES)]
+    return torch.cat([small[..., left : left + width] for left in lefts])

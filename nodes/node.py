@@ -7,7 +7,6 @@ every value, fills in the defaults of inputs that a script left out, and calls t
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import operator
@@ -18,8 +17,10 @@ from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from ..flowcore import FlowError
 from .host.compat import io, make
+from .host.paths import input_path
 from .host.ui import Notes, show_text
 from .sockets import SOCKETS, shown
+from .widgets import FileNames
 
 
 def _english(file: str) -> dict[str, Any]:
@@ -49,7 +50,6 @@ class FlowNode(io.ComfyNode):
         ALIASES: Words under which the search finds it.
         ESSENTIALS: Its place among the host's essential nodes, if it has one.
         OUTPUTS: The host's outputs, without display names and tooltips.
-        ADVANCED: Inputs that the canvas folds away, where the host can.
         HIDDEN: Hidden inputs besides `unique_id`.
         REPORTS: Whether it shows text. Text reaches the history of every run, also of one that finds the result cached.
         IS_OUTPUT_NODE: Whether it runs although nothing is connected to it.
@@ -60,7 +60,6 @@ class FlowNode(io.ComfyNode):
     ALIASES: ClassVar[tuple[str, ...]] = ()
     ESSENTIALS: ClassVar[str | None] = None
     OUTPUTS: ClassVar[tuple[Any, ...]] = ()
-    ADVANCED: ClassVar[tuple[str, ...]] = ()
     HIDDEN: ClassVar[tuple[Any, ...]] = ()
     REPORTS: ClassVar[bool] = True
     IS_OUTPUT_NODE: ClassVar[bool] = False
@@ -78,8 +77,6 @@ class FlowNode(io.ComfyNode):
         for described in inputs:
             described.display_name = words["inputs"][described.id]["name"]
             described.tooltip = words["inputs"][described.id]["tooltip"]
-            if described.id in cls.ADVANCED and hasattr(described, "advanced"):
-                described.advanced = True
         for place, described in enumerate(cls.OUTPUTS):
             described.display_name = words["outputs"][str(place)]["name"]
             described.tooltip = words["outputs"][str(place)]["tooltip"]
@@ -115,27 +112,15 @@ class FlowNode(io.ComfyNode):
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Check all values against the schema.
-
-        Args:
-            values: Input name to value, as the host passes them.
-
-        Returns:
-            A value for every input, in the order of the schema; names that it does not have are dropped.
-
-        Raises:
-            FlowError: If a value is missing or not what the schema allows.
-        """
-        validate = _validated_list if cls.IS_INPUT_LIST else _validated
-        # Lists of files change while the host runs: their nodes check the choice in `validate_inputs`.
-        files = set(inspect.signature(cls.validate_inputs).parameters)
+        """Check values against the schema and fill in defaults; names that it does not have are dropped."""
         result: dict[str, Any] = {}
         for wanted in cls.define_schema().inputs:
             if wanted.id in values:
-                result[wanted.id] = validate(wanted, values[wanted.id], wanted.id in files)
+                validate = _validated_list if cls.IS_INPUT_LIST else _validated
+                result[wanted.id] = validate(wanted, values[wanted.id])
             elif wanted.optional:
                 default = wanted.default if str(wanted.get_io_type()) in WIDGETS else None
-                result[wanted.id] = [default] if validate is _validated_list and default is not None else default
+                result[wanted.id] = [default] if cls.IS_INPUT_LIST and default is not None else default
             else:
                 raise FlowError(f"{wanted.id} is missing: nothing came along its wire. Connect it.")
         return result
@@ -151,19 +136,59 @@ class FlowNode(io.ComfyNode):
         show_text(text, cls.hidden.unique_id)
 
 
+class FileNode(FlowNode):
+    """A node whose only input names a file; `run` gets its `path`, too."""
+
+    @classmethod
+    def locate(cls, name: str) -> Path | None:
+        """Find the file, here in the input folder; None if there is none."""
+        return input_path(name)
+
+    @classmethod
+    def missing(cls, name: Any) -> str:
+        """Return the sentence for a name without a file."""
+        raise NotImplementedError
+
+    @classmethod
+    def validate_inputs(cls, **named: Any) -> bool | str:
+        name = next(iter(named.values()), None)  # None: it comes along a wire, or the host finds it missing
+        return name is None or (isinstance(name, str) and cls.locate(name) is not None) or cls.missing(name)
+
+    @classmethod
+    def fingerprint_inputs(cls, **named: Any) -> list[Any]:
+        name = next(iter(named.values()), None)
+        return file_fingerprint(cls.locate(name) if isinstance(name, str) else None)
+
+    @classmethod
+    def run_validated(cls, values: dict[str, Any]) -> Any:
+        (name,) = values.values()
+        path = cls.locate(name)
+        if path is None:
+            raise FlowError(cls.missing(name))
+        return cls.run(**values, path=path)
+
+
+def file_fingerprint(path: Path | None) -> list[Any]:
+    """Return what makes a node run again when its file has changed."""
+    if path is None:
+        return []
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # validation
 
 WIDGETS = {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"}
 
 
-def _validated_list(described: Any, values: Any, is_file: bool) -> Any:
+def _validated_list(described: Any, values: Any) -> Any:
     """Validate the list of values that nodes with `is_input_list` get."""
-    valid = [_validated(described, value, is_file) for value in values]
+    valid = [_validated(described, value) for value in values]
     return None if valid == [None] else valid
 
 
-def _validated(described: Any, value: Any, is_file: bool) -> Any:
+def _validated(described: Any, value: Any) -> Any:
     name, kind = described.id, str(described.get_io_type())
     if kind in SOCKETS:
         return None if value is None and described.optional else SOCKETS[kind](value, name)
@@ -174,7 +199,7 @@ def _validated(described: Any, value: Any, is_file: bool) -> Any:
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} is on or off; got {shown(value)}. Send true or false.")
     if kind in ("STRING", "COMBO"):
-        return _text(described, value, is_file)
+        return _text(described, value)
     return value
 
 
@@ -204,7 +229,7 @@ def _in_range(described: Any, value: float) -> Any:
     return value
 
 
-def _text(described: Any, value: Any, is_file: bool) -> str:
+def _text(described: Any, value: Any) -> str:
     name = described.id
     if not isinstance(value, str):
         raise FlowError(f"{name} must be text; got {shown(value)}. Send a string.")
@@ -213,6 +238,6 @@ def _text(described: Any, value: Any, is_file: bool) -> str:
     except UnicodeEncodeError:
         raise FlowError(f"{name} holds half of a character (a lone surrogate). Type it again.") from None
     options = getattr(described, "options", None)
-    if options is not None and not is_file and value not in options:
+    if options is not None and not isinstance(options, FileNames) and value not in options:
         raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
     return value

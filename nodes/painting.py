@@ -41,11 +41,8 @@ class FlowcorePaintHints(FlowNode):
             notes("Nothing is painted yet: choose a color and paint on the picture.")
         made = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
         painted = pixels[:, :3] + coverage.to(pixels) * (rgb.to(pixels) - pixels[:, :3])
-        return io.NodeOutput(
-            combine_hints(made, hints) or Hints(),
-            to_image(painted),
-            ui={"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo),
-        )
+        ui = {"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo)
+        return io.NodeOutput(combine_hints(made, hints) or Hints(), to_image(painted), ui=ui)
 
 
 class FlowcorePaintTemperature(FlowNode):
@@ -69,7 +66,5 @@ class FlowcorePaintTemperature(FlowNode):
         height, width = pixels.shape[-2:]
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         text = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
-        return io.NodeOutput(
-            mask,
-            ui={"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo),
-        )
+        ui = {"text": ["\n".join([text, *notes.lines])]} | canvas_picture(pixels[0], cls.hidden.extra_pnginfo)
+        return io.NodeOutput(mask, ui=ui)

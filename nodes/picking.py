@@ -54,12 +54,7 @@ class PickingNode(FlowNode):
 
     @classmethod
     def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
-        """Return the outputs for one picture.
-
-        Args:
-            output: What `run` returned.
-            place: Of the picture, from 0.
-        """
+        """Return the outputs for the picture of a place, from 0, of what `run` returned."""
         return tuple(_one(value, place) if k in cls.PICKED else value for k, value in enumerate(output.args))
 
 
@@ -67,7 +62,7 @@ def _one(value: Any, place: int) -> Any:
     if isinstance(value, Tensor):
         return value[place : place + 1].clone()  # not a view, which would hold all of them in the host's cache
     if isinstance(value, Latents):
-        return value.item(place)
+        return value.part(slice(place, place + 1))
     return value[place : place + 1]
 
 

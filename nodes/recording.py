@@ -48,8 +48,7 @@ class ProvenanceLog:
     """The provenance of the last runs, for prompts in which the host reuses a result.
 
     A node whose result is cached does not run, and its pictures may be saved again. So the provenance of a run is also
-    written into all prompts in which the node has the same inputs, including those in the queue. Prompts are posted in
-    one thread and run in another.
+    written into all prompts in which the node has the same inputs, including those in the queue.
     """
 
     def __init__(self) -> None:
@@ -69,7 +68,7 @@ class ProvenanceLog:
         node_id = str(hidden.unique_id)
         entry = _provenance(node_id, kind, values, images).to_json()
         if isinstance(hidden.extra_pnginfo, dict):
-            put(hidden.extra_pnginfo, node_id, entry)
+            _put(hidden.extra_pnginfo, node_id, entry)
         if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
             return
         mark = _fingerprint(hidden.prompt, node_id, {})
@@ -81,14 +80,10 @@ class ProvenanceLog:
                 self._written.popitem(last=False)
             for other, name, pnginfo in self._posted:
                 if other == mark:
-                    put(pnginfo, name, entry)
+                    _put(pnginfo, name, entry)
 
     def seeds(self, images: Tensor) -> list[int | None]:
-        """Return the seed that made each of some pictures, as far as the runs are remembered.
-
-        Args:
-            images: (B, H, W, C).
-        """
+        """Return the seed that made each of some pictures, (B, H, W, C), as far as the runs are remembered."""
         with self._lock:
             entries = [*reversed(self._written.values())]
         known: dict[str, int] = {}
@@ -98,12 +93,7 @@ class ProvenanceLog:
         return [known.get(provenance.fingerprint(image)) for image in images.permute(0, 3, 1, 2)]
 
     def read_prompt(self, body: Any, kinds: set[str]) -> None:
-        """Write known provenance into a posted prompt; nodes that run will replace them.
-
-        Args:
-            body: The body of the request, which may be anything.
-            kinds: Ids of the nodes that write it.
-        """
+        """Write what is known of nodes of some kinds into a posted prompt, whose body may be anything."""
         prompt, extra = (body.get("prompt"), body.get("extra_data")) if isinstance(body, dict) else (None, None)
         pnginfo = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
         if not isinstance(prompt, dict) or not isinstance(pnginfo, dict):
@@ -121,7 +111,7 @@ class ProvenanceLog:
                 continue
             with self._lock:
                 for entry in [entry for (node, *_), entry in self._written.items() if node == mark]:
-                    put(pnginfo, node_id, entry)
+                    _put(pnginfo, node_id, entry)
                 self._posted.append((mark, node_id, pnginfo))
 
 
@@ -154,14 +144,8 @@ def _is_source(value: Any) -> bool:
     return isinstance(value, (Tensor, list)) or dataclasses.is_dataclass(value)
 
 
-def put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
-    """Put the provenance of a node among that of a prompt, replacing one of the same pictures.
-
-    Args:
-        pnginfo: The prompt's `extra_pnginfo`.
-        node_id: Of the node.
-        entry: What `Provenance.to_json` returned.
-    """
+def _put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
+    """Put the provenance of a node into the `extra_pnginfo` of a prompt, in place of one of the same pictures."""
     before = pnginfo.get(KEY)
     others = before if isinstance(before, list) else []
     entry = {**entry, "node_id": node_id}
@@ -174,16 +158,7 @@ def _subject(entry: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
-    """Fingerprint a node with its inputs and all nodes before it.
-
-    Args:
-        prompt: Node id to node.
-        node_id: Of the node.
-        digests: Of the prompt's nodes that were visited before; more are added.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """Fingerprint a node with its inputs and all nodes before it; `digests` keeps those of single nodes."""
     found: dict[str, str] = {}
     waiting = [node_id]
     while waiting:

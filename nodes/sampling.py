@@ -26,7 +26,7 @@ from ..flowcore.tasks.subject import (
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, gallery, seeds_in_turn
+from .host.ui import Notes, Progress, finite, gallery, seeds_in_turn
 from .node import FlowNode
 from .recording import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
@@ -38,7 +38,6 @@ class FlowcoreSample(RecordingNode):
     PICKED = (0, 1)
     ALIASES = ("flow", "glow", "real nvp", "generate image", "normalizing flow", "random image", "mnist")
     OUTPUTS = (io.Image.Output("images"), FLOW_LATENTS.Output("latents"))
-    ADVANCED = ("width", "height", "temperatures", "snap")
 
     @classmethod
     def run(
@@ -48,10 +47,10 @@ class FlowcoreSample(RecordingNode):
         temperature: Annotated[float, widgets.temperature(0.7)],
         seed: Annotated[int, widgets.seed()],
         labels: Annotated[str, widgets.text],
-        width: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
-        height: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
-        temperatures: Annotated[str, widgets.text],
-        snap: Annotated[bool, partial(widgets.switch, default=True)],
+        width: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
+        height: Annotated[int, widgets.integer(0, 0, 4096, optional=True, advanced=True)],
+        temperatures: Annotated[str, partial(widgets.text, advanced=True)],
+        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
         pick: Annotated[int, widgets.pick],
     ) -> Any:
         notes = cls.notes()
@@ -76,17 +75,21 @@ class FlowcoreSample(RecordingNode):
         return io.NodeOutput(to_image(images), model.latents(levels, labels=shown), ui=ui)
 
 
-class FlowcoreSampleGrid(FlowNode):
-    """The same seeds at several temperatures, on one sheet."""
-
-    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
-    OUTPUTS = (
+def grid_outputs() -> tuple[Any, ...]:
+    """Describe the outputs of a grid of temperatures and seeds."""
+    return (
         io.Image.Output("sheet"),
         io.Image.Output("images"),
         io.Float.Output("each_temperature", is_output_list=True),
         io.Int.Output("each_seed", is_output_list=True),
     )
-    ADVANCED = ("snap",)
+
+
+class FlowcoreSampleGrid(FlowNode):
+    """The same seeds at several temperatures, on one sheet."""
+
+    ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare temperatures", "glow", "generate image")
+    OUTPUTS = grid_outputs()
 
     @classmethod
     def run(
@@ -96,7 +99,7 @@ class FlowcoreSampleGrid(FlowNode):
         seed: Annotated[int, widgets.seed()],
         seeds: Annotated[int, widgets.integer(6, 1, 16)],
         labels: Annotated[str, widgets.text],
-        snap: Annotated[bool, partial(widgets.switch, default=True)],
+        snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
         notes, progress = cls.notes(), Progress()
         size = _size(model.flow, 0, 0)
@@ -136,7 +139,6 @@ class FlowcoreEncode(FlowNode):
 
     ALIASES = ("flow", "glow", "encode image", "invert image", "image to latents", "vae encode", "latents")
     OUTPUTS = (FLOW_LATENTS.Output("latents"), io.Float.Output("error"), io.Image.Output("encoded"))
-    ADVANCED = ("dequantize",)
 
     @classmethod
     def run(
@@ -146,7 +148,9 @@ class FlowcoreEncode(FlowNode):
         fit: Annotated[Fit, widgets.fit],
         label: Annotated[int, widgets.label],
         source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        dequantize: Annotated[Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True)],
+        dequantize: Annotated[
+            Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True, advanced=True)
+        ],
     ) -> Any:
         notes, progress = cls.notes(), Progress()
         subject = prepare_subject(
@@ -177,9 +181,9 @@ class FlowcoreEncode(FlowNode):
             to_image(subject.pixels),
             ui={
                 "text": ["\n".join([*lines, *notes.lines])],
-                "error": [widgets.finite_or_none(error)],
-                "mean": [widgets.finite_or_none(mean) for mean in means],
-                "deviation": [widgets.finite_or_none(std) for std in stds],
+                "error": finite([error]),
+                "mean": finite(means),
+                "deviation": finite(stds),
             },
         )
 
@@ -189,7 +193,6 @@ class FlowcoreDecode(FlowNode):
 
     ALIASES = ("flow", "glow", "decode latents", "latents to image", "style transfer", "vae decode")
     OUTPUTS = (io.Image.Output("images"),)
-    ADVANCED = ("snap",)
 
     @classmethod
     def run(
@@ -199,7 +202,7 @@ class FlowcoreDecode(FlowNode):
         labels: Annotated[str, widgets.text],
         source: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
         temperature: Annotated[float, widgets.temperature(1.0, optional=True)],
-        snap: Annotated[bool, widgets.switch],
+        snap: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
         notes, flow = cls.notes(), model.flow
         model.check_latents(latents)
@@ -231,11 +234,7 @@ class FlowcoreDecode(FlowNode):
 def _size(flow: Flow, width: int, height: int) -> tuple[int, int]:
     """Return height and width of the images to sample."""
     refuse_colorizer(flow)
-    if "sample" not in flow.capabilities.tasks:
-        raise FlowError(
-            "This model makes images from a small image, not from nothing. Load a model such as glow-photos, or use "
-            "Flow Upscale."
-        )
+    flow.require("sample")
     own = flow.image_size or (0, 0)
     size = height or own[0], width or own[1]
     if 0 in size:
@@ -257,6 +256,4 @@ def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor |
 
 
 def _place(number: int, levels: int) -> str:
-    if levels == 1:
-        return ""
-    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "")
+    return {0: " (finest)", levels - 1: " (deepest)"}.get(number, "") if levels > 1 else ""

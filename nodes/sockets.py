@@ -29,12 +29,7 @@ TASKS = "flowcore_tasks"  # of an input, for web/js/models.js
 
 
 def flow_model(*tasks: Task, optional: bool = False) -> Callable[[str], Any]:
-    """Describe a model.
-
-    Args:
-        tasks: A model must be made for one of them: in the canvas, a loader offers no other to this input.
-        optional: Whether a script may leave it out.
-    """
+    """Describe a model that is made for one of some tasks: in the canvas, a loader offers no other to this input."""
     return partial(FLOW_MODEL.Input, optional=optional, extra_dict={TASKS: list(tasks)})
 
 
@@ -130,15 +125,8 @@ class Latents:
         """Number of items."""
         return self.levels[0].shape[0]
 
-    def item(self, place: int) -> Latents:
-        """Return one of the items, counted from 0."""
-        return self._part(slice(place, place + 1))
-
-    def first(self, count: int) -> Latents:
-        """Return the first items, at most so many."""
-        return self._part(slice(count))
-
-    def _part(self, part: slice) -> Latents:
+    def part(self, part: slice) -> Latents:
+        """Return copies of some of the items."""
         source = self.source
         return replace(
             self,
@@ -167,17 +155,7 @@ def _distinct(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
 
 
 def from_image(image: Tensor) -> Tensor:
-    """Convert an IMAGE of the host.
-
-    Args:
-        image: (B, H, W, C) in any dtype, on any device.
-
-    Returns:
-        (B, C, H, W) float32, on the same device.
-
-    Raises:
-        ImageError: If it does not have four dimensions.
-    """
+    """Convert an IMAGE of the host, (B, H, W, C) in any dtype, to (B, C, H, W) float32 on the same device."""
     if image.ndim != 4:
         raise ImageError(
             f"expected an IMAGE of shape (batch, height, width, channels); got {tuple(image.shape)}. "
@@ -187,31 +165,21 @@ def from_image(image: Tensor) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Tensor:
-    """Convert to an IMAGE of the host.
-
-    Args:
-        pixels: (B, C, H, W) in [0, 1]; gray images get three channels, which other nodes expect.
-
-    Returns:
-        (B, H, W, C), on the device and in the dtype in which the host passes images on.
-    """
+    """Convert (B, C, H, W) in [0, 1] to an IMAGE of the host; gray images get three channels, as other nodes expect."""
     if pixels.shape[1] == 1:
         pixels = pixels.expand(-1, 3, -1, -1)
     return to_host_image(pixels.permute(0, 2, 3, 1)).contiguous()
 
 
 def from_mask(mask: Tensor, items: int) -> Tensor:
-    """Convert a MASK of the host.
+    """Convert a MASK of the host, one or as many as there are images.
 
     Args:
         mask: (B, H, W) or (H, W), of any size.
-        items: Number of images; the mask may also have one item for all of them.
+        items: Number of images.
 
     Returns:
         (1 or items, 1, H, W) float32 in [0, 1], on the CPU.
-
-    Raises:
-        ImageError: If it has another shape, is empty, or holds values that are not finite.
     """
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or mask.shape[0] not in (1, items) or 0 in mask.shape:
@@ -232,9 +200,6 @@ def check_memory(count: int, values: int, what: str, advice: str) -> None:
         values: Numbers in each.
         what: Name of the things, with the verb: "pictures need".
         advice: What to do about it.
-
-    Raises:
-        FlowError: If less memory is free.
     """
     required, free = COPIES * 4 * count * values, free_memory("cpu")
     if free is not None and required > free:

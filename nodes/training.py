@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,9 @@ from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled
 from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
-from .host.ui import Progress
+from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
-from .node import FlowNode
+from .node import FlowNode, file_fingerprint
 from .sockets import FLOW_MODEL, FlowModel, shown, to_image
 
 RUNS = "flowcore-runs"  # below the output folder
@@ -49,7 +48,6 @@ class FlowcoreTrain(FlowNode):
 
     ALIASES = ("train", "training", "fine-tune", "finetune", "flow", "train srflow", "own model", "learn")
     OUTPUTS = (FLOW_MODEL.Output("model"), io.Image.Output("sheet"), io.Image.Output("curve"), io.String.Output("info"))
-    ADVANCED = ("restart",)
     IS_OUTPUT_NODE = True
 
     @classmethod
@@ -58,31 +56,23 @@ class FlowcoreTrain(FlowNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls,
-        folder: str | None = None,
-        recipe: str | None = None,
-        name: str | None = None,
-        minutes: float | None = None,
-        start: str | None = None,
-        restart: bool | None = None,
-    ) -> list[str]:
+        cls, folder: str | None, recipe: str | None, name: str | None, start: str | None = None, **_: Any
+    ) -> list[Any]:
         """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
-        digest = hashlib.sha256()
-        digest.update((folder_stamp(user_folder(folder)) if folder else "").encode())
-        for file in filter(None, (locate_model(start), recipe_files().get(recipe or ""))):
-            stat = file.stat()
-            digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return [digest.hexdigest(), _run(name).state() if name and _bad_name(name) is None else ""]
+        stamp = folder_stamp(user_folder(folder)) if folder else ""
+        files = (locate_model(start or ""), recipe_files().get(recipe or ""))
+        state = _run(name).state() if name and _bad_name(name) is None else ""
+        return [stamp, *map(file_fingerprint, files), state]
 
     @classmethod
     def run(
         cls,
         folder: Annotated[str, partial(io.String.Input, default="photos")],
-        recipe: Annotated[str, widgets.listed(_recipes, default="srflow-x4")],
+        recipe: Annotated[str, widgets.file_choice(_recipes, default="srflow-x4")],
         name: Annotated[str, partial(io.String.Input, default="my-flow")],
         minutes: Annotated[float, widgets.number(60.0, 0.0, MAX_MINUTES, 0.5)],
-        start: Annotated[str, widgets.listed(_starts, default=NOTHING, optional=True)],
-        restart: Annotated[bool, widgets.switch],
+        start: Annotated[str, widgets.file_choice(_starts, default=NOTHING, optional=True)],
+        restart: Annotated[bool, partial(widgets.switch, advanced=True)],
     ) -> Any:
         from ..flowcore.training.loop import train  # takes a while, and most sessions never train
 
@@ -154,7 +144,7 @@ class FlowcoreTrain(FlowNode):
                 "images": [output_record(sheet)] if sheet else [],
                 "steps": [int(row["step"]) for row in rows],
                 "stage": [row["stage"] for row in rows],
-                "loss": [widgets.finite_or_none(float(row["loss"])) for row in rows],
+                "loss": finite(float(row["loss"]) for row in rows),
                 "minutes": [spent],
                 "path": [str(run.target)],
                 "run": [str(run.folder)],

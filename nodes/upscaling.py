@@ -29,6 +29,7 @@ from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
 from .node import FlowNode
 from .picking import PickingNode
 from .recording import RecordingNode
+from .sampling import grid_outputs
 from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
 MAX_MEGAPIXELS = 400  # of a picture whose size nobody stated: 4.8 GB of memory
@@ -59,7 +60,6 @@ class FlowcoreUpscale(RecordingNode):
     )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
-    ADVANCED = ("tile", "precision", "temperatures", "longest_side", "match_source", "calm_edges")
 
     @classmethod
     def run(
@@ -68,41 +68,41 @@ class FlowcoreUpscale(RecordingNode):
         model: Annotated[FlowModel, flow_model("upscale")],
         temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed()],
-        samples: Annotated[int, widgets.integer(1, 1, 64, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        samples: Annotated[int, widgets.samples],
+        tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
         outside: Annotated[float, widgets.temperature(0.3, optional=True)],
-        temperatures: Annotated[str, widgets.text],
+        temperatures: Annotated[str, partial(widgets.text, advanced=True)],
         factor: Annotated[float, widgets.number(0.0, 0.0, 16.0, 0.05, optional=True)],
-        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True)],
-        match_source: Annotated[bool, widgets.switch],
+        longest_side: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
+        match_source: Annotated[bool, partial(widgets.switch, advanced=True)],
         calm_edges: Annotated[float, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
     ) -> Any:
-        tau, calm = _settings(model, temperature, calm_edges, temperatures)
+        levels = widgets.parse_numbers(temperatures, "temperatures")
+        tau, calm = _settings(model, temperature, calm_edges, levels)
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
-        sizes = [
-            target_size(model.flow, height, width),
-            target_size(model.flow, height, width, factor, longest_side),
-        ]
-        _refuse_huge(sizes[1], longest_side)
+        size = target_size(model.flow, height, width, factor, longest_side)
+        _refuse_huge(size, longest_side)
+        largest = max(math.prod(size), math.prod(target_size(model.flow, height, width)))
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
-        check_memory(len(pixels) * samples, 3 * max(map(math.prod, sizes)), "pictures need", advice)
+        check_memory(len(pixels) * samples, 3 * largest, "pictures need", advice)
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
         flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
-        if len(pixels) * samples * math.prod(sizes[1]) >= NOTEWORTHY * 1e6:
-            sources, results = ([size] * len(pixels) for size in ((height, width), sizes[1]))
+        if len(pixels) * samples * math.prod(size) >= NOTEWORTHY * 1e6:
+            sources, results = [(height, width)] * len(pixels), [size] * len(pixels)
             coming = forecast(
                 flow, sources, results, samples=samples, tile=tile, precision=precision, cancelled=stop_if_cancelled
             ).sentence()
             log.info("Flow Upscale: %s", coming)
             cls.show(coming)
+        drawn = levels or tau
         pictures = flowcore.upscale(
             flow,
             pixels,
-            temperature=_temperature(tau, temperatures, mask, outside, len(pixels), notes),
+            temperature=drawn if mask is None else _masked(drawn, from_mask(mask, len(pixels)), outside, notes),
             calm_edges=calm,
             seed=seed,
             samples=samples,
@@ -117,8 +117,8 @@ class FlowcoreUpscale(RecordingNode):
         each = consistency(pictures, pixels).tolist()
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
-        drawn = [] if temperatures.strip() else [f"temperature {tau:g}{edges}"]
-        lines = [*notes.lines, *drawn, f"shrunk again, {_distance(worst)} from the input"]
+        stated = [] if levels else [f"temperature {tau:g}{edges}"]
+        lines = [*notes.lines, *stated, f"shrunk again, {_distance(worst)} from the input"]
         return io.NodeOutput(
             to_image(pictures),
             worst,
@@ -133,8 +133,8 @@ class FlowcoreUpscale(RecordingNode):
 
     @classmethod
     def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        names = ("model", "temperature", "calm_edges", "temperatures")
-        tau, calm = _settings(*(values[name] for name in names))
+        levels = widgets.parse_numbers(values["temperatures"], "temperatures")
+        tau, calm = _settings(values["model"], values["temperature"], values["calm_edges"], levels)
         return values | {"temperature": tau, "calm_edges": calm}
 
 
@@ -153,32 +153,25 @@ def _refuse_huge(size: tuple[int, int], longest_side: int) -> None:
         )
 
 
-def _settings(model: FlowModel, temperature: float, calm_edges: float, per_level: str) -> tuple[float, float]:
+def _settings(
+    model: FlowModel, temperature: float, calm_edges: float, levels: list[float] | None
+) -> tuple[float, float]:
     """Fill in what the model's file states where the sliders follow the model; temperatures per level are stated."""
     flow, tau, calm = model.flow, widgets.own_or(temperature), widgets.own_or(calm_edges)
-    stated = widgets.parse_numbers(per_level, "temperatures")
-    _, share = sampling_settings(flow, tau if stated is None else stated, calm)
+    _, share = sampling_settings(flow, levels or tau, calm)
     return float(flow.config.temperature) if tau is None else tau, share
 
 
-def _temperature(
-    inside: float, per_level: str, mask: Tensor | None, outside: float, images: int, notes: Notes
-) -> Temperature:
-    """Combine the widgets and the mask: a number, one per level, or a map (per level)."""
-    levels = widgets.parse_numbers(per_level, "temperatures")
-    if mask is None:
-        return levels or inside
-    where = from_mask(mask, images)
-    if not bool(where.any()):
+def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
+    """Make a map of the temperature, or one per level, that holds where a mask is white."""
+    if not bool(mask.any()):
         notes(
             f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: "
             "right-click Load Image, Open in MaskEditor."
         )
-    return (
-        [masked_temperature(where, tau, outside) for tau in levels]
-        if levels
-        else masked_temperature(where, inside, outside)
-    )
+    if isinstance(inside, list):
+        return [masked_temperature(mask, tau, outside) for tau in inside]
+    return masked_temperature(mask, inside, outside)
 
 
 class FlowcoreTemperatureGrid(PickingNode):
@@ -186,13 +179,7 @@ class FlowcoreTemperatureGrid(PickingNode):
 
     PICKED = (1, 2, 3)
     ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale")
-    OUTPUTS = (
-        io.Image.Output("sheet"),
-        io.Image.Output("images"),
-        io.Float.Output("each_temperature", is_output_list=True),
-        io.Int.Output("each_seed", is_output_list=True),
-    )
-    ADVANCED = ("tile", "precision", "calm_edges")
+    OUTPUTS = grid_outputs()
 
     @classmethod
     def run(
@@ -202,7 +189,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         temperatures: Annotated[str, partial(io.String.Input, default="0, 0.4, 0.7, 0.9")],
         seed: Annotated[int, widgets.seed()],
         seeds: Annotated[int, widgets.integer(3, 1, 16, optional=True)],
-        tile: Annotated[int, widgets.integer(0, 0, 4096, optional=True)],
+        tile: Annotated[int, widgets.tile],
         precision: Annotated[Precision, widgets.precision],
         calm_edges: Annotated[float, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
@@ -291,7 +278,6 @@ class FlowcoreAsUpscaleModel(FlowNode):
 
     ALIASES = ("upscale model", "srflow", "flow", "ultimate sd upscale", "esrgan", "convert model")
     OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
-    ADVANCED = ("calm_edges",)
 
     @classmethod
     def run(
@@ -326,6 +312,69 @@ def _with_patcher(upscale_model: Any, patcher: Any) -> Any:
     upscale_model.patcher = patcher  # newer hosts move it by this
     upscale_model.to = to
     return upscale_model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# photographs as small ordinary pictures, and back
+
+
+class FlowcoreShrink(FlowNode):
+    """Small pictures of photographs, which the same model restores."""
+
+    ALIASES = ("shrink", "downscale", "rescale", "hcflow", "compress", "thumbnail", "flow shrink")
+    OUTPUTS = (io.Image.Output("small"), io.Int.Output("width"), io.Int.Output("height"))
+
+    @classmethod
+    def run(cls, image: Annotated[Tensor, io.Image.Input], model: Annotated[FlowModel, flow_model("rescale")]) -> Any:
+        notes, pixels = cls.notes(), from_image(image)
+        model.flow.require("rescale")
+        height, width = pixels.shape[-2:]
+        scale = model.flow.condition_scale
+        flow = model.load(memory_required(model.flow, -(-height // scale), -(-width // scale)))
+        small = flowcore.shrink(flow, pixels, **notes.follow())
+        return io.NodeOutput(to_image(small), width, height, ui=notes.ui)
+
+
+class FlowcoreRestore(PickingNode):
+    """Photographs from their small pictures: all samples of the first, then of the second."""
+
+    ALIASES = ("restore", "rescale", "hcflow", "enlarge", "upscale", "decompress", "flow restore")
+    OUTPUTS = (io.Image.Output("images"),)
+
+    @classmethod
+    def run(
+        cls,
+        small: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("rescale")],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        samples: Annotated[int, widgets.samples],
+        width: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
+        height: Annotated[int, widgets.integer(0, 0, 65536, optional=True, advanced=True)],
+        tile: Annotated[int, widgets.tile],
+        precision: Annotated[Precision, widgets.precision],
+        pick: Annotated[int, widgets.pick],
+    ) -> Any:
+        notes, pixels = cls.notes(), from_image(small)
+        model.flow.require("rescale")
+        rows, columns = pixels.shape[-2:]
+        scale = model.flow.condition_scale
+        advice = "Lower samples, or pass fewer or smaller pictures."
+        check_memory(len(pixels) * samples, 3 * scale**2 * rows * columns, "pictures need", advice)
+        flow = model.load(memory_required(model.flow, rows, columns, tile or ORDINARY_TILE))
+        pictures = flowcore.restore(
+            flow,
+            pixels,
+            temperature=widgets.own_or(temperature),
+            seed=seed,
+            samples=samples,
+            size=(height or rows * scale, width or columns * scale),
+            tile=tile,
+            precision=precision,
+            **notes.follow(Progress(pixels)),
+        )
+        facts = seeds_in_turn(seed, samples, len(pictures))
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

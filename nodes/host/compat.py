@@ -33,12 +33,7 @@ class Extension(ComfyExtension):
     """Lists our nodes for the host."""
 
     def __init__(self, nodes: list[type], on_start: list[Callable[[], None]]) -> None:
-        """Register `models/flows`, run the start-up hooks, and warn about a host that is too old.
-
-        Args:
-            nodes: Node classes, in the order of the menu.
-            on_start: Called once, when the model folders are known.
-        """
+        """Register `models/flows`, run the start-up hooks, and warn about a host that is too old."""
         super().__init__()
         self._nodes = nodes
         # Not in on_load, which 0.3.75 never calls.
@@ -61,16 +56,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def make(kind: type[T], *positional: Any, **fields: Any) -> T:
-    """Build a Schema or an input of the host, leaving out the fields that this version does not know.
-
-    Args:
-        kind: The host's class, for example `io.Schema` or `io.Float.Input`.
-        *positional: Passed on unchanged.
-        **fields: Passed on if the class has them.
-
-    Returns:
-        The new object.
-    """
+    """Build a Schema or an input of the host, leaving out the fields that this version does not know."""
     known = inspect.signature(kind).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         fields = {name: value for name, value in fields.items() if name in known}
@@ -86,17 +72,11 @@ def curve_input(name: str) -> Any:
 
 
 def curve_values(curve: Any, positions: list[float]) -> list[float]:
-    """Evaluate a curve.
+    """Evaluate a curve at some positions in [0, 1].
 
     Args:
         curve: As the canvas, a script or a node of the host sends it; None for the straight line from 0 to 1.
-        positions: Where to evaluate it, in [0, 1].
-
-    Returns:
-        Its values.
-
-    Raises:
-        FlowError: If it is not a curve, or leaves [-1000, 1000].
+        positions: Where to evaluate it.
     """
     if curve is None:
         return positions
@@ -120,11 +100,7 @@ def gradient_slider() -> Any:
 
 
 def on_prompt(inspect_body: Callable[[Any], None]) -> None:
-    """Show every posted prompt to a function before the host checks it.
-
-    Args:
-        inspect_body: Called with the body of the request, which may be anything; it may write into it.
-    """
+    """Show the body of every posted prompt, which may be anything, to a function that may write into it."""
 
     def handler(body: Any) -> Any:
         try:

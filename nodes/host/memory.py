@@ -59,32 +59,20 @@ def _release() -> None:
 
 
 def wrap(model: torch.nn.Module) -> Any:
-    """Hand a model on the CPU to the host, which moves it between devices and frees it under memory pressure.
-
-    Returns:
-        The host's ModelPatcher. Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
-    """
+    """Hand a model on the CPU to the host, which moves it between devices; return the host's ModelPatcher."""
+    # Not CoreModelPatcher: that one may move only layers made by `comfy.ops`.
     return _Patcher(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
 
 def load_to_device(patcher: Any, working_memory: int) -> None:
-    """Load all of a model onto its device.
-
-    Args:
-        patcher: What `wrap` returned.
-        working_memory: Bytes needed besides the weights.
-    """
+    """Load all of a model onto its device, with so many bytes to work besides the weights."""
     with moving:
         management.load_models_gpu([patcher], memory_required=working_memory, force_full_load=True)
 
 
 @contextlib.contextmanager
 def freed_device() -> Generator[str, None, None]:
-    """Unload all models for work outside the host's care, such as training.
-
-    Yields:
-        The host's device, as torch writes it.
-    """
+    """Unload all models for work outside the host's care, such as training; yield the host's device."""
     management.unload_all_models()
     management.soft_empty_cache()
     try:

@@ -41,17 +41,11 @@ def model_folders() -> list[str]:
 
 
 def model_path(name: str) -> Path | None:
-    """Find a model file.
+    """Find a model file by a name as in `model_files`; None if there is none.
 
     `..` and leading slashes cannot lead out of the model folders: the host resolves them as if the folder were the
     root of the disk. Links inside a model folder are followed wherever they point: people keep models on other disks,
     and a prompt cannot create links.
-
-    Args:
-        name: A name as in `model_files`.
-
-    Returns:
-        The path, or None if there is no such file.
     """
     path = folder_paths.get_full_path(MODELS, name)
     return Path(path) if path else None
@@ -85,15 +79,7 @@ def recipe_files() -> dict[str, Path]:
 
 
 def input_files(subfolder: str, suffix: str) -> list[str]:
-    """List files of the input folder and of one of its sub-folders, which need not exist.
-
-    Args:
-        subfolder: Name of the sub-folder.
-        suffix: Suffix of the files.
-
-    Returns:
-        Names relative to the input folder, with forward slashes, sorted.
-    """
+    """List files of the input folder and of one of its sub-folders, as sorted names with forward slashes."""
     base = Path(folder_paths.get_input_directory())
     folders = {base, base / subfolder}  # the same, without a sub-folder
     files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
@@ -110,13 +96,7 @@ def input_pictures() -> list[str]:
 def input_path(name: str) -> Path | None:
     """Find a file of the input folder; or of the output folder, if the name ends in " [output]".
 
-    Neither the name nor a link leads out of that folder, as in the host's own loaders.
-
-    Args:
-        name: A name as in `input_files`.
-
-    Returns:
-        The path, or None if there is no such file or the name leads out of the folder.
+    None if there is none, or if the name or a link leads out of that folder, as in the host's own loaders.
     """
     plain, folder = folder_paths.annotated_filepath(name)
     path = _resolve(folder or folder_paths.get_input_directory(), plain)
@@ -146,9 +126,6 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
     Returns:
         The path, whose folder exists, and its record for the history.
-
-    Raises:
-        FlowError: If the prefix leads out of the folder, or the folder that it names cannot be created or read.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:

@@ -55,10 +55,7 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
 def show_as_inputs(read: Callable[[str], tuple[bytes, str] | None]) -> None:
     """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode.
 
-    It asks for all of them at /view, and for files of the host's folders only.
-
-    Args:
-        read: Name to the contents and the type of a file; None for names that are not ours.
+    It asks for all of them at /view. `read` returns the contents and the type of a file; None for names not ours.
     """
 
     async def answer(body: bytes, kind: str) -> Any:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,13 @@ class Progress:
     """The progress bar on the running node, with previews."""
 
     def __init__(self, sources: torch.Tensor | None = None) -> None:
-        """Start at 0.
-
-        Args:
-            sources: The pictures that are worked on, (B, C, H, W); the first is the preview until there is another.
-        """
+        """Start at 0, with the first of the pictures that are worked on, (B, C, H, W), as the preview."""
         self._bar = comfy.utils.ProgressBar(1)
         if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others
             self(0, 1, sources[0])
 
     def __call__(self, done: int, total: int, preview: torch.Tensor | None = None) -> None:
-        """Move the bar.
-
-        Args:
-            done: Units of work done.
-            total: Units of work in all.
-            preview: A finished picture (1, C, H, W) in [0, 1], C = 3 or 4, or None; alpha is not shown.
-        """
+        """Move the bar, and show a finished picture, (C, H, W) in [0, 1]; see `flowcore.tasks.Progress`."""
         shown = None
         if preview is not None:
             short, long = sorted(preview.shape[-2:])
@@ -67,12 +58,7 @@ class Notes:
     """Messages about a run: shown on the node, logged, and collected for the history."""
 
     def __init__(self, node: str, node_id: str | None) -> None:
-        """Start without messages.
-
-        Args:
-            node: Display name of the node, for the log.
-            node_id: Its hidden `unique_id`.
-        """
+        """Start without messages of a node, given its display name and its hidden `unique_id`."""
         self.lines: list[str] = []
         self._node, self._node_id = node, node_id
 
@@ -142,32 +128,23 @@ def gallery(
     return {"text": notes.lines, "flowcore_gallery": shown}
 
 
+def finite(values: Iterable[Any]) -> list[float | None]:
+    """Convert numbers for the history: NaN and infinity, which JSON does not have, become None."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
 def seeds_in_turn(seed: int, samples: int, count: int) -> list[dict[str, Any]]:
     """Return the `facts` of pictures whose seeds count up from the first and start again for every image."""
     return [{"seed": (seed + k % samples) % 2**64, **of_image(k, samples, count)} for k in range(count)]
 
 
 def of_image(place: int, each: int, count: int) -> dict[str, int]:
-    """Return the fact that tells pictures of several images apart: the number of the image, counted from 0.
-
-    Args:
-        place: Of the picture.
-        each: Pictures of every image.
-        count: Of all pictures.
-    """
+    """Return the fact that tells pictures of several images apart, of which there are `each`: the image's number."""
     return {"image": place // each} if count > each else {}
 
 
 def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
-    """Save a picture to paint on; nothing for scripts, which have no canvas.
-
-    Args:
-        picture: (C, H, W) in [0, 1].
-        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow.
-
-    Returns:
-        Part of the node's `ui`; always the same keys for the runs of a prompt.
-    """
+    """Save a picture to paint on, (C, H, W), for the node's `ui`; nothing for scripts, which have no canvas."""
     if not _from_canvas(pnginfo):
         return {}
     saved: list[Any] = []

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import json
-import os
-import socket
-import struct
 import time
 import urllib.error
 import urllib.parse
@@ -14,6 +11,8 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import aiohttp  # comes with the host
 
 Json = dict[str, Any]
 
@@ -116,73 +115,38 @@ def _refusal(detail: Json) -> str:
 
 
 class Events:
-    """The server's websocket, read only: frames of text are JSON, frames of bytes are previews.
+    """The server's websocket, read only: texts are JSON, bytes are previews.
 
     A server sends each client, by the id under which workflows are queued, its own progress.
     """
 
     def __init__(self, url: str, client_id: str) -> None:
-        place = urllib.parse.urlsplit(url)
-        self._socket = socket.create_connection((place.hostname or "127.0.0.1", place.port or 80), timeout=10)
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            f"GET {place.path}/ws?clientId={client_id} HTTP/1.1\r\nHost: {place.netloc}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        self._data = b""
-        self._kind = 1
-        while b"\r\n\r\n" not in self._data:
-            self._receive()
-        head, self._data = self._data.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.split(b"\r\n")[0]:
-            raise ConnectionError(f"the server offers no websocket: {head.decode(errors='replace')}")
+        self._loop = asyncio.new_event_loop()
+        self._session, self._socket = self._loop.run_until_complete(_connect(f"{url}/ws?clientId={client_id}"))
 
     def __enter__(self) -> Events:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
 
     def until(self, deadline: float) -> Iterator[Json | bytes]:
-        """Yield messages until a moment of `time.monotonic`."""
-        message = b""
+        """Yield messages until a moment of `time.monotonic`, and then what has come already."""
         while True:
-            while (frame := self._frame()) is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                self._socket.settimeout(left)
-                try:
-                    self._receive()
-                except TimeoutError:
-                    return
-            final, kind, payload = frame
-            if kind <= 2:  # 1 text, 2 bytes, 0 the rest of either
-                self._kind = kind or self._kind
-                message += payload
-                if final:
-                    yield json.loads(message) if self._kind == 1 else message
-                    message = b""
-            elif kind == 9:  # a ping, to be answered (masked with zeros) or the server hangs up
-                self._socket.sendall(struct.pack(">BB4x", 0x8A, 0x80 | len(payload)) + payload)
+            left = max(0.02, deadline - time.monotonic())
+            try:
+                message = self._loop.run_until_complete(self._socket.receive(left))
+            except asyncio.TimeoutError:
+                return
+            if message.type is aiohttp.WSMsgType.TEXT:
+                yield json.loads(message.data)
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                yield message.data
+            else:
+                raise ConnectionError("the server has closed the connection; did it stop?")
 
-    def _receive(self) -> None:
-        chunk = self._socket.recv(1 << 16)
-        if not chunk:
-            raise ConnectionError("the server has closed the connection; did it stop?")
-        self._data += chunk
 
-    def _frame(self) -> tuple[bool, int, bytes] | None:
-        """Cut one frame off what has been received, or return None when it is not whole yet."""
-        if len(self._data) < 2:
-            return None
-        first, length = self._data[0], self._data[1] & 0x7F  # a server's frames are not masked
-        start = {126: 4, 127: 10}.get(length, 2)
-        if len(self._data) < start:
-            return None
-        if start > 2:
-            length = int.from_bytes(self._data[2:start], "big")
-        if len(self._data) < start + length:
-            return None
-        payload, self._data = self._data[start : start + length], self._data[start + length :]
-        return bool(first & 0x80), first & 0x0F, payload
+async def _connect(address: str) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+    session = aiohttp.ClientSession()
+    return session, await session.ws_connect(address, max_msg_size=0)

@@ -131,7 +131,7 @@ def bad(number: int) -> Prompt:
         (_with(upscaled, image=picture(batch=0, height=side)), ("empty", f"{side}, 16")),
         (_with(upscaled, image=picture(channels=2, height=side)), (f"(1, 2, {side}, 16)",)),
         (_with(sampled, model=("FlowcoreLoadModel", {"model_name": "color-photos"})), ("Flow Colorize",)),
-        (_with(sampled, model=("FlowcoreLoadModel", {"model_name": "srflow-x4"})), ("Flow Upscale",)),
+        (_with(sampled, model=("FlowcoreLoadModel", {"model_name": "srflow-x4"})), ("sample needs",)),
         (_with(sampled, model=("FlowcoreLoadModel", {"model_name": f"nope{number}"})), (f"nope{number}",)),
         (_with(scored, image=picture(channels=5, height=32, width=32)), ("channels", "5")),
         (coloring(number, working_size=99_999), ("working_size", "99999")),

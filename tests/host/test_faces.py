@@ -89,16 +89,9 @@ def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
     refusal(host, aligning(), "The eyes are missing", "MaskEditor", "left_eye", "Detect Face Landmarks")
     refusal(host, aligning(left_eye="19, 16"), "right_eye must be a point")
     refusal(host, aligning(left_eye="left", right_eye="28, 18"), "left_eye must be a point `x, y`", "`left`")
-    refusal(host, aligning(left_eye="19, 16", right_eye="280, 18"), "Both eyes must be in the picture", "48x40")
-    refusal(host, aligning(left_eye="19, 16", right_eye="20, 16"), "at least 8")
-    refusal(host, painted((18, 15)), "two dots", "it has 1")
     refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
     refusal(host, aligning(left_eye="19, 16; 9, 9", right_eye="28, 18"), "left_eye has 2, and right_eye 1")
-    refusal(host, detecting(""), "No face was found")
-    refusal(host, detecting("", face=0), "No face was found that is large enough")
     refusal(host, detecting("19 16 28 18 23 24", face=2), "One face was found; face 2 was asked for")
-    refusal(host, aligning(picture(fill="nan"), **POINTS), "NaN")
-    refusal(host, aligning(picture(batch=0), **POINTS), "empty")
 
 
 def test_wires_of_a_wrong_type_are_refused(host):
@@ -137,8 +130,6 @@ def test_a_face_goes_into_the_enlarged_photograph_alone(host):
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
     larger = graph(pasting(enlarge=True), align=("FlowcoreAlignFace", {"image": "image.0", "size": 78} | POINTS))
     assert host.run(larger)["outputs"]["report"]["shape"][1:3] == [2 * HEIGHT, 2 * WIDTH]
-    refusal(host, pasting("face.0", image="face.0"), "other proportions")
-    refusal(host, pasting("image.0"), "square")
 
 
 def test_every_picture_has_its_own_face(host):
@@ -151,13 +142,3 @@ def test_every_picture_has_its_own_face(host):
     workflow["paste"]["inputs"]["face"] = ["face", 0]
     picked = pixels(host.run(workflow)["outputs"]["report"])
     torch.testing.assert_close(picked, paste_faces(images, noise(2, 3, 24, 24, number=5), places), atol=1e-5, rtol=0)
-
-
-def test_all_faces_of_a_picture_go_back_into_it(host):
-    """Two faces, one sample of each: one picture with both."""
-    workflow = pasting("face.0")
-    workflow["align"]["inputs"] |= {"left_eye": "19, 16; 33, 20", "right_eye": "28, 18; 43, 20"}
-    eyes = [EYES, ((33.0, 20.0), (43.0, 20.0))]
-    _, places = align_faces(noise(1, 3, HEIGHT, WIDTH), [eyes])
-    expected = paste_faces(noise(1, 3, HEIGHT, WIDTH), noise(2, 3, 24, 24, number=5), places)
-    torch.testing.assert_close(pixels(host.run(workflow)["outputs"]["report"]), expected, atol=1e-5, rtol=0)

@@ -24,6 +24,7 @@ from client import RunError
 from hypothesis import given
 from hypothesis import strategies as st
 from record_golden import GOLDEN
+from small_flows import USED_BY
 from talk import graph, loader, newer, picture, upscale
 
 import flowcore
@@ -37,11 +38,6 @@ BETWEEN = 20  # bad prompts between two good ones
 # ---------------------------------------------------------------------------------------------------------------------
 # good prompts: one for every node, made of its schema
 
-COLOR, SRFLOW, RESCALER = (f"small-{name}.safetensors" for name in ("color", "srflow", "rescaler"))
-MODELS = {"FlowcoreColorize": COLOR, "FlowcoreEncodeColor": COLOR, "FlowcoreBrighten": "small-dark.safetensors"}
-MODELS |= {"FlowcoreShrink": RESCALER, "FlowcoreRestore": RESCALER}
-ENLARGING = ("Upscale", "TemperatureGrid", "BestOf", "AsUpscaleModel", "Harmonize", "Folder")
-MODELS |= dict.fromkeys((f"Flowcore{name}" for name in ENLARGING), SRFLOW)
 EYES = {"left_eye": "4.5, 3.5", "right_eye": "7.5, 3.5"}
 TRAINED = {"folder": "photos", "recipe": "quick.toml", "name": "hostile", "start": "nothing", "minutes": 0.0}
 VALUES = {  # where the defaults are none, or take long
@@ -67,14 +63,14 @@ def good_prompt(kind):
     values = {name: value for name, value in wired.items() if value is not None}
     if "images" in values:  # enlarged samples
         values["images"] = "many.0"
-    model = MODELS.get(kind, "small-glow.safetensors")
-    encode = "FlowcoreEncodeColor" if model == COLOR else "FlowcoreEncode"
+    model = USED_BY.get(kind, "small-glow")
+    encode = "FlowcoreEncodeColor" if model == "small-color" else "FlowcoreEncode"
     show = {} if SCHEMAS[kind]["output_node"] else {"show": ("PreviewAny", {"source": "node.0"})}
     return graph(
         image=picture(fill="photo", height=8, width=12),
         many=picture(fill="photo", height=16, width=24, batch=2),
         mask=("ImageToMask", {"image": "image.0", "channel": "red"}),
-        model=loader(model),
+        model=loader(f"{model}.safetensors"),
         z=(encode, {"image": "image.0", "model": "model.0"}),
         hints=("FlowcoreColorHints", {"image": "image.0", "points": "1, 1, #c04020"}),
         aligned=("FlowcoreAlignFace", {"image": "image.0", "size": 8} | EYES),

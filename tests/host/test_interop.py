@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import shutil
 import subprocess
 import sys
@@ -153,53 +152,6 @@ def test_the_node_warns_of_seams_and_refuses_what_is_no_upscaler(host, photo, fl
     entry = host.run(as_model(photo, flows["small-srflow"], temperature=0.5))
     assert "seams" in entry["outputs"]["baked"]["text"][0]
     refusal(host, as_model(photo, flows["free-glow"]), "made of an SRFlow; got a glow model")
-
-
-def redrawn(order, **values):
-    """Two by three tiles of the redraw of Ultimate SD Upscale, with its padding and blur."""
-    asked = {"upscale_model": "baked.0", "image": "photo.0", "order": order, "tile": 96, "padding": 32, "blur": 8}
-    return graph(
-        baked("part.png"),
-        redraw=("FlowcoreTestTiledRedraw", asked | values),
-        save=("SaveImage", {"images": "redraw.0", "filename_prefix": "redrawn"}),
-        first=("SaveImage", {"images": "redraw.1", "filename_prefix": "enlarged"}),
-    )
-
-
-def saved(host, output):
-    (data,) = host.pictures({"outputs": {"save": output}})
-    return Image.open(io.BytesIO(data))
-
-
-def steps(picture, axis, borders):
-    """The mean difference of neighboring pixels across borders of tiles."""
-    across = np.moveaxis(np.abs(np.diff(array(picture), axis=axis)), axis, 0)
-    return across[[border - 1 for border in borders]].mean()
-
-
-def test_tiles_that_are_redrawn_as_by_ultimate_sd_upscale_leave_no_seam(host):
-    host.put("part.png", photograph(72, 48, 60, 30))
-    (calm,) = host.images(upscale(photo="part.png", temperature=0.0))
-
-    def redraw(order, **values):
-        outputs = host.run(redrawn(order, **values))["outputs"]
-        picture, first = (saved(host, outputs[node]) for node in ("save", "first"))
-        assert np.abs(array(first) - array(calm)).max() <= ONE  # what is redrawn is what Flow Upscale makes
-        return picture, outputs["redraw"]["largest"][0]
-
-    at_once, whole = redraw("linear", tile=512)
-    assert whole == 72 * 48
-    bare, _ = redraw("linear", padding=0, blur=0)
-    pictures = {}
-    for order in ("linear", "chess"):
-        pictures[order], largest = redraw(order)
-        assert largest == 40 * 32  # of the middle: a tile of 96 and its padding of 32, shrunk by 4; never more
-        for axis, borders in ((0, [96]), (1, [96, 192])):
-            expected = steps(at_once, axis, borders)
-            assert steps(pictures[order], axis, borders) == pytest.approx(expected, rel=0.1)
-            assert steps(bare, axis, borders) > 1.3 * expected  # it would be seen
-        assert np.abs(array(pictures[order]) - array(at_once)).mean() <= 0.3 / 255
-    assert not np.array_equal(array(pictures["linear"]), array(pictures["chess"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from talk import graph, loader, noise, options, picture, pixels, refusal, report
 from test_sampling import encoding, sampling, tensors
 
 from flowcore import latents as material
-from flowcore.checkpoints import save
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
 from flowcore.images.color import luma
 from flowcore.prior import sample_latents
@@ -83,7 +82,6 @@ def test_frames_of_the_first_pair_come_first(host, flows):
 def test_a_loop_goes_back_without_repeating_its_ends(host, flows):
     there, loop = (levels(host, walk(frames=4, loop=loop)) for loop in (False, True))
     same([z[[0, 1, 2, 3, 2, 1]] for z in there], loop)
-    assert len(levels(host, walk(frames=2, loop=True))[0]) == 2
 
 
 def test_coarse_levels_run_ahead(host, flows):
@@ -162,14 +160,9 @@ def test_every_widget_reaches_the_task(host, flows, node, values, expected):
 @pytest.mark.parametrize(
     ("node", "values", "words"),
     [
-        (MIX, MIXED | {"levels": "0, 1, 1"}, ["2 levels", "3 weights"]),
         (MIX, MIXED | {"levels": "all"}, ["levels takes one number per level", "`all`"]),
-        (VARY, VARIED | {"seed": 10}, ["seed 10", "another seed"]),
-        (NORMALIZE, NORMALIZED | {"per": "local", "window": 6}, ["odd"]),
-        (SCALE, ONE | {"temperature": 0.5, "temperatures": "1, nan"}, ["finite"]),
         (MIX, TWO | OTHER | {"coarse": 1.0, "fine": 0.0}, DIFFER),
         (WALK, TWO | OTHER | {"frames": 3, "mode": "slerp"}, DIFFER),
-        (WALK, TWO | {"samples": (2, 3), "frames": 3, "mode": "slerp"}, ["2 items and 3"]),
     ],
 )
 def test_invalid_values_raise_a_readable_error(host, flows, node, values, words):
@@ -199,7 +192,6 @@ def test_styles_of_a_model_and_any_direction(host, flows):
     assert report["labels"] == [1, 1]
     same(levels(host, restyled()), z)
     refusal(host, restyled(messy=0.1), "no style 'messy'", "bold, wide")
-    refusal(host, restyled(GLOW, bold=1.0), "no style 'bold'", "none at all")
     same(levels(host, restyled(GLOW)), drawn(2, 10))
     known = material.add(apply_style(digits, z, {"bold": 1.0}), drawn(1, 20, model="small-digits"), -0.5)
     same(levels(host, restyled(bold=1.0, direction="two.1", strength=-0.5)), known, 1e-6)
@@ -240,7 +232,6 @@ def test_directions_of_labelled_models_and_of_upscalers(host, flows):
     same(levels(host, directed(DIGITS, label=2, size=(8, 12))), known, 1e-4)
     refusal(host, directed(DIGITS), "set label to 0 to 2")
     refusal(host, directed("small-srflow.safetensors"), "models that make images from noise")
-    refusal(host, directed(plain=picture(batch=0)), "empty")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -307,15 +298,11 @@ def test_files_of_both_folders_are_listed_and_others_are_not(host, files):
     assert options(info, "file") == ["flat.safetensors", "latents/deep.safetensors"]
 
 
-def test_files_without_latents_raise_a_readable_error(host, flows, files):
-    (files / "notes.safetensors").write_text("a shopping list\n" * 50)
-    save(flow("small-glow"), files / "model.safetensors")
+def test_labels_that_are_wrong_or_missing_raise_a_readable_error(host, flows, files):
     good = drawn(2, 1, model="small-digits")
     keep(files / "labels.safetensors", good, "small-digits", extra={"labels": [1]})
     keep(files / "unlabelled.safetensors", good, "small-digits")
     for name, words in {
-        "notes": ["not a safetensors file"],
-        "model": ["a flowcore model", "expected latents"],
         "labels": ["labels that do not fit"],
         "unlabelled": ["do not say what they show", "0 to 2"],
     }.items():

@@ -10,22 +10,16 @@ import numpy as np
 import pytest
 from client import Events
 from PIL import Image
+from small_flows import USED_BY
 from talk import graph, loader, picture, refusal, report, shows
 from test_recipe import recipes
 
-MODELS = {
-    "FlowcoreUpscale": "small-srflow",
-    "FlowcoreTemperatureGrid": "small-srflow",
-    "FlowcoreColorize": "small-color",
-    "FlowcoreBrighten": "small-dark",
-    "FlowcoreRestore": "small-rescaler",
-    "FlowcoreSample": "small-glow",
-}
+DRAWN = {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3}
 ASKED = {
-    "FlowcoreUpscale": {"image": "image.0", "temperature": 0.8, "seed": 5, "samples": 3},
+    "FlowcoreUpscale": DRAWN | {"temperature": 0.8},
     "FlowcoreTemperatureGrid": {"image": "image.0", "temperatures": "0.3, 0.8", "seed": 5, "seeds": 2},
-    "FlowcoreColorize": {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
-    "FlowcoreBrighten": {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
+    "FlowcoreColorize": DRAWN,
+    "FlowcoreBrighten": DRAWN,
     "FlowcoreRestore": {"small": "image.0", "temperature": 0.9, "seed": 5, "samples": 3},
     "FlowcoreSample": {"temperature": 0.7, "seed": 5, "samples": 3},
 }
@@ -35,7 +29,7 @@ IMAGES = {"FlowcoreTemperatureGrid": 1}  # the output with the pictures, if not 
 def several(flows, kind, **more):
     return graph(
         image=picture(fill="photo", height=8, width=12),
-        model=loader(flows[MODELS[kind]]),
+        model=loader(flows[USED_BY.get(kind, "small-glow")]),
         node=(kind, {"model": "model.0"} | ASKED[kind] | more),
         show=report(f"node.{IMAGES.get(kind, 0)}"),
     )
@@ -54,7 +48,7 @@ def followed(host, workflow):
     return host.wait(run)["outputs"], previews
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ASKED)
 def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind):
     every, previews = followed(host, several(flows, kind))
     count = every["show"]["shape"][0]

@@ -1,7 +1,7 @@
 // The brush of Flow Paint Colors and Flow Paint Temperature: it paints on the picture, and writes what was painted into
 // the widget `painting`, which is all that is saved and sent.
 import { app } from "../../../scripts/app.js";
-import { FULL_SCREEN, addElement, after, icon, label, say, set, widgetOf } from "./canvas.js";
+import { FULL_SCREEN, addElement, after, grow, icon, label, make, say, set, widgetOf } from "./canvas.js";
 import { addressOf, choiceOf, onChoice, pictureAt } from "./picture.js";
 import { onResult } from "./runs.js";
 import { draw, format, heat, parse, simplified } from "./strokes.js";
@@ -26,7 +26,7 @@ const ICONS = {
 const KEYS = { b: "brush", e: "erase", i: "dropper", f: "whole" };
 
 const LOOK = `<style>
-.flowcore-brush { display: flex; flex-direction: column; gap: 6px; min-height: 300px; box-sizing: border-box; }
+.flowcore-brush { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; }
 .flowcore-brush:fullscreen { padding: 16px; background: var(--comfy-menu-bg, #1a1a1a); }
 .flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
 .flowcore-brush-tools button {
@@ -37,7 +37,6 @@ const LOOK = `<style>
 .flowcore-brush-tools button:disabled { opacity: 0.35; cursor: default; }
 .flowcore-brush-tools button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); color: #fff; }
 .flowcore-brush-tools button.swatch { width: 18px; height: 18px; padding: 0; border-radius: 50%; border-color: #0006; }
-.flowcore-brush-tools :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: 1px; }
 .flowcore-brush-tools svg { width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2;
   stroke-linecap: round; stroke-linejoin: round; }
 .flowcore-brush-tools input[type="color"] { width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px;
@@ -52,9 +51,8 @@ const LOOK = `<style>
 .flowcore-brush-tools i { flex: 1; }
 .flowcore-brush-board {
   position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
-  background: var(--comfy-input-bg, #222); cursor: none; outline: none;
+  background: var(--comfy-input-bg, #222); cursor: none; outline-offset: -2px;
 }
-.flowcore-brush-board:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: -2px; }
 .flowcore-brush-board.pick { cursor: crosshair; }
 .flowcore-brush-board.empty { cursor: default; }
 .flowcore-brush-board img, .flowcore-brush-board canvas {
@@ -63,18 +61,13 @@ const LOOK = `<style>
 .flowcore-brush-board.color img { filter: grayscale(1); }
 .flowcore-brush-board.color canvas { opacity: 0.85; }
 .flowcore-brush-board.amount canvas { opacity: 0.6; }
-.flowcore-brush-board.empty img, .flowcore-brush-board.empty canvas, .flowcore-brush-board.empty u { display: none; }
 .flowcore-brush-board u {
   position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
   box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0;
 }
 .flowcore-brush-board:hover u { opacity: 1; }
 .flowcore-brush-board.pick u { display: none; }
-.flowcore-brush-board p {
-  display: none; position: absolute; inset: 0; margin: 0; padding: 16px; text-align: center; align-items: center;
-  justify-content: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); pointer-events: none;
-}
-.flowcore-brush-board.empty p { display: flex; }
+.flowcore-brush-board p { position: absolute; inset: 0; pointer-events: none; }
 </style>`;
 
 app.registerExtension({
@@ -97,10 +90,9 @@ class Brush {
     this.past = []; // earlier states, for undo
     painting.hidden = painting.options.hidden = true;
     this.build();
-    const widget = addElement(node, "flowcore_brush", this.frame, () => HEIGHT, LOOK);
-    say("painting").then((text) => (widget.label = text)); // in App mode, which has no node around it
+    const widget = addElement(node, "flowcore_brush", this.frame, HEIGHT, LOOK, "painting");
     widget.onRemove = () => this.watch.disconnect();
-    if (node.size[0] < WIDE) node.setSize([WIDE, Math.max(node.size[1], node.computeSize()[1])]);
+    grow(node, WIDE);
     this.follow();
     this.look();
     this.choose("brush");
@@ -109,46 +101,37 @@ class Brush {
   // --- elements
 
   build() {
-    const make = (kind, fields = {}, ...children) => {
-      const made = Object.assign(document.createElement(kind), fields);
-      made.append(...children);
-      return made;
-    };
-    this.picture = make("img", { alt: "", draggable: false });
+    const [onload, onerror] = [() => this.look(), () => this.show(undefined)];
+    this.picture = make("img", { alt: "", draggable: false, onload, onerror });
     this.layer = make("canvas", { width: SHARP, height: SHARP });
     this.ring = make("u");
     this.hint = make("p");
-    this.board = make("div", { className: `flowcore-brush-board ${this.kind}`, tabIndex: 0 });
-    this.board.append(this.picture, this.layer, this.ring, this.hint);
-    this.board.setAttribute("role", "application");
+    const board = { className: `flowcore-brush-board ${this.kind}`, tabIndex: 0, role: "application" };
+    this.board = make("div", board, this.picture, this.layer, this.ring, this.hint);
     // The frontend leaves Ctrl+Z to elements with a history of their own: by the first to its version 1.47, now by the second.
     this.board.type = "textarea";
     Object.defineProperty(this.board, "isContentEditable", { value: true });
     this.buttons = {};
     for (const [name, path] of Object.entries(ICONS)) {
-      const button = make("button", { type: "button", innerHTML: icon(path) });
+      const button = make("button", { type: "button", innerHTML: icon(path), onclick: () => this.use(name) });
       button.dataset.tool = name;
-      button.addEventListener("click", () => this.use(name));
       this.buttons[name] = button;
       label(button, name);
     }
-    this.paint = this.kind === "color" ? this.colorInput(make) : this.amountInput(make);
+    this.paint = this.kind === "color" ? this.colorInput() : this.amountInput();
     this.width = make("input", { type: "range", min: 0, max: 1, step: 0.001, className: "size" });
     this.width.addEventListener("input", () => this.resize(SIZES[0] * (SIZES[1] / SIZES[0]) ** Number(this.width.value)));
     label(this.width, "size");
     const { brush, erase, dropper, undo, redo, clear, whole } = this.buttons;
-    this.tools = make("div", { className: "flowcore-brush-tools" });
-    this.tools.append(...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width);
-    this.tools.append(make("i"), undo, redo, clear, whole);
-    this.frame = make("div", { className: "flowcore-brush" }, this.tools, this.board);
+    const left = [...this.paint, brush, erase, ...(this.kind === "color" ? [dropper] : []), this.width];
+    const tools = make("div", { className: "flowcore-brush-tools" }, ...left, make("i"), undo, redo, clear, whole);
+    this.frame = make("div", { className: "flowcore-brush" }, tools, this.board);
     // Down here a drag is no drag of the canvas, and a key no shortcut of the page.
-    this.tools.addEventListener("pointerdown", (event) => event.stopPropagation());
+    tools.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.frame.addEventListener("keydown", (event) => this.key(event));
     this.board.addEventListener("pointerdown", (event) => this.down(event));
     this.board.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) this.board.addEventListener(end, (event) => this.up(event));
-    this.picture.addEventListener("load", () => this.look());
-    this.picture.addEventListener("error", () => this.show(undefined));
     this.watch = new ResizeObserver(() => this.resize(this.size));
     this.watch.observe(this.board);
     label(this.board, "paint");
@@ -156,19 +139,18 @@ class Brush {
     this.resize(this.size);
   }
 
-  colorInput(make) {
-    this.well = make("input", { type: "color", value: this.color });
-    this.well.addEventListener("input", () => this.take(this.well.value));
+  colorInput() {
+    this.well = make("input", { type: "color", value: this.color, oninput: () => this.take(this.well.value) });
     label(this.well, "color");
     this.swatches = SWATCHES.map((color) => {
-      const swatch = make("button", { type: "button", className: "swatch" });
-      swatch.addEventListener("click", () => this.take(swatch.dataset.color));
+      const onclick = () => this.take(swatch.dataset.color);
+      const swatch = make("button", { type: "button", className: "swatch", onclick });
       return this.tint(swatch, color);
     });
     return [this.well, ...this.swatches];
   }
 
-  amountInput(make) {
+  amountInput() {
     const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.amount, className: "amount" });
     slider.style.background = `linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)})`;
     slider.addEventListener("input", () => {
@@ -354,9 +336,8 @@ class Brush {
 
   /** The color of a place, with what is painted there. */
   takeFrom([x, y]) {
-    const [seen, dot] = [document.createElement("canvas"), [0, 0, 1, 1]];
-    seen.width = seen.height = 1;
-    const context = seen.getContext("2d");
+    const dot = [0, 0, 1, 1];
+    const context = make("canvas", { width: 1, height: 1 }).getContext("2d");
     const spot = ({ width, height }) => [Math.floor(x * width), Math.floor(y * height), 1, 1];
     const { naturalWidth: width, naturalHeight: height } = this.picture;
     context.drawImage(this.picture, ...spot({ width, height }), ...dot);

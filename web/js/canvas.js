@@ -30,6 +30,21 @@ export async function label(element, key, values) {
 /** An icon of lines, drawn in a square of 24: not every font has the signs. */
 export const icon = (path) => `<svg viewBox="0 0 24 24"><path d="${path}"/></svg>`;
 
+/** Make an element with properties and children. */
+export function make(kind, fields = {}, ...children) {
+  const made = Object.assign(document.createElement(kind), fields);
+  made.append(...children);
+  return made;
+}
+
+const SMALL = 96; // pixels: such a picture is enlarged without smoothing
+
+/** Show a picture in an image. */
+export function sharpen(image, url) {
+  image.onload = () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
+  image.src = url;
+}
+
 export const FULL_SCREEN = "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5";
 
 /** Whether a node is one of ours. */
@@ -89,19 +104,32 @@ export function wired(node, name) {
 /** Whether a click picks one of a node's pictures. */
 export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 
+// Of all our elements: the area of a node, what has the focus, small pictures, and what is said where there is nothing to show.
+const SHARED = `<style>
+.flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
+[class^="flowcore-"]:focus-visible, [class^="flowcore-"] :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
+[class^="flowcore-"] img.small { image-rendering: pixelated; }
+[class^="flowcore-"] > p { display: none; margin: 0; padding: 16px; box-sizing: border-box; height: 100%; text-align: center;
+  align-items: center; justify-content: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); }
+[class^="flowcore-"].empty > p { display: flex; }
+[class^="flowcore-"].empty > :not(p) { display: none; }
+</style>`;
+
 /**
  * Add an element to a node that is no value of the workflow: neither saved, nor sent. The rules of its look lie in it, not
- * in the head of the page that all packs share; they name our classes only.
+ * in the head of the page that all packs share; they name our classes only. App mode, without a node, shows the title.
  */
-export function addElement(node, name, element, height, look) {
-  element.insertAdjacentHTML("beforeend", look);
+export function addElement(node, name, element, height, look, title) {
+  element.insertAdjacentHTML("beforeend", SHARED + look);
+  element.style.minHeight = `${height}px`;
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: () => height() + 2 * MARGIN,
+    getMinHeight: () => height + 2 * MARGIN,
   });
+  if (title) say(title).then((text) => (widget.label = text));
   widget.serialize = false; // this one counts when a workflow is saved, the option when it is sent
   return widget;
 }
@@ -109,10 +137,6 @@ export function addElement(node, name, element, height, look) {
 export const AREA = "flowcore_area"; // name of the widget
 const HIGH = 300; // pixels of an area with pictures
 const LOW = 110; // and of one with a text alone
-
-const LOOK = `<style>
-.flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
-</style>`;
 
 /**
  * The one area of a node for what its runs show: pictures, and a text below them. It keeps its height, whatever is in it;
@@ -122,12 +146,16 @@ export function areaOf(node) {
   const there = widgetOf(node, AREA)?.element;
   if (there) return there;
   const height = picks(node) ? HIGH : LOW;
-  const area = document.createElement("div");
-  area.className = "flowcore-area";
-  area.style.minHeight = `${height}px`;
+  const area = make("div", { className: "flowcore-area" });
   area.dataset.captureWheel = "true"; // what has the focus gets the wheel, which Nodes 2.0 otherwise gives to the canvas
-  addElement(node, AREA, area, () => height, LOOK);
-  const needed = node.computeSize()[1]; // Nodes 2.0 measures by itself
-  if (!LiteGraph.vueNodesMode && node.size[1] < needed) node.setSize([node.size[0], needed]);
+  addElement(node, AREA, area, height, "");
+  grow(node);
   return area;
+}
+
+/** Make a node as large as its elements need. */
+export function grow(node, width = 0) {
+  const height = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]; // Nodes 2.0 measures by itself
+  if (node.size[0] < width || node.size[1] < height)
+    node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
 }

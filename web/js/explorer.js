@@ -1,17 +1,16 @@
 // The pad of Flow Latent Explorer: a square between four images. The widgets `x` and `y` hold the place; the pad only
 // shows and writes them. After a run it shows the images of the corners and, while the point is dragged, that of its place.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, label, set, widgetOf, wired } from "./canvas.js";
-import { Live, sharpen } from "./live.js";
+import { addElement, after, grow, label, make, set, sharpen, widgetOf, wired } from "./canvas.js";
+import { Live } from "./live.js";
 
 const HEIGHT = 240;
 const WIDTH = 380; // of a new node
 const PLACES = { a: [0, 0], b: [1, 0], c: [0, 1], d: [1, 1] };
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
 
-// HEIGHT is in it
 const LOOK = `<style>
-.flowcore-pad { container-type: size; min-height: 240px; }
+.flowcore-pad { container-type: size; }
 .flowcore-pad section {
   --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px);
   height: 100%; display: grid; gap: 6px; align-content: center; justify-content: center;
@@ -25,7 +24,6 @@ const LOOK = `<style>
     var(--comfy-input-bg, #222);
 }
 .flowcore-pad section > div:has(img) { background: var(--comfy-input-bg, #222); }
-.flowcore-pad section > div:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
 .flowcore-pad b {
   position: relative; width: var(--corner); height: var(--corner); box-sizing: border-box; overflow: hidden;
   border: 1px solid var(--border-color, #555); border-radius: 6px; background: var(--comfy-input-bg, #222);
@@ -39,7 +37,6 @@ const LOOK = `<style>
 .flowcore-pad img {
   position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; border-radius: 6px; pointer-events: none;
 }
-.flowcore-pad img.small { image-rendering: pixelated; }
 .flowcore-pad i {
   position: absolute; z-index: 1; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%;
   border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6);
@@ -57,22 +54,10 @@ app.registerExtension({
 });
 
 function attach(node, axes) {
-  const frame = document.createElement("div");
-  const table = document.createElement("section");
-  const pad = document.createElement("div");
-  const dot = document.createElement("i");
-  frame.className = "flowcore-pad";
-  pad.tabIndex = 0;
-  pad.setAttribute("role", "application");
-  const corners = Object.keys(PLACES).map((name) => {
-    const corner = document.createElement("b");
-    corner.style.gridArea = name;
-    corner.append(Object.assign(document.createElement("span"), { textContent: name }));
-    return corner;
-  });
-  pad.append(dot);
-  table.append(pad, ...corners);
-  frame.append(table);
+  const dot = make("i");
+  const pad = make("div", { tabIndex: 0, role: "application" }, dot);
+  const corners = Object.keys(PLACES).map((name) => make("b", { style: `grid-area: ${name}` }, make("span", {}, name)));
+  const frame = make("div", { className: "flowcore-pad" }, make("section", {}, pad, ...corners));
   label(pad, "pad");
 
   const place = () => Object.fromEntries(axes.filter(({ name }) => !wired(node, name)).map((w) => [w.name, w.value]));
@@ -87,7 +72,7 @@ function attach(node, axes) {
     },
     (name, url) => {
       const into = corners.find((corner) => corner.textContent === name) ?? pad;
-      if (!into.querySelector("img")) into.prepend(Object.assign(new Image(), { alt: "", draggable: false }));
+      if (!into.querySelector("img")) into.prepend(make("img", { alt: "", draggable: false }));
       sharpen(into.querySelector("img"), url);
     },
   );
@@ -129,7 +114,7 @@ function attach(node, axes) {
     move(axes.map((axis, k) => axis.value + (event.shiftKey ? 10 : 1) * step[k]));
   });
 
-  addElement(node, "flowcore_pad", frame, () => HEIGHT, LOOK);
+  addElement(node, "flowcore_pad", frame, HEIGHT, LOOK);
   // Whatever else changes the numbers moves the point.
   for (const axis of axes) {
     after(axis, "callback", () => {
@@ -139,5 +124,5 @@ function attach(node, axes) {
   }
   for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, shown);
   shown();
-  node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
+  grow(node, WIDTH);
 }

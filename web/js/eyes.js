@@ -1,14 +1,13 @@
 // The picture of Flow Align Face takes clicks on eyes; the widgets `left_eye` and `right_eye` hold them, a point of each face.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, isOurs, label, say, set, widgetOf } from "./canvas.js";
+import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./canvas.js";
 import { choiceOf, onChoice, pictureAt } from "./picture.js";
 
 const LOOK = `<style>
-.flowcore-eyes { position: relative; min-height: 200px; border-radius: 6px; background: var(--comfy-input-bg, #222); }
+.flowcore-eyes { position: relative; border-radius: 6px; background: var(--comfy-input-bg, #222); }
 .flowcore-eyes svg { position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; touch-action: none; }
 .flowcore-eyes circle { fill: #0003; stroke: #fff; stroke-width: 2; vector-effect: non-scaling-stroke; filter: drop-shadow(0 0 1px #000); }
-.flowcore-eyes p { margin: 0; padding: 80px 16px 0; text-align: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); }
-.flowcore-eyes.empty svg, .flowcore-eyes:not(.empty) p { display: none; }
+.flowcore-eyes p { position: absolute; inset: 0; }
 </style>`;
 
 const parse = (text) => (text.match(/[\d.]+\D+[\d.]+/g) ?? []).map((point) => point.match(/[\d.]+/g).map(Number));
@@ -19,8 +18,7 @@ app.registerExtension({
   nodeCreated(node) {
     const fields = ["left_eye", "right_eye"].map((name) => widgetOf(node, name));
     if (!isOurs(node) || fields.includes(undefined)) return;
-    const frame = Object.assign(document.createElement("div"), { className: "flowcore-eyes" });
-    frame.innerHTML = "<p></p><svg><image/><g/></svg>";
+    const frame = make("div", { className: "flowcore-eyes", innerHTML: "<p></p><svg><image/><g/></svg>" });
     const [hint, svg] = frame.children, [shown, dots] = svg.children;
     const picture = Object.assign(new Image(), { onload: () => draw() });
     let held; // side and place of the dot that is dragged
@@ -65,7 +63,6 @@ app.registerExtension({
     });
     label(svg, "mark");
     say("unmarked").then((text) => (hint.textContent = text));
-    const widget = addElement(node, "flowcore_eyes", frame, () => 200, LOOK);
-    say("eyes").then((text) => (widget.label = text)); // in App mode, which has no node around it
+    addElement(node, "flowcore_eyes", frame, 200, LOOK, "eyes");
   },
 });

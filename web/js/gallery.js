@@ -3,14 +3,13 @@
 // none of this. The seed is held with it, so that the host finds the run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, areaOf, label, picks, redraw, say, set, widgetOf, wired } from "./canvas.js";
+import { after, areaOf, label, make, picks, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
 import { addressOf } from "./picture.js";
-import { current, isHere, nodeAt, onResult } from "./runs.js";
+import { isHere, nodeAt, onResult } from "./runs.js";
 import { show as tell } from "./text.js";
 import { Viewer } from "./viewer.js";
 
 const GALLERY = "flowcore_gallery"; // the key in a node's output
-const SMALL = 96; // pixels
 const SHOWN = 64; // pictures on a node; the host sends no more of a run
 const SAVING = "flowcore_save"; // the node that saves a picture, on no canvas
 
@@ -23,15 +22,13 @@ const LOOK = `<style>
 .flowcore-gallery:empty { display: none; }
 .flowcore-gallery button {
   position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
-  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0;
+  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px;
 }
 .flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
-.flowcore-gallery button:focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); outline-offset: -2px; }
 .flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
 .flowcore-gallery:has([aria-pressed="true"]) button[aria-pressed="false"] img { opacity: 0.45; }
 .flowcore-gallery button:disabled { cursor: default; }
 .flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
-.flowcore-gallery img.small { image-rendering: pixelated; }
 .flowcore-gallery span {
   position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;
   border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55);
@@ -55,7 +52,7 @@ app.registerExtension({
     api.addEventListener("b_preview_with_metadata", ({ detail: { displayNodeId: place, blob } }) => {
       const first = !begun.has(place);
       begun.add(place);
-      if (blob && isHere(current())) preview(nodeAt(place), blob, first);
+      if (blob && isHere()) preview(nodeAt(place), blob, first);
     });
     api.addEventListener("execution_start", () => {
       begun.clear();
@@ -131,8 +128,7 @@ function caption({ seed, temperature, image, score }) {
 }
 
 function attach(node) {
-  const grid = document.createElement("div");
-  grid.className = "flowcore-gallery";
+  const grid = make("div", { className: "flowcore-gallery" });
   const gallery = { grid, pictures: [], made: [] };
   const viewer = (gallery.viewer = new Viewer(
     (place) => choose(node, gallery, gallery.pictures[place]),
@@ -160,16 +156,11 @@ function button(node, gallery, picture) {
 }
 
 function thumbnail(url, text) {
-  const made = document.createElement("button");
-  made.type = "button";
-  const image = Object.assign(document.createElement("img"), { alt: "", draggable: false });
-  image.addEventListener("error", () => made.remove()); // gone since: the temp folder is emptied at every start
-  image.addEventListener("load", () => {
-    image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
-  });
-  image.src = url;
-  made.append(image);
-  if (text !== "") made.append(Object.assign(document.createElement("span"), { textContent: text }));
+  const onerror = () => made.remove(); // gone since: the temp folder is emptied at every start
+  const image = make("img", { alt: "", draggable: false, onerror });
+  const made = make("button", { type: "button" }, image);
+  sharpen(image, url);
+  if (text !== "") made.append(make("span", {}, text));
   return made;
 }
 

@@ -117,11 +117,3 @@ export class Live {
     if (old) URL.revokeObjectURL(old);
   }
 }
-
-const SMALL = 96; // pixels: such a picture is enlarged without smoothing
-
-/** Show a picture in an image. */
-export function sharpen(image, url) {
-  image.onload = () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
-  image.src = url;
-}

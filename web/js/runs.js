@@ -13,11 +13,8 @@ api.addEventListener("execution_start", ({ detail }) => (running = detail?.promp
 api.addEventListener("promptQueueing", () => ([asking] = nodes()));
 api.addEventListener("promptQueued", () => (asking = undefined));
 
-/** The run that the server is at, as far as this page knows. */
-export const current = () => running;
-
 /** Whether a run is of the workflow on the canvas, as far as the page knows: it may have been queued before a reload. */
-export function isHere(run) {
+export function isHere(run = running) {
   const { _p: stores, workflow } = app.extensionManager;
   const origin = stores?._s?.get("execution")?.jobIdToSessionWorkflowPath?.get(run); // if this page has queued it
   return origin ? origin === workflow?.activeWorkflow?.path : !asking || nodes().includes(asking);
@@ -36,12 +33,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return;
     after(node, "onExecuted", (output) => {
-      const run = current();
-      if (isHere(run)) handle(node, output, run);
+      if (isHere()) handle(node, output, running);
     });
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, current());
+    for (const [place, output] of Object.entries(outputs)) handle(nodeAt(place), output, running);
   },
 });
 

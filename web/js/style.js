@@ -1,16 +1,13 @@
 // What Flow Style makes of the numbers as they stand, below its sliders: there after a run, and while they are dragged.
 import { app } from "../../../scripts/app.js";
-import { addElement, after, hide, wired } from "./canvas.js";
-import { Live, sharpen } from "./live.js";
+import { addElement, after, grow, hide, make, sharpen, wired } from "./canvas.js";
+import { Live } from "./live.js";
 import { onModel } from "./models.js";
 
 const HEIGHT = 160;
-
-// HEIGHT is in it
 const LOOK = `<style>
-.flowcore-live { position: relative; min-height: 160px; }
+.flowcore-live { position: relative; }
 .flowcore-live img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
-.flowcore-live img.small { image-rendering: pixelated; }
 </style>`;
 
 app.registerExtension({
@@ -35,13 +32,9 @@ app.registerExtension({
 });
 
 function attach(node) {
-  const frame = document.createElement("div");
-  const image = Object.assign(new Image(), { alt: "", draggable: false });
-  frame.className = "flowcore-live";
-  frame.append(image);
-  addElement(node, "flowcore_live", frame, () => HEIGHT, LOOK);
-  const needed = node.computeSize()[1];
-  if (node.size[1] < needed) node.setSize([node.size[0], needed]); // as the classic canvas asks
+  const image = make("img", { alt: "", draggable: false });
+  addElement(node, "flowcore_live", make("div", { className: "flowcore-live" }, image), HEIGHT, LOOK);
+  grow(node);
   node.setDirtyCanvas?.(true, true);
   return image;
 }

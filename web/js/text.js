@@ -1,8 +1,8 @@
 // What a node of ours says: while it runs, and with its result. Only on the node that ran, in the workflow that it ran in.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { AREA, areaOf, isOurs, say, widgetOf } from "./canvas.js";
-import { current, isHere, nodeAt, onResult } from "./runs.js";
+import { AREA, areaOf, isOurs, make, say, widgetOf } from "./canvas.js";
+import { isHere, nodeAt, onResult } from "./runs.js";
 
 const LOOK = `<style>
 .flowcore-text {
@@ -60,7 +60,7 @@ onResult((node, { text }) => text && show(node, [text].flat().join("\n")));
 
 async function stop() {
   const node = nodeAt(executing);
-  if (!isOurs(node) || !isHere(current())) return;
+  if (!isOurs(node) || !isHere()) return;
   stopping = node;
   show(node, await say("stopping"));
   boxOf(node).classList.add("stopping");
@@ -83,10 +83,8 @@ function boxOf(node) {
   const area = areaOf(node);
   const there = area.querySelector(".flowcore-text");
   if (there) return there;
-  const box = document.createElement("div");
-  box.className = "flowcore-text";
-  box.setAttribute("role", "status");
-  box.tabIndex = -1; // Nodes 2.0 gives the wheel to what has the focus, and to the canvas otherwise
+  // Nodes 2.0 gives the wheel to what has the focus, and to the canvas otherwise.
+  const box = make("div", { className: "flowcore-text", role: "status", tabIndex: -1 });
   box.addEventListener("pointerdown", (event) => event.stopPropagation()); // a text is selected, no node dragged
   area.append(box);
   area.insertAdjacentHTML("beforeend", LOOK);
@@ -103,8 +101,7 @@ export async function show(node, text) {
   box.classList.toggle("table", /\S {2,}\S/.test(text)); // columns keep their places
   if (failed === node) failed = undefined;
   if (!rest.length) return;
-  const [more, name] = ["details", "summary"].map((kind) => document.createElement(kind));
-  more.append(name, rest.join("\n\n"));
-  box.append(more);
+  const name = make("summary");
+  box.append(make("details", {}, name, rest.join("\n\n")));
   name.textContent = await say("details");
 }

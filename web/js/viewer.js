@@ -1,6 +1,6 @@
 // Two pictures over each other: a line wipes between them, the wheel zooms, a drag pans, and it opens full screen. It
 // knows nothing of nodes.
-import { FULL_SCREEN, icon, label, say } from "./canvas.js";
+import { FULL_SCREEN, icon, label, make, say } from "./canvas.js";
 
 const NEAR = 14; // pixels on the screen around the line in which a drag takes hold of it
 const STILL = 4; // pixels that a click may move
@@ -10,9 +10,8 @@ const BLOCKS = 4; // from so many on, pixels are shown as squares
 const LOOK = `<style>
 .flowcore-viewer {
   position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
-  outline: none; cursor: zoom-in; min-height: 0; box-sizing: border-box;
+  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box;
 }
-.flowcore-viewer:focus-visible { box-shadow: inset 0 0 0 2px var(--p-primary-color, #4a90e2); }
 .flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
 .flowcore-viewer img.blocks { image-rendering: pixelated; }
 .flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
@@ -40,14 +39,11 @@ const LOOK = `<style>
 .flowcore-viewer select { appearance: none; text-align: center; }
 .flowcore-viewer select option { color: #fff; background: #222; }
 .flowcore-viewer select:hover, .flowcore-viewer .bar button:hover { background: rgba(0, 0, 0, 0.85); }
-.flowcore-viewer select:focus-visible, .flowcore-viewer .bar button:focus-visible {
-  outline: 2px solid var(--p-primary-color, #4a90e2);
-}
 .flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
 .flowcore-viewer .bar svg {
   display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none;
 }
-.flowcore-viewer .hidden { display: none; }
+.flowcore-viewer .hidden, .flowcore-viewer.single :is(.previous, .next, .choose) { display: none; }
 .flowcore-viewer.full {
   position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0;
   background: #111; pointer-events: auto;
@@ -58,12 +54,6 @@ const LOOK = `<style>
 .flowcore-viewer .close { display: none; }
 .flowcore-viewer.full .close { display: block; }
 .flowcore-viewer.full .open { display: none; }
-.flowcore-viewer.empty > :not(p) { display: none; }
-.flowcore-viewer p {
-  display: none; height: 100%; margin: 0; align-items: center; justify-content: center; text-align: center;
-  font: 12px/1.4 sans-serif; color: var(--descrip-text, #999);
-}
-.flowcore-viewer.empty p { display: flex; }
 </style>`;
 
 /** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
@@ -80,30 +70,22 @@ export class Viewer {
     this.picked = -1;
     this.wipe = 0.5;
     this.alone = false; // the left one, while the space bar is held
-    this.onPick = onPick;
-    this.onShow = onShow;
-    this.onSave = onSave;
+    Object.assign(this, { onPick, onShow, onSave });
     this.reset();
     this.build();
   }
 
   build() {
-    const element = (this.element = document.createElement("div"));
-    element.className = "flowcore-viewer empty";
-    element.tabIndex = 0;
-    element.setAttribute("role", "application");
-    this.layers = ["before", "after"].map((name) => {
-      const layer = Object.assign(document.createElement("div"), { className: name });
-      const image = Object.assign(document.createElement("img"), { alt: "", draggable: false });
-      image.addEventListener("load", () => this.place());
-      layer.append(image);
-      return layer;
+    const element = (this.element = make("div", { className: "flowcore-viewer empty", tabIndex: 0, role: "application" }));
+    this.layers = ["before", "after"].map((className) => {
+      const image = make("img", { alt: "", draggable: false, onload: () => this.place() });
+      return make("div", { className }, image);
     });
-    this.line = document.createElement("hr");
-    const names = Object.assign(document.createElement("div"), { className: "bar names" });
-    const tools = Object.assign(document.createElement("div"), { className: "bar tools" });
+    this.line = make("hr");
+    const names = make("div", { className: "bar names" });
+    const tools = make("div", { className: "bar tools" });
     this.choices = ["left", "right"].map((side) => {
-      const choice = document.createElement("select");
+      const choice = make("select");
       label(choice, side);
       choice.addEventListener("change", () => {
         this[side] = choice.value === "" ? null : choice.value === "source" ? "source" : Number(choice.value);
@@ -114,9 +96,8 @@ export class Viewer {
       return choice;
     });
     const tool = (key, sign, act) => {
-      const made = Object.assign(document.createElement("button"), { type: "button", innerHTML: sign });
-      made.className = key;
-      made.addEventListener("click", () => (act(), element.focus({ preventScroll: true })));
+      const onclick = () => (act(), element.focus({ preventScroll: true }));
+      const made = make("button", { type: "button", innerHTML: sign, className: key, onclick });
       label(made, key);
       tools.append(made);
       return made;
@@ -130,7 +111,7 @@ export class Viewer {
     tool("open", icon(FULL_SCREEN), () => this.open());
     tool("close", "✕", () => this.close());
     say("keys").then((text) => element.setAttribute("aria-label", text));
-    const hint = document.createElement("p");
+    const hint = make("p");
     say("unrun").then((text) => (hint.textContent = text));
     element.append(...this.layers, this.line, names, tools, hint);
     element.insertAdjacentHTML("beforeend", LOOK);
@@ -162,25 +143,17 @@ export class Viewer {
     if (!after) return;
     const before = this.left === "source" ? after.source : this.pictures[this.left]?.url;
     const [behind, front] = this.layers.map((layer) => layer.firstElementChild);
-    for (const [image, url] of [
-      [behind, before],
-      [front, after.url],
-    ]) {
-      if (url && image.getAttribute("src") !== url) image.src = url;
-    }
+    if (before && behind.getAttribute("src") !== before) behind.src = before;
+    if (front.getAttribute("src") !== after.url) front.src = after.url;
     this.compared = Boolean(before);
-    const option = (value, name) => new Option(name, String(value));
-    const every = this.pictures.map((picture, place) => option(place, picture.name));
-    const extra = [option("", "–")];
-    if (after.source) extra.push(option("source", after.sourceName));
+    const every = this.pictures.map((picture, place) => new Option(picture.name, place));
+    const extra = [new Option("–", "")];
+    if (after.source) extra.push(new Option(after.sourceName, "source"));
     this.choices[0].replaceChildren(...extra, ...every);
     this.choices[0].value = String(this.left ?? "");
     this.choices[1].replaceChildren(...every.map((made) => made.cloneNode(true)));
     this.choices[1].value = String(this.right);
-    const several = this.pictures.length > 1;
-    for (const name of ["previous", "next", "choose"]) {
-      this.element.querySelector(`button.${name}`).classList.toggle("hidden", !several);
-    }
+    this.element.classList.toggle("single", this.pictures.length === 1);
     this.mark(this.picked);
     this.place();
   }
@@ -229,10 +202,8 @@ export class Viewer {
   zoomTo(zoom, left, top) {
     const most = Math.max(1, CLOSEST / (this.base() * this.shrunk()));
     const next = Math.min(most, Math.max(1, zoom));
-    const [x, y] = [
-      left / this.shrunk() - this.element.clientWidth / 2,
-      top / this.shrunk() - this.element.clientHeight / 2,
-    ];
+    const x = left / this.shrunk() - this.element.clientWidth / 2;
+    const y = top / this.shrunk() - this.element.clientHeight / 2;
     this.x = x - ((x - this.x) * next) / this.zoom;
     this.y = y - ((y - this.y) * next) / this.zoom;
     this.zoom = next;
@@ -322,8 +293,7 @@ export class Viewer {
       drag = null;
       if (clicked && !this.full) this.open();
     };
-    element.addEventListener("pointerup", end);
-    element.addEventListener("pointercancel", end);
+    for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, end);
     for (const name of ["fullscreenchange", "toggle"]) {
       element.addEventListener(name, () => {
         element.classList.toggle("full", element.matches(":fullscreen, :popover-open"));

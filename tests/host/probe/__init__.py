@@ -1,7 +1,5 @@
 """A second node pack, for the tests only: it makes images that no file can hold, and reports what arrives."""
 
-import copy
-import dataclasses
 import gc
 import hashlib
 import sys
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
 PHOTO = Path(__file__).resolve().parents[3] / "workflows" / "photo.png"
 
@@ -174,27 +172,6 @@ class TestWrong(Node):
         return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5, (1, 2), ["eyes"]
 
 
-class TestSmallMemory(Node, model="FLOW_MODEL", pixels="INT"):
-    """A flow on a device whose memory is too small for more than some pixels at a time."""
-
-    RETURN_TYPES = ("FLOW_MODEL",)
-
-    def run(self, model, pixels):
-        # A copy: the host keeps the model that came in, and later runs get it back.
-        patcher, flow = model.patcher, copy.deepcopy(model.flow)
-        model = dataclasses.replace(model, patcher=patcher.__class__(flow, patcher.load_device, patcher.offload_device))
-
-        encode = flow.condition_encoder
-
-        def refuse(flow, source):
-            if source.shape[-2] * source.shape[-1] > pixels:
-                raise torch.OutOfMemoryError("CUDA out of memory. (A test: this device has little.)")
-            return encode(flow, source)
-
-        flow.condition_encoder = refuse
-        return (model,)
-
-
 class TestLoop(Node, image="IMAGE", model="FLOW_MODEL", passes="INT"):
     """Flow Upscale several times, each with the next seed, in a graph of their own: what loops of other packs do."""
 
@@ -209,64 +186,6 @@ class TestLoop(Node, image="IMAGE", model="FLOW_MODEL", passes="INT"):
             drawn = graph.node("FlowcoreUpscale", **asked).out(0)
             made = graph.node("ImageBatch", image1=made, image2=drawn).out(0) if made else drawn
         return {"result": (made,), "expand": graph.finalize()}
-
-
-ORDERS = ["linear", "chess"]
-
-
-class TestTiledRedraw(
-    Report, upscale_model="UPSCALE_MODEL", image="IMAGE", order=ORDERS, tile="INT", padding="INT", blur="INT"
-):
-    """What Ultimate SD Upscale does with an upscale model, without its diffusion.
-
-    The image is enlarged by the host's own upscaler, at once. Then tile after tile is cut out with some padding, drawn
-    anew, and pasted over what is there through a blurred mask. What draws anew is the same model: it enlarges the tile
-    again after it was shrunk.
-    """
-
-    RETURN_TYPES = ("IMAGE", "IMAGE")
-    RETURN_NAMES = ("redrawn", "enlarged")
-
-    def run(self, upscale_model, image, order, tile, padding, blur):
-        enlarged = _enlarge(upscale_model, _to_pil(image))
-        picture = enlarged.copy()
-        handed = []  # pixels
-        watch = upscale_model.model.register_forward_pre_hook(lambda _, given: handed.append(given[0][0, 0].numel()))
-        rows, columns = -(-picture.height // tile), -(-picture.width // tile)
-        tiles = [(row, column) for row in range(rows) for column in range(columns)]
-        if order == "chess":
-            tiles.sort(key=lambda place: sum(place) % 2)
-        for row, column in tiles:
-            box = (column * tile, row * tile, (column + 1) * tile, (row + 1) * tile)
-            mask = Image.new("L", picture.size)
-            mask.paste(255, box)
-            crop = (
-                max(0, box[0] - padding),
-                max(0, box[1] - padding),
-                min(picture.width, box[2] + padding),
-                min(picture.height, box[3] + padding),
-            )
-            old = picture.crop(crop)
-            small = old.resize([max(1, side // upscale_model.scale) for side in old.size], Image.Resampling.BOX)
-            new = _enlarge(upscale_model, small).resize(old.size, Image.Resampling.LANCZOS)
-            picture.paste(new, crop[:2], mask.filter(ImageFilter.GaussianBlur(blur)).crop(crop))
-        watch.remove()
-        return {"ui": {"largest": [max(handed)]}, "result": (_to_image(picture), _to_image(enlarged))}
-
-
-def _enlarge(upscale_model, picture):
-    from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
-
-    made = ImageUpscaleWithModel().upscale(upscale_model, _to_image(picture))
-    return _to_pil(made[0])
-
-
-def _to_image(picture):
-    return torch.from_numpy(np.array(picture))[None] / 255
-
-
-def _to_pil(image):
-    return Image.fromarray((image[0].clamp(0, 1) * 255).round().byte().numpy())
 
 
 NODE_CLASS_MAPPINGS = {f"Flowcore{name}": kind for name, kind in globals().copy().items() if name.startswith("Test")}
