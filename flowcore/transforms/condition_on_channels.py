@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,22 +34,25 @@ class ConditionOnChannels(Transform):
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, rest = self._parts(x)
-        z, logdet = self.transform(rest, append_condition(kept, cond))
+        z, logdet = self.transform(rest, self._condition(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     def inverse(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         kept, rest = self._parts(z)
-        return torch.cat([kept, self.transform.inverse(rest, append_condition(kept, cond))], dim=1)
+        return torch.cat([kept, self.transform.inverse(rest, self._condition(kept, cond))], dim=1)
 
     def by_position(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, rest = self._parts(x)
-        z, logdet = self.transform.by_position(rest, append_condition(kept, cond))
+        z, logdet = self.transform.by_position(rest, self._condition(kept, cond))
         return torch.cat([kept, z], dim=1), logdet
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         kept, rest = self._parts(x)
-        return torch.cat([kept, self.transform.initialize(rest, append_condition(kept, cond))], dim=1)
+        return torch.cat([kept, self.transform.initialize(rest, self._condition(kept, cond))], dim=1)
+
+    def _condition(self, kept: Tensor, cond: Any) -> Any:  # overridden by plans
+        return append_condition(kept, cond)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, : self.kept], x[:, self.kept :]
