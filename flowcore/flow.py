@@ -44,12 +44,12 @@ class Capabilities:
         source: What its condition is encoded from: nothing, a low-resolution image, luma with hints, labels, or a dark
             photograph.
         tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
-        network_floats: Peak working memory of its networks per pixel of the image, in floats; 0 if it is negligible.
+        floats_per_pixel: Peak working memory of its networks in floats, per pixel of the image; 0 if it is negligible.
     """
 
     source: Source
     tasks: frozenset[Task]
-    network_floats: float = 0.0
+    floats_per_pixel: float = 0.0
 
 
 class Level(nn.Module):

@@ -107,7 +107,7 @@ def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
         capabilities=Capabilities(
             source="none",
             tasks=config.tasks,
-            network_floats=8.0 * sum(config.hidden),  # four stages of a step, each with its slopes
+            floats_per_pixel=8.0 * sum(config.hidden),  # four stages of a step, each with its slopes
         ),
         prelude=Logit(config.alpha) if config.alpha else PixelMap(0.5),
         image_size=config.image_size,

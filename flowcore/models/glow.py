@@ -133,7 +133,7 @@ def glow(config: GlowConfig) -> Flow[GlowConfig]:
         capabilities=Capabilities(
             source="labels" if config.classes else "none",
             tasks=config.tasks,
-            network_floats=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
+            floats_per_pixel=3 / 4 * config.hidden,  # input, hidden layers and sum, at every fourth pixel
         ),
         prelude=PixelMap(0.5) if config.pixels == "centred" else None,
         top=_top(channels, config),

@@ -91,7 +91,7 @@ def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
         capabilities=Capabilities(
             source="none",
             tasks=config.tasks,
-            network_floats=4.0 * config.hidden,  # at every pixel
+            floats_per_pixel=4.0 * config.hidden,  # at every pixel
         ),
         prelude=Logit(config.alpha),
         image_size=config.image_size,

@@ -125,7 +125,7 @@ def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
         capabilities=Capabilities(
             source="none",
             tasks=config.tasks,
-            network_floats=4.0 * config.hidden / (4 if config.squeeze_first else 1),  # two layers, and their slopes
+            floats_per_pixel=4.0 * config.hidden / (4 if config.squeeze_first else 1),  # two layers, and their slopes
         ),
         prelude=Logit(config.alpha),
         image_size=config.image_size,

@@ -207,4 +207,4 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
         return at_once * upscale.memory_required(flow, *small)
-    return round(4 * at_once * height * width * (8 * flow.channels + flow.capabilities.network_floats))
+    return round(4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel))
