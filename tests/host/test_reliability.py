@@ -86,6 +86,7 @@ def test_500_prompts_leave_memory_files_and_threads_where_they_were(tmp_path):
 
 
 def test_freed_memory_is_gone_and_the_next_prompt_is_right(host):
+    host.forget()  # what tests before have left
     prompt = soak.upscaling(40, samples=2)
     known = soak.outcome(host, prompt)
     kept = graph(store=("FlowcoreTestStore", {}))
