@@ -106,7 +106,7 @@ class Brush {
     this.layer = make("canvas", { width: SHARP, height: SHARP });
     this.ring = make("u");
     this.hint = make("p");
-    const board = { className: `flowcore-brush-board ${this.kind}`, tabIndex: 0, role: "application" };
+    const board = { className: `flowcore-brush-board flowcore-view ${this.kind}`, tabIndex: 0, role: "application" };
     this.board = make("div", board, this.picture, this.layer, this.ring, this.hint);
     // The frontend leaves Ctrl+Z to elements with a history of their own: by the first to its version 1.47, now by the second.
     this.board.type = "textarea";

@@ -107,12 +107,12 @@ export const picks = (node) => isOurs(node) && widgetOf(node, "pick");
 // Of all our elements: the area of a node, what has the focus, small pictures, and what is said where there is nothing to show.
 const SHARED = `<style>
 .flowcore-area { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; }
-[class^="flowcore-"]:focus-visible, [class^="flowcore-"] :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
-[class^="flowcore-"] img.small { image-rendering: pixelated; }
-[class^="flowcore-"] > p { display: none; margin: 0; padding: 16px; box-sizing: border-box; height: 100%; text-align: center;
+.flowcore-element:focus-visible, .flowcore-element :focus-visible { outline: 2px solid var(--p-primary-color, #4a90e2); }
+.flowcore-element img.small { image-rendering: pixelated; }
+.flowcore-view > p { display: none; margin: 0; padding: 16px; box-sizing: border-box; height: 100%; text-align: center;
   align-items: center; justify-content: center; font: 13px/1.4 sans-serif; color: var(--descrip-text, #999); }
-[class^="flowcore-"].empty > p { display: flex; }
-[class^="flowcore-"].empty > :not(p) { display: none; }
+.flowcore-view.empty > p { display: flex; }
+.flowcore-view.empty > :not(p) { display: none; }
 </style>`;
 
 /**
@@ -120,6 +120,7 @@ const SHARED = `<style>
  * in the head of the page that all packs share; they name our classes only. App mode, without a node, shows the title.
  */
 export function addElement(node, name, element, height, look, title) {
+  element.classList.add("flowcore-element");
   element.insertAdjacentHTML("beforeend", SHARED + look);
   element.style.minHeight = `${height}px`;
   const widget = node.addDOMWidget(name, name, element, {

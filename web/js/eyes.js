@@ -18,7 +18,7 @@ app.registerExtension({
   nodeCreated(node) {
     const fields = ["left_eye", "right_eye"].map((name) => widgetOf(node, name));
     if (!isOurs(node) || fields.includes(undefined)) return;
-    const frame = make("div", { className: "flowcore-eyes", innerHTML: "<p></p><svg><image/><g/></svg>" });
+    const frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<p></p><svg><image/><g/></svg>" });
     const [hint, svg] = frame.children, [shown, dots] = svg.children;
     const picture = Object.assign(new Image(), { onload: () => draw() });
     let held; // side and place of the dot that is dragged

@@ -43,7 +43,9 @@ const LOOK = `<style>
 .flowcore-viewer .bar svg {
   display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none;
 }
-.flowcore-viewer .hidden, .flowcore-viewer.single :is(.previous, .next, .choose) { display: none; }
+.flowcore-viewer .hidden, .flowcore-viewer.single .previous, .flowcore-viewer.single .next, .flowcore-viewer.single .choose {
+  display: none;
+}
 .flowcore-viewer.full {
   position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0;
   background: #111; pointer-events: auto;
@@ -76,7 +78,7 @@ export class Viewer {
   }
 
   build() {
-    const element = (this.element = make("div", { className: "flowcore-viewer empty", tabIndex: 0, role: "application" }));
+    const element = (this.element = make("div", { className: "flowcore-viewer flowcore-view empty", tabIndex: 0, role: "application" }));
     this.layers = ["before", "after"].map((className) => {
       const image = make("img", { alt: "", draggable: false, onload: () => this.place() });
       return make("div", { className }, image);
