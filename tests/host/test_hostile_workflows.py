@@ -154,7 +154,7 @@ def prompts(draw, good):
             case "extra":
                 values[draw(st.sampled_from(EXTRA))] = draw(st.sampled_from(ANYTHING))
             case "shape":
-                change = draw(st.sampled_from(SHAPES))
+                change = draw(st.sampled_from(SHAPES + UNREAD if name == "node" else SHAPES))
                 workflow[name] = entry | change if isinstance(change, dict) else change
     return workflow
 
@@ -162,8 +162,9 @@ def prompts(draw, good):
 WRONG = ["fitting"] * 12 + ["value"] * 5 + ["text", "text", "wire", "wire", "gone", "extra", "shape"]
 # What no schema knows. No wires: to an output that there is not, they end the queue's thread of 0.30.0, with any node.
 EXTRA = ["zzz", "cls", "self", "", "a.b", "\0"]
-SHAPES = [None, [], 5, "FlowcoreSample", {"inputs": {}}, {"inputs": []}, {"inputs": None}, {"_meta": None}]
+SHAPES = [None, [], 5, "FlowcoreSample", {"inputs": {}}, {"_meta": None}]
 SHAPES += [{"class_type": kind} for kind in (*SCHEMAS, "Nothing", "", None, 5, [], {})]
+UNREAD = [{"inputs": []}, {"inputs": None}]  # of a node that no output needs they end the queue's thread of 0.3.75
 
 
 # ---------------------------------------------------------------------------------------------------------------------
