@@ -552,9 +552,13 @@ def test_nothing_waits_for_the_garbage_collector(published):
     latents = sample_latents(plan.latent_shapes(64, 64), 2, 0.8, 1)
     gc.collect()
     gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)  # what is collected is listed
     try:
         with torch.no_grad():
             plan.inverse(latents, plan.encode_condition(lr[:1]).expand(2))
-        assert gc.collect() == 0
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]
     finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
         gc.enable()
