@@ -1,4 +1,4 @@
-"""Realistic degradation of HR photographs to LR ones: blur, shrinking, noise and JPEG, in random amounts.
+"""Realistic degradation of photographs: blur, shrinking, noise and JPEG for upscalers, darkness for low-light models.
 
 Models that only ever saw bicubic LR images take the noise of a camera and the blocks of a JPEG file for detail, and
 amplify them. So each crop is degraded differently, from not at all to strongly.
@@ -22,7 +22,7 @@ from kornia.filters import filter2d, filter2d_separable, get_gaussian_kernel1d
 from PIL import Image
 from torch import Tensor
 
-DegradationKind = Literal["bicubic", "realistic"]
+DegradationKind = Literal["bicubic", "realistic", "dark"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
 # probabilities, and amounts at strength 1
@@ -33,6 +33,12 @@ NOISY, GRAY = 0.6, 0.4  # the latter among those that are noisy
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
 COMPRESSED, SUBSAMPLED = 0.75, 0.8  # the latter among those that are compressed
 MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
+
+# of darkness: gains of linear light, drawn log-uniformly, and how far they vary within an unevenly lit picture
+MIN_GAIN, MAX_GAIN = 0.04, 0.5
+UNEVEN, UNEVENNESS = 0.5, 0.7  # the latter is the standard deviation of the logarithm of the gain
+DARK_COMPRESSED, DARK_MIN_QUALITY = 0.5, 60
+LIGHT_CELLS = 4  # along a side of the map of light
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
 KERNEL_REACH = 2  # LR pixels that the kernels of shrinking reach
@@ -127,6 +133,36 @@ def degrade(
     if way.quality is not None:
         eight_bit = _compress(eight_bit, way.quality, subsampled=way.subsampled)
     return eight_bit[above : above + side, before : before + side]
+
+
+def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Photograph a picture again in little light.
+
+    Linear light is multiplied by a gain, in half of the pictures by one that varies softly. Photon noise, whose
+    variance is proportional to the light that is left, and the sensor's read noise are those of a camera that keeps
+    its settings; then come gamma, 8 bits, and in half of the pictures JPEG.
+
+    Args:
+        image: ``(H, W, 3)``, uint8.
+        rng: Of everything that is drawn.
+
+    Returns:
+        The same shape, uint8.
+    """
+    uneven, compressed, quality, photon, read = rng.random(5).tolist()
+    gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)
+    light = torch.from_numpy(rng.standard_normal((1, 1, LIGHT_CELLS, LIGHT_CELLS)))
+    light = F.interpolate(light, image.shape[:2], mode="bicubic", align_corners=True)[0, 0, :, :, None].numpy()
+    gains = np.exp(gain + UNEVENNESS * light * (uneven < UNEVEN)).clip(MIN_GAIN / 2, 1)
+    linear = (image / 255) ** GAMMA * gains
+    middle = 0.5**GAMMA
+    slope = 0.5 / (GAMMA * middle)  # of the gamma curve at middle gray
+    variance = ((MAX_PHOTON * photon**2 / slope) ** 2 / middle) * linear + (MAX_READ * read**2 / slope) ** 2
+    linear = linear + np.sqrt(variance) * rng.standard_normal(image.shape)
+    dark = (linear.clip(0, 1) ** (1 / GAMMA) * 255).round().astype(np.uint8)
+    if compressed < DARK_COMPRESSED:
+        dark = _compress(dark, round(MAX_QUALITY - (MAX_QUALITY - DARK_MIN_QUALITY) * quality), subsampled=True)
+    return dark
 
 
 def _crop_padded(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -441,7 +441,8 @@ class _Trainer(Run):
     def _begin_stage(self, stage: Stage) -> None:
         """Continue from the averaged weights of the stage before, and initialize the flow if that is still to do."""
         self.flow.load_state_dict(self.average.state_dict())
-        if stage.objective == "likelihood" and not self.state.initialised:
+        trains_flow = stage.objective == "likelihood" or self.recipe.brightens
+        if trains_flow and not self.state.initialised:
             x, source = self.data.batch(self.recipe.init_batch, stage.crop, self.recipe.seed + 1, 0)
             source = None if source is None else source.to(self.device)
             initialize_flow(self.flow, x.to(self.device), source, self.recipe.seed)

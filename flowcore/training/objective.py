@@ -74,6 +74,24 @@ class AbsoluteError(_WithoutNoise):
         return loss
 
 
+class Brightening(_WithoutNoise):
+    """Mean absolute error of what a low-light model decodes from latents of zero: its best guess."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        flow.require("brighten")
+        self.flow = flow
+
+    def forward(self, x: Tensor, dark: Tensor, noise: None = None) -> Tensor:
+        """Compute the loss from photographs and dark ones, both ``(B, 3, H, W)`` in [0, 1]."""
+        return F.l1_loss(self.restore(dark), x)
+
+    def restore(self, dark: Tensor) -> Tensor:
+        """Brighten dark photographs ``(B, 3, H, W)`` at temperature 0."""
+        zeros = [dark.new_zeros(len(dark), *shape) for shape in self.flow.latent_shapes(*dark.shape[-2:])]
+        return self.flow.inverse(zeros, self.flow.encode_condition(dark))
+
+
 class Rescaling(_WithoutNoise):
     """Mean absolute error of images that a rescaling model shrank and restored, and of the small pictures.
 
@@ -210,13 +228,14 @@ class Likelihood(nn.Module):
         return noise, Condition(features=(), probes=probes)
 
 
-Objective = AbsoluteError | ChromaError | Likelihood | Rescaling
+Objective = AbsoluteError | Brightening | ChromaError | Likelihood | Rescaling
 
 
 def make_objective(flow: Flow, stage: Stage, teacher: Flow | None = None) -> Objective:
     """Make the objective of a stage; ``teacher`` is the model that the run started from, as it was."""
     if stage.objective == "l1":
-        return AbsoluteError(flow, stage, teacher)
+        brightens = flow.capabilities.source == "low_light"
+        return Brightening(flow) if brightens else AbsoluteError(flow, stage, teacher)
     if stage.objective == "chroma":
         return ChromaError(flow)
     return Rescaling(flow, stage) if stage.objective == "rescale" else Likelihood(flow, stage)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..tasks import Progress
-from .degradation import degrade, draw_degradation
+from .degradation import darken, degrade, draw_degradation
 from .pixel_cache import Entry, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
 
 
 class Photographs:
-    """Crops of 8-bit images; for upscalers pairs of HR and LR crops.
+    """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones.
 
     With realistic degradation LR crops are made anew every time, with blur, noise and JPEG; HR crops stay the same.
     The crops of a training step are a function of (seed, step) alone: that is what makes resuming exact.
@@ -75,8 +75,8 @@ class Photographs:
             held_out: Whether to cut from the held-out photographs.
 
         Returns:
-            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; with scale 1,
-            None for LR.
+            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light
+            models the dark crop for LR; of others with scale 1 None.
         """
         entries, probabilities = self._candidates(crop, held_out)
         rng = np.random.default_rng([seed, step, int(held_out)])
@@ -84,7 +84,8 @@ class Photographs:
         # of its own for the degradation, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         pairs = [self._crop(entries[i], crop, rng, degradation_rng) for i in chosen]
-        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if self.recipe.scale > 1 else None
+        paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
+        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
@@ -116,6 +117,8 @@ class Photographs:
         else:
             lr = lr[top : top + small, left : left + small]
         hr = hr[top * s : top * s + crop, left * s : left * s + crop]
+        if recipe.degradation == "dark":
+            lr = darken(hr, degradation_rng)
         hr, lr = (np.rot90(x, turn) for x in (hr, lr))
         return (hr[:, ::-1], lr[:, ::-1]) if mirror else (hr, lr)
 

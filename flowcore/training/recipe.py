@@ -62,7 +62,8 @@ class Stage:
     """One part of a training run."""
 
     name: str  # shown in the progress line
-    # "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement; "chroma" trains a
+    # "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement, or a low-light
+    # model on that of its picture at temperature 0; "chroma" trains a
     # colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood" trains the flow, on
     # bits per dimension of dequantized HR images; "rescale" trains a rescaling model to shrink images and to restore
     # them, see ``objective.Rescaling``
@@ -148,7 +149,7 @@ class Recipe:
     enlarge: Annotated[float, Range(1, 4)] = 1.0  # greatest factor of an enlargement to a short side; 1 for none
     sampling: Sampling = "area"  # what is equally likely in a crop: every part of the data's "area", or "photograph"
     # how LR images are made from HR ones: "bicubic", or "realistic" with blur, noise and JPEG, for upscalers of
-    # people's own photographs; see ``degradation.py``
+    # people's own photographs; "dark" ones for low-light models; see ``degradation.py``
     degradation: DegradationKind = "bicubic"
     degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0  # factor on the amounts of blur, noise and JPEG
     start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
@@ -162,6 +163,11 @@ class Recipe:
     def scale(self) -> int:
         """Factor between the model's LR and HR images; 1 for models that are not upscalers."""
         return getattr(self.model, "scale", 1)
+
+    @property
+    def brightens(self) -> bool:
+        """Whether it trains a low-light model."""
+        return "brighten" in getattr(self.model, "tasks", ())
 
     @property
     def takes_digits(self) -> bool:
@@ -214,13 +220,15 @@ def parse_recipe(text: str) -> Recipe:
     raw["stages"] = tuple(_checked(Stage, stage, f"stages[{k}].") for k, stage in enumerate(stages))
     raw["text"] = text
     recipe: Recipe = _checked(Recipe, raw, "")
-    if recipe.degradation != "bicubic" and recipe.scale == 1:
+    fitting = ("dark",) if recipe.brightens else ("bicubic", "realistic") if recipe.scale > 1 else ("bicubic",)
+    if recipe.degradation not in fitting:
         raise FlowError(
-            f"Recipe key degradation is about the LR images of upscalers; a {recipe.architecture} model has none. "
-            f"Leave it out; got {recipe.degradation!r}."
+            f"Recipe key degradation says what the images that upscalers and low-light models are given look like; a "
+            f"{recipe.architecture} model trains with {' or '.join(map(repr, fitting))}; got {recipe.degradation!r}."
         )
     for k, stage in enumerate(recipe.stages):
-        multiple = recipe.scale if stage.objective == "l1" else max(recipe.scale, _crop_multiple(recipe))
+        upscaler = stage.objective == "l1" and not recipe.brightens
+        multiple = recipe.scale if upscaler else max(recipe.scale, _crop_multiple(recipe))
         if stage.crop % multiple:
             raise FlowError(
                 f"Recipe key stages[{k}].crop must be a multiple of {multiple} for this model; got {stage.crop}."

@@ -40,7 +40,7 @@ WITHOUT_PENALTIES: dict[str, Any] = {
     "kinetic_weight": 0.0,
     "jacobian_weight": 0.0,
 }
-CROPS = {"low_resolution": 8, "luma": 64}  # by the source of the condition; of the others, 256
+CROPS = {"low_resolution": 8, "low_light": 32, "luma": 64}  # by the source of the condition; of the others, 256
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
 ROWS = 8  # images of a sheet
@@ -72,6 +72,8 @@ def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: st
         more, columns = _rescale(objective, x, source)
     elif source is not None and kind == "low_resolution":
         more, columns = _upscale(flow, stage, recipe.sheet or UPSCALER_TEMPERATURES, x, source)
+    elif source is not None and kind == "low_light":
+        more, columns = _brighten(flow, x, source)
     elif source is not None and kind == "luma":
         more, columns = (_predict_chroma if stage.objective == "chroma" else _colorize)(flow, x, source)
     else:
@@ -130,6 +132,16 @@ def _rescale(objective: Rescaling, hr: Tensor, lr: Tensor) -> Validation:
     columns = [enlarge(lr, scale), enlarge(small.clamp(0, 1), scale), restored, hr]
     pairs = {"psnr_bicubic": (columns[0], hr), "psnr_restored": (restored, hr), "psnr_small": (small, lr)}
     return {name: _over_batch(psnr, *pair) for name, pair in pairs.items()}, columns
+
+
+def _brighten(flow: Flow, x: Tensor, dark: Tensor) -> Validation:
+    """A row per crop: dark, with the single gain that fits best, at temperature 0, a sample, and the original."""
+    cond = flow.encode_condition(dark)
+    gains = (x * dark).sum((1, 2, 3), keepdim=True) / dark.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    columns = [dark, gains * dark, _decode(flow, cond, x, 0.0), _decode(flow, cond, x, 0.8), x]
+    names = ("psnr_gain", "psnr_tau0", "psnr_tau0.8")
+    metrics = {name: _over_batch(psnr, column, x) for name, column in zip(names, columns[1:], strict=False)}
+    return metrics, columns
 
 
 def _upscale(flow: Flow, stage: Stage, temperatures: tuple[float, ...], hr: Tensor, lr: Tensor) -> Validation:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from flowcore.images.resize import shrink
@@ -17,6 +19,7 @@ from flowcore.training.degradation import (
     MAX_QUALITY,
     MIN_QUALITY,
     Degradation,
+    darken,
     degrade,
     draw_degradation,
 )
@@ -231,3 +234,33 @@ def test_degradation_depends_on_seed_and_step(tmp_path):
 
     assert len({whole(lr) for _, lr in batches}) == len(kinds)
     assert len(whole(batches[0][1])) == 8
+
+
+# --- darkness ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_dark_picture_has_less_light_in_it_and_more_noise_for_the_light_that_is_left():
+    """Of gray, in linear light: gains within the stated range, and deviations that are relatively larger."""
+    bright = (gray(128, 64) / 255.0) ** 2.2
+    gains, deviations = [], []
+    for seed in range(60):
+        dark = (darken(gray(128, 64), rng(seed)) / 255) ** 2.2
+        gains.append(dark.mean() / bright.mean())
+        deviations.append((dark[:, 1:] - dark[:, :-1]).std() / dark.mean())
+    assert 0.03 < min(gains) < 0.08
+    assert 0.35 < max(gains) < 0.8
+    darkest = np.argsort(gains)
+    assert np.median(np.array(deviations)[darkest[:20]]) > 1.5 * np.median(np.array(deviations)[darkest[-20:]])
+
+
+def test_dark_crops_come_beside_the_bright_ones_that_they_were_made_of(tmp_path):
+    photographs(tmp_path / "photos", [(64, 64)] * 3)
+    recipe = dataclasses.replace(recipe_of_photographs(scale=1, validation=1), degradation="dark")
+    data = Photographs(tmp_path / "photos", tmp_path / "cache", recipe)
+    bright, dark = data.batch(8, 32, 0, 0)
+    assert dark.shape == bright.shape
+    assert torch.equal(dark, data.batch(8, 32, 0, 0)[1])
+    assert (dark.mean((1, 2, 3)) < bright.mean((1, 2, 3))).all()
+    pairs = torch.stack([F.avg_pool2d(each.mean(1, keepdim=True), 8).flatten(1) for each in (dark, bright)], dim=1)
+    alike = [torch.corrcoef(pair)[0, 1] for pair in pairs]
+    assert sum(alike) / len(alike) > 0.7  # the same place, turned and mirrored alike

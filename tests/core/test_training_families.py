@@ -19,6 +19,7 @@ from flowcore.models import build, configure
 from flowcore.training.digits import Digits, read_idx
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
+from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.styles import STYLES, attributes, measure_styles
 from flowcore.transforms import BatchNorm
@@ -273,3 +274,47 @@ def test_directions_move_the_attribute_that_they_are_named_after():
         assert less < base[:, k].mean() < more, name
     assert thickness.std() > 0.5
     assert torch.equal(flow(x, cond)[0][0], plain(x, cond)[0][0])  # the same model otherwise
+
+
+LOW_LIGHT = """
+name = "tiny"
+architecture = "llflow"
+degradation = "dark"
+validation = 1
+init_batch = 16
+checkpoint_every = 1000
+precision = "float32"
+[model]
+steps = 1
+transition_steps = 1
+hidden = 8
+encoder_blocks = 1
+encoder_width = 8
+encoder_growth = 4
+stacked_blocks = [0]
+[[stages]]
+name = "picture"
+objective = "l1"
+steps = 60
+batch = 8
+crop = 32
+warmup = 5
+learning_rate = 5e-3
+[[stages]]
+name = "flow"
+objective = "likelihood"
+steps = 5
+batch = 8
+crop = 32
+"""
+
+
+def test_a_low_light_model_learns_its_best_guess_and_then_the_density(data, tmp_path):
+    made, lines = parse_recipe(LOW_LIGHT), list[str]()
+    flow = flowcore.load(train(made, data / "photos", tmp_path, log=lines.append).model)
+    images = Photographs(data / "photos", tmp_path / "cache", made)
+    bright, dark = images.batch(8, 32, 7, 0)
+    with torch.no_grad():
+        error = (flowcore.brighten(flow, dark) - bright).abs().mean()
+    assert error < 0.7 * (dark - bright).abs().mean()
+    assert any("validation_bits_per_dim" in line and "psnr_gain" in line for line in lines)

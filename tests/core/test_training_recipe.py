@@ -178,7 +178,7 @@ CONSISTENT = "steps = 10\nlr_consistency = 0.5"
         ),
         (
             'degradation = "realistic"\n' + COLORS,
-            r"degradation is about the LR images of upscalers; a colorizer model has none",
+            r"a colorizer model trains with 'bicubic'; got 'realistic'",
         ),
     ],
 )
