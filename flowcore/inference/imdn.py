@@ -28,7 +28,8 @@ class FoldedIMDNEncoder(nn.Module):
     def __init__(self, encoder: IMDNEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
         backbone = encoder.backbone
-        self.budget, self.scale, self.own_dtype = budget, encoder.scale, backbone.conv_first.weight.dtype
+        self.budget, self.own_dtype = budget, backbone.conv_first.weight.dtype
+        self.scale, self.own_scale, self.at_scale = encoder.scale, backbone.own_scale, backbone.at_scale
         self.first, self.last = (
             Conv(*weights_of(conv), self.own_dtype) for conv in (backbone.conv_first, backbone.conv_last)
         )
@@ -85,11 +86,12 @@ class FoldedIMDNEncoder(nn.Module):
     def _picture(self, trunk: Tensor) -> Tensor:
         """The enlargement ``(B, 3, scale * h, scale * w)``."""
         batch, _, height, width = trunk.shape
-        result = trunk.new_empty(batch, 3, height * self.scale, width * self.scale)
+        scale = self.own_scale
+        result = trunk.new_empty(batch, 3, height * scale, width * scale)
         for top, bottom in self._strips(trunk):
             rows = self.last(trunk[:, :, self.last.reads(top, bottom, height)], top, bottom, height)
-            result[:, :, top * self.scale : bottom * self.scale] = F.pixel_shuffle(rows, self.scale)
-        return result
+            result[:, :, top * scale : bottom * scale] = F.pixel_shuffle(rows, scale)
+        return self.at_scale(result)
 
     def _mix(self, x: Tensor) -> None:
         """Run the two convolutions beside the identity, in place: a strip's rows are not read again."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device import no_autocast
+from ..images.resize import enlarge
 from .lr_encoder import LREncoder, activate, conv3x3, doublings, grids_wanted
 
 
@@ -50,16 +51,16 @@ class IMDN(nn.Module):
         """Build the network.
 
         Args:
-            scale: Integer factor from LR to HR.
+            scale: Integer factor from LR to HR: 2, 4, or 8, which is 4 and then twice by bicubic resize.
             blocks: Number of distillation blocks.
             kept: Channels that each convolution of a block keeps; the trunk is four times as wide.
         """
         super().__init__()
-        self.scale = scale
+        self.scale, self.own_scale = scale, min(scale, 4)
         self.conv_first = conv3x3(3, 4 * kept)
         self.blocks = nn.ModuleList(DistillationBlock(kept) for _ in range(blocks))
         self.conv_trunk = conv3x3(4 * kept, 4 * kept)
-        self.conv_last = conv3x3(4 * kept, 3 * scale**2)
+        self.conv_last = conv3x3(4 * kept, 3 * self.own_scale**2)
 
     def features(self, lr: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Compute the trunk's features, and the outputs of all blocks, ``(B, 4 * kept, h, w)`` each."""
@@ -75,7 +76,11 @@ class IMDN(nn.Module):
     def enlarge(self, trunk: Tensor) -> Tensor:
         """Map the trunk's features to the enlargement, ``(B, 3, scale * h, scale * w)``."""
         with no_autocast(trunk.device):
-            return F.pixel_shuffle(self.conv_last(trunk), self.scale)
+            return self.at_scale(F.pixel_shuffle(self.conv_last(trunk), self.own_scale))
+
+    def at_scale(self, picture: Tensor) -> Tensor:
+        """Enlarge a picture of the network's own scale to the whole one."""
+        return picture if self.scale == self.own_scale else enlarge(picture, self.scale // self.own_scale)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarge images ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, scale * h, scale * w)``, not clamped."""

@@ -17,7 +17,6 @@ from ..checkpoints.file import is_ours, read, read_header
 from ..errors import FlowError
 from ..flow import Flow
 from ..models.fields import SAMPLING
-from ..networks import IMDNEncoder
 from .objective import lr_encoder, pretrained_backbone
 
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
@@ -101,18 +100,6 @@ def shipped_with_backbone(config: Any) -> Path | None:
     )
 
 
-def _head_of_scale(theirs: Mapping[str, Tensor], scale: int) -> dict[str, Tensor]:
-    """Make the last convolution of an IMDN that of another scale; what is larger repeats each pixel at first."""
-    names = ("backbone.conv_last.weight", "backbone.conv_last.bias")
-    side = math.isqrt(len(theirs[names[1]]) // 3)
-    if scale % side:
-        return {}
-    repeated = [theirs[name].unflatten(0, (3, side, side)) for name in names]
-    for axis in (1, 2):
-        repeated = [t.repeat_interleave(scale // side, axis) for t in repeated]
-    return {name: t.flatten(0, 2) for name, t in zip(names, repeated, strict=True)}
-
-
 def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
     """Load the encoder of a model file, or the file of a backbone; where the rest is of another size, that alone.
 
@@ -130,8 +117,6 @@ def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str
         else:
             other = read(path).encoder
             theirs = {} if other is None else other.state_dict()
-        if isinstance(encoder, IMDNEncoder) and "backbone.conv_last.weight" in theirs:
-            theirs |= _head_of_scale(theirs, encoder.scale)
         own = encoder.state_dict()
         same = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in own.items()}
         if same and not backbone_alone:

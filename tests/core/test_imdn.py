@@ -13,6 +13,7 @@ import flowcore
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.file import read, read_header, save
 from flowcore.errors import CheckpointError, FlowError
+from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, IMDNEncoder
 from flowcore.testing import perturbed
@@ -92,7 +93,7 @@ def test_a_run_may_take_its_flow_from_one_model_and_its_encoder_from_another(tmp
     assert all(torch.equal(t, encoder[name]) for name, t in flow.encoder.state_dict().items())
 
 
-def test_the_published_network_alone_can_be_loaded_and_its_last_convolution_enlarged(tmp_path):
+def test_the_published_network_alone_can_be_loaded_and_its_picture_enlarged(tmp_path):
     source = tiny(seed=5).encoder.backbone
     save_file(source.state_dict(), tmp_path / "imdn.safetensors")
     flow = tiny(seed=6)
@@ -104,8 +105,9 @@ def test_the_published_network_alone_can_be_loaded_and_its_last_convolution_enla
 
     larger = tiny(seed=7, scale=8, levels=4)
     load_encoder(larger, tmp_path / "imdn.safetensors")
-    repeated = torch.nn.functional.interpolate(source(lr), scale_factor=2, mode="nearest")
-    assert torch.allclose(larger.encoder.enlargement(lr), repeated, atol=1e-6)
+    assert torch.equal(larger.encoder.enlargement(lr), enlarge(source(lr), 2))
+    planned = Plan(larger, "float32").encode_condition(lr).origin
+    assert torch.allclose(planned, enlarge(source(lr), 2), atol=1e-6)
 
     save_file(IMDN(4, 1, 3).state_dict(), tmp_path / "imdn.safetensors")
     with pytest.raises(FlowError, match=r"blocks\.1"):
