@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ..checkpoints import catalog
 from ..checkpoints.file import is_ours, read, read_header
