@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.writing import write_atomic
 from ..errors import FlowError
 from .options import CALM_EDGES, add_batch, add_model, parse_fields
 from .output import ProgressBar, log
@@ -287,4 +288,14 @@ def _only(options: argparse.Namespace) -> frozenset[str] | None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    try:
+        before: Any = json.loads(path.read_bytes() or b"[]")
+        rows: list[Any] = before if isinstance(before, list) else [*before.values()]
+        foreign = not all(isinstance(row, dict) for row in rows)
+    except FileNotFoundError:
+        foreign = False
+    except (OSError, ValueError, AttributeError):
+        foreign = True
+    if foreign:
+        raise FlowError(f"{path} exists, and holds something else than numbers of flowcore. Name another file.")
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())

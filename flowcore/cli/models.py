@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import add_fields, parse_fields
+from ..errors import FlowError
+from .options import add_again, add_fields, parse_fields
 from .output import log
 
 
@@ -17,6 +18,7 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_convert)
     command.add_argument("source", type=Path, metavar="IN")
     command.add_argument("target", type=Path, metavar="OUT")
+    add_again(command)
     add_fields(command)
     text = "store in float16: half the size; shipped models change by less than 1/255 (default: float32, and files of "
     text += "flowcore as they are)"
@@ -41,6 +43,7 @@ def add_styles(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     option("model", type=Path, metavar="IN", help="a class-conditional model of digits, or an unconditional model")
     option("target", type=Path, metavar="OUT")
+    add_again(command)
     text = "folder of the four files of MNIST; for unconditional models, of images and attributes.tsv"
     option("--data", type=Path, required=True, help=text)
     option("--count", type=int, default=20_000, help="digits to measure on (default: 20000)")
@@ -57,6 +60,7 @@ def _convert(options: argparse.Namespace) -> None:
     from .. import load
     from ..checkpoints.file import is_ours, reconfigure, save
 
+    _check_target(options.target, again=options.again)
     fields = parse_fields(options.set)
     if is_ours(options.source) and not (options.half or options.eight_bits):
         flow = reconfigure(options.source, options.target, fields)
@@ -65,6 +69,18 @@ def _convert(options: argparse.Namespace) -> None:
         dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
         save(flow, options.target, dtype=dtype, exact=options.exact)
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
+
+
+def _check_target(target: Path, *, again: bool) -> None:
+    """Refuse to replace a file that flowcore did not make, and without ``--again`` one that it did."""
+    from ..checkpoints.file import is_ours
+
+    if not target.exists() or (target.is_file() and target.stat().st_size == 0):
+        return
+    if not target.is_file() or not is_ours(target):
+        raise FlowError(f"{target} exists, and is no model file of flowcore. It is kept. Name another file.")
+    if not again:
+        raise FlowError(f"{target} exists. --again replaces it; or name another file.")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -96,6 +112,7 @@ def _styles(options: argparse.Namespace) -> None:
     from ..training.recipe import held_out_names
     from ..training.styles import measure_styles
 
+    _check_target(options.target, again=options.again)
     flow = load(options.model)
     if flow.classes:
         digits = Digits(options.data)

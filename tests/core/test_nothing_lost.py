@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builders import build_tiny, build_upscaler
 from PIL import Image
+from safetensors.torch import save as save_file
 
 from flowcore.batch.folders import Job, Made
 from flowcore.checkpoints.file import save
@@ -20,6 +22,7 @@ from flowcore.images.rounding import to_uint8
 from flowcore.provenance import fingerprint, read
 from flowcore.tasks.duration import duration
 
+from .digits import write_mnist
 from .test_command_line import photograph
 
 
@@ -34,7 +37,7 @@ def models(tmp_path_factory):
         "night": build_tiny("llflow", perturb=0.02),
         "both-ways": build_tiny("hcflow", rescaling=True, perturb=0.02, steps=1),
         "glow": build_tiny("glow", steps=1, hidden=4, image_size=16, mixing="conv"),
-        "digits": build_tiny("class_conditional", image_size=(8, 8), steps=1),
+        "digits": build_tiny("class_conditional", image_size=(28, 28), steps=1),
     }
     for name, flow in flows.items():
         save(flow, folder / f"{name}.safetensors", provenance={"licence": "CC0-1.0", "source": "a test"})
@@ -215,6 +218,38 @@ def test_sample_and_interpolate_store_what_made_them(models, photo, tmp_path, ca
     )
     (entry,) = read(tmp_path / "b" / "photo_photo_glow_slerp_001.png")
     assert entry.settings == {"mode": "slerp", "frames": 2}
+
+
+@pytest.mark.parametrize("command", ["convert", "styles"])
+def test_model_files_are_replaced_on_request_only(models, tmp_path, capsys, command):
+    model, target = models("digits")[2], tmp_path / "out.safetensors"
+    data = ["--data", str(write_mnist(tmp_path / "digits", 60))] if command == "styles" else []
+    words = [command, model, str(target), *data]
+    for foreign in (b"my only copy", save_file({"weight": torch.zeros(2)})):
+        target.write_bytes(foreign)
+        for options in ([], ["--again"]):
+            assert main([*words, *options]) == 1
+            assert "is no model file of flowcore. It is kept." in capsys.readouterr().err
+            assert target.read_bytes() == foreign
+    target.write_bytes(b"")  # of a program that was killed
+    assert main(words) == 0
+    made = target.stat().st_mtime_ns
+    assert main(words) == 1
+    assert "--again replaces it" in capsys.readouterr().err
+    assert target.stat().st_mtime_ns == made
+    assert main([*words, "--again"]) == 0
+    assert target.stat().st_mtime_ns != made
+
+
+def test_numbers_replace_numbers_only(models, photo, tmp_path, capsys):
+    words, numbers = [*models("glow", "score"), str(photo), "--json"], tmp_path / "numbers.json"
+    for _ in range(2):
+        assert main([*words, str(numbers)]) == 0
+    for foreign in ('{"name": "my package"}', "no JSON"):
+        numbers.write_text(foreign)
+        assert main([*words, str(numbers)]) == 1
+        assert "holds something else" in capsys.readouterr().err
+        assert numbers.read_text() == foreign
 
 
 def test_more_samples_leave_the_first_ones_as_they_are(models, tmp_path):
