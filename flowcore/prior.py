@@ -98,9 +98,9 @@ def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[fl
     """Validate temperatures and list them by level: a number, or a map ``(1 or n, 1, h, w)``, float32 on the CPU."""
     # A tensor is one map; only one without dimensions is a number.
     if isinstance(temperature, (int, float, Tensor)):
-        taus: list[float | Tensor] = [_number_or_map(temperature, n)] * levels
+        taus: list[float | Tensor] = [number_or_map(temperature, n)] * levels
     else:
-        taus = [_number_or_map(tau, n) for tau in temperature]
+        taus = [number_or_map(tau, n) for tau in temperature]
     if len(taus) != levels:
         raise ShapeError(
             f"This model has {levels} levels of latents; got {len(taus)} temperatures. Give one, or one per level."
@@ -128,13 +128,14 @@ def resize_temperature_map(tau: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(tau, (height, width), mode="bilinear", antialias=True)
 
 
-def _number_or_map(tau: float | Tensor, n: int) -> float | Tensor:
+def number_or_map(tau: float | Tensor, n: int, name: str = "temperatures") -> float | Tensor:
+    """Return a number as a float, and a map ``(1 or n, 1, h, w)`` in float32 on the CPU; ShapeError for another."""
     if not isinstance(tau, Tensor) or tau.ndim == 0:
         return float(tau)
     if tau.ndim != 4 or tau.shape[0] not in (1, n) or tau.shape[1] != 1 or 0 in tau.shape:
         raise ShapeError(
-            f"A map of temperatures must have the shape (1 or {n}, 1, height, width); got {tuple(tau.shape)}. Give one "
-            "for all, or one per image."
+            f"A map of {name} must have the shape (1 or {n}, 1, height, width); got {tuple(tau.shape)}. Give one for "
+            "all, or one per image."
         )
     return tau.detach().to("cpu", torch.float32)
 

@@ -182,6 +182,11 @@ class Plan(Flow):
         with self._arithmetic(encodes=True):
             return super().encode(x, cond)
 
+    def encode_guide(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
+        """Encode in the plan's own precision: decoded in bfloat16 they give x back to 3/255, in float16 to 0.5/255."""
+        with self._arithmetic():
+            return super().encode(x, cond)
+
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
         """Decode latents; see ``Flow.inverse``. On a GPU, nothing waits for the device."""
         with self._arithmetic():

@@ -20,6 +20,7 @@ from ..prior import Shape, Temperature, level_temperatures, resize_temperature_m
 from . import overflow
 from .calm_edges import edge_map
 from .gray import without_color
+from .guide import Guide, Strength, drawn_share
 from .options import SamplingOptions
 from .runner import Runner, images_at_once
 from .tile_size import Border, TileSize, Tiling
@@ -42,7 +43,12 @@ class TiledDecoder:
         self.tiles = TileSize(tile, halo, tiling)
 
     def __call__(
-        self, rgb: Tensor, taus: Sequence[Settings], sampling: SamplingOptions, gray: Sequence[bool] = ()
+        self,
+        rgb: Tensor,
+        taus: Sequence[Settings],
+        sampling: SamplingOptions,
+        gray: Sequence[bool] = (),
+        guide: Guide | None = None,
     ) -> Tensor:
         """Compute all samples at every temperature, ``(B * taus * samples, 3, s * h, s * w)``, on the CPU.
 
@@ -61,7 +67,8 @@ class TiledDecoder:
             run.device,
         )
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
-        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled)
+        strength = 0.0 if guide is None else guide.strength
+        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled, strength)
         samples = len(taus) * sampling.samples
         at_once = run.at_once(min(samples, MAX_SAMPLES))
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
@@ -69,6 +76,7 @@ class TiledDecoder:
         weight = ANALYSIS if tiling.shares else 1
         analysis = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
         passes = samples if tiling.shares else -(-samples // at_once)
+        passes += guide is not None
         run.expect(batch * len(tiles) * (analysis + passes * plan.units + samples))
         for item, pictures in enumerate(result):
             padded = tiling.pad(rgb[item, None], border)
@@ -78,6 +86,7 @@ class TiledDecoder:
                 source = _crop(padded, tile)
                 cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
                 run.settle()
+                kept = None if guide is None else self._kept(guide.pictures[item, None], border, tile, cond)
                 inner, outer = _without_halo(tile, scale, border, height, width)
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
@@ -88,6 +97,7 @@ class TiledDecoder:
                     counted = len(part) if tiling.shares else 1
                     run.stage(counted * plan.units, counted)
                     z = [z.to(run.device, run.dtype) for z in latents.crop(item, part, tile)]
+                    z = z if kept is None else latents.guided(z, kept, item, tile)
                     decode = overflow.bounded_decoder(plan, cond, tiling.max_deviation)
                     decoded = overflow.decode_with_backoff(decode, z, partial(enlarge, source, scale))
                     images, *marks = (None if t is None else t[inner] for t in decoded)
@@ -101,6 +111,16 @@ class TiledDecoder:
             run.notify(sentence)
         self.tiles.finish()
         return result.flatten(0, 1)
+
+    def _kept(self, picture: Tensor, border: Border, tile: Window, cond: Condition) -> list[Tensor]:
+        """Encode a guide ``(1, 3, s * h, s * w)`` in a tile, which is padded as the image is."""
+        run, scale = self._run, self._flow.condition_scale
+        left, right, top, bottom = (side * scale for side in border)
+        x = _crop(self._tiling.pad(picture, (left, right, top, bottom)), tile, scale)
+        run.stage(run.plan.units)
+        latents = run.plan.encode_guide(x.to(run.device, run.dtype), cond)
+        run.settle()
+        return latents
 
     def _condition(self, source: Tensor, *, reused: bool) -> Condition:
         """The condition of a tile, prepared if it is used again and memory allows."""
@@ -128,6 +148,7 @@ class Latents:
         taus: Sequence[Settings],
         sampling: SamplingOptions,
         check: Callable[[], None],
+        strength: Strength = 0.0,
     ) -> None:
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
@@ -151,8 +172,12 @@ class Latents:
             return resize_temperature_map(pad_map(tau, padding), *shape[1:]) if isinstance(tau, Tensor) else tau
 
         per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
+        # how much of a guide each level keeps, and of what is drawn; an anchored flow's last level has no temperature
+        self.strengths = [place(strength, 0.0, shape) for shape in shapes]
+        drawn = [drawn_share(a) for a in self.strengths]
         self.taus = [
-            [place(tau, calm, shape) for tau, shape in zip(levels, shapes, strict=False)] for levels, calm in per_level
+            [place(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
+            for levels, calm in per_level
         ]
 
     def crop(self, item: int, samples: range, tile: Window) -> list[Tensor]:
@@ -170,6 +195,15 @@ class Latents:
             latents.append(torch.cat(each))
         still = [_crop(z, tile, z.shape[-2] / self.rows).expand(len(samples), -1, -1, -1) for z in self.still]
         return latents + still
+
+    def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Window) -> list[Tensor]:
+        """Add what is kept of a guide's latents in a tile to those that ``crop`` returned."""
+        result: list[Tensor] = []
+        for drawn, kept, a in zip(latents, guide, self.strengths, strict=True):
+            if isinstance(a, Tensor):
+                a = _crop(a[min(item, len(a) - 1), None], tile, a.shape[-2] / self.rows).to(kept)
+            result.append(drawn + a * kept)
+        return result
 
 
 def _crop(tensor: Tensor, tile: Window, factor: float = 1) -> Tensor:

@@ -19,6 +19,7 @@ from ..models.srflow import SRFlowConfig
 from ..prior import Temperature
 from . import consistency
 from .gray import gray_images, with_channels_of
+from .guide import Strength, own_strength, prepare_guide
 from .options import Running, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, validate_image, with_alpha
 from .tile_size import Border, Tiling
@@ -45,6 +46,8 @@ def upscale(
     longest_side: int = 0,
     match_source: bool = False,
     store: ConditionStore | None = None,
+    guide: Tensor | None = None,
+    guide_strength: Strength | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
@@ -78,6 +81,11 @@ def upscale(
         match_source: Whether to change the pictures slightly so that shrinking them gives the LR image again, see
             ``consistency.match_source``.
         store: Where the conditions of the images are kept for the next call; None for nowhere.
+        guide: Another enlargement of the same images, ``(B or 1, C, s * h, s * w)`` in [0, 1] as ``lr``, for example of
+            another model, or painted; alpha is ignored, and another size is resized. Each is encoded once, under the
+            condition of its image, and a part of its latents is kept; see ``tasks.guide``.
+        guide_strength: That part a, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the guide, 1 gives
+            it back. None for the model's own, which its file states, or 0.5.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -85,17 +93,20 @@ def upscale(
         image 1. With ``factor`` or ``longest_side``, the sides are those of ``target_size``.
 
     Raises:
-        ImageError: If the batch is empty, has no pixels, a wrong number of channels, or values that are not numbers.
+        ImageError: If images or guides are none, have no pixels, a wrong number of channels, or values that are not
+            numbers, or there is neither one guide nor one for each image.
         ShapeError: If there are not as many temperatures as levels, or a map has another shape.
+        PrecisionError: If there is a guide, and the model was converted to a low precision.
         FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice for
             the smallest tile.
         Cancelled: If stopped.
 
-    Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours.
+    Source: Lugmayr et al., "SRFlow", sections 3 and 4; the tiling is ours, and so is the guide.
     """
     flow.require("upscale")
     sampling = SamplingOptions(seed=seed, samples=samples)
     settings = sampling_settings(flow, temperature, calm_edges)
+    strength = own_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE, lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
@@ -109,7 +120,8 @@ def upscale(
                 "resize (bicubic)."
             )
         gray = gray_images(run, lr, rgb)
-        pictures = decoder(rgb, [settings], sampling, gray)
+        guides = prepare_guide(run, flow, rgb, guide, strength)
+        pictures = decoder(rgb, [settings], sampling, gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if match_source and (size[0] < height or size[1] < width):
@@ -133,9 +145,11 @@ def temperature_grid(
     tile: int = 0,
     halo: int = HALO,
     store: ConditionStore | None = None,
+    guide: Tensor | None = None,
+    guide_strength: Strength | None = None,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Enlarge images with several temperatures and several seeds; every image is encoded once.
+    """Enlarge images with several temperatures and several seeds; every image and guide is encoded once.
 
     Args:
         flow: As in ``upscale``; so are the arguments that are not named here.
@@ -147,6 +161,8 @@ def temperature_grid(
         tile: See ``upscale``.
         halo: See ``upscale``.
         store: See ``upscale``.
+        guide: See ``upscale``.
+        guide_strength: See ``upscale``.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -163,13 +179,15 @@ def temperature_grid(
         raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
     sampling = SamplingOptions(seed=seed, samples=seeds)
     settings = [sampling_settings(flow, tau, calm_edges) for tau in temperatures]
+    strength = own_strength(flow, guide, guide_strength)
     run = Runner(flow, RunOptions(**options), ADVICE.replace("samples", "seeds"), lr)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
 
     def task() -> Tensor:
         rgb = validate_image(lr)[0]
         gray = gray_images(run, lr, rgb)
-        return with_channels_of(lr, decoder(rgb, settings, sampling, gray), gray).to(lr.device)
+        guides = prepare_guide(run, flow, rgb, guide, strength)
+        return with_channels_of(lr, decoder(rgb, settings, sampling, gray, guides), gray).to(lr.device)
 
     return run(task, decoder.tiles.halve)
 

@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from builders import build_upscaler
+from builders import build_hcflow, build_tiny, build_upscaler
 from builders import random_image as picture
 from torch import Tensor
 
-from flowcore import FlowError, upscale
+from flowcore import FlowError, ImageError, upscale
+from flowcore.errors import PrecisionError
+from flowcore.flow import Flow
 from flowcore.images.resize import enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
+from flowcore.inference.strips import minimum_memory
 from flowcore.prior import masked_temperature
 from flowcore.quality.metrics import lr_psnr
+from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
 from flowcore.tasks.options import SamplingOptions
 from flowcore.tasks.tiles import Latents
@@ -320,6 +324,121 @@ def test_a_map_that_overflows_is_attenuated_there(flow):
     assert "overflow" in sentences[0]
     assert result.isfinite().all()
     assert (result - upscale(flow, lr, temperature=0.3))[..., :8].abs().max() < 1 / 255
+
+
+# --- guides -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["srflow", "hcflow", "srflow x8", "srflow_da"])
+def upscaler(request):
+    if request.param == "hcflow":
+        return build_hcflow()
+    if request.param == "srflow_da":
+        return build_tiny("srflow_da")
+    return build_upscaler(8 if request.param == "srflow x8" else 4)
+
+
+def guided_by(flow: Flow, lr: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Another enlargement, and the picture that it guides."""
+    lr = 0.3 + 0.4 * lr  # far from black and white, to which a picture is clamped
+    guide = upscale(flow, lr, temperature=0.3, seed=99)
+    return guide, upscale(flow, lr, guide=guide, **options)
+
+
+def test_strength_0_is_the_picture_without_a_guide_and_1_is_the_guide(upscaler):
+    lr = picture(2, 3, 9, 7)
+    expected = upscale(upscaler, 0.3 + 0.4 * lr, seed=3, samples=2, temperature=0.7)
+    for strength in (0, 0.0, torch.zeros(1, 1, 5, 5)):
+        _, same = guided_by(upscaler, lr, guide_strength=strength, seed=3, samples=2, temperature=0.7)
+        assert torch.equal(same, expected)
+    for strength in (1, torch.ones(1, 1, 5, 5)):
+        guide, result = guided_by(upscaler, lr, guide_strength=strength, seed=3, samples=2, temperature=0.7)
+        torch.testing.assert_close(result, guide.repeat_interleave(2, 0), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [0.6, right_half(33, 50)])
+def test_tiles_and_strips_do_not_change_a_guided_picture(flow, strength):
+    lr, options = picture(1, 3, 95, 83), {"seed": 1, "temperature": 0.8, "guide_strength": strength}
+    guide, whole = guided_by(flow, lr, tile=95 + 83, **options)
+    _, tiled = guided_by(flow, lr, tile=32, **options)
+    assert (tiled - whole).abs().max() <= 1 / 255
+    with minimum_memory():
+        torch.testing.assert_close(guided_by(flow, lr, tile=95 + 83, **options)[1], whole, atol=1e-5, rtol=0)
+    if isinstance(strength, Tensor):
+        drawn = upscale(flow, 0.3 + 0.4 * lr, seed=1, temperature=0.8)
+        assert (whole - drawn)[..., :104].abs().max() < 1 / 255
+        assert (whole - guide)[..., -104:].abs().max() < 1 / 255
+        assert (whole - drawn)[..., -104:].abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_the_latents_of_a_guided_picture_correlate_with_the_guide_by_its_strength(flow):
+    lr = 0.4 + 0.2 * picture(1, 3, 32, 32)
+    guide = upscale(flow, lr, seed=11, temperature=0.2)
+    cond = flow.encode_condition(lr)
+    own = flow.encode(guide, cond)
+    for strength in (0.3, 0.8):
+        result = upscale(flow, lr, seed=5, temperature=0.2, guide=guide, guide_strength=strength)
+        for kept, z in zip(own, flow.encode(result, cond), strict=True):
+            assert torch.corrcoef(torch.stack([kept.flatten(), z.flatten()]))[0, 1] == pytest.approx(strength, abs=0.05)
+            assert z.std() == pytest.approx(0.2, rel=0.05)
+
+
+def test_guides_are_encoded_once_per_picture_and_stand_for_themselves(flow, monkeypatch):
+    lr, guides, count = picture(2, 3, 8, 6), torch.rand(2, 3, 32, 24), list[Tensor]()
+    encode = Plan.encode_guide
+    monkeypatch.setattr(Plan, "encode_guide", lambda plan, x, cond: count.append(x) or encode(plan, x, cond))
+    options: dict[str, Any] = {"guide_strength": 0.7, "seed": 2}
+    both = upscale(flow, lr, guide=guides, temperature=0.5, samples=3, **options)
+    assert len(count) == 2
+    for k in range(2):
+        alone = upscale(flow, lr[k, None], guide=guides[k, None], temperature=0.5, samples=3, **options)
+        torch.testing.assert_close(both[3 * k : 3 * k + 3], alone, atol=1e-5, rtol=0)
+    grid = task.temperature_grid(flow, lr, [0.0, 0.5], seeds=3, guide=guides, **options)
+    torch.testing.assert_close(grid[3:6], both[:3], atol=1e-5, rtol=0)
+    of_one = upscale(flow, lr, guide=guides[:1], temperature=0.5, samples=3, **options)
+    torch.testing.assert_close(of_one[:3], both[:3])
+    assert (of_one[3:] - both[3:]).abs().max() > 1e-2
+    assert torch.equal(upscale(flow, lr, guide=guides), upscale(flow, lr, guide=guides, guide_strength=0.5))
+
+
+def test_progress_of_a_guided_picture_counts_its_pass(flow):
+    shares = list[float]()
+    guided_by(flow, picture(1, 3, 40, 36), tile=32, progress=lambda d, t, p=None: shares.append(d / t))
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert max(after - before for before, after in pairwise([0, *shares])) < 0.05
+    with pytest.raises(Cancelled):
+        guided_by(flow, picture(1, 3, 12, 12), cancelled=lambda: True)
+
+
+def test_a_guide_that_does_not_fit_is_told_or_refused(flow):
+    lr = picture(1, 3, 6, 8)
+    guide, notes = enlarge(lr, 4).clamp(0, 1), list[str]()
+    exact = upscale(flow, lr, guide=guide, notify=notes.append)
+    assert not notes
+    larger = upscale(flow, lr, guide=resize(guide, 48, 64).clamp(0, 1), guide_strength=0.5, notify=notes.append)
+    assert "64x48" in notes[0]
+    assert (larger - exact).abs().mean() < 0.05
+    upscale(flow, lr, guide=1 - guide, notify=notes.append)
+    assert "shows something else" in notes[1]
+    upscale(flow, lr, guide_strength=0.5, notify=notes.append)
+    assert "there is no guide" in notes[2]
+    wrong: list[tuple[type[FlowError], str, dict[str, Any]]] = [
+        (ImageError, "C = 1, 3 or 4", {"guide": torch.rand(1, 5, 24, 32)}),
+        (ImageError, "NaN", {"guide": torch.full_like(guide, math.nan)}),
+        (ImageError, "empty", {"guide": guide[:0]}),
+        (ImageError, "each of 1 images; got 2", {"guide": guide.repeat(2, 1, 1, 1)}),
+        (FlowError, r"\[0, 1\]; got 1.5", {"guide": guide, "guide_strength": 1.5}),
+        (FlowError, r"\[0, 1\]; got nan", {"guide": guide, "guide_strength": math.nan}),
+        (FlowError, r"\[0, 1\]; got -0.5", {"guide": guide, "guide_strength": torch.full((1, 1, 2, 2), -0.5)}),
+        (FlowError, "guide strengths must have the shape", {"guide": guide, "guide_strength": torch.ones(2, 1, 4, 4)}),
+    ]
+    for error, words, arguments in wrong:
+        with pytest.raises(error, match=words):
+            upscale(flow, lr, **arguments)
+    with pytest.raises(PrecisionError):
+        upscale(build_upscaler().bfloat16(), lr, guide=guide)
 
 
 # --- size and consistency ---------------------------------------------------------------------------------------------
