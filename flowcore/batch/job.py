@@ -154,6 +154,9 @@ class Worker:
         work, text, bits = self.work, dict[str, str](), self.work.bits_of(picture)
         # a format is refused before the work, not after it
         files.check_format(work.format, bits, work.quality, alpha=photograph.pixels.shape[1] == 4)
+        if notify is not None:
+            for note in photograph.notes:
+                notify(note)
         small = work.command == "shrink"  # whose pictures have 8 bits by the method
         if notify is not None and photograph.bits > bits and (small or work.bits is None):
             holds = "a small picture" if small else f"a {work.format} file"
@@ -195,6 +198,8 @@ class Worker:
         )
         text[KEY] = json.dumps([provenance.to_json()])
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
+        if notify is not None and not files.fits_profile(photograph.metadata, pictures.shape[1]):
+            notify("Its gray color profile does not fit a result of several channels, and is left out.")
         if work.keep:
             pictures = self._best(pictures, photograph, notify)
         return [
@@ -238,8 +243,9 @@ class Worker:
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow, settings = self.flow, dict(self.work.settings)
-        fit, notes = settings.pop("fit", "resize"), list[str]()
-        image = files.read(picture, name).pixels
+        fit = settings.pop("fit", "resize")
+        photograph = files.read(picture, name)
+        image, notes = photograph.pixels, [*photograph.notes]
         height, width = image.shape[-2:]
         drawing: dict[str, Any] = {"samples": self.work.samples, "seed": self.work.seed, **settings}
         if flow.capabilities.source == "luma":
@@ -248,7 +254,7 @@ class Worker:
             grid = tuple(chroma.shape[-2:])
             how = "enlarged" if _is_larger(grid, (height, width)) else "shrunk"
             text = f"Scored: the chroma of {width}x{height}, {how} to {grid[1]}x{grid[0]}, given its luma."
-            return _row(result, [text], enlarged=how == "enlarged")
+            return _row(result, [text, *notes], enlarged=how == "enlarged")
         cond = None
         if flow.image_size is not None and fit == "resize" and flow.capabilities.source == "none":
             pixels = resize_to_own(flow, files.read_rgb(picture, name))[None]

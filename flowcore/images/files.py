@@ -11,10 +11,11 @@ import io
 import re
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -25,6 +26,17 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageErr
 from torch import Tensor
 
 from ..errors import ImageError
+from .metadata import (
+    EXIF,
+    Metadata,
+    cmyk_to_srgb,
+    fits_profile,
+    notes,
+    pixels_per_inch,
+    profile,
+    tags_and_orientation,
+    xmp_packet,
+)
 from .rounding import to_uint8
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
@@ -41,34 +53,11 @@ FORMATS: dict[str, Format] = {
 DEEP: tuple[Format, ...] = ("png", "tiff")  # that hold 16 bits per channel
 QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # of bytes, as Pillow names it
-EXIF, GPS, UNIQUE_ID, ORIENTATION, SIZES = 0x8769, 0x8825, 0xA420, 0x0112, (0xA002, 0xA003)
-# TIFF tags that describe how the file's own samples are stored, or that are written in another way.
-STRUCTURE = {
-    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
-    *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
-    *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
-}
+UNIQUE_ID, SIZES = 0xA420, (0xA002, 0xA003)
 TRANSPOSED = {  # by EXIF orientation: whether rows and columns are swapped, and the axes flipped after that
     **{1: (False, ()), 2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,))},
     **{5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,))},
 }
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What an image file contains beside its pixels.
-
-    Attributes:
-        exif: Tags by number, those of inner directories as dictionaries; without the orientation.
-        xmp: The XMP packet, with the orientation reset.
-        icc: The color profile, if it is one for RGB.
-        dpi: Pixels per inch.
-    """
-
-    exif: dict[int, Any] = field(default_factory=dict[int, Any])
-    xmp: bytes | None = None
-    icc: bytes | None = None
-    dpi: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +69,14 @@ class DecodedImage:
         metadata: What else the file contains.
         gray: Whether the file has one channel; in ``pixels`` it is there three times.
         bits: Per channel of the file, 8 or 16.
+        notes: What the file contains and this does not, or in another way: further frames, a profile; in sentences.
     """
 
     pixels: Tensor
     metadata: Metadata
     gray: bool = False
     bits: int = 8
+    notes: tuple[str, ...] = ()
 
 
 def read(data: bytes, name: str) -> DecodedImage:
@@ -103,13 +94,16 @@ def read(data: bytes, name: str) -> DecodedImage:
     """
     with _opened(data, name) as opened:
         pixels = _decode(opened, data)
-        metadata = Metadata(_exif(opened)[0], _xmp(opened), _profile(opened), _dpi(opened))
+        metadata = Metadata(
+            tags_and_orientation(opened)[0], xmp_packet(opened), profile(opened), pixels_per_inch(opened)
+        )
         gray = opened.mode in ("1", "L", "I") or opened.mode.startswith("I;")
         gray &= pixels.shape[2] == 3
+        said = notes(opened)
     bits = 8 * pixels.itemsize
     scale = 2**bits - 1
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
-    return DecodedImage(tensor.contiguous(), metadata, gray, bits)
+    return DecodedImage(tensor.contiguous(), metadata, gray, bits, said)
 
 
 def read_rgb(data: bytes, name: str) -> Image.Image:
@@ -174,8 +168,8 @@ def encode(
     """
     check_format(format, bits, quality, alpha=picture.shape[0] == 4)
     metadata = metadata or Metadata()
-    if picture.shape[0] == 1:
-        metadata = replace(metadata, icc=None)  # the profile is one for RGB
+    if not fits_profile(metadata, picture.shape[0]):
+        metadata = replace(metadata, icc=None)
     picture = picture.detach().cpu()
     stored = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
     pixels = stored.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
@@ -217,7 +211,7 @@ def upright_size(data: bytes | Path) -> tuple[int, int] | None:
     """Read height and width of an image as it is to be shown, from the header of a file; None if it is not an image."""
 
     def size(opened: Image.Image) -> tuple[int, int]:
-        swapped = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])[0]
+        swapped = TRANSPOSED.get(tags_and_orientation(opened)[1], TRANSPOSED[1])[0]
         return (opened.width, opened.height) if swapped else (opened.height, opened.width)
 
     return _read_from(data, size)
@@ -246,12 +240,25 @@ def image_files(folder: Path) -> list[Path]:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
+_STRICT = threading.RLock()
+
+
+@contextmanager
+def _strict() -> Generator[None]:
+    """Make Pillow raise on truncated files: other programs in this process set that it does not."""
+    with _STRICT:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
 
 @contextmanager
 def _opened(data: bytes, name: str) -> Generator[Image.Image]:
     """Open a file with Pillow; whatever goes wrong inside is an ImageError with the file's name."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with _strict(), Image.open(io.BytesIO(data)) as opened:
             yield opened
     except UnidentifiedImageError as error:
         raise ImageError(f"Cannot read {name} as an image: Pillow does not know its format.") from error
@@ -264,7 +271,7 @@ def _opened(data: bytes, name: str) -> Generator[Image.Image]:
 def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None:
     """Read something from an image file; None if that is impossible."""
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
+        with _strict(), Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as opened:
             return read(opened)
     except Exception:  # damaged files make Pillow raise almost anything
         return None
@@ -275,7 +282,7 @@ def _decode(opened: Image.Image, data: bytes) -> Pixels:
     low = _low_bytes(opened, data)
     opened.load()
     pixels = _pixels(opened, low)
-    swapped, flips = TRANSPOSED.get(_exif(opened)[1], TRANSPOSED[1])
+    swapped, flips = TRANSPOSED.get(tags_and_orientation(opened)[1], TRANSPOSED[1])
     return np.flip(pixels.swapaxes(0, 1) if swapped else pixels, flips)
 
 
@@ -332,47 +339,10 @@ def _pixels(opened: Image.Image, low: Pixels | None) -> Pixels:
         upper = np.asarray(opened).astype(np.uint16)
         if upper.shape == low.shape:
             return upper << 8 | low
+    if opened.mode == "CMYK" and (managed := cmyk_to_srgb(opened)) is not None:
+        return np.asarray(managed)
     has_alpha = "A" in opened.getbands() or "transparency" in opened.info
     return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
-
-
-def _exif(opened: Image.Image) -> tuple[dict[int, Any], int]:
-    """The tags without the orientation, and the orientation."""
-    try:
-        exif = opened.getexif()
-        orientation = int(exif.get(ORIENTATION, 1))
-        inner = {tag: exif.get_ifd(tag) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
-        tags = {tag: value for tag, value in exif.items() if tag not in STRUCTURE and tag not in inner}
-    except Exception:  # damaged tags do not make the image unreadable
-        return {}, 1
-    return {**tags, **inner}, orientation
-
-
-def _xmp(opened: Image.Image) -> bytes | None:
-    found = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
-    if found is None and opened.format == "TIFF":
-        found = cast("Any", opened).tag_v2.get(700)
-    if not found:
-        return None
-    xmp = found.encode() if isinstance(found, str) else bytes(found)
-    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
-
-
-def _profile(opened: Image.Image) -> bytes | None:
-    """The color profile, if it is one for RGB: Pillow converts gray and CMYK to RGB."""
-    profile = opened.info.get("icc_profile")
-    return profile if profile and profile[16:20] == b"RGB " and "RGB" in opened.mode.upper() else None
-
-
-def _dpi(opened: Image.Image) -> tuple[float, float] | None:
-    if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
-        return None  # where Pillow says 1
-    try:
-        exif = opened.getexif() if opened.format == "WEBP" else {}
-        x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -98,6 +98,20 @@ def test_metadata_is_kept(model, tmp_path):  # noqa: F811
         assert (came.pixels - expected).abs().max() <= close
 
 
+def test_what_is_not_kept_is_named_with_its_picture(model, small_colorizer, tmp_path, capsys):  # noqa: F811
+    frames, profile = [Image.new("L", (8, 6), k) for k in (50, 90)], ImageCms.createProfile("sRGB")
+    gray = ImageCms.ImageCmsProfile(profile).tobytes()
+    gray = gray[:16] + b"GRAY" + gray[20:]
+    frames[0].save(tmp_path / "scan.tif", save_all=True, append_images=frames[1:], icc_profile=gray)
+    for command, path in (("upscale", model), ("colorize", small_colorizer)):
+        out = tmp_path / f"{command}.png"
+        assert main([command, str(tmp_path / "scan.tif"), "-o", str(out), "--model", str(path), "--device", "cpu"]) == 0
+        said = capsys.readouterr().err
+        assert "scan.tif: It has 2 frames or pages; the first is taken, the others are left out." in said
+        kept = files.read(out.read_bytes(), "x").metadata.icc == gray
+        assert kept == (command == "upscale") == ("gray color profile does not fit" not in said)
+
+
 def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):  # noqa: F811
     image = tmp_path / "deep.png"
     image.write_bytes(files.encode(torch.rand(3, 6, 8), bits=16))

@@ -1,16 +1,17 @@
 """Image files keep 16 bits, color profile, EXIF, XMP and resolution in every format that has them."""
 
 import io
+import itertools
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from flowcore.errors import ImageError
-from flowcore.images.files import Metadata, check_format, encode, read, unique_id
+from flowcore.images.files import Metadata, check_format, encode, is_whole, read, unique_id
 
 FORMATS = [("png", 8), ("png", 16), ("tiff", 8), ("tiff", 16), ("jpeg", 8), ("webp", 8)]
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -143,11 +144,72 @@ def test_damaged_files_and_impossible_settings_raise_readable_errors():
         encode(torch.zeros(3, 1, 17000), format="webp")
 
 
-def test_foreign_profiles_and_unwritable_tags_are_omitted():
-    gray = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+def with_space(space):
+    """A profile that says it is for another kind of device."""
+    return PROFILE[:16] + space + PROFILE[20:]
+
+
+def cmyk_profile():
+    """A profile after which any ink darkens to gray: a table of 2x2x2x2 colors in Lab."""
+    lightness = [255 - 60 * sum(inks) for inks in itertools.product((0, 1), repeat=4)]
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + struct.pack(">9i", *(65536 * (k % 4 == 0) for k in range(9)))
+    table += bytes(range(256)) * 4 + b"".join(bytes((max(0, n), 128, 128)) for n in lightness) + bytes(range(256)) * 3
+    body = struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    names, illuminant = (b"prtr", b"CMYK", b"Lab ", b"acsp"), (63190, 65536, 54061)
+    head = struct.pack(">I4xI4s4s4s12x4s28x3i48x", 128 + len(body), 0x02400000, *names, *illuminant)
+    return head + body
+
+
+def test_gray_profiles_stay_with_gray_pictures():
     file = io.BytesIO()
-    Image.new("L", (4, 4)).save(file, "PNG", icc_profile=gray)
-    assert read(file.getvalue(), "x").metadata.icc is None
+    Image.new("L", (4, 4), 90).save(file, "PNG", icc_profile=with_space(b"GRAY"))
+    image = read(file.getvalue(), "x")
+    assert (image.metadata.icc, image.notes) == (with_space(b"GRAY"), ())
+    assert read(encode(image.pixels[0, :1], image.metadata), "x").metadata.icc == with_space(b"GRAY")
+    assert read(encode(image.pixels[0], image.metadata), "x").metadata.icc is None  # in color
+
+
+def test_cmyk_is_converted_by_its_profile():
+    for options, shown, note in (
+        ({"icc_profile": cmyk_profile()}, (196, 196, 196), "converted to sRGB by its color profile"),
+        ({"icc_profile": b"nothing"}, (0, 255, 255), "approximate: it has no color profile of use"),
+        ({}, (0, 255, 255), "approximate"),
+    ):
+        file = io.BytesIO()
+        Image.new("CMYK", (4, 4), (255, 0, 0, 0)).save(file, "TIFF", **options)
+        image = read(file.getvalue(), "x")
+        assert (image.pixels[0, :, 0, 0] * 255).tolist() == pytest.approx(shown, abs=8)
+        assert note in image.notes[0]
+        assert image.metadata.icc is None
+
+
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_further_frames_are_named(format):
+    frames = [Image.new("RGB", (4, 4), (k, 90, 200)) for k in (10, 90, 170)]
+    file = io.BytesIO()
+    frames[0].save(file, format, save_all=True, append_images=frames[1:])
+    image = read(file.getvalue(), "x")
+    assert image.notes == ("It has 3 frames or pages; the first is taken, the others are left out.",)
+    assert image.pixels[0, 0, 0, 0] * 255 == pytest.approx(10, abs=3)
+
+
+def test_truncated_files_are_refused_where_other_programs_accept_them(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for format in ("png", "jpeg", "tiff", "webp"):
+        data = encode(noise(3, 8, 64, 64), format=format)
+        assert is_whole(data)
+        assert not is_whole(data[: len(data) * 3 // 4])
+        with pytest.raises(ImageError, match="Cannot read x as an image"):
+            read(data[: len(data) * 3 // 4], "x")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_foreign_profiles_and_unwritable_tags_are_omitted():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG", icc_profile=with_space(b"GRAY"))
+    image = read(file.getvalue(), "x")
+    assert image.metadata.icc is None
+    assert image.notes == ("Its color profile, for GRAY, does not fit its pixels and is left out.",)
     broken = Metadata({**EXIF, 305: object()})
     data = encode(noise(3, 8), broken, unique_id="1b" * 16)
     assert read(data, "x").metadata.exif == {0x8769: {0xA420: "1b" * 16}}

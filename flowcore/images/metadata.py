@@ -1,0 +1,114 @@
+"""What an image file contains beside its pixels: EXIF, XMP, resolution and color profile, as Pillow reads them."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from PIL import Image, ImageCms
+
+EXIF, GPS, ORIENTATION = 0x8769, 0x8825, 0x0112
+# TIFF tags that describe how the file's own samples are stored, or that are written in another way.
+STRUCTURE = {
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
+    *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
+    *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700, 34675),
+}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an image file contains beside its pixels.
+
+    Attributes:
+        exif: Tags by number, those of inner directories as dictionaries; without the orientation.
+        xmp: The XMP packet, with the orientation reset.
+        icc: The color profile, for RGB or gray as the pixels of the file are.
+        dpi: Pixels per inch.
+    """
+
+    exif: dict[int, Any] = field(default_factory=dict[int, Any])
+    xmp: bytes | None = None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+
+def fits_profile(metadata: Metadata, channels: int) -> bool:
+    """Tell whether a color profile, if there is one, is one for images of so many channels."""
+    return metadata.icc is None or space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
+
+
+def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
+    """The tags without the orientation, and the orientation."""
+    try:
+        exif = opened.getexif()
+        orientation = int(exif.get(ORIENTATION, 1))
+        inner = {tag: exif.get_ifd(tag) for tag in (EXIF, GPS) if exif.get_ifd(tag)}
+        tags = {tag: value for tag, value in exif.items() if tag not in STRUCTURE and tag not in inner}
+    except Exception:  # damaged tags do not make the image unreadable
+        return {}, 1
+    return {**tags, **inner}, orientation
+
+
+def xmp_packet(opened: Image.Image) -> bytes | None:
+    """The XMP packet, with the orientation reset."""
+    found = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp")
+    if found is None and opened.format == "TIFF":
+        found = cast("Any", opened).tag_v2.get(700)
+    if not found:
+        return None
+    xmp = found.encode() if isinstance(found, str) else bytes(found)
+    return re.sub(rb"(tiff:Orientation(?:=[\"']|>))\d", rb"\g<1>1", xmp)
+
+
+def pixels_per_inch(opened: Image.Image) -> tuple[float, float] | None:
+    """The resolution, if the file states one."""
+    if opened.format == "TIFF" and 282 not in cast("Any", opened).tag_v2:
+        return None  # where Pillow says 1
+    try:
+        exif = opened.getexif() if opened.format == "WEBP" else {}
+        x, y = (float(n) for n in opened.info.get("dpi") or (exif[282], exif[283]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if 0 < x < 1e5 and 0 < y < 1e5 else None
+
+
+def profile(opened: Image.Image) -> bytes | None:
+    """Return the profile of a file, if it is one for the RGB or gray pixels that are read from it."""
+    icc, mode = opened.info.get("icc_profile"), opened.mode
+    expected = "RGB" if mode.startswith(("RGB", "P")) else "GRAY" if mode[0] in "1I" or mode in ("L", "LA") else None
+    return icc if icc and space(icc) == expected else None
+
+
+def space(icc: bytes) -> str:
+    """Return the color space of a profile's device as its header states it: RGB, GRAY, CMYK, ..."""
+    return icc[16:20].decode("latin-1").strip()
+
+
+def cmyk_to_srgb(opened: Image.Image) -> Image.Image | None:
+    """Convert CMYK by the file's own profile; None if it has none, or none that can be used."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(opened.info.get("icc_profile") or b""))
+        return ImageCms.profileToProfile(opened, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def notes(opened: Image.Image) -> tuple[str, ...]:
+    """Say what a decoded file contains that is not kept, or not as it was."""
+    said: list[str] = []
+    if opened.mode == "CMYK":
+        managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
+        how = "converted to sRGB by its color profile" if managed else "approximate: it has no color profile of use"
+        said.append(f"It is a CMYK file, and its colors are {how}.")
+    elif (icc := opened.info.get("icc_profile")) and profile(opened) is None:
+        said.append(f"Its color profile, for {space(icc) or 'nothing'}, does not fit its pixels and is left out.")
+    try:  # not of MPO, a JPEG whose further frames are data of the camera
+        frames = int(getattr(opened, "n_frames", 1)) if opened.format != "MPO" else 1
+    except Exception:  # damaged files make Pillow raise almost anything
+        frames = 1
+    if frames > 1:
+        said.append(f"It has {frames} frames or pages; the first is taken, the others are left out.")
+    return tuple(said)
