@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .checkpoints import is_ours, load, read_header
 from .checkpoints.latents_file import model_sha256
+from .device import actual_precision
 from .errors import CheckpointError, FlowError
 from .flow import Flow
 
@@ -33,6 +34,7 @@ VERSION = "0.1.0"  # of flowcore
 KEY = "flowcore"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXR = b"\x76\x2f\x31\x01"
+NAMED = ("temperature", "seed", "samples")  # values with a field of their own
 MAX_TEXT = 4 * 2**20  # bytes; an entry has about a thousand
 MAX_SCAN = 256 * 2**20  # bytes of a file
 MAX_CHUNKS = 1_000_000
@@ -77,6 +79,18 @@ class Provenance:
     sources: dict[str, Any] = field(default_factory=dict[str, Any])
     pictures: tuple[str, ...] = ()
     version: str = ""
+
+    @staticmethod
+    def of(values: dict[str, Any], *, device: torch.device, **fields: Any) -> Provenance:
+        """Describe what was made of values by name: temperature, seed and samples; plain others are its settings.
+
+        ``fields`` are the other fields. A precision of "auto", which another machine reads otherwise, is resolved.
+        """
+        settings = {name: value for name, value in values.items() if name not in NAMED and is_plain(value)}
+        if "precision" in settings:
+            settings["precision"] = actual_precision(settings["precision"], device)
+        named = {name: values[name] for name in NAMED if name in values}
+        return Provenance(settings=settings, version=VERSION, **named, **fields)
 
     def to_json(self) -> dict[str, Any]:
         """Return the non-empty fields as JSON types."""

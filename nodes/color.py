@@ -110,15 +110,6 @@ class FlowcoreColorize(RecordingNode):
         facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
         return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources))
 
-    @classmethod
-    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        config = values["model"].flow.config
-        own: dict[str, float] = dict(zip(("temperature", "detail"), config.temperatures, strict=True))
-        given = values["latents"] is not None or values["reference"] is not None
-        own |= {"coherence": config.coherence, "saturation": 1.0 if given else config.saturation}
-        stated = {name: widgets.own_or(values[name]) for name in own}
-        return values | {name: own[name] if tau is None else tau for name, tau in stated.items()}
-
 
 class FlowcoreColorHints(FlowNode):
     """Which colors are wanted, and where."""

@@ -13,7 +13,8 @@ from ..flowcore import FlowError
 from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save
 from ..flowcore.batch.job import Work, Worker
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
-from ..flowcore.tasks.upscale import memory_required, sampling_settings
+from ..flowcore.tasks.model_defaults import left_to_model
+from ..flowcore.tasks.upscale import memory_required
 from . import widgets
 from .host.compat import io
 from .host.memory import Interrupted, stop_if_cancelled
@@ -53,12 +54,19 @@ class FlowcoreFolder(FlowNode):
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
         flow, tau, colorizes = model.flow, widgets.own_or(temperature), "colorize" in model.flow.capabilities.tasks
-        settings: dict[str, Any] = {"temperature": tau}
-        if not colorizes:
-            settings["temperature"], settings["calm_edges"] = sampling_settings(flow, tau)
+        left = ("detail", "coherence", "saturation") if colorizes else ("calm_edges",)
+        settings: dict[str, Any] = {"temperature": tau, **dict.fromkeys(left)}
         command, scale = "colorize" if colorizes else "upscale", flow.condition_scale
-        fields: dict[str, Any] = {"seed": seed, "samples": samples, "bits": None}  # bits of the picture
-        work = Work(command=command, model=model.name, scale=scale, settings=settings, **fields)
+        work = Work(
+            command=command,
+            model=model.name,
+            scale=scale,
+            settings=settings,
+            own=left_to_model(flow, settings),
+            seed=seed,
+            samples=samples,
+            bits=None,  # those of the picture
+        )
         end = Path(model.name).stem + ("" if tau is None else f"_tau{tau:g}")
         names = [f"{end}_seed{seed}.png" for seed in work.seeds()]
         todo = jobs(find([str(source)], out, notes), out, lambda stem: [f"{stem}_{name}" for name in names])

@@ -12,10 +12,12 @@ from torch import Tensor
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.recently_used import RecentlyUsed
+from ..flowcore.tasks.model_defaults import resolve
 from .host.compat import io
 from .host.memory import on_free
 from .node import FlowNode
 from .sockets import FlowModel, Latents
+from .widgets import own_or
 
 MAX_RUNS = 8
 
@@ -35,13 +37,14 @@ class PickingNode(FlowNode):
     @classmethod
     def run_validated(cls, values: dict[str, Any]) -> Any:
         pick = values.pop("pick")
-        key = _key(cls, values)
+        used = cls.resolved(values)
+        key = _key(cls, used)
         output = RUNS.get(key)
         if output is None:
             output = cls.run(**values, pick=0)
             free = free_memory("cpu")
             RUNS.put(key, output, budget=2**30 if free is None else free // 8)
-        cls.finished(values, output)
+        cls.finished(used, output)
         count = len(output.args[cls.PICKED[0]])
         if pick > count:
             raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
@@ -49,8 +52,16 @@ class PickingNode(FlowNode):
         return io.NodeOutput(*args, ui=dict(output.ui))
 
     @classmethod
+    def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values that the run uses: what the model's file states in place of those that follow it."""
+        model = values.get("model")
+        if not isinstance(model, FlowModel):
+            return values
+        return resolve(model.flow, {k: own_or(v) if isinstance(v, float) else v for k, v in values.items()})
+
+    @classmethod
     def finished(cls, values: dict[str, Any], output: Any) -> None:
-        """Called with the values and all that was made of them, now or earlier."""
+        """Called with the values that were used, and all that was made of them, now or earlier."""
 
     @classmethod
     def picked(cls, output: Any, place: int) -> tuple[Any, ...]:

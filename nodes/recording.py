@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import flowcore
 from ..flowcore import provenance
-from ..flowcore.device import actual_precision
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from .host.compat import log
 from .picking import PickingNode, describe
 from .sockets import FlowModel
 
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
-NAMED = ("model", "temperature", "seed", "samples")  # fields of its own; all other values are its settings
 
 
 class RecordingNode(PickingNode):
@@ -34,14 +31,9 @@ class RecordingNode(PickingNode):
     @classmethod
     def finished(cls, values: dict[str, Any], output: Any) -> None:
         try:
-            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, cls.recorded(values), output.args[0])
+            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, values, output.args[0])
         except Exception:  # the picture is worth more than its provenance
             log.exception("flowcore could not write the provenance of a picture")
-
-    @classmethod
-    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values to record: what a value that leaves something to the model has stood for."""
-        return values
 
 
 class ProvenanceLog:
@@ -121,22 +113,16 @@ PROVENANCE_LOG = ProvenanceLog()
 def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
     model: FlowModel = values["model"]
     pictures = images.permute(0, 3, 1, 2)
-    settings = {name: value for name, value in values.items() if name not in NAMED and provenance.is_plain(value)}
-    if "precision" in settings:  # what was computed in, which "auto" does not say to another machine
-        settings["precision"] = actual_precision(settings["precision"], torch.device(model.patcher.load_device))
-    return Provenance(
+    return Provenance.of(
+        values,
+        device=torch.device(model.patcher.load_device),
         node_id=node_id,
         node=kind,
         model=model.name,
         model_sha256=model.sha256,
         architecture=model.flow.architecture,
-        temperature=values["temperature"],
-        seed=values["seed"],
-        samples=values["samples"],
-        settings=settings,
-        sources={name: describe(value) for name, value in values.items() if name not in NAMED and _is_source(value)},
+        sources={name: describe(value) for name, value in values.items() if name != "model" and _is_source(value)},
         pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
-        version=flowcore.__version__,
     )
 
 

@@ -20,7 +20,8 @@ from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
-from ..flowcore.tasks.upscale import memory_required, sampling_settings, target_size
+from ..flowcore.tasks.model_defaults import resolve
+from ..flowcore.tasks.upscale import memory_required, target_size
 from . import widgets
 from .host.compat import curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
@@ -81,7 +82,8 @@ class FlowcoreUpscale(RecordingNode):
         pick: Annotated[int, widgets.pick],
     ) -> Any:
         levels = widgets.parse_numbers(temperatures, "temperatures")
-        tau, calm = _settings(model, temperature, calm_edges, levels)
+        own = {"temperature": widgets.own_or(temperature), "calm_edges": widgets.own_or(calm_edges)}
+        tau, calm = resolve(model.flow, own).values()
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
         size = target_size(model.flow, height, width, factor, longest_side)
@@ -131,12 +133,6 @@ class FlowcoreUpscale(RecordingNode):
         images, _ = super().picked(output, place)
         return images, output.ui["each"][place]
 
-    @classmethod
-    def recorded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        levels = widgets.parse_numbers(values["temperatures"], "temperatures")
-        tau, calm = _settings(values["model"], values["temperature"], values["calm_edges"], levels)
-        return values | {"temperature": tau, "calm_edges": calm}
-
 
 def _distance(decibels: float) -> str:
     """Say how far apart pictures are, in steps of 8 bits."""
@@ -153,15 +149,6 @@ def _refuse_huge(size: tuple[int, int], longest_side: int) -> None:
         )
 
 
-def _settings(
-    model: FlowModel, temperature: float, calm_edges: float, levels: list[float] | None
-) -> tuple[float, float]:
-    """Fill in what the model's file states where the sliders follow the model; temperatures per level are stated."""
-    flow, tau, calm = model.flow, widgets.own_or(temperature), widgets.own_or(calm_edges)
-    _, share = sampling_settings(flow, levels or tau, calm)
-    return float(flow.config.temperature) if tau is None else tau, share
-
-
 def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: Notes) -> Temperature:
     """Make a map of the temperature, or one per level, that holds where a mask is white."""
     if not bool(mask.any()):
@@ -174,12 +161,23 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
     return masked_temperature(mask, inside, outside)
 
 
+def _each_temperature(model: FlowModel, text: str) -> list[float]:
+    """Parse the temperatures of a sheet, with the model's own where one follows it."""
+    own = [widgets.own_or(tau) for tau in widgets.temperature_list(text)]
+    return [resolve(model.flow, {"temperature": tau})["temperature"] for tau in own]
+
+
 class FlowcoreTemperatureGrid(PickingNode):
     """All temperatures with all seeds, on one sheet."""
 
     PICKED = (1, 2, 3)
     ALIASES = ("temperature", "xy plot", "grid", "contact sheet", "compare seeds", "srflow", "upscale")
     OUTPUTS = grid_outputs()
+
+    @classmethod
+    def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
+        taus = _each_temperature(values["model"], values["temperatures"])
+        return super().resolved(values) | {"temperatures": taus}
 
     @classmethod
     def run(
@@ -196,14 +194,14 @@ class FlowcoreTemperatureGrid(PickingNode):
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
-        taus = widgets.temperature_list(temperatures)
+        taus = _each_temperature(model, temperatures)
         needed = memory_required(model.flow, height, width, tile or ORDINARY_TILE)
         each = 3 * math.prod(target_size(model.flow, height, width))
         check_memory(len(pixels) * len(taus) * seeds, each, "pictures need", "Ask for fewer temperatures or seeds.")
         pictures = flowcore.temperature_grid(
             model.load(needed),
             pixels,
-            [widgets.own_or(tau) for tau in taus],
+            taus,
             calm_edges=widgets.own_or(calm_edges),
             seed=seed,
             seeds=seeds,
@@ -212,7 +210,6 @@ class FlowcoreTemperatureGrid(PickingNode):
             **notes.follow(Progress(pixels)),
             store=STORE,
         )
-        taus = [float(model.flow.config.temperature) if tau < 0 else tau for tau in taus]  # below OWN is refused
         drawn = [(seed + k) % 2**64 for k in range(seeds)]
         rows, columns = [f"seed {k}" for k in drawn], [f"temperature {tau:g}" for tau in taus]
         sheets = [

@@ -98,8 +98,7 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
     return describe
 
 
-# Inputs that are the same everywhere. The default of `calm_edges`, `OWN`, means the model's own beside the model's own
-# temperature, and 0 beside a temperature that is stated (see `flowcore.tasks.upscale.sampling_settings`).
+# Inputs that are the same everywhere.
 calm_edges = slider(OWN, OWN, 1.0, optional=True, advanced=True)
 gamut = choice("compress", "clip", optional=True, advanced=True)
 fit = choice("resize", "crop", optional=True)

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.latents_file import model_sha256
-from ..device import actual_precision
 from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
 from ..flow import Flow
@@ -27,7 +26,7 @@ from ..images import files
 from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
 from ..images.rounding import to_uint8, truncate_16_bits
-from ..provenance import KEY, VERSION, Provenance, fingerprint, is_plain, source
+from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
@@ -56,6 +55,7 @@ class Work:
     # keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as "colours". "frames"
     # is "video" for a clip whose frames depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    own: dict[str, Any] = field(default_factory=dict[str, Any])  # what they leave to the model, see ``left_to_model``
     seed: int = 0  # of the first sample
     samples: int = 1  # per picture; for ``score``, draws
     keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
@@ -72,7 +72,7 @@ class Work:
 
     def ids(self, picture: bytes, model: str) -> list[str]:
         """Fingerprint the results of a picture, from model, settings, seed and the picture itself."""
-        payload = {name: value for name, value in self.settings.items() if name not in IRRELEVANT}
+        payload = {name: value for name, value in {**self.settings, **self.own}.items() if name not in IRRELEVANT}
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
@@ -177,24 +177,17 @@ class Worker:
             pictures = shrink(self.flow, photograph.pixels, **following)
         else:
             pictures = self._colorize(photograph.pixels, clip, sampling)
-        used = {key: value for key, value in work.settings.items() if is_plain(value)}
-        if work.command == "colorize":
-            used |= {name: value for name, value in self._own_settings().items() if used.get(name) is None}
-        if "precision" in used:  # what was computed in, which "auto" does not say to another machine
-            used["precision"] = actual_precision(used["precision"], next(self.flow.parameters()).device)
-        provenance = Provenance(
+        used = {"temperature": 0.0, **work.settings, **work.own, "seed": work.seed, "samples": work.samples}
+        provenance = Provenance.of(
+            used,
+            device=next(self.flow.parameters()).device,
             node_id=COMMAND,
             node=f"Flowcore{work.command.capitalize()}",  # that would make the same picture
             model=work.model,
             model_sha256=self.model_sha256,
             architecture=self.flow.architecture,
-            temperature=self._temperature(),
-            seed=work.seed,
-            samples=work.samples,
-            settings=used,
             sources={"image": source(photograph.pixels)},
             pictures=tuple(fingerprint((truncate_16_bits if bits == 16 else to_uint8)(one)) for one in pictures),
-            version=VERSION,
         )
         text[KEY] = json.dumps([provenance.to_json()])
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
@@ -206,18 +199,6 @@ class Worker:
             files.encode(result, photograph.metadata, unique_id=id, **options)
             for result, id in zip(pictures, ids, strict=True)
         ]
-
-    def _temperature(self) -> float:
-        given, config = self.work.settings.get("temperature"), self.flow.config
-        if given is not None or self.work.command == "shrink":
-            return float(given or 0)
-        return float(config.temperatures[0] if self.work.command == "colorize" else config.temperature)
-
-    def _own_settings(self) -> dict[str, float]:
-        """What a colorizer was made for, beside the temperature; as ``colorize`` fills it in."""
-        config = self.flow.config
-        saturation = config.saturation if self._reference is None else 1.0
-        return {"detail": config.temperatures[1], "coherence": config.coherence, "saturation": saturation}
 
     def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
         settings["hints"] = hints_of(settings, (image.shape[-2], image.shape[-1]))

@@ -20,6 +20,7 @@ from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..flow import Flow, Task
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format
+from ..tasks.model_defaults import left_to_model
 from .announce import announce
 from .options import parse_fields
 from .output import ProgressBar, log
@@ -90,6 +91,7 @@ def make_images(
         model=options.model,
         scale=flow.condition_scale,
         settings=settings,
+        own=left_to_model(flow, {**settings, "reference": fields.get("reference")}),
         seed=options.seed,
         samples=options.samples,
         format=named_format(options.out, options.format) or options.format or "png",

@@ -160,17 +160,17 @@ def _upscale(options: argparse.Namespace) -> None:
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
-    calm = {"calm_edges": calm_edges} if calm_edges else {}
     label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
-    _make_samples(options, flow, "upscale", temperature, label, others=calm)
+    _make_samples(options, flow, "upscale", label, {"temperature": temperature, "calm_edges": calm_edges})
 
 
 def _brighten(options: argparse.Namespace) -> None:
+    from ..tasks.model_defaults import resolve
     from .batches import load_model
 
     flow = load_model(options, "brighten")
-    temperature = flow.config.temperature if options.temperature is None else options.temperature
-    _make_samples(options, flow, "brighten", temperature, f"light_tau{temperature:g}")
+    settings = resolve(flow, {"temperature": options.temperature})
+    _make_samples(options, flow, "brighten", "light_tau{temperature:g}".format(**settings), settings)
 
 
 def _shrink(options: argparse.Namespace) -> None:
@@ -182,13 +182,14 @@ def _shrink(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
+    from ..tasks.model_defaults import resolve
     from .batches import load_model
 
     flow = load_model(options, "rescale")
     _check_png(options, "restore")
-    temperature = flow.config.temperature if options.temperature is None else options.temperature
-    label, small = f"restored_tau{temperature:g}", _small(options)
-    _make_samples(options, flow, "restore", temperature, label, original=lambda stem: stem.removesuffix(small))
+    settings, small = resolve(flow, {"temperature": options.temperature}), _small(options)
+    label = "restored_tau{temperature:g}".format(**settings)
+    _make_samples(options, flow, "restore", label, settings, original=lambda stem: stem.removesuffix(small))
 
 
 def _small(options: argparse.Namespace) -> str:
@@ -207,16 +208,15 @@ def _make_samples(
     options: argparse.Namespace,
     flow: Flow,
     command: Command,
-    temperature: Any,
     label: str,
+    settings: dict[str, Any],
     *,
-    others: dict[str, Any] | None = None,
     original: Callable[[str], str] = str,
 ) -> None:
     """Make all samples of every image, each in a file whose name ends in the model, the label and the seed."""
     from .batches import describe, make_images, seed_names
 
-    settings = {"temperature": temperature, "tile": options.tile, "precision": options.precision, **(others or {})}
+    settings = {**settings, "tile": options.tile, "precision": options.precision}
     seeds, made_by = seed_names(options), describe(options, label)
 
     def names(stem: str) -> list[str]:
@@ -294,15 +294,13 @@ def _sample_names(options: argparse.Namespace) -> list[str]:
 
 
 def _colorized_names(options: argparse.Namespace, flow: Flow, stem: str) -> list[str]:
+    from ..tasks.model_defaults import resolve
     from .batches import describe
 
     if options.frames == "video":
         return [stem]
-    temperature, detail = (
-        default if given is None else given
-        for given, default in zip((options.temperature, options.detail), flow.config.temperatures, strict=True)
-    )
-    label = describe(options, f"color_tau{temperature:g}_detail{detail:g}")
+    own = resolve(flow, {"temperature": options.temperature, "detail": options.detail})
+    label = describe(options, "color_tau{temperature:g}_detail{detail:g}".format(**own))
     return [f"{stem}_{label}_{name}" for name in _sample_names(options)]
 
 
@@ -336,8 +334,8 @@ def _sample(options: argparse.Namespace) -> None:
     names = [f"label{label}_{seed}" for label, seed in zip(labels, seeds, strict=True)] if labels else seeds
     settings = {"height": size[0], "width": size[1], "precision": options.precision, "styles": ", ".join(options.style)}
     settings["labels"] = ", ".join(map(str, options.labels or ()))
-    entry: dict[str, Any] = {"node": "FlowcoreSample", "temperature": options.temperature, "seed": options.seed}
-    entry |= {"samples": options.samples, "settings": settings}
+    values = {"temperature": options.temperature, "seed": options.seed, "samples": options.samples, **settings}
+    entry: dict[str, Any] = {"node": "FlowcoreSample", "values": values}
     _save(options, flow, make, size, made_by, names, entry)
 
 
@@ -357,8 +355,8 @@ def _interpolate(options: argparse.Namespace) -> None:
 
     stem = "_".join([*(path.stem for path in options.images), Path(options.model).stem, options.mode])
     names = [f"{k:03d}" for k in range(options.frames)]
-    entry: dict[str, Any] = {"node": "interpolate", "temperature": 0.0, "seed": 0}
-    entry |= {"samples": options.frames, "settings": {"mode": options.mode, "frames": options.frames}}
+    values = {"temperature": 0.0, "seed": 0, "samples": options.frames, "mode": options.mode, "frames": options.frames}
+    entry: dict[str, Any] = {"node": "interpolate", "values": values}
     entry["sources"] = {name: source(image) for name, image in zip(("first", "last"), ends, strict=True)}
     height, width = ends[0].shape[-2:]
     _save(options, flow, make, (height, width), stem, names, entry)
@@ -376,9 +374,8 @@ def _save(
     """Make images ``(B, C, H, W)`` of a size unless they are there, and save them with their provenance.
 
     ``stem`` begins the names of their files unless ``--out`` names one, ``names`` distinguish them, and ``entry`` are
-    the fields of their ``Provenance``.
+    fields of their ``Provenance``, with all ``values``.
     """
-    from .. import __version__
     from ..batch.folders import targets_done
     from ..batch.job import picture_id
     from ..checkpoints.latents_file import model_sha256
@@ -392,7 +389,8 @@ def _save(
     start, sha = time.monotonic(), model_sha256(flow)
     format = named_format(options.out)
     targets = numbered(options.out, list(names)) if format else [options.out / f"{stem}_{k}.png" for k in names]
-    same = {key: value for key, value in entry.items() if key != "samples"}  # more of them leave the first as they are
+    values = entry.pop("values")
+    same = {**entry, **values, "samples": None}  # more of them leave the first as they are
     ids = [picture_id({**same, "model": sha, "name": name}) for name in names]
     if targets_done(targets, ids, size, again=options.again):
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
@@ -400,8 +398,8 @@ def _save(
     images = make()
     made = tuple(fingerprint(to_uint8(image)) for image in images[:MAX_PICTURES])
     common = {"node_id": "command", "model": options.model, "model_sha256": sha, "architecture": flow.architecture}
-    common |= {"version": __version__}
-    text = {KEY: json.dumps([Provenance(**common, **entry, pictures=made).to_json()])}
+    device = next(flow.parameters()).device
+    text = {KEY: json.dumps([Provenance.of(values, device=device, **common, **entry, pictures=made).to_json()])}
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, encode(image, format=format or "png", unique_id=id, text=text))
         log(str(target))

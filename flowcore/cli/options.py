@@ -16,7 +16,7 @@ from ..tasks import Precision
 
 CALM_EDGES = (
     "0 to 1: how much lower the temperature is at edges, which keeps lines whole (default: what the model's file "
-    "states, but 0 with a temperature of your own)"
+    "states)"
 )
 
 MAX_MEGAPIXELS = 100  # of a result; more are asked about

@@ -33,6 +33,7 @@ from ..quality.color_metrics import (
 from ..tasks.chroma import clamp_level, schedule, working_sides
 from ..tasks.coherence import share_noise
 from ..tasks.colorize import colorize
+from ..tasks.model_defaults import resolve
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
 from .image_set import list_images, read_each, read_upright
@@ -178,19 +179,15 @@ def _measure_grid(
     working_size: int | None,
 ) -> dict[str, float]:
     """Measure a colorizer on the grid that it works on."""
-    config: Any = flow.config
     truth, cond = chroma_on_grid(flow, image, working_size)
     device = next(flow.parameters()).device
     shapes = flow.latent_shapes(*truth.shape[-2:])
-    palette, fine = (
-        default if requested is None else requested
-        for default, requested in zip(config.temperatures, (temperature, detail), strict=True)
-    )
+    own = resolve(flow, {"temperature": temperature, "detail": detail, "coherence": coherence})
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
-    for name, tau in (("", 1.0), ("_default", schedule(palette, fine, len(shapes)))):
+    for name, tau in (("", 1.0), ("_default", schedule(own["temperature"], own["detail"], len(shapes)))):
         latents = sample_latents(shapes, samples, tau, seed=seed)
         if name:
-            latents[-1] = share_noise(flow, latents[-1], cond, config.coherence if coherence is None else coherence)
+            latents[-1] = share_noise(flow, latents[-1], cond, own["coherence"])
         latents = [z.to(device) for z in latents]
         shared = cond.expand(samples)
         drawn = flow.inverse(latents, shared, partial(clamp_level, flow, shared)).cpu() - NEUTRAL

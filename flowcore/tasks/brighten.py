@@ -10,6 +10,7 @@ from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
 from .gray import gray_images, with_channels_of
+from .model_defaults import resolve
 from .options import Running, RunOptions, SamplingOptions, runs_with
 from .passes import MAX_DEVIATION
 from .runner import Runner, validate_image, with_alpha
@@ -68,7 +69,7 @@ def brighten(
     """
     flow.require("brighten")
     sampling = SamplingOptions(seed=seed, samples=samples)
-    tau = float(flow.config.temperature) if temperature is None else temperature
+    tau = resolve(flow, {"temperature": temperature})["temperature"]
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
 

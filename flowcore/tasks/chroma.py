@@ -25,6 +25,7 @@ from ..networks.luma import STRIDE
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes
+from .model_defaults import left_to_model, resolve
 from .runner import Runner, validate_image
 from .scans import clear_borders, fill_borders, find_border, is_tinted
 from .spread import spread_hints
@@ -108,24 +109,22 @@ class Colorization:
 
     def temperatures(self, palette: float | None, detail: float | None) -> list[float]:
         """Choose a temperature per level, finest first; None is what the model was made for."""
-        usual: tuple[float, float] = self.flow.config.temperatures
-        palette = usual[0] if palette is None else palette
-        detail = usual[1] if detail is None else detail
-        for name, tau in (("temperature", palette), ("detail", detail)):
+        own = resolve(self.flow, {"temperature": palette, "detail": detail})
+        for name, tau in own.items():
             if not (math.isfinite(tau) and tau >= 0):
                 raise FlowError(f"{name} must be a finite number >= 0; got {tau}.")
-        return schedule(palette, detail, len(self.shapes))
+        return schedule(own["temperature"], own["detail"], len(self.shapes))
 
     def coherence(self, rho: float | None) -> float:
         """Choose how much of the coarsest noise similar places share; None is what the model was made for."""
-        chosen: float = self.flow.config.coherence if rho is None else rho
+        chosen: float = resolve(self.flow, {"coherence": rho})["coherence"]
         if not 0 <= chosen <= 1:
             raise FlowError(f"coherence must lie in [0, 1]; got {chosen}. 0 draws every place for itself.")
         return chosen
 
     def own_saturation(self, stated: float | None, latents: Sequence[Tensor] | None) -> float:
         """The model's factor on the chroma that it draws: 1 if the caller states one, or latents."""
-        return self.flow.config.saturation if stated is None and latents is None else 1.0
+        return left_to_model(self.flow, {"saturation": stated, "latents": latents}).get("saturation", 1.0)
 
     def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:
         """Resize the hints of some images to the working size."""

@@ -17,6 +17,7 @@ from ..images.resize import resize
 from ..images.rounding import as_stored
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
+from .model_defaults import resolve
 from .options import Reporting, Running, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, validate_image, with_alpha
 from .tiles import TiledDecoder
@@ -127,7 +128,7 @@ def restore(
     sampling = SamplingOptions(seed=seed, samples=samples)
     run = Runner(flow, RunOptions(**options), RESTORE_ADVICE, small)
     decoder = TiledDecoder(TILING, run, flow, tile, halo, store)
-    tau = float(flow.config.temperature) if temperature is None else temperature
+    tau = resolve(flow, {"temperature": temperature})["temperature"]
 
     def task() -> Tensor:
         rgb, alpha = validate_image(small)

@@ -20,6 +20,7 @@ from ..prior import Temperature
 from . import consistency
 from .gray import gray_images, with_channels_of
 from .guide import Strength, own_strength, prepare_guide
+from .model_defaults import resolve
 from .options import Running, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, validate_image, with_alpha
 from .tile_size import Border, Tiling
@@ -68,8 +69,8 @@ def upscale(
             example from ``prior.masked_temperature``. None for the model's own, which its file states: the highest
             that was measured to draw hardly any false specks.
         calm_edges: In [0, 1]: how much lower the temperature is at edges, where samples break lines into specks; it
-            multiplies whatever ``temperature`` says by a map of the whole image. 0 for off. None: see
-            ``sampling_settings``.
+            multiplies whatever ``temperature`` says by a map of the whole image. 0 for off; None for the model's own,
+            whatever the temperature.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Enlargements per image, at least 1.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
@@ -155,7 +156,7 @@ def temperature_grid(
         flow: As in ``upscale``; so are the arguments that are not named here.
         lr: ``(B, C, h, w)``; an alpha channel is dropped.
         temperatures: Each gives one picture per seed; None is the model's own.
-        calm_edges: As in ``upscale``: None for that of the model where the temperature is the model's own, else 0.
+        calm_edges: See ``upscale``.
         seed: The first.
         seeds: How many, counted up from ``seed``.
         tile: See ``upscale``.
@@ -197,20 +198,16 @@ def sampling_settings(
 ) -> tuple[Temperature, float]:
     """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``.
 
-    Both of a file were measured together. So a model's ``calm_edges`` comes with its temperature: whoever states a
-    temperature gets that temperature everywhere, unless they state ``calm_edges``, too.
-
     Raises:
         FlowError: If the model does not upscale, or ``calm_edges`` lies outside [0, 1].
     """
     flow.require("upscale")
-    if calm_edges is None:
-        calm_edges = float(flow.config.calm_edges) if temperature is None else 0.0
-    if not 0 <= calm_edges <= 1:
+    own = resolve(flow, {"temperature": temperature, "calm_edges": calm_edges})
+    if not 0 <= own["calm_edges"] <= 1:
         raise FlowError(
             f"calm_edges must lie in [0, 1]; got {calm_edges}. 0 is off, 1 leaves no temperature at strong edges."
         )
-    return (float(flow.config.temperature) if temperature is None else temperature), calm_edges
+    return own["temperature"], own["calm_edges"]
 
 
 def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import flowcore
 from flowcore.checkpoints import catalog
-from flowcore.checkpoints.file import save
+from flowcore.checkpoints.file import reconfigure, save
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
@@ -373,6 +373,27 @@ def test_colorize_writes_the_named_file(small_colorizer, tmp_path):
         assert not torch.equal(pixels(target), colored)
     assert run(*words, "--samples", 2, "--seed", 7) == 0
     assert names(target.parent) == ["coloured.png", "coloured_seed7.png", "coloured_seed8.png"]
+
+
+def test_what_a_file_states_anew_makes_new_results(small_colorizer, tmp_path, capsys):
+    image, target, model = (
+        photograph(tmp_path / "old.png", (40, 28)),
+        tmp_path / "out.png",
+        tmp_path / "own.safetensors",
+    )
+    reconfigure(small_colorizer, model, {"saturation": 1.0})
+    words = ["colorize", image, target, "--model", model]
+    assert run(*words) == 0
+    for stated in ({"saturation": 0.0}, {"coherence": 0.7}, {"coherence_scales": [0.5, 2.0]}):
+        reconfigure(model, model, stated)
+        assert run(*words) == 1
+        assert "with other settings" in capsys.readouterr().err
+        assert run(*words, "--again") == 0
+        (entry,) = read_provenance(target)
+        assert all(entry.settings[name] == value for name, value in stated.items() if name != "coherence_scales")
+        assert run(*words) == 0
+        assert "were there already" in capsys.readouterr().err
+    assert (pixels(target) - pixels(target)[:1]).abs().max() == 0  # saturation 0 is gray
 
 
 def test_colorize_keeps_the_best_samples(small_colorizer, tmp_path, capsys):

@@ -195,7 +195,7 @@ def test_the_default_has_few_specks_of_its_temperature_and_samples_differ(name):
     settings = sampling_settings(flow)
     assert settings[0] == flow.config.temperature >= 0.9
     assert settings[1] == flow.config.calm_edges >= 0.3
-    own, plain = (flowcore.upscale(flow, lr, samples=4, **o) for o in ({}, {"temperature": settings[0]}))
+    own, plain = (flowcore.upscale(flow, lr, samples=4, **o) for o in ({}, {"calm_edges": 0.0}))
     assert float(false_specks(own, hr).mean()) <= 0.3 * float(false_specks(plain, hr).mean())
     assert diversity(own) > 1
 

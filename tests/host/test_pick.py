@@ -14,6 +14,8 @@ from small_flows import USED_BY
 from talk import graph, loader, picture, refusal, report, shows
 from test_recipe import recipes
 
+from flowcore.checkpoints.file import reconfigure
+
 DRAWN = {"image": "image.0", "temperature": 0.9, "seed": 5, "samples": 3}
 ASKED = {
     "FlowcoreUpscale": DRAWN | {"temperature": 0.8},
@@ -67,6 +69,33 @@ def test_the_picked_one_goes_on_alone_and_nothing_is_made_anew(host, flows, kind
     _, previews = followed(host, several(flows, kind, pick=1, seed=6))
     assert previews == made
     refusal(host, several(flows, kind, pick=count + 1), f"pick is {count + 1}", f"1 to {count}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated"),
+    [
+        ("FlowcoreUpscale", {"temperature": 0.2}),
+        ("FlowcoreTemperatureGrid", {"temperature": 0.2}),
+        ("FlowcoreRestore", {"temperature": 0.2}),
+        ("FlowcoreColorize", {"saturation": 3}),
+        ("FlowcoreColorize", {"coherence": 1}),
+    ],
+    ids=str,
+)
+def test_what_a_file_states_anew_makes_new_pictures(host, flows, kind, stated):
+    """The weights are the same, and so are all widgets: they follow the file."""
+    name = flows[USED_BY[kind]]
+    file = host.server.base / "models" / "flows" / name
+    asked = {"temperatures": "-0.1, 0.8"} if kind == "FlowcoreTemperatureGrid" else {"temperature": -0.1}
+    before = host.run(several(flows, kind, **asked))["outputs"]
+    content = file.read_bytes()
+    try:
+        reconfigure(file, file, stated)
+        after = host.run(several(flows, kind, **asked))["outputs"]
+    finally:
+        file.write_bytes(content)
+    assert after["show"]["rows"] != before["show"]["rows"]
+    assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
 
 
 def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):

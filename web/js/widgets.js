@@ -21,10 +21,9 @@ function follow(node) {
     const before = JSON.stringify(numbers.map(({ label, value }) => [label, value]));
     for (const widget of numbers) {
       const own = following.has(widget.name);
-      // Edges are calm by themselves beside the model's own temperature only, and colors of other pictures are not strengthened.
-      const calm = widget.name !== "calm_edges" || !widgetOf(node, "temperature") || following.has("temperature");
+      // Colors of other pictures are not strengthened.
       const given = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
-      const number = given ? 1 : calm ? model?.own[widget.name] : 0;
+      const number = given ? 1 : model?.own[widget.name];
       if (own) widget.value = (node.graph?.isRootGraph === false ? undefined : number) ?? rest(widget);
       widget.label = labels.get(widget)[Number(own)] ?? widget.label;
     }
