@@ -226,7 +226,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
                 )
         # Copied: safetensors maps the file, which may be replaced or truncated.
         state = {
-            name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else torch.int64, copy=True)
+            name: file.get_tensor(name).to(torch.float32 if t.is_floating_point() else t.dtype, copy=True)
             for name, t in ours.items()
             if name not in rounded
         }

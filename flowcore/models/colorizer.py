@@ -42,7 +42,7 @@ from ..transforms import (
 from .fields import Range, check_fields
 from .sources import check_source
 
-SOURCE_CHANNELS = (1, 4, 8)  # luma; with hints; with hints and a palette
+SOURCE_CHANNELS = (1, 4, 8, 13)  # luma; with hints; and a palette; and what a memory recalled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,9 @@ class ColorizerConfig:
             ``tasks.coherence``.
         coherence_scales: How similar: lengths in the features, and in cells of the coarsest grid.
         saturation: Recommended factor on the chroma of what is drawn.
+        memory: Cells of the encoder's memory of colors, see ``networks.memory``; 0 for none.
+        memory_share: Recommended share of the memory's photographs that a coloring remembers, others for every seed.
+        memory_neighbors: Recommended number of similar cells that it looks at in its part.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
@@ -89,6 +92,9 @@ class ColorizerConfig:
     coherence: Annotated[float, Range(0, 1)] = 0.0
     coherence_scales: Annotated[tuple[float, float], Range(0.01, 1000)] = (0.6, 4.0)
     saturation: Annotated[float, Range(0, 10)] = 1.0
+    memory: Annotated[int, Range(0, 2**20)] = 0
+    memory_share: Annotated[float, Range(0.001, 1)] = 0.15
+    memory_neighbors: Annotated[int, Range(1, 4096)] = 20
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,6 +110,8 @@ class ColorizerConfig:
             raise FlowError("residual = true needs predicts_chroma = true: it subtracts what the encoder predicts.")
         if self.backbone != "none" and grids < 3:
             raise FlowError(f"A backbone needs at least 3 grids, for its strides 8, 16 and 32; got {grids}.")
+        if self.memory and self.backbone == "none":
+            raise FlowError("A memory of colors needs a backbone, whose features it is looked up by; got none.")
 
     @property
     def source_multiple(self) -> int:
@@ -118,7 +126,8 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with
     hints (coverage in [0, 1], and coverage times Cb and Cr, both centered on 0); or ``(B, 8, 4H, 4W)`` with also a
     palette in constant planes: whether there is one, mean Cb, mean Cr, and colorfulness (root mean square chroma), all
-    times that.
+    times that; or ``(B, 13, 4H, 4W)`` with also what a memory recalled in constant blocks of 16 pixels, see
+    ``ColorMemory.look_up``. Without it, a model that has a memory looks up in all of it.
 
     Args:
         config: See ``ColorizerConfig``.
@@ -134,6 +143,7 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
         backbone=config.backbone != "none",
         predicts_chroma=config.predicts_chroma,
         smooth=config.smooth,
+        memory=config.memory,
     )
     features = encoder.outputs
     grids = len(config.steps)
@@ -174,7 +184,10 @@ def _steps(channels: int, features: int, steps: int, hidden: int, *, pooled: boo
 
 
 def _encode_luma(flow: Flow[ColorizerConfig], source: Tensor) -> Condition:
-    expected = "luma of shape (B, 1, H, W), (B, 4, H, W) with hints or (B, 8, H, W) with hints and a palette"
+    expected = (
+        "luma of shape (B, 1, H, W), (B, 4, H, W) with hints, (B, 8, H, W) with hints and a palette or (B, 13, H, W) "
+        "with those and what a memory recalled"
+    )
     check_source(flow, source, SOURCE_CHANNELS, expected, flow.config.source_multiple)
     assert isinstance(flow.encoder, LumaEncoder)
     features = flow.encoder(*split_source(source))

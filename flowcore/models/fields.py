@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import FlowError
 
-SAMPLING = ("temperature", "temperatures", "calm_edges", "coherence", "coherence_scales", "saturation")
+SAMPLING = (
+    "temperature",
+    "temperatures",
+    "calm_edges",
+    "coherence",
+    "coherence_scales",
+    "saturation",
+    "memory_share",
+    "memory_neighbors",
+)
 """Fields of any configuration that say how a model is meant to be sampled: the flow is the same with others."""
 
 _SHORT = reprlib.Repr()

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConditionError
 from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
+from .memory import CELL, PLANES, ColorMemory, describe
 
 STRIDE = 4  # luma pixels per position of the finest grid
 HINT_PLANES, PALETTE_PLANES = 3, 4
@@ -23,10 +25,10 @@ class LumaEncoder(nn.Module):
     Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
     each grid adds what the coarser ones know. Hints enter at every grid, pooled to it, and the palette at every
     position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
-    photograph at the coarsest grid.
+    photograph at the coarsest grid. What a memory of colors says of similar places is added on every grid, both ways.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection" (2017); a condition network that is pre-trained
-    to predict colors as in Ardizzone et al. 2019.
+    to predict colors as in Ardizzone et al. 2019; see also ``memory``.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class LumaEncoder(nn.Module):
         backbone: bool = False,
         predicts_chroma: bool = False,
         smooth: bool = False,
+        memory: int = 0,
     ) -> None:
         """Build the network.
 
@@ -52,6 +55,7 @@ class LumaEncoder(nn.Module):
             backbone: Whether there is an EfficientNet-Lite0; its weights are zero until they are loaded.
             predicts_chroma: Whether each grid predicts its mean chroma.
             smooth: Whether the upward path enlarges bilinearly; otherwise by repetition, which shows as blocks.
+            memory: Cells of the memory of colors; 0 for none. It needs a backbone, and starts without effect.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
@@ -77,44 +81,69 @@ class LumaEncoder(nn.Module):
             self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
         if self.chroma is not None:
             start_at_zero(self.chroma)
+        self.memory = ColorMemory(memory) if memory else None
+        self.recall_down, self.recall_up = nn.ModuleList(), nn.ModuleList()
+        if memory:
+            self.recall_down.extend(nn.Conv2d(PLANES, width, 3, padding=1, bias=False) for width in widths[1:])
+            self.recall_up.extend(nn.Conv2d(PLANES, merged, 3, padding=1, bias=False) for _ in widths[1:])
+            start_at_zero(self.recall_down)
+            start_at_zero(self.recall_up)
 
-    def forward(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+    def forward(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None) -> list[Tensor]:
         """Encode.
 
         Args:
             luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
             hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0.
             palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
+            recalled: Of a memory, see ``ColorMemory.look_up``, ``(B, 5, H / 16, W / 16)``; None to look up in all of
+                the encoder's own, if it has one.
 
         Returns:
             Finest first, at strides 8, 16, ...: ``(B, outputs, H / stride, W / stride)``: features, predicted chroma
             over ``CHROMA_UNIT`` if the network predicts it, hints and palette.
         """
         results: list[Tensor] = []
-        for number, x in enumerate(self._pyramid(luma, hints, palette)):
+        for number, x in enumerate(self._pyramid(luma, hints, palette, recalled)):
             features = self.heads[number](x)
             if self.chroma is not None:
                 features = torch.cat([features, self.chroma[number](x)], dim=1)
             results.append(_append_hints(features, hints, palette))
         return results
 
-    def predict_chroma(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+    def predict_chroma(
+        self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None
+    ) -> list[Tensor]:
         """Predict mean chroma on every grid.
 
         Args:
             luma: See ``forward``.
             hints: See ``forward``.
             palette: See ``forward``.
+            recalled: See ``forward``.
 
         Returns:
             Finest first: Cb and Cr over ``CHROMA_UNIT``, centered on 0, ``(B, 2, H / stride, W / stride)``.
         """
         assert self.chroma is not None
-        return [head(x) for head, x in zip(self.chroma, self._pyramid(luma, hints, palette), strict=True)]
+        grids = self._pyramid(luma, hints, palette, recalled)
+        return [head(x) for head, x in zip(self.chroma, grids, strict=True)]
 
-    def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor) -> list[Tensor]:
+    def describe(self, luma: Tensor) -> Tensor:
+        """Describe the cells of photographs ``(B, 1, H, W)``, to be looked up; see ``memory.describe``."""
+        if self.backbone is None:
+            raise ConditionError("A memory of colors needs a colorizer with a backbone, such as color-photos.")
+        return describe(self.backbone(luma), luma)
+
+    def _pyramid(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None) -> list[Tensor]:
         """The upward path, finest first: (B, merged, H / stride, W / stride)."""
-        tapped = self._backbone_features(luma)
+        features = [] if self.backbone is None else self.backbone(luma)
+        # each image's of mean 0 and variance 1
+        tapped = [self.dropout(F.group_norm(x, 1)) for x in features]
+        if self.memory is None:
+            recalled = None
+        elif recalled is None:
+            recalled = self.memory.look_up(describe(features, luma))
         x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
         x = self.first(self.stem(_append_hints(x, hints, palette)))
         skips: list[Tensor] = []
@@ -122,26 +151,23 @@ class LumaEncoder(nn.Module):
             x = down(_append_hints(x, hints, palette))  # half the sides of the one before
             if number < len(self.taps):
                 x = x + self.taps[number](tapped[number])
+            if recalled is not None:
+                x = x + self.recall_down[number](_on_grid(recalled, x))
             x = block(F.leaky_relu(x, 0.1))
             skips.append(x)
         x = skips.pop()
         if self.average is not None:
             x = x + self.average(tapped[-1].mean((2, 3), keepdim=True))
         x = self.dropout(self.attention(x))
-        x = self.merge[-1](self.lateral[-1](x))
+        x = self.lateral[-1](x)
+        x = self.merge[-1](x if recalled is None else x + self.recall_up[-1](_on_grid(recalled, x)))
         merged = [x]
         for number in reversed(range(len(skips))):
             x = F.interpolate(x, scale_factor=2.0, mode=self.upsampling) + self.lateral[number](skips[number])
-            x = self.merge[number](x)
+            x = self.merge[number](x if recalled is None else x + self.recall_up[number](_on_grid(recalled, x)))
             merged.append(x)
         merged.reverse()
         return [x if number < len(merged) // 2 else self.dropout(x) for number, x in enumerate(merged)]
-
-    def _backbone_features(self, luma: Tensor) -> list[Tensor]:
-        """Features of the backbone, finest first, each image's of mean 0 and variance 1."""
-        if self.backbone is None:
-            return []
-        return [self.dropout(F.group_norm(x, 1)) for x in self.backbone(luma)]
 
 
 class _Residual(nn.Module):
@@ -184,15 +210,27 @@ def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
     return torch.cat([x, *(plane.to(x.dtype) for plane in planes)], dim=1)
 
 
-def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a colorizer's source into luma, hints and palette; those it lacks are zero.
+def _on_grid(recalled: Tensor, x: Tensor) -> Tensor:
+    """Bring what was recalled to the grid of ``x``, (B, 5, h, w), and chroma to its unit."""
+    unit = recalled.new_tensor([CHROMA_UNIT] * 4 + [1]).view(1, PLANES, 1, 1)
+    size = x.shape[2:]
+    coarser = size[0] < recalled.shape[2]
+    resized = F.adaptive_avg_pool2d(recalled, size) if coarser else F.interpolate(recalled, size, mode="bilinear")
+    return (resized / unit).to(x.dtype)
+
+
+def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Split a colorizer's source into luma, hints, palette and what was recalled; hints and palette may be zero.
 
     Args:
-        source: ``(B, 1, 4 or 8, H, W)``; see ``models.colorizer``.
+        source: ``(B, 1, 4, 8 or 13, H, W)``; see ``models.colorizer``.
 
     Returns:
         The arguments of ``LumaEncoder``.
     """
-    missing = 1 + HINT_PLANES + PALETTE_PLANES - source.shape[1]
+    planes = 1 + HINT_PLANES + PALETTE_PLANES
+    missing = max(0, planes - source.shape[1])
     padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)
-    return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], padded[:, 1 + HINT_PLANES :].mean((2, 3))
+    palette = padded[:, 1 + HINT_PLANES : planes].mean((2, 3))
+    recalled = padded[:, planes:, ::CELL, ::CELL] if padded.shape[1] > planes else None
+    return padded[:, :1], padded[:, 1 : 1 + HINT_PLANES], palette, recalled

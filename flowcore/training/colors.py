@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..networks.luma import STRIDE
+from ..networks.memory import CELL
 from .photographs import Photographs
+from .recall import Recall
 
 GRAY = 0.008  # standard deviation of a channel's difference from gray, below which a photograph counts as uncolored
 
@@ -24,12 +26,14 @@ class ColorPhotographs(Photographs):
 
     hinted = 0.5  # share of the crops that have hints
     palettes = 0.1  # likewise
+    recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
         """Cut the crops of one step; arguments as for ``Photographs.batch``, with the side of the luma as ``crop``.
 
         Returns:
-            Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``.
+            Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with
+            a memory to recall from ``(B, 13, crop, crop)``.
         """
         rgb = super().batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
         y, chroma = split(rgb)
@@ -45,6 +49,11 @@ class ColorPhotographs(Photographs):
                 source[i, 1:4] = _draw_hints(coarse[i], rng)
             if rng.random() < self.palettes:
                 source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
+        if self.recall is not None:
+            names = self.names(size, crop, seed, step, held_out=held_out)
+            recalled = self.recall(y, names, None if held_out else rng)
+            blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+            source = torch.cat([source, blocks], dim=1)
         return coarse + NEUTRAL, source
 
 

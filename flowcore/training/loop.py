@@ -27,11 +27,13 @@ from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, copy_file, restore
+from .colors import ColorPhotographs
 from .data import open_data
 from .distributed import Distributed
 from .objective import initialize_flow, pretrained_backbone
 from .pace import Pace
 from .pixel_cache import Entry
+from .recall import Recall, fill_memories
 from .recipe import Recipe, Stage, fingerprint
 from .run_log import RunLog
 from .stage import (
@@ -201,7 +203,7 @@ class _Trainer(Run):
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        self._stop_if_cancelled(f"after {done} of {total} images were decoded: nothing has been trained yet")
+        self._stop_if_cancelled(f"after {done} of {total} images were read: nothing has been trained yet")
 
     def _stop_if_cancelled(self, when: str) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -219,6 +221,11 @@ class _Trainer(Run):
         else:
             self._load(start, encoder_from)
             self.average.load_state_dict(self.flow.state_dict())
+        if isinstance(self.data, ColorPhotographs) and self.recipe.model.memory:
+            if resumed is None:
+                self.log.line("remembering places of the photographs to train on")
+                fill_memories([self.flow, self.average], self.data, self._while_decoding)
+            self.data.recall = Recall(self.flow, self.data)
         if any(stage.teacher_weight for stage in self._whole_stages()):
             self.teacher = read(start or self.start_file).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):

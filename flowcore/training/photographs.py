@@ -78,18 +78,26 @@ class Photographs:
             HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light
             models the dark crop for LR; of others with scale 1 None.
         """
-        entries, probabilities = self._candidates(crop, held_out)
         rng = np.random.default_rng([seed, step, int(held_out)])
-        chosen = rng.choice(len(entries), size, p=probabilities)
+        chosen = self._choose(size, crop, held_out, rng)
         # of its own for the degradation, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
-        pairs = [self._crop(entries[i], crop, rng, degradation_rng) for i in chosen]
+        pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
         paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
         return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
+
+    def names(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> list[str]:
+        """Name the photographs that the crops of a step are cut from; arguments as for ``batch``."""
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        return [entry.name for entry in self._choose(size, crop, held_out, rng)]
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
         """List the training or held-out images whose sides are both at least as long as the crop."""
         return self._candidates(crop, held_out)[0]
+
+    def _choose(self, size: int, crop: int, held_out: bool, rng: np.random.Generator) -> list[Entry]:
+        entries, probabilities = self._candidates(crop, held_out)
+        return [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
 
     def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
         """Images to cut from, and their probabilities."""

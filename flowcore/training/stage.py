@@ -350,6 +350,12 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
             f"kinetic_weight and jacobian_weight of stage {stage.name} are about the paths of an ODE; a "
             f"{flow.architecture} model has none. Leave them out."
         )
+    frozen = stage.objective == "likelihood" and (stage.train_encoder_after == 1 or not stage.encoder_rate)
+    if getattr(recipe.model, "memory", 0) and stage.backbone_rate and not frozen:
+        raise FlowError(
+            f"backbone_rate of stage {stage.name} must be 0: the memory is looked up by the features that the backbone "
+            f"had when it was filled; got {stage.backbone_rate}."
+        )
     if stage.objective != "likelihood":
         make_objective(flow, stage)
     elif getattr(recipe.model, "mixing", "") == "principal":

@@ -32,6 +32,8 @@ def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None
         expected.pop("dequantizer_steps", None)
     for measured in ("styles", *SAMPLING):  # after training: those of the file are of its weights
         expected.pop(measured, None)
+    if expected.get("memory"):  # it is filled anew, and without effect where there was none
+        expected.pop("memory")
     differing = [name for name in expected if expected[name] != actual.get(name)]
     of_encoder = [name for name in differing if name.startswith("encoder") or name == "stacked_blocks"]
     differences = [
@@ -44,7 +46,7 @@ def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None
             f"{path.name}, a {other.architecture} model, does not fit this recipe's {flow.architecture} model: "
             f"{'; '.join(differences[:3]) or 'another architecture'}. Start from a model of the same configuration."
         )
-    weights = other.state_dict()
+    weights = {name: t for name, t in other.state_dict().items() if not name.startswith("encoder.memory.")}
     if of_encoder:
         weights = {name: t for name, t in weights.items() if not name.startswith("encoder.")}
     flow.load_state_dict({name: weights.get(name, value) for name, value in flow.state_dict().items()})

@@ -1,0 +1,177 @@
+"""A memory of colors: places of photographs by what a backbone sees there, with the chroma that they have.
+
+A cell covers 16 pixels of a photograph whose shorter side has 192. It is described by
+
+    [n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]
+
+with f8, f16 and f32 the backbone's features at strides 8, 16 and 32, and n dividing by the norm over channels; of that
+48 principal components, in 8 bits each. Similarity of two cells is the cosine between their components. A place finds
+the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, how far they are spread, and the
+highest similarity.
+
+Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
+many photographs instead of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .efficientnet import CHANNELS
+
+CELL = 16  # pixels of the luma
+SIDE = 192  # shorter side of the photographs, in pixels
+COMPONENTS = 48
+WIDTH = sum(CHANNELS) + CHANNELS[-1] + 1  # numbers that describe a cell
+PLANES = 5  # mean chroma, its spread, similarity
+SOFTNESS = 0.1  # of the weights, in units of similarity
+NEIGHBORS = 60
+CHUNK = 32  # cells whose maximum is taken first, so that few are sorted
+LEVELS = 127  # of 8 bits, on either side of zero
+
+
+def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
+    """Describe the cells of photographs.
+
+    Args:
+        features: Of the backbone at strides 8, 16 and 32; see ``EfficientNetLite0``.
+        luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of 32.
+
+    Returns:
+        ``(B, WIDTH, H / 16, W / 16)``.
+    """
+    fine, middle, coarse = features
+    size = middle.shape[2:]
+    overall = F.normalize(coarse.mean((2, 3), keepdim=True)).expand(-1, -1, *size)
+    enlarged = F.normalize(F.interpolate(coarse, size, mode="bilinear"))
+    halved = F.normalize(F.avg_pool2d(fine, 2))
+    return torch.cat(
+        [F.normalize(middle), enlarged, 0.5 * halved, 1.05 * overall, 0.5 * F.avg_pool2d(luma, CELL)], dim=1
+    )
+
+
+class Cells(NamedTuple):
+    """Cells of a memory, ready to be compared with."""
+
+    keys: Tensor  # of length 1, (N, COMPONENTS)
+    chroma: Tensor  # centered on 0, (N, 2)
+    photograph: Tensor  # its number, (N,)
+
+    def among(self, chosen: Tensor) -> Cells:
+        """Choose some, by a mask or by their places."""
+        return Cells(*(part[chosen] for part in self))
+
+
+class ColorMemory(nn.Module):
+    """Cells of photographs with their chroma, to be looked up; see the module.
+
+    Attributes:
+        cells: N, how many.
+    """
+
+    def __init__(self, cells: int) -> None:
+        """Make a memory of so many cells, all blank; ``load_state_dict`` or ``fill`` fill it."""
+        super().__init__()
+        self.cells = cells
+        self.register_buffer("mean", torch.zeros(WIDTH))
+        self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
+        self.register_buffer("scale", torch.ones(COMPONENTS))  # of a component's whole numbers
+        self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # around 128
+        self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
+        self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
+
+    def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: ColorMemory | None = None) -> None:
+        """Store cells.
+
+        Args:
+            described: ``(N, WIDTH)``, see ``describe``.
+            chroma: ``(N, 2)``, centered on 0.
+            photograph: Number of the photograph of each, ``(N,)``.
+            basis: The memory whose principal components are used; None for those of these cells.
+        """
+        if basis is None:
+            mean = described.mean(0)
+            # of the covariance, which does not grow with the cells
+            covariance = (described - mean).T.double() @ (described - mean).double()
+            components = torch.linalg.eigh(covariance)[1].flip(1)[:, :COMPONENTS].T
+            self.get_buffer("mean").copy_(mean)
+            self.get_buffer("components").copy_(components)
+        else:
+            for name in ("mean", "components"):
+                self.get_buffer(name).copy_(basis.get_buffer(name))
+        keys = self._project(described)
+        scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS if basis is None else basis.get_buffer("scale")
+        self.get_buffer("scale").copy_(scale)
+        self.get_buffer("keys").copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
+        self.get_buffer("chroma").copy_((255 * chroma + 128).round().clamp(0, 255))
+        self.get_buffer("photograph").copy_(photograph)
+
+    def all_cells(self) -> Cells:
+        """Unpack the cells."""
+        chroma = (self.get_buffer("chroma").to(self.get_buffer("scale")) - 128) / 255
+        return Cells(F.normalize(self.components_of_cells(), dim=1), chroma, self.get_buffer("photograph").long())
+
+    def components_of_cells(self) -> Tensor:
+        """The principal components of the cells, ``(N, COMPONENTS)``."""
+        return (self.get_buffer("keys").to(self.get_buffer("scale")) - 128) * self.get_buffer("scale")
+
+    def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
+        """Look up what similar places look like.
+
+        Args:
+            described: ``(B, WIDTH, h, w)``, see ``describe``.
+            cells: The cells to compare with; None for all.
+            neighbors: k.
+
+        Returns:
+            ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
+            similarity; zero where there is nothing to find.
+        """
+        cells = self.all_cells() if cells is None else cells
+        batch, _, height, width = described.shape
+        if not len(cells.keys):
+            return described.new_zeros(batch, PLANES, height, width)
+        found: list[Tensor] = []
+        for one in described.to(cells.keys):
+            query = F.normalize(self._project(one.flatten(1).T), dim=1)
+            similarity, place = _largest(query @ cells.keys.T, min(neighbors, len(cells.keys)))  # (h * w, k)
+            weight = F.softmax(similarity / SOFTNESS, dim=1)[..., None]
+            near = cells.chroma[place]  # (h * w, k, 2)
+            mean = (weight * near).sum(1)
+            spread = (weight * (near - mean[:, None]).square()).sum(1).sqrt()
+            found.append(torch.cat([mean, spread, similarity[:, :1]], dim=1).T.unflatten(1, (height, width)))
+        return torch.stack(found).to(described)
+
+    def part(self, seed: int, share: float) -> Tensor:
+        """Choose the cells of a share of the photographs at random, ``(N,)``."""
+        photograph = self.get_buffer("photograph").long()
+        chances = torch.rand(int(photograph.max()) + 1, generator=torch.Generator("cpu").manual_seed(seed))
+        # at least one, and the same number for every seed
+        count = max(1, round(share * len(chances)))
+        return (chances <= chances.kthvalue(count)[0]).to(photograph.device)[photograph]
+
+    def _project(self, described: Tensor) -> Tensor:
+        return (described - self.get_buffer("mean")) @ self.get_buffer("components").T
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest values of each row, ``(rows, count)``, in order, and where they are.
+
+    They lie in the ``count`` chunks with the largest maxima, which are found without sorting all.
+    """
+    rows, length = values.shape
+    chunks = length // CHUNK
+    if chunks <= count:
+        found = values.topk(count, dim=1)
+        return found.values, found.indices
+    whole = values[:, : chunks * CHUNK].view(rows, chunks, CHUNK)
+    best = whole.amax(2).topk(count, dim=1).indices  # (rows, count)
+    rest = torch.arange(chunks * CHUNK, length, device=values.device).expand(rows, -1)
+    places = torch.cat([(best[..., None] * CHUNK + torch.arange(CHUNK, device=values.device)).flatten(1), rest], dim=1)
+    found = values.gather(1, places).topk(count, dim=1)
+    return found.values, places.gather(1, found.indices)
