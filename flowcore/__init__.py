@@ -36,7 +36,7 @@ from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
 from .tasks.upscale import temperature_grid, upscale
-from .tasks.video import colorize_video
+from .tasks.video import colorize_video, upscale_video
 from .transforms import Transform
 
 __all__ = [
@@ -75,4 +75,5 @@ __all__ = [
     "temperature_grid",
     "transfer_palette",
     "upscale",
+    "upscale_video",
 ]

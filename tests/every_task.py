@@ -175,6 +175,7 @@ TASKS: dict[str, Callable[[Place], Result]] = {
     "colors of pictures": _colors,
     "spread hints": _hinted,
     "video": lambda p: flowcore.colorize_video(p.flow("small-color"), p.image(3, 1, 24, 32), carry=0.5),
+    "steady video": lambda p: flowcore.upscale_video(p.flow("small-srflow"), p.image(2, 3, 12, 16), temperature=0.3),
     "sample": lambda p: flowcore.sample(p.flow("small-glow"), 3, seed=5),
     "sample digits": _sampled_digits,
     "sample ffjord": lambda p: flowcore.sample(p.flow("ffjord"), 2, size=(8, 12), seed=5),

@@ -1,23 +1,37 @@
-"""Colorize the frames of a clip alike."""
+"""Clips: their frames colored alike, or enlarged steadily."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
-from ..prior import sample_latents
+from ..images.motion import blur, estimate_motion, move, sample_at
+from ..images.resize import shrink
+from ..inference.condition_cache import ConditionStore
+from ..prior import Temperature, sample_latents
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors
 from .coherence import share_noise
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
-from .options import Running, RunOptions, SamplingOptions, runs_with
-from .runner import Runner
+from .options import Running, RunOptions, SamplingOptions, part_of_run, runs_with
+from .runner import Runner, validate_image
+from .upscale import ADVICE as UPSCALE_ADVICE
+from .upscale import HALO, upscale
+
+STEADINESS = 0.9  # how much of a moved frame's latents the next one keeps
+DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the steadiness is left
+UNEXPLAINED = 8 / 255  # rms between the moved frame and the next one, both shrunk, at which half is left
+NEIGHBORS = 5  # LR pixels: the window of that comparison
+MOVED = 0.5  # pixels of motion from which steadiness holds; what stands still is kept whole
+CUT = 0.5  # where less of a frame is explained, on average, it is drawn anew
 
 
 @runs_with(Running)
@@ -129,3 +143,109 @@ def colorize_video(
     if before is not None:
         before[:] = carried
     return result
+
+
+@runs_with(Running)
+def upscale_video(
+    flow: Flow,
+    frames: Tensor,
+    *,
+    seed: int = 0,
+    steadiness: float = STEADINESS,
+    temperature: Temperature | None = None,
+    calm_edges: float | None = None,
+    tile: int = 0,
+    halo: int = HALO,
+    before: list[Tensor] | None = None,
+    **options: Unpack[Running],
+) -> Tensor:
+    """Enlarge the frames of one clip, each guided by the one before, moved as the picture moves.
+
+    The previous result, moved by the motion between both frames at temperature 0, is the guide of the next; see
+    ``upscale``. Its strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls
+    to 0 where the motions there and back disagree, or the moved result, shrunk, is not the frame: what a motion
+    uncovers is drawn anew, and so is a frame of which less than half is explained, such as that after a cut.
+
+    Args:
+        flow: An upscaling model that encodes.
+        frames: ``(T, C, h, w)`` in order; see ``upscale``.
+        seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
+        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame alone; 1 refreshes
+            nothing, and blurs in the long run.
+        temperature: See ``upscale``.
+        calm_edges: See ``upscale``.
+        tile: See ``upscale``.
+        halo: See ``upscale``.
+        before: For a clip that comes in parts: an empty list with the first part, and the same list with all others. It
+            receives what the next part needs. None: these are all frames.
+        options: How to run, see ``RunOptions``.
+
+    Returns:
+        ``(T, C, s * h, s * w)`` float32 in [0, 1] on the device of ``frames``. Beside them two frames are held.
+
+    Raises:
+        ImageError: See ``upscale``.
+        FlowError: If the model does not upscale, ``steadiness`` lies outside [0, 1], or as in ``upscale``.
+        PrecisionError: If ``precision`` is too low to encode.
+        Cancelled: If stopped.
+
+    Source: the guide, see ``tasks.guide``; the motion, see ``images.motion``.
+    """
+    flow.require("upscale")
+    if not 0 <= steadiness <= 1:
+        raise FlowError(f"steadiness must lie in [0, 1]; got {steadiness}. 0 draws every frame alone.")
+    drawing = SamplingOptions(seed=seed)
+    run = Runner(flow, RunOptions(**options), UPSCALE_ADVICE, frames)
+    options["notify"] = run.notify  # which says each sentence once
+
+    def task() -> tuple[Tensor, list[Tensor]]:
+        past = [] if before is None else before  # the last frame's number, enlargement at temperature 0, and result
+        result: Tensor | None = None  # made whole at once: a film fills memory
+        for place, frame in enumerate(frames.split(1)):
+            number = int(past[0]) + 1 if past else 0
+            settings: Any = {"calm_edges": calm_edges, "tile": tile, "halo": halo, "store": ConditionStore(count=1)}
+            first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))
+            calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
+            guide, strength = None, None
+            if past:
+                guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
+            drawn = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
+            picture = upscale(flow, frame, guide=guide, guide_strength=strength, **drawn, **settings, **second)
+            result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
+            result[place] = picture[0]
+            past = [torch.tensor(number), calm, picture[:, :3].to(run.device)]
+        assert result is not None
+        return result, past
+
+    validate_image(frames)
+    result, past = run(task)
+    if before is not None:
+        before[:] = past
+    return result
+
+
+def _moved(
+    calm: Tensor, last_calm: Tensor, last: Tensor, scale: int, steadiness: float
+) -> tuple[Tensor | None, Tensor | None]:
+    """Move the last result to where a frame shows the same; and say how much of it is to be kept, by place.
+
+    All are ``(1, C, s * h, s * w)``; ``calm`` are enlargements at temperature 0, which also have less of the noise and
+    compression of the LR frames. None after a cut.
+    """
+    if calm.shape != last_calm.shape:
+        return None, None
+    there, back = estimate_motion(calm, last_calm), estimate_motion(last_calm, calm)
+    guide = move(last, there).clamp(0, 1)
+    apart = _length(there + sample_at(back, there))
+    error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
+    explained = F.interpolate(1 / (1 + (error / UNEXPLAINED**2) ** 4), scale_factor=float(scale), mode="bilinear")
+    trusted = explained / (1 + (apart / DISAGREEMENT) ** 4)
+    if float(trusted.mean()) < CUT:
+        return None, None
+    moving = (_length(there) / MOVED).clamp(max=1)
+    guide = torch.lerp(calm, guide, (2 * trusted).clamp(max=1))  # nothing strange beside what is kept
+    return guide, trusted * (1 - (1 - steadiness) * moving)
+
+
+def _length(motion: Tensor) -> Tensor:
+    return motion.norm(dim=1, keepdim=True)

@@ -1,14 +1,18 @@
-"""Clips: frames colored alike, with colors carried along, whatever is decoded at once."""
+"""Clips: frames colored alike, with colors carried along, whatever is decoded at once; and enlarged steadily."""
 
 import pytest
 import torch
+from builders import build_upscaler, random_image
 
-from flowcore import Hints, colorize, colorize_video
+from flowcore import FlowError, Hints, colorize, colorize_video, upscale, upscale_video
 from flowcore.images.color import NEUTRAL
+from flowcore.images.motion import blur
 from flowcore.inference.plan import planned
 from flowcore.tasks.hints import hints_from_points
 
 from .colorings import WANTED, chroma_of, gray, middle, tiny_colorizer
+
+TAU = 0.1  # at which samples of the small upscaler are as near to each other as those of trained ones at 1
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,73 @@ def test_neither_chunks_nor_parts_change_the_result(flow, carry):
     before = []
     parts = [colorize_video(flow, part, carry=carry, hints=hints, before=before) for part in frames.split(4)]
     assert (torch.cat(parts) - expected).abs().max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return build_upscaler()
+
+
+def pan(frames=4, side=32, step=2, seed=0):
+    """LR frames of a smooth picture that moves to the left by whole pixels."""
+    picture = blur(random_image(1, 3, side, side + step * frames, seed=seed), 4)
+    picture = (picture - picture.amin()) / (picture.amax() - picture.amin())
+    return torch.cat([picture[..., step * t : step * t + side] for t in range(frames)])
+
+
+def test_a_still_clip_stands_still(upscaler):
+    still = pan(1).expand(4, -1, -1, -1)
+    made = upscale_video(upscaler, still, seed=5, temperature=TAU)
+    assert made.shape == (4, 3, 128, 128)
+    assert (made[:1] - upscale(upscaler, still[:1], seed=5, temperature=TAU)).abs().max() < 1e-5
+    assert (made - made[:1]).abs().max() < 1 / 255
+
+
+def test_detail_moves_with_the_picture(upscaler):
+    frames = pan(step=2)
+
+    def unsteadiness(made):
+        return (made[1:, ..., 16:-24] - made[:-1, ..., 24:-16]).square().mean().sqrt()
+
+    steady = unsteadiness(upscale_video(upscaler, frames, temperature=TAU, steadiness=0.95))
+    one_seed = unsteadiness(torch.cat([upscale(upscaler, frame, temperature=TAU) for frame in frames.split(1)]))
+    assert one_seed > 4 / 255
+    assert steady < 0.5 * one_seed
+
+
+def test_a_cut_is_not_dragged_along(upscaler):
+    first, second = pan(2), 1 - pan(2, seed=1)
+    made = upscale_video(upscaler, torch.cat([first, second]), seed=3, temperature=TAU)
+    assert (made[2:3] - upscale(upscaler, second[:1], seed=5, temperature=TAU)).abs().max() < 1e-5
+
+
+def test_what_is_uncovered_is_drawn_anew(upscaler):
+    frames = pan(2, step=0)
+    frames[0, :, 16:26, 16:26] = 0
+    made = upscale_video(upscaler, frames, seed=3, temperature=TAU)
+    alone = upscale(upscaler, frames[1:], seed=4, temperature=TAU)
+    middle = (..., slice(76, 92), slice(76, 92))
+    assert (made[1:] - alone)[middle].abs().mean() < 0.5 / 255
+    assert (made[1:] - alone)[..., :32].abs().mean() > 2 / 255
+
+
+def test_parts_of_a_clip_give_the_clip(upscaler):
+    frames = pan(5)
+    expected = upscale_video(upscaler, frames, seed=2, temperature=TAU)
+    before = []
+    parts = [upscale_video(upscaler, part, seed=2, temperature=TAU, before=before) for part in frames.split(2)]
+    assert torch.equal(torch.cat(parts), expected)
+    assert (upscale_video(upscaler, frames, seed=2, temperature=TAU, tile=32) - expected).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_gray_and_transparent_clips(upscaler, channels):
+    frames = pan(2)
+    frames = frames[:, :1] if channels == 1 else torch.cat([frames, frames[:, :1]], 1)
+    assert upscale_video(upscaler, frames).shape == (2, channels, 128, 128)
+
+
+@pytest.mark.parametrize("steadiness", [-0.1, 1.1, float("nan")])
+def test_steadiness_out_of_range_is_told(upscaler, steadiness):
+    with pytest.raises(FlowError, match="steadiness must lie in"):
+        upscale_video(upscaler, pan(1), steadiness=steadiness)

@@ -1,0 +1,125 @@
+"""Dense motion between two pictures, and pictures moved by it.
+
+A motion is ``(1, 2, H, W)``: for every pixel p of a picture the distance d(p) in pixels, right and down, to the place
+``p + d(p)`` of another picture that shows the same.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .resize import pad_symmetric, shrink
+
+SMALLEST = 16  # pixels of the shorter side below which pictures are not halved
+WINDOW = 23  # pixels: the deviation of the Gaussian window is that of a box of this side
+ITERATIONS = 6  # per size of the pictures
+STIFFNESS = 1e-3  # variance of gradients, of pictures in [0, 1], at which texture and neighbors count alike
+TAPS = 6  # of the Lanczos kernel
+
+
+def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
+    """Estimate where each pixel of a picture is in another: iterative Lucas-Kanade, from coarse to fine.
+
+    Around every pixel p, with a Gaussian window w and the gradient g of the other picture moved by the motion d so far,
+    the next motion minimizes
+
+        sum over q of w(q - p) (picture(q) - other(q + d(q)) - g(q) (d'(p) - d(q)))^2 + stiffness |d'(p) - (w * d)(p)|^2
+
+    so motions of neighbors agree, as far as texture allows, and fill what has none.
+
+    Args:
+        picture: ``(1, C, H, W)`` in [0, 1]; the colors count alike.
+        other: As ``picture``.
+
+    Returns:
+        ``(1, 2, H, W)`` float; exactly 0 between equal pictures.
+
+    Source: Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005). The pull
+    to the neighbors' mean is ours.
+    """
+    sizes = [(picture, other)]
+    while min(sizes[-1][0].shape[-2:]) >= 2 * SMALLEST:
+        sizes.append((_halve(sizes[-1][0]), _halve(sizes[-1][1])))
+    motion = picture.new_zeros(1, 2, *sizes[-1][0].shape[-2:])
+    for one, another in reversed(sizes):
+        if motion.shape[-2:] != one.shape[-2:]:
+            motion = 2 * F.interpolate(motion, scale_factor=2.0, mode="bilinear")
+            motion = motion[..., : one.shape[-2], : one.shape[-1]]
+        for _ in range(ITERATIONS):
+            motion = _refine(one, another, motion)
+    return motion
+
+
+def _halve(picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
+    return shrink(pad_symmetric(picture, (0, width % 2, 0, height % 2)), 2)
+
+
+def _refine(picture: Tensor, other: Tensor, motion: Tensor) -> Tensor:
+    moved = sample_at(other, motion)
+    edged = F.pad(moved, (1, 1, 1, 1), mode="replicate")
+    gx = (edged[..., 1:-1, 2:] - edged[..., 1:-1, :-2]) / 2
+    gy = (edged[..., 2:, 1:-1] - edged[..., :-2, 1:-1]) / 2
+    rest = picture - moved + gx * motion[:, :1] + gy * motion[:, 1:]
+    products = [
+        (one * two).mean(1, keepdim=True) for one, two in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest))
+    ]
+    xx, xy, yy, xr, yr, x, y = blur(torch.cat([*products, motion], 1), WINDOW).split(1, 1)
+    xx, yy, xr, yr = xx + STIFFNESS, yy + STIFFNESS, xr + STIFFNESS * x, yr + STIFFNESS * y
+    return torch.cat([yy * xr - xy * yr, xx * yr - xy * xr], 1) / (xx * yy - xy * xy)
+
+
+def blur(image: Tensor, window: int) -> Tensor:
+    """Average images ``(B, C, H, W)`` with a Gaussian of the deviation of a box ``window`` pixels wide."""
+    deviation = (window**2 / 12) ** 0.5
+    reach = round(2.5 * deviation)
+    offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.softmax(-0.5 * (offsets / deviation) ** 2, 0)
+    channels = image.shape[1]
+    across = F.conv2d(pad_symmetric(image, reach), kernel.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, -1), groups=channels)
+
+
+def sample_at(image: Tensor, motion: Tensor) -> Tensor:
+    """Read images ``(1, C, H, W)`` at ``p + d(p)``, bilinear; beyond the border, its pixels."""
+    height, width = motion.shape[-2:]
+    x = torch.arange(width, device=motion.device, dtype=motion.dtype) + motion[:, 0]
+    y = torch.arange(height, device=motion.device, dtype=motion.dtype)[:, None] + motion[:, 1]
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def move(image: Tensor, motion: Tensor) -> Tensor:
+    """Read an image at ``p + d(p)`` with Lanczos' kernel of 6 taps, which blurs less than bicubic; not clamped.
+
+    Args:
+        image: ``(1, C, H, W)``; beyond its border it is reflected.
+        motion: ``(1, 2, H, W)``.
+
+    Returns:
+        ``(1, C, H, W)``; the image's own values where the motion is whole pixels.
+    """
+    height, width = image.shape[-2:]
+    x = (torch.arange(width, device=image.device) + motion[0, 0]).clamp(0, width - 1)  # (H, W)
+    y = (torch.arange(height, device=image.device)[:, None] + motion[0, 1]).clamp(0, height - 1)
+    left, top = x.floor(), y.floor()
+    across, down = _lanczos(x - left), _lanczos(y - top)  # (TAPS, H, W)
+    reach = TAPS // 2
+    pixels = pad_symmetric(image, reach)[0].flatten(1)  # (C, (H + 2 reach) (W + 2 reach))
+    corner = (top.long() + 1) * (width + 2 * reach) + left.long() + 1  # of the taps, in what was padded
+    moved = torch.zeros_like(image[0])
+    for row, column in product(range(TAPS), repeat=2):
+        place = corner + row * (width + 2 * reach) + column
+        moved += down[row] * across[column] * pixels[:, place.flatten()].view_as(moved)
+    return moved[None]
+
+
+def _lanczos(fraction: Tensor) -> Tensor:
+    reach = TAPS // 2
+    distances = fraction - torch.arange(1 - reach, reach + 1, device=fraction.device).view(-1, 1, 1)
+    weights = torch.sinc(distances) * torch.sinc(distances / reach)
+    return weights / weights.sum(0)
