@@ -78,7 +78,7 @@ class ColorMemory(nn.Module):
         """Make a memory of so many cells, all blank; ``load_state_dict`` or ``fill`` fill it."""
         super().__init__()
         self.cells = cells
-        self.register_buffer("mean", torch.zeros(WIDTH))
+        self.register_buffer("mean", torch.zeros(WIDTH))  # subtracted first
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
         self.register_buffer("scale", torch.ones(COMPONENTS))  # of a component's whole numbers
         self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # around 128
@@ -95,15 +95,12 @@ class ColorMemory(nn.Module):
             basis: The memory whose principal components are used; None for those of these cells.
         """
         if basis is None:
-            mean = described.mean(0)
-            # of the covariance, which does not grow with the cells
-            covariance = (described - mean).T.double() @ (described - mean).double()
-            components = torch.linalg.eigh(covariance)[1].flip(1)[:, :COMPONENTS].T
-            self.get_buffer("mean").copy_(mean)
-            self.get_buffer("components").copy_(components)
+            # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
+            moments = described.T.double() @ described.double()
+            components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T
         else:
-            for name in ("mean", "components"):
-                self.get_buffer(name).copy_(basis.get_buffer(name))
+            components = basis.get_buffer("components")
+        self.get_buffer("components").copy_(components)
         keys = self._project(described)
         scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS if basis is None else basis.get_buffer("scale")
         self.get_buffer("scale").copy_(scale)
