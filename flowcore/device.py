@@ -36,6 +36,7 @@ OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and th
     "status_memory_error",
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux, which limit containers
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -82,6 +83,34 @@ def free_memory(device: torch.device | str) -> int | None:
 
 
 def _free_main_memory() -> int | None:
+    amounts = [_free_on_machine(), *_free_in_control_groups()]
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def _free_in_control_groups() -> list[int]:
+    """What each limit on this process (that of a container, of a batch job) leaves, with file caches that it counts."""
+    free: list[int] = []
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CONTROL_GROUPS / "memory" if controllers else CONTROL_GROUPS
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        folder = root / group.lstrip("/")
+        while folder.is_relative_to(root):  # a group obeys the limits of those above it
+            try:
+                most = int((folder / f"memory.{limit}").read_text())
+                used = int((folder / f"memory.{usage}").read_text())
+                counted = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)
+                free.append(max(0, most - max(0, used - cached)))
+            except (OSError, ValueError):  # no such group in this container; "max", which is no limit
+                pass
+            folder = folder.parent
+    return free
+
+
+def _free_on_machine() -> int | None:
     try:
         import psutil  # comes with ComfyUI
     except ImportError:

@@ -289,7 +289,7 @@ def _decode(opened: Image.Image, data: bytes) -> Pixels:
 def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     """Decode the lower bytes of 16-bit colors; None if there are none."""
     if isinstance(opened, PngImagePlugin.PngImageFile):
-        return _low_bytes_of_png(data)
+        return _low_bytes_of_png(data, opened.size)
     found = re.fullmatch(r"(RGB|RGBX|RGBA);16([LBN])", _raw_mode(opened))
     if found is None or opened.format != "TIFF":
         return None
@@ -309,22 +309,27 @@ def _raw_mode(opened: Image.Image) -> str:
     return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
 
 
-def _low_bytes_of_png(data: bytes) -> Pixels | None:
-    """Decode the lower bytes from the chunks, which is simpler than changing how Pillow reads them."""
-    size, kind, interlaced, stream, position = (0, 0), 0, 0, [b""], 8
+def _low_bytes_of_png(data: bytes, size: tuple[int, int]) -> Pixels | None:
+    """Decode the lower bytes from the chunks, which is simpler than changing how Pillow reads them.
+
+    The size is Pillow's, which has refused decompression bombs.
+    """
+    kind, interlaced, stream, position = 0, 0, [b""], 8
     while position + 8 <= len(data):
         length, chunk = struct.unpack_from(">I4s", data, position)
         body = data[position + 8 : position + 8 + length]
         position += length + 12
         if chunk == b"IHDR":
-            *size, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", body)
+            if kind:
+                raise ValueError("it has two headers (IHDR)")
+            *_, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", body)
             if depth != 16 or kind not in (2, 4, 6):
                 return None
         elif chunk == b"IDAT":
             stream.append(body)
     # Pillow takes the upper byte of each sample in the given order; gray with alpha is read as 4 x 1 byte.
     mode, raw = {2: ("RGB", "RGB;16L"), 4: ("RGBA", "RGBA"), 6: ("RGBA", "RGBA;16L")}[kind]
-    low = np.asarray(Image.frombytes(mode, (size[0], size[1]), b"".join(stream), "zip", raw, interlaced))
+    low = np.asarray(Image.frombytes(mode, size, b"".join(stream), "zip", raw, interlaced))
     return low[:, :, [1, 1, 1, 3]] if kind == 4 else low
 
 

@@ -230,6 +230,30 @@ def test_main_memory_with_and_without_psutil(monkeypatch, main_memory):
     assert devices.free_memory("privateuseone") is devices.free_memory("meta") is None
 
 
+@pytest.mark.parametrize(
+    ("group", "limit", "usage", "cached"),
+    [
+        ("0::/", "memory.max", "memory.current", "inactive_file"),
+        ("3:cpu,memory:/job", "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_limit_of_a_container_counts(group, limit, usage, cached, main_memory, tmp_path, monkeypatch):
+    main_memory(64 * GIB)
+    monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "OWN_GROUPS", tmp_path / "own")
+    assert devices.free_memory("cpu") == 64 * GIB
+    (tmp_path / "own").write_text(f"1:cpu:/\n{group}\n")
+    assert devices.free_memory("cpu") == 64 * GIB
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("max\n")
+    (tmp_path / usage).write_text(f"{3 * GIB}\n")
+    (tmp_path / limit).with_name("memory.stat").write_text(f"anon 1\n{cached} {GIB}\n")
+    assert devices.free_memory("cpu") == 64 * GIB
+    (tmp_path / limit).write_text(f"{4 * GIB}\n")
+    assert devices.free_memory("cpu") == 2 * GIB  # file caches are given up
+
+
 def test_free_memory_of_devices(driver, main_memory):
     driver.free, driver.allocated, driver.reserved = 2 * GIB, 1 * GIB, 4 * GIB
     assert devices.free_memory("cuda") == devices.free_memory("xpu") == 5 * GIB  # with what torch holds

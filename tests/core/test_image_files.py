@@ -213,3 +213,13 @@ def test_foreign_profiles_and_unwritable_tags_are_omitted():
     broken = Metadata({**EXIF, 305: object()})
     data = encode(noise(3, 8), broken, unique_id="1b" * 16)
     assert read(data, "x").metadata.exif == {0x8769: {0xA420: "1b" * 16}}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_second_header_is_refused_and_nothing_allocated_by_it(before):
+    data = png16(np.zeros((1, 1, 3), np.uint16), 2)
+    body = struct.pack(">IIBBBBB", 40_000, 60_000, 16, 2, 0, 0, 0)  # 14.4 GB
+    header = struct.pack(">I", len(body)) + b"IHDR" + body + struct.pack(">I", zlib.crc32(b"IHDR" + body))
+    place = 33 if before else len(data) - 12
+    with pytest.raises(ImageError, match=r"two headers|exceeds limit"):
+        read(data[:place] + header + data[place:], "photo.png")
