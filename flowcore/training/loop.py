@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import filecmp
 import math
 import shutil
 import time
@@ -200,6 +201,7 @@ class _Trainer(Run):
             distributed.shard(stage.batch)
         super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
         self.optimiser_state: dict[str, Any] | None = None
+        self.was_cancelled = False
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
@@ -363,7 +365,7 @@ class _Trainer(Run):
             except Diverged:
                 self._go_back()
         state = self.state
-        if self.distributed.is_main and not self._is_published():
+        if self.distributed.is_main and not self.was_cancelled and not self._is_published():
             self._publish(self._stage_of(state.step))
         self.distributed.barrier()
         self.log.line(
@@ -436,7 +438,9 @@ class _Trainer(Run):
                 if due:
                     state.seconds += time.monotonic() - started
                     stopping = reason == "cancelled" or isinstance(reason, BaseException)
-                    self._checkpoint(runner, measured=not stopping)
+                    stopped = self._checkpoint(runner, measured=not stopping)
+                    self.was_cancelled = stopping or stopped is not None
+                    reason = stopped or reason
                     started = logged = time.monotonic()
                 if isinstance(reason, BaseException):
                     raise reason
@@ -513,18 +517,20 @@ class _Trainer(Run):
 
     # --- results
 
-    def _checkpoint(self, runner: StageRunner, *, measured: bool) -> None:
-        begin = time.monotonic()
+    def _checkpoint(self, runner: StageRunner, *, measured: bool) -> str | BaseException | None:
+        """Write all files; return why the measurements were stopped, if they were."""
+        begin, reason = time.monotonic(), None
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, runner.optimiser, self.state)
             try:
                 self._publish(runner.stage, measured)
-            except Stopped:
+            except Stopped as stopped:
                 self._publish(runner.stage, measured=False)
-                raise
+                reason = stopped.reason
         self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
+        return reason
 
     def _publish(self, stage: Stage, measured: bool = True) -> None:
         """Measure the averaged weights unless there is no time to, and write model, sample sheet and curve."""
@@ -583,6 +589,8 @@ class _Trainer(Run):
                 "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
             )
         file = self.worse_file if self.worse_file.exists() else self.model_file
+        if file == self.model_file and filecmp.cmp(file, self.start_file, shallow=False):
+            return None, f"stopped before it was measured, so {file.name} is the start"
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         worse = became_worse(start, metrics)

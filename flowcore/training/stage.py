@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..device import autocast, free_memory, is_out_of_memory, supports_float64, supports_fused_optimizer
 from ..errors import FlowError
 from ..flow import Flow
-from ..transforms import ODE, BatchNorm, batch_moments
+from ..transforms import ODE, BatchNorm, InvertibleConv, batch_moments
 from .checkpoint import RunState
 from .data import Data
 from .distributed import Distributed
@@ -358,13 +358,13 @@ def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
         )
     if stage.objective != "likelihood":
         make_objective(flow, stage)
-    elif getattr(recipe.model, "mixing", "") == "principal":
+    elif any(isinstance(m, InvertibleConv) and m.start == "principal" for m in flow.modules()):
         channels, height, width = flow.latent_shapes(stage.crop, stage.crop)[-1]
         pixels = recipe.init_batch * height * width
         if pixels <= channels:
             raise FlowError(
-                f"mixing = 'principal' needs more pixels than channels on the deepest grid; stage {stage.name} has "
-                f"{pixels} pixels for {channels} channels. Raise init_batch to at least "
+                f"Principal axes (mixing, mixing_start) need more pixels than channels on the deepest grid; stage "
+                f"{stage.name} has {pixels} pixels for {channels} channels. Raise init_batch to at least "
                 f"{channels // (height * width) + 1}."
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from flowcore.cli.main import build_parser
+from flowcore.errors import FlowError
 from flowcore.models import build
 from flowcore.training.recipe import RECIPES, read_recipe
 from flowcore.training.stage import check_stage
@@ -76,3 +78,12 @@ def test_the_stages_of_a_recipe_fit_its_model(name):
         channels, height, width = flow.latent_shapes(side, side)[-1]
         assert recipe.init_batch * height * width > channels
     assert len({stage.name for stage in recipe.stages}) == len(recipe.stages)
+
+
+def test_too_few_pixels_for_principal_axes_are_refused_at_the_start():
+    recipe, flow = on_meta("glow-photos")
+    recipe = dataclasses.replace(recipe, init_batch=1)
+    with pytest.raises(
+        FlowError, match=r"Principal axes .* 16 pixels for 96 channels\. Raise init_batch to at least 7"
+    ):
+        check_stage(recipe.stages[0], recipe, SimpleNamespace(fitting=lambda crop: [crop]), flow)

@@ -174,3 +174,20 @@ def test_a_run_goes_on_from_its_own_start_only(photos, start, tmp_path):
     run(recipe(), photos, tmp_path / "fresh", stop_after=1)
     with pytest.raises(FlowError, match=r"holds a run that did not start from mine\. .*leave out --start"):
         run(recipe(), photos, tmp_path / "fresh", start=start)
+
+
+def test_a_cancelled_run_returns_what_it_has_come_to(photos, start, tmp_path):
+    folder, done, lines = tmp_path / "run", [], []
+    result = train(
+        recipe(),
+        photos,
+        folder,
+        start=start,
+        log=lines.append,
+        progress=lambda steps, *_: done.append(steps),
+        cancelled=lambda: done[-1:] == [2],  # before anything was measured
+    )
+    assert (result.new_steps, result.is_finished, result.better_than_start) == (2, False, None)
+    assert result.model.read_bytes() == start.read_bytes()
+    assert "stopped before it was measured" in result.verdict
+    assert any("stopped: cancelled" in line for line in lines)
