@@ -16,7 +16,8 @@ from . import (
     upscaling,
 )
 from .host.compat import Extension, on_prompt
-from .host.routes import post, show_as_inputs
+from .host.memory import free_kept
+from .host.routes import post, show_as_inputs, when_asked_to_free
 from .live import LIVE, ROUTE
 from .node import FlowNode
 from .recording import PROVENANCE_LOG, RecordingNode
@@ -46,6 +47,10 @@ def extension() -> Extension:
     """Return what the host asks for: our nodes, and the hooks that run once at its start."""
     recording = {node.__name__ for node in NODES if issubclass(node, RecordingNode)}
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
-    routes = [lambda: post(ROUTE, LIVE.prepare), lambda: show_as_inputs(loaders.preview)]
+    routes = [
+        lambda: post(ROUTE, LIVE.prepare),
+        lambda: show_as_inputs(loaders.PICTURES, loaders.preview),
+        lambda: when_asked_to_free(free_kept),
+    ]
     on_start = [register_srflow, lambda: on_prompt(read_prompt), *routes]
     return Extension(NODES, on_start)

@@ -246,12 +246,12 @@ class FlowcoreExample(FileNode):
 
 
 @lru_cache(maxsize=len(PICTURES))
-def preview(name: str) -> tuple[bytes, str] | None:
+def preview(name: str) -> tuple[bytes, str]:
     """Return what the page shows of one of our pictures, and the type of that file: of a batch, all of it."""
-    files = _files(name) if name in PICTURES else []
+    files = _files(name)
     if len(files) > 1:
         return png(side_by_side(torch.cat([_read_with_alpha(file) for file in files]))), "image/png"
-    return (files[0].read_bytes(), "image/png" if files[0].suffix == ".png" else "image/jpeg") if files else None
+    return files[0].read_bytes(), "image/png" if files[0].suffix == ".png" else "image/jpeg"
 
 
 def _files(picture: str) -> list[Path]:

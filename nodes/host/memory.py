@@ -42,8 +42,7 @@ class _Patcher(comfy.model_patcher.ModelPatcher):
             if unpatch_all:  # False when the host reloads the same model
                 _release()
                 if get_executing_context() is None:  # or else a node makes room for another model
-                    for free in on_free:
-                        free()
+                    free_kept()
             return super().detach(unpatch_all)
 
 
@@ -51,6 +50,12 @@ def _gone(patcher: int) -> None:
     _alive.discard(patcher)
     if not _alive:  # in a thread of its own, since Python collects garbage wherever it is, with any lock held
         threading.Thread(target=_release, daemon=True).start()
+
+
+def free_kept() -> None:
+    """Free what was kept for the next run."""
+    for free in on_free:
+        free()
 
 
 def _release() -> None:

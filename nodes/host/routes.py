@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,25 +52,37 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
     server.routes.post(path)(handler)
 
 
-def show_as_inputs(read: Callable[[str], tuple[bytes, str] | None]) -> None:
+def show_as_inputs(names: Collection[str], read: Callable[[str], tuple[bytes, str]]) -> None:
     """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode.
 
-    It asks for all of them at /view. `read` returns the contents and the type of a file; None for names not ours.
+    It asks for all of them at /view. `read` returns the contents and the type of the file of a name.
     """
 
-    async def answer(body: bytes, kind: str) -> Any:
+    async def answer(name: str) -> Any:  # not in the server's own thread, which decoding would hold up
+        body, kind = await asyncio.get_running_loop().run_in_executor(None, read, name)
         return web.Response(body=body, content_type=kind)
 
-    # Not async: what others raise does not pass through us.
     def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
-        if request.path in ("/view", "/api/view"):
-            asked = request.rel_url.query
-            if asked.get("type") == "input" and not asked.get("subfolder"):
-                found = read(asked.get("filename", ""))
-                if found is not None:
-                    return answer(*found)
+        asked = request.rel_url.query
+        ours = asked.get("filename") in names and asked.get("type") == "input" and not asked.get("subfolder")
+        return answer(asked["filename"]) if ours and request.path in ("/view", "/api/view") else handler(request)
+
+    _before_handlers(serve)
+
+
+def when_asked_to_free(free: Callable[[], None]) -> None:
+    """Call something when a person or a script frees the host's memory, which tells only loaded models of it."""
+
+    def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
+        if request.path in ("/free", "/api/free") and request.method == "POST":
+            free()
         return handler(request)
 
+    _before_handlers(serve)
+
+
+def _before_handlers(serve: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
+    """Let a function see all requests first. It is not async: what others raise does not pass through us."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.app.middlewares.append(web.middleware(serve))

@@ -170,3 +170,12 @@ def test_freed_memory_is_free_of_pictures(host, flows):
     assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=1))[1] == 0
     host.forget()
     assert followed(host, several(flows, "FlowcoreSample", seed=71, pick=2))[1] == 3
+
+
+def test_freed_memory_is_free_of_pictures_of_a_model_that_was_offloaded_before(host, flows):
+    assert followed(host, several(flows, "FlowcoreSample", seed=72))[1] == 3
+    host.run(graph(offload=("FlowcoreTestOffload", {})))
+    assert followed(host, several(flows, "FlowcoreSample", seed=72, pick=1))[1] == 0
+    host.run(graph(offload=("FlowcoreTestOffload", {})))
+    host.forget()
+    assert followed(host, several(flows, "FlowcoreSample", seed=72, pick=2))[1] == 3

@@ -172,6 +172,16 @@ class TestWrong(Node):
         return {"samples": torch.zeros(1, 4, 8, 8)}, torch.nn.Linear(1, 1), 5, (1, 2), ["eyes"]
 
 
+class TestOffload(FreshReport):
+    """Moves all models off their devices, as a node does that needs room."""
+
+    def run(self):
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        return {"ui": {}}
+
+
 class TestLoop(Node, image="IMAGE", model="FLOW_MODEL", passes="INT"):
     """Flow Upscale several times, each with the next seed, in a graph of their own: what loops of other packs do."""
 
