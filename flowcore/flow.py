@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from .condition import Condition, MultiScaleFeatures
-from .errors import ConditionError, FlowError, ShapeError
+from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .prior import Shape, Temperature, log_density, log_prob, sample_latents
-from .transforms import Chain, Estimated, Residual, Split, Squeeze, Transform, spread
+from .transforms import Chain, Estimated, Residual, Split, Squeeze, Transform, batch_moments, spread
 
+WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
 Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
 SUITABLE_MODELS: dict[Task, str] = {
@@ -189,7 +191,8 @@ class Flow(Transform, Generic[C]):
             Latents, finest first, and logdet in nats, ``(B,)``.
 
         Raises:
-            ShapeError: If the model does not accept images of that shape.
+            ShapeError: If the model does not accept images of that shape, or there are none.
+            PrecisionError: If they are not in the precision of the model's parameters.
             ConditionError: If the condition is missing, superfluous or of another image size.
         """
         latents, changes = self._walk(x, cond, lambda part, data, own: part(data, own))
@@ -284,6 +287,10 @@ class Flow(Transform, Generic[C]):
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
         """Evaluate the log density: that of the latents under the prior plus the log-determinant.
 
+        A flow with batch norms (Real NVP) normalizes by the moments of this batch, which the running moments follow,
+        where it trains: in training mode, with gradients. Otherwise the running moments serve, as they do in
+        ``forward`` whatever the mode.
+
         Args:
             x: As in ``forward``.
             cond: As in ``forward``.
@@ -293,9 +300,11 @@ class Flow(Transform, Generic[C]):
 
         Raises:
             ShapeError: As in ``forward``.
+            PrecisionError: As in ``forward``.
             ConditionError: As in ``forward``.
         """
-        latents, logdet = self(x, cond)
+        with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
+            latents, logdet = self(x, cond)
         return log_prob(latents) + logdet
 
     @torch.no_grad()
@@ -433,10 +442,13 @@ class Flow(Transform, Generic[C]):
 
         Raises:
             ConditionError: If the flow is unconditional.
-            ShapeError: If the model does not accept a source of that shape.
+            ShapeError: If the model does not accept a source of that shape, or there is none.
+            PrecisionError: If an image is not in the precision of the model's parameters.
         """
         if self.condition_encoder is None:
             raise ConditionError(f"This {self.architecture} model is unconditional; call it without a condition.")
+        if self.capabilities.source != "labels":
+            self._check_values(source)
         return self.condition_encoder(self, source)
 
     def require(self, task: Task) -> None:
@@ -526,9 +538,22 @@ class Flow(Transform, Generic[C]):
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:
         return feature.merged() if isinstance(feature, MultiScaleFeatures) else feature
 
+    def _check_values(self, x: Tensor) -> None:
+        """Refuse what torch would refuse in other words, or not at all: an empty batch, and other types of numbers."""
+        if not len(x):
+            raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
+        own = next((p.dtype for p in self.parameters() if p.dtype in WIDE), x.dtype)
+        if x.dtype not in WIDE:
+            raise PrecisionError(f"A flow takes floats in [0, 1], of {own}; got {x.dtype}. Convert the image.")
+        if x.dtype != own:
+            raise PrecisionError(
+                f"This model computes in {own}; got {x.dtype}. Convert the image, or flow.to({x.dtype})."
+            )
+
     def _check_image(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
+        self._check_values(x)
         self._check_sides(x.shape[-2], x.shape[-1])
 
     def _check_sides(self, height: int, width: int) -> None:

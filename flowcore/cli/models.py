@@ -87,10 +87,16 @@ def _inspect(options: argparse.Namespace) -> None:
     from .. import provenance
     from ..checkpoints import catalog, convert
     from ..checkpoints.file import is_ours, read_header
+    from ..images.files import IMAGE_SUFFIXES
 
     content: Any
     if options.model.lower().endswith((".png", ".exr")):
         content = provenance.describe(options.model)
+    elif Path(options.model).suffix.lower() in IMAGE_SUFFIXES:
+        raise FlowError(
+            f"Only PNG and EXR files hold what made them; {Path(options.model).name} is neither. The manifest.csv of "
+            "its folder says what flowcore made there, and how."
+        )
     else:
         path = catalog.path(options.model) if options.model in catalog.names() else Path(options.model)
         if path.is_file() and not is_ours(path):

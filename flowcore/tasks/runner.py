@@ -52,6 +52,13 @@ class Runner:
         self._size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
         self._advice = advice
         self.expect(0)
+        if image is not None and image.is_floating_point() and image.numel():
+            low, high = (float(value) for value in image.aminmax())
+            if low < -0.5 and high < 1.5:
+                self.notify(
+                    f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
+                    "(image + 1) / 2."
+                )
 
     def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.

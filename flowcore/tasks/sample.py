@@ -51,8 +51,9 @@ def sample(
         temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. At 0 all images are
             alike, 1 is the model's own spread.
         seed: Image i is drawn with ``seed + i``, whatever n and the batch.
-        labels: For conditioned models what to show: one label for all images, or one per image; or weights of the
-            labels, ``(n or 1, classes)``.
+        labels: For conditioned models what to show: one label for all images, or one per image, 0 to
+            ``flow.classes - 1``; ``flow.classes`` itself is "unlabeled" for a class-conditional model (10 of
+            ``mnist-styles``). Or weights of the labels, ``(n or 1, classes)``.
         styles: Name to strength, for models that carry styles; see ``apply_style``.
         snapped: Whether to remove the dequantization noise that a model draws with an image; see
             ``dequantization.quantize``.

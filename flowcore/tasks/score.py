@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image, features
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ..condition import Condition
@@ -31,9 +31,9 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..prior import log_density
-from ..transforms import Estimated, Transform
+from ..transforms import Estimated, NoPositionsError
 from .options import Batching, RunOptions, SamplingOptions, runs_with
-from .runner import Runner, images_at_once, refuse_integer_range, require_pixels
+from .runner import LARGEST, Runner, images_at_once, refuse_integer_range, require_pixels
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
@@ -135,8 +135,8 @@ def score(
 
     Args:
         flow: The model.
-        image: ``(B, C, H, W)``, uint8, or float in [0, 1]; scored at its own size. Alpha is dropped; an RGB model gets
-            a gray image as RGB.
+        image: ``(B, C, H, W)``, uint8, uint16, or float in [0, 1]; scored at its own size. Alpha is dropped; an RGB
+            model gets a gray image as RGB.
         cond: The model's condition, or what its ``encode_condition`` takes; None for unconditional models.
         dequantization: The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin;
             "variational", the model's own, if it has one; or a ``dequantization.Dequantizer``. Another noise
@@ -206,7 +206,7 @@ def _score(
     weights = torch.empty(images, samples, probes, dtype=torch.float64)  # then their means over probes
     levels = torch.zeros(images, len(latent_dimensions), dtype=torch.float64)  # nats of density, summed over draws
     pixels = torch.zeros(images, height, width, dtype=torch.float64)  # likewise
-    maps = _has_map(flow, notes)
+    maps = True
     inside = True
     batch = run.at_once(images_at_once(height, width))
     seeds = image_seeds(sampling.seed, k)
@@ -217,8 +217,9 @@ def _score(
             run.check_cancelled()
             own = select_items(cond, chunk.items)
             own = own if estimate is None else estimate.condition(run.plan, chunk, probe, seeds)
-            if maps:
-                shares = run.plan.by_position(x, own)[1]
+            shares = _by_position(run.plan, x, own, notes) if maps else None
+            maps = shares is not None
+            if shares is not None:
                 density = torch.stack([share.cpu().double() for share in shares], 1)  # (N, levels, H, W), nats
                 log_p = density.flatten(1).sum(1)
                 pixels.index_add_(0, chunk.items, density.sum(1) / probes)
@@ -430,6 +431,7 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
     _check_size(flow, *image.shape[-2:])
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
+    image = image.float() / LARGEST[torch.uint16] if image.dtype == torch.uint16 else image
     k, off = to_integers(image.cpu().contiguous(), quantised.n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:
@@ -447,15 +449,13 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
     return k
 
 
-def _has_map(flow: Flow, notes: list[str]) -> bool:
-    """Whether all transforms say which positions their log-determinant comes from; otherwise a note names those."""
-    parts = nn.ModuleList([flow.levels, *(part for part in (flow.prelude, flow.top) if part is not None)])
-    without = sorted(
-        {type(part).__name__ for part in parts.modules() if isinstance(part, Transform) and not part.has_positions}
-    )
-    if without:
-        notes.append(f"No map: {' and '.join(without)} does not say which positions its log-determinant comes from.")
-    return not without
+def _by_position(flow: Flow, x: Tensor, cond: Any, notes: list[str]) -> list[Tensor] | None:
+    """Densities by position; None, with a note, if a transform does not say where its log-determinant comes from."""
+    try:
+        return flow.by_position(x, cond)[1]
+    except NoPositionsError as error:
+        notes.append(f"No map: {str(error).partition(', so')[0]}.")
+        return None
 
 
 def _check_size(flow: Flow, height: int, width: int) -> None:
@@ -489,7 +489,7 @@ def _draws_per_image(samples: int, noise: Tensor | None, k: Tensor) -> int:
 
 def _condition(run: Runner, cond: Any, images: int) -> Any:
     if isinstance(cond, Tensor):
-        cond = run.plan.encode_condition(cond.to(run.device))
+        cond = run.plan.encode_condition(cond.to(run.device, run.dtype if cond.is_floating_point() else None))
     if isinstance(cond, Condition) and cond.batch not in (1, images):
         raise ConditionError(
             f"Got a condition of {cond.batch} items for {images} images. Encode one for every image, or one for all."

@@ -136,7 +136,8 @@ def condition_for(
     if given is None:
         return None
     run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", given)
-    return run(lambda: run.plan.encode_condition(given.to(run.device)))
+    dtype = run.dtype if given.is_floating_point() else None
+    return run(lambda: run.plan.encode_condition(given.to(run.device, dtype)))
 
 
 def source_for_latents(

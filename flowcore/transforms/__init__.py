@@ -15,7 +15,7 @@ from .probes import Estimated, Probes, draw_probes, exact_logdet
 from .residual import Residual
 from .split import Center, Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
-from .transform import Chain, Transform, flat_parts, spread
+from .transform import Chain, NoPositionsError, Transform, flat_parts, spread
 from .whitening import ChannelWhitening
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "InterpolatedDetails",
     "InvertibleConv",
     "Logit",
+    "NoPositionsError",
     "OrderedSqueeze",
     "Permutation",
     "PixelMap",

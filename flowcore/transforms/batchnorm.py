@@ -19,7 +19,8 @@ class BatchNorm(Transform):
     inverse: ``x = z * sqrt(var + eps) + mean``. ``initialize`` takes the moments of its batch.
 
     ``mean`` and ``var`` are buffers, the same for every image whatever the mode, which makes this a bijection. Only
-    inside ``with batch_moments(model):`` are the moments those of the batch, and the buffers follow them.
+    inside ``with batch_moments(model):``, and in ``Flow.log_prob`` while it trains, are the moments those of the batch,
+    and the buffers follow them.
 
     Source: Dinh et al., "Real NVP", section 3.7 and appendix E.
     """

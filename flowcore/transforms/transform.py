@@ -26,6 +26,10 @@ from ..device import require_full_precision
 from ..errors import FlowError, ShapeError
 
 
+class NoPositionsError(FlowError):
+    """A transform does not say which positions its log-determinant comes from."""
+
+
 class Transform(nn.Module):
     """A bijection with a known log-determinant; subclasses state their formulas and obey the law of this module.
 
@@ -104,21 +108,16 @@ class Transform(nn.Module):
             which is right if ``uniform_logdet``.
 
         Raises:
-            FlowError: If it is not, and the subclass does not define this method.
+            NoPositionsError: If it is not, and the subclass does not define this method.
         """
         if not self.uniform_logdet:
-            raise FlowError(
+            raise NoPositionsError(
                 f"{type(self).__name__} does not say which positions its log-determinant comes from, so nothing can be "
                 "mapped. Define by_position; or set uniform_logdet = True if every position contributes the same, "
                 "whatever the data and the condition."
             )
         z, logdet = self.forward(x, cond)
         return z, spread(logdet[:, None, None], x.shape[-2], x.shape[-1])
-
-    @property
-    def has_positions(self) -> bool:
-        """Whether ``by_position`` can say which positions the log-determinant comes from."""
-        return self.uniform_logdet or type(self).by_position is not Transform.by_position
 
     def half(self) -> Self:
         return self.to(torch.float16)  # raises PrecisionError

@@ -14,6 +14,8 @@ import torch
 from flowcore.checkpoints import convert
 from flowcore.cli.main import main
 from flowcore.errors import CheckpointError
+from flowcore.testing import check
+from flowcore.transforms import Transform
 
 from .photographs import photographs
 
@@ -67,3 +69,20 @@ def test_without_its_plug_in_a_file_is_refused_with_what_to_do(tmp_path, capsys)
         convert(tmp_path / "theirs.pth")
     assert main(["--plugin", "no_such_plug_in", "inspect", "srflow-x4"]) == 1
     assert "Cannot import the plug-in no_such_plug_in" in capsys.readouterr().err
+
+
+def test_the_laws_take_what_a_plug_in_may_leave_out():
+    class Cubed(Transform):
+        """Says nothing of positions."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x, cond=None):
+            return self.scale * x, (self.scale.abs().log() * x[0].numel()).expand(len(x))
+
+        def inverse(self, z, cond=None):
+            return z / self.scale
+
+    check(Cubed(), torch.rand(2, 3, 4, 6))

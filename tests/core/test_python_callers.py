@@ -11,7 +11,7 @@ from builders import build_hcflow, build_tiny, build_upscaler, random_image
 from PIL import Image
 
 import flowcore
-from flowcore.errors import ImageError
+from flowcore.errors import ImageError, PrecisionError, ShapeError
 from flowcore.tasks.hints import hints_from_points, parse_points
 
 PHOTO, OTHER = random_image(1, 3, 32, 40), random_image(1, 3, 32, 40, seed=1)
@@ -167,3 +167,37 @@ def test_samples_and_decoded_images_are_clamped_as_asked():
     exact = flowcore.sample(copy_in_float64(flow), 3, temperature=3.0, clamp=False)
     assert exact.dtype == torch.float64
     assert (exact - free).abs().max() < 1e-3
+
+
+def test_images_from_minus_1_to_1_are_noted():
+    notes = []
+    flowcore.colorize(colorizer(), 2 * PHOTO - 1, notify=notes.append)
+    assert [note for note in notes if "in [-1, 1], pass (image + 1) / 2" in note]
+    notes.clear()
+    flowcore.colorize(colorizer(), PHOTO - 0.1, notify=notes.append)
+    assert not [note for note in notes if "[-1, 1]" in note]
+
+
+def test_a_flow_refuses_batches_and_types_in_its_own_words():
+    for error, image, words in (
+        (ShapeError, SMALL[:0], "batch is empty"),
+        (PrecisionError, SMALL.double(), r"computes in torch\.float32; got torch\.float64"),
+        (PrecisionError, to_bytes(SMALL), "got torch.uint8"),
+    ):
+        with pytest.raises(error, match=words):
+            glow().log_prob(image)
+        with pytest.raises(error, match=words):
+            upscaler().encode_condition(image)
+
+
+def test_help_names_the_label_that_says_nothing():
+    assert "10 of\n            ``mnist-styles``" in flowcore.sample.__doc__
+    assert flowcore.load("mnist-styles").classes == 10
+
+
+def test_a_model_and_its_latents_need_no_second_import(tmp_path):
+    flow = glow()
+    flowcore.save(flow, tmp_path / "mine.safetensors")
+    one, two = (flowcore.encode(flowcore.load(tmp_path / "mine.safetensors"), SMALL[k : k + 1]) for k in (0, 1))
+    mixed = flowcore.normalize(flowcore.mix_levels(one, two, 0.5))
+    assert flowcore.decode(flow, mixed).shape == SMALL[:1].shape

@@ -43,10 +43,23 @@ def test_batch_moments_agree_with_evaluation_once_initialized():
 
 
 def test_only_batch_moments_make_images_depend_on_their_neighbors():
-    flow = move_buffers(tiny()).double().train()
+    flow = move_buffers(tiny()).double().eval()
     x = image(batch=3).double()
     together = likelihood.log_prob(flow, x)
     alone = torch.cat([likelihood.log_prob(flow, x[i : i + 1]) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-10)
     with batch_moments(flow):
         assert not torch.allclose(likelihood.log_prob(flow, x), together, atol=1e-3)
+
+
+def test_the_mode_decides_whose_moments_a_density_takes():
+    flow, x = move_buffers(tiny()).double(), image(batch=3).double()
+    with batch_moments(flow, update=False):
+        expected = flow.log_prob(x)
+    before = {name: value.clone() for name, value in flow.named_buffers()}
+    for training, gradients in ((False, True), (True, False)):
+        with torch.set_grad_enabled(gradients):
+            assert not torch.allclose(flow.train(training).log_prob(x), expected, atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in flow.named_buffers())
+    assert torch.allclose(flow.train().log_prob(x), expected)
+    assert not any(torch.equal(value, before[name]) for name, value in flow.named_buffers() if "mean" in name)

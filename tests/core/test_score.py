@@ -165,6 +165,30 @@ def test_a_transform_without_positions_is_scored_without_a_map():
     assert torch.allclose(result.per_level.sum(1), result.bits_per_dim, rtol=1e-12, atol=0)
 
 
+class Wrapped(Transform):
+    """A composite that never asks what it wraps where its log-determinant comes from."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def by_position(self, x, cond=None):
+        return self.inner.forward(x, cond)[0], torch.log1p(3 * x**2).sum(1)
+
+
+def test_a_transform_is_asked_for_positions_and_not_what_is_inside():
+    flow = build()
+    flow.levels[0].steps = Chain(Wrapped(Cubed()), *flow.levels[0].steps.parts())
+    result = score(flow, picture(2))
+    assert torch.allclose(result.map.flatten(1).sum(1), result.bits_per_dim)
+
+
+def test_16_bits_are_rounded_and_scored(flow):
+    image = picture()
+    result = score(flow, (image * 65535).round().to(torch.uint16))
+    assert torch.equal(result.bits_per_dim, score(flow, image).bits_per_dim)
+
+
 # --- the same number however it is computed ---------------------------------------------------------------------------
 
 
