@@ -18,12 +18,12 @@ Reading order, for someone who wants to learn how flows work:
 ``errors.py`` and ``device.py`` serve all of them; ``testing.py`` checks transforms and models of your own.
 """
 
-from .checkpoints import load, register_source
+from .checkpoints import load, register_source, save
 from .condition import Condition
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
 from .inference.plan import Plan
-from .latents import interpolate
+from .latents import interpolate, mix_levels, normalize
 from .models import register
 from .provenance import VERSION as __version__
 from .tasks import Cancelled
@@ -65,11 +65,14 @@ __all__ = [
     "interpolate",
     "load",
     "match_source",
+    "mix_levels",
+    "normalize",
     "ranked",
     "register",
     "register_source",
     "restore",
     "sample",
+    "save",
     "score",
     "shrink",
     "temperature_grid",

@@ -26,6 +26,7 @@ SCORE_COLUMNS = (
     "id",
     "spread",
     "enlarged",
+    "model_sha256",
 )
 
 
@@ -65,10 +66,12 @@ class Scores:
             return
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or SCORE_COLUMNS) != SCORE_COLUMNS:
+            if tuple(reader.fieldnames or SCORE_COLUMNS) not in (SCORE_COLUMNS, SCORE_COLUMNS[:-1]):
                 raise FlowError(f"{path} is a table of something else. Name another file for the scores.")
             for row in reader:
-                if re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
+                model = row.get("model_sha256", "")  # not in tables of earlier versions; None if the row was cut off
+                is_whole = model is not None and re.fullmatch("([0-9a-f]{64})?", model)
+                if is_whole and re.fullmatch("[0-9a-f]{32}", row["id"] or "") and not row["error"]:
                     corrected, spread = row["complexity_corrected"], row["spread"]
                     self.rows[row["image"]] = {
                         "image": row["image"],
@@ -79,6 +82,7 @@ class Scores:
                         "id": row["id"],
                         "spread": float(spread) if spread else None,
                         "enlarged": row["enlarged"] == "True",
+                        "model_sha256": model,
                     }
 
     def append(self, row: dict[str, Any]) -> None:

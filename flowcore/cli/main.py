@@ -1,4 +1,4 @@
-"""The parser of ``python -m flowcore COMMAND``, and what it returns to the shell.
+"""The parser of ``flowcore COMMAND``, which is also ``python -m flowcore COMMAND``, and what it returns to the shell.
 
 A command's module defines its options; what the command needs is imported when it runs, so that ``inspect`` does not
 wait for what ``train`` needs.
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import __version__
 from ..errors import FlowError
@@ -65,7 +66,8 @@ def _import_plugin(name: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m flowcore", description="Normalizing flows for images.")
+    called = "flowcore" if Path(sys.argv[0]).stem == "flowcore" else "python -m flowcore"
+    parser = argparse.ArgumentParser(prog=called, description="Normalizing flows for images.")
     parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
     text = "a Python module that registers models or checkpoint sources, see docs/plug-ins.md; repeatable"
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=text)

@@ -101,15 +101,19 @@ def _score(options: argparse.Namespace) -> None:
         row = None if table is None or options.again else table.rows.get(str(job.source))
         if row is None or not job.source.is_file() or row["id"] != work.ids(job.source.read_bytes(), model)[0]:
             return False
-        rows[str(job.source)] = row
+        rows[str(job.source)] = {**row, "model_sha256": model}
         return True
 
     def save(job: Job, made: Made) -> None:
-        rows[str(job.source)] = row = {"image": str(job.source), **json.loads(made.files[0])}
+        rows[str(job.source)] = row = {
+            "image": str(job.source),
+            **json.loads(made.files[0]),
+            "model_sha256": model,
+        }
         if table is not None:
             table.append(row)
 
-    if table is not None and table.rows:
+    if table is not None and table.path.exists():
         table.rewrite(list(table.rows.values()))  # drops a row that was cut off
     failed = folders.run(jobs, executor(options, work, flow, bar), is_done=is_done, save=save, on_result=bar.finish)
     ranked = sorted(
@@ -150,9 +154,14 @@ def _eval(options: argparse.Namespace) -> None:
         raise FlowError("--measures chooses among the measures of upscalers; other models have one set. Leave it out.")
     if options.calm_edges is not None and kind != "upscale":
         raise FlowError("--calm-edges is for upscalers; these models are none. Leave it out.")
-    for name in ("portraits", "together"):
-        if getattr(options, name) and kind != "colorize":
-            raise FlowError(f"--{name} is for colorizers; this model is none. Leave it out.")
+    for name in ("portraits", "together", "detail", "coherence", "working_size"):
+        asked = getattr(options, name)
+        if asked is not None and asked is not False and kind != "colorize":
+            raise FlowError(f"--{name.replace('_', '-')} is for colorizers; this model is none. Leave it out.")
+    if options.limit is not None and kind == "upscale":
+        raise FlowError("--limit is for colorizers and density models; this model is an upscaler. Leave it out.")
+    if options.temperature and kind == "density":
+        raise FlowError("--temperature is for upscalers and colorizers; densities are at temperature 1. Leave it out.")
     skipped: dict[str, None] = {}  # lines, each once, whatever the number of models
 
     def skip(line: str) -> None:

@@ -126,6 +126,21 @@ def test_inspect_and_help(model, tmp_path, capsys):
         assert "stacked_blocks is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("program", "name"), [("bin/flowcore", "flowcore"), ("__main__.py", "python -m flowcore")])
+def test_help_names_the_program_as_it_was_called(program, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {name} upscale ")
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.WEBP"])
+def test_inspect_says_which_pictures_hold_what_made_them(name, tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert main(["inspect", str(tmp_path / name)]) == 1
+    assert f"Only PNG and EXR files hold what made them; {name} is neither" in capsys.readouterr().err
+
+
 def test_inspect_imports_neither_the_trainer_nor_torchvision():
     program = (
         "import sys, flowcore.cli.main as cli; cli.main(['inspect', 'srflow-x4'])\n"
@@ -500,7 +515,9 @@ def test_eval_of_several_colorizers_and_sets(small_colorizer, tmp_path, capsys, 
     assert (pooled[0], pooled[1][mine]["images"]) == ("a + b", 3)
 
     capsys.readouterr()
-    for words, said in ((["--portraits"], "--portraits"), (["--model", mine], "one kind")):
+    colorizing = ["--portraits"], ["--detail", 0.5], ["--coherence", 0], ["--working-size", 64]
+    others = (["--temperature", 0.5], "--temperature"), (["--model", mine], "one kind")
+    for words, said in (*((words, words[0]) for words in colorizing), *others):
         assert run("eval", b, "--model", small_glow, *words) == 1
         assert said in capsys.readouterr().err
     assert run("eval", a, "--model", small_glow, "--model", small_glow) == 0

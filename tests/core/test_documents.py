@@ -7,9 +7,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import torch
 
+import flowcore
 from flowcore.checkpoints import file
 from flowcore.cli.main import build_parser
+from flowcore.images import files
+from flowcore.likelihood import bits_per_dim
+from flowcore.models.realnvp import RealNVPConfig, realnvp
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -33,13 +38,42 @@ def test_walk_through_runs_and_makes_its_images(tmp_path, monkeypatch):
     assert made == shown == {file.name for file in (ROOT / "docs" / "walk-through").iterdir()}
 
 
+README = (ROOT / "README.md").read_text()
+
+
 @pytest.mark.slow
-def test_python_of_the_readme_runs():
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(code, names)  # noqa: S102
     assert names["samples"].shape == (4, 3, 64, 64)
     assert names["loss"].isfinite()
+
+
+@pytest.mark.slow
+def test_the_training_loop_of_the_readme_trains_a_real_nvp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    side = 16
+    model = realnvp(RealNVPConfig(scales=2, hidden=16, blocks=4, image_size=side))
+    photo = files.read((ROOT / "workflows" / "photo.png").read_bytes(), "photo.png").pixels[0]
+    images = torch.stack([photo[:, k : k + side, k : k + side] for k in range(0, 80, 10)])
+    loop = re.findall(r"# a flow of your own.*?(?=```)", README, re.DOTALL)[0]
+    loop, changed = re.subn(r"glow\(GlowConfig\(.+\)\)", "model", loop)
+    names = {"torch": torch, "flowcore": flowcore, "images": images, "model": model}
+    exec(loop, names)  # noqa: S102
+    assert changed == 1
+    assert bits_per_dim(-names["loss"], 3 * side**2, 1 / 256) < 6.8  # 7.2 by the moments of the first batch
+    assert names["samples"].shape == (4, 3, side, side)
+
+
+def test_the_first_lines_of_the_readme_say_how_to_see_and_check_it():
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    for command in ("make demo", "make test"):
+        (line,) = (line for line in lines[:45] if line.startswith(f"    {command} "))
+        assert re.search(r"in \d+ minutes?\b", line)
 
 
 def found(pattern):
@@ -60,7 +94,7 @@ def test_links_lead_somewhere():
 
 
 def test_indented_commands_are_valid(capsys):
-    commands = list(found(r"^    python -m flowcore (.+)"))
+    commands = list(found(r"^    (?:python -m )?flowcore (.+)"))
     wrong = []
     for document, line in commands:
         try:

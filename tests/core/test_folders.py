@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 import flowcore
 from flowcore.batch import folders
 from flowcore.batch.folders import Job, Made
+from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.images import files
@@ -263,6 +264,7 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):  # 
     (folder / "bad.png").unlink()
     assert main([*words, str(table.parent)]) == 0
     expected = rows()
+    assert {row["model_sha256"] for row in expected} == {model_sha256(flowcore.load(small_glow))}
     assert "bad.png" not in table.read_text()
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(lines[:3]) + lines[3][:-20])  # killed while writing
@@ -270,6 +272,10 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):  # 
     assert main([*words, str(table.parent)]) == 0
     assert "2 of 4 were there already" in capsys.readouterr().err
     assert [row["bits_per_dim"] for row in rows()] == [row["bits_per_dim"] for row in expected]
+    table.write_text(re.sub(",[^,\n]*$", "", table.read_text(), flags=re.MULTILINE))  # before it named the model
+    assert main([*words, str(table.parent)]) == 0
+    assert "4 of 4 were there already" in capsys.readouterr().err
+    assert rows() == expected
     assert main([*words, str(table.parent), "--seed", "1"]) == 0
     assert "were there" not in capsys.readouterr().err
     other.write_text("a,b\n1,2\n")
