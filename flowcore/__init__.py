@@ -19,7 +19,7 @@ Reading order, for someone who wants to learn how flows work:
 """
 
 from .checkpoints import load, register_source, save
-from .condition import Condition
+from .condition import Condition, Guidance
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
 from .inference.plan import Plan
@@ -46,6 +46,7 @@ __all__ = [
     "ConditionError",
     "Flow",
     "FlowError",
+    "Guidance",
     "Hints",
     "ImageError",
     "Plan",

@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .prior import Shape, Temperature, log_density, log_prob, sample_latents
-from .transforms import Chain, Estimated, Residual, Split, Squeeze, Transform, batch_moments, spread
+from .transforms import Chain, Estimated, Guided, Residual, Split, Squeeze, Transform, batch_moments, spread
 
 WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
 Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
@@ -27,6 +27,9 @@ SUITABLE_MODELS: dict[Task, str] = {
     "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
     "brighten": "a low-light model: a published LLFlow (docs/published-weights.md says where its authors keep it)",
 }
+
+
+UNGUIDED = "Guidance is for models with labels that were made for it, such as TarFlow"
 
 
 class Config(Protocol):
@@ -47,11 +50,13 @@ class Capabilities:
             photograph.
         tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
         floats_per_pixel: Peak working memory of its networks in floats, per pixel of the image; 0 if it is negligible.
+        guided: Whether decoding can be led to the labels; see ``condition.Guidance``.
     """
 
     source: Source
     tasks: frozenset[Task]
     floats_per_pixel: float = 0.0
+    guided: bool = False
 
 
 class Level(nn.Module):
@@ -216,6 +221,8 @@ class Flow(Transform, Generic[C]):
         """
         self._check_image(x)
         given = self._check_condition(cond, x.shape[0])
+        if given.guidance is not None:
+            raise ConditionError("Guidance is for decoding alone: encode with the condition before it was guided.")
         latents: list[Tensor] = []
         shares: list[tuple[int, Any]] = []
 
@@ -277,7 +284,8 @@ class Flow(Transform, Generic[C]):
                     deeper.insert(0, level.details.extractor(x, deeper))
                     latent = level.details.transform.inverse(latent, deeper[0])
                 x = level.split.inverse((x, latent), given.labels)
-            x = level.steps.inverse(x, self._feature(given.features[number]))
+            feature = self._feature(given.features[number])
+            x = level.steps.inverse(x, feature if given.guidance is None else Guided(feature, given.guidance))
             x = level.squeeze.inverse(x)
             if between is not None:
                 x = between(number, x)
@@ -533,6 +541,8 @@ class Flow(Transform, Generic[C]):
                 "encode_condition."
             )
         cond.check_batch(batch, self.classes)
+        if cond.guidance is not None and not self.capabilities.guided:
+            raise ConditionError(f"{UNGUIDED}; got a {self.architecture} model.")
         return cond
 
     def _feature(self, feature: Tensor | MultiScaleFeatures | None) -> Any:

@@ -28,6 +28,7 @@ TINY: dict[str, dict[str, Any]] = {
     "realnvp": {"scales": 2, "hidden": 3, "blocks": 1},
     "ffjord": {"scales": 2, "blocks": 1, "hidden": (4, 5), "steps": 2},
     "residual_flow": {"blocks": (2, 1), "hidden": 6, "full_blocks": 1, "full_hidden": 4, "image_size": (8, 12)},
+    "tarflow": {"image_size": (8, 12), "patch": 2, "width": 8, "head": 4, "hidden": 12, "blocks": 2, "layers": 1},
     "class_conditional": {"image_size": (8, 12), "classes": 3, "steps": 2, "hidden": 8},
     "srflow": {"levels": 3, "steps": 2, **_RRDB},
     "srflow_da": {"layers": "s2pccds2pc", "hidden_layers": 2, **_RRDB},
@@ -47,6 +48,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "llflow": {"steps": 1, "transition_steps": 1, "hidden": 4, **_ENCODER},
     "ffjord": {"channels": 1, "scales": 1, "blocks": 1, "hidden": (3,), "steps": 1, "how": "exact"},
     "residual_flow": {"blocks": (1, 1), "hidden": 3, "full_blocks": 1, "full_hidden": 3, "image_size": (4, 6)},
+    "tarflow": {"image_size": (4, 6), "patch": 2, "width": 4, "head": 2, "hidden": 6, "blocks": 2, "layers": 1},
     "glow": {"levels": 2, "steps": 1, "hidden": 6},
     "realnvp": TINY["realnvp"],
     "class_conditional": {"image_size": (3, 4), "classes": 3, "steps": 2, "hidden": 6},
@@ -99,6 +101,11 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "squeezed first": {"squeeze_first": True, "blocks": (2,), "coefficient": 0.7, "leading": False},
         "factored": {"channels": 1, "factor_out": True, "squeeze_first": True, "image_size": (4, 8)},
         "without an actnorm": {"factor_out": True, "full_blocks": 0, "first_actnorm": False},
+    },
+    "tarflow": {
+        "": {"layers": 2},
+        "with labels": {"classes": 3, "labels": ("cat", "dog", "wild"), "noise": 0.07},
+        "of shifts": {"channels": 1, "blocks": 3, "scale": False, "variances": True, "patch": 1, "image_size": (3, 2)},
     },
     "glow": {
         "": {"steps": 2, "mixing": "shuffle"},

@@ -99,7 +99,6 @@ FIRST_BYTES = {
 
 # Names that are typical of an architecture, tried in this order.
 LOOKS = (
-    (r"blocks\.\d+\.attn_blocks\.\d+\.", "TarFlow, a transformer flow, which flowcore does not build"),
     (r"blocks\.\d+\.dnn\.(encoder|init_proj|pos_emb)", "Jet, a transformer flow, which flowcore does not build"),
     (r"flows\.(next\.)*steps\.\d+\.(norm|conv|coup)\.", "Glow by chrischute, a variant that is not supported"),
     (

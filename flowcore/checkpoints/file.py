@@ -30,7 +30,7 @@ from ..errors import CheckpointError, FlowError
 from ..flow import Flow
 from ..models import build, configure
 from ..networks.contractive import LipschitzConv
-from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation
+from ..transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
 from .eight_bits import MIN_SIZE, SCALE, from_eight_bits, kernels, scales_shape, to_eight_bits
 from .writing import write_atomic
 
@@ -314,6 +314,8 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
             wrong = f"weight in {name} has a larger norm than u and v say (saved without flow.normalize()?)"
         elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
             wrong = f"var in {name} is negative"
+        elif isinstance(module, Variances) and float(module.var.detach().min()) <= 0:
+            wrong = f"var in {name} is not positive"
         if wrong:
             raise CheckpointError(f"{path}.{wrong}. The file is damaged; fetch it again.")
 

@@ -32,7 +32,8 @@ from ..device import Precision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
 from ..networks import IMDNEncoder, LowLightEncoder, RRDBEncoder
-from ..transforms import Whiten
+from ..prior import log_prob
+from ..transforms import Variances, Whiten
 from .checksums import checksums
 from .conditioners import FoldedConditioner
 from .encoder import FoldedEncoder, FoldedExtractor
@@ -46,6 +47,7 @@ from .steps import (
     FoldedODE,
     FoldedResidual,
     LevelFolder,
+    ReportingPredictor,
     SharedWhiten,
     multi_scale,
 )
@@ -128,6 +130,7 @@ class Plan(Flow):
         )
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard, FoldedResidual)) for part in parts)
+        self.units += sum(part.patches for part in parts if isinstance(part, ReportingPredictor))
         self.units += sum(part.steps for part in parts if isinstance(part, FoldedODE))
         self.units += sum(part.units for part in parts if isinstance(part, FoldedExtractor))
         affine = [part for part in parts if isinstance(part, FoldedAffine)]
@@ -157,7 +160,8 @@ class Plan(Flow):
         with self._arithmetic():
             for level, feature in zip(self.levels, features, strict=True):
                 assert isinstance(level, FoldedLevel)
-                result.append(None if feature is None else level.precompute(multi_scale(feature)))
+                conditioned = feature is not None and level.affine
+                result.append(level.precompute(multi_scale(feature)) if conditioned else feature)
         return tuple(result)
 
     def prepared_bytes(self, height: int, width: int) -> int:
@@ -186,6 +190,17 @@ class Plan(Flow):
         """Encode in the plan's own precision: decoded in bfloat16 they give x back to 3/255, in float16 to 0.5/255."""
         with self._arithmetic():
             return super().encode(x, cond)
+
+    def gradient(self, x: Tensor, cond: Condition | None = None) -> Tensor:
+        """Differentiate the log density of images ``(B, C, H, W)`` by every subpixel; for a TarFlow."""
+        with self._arithmetic(), torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            cond = None if cond is None else cond.map_tensors(torch.clone)
+            (z,), logdet = super().forward(x, cond)
+            for part in self.levels[-1].modules():
+                if isinstance(part, Variances):  # the published program removes noise as if they were 1
+                    z = part.inverse(z)
+            return torch.autograd.grad((log_prob([z]) + logdet).sum(), x)[0]
 
     def inverse(self, z: Sequence[Tensor], cond: Condition | None = None, between: Any = None) -> Tensor:
         """Decode latents; see ``Flow.inverse``. On a GPU, nothing waits for the device."""
@@ -248,7 +263,8 @@ class PlanCache:
             if plan is None or plan.identity != identity:
                 plan = None  # before folding: the old plan makes room
                 self._make_room(flow)
-                plan = Plan(flow, precision)
+                with torch.inference_mode(False):  # a plan made inside could never take gradients
+                    plan = Plan(flow, precision)
                 plan.identity = identity
             self._plans[flow] = plan
             return plan

@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..condition import ConditionTerms, MultiScaleFeatures
 from ..errors import ConditionError
 from ..flow import Details, Level
-from ..networks import ContractiveNetwork, HierarchicalExtractor
+from ..networks import CausalTransformer, ContractiveNetwork, HierarchicalExtractor
 from ..networks.contractive import LipschitzConv
 from ..transforms import (
     ODE,
     ActNorm,
+    Autoregression,
     Chain,
     CheckerboardCoupling,
     ConditionOnChannels,
@@ -271,6 +273,27 @@ class FoldedContraction(ContractiveNetwork):
         return super().forward(x, weights)
 
 
+class ReportingPredictor(nn.Module):
+    """A transformer in a precision of its own, which reports every patch; with gradients it keeps no activations."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert isinstance(network, CausalTransformer)
+        self.network = network.requires_grad_(False).to(dtype)
+        self.patches, self._dtype = len(network.position), dtype
+        for layer in network.layers:
+            layer.register_forward_pre_hook(lambda *_: report())  # lets the caller stop
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        predicted = checkpoint(self.network, x.to(self._dtype), labels, use_reentrant=False, preserve_rng_state=False)
+        report(self.patches)
+        return predicted
+
+    def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        step = self.network.stepwise(labels, temperature)
+        return lambda x: _reported(step(x.to(self._dtype)))
+
+
 def _reported(result: Any) -> Any:
     report(1)
     return result
@@ -359,6 +382,9 @@ class LevelFolder:
             return FoldedResidual(transform, self.like)
         if isinstance(transform, ODE):
             return FoldedODE(transform)
+        if isinstance(transform, Autoregression):
+            network = ReportingPredictor(transform.network, self.dtype)
+            return Autoregression(network, scale=transform.scale, reverse=transform.reverse)
         if not isinstance(transform, (Coupling, Injector)):
             return transform
         held = 0

@@ -11,6 +11,7 @@ from .registry import ARCHITECTURES, Architecture, build, configure, register
 from .residual_flow import ResidualFlowConfig, residual_flow
 from .srflow import SRFlowConfig, srflow
 from .srflow_da import SRFlowDAConfig, srflow_da
+from .tarflow import TarFlowConfig, tarflow
 
 __all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
 
@@ -24,3 +25,4 @@ register("colorizer", ColorizerConfig, colorizer)
 register("hcflow", HCFlowConfig, hcflow)
 register("llflow", LLFlowConfig, llflow)
 register("residual_flow", ResidualFlowConfig, residual_flow)
+register("tarflow", TarFlowConfig, tarflow)

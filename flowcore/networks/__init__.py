@@ -1,5 +1,6 @@
 """What is not invertible, and may run in low precision."""
 
+from .causal_transformer import CausalTransformer
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
 from .contractive import ContractiveNetwork
 from .imdn import IMDN, IMDNEncoder
@@ -14,6 +15,7 @@ from .vector_field import VectorField
 __all__ = [
     "IMDN",
     "AnchorPrior",
+    "CausalTransformer",
     "Conditioner",
     "ContractiveNetwork",
     "DenseConditioner",

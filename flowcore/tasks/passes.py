@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from ..likelihood import select_items
 from . import overflow, upscale
 from .runner import Runner, images_at_once, require_tensor, to_float
 
-Labels = int | Sequence[int] | Tensor
+Labels = int | str | Sequence[int | str] | Tensor
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
@@ -58,24 +60,36 @@ class Passes:
             self.finish(len(x))
         return [torch.cat(level) for level in zip(*encoded, strict=True)]
 
-    def decode(self, latents: Sequence[Tensor], cond: Condition | None) -> Tensor:
+    def decode(self, latents: Sequence[Tensor], cond: Condition | None, *, denoise: bool = False) -> Tensor:
         """Decode latents to finite images, not clamped."""
         count = len(latents[0])
         decoded: list[Tensor] = []
         for part in self.batches(count, sum(z[0].numel() for z in latents) // self.run.plan.channels):
-            pictures = self.decode_batch([z[part] for z in latents], self.condition_of(cond, part, count), part.start)
+            own = self.condition_of(cond, part, count)
+            pictures = self.decode_batch([z[part] for z in latents], own, part.start, denoise=denoise)
             decoded.append(pictures.to(latents[0].device))
             self.finish(len(pictures), pictures.clamp(0, 1))
         return self.report(torch.cat(decoded))
 
-    def decode_batch(self, latents: Sequence[Tensor], cond: Condition | None, first: int) -> Tensor:
-        """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``."""
+    def decode_batch(
+        self, latents: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False
+    ) -> Tensor:
+        """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``.
+
+        With ``denoise``, the noise that the model was trained with is removed: ``x + sigma^2 grad log p(x)``.
+
+        Source: Zhai et al., TarFlow (2024), section 3.2: Tweedie's formula.
+        """
         decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
         latents = [z.to(self.run.device, self.run.dtype) for z in latents]
         gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
         decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
         self._repairs.add(first, decoded.attenuated, decoded.filled)
-        return decoded.images
+        sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
+        if not (denoise and sigma):
+            return decoded.images
+        plain = None if cond is None else replace(cond, guidance=None)
+        return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, plain)
 
     def report(self, images: Tensor) -> Tensor:
         """Tell the caller where the model overflowed; hands the images on."""
@@ -120,9 +134,14 @@ def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
         if labels is not None:
             raise ConditionError(f"This {flow.architecture} model is not conditioned on labels. Leave them out.")
         return None
-    known = f"labels 0 to {flow.classes - 1}"
+    names = label_names(flow)
+    known = f"labels 0 to {flow.classes - 1}" + (f" ({', '.join(names)})" if names else "")
     if labels is None:
         raise ConditionError(f"This model is conditioned on {known}; got none. Say what to show.")
+    if not isinstance(labels, Tensor):
+        several = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+        if any(isinstance(label, str) for label in several):
+            labels = [label_number(flow, label) for label in several]
     tensor = torch.as_tensor(labels)
     numbers = tensor.ndim < 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
     weights = tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[1] == flow.classes
@@ -138,6 +157,23 @@ def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
     if len(tensor) != 1:
         raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
     return tensor.expand(n, *tensor.shape[1:])
+
+
+def label_names(flow: Flow) -> tuple[str, ...]:
+    """Return the names of a model's labels; none if it has none."""
+    return getattr(flow.config, "labels", ())
+
+
+def label_number(flow: Flow, label: int | str) -> int:
+    """Return the number of a label, which may be its name; ConditionError if there is none of that name."""
+    names = [name.lower() for name in label_names(flow)]
+    word = str(label).strip().lower()
+    if word in names:
+        return names.index(word)
+    if not re.fullmatch(r"-?[0-9]{1,9}", word):
+        numbers = f"0 to {flow.classes - 1}"
+        raise ConditionError(f"This model knows the labels {', '.join([*names, numbers])}; got {word[:60]!r}.")
+    return int(word)
 
 
 def check_image(flow: Flow, image: Tensor) -> Tensor:

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..condition import Condition
+from ..condition import Condition, Guidance
 from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
-from ..flow import Flow
+from ..errors import ConditionError
+from ..flow import UNGUIDED, Flow
 from ..prior import sample_latents
 from . import upscale
 from .directions import apply_style
 from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
 from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents
 from .runner import Runner, images_at_once
+
+LARGE = 2**28  # bytes of weights
 
 
 @runs_with(Running)
@@ -38,6 +41,8 @@ def sample(
     styles: Mapping[str, float | Sequence[float]] | None = None,
     snapped: bool = False,
     clamp: bool = True,
+    guidance: float | Guidance = 0.0,
+    denoise: bool = True,
     **options: Unpack[Running],
 ) -> Tensor:
     """Sample images. Where the model overflows, they are drawn at a lower temperature, see ``overflow``.
@@ -52,12 +57,14 @@ def sample(
             alike, 1 is the model's own spread.
         seed: Image i is drawn with ``seed + i``, whatever n and the batch.
         labels: For conditioned models what to show: one label for all images, or one per image, 0 to
-            ``flow.classes - 1``; ``flow.classes`` itself is "unlabeled" for a class-conditional model (10 of
-            ``mnist-styles``). Or weights of the labels, ``(n or 1, classes)``.
+            ``flow.classes - 1``, or its name; ``flow.classes`` itself is "unlabeled" for a class-conditional model (10
+            of ``mnist-styles``) or a TarFlow. Or weights of the labels, ``(n or 1, classes)``.
         styles: Name to strength, for models that carry styles; see ``apply_style``.
         snapped: Whether to remove the dequantization noise that a model draws with an image; see
             ``dequantization.quantize``.
         clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
+        guidance: How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual.
+        denoise: Whether to remove the Gaussian noise that a model was trained with, where it states one (TarFlow).
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -65,7 +72,7 @@ def sample(
 
     Raises:
         FlowError: If the model makes images from an image, an argument is out of its range, or the size is missing.
-        ConditionError: If labels are missing, superfluous, or not as many as images.
+        ConditionError: If labels are missing, superfluous, or not as many as images; if there is no guidance.
         ShapeError: If the model cannot make that size.
         Cancelled: If stopped.
     """
@@ -84,8 +91,9 @@ def sample(
         passes = Passes(run, n)
         result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
         for part in passes.batches(n, height * width):
-            cond = passes.encode_labels(None if numbers is None else numbers[part])
-            images = passes.decode_batch([z[part] for z in latents], cond, part.start).cpu()
+            cond = guided(flow, passes.encode_labels(None if numbers is None else numbers[part]), guidance)
+            own = [z[part] for z in latents]
+            images = passes.decode_batch(own, cond, part.start, denoise=denoise).cpu()
             images = quantize(flow, images) if snapped else images
             shown = images.clamp(0, 1)
             result[part] = shown if clamp else images
@@ -139,18 +147,23 @@ def decode(
     cond: Condition | None = None,
     *,
     clamp: bool = False,
+    guidance: float | Guidance = 0.0,
+    denoise: bool = False,
     **options: Unpack[Batching],
 ) -> Tensor:
     """Decode latents to images.
 
     Runs in the flow's own precision, whatever autocast is in force. Where the model overflows, the latents are decoded
-    at a lower temperature, see ``overflow``; everywhere else this is the exact inverse of ``encode``.
+    at a lower temperature, see ``overflow``; everywhere else this is the exact inverse of ``encode``,
+    unless there is guidance or noise is removed.
 
     Args:
         flow: The model.
         latents: Finest first, each ``(B, C_l, H_l, W_l)``, as ``encode`` returned them.
         cond: As in ``encode``.
         clamp: Whether to clamp the images to [0, 1].
+        guidance: As in ``sample``.
+        denoise: As in ``sample``.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -166,10 +179,20 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        images = Passes(run, len(levels[0])).decode(levels, cond)
+        images = Passes(run, len(levels[0])).decode(levels, guided(flow, cond, guidance), denoise=denoise)
         return images.clamp(0, 1) if clamp else images
 
     return run(task)
+
+
+def guided(flow: Flow, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
+    """Lead decoding to the labels of a condition; ConditionError for models that cannot be led."""
+    guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    if not guidance.weight:
+        return cond
+    if cond is None or not flow.capabilities.guided:
+        raise ConditionError(f"{UNGUIDED}; this {flow.architecture} model is not. Set guidance to 0.")
+    return cond.guided(guidance)
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
@@ -177,7 +200,7 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
 
     A model of few bits has never seen a pixel that lies exactly on a gray level: the latents of the black around a
     digit, say, are far from typical, and decoded under another label they fall apart. ``dequantization.quantize``
-    removes the noise.
+    removes the noise. For a model that was trained with Gaussian ``noise`` it is that.
 
     Args:
         flow: The model.
@@ -191,11 +214,14 @@ def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
         ImageError: As in ``encode``.
     """
     pixels = check_image(flow, image)
-    bins = quantization(flow)
+    bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
+    draw = torch.randn if sigma else torch.rand
     noise = [
-        torch.rand(pixels.shape[1:], generator=torch.Generator("cpu").manual_seed((seed + i) % 2**64))
+        draw(pixels.shape[1:], generator=torch.Generator("cpu").manual_seed((seed + i) % 2**64))
         for i in range(len(pixels))
     ]
+    if sigma:
+        return pixels + sigma * torch.stack(noise).to(pixels)
     return bins.place(to_integers(pixels, bins.n_bits)[0], torch.stack(noise).to(pixels))
 
 
@@ -203,9 +229,12 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     """Estimate the bytes that one pass works with, beyond the weights, for as many images as go through at once.
 
     Counts, per pixel, the peak: the image and its neighbors in the chain, eight times its channels; and one network.
+    Where the weights are large, the plan's copy of them counts, too.
     """
     at_once = min(images, images_at_once(height, width))
     if flow.capabilities.source == "low_resolution":
         small = (-(-side // flow.condition_scale) for side in (height, width))
         return at_once * upscale.memory_required(flow, *small)
-    return round(4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel))
+    weights = sum(t.nbytes for t in flow.parameters())
+    working = 4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel)
+    return round(working) + (weights if weights > LARGE else 0)

@@ -153,7 +153,8 @@ class Likelihood(nn.Module):
     """Bits per dimension of dequantized images under a flow, mean over the batch.
 
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
-    purpose), otherwise that of its own bins, from a variational dequantizer where it has one. Keys of the stage ask for
+    purpose), Gaussian ``noise`` (TarFlow), otherwise that of its own bins, from a variational dequantizer where it has
+    one. Keys of the stage ask for
     more. With ``balanced``, the mean over levels of each level's own bits per dimension, with uniform noise. With
     ``calm_weight``, that times ``calm_error`` is added; with ``color_weight``, that times ``color_error`` of samples;
     with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed
@@ -171,12 +172,14 @@ class Likelihood(nn.Module):
         self.encoder_frozen = False
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer.
+        """Draw the noise of a step on the CPU: uniform in [0, 1), or normal for a variational dequantizer or ``noise``.
 
         With a flow that takes probes, a row per image of that noise, of the probes, and of how many terms more every
         series has, which is the same in all rows. With ``color_weight``, a row per image of the noise and of latents.
         """
         dequantizer = None if self.stage.balanced else _variational(self.flow)
+        if getattr(self.flow.config, "noise", 0.0):
+            return torch.randn(shape, generator=generator)
         noise = (dequantizer or Uniform()).noise(shape, generator)
         if self.stage.color_weight:
             shapes, seed = self.flow.latent_shapes(*shape[2:]), int(torch.randint(2**62, (1,), generator=generator))
@@ -342,6 +345,9 @@ def _bits(flow: Flow, x: Tensor, cond: Condition | None, noise: Tensor) -> Tenso
     quant_bins = getattr(flow.config, "quant_bins", 0)
     if quant_bins:
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
+    sigma = getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]
+    if sigma:
+        return bits_per_dim(log_prob(flow, x + sigma * noise, cond), x[0].numel(), quantization(flow).width)
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
 

@@ -1,6 +1,7 @@
 """Bijections, one to a file; ``transform.py`` states the law that all of them obey."""
 
 from .actnorm import ActNorm, SignedActNorm
+from .autoregression import Autoregression, Guided
 from .batchnorm import BatchNorm, batch_moments
 from .checkerboard import CheckerboardCoupling
 from .condition_on_channels import ConditionOnChannels
@@ -16,11 +17,13 @@ from .residual import Residual
 from .split import Center, Split, Whiten
 from .squeeze import Flatten, OrderedSqueeze, Squeeze, Unflatten, Unsqueeze
 from .transform import Chain, NoPositionsError, Transform, flat_parts, spread
+from .variances import Variances
 from .whitening import ChannelWhitening
 
 __all__ = [
     "ODE",
     "ActNorm",
+    "Autoregression",
     "BatchNorm",
     "Center",
     "Chain",
@@ -30,6 +33,7 @@ __all__ = [
     "Coupling",
     "Estimated",
     "Flatten",
+    "Guided",
     "Haar",
     "Injector",
     "InterpolatedDetails",
@@ -49,6 +53,7 @@ __all__ = [
     "Transform",
     "Unflatten",
     "Unsqueeze",
+    "Variances",
     "Whiten",
     "batch_moments",
     "draw_probes",

@@ -27,9 +27,9 @@ from flowcore.flow import Flow
 from flowcore.inference.plan import Plan
 from flowcore.models import build, configure
 
-FFJORD, GLOW, HCFLOW, LLFLOW, RESIDUAL_FLOW, SRFLOW, SRFLOW_DA = (
+FFJORD, GLOW, HCFLOW, LLFLOW, RESIDUAL_FLOW, SRFLOW, SRFLOW_DA, TARFLOW = (
     Path(__file__).parent / name
-    for name in ("ffjord", "glow", "hcflow", "llflow", "residual_flow", "srflow", "srflow_da")
+    for name in ("ffjord", "glow", "hcflow", "llflow", "residual_flow", "srflow", "srflow_da", "tarflow")
 )
 
 RECORDED = {

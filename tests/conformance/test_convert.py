@@ -254,7 +254,6 @@ OTHERS = {
     "autoencoder": ["encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"],
     "text encoder": ["text_model.embeddings.token_embedding.weight"],
     "flow of another program": ["net.0.actnorm.loc", "net.0.inv_conv.w_s"],
-    "TarFlow, a transformer flow": ["blocks.0.attn_blocks.0.attention.qkv.weight", "blocks.0.pos_embed"],
     "Jet, a transformer flow": ["blocks.0.dnn.init_proj.weight", "channel_projections"],
     "Glow by chrischute": ["module.flows.steps.0.norm.mean", "module.flows.next.steps.0.conv.weight"],
     "without its header": ["levels.0.steps.transforms.0.transforms.0.bias"],

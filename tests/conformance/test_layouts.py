@@ -27,6 +27,7 @@ from flowcore.errors import CheckpointError
 from flowcore.models.glow import GlowConfig
 from flowcore.models.realnvp import RealNVPConfig
 from flowcore.models.srflow import SRFlowConfig
+from flowcore.models.tarflow import TarFlowConfig
 
 from . import published
 from .published import image, meta, random_state, sample_of, small_srflow
@@ -109,7 +110,8 @@ def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
 
 # Configuration to tensor name to (shape, dtype).
 KEYS = json.loads(gzip.decompress((published.GLOW / "keys.json.gz").read_bytes()))
-FOREIGN = {"tarflow_afhq256": "TarFlow", "jet_pytorch_imagenet64_200m": "Jet"}
+FOREIGN = {"jet_pytorch_imagenet64_200m": "Jet"}
+TARFLOW = "tarflow_afhq256"
 REAL_NVP = "chrischute_realnvp_cifar10_published"
 
 
@@ -149,7 +151,7 @@ def without(shapes: Shapes, pattern: str) -> Shapes:
 VARIANTS: dict[str, tuple[Callable[[], Shapes], dict]] = {
     name: (lambda name=name: shrink(name), {"n_bits": 8} if name.startswith(("ros", "open")) else {})
     for name in KEYS
-    if name not in (*FOREIGN, REAL_NVP) and "shuffle" not in name.replace("abl-shuffle", "")
+    if name not in (*FOREIGN, REAL_NVP, TARFLOW) and "shuffle" not in name.replace("abl-shuffle", "")
 }
 VARIANTS |= {
     "y0ast reversing": (lambda: shrink("y0ast_cifar10_shuffle"), {"mixing": "reverse"}),
@@ -223,6 +225,7 @@ PUBLISHED: dict[str, tuple[dict, GlowConfig]] = {
             batch_norm=False, mask_channel=False, alpha=(1 - float(torch.tensor(0.9))) / 2, hidden=64, blocks=8
         ),
     ),
+    TARFLOW: ({}, TarFlowConfig(variances=True, classes=3, labels=("cat", "dog", "wild"), noise=0.07)),
 }
 
 # What does not matter to the flow, by program; every other published tensor must be used.
@@ -233,6 +236,7 @@ UNUSED = {
     "openai": r".*/indices_inverse",
     "normflows": r".*\.(data_dep_init_done|eye)",
     "chrischute": r"data_constraint|.*\.num_batches_tracked",
+    "tarflow": r"blocks\.\d\.attn_mask",
 }
 
 

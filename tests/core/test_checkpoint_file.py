@@ -242,7 +242,7 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path, file):
     [
         ({"format": FORMAT + 1}, {}, f"newer flowcore .format {FORMAT + 1}; this one reads up to {FORMAT}.*Update"),
         ({}, {"colour": 3}, "'colour'.*written by a newer flowcore"),
-        ({"architecture": "tarflow"}, {}, "'tarflow'.*srflow"),
+        ({"architecture": "starflow"}, {}, "'starflow'.*srflow"),
         ({}, {"scale": 3}, "scale must be 2, 4 or 8; got 3"),
         # Shapes are compared before any tensor of a terabyte exists.
         (

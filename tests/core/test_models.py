@@ -28,7 +28,7 @@ from flowcore.transforms import ActNorm, BatchNorm, ChannelWhitening, Invertible
 
 every_model = pytest.mark.parametrize("model", MODELS)
 every_architecture = pytest.mark.parametrize("model", [*ARCHITECTURES, "srflow on imdn"])
-FIXED = ("class_conditional", "residual_flow", "glow by table")  # start of the names of models of one size
+FIXED = ("class_conditional", "residual_flow", "tarflow", "glow by table")  # start of the names of models of one size
 SOURCES = {"srflow": "low_resolution", "srflow_da": "low_resolution", "hcflow": "low_resolution"}
 SOURCES |= {"colorizer": "luma", "llflow": "low_light"}
 
@@ -118,7 +118,7 @@ def test_a_model_asks_for_its_condition_or_refuses_any(model):
             ask(data, wrong)
 
 
-@pytest.mark.parametrize("model", ["glow with labels", "glow by table", "class_conditional"])
+@pytest.mark.parametrize("model", ["glow with labels", "glow by table", "class_conditional", "tarflow with labels"])
 def test_labels(model):
     flow = build_model(model)
     x = image(flow)
@@ -137,7 +137,7 @@ def test_labels(model):
     # a condition of one item serves several
     one, each = (flow.encode_condition(torch.tensor(labels)) for labels in ([2], [2, 2]))
     assert (one.batch, one.expand(2).batch) == (1, 2)
-    for cond in (one.expand(2), one)[: 1 + (flow.architecture == "glow")]:  # only a prior takes it as it is
+    for cond in (one.expand(2), one)[: 1 + (flow.architecture != "class_conditional")]:  # couplings do not
         assert torch.allclose(flow(x, cond)[1], flow(x, each)[1], atol=1e-5)
 
     # labels of another batch or model are refused
@@ -160,7 +160,7 @@ def test_wrong_labels_are_refused_with_what_came():
         ([[0.5, 0.5]], r"weights of shape \(B, .*got \(1, 2\) torch.float32"),
         (1, r"got \(\) torch.int64"),
     ):
-        for model in ("glow with labels", "class_conditional"):
+        for model in ("glow with labels", "class_conditional", "tarflow with labels"):
             with pytest.raises(ConditionError, match=sentence):
                 build_model(model).encode_condition(torch.tensor(labels))
 
@@ -275,7 +275,7 @@ INITIALIZED = ["srflow on imdn", "srflow without injector", "srflow without tran
 INITIALIZED += ["glow signed", "glow log3", "glow principal", "glow by table"]
 
 
-@pytest.mark.parametrize("model", [*ARCHITECTURES, *INITIALIZED])
+@pytest.mark.parametrize("model", [*ARCHITECTURES, *INITIALIZED, "tarflow of shifts"])
 def test_initialize_normalizes_and_returns_the_latents_that_forward_then_makes(model):
     """The deepest grid has more pixels in the batch than channels, for the sake of principal axes."""
     flow = build_model(model).double()
@@ -286,7 +286,7 @@ def test_initialize_normalizes_and_returns_the_latents_that_forward_then_makes(m
     latents = flow.initialize(x, cond)
     after = {name: t.clone() for name, t in flow.state_dict().items()}
     written = {name for name, t in after.items() if not torch.equal(t, before[name])}
-    assert bool(written) == (model not in ("class_conditional", "ffjord"))  # these have nothing that depends on data
+    assert bool(written) == (model not in ("class_conditional", "ffjord", "tarflow"))  # nothing depends on data
     endings = (".bias", ".log_scale", ".scale", ".mean", ".var", ".matrix", ".u", ".v")
     principal = {f"{n}." for n, m in flow.named_modules() if isinstance(m, InvertibleConv) and m.start == "principal"}
     assert all(name.endswith(endings) or name.startswith(tuple(principal)) for name in written)
@@ -375,6 +375,7 @@ WRONG = {
     },
     "realnvp": {"image_size": [*SIZE, 3, (4, 3)]},  # not multiples of 2
     "class_conditional": {"image_size": [*SIZE, None, 257], "styles": STYLES},  # 257^2 is more than 2^16 subpixels
+    "tarflow": {"image_size": [*SIZE, None, 12, (8, 12)], "labels": STYLES},  # not multiples of 8
     "colorizer": {"temperatures": PAIR, "coherence_scales": PAIR},
 }
 
@@ -436,6 +437,8 @@ TOGETHER = [
     ("ffjord", {"scales": 1, "strides": (2, 2), "hidden": (8,)}, "as many 2 as -2"),
     ("ffjord", {"scales": 1, "strides": (1,), "hidden": (8,)}, "2 of 1, 2 and -2"),
     ("ffjord", {"hidden": (8,) * 17}, "at most 16"),
+    ("tarflow", {"width": 100}, "width must be a multiple of head, 64; got 100"),
+    ("tarflow", {"labels": ("cat", "dog"), "classes": 3}, "labels must be 3 names"),
 ]
 
 
@@ -466,6 +469,7 @@ SHAPES = [  # architecture, fields that differ from the minimal ones, sides, sha
     ("colorizer", {}, (4, 8), [(6, 2, 4), (8, 1, 2)], 4),
     ("colorizer", {"steps": (1,), "hidden": (4,), "widths": (4, 8)}, (4, 6), [(8, 2, 3)], 2),
     ("colorizer", {"structure": "single"}, (4, 6), [(8, 2, 3)], 2),
+    ("tarflow", {"patch": 4}, (8, 12), [(48, 2, 3)], 4),
     ("class_conditional", {}, (3, 4), [(12, 1, 1)], 1),
     ("class_conditional", {"channels": 3}, (3, 4), [(36, 1, 1)], 1),
 ]
@@ -473,7 +477,7 @@ SHAPES = [  # architecture, fields that differ from the minimal ones, sides, sha
 
 @pytest.mark.parametrize(("architecture", "fields", "sides", "expected", "multiple"), SHAPES, ids=str)
 def test_latent_shapes(architecture, fields, sides, expected, multiple):
-    fixed = {"image_size": sides} if architecture == "residual_flow" else {}
+    fixed = {"image_size": sides} if architecture in ("residual_flow", "tarflow") else {}
     flow = build_minimal(architecture, **fields, **fixed)
     assert flow.latent_shapes(*sides) == expected
     assert flow.size_multiple == multiple
@@ -482,8 +486,8 @@ def test_latent_shapes(architecture, fields, sides, expected, multiple):
 
 
 def test_an_architecture_is_known_by_name_and_registered_once():
-    with pytest.raises(CheckpointError, match=r"'tarflow'.*srflow"):
-        configure("tarflow", {})
+    with pytest.raises(CheckpointError, match=r"'starflow'.*srflow"):
+        configure("starflow", {})
     entry = ARCHITECTURES["glow"]
     with pytest.raises(ValueError, match="already an architecture 'glow'"):
         register("glow", entry.config, entry.build)

@@ -14,6 +14,7 @@ from .rosinality import ROSINALITY
 from .source import Source
 from .srflow import SRFLOW
 from .srflow_da import SRFLOW_DA
+from .tarflow import TARFLOW
 from .y0ast import CHAIYUJIN, Y0AST
 
 # SRFlow's names are also those of its descendants, which come before it.
@@ -30,6 +31,7 @@ SOURCES: list[Source] = [
     CHRISCHUTE,
     FFJORD,
     RESIDUAL_FLOW,
+    TARFLOW,
 ]
 
 

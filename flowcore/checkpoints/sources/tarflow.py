@@ -1,0 +1,113 @@
+"""Checkpoints of apple/ml-tarflow, the program of TarFlow's authors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ...models.tarflow import TarFlowConfig
+from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
+
+LICENCE = "Apple's, for research; see the repository's LICENSE and LICENSE_MODEL: check the license of your file"
+
+LAYER = "blocks.0.attn_blocks.0"
+# What no tensor tells of the one published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes.
+AFHQ = (256, 8, 768, 8, 8, 3)
+AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}
+
+
+def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
+    patches, width = found.shape("blocks.0.pos_embed", 2)
+    numbers = found.shape("blocks.0.proj_in.weight", 2)[1]
+    outputs = found.shape("blocks.0.proj_out.weight", 2)[0]
+    channels, patch = _patch(found, numbers)
+    side = patch * math.isqrt(patches)
+    if outputs not in (numbers, 2 * numbers):
+        raise CheckpointError(
+            f"this checkpoint of {found.program} predicts {outputs} numbers for a patch of {numbers}; expected "
+            f"{numbers} (shift) or {2 * numbers} (scale and shift). Either the file is "
+            "damaged, or this variant is not supported."
+        )
+    if "image_size" not in overrides and side * side != patches * patch**2:
+        raise CheckpointError(
+            f"this checkpoint of {found.program} has {patches} patches, which make no square. Give the size of its "
+            f"images, multiples of {patch}, for example: image_size=({patch}, {patches * patch})."
+        )
+    labeled = "blocks.0.class_embed" in found.shapes
+    detected = {
+        "channels": channels,
+        "patch": patch,
+        "width": width,
+        "blocks": found.count(r"blocks\.(\d+)\."),
+        "layers": found.count(r"blocks\.0\.attn_blocks\.(\d+)\."),
+        "hidden": found.shape(f"{LAYER}.mlp.main.0.weight", 2)[0],
+        "scale": outputs == 2 * numbers,
+        "variances": "var" in found.shapes,
+        "classes": found.shape("blocks.0.class_embed", 3)[0] if labeled else 0,
+    }
+    structure = (side, *(detected[name] for name in ("patch", "width", "blocks", "layers", "classes")))
+    defaults = {"image_size": side, "head": 64, "n_bits": 8, "grid": "bins"}
+    defaults |= AFHQ_FIELDS if structure == AFHQ else {"labels": (), "noise": 0.0}
+    config: TarFlowConfig = found.config("tarflow", detected, defaults, overrides)
+    return Layout(
+        architecture="tarflow",
+        config=config,
+        origins=[*tarflow_origins(config)],
+        unused=re.compile(r"blocks\.\d+\.attn_mask"),
+    )
+
+
+def _patch(found: Checkpoint, numbers: int) -> tuple[int, int]:
+    """Channels and side of a patch of so many numbers: no square is three times another."""
+    for channels in (3, 1):
+        side = math.isqrt(numbers // channels)
+        if numbers and channels * side**2 == numbers:
+            return channels, side
+    raise CheckpointError(
+        f"this checkpoint of {found.program} has patches of {numbers} numbers; expected 3 p^2, or p^2 for gray. The "
+        "file is damaged, or the variant is not supported."
+    )
+
+
+def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
+    """Say where every tensor of a model comes from."""
+    height, width = (side // config.patch for side in config.image_size)
+    for k in range(config.blocks):
+        block, network = f"blocks.{k}", f"levels.0.steps.transforms.{k}.network"
+        # the program turns positions with the sequence; ours are in the order of the sequence
+        yield take(f"{network}.position", f"{block}.pos_embed", SAME.then(_turned) if k % 2 else SAME)
+        if config.classes:
+            yield take(f"{network}.label", f"{block}.class_embed", Form(lambda s: (s[0], 1, s[1]), _without_middle))
+        yield from take_conv(f"{network}.proj_in", f"{block}.proj_in")
+        for j in range(config.layers):
+            ours, theirs = f"{network}.layers.{j}", f"{block}.attn_blocks.{j}"
+            names = {"norm_attention": "attention.norm", "qkv": "attention.qkv", "proj": "attention.proj"}
+            names |= {"norm_hidden": "mlp.norm", "first": "mlp.main.0", "last": "mlp.main.2"}
+            for name, published in names.items():
+                yield from take_conv(f"{ours}.{name}", f"{theirs}.{published}")
+        yield from take_conv(f"{network}.proj_out", f"{block}.proj_out")
+    if config.variances:
+        form = Form(lambda s: (s[1] * s[2], s[0]), lambda t: t.T.unflatten(1, (height, width)))
+        yield take(f"levels.0.steps.transforms.{config.blocks}.var", "var", form)
+
+
+def _turned(t: Tensor) -> Tensor:
+    return t.flip(0)
+
+
+def _without_middle(t: Tensor) -> Tensor:
+    return t[:, 0]
+
+
+TARFLOW = Source(
+    name="TarFlow",
+    licence=LICENCE,
+    detect=re.compile(r"blocks\.\d+\.attn_blocks\.\d+\."),
+    layout=_layout,
+    integers=re.compile(r"blocks\.\d+\.attn_mask"),
+)

@@ -1,0 +1,140 @@
+"""TarFlow: patches of an image, each predicted from those before it by a transformer.
+
+Source: Zhai, Zhang, Nakkiran, Berthelot, Gu, Zheng, Chen, Bautista, Jaitly, Susskind, "Normalizing flows are capable
+generative models" (2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from torch import Tensor
+
+from ..condition import Condition
+from ..errors import FlowError
+from ..flow import Capabilities, Flow, Level, Task
+from ..networks import CausalTransformer
+from ..transforms import Autoregression, PixelMap, Squeeze, Transform, Variances
+from .fields import Range, check_fields, short_repr, size_tuple
+from .sources import one_hot
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarFlowConfig:
+    """Configuration of a TarFlow; the defaults are the published network for 256x256 pixels, without labels.
+
+    Attributes:
+        channels: Image channels, 1 or 3.
+        image_size: Height and width, or the side of a square; the model accepts no other size.
+        patch: Side of a patch in pixels.
+        width: Of the transformers' features.
+        blocks: Transformers; every other one begins with the last patch.
+        layers: Of a transformer.
+        head: Width of an attention head, a divisor of ``width``.
+        hidden: Width of the perceptrons.
+        scale: Whether patches are scaled, too; otherwise shifted alone.
+        variances: Whether the latents' variances are learned, which a model that does not scale needs.
+        classes: Number of labels, 0 for none. The label ``classes`` itself means "unlabeled".
+        labels: Their names, or none.
+        noise: Standard deviation of the Gaussian noise that the training images have, where black is -1 and white 1;
+            0 for uniform dequantization.
+        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
+    """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({"sample"})
+
+    channels: Literal[1, 3] = 3
+    image_size: tuple[int, int] = (256, 256)
+    patch: Annotated[int, Range(1, 256)] = 8
+    width: Annotated[int, Range(1, 16384)] = 768
+    blocks: Annotated[int, Range(1, 256)] = 8
+    layers: Annotated[int, Range(1, 256)] = 8
+    head: Annotated[int, Range(1, 1024)] = 64
+    hidden: Annotated[int, Range(1, 65536)] = 3072
+    scale: bool = True
+    variances: bool = False
+    classes: Annotated[int, Range(0, 10_000)] = 0
+    labels: tuple[str, ...] = ()
+    noise: Annotated[float, Range(0, 1)] = 0.0
+    n_bits: Annotated[int, Range(1, 8)] = 8
+    grid: Literal["bins", "levels"] = "bins"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        size = size_tuple(self, self.patch)
+        if size is None:
+            raise FlowError(f"image_size must be given, e.g. 256: a patch's place is learned; got {self.image_size!r}.")
+        object.__setattr__(self, "image_size", size)
+        if self.width % self.head:
+            raise FlowError(f"width must be a multiple of head, {self.head}; got {self.width}.")
+        if self.labels and len(self.labels) != self.classes:
+            raise FlowError(f"labels must be {self.classes} names, one for each class; got {short_repr(self.labels)}.")
+
+
+def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
+    """Build a TarFlow.
+
+    Args:
+        config: See ``TarFlowConfig``.
+
+    Returns:
+        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition
+        is encoded from labels. Its latents are one level, ``(B, channels * patch^2, H / patch, W / patch)``.
+    """
+    height, width = (side // config.patch for side in config.image_size)
+    channels = config.channels * config.patch**2
+    steps: list[Transform] = [
+        Autoregression(
+            CausalTransformer(
+                channels,
+                2 * channels if config.scale else channels,
+                positions=height * width,
+                width=config.width,
+                layers=config.layers,
+                head=config.head,
+                hidden=config.hidden,
+                classes=config.classes,
+            ),
+            scale=config.scale,
+            reverse=block % 2 == 1,
+        )
+        for block in range(config.blocks)
+    ]
+    if config.variances:
+        steps.append(Variances(channels, height, width))
+    return Flow(
+        [Level(steps, None, squeeze=Squeeze(config.patch), downscale=config.patch)],
+        channels=config.channels,
+        config=config,
+        architecture="tarflow",
+        capabilities=Capabilities(
+            source="labels" if config.classes else "none",
+            tasks=config.tasks,
+            floats_per_pixel=_floats_per_patch(config, height * width) / config.patch**2,
+            guided=config.classes > 0,
+        ),
+        prelude=PixelMap(0.5, 0.5),
+        condition_encoder=_encode_labels if config.classes else None,
+        classes=config.classes,
+        image_size=config.image_size,
+        fixed_size=True,
+    )
+
+
+def _floats_per_patch(config: TarFlowConfig, patches: int) -> float:
+    """Keys and values of all layers, with and without label; or, when encoding, a layer with its attention's scores."""
+    passes = 2 if config.classes else 1
+    decoding = passes * config.layers * 2 * config.width
+    layer = 8 * config.width + 2 * config.hidden + config.width // config.head * patches
+    return max(decoding, (config.layers + 2) * layer if config.noise else layer)  # noise is removed by a gradient
+
+
+def _encode_labels(flow: Flow, labels: Tensor) -> Condition:
+    if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == flow.classes).any()):
+        weights = one_hot(labels, flow.classes + 1)
+        weights = weights[:, :-1] + weights[:, -1:] / flow.classes  # no label: the mean over all
+    else:
+        weights = one_hot(labels, flow.classes)
+    return Condition(features=(weights.to(next(flow.parameters()).dtype),))

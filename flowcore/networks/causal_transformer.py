@@ -1,0 +1,133 @@
+"""A causal transformer: every patch of a sequence sees itself and those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CausalTransformer(nn.Module):
+    """Pre-norm transformer on a sequence of patches of one length: ``(B, T, inputs)`` to ``(B, T, outputs)``.
+
+    ``h = proj_in(x) + position + label``; per layer ``h += proj(attention(norm(h)))``, causal, and
+    ``h += last(gelu(first(norm(h))))``; the output is ``proj_out(h)``, which starts at 0. Without a label, there is the
+    mean over classes in its place, which is the label of equal weights.
+
+    Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        positions: int,
+        width: int,
+        layers: int,
+        head: int,
+        hidden: int,
+        classes: int,
+    ) -> None:
+        """Draw the weights.
+
+        Args:
+            inputs: Numbers of a patch.
+            outputs: Numbers that are predicted after every patch.
+            positions: T.
+            width: Of the features.
+            layers: Number of layers.
+            head: Width of an attention head, a divisor of ``width``.
+            hidden: Width inside the perceptrons.
+            classes: Number of labels, 0 for none.
+        """
+        super().__init__()
+        self.proj_in = nn.Linear(inputs, width)
+        self.position = nn.Parameter(0.01 * torch.randn(positions, width))
+        self.label = nn.Parameter(0.01 * torch.randn(classes, width)) if classes else None
+        self.layers = nn.ModuleList(_Layer(width, head, hidden) for _ in range(layers))
+        self.proj_out = nn.Linear(width, outputs)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict after every patch; ``labels`` are weights of the classes, ``(B or 1, K)``."""
+        h = self.proj_in(x) + self.position + self._embedding(labels)
+        for layer in self.layers:
+            h = layer(h)
+        return self.proj_out(h)
+
+    def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Begin a sequence that is not known yet.
+
+        Args:
+            labels: As in ``forward``.
+            temperature: Divisor of the attention's scores, ``(B,)``; None for 1.
+
+        Returns:
+            A function to call with one patch after the other, ``(B, inputs)``, and gives what ``forward`` predicts
+            after it, ``(B, outputs)``; it keeps the keys and values of the patches that it has seen.
+        """
+        embedding = self._embedding(labels)
+        caches = [_KeysAndValues(len(self.position)) for _ in self.layers]
+
+        def step(x: Tensor) -> Tensor:
+            h = self.proj_in(x)[:, None] + self.position[caches[0].length] + embedding
+            for layer, cache in zip(self.layers, caches, strict=True):
+                h = layer(h, cache, temperature)
+            return self.proj_out(h[:, 0])
+
+        return step
+
+    def _embedding(self, labels: Tensor | None) -> Tensor:
+        """Mix the labels' embeddings, (B or 1, 1, width)."""
+        if self.label is None or labels is None:
+            return self.position.new_zeros(1, 1, 1)
+        return (labels.to(self.label.dtype) @ self.label)[:, None]
+
+
+class _KeysAndValues:
+    """Keys and values of one layer, up to now: ``(B, heads, length, head)``."""
+
+    def __init__(self, positions: int) -> None:
+        self.length = 0
+        self._positions = positions
+        self._both: Tensor | None = None  # (2, B, heads, T, head)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        new = torch.stack([keys, values])
+        if torch.is_grad_enabled():  # gradients need what was there
+            self._both = new if self._both is None else torch.cat([self._both, new], dim=3)
+        else:
+            if self._both is None:
+                self._both = new.new_empty(*new.shape[:3], self._positions, new.shape[4])
+            self._both[:, :, :, self.length : self.length + 1] = new
+        self.length += 1
+        keys, values = self._both[:, :, :, : self.length]
+        return keys, values
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, head: int, hidden: int) -> None:
+        super().__init__()
+        self.head = head
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm_hidden = nn.LayerNorm(width)
+        self.first = nn.Linear(width, hidden)
+        self.last = nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor, cache: _KeysAndValues | None = None, temperature: Tensor | None = None) -> Tensor:
+        """Process a whole sequence, or, with a cache, its next patch; ``h`` is ``(B, T or 1, width)``."""
+        qkv = self.qkv(self.norm_attention(h)).unflatten(2, (3, -1, self.head))  # (B, T, 3, heads, head)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head)
+        if temperature is not None:
+            queries = queries / temperature.to(queries.dtype)[:, None, None, None]
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=cache is None)
+        h = h + self.proj(seen.transpose(1, 2).flatten(2))
+        return h + self.last(F.gelu(self.first(self.norm_hidden(h))))

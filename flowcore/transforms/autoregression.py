@@ -1,0 +1,125 @@
+"""Autoregression: every position in turn is shifted and scaled by what the positions before it predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConditionError
+from .transform import Transform
+
+
+class Guided(NamedTuple):
+    """Labels, and how far decoding is led to them.
+
+    Attributes:
+        labels: Weights of the classes, ``(B or 1, K)``.
+        guidance: ``(B or 1, 4)``: weight, whether scales are guided too (1 or 0), whether the weight rises from patch
+            to patch (1 or 0), temperature of the attention without label.
+    """
+
+    labels: Tensor
+    guidance: Tensor
+
+
+class Predictor(Protocol):
+    """Predicts from every position of a sequence what follows; ``networks.CausalTransformer`` says what these do."""
+
+    def __call__(self, x: Tensor, labels: Tensor | None) -> Tensor: ...
+    def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]: ...
+
+
+class Autoregression(Transform):
+    """Shift and scale every position by functions of those before it, row by row from the first, or from the last.
+
+    With the grid as a sequence ``x_0, ..., x_(T-1)``, ``(a_t, b_t) = network(x_0, ..., x_(t-1))``, ``a_0 = b_0 = 0``;
+    forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other:
+    ``x_t = z_t exp(a_t) + b_t``. ``cond`` is None, or weights of labels ``(B or 1, K)``.
+
+    With ``Guided`` labels the inverse takes ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
+    without label, by attention at a temperature: then it undoes no forward.
+
+    Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), sections 3.1 and 3.4.
+    """
+
+    def __init__(self, network: nn.Module, *, scale: bool = True, reverse: bool = False) -> None:
+        """Build the transform.
+
+        Args:
+            network: A ``Predictor``; of ``2 C`` numbers, log-scales first, or with ``scale`` False of C shifts.
+            scale: Whether it scales; otherwise a = 0.
+            reverse: Whether the sequence begins with the last position.
+        """
+        super().__init__()
+        self.network = network
+        self.scale = scale
+        self.reverse = reverse
+
+    def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        sequence = self._sequence(x)  # (B, T, C)
+        predicted = self._predictor()(sequence, self._labels(cond, len(x))).to(x.dtype)
+        before = torch.cat([torch.zeros_like(predicted[:, :1]), predicted[:, :-1]], dim=1)
+        a, b = self._log_scale_shift(before)
+        z = (sequence - b) * torch.exp(-a)
+        return self._grid(z, x), self._grid(-a.sum(2, keepdim=True).expand(x.shape[0], -1, -1), x)[:, 0]
+
+    def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
+        latents = self._sequence(z)  # (B, T, C)
+        last = latents.shape[1] - 1
+        predict = self._stepwise(cond, len(z), last)
+        x = [latents[:, 0]]
+        for t in range(last):
+            a, b = self._log_scale_shift(predict(x[-1], t).to(z.dtype))
+            x.append(latents[:, t + 1] * torch.exp(a) + b)
+        return self._grid(torch.stack(x, dim=1), z)
+
+    def _stepwise(self, cond: Any, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
+        """Make a function from a position's data and number to what it predicts of the next."""
+        labels = self._labels(cond, batch)
+        if not isinstance(cond, Guided) or labels is None:
+            step = self._predictor().stepwise(labels)
+            return lambda x, t: step(x)
+        labels, guidance = labels.expand(batch, -1), cond.guidance.expand(batch, -1)
+        weight, scales, annealed, temperature = guidance[..., None].unbind(1)  # each (B, 1)
+        none = torch.full_like(labels, 1 / labels.shape[1])
+        both = torch.cat([torch.ones_like(temperature), temperature])[:, 0]
+        step = self._predictor().stepwise(torch.cat([labels, none]), both)
+
+        def guided(x: Tensor, t: int) -> Tensor:
+            given, without = step(x.repeat(2, 1)).to(weight.dtype).chunk(2)
+            strength = (weight * (1 - annealed * (1 - (t + 1) / last))).expand_as(given)
+            if self.scale:  # log-scales come first
+                half = given.shape[1] // 2
+                strength = torch.cat([strength[:, :half] * scales, strength[:, half:]], dim=1)
+            return given + strength * (given - without)
+
+        return guided
+
+    def _log_scale_shift(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        if self.scale:
+            a, b = predicted.chunk(2, dim=-1)
+            return a, b
+        return torch.zeros_like(predicted), predicted
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        sequence = x.flatten(2).mT
+        return sequence.flip(1) if self.reverse else sequence
+
+    def _grid(self, sequence: Tensor, like: Tensor) -> Tensor:
+        sequence = sequence.flip(1) if self.reverse else sequence
+        return sequence.mT.unflatten(2, like.shape[2:])
+
+    def _labels(self, cond: Any, batch: int) -> Tensor | None:
+        labels = cond.labels if isinstance(cond, Guided) else cond
+        if labels is not None and len(labels) not in (1, batch):
+            raise ConditionError(
+                f"Expected labels of 1 or {batch} items; the condition has {len(labels)}. Encode a label for every "
+                "image, or one for all."
+            )
+        return labels
+
+    def _predictor(self) -> Predictor:
+        return self.network  # pyright: ignore[reportReturnType]

@@ -1,0 +1,209 @@
+"""TarFlow against tensors recorded from the published program; see tarflow/README.md."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowcore import Guidance, decode, likelihood, load
+from flowcore.checkpoints.sources import TARFLOW
+from flowcore.checkpoints.sources.tarflow import tarflow_origins
+from flowcore.errors import CheckpointError, FlowError
+from flowcore.flow import Flow
+from flowcore.models import build, configure
+from flowcore.models.tarflow import TarFlowConfig
+
+from . import published
+from .published import as_ours, near, same
+
+CONFIGS = {
+    "cond": TarFlowConfig(
+        image_size=(12, 12), patch=3, width=128, blocks=2, layers=2, hidden=512, variances=True, classes=4
+    ),
+    "uncond_vp": TarFlowConfig(
+        image_size=(8, 8), patch=2, width=64, blocks=2, layers=1, hidden=256, scale=False, variances=True
+    ),
+}
+GUIDED = {
+    "1.5": 1.5,
+    "1.5_b": Guidance(1.5, scale=False),
+    "2_annealed": Guidance(2, annealed=True),
+    "1.5_temp_0.8": Guidance(1.5, temperature=0.8),
+}
+every_case = pytest.mark.parametrize("name", CONFIGS)
+every_way = pytest.mark.parametrize("way", ["float32", "float64", "plan"])
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    return load_file(published.TARFLOW / f"{name}_weights.safetensors")
+
+
+def recorded(name: str) -> dict[str, Tensor]:
+    return load_file(published.TARFLOW / f"{name}_io.safetensors")
+
+
+def sequence(grid: Tensor) -> Tensor:
+    return grid.flatten(2).mT
+
+
+def in_model(flow: Flow, name: str):
+    """The recorded images in [0, 1], the latents that were drawn, and the condition, as the flow takes them."""
+    io, like = recorded(name), next(flow.parameters())
+    grid = flow.latent_shapes(*flow.image_size)[0][1:]
+    cond = flow.encode_condition(io["y"]) if flow.classes else None
+    cond = cond and cond.map_tensors(lambda t: t.to(like))
+    return ((io["x"] + 1) / 2).to(like), io["eps"].mT.unflatten(2, grid).to(like), cond
+
+
+@every_case
+def test_every_field_is_told_by_shapes_and_every_tensor_used(name):
+    flow = TARFLOW.convert({**weights(name), "blocks.0.attn_mask": torch.ones(2, 2)}, {})
+    assert flow.config == CONFIGS[name]
+    assert {n for origin in tarflow_origins(flow.config) for n in origin.names} == weights(name).keys()
+
+
+@every_case
+@every_way
+@torch.no_grad()
+def test_latents_logdet_and_samples(name, way):
+    flow, io = as_ours(TARFLOW, weights(name), way), recorded(name)
+    x, eps, cond = in_model(flow, name)
+    (z,), logdet = flow(x, cond)
+    near(sequence(z) * weights(name)["var"].to(z).sqrt(), io["z"])
+    prelude = x[0].numel() * math.log(2)  # from [0, 1] to [-1, 1]
+    near(logdet - prelude + weights(name)["var"].to(z).log().sum() / 2, io["logdet"])
+    near(2 * flow.inverse([eps], cond) - 1, io["sample"])
+    first = flow.levels[0].steps.transforms[0]
+    near(sequence(first(flow.levels[0].squeeze(2 * x - 1)[0], cond and cond.features[0])[0]), io["block0"])
+
+
+@every_way
+@torch.no_grad()
+def test_without_a_label_there_is_the_mean_over_classes(way):
+    flow = as_ours(TARFLOW, weights("cond"), way)
+    x, _, cond = in_model(flow, "cond")
+    unlabeled = flow.encode_condition(torch.full((4,), 4)).map_tensors(lambda t: t.to(cond.features[0]))
+    near(sequence(flow(x, unlabeled)[0][0]), recorded("cond")["z_without_label"])
+
+
+@every_way
+@pytest.mark.parametrize("guidance", GUIDED)
+@torch.no_grad()
+def test_guided_samples(way, guidance):
+    flow = as_ours(TARFLOW, weights("cond"), way)
+    _, eps, cond = in_model(flow, "cond")
+    near(2 * flow.inverse([eps], cond.guided(GUIDED[guidance])) - 1, recorded("cond")[f"sample_guided_{guidance}"])
+
+
+@every_case
+def test_noise_is_removed_also_in_inference_mode(name):
+    with torch.inference_mode():
+        flow = TARFLOW.convert(weights(name), {"noise": 0.07}).double()
+        _, eps, cond = in_model(flow, name)
+        near(2 * decode(flow, [eps], cond) - 1, recorded(name)["sample"])
+        near(2 * decode(flow, [eps], cond, denoise=True) - 1, recorded(name)["denoised_0.07"])
+
+
+@every_case
+@torch.no_grad()
+def test_bits_per_dimension_are_of_the_density_of_pixels(name):
+    flow, io = as_ours(TARFLOW, weights(name), "float64"), recorded(name)
+    x, _, cond = in_model(flow, name)
+    var = weights(name)["var"].double()
+    log_p = (-0.5 * (io["z"].square() / var + (2 * math.pi * var).log())).sum((1, 2)) + io["logdet"]
+    bits = -(log_p / (x[0].numel() * math.log(2))) + 7  # a bin is 1/128 wide in [-1, 1]
+    near(likelihood.bits_per_dim(flow.log_prob(x, cond), x[0].numel(), 1 / 256), bits)
+
+
+# --- other structures, and files that are none ------------------------------------------------------------------------
+
+
+def random_config(seed: int) -> TarFlowConfig:
+    draw, patch = random.Random(seed), seed % 3 + 1
+    scale = draw.random() < 0.5
+    return TarFlowConfig(
+        channels=draw.choice((1, 3)),
+        image_size=(patch * draw.randint(2, 4),) * 2,
+        patch=patch,
+        width=64 * draw.randint(1, 2),
+        blocks=draw.randint(1, 4),
+        layers=draw.randint(1, 3),
+        hidden=draw.choice((32, 96)),
+        scale=scale,
+        variances=not scale or draw.random() < 0.5,
+        classes=draw.choice((0, 1, 5)),
+    )
+
+
+def checkpoint_of(flow: Flow) -> dict[str, Tensor]:
+    """Convert a TarFlow of ours to a state dict of the published program."""
+    ours, state = flow.state_dict(), {}
+    for origin in tarflow_origins(flow.config):
+        t, (name,) = ours[origin.ours], origin.names
+        if name == "var":
+            t = sequence(t[None])[0]
+        elif name.endswith("pos_embed") and int(name.split(".")[1]) % 2:
+            t = t.flip(0)
+        state[name] = t.reshape(origin.forms[0].shape(tuple(ours[origin.ours].shape))).clone()
+    return state
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_structure_is_read_from_a_file(tmp_path, seed):
+    flow = build("tarflow", random_config(seed)).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.1 * torch.rand_like(parameter)
+    state = {name: t.contiguous() for name, t in checkpoint_of(flow).items()}
+    masks = {f"blocks.{k}.attn_mask": torch.ones(2, 2, dtype=torch.bool) for k in range(flow.config.blocks)}
+    torch.save({**state, **masks}, tmp_path / "model.pth")
+    assert same(load(tmp_path / "model.pth"), flow)
+
+
+def test_patches_that_make_no_square_need_a_size():
+    wide = TarFlowConfig(image_size=(4, 6), patch=2, width=64, blocks=1, layers=1)
+    state = checkpoint_of(build("tarflow", wide))
+    with pytest.raises(CheckpointError, match=r"6 patches, which make no square.*multiples of 2.*image_size=\(2, 12\)"):
+        TARFLOW.convert(state, {})
+    assert TARFLOW.convert(state, {"image_size": (4, 6)}).config.image_size == (4, 6)
+
+
+DAMAGED = {
+    "missing": (lambda s: s.pop("blocks.1.attn_blocks.1.attention.proj.bias"), "attention.proj.bias is missing"),
+    "block": (
+        lambda s: [s.pop(n) for n in [*s] if n.startswith("blocks.0.")],
+        "blocks.0.pos_embed.*missing",
+    ),
+    "unknown": (lambda s: s.update(more=torch.ones(1)), "more is not known"),
+    "shape": (lambda s: s.update({"blocks.1.pos_embed": torch.ones(9, 128)}), r"pos_embed is \(9, 128\) instead"),
+    "patch": (lambda s: s.update({"blocks.0.proj_in.weight": torch.ones(128, 26)}), "patches of 26 numbers"),
+    "outputs": (
+        lambda s: s.update({"blocks.0.proj_out.weight": torch.ones(40, 128)}),
+        "predicts 40 numbers",
+    ),
+    "width": (lambda s: s.update({"blocks.0.pos_embed": torch.ones(16, 100)}), "width must be a multiple of head"),
+    "infinite": (lambda s: s["var"].fill_(math.inf), "432 values that are not finite"),
+    "negative": (lambda s: s["var"].fill_(-1), "transforms.2.var in .* is not positive"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_files_are_refused_with_a_reason(tmp_path, what):
+    state = weights("cond")
+    change, sentence = DAMAGED[what]
+    change(state)
+    save_file(state, tmp_path / "damaged.safetensors")
+    with pytest.raises(FlowError, match=rf"(?s)damaged\.safetensors.*{sentence}"):
+        load(tmp_path / "damaged.safetensors")
+
+
+def test_overrides_may_not_contradict_the_tensors():
+    with pytest.raises(CheckpointError, match=r"patch=2 was given.*tell patch=3"):
+        TARFLOW.convert(weights("cond"), {"patch": 2})
+    assert TARFLOW.convert(weights("cond"), {"labels": ["a", "b", "c", "d"]}).config.labels == ("a", "b", "c", "d")
+    assert configure("tarflow", {}).classes == 0
