@@ -16,6 +16,7 @@ from ..flowcore.checkpoints import catalog, read_config
 from ..flowcore.images.files import read
 from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
+from ..flowcore.tasks.passes import label_names
 from . import widgets
 from .host.compat import io
 from .host.paths import input_files, input_path, input_pictures, model_files, model_folders, model_path
@@ -156,12 +157,17 @@ def _facts(flow: flowcore.Flow) -> dict[str, Any]:
         "temperature": getattr(config, "temperature", None),
         "calm_edges": getattr(config, "calm_edges", None),
         "working_size": getattr(config, "working_size", None),
-        "labels": f"0 to {flow.classes - 1}" if flow.classes else None,
+        "labels": _labels(flow),
         "styles": ", ".join(flow.styles) or None,
         "licence": str(provenance.get("licence", "not stated")),
         "source": str(provenance.get("source", "not stated")),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _labels(flow: flowcore.Flow) -> str | None:
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
+    return named or (f"0 to {flow.classes - 1}" if flow.classes else None)
 
 
 def _calm_edges(recipe: provenance.Provenance) -> float:

@@ -14,6 +14,7 @@ from ..flowcore import ConditionError, Flow, FlowError, dequantization
 from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
+from ..flowcore.tasks.passes import label_names
 from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
 from ..flowcore.tasks.subject import (
     Fit,
@@ -52,11 +53,16 @@ class FlowcoreSample(RecordingNode):
         temperatures: Annotated[str, partial(widgets.text, advanced=True)],
         snap: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
         pick: Annotated[int, widgets.pick],
+        guidance: Annotated[float, widgets.guidance],
+        denoise: Annotated[bool, partial(widgets.switch, default=True, advanced=True)],
     ) -> Any:
         notes = cls.notes()
         size = _size(model.flow, width, height)
         shown = _labels_in_turn(model.flow, labels, samples, notes)
         taus = widgets.parse_numbers(temperatures, "temperatures") or temperature
+        if guidance and not model.flow.capabilities.guided:
+            notes("guidance is ignored: this model was not made for it.")
+            guidance = 0.0
         check_memory(samples, 3 * math.prod(size), "pictures need", "Lower samples, width or height.")
         flow = model.load(memory_required(model.flow, samples, *size))
         images = sample(
@@ -67,6 +73,8 @@ class FlowcoreSample(RecordingNode):
             seed=seed,
             labels=shown,
             snapped=snap,
+            guidance=guidance,
+            denoise=denoise,
             **notes.follow(),
         )
         levels = sample_latents(flow.latent_shapes(*size), samples, taus, seed)  # the same draw again
@@ -161,7 +169,8 @@ class FlowcoreEncode(FlowNode):
             source=None if source is None else from_image(source).cpu(),
             notify=notes,
         )
-        if dequantize == "on" or (dequantize == "auto" and model.flow.classes):
+        noisy = getattr(model.flow.config, "noise", 0.0)  # visible, so only when asked for
+        if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             subject = replace(subject, pixels=dequantized_image(model.flow, subject.pixels))
         count, _, *size = subject.pixels.shape
         flow = model.load(memory_required(model.flow, count, *size))
@@ -209,7 +218,7 @@ class FlowcoreDecode(FlowNode):
         refuse_colorizer(flow)
         levels = scale(latents.levels, temperature)
         shown = latents.labels
-        wanted = widgets.parse_labels(labels, flow.classes) if flow.classes else None
+        wanted = widgets.parse_labels(labels, flow.classes, label_names(flow)) if flow.classes else None
         if labels.strip() and not flow.classes:
             notes("labels is ignored: this model knows no labels.")
         pictures = latents.items * len(wanted or [0])
@@ -251,7 +260,7 @@ def _labels_in_turn(flow: Flow, text: str, count: int, notes: Notes) -> Tensor |
         if text.strip():
             notes("labels is ignored: this model knows no labels.")
         return None
-    chosen = widgets.parse_labels(text, flow.classes) or range(flow.classes)
+    chosen = widgets.parse_labels(text, flow.classes, label_names(flow)) or range(flow.classes)
     return torch.tensor([chosen[i % len(chosen)] for i in range(count)])
 
 

@@ -6,7 +6,7 @@ An input is described by a function of its name; see `FlowNode`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,6 +106,7 @@ label = integer(-1, -1, 9999, optional=True)
 mode = choice("slerp", "linear", "norm", advanced=True)  # between two latents
 painting = partial(io.String.Input, default="", optional=True, socketless=True)  # see web/js/brush.js
 per = choice("local", "channel", "level", default="level")  # normalized together
+guidance = number(0.0, 0.0, 10.0, 0.1, optional=True)
 pick = integer(0, 0, MAX_ITEMS, optional=True)  # of every `PickingNode`
 precision = choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
 samples = integer(1, 1, 64, optional=True)
@@ -146,21 +147,25 @@ def temperature_list(text: str) -> list[float]:
     return taus
 
 
-def parse_labels(text: str, classes: int) -> list[int] | None:
-    """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down. None if there are none.
+def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int] | None:
+    """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down; or one of the `names`. None if there are none.
 
     Raises:
         FlowError: If the text is not a list of labels, or names more than 4096.
         ConditionError: If the model, which knows so many `classes`, has no such label.
     """
-    result: list[int] = []
+    result, lower = list[int](), [name.lower() for name in names]
     for word in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text).strip(" ,;\n\t")):
         if not word:
             return None
+        if word.lower() in lower:
+            word = str(lower.index(word.lower()))
         found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
         if found is None:
+            known = f", or {', '.join(names)}" if names else ""
             raise FlowError(
-                f"labels are whole numbers, such as `7`, `3, 5` or `0-9`; got `{text[:60]}`. Separate them by commas."
+                f"labels are whole numbers, such as `7`, `3, 5` or `0-9`{known}; got `{text[:60]}`. Separate them by "
+                "commas."
             )
         first, last = int(found[1]), int(found[2] or found[1])
         if max(first, last) >= classes:

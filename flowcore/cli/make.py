@@ -137,7 +137,11 @@ def add_sample(command: argparse.ArgumentParser) -> None:
     option("--temperature", type=float, default=0.7, help="0 is calm, 1 the model's own spread")
     option("--seed", type=int, default=0)
     option("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
-    option("--labels", type=int, nargs="+", help="labels, for models that have them; repeated in turn")
+    option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
+    text = "how far images are led to their labels, by models made for it: 0 for not, 1 to 3 are usual (default: 0)"
+    option("--guidance", type=float, default=0.0, metavar="W", help=text)
+    text = "keep the Gaussian noise that a model draws because it was trained with it"
+    option("--keep-noise", action="store_true", help=text)
     text = "for models with styles, e.g. bold=2"
     option("--style", action="append", default=[], metavar="NAME=STRENGTH", help=text)
     add_precision(command)
@@ -306,12 +310,14 @@ def _colorized_names(options: argparse.Namespace, flow: Flow, stem: str) -> list
 
 def _sample(options: argparse.Namespace) -> None:
     from .. import load, sample
+    from ..tasks.passes import label_number
     from .batches import describe, seed_names
 
     flow = load(options.model, options.device, **parse_fields(options.set))
     flow.require("sample")
     size = flow.sides(options.size and (options.size[0] if len(options.size) == 1 else tuple(options.size)))
-    labels = options.labels and [options.labels[i % len(options.labels)] for i in range(options.samples)]
+    numbers = [label_number(flow, label) for label in options.labels or ()]
+    labels = [numbers[i % len(numbers)] for i in range(options.samples)] if numbers else None
     styles = parse_fields(options.style)
 
     def make() -> Tensor:
@@ -324,16 +330,21 @@ def _sample(options: argparse.Namespace) -> None:
             labels=labels,
             styles=styles,
             snapped=True,
+            guidance=options.guidance,
+            denoise=not options.keep_noise,
             precision=options.precision,
         )
 
     parts = [f"{height}x{width}" for height, width in [size] if size != flow.image_size]
     parts += [f"{name}{strength}" for name, strength in styles.items()]
+    parts += [f"guided{options.guidance:g}"] * (options.guidance > 0) + ["noisy"] * options.keep_noise
     made_by = describe(options, "_".join([*parts, f"tau{options.temperature:g}"]))
     seeds = seed_names(options)
     names = [f"label{label}_{seed}" for label, seed in zip(labels, seeds, strict=True)] if labels else seeds
     settings = {"height": size[0], "width": size[1], "precision": options.precision, "styles": ", ".join(options.style)}
-    settings["labels"] = ", ".join(map(str, options.labels or ()))
+    settings["labels"] = ", ".join(map(str, numbers))
+    settings |= {"guidance": options.guidance} if options.guidance else {}
+    settings |= {"denoise": False} if options.keep_noise else {}
     values = {"temperature": options.temperature, "seed": options.seed, "samples": options.samples, **settings}
     entry: dict[str, Any] = {"node": "FlowcoreSample", "values": values}
     _save(options, flow, make, size, made_by, names, entry)

@@ -13,13 +13,16 @@ from ..condition import Condition
 from ..device import require_full_precision
 from ..errors import ConditionError, ImageError, ShapeError
 from ..flow import Flow
+from ..inference.steps import ReportingPredictor
 from ..likelihood import select_items
 from . import overflow, upscale
+from .duration import duration
 from .runner import Runner, images_at_once, require_tensor, to_float
 
 Labels = int | str | Sequence[int | str] | Tensor
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
+NOTEWORTHY = 1024  # patches, one after the other, from which on it is worth saying how long they take
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
 
 
@@ -42,6 +45,19 @@ class Passes:
             count = part.stop - part.start
             self.run.stage(count * self.run.plan.units, count)
             yield part
+
+    def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
+        """Say what decoding patch by patch will take, from the time of a few patches; nothing if that is little."""
+        plan = self.run.plan
+        predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
+        if not predictors or plan.units < NOTEWORTHY:
+            return
+        at_once = min(images, self.run.at_once(images_at_once(1, pixels)))
+        seconds = predictors[0].seconds((1 + guided) * at_once) * plan.units * -(-images // at_once)
+        self.run.notify(
+            f"{images} pictures, each of {plan.units} patches one after the other, will take about "
+            f"{memory / 1e9:.1f} GB of memory beside the model and {duration(seconds)}."
+        )
 
     def finish(self, images: int, pictures: Tensor | None = None) -> None:
         """End a pass of a batch, and show the pictures."""

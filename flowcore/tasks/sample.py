@@ -25,6 +25,7 @@ from .directions import apply_style
 from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
 from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents
 from .runner import Runner, images_at_once
+from .subject import size_of_latents
 
 LARGE = 2**28  # bytes of weights
 
@@ -89,6 +90,7 @@ def sample(
         if styles:
             latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
         passes = Passes(run, n)
+        passes.announce(n, height * width, memory_required(flow, n, height, width), guided=_weight(guidance) > 0)
         result = torch.empty((n, flow.channels, height, width), dtype=run.dtype, device="cpu")
         for part in passes.batches(n, height * width):
             cond = guided(flow, passes.encode_labels(None if numbers is None else numbers[part]), guidance)
@@ -179,7 +181,10 @@ def decode(
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:
-        images = Passes(run, len(levels[0])).decode(levels, guided(flow, cond, guidance), denoise=denoise)
+        passes, (height, width) = Passes(run, len(levels[0])), size_of_latents(flow, levels)
+        memory = memory_required(flow, len(levels[0]), height, width)
+        passes.announce(len(levels[0]), height * width, memory, guided=_weight(guidance) > 0)
+        images = passes.decode(levels, guided(flow, cond, guidance), denoise=denoise)
         return images.clamp(0, 1) if clamp else images
 
     return run(task)
@@ -187,12 +192,15 @@ def decode(
 
 def guided(flow: Flow, cond: Condition | None, guidance: float | Guidance) -> Condition | None:
     """Lead decoding to the labels of a condition; ConditionError for models that cannot be led."""
-    guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    if not guidance.weight:
+    if not _weight(guidance):
         return cond
     if cond is None or not flow.capabilities.guided:
         raise ConditionError(f"{UNGUIDED}; this {flow.architecture} model is not. Set guidance to 0.")
     return cond.guided(guidance)
+
+
+def _weight(guidance: float | Guidance) -> float:
+    return guidance.weight if isinstance(guidance, Guidance) else Guidance(guidance).weight
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
