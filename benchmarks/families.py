@@ -57,10 +57,15 @@ FAMILIES: dict[str, tuple[str, str, str]] = {  # to architecture, fields of the 
         "blocks = [4, 4, 4]\nhidden = 64\nfull_blocks = 2\nfull_hidden = 32",
         "warmup = 500",
     ),
+    "tarflow": (
+        "tarflow",
+        "patch = 4\nwidth = 128\nhidden = 512\nblocks = 4\nlayers = 2",
+        "warmup = 100",
+    ),
     "ffjord": ("ffjord", "scales = 4\nblocks = 1\nhidden = [32, 32]\nsteps = 4", PATHS),
 }
 VARIATIONAL = "glow-affine-conv-variational"
-TITLES = {"realnvp": "Real NVP", "residual-flow": "Residual Flow", "ffjord": "FFJORD"}
+TITLES = {"realnvp": "Real NVP", "residual-flow": "Residual Flow", "tarflow": "TarFlow", "ffjord": "FFJORD"}
 RECIPE = """
 name = "{name}"
 architecture = "{architecture}"

@@ -160,8 +160,8 @@ class Plan(Flow):
         with self._arithmetic():
             for level, feature in zip(self.levels, features, strict=True):
                 assert isinstance(level, FoldedLevel)
-                conditioned = feature is not None and level.affine
-                result.append(level.precompute(multi_scale(feature)) if conditioned else feature)
+                unconditioned = feature is None or not level.affine
+                result.append(feature if unconditioned else level.precompute(multi_scale(feature)))
         return tuple(result)
 
     def prepared_bytes(self, height: int, width: int) -> int:

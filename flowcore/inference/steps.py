@@ -283,7 +283,7 @@ class ReportingPredictor(nn.Module):
         self.network = network.requires_grad_(False).to(dtype)
         self.patches, self._dtype = len(network.position), dtype
         for layer in network.layers:
-            layer.register_forward_pre_hook(lambda *_: report())  # lets the caller stop
+            layer.register_forward_pre_hook(_report)  # lets the caller stop
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         predicted = checkpoint(self.network, x.to(self._dtype), labels, use_reentrant=False, preserve_rng_state=False)
@@ -304,6 +304,10 @@ class ReportingPredictor(nn.Module):
             float(step(patch)[0, 0])  # waits for the device
             times.append(time.perf_counter() - start)
         return min(times)
+
+
+def _report(*_: Any) -> None:
+    report()
 
 
 def _reported(result: Any) -> Any:

@@ -112,7 +112,7 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
         capabilities=Capabilities(
             source="labels" if config.classes else "none",
             tasks=config.tasks,
-            floats_per_pixel=_floats_per_patch(config, height * width) / config.patch**2,
+            floats_per_pixel=_floats_per_patch(config) / config.patch**2,
             guided=config.classes > 0,
         ),
         prelude=PixelMap(0.5, 0.5),
@@ -123,12 +123,11 @@ def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
     )
 
 
-def _floats_per_patch(config: TarFlowConfig, patches: int) -> float:
-    """Keys and values of all layers, with and without label; or, when encoding, a layer with its attention's scores."""
-    passes = 2 if config.classes else 1
-    decoding = passes * config.layers * 2 * config.width
-    layer = 8 * config.width + 2 * config.hidden + config.width // config.head * patches
-    return max(decoding, (config.layers + 2) * layer if config.noise else layer)  # noise is removed by a gradient
+def _floats_per_patch(config: TarFlowConfig) -> float:
+    """Keys and values of all layers of a block, or features of one; of all where noise is removed by a gradient."""
+    decoding = (2 if config.classes else 1) * config.layers * 2 * config.width
+    features = 8 * config.width + 2 * config.hidden
+    return max(decoding, features, config.layers * (features - 4 * config.width) if config.noise else 0)
 
 
 def _encode_labels(flow: Flow, labels: Tensor) -> Condition:

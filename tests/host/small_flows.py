@@ -15,6 +15,7 @@ from flowcore.checkpoints import save
 from flowcore.training.styles import with_styles
 from flowcore.transforms import ActNorm
 
+ANIMALS = ("cat", "dog", "wild")
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-glow": ("glow", {"image_size": (12, 16)}),
     "other-glow": ("glow", {"image_size": (12, 16)}),
@@ -26,6 +27,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-color": ("colorizer", {"working_size": 64}),
     "other-color": ("colorizer", {"steps": (1,), "hidden": (8,), "widths": (8, 8), "working_size": 64}),
     "small-dark": ("llflow", {}),
+    "small-animals": (
+        "tarflow",
+        {"image_size": (12, 16), "classes": 3, "labels": ("cat", "dog", "wild"), "noise": 0.07},
+    ),
     "small-rescaler": ("hcflow", {"rescaling": True}),
 }
 # Node to the flow that it works with; the others take "small-glow".

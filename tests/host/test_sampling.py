@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import comfyui
 import numpy as np
 import pytest
 import torch
+from client import RunError
+from PIL import Image
 from small_flows import flow
-from talk import graph, loader, noise, picture, pixels, refusal, report
+from talk import array, graph, loader, noise, picture, pixels, refusal, report
 
 from flowcore.dequantization import quantize
 from flowcore.images.resize import shrink
@@ -56,6 +61,37 @@ def apart(ours, known):
     """The largest difference of pictures, or of lists of latents."""
     pairs = zip(ours, known, strict=True) if isinstance(ours, list) else [(ours, known)]
     return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+# --- TarFlow ----------------------------------------------------------------------------------------------------------
+
+ANIMALS = "small-animals.safetensors"
+GRAPHS = sorted((comfyui.ROOT / "docs" / "tarflow").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_graphs_name_the_file_that_they_miss_and_run_with_a_model_of_its_kind(host, flows, path):
+    for name in ("cat.png", "other-cat.png"):
+        host.put(name, Image.effect_noise((40, 30), 60).convert("RGB"))
+    workflow = json.loads(path.read_text())
+    with pytest.raises(RunError, match=r"there is no flow model 'afhq_model_8_768_8_8_0.07.pth'. Put the file into"):
+        host.run(workflow)
+    workflow["model"]["inputs"]["model_name"] = ANIMALS
+    made = host.images(workflow)
+    assert [image.size for image in made] == [(16, 12)] * {"animals": 3, "cat-to-dog": 2, "morph": 8}[path.stem]
+    if path.stem != "animals":  # the photograph comes back
+        ends = [made[0]] if path.stem == "cat-to-dog" else [made[0], made[-1]]
+        outputs = ran(host, graph(workflow, seen=report("encode.2" if len(ends) == 1 else "a.2")))
+        assert apart(pixels(outputs["seen"])[0].permute(1, 2, 0), torch.tensor(array(ends[0]))) < 1 / 254
+
+
+def test_guidance_and_noise_reach_the_task_and_other_models_ignore_them(host, flows):
+    asked = {"samples": 2, "labels": "dog, wild", "guidance": 2.0, "denoise": False}
+    made = pixels(ran(host, sampling(flows["small-animals"], **asked))["images"])
+    expected = sample(flow("small-animals"), 2, seed=5, labels=[1, 2], guidance=2, denoise=False)
+    assert apart(made, expected) < CLOSE
+    outputs = host.run(sampling(guidance=2.0))["outputs"]
+    assert "guidance is ignored: this model was not made for it." in outputs["sample"]["text"][0]
 
 
 # --- sample -----------------------------------------------------------------------------------------------------------

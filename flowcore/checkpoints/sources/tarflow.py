@@ -92,7 +92,7 @@ def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
                 yield from take_conv(f"{ours}.{name}", f"{theirs}.{published}")
         yield from take_conv(f"{network}.proj_out", f"{block}.proj_out")
     if config.variances:
-        form = Form(lambda s: (s[1] * s[2], s[0]), lambda t: t.T.unflatten(1, (height, width)))
+        form = Form(lambda s: (s[1] * s[2], s[0]), lambda t: t.T.reshape(-1, height, width))
         yield take(f"levels.0.steps.transforms.{config.blocks}.var", "var", form)
 
 
