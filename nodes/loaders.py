@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
-from ..flowcore.images.files import read
+from ..flowcore.images.files import frame_count, read, read_frames
 from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.passes import label_names
@@ -23,7 +23,7 @@ from .host.paths import input_files, input_path, input_pictures, model_files, mo
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
-from .sockets import FLOW_MODEL, TASKS, FlowModel, shown, to_image
+from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown, to_image
 
 # What each shipped model is for, and each task of the others.
 USES: dict[str, str] = TEXTS["uses"]
@@ -248,7 +248,9 @@ class FlowcoreExample(FileNode):
         pixels = torch.cat([_read_with_alpha(file) for file in _files(picture)])  # (B, 4, H, W)
         if picture in FILMS:
             pixels = _pan(pixels)
-        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path.parent))
+        # Beside a file that was dropped lies whatever else was: it stands for itself.
+        among_others = picture not in PICTURES and "/" not in picture
+        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path if among_others else path.parent))
 
 
 @lru_cache(maxsize=len(PICTURES))
@@ -269,8 +271,13 @@ def _files(picture: str) -> list[Path]:
 
 
 def _read_with_alpha(file: Path) -> Tensor:
-    """Read a picture: (1, 4, H, W) in [0, 1]."""
-    pixels = read(file.read_bytes(), file.name).pixels
+    """Read a picture, or the frames of an animated one with even sides, as videos need them: (B, 4, H, W) in [0, 1]."""
+    data = file.read_bytes()
+    pixels = read(data, file.name).pixels
+    if (count := frame_count(data)) > 1:
+        height, width = (max(1, side // 2 * 2) for side in pixels.shape[-2:])
+        check_memory(count, 4 * height * width, "frames need", "Shorten or shrink the picture.")
+        pixels = read_frames(data, file.name)[..., :height, :width]
     return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
 
 

@@ -15,6 +15,7 @@ from ..flowcore.inference.recently_used import RecentlyUsed
 from ..flowcore.tasks.model_defaults import resolve
 from .host.compat import io
 from .host.memory import on_free
+from .host.ui import from_canvas
 from .node import FlowNode
 from .sockets import FlowModel, Latents
 from .widgets import own_or
@@ -31,6 +32,7 @@ class PickingNode(FlowNode):
         PICKED: Places of the outputs with one item per picture; the first of them counts.
     """
 
+    IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     PICKED: ClassVar[tuple[int, ...]] = (0,)
 
@@ -49,7 +51,7 @@ class PickingNode(FlowNode):
         if pick > count:
             raise FlowError(f"pick is {pick}, and this makes {count}. Choose 1 to {count}, or 0 for all.")
         args = cls.picked(output, pick - 1) if pick else output.args
-        return io.NodeOutput(*args, ui=dict(output.ui))
+        return io.NodeOutput(*args, ui=dict(output.ui) | cls._sent())
 
     @classmethod
     def resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,15 @@ class PickingNode(FlowNode):
         return resolve(model.flow, {k: own_or(v) if isinstance(v, float) else v for k, v in values.items()})
 
     @classmethod
+    def _sent(cls) -> dict[str, Any]:
+        """Return what the canvas sent for this node and all before it, which a pick brings back there."""
+        if not from_canvas(cls.hidden.extra_pnginfo):
+            return {}
+        sent = before(cls.hidden.prompt, str(cls.hidden.unique_id))
+        sent[str(cls.hidden.unique_id)]["inputs"].pop("pick", None)
+        return {"flowcore_sent": [sent]}
+
+    @classmethod
     def finished(cls, values: dict[str, Any], output: Any) -> None:
         """Called with the values that were used, and all that was made of them, now or earlier."""
 
@@ -67,6 +78,28 @@ class PickingNode(FlowNode):
     def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
         """Return the outputs for the picture of a place, from 0, of what `run` returned."""
         return tuple(_one(value, place) if k in cls.PICKED else value for k, value in enumerate(output.args))
+
+
+def before(prompt: dict[str, Any], node_id: str) -> dict[str, dict[str, Any]]:
+    """Find a node and all nodes before it in a prompt: each one's class, and its inputs but for the wires."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [node_id]
+    while waiting:
+        name = waiting.pop()
+        node = prompt.get(name)
+        if name in found or not isinstance(node, dict):
+            continue
+        values = node.get("inputs")
+        values = values if isinstance(values, dict) else {}
+        plain = {key: value for key, value in values.items() if not isinstance(value, list)}
+        found[name] = {"class_type": node.get("class_type"), "inputs": plain}
+        waiting += [value[0] for value in values.values() if is_wire(value)]
+    return found
+
+
+def is_wire(value: Any) -> bool:
+    """Whether an input of a prompt comes from another node."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _one(value: Any, place: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..flowcore import provenance
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from .host.compat import log
-from .picking import PickingNode, describe
+from .picking import PickingNode, describe, is_wire
 from .sockets import FlowModel
 
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
@@ -160,9 +160,5 @@ def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) 
             text = json.dumps([node.get("class_type"), plain], sort_keys=True)
             digests[name] = hashlib.sha256(text.encode()).hexdigest()
         found[name] = digests[name]
-        waiting += [value[0] for value in values.values() if isinstance(value, list) and _is_wire(value)]
+        waiting += [value[0] for value in values.values() if is_wire(value)]
     return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()
-
-
-def _is_wire(value: list[Any]) -> bool:
-    return len(value) == 2 and isinstance(value[0], str)

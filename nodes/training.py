@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
-from ..flowcore.images.files import read
-from ..flowcore.training.image_sources import folder_problem, folder_stamp
+from ..flowcore.images.files import IMAGE_SUFFIXES, read
+from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
 from ..flowcore.training.named_run import NamedRun, Record
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
 from . import widgets
@@ -86,6 +86,13 @@ class FlowcoreTrain(FlowNode):
         settings = Record(recipe=recipe, fingerprint=fingerprint(plan), minutes=minutes, start=start)
         record = run.open(settings, restart=restart)
         lines: list[str] = []
+        path = user_folder(folder)
+        trained_on = str(path)
+        if not plan.takes_digits:
+            images = len(find_images(path))
+            trained_on = f"{images} image{'s' * (images > 1)}: {path}"
+            log.info("Flow Train: trains on %s", trained_on)
+            cls.show(f"trains on {trained_on}")
 
         def show_line(line: str) -> None:
             plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)
@@ -97,7 +104,7 @@ class FlowcoreTrain(FlowNode):
             try:
                 result = train(
                     _with_own_licence(plan, recipe, start_file),
-                    user_folder(folder),
+                    path,
                     run.folder,
                     device=device,
                     start=start_file,
@@ -128,6 +135,7 @@ class FlowcoreTrain(FlowNode):
         measured = flow.provenance.get("metrics", {})
         facts = [
             f"model: {file}, {flow.architecture}",
+            f"trained on: {trained_on}",
             f"trained: {result.steps} of {result.total} steps, {spent} minutes",
             *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
             *(f"{metric} of images not trained on: {value}" for metric, value in measured.items()),
@@ -231,8 +239,8 @@ def _bad_folder(folder: str, recipe: str | None, name: str | None) -> str | None
         exists = path.exists()
     except (OSError, ValueError):  # too long, or not a name at all
         return f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter, plainer path."
-    if not path.is_dir():
-        what = "is a file, not a folder" if exists else "does not exist"
+    if (not path.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES) or not exists:
+        what = "is neither a folder nor a picture" if exists else "does not exist"
         plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
         return f"folder: {plain} {what}. Give an absolute path, or a folder inside ComfyUI's input folder."
     if name is not None and _run(name).folder.resolve().is_relative_to(path.resolve()):

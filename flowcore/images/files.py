@@ -60,6 +60,9 @@ TRANSPOSED = {  # by EXIF orientation: whether rows and columns are swapped, and
 }
 
 
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's names of the formats whose further pictures are frames
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """An image file in memory.
@@ -104,6 +107,21 @@ def read(data: bytes, name: str) -> DecodedImage:
     scale = 2**bits - 1
     tensor = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / scale
     return DecodedImage(tensor.contiguous(), metadata, gray, bits, said)
+
+
+def frame_count(data: bytes) -> int:
+    """Count the frames of an animated GIF, WebP or PNG; 1 for other files, whose further pages are no frames."""
+    return _read_from(data, lambda opened: getattr(opened, "n_frames", 1) if opened.format in ANIMATED else 1) or 1
+
+
+def read_frames(data: bytes, name: str) -> Tensor:
+    """Decode all frames of a file, see ``frame_count``: ``(T, 4, H, W)`` in [0, 1], with alpha."""
+    with _opened(data, name) as opened:
+        frames: list[Pixels] = []
+        for number in range(frame_count(data)):
+            opened.seek(number)
+            frames.append(np.asarray(opened.convert("RGBA")))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
 
 
 def read_rgb(data: bytes, name: str) -> Image.Image:

@@ -47,7 +47,8 @@ def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
 
     None is opened, nor are archives inside folders. They are sorted by name within each folder. With several folders,
     names begin with the folder's number and name (``2-holiday/a.jpg``), and an image that is in two of them is listed
-    once. A folder or archive that does not exist, is damaged or has no images is refused.
+    once. An image file stands for itself. A folder or archive that does not exist, is damaged or has no images is
+    refused.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
@@ -69,6 +70,8 @@ def _images_of(folder: Path) -> list[ImageSource]:
     archive = next((p for p in (folder, *folder.parents) if p.suffix.lower() == ".zip" and p.is_file()), None)
     if archive is not None:
         return _members(archive, folder.relative_to(archive).as_posix())
+    if folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES:
+        return [ImageSource(folder.name, folder, "", folder.stat().st_size, folder.stat().st_mtime_ns)]
     if not folder.is_dir():
         raise ImageError(f"There is no folder {folder}. Give a folder of images, or a ZIP archive (photos.zip/train).")
     stats = [(file, file.stat()) for file in image_files(folder)]
@@ -107,6 +110,8 @@ def folder_stamp(folder: Path) -> str:
     network. So an image that was edited in place is not noticed. A folder that does not exist has a stamp, too.
     """
     digest = hashlib.sha256()
+    if folder.is_file():
+        digest.update(f"{folder} {folder.stat().st_mtime_ns}\n".encode())
     for path, folders, _ in os.walk(folder):
         folders.sort()
         digest.update(f"{path} {os.stat(path).st_mtime_ns}\n".encode())
@@ -119,7 +124,7 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
     Only as far as the first such file, and never for ever: a server waits for the answer.
 
     Args:
-        folder: The folder, which exists.
+        folder: The folder, which exists, or a file.
         digits: True for files of MNIST, which lie directly in it; False for images, at any depth; None for both.
 
     Returns:
@@ -131,7 +136,7 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
         else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
     )
     files = 0
-    for number, path in enumerate(folder.rglob("*")):
+    for number, path in enumerate([folder] if folder.is_file() else folder.rglob("*")):
         if number == MAX_SEARCHED:
             return f"the first {number} things in {folder} are no {sought}. Choose a folder inside it."
         is_image = digits is not True and path.suffix.lower() in IMAGE_SUFFIXES

@@ -111,7 +111,7 @@ def gallery(
         The node's `ui`. Always with the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
-    large = _from_canvas(pnginfo)
+    large = from_canvas(pnginfo)
     try:
         before: dict[int, dict[str, Any]] = {}
         for k, (picture, fact) in enumerate(zip(pictures[:GALLERY], facts, strict=False)):
@@ -145,7 +145,7 @@ def of_image(place: int, each: int, count: int) -> dict[str, int]:
 
 def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     """Save a picture to paint on, (C, H, W), for the node's `ui`; nothing for scripts, which have no canvas."""
-    if not _from_canvas(pnginfo):
+    if not from_canvas(pnginfo):
         return {}
     saved: list[Any] = []
     try:
@@ -155,7 +155,7 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     return {"flowcore_canvas": saved}
 
 
-def _from_canvas(pnginfo: Any) -> bool:
+def from_canvas(pnginfo: Any) -> bool:
     """Whether a canvas has sent the run, with its workflow; scripts have nothing to show pictures on."""
     return isinstance(pnginfo, dict) and "workflow" in pnginfo
 

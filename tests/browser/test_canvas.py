@@ -199,6 +199,50 @@ def test_a_run_shows_its_pictures_and_a_click_picks_one(canvases, host, vue):
     assert canvas.value("FlowcoreUpscale", "pick") == 0
 
 
+@RENDERERS
+def test_a_pick_of_an_earlier_run_is_what_is_saved_and_ends_with_its_photograph(canvases, host, served, vue):
+    """With that run's settings and source, whatever stands on the nodes by then; runs are told apart."""
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    Image.new("RGB", (72, 48), (90, 40, 160 + vue)).save(served.base / "input" / "second.png")
+    canvas.open(upscaling("fixed"))
+    canvas.spread()
+    canvas.move("FlowcoreUpscale", "samples", 2)
+    source = canvas.value("LoadImage", "image")
+    save = canvas.only("SaveImage")["id"]
+
+    def saved(count):
+        files = page.evaluate("id => app.nodeOutputs[id].images.map(image => image.filename)", save)
+        assert len(files) == count
+        return [np.asarray(Image.open(served.base / "output" / "flowcore" / file)) for file in files]
+
+    pictures = []
+    for temperature, photograph in ((0.1 + vue / 100, source), (1.2, source), (1.2, "second.png")):
+        canvas.move("FlowcoreUpscale", "temperature", temperature)
+        canvas.move("LoadImage", "image", photograph)
+        canvas.run()
+        pictures.append(saved(2))
+    buttons = page.locator(".flowcore-gallery button")
+    assert buttons.count() == 6
+    titles = page.locator(".flowcore-gallery p").all_inner_texts()
+    low = 0.1 + vue / 100
+    assert titles == [f"{source} · temperature {low}", f"{source} · temperature 1.2", "second.png · temperature 1.2"]
+    canvas.look_at("FlowcoreUpscale")
+    canvas.shot("runs")
+    buttons.nth(1).click()
+    page.wait_for_timeout(200)
+    assert titles[0] in buttons.nth(1).get_attribute("title")
+    assert canvas.value("FlowcoreUpscale", "pick", "temperature") == [2, 0.1 + vue / 100]
+    assert canvas.value("LoadImage", "image") == source
+    canvas.run()
+    assert np.array_equal(saved(1)[0], pictures[0][1])
+    canvas.look_at("FlowcoreUpscale")
+    canvas.shot("runs-picked")
+
+    canvas.move("LoadImage", "image", "second.png")
+    page.wait_for_timeout(200)
+    assert canvas.value("FlowcoreUpscale", "pick") == 0
+
+
 HEIGHT = "() => document.querySelector('.flowcore-area:has(.flowcore-viewer)').offsetHeight"
 SAVED = "() => /^Saved as output.flowcore.saved_/.test(document.querySelector('.flowcore-gallery ~ div').textContent)"
 

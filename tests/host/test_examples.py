@@ -68,7 +68,7 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
     upright = torch.tensor(np.array(noisy.transpose(Image.Transpose.ROTATE_270))).permute(2, 0, 1) / 255
     torch.testing.assert_close(pixels(outputs["image"])[0], upright[:3])
     torch.testing.assert_close(pixels(outputs["mask"])[0, 0], 1 - upright[3])
-    assert (host.server.base / "input").samefile(outputs["folder"]["text"][0])
+    assert (host.server.base / "input" / "own.png").samefile(outputs["folder"]["text"][0])  # not all that lies there
     assert "own.png" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
 
     noisy.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(host.server.base / "input" / "own.png")
@@ -76,6 +76,17 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
     workflow["own"]["inputs"]["picture"] = "../own.png"
     with pytest.raises(RunError, match=r"there is no file '\.\./own\.png' in the input folder"):
         host.run(workflow)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host, suffix):
+    first, *others = [Image.new("RGB", (9, 7), (60 * k, 0, 0)) for k in range(4)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(host.server.base / "input" / f"moving.{suffix}", save_all=True, append_images=others, **options)
+    workflow = graph(example=("FlowcoreExample", {"picture": f"moving.{suffix}"}), report=report("example.0"))
+    frames = pixels(host.run(workflow)["outputs"]["report"])
+    assert frames.shape == (4, 3, 6, 8)
+    assert (255 * frames[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120, 180]
 
 
 def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):

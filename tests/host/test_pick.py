@@ -98,6 +98,24 @@ def test_what_a_file_states_anew_makes_new_pictures(host, flows, kind, stated):
     assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
 
 
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_node_with_a_gallery_runs_alone(host, flows, kind):
+    alone = several(flows, kind)
+    del alone["show"]
+    assert len(host.run(alone)["outputs"]["node"]["flowcore_gallery"]) > 2
+
+
+def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
+    """Of the node and all before it, so that a pick of this run brings it back; scripts get none of it."""
+    workflow = several(flows, "FlowcoreUpscale", seed=81, pick=2)
+    (sent,) = host.wait(host.queue_from_canvas(workflow), timeout=120)["outputs"]["node"]["flowcore_sent"]
+    assert set(sent) == {"node", "image", "model"}
+    node = {name: value for name, value in workflow["node"]["inputs"].items() if not isinstance(value, list)}
+    assert sent["node"] == {"class_type": "FlowcoreUpscale", "inputs": {k: v for k, v in node.items() if k != "pick"}}
+    assert sent["model"]["inputs"] == workflow["model"]["inputs"]
+    assert "flowcore_sent" not in host.run(several(flows, "FlowcoreUpscale", seed=81))["outputs"]["node"]
+
+
 def test_what_belongs_to_the_picked_one_goes_on_with_it(host, flows):
     cell = graph(several(flows, "FlowcoreTemperatureGrid", pick=3), **shows(tau="node.2", seed="node.3"))
     outputs = host.run(cell)["outputs"]

@@ -153,6 +153,22 @@ def test_a_folder_becomes_a_model_that_loads(host, photos, recipes):
     assert any(e[:4] in (b"\0\0\0\x01", b"\0\0\0\x04") for e in events if isinstance(e, bytes))
 
 
+def test_a_dropped_picture_is_all_that_is_trained_on(host, photos, recipes):
+    """And not the whole input folder, in which it lies; the node says so."""
+    base = host.server.base / "input"
+    (base / "dropped.png").write_bytes((base / photos / "0.png").read_bytes())
+
+    def text(name, picture):
+        workflow = graph(training(name), example=("FlowcoreExample", {"picture": picture}))
+        workflow["train"]["inputs"]["folder"] = ["example", 2]
+        return host.run(workflow)["outputs"]["train"]["text"][0]
+
+    assert f"trained on: 1 image: {base.resolve() / 'dropped.png'}" in text("of-one", "dropped.png")
+    said = host.server.console()
+    assert 0 <= said.find("trains on 1 image: ") < said.find("1 photograph to train on")
+    assert "trained on: 6 images" in text("of-more", "tiny-photos/0.png")
+
+
 def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
     workflow = training("again")
     host.run(workflow)
@@ -249,7 +265,7 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
     for values, words in (
         ({"folder": "nowhere"}, ["nowhere does not exist", "input folder"]),
         ({"folder": " "}, ["say where your images are"]),
-        ({"folder": "tiny-photos/0.png"}, ["is a file, not a folder"]),
+        ({"folder": "empty/notes.txt"}, ["is neither a folder nor a picture"]),
         ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
         ({"folder": "../output"}, ["holds ComfyUI's output folder"]),
         ({"recipe": "mnist-styles"}, ["no file of MNIST"]),

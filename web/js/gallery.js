@@ -1,10 +1,10 @@
 // The pictures of the last runs on the node that made them: two of them over each other, and all of them below. A click
 // picks one, which then goes on alone: the widget `pick` holds all there is, so that scripts and saved workflows need
-// none of this. The seed is held with it, so that the host finds the run again and computes nothing.
+// none of this. All that its run was sent with comes back, so that the host finds that run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, areaOf, label, make, picks, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
-import { addressOf } from "./picture.js";
+import { addressOf, choiceOf, onChoice } from "./picture.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 import { show as tell } from "./text.js";
 import { Viewer } from "./viewer.js";
@@ -17,11 +17,12 @@ const LOOK = `<style>
 .flowcore-area > .flowcore-viewer { flex: 1 1 0; }
 .flowcore-gallery {
   flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px;
-  grid: auto-flow 52px / repeat(auto-fit, minmax(60px, 1fr));
+  grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr));
 }
+.flowcore-gallery p { grid-column: 1 / -1; margin: 0; font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
 .flowcore-gallery:empty { display: none; }
 .flowcore-gallery button {
-  position: relative; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
+  position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
   background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px;
 }
 .flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
@@ -65,7 +66,7 @@ app.registerExtension({
   },
 });
 
-onResult((node, output, run) => show(node, output[GALLERY], run));
+onResult((node, output, run) => show(node, output[GALLERY], run, output.flowcore_sent?.[0]));
 
 const galleries = new WeakMap(); // from nodes
 const working = new Set(); // galleries with previews of a run
@@ -74,34 +75,30 @@ const begun = new Set(); // places of the nodes of which this run has sent a pre
 // ---------------------------------------------------------------------------------------------------------------------
 // what is shown
 
-async function show(node, pictures, run) {
+async function show(node, pictures, run, sent = {}) {
   const gallery = galleries.get(node);
   if (!gallery || !pictures?.length) return;
   const first = working.delete(gallery); // after previews, not after another pick
-  const [{ rows, seed }] = pictures;
+  const [{ rows }] = pictures;
   const sourceName = await say("source");
-  const made = pictures.map(async (picture) => ({
-    ...picture,
-    run,
-    first: seed,
-    name: await name(picture),
-    url: addressOf(picture.full ?? picture),
-    source: picture.source && addressOf(picture.source),
-    sourceName,
+  const shown = pictures.map((picture) => ({
+    ...picture, run, sent, sourceName, url: addressOf(picture.full ?? picture), source: picture.source && addressOf(picture.source),
   }));
-  const shown = await Promise.all(made);
   // A table of temperatures and seeds stands alone: every column is a temperature.
   const kept = rows ? [] : gallery.pictures.filter((picture) => !picture.rows);
   const every = new Map([...kept, ...shown].map((picture) => [picture.filename, picture])); // made once, shown once
   gallery.pictures = [...every.values()].slice(-SHOWN);
   gallery.picked = run; // the run that a pick is from
+  await entitle(gallery.pictures);
   forget(gallery);
   gallery.grid.style.grid = rows ? `repeat(${rows}, 52px) / auto-flow minmax(0, 1fr)` : "";
   const several = gallery.pictures.length > 1 ? gallery.pictures : [];
-  gallery.grid.replaceChildren(...several.map((picture) => button(node, gallery, picture)));
+  const head = ({ title }, k) => (title !== (several[k - 1]?.title ?? "") ? [make("p", {}, title)] : []);
+  gallery.grid.replaceChildren(...several.flatMap((picture, k) => [...head(picture, k), button(node, gallery, picture)]));
   const { viewer } = gallery;
   const seen = pickedOf(node, gallery) ?? (!first && shown.includes(gallery.pictures[viewer.right]) ? undefined : shown[0]);
   viewer.show(gallery.pictures, seen ? gallery.pictures.indexOf(seen) : viewer.right);
+  viewer.onShow(viewer.right);
   mark(node);
 }
 
@@ -112,14 +109,27 @@ function forget(gallery) {
   for (const made of gallery.grid.querySelectorAll(":disabled")) made.remove();
 }
 
-/** What a picture is called in a sentence. */
-async function name({ seed, temperature, image, score }) {
-  const parts = [
-    image !== undefined && say("image", { image }),
-    seed !== undefined && say(temperature !== undefined ? "cell" : "seed", { seed, temperature }),
-    score,
-  ];
-  return (await Promise.all(parts.filter(Boolean))).join(" · ");
+/** Name pictures: in a sentence, and with a title of what their runs were sent with, as far as that differs in more than seeds. */
+async function entitle(pictures) {
+  const flat = ([place, { inputs }]) => Object.entries(inputs).map(([name, value]) => [`${place} ${name}`, value]);
+  const runs = new Map(pictures.map(({ run, sent }) => [run, new Map(Object.entries(sent).flatMap(flat))]));
+  const [first, ...others] = runs.values();
+  const keys = [...first.keys()].filter((key) => !/ (seed|pick|samples|seeds)$/.test(key) && others.some((run) => run.get(key) !== first.get(key)));
+  for (const picture of pictures) {
+    const { seed, temperature, image, score, run } = picture;
+    const drawn = seed !== undefined && say(temperature !== undefined ? "cell" : "seed", { seed, temperature });
+    const parts = [image !== undefined && say("image", { image }), drawn, score, ...keys.map((key) => told(key, runs.get(run).get(key)))];
+    const said = await Promise.all(parts);
+    picture.name = said.filter(Boolean).join(" · ");
+    picture.title = said.slice(3).filter(Boolean).join(" · ");
+  }
+}
+
+function told(key, value = "") {
+  if (typeof value === "string") return value.length > 60 ? "" : value.split("/").at(-1);
+  const [place, named] = key.split(" ");
+  const name = nodeAt(place)?.inputs?.find((input) => input.name === named)?.localized_name ?? named;
+  return value < 0 ? say("own", { name }) : `${name} ${value}`;
 }
 
 /** What stands on its thumbnail. */
@@ -132,20 +142,25 @@ function attach(node) {
   const gallery = { grid, pictures: [], made: [] };
   const viewer = (gallery.viewer = new Viewer(
     (place) => choose(node, gallery, gallery.pictures[place]),
-    (place) => grid.children[place]?.scrollIntoView?.({ block: "nearest" }),
+    (place) => grid.querySelectorAll("button")[place]?.scrollIntoView?.({ block: "nearest" }),
     (place) => save(node, gallery.pictures[place]),
   ));
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
   grid.addEventListener("keydown", (event) => viewer.key(event));
   areaOf(node).prepend(viewer.element, grid);
   grid.insertAdjacentHTML("afterend", LOOK);
-  after(widgetOf(node, "pick"), "callback", () => mark(node));
+  const pick = widgetOf(node, "pick");
+  after(pick, "callback", () => mark(node));
   galleries.set(node, gallery);
+  // Of another photograph nothing is picked yet, unless a pick has brought it back.
+  for (const { name, type } of node.inputs ?? []) if (type === "IMAGE") onChoice(node, name, choiceOf, (choice, another) => {
+    const sent = Object.values(pickedOf(node, gallery)?.sent ?? {});
+    if (another && pick.value && !sent.some(({ inputs }) => Object.values(inputs).includes(choice.value))) set(node, pick, 0);
+  });
 }
 
 function button(node, gallery, picture) {
-  const made = thumbnail(addressOf(picture), caption(picture));
-  made.picture = picture;
+  const made = Object.assign(thumbnail(addressOf(picture), caption(picture)), { picture });
   if (picture.seed !== undefined) made.dataset.seed = picture.seed;
   made.addEventListener("click", () => {
     choose(node, gallery, picture);
@@ -204,32 +219,34 @@ function choose(node, gallery, picture) {
   if (!picture || wired(node, "pick")) return;
   const again = picture === pickedOf(node, gallery);
   gallery.picked = picture.run;
+  restore(picture.sent);
+  setTimeout(() => restore(picture.sent)); // with what was painted, which a brush forgets over another picture
   set(node, pick, again ? 0 : picture.number);
-  hold(node, picture.run);
   mark(node);
   // The temperature and seed of a cell also go to where the same image is enlarged.
   if (picture.temperature !== undefined && pick.value) {
     for (const other of node.graph.nodes) {
       const widgets = ["temperature", "seed"].map((key) => picks(other) && widgetOf(other, key));
-      if (!widgets.every(Boolean) || !["image", "model"].every((key) => same(node, other, key))) continue;
+      const same = (name) => sourceOf(node, name) && sourceOf(node, name) === sourceOf(other, name);
+      if (!widgets.every(Boolean) || !["image", "model"].every(same)) continue;
       for (const widget of widgets) if (!wired(other, widget.name)) set(other, widget, picture[widget.name]);
       fix(other);
     }
   }
 }
 
-/** Keep the seeds of a run, here and in the nodes of ours before: the picture would be another one. */
-function hold(node, run, seen = new Set()) {
-  if (!node || seen.has(node)) return;
-  seen.add(node);
-  const first = galleries.get(node)?.pictures.findLast((picture) => picture.run === run)?.first;
-  const seed = widgetOf(node, "seed");
-  // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
-  if (seed && Number.isSafeInteger(first) && !wired(node, "seed")) {
-    set(node, seed, first);
-    fix(node);
+/** Give the nodes of a run the values that it was sent with, and let their seeds stay: the picture would be another one. */
+function restore(sent) {
+  for (const [place, { class_type: kind, inputs }] of Object.entries(sent)) {
+    const node = nodeAt(place);
+    if (node?.comfyClass !== kind) continue;
+    for (const widget of node.widgets ?? []) {
+      const value = wired(node, widget.name) ? undefined : inputs[widget.name];
+      // Larger numbers are not whole in JavaScript: they can be seen, and not written back.
+      if (value !== undefined && (!Number.isInteger(value) || Number.isSafeInteger(value))) set(node, widget, value);
+    }
+    if (widgetOf(node, "seed") && !wired(node, "seed")) fix(node);
   }
-  for (let place = 0; place < (node.inputs?.length ?? 0); place++) hold(node.getInputNode(place), run, seen);
 }
 
 /** Let the seed of a node stay after a run. */
@@ -241,33 +258,26 @@ function fix(node) {
   redraw(node, seed);
 }
 
-/** Whether an input of two nodes comes from one output. */
-function same(one, other, key) {
-  const [a, b] = [one, other].map((node) => {
-    const place = node.inputs?.findIndex((input) => input.name === key);
-    const link = place >= 0 ? node.getInputLink(place) : null;
-    return link && `${link.origin_id}.${link.origin_slot}`;
-  });
-  return Boolean(a) && a === b;
+/** The output that an input comes from; undefined if from none. */
+function sourceOf(node, name) {
+  const link = node.graph.getLink(node.inputs?.find((input) => input.name === name)?.link);
+  return link && `${link.origin_id}.${link.origin_slot}`;
 }
 
 /** The picture that goes on alone, if it is one of ours to say. */
-const pickedOf = (node, { pictures, picked }) =>
-  wired(node, "pick")
-    ? undefined
-    : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
+const pickedOf = (node, { pictures, picked }) => wired(node, "pick") ? undefined
+  : pictures.find(({ number, run }) => number === widgetOf(node, "pick").value && run === picked);
 
 /** Show which picture goes on. */
 function mark(node) {
   const gallery = galleries.get(node);
   const picked = pickedOf(node, gallery);
-  const blocked = wired(node, "pick");
   gallery.viewer.mark(gallery.pictures.indexOf(picked));
-  for (const made of gallery.grid.children) {
+  for (const made of gallery.grid.querySelectorAll("button")) {
     if (made.disabled) continue;
     const on = made.picture === picked;
     made.setAttribute("aria-pressed", String(on));
-    label(made, blocked ? "wired" : on ? "picked" : "pick", { name: made.picture.name });
+    label(made, wired(node, "pick") ? "wired" : on ? "picked" : "pick", { name: made.picture.name });
   }
 }
 
@@ -296,8 +306,8 @@ async function save(node, { filename, number }) {
     };
     api.addEventListener("executed", saved);
     const body = { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
-    const headers = { "Content-Type": "application/json" };
-    if ((await api.fetchApi("/prompt", { method: "POST", headers, body: JSON.stringify(body) })).ok) return;
+    const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    if ((await api.fetchApi("/prompt", post)).ok) return;
   }
   tell(node, await say("gone"));
 }
