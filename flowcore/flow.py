@@ -135,6 +135,7 @@ class Flow(Transform, Generic[C]):
         anchored: bool = False,
         dequantizer: nn.Module | None = None,
         styles: Sequence[str] = (),
+        guide: nn.Module | None = None,
     ) -> None:
         """Assemble a flow; the builders in ``models`` call this.
 
@@ -157,6 +158,8 @@ class Flow(Transform, Generic[C]):
                 zero when sampling.
             dequantizer: Model of the dequantization noise that is trained with the flow; no part of the bijection.
             styles: Names of directions in the latent space of ``image_size``, which are stored with the weights.
+            guide: Network from the source to another image like it, whose latents may guide what is drawn; no part of
+                the bijection.
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
@@ -172,6 +175,7 @@ class Flow(Transform, Generic[C]):
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
         self.dequantizer = dequantizer
+        self.guide = guide
         self.anchored = anchored
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder

@@ -72,11 +72,13 @@ class Conv(nn.Module):
 class StreamedConv:
     """The rows of a convolution, and of a leaky ReLU after it, computed as they are asked for (see ``Rows``).
 
+    The slope is a number, or one of each channel.
+
     None is computed twice: of a chain of convolutions, each of which reads a row more above and below, the earlier ones
     run ahead of the last, and the few rows that it reads again are held.
     """
 
-    def __init__(self, conv: Conv, source: Rows, height: int, slope: float) -> None:
+    def __init__(self, conv: Conv, source: Rows, height: int, slope: float | Tensor) -> None:
         self.conv, self.source, self.height, self.slope = conv, source, height, slope
         self.first, self.held = 0, list[Tensor]()
 
@@ -86,7 +88,8 @@ class StreamedConv:
         if stop > end:
             reads = self.conv.reads(end, stop, self.height)
             rows = self.conv(self.source(reads.start, reads.stop), end, stop, self.height)
-            self.held.append(F.leaky_relu_(rows, self.slope))
+            slope = self.slope
+            self.held.append(F.prelu(rows, slope) if isinstance(slope, Tensor) else F.leaky_relu_(rows, slope))
             self.held = [torch.cat(self.held, dim=2)] if len(self.held) > 1 else self.held
         return self.held[0][:, :, start - self.first : stop - self.first]
 

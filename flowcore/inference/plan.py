@@ -31,10 +31,11 @@ from ..condition import Condition, MultiScaleFeatures
 from ..device import Precision, autocast, float32_arithmetic, free_memory
 from ..errors import FlowError, PrecisionError
 from ..flow import Flow, Level
-from ..networks import IMDNEncoder, LowLightEncoder, RRDBEncoder
+from ..networks import CompactUpscaler, IMDNEncoder, LowLightEncoder, RRDBEncoder
 from ..prior import log_prob
 from ..transforms import Variances, Whiten
 from .checksums import checksums
+from .compact import FoldedCompactUpscaler
 from .conditioners import FoldedConditioner
 from .encoder import FoldedEncoder, FoldedExtractor
 from .imdn import FoldedIMDNEncoder
@@ -66,6 +67,7 @@ class Plan(Flow):
         units: Units of work that one pass through the flow reports; see ``progress.observed``.
         encoder_units: Units that one ``encode_condition`` reports.
         prepare_units: Units that ``Condition.prepare`` reports.
+        guide_units: Units that one ``make_guide`` reports.
         identity: Equal for plans of the same flow, weights and precision if ``planned`` made them.
 
     Source: the models' papers; the rewrites are ours.
@@ -101,7 +103,7 @@ class Plan(Flow):
                 channels = level.shape(channels, 1, 1)[0]
                 levels.append(folder.level(copy.deepcopy(level), channels))
                 channels = channels if level.split is None else level.split.kept_channels(channels)
-            encoder, top = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top)
+            encoder, top, guide = copy.deepcopy(flow.encoder), copy.deepcopy(flow.top), copy.deepcopy(flow.guide)
             if isinstance(encoder, RRDBEncoder):
                 encoder = FoldedEncoder(encoder, dtype, budget)
             elif isinstance(encoder, IMDNEncoder):
@@ -127,6 +129,7 @@ class Plan(Flow):
             image_size=flow.image_size,
             fixed_size=flow.fixed_size,
             anchored=flow.anchored,
+            guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
         )
         parts = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, FoldedCheckerboard, FoldedResidual)) for part in parts)
@@ -136,6 +139,7 @@ class Plan(Flow):
         affine = [part for part in parts if isinstance(part, FoldedAffine)]
         self.prepare_units = sum(part.network.condition is not None for part in affine)
         self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
+        self.guide_units = self.guide.units if isinstance(self.guide, FoldedCompactUpscaler) else 0
         self.precision: Precision = precision
         self.dtype = dtype
         self.device = like.device
@@ -185,6 +189,12 @@ class Plan(Flow):
     def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         with self._arithmetic(encodes=True):
             return super().encode(x, cond)
+
+    def make_guide(self, source: Tensor) -> Tensor:
+        """Make the model's own guide of what ``encode_condition`` takes, ``(B, C, H, W)``, not clamped."""
+        assert self.guide is not None
+        with self._arithmetic():
+            return self.guide(source)
 
     def encode_guide(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Encode in the plan's own precision: decoded in bfloat16 they give x back to 3/255, in float16 to 0.5/255."""

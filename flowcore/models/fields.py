@@ -21,8 +21,11 @@ SAMPLING = (
     "saturation",
     "memory_share",
     "memory_neighbors",
+    "guide_strength",
 )
 """Fields of any configuration that say how a model is meant to be sampled: the flow is the same with others."""
+OF_GUIDE = ("guide_layers", "guide_width")
+"""Fields of the network that makes a model's own guide; the flow is the same without it."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2

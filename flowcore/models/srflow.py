@@ -15,7 +15,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..errors import FlowError
 from ..flow import Capabilities, Flow, Level, Task
-from ..networks import Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
+from ..networks import CompactUpscaler, Conditioner, IMDNEncoder, RRDBEncoder, ScaledConv
 from ..transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
 from .fields import Range, check_fields, check_integer, integer_tuple, short_repr
 from .sources import check_lr
@@ -47,6 +47,10 @@ class SRFlowConfig:
             from the principal axes of the first batch, the others as channel reversals.
         temperature: Temperature at which the model is meant to be sampled; that of files which do not state one.
         calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
+        guide_layers: Convolutions of a network that makes a guide, see ``networks.CompactUpscaler`` and
+            ``tasks.guide``; 0 for none.
+        guide_width: Channels between them.
+        guide_strength: Part of the guide's latents that is meant to be kept, in [0, 1].
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
@@ -70,6 +74,9 @@ class SRFlowConfig:
     mixing: Literal["orthogonal", "principal"] = "orthogonal"
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.8
     calm_edges: Annotated[float, Range(0, 1)] = 0.0
+    guide_layers: Annotated[int, Range(0, 256)] = 0
+    guide_width: Annotated[int, Range(1, 4096)] = 64
+    guide_strength: Annotated[float, Range(0, 1)] = 0.5
 
     def __post_init__(self) -> None:
         if type(self.encoder) is str and self.encoder not in ("rrdb", "imdn"):
@@ -133,6 +140,7 @@ def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
         encoder=encoder,
         condition_encoder=_encode_lr,
         condition_scale=config.scale,
+        guide=CompactUpscaler(config.scale, config.guide_layers, config.guide_width) if config.guide_layers else None,
     )
 
 

@@ -1,6 +1,7 @@
 """What is not invertible, and may run in low precision."""
 
 from .causal_transformer import CausalTransformer
+from .compact import CompactUpscaler
 from .conditioner import Conditioner, DenseConditioner, Edge, PlainConditioner, ScaledConv
 from .contractive import ContractiveNetwork
 from .imdn import IMDN, IMDNEncoder
@@ -16,6 +17,7 @@ __all__ = [
     "IMDN",
     "AnchorPrior",
     "CausalTransformer",
+    "CompactUpscaler",
     "Conditioner",
     "ContractiveNetwork",
     "DenseConditioner",

@@ -19,38 +19,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..device import require_full_precision
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images.resize import resize
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
+from .model_defaults import resolve
 from .runner import Runner, validate_image
 
 Strength = float | Tensor
 """a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
 
-STRENGTH = 0.5  # of a guide that is given to a model whose file states none
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A guide for every image, ``(B, 3, s * h, s * w)`` in [0, 1], and its strength."""
+    """A guide for every image, ``(B, 3, s * h, s * w)`` in [0, 1], None for the model's own; and its strength."""
 
-    pictures: Tensor
+    pictures: Tensor | None
     strength: Strength
 
 
 def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) -> Strength:
-    """Fill in the strength that a model's file states where it is None, or 0.5 for a guide that is given.
+    """Check a strength; where it is None, fill in the model's own, see ``left_to_model``.
 
     Raises:
         FlowError: If the strength lies outside [0, 1].
         ShapeError: If a map has another shape.
     """
-    if strength is None:
-        return 0.0 if guide is None else STRENGTH
+    strength = resolve(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
+    assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
     value = number_or_map(strength, images, "guide strengths")
     low, high = (float(end) for end in value.aminmax()) if isinstance(value, Tensor) else (value, value)
@@ -68,15 +67,15 @@ def prepare_guide(run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, st
     Raises:
         ImageError: If it is no valid image, or neither one nor one per image.
         ShapeError: If there is a map neither for one nor for every image.
-        PrecisionError: If the model cannot encode, since it was converted to a low precision.
     """
     if not (strength.any() if isinstance(strength, Tensor) else strength):
         return None
     number_or_map(strength, len(rgb), "guide strengths")
-    if guide is None:
+    if guide is None and flow.guide is None:
         run.notify("guide_strength is ignored: there is no guide.")
         return None
-    require_full_precision(run.dtype)
+    if guide is None:
+        return Guide(None, strength)
     try:
         pictures = validate_image(guide)[0].to(rgb.device)
     except ImageError as error:

@@ -77,16 +77,19 @@ class TiledDecoder:
         analysis = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
         passes = samples if tiling.shares else -(-samples // at_once)
         passes += guide is not None
-        run.expect(batch * len(tiles) * (analysis + passes * plan.units + samples))
+        own_guide = guide is not None and guide.pictures is None
+        guides = batch * plan.guide_units if own_guide else 0
+        run.expect(guides + batch * len(tiles) * (analysis + passes * plan.units + samples))
         for item, pictures in enumerate(result):
             padded = tiling.pad(rgb[item, None], border)
             seen = tiling.encoder_input(padded)
+            guiding = None if guide is None else self._guide(guide, rgb, item)
             for tile in tiles:
                 run.stage(analysis, weight)
                 source = _crop(padded, tile)
                 cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
                 run.settle()
-                kept = None if guide is None else self._kept(guide.pictures[item, None], border, tile, cond)
+                kept = None if guiding is None else self._kept(guiding, border, tile, cond)
                 inner, outer = _without_halo(tile, scale, border, height, width)
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
@@ -111,6 +114,16 @@ class TiledDecoder:
             run.notify(sentence)
         self.tiles.finish()
         return result.flatten(0, 1)
+
+    def _guide(self, guide: Guide, rgb: Tensor, item: int) -> Tensor:
+        """Return the guide of an image, ``(1, 3, s * h, s * w)``, which a model makes of the whole image."""
+        if guide.pictures is not None:
+            return guide.pictures[item, None]
+        run = self._run
+        run.stage(run.plan.guide_units)
+        made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp(0, 1).to(rgb)
+        run.settle()
+        return made
 
     def _kept(self, picture: Tensor, border: Border, tile: Window, cond: Condition) -> list[Tensor]:
         """Encode a guide ``(1, 3, s * h, s * w)`` in a tile, which is padded as the image is."""

@@ -97,7 +97,6 @@ def upscale(
         ImageError: If images or guides are none, have no pixels, a wrong number of channels, or values that are not
             numbers, or there is neither one guide nor one for each image.
         ShapeError: If there are not as many temperatures as levels, or a map has another shape.
-        PrecisionError: If there is a guide, and the model was converted to a low precision.
         FlowError: If the model does not upscale, another argument is out of its range, or memory does not suffice for
             the smallest tile.
         Cancelled: If stopped.

@@ -15,7 +15,7 @@ from ..checkpoints import catalog
 from ..checkpoints.file import is_ours, read, read_header
 from ..errors import FlowError
 from ..flow import Flow
-from ..models.fields import SAMPLING
+from ..models.fields import OF_GUIDE, SAMPLING
 from .objective import lr_encoder, pretrained_backbone
 
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
@@ -24,13 +24,13 @@ TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the bes
 def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
     """Load all weights of a model of the same configuration; with ``other_encoder`` all but an encoder of another.
 
-    A dequantizer, which is no part of the bijection, may be new or left behind.
+    A dequantizer or a guide, which are no part of the bijection, may be new or left behind.
     """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
     if (flow.dequantizer is None) != (other.dequantizer is None):
         expected.pop("dequantizer_steps", None)
-    for measured in ("styles", *SAMPLING):  # after training: those of the file are of its weights
+    for measured in ("styles", *SAMPLING, *OF_GUIDE):  # after training: those of the file are of its weights
         expected.pop(measured, None)
     if expected.get("memory"):  # it is filled anew, and without effect where there was none
         expected.pop("memory")

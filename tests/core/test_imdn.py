@@ -15,12 +15,13 @@ from flowcore.checkpoints.file import read, read_header, save
 from flowcore.errors import CheckpointError, FlowError
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
-from flowcore.networks import IMDN, IMDNEncoder
+from flowcore.networks import IMDN, CompactUpscaler, IMDNEncoder
 from flowcore.testing import perturbed
 from flowcore.training.memory import recomputable_modules
 from flowcore.training.start import load_encoder, load_weights
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
+GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, of half of both networks
 
 
 def tiny(seed=1, **fields):
@@ -131,3 +132,65 @@ def test_an_encoder_that_this_version_does_not_know_is_of_a_newer_one(tmp_path):
     (tmp_path / "new.safetensors").write_bytes(newer)
     with pytest.raises(CheckpointError, match="written by a newer flowcore"):
         flowcore.load(tmp_path / "new.safetensors")
+
+
+# --- the network that guides ------------------------------------------------------------------------------------------
+
+
+def guided(seed=1):
+    """A flow whose own guide is a random enlargement."""
+    return tiny(seed, guide_layers=5, guide_width=6, guide_strength=0.7)
+
+
+@torch.no_grad()
+def test_the_shipped_guide_is_the_published_one_rounded_to_float16():
+    network, recording = read(catalog.path("srflow-x4-photo")).guide.double(), load_file(GUIDE)
+    assert float((network(recording["lr"]) - recording["sr"]).abs().max()) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.no_grad()
+def test_a_guide_is_the_same_in_strips_of_any_size(dtype):
+    flow, lr = guided(), image(70, 6, batch=2)
+    made = []
+    for strip_bytes in (2**10, 2**26):
+        plan = Plan(flow, dtype, strip_bytes=strip_bytes)
+        plan.budget.usual_dense = strip_bytes
+        made.append(plan.make_guide(lr))
+    assert torch.equal(*made)
+    assert torch.allclose(made[0], flow.guide(lr), atol=1e-5 if dtype == "float32" else 1e-2)
+    assert float((made[0] - enlarge(lr, 4)).abs().max()) > 0.01
+
+
+def test_a_model_draws_with_the_guide_that_it_carries():
+    flow, lr, pass_on = guided(), image(40, 36), {"temperature": 0.1, "seed": 3}
+    own = flowcore.upscale(flow, lr, **pass_on)
+    made = Plan(flow).make_guide(lr).clamp(0, 1)
+    torch.testing.assert_close(own, flowcore.upscale(flow, lr, guide=made, **pass_on), atol=1e-5, rtol=0)
+    torch.testing.assert_close(flowcore.upscale(flow, lr, guide_strength=1, **pass_on), made, atol=2e-4, rtol=0)
+    assert (flowcore.upscale(flow, lr, tile=32, **pass_on) - own).abs().max() <= 1 / 255
+    shares = []
+    flowcore.upscale(flow, lr, progress=lambda d, t, p=None: shares.append(d / t))
+    assert shares[-1] == 1
+    without = tiny()
+    without.load_state_dict({k: v for k, v in flow.state_dict().items() if not k.startswith("guide.")})
+    plain = flowcore.upscale(without, lr, **pass_on)
+    assert torch.equal(flowcore.upscale(flow, lr, guide_strength=0, **pass_on), plain)
+    assert (plain - own).abs().max() > 0.01
+
+
+def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
+    save(flow := guided(), tmp_path / "guided.safetensors")
+    assert torch.equal(read(tmp_path / "guided.safetensors").guide.convs[0].weight, flow.guide.convs[0].weight)
+    other = tiny(seed=5)
+    load_weights(other, tmp_path / "guided.safetensors")
+    assert other.guide is None
+    assert all(torch.equal(flow.state_dict()[name], t) for name, t in other.state_dict().items())
+
+
+def test_an_output_of_the_guide_sees_as_many_pixels_as_there_are_convolutions():
+    network, lr = CompactUpscaler(2, 3, 4), image(20, 8)
+    changed = lr.clone()
+    changed[:, :, 10] += 0.5
+    rows = (network(changed) - network(lr)).abs().amax((0, 1, 3))
+    assert rows.nonzero()[:, 0].tolist() == [*range(2 * 7, 2 * 14)]

@@ -29,6 +29,7 @@ MENTIONS = {
     "flowcore/weights/README.md",
     "flowcore/weights/SOURCES.tsv",
     "flowcore/quality/no_reference.licences.txt",
+    "flowcore/weights/srflow.licences.txt",
     "web/docs/FlowcoreLoadModel.md",
 }
 UNFREE = re.compile(r"non-?commercial|BY-NC|General Public Licen[cs]e|all rights reserved", re.IGNORECASE)

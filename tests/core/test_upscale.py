@@ -11,7 +11,6 @@ from builders import random_image as picture
 from torch import Tensor
 
 from flowcore import FlowError, ImageError, upscale
-from flowcore.errors import PrecisionError
 from flowcore.flow import Flow
 from flowcore.images.resize import enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
@@ -437,8 +436,6 @@ def test_a_guide_that_does_not_fit_is_told_or_refused(flow):
     for error, words, arguments in wrong:
         with pytest.raises(error, match=words):
             upscale(flow, lr, **arguments)
-    with pytest.raises(PrecisionError):
-        upscale(build_upscaler().bfloat16(), lr, guide=guide)
 
 
 # --- size and consistency ---------------------------------------------------------------------------------------------
