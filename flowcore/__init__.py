@@ -30,6 +30,7 @@ from .tasks import Cancelled
 from .tasks.brighten import brighten
 from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
 from .tasks.consistency import match_source
+from .tasks.face_finder import Face, find_faces
 from .tasks.hints import Hints
 from .tasks.ranking import ranked
 from .tasks.rescale import restore, shrink
@@ -44,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "Condition",
     "ConditionError",
+    "Face",
     "Flow",
     "FlowError",
     "Guidance",
@@ -63,6 +65,7 @@ __all__ = [
     "decode_colors",
     "encode",
     "encode_colors",
+    "find_faces",
     "interpolate",
     "load",
     "match_source",

@@ -7,11 +7,12 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
+NETWORKS = {"face-finder"}  # shipped beside the models, and no flow
 
 
 def names() -> list[str]:
     """List the names of the shipped models, sorted."""
-    return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
+    return sorted(file.stem for file in FOLDER.glob("*.safetensors") if file.stem not in NETWORKS)
 
 
 def path(name: str) -> Path:
