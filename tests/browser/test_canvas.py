@@ -833,7 +833,7 @@ def test_a_number_that_the_model_decides_says_so(canvases, vue):
     canvas.move("FlowcoreUpscale", "temperature", 0.4)
     canvas.move("FlowcoreUpscale", "factor", 2)
     canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
-    assert shown(*names) == [["temperature", 0.4], ["enlarge by", 2], [own, 0], everything]
+    assert shown(*names) == [["temperature", 0.4], ["enlarge by", 2], [own, 0.35], everything]
     canvas.move("FlowcoreUpscale", "temperature", -0.05)
     canvas.move("FlowcoreUpscale", "factor", 0)
     assert shown(*names) == [["temperature (model's)", 1], [factor, 4], [own, 0.35], everything]

@@ -190,7 +190,8 @@ def to_canvas(name: str, api: dict[str, Any], every: dict[str, Any]) -> dict[str
 
 def app(name: str, api: dict[str, Any], numbers: dict[str, int], every: dict[str, Any]) -> dict[str, Any]:
     """Say what App mode shows of a story: pairs of a node and a widget, and the nodes whose pictures are the result."""
-    saving = [key for key, node in api.items() if {"images", "video"} & node["inputs"].keys()]
+    hosts = {key: node for key, node in api.items() if not node["class_type"].startswith("Flowcore")}  # not a gallery
+    saving = [key for key, node in hosts.items() if {"images", "video"} & node["inputs"].keys()]
     return {
         "inputs": [[numbers[key], widget] for key, widgets in APP[name].items() for widget in widgets],
         "outputs": [numbers[key] for key in saving if every[api[key]["class_type"]]["output_node"]],
