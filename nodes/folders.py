@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..flowcore import FlowError
-from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save
+from ..flowcore.batch.folders import Job, Made, find, in_turn, is_done, jobs, run, save, split_name
 from ..flowcore.batch.job import Work, Worker
 from ..flowcore.tasks.colorize import memory_required as memory_to_colorize
 from ..flowcore.tasks.model_defaults import left_to_model
@@ -68,8 +68,13 @@ class FlowcoreFolder(FlowNode):
             bits=None,  # those of the picture
         )
         end = Path(model.name).stem + ("" if tau is None else f"_tau{tau:g}")
-        names = [f"{end}_seed{seed}.png" for seed in work.seeds()]
-        todo = jobs(find([str(source)], out, notes), out, lambda stem: [f"{stem}_{name}" for name in names])
+        names = [f"_{end}_seed{seed}" for seed in work.seeds()]
+
+        def results(picture: str) -> list[str]:
+            start, frame = split_name(picture, ".png")
+            return [f"{start}{name}{frame}.png" for name in names]
+
+        todo = jobs(find([str(source)], out, notes), out, results)
         for job in todo:
             inside("input", job.source)
             inside("output", job.targets[0])
@@ -90,6 +95,6 @@ class FlowcoreFolder(FlowNode):
 
         executor = partial(in_turn, Worker(work, model.flow), start, notes, cancelled=stop_if_cancelled)
         done = partial(is_done, work=work, model=model.sha256)
-        run(todo, executor, is_done=done, save=save, on_result=on_result)
+        run(todo, executor, is_done=done, save=save, on_result=on_result, notify=notes)
         info = f"{len(todo)} pictures: {', '.join(f'{n} {what}' for what, n in count.items())}; in output/{subfolder}"
         return io.NodeOutput(info, ui={"text": [info, *notes.lines]})

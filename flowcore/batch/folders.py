@@ -2,7 +2,8 @@
 
 Each result stores the fingerprint of its work (``job.Work.ids``) as EXIF ImageUniqueID. So a run that was stopped at
 any moment can be resumed, and a file that something else made is never replaced. Results are complete or absent
-(``checkpoints.writing``). A picture that fails does not stop the others.
+(``checkpoints.writing``). A picture that fails does not stop the others. Processes that share a folder of results make
+each picture once (``claims``).
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
 from ..tasks import Progress
+from .claims import Claims
 from .job import MARK, Work, Worker
 
 MAGIC = re.compile(r"[*?[]")
+FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
+POLL = 1.0  # seconds between looks at pictures that other processes have claimed
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,22 @@ Result = tuple[Job, Made | Exception]
 def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], None] | None = None) -> list[Found]:
     """Find picture files: word by word, each file once, in natural order of their names.
 
-    Words are files, folders (searched at any depth, but for ``out``) and patterns such as ``photos/**/*.jpg``; files of
-    other kinds are reported. A folder or pattern without a picture is refused, and so is ``out`` as one of the folders.
+    Words are files, folders (searched at any depth, linked ones too, but for ``out``) and patterns such as
+    ``photos/**/*.jpg``. Files of other kinds, links that lead back to where they are, and folders that cannot be opened
+    are reported; a link to a picture that is not there is found, so that the run can say so. A folder or pattern
+    without a picture is refused, and so is ``out`` as one of the folders.
     """
     found: dict[Path, Found] = {}
-    ignored = set[Path]()
+    ignored = dict[Path, str]()  # and why
     for word in words:
         path = Path(word)
         if path.is_dir():
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
-            above, paths, problem = path, path.rglob("*"), f"No images in {word}"
+            above, paths, problem = path, _walk(path, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not path.exists():
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
-            paths, problem = map(Path, glob.glob(word, recursive=True)), f"Nothing matches {word}"
+            paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"
         else:
             found.setdefault(path.absolute(), Found(path, Path(path.name)))
             continue
@@ -83,13 +89,13 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
         excluded = out.resolve() if out is not None and above.resolve() in out.resolve().parents else None
         files = {p for p in paths if _is_visible(p, excluded)}
         matches = [Found(p, p.relative_to(above)) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        ignored |= {p.absolute() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES}
+        ignored |= {p.absolute(): _kind(p) for p in files if p.suffix.lower() not in IMAGE_SUFFIXES}
         if not matches:
             raise FlowError(f"{problem}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for one in sorted(matches, key=lambda one: natural_key(one.inside)):
             found.setdefault(one.path.absolute(), one)
     if ignored and notify is not None:
-        kinds = ", ".join(sorted({p.suffix.lower() or "no suffix" for p in ignored}))
+        kinds = ", ".join(sorted({*ignored.values()}))
         notify(f"Files that flowcore does not read were left out: {len(ignored)} ({kinds}).")
     return list(found.values())
 
@@ -100,8 +106,51 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts if part]
 
 
+def _walk(folder: Path, ignored: dict[Path, str]) -> Iterator[Path]:
+    """List the files of a folder at any depth, links included, and why others are not listed."""
+    return (Path(here, name) for here, names in _folders(folder, ignored) for name in names)
+
+
+def _folders(top: Path, ignored: dict[Path, str]) -> Iterator[tuple[str, list[str]]]:
+    """List the folders of a folder at any depth, itself and linked ones included, with the names of their files."""
+
+    def skip(error: OSError) -> None:
+        ignored[Path(error.filename).absolute()] = "a folder that cannot be opened"
+
+    for here, folders, names in os.walk(top, followlinks=True, onerror=skip):
+        folders[:] = [name for name in folders if not _leads_back(Path(here, name), ignored)]
+        yield here, names
+
+
+def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
+    """List what matches a pattern; not by glob alone, which runs through links that lead back for ever."""
+    head, deep, rest = f"{pattern}/*".partition("**/") if pattern.endswith("**") else pattern.partition("**/")
+    if not deep:
+        yield from glob.iglob(pattern)
+        return
+    for top in glob.iglob(head or "./"):
+        for here, _ in _folders(Path(top), ignored):
+            if not any(part.startswith(".") for part in Path(here).relative_to(top).parts):  # as glob has it
+                yield from _matching(os.path.join(glob.escape(here), rest), ignored)
+
+
+def _leads_back(folder: Path, ignored: dict[Path, str]) -> bool:
+    """Whether a folder is a link to one of the folders on the way to it, or to one that holds these."""
+    if not folder.is_symlink():
+        return False
+    real, way = folder.resolve(), [above.resolve() for above in folder.absolute().parents]
+    back = any(real == above or real in above.parents for above in way)
+    if back:
+        ignored[folder.absolute()] = "a link that leads back"
+    return back
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower() or "no suffix" if path.exists() else "a broken link"
+
+
 def _is_visible(path: Path, excluded: Path | None) -> bool:
-    if path.name.startswith(".") or not path.is_file():
+    if path.name.startswith(".") or not (path.is_file() or (path.is_symlink() and not path.exists())):
         return False
     return excluded is None or excluded not in path.resolve().parents
 
@@ -112,23 +161,30 @@ def _is_visible(path: Path, excluded: Path | None) -> bool:
 def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -> list[Job]:
     """Make a job for each picture; results go into the same sub-folder of ``out`` as the picture was found in.
 
-    Where results of two pictures would collide, their names get the suffix (a.jpg and a.png), and pictures of different
-    folders that were given themselves keep those folders. ``names`` goes from the stem of a picture's name to the names
-    of its results; see ``check_targets`` for what is refused.
+    Pictures of different folders that have one name where they were found or given keep those folders. ``names`` goes
+    from the name of a picture to those of its results; see ``check_targets`` for what is refused.
     """
     above = Path(os.path.commonpath([one.path.absolute().parent for one in found])) if found else Path()
-    stems = Counter(_stem(one.inside) for one in found)
-    inside = [one.inside for one in found]
-    for k, one in enumerate(found):
-        if stems[_stem(one.inside)] > 1:
-            place = one.inside if len(one.inside.parts) > 1 else one.path.absolute().relative_to(above)
-            inside[k] = place.with_name(f"{place.stem}_{place.suffix[1:]}")
+    times = Counter(one.inside for one in found)
+    inside = [one.inside if times[one.inside] == 1 else one.path.absolute().relative_to(above) for one in found]
     made = [
-        Job(one.path, tuple(out / path.parent / name for name in names(path.stem)))
+        Job(one.path, tuple(out / path.parent / name for name in names(path.name)))
         for one, path in zip(found, inside, strict=True)
     ]
     check_targets(made)
     return made
+
+
+def split_name(name: str, suffix: str) -> tuple[str, str]:
+    """Split the name of a picture into what names of its results, of a suffix, begin with, and end in.
+
+    They end in the number of a frame, so that frames stay a sequence. They begin with the rest of the stem, and the
+    picture's own suffix if it is another than theirs: a name does not depend on which other pictures there are.
+    """
+    stem, own = Path(name).stem, Path(name).suffix
+    frame = FRAME.fullmatch(stem)
+    start, end = (frame[1], frame[2]) if frame else (stem, "")
+    return start + ("" if own == suffix else own.replace(".", "_")), end
 
 
 def check_targets(made: Sequence[Job]) -> None:
@@ -142,10 +198,6 @@ def check_targets(made: Sequence[Job]) -> None:
             raise FlowError(f"{times} results would be {target}. Give the pictures different names.")
 
 
-def _stem(inside: Path) -> str:
-    return inside.with_suffix("").as_posix().lower()
-
-
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +209,8 @@ def run(
     save: Callable[[Job, Made], None],
     on_result: Callable[[Job, Made | Exception | None], None],
     whole_clips: bool = False,
+    claims: bool = True,
+    notify: Callable[[str], None] | None = None,
 ) -> list[tuple[Job, Exception]]:
     """Execute all jobs whose results do not exist yet.
 
@@ -168,37 +222,72 @@ def run(
         save: Saves results.
         on_result: Called after every job with its results or its failure; with None if it was skipped.
         whole_clips: Results depend on the frames before them in the folder: if one is missing, all are made again.
+        claims: Leave pictures to the processes that are at work on them, and wait for these. If not, ``executor`` may
+            take all jobs before it begins.
+        notify: Called with a sentence when this waits.
 
     Returns:
         The jobs that failed, and why.
     """
     failed: list[tuple[Job, Exception]] = []
-    incomplete = {job.source.parent for job in made if not state_of(job, is_done)} if whole_clips else set[Path]()
+    incomplete = set[Path]()  # clips
 
     def finish(job: Job, result: Made | Exception) -> None:
         if isinstance(result, Exception):
             failed.append((job, result))
         on_result(job, result)
 
-    def pending() -> Iterator[Job]:
-        for job in made:
-            state = state_of(job, is_done)
-            if isinstance(state, FlowError):
-                finish(job, state)
-            elif state and job.source.parent not in incomplete:
-                on_result(job, None)
-            else:
-                yield job
+    def is_settled(job: Job) -> bool:
+        state = state_of(job, is_done)
+        if isinstance(state, FlowError):
+            finish(job, state)
+        elif state and job.source.parent not in incomplete:
+            on_result(job, None)
+        else:
+            return False
+        if (place := claimed(job)) is not None:
+            Claims.clear(place)
+        return True
 
-    for job, result in executor(pending()):
-        if not isinstance(result, Exception):
-            try:
-                save(job, result)
-            except SavingError:
-                raise
-            except (FlowError, OSError) as error:
-                result = error
-        finish(job, result)
+    def claimed(job: Job) -> Path | None:
+        """What is claimed for a job: its first result, or its clip; None if the job is on its own."""
+        if not claims or not job.targets:
+            return None
+        return job.targets[0].with_name("clip") if whole_clips else job.targets[0]
+
+    def pending(held: Claims) -> Iterator[Job]:
+        waiting, elsewhere = list(made), list[Job]()
+        while waiting:
+            incomplete.update(job.source.parent for job in waiting if whole_clips and not state_of(job, is_done))
+            for job in waiting:
+                if is_settled(job):
+                    continue
+                place = claimed(job)
+                if place is not None and not held.take(place):
+                    elsewhere.append(job)
+                elif place is None or whole_clips:  # a clip is held until the run ends
+                    yield job
+                else:
+                    if not is_settled(job):  # since it was looked at first
+                        yield job
+                    held.release(place)
+            if elsewhere and len(elsewhere) < len(waiting) and notify is not None:
+                notify(f"Waiting for {len(elsewhere)} images that other processes have in work.")
+            if elsewhere:
+                time.sleep(POLL)
+            incomplete.clear()
+            waiting, elsewhere = elsewhere, []
+
+    with Claims() as held:
+        for job, result in executor(pending(held)):
+            if not isinstance(result, Exception):
+                try:
+                    save(job, result)
+                except SavingError:
+                    raise
+                except (FlowError, OSError) as error:
+                    result = error
+            finish(job, result)
     return failed
 
 

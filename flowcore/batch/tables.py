@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoints.writing import write_atomic
 from ..errors import FlowError
+from .claims import exclusive
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
 NAME = "manifest.csv"
@@ -31,10 +32,10 @@ SCORE_COLUMNS = (
 
 
 class Manifest:
-    """Rows of ``COLUMNS``, appended as results are saved; of an output that is in several rows, the last one counts.
+    """Rows of ``COLUMNS``, appended as results are saved, by any number of processes; one per input and output.
 
-    An input that failed has a row without an output, whose note says why. Seconds are those of the input, with all its
-    outputs.
+    Of those that are in several rows, the last one counts, until ``compact`` removes the others. An input that failed
+    has a row without an output, whose note says why. Seconds are those of the input, with all its outputs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,10 +46,27 @@ class Manifest:
                 first = next(csv.reader(file), list(COLUMNS))
             if tuple(first) != COLUMNS:
                 raise FlowError(f"{path} is something else than a list of results. Name another file with --manifest.")
+            self.compact()
+
+    def compact(self) -> None:
+        """Leave one row per input and output, the last one; and of an input that was done after all, no failure."""
+        if not self.path.exists():
+            return
+        with exclusive(self.path):
+            with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+                rows = [row for row in csv.reader(file) if row]
+            kept = dict[tuple[str, str], list[str]]()
+            for row in rows[1:]:
+                if len(row) == len(COLUMNS):  # or it was cut off
+                    kept.pop((row[0], ""), None)
+                    kept[row[0], row[1]] = row
+            if len(kept) + 1 < len(rows):
+                write_atomic(self.path, _text([COLUMNS, *kept.values()]).encode())
 
     def append(self, rows: Iterable[tuple[object, ...]]) -> None:
         """Write rows, and flush them to the disk."""
-        _append(self.path, COLUMNS, rows)
+        with exclusive(self.path):
+            _append(self.path, COLUMNS, rows)
 
 
 class Scores:

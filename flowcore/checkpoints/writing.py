@@ -82,11 +82,12 @@ def clear_abandoned(folder: Path) -> None:
     for file in folder.glob(".*.partial"):
         found = PARTIAL.fullmatch(file.name)
         with contextlib.suppress(OSError):  # another process may have done it
-            if found and time.time() - file.stat().st_mtime > ABANDONED and _is_gone(int(found[1])):
+            if found and time.time() - file.stat().st_mtime > ABANDONED and is_gone(int(found[1])):
                 file.unlink()
 
 
-def _is_gone(process: int) -> bool:
+def is_gone(process: int) -> bool:
+    """Tell whether a process of this machine has ended; False if that is unknown, and True of this one itself."""
     if process == os.getpid():  # a restarted container reuses the number
         return True
     if os.name != "posix":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import string
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,10 +22,11 @@ from ..device import actual_precision, keep_freed_memory
 from ..errors import FlowError
 from ..flow import Flow, Task
 from ..images.files import FORMATS, IMAGE_SUFFIXES, SUFFIXES, Format, check_format
+from ..tasks import Progress
 from ..tasks.model_defaults import left_to_model
 from .announce import announce
 from .options import parse_fields
-from .output import ProgressBar, log
+from .output import ProgressBar, SomeFailed, log, write_result
 
 UNWRITTEN = {*IMAGE_SUFFIXES, ".avif", ".exr", ".hdr", ".jp2", ".jxl", ".ppm", ".tga"} - FORMATS.keys()
 
@@ -103,25 +106,28 @@ def make_images(
     check_format(work.format, work.bits or 8, work.quality)
     model = model_sha256(flow)
     manifest = _manifest(options, jobs)
-    done: set[Job] = set()
+    done, refused = set[Job](), dict[Job, FlowError]()
 
     def is_done(job: Job) -> bool:
+        if job in refused:
+            raise refused[job]
         if job not in done and folders.is_done(job, work, model, again=options.again):
             done.add(job)  # looked at once: the announcement, the run and its clips ask, and all pixels are decoded
         return job in done
 
     if command in ("upscale", "restore"):
-        announce(options, work, flow, jobs, is_done)
+        refused |= announce(options, work, flow, jobs, is_done)
     bar = ProgressBar(jobs)
 
     def on_result(job: Job, result: Made | Exception | None) -> None:
         bar.finish(job, result)
-        made = isinstance(result, Made)
-        for target in job.targets if made else ():
-            log(str(target))
+        made, failure = isinstance(result, Made), str(result) if isinstance(result, Exception) else ""
+        seconds, notes = (round(result.seconds, 2), result.notes) if isinstance(result, Made) else (None, ())
+        there = () if failure else job.targets
+        write_result(options, job.source, there, seconds=seconds, notes=notes, error=failure)
         if manifest is not None and result is not None:
             outputs = list(zip(job.targets, work.seeds(), strict=True)) if made else [("", "")]
-            seconds, note = (round(result.seconds, 2), " ".join(result.notes)) if made else ("", str(result))
+            note = failure or " ".join(notes)
             manifest.append((job.source, file, seed, work.model, model, seconds, note) for file, seed in outputs)
 
     failed = folders.run(
@@ -131,7 +137,11 @@ def make_images(
         save=folders.save,
         on_result=on_result,
         whole_clips=work.carries,
+        claims=not uses_ray(options),
+        notify=log,
     )
+    if manifest is not None:
+        manifest.compact()
     finish(failed, bar, len(jobs))
 
 
@@ -146,7 +156,7 @@ def finish(failed: list[tuple[Job, Exception]], bar: ProgressBar, total: int) ->
         raise first
     lines = [f"{job.source}: {error if str(error) else type(error).__name__}" for job, error in failed]
     listed = "\n  ".join([f"{len(lines)} of {total} images could not be done:", *lines])
-    raise FlowError(f"{listed}\n{summary}") from first
+    raise (SomeFailed if len(failed) < total else FlowError)(f"{listed}\n{summary}") from first
 
 
 def _jobs(
@@ -155,12 +165,46 @@ def _jobs(
     """Find the pictures, and decide on the files of their results."""
     found = folders.find(options.images, options.out, log)
     if named_format(options.out) is None:
-        return folders.jobs(found, options.out, lambda stem: [f"{name}{suffix}" for name in names(stem)])
+        if options.name is not None:
+            check_template(options.name, len(sample_names))
+        return folders.jobs(found, options.out, lambda name: _result_names(options, name, suffix, names, sample_names))
     if len(found) > 1:
         raise FlowError(f"{options.out} is one file, for {len(found)} images. Name a folder.")
+    if options.name is not None:
+        raise FlowError("--name names results in a folder, and --out is a file. Leave one of them out.")
     jobs = [Job(found[0].path, tuple(numbered(options.out, sample_names)))]
     folders.check_targets(jobs)
     return jobs
+
+
+def _result_names(
+    options: argparse.Namespace, name: str, suffix: str, names: Callable[[str], list[str]], sample_names: list[str]
+) -> list[str]:
+    """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
+    path, (start, frame) = Path(name), folders.split_name(name, suffix)
+    if options.name is None:
+        start, frame = (path.stem, "") if getattr(options, "frames", "") == "video" else (start, frame)
+        return [f"{one}{frame}{suffix}" for one in names(start)]
+    tokens = {"stem": path.stem, "base": path.stem.removesuffix(frame), "frame": frame, "suffix": path.suffix[1:]}
+    tokens["model"] = Path(options.model).stem
+    several = len(sample_names) > 1
+    filled = [options.name.format(**tokens, seed=seed, sample=f"_{seed}" * several) for seed in sample_names]
+    return [f"{one.removesuffix(suffix)}{suffix}" for one in filled]
+
+
+TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")
+
+
+def check_template(template: str, samples: int) -> None:
+    """Raise FlowError if a ``--name`` cannot be filled in, or cannot tell the results of a picture apart."""
+    try:
+        template.format(**dict.fromkeys(TOKENS, ""))
+    except (ValueError, LookupError, AttributeError) as error:
+        listed = ", ".join(f"{{{name}}}" for name in TOKENS)
+        raise FlowError(f"--name may hold {listed}; got {template!r} ({error}).") from error
+    used = {name for _, name, _, _ in string.Formatter().parse(template)}
+    if samples > 1 and not used & {"seed", "sample"}:
+        raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 
 
 def _manifest(options: argparse.Namespace, jobs: list[Job]) -> Manifest | None:
@@ -174,7 +218,10 @@ def executor(
     options: argparse.Namespace, work: Work, flow: Flow, bar: ProgressBar
 ) -> Callable[[Iterable[Job]], Iterable[Result]]:
     """Choose what runs the jobs: this process, one after the other, or a cluster."""
+    limit: float | None = getattr(options, "time_limit", None)
     if uses_ray(options):
+        if limit is not None:
+            raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
         from ..batch import cluster
 
         where = cluster.Cluster(
@@ -186,4 +233,16 @@ def executor(
             threads=max(1, options.ray_threads),
         )
         return partial(cluster.execute, work, where, log)
-    return partial(folders.in_turn, Worker(work, flow), bar.start, log)
+    began = time.monotonic()
+
+    def start(source: Path) -> Progress:
+        nonlocal began
+        began = time.monotonic()
+        return bar.start(source)
+
+    def cancelled() -> bool:
+        if limit is not None and time.monotonic() - began > limit:
+            raise FlowError(f"It took longer than --time-limit, {limit:g} s. Give it more, or shrink the image.")
+        return False
+
+    return partial(folders.in_turn, Worker(work, flow), start, log, cancelled=cancelled)

@@ -15,6 +15,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import FlowError
 from . import make, measure, models, train
+from .output import QUIET, SomeFailed
 
 COMMANDS = {
     "upscale": (make.add_upscale, "enlarge photographs"),
@@ -40,19 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line; None for the process's own.
 
     Returns:
-        The exit status: 0; 1 after an error message; 130 after Ctrl-C.
+        The exit status: 0; 1 after an error message, 3 if a part was done nevertheless; 130 after Ctrl-C.
     """
     options = build_parser().parse_args(arguments)
+    quiet = QUIET.set(getattr(options, "quiet", False))
     try:
         for name in options.plugin:
             _import_plugin(name)
         options.run_command(options)
     except FlowError as error:
         sys.stderr.write(f"flowcore: {error}\n")
-        return 1
+        return 3 if isinstance(error, SomeFailed) else 1
     except KeyboardInterrupt:
         sys.stderr.write("flowcore: stopped\n")
         return 130
+    finally:
+        QUIET.reset(quiet)
     return 0
 
 

@@ -22,10 +22,11 @@ from .options import (
     add_manifest,
     add_megapixels,
     add_model,
+    add_output,
     add_precision,
     parse_fields,
 )
-from .output import log
+from .output import log, write_result
 
 if TYPE_CHECKING:
     from ..batch.job import Command
@@ -129,6 +130,7 @@ def _add_rescaling(command: argparse.ArgumentParser) -> None:
 
 def add_sample(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_sample)
+    add_output(command)
     add_model(command, "glow-photos")
     option = command.add_argument
     option("-o", "--out", type=Path, default=Path("output"), help="folder for the results (default: output), or a file")
@@ -149,6 +151,7 @@ def add_sample(command: argparse.ArgumentParser) -> None:
 
 def add_interpolate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run_command=_interpolate)
+    add_output(command)
     command.add_argument("images", nargs=2, type=Path, metavar="IMAGE")
     add_model(command, "glow-photos")
     option = command.add_argument
@@ -404,6 +407,7 @@ def _save(
     same = {**entry, **values, "samples": None}  # more of them leave the first as they are
     ids = [picture_id({**same, "model": sha, "name": name}) for name in names]
     if targets_done(targets, ids, size, again=options.again):
+        write_result(options, None, targets)
         log(f"{len(targets)} of {len(targets)} were there already (--again makes them anew).")
         return
     images = make()
@@ -413,5 +417,5 @@ def _save(
     text = {KEY: json.dumps([Provenance.of(values, device=device, **common, **entry, pictures=made).to_json()])}
     for target, image, id in zip(targets, images, ids, strict=True):
         write_atomic(target, encode(image, format=format or "png", unique_id=id, text=text))
-        log(str(target))
+    write_result(options, None, targets, seconds=round(time.monotonic() - start, 2))
     log(f"{len(targets)} done, in {duration(time.monotonic() - start)}.")

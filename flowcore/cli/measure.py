@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.writing import write_atomic
 from ..errors import FlowError
 from .options import CALM_EDGES, add_batch, add_model, parse_fields
-from .output import ProgressBar, log
+from .output import ProgressBar, SomeFailed, log
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Made
@@ -180,7 +180,7 @@ def _eval(options: argparse.Namespace) -> None:
     if options.json:
         _write_json(options.json, results)
     if skipped:
-        raise FlowError(f"{len(skipped)} of the images could not be measured; the numbers are those of the others.")
+        raise SomeFailed(f"{len(skipped)} of the images could not be measured; the numbers are those of the others.")
 
 
 def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:

@@ -68,6 +68,7 @@ def _convert(options: argparse.Namespace) -> None:
         flow = load(options.source, **fields)
         dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
         save(flow, options.target, dtype=dtype, exact=options.exact)
+    sys.stdout.write(f"{options.target}\n")
     log(f"{options.target}: {flow.architecture}, license: {flow.provenance.get('licence', 'unknown')}")
 
 
@@ -131,3 +132,4 @@ def _styles(options: argparse.Namespace) -> None:
         table = read_attribute_table(options.data / "attributes.tsv", attributes, held_out=held_out)
         styled = measure_attributes(flow, table, log=log)
     save(styled, options.target)
+    sys.stdout.write(f"{options.target}\n")

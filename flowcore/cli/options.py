@@ -70,8 +70,22 @@ def add_again(command: argparse.ArgumentParser) -> None:
 
 
 def add_manifest(command: argparse.ArgumentParser) -> None:
+    option = command.add_argument
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
-    command.add_argument("--manifest", type=Path, metavar="FILE", help=text)
+    option("--manifest", type=Path, metavar="FILE", help=text)
+    text = "of the results in a folder, without suffix: {stem} is the name of the image, {base} and {frame} its parts "
+    text += "(shot.v01 and .0001), {suffix} its suffix (png); {model}; {seed} of the result, {sample} the "
+    text += "same after a _ if there are several. Example: '{base}_{model}{sample}{frame}'"
+    option("--name", metavar="TEMPLATE", help=text)
+    option("--time-limit", type=float, metavar="SECONDS", help="give an image up that takes longer, and go on")
+    add_output(command)
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    """Add how the command talks: results go to stdout, all else to stderr."""
+    text = "write an object a line to stdout instead of paths: input, outputs, seconds, notes, error"
+    command.add_argument("--json", action="store_true", help=text)
+    command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 
 def add_megapixels(command: argparse.ArgumentParser) -> None:

@@ -1,17 +1,21 @@
-"""What commands write to stderr: log lines and a progress bar."""
+"""What commands write: results to stdout, for scripts; log lines and a progress bar to stderr."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import sys
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import FlowError
 from ..images.files import upright_size
 from ..tasks.duration import duration
 
@@ -19,11 +23,38 @@ if TYPE_CHECKING:
     from ..batch.folders import Job, Made
     from ..tasks import Progress
 
-QUIET = 30  # seconds after which a log file, which shows no bar, hears of the image in work
+PATIENCE = 30  # seconds after which a log file, which shows no bar, hears of the image in work
+
+
+QUIET = ContextVar("QUIET", default=False)  # whether a command was told to write nothing but results and errors
+
+
+class SomeFailed(FlowError):
+    """Part of what a command was asked for is done, and part is not."""
 
 
 def log(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    if not QUIET.get():
+        tqdm.write(line, file=sys.stderr)
+
+
+def write_result(
+    options: argparse.Namespace,
+    source: Path | None,
+    outputs: Sequence[Path],
+    *,
+    seconds: float | None = None,
+    notes: Sequence[str] = (),
+    error: str = "",
+) -> None:
+    """Write what became of a picture: the paths of its results, one a line, or with ``--json`` an object in a line."""
+    lines = [str(path) for path in outputs]
+    if options.json:
+        said = {"input": None if source is None else str(source), "outputs": lines, "seconds": seconds}
+        lines = [json.dumps({**said, "notes": list(notes), "error": error or None})]
+    for line in lines:
+        tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 class ProgressBar:
@@ -41,7 +72,7 @@ class ProgressBar:
         self._spoke = self._start
         self._bar = tqdm(
             total=self._left,
-            disable=not sys.stderr.isatty(),
+            disable=QUIET.get() or not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
             bar_format="{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}",
@@ -64,7 +95,7 @@ class ProgressBar:
         pixels = part * self._current
         self._bar.n = self._bar.total - self._left + pixels
         self._bar.refresh()
-        if self._bar.disable and time.monotonic() - self._spoke > QUIET:
+        if self._bar.disable and time.monotonic() - self._spoke > PATIENCE:
             self._spoke = time.monotonic()
             log(f"{self._count()}{self._name}: {part:.0%}{self._to_go(pixels)}")
 

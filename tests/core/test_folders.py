@@ -3,7 +3,11 @@
 import csv
 import io
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +54,7 @@ def test_folder_keeps_its_structure_and_resumes(model, folder, tmp_path, capsys)
     out = tmp_path / "in" / "out"  # which is not searched
     words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
     (folder / "bad.jpg").write_bytes(b"nothing")
-    assert main(words) == 1
+    assert main(words) == 3
     said = capsys.readouterr().err
     assert f"1 of 5 images could not be done:\n  {folder / 'bad.jpg'}: Cannot read bad.jpg" in said
     assert said.index("a2.png") < said.index("a10.png") < said.index("b.png")
@@ -166,21 +170,158 @@ def test_patterns_and_name_collisions(folder, tmp_path):
             folders.find(*arguments)
 
     def targets(*words):
-        made = folders.jobs(folders.find(list(words)), Path("out"), lambda stem: [f"{stem}_new.png"])
+        made = folders.jobs(folders.find(list(words)), Path("out"), lambda name: [f"{name}_new.png"])
         return [str(job.targets[0]) for job in made]
 
-    photograph(folder / "a2.jpg", (4, 4))
-    assert targets(str(folder)) == [
-        *("out/a2_jpg_new.png", "out/a2_png_new.png", "out/a10_new.png", "out/deep/b_new.png"),
-        *("out/deep/er/c_new.png", "out/x[1]_new.png"),
-    ]
     photograph(folder / "other" / "b.png", (4, 4))
     named = targets(f"{folder}/deep/b.png", f"{folder}/other/b.png", f"{folder}/a10.png")
-    assert named == ["out/deep/b_png_new.png", "out/other/b_png_new.png", "out/a10_new.png"]
+    assert named == ["out/deep/b.png_new.png", "out/other/b.png_new.png", "out/a10.png_new.png"]
     with pytest.raises(FlowError, match="would overwrite"):
-        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda stem: [f"{stem}.png"])
+        folders.jobs(folders.find([f"{folder}/a10.png"]), folder, lambda name: [name])
     with pytest.raises(FlowError, match="2 results would be"):
         folders.check_targets([Job(Path("a"), (Path("x"),)), Job(Path("b"), (Path("x"),))])
+
+
+def test_names_depend_on_the_picture_alone_and_keep_sequences(model, tmp_path, capsys):  # noqa: F811
+    for name in ("same.png", "same.jpg", "same.JPG", "shot.v01.0001.png", "shot.v01.0002.png", "v1.2.png"):
+        photograph(tmp_path / "in" / name, (4, 4))
+    words = ["upscale", str(tmp_path / "in"), "--model", str(model), "--device", "cpu", "-o"]
+
+    def made(out, *options):
+        assert main([*words, str(tmp_path / out), *options]) == 0
+        return sorted(path.name for path in results(tmp_path / out))
+
+    assert made("a") == [
+        *("same_JPG_tiny_tau0.8_seed0.png", "same_jpg_tiny_tau0.8_seed0.png", "same_tiny_tau0.8_seed0.png"),
+        *("shot.v01_tiny_tau0.8_seed0.0001.png", "shot.v01_tiny_tau0.8_seed0.0002.png"),
+        "v1.2_tiny_tau0.8_seed0.png",
+    ]
+    (tmp_path / "in" / "same.png").unlink()
+    (tmp_path / "in" / "same.JPG").unlink()
+    before = stamps(tmp_path / "a")
+    assert made("a") == sorted(before)
+    assert stamps(tmp_path / "a") == before
+    assert made("b", "--name", "{base}-{suffix}_{model}{sample}{frame}") == [
+        *("same-jpg_tiny.png", "shot.v01-png_tiny.0001.png", "shot.v01-png_tiny.0002.png", "v1.2-png_tiny.png"),
+    ]
+    several = ["--samples", "2", "--seed", "5"]
+    assert made("c", "--name", "{stem}{sample}.png", *several)[:2] == ["same_seed5.png", "same_seed6.png"]
+    capsys.readouterr()
+    for options, said in (
+        (["--name", "{stem}_{what}"], "--name may hold {stem}, {base}, {frame}"),
+        (["--name", "{stem}", *several], "2 results of an image would have one name. Add {sample}"),
+        (["--name", "{model}"], "2 results would be"),
+    ):
+        assert main([*words, str(tmp_path / "d"), *options]) == 1
+        assert said in capsys.readouterr().err or said == "2 results would be"
+    image = str(tmp_path / "in" / "same.jpg")
+    assert main(["upscale", image, "--model", str(model), "-o", str(tmp_path / "x.png"), "--name", "{stem}"]) == 1
+    assert "--name names results in a folder" in capsys.readouterr().err
+
+
+def test_links_are_followed_named_or_counted(model, folder, tmp_path, capsys):  # noqa: F811
+    photograph(tmp_path / "elsewhere" / "e.png", (4, 4))
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "to").symlink_to(folder)  # a loop through two links
+    (folder / "deep" / "up").symlink_to("..")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "lost").symlink_to("nowhere")
+    for word in (str(folder), f"{folder}/**/*"):
+        said = []
+        found = {str(one.inside) for one in folders.find([word], notify=said.append)}
+        assert found == {*NAMES, "gone.png", "linked/e.png"}
+        (line,) = said
+        assert "a broken link" in line
+        assert "a link that leads back" in line
+    assert main(["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]) == 3
+    assert "gone.png: Cannot read gone.png as an image: No such file" in capsys.readouterr().err
+    assert len(results(tmp_path / "out")) == 5
+
+
+def test_results_are_lines_of_stdout_for_scripts(model, folder, tmp_path, capsys):  # noqa: F811
+    (folder / "bad.png").write_bytes(b"nothing")
+    words = ["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    for _ in range(2):  # those that are there already, too
+        assert main(words) == 3
+        lines = capsys.readouterr().out.splitlines()
+        assert sorted(map(Path, lines)) == sorted(results(tmp_path / "out"))
+    assert main([*words, "--json", "--quiet"]) == 3
+    shown = capsys.readouterr()
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert all(list(row) == ["input", "outputs", "seconds", "notes", "error"] for row in rows)
+    assert {Path(row["input"]).name: row["error"] for row in rows if row["error"]} == {
+        "bad.png": "Cannot read bad.png as an image: Pillow does not know its format."
+    }
+    assert shown.err.startswith("flowcore: 1 of 5 images could not be done:")
+    assert main([*words, "--again", "--json"]) == 3
+    assert all(row["seconds"] > 0 for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["outputs"])
+
+
+def test_an_image_that_takes_too_long_is_given_up(model, folder, tmp_path, capsys):  # noqa: F811
+    words = ["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    assert main([*words, "--time-limit", "0"]) == 1
+    assert "a2.png: It took longer than --time-limit, 0 s." in capsys.readouterr().err
+    assert results(tmp_path / "out") == []
+    assert main([*words, "--time-limit", "100"]) == 0
+
+
+def test_a_manifest_has_one_row_per_input_and_output(model, folder, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
+    (folder / "bad.png").write_bytes(b"nothing")
+    for options in ([], [], ["--again"]):
+        assert main([*words, *options]) == 3
+        rows = list(csv.DictReader((out / "manifest.csv").read_text().splitlines()))
+        assert sorted(Path(row["input"]).name for row in rows) == ["a10.png", "a2.png", "b.png", "bad.png", "c.png"]
+    photograph(folder / "bad.png", (8, 6))
+    assert main(words) == 0
+    rows = list(csv.DictReader((out / "manifest.csv").read_text().splitlines()))
+    assert len(rows) == 5
+    assert all(row["output"] for row in rows)
+
+
+def test_processes_share_a_folder(model, folder, tmp_path):  # noqa: F811
+    for k in range(12):
+        photograph(folder / f"more{k}.png", (90, 80), seed=k)
+    out = tmp_path / "out"
+    words = ["upscale", str(folder), "-o", str(out), "--model", str(model), "--device", "cpu"]
+    program = [sys.executable, "-m", "flowcore", *words, "--json"]
+    started = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    rows = [[json.loads(line) for line in process.communicate(timeout=200)[0].splitlines()] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    made = [row["input"] for process in rows for row in process if row["seconds"] is not None]
+    assert len(made) == len({*made}) == 16  # each once
+    assert all(len(process) == 16 for process in rows)  # and both tell of all
+    assert len((out / "manifest.csv").read_text().splitlines()) == 17
+    assert not [*out.rglob(".*")]
+
+
+def test_a_claim_is_left_alone_until_its_process_is_gone(tmp_path, monkeypatch):
+    target, waits = tmp_path / "a.png", []
+    claim = tmp_path / ".a.png.lock"
+
+    def run():
+        job = Job(tmp_path / "in.png", (target,))
+        executor = lambda jobs: ((job, Made([b"x"])) for job in jobs)  # noqa: E731
+        known = {"is_done": lambda job: target.exists(), "save": folders.save, "on_result": lambda *_: None}
+        return folders.run([job], executor, **known)
+
+    def wait(_):
+        waits.append(target.exists())
+        os.utime(claim, (0, 0))  # not touched for long: of a machine that was turned off
+
+    monkeypatch.setattr(folders.time, "sleep", wait)
+    claim.write_text(json.dumps({"process": 1, "host": "another machine"}))
+    assert run() == []
+    assert waits == [False]
+    assert target.read_bytes() == b"x"
+    assert not claim.exists()
+    target.unlink()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    claim.write_text(json.dumps({"process": ended.pid, "host": socket.gethostname()}))
+    assert run() == []
+    assert (len(waits), target.exists(), claim.exists()) == (1, True, False)
 
 
 def test_files_that_are_not_read_are_counted(folder):
@@ -192,7 +333,7 @@ def test_files_that_are_not_read_are_counted(folder):
 
 
 def test_unsaved_results_stop_the_run(folder, tmp_path):
-    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "file" / "inside", lambda stem: [stem])
+    jobs = folders.jobs(folders.find([str(folder)]), tmp_path / "file" / "inside", lambda name: [name])
     (tmp_path / "file").write_text("no folder")
     done = []
 
@@ -257,7 +398,7 @@ def test_scores_are_a_resumable_table(small_glow, folder, tmp_path, capsys):  # 
         return list(csv.DictReader(table.read_text().splitlines()))
 
     (folder / "bad.png").write_bytes(b"nothing")
-    assert main([*words, str(table.parent)]) == 1
+    assert main([*words, str(table.parent)]) == 3
     assert "1 of 5 images could not be done" in capsys.readouterr().err
     assert [Path(row["image"]).name for row in rows()] == ["a2.png", "a10.png", "bad.png", "b.png", "c.png"]
     assert rows()[2]["error"] == "Cannot read bad.png as an image: Pillow does not know its format."

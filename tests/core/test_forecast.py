@@ -87,17 +87,29 @@ def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, mo
     assert "default: 100; 0: never ask" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("answer", ["y\n", "n\n", "\n", None])
+@pytest.mark.parametrize("answer", ["y\n", "n\n", "\n"])
 def test_more_megapixels_are_asked_about(words, tmp_path, monkeypatch, capsys, answer):
-    asked = types.SimpleNamespace(isatty=lambda: answer is not None, readline=lambda: answer)
+    asked = types.SimpleNamespace(isatty=lambda: True, readline=lambda: answer)
     monkeypatch.setattr(sys, "stdin", asked)
     code = main([*words, "--max-megapixels", "0.04"])
     said = capsys.readouterr().err
-    assert "A result would have 240x200 pixels, 0.048 megapixels; --max-megapixels is 0.04." in said
-    assert ("Go on? [y/N]" in said) == (answer is not None)
+    assert "b.png: A result would have 240x200 pixels, 0.048 megapixels; --max-megapixels is 0.04." in said
+    assert "Go on? [y/N]" in said
     assert code == (answer != "y\n")
     assert (tmp_path / "out").exists() == (answer == "y\n")
     assert main([*words, "--max-megapixels", "0", "--again"]) == 0
+
+
+def test_where_nobody_can_be_asked_the_others_are_made(words, tmp_path, monkeypatch, capsys):
+    """Below what is noteworthy in total, too."""
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
+    monkeypatch.setattr(announce, "NOTEWORTHY", 16)
+    assert main([*words, "--max-megapixels", "0.04"]) == 3
+    assert f"{tmp_path / 'in' / 'b.png'}: A result would have 240x200 pixels" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_model_tau0.8_seed0.png"]
+    rows = (tmp_path / "out" / "manifest.csv").read_text().splitlines()
+    assert ["a.png" in row for row in rows[1:]] == [True, False]
+    assert "megapixels" in rows[2]
 
 
 def test_a_disk_that_is_too_small_is_asked_about(words, tmp_path, monkeypatch, capsys):
