@@ -19,6 +19,7 @@ Reading order, for someone who wants to learn how flows work:
 """
 
 from .checkpoints import load, register_source, save
+from .checkpoints.color_memory import ColorMemory
 from .condition import Condition, Guidance
 from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
 from .flow import Flow
@@ -33,6 +34,7 @@ from .tasks.consistency import match_source
 from .tasks.face_finder import Face, find_faces
 from .tasks.hints import Hints
 from .tasks.ranking import ranked
+from .tasks.remember import remember
 from .tasks.rescale import restore, shrink
 from .tasks.sample import decode, encode, sample
 from .tasks.score import Score, score
@@ -43,6 +45,7 @@ from .transforms import Transform
 __all__ = [
     "Cancelled",
     "CheckpointError",
+    "ColorMemory",
     "Condition",
     "ConditionError",
     "Face",
@@ -74,6 +77,7 @@ __all__ = [
     "ranked",
     "register",
     "register_source",
+    "remember",
     "restore",
     "sample",
     "save",

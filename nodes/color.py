@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from .. import flowcore
-from ..flowcore import Hints
+from ..flowcore import ColorMemory, FlowError, Hints
 from ..flowcore.tasks import Precision
 from ..flowcore.tasks.chroma import Gamut
 from ..flowcore.tasks.colorize import memory_required
 from ..flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
+from ..flowcore.training.image_sources import folder_stamp
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
+from .host.paths import inside
 from .host.ui import Progress, gallery, seeds_in_turn
 from .node import FlowNode
 from .recording import RecordingNode
 from .sockets import (
     FLOW_HINTS,
     FLOW_LATENTS,
+    FLOW_MEMORY,
     FlowModel,
     Latents,
     check_memory,
@@ -30,6 +34,8 @@ from .sockets import (
     from_image,
     to_image,
 )
+
+REMEMBERING = 2**28  # bytes that one photograph takes
 
 
 class FlowcoreColorize(RecordingNode):
@@ -62,6 +68,9 @@ class FlowcoreColorize(RecordingNode):
         pick: Annotated[int, widgets.pick],
         reference: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
         coherence: Annotated[float, widgets.slider(widgets.OWN, widgets.OWN, 1.0, optional=True, advanced=True)],
+        memory: Annotated[ColorMemory | None, partial(FLOW_MEMORY.Input, optional=True)],
+        cast: Annotated[float, widgets.slider(1.0, -1.0, 1.0, optional=True, advanced=True)],
+        vivid: Annotated[float, widgets.slider(1.0, 0.0, 2.0, optional=True, advanced=True)],
     ) -> Any:
         notes, pixels, video = cls.notes(), from_image(image), frames == "video"
         sources = pixels
@@ -102,11 +111,14 @@ class FlowcoreColorize(RecordingNode):
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
             if hints is not None and hints.coverage is not None and hint_steps:
                 notes("hint_steps is ignored: in a clip strokes and points guide the model, and are not spread.")
+            if memory is not None or cast != 1 or vivid != 1:
+                notes("memory, cast and vivid are ignored: they are for frames = images.")
             pictures = flowcore.colorize_video(flow, pixels, carry=carry, **options)
         else:
             if carry:
                 notes("carry is ignored: it is for frames = video.")
-            pictures = flowcore.colorize(flow, pixels, samples=samples, hint_steps=hint_steps, **options)
+            options |= {"memory": memory, "cast": cast, "vivid": vivid, "hint_steps": hint_steps}
+            pictures = flowcore.colorize(flow, pixels, samples=samples, **options)
         facts = seeds_in_turn(seed, 1 if video else samples, len(pictures))
         return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, sources))
 
@@ -162,6 +174,43 @@ def _facts(hints: Hints) -> list[str]:
         blue, red, strength = (float(value) for value in hints.palette.mean(0)[1:])
         lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
     return lines
+
+
+class FlowcoreColorMemory(FlowNode):
+    """The colors of photographs of one's own."""
+
+    ALIASES = ("color memory", "album", "reference colors", "exemplar", "family photos", "remember", "color transfer")
+    OUTPUTS = (FLOW_MEMORY.Output("memory"),)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
+        return folder_stamp(Path(inside("input", folder))) if folder.strip() else ""
+
+    @classmethod
+    def run(
+        cls,
+        model: Annotated[FlowModel, flow_model("colorize")],
+        images: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        folder: Annotated[str, widgets.text],
+        memory: Annotated[ColorMemory | None, partial(FLOW_MEMORY.Input, optional=True)],
+    ) -> Any:
+        notes = cls.notes()
+        given: list[Any] = [] if images is None else [from_image(images)]
+        if folder.strip():
+            given.append(Path(inside("input", folder)))
+        if not given and memory is None:
+            raise FlowError(
+                "A memory needs photographs in color: connect images, or name a folder in the input folder."
+            )
+        flow = model.load(REMEMBERING)
+        options = notes.follow()
+        for photographs in given:
+            made = flowcore.remember(flow, photographs, **options)
+            memory = made if memory is None else memory.merge(made)
+        assert memory is not None
+        memory.check(flow)
+        lines = [f"{memory.places.cells} places of {memory.photographs} photographs"]
+        return io.NodeOutput(memory, ui={"text": ["\n".join([*lines, *notes.lines])]})
 
 
 class FlowcoreEncodeColor(FlowNode):

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..flowcore import Flow, FlowError, Hints, ImageError
+from ..flowcore import ColorMemory, Flow, FlowError, Hints, ImageError
 from ..flowcore.checkpoints.latents_file import model_sha256
 from ..flowcore.device import free_memory
 from ..flowcore.flow import Task
@@ -22,6 +22,7 @@ from .host.memory import load_to_device, to_host_image, wrap
 FLOW_MODEL = io.Custom("FLOW_MODEL")  # a FlowModel
 FLOW_LATENTS = io.Custom("FLOW_LATENTS")  # a Latents
 FLOW_HINTS = io.Custom("FLOW_HINTS")  # a flowcore.Hints, on the CPU
+FLOW_MEMORY = io.Custom("FLOW_MEMORY")  # a flowcore.ColorMemory
 FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one for every face
 FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # of the host's face detector, since 0.30: a dict with "frames"
 
@@ -257,6 +258,7 @@ SOCKETS: dict[str, Callable[[Any, str], Any]] = {
         "Expected latents of a flow, as Flow Sample and Flow Encode make them; got {type}. Connect one of those.",
     ),
     "FLOW_HINTS": _expect(Hints, "Expected hints of Flow Color Hints; got {type}. Connect that node."),
+    "FLOW_MEMORY": _expect(ColorMemory, "Expected a memory of Flow Color Memory; got {type}. Connect that node."),
     "FLOW_FACE": _is_places,
     "FACE_LANDMARKS": _is_landmarks,
 }

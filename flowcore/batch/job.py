@@ -18,6 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
 from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
@@ -61,6 +62,7 @@ class Work:
     keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
     by: By = "consensus"  # what best means
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
+    memory: ColorMemory | None = None  # photographs whose colors it takes over
     format: Format = "png"  # of the results
     bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
     quality: int | None = None  # of the results, for lossy formats
@@ -76,6 +78,8 @@ class Work:
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
+        if self.memory is not None:
+            payload["memory"] = self.memory.sha256
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
@@ -202,6 +206,8 @@ class Worker:
 
     def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
         settings["hints"] = hints_of(settings, (image.shape[-2], image.shape[-1]))
+        if self.work.memory is not None:
+            settings["memory"] = self.work.memory
         if settings.pop("frames", "photographs") == "video":
             del settings["samples"]
             clip = (clip, tuple(image.shape))  # frames of another size belong to another clip

@@ -20,6 +20,7 @@ from .output import QUIET, SomeFailed
 COMMANDS = {
     "upscale": (make.add_upscale, "enlarge photographs"),
     "colorize": (make.add_colorize, "color black-and-white photographs, in many ways"),
+    "remember": (make.add_remember, "remember the colors of photographs, for colorize to color others alike"),
     "brighten": (make.add_brighten, "brighten dark photographs, in one picture or many exposures"),
     "shrink": (make.add_shrink, "make small pictures of photographs, which restore brings back"),
     "restore": (make.add_restore, "bring photographs back from the small pictures that shrink made"),

@@ -78,12 +78,29 @@ def add_colorize(command: argparse.ArgumentParser) -> None:
     option("--frames", default="photographs", choices=["photographs", "video"], help=text)
     text = "video: how much of the previous frame's colors is kept, 0 to below 1 (default: 0.5)"
     option("--carry", type=float, metavar="PART", help=text)
+    text = (
+        "photographs in color, whose colors are taken over thing by thing: a folder, one file, or what remember wrote"
+    )
+    option("--memory", type=Path, metavar="FOLDER_OR_FILE", help=text)
+    text = "of the picture as a whole: 1 as drawn, 0 the calmest, -1 none (default: 1)"
+    option("--cast", type=float, metavar="SHARE", help=text)
+    option("--vivid", type=float, metavar="FACTOR", help="moves colors apart from their mean (default: 1)")
     option = command.add_mutually_exclusive_group().add_argument
     text = "a color for the image overall; repeatable"
     option("--palette", action="append", default=[], metavar="#RRGGBB", help=text)
     option("--reference", type=Path, metavar="FILE", help="a color photograph whose palette is used")
     add_precision(command)
     add_file_format(command)
+
+
+def add_remember(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_remember)
+    add_model(command, "color-photos")
+    option = command.add_argument
+    option("photographs", type=Path, metavar="FOLDER", help="photographs in color, at any depth, or one file")
+    option("out", type=Path, metavar="OUT", help="the memory's file, .safetensors, for colorize --memory")
+    option("--licence", metavar="TEXT", help="what to note of the photographs in the file")
+    option("--add-to", type=Path, metavar="FILE", help="a memory whose places come along")
 
 
 def add_brighten(command: argparse.ArgumentParser) -> None:
@@ -234,6 +251,7 @@ def _make_samples(
 
 def _colorize(options: argparse.Namespace) -> None:
     from ..images.files import read_bytes
+    from ..tasks.remember import open_memory
     from .batches import load_model, make_images
 
     if options.strength is not None and options.reference is None:
@@ -247,6 +265,7 @@ def _colorize(options: argparse.Namespace) -> None:
     settings = _colorize_settings(options)
     _check_keep(options)
     flow = load_model(options, "colorize")
+    memory = None if options.memory is None else open_memory(flow, options.memory, notify=log)
     make_images(
         options,
         flow,
@@ -257,7 +276,24 @@ def _colorize(options: argparse.Namespace) -> None:
         keep=options.keep or 0,
         by=options.by or "consensus",
         reference=None if options.reference is None else read_bytes(options.reference),
+        memory=memory,
     )
+
+
+def _remember(options: argparse.Namespace) -> None:
+    from ..checkpoints.color_memory import ColorMemory
+    from ..tasks.remember import remember
+    from .batches import load_model
+
+    options.ray = options.ray_address = None
+    flow = load_model(options, "colorize")
+    known = None if options.add_to is None else ColorMemory.load(options.add_to)
+    notes = {"source": f"photographs of {options.photographs.name}"}
+    notes |= {} if options.licence is None else {"licence": options.licence}
+    memory = remember(flow, options.photographs, provenance=notes, notify=log)
+    memory = memory if known is None else known.merge(memory)
+    memory.save(options.out)
+    log(f"{options.out}: {memory.places.cells} places of {memory.photographs} photographs")
 
 
 def _colorize_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -267,14 +303,17 @@ def _colorize_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings |= {"points": options.hint, "radius": options.radius, "lock": options.lock}
     if options.palette:
         settings["colours"] = options.palette
-    if options.strength is not None:
-        settings["strength"] = options.strength
+    for name in ("strength", "cast", "vivid"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
     if options.frames != "video":
         if options.carry is not None:
             raise FlowError("--carry applies to a video, and these are photographs. Add --frames video.")
         return settings
     if options.samples > 1 or options.reference is not None:
         raise FlowError("A video is colored once, from its own palette: leave --samples and --reference out.")
+    if options.memory is not None or options.cast is not None or options.vivid is not None:
+        raise FlowError("--memory, --cast and --vivid are for photographs: leave them out, or --frames video.")
     if options.ray or options.ray_address:
         raise FlowError("The frames of a video depend on each other and run on one machine: leave --ray out.")
     return {**settings, "frames": "video", "carry": 0.5 if options.carry is None else options.carry}

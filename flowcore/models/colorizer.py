@@ -127,7 +127,7 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     hints (coverage in [0, 1], and coverage times Cb and Cr, both centered on 0); or ``(B, 8, 4H, 4W)`` with also a
     palette in constant planes: whether there is one, mean Cb, mean Cr, and colorfulness (root mean square chroma), all
     times that; or ``(B, 13, 4H, 4W)`` with also what a memory recalled in constant blocks of 16 pixels, see
-    ``ColorMemory.look_up``. Without it, a model that has a memory looks up in all of it.
+    ``CellMemory.look_up``. Without it, a model that has a memory looks up in all of it.
 
     Args:
         config: See ``ColorizerConfig``.

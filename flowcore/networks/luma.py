@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ConditionError
 from .conditioner import start_at_zero
 from .efficientnet import CHANNELS, EfficientNetLite0
-from .memory import CELL, PLANES, ColorMemory, describe
+from .memory import CELL, PLANES, CellMemory, describe
 
 STRIDE = 4  # luma pixels per position of the finest grid
 HINT_PLANES, PALETTE_PLANES = 3, 4
@@ -81,7 +81,7 @@ class LumaEncoder(nn.Module):
             self.taps.extend(nn.Conv2d(tapped, width, 1) for tapped, width in zip(CHANNELS, widths[1:], strict=False))
         if self.chroma is not None:
             start_at_zero(self.chroma)
-        self.memory = ColorMemory(memory) if memory else None
+        self.memory = CellMemory(memory) if memory else None
         self.recall_down, self.recall_up = nn.ModuleList(), nn.ModuleList()
         if memory:
             self.recall_down.extend(nn.Conv2d(PLANES, width, 3, padding=1, bias=False) for width in widths[1:])
@@ -96,7 +96,7 @@ class LumaEncoder(nn.Module):
             luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
             hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0.
             palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
-            recalled: Of a memory, see ``ColorMemory.look_up``, ``(B, 5, H / 16, W / 16)``; None to look up in all of
+            recalled: Of a memory, see ``CellMemory.look_up``, ``(B, 5, H / 16, W / 16)``; None to look up in all of
                 the encoder's own, if it has one.
 
         Returns:
@@ -213,7 +213,7 @@ def _append_hints(x: Tensor, hints: Tensor, palette: Tensor) -> Tensor:
 def _on_grid(recalled: Tensor, x: Tensor) -> Tensor:
     """Bring what was recalled to the grid of ``x``, (B, 5, h, w), and chroma to its unit."""
     unit = recalled.new_tensor([CHROMA_UNIT] * 4 + [1]).view(1, PLANES, 1, 1)
-    size = x.shape[2:]
+    size = x.shape[2], x.shape[3]
     coarser = size[0] < recalled.shape[2]
     resized = F.adaptive_avg_pool2d(recalled, size) if coarser else F.interpolate(recalled, size, mode="bilinear")
     return (resized / unit).to(x.dtype)

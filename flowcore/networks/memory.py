@@ -32,6 +32,7 @@ PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # of the weights, in units of similarity
 NEIGHBORS = 60
 CHUNK = 32  # cells whose maximum is taken first, so that few are sorted
+OTHER = 0x5DEECE66D  # bits of a seed that differ for the part of a memory and for latents
 LEVELS = 127  # of 8 bits, on either side of zero
 
 
@@ -67,7 +68,7 @@ class Cells(NamedTuple):
         return Cells(*(part[chosen] for part in self))
 
 
-class ColorMemory(nn.Module):
+class CellMemory(nn.Module):
     """Cells of photographs with their chroma, to be looked up; see the module.
 
     Attributes:
@@ -85,7 +86,7 @@ class ColorMemory(nn.Module):
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
 
-    def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: ColorMemory | None = None) -> None:
+    def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: CellMemory | None = None) -> None:
         """Store cells.
 
         Args:
@@ -97,12 +98,12 @@ class ColorMemory(nn.Module):
         if basis is None:
             # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
             moments = described.T.double() @ described.double()
-            components = torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T
+            self.get_buffer("components").copy_(torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T)
         else:
-            components = basis.get_buffer("components")
-        self.get_buffer("components").copy_(components)
+            for name in ("mean", "components"):
+                self.get_buffer(name).copy_(basis.get_buffer(name))
         keys = self._project(described)
-        scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS if basis is None else basis.get_buffer("scale")
+        scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS
         self.get_buffer("scale").copy_(scale)
         self.get_buffer("keys").copy_((keys / scale).round().clamp(-LEVELS, LEVELS) + 128)
         self.get_buffer("chroma").copy_((255 * chroma + 128).round().clamp(0, 255))
@@ -111,11 +112,11 @@ class ColorMemory(nn.Module):
     def all_cells(self) -> Cells:
         """Unpack the cells."""
         chroma = (self.get_buffer("chroma").to(self.get_buffer("scale")) - 128) / 255
-        return Cells(F.normalize(self.components_of_cells(), dim=1), chroma, self.get_buffer("photograph").long())
+        return Cells(F.normalize(self._keys(), dim=1), chroma, self.get_buffer("photograph").long())
 
-    def components_of_cells(self) -> Tensor:
-        """The principal components of the cells, ``(N, COMPONENTS)``."""
-        return (self.get_buffer("keys").to(self.get_buffer("scale")) - 128) * self.get_buffer("scale")
+    def described(self) -> Tensor:
+        """What is left of the cells' descriptions, ``(N, WIDTH)``."""
+        return self._keys() @ self.get_buffer("components") + self.get_buffer("mean")
 
     def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
         """Look up what similar places look like.
@@ -147,10 +148,14 @@ class ColorMemory(nn.Module):
     def part(self, seed: int, share: float) -> Tensor:
         """Choose the cells of a share of the photographs at random, ``(N,)``."""
         photograph = self.get_buffer("photograph").long()
-        chances = torch.rand(int(photograph.max()) + 1, generator=torch.Generator("cpu").manual_seed(seed))
+        generator = torch.Generator("cpu").manual_seed(seed ^ OTHER)
+        chances = torch.rand(int(photograph.max()) + 1, generator=generator)
         # at least one, and the same number for every seed
         count = max(1, round(share * len(chances)))
         return (chances <= chances.kthvalue(count)[0]).to(photograph.device)[photograph]
+
+    def _keys(self) -> Tensor:
+        return (self.get_buffer("keys").to(self.get_buffer("scale")) - 128) * self.get_buffer("scale")
 
     def _project(self, described: Tensor) -> Tensor:
         return (described - self.get_buffer("mean")) @ self.get_buffer("components").T

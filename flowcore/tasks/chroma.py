@@ -5,6 +5,7 @@ luma -> working size -> condition (+ hints) -> flow: latents <-> chroma -> size 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoints.color_memory import ColorMemory
 from ..condition import Condition
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
@@ -21,7 +23,9 @@ from ..images import color
 from ..images.color import NEUTRAL
 from ..images.resize import limit_shorter_side, pad_symmetric, resize_bilinear
 from ..likelihood import select_items
+from ..networks import LumaEncoder
 from ..networks.luma import STRIDE
+from ..networks.memory import CELL
 from ..prior import Shape
 from . import overflow
 from .hints import Hints, average_covered, check_items, covered_planes
@@ -39,6 +43,8 @@ MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped mo
 COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # of the most colorful colors, and rounding
 TINT_SIDE = 64  # shorter side at which a tint is told from colors
+SIMILAR = 0.6, 0.85  # similarity to a memory of one's own from which on its colors count, and count fully
+MEMORY_WEIGHT = 0.03  # of its colors, beside hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
 
@@ -85,8 +91,11 @@ class Colorization:
         *,
         encoding: bool = False,
         frames: bool = False,
+        memory: ColorMemory | None = None,
     ) -> None:
         flow.require("colorize")
+        if memory is not None:
+            memory.check(flow)
         size = flow.config.working_size if working_size is None else working_size
         if not 16 <= size <= 4096:
             raise FlowError(f"working_size must lie between 16 and 4096 pixels; got {size}.")
@@ -106,6 +115,12 @@ class Colorization:
         self._small_y = resize_bilinear(self._guide, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self._repairs = overflow.Repairs()
+        encoder = flow.encoder
+        own = encoder.memory if isinstance(encoder, LumaEncoder) else None
+        self.has_parts = own is not None and memory is None  # whether every seed remembers another part
+        self._places = own if memory is None else copy.deepcopy(memory.places).to(run.device)
+        self._cells = None if self._places is None else self._places.all_cells()
+        self._is_shown = own is not None  # whether the encoder can be shown what was recalled
 
     def temperatures(self, palette: float | None, detail: float | None) -> list[float]:
         """Choose a temperature per level, finest first; None is what the model was made for."""
@@ -161,15 +176,40 @@ class Colorization:
             for z, shape in zip(latents, self.shapes, strict=True)
         ]
 
-    def condition(self, part: slice, hints: HintPlanes | None) -> Condition:
-        """Encode luma and hints of some images."""
+    def condition(self, part: slice, hints: HintPlanes | None, seeds: Sequence[int] = ()) -> Condition:
+        """Encode luma and hints of some images; or of one, with what the part of the memory recalls of every seed."""
         source = _pad(self._small_y[part].to(self.run.device), self._padded)
-        if hints is not None:
-            palette = hints.palette[:, :, None, None].expand(-1, -1, *self._padded)
-            source = torch.cat([source, hints.planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
+        recalled = self._recall_parts(source, seeds) if seeds else None
+        if recalled is None and self._is_shown and not self.has_parts:
+            recalled = self.recall(source)
+        if hints is not None or recalled is not None:
+            given = hints or HintPlanes(source.new_zeros(1, 3, 1, 1), source.new_zeros(1, 4), lock=False)
+            planes = given.planes.expand(len(source), -1, *self._padded)
+            palette = given.palette[:, :, None, None].expand(len(source), -1, *self._padded)
+            source = torch.cat([source, planes, palette], dim=1)  # (B, 1 + 3 + 4, h, w)
+        if recalled is not None:
+            blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+            source = torch.cat([source.expand(len(blocks), -1, -1, -1), blocks], dim=1)  # (B, 8 + 5, h, w)
         cond = self.run.plan.encode_condition(source.to(self.run.dtype))
         self.run.advance()
         return cond.map_tensors(lambda t: t.to(self.run.dtype))
+
+    def recall(self, y: Tensor) -> Tensor:
+        """Look up padded luma ``(B, 1, h, w)`` in all of the memory: ``(B, 5, h / 16, w / 16)``."""
+        assert self._places is not None
+        return self._places.look_up(self._describe(y), self._cells)
+
+    def _recall_parts(self, y: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Look up the luma of an image in the parts of the memory that seeds choose: ``(seeds, 5, h / 16, w / 16)``."""
+        assert self._places is not None
+        assert self._cells is not None
+        config, described = self.flow.config, self._describe(y)
+        parts = (self._cells.among(self._places.part(seed, config.memory_share)) for seed in seeds)
+        return torch.cat([self._places.look_up(described, part, config.memory_neighbors) for part in parts])
+
+    def _describe(self, y: Tensor) -> Tensor:
+        assert isinstance(self.flow.encoder, LumaEncoder)
+        return self.flow.encoder.describe(y.to(self.run.dtype)).float()
 
     def encode(self, image: Tensor, part: slice) -> list[Tensor]:
         """Encode the colors of some images."""
@@ -180,6 +220,10 @@ class Colorization:
         rgb = fill_borders(validate_image(image)[0], self._inside[part])
         chroma = resize_bilinear(color.split(rgb)[1], self.chroma_size)
         return _pad(chroma.to(self.run.device, self.run.dtype), self.grid)
+
+    def luma_on_grid(self, part: slice) -> Tensor:
+        """Resize the luma of some images to the finest grid, ``(B, 1, h, w)``."""
+        return resize_bilinear(self._small_y[part], self.chroma_size).to(self.run.device)
 
     def decode(self, z: Sequence[Tensor], cond: Condition, *changes: Change | None) -> Tensor:
         """Decode latents to chroma of ``chroma_size``, centered on 0, with changes between the levels."""
@@ -214,16 +258,30 @@ class Colorization:
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
-    def follow(self, chroma: Tensor, part: slice, cond: Condition, hints: HintPlanes, steps: int) -> Tensor:
-        """Spread the hints of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``."""
+    def remembered(self, part: slice) -> tuple[Tensor, Tensor]:
+        """What a memory asks for: how much, ``(1, 1, h, w)`` on the padded finest grid, and chroma ``(1, 2, h, w)``."""
+        y = _pad(self._small_y[part].to(self.run.device), self._padded)
+        found = self.recall(y)
+        low, high = SIMILAR
+        trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
+        covered = F.interpolate(MEMORY_WEIGHT * trust, self.grid, mode="bilinear")
+        return covered, F.interpolate(found[:, :2], self.grid, mode="bilinear")
+
+    def follow(
+        self, chroma: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float
+    ) -> Tensor:
+        """Spread what is asked for of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``.
+
+        ``asked`` is coverage and wanted chroma on the padded finest grid.
+        """
         height, width = self.chroma_size
-        covered, wanted = (plane[..., :height, :width] for plane in hints.pooled(self.grid))
+        covered, wanted = (plane[..., :height, :width] for plane in asked)
         features = cond.features[0]
         assert isinstance(features, Tensor)
         f = features[:1, : self.flow.config.features].float()
         f = (f - f.mean((2, 3), keepdim=True)) / f.std((2, 3), keepdim=True).clamp_min(1e-6)
         f = F.interpolate(f, self.grid, mode="bilinear")[..., :height, :width]
-        small_y = resize_bilinear(self._small_y[part], self.chroma_size).to(f.device)
+        small_y = self.luma_on_grid(part)
         return chroma + spread_hints(wanted - chroma, covered, f, small_y, steps, self.run.check_cancelled)
 
     def report(self) -> None:

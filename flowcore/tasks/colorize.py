@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..checkpoints.color_memory import ColorMemory
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
+from .cast import change_cast, check_cast, make_vivid
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, enlarge, merge, working_sides
 from .coherence import share_noise
 from .hints import Hints
@@ -26,6 +28,7 @@ from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, require_tensor, validate_image
 
 AT_ONCE = 8  # colorings decoded together
+MEMORY_STEPS = 20  # how far the colors of a memory of one's own spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
@@ -47,6 +50,9 @@ def colorize(
     latents_strength: float = 1.0,
     latents_levels: int = 2,
     gamut: Gamut = "compress",
+    memory: ColorMemory | None = None,
+    cast: float = 1.0,
+    vivid: float = 1.0,
     **options: Unpack[Running],
 ) -> Tensor:
     """Color photographs; every sample is another plausible coloring with the same luma.
@@ -74,6 +80,10 @@ def colorize(
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
+        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; None for those that the
+            model's file remembers, of which every seed has a part of its own.
+        cast: Of the picture as a whole, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
+        vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -93,10 +103,11 @@ def colorize(
         raise FlowError(f"hint_steps must not be negative; got {hint_steps}.")
     check_blend(latents_strength, latents_levels)
     check_colors(saturation, gamut)
+    check_cast(cast, vivid)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:
-        job = Colorization(run, flow, image, working_size)
+        job = Colorization(run, flow, image, working_size, memory=memory)
         wanted = None if hints is None else hints.expand(len(job.y))
         taus = job.temperatures(temperature, detail)
         own, rho = job.own_saturation(saturation, latents), job.coherence(coherence)
@@ -109,18 +120,31 @@ def colorize(
             part = slice(number, number + 1)
             planes = job.hint_planes(wanted, part)
             cond = job.condition(part, planes)
+            asked = None if memory is None else job.remembered(part)
             given = None if latents is None else job.resize_latents(latents, number)
+            small_y = job.luma_on_grid(part)
+            calm = None
+            if cast < 1:
+                zeros = [torch.zeros(1, *shape, device=run.device) for shape in job.shapes]
+                calm = own * job.decode_guarded(len(pictures), zeros, cond, None)
             for group in groups:
                 z = sample_latents(job.shapes, len(group), taus, seed=(drawing.seed + group.start) % 2**64)
                 z = [level.to(run.device) for level in (*z[:-1], share_noise(flow, z[-1], cond, rho))]
+                seeds = [(drawing.seed + sample) % 2**64 for sample in group] if job.has_parts and taus[-1] else ()
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
-                shared = cond.expand(len(group))
-                if steps and planes is not None:  # what is locked would be met already, and not spread
-                    decoded = own * job.decode_guarded(len(pictures), z, shared, None)
-                    decoded = job.follow(decoded, part, cond, planes, steps)
-                else:
-                    decoded = own * job.decode_guarded(len(pictures), z, shared, planes)
+                shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
+                # what is locked would be met already, and not spread
+                locked = None if steps else planes
+                decoded = own * job.decode_guarded(len(pictures), z, shared, locked)
+                if calm is not None:
+                    decoded = change_cast(decoded, calm, small_y, cast)
+                if asked is not None:
+                    decoded = job.follow(decoded, part, cond, asked, MEMORY_STEPS)
+                if vivid != 1:
+                    decoded = make_vivid(decoded, small_y, vivid)
+                if steps and planes is not None:
+                    decoded = job.follow(decoded, part, cond, planes.pooled(job.grid), steps)
                 for chroma in decoded.split(1):
                     pictures.append(job.finish(chroma, part, wanted, saturation, gamut))
                     run.advance(preview=pictures[-1][0, :3])

@@ -1,19 +1,118 @@
-"""Remember: the colors of photographs, to color others with."""
+"""Remember: the colors of photographs, to color others with; see ``networks.memory``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..images import color
-from ..images.resize import resize_bilinear
+from ..checkpoints.color_memory import ColorMemory, backbone_sha256
+from ..errors import FlowError, ImageError
+from ..flow import Flow
+from ..images import color, files
+from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
-from ..networks.memory import CELL, SIDE
+from ..networks.memory import CELL, SIDE, CellMemory
+from .options import Reporting, RunOptions, runs_with
+from .runner import Runner, validate_image
+from .scans import find_border, is_tinted
 
 MULTIPLE = 32  # of the sides that a backbone takes
 MAX_ASPECT = 4  # the longer side is at most so many times the shorter
+COLORED = 4 / 255  # chroma that a photograph in color has somewhere
+ADVICE = "Remember fewer photographs at once, or free memory on the device."
+
+Photographs = Tensor | Sequence[Tensor] | str | Path
 
 
+@runs_with(Reporting)
+def remember(
+    flow: Flow,
+    photographs: Photographs,
+    *,
+    cells: int = 100_000,
+    provenance: dict[str, Any] | None = None,
+    **options: Unpack[Reporting],
+) -> ColorMemory:
+    """Remember what color things have in photographs, so that ``colorize`` colors others like them.
+
+    A place of 16 pixels of a photograph whose shorter side has 192 is kept as 48 bytes of what the model's backbone
+    sees there, and two of color: no picture can be made of them.
+
+    Args:
+        flow: A colorizer with a backbone, such as color-photos.
+        photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a folder, whose
+            files that are no image or in no color are left out, or one file. Plain borders are left out, too.
+        cells: How many places are kept at most; of more, about as many of every photograph.
+        provenance: What to note of where they come from, such as their license, for the file.
+        options: How to run, see ``RunOptions``.
+
+    Returns:
+        The memory; see ``ColorMemory``.
+
+    Raises:
+        ImageError: If there is no photograph in color.
+        FlowError: If the model has no backbone.
+        Cancelled: If stopped.
+    """
+    if cells < 1:
+        raise FlowError(f"cells must be at least 1; got {cells}.")
+    backbone = backbone_sha256(flow)
+    run = Runner(flow, RunOptions(**options), ADVICE)
+    encoder = flow.encoder
+    assert isinstance(encoder, LumaEncoder)
+
+    def task() -> ColorMemory:
+        total, each = _each(photographs, run)
+        run.expect(total)
+        described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
+        known, left_out = 0, list[str]()
+        for name, rgb in each:
+            run.check_cancelled()
+            inside = find_border(rgb)
+            rgb = rgb if inside is None else inside.cut(rgb)
+            if _is_colored(rgb):
+                seen, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
+                # evenly spread places, if not all fit
+                chosen = torch.linspace(0, len(seen) - 1, min(len(seen), max(1, cells // total))).round().long()
+                described.append(seen[chosen].float().cpu())
+                chroma.append(colors[chosen].float().cpu())
+                photograph += [known] * len(chosen)
+                known += 1
+            else:
+                left_out.append(name)
+            run.advance()
+        if not known:
+            raise ImageError(
+                f"A memory needs photographs in color, and of {total} there is none: they are gray, or of one tint. "
+                "Give others."
+            )
+        if left_out:
+            shown = ", ".join(left_out[:3]) + (" and others" if len(left_out) > 3 else "")
+            run.notify(f"{len(left_out)} of {total} photographs have no colors to remember: {shown}.")
+        places = CellMemory(len(photograph))
+        places.fill(torch.cat(described), torch.cat(chroma), torch.tensor(photograph), encoder.memory)
+        return ColorMemory(places, backbone, provenance or {})
+
+    return run(task)
+
+
+def open_memory(flow: Flow, source: str | Path, **options: Unpack[Reporting]) -> ColorMemory:
+    """Load a memory's file, or remember the photographs of a folder or of one image file."""
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        memory = ColorMemory.load(path)
+        memory.check(flow)
+        return memory
+    return remember(flow, path, provenance={"source": f"photographs of {path.name}"}, **options)
+
+
+@torch.no_grad()
 def cells_of(encoder: LumaEncoder, rgb: Tensor) -> tuple[Tensor, Tensor]:
     """Describe the cells of a photograph in color, ``(1, 3, H, W)``: ``(N, WIDTH)``, and their chroma ``(N, 2)``."""
     height, width = rgb.shape[-2:]
@@ -22,3 +121,33 @@ def cells_of(encoder: LumaEncoder, rgb: Tensor) -> tuple[Tensor, Tensor]:
     y, chroma = color.split(resize_bilinear(rgb, sides))
     described = encoder.describe(y)
     return described[0].flatten(1).T, F.avg_pool2d(chroma, CELL)[0].flatten(1).T
+
+
+def _each(photographs: Photographs, run: Runner) -> tuple[int, Iterator[tuple[str, Tensor]]]:
+    """Count photographs, and give the name and pixels ``(1, 3, H, W)`` of each."""
+    if isinstance(photographs, str | Path):
+        path = Path(photographs).expanduser()
+        if not path.exists():
+            raise ImageError(f"There is no folder or file {path} to remember.")
+        found = files.image_files(path) if path.is_dir() else [path]
+        return len(found), _read(found, run)
+    batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
+    if not batches:
+        raise ImageError("A memory needs photographs in color; got none.")
+    pictures = [one for batch in batches for one in validate_image(batch)[0].split(1)]
+    return len(pictures), ((f"photograph {number}", one) for number, one in enumerate(pictures, start=1))
+
+
+def _read(paths: Iterable[Path], run: Runner) -> Iterator[tuple[str, Tensor]]:
+    for path in paths:
+        try:
+            pixels = files.read(files.read_bytes(path), path.name).pixels
+        except ImageError as error:
+            run.notify(f"{path.name} is left out: {error}")
+            continue
+        yield path.name, validate_image(pixels)[0]
+
+
+def _is_colored(rgb: Tensor) -> bool:
+    small = limit_shorter_side(rgb, SIDE)
+    return float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import FlowError
 from ..flow import Flow
 from ..networks import LumaEncoder
-from ..networks.memory import NEIGHBORS, SIDE, ColorMemory
+from ..networks.memory import NEIGHBORS, SIDE, CellMemory
 from ..tasks import Progress
 from ..tasks.remember import cells_of
 from .photographs import Photographs
@@ -45,7 +45,7 @@ class Recall:
         """Look up crops of luma ``(B, 1, H, W)``; those of other photographs, without ``rng``, in all of the memory.
 
         Returns:
-            ``(B, 5, H / 16, W / 16)``, see ``ColorMemory.look_up``.
+            ``(B, 5, H / 16, W / 16)``, see ``CellMemory.look_up``.
         """
         described = self.encoder.describe(y)
         if rng is None:
@@ -93,7 +93,7 @@ def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress |
         _encoder_and_memory(flow)[1].load_state_dict(memory.state_dict())
 
 
-def _encoder_and_memory(flow: Flow) -> tuple[LumaEncoder, ColorMemory]:
+def _encoder_and_memory(flow: Flow) -> tuple[LumaEncoder, CellMemory]:
     encoder = flow.encoder
     assert isinstance(encoder, LumaEncoder)
     assert encoder.memory is not None

@@ -1,0 +1,166 @@
+"""Memories of colors: what ``remember`` makes, in a safetensors file.
+
+The header key ``flowcore_memory`` holds one JSON string: ``{"format", "backbone", "photographs", "provenance"}``. The
+tensors are those of ``networks.memory.CellMemory``: no picture can be made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ..errors import CheckpointError, FlowError
+from ..flow import Flow
+from ..networks import LumaEncoder
+from ..networks.memory import CellMemory
+from . import file
+from .writing import write_atomic
+
+FORMAT = 1
+KEY = "flowcore_memory"
+MAX_CELLS = 2**20
+TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
+
+
+@dataclass(frozen=True, eq=False)
+class ColorMemory:
+    """Places of photographs with their colors, for ``colorize``; made by ``remember``.
+
+    Attributes:
+        places: The places, by what the backbone of a colorizer sees there.
+        backbone: Fingerprint of that backbone, see ``backbone_sha256``.
+        provenance: What it was made from: source, licence, or whatever is known.
+    """
+
+    places: CellMemory
+    backbone: str
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def photographs(self) -> int:
+        """How many photographs it was made from."""
+        return int(self.places.get_buffer("photograph").max()) + 1
+
+    @cached_property
+    def sha256(self) -> str:
+        """Fingerprint of what it holds."""
+        return _sha256(self.places.state_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write it atomically; SavingError if that fails."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.places.state_dict().items()}
+        header = {
+            "format": FORMAT,
+            "backbone": self.backbone,
+            "photographs": self.photographs,
+            "provenance": self.provenance,
+        }
+        write_atomic(Path(path), serialize(tensors, metadata={KEY: json.dumps(header)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ColorMemory:
+        """Read one; CheckpointError if the file is missing, damaged, of another kind, or of a newer flowcore."""
+        path = Path(path)
+        advice = "Make the memory again: python -m flowcore remember FOLDER OUT."
+        with file.open_safetensors(path, advice) as part:
+            header = _parse(path.name, part.metadata() or {}, advice)
+            slices = {name: part.get_slice(name) for name in part.keys()}  # noqa: SIM118
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+            cells = (shapes.get("keys") or (0,))[0]
+            if not 1 <= cells <= MAX_CELLS:
+                raise CheckpointError(f"{path.name} holds {cells} places; expected 1 to {MAX_CELLS}. {advice}")
+            places = CellMemory(cells)
+            own = places.state_dict()
+            file.refuse_mismatch(path.name, {name: tuple(t.shape) for name, t in own.items()}, shapes)
+            for name, tensor in slices.items():
+                if TYPES.get(str(tensor.get_dtype())) != own[name].dtype:
+                    raise CheckpointError(
+                        f"{name} in {path.name} is of type {tensor.get_dtype()}; expected {own[name].dtype}. {advice}"
+                    )
+            places.load_state_dict({name: part.get_tensor(name).clone() for name in own})
+        file.refuse_nonfinite(path.name, places.state_dict())
+        photograph = places.get_buffer("photograph")
+        if int(photograph.min()) < 0 or int(photograph.max()) >= header["photographs"]:
+            raise CheckpointError(f"{path.name} numbers its photographs wrongly: it is damaged. {advice}")
+        return cls(places, header["backbone"], header["provenance"])
+
+    def merge(self, other: ColorMemory) -> ColorMemory:
+        """Put two memories of one backbone together: the places of both, compared as those of this one are.
+
+        Raises:
+            FlowError: If they were made with other backbones.
+        """
+        if other.backbone != self.backbone:
+            raise FlowError(
+                "These two memories were made with colorizers of different backbones. Make both with the same model."
+            )
+        one, two = self.places.all_cells(), other.places.all_cells()
+        merged = CellMemory(len(one.keys) + len(two.keys))
+        merged.fill(
+            torch.cat([self.places.described(), other.places.described()]),
+            torch.cat([one.chroma, two.chroma]),
+            torch.cat([one.photograph, two.photograph + self.photographs]),
+            self.places,
+        )
+        return ColorMemory(merged, self.backbone, {"merged": [self.provenance, other.provenance]})
+
+    def check(self, flow: Flow) -> None:
+        """Raise a FlowError unless it was made with the backbone that this model has."""
+        if self.backbone != backbone_sha256(flow):
+            raise FlowError(
+                "This memory was made with another colorizer, whose backbone sees other features. Make it again with "
+                "this model: python -m flowcore remember FOLDER OUT --model MODEL, or Flow Color Memory."
+            )
+
+
+def backbone_sha256(flow: Flow) -> str:
+    """Fingerprint a colorizer's backbone, as float16: what its memories are looked up by.
+
+    Raises:
+        FlowError: If it is no colorizer, or has none.
+    """
+    flow.require("colorize")
+    if not isinstance(flow.encoder, LumaEncoder) or flow.encoder.backbone is None:
+        raise FlowError(
+            "A memory of colors needs a colorizer with a backbone, which tells what places show; this one has none. "
+            "Use color-photos."
+        )
+    return _sha256({name: tensor.half() for name, tensor in flow.encoder.backbone.state_dict().items()})
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _parse(name: str, metadata: Mapping[str, str], advice: str) -> dict[str, Any]:
+    """Check an untrusted header."""
+    if KEY not in metadata:
+        what = "a flowcore model" if file.KEY in metadata else "a safetensors file of another kind"
+        raise CheckpointError(f"{name} is {what}; expected a memory of colors. {advice}")
+    try:
+        raw: dict[str, Any] = json.loads(metadata[KEY])
+        if type(raw["format"]) is not int or type(raw["photographs"]) is not int or raw["photographs"] < 1:
+            raise TypeError("format or photographs is no number")
+        if type(raw["backbone"]) is not str or type(raw["provenance"]) is not dict:
+            raise TypeError("backbone or provenance has a wrong type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"The header of {name} is damaged ({str(error)[:200]}). {advice}") from error
+    if raw["format"] > FORMAT:
+        raise CheckpointError(
+            f"{name} was written by a newer flowcore (format {raw['format']}; this one reads up to {FORMAT}). Update "
+            "flowcore."
+        )
+    return raw

@@ -1,0 +1,274 @@
+"""A memory of colors: what is found in it, how a colorizer follows it, its file, and that training never cheats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import flowcore
+from flowcore import CheckpointError, ColorMemory, FlowError, ImageError, colorize, remember
+from flowcore.checkpoints.color_memory import KEY
+from flowcore.checkpoints.file import read, save
+from flowcore.images import color
+from flowcore.models import build, configure
+from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
+from flowcore.tasks.cast import change_cast, make_vivid
+
+SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
+THREE = {"steps": (1, 1, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}
+
+
+def seeing(seed=4, **fields):
+    """A colorizer with a backbone of random weights."""
+    torch.manual_seed(seed)
+    flow = build("colorizer", configure("colorizer", {**THREE, **SEEING, "working_size": 64, **fields}))
+    for parameter in flow.encoder.backbone.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+    return flow.eval()
+
+
+def cells(count=70, seed=1, photographs=7):
+    generator = torch.Generator().manual_seed(seed)
+    described = torch.randn(count, WIDTH, generator=generator)
+    chroma = torch.rand(count, 2, generator=generator) - 0.5
+    return described, chroma, torch.arange(count) % photographs
+
+
+def filled(count=70, seed=1):
+    memory = CellMemory(count)
+    memory.fill(*cells(count, seed))
+    return memory
+
+
+def photograph(seed=0, height=64, width=96):
+    """A calm blue left half, and a rough orange right one."""
+    grain = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(seed)) - 0.5
+    right = (torch.arange(width) >= width // 2).float()
+    blue, orange = (torch.tensor(c).view(1, 2, 1, 1) for c in ([0.1, -0.08], [-0.1, 0.12]))
+    y = 0.5 + (0.02 + 0.3 * right) * grain
+    return color.compress(y, (1 - right) * blue + right * orange + torch.zeros(1, 2, height, width))
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return seeing()
+
+
+@pytest.fixture(scope="module")
+def album(flow):
+    return remember(flow, photograph())
+
+
+# --- the memory -------------------------------------------------------------------------------------------------------
+
+
+def test_a_place_finds_itself_with_its_color():
+    memory, (described, chroma, _) = filled(), cells()
+    found = memory.look_up(described.T.reshape(1, WIDTH, 7, 10), neighbors=1)
+    assert torch.allclose(found[0, :2].flatten(1).T, chroma, atol=0.6 / 255)
+    assert found[0, 2:4].abs().max() == 0  # a single neighbor is not spread
+    assert found[0, 4].min() > 0.99
+
+
+def test_the_largest_are_found_among_chunks_and_what_is_left():
+    values = torch.randn(3, 1000, generator=torch.Generator().manual_seed(2))
+    values[:, -1] = 9  # in the last chunk, which is not whole
+    best, places = _largest(values, 5)
+    assert torch.equal(best, values.topk(5).values)
+    assert torch.equal(values.gather(1, places), best)
+
+
+def test_a_part_depends_on_its_seed_and_holds_its_share_of_the_photographs():
+    memory = filled()
+    parts = [memory.part(seed, 3 / 7) for seed in range(6)]
+    numbers = memory.get_buffer("photograph")
+    assert [len(numbers[part].unique()) for part in parts] == [3] * 6
+    assert len({tuple(part.tolist()) for part in parts}) > 1
+    assert torch.equal(parts[2], memory.part(2, 3 / 7))
+
+
+# --- in a model -------------------------------------------------------------------------------------------------------
+
+
+def remembering(strength=0.3):
+    flow = seeing(memory=70)
+    flow.encoder.memory.fill(*cells())
+    plain = seeing()
+    assert not flow.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    for layer in (*flow.encoder.recall_down, *flow.encoder.recall_up, *flow.encoder.chroma):
+        torch.nn.init.normal_(layer.weight, std=strength)
+    return flow.eval()
+
+
+def test_a_memory_begins_without_effect(flow):
+    silent = remembering(strength=0)
+    assert torch.equal(colorize(silent, photograph(), seed=3), colorize(flow, photograph(), seed=3))
+
+
+def test_every_seed_remembers_another_part_wherever_it_stands():
+    flow = remembering()
+    three = colorize(flow, photograph(), seed=5, samples=3, temperature=1e-9, detail=0)
+    assert (three[0] - three[1]).abs().max() > 1e-3  # nothing but the memory tells them apart
+    alone = colorize(flow, photograph(), seed=7, temperature=1e-9, detail=0)
+    assert torch.allclose(three[2:], alone, atol=1e-5)
+    calm = colorize(flow, photograph(), seed=5, samples=2, temperature=0, detail=0)
+    assert torch.equal(calm[0], calm[1])
+
+
+def test_a_model_keeps_its_memory_in_its_file(tmp_path):
+    flow = remembering()
+    save(flow, tmp_path / "model.safetensors")
+    again = read(tmp_path / "model.safetensors")
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in flow.state_dict().items())
+    assert again.encoder.memory.get_buffer("keys").dtype == torch.uint8
+
+
+def test_a_memory_needs_a_backbone():
+    with pytest.raises(FlowError, match="A memory of colors needs a backbone"):
+        configure("colorizer", {**THREE, "memory": 10})
+    with pytest.raises(FlowError, match="needs a colorizer with a backbone"):
+        remember(build("colorizer", configure("colorizer", THREE)), photograph())
+
+
+# --- an album of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_coloring_follows_an_album_and_keeps_its_luma(flow, album):
+    y = color.luma(photograph())
+    one, plain = (colorize(flow, y, temperature=0, memory=given) for given in (album, None))
+    truth = color.split(photograph())[1]
+    error, before = ((color.split(picture)[1] - truth).square().mean() for picture in (one, plain))
+    assert error < 0.6 * before
+    assert (color.luma(one) - y).abs().max() < 1e-6
+
+
+def test_photographs_of_any_size_make_an_album(flow):
+    pictures = [photograph(1, 40, 33), photograph(2, 300, 16), torch.cat([photograph(3)] * 2)]
+    assert remember(flow, pictures).photographs == 4
+    assert remember(flow, photograph(1, 200, 300), cells=20).places.cells == 20
+
+
+def test_a_folder_makes_an_album_of_its_photographs_in_color(flow, tmp_path):
+    notes = []
+    for name, picture in (("a.png", photograph()), ("b.png", color.luma(photograph()).expand(-1, 3, -1, -1))):
+        (tmp_path / name).write_bytes(flowcore.tasks.remember.files.encode(picture[0], None))
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    assert remember(flow, tmp_path, notify=notes.append).photographs == 1
+    assert any("1 of 3 photographs have no colors to remember: b.png" in note for note in notes)
+    assert any("c.png is left out" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("photographs", "sentence"),
+    [
+        (color.luma(photograph()), "of 1 there is none: they are gray"),
+        (
+            color.compress(color.luma(photograph()), torch.tensor([-0.05, 0.04]).view(1, 2, 1, 1).expand(1, 2, 64, 96)),
+            "or of one tint",
+        ),
+        ([], "needs photographs in color; got none"),
+        ("/no/such/album", "There is no folder or file /no/such/album"),
+    ],
+    ids=["gray", "sepia", "empty", "missing"],
+)
+def test_what_has_no_colors_is_refused_with_a_sentence(flow, photographs, sentence):
+    with pytest.raises(ImageError, match=sentence):
+        remember(flow, photographs)
+
+
+def test_an_album_of_another_backbone_is_refused(album):
+    with pytest.raises(FlowError, match="made with another colorizer"):
+        colorize(seeing(seed=5), photograph(), memory=album)
+    with pytest.raises(FlowError, match="different backbones"):
+        album.merge(remember(seeing(seed=5), photograph()))
+
+
+def test_two_albums_together_find_the_places_of_both(flow, album):
+    other = remember(flow, photograph(seed=8))
+    both = album.merge(other)
+    assert both.photographs == 2
+    assert both.places.cells == album.places.cells + other.places.cells
+    with torch.no_grad():
+        described = flow.encoder.describe(color.luma(photograph(seed=8, height=192, width=288)))
+    assert torch.allclose(both.places.look_up(described), both.places.look_up(described, both.places.all_cells()))
+
+
+# --- its file ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_album_comes_back_from_its_file(album, tmp_path):
+    noted = ColorMemory(album.places, album.backbone, {"licence": "CC0"})
+    noted.save(tmp_path / "album.safetensors")
+    again = ColorMemory.load(tmp_path / "album.safetensors")
+    assert again.sha256 == album.sha256
+    assert (again.backbone, again.provenance) == (album.backbone, {"licence": "CC0"})
+
+
+def damaged(change):
+    def write(path):
+        tensors = load_file(path)
+        with flowcore.checkpoints.file.open_safetensors(path, "") as file:
+            header = json.loads(file.metadata()[KEY])
+        change(tensors, header)
+        save_file(tensors, path, {KEY: json.dumps(header)})
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or damaged"),
+        (lambda path: save_file({"x": torch.zeros(2)}, path), "a safetensors file of another kind; expected a memory"),
+        (damaged(lambda tensors, header: tensors.pop("scale")), "scale is missing"),
+        (damaged(lambda tensors, header: tensors["scale"].fill_(torch.nan)), "not finite numbers"),
+        (damaged(lambda tensors, header: tensors["photograph"].fill_(9)), "numbers its photographs wrongly"),
+        (damaged(lambda tensors, header: header.update(format=9)), "written by a newer flowcore"),
+        (damaged(lambda tensors, header: header.pop("backbone")), "is damaged .'backbone'"),
+        (damaged(lambda tensors, header: tensors.update(keys=torch.zeros(0, COMPONENTS))), "holds 0 places"),
+        (damaged(lambda tensors, header: tensors.update(keys=tensors["keys"].float())), "is of type F32"),
+    ],
+    ids=["truncated", "other", "missing", "nan", "numbers", "newer", "header", "empty", "type"],
+)
+def test_a_damaged_file_is_refused_with_a_sentence(album, tmp_path, damage, sentence):
+    path = tmp_path / "album.safetensors"
+    album.save(path)
+    damage(path)
+    with pytest.raises(CheckpointError, match=sentence):
+        ColorMemory.load(path)
+
+
+# --- cast -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cast_becomes_that_of_the_calm_coloring_or_none():
+    y = torch.rand(1, 1, 6, 8, generator=torch.Generator().manual_seed(1))
+    drawn, calm = (0.2 * torch.randn(n, 2, 6, 8, generator=torch.Generator().manual_seed(n)) for n in (3, 1))
+    weight = y * (1 - y)
+
+    def mean(chroma):
+        return (weight * chroma).sum((2, 3)) / weight.sum()
+
+    assert torch.allclose(change_cast(drawn, calm, y, 1), drawn, atol=1e-6)
+    assert torch.allclose(mean(change_cast(drawn, calm, y, 0)), mean(calm).expand(3, -1), atol=1e-6)
+    assert mean(change_cast(drawn, calm, y, -1)).abs().max() < 1e-6
+    black = torch.zeros_like(y)
+    assert torch.equal(change_cast(drawn, calm, black, -1), drawn)
+
+
+def test_vivid_moves_colors_away_from_their_mean(flow):
+    y = torch.full((1, 1, 4, 4), 0.5)
+    chroma = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    mean = chroma.mean((2, 3), keepdim=True)
+    assert torch.allclose(make_vivid(chroma, y, 1.3) - mean, 1.3 * (chroma - mean), atol=1e-6)
+    assert torch.equal(colorize(flow, photograph(), seed=1, cast=1.0, vivid=1.0), colorize(flow, photograph(), seed=1))
+
+
+@pytest.mark.parametrize(("options", "name"), [({"cast": 1.5}, "cast"), ({"vivid": -1.0}, "vivid")])
+def test_a_cast_out_of_range_is_refused(flow, options, name):
+    with pytest.raises(FlowError, match=f"{name} must"):
+        colorize(flow, photograph(), **options)
