@@ -164,8 +164,9 @@ class Plan(Flow):
         with self._arithmetic():
             for level, feature in zip(self.levels, features, strict=True):
                 assert isinstance(level, FoldedLevel)
-                unconditioned = feature is None or not level.affine
-                result.append(feature if unconditioned else level.precompute(multi_scale(feature)))
+                if feature is not None and level.affine:
+                    feature = level.precompute(multi_scale(feature))
+                result.append(feature)
         return tuple(result)
 
     def prepared_bytes(self, height: int, width: int) -> int:
