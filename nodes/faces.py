@@ -11,21 +11,21 @@ from torch import Tensor
 from ..flowcore import FlowError, ImageError
 from ..flowcore.images.faces import FacePlace, Point, eyes_from_mask
 from ..flowcore.images.resize import resize
-from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, paste_faces
+from ..flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, found_eyes, paste_faces
 from . import widgets
 from .host.compat import io
 from .node import FlowNode
 from .sockets import FACE_LANDMARKS, FLOW_FACE, check_memory, from_image, from_mask, to_image
 
-NO_EYES = (
-    "The eyes are missing. Click both in the picture on the node; or type left_eye and right_eye, such as `120, 88`, "
-    "in pixels from the top left corner; or paint a dot on each (right-click Load Image, Open in MaskEditor) and "
-    "connect its mask; or connect the landmarks of Detect Face Landmarks, which newer versions of ComfyUI have."
+NO_FACE = (
+    "No face was found. Lower smallest; or click both eyes of every face in the picture on the node; or type left_eye "
+    "and right_eye, such as `120, 88`, in pixels from the top left corner; or paint a dot on each (right-click Load "
+    "Image, Open in MaskEditor) and connect its mask."
 )
 
 
 class FlowcoreAlignFace(FlowNode):
-    """The faces at pairs of eye points; the picture is clicked in web/js/eyes.js."""
+    """The faces that are found, or those at pairs of eye points; web/js/eyes.js shows and changes them."""
 
     ALIASES = ("align face", "crop face", "face crop", "face detailer", "portrait", "eyes", "face alignment")
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"))
@@ -41,15 +41,20 @@ class FlowcoreAlignFace(FlowNode):
         landmarks: Annotated[list[Any] | None, partial(FACE_LANDMARKS.Input, optional=True)],
         face: Annotated[int, widgets.integer(1, 0, 64, optional=True)],
         smallest: Annotated[int, widgets.integer(0, 0, 2048, optional=True)],
+        number: Annotated[int, widgets.integer(0, 0, 64, optional=True)],
     ) -> Any:
-        notes, pixels = cls.notes(), from_image(image)
+        notes, pixels, shown = cls.notes(), from_image(image), dict[str, Any]()
         found = _typed(left_eye, right_eye)
         if found is None and eyes is not None and bool((marks := from_mask(eyes, len(pixels))).any()):
             found = [[eyes_from_mask(each[0], *pixels.shape[-2:])] for each in marks]
         if found is None and landmarks is not None:
             found = eyes_from_meshes(landmarks, face, smallest=smallest, notify=notes)
         if found is None:
-            raise ImageError(NO_EYES)
+            found = found_eyes(pixels, smallest=smallest, number=number, **notes.follow())
+            if not any(found):
+                raise ImageError(NO_FACE)
+            if len(found) == 1:
+                shown["eyes"] = [list(side) for side in zip(*found[0], strict=True)]
         if size:
             count = sum(len(found[k % len(found)]) for k in range(len(pixels)))
             check_memory(count, 3 * size * size, "faces need", "Lower size, or pass fewer images.")
@@ -59,7 +64,7 @@ class FlowcoreAlignFace(FlowNode):
         if len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
             text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
-        return io.NodeOutput(to_image(faces), places, ui={"text": [text, *notes.lines]})
+        return io.NodeOutput(to_image(faces), places, ui={"text": [text, *notes.lines], **shown})
 
 
 class FlowcorePasteFace(FlowNode):

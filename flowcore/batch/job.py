@@ -18,6 +18,7 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
 from ..evaluation.colorization import chroma_on_grid
@@ -31,6 +32,7 @@ from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
 from ..tasks.brighten import brighten
 from ..tasks.colorize import colorize, transfer_palette
+from ..tasks.faces import restore_faces
 from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from ..tasks.ranking import By, ranked
 from ..tasks.rescale import restore, shrink
@@ -39,7 +41,7 @@ from ..tasks.subject import prepare_subject
 from ..tasks.upscale import upscale
 from ..tasks.video import colorize_video
 
-Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "score"]
+Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # how the IDs of our results begin, which cameras use for IDs of their own
 COMMAND = "command"  # in place of a node's id
@@ -102,6 +104,9 @@ class Work:
             return size
         if self.command == "shrink":
             return -(-size[0] // self.scale), -(-size[1] // self.scale)
+        if self.command == "faces":
+            factor = self.settings["factor"]
+            return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
         stated = stated_size(picture) if self.command == "restore" else None
         return stated or (size[0] * self.scale, size[1] * self.scale)
 
@@ -134,6 +139,8 @@ class Worker:
     def __init__(self, work: Work, flow: Flow) -> None:
         self.work, self.flow, self.model_sha256 = work, flow, model_sha256(flow)
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
+        faces = work.settings.get("face_model")
+        self._faces = None if faces is None else load(faces, next(flow.parameters()).device)
         self._before: list[Tensor] = []  # state that ``colorize_video`` carries from frame to frame
         self._clip: object = None
 
@@ -171,6 +178,9 @@ class Worker:
         rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
         if work.command == "upscale":
             pictures = upscale(self.flow, rgb_or_gray, **sampling)
+        elif self._faces is not None:
+            sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
+            pictures = restore_faces(self.flow, self._faces, rgb_or_gray, **sampling)
         elif work.command == "brighten":
             pictures = brighten(self.flow, rgb_or_gray, **sampling)
         elif work.command == "restore":
@@ -186,7 +196,8 @@ class Worker:
             used,
             device=next(self.flow.parameters()).device,
             node_id=COMMAND,
-            node=f"Flowcore{work.command.capitalize()}",  # that would make the same picture
+            # that would make the same picture
+            node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
             model=work.model,
             model_sha256=self.model_sha256,
             architecture=self.flow.architecture,

@@ -1,4 +1,4 @@
-"""What commands that take many images share: upscale, colorize, brighten, shrink, restore and score."""
+"""What commands that take many images share: upscale, colorize, brighten, shrink, restore, faces and score."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def make_images(
             done.add(job)  # looked at once: the announcement, the run and its clips ask, and all pixels are decoded
         return job in done
 
-    if command in ("upscale", "restore"):
+    if command in ("upscale", "restore", "faces"):
         refused |= announce(options, work, flow, jobs, is_done)
     bar = ProgressBar(jobs)
 

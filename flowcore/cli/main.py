@@ -24,6 +24,7 @@ COMMANDS = {
     "brighten": (make.add_brighten, "brighten dark photographs, in one picture or many exposures"),
     "shrink": (make.add_shrink, "make small pictures of photographs, which restore brings back"),
     "restore": (make.add_restore, "bring photographs back from the small pictures that shrink made"),
+    "faces": (make.add_faces, "enlarge photographs, and the faces in them by a model of faces"),
     "sample": (make.add_sample, "generate images from noise"),
     "interpolate": (make.add_interpolate, "morph one image into another, through their latents"),
     "score": (measure.add_score, "rank images by the bits that a model needs for them"),

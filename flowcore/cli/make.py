@@ -1,4 +1,4 @@
-"""Commands that make images: upscale, colorize, brighten, shrink, restore, sample, interpolate."""
+"""Commands that make images: upscale, colorize, brighten, shrink, restore, faces, sample, interpolate."""
 
 from __future__ import annotations
 
@@ -137,6 +137,26 @@ def add_restore(command: argparse.ArgumentParser) -> None:
     add_megapixels(command)
 
 
+def add_faces(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run_command=_faces)
+    add_batch(command)
+    add_manifest(command)
+    add_model(command)
+    option = command.add_argument
+    text = "a model file, or a shipped model by name, of the faces (default: srflow-faces-x8)"
+    option("--face-model", default="srflow-faces-x8", metavar="MODEL", help=text)
+    option("--factor", type=float, default=8.0, help="total enlargement (default: 8)")
+    option("--smallest", type=float, default=0, metavar="PIXELS", help="side of the smallest face, hair included")
+    option("--number", type=int, default=0, metavar="N", help="faces of each picture at most, largest first; 0: all")
+    option("--temperature", type=float, help="of the faces (default: what their model's file states)")
+    option("--seed", type=int, default=0)
+    option("--samples", type=int, default=1, help="pictures each, with seeds SEED, SEED + 1, ...")
+    option("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
+    add_megapixels(command)
+    add_precision(command)
+    add_file_format(command)
+
+
 def _add_rescaling(command: argparse.ArgumentParser) -> None:
     command.set_defaults(format="png", quality=None)
     command.epilog = "The results are PNG files. The model is one for rescaling, such as Rescaling_DF2K_X4_HCFlow.pth."
@@ -214,6 +234,19 @@ def _restore(options: argparse.Namespace) -> None:
     settings, small = resolve(flow, {"temperature": options.temperature}), _small(options)
     label = "restored_tau{temperature:g}".format(**settings)
     _make_samples(options, flow, "restore", label, settings, original=lambda stem: stem.removesuffix(small))
+
+
+def _faces(options: argparse.Namespace) -> None:
+    from .. import load
+    from ..checkpoints.latents_file import model_sha256
+    from .batches import load_model
+
+    flow, faces = load_model(options, "upscale"), load(options.face_model)
+    faces.require("upscale")
+    temperature = faces.config.temperature if options.temperature is None else options.temperature
+    settings = {name: getattr(options, name) for name in ("factor", "smallest", "number", "face_model")}
+    settings |= {"face_sha256": model_sha256(faces), "temperature": temperature}
+    _make_samples(options, flow, "faces", f"faces_tau{temperature:g}", settings)
 
 
 def _small(options: argparse.Namespace) -> str:

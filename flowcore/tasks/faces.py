@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..errors import ImageError, ShapeError
+from ..flow import Flow
 from ..images.color import luma
 from ..images.faces import (
+    LEFT,
+    RIGHT,
     FacePlace,
     Point,
     cut_face,
@@ -23,7 +27,10 @@ from ..images.faces import (
     paste_face,
 )
 from ..images.resize import resize
+from .face_finder import SMALLEST, find_faces
+from .options import Reporting, Running, part_of_run, runs_with
 from .runner import validate_image, with_alpha
+from .upscale import upscale
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
@@ -93,6 +100,25 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
             yield f"The head leans by {place.roll:.0f} degrees: check that the points are its two eyes."
 
 
+@runs_with(Reporting)
+def found_eyes(
+    image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
+) -> list[list[Eyes]]:
+    """Find faces, see ``find_faces``, and return the eyes of every image's.
+
+    Args:
+        image: ``(B, C, H, W)`` in [0, 1].
+        smallest: Side in pixels of the smallest face that counts, hair included.
+        number: How many of each image at most, the largest first; 0 for all.
+        options: How to run, see ``RunOptions``.
+    """
+    boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
+    return [
+        [face.eyes for face in faces if math.dist(*face.eyes) / (RIGHT - LEFT) >= smallest][: number or None]
+        for faces in find_faces(image, smallest=boxes, **options)
+    ]
+
+
 def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, feather: float = 0.15) -> Tensor:
     """Paste faces where they were cut out, all of a picture's into it.
 
@@ -133,6 +159,61 @@ def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, fe
             face = cut[k * samples + sample * samples // count][None]
             result[at] = paste_face(result[at][None], face, place, feather=feather)[0]
     return with_alpha(result, alpha)
+
+
+@runs_with(Running)
+def restore_faces(
+    flow: Flow,
+    face_flow: Flow,
+    image: Tensor,
+    *,
+    temperature: float | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    factor: float = 8.0,
+    smallest: float = 0,
+    number: int = 0,
+    tile: int = 0,
+    **options: Unpack[Running],
+) -> Tensor:
+    """Enlarge photographs, and the faces that are found in them by a model of faces.
+
+    Args:
+        flow: An upscaling model of photographs, at its own temperature.
+        face_flow: One of faces, such as ``srflow-faces-x8``.
+        image: ``(B, C, h, w)`` in [0, 1], C = 1, 3 or 4, whose alpha is enlarged by a bicubic resize.
+        temperature: Of the faces; None for their model's own.
+        seed: In [0, 2^64). Sample s of every face is drawn with ``seed + s``; the rest of the picture with ``seed``.
+        samples: Pictures per image, which differ in their faces.
+        factor: Total enlargement.
+        smallest: Side in pixels of the smallest face that counts, hair included.
+        number: How many faces of each image at most, the largest first; 0 for all.
+        tile: See ``upscale``.
+        options: How to run, see ``RunOptions``.
+
+    Returns:
+        ``(B * samples, C or 3, factor * h, factor * w)`` in [0, 1]: all samples of image 0, then of image 1. An image
+        without a face is enlarged as it is, and ``notify`` is called.
+
+    Raises:
+        ImageError: If an image is not usable.
+        FlowError: As in ``upscale``.
+        Cancelled: If stopped.
+    """
+    notify, reporting = options.get("notify"), {name: options.get(name) for name in ("cancelled", "notify")}
+    drawing: Any = {"seed": seed, "tile": tile}
+    large = upscale(flow, image, factor=factor, **drawing, **part_of_run(options, 0.0, 0.6))
+    eyes = found_eyes(image, smallest=smallest, number=number, **reporting)  # pyright: ignore[reportArgumentType]
+    missing = sum(not one for one in eyes)
+    if missing and notify is not None:
+        which = "No face was found" if len(eyes) == 1 else f"No face was found in {missing} of {len(eyes)} pictures"
+        notify(f"{which}: enlarged without. Lower smallest, or mark the eyes in ComfyUI.")
+    if not any(eyes):
+        return large.repeat_interleave(samples, 0)
+    cut, places = align_faces(image, eyes, notify=notify)
+    drawing |= {"temperature": temperature, "samples": samples}
+    faces = upscale(face_flow, cut, **drawing, **part_of_run(options, 0.6, 0.4))
+    return paste_faces(large, faces, places)
 
 
 def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> FacePlace:

@@ -25,6 +25,7 @@ from flowcore.images.color import luma
 from flowcore.provenance import fingerprint
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
+from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import ranked
 from flowcore.tasks.upscale import sampling_settings, upscale
@@ -92,6 +93,26 @@ def test_upscale_names_samples(model, tmp_path, capsys):
     assert second.shape == (1, 4, 28, 40)
     assert (second - upscale(flowcore.load(model), lr, temperature=0.5, seed=4)).abs().max() <= 0.51 / 255
     assert "100%" in capsys.readouterr().err
+
+
+def test_faces_are_found_enlarged_and_pasted_and_a_second_run_makes_nothing(model, tmp_path, capsys):
+    group = (Path(__file__).parents[2] / "workflows" / "pictures" / "group.png").read_bytes()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "group.png").write_bytes(group)
+    photograph(tmp_path / "photos" / "none.png", (24, 16))
+    words = ["faces", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--model", str(model)]
+    words += ["--face-model", str(model), "--factor", "2", "--number", "1", "--temperature", "0.5"]
+    run(*words)
+    assert "none.png: No face was found: enlarged without." in capsys.readouterr().err
+    path = tmp_path / "out" / "group_tiny_faces_tau0.5_seed0.png"
+    flow, image, made = flowcore.load(str(model)), files.read(group, "group.png").pixels, pixels(path)
+    near(path, restore_faces(flow, flow, image, factor=2, number=1, temperature=0.5)[0])
+    changed = (made - upscale(flow, image, factor=2)[0]).abs().amax(0) > 2 / 255
+    rows, columns = changed.nonzero(as_tuple=True)
+    assert 10 < rows.min() < rows.max() < 110  # around the largest of three faces alone
+    assert columns.max() - columns.min() < 110
+    run(*words)
+    assert "2 of 2 were there already" in capsys.readouterr().err
 
 
 def test_a_file_says_which_precision_was_used(model, tmp_path, monkeypatch):

@@ -86,12 +86,24 @@ def test_points_go_before_the_mask_and_the_mask_before_landmarks(host):
 
 
 def test_no_eyes_two_dots_too_many_and_other_bad_points_are_refused(host):
-    refusal(host, aligning(), "The eyes are missing", "MaskEditor", "left_eye", "Detect Face Landmarks")
+    refusal(host, aligning(), "No face was found", "MaskEditor", "left_eye", "Lower smallest")
     refusal(host, aligning(left_eye="19, 16"), "right_eye must be a point")
     refusal(host, aligning(left_eye="left", right_eye="28, 18"), "left_eye must be a point `x, y`", "`left`")
     refusal(host, painted((5, 15), (18, 15), (30, 15)), "two dots", "it has 3")
     refusal(host, aligning(left_eye="19, 16; 9, 9", right_eye="28, 18"), "left_eye has 2, and right_eye 1")
     refusal(host, detecting("19 16 28 18 23 24", face=2), "One face was found; face 2 was asked for")
+
+
+def test_faces_are_found_without_eyes(host):
+    """Those of the story's group, of which `number` keeps the largest; the page is told their eyes."""
+    photo = ("FlowcoreExample", {"picture": "group photograph"})
+    outputs = host.run(aligning(photo))["outputs"]
+    assert outputs["align"]["text"][0].startswith("3 faces of ")
+    lefts, rights = outputs["align"]["eyes"]
+    assert [len(lefts), len(rights)] == [3, 3]
+    assert all(x < u for (x, _), (u, _) in zip(lefts, rights, strict=True))
+    outputs = host.run(aligning(photo, number=1))["outputs"]
+    assert [outputs["align"]["eyes"], outputs["report"]["shape"][0]] == [[lefts[:1], rights[:1]], 1]
 
 
 def test_wires_of_a_wrong_type_are_refused(host):

@@ -1,4 +1,4 @@
-// The picture of Flow Align Face takes clicks on eyes; the widgets `left_eye` and `right_eye` hold them, a point of each face.
+// The picture of Flow Align Face shows the eyes that were found, and takes clicks, which `left_eye` and `right_eye` hold.
 import { app } from "../../../scripts/app.js";
 import { addElement, after, isOurs, label, make, say, set, widgetOf } from "./canvas.js";
 import { choiceOf, onChoice, pictureAt } from "./picture.js";
@@ -21,8 +21,8 @@ app.registerExtension({
     const frame = make("div", { className: "flowcore-eyes flowcore-view", innerHTML: "<p></p><svg><image/><g/></svg>" });
     const [hint, svg] = frame.children, [shown, dots] = svg.children;
     const picture = Object.assign(new Image(), { onload: () => draw() });
-    let held; // side and place of the dot that is dragged
-    const read = () => fields.map((field) => parse(String(field.value ?? "")));
+    let held, moved, found = [[], []]; // side and place of the dot that is dragged; what the last run found, shown where nothing is marked
+    const read = (marked = fields.map((field) => parse(String(field.value ?? "")))) => (marked.flat().length ? marked : structuredClone(found));
     const write = (sides) => fields.forEach((field, side) => set(node, field, format(sides[side])));
     const draw = () => {
       const { naturalWidth: wide, naturalHeight: high } = picture;
@@ -36,8 +36,8 @@ app.registerExtension({
       if (address && shown.getAttribute("href") !== address) shown.setAttribute("href", (picture.src = address));
       draw();
     };
-    const move = ({ clientX, clientY }) => {
-      if (!held) return;
+    const move = ({ clientX, clientY, movementX, movementY }) => {
+      if (!held || !(moved ||= movementX || movementY)) return;
       const { naturalWidth: wide, naturalHeight: high } = picture, sides = read();
       const { left, top, width, height } = svg.getBoundingClientRect(), scale = Math.min(width / wide, height / high);
       const within = (middle, side) => Math.min(side, Math.max(0, middle / scale + side / 2));
@@ -48,21 +48,21 @@ app.registerExtension({
     const press = (event) => {
       quiet(event);
       if (event.button) return event.button === 2 && write([[], []]);
-      const sides = read(), next = Number(sides[0].length > sides[1].length);
-      held = event.target.dataset.eye?.split(" ") ?? [next, sides[next].length];
+      const sides = read(), next = Number(sides[0].length > sides[1].length), dot = event.target.dataset.eye?.split(" ");
+      [held, moved] = [dot ?? [next, sides[next].length], !dot];
       svg.setPointerCapture(event.pointerId);
       move(event);
     };
-    Object.assign(svg, { onpointerdown: press, onpointermove: move, onpointerup: () => (held = undefined), oncontextmenu: quiet });
+    const release = () => (held && !moved && write(read().map((points) => points.toSpliced(held[1], 1))), (held = undefined)); // a face goes
+    Object.assign(svg, { onpointerdown: press, onpointermove: move, onpointerup: release, oncontextmenu: quiet });
     frame.onpointerenter = follow; // there is no event for a picture from elsewhere
     for (const field of fields) after(field, "callback", draw);
-    after(node, "onExecuted", () => setTimeout(follow));
+    after(node, "onExecuted", ({ eyes } = {}) => (eyes && (found = eyes), setTimeout(follow)));
     onChoice(node, "image", choiceOf, (_, another) => {
-      if (another) write([[], []]); // they were of the picture before
+      if (another) (found = [[], []]), write(found); // they were of the picture before
       follow();
     });
-    label(svg, "mark");
-    say("unmarked").then((text) => (hint.textContent = text));
+    label(svg, "mark"), say("unmarked").then((text) => (hint.textContent = text));
     addElement(node, "flowcore_eyes", frame, 200, LOOK, "eyes");
   },
 });
