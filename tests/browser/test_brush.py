@@ -267,6 +267,10 @@ def test_eyes_are_clicked_dragged_and_cleared_with_another_picture(canvases, vue
     canvas.shot("eyes")
     assert eyes() == [pytest.approx([22, 18, 50, 30], abs=0.3), pytest.approx([32, 17, 60, 30], abs=0.3)]
     assert canvas.page.locator(".flowcore-eyes circle").count() == 4
+    canvas.page.mouse.click(*at(60, 30))  # an eye's face goes
+    assert eyes() == [pytest.approx([22, 18], abs=0.3), pytest.approx([32, 17], abs=0.3)]
+    canvas.page.mouse.click(*at(50, 30))
+    canvas.page.mouse.click(*at(60, 30))
     canvas.open(canvas.saved())
     canvas.page.wait_for_selector(".flowcore-eyes circle", state="attached")
     assert eyes()[0] == pytest.approx([22, 18, 50, 30], abs=0.3)
