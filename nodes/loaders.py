@@ -212,9 +212,10 @@ PICTURES: dict[str, list[str]] = {
     "two portraits": ["pictures/portrait-4.jpg", "pictures/portrait-3.jpg"],
     "bad JPEG": ["pictures/parrots.jpg"],
     "group photograph": ["pictures/group.png"],
+    "small film": ["pictures/canyon.jpg"],
 }
-FILMS = {"black-and-white film"}
-FRAMES, FRAME = 16, (192, 336)  # of a film, and height and width of a frame
+# Of a film, how many frames, their height and width, and the height at which the picture is panned over.
+FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}
 
 
 EXAMPLES = widgets.file_choice(
@@ -247,7 +248,7 @@ class FlowcoreExample(FileNode):
     def run(cls, picture: Annotated[str, EXAMPLES], path: Path) -> Any:
         pixels = torch.cat([_read_with_alpha(file) for file in _files(picture)])  # (B, 4, H, W)
         if picture in FILMS:
-            pixels = _pan(pixels)
+            pixels = _pan(pixels, *FILMS[picture])
         # Beside a file that was dropped lies whatever else was: it stands for itself.
         among_others = picture not in PICTURES and "/" not in picture
         return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path if among_others else path.parent))
@@ -281,10 +282,13 @@ def _read_with_alpha(file: Path) -> Tensor:
     return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
 
 
-def _pan(picture: Tensor) -> Tensor:
-    """Pan from left to right over a picture: (FRAMES, C, *FRAME)."""
-    height, width = FRAME
-    wide = round(picture.shape[-1] * height / picture.shape[-2])
-    small = torch.nn.functional.interpolate(picture, (height, wide), mode="area")
-    lefts = [round(step * (wide - width) / (FRAMES - 1)) for step in range(FRAMES)]
-    return torch.cat([small[..., left : left + width] for left in lefts])
+def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tensor:
+    """Pan from the upper left to the lower right over a picture that is so ``tall``: (frames, C, *size)."""
+    height, width = size
+    wide = round(picture.shape[-1] * tall / picture.shape[-2])
+    small = torch.nn.functional.interpolate(picture, (tall, wide), mode="area")
+    places = [
+        (round(step * (tall - height) / (frames - 1)), round(step * (wide - width) / (frames - 1)))
+        for step in range(frames)
+    ]
+    return torch.cat([small[..., top : top + height, left : left + width] for top, left in places])

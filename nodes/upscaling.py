@@ -22,6 +22,7 @@ from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_defaults import resolve
 from ..flowcore.tasks.upscale import memory_required, target_size
+from ..flowcore.tasks.video import STEADINESS
 from . import widgets
 from .host.compat import curve_input, curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
@@ -165,6 +166,44 @@ def _each_temperature(model: FlowModel, text: str) -> list[float]:
     """Parse the temperatures of a sheet, with the model's own where one follows it."""
     own = [widgets.own_or(tau) for tau in widgets.temperature_list(text)]
     return [resolve(model.flow, {"temperature": tau})["temperature"] for tau in own]
+
+
+class FlowcoreUpscaleVideo(RecordingNode):
+    """A clip whose frames are enlarged as one."""
+
+    ALIASES = ("upscale video", "video", "clip", "flicker", "steady", "temporal consistency", "frames", "deflicker")
+    OUTPUTS = (io.Image.Output("images"),)
+
+    @classmethod
+    def run(
+        cls,
+        image: Annotated[Tensor, io.Image.Input],
+        model: Annotated[FlowModel, flow_model("upscale")],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
+        seed: Annotated[int, widgets.seed()],
+        steadiness: Annotated[float, widgets.slider(STEADINESS, 0.0, 1.0)],
+        calm_edges: Annotated[float, widgets.calm_edges],
+        tile: Annotated[int, widgets.tile],
+        precision: Annotated[Precision, widgets.precision],
+        pick: Annotated[int, widgets.pick],
+    ) -> Any:
+        notes, pixels = cls.notes(), from_image(image)
+        height, width = pixels.shape[-2:]
+        size = target_size(model.flow, height, width)
+        check_memory(len(pixels), 3 * math.prod(size), "pictures need", "Pass fewer or smaller frames.")
+        pictures = flowcore.upscale_video(
+            model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE)),
+            pixels,
+            temperature=widgets.own_or(temperature),
+            calm_edges=widgets.own_or(calm_edges),
+            seed=seed,
+            steadiness=steadiness,
+            tile=tile,
+            precision=precision,
+            **notes.follow(Progress(pixels)),
+        )
+        facts = seeds_in_turn(seed, len(pictures), len(pictures))
+        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))
 
 
 class FlowcoreTemperatureGrid(PickingNode):

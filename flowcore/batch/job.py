@@ -39,7 +39,7 @@ from ..tasks.rescale import restore, shrink
 from ..tasks.score import Score, score
 from ..tasks.subject import prepare_subject
 from ..tasks.upscale import upscale
-from ..tasks.video import colorize_video
+from ..tasks.video import colorize_video, upscale_video
 
 Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
@@ -72,7 +72,9 @@ class Work:
     @property
     def carries(self) -> bool:
         """Whether a result depends on the frames before it."""
-        return self.settings.get("frames") == "video" and bool(self.settings.get("carry"))
+        return self.settings.get("frames") == "video" and (
+            self.command == "upscale" or bool(self.settings.get("carry"))
+        )
 
     def ids(self, picture: bytes, model: str) -> list[str]:
         """Fingerprint the results of a picture, from model, settings, seed and the picture itself."""
@@ -141,7 +143,7 @@ class Worker:
         self._reference = None if work.reference is None else files.read(work.reference, "the reference")
         faces = work.settings.get("face_model")
         self._faces = None if faces is None else load(faces, next(flow.parameters()).device)
-        self._before: list[Tensor] = []  # state that ``colorize_video`` carries from frame to frame
+        self._before: list[Tensor] = []  # state that the tasks of clips carry from frame to frame
         self._clip: object = None
 
     def __call__(
@@ -177,7 +179,7 @@ class Worker:
         sampling |= following
         rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
         if work.command == "upscale":
-            pictures = upscale(self.flow, rgb_or_gray, **sampling)
+            pictures = self._upscale(rgb_or_gray, clip, sampling)
         elif self._faces is not None:
             sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
             pictures = restore_faces(self.flow, self._faces, rgb_or_gray, **sampling)
@@ -215,17 +217,26 @@ class Worker:
             for result, id in zip(pictures, ids, strict=True)
         ]
 
+    def _upscale(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
+        if settings.pop("frames", "photographs") == "video":
+            del settings["samples"]
+            return upscale_video(self.flow, image, before=self._frames_before(image, clip), **settings)
+        return upscale(self.flow, image, **settings)
+
+    def _frames_before(self, image: Tensor, clip: object) -> list[Tensor]:
+        clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
+        if clip != self._clip:
+            self._clip = clip
+            self._before.clear()
+        return self._before
+
     def _colorize(self, image: Tensor, clip: object, settings: dict[str, Any]) -> Tensor:
         settings["hints"] = hints_of(settings, (image.shape[-2], image.shape[-1]))
         if self.work.memory is not None:
             settings["memory"] = self.work.memory
         if settings.pop("frames", "photographs") == "video":
             del settings["samples"]
-            clip = (clip, tuple(image.shape))  # frames of another size belong to another clip
-            if clip != self._clip:
-                self._clip = clip
-                self._before.clear()
-            return colorize_video(self.flow, image, before=self._before, **settings)
+            return colorize_video(self.flow, image, before=self._frames_before(image, clip), **settings)
         settings.pop("carry", None)
         strength = settings.pop("strength", 1.0)
         if self._reference is None:

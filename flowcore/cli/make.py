@@ -41,6 +41,9 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
     option("--temperature", type=float, help=text)
+    text = "the images of a folder are the frames of a clip, in the order of the numbers in their names; 0 to 1 is how "
+    text += "much of the frame before, moved as the picture moves, guides the next (0.9 is a good value)"
+    option("--steadiness", type=float, metavar="PART", help=text)
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ...")
@@ -200,12 +203,22 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
 
 def _upscale(options: argparse.Namespace) -> None:
     from ..tasks.upscale import sampling_settings
-    from .batches import load_model
+    from .batches import load_model, make_images, seed_names
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
     label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
-    _make_samples(options, flow, "upscale", label, {"temperature": temperature, "calm_edges": calm_edges})
+    settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
+    if options.steadiness is None:
+        _make_samples(options, flow, "upscale", label, settings)
+        return
+    if options.samples > 1:
+        raise FlowError("A video is enlarged once: leave --samples out. Other seeds give it other detail.")
+    if options.ray or options.ray_address:
+        raise FlowError("The frames of a video depend on each other and run on one machine: leave --ray out.")
+    settings |= {"tile": options.tile, "precision": options.precision}
+    settings |= {"frames": "video", "steadiness": options.steadiness}
+    make_images(options, flow, "upscale", settings, lambda stem: [stem], seed_names(options))
 
 
 def _brighten(options: argparse.Namespace) -> None:

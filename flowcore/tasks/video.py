@@ -205,15 +205,16 @@ def upscale_video(
             number = int(past[0]) + 1 if past else 0
             settings: Any = {"calm_edges": calm_edges, "tile": tile, "halo": halo, "store": ConditionStore(count=1)}
             first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))
-            calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
-            guide, strength = None, None
-            if past:
-                guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
+            calm, guide, strength = None, None, None
+            if steadiness:
+                calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
+                if len(past) > 1:
+                    guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
             drawn = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
             picture = upscale(flow, frame, guide=guide, guide_strength=strength, **drawn, **settings, **second)
             result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
             result[place] = picture[0]
-            past = [torch.tensor(number), calm, picture[:, :3].to(run.device)]
+            past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]
         assert result is not None
         return result, past
 

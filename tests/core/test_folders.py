@@ -373,6 +373,22 @@ def test_clip_carries_colors_over(tmp_path, capsys):
         assert option in capsys.readouterr().err
 
 
+def test_frames_of_a_folder_are_enlarged_as_one_clip(tmp_path, capsys):
+    frames = [photograph(tmp_path / "clip" / f"f{k}.png", (24, 16), seed=1) for k in (9, 10)]
+    out = tmp_path / "out"
+    words = ["upscale", str(tmp_path / "clip"), "-o", str(out), "--device", "cpu", "--steadiness", "0.9"]
+    assert main([*words, "--seed", "3"]) == 0
+    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), torch.stack([pixels(f) for f in frames]), seed=3)
+    came = torch.cat([files.read((out / frame.name).read_bytes(), "x").pixels for frame in frames])
+    assert (came - expected).abs().max() < 1 / 255
+    (out / "f10.png").unlink()
+    assert main([*words, "--seed", "3"]) == 0
+    assert (files.read((out / "f10.png").read_bytes(), "x").pixels - expected[1:]).abs().max() < 1 / 255
+    for wrong in (["--samples", "2"], ["--ray"]):
+        assert main([*words, *wrong]) == 1
+        assert wrong[0] in capsys.readouterr().err
+
+
 def test_colorize_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
     model = ["--model", str(small_colorizer), "--device", "cpu"]  # noqa: F811
     assert main(["colorize", str(folder), str(tmp_path / "old form"), *model]) == 0

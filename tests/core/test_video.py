@@ -122,6 +122,13 @@ def test_a_still_clip_stands_still(upscaler):
     assert (made - made[:1]).abs().max() < 1 / 255
 
 
+def test_steadiness_0_draws_every_frame_alone(upscaler):
+    still = pan(1).expand(2, -1, -1, -1)
+    made = upscale_video(upscaler, still, seed=5, steadiness=0)
+    alone = torch.cat([upscale(upscaler, still[:1], seed=seed) for seed in (5, 6)])
+    assert (made - alone).abs().max() < 1e-5
+
+
 def test_detail_moves_with_the_picture(upscaler):
     frames = pan(step=2)
 

@@ -36,6 +36,7 @@ TITLES = {
     "strokes": "Colorize with brush strokes",
     "palette-transfer": "Colorize like other photos",
     "clip": "Colorize a video",
+    "steady-clip": "Upscale a video without flicker",
     "morph": "Morph from photo to photo",
     "temperatures": "Generate faces with Glow",
     "digits": "Change the style of digits",
@@ -52,6 +53,7 @@ TITLES = {
 NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
+    "steady-clip": {"clip": "film"},
     "faces": {
         "body_model": "model_photographs",
         "model": "model_faces",
@@ -70,6 +72,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "strokes": {"photo": ("picture",), "paint": ("flowcore_brush",), "color": ("temperature", "seed", "samples")},
     "palette-transfer": {"photo": ("picture",), "reference": ("picture",), "color": ("seed",)},
     "clip": {"film": ("picture",), "color": ("temperature", "seed", "carry")},
+    "steady-clip": {"film": ("picture",), "upscale": ("temperature", "seed", "steadiness")},
     "morph": {"photos": ("picture",), "morph": ("frames", "mode")},
     "temperatures": {"grid": ("temperatures", "seed", "seeds")},
     "digits": {"sample": ("labels", "temperature", "seed"), "style": ("bold", "wide", "slanted", "messy")},
@@ -88,6 +91,8 @@ SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg") | dict.fromkeys(
     ("colourings", "strokes"), "house.jpg"
 )
+# Stories of films that are also run with other values, whose frames stand above.
+CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script
 WORDS = json.loads((comfyui.ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["stories"]
 
@@ -285,6 +290,19 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def strips(films: list[Image.Image]) -> Image.Image:
+    """Put a row of each film into one picture: the middles of four frames."""
+    side, gap = 144, 4
+    sheet = Image.new("RGB", (4 * (side + gap) - gap, len(films) * (side + gap) - gap), "white")
+    for row, film in enumerate(films):
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
+        for column, frame in enumerate(frames[len(frames) // 3 :][:4]):
+            left, top = (frame.width - side) // 2, (frame.height - side) // 2
+            middle = frame.crop((left, top, left + side, top + side))
+            sheet.paste(middle, (column * (side + gap), row * (side + gap)))
+    return sheet
+
+
 def bounded(picture: Image.Image) -> Image.Image:
     """Bring a picture to a thumbnail's size, at least 200 pixels a side."""
     scale = THUMBNAIL / max(picture.size)
@@ -320,10 +338,16 @@ def main() -> None:
             if name in SOURCES:
                 before = Image.open(WORKFLOWS / SOURCES[name]).convert("RGB")
                 pictures = [ImageOps.fit(before, pictures[0].size, Image.Resampling.NEAREST), *pictures[:3]]
+            if name in CONTRASTS:
+                for key, values in CONTRASTS[name].items():
+                    api[key]["inputs"] |= values
+                done = client.wait(client.queue(on_canvas(api)))
+                pictures = [*(opened(data) for data in client.pictures(done)), *pictures]
+            sheet = strips(pictures) if name in CONTRASTS else thumbnail(pictures)
             if options.keep:
                 options.keep.mkdir(parents=True, exist_ok=True)
-                thumbnail(pictures).save(options.keep / f"{name}.png")
-            bounded(thumbnail(pictures)).save(canvas_file(name, ".jpg"), quality=88)
+                sheet.save(options.keep / f"{name}.png")
+            bounded(sheet).save(canvas_file(name, ".jpg"), quality=88)
             sys.stdout.write(f"{canvas_file(name, '.jpg').name}\n")
 
 

@@ -28,7 +28,14 @@ from flowcore.provenance import read as read_provenance
 BATCH = WORKFLOWS / "api" / "batch.py"
 NAMES = ["a.png", "b.png", "deep/a.jpg", "deep/c.png", "deep/er/d.png", "e.jpeg"]
 # What loads the picture in each story that takes one; the others make their own, or read a folder of the server.
-LOADERS = {"clip": "film", "morph": "photos", "morph-faces": "portraits", "rank": "photos", "retouched": "photos"}
+LOADERS = {
+    "clip": "film",
+    "steady-clip": "film",
+    "morph": "photos",
+    "morph-faces": "portraits",
+    "rank": "photos",
+    "retouched": "photos",
+}
 LOADERS |= {"smile": "portraits", "digits": None, "handwriting": None, "temperatures": None, "train": None}
 
 

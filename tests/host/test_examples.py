@@ -18,7 +18,7 @@ from talk import examples, graph, loader, noise, options, picture, pixels, refus
 from flowcore.tasks.harmonize import harmonize
 
 FILES = comfyui.ROOT / "workflows"
-FILM = "black-and-white film"
+FILMS = {"black-and-white film": (16, 192, 336), "small film": (12, 72, 96)}
 
 
 def test_every_example_is_listed_with_files_that_the_host_serves(host):
@@ -36,7 +36,7 @@ def test_examples_are_pictures(host):
     scale = {"image": "masked.0", "upscale_method": "area", "width": 4, "height": 4, "crop": "disabled"}
     for name, files in examples(host).items():
         with Image.open(FILES / files[0]) as first:
-            sides = (16, 192, 336) if name == FILM else (len(files), first.height, first.width)
+            sides = FILMS.get(name, (len(files), first.height, first.width))
         workflow = graph(
             example=("FlowcoreExample", {"picture": name}),
             size=("GetImageSize", {"image": "example.0"}),

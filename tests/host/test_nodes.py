@@ -14,6 +14,7 @@ from talk import graph, loader, picture, refusal, report, shows
 # Node to its other inputs, and the output that is a picture.
 NODES = {
     "FlowcoreUpscale": ({"temperature": 0.8, "seed": 5}, 0),
+    "FlowcoreUpscaleVideo": ({"temperature": 0.8, "seed": 5, "steadiness": 0.9}, 0),
     "FlowcoreTemperatureGrid": ({"temperatures": "0.5", "seed": 5}, 1),
     "FlowcoreColorize": ({"temperature": 1.0, "seed": 5}, 0),
     "FlowcoreEncode": ({}, 2),

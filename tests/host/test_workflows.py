@@ -176,6 +176,7 @@ RESULTS = {
     "strokes": (2, (24, 16)),
     "palette-transfer": (3, (24, 16)),
     "clip": (1, (24, 16)),
+    "steady-clip": (1, (96, 64)),
     "train": (1, (224, 256)),  # the sheet of Flow Train; what Flow Sample makes is shown, not saved
     "painted": (1, (96, 64)),
     "grid": (1, ANY),
