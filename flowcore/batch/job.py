@@ -179,7 +179,10 @@ class Worker:
         sampling |= following
         rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
         if work.command == "upscale":
-            pictures = self._upscale(rgb_or_gray, clip, sampling)
+            if animated := work.carries and files.frame_count(picture) > 1:
+                rgb_or_gray = files.read_frames(picture, name)
+                rgb_or_gray = rgb_or_gray if bool((rgb_or_gray[:, 3] < 1).any()) else rgb_or_gray[:, :3]
+            pictures = self._upscale(rgb_or_gray, (clip, name) if animated else clip, sampling)
         elif self._faces is not None:
             sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
             pictures = restore_faces(self.flow, self._faces, rgb_or_gray, **sampling)
@@ -210,6 +213,9 @@ class Worker:
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
         if notify is not None and not files.fits_profile(photograph.metadata, pictures.shape[1]):
             notify("Its gray color profile does not fit a result of several channels, and is left out.")
+        if len(pictures) > 1 and work.command == "upscale" and work.carries:
+            options |= {"later": pictures[1:], "times": files.frame_times(picture)}
+            pictures = pictures[:1]
         if work.keep:
             pictures = self._best(pictures, photograph, notify)
         return [

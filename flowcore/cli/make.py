@@ -41,7 +41,9 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
     option("--temperature", type=float, help=text)
-    text = "the images of a folder are the frames of a clip, in the order of the numbers in their names; 0 to 1 is how "
+    text = (
+        "an animated image is a clip, and so are the images of a folder, in the order of their numbers; 0 to 1 is how "
+    )
     text += "much of the frame before, moved as the picture moves, guides the next (0.9 is a good value)"
     option("--steadiness", type=float, metavar="PART", help=text)
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)

@@ -124,6 +124,20 @@ def read_frames(data: bytes, name: str) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
 
 
+def frame_times(data: bytes) -> dict[str, Any]:
+    """Read how long each frame of a file is shown, in milliseconds, and how often all are; for ``encode``."""
+
+    def read_times(opened: Image.Image) -> dict[str, Any]:
+        loop, durations = opened.info.get("loop", 1), list[float]()
+        for number in range(getattr(opened, "n_frames", 1)):
+            opened.seek(number)
+            opened.load()  # which is when WebP says
+            durations.append(opened.info.get("duration", 100))
+        return {"duration": durations, "loop": loop}
+
+    return _read_from(data, read_times) or {}
+
+
 def read_rgb(data: bytes, name: str) -> Image.Image:
     """Decode an image file to 8-bit RGB, as ``decode_rgb`` does; see ``read``."""
     with _opened(data, name) as opened:
@@ -166,8 +180,10 @@ def encode(
     quality: int | None = None,
     unique_id: str | None = None,
     text: dict[str, str] | None = None,
+    later: Tensor | None = None,
+    times: dict[str, Any] | None = None,
 ) -> bytes:
-    """Encode an image as a file.
+    """Encode an image, or an animated one, as a file.
 
     Args:
         picture: ``(C, H, W)`` in [0, 1], C = 1, 3 or 4.
@@ -177,6 +193,8 @@ def encode(
         quality: Of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. None for 95 and 90.
         unique_id: For EXIF's ImageUniqueID, 32 hexadecimal digits.
         text: For the text chunks of a PNG.
+        later: ``(T, C, H, W)``, the frames after ``picture``, in PNG of 8 bits and WebP.
+        times: Of all frames, see ``frame_times``.
 
     Returns:
         The file's contents.
@@ -192,12 +210,18 @@ def encode(
     stored = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
     pixels = stored.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
     tags = _new_tags(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
+    animation: dict[str, Any] = {}
+    if later is not None:
+        if format not in ("png", "webp") or bits == 16:
+            raise ImageError(f"Animated results are PNG of 8 bits or WebP; got {format} of {bits}. Choose one of them.")
+        frames = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().squeeze(2).numpy()) for frame in later]
+        animation = {"save_all": True, "append_images": frames, **(times or {})}
     try:
         if format == "tiff":
             return _tiff(pixels, metadata, tags)
         if bits == 16:
             return _png16(pixels, metadata, tags, text or {})
-        return _encode_with_pillow(pixels, metadata, tags, format, quality, text or {})
+        return _encode_with_pillow(pixels, metadata, tags, format, quality, {"text": text or {}, **animation})
     except (ValueError, OSError) as error:
         raise ImageError(
             f"A {format} file cannot hold this image of {pixels.shape[1]}x{pixels.shape[0]} pixels: {error}. "
@@ -395,7 +419,7 @@ def _tiff_directory(tags: dict[int, Any]) -> bytes:
 
 
 def _encode_with_pillow(
-    pixels: Pixels, metadata: Metadata, tags: dict[int, Any], format: Format, quality: int | None, text: dict[str, str]
+    pixels: Pixels, metadata: Metadata, tags: dict[int, Any], format: Format, quality: int | None, more: dict[str, Any]
 ) -> bytes:
     if metadata.dpi and format == "webp":  # it has no other field for the resolution
         tags = {**tags, 282: metadata.dpi[0], 283: metadata.dpi[1], 296: 2}
@@ -404,7 +428,7 @@ def _encode_with_pillow(
     options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
     if format == "png":
         chunks = PngImagePlugin.PngInfo()
-        for key, value in text.items():
+        for key, value in more.pop("text").items():
             chunks.add_itxt(key, value)
         if metadata.xmp:
             chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
@@ -420,7 +444,7 @@ def _encode_with_pillow(
                 if len(options.get(name, b"")) > 65_500:
                     del options[name]
     file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **options)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format, **more, **options)
     return file.getvalue()
 
 

@@ -389,6 +389,18 @@ def test_frames_of_a_folder_are_enlarged_as_one_clip(tmp_path, capsys):
         assert wrong[0] in capsys.readouterr().err
 
 
+def test_an_animated_image_is_enlarged_as_one_clip(tmp_path):
+    clip = (torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+    times = {"duration": [40, 80, 120], "loop": 0}
+    (tmp_path / "a.webp").write_bytes(files.encode(clip[0], format="webp", quality=100, later=clip[1:], times=times))
+    words = ["upscale", str(tmp_path / "a.webp"), "-o", str(tmp_path / "b.png"), "--device", "cpu"]
+    assert main([*words, "--steadiness", "0.8"]) == 0
+    expected = flowcore.upscale_video(flowcore.load("srflow-x4"), clip, steadiness=0.8)
+    made = (tmp_path / "b.png").read_bytes()
+    assert (files.read_frames(made, "b.png")[:, :3] - expected).abs().max() < 1 / 255
+    assert files.frame_times(made) == times
+
+
 def test_colorize_folders(small_colorizer, folder, tmp_path, capsys):  # noqa: F811
     model = ["--model", str(small_colorizer), "--device", "cpu"]  # noqa: F811
     assert main(["colorize", str(folder), str(tmp_path / "old form"), *model]) == 0

@@ -291,14 +291,13 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
 
 
 def strips(films: list[Image.Image]) -> Image.Image:
-    """Put a row of each film into one picture: the middles of four frames."""
+    """Put a row of each film into one picture: the middles of its first four frames."""
     side, gap = 144, 4
     sheet = Image.new("RGB", (4 * (side + gap) - gap, len(films) * (side + gap) - gap), "white")
     for row, film in enumerate(films):
-        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(film)]
-        for column, frame in enumerate(frames[len(frames) // 3 :][:4]):
+        for column, frame in zip(range(4), ImageSequence.Iterator(film), strict=False):
             left, top = (frame.width - side) // 2, (frame.height - side) // 2
-            middle = frame.crop((left, top, left + side, top + side))
+            middle = frame.convert("RGB").crop((left, top, left + side, top + side))
             sheet.paste(middle, (column * (side + gap), row * (side + gap)))
     return sheet
 
