@@ -54,7 +54,8 @@ class FlowcoreFolder(FlowNode):
         if not os.path.isdir(source):
             raise FlowError(f"folder: {shown(folder)} is no folder in ComfyUI's input folder. Put pictures into one.")
         flow, tau, colorizes = model.flow, widgets.own_or(temperature), "colorize" in model.flow.capabilities.tasks
-        left = ("detail", "coherence", "saturation") if colorizes else ("calm_edges",)
+        own_guide = () if flow.guide is None else ("guide_strength",)
+        left = ("detail", "coherence", "saturation") if colorizes else ("calm_edges", *own_guide)
         settings: dict[str, Any] = {"temperature": tau, **dict.fromkeys(left)}
         command, scale = "colorize" if colorizes else "upscale", flow.condition_scale
         work = Work(

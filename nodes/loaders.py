@@ -29,7 +29,8 @@ from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown, to_image
 USES: dict[str, str] = TEXTS["uses"]
 
 # Inputs that can follow the model, and where its configuration holds their numbers.
-OWN_FIELDS = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation")} | {"factor": "scale"}
+OWN_FIELDS = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")}
+OWN_FIELDS |= {"factor": "scale"}
 
 
 def model_choices() -> list[str]:
@@ -105,6 +106,7 @@ class FlowcoreLoadRecipe(FileNode):
         io.String.Output("recipe"),
         io.Image.Output("picture"),
         io.Float.Output("calm_edges"),
+        io.Float.Output("guide_strength"),
     )
 
     @classmethod
@@ -139,7 +141,7 @@ class FlowcoreLoadRecipe(FileNode):
             seed,
             text,
             to_image(picture[None]),
-            _calm_edges(recipe),
+            *(_share(recipe, name) for name in ("calm_edges", "guide_strength")),
             ui={"text": ["\n".join([*lines, *notes.lines])], **facts},
         )
 
@@ -170,9 +172,9 @@ def _labels(flow: flowcore.Flow) -> str | None:
     return named or (f"0 to {flow.classes - 1}" if flow.classes else None)
 
 
-def _calm_edges(recipe: provenance.Provenance) -> float:
-    """Return the calm_edges of a picture; 0 if its recipe has none, as those of colorings."""
-    value = recipe.settings.get("calm_edges", 0.0)
+def _share(recipe: provenance.Provenance, name: str) -> float:
+    """Return the calm_edges or guide_strength of a picture; 0 if its recipe has none, as those of colorings."""
+    value = recipe.settings.get(name, 0.0)
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else 0.0
 
 

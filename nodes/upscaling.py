@@ -81,10 +81,13 @@ class FlowcoreUpscale(RecordingNode):
         match_source: Annotated[bool, partial(widgets.switch, advanced=True)],
         calm_edges: Annotated[float, widgets.calm_edges],
         pick: Annotated[int, widgets.pick],
+        guide: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
+        guide_strength: Annotated[float, widgets.guide_strength],
     ) -> Any:
         levels = widgets.parse_numbers(temperatures, "temperatures")
-        own = {"temperature": widgets.own_or(temperature), "calm_edges": widgets.own_or(calm_edges)}
-        tau, calm = resolve(model.flow, own).values()
+        own = {"temperature": temperature, "calm_edges": calm_edges, "guide_strength": guide_strength}
+        own = {"guide": guide} | {name: widgets.own_or(value) for name, value in own.items()}
+        _, tau, calm, strength = resolve(model.flow, own).values()
         notes, pixels = cls.notes(), from_image(image)
         height, width = pixels.shape[-2:]
         size = target_size(model.flow, height, width, factor, longest_side)
@@ -114,6 +117,8 @@ class FlowcoreUpscale(RecordingNode):
             factor=factor,
             longest_side=longest_side,
             match_source=match_source,
+            guide=None if guide is None else from_image(guide),
+            guide_strength=strength,
             **notes.follow(Progress(pixels)),
             store=STORE,
         )
@@ -121,12 +126,14 @@ class FlowcoreUpscale(RecordingNode):
         worst = min(each)
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if levels else [f"temperature {tau:g}{edges}"]
+        stated += [f"guided, {strength:g}"] if strength else []
         lines = [*notes.lines, *stated, f"shrunk again, {_distance(worst)} from the input"]
         return io.NodeOutput(
             to_image(pictures),
             worst,
             ui=gallery(pictures, seeds_in_turn(seed, samples, len(pictures)), notes, cls.hidden.extra_pnginfo, pixels)
-            | {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]},
+            | {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]}
+            | {"guide_strength": [strength]},
         )
 
     @classmethod

@@ -100,6 +100,7 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
 
 # Inputs that are the same everywhere.
 calm_edges = slider(OWN, OWN, 1.0, optional=True, advanced=True)
+guide_strength = slider(OWN, OWN, 1.0, optional=True)
 gamut = choice("compress", "clip", optional=True, advanced=True)
 fit = choice("resize", "crop", optional=True)
 label = integer(-1, -1, 9999, optional=True)

@@ -333,7 +333,7 @@ def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
         picture = job.source.read_bytes()
     except OSError:
         return False
-    return targets_done(job.targets, work.ids(picture, model), work.size_of(picture), again=again)
+    return targets_done(job.targets, work.ids(picture, model, job.source.name), work.size_of(picture), again=again)
 
 
 def targets_done(

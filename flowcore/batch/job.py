@@ -21,6 +21,7 @@ from torch import Tensor
 from ..checkpoints import load
 from ..checkpoints.color_memory import ColorMemory
 from ..checkpoints.latents_file import model_sha256
+from ..errors import FlowError
 from ..evaluation.colorization import chroma_on_grid
 from ..evaluation.image_set import resize_to_own
 from ..flow import Flow
@@ -65,6 +66,7 @@ class Work:
     by: By = "consensus"  # what best means
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
     memory: ColorMemory | None = None  # photographs whose colors it takes over
+    guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
     format: Format = "png"  # of the results
     bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
     quality: int | None = None  # of the results, for lossy formats
@@ -76,14 +78,28 @@ class Work:
             self.command == "upscale" or bool(self.settings.get("carry"))
         )
 
-    def ids(self, picture: bytes, model: str) -> list[str]:
-        """Fingerprint the results of a picture, from model, settings, seed and the picture itself."""
+    def guide_of(self, name: str) -> bytes | None:
+        """Read the guide of a picture file of that name; FlowError if the folder of guides has not exactly one."""
+        if self.guide is None or not self.guide.is_dir():
+            return None if self.guide is None else files.read_bytes(self.guide)
+        stem = Path(name).stem
+        found = [p for p in self.guide.iterdir() if p.stem == stem and p.suffix.lower() in files.IMAGE_SUFFIXES]
+        if len(found) != 1:
+            raise FlowError(
+                f"Expected one guide named {stem} in {self.guide}; got {len(found)}. Name it as its picture."
+            )
+        return files.read_bytes(found[0])
+
+    def ids(self, picture: bytes, model: str, name: str = "") -> list[str]:
+        """Fingerprint the results of a picture, from model, settings, seed, the picture itself and its guide."""
         payload = {name: value for name, value in {**self.settings, **self.own}.items() if name not in IRRELEVANT}
         payload |= {"command": self.command, "model": model, "format": self.format, "bits": self.bits_of(picture)}
         payload |= {"quality": self.quality, "picture": hashlib.sha256(picture).hexdigest()}
         payload |= {"reference": None if self.reference is None else hashlib.sha256(self.reference).hexdigest()}
         if self.memory is not None:
             payload["memory"] = self.memory.sha256
+        if (guide := self.guide_of(name)) is not None:
+            payload |= {"guide": hashlib.sha256(guide).hexdigest()}
         if self.command == "score":
             payloads = [{**payload, "seed": self.seed, "samples": self.samples, "seeded": "by content"}]
         elif self.keep:
@@ -160,7 +176,7 @@ class Worker:
         Returns:
             A file per sample or kept sample; for ``score``, one row as JSON.
         """
-        ids = self.work.ids(picture, self.model_sha256)
+        ids = self.work.ids(picture, self.model_sha256, name)
         if self.work.command == "score":
             return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
         photograph = files.read(picture, name)
@@ -178,10 +194,14 @@ class Worker:
         following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
         sampling |= following
         rgb_or_gray = photograph.pixels[:, :1] if photograph.gray else photograph.pixels
+        sources = {"image": source(photograph.pixels)}
         if work.command == "upscale":
             if animated := work.carries and files.frame_count(picture) > 1:
                 rgb_or_gray = files.read_frames(picture, name)
                 rgb_or_gray = rgb_or_gray if bool((rgb_or_gray[:, 3] < 1).any()) else rgb_or_gray[:, :3]
+            if (content := work.guide_of(name)) is not None:
+                sampling["guide"] = files.read(content, f"the guide of {name}").pixels
+                sources["guide"] = source(sampling["guide"])
             pictures = self._upscale(rgb_or_gray, (clip, name) if animated else clip, sampling)
         elif self._faces is not None:
             sampling = {name: value for name, value in sampling.items() if not name.startswith("face_")}
@@ -206,7 +226,7 @@ class Worker:
             model=work.model,
             model_sha256=self.model_sha256,
             architecture=self.flow.architecture,
-            sources={"image": source(photograph.pixels)},
+            sources=sources,
             pictures=tuple(fingerprint((truncate_16_bits if bits == 16 else to_uint8)(one)) for one in pictures),
         )
         text[KEY] = json.dumps([provenance.to_json()])

@@ -47,6 +47,10 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     text += "much of the frame before, moved as the picture moves, guides the next (0.9 is a good value)"
     option("--steadiness", type=float, metavar="PART", help=text)
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
+    text = "another enlargement of the picture, or a folder of one of each name, of whose latents a part is kept"
+    option("--guide", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    text = "that part, 0 to 1: 1 gives the guide back (default: what the model's file states, or 0.5)"
+    option("--guide-strength", type=float, metavar="PART", help=text)
     option("--seed", type=int, default=0)
     option("--samples", type=int, default=1, help="enlargements per image, with seeds SEED, SEED + 1, ...")
     option("--tile", type=int, default=0, help="side of the tiles in LR pixels; 0 chooses by free memory")
@@ -204,16 +208,24 @@ def add_interpolate(command: argparse.ArgumentParser) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> None:
+    from ..tasks.guide import own_strength
+    from ..tasks.model_defaults import resolve
     from ..tasks.upscale import sampling_settings
     from .batches import load_model, make_images, seed_names
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
+    given = {"guide": options.guide, "guide_strength": options.guide_strength}
+    strength = own_strength(flow, None, resolve(flow, given)["guide_strength"])
     label = f"tau{temperature:g}" + (f"_calm{calm_edges:g}" if calm_edges else "")
+    label += f"_guided{strength:g}" if strength else ""
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
     if options.steadiness is None:
-        _make_samples(options, flow, "upscale", label, settings)
+        settings |= {"guide_strength": strength} if strength or flow.guide is not None else {}
+        _make_samples(options, flow, "upscale", label, settings, guide=options.guide)
         return
+    if options.guide is not None or options.guide_strength is not None:
+        raise FlowError("The frames of a video are guided by those before: leave --guide and --guide-strength out.")
     if options.samples > 1:
         raise FlowError("A video is enlarged once: leave --samples out. Other seeds give it other detail.")
     if options.ray or options.ray_address:
@@ -284,6 +296,7 @@ def _make_samples(
     settings: dict[str, Any],
     *,
     original: Callable[[str], str] = str,
+    guide: Path | None = None,
 ) -> None:
     """Make all samples of every image, each in a file whose name ends in the model, the label and the seed."""
     from .batches import describe, make_images, seed_names
@@ -294,7 +307,7 @@ def _make_samples(
     def names(stem: str) -> list[str]:
         return [f"{original(stem)}_{made_by}_{seed}" for seed in seeds]
 
-    make_images(options, flow, command, settings, names, seeds)
+    make_images(options, flow, command, settings, names, seeds, guide=guide)
 
 
 def _colorize(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from flowcore.errors import FlowError
 from flowcore.evaluation.upscaling import MEASURES
 from flowcore.images import files
 from flowcore.images.color import luma
-from flowcore.provenance import fingerprint
+from flowcore.provenance import fingerprint, source
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.colorize import colorize, transfer_palette
 from flowcore.tasks.faces import restore_faces
@@ -595,3 +595,29 @@ def test_brighten_writes_exposures_and_what_made_them(tmp_path, model, capsys):
     )
     assert run(*words, model) == 1
     assert "brighten needs a low-light model" in capsys.readouterr().err
+
+
+# --- guides -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guide_is_one_file_or_that_of_each_name_and_part_of_what_identifies_a_result(tmp_path, capsys):
+    model, photos, guides = tmp_path / "own.safetensors", tmp_path / "photos", tmp_path / "guides"
+    save(flow := build_upscaler(), model)
+    photograph(photos / "a.png", (10, 7))
+    photograph(photos / "b.png", (10, 7), seed=1)
+    guide = photograph(guides / "a.jpg", (40, 28), seed=2)
+    words = ["upscale", photos, "-o", tmp_path / "out", "--model", model, "--guide-strength", 0.6, "--guide"]
+    assert run(*words, guide) == 0
+    (entry,) = read_provenance(made := tmp_path / "out" / "a_own_tau0.8_guided0.6_seed0.png")
+    pixels, shown = (files.read(path.read_bytes(), "a picture").pixels for path in (photos / "a.png", guide))
+    expected = flowcore.upscale(flow, pixels, guide=shown, guide_strength=0.6)
+    assert (files.read(made.read_bytes(), "a picture").pixels - expected).abs().max() <= 1 / 255
+    assert entry.settings["guide_strength"] == 0.6
+    assert entry.sources["guide"] == source(shown)
+    before = made.read_bytes()
+    assert run(*words, guide) == 0
+    assert run(*words, photograph(tmp_path / "other.png", (40, 28), seed=3)) == 1
+    assert "made by another model, with other settings or of another picture" in capsys.readouterr().err
+    assert made.read_bytes() == before
+    assert run(*words, guides) == 3  # there is none for b
+    assert "Expected one guide named b" in capsys.readouterr().err

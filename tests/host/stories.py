@@ -29,6 +29,7 @@ THUMBNAIL = 640
 TITLES = {
     "upscale": "Upscale a photo by super resolution",
     "photo": "Upscale a bad JPEG photo",
+    "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
     "grid": "Compare upscale temperatures",
     "best-of": "Pick the best upscale",
@@ -54,6 +55,7 @@ NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
+    "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
     "faces": {
         "body_model": "model_photographs",
         "model": "model_faces",
@@ -65,6 +67,7 @@ NAMED = {
 APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
+    "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
     "best-of": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples"), "best": ("by", "keep")},
