@@ -233,7 +233,7 @@ def slots(node: dict[str, Any], info: dict[str, Any]) -> tuple[list[dict[str, An
             folded += properties.get("advanced", False)
             if label in WIDGETS and not properties.get("forceInput"):
                 slot["widget"] = {"name": name}
-                value = node["inputs"][name]
+                value = node["inputs"].get(name, properties.get("default"))
                 values.append(properties.get("default") if isinstance(value, list) else value)
                 if properties.get("control_after_generate"):
                     values.append(CONTROLLED)
