@@ -41,10 +41,7 @@ def add_upscale(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     text = "0 is calm, 1 the model's own spread (default: what the model's file states)"
     option("--temperature", type=float, help=text)
-    text = (
-        "an animated image is a clip, and so are the images of a folder, in the order of their numbers; 0 to 1 is how "
-    )
-    text += "much of the frame before, moved as the picture moves, guides the next (0.9 is a good value)"
+    text = "of a clip, an animated image or a folder of numbered frames: how much of a frame guides the next, 0 to 1"
     option("--steadiness", type=float, metavar="PART", help=text)
     option("--calm-edges", type=float, metavar="SHARE", help=CALM_EDGES)
     text = "another enlargement of the picture, or a folder of one of each name, of whose latents a part is kept"
@@ -211,7 +208,7 @@ def _upscale(options: argparse.Namespace) -> None:
     from ..tasks.guide import own_strength
     from ..tasks.model_defaults import resolve
     from ..tasks.upscale import sampling_settings
-    from .batches import load_model, make_images, seed_names
+    from .batches import load_model
 
     flow = load_model(options)
     temperature, calm_edges = sampling_settings(flow, options.temperature, options.calm_edges)
@@ -222,17 +219,11 @@ def _upscale(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {"temperature": temperature, "calm_edges": calm_edges}
     if options.steadiness is None:
         settings |= {"guide_strength": strength} if strength or flow.guide is not None else {}
-        _make_samples(options, flow, "upscale", label, settings, guide=options.guide)
-        return
-    if options.guide is not None or options.guide_strength is not None:
-        raise FlowError("The frames of a video are guided by those before: leave --guide and --guide-strength out.")
-    if options.samples > 1:
-        raise FlowError("A video is enlarged once: leave --samples out. Other seeds give it other detail.")
-    if options.ray or options.ray_address:
-        raise FlowError("The frames of a video depend on each other and run on one machine: leave --ray out.")
-    settings |= {"tile": options.tile, "precision": options.precision}
-    settings |= {"frames": "video", "steadiness": options.steadiness}
-    make_images(options, flow, "upscale", settings, lambda stem: [stem], seed_names(options))
+    else:
+        if options.samples > 1 or options.ray or options.ray_address or given != dict.fromkeys(given):
+            raise FlowError("Frames of a video depend on each other: leave --samples, --ray and --guide out.")
+        settings |= {"frames": "video", "steadiness": options.steadiness}
+    _make_samples(options, flow, "upscale", label, settings, guide=options.guide)
 
 
 def _brighten(options: argparse.Namespace) -> None:
@@ -305,7 +296,7 @@ def _make_samples(
     seeds, made_by = seed_names(options), describe(options, label)
 
     def names(stem: str) -> list[str]:
-        return [f"{original(stem)}_{made_by}_{seed}" for seed in seeds]
+        return [stem] if "frames" in settings else [f"{original(stem)}_{made_by}_{seed}" for seed in seeds]
 
     make_images(options, flow, command, settings, names, seeds, guide=guide)
 

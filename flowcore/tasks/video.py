@@ -164,7 +164,8 @@ def upscale_video(
     The previous result, moved by the motion between both frames at temperature 0, is the guide of the next; see
     ``upscale``. Its strength is ``steadiness`` where there is motion, which blurs, and 1 where there is none. It falls
     to 0 where the motions there and back disagree, or the moved result, shrunk, is not the frame: what a motion
-    uncovers is drawn anew, and so is a frame of which less than half is explained, such as that after a cut.
+    uncovers is drawn anew, and so is a frame of which less than half is explained, such as that after a cut. A guide
+    of the model's own serves frames that have no other.
 
     Args:
         flow: An upscaling model that encodes.
