@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 import flowcore
+from flowcore.images.files import read
 from flowcore.networks import ContractiveNetwork, VectorField
 from flowcore.tasks.sample import dequantized_image
 from flowcore.transforms import ODE, ActNorm, Chain, Coupling, Probes, Residual, path_costs
@@ -45,13 +46,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(image: Image.Image, path: Path) -> None:
-        image.save(path, optimize=True)
+        image.save(path, optimize=True, quality=90)
         say(f"wrote {path}")
 
     couplings = train_couplings()
     save(as_image(unfolding(couplings, 60_000, SIDE)), folder / "two-moons.png")
     save(density(couplings), folder / "density.png")
     save(gray_levels(), folder / "dequantization.png")
+    save(guided(), folder / "guide.jpg")
     save(icon(couplings), folder.parent / "icon.png")
     save(banner(couplings), folder.parent / "banner.png")
     save(drift(train_ode()), folder / "continuous-time.png")
@@ -191,6 +193,15 @@ def gray_levels() -> Image.Image:
     parts = [drawn, noisy, coarse * 4, dequantized_image(flow, coarse, seed=1) * 4]
     row = torch.cat([part[0] for part in parts], dim=2).clamp(0, 1).expand(3, -1, -1)
     return as_image(row).resize((row.shape[2] * 5, row.shape[1] * 5), Image.Resampling.NEAREST)
+
+
+def guided() -> Image.Image:
+    """Draw a bad JPEG with more and more of its guide: strengths 0, 0.3, 0.6, 0.8 and 1."""
+    pixels = read((Path(__file__).parents[1] / "workflows/pictures/parrots.jpg").read_bytes(), "parrots.jpg").pixels
+    lr = pixels[..., 38:78, 20:60]  # (1, 3, 40, 40)
+    flow = flowcore.load("srflow-x4-photo")
+    parts = [flowcore.upscale(flow, lr, seed=1, guide_strength=a) for a in (0.0, 0.3, 0.6, 0.8, 1.0)]
+    return as_image(torch.cat(parts, dim=3)[0])
 
 
 # --- continuous time --------------------------------------------------------------------------------------------------
