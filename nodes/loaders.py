@@ -29,8 +29,14 @@ from .sockets import FLOW_MODEL, TASKS, FlowModel, check_memory, shown, to_image
 USES: dict[str, str] = TEXTS["uses"]
 
 # Inputs that can follow the model, and where its configuration holds their numbers.
-OWN_FIELDS = {name: name for name in ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")}
-OWN_FIELDS |= {"factor": "scale"}
+OWN_FIELDS = {
+    "temperature": "temperature",
+    "calm_edges": "calm_edges",
+    "coherence": "coherence",
+    "saturation": "saturation",
+    "guide_strength": "guide_strength",
+    "factor": "scale",
+}
 
 
 def model_choices() -> list[str]:
