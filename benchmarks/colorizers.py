@@ -18,6 +18,13 @@ tells how far a few hints go: discs of a photograph's own colors at random place
 condition; "spread": they color what they are on (``hint_steps``); "locked": met exactly, as far as
 luma leaves room. RMSE over both chroma channels, one coloring per photograph: at the hints against the wanted color,
 elsewhere against the truth.
+
+    python -m benchmarks.colorizers MODEL [NAME=MODEL ...] --objects eval/kodak photos-large photos-small [--limit 48]
+
+tells whether things get their own colors; photographs of training data are the held-out ones. All is the mean over
+pictures of cells of 16 pixels at a shorter side of 192. At temperature 0: squared error of chroma over that of gray;
+with the mean chroma of a picture taken away, the correlation with the truth and how strong it is, relative to the
+truth. Of the samples: the same error of the best; and their standard deviation, mean chroma taken away, in 1/255.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import flowcore
@@ -44,6 +52,7 @@ from flowcore.evaluation.image_set import list_images, read_cropped
 from flowcore.evaluation.tables import colorizer_table
 from flowcore.flow import Flow
 from flowcore.images import color
+from flowcore.images.resize import resize_bilinear
 from flowcore.tasks.hints import Point, hints_from_points
 from flowcore.training.recipe import held_out_names
 
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="FOLDER", help="the data of the training")
     parser.add_argument("--portraits", type=Path, nargs="+", metavar="FOLDER", help="see SKIN_PATCH of color_metrics")
     parser.add_argument("--hints", type=Path, metavar="FOLDER", help="photographs to color with hints instead")
+    parser.add_argument("--objects", type=Path, nargs="+", metavar="FOLDER", help="photographs to compare things of")
     parser.add_argument("--samples", type=int, default=8, help=f"colorings each; of portraits {PORTRAIT_SAMPLES}")
     parser.add_argument("--limit", type=int, default=10_000, help="at most so many images of each set")
     parser.add_argument("-o", "--out", type=Path, help="a Markdown file")
@@ -122,6 +132,11 @@ def main() -> None:
     if options.hints:
         for model, file in models.items():
             sys.stdout.write(f"{model}\n\n{hints_table(flowcore.load(file, options.device), options)}\n")
+        return
+    if options.objects:
+        rows = [objects_row(name, file, folder, options) for folder in options.objects for name, file in models.items()]
+        titles = ["model", "photographs", "error / gray", "correlation", "strength", "best / gray", "diversity"]
+        sys.stdout.write(markdown(titles, rows) + "\n")
         return
     folders = {PHOTOGRAPHS: options.photographs, HELD_OUT: options.held_out, PORTRAITS: options.portraits}
     sets: dict[str, list[Path]] = {name: given for name, given in folders.items() if given}
@@ -182,6 +197,47 @@ def targets_table(results: Results, models: list[str]) -> str:
             *([model, *(target.cell(results[target.group].get(model)) for target in columns)] for model in models),
         ],
     )
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+def objects_row(name: str, file: str, folder: Path, options: argparse.Namespace) -> list[str]:
+    """Measure how well a model tells things apart by color, on the photographs of a folder."""
+    flow = flowcore.load(file, options.device)
+    held = held_out_names("standard")
+    images = [image for image in list_images(folder) if image.name in held] or list_images(folder)
+    images = images[:: max(1, len(images) // options.limit)][: options.limit]
+    results: list[tuple[float, ...]] = []
+    for image in images:
+        y, truth = color.split(at_working_size(read_cropped(image, 1)).to(options.device))
+        truth = F.avg_pool2d(truth, 16)
+        calm = F.avg_pool2d(color.split(flowcore.colorize(flow, y, temperature=0, detail=0, notify=ignore))[1], 16)
+        drawn = flowcore.colorize(flow, y, samples=options.samples, notify=ignore)
+        drawn = F.avg_pool2d(color.split(drawn)[1], 16)
+        gray = truth.square().mean()
+        own, theirs, inner = (c - c.mean((2, 3), keepdim=True) for c in (calm, truth, drawn))
+        results.append(
+            (
+                float((calm - truth).square().mean() / gray),
+                float((own * theirs).sum() / (own.norm() * theirs.norm()).clamp_min(1e-9)),
+                float(own.norm() / theirs.norm()),
+                float((drawn - truth).square().mean((1, 2, 3)).min() / gray),
+                255 * float(inner.var(0).mean().sqrt()),
+            )
+        )
+    means = np.mean(results, axis=0)
+    return [name, f"{folder.name} ({len(images)})", *(f"{mean:.2f}" for mean in means)]
+
+
+def at_working_size(rgb: Tensor) -> Tensor:
+    """Resize to a shorter side of 192, sides multiples of 32."""
+    factor = 192 / min(rgb.shape[-2:])
+    return resize_bilinear(rgb, [max(1, round(side * factor / 32)) * 32 for side in rgb.shape[-2:]])
+
+
+def ignore(_sentence: str) -> None:
+    """Keep what a task says of a picture from the table."""
 
 
 # --- hints ------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,6 @@ class CellMemory(nn.Module):
         """Make a memory of so many cells, all blank; ``load_state_dict`` or ``fill`` fill it."""
         super().__init__()
         self.cells = cells
-        self.register_buffer("mean", torch.zeros(WIDTH))  # subtracted first
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
         self.register_buffer("scale", torch.ones(COMPONENTS))  # of a component's whole numbers
         self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # around 128
@@ -100,8 +99,7 @@ class CellMemory(nn.Module):
             moments = described.T.double() @ described.double()
             self.get_buffer("components").copy_(torch.linalg.eigh(moments)[1].flip(1)[:, :COMPONENTS].T)
         else:
-            for name in ("mean", "components"):
-                self.get_buffer(name).copy_(basis.get_buffer(name))
+            self.get_buffer("components").copy_(basis.get_buffer("components"))
         keys = self._project(described)
         scale = keys.abs().amax(0).clamp_min(1e-6) / LEVELS
         self.get_buffer("scale").copy_(scale)
@@ -116,7 +114,7 @@ class CellMemory(nn.Module):
 
     def described(self) -> Tensor:
         """What is left of the cells' descriptions, ``(N, WIDTH)``."""
-        return self._keys() @ self.get_buffer("components") + self.get_buffer("mean")
+        return self._keys() @ self.get_buffer("components")
 
     def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
         """Look up what similar places look like.
@@ -158,7 +156,7 @@ class CellMemory(nn.Module):
         return (self.get_buffer("keys").to(self.get_buffer("scale")) - 128) * self.get_buffer("scale")
 
     def _project(self, described: Tensor) -> Tensor:
-        return (described - self.get_buffer("mean")) @ self.get_buffer("components").T
+        return described @ self.get_buffer("components").T
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

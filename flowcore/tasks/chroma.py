@@ -44,6 +44,7 @@ COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # of the most colorful colors, and rounding
 TINT_SIDE = 64  # shorter side at which a tint is told from colors
 SIMILAR = 0.6, 0.85  # similarity to a memory of one's own from which on its colors count, and count fully
+ALBUM_SHARE = 0.5  # of its photographs, that every seed remembers
 MEMORY_WEIGHT = 0.03  # of its colors, beside hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
@@ -258,14 +259,22 @@ class Colorization:
         self._repairs.add(first, decoded.attenuated, decoded.filled)
         return decoded.images
 
-    def remembered(self, part: slice) -> tuple[Tensor, Tensor]:
-        """What a memory asks for: how much, ``(1, 1, h, w)`` on the padded finest grid, and chroma ``(1, 2, h, w)``."""
-        y = _pad(self._small_y[part].to(self.run.device), self._padded)
-        found = self.recall(y)
+    def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """What a memory of one's own asks for: how much and which chroma, on the padded finest grid, for every seed.
+
+        Every seed remembers its part of the photographs; without seeds, all are asked.
+        """
+        assert self._places is not None
+        assert self._cells is not None
+        described = self._describe(_pad(self._small_y[part].to(self.run.device), self._padded))
+        parts = [self._cells.among(self._places.part(seed, ALBUM_SHARE)) for seed in seeds] or [self._cells]
         low, high = SIMILAR
-        trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
-        covered = F.interpolate(MEMORY_WEIGHT * trust, self.grid, mode="bilinear")
-        return covered, F.interpolate(found[:, :2], self.grid, mode="bilinear")
+        asked: list[tuple[Tensor, Tensor]] = []
+        for cells in parts:
+            found = F.interpolate(self._places.look_up(described, cells), self.grid, mode="bilinear")
+            trust = ((found[:, 4:] - low) / (high - low)).clamp(0, 1)
+            asked.append((MEMORY_WEIGHT * trust, found[:, :2]))
+        return asked
 
     def follow(
         self, chroma: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float

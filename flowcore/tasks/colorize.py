@@ -80,8 +80,8 @@ def colorize(
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
         gamut: "compress": colors for which the luma leaves no room lose saturation; luma and hue stay. "clip": they are
             cut off, as most programs do, and the luma changes.
-        memory: Photographs whose colors are taken over, thing by thing, see ``remember``; None for those that the
-            model's file remembers, of which every seed has a part of its own.
+        memory: Photographs whose colors are taken over, thing by thing, see ``remember``: of every seed another half,
+            at temperature 0 all. None for those that the model's file remembers, of which every seed has its part.
         cast: Of the picture as a whole, in [-1, 1]: 1 as drawn; 0 that of the coloring at temperature 0; -1 none.
         vivid: Factor by which colors move away from their mean, at least 0; 1 for as drawn.
         options: How to run, see ``RunOptions``.
@@ -120,7 +120,6 @@ def colorize(
             part = slice(number, number + 1)
             planes = job.hint_planes(wanted, part)
             cond = job.condition(part, planes)
-            asked = None if memory is None else job.remembered(part)
             given = None if latents is None else job.resize_latents(latents, number)
             small_y = job.luma_on_grid(part)
             calm = None
@@ -139,8 +138,11 @@ def colorize(
                 decoded = own * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
                     decoded = change_cast(decoded, calm, small_y, cast)
-                if asked is not None:
-                    decoded = job.follow(decoded, part, cond, asked, MEMORY_STEPS)
+                if memory is not None:
+                    numbers = [(drawing.seed + sample) % 2**64 for sample in group]
+                    asked = job.remembered(part, numbers if taus[-1] else ())
+                    each = zip(decoded.split(1), asked * (len(decoded) // len(asked)), strict=True)
+                    decoded = torch.cat([job.follow(one, part, cond, wish, MEMORY_STEPS) for one, wish in each])
                 if vivid != 1:
                     decoded = make_vivid(decoded, small_y, vivid)
                 if steps and planes is not None:

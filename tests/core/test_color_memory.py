@@ -146,6 +146,16 @@ def test_a_coloring_follows_an_album_and_keeps_its_luma(flow, album):
     assert (color.luma(one) - y).abs().max() < 1e-6
 
 
+def test_every_seed_follows_another_half_of_an_album(flow):
+    y, chroma = color.split(photograph())
+    album = remember(flow, [color.compress(y, chroma), color.compress(y, -chroma)])
+    drawn = [
+        color.split(colorize(flow, y, seed=seed, temperature=1e-9, detail=0, memory=album))[1] for seed in range(6)
+    ]
+    likeness = [float((one * chroma).sum()) for one in drawn]
+    assert min(likeness) < 0 < max(likeness)
+
+
 def test_photographs_of_any_size_make_an_album(flow):
     pictures = [photograph(1, 40, 33), photograph(2, 300, 16), torch.cat([photograph(3)] * 2)]
     assert remember(flow, pictures).photographs == 4
