@@ -180,7 +180,7 @@ class FlowcoreColorMemory(FlowNode):
     """The colors of photographs of one's own."""
 
     ALIASES = ("color memory", "album", "reference colors", "exemplar", "family photos", "remember", "color transfer")
-    OUTPUTS = (FLOW_MEMORY.Output("memory"),)
+    OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:

@@ -64,6 +64,8 @@ def known(image=None, samples=1, **options):
         {"saturation": 2.5, "gamut": "clip"},
         {"working_size": 32},
         {"seed": 2**64 - 2},
+        {"cast": -1.0},
+        {"vivid": 1.6},
     ],
 )
 def test_every_widget_reaches_the_task(host, flows, options):
@@ -267,3 +269,23 @@ def test_chroma_is_put_on_luma_as_in_python(host, options):
     )
     wanted = flowcore.apply_chroma(noise(1, 3, 32, 48), noise(1, 3, 50, 31, number=1), **options)
     assert apart(colored(host, workflow), wanted) < CLOSE
+
+
+def remembering(**inputs):
+    workflow = coloring(model="color-photos")
+    workflow = graph(workflow, album=picture(fill="noise", **SIDES))
+    workflow = graph(workflow, remember=("FlowcoreColorMemory", {"model": "model.0", **inputs}))
+    workflow["color"]["inputs"]["memory"] = ["remember", 0]
+    return workflow
+
+
+def test_a_memory_of_ones_own_reaches_the_task(host, flows):
+    shipped = flowcore.load("color-photos")
+    memory = flowcore.remember(shipped, noise(1, 3, 32, 48))
+    expected = flowcore.colorize(shipped, noise(1, 1, 32, 48), temperature=1.0, seed=5, memory=memory)
+    assert apart(colored(host, remembering(images="album.0")), expected) < CLOSE
+
+
+def test_a_memory_of_nothing_is_refused(host, flows):
+    refusal(host, remembering(), "connect images, or name a folder")
+    refusal(host, remembering(folder="../.."), "leads out of")
