@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import lru_cache, partial
 from pathlib import Path
@@ -251,6 +252,13 @@ class FlowcoreExample(FileNode):
             f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there or one of: "
             f"{', '.join(PICTURES)}."
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **named: Any) -> list[Any]:
+        # By content, as Load Image: it stands in the results' files, which are the same for the same picture.
+        name = next(iter(named.values()), None)
+        files = _files(name) if isinstance(name, str) else []
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     @classmethod
     def run(cls, picture: Annotated[str, EXAMPLES], path: Path) -> Any:

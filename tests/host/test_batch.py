@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
@@ -26,6 +28,7 @@ from flowcore.images.files import bits_per_channel
 from flowcore.provenance import read as read_provenance
 
 BATCH = WORKFLOWS / "api" / "batch.py"
+CUT = ["cut.jpg", "cut.png", "float.tif", "gone.png"]
 NAMES = ["a.png", "b.png", "deep/a.jpg", "deep/c.png", "deep/er/d.png", "e.jpeg"]
 # What loads the picture in each story that takes one; the others make their own, or read a folder of the server.
 LOADERS = {
@@ -76,7 +79,7 @@ def nobody():
 def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_path):
     settings = ("--set", f"model.model_name={flows['small-srflow']}", "--set", "upscale.samples=2")
     here, again = tmp_path / "out", tmp_path / "at once"
-    process = subprocess.Popen(command(folder, here, "--server", host.url, *settings), stdout=subprocess.PIPE)
+    process = subprocess.Popen(command(folder, here, "--server", host.url, *settings), stderr=subprocess.PIPE)
     until(lambda: len(rows(here)) >= 2, 60)
     process.kill()
     process.communicate()
@@ -92,10 +95,11 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_pa
     other = host.url.replace("127.0.0.1", "localhost")
     servers = [word for url in (nobody(), host.url, other) for word in ("--server", url)]
     went_on = run(folder, here, *servers, *settings)
-    assert went_on.returncode == 1, went_on.stderr
-    assert f"{done - 1} of 7 are done already" in went_on.stdout
-    assert "1 of 7 could not be done.\n  bad.png: " in went_on.stdout
-    assert "does not answer" in went_on.stdout
+    assert went_on.returncode == 3, went_on.stderr
+    assert f"{done - 1} of 7 are done already" in went_on.stderr
+    assert "1 of 7 could not be done.\n  bad.png: FlowcoreExample: Cannot read bad.png as an image" in went_on.stderr
+    assert "does not answer" in went_on.stderr
+    assert all((tmp_path / line).is_file() for line in went_on.stdout.splitlines())
     table = {row["image"]: row for row in rows(here)}
     assert sorted(table) == sorted([*NAMES, "bad.png"])
     assert table["bad.png"]["error"]
@@ -106,7 +110,7 @@ def test_a_folder_whose_script_was_killed_is_resumed(host, flows, folder, tmp_pa
     # In one go, it would have been the same, byte for byte: no file more, and none twice.
     (folder / "bad.png").unlink()
     in_one_go = run(folder, again, "--server", host.url, *settings)
-    assert in_one_go.returncode == 0, in_one_go.stdout
+    assert in_one_go.returncode == 0, in_one_go.stderr
     assert len(results(again)) == 2 * len(NAMES)
     assert results(here) == results(again)
     (made,) = again.glob("deep/a_*_02.png")
@@ -145,7 +149,7 @@ def test_every_story_that_loads_a_picture_takes_a_folder():
 def test_a_picture_takes_the_place_of_an_example(host, flows, folder, tmp_path):
     words = ("--workflow", "best-of", "--server", host.url, "--set", f"model.model_name={flows['small-srflow']}")
     done = run(folder / "deep", tmp_path / "out", *words, "--set", "best.keep=1")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stderr
     assert sorted({Image.open(path).size for path in (tmp_path / "out").rglob("*.png")}) == [(32, 24)]
     assert len(results(tmp_path / "out")) == 3
 
@@ -165,22 +169,100 @@ def test_what_cannot_be_done_is_refused_before_any_work(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_path):
+    for setting, said in (
+        ("upscale.temprature=0.2", "upscale has no input 'temprature', but image, model, temperature"),
+        ("upscale.temperature=99", "upscale.temperature is a number from"),
+        ("upscale.samples=many", "upscale.samples is a number from 1"),
+        ("upscale.precision=float8", "upscale.precision is one of float32"),
+        ("model.model_name=nobody", "model.model_name is one of color-photos"),
+    ):
+        refused = run(folder, tmp_path / "out", "--server", host.url, "--set", setting)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_files_and_broken_links_are_never_done(host, flows, folder, tmp_path):
+    photo, mine = Image.open(WORKFLOWS / "photo.png").convert("RGB"), tmp_path / "mine"
+    mine.mkdir()
+    photo.save(tmp_path / "whole.jpg")
+    for name in ("cut.jpg", "cut.png"):
+        photo.save(mine / name)
+        data = (mine / name).read_bytes()
+        (mine / name).write_bytes(data[: len(data) // 2])
+    Image.new("F", (16, 12), 0.5).save(mine / "float.tif")
+    (mine / "gone.png").symlink_to("nowhere.png")
+    (mine / "linked").symlink_to(folder / "deep" / "er")
+    (folder / "deep" / "er" / "back").symlink_to(mine)
+    words = ("--server", host.url, "--set", f"model.model_name={flows['small-srflow']}", "--clean", "--json")
+    ended = run(mine, tmp_path / "out", *words, "--quiet")
+    assert ended.returncode == 3, ended.stderr
+    told = {Path(row["input"]).relative_to(mine).as_posix(): row for row in map(json.loads, ended.stdout.splitlines())}
+    assert sorted(told) == sorted([*CUT, "linked/d.png"])
+    assert sorted(name for name, row in told.items() if row["error"]) == sorted(CUT)
+    assert sorted(name for name, row in told.items() if not row["outputs"]) == sorted(CUT)
+    assert "4 of 5 could not be done." in ended.stderr
+    sent = [path for path in (host.server.base / "temp" / "batch").rglob("*") if path.is_file()]
+    assert sent
+    assert {path.stat().st_size for path in sent} == {1}  # emptied
+    with pytest.raises(RuntimeError, match="cut off"):  # where a server has no Flow Example
+        batch.refuse_cut_off((mine / "cut.jpg").read_bytes())
+    batch.refuse_cut_off((tmp_path / "whole.jpg").read_bytes())
+
+
+def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
+    def full(self, _):
+        Path(self).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = {"save": {"images": [{"type": "output", "filename": "a.png"}]}}
+    monkeypatch.setattr(batch, "ask", lambda *_: b"{}")
+    monkeypatch.setattr(batch, "upload", lambda server, name, *_: name)
+    monkeypatch.setattr(batch, "run", lambda *_: output)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(batch, "check", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["batch.py", str(folder), "-o", str(tmp_path / "out")])
+    assert batch.main() == 1
+    assert "could not be saved: No space left on device. Nothing else is begun." in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == []
+
+
+def test_ctrl_c_and_a_limit_take_the_run_back(host, folder, tmp_path):
+    big = tmp_path / "big"
+    big.mkdir()
+    Image.open(WORKFLOWS / "photo.png").convert("RGB").resize((1200, 900)).save(big / "a.png")
+    words = ("--server", host.url)  # with a model that takes long
+    ended = run(big, tmp_path / "late", *words, "--limit", "1")
+    assert ended.returncode == 1
+    assert "a.png: it took longer than 1 s" in ended.stderr
+    until(lambda: not any(host.get_json("/queue").values()), 60)
+    process = subprocess.Popen(command(big, tmp_path / "out", *words), stderr=subprocess.PIPE, text=True)
+    until(lambda: host.get_json("/queue")["queue_running"], 60)
+    process.send_signal(signal.SIGINT)
+    assert "Stopped. Start it again to go on." in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    until(lambda: not any(host.get_json("/queue").values()), 60)
+    assert results(tmp_path / "out") == {}
+
+
 def test_an_unreachable_server_is_reported(folder, tmp_path):
     ended = run(folder, tmp_path / "out", "--server", nobody(), "--wait", "1")
     assert ended.returncode == 1
-    assert "does not answer" in ended.stdout
-    assert "6 of 6 could not be done.\n" in ended.stdout
-    assert ended.stdout.count("no server is left") == 6
+    assert "does not answer" in ended.stderr
+    assert "6 of 6 could not be done.\n" in ended.stderr
+    assert ended.stderr.count("no server is left") == 6
+    assert ended.stdout == ""
 
 
 def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path, monkeypatch):
-    def stand_in(server, workflow):
+    def stand_in(server, *_):
         if server == "dying":
             time.sleep(1)  # by now the other has done the rest
             raise ConnectionError("gone")
         return {}
 
-    monkeypatch.setattr(batch, "upload", lambda server, path: path.name)
+    monkeypatch.setattr(batch, "upload", lambda server, name, *_: name)
+    monkeypatch.setattr(batch, "describe", lambda server, kind: {"input": {}})
     monkeypatch.setattr(batch, "run", stand_in)
     (tmp_path / "out").mkdir()
     shared = batch.Batch(folder, tmp_path / "out", {"photo": {"class_type": "LoadImage", "inputs": {}}}, patience=0)
@@ -224,8 +306,9 @@ def test_a_server_that_comes_back_goes_on(host, flows, folder, tmp_path):
     """A door to the host that opens when the script already waits before it."""
     door, real = urllib.parse.urlsplit(nobody()), urllib.parse.urlsplit(host.url)
     words = ("--server", door.geturl(), "--set", f"model.model_name={flows['small-srflow']}", "--wait", "60")
-    process = subprocess.Popen(command(folder / "deep", tmp_path / "out", *words), stdout=subprocess.PIPE, text=True)
-    lines = iter(process.stdout)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(folder / "deep", tmp_path / "out", *words), **pipes)
+    lines = iter(process.stderr)
     assert "Waiting for it, 60 s at most." in next(line for line in lines if "of 3 are done" not in line)
     with socketserver.ThreadingTCPServer((door.hostname, door.port), Forward) as server:
         server.to, server.daemon_threads = (real.hostname, real.port), True

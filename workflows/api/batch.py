@@ -5,12 +5,14 @@
 
 gives each picture to a free server, in place of the first that the workflow loads, and saves what comes back under the
 same sub-folders; OUT/batch.jsonl tells how each ended. Started again, it does what is missing, failed or set otherwise.
+The paths of results go to stdout, all else to stderr. It exits with 3 if a part failed, with 130 after Ctrl-C.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -20,6 +22,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+LOSSES = """Pictures are loaded by Flow Example where the server has it, which reads all 16 bits and refuses damaged
+files; a host's own Load Image reads 8 bits, and fills in what is missing. A host's own Save Image writes 8 bits,
+without alpha, color profile and EXIF: `python -m flowcore`, and Flow Folder, keep all of these."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 Json = dict[str, Any]
 
@@ -41,32 +46,94 @@ def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> 
         raise RuntimeError(f"{url}: {error}") from None
 
 
-def upload(server: str, path: Path) -> str:
-    """Put a picture into a server's input folder and return its name there; another of that name stays as it is."""
-    data, name = path.read_bytes(), path.name.replace('"', "_")
-    edge = hashlib.sha256(data).hexdigest()
-    body = f'--{edge}\r\nContent-Disposition: form-data; name="subfolder"\r\n\r\nbatch\r\n'
+def upload(server: str, name: str, data: bytes, key: str, kind: str) -> str:
+    """Put a picture into a server's "input" or "temp" folder, in place of the same; return how nodes name it there."""
+    edge, name = hashlib.sha256(data).hexdigest(), name.replace('"', "_")
+    parts = {"subfolder": f"batch/{key}", "type": kind, "overwrite": "true"}.items()
+    body = "".join(f'--{edge}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n' for n, v in parts)
     body += f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
     whole = body.encode() + data + f"\r\n--{edge}--\r\n".encode()
     answer = json.loads(ask(f"{server}/upload/image", whole, f"multipart/form-data; boundary={edge}"))
-    return f"{answer['subfolder']}/{answer['name']}"
+    return f"{answer['subfolder']}/{answer['name']}{' [temp]' if kind == 'temp' else ''}"
 
 
-def run(server: str, workflow: Json) -> Json:
-    """Queue a workflow, wait until it has ended, and return what its nodes have put out, by node id."""
+def cancel(server: str, id: str) -> None:
+    """Take a run out of a server's queue, or stop it."""
+    with contextlib.suppress(ConnectionError, RuntimeError):
+        ask(f"{server}/queue", json.dumps({"delete": [id]}).encode())
+        if id in [item[1] for item in json.loads(ask(f"{server}/queue"))["queue_running"]]:
+            ask(f"{server}/interrupt", json.dumps({"prompt_id": id}).encode())
+
+
+def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event | None = None) -> Json:
+    """Queue a workflow, wait until it has ended, at most so many seconds of work, and return what its nodes put out."""
     # Without a client_id, old hosts leave out what they have at hand; recipes of our nodes need extra_pnginfo.
     body = {"prompt": workflow, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
-    id, missing = json.loads(ask(f"{server}/prompt", json.dumps(body).encode()))["prompt_id"], 0
+    id, missing, began = json.loads(ask(f"{server}/prompt", json.dumps(body).encode()))["prompt_id"], 0, 0.0
     while id not in (history := json.loads(ask(f"{server}/history/{id}"))):
         queue = json.loads(ask(f"{server}/queue"))
         missing = 0 if id in [item[1] for items in queue.values() for item in items] else missing + 1
         if missing > 5:  # between the queue and the history it is in neither, for a moment
             raise ConnectionError(f"{server} has lost a run; was it restarted?")
+        if id in [item[1] for item in queue["queue_running"]]:
+            began = began or time.monotonic()
+        late = limit and began and time.monotonic() - began > limit
+        if late or (stopped and stopped.is_set()):
+            cancel(server, id)
+            raise RuntimeError(f"it took longer than {limit:g} s" if late else "stopped")
         time.sleep(0.3)
     for kind, data in history[id].get("status", {}).get("messages", []):
         if kind in ("execution_error", "execution_interrupted"):
             raise RuntimeError(f"{data['node_type']}: {data.get('exception_message', 'cancelled').strip()}")
     return history[id]["outputs"]
+
+
+def refuse_cut_off(data: bytes) -> None:
+    """RuntimeError for the start of a JPEG or PNG file, of which a host's own node fills in the rest."""
+    ends = {b"\xff\xd8": (b"\xff\xda", b"\xff\xd9"), b"\x89P": (b"IDAT", b"IEND")}
+    start, end = ends.get(data[:2], (b"", b""))
+    if data.rfind(end) < data.rfind(start):
+        raise RuntimeError("the file is cut off")
+
+
+def describe(server: str, kind: str) -> Json:
+    """What a server knows of a kind of node; nothing if it has none."""
+    return json.loads(ask(f"{server}/object_info/{urllib.parse.quote(kind)}")).get(kind, {})
+
+
+def check(workflow: Json, settings: list[str], server: str) -> None:
+    """ValueError if a server lacks a node, or one of the inputs or values that were set."""
+    for id, node in workflow.items():
+        known = describe(server, kind := node["class_type"]).get("input")
+        if known is None:
+            raise ValueError(f"{server} has no node {kind}.")
+        inputs = {**known.get("required", {}), **known.get("optional", {})}
+        for key in [place.rpartition(".")[2] for place in settings if place.rpartition(".")[0] == id]:
+            if key not in inputs:
+                raise ValueError(f"{id} has no input {key!r}, but {', '.join(inputs)}.")
+            (kind, *more), value = inputs[key], node["inputs"][key]
+            if isinstance(value, list):  # a wire
+                continue
+            limits = more[0] if more else {}
+            choices = kind if isinstance(kind, list) else limits.get("options") or []
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if choices and value not in choices:
+                raise ValueError(f"{id}.{key} is one of {', '.join(map(str, choices))}; got {value!r}.")
+            if kind in ("INT", "FLOAT"):
+                low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
+                if not number or not low <= value <= high:
+                    raise ValueError(f"{id}.{key} is a number from {low} to {high}; got {value!r}.")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """List the files of a folder at any depth, linked folders included, but not those that lead back."""
+    found = list[Path]()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        way = [os.path.realpath(p) for p in (here, *Path(os.path.abspath(here)).parents)]
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
+        folders[:] = [n for n in folders if not any(f"{w}/".startswith(f"{real[n]}/") for w in way)]
+        found += [Path(here, name) for name in names]
+    return sorted(found)
 
 
 def change(workflow: Json, setting: str) -> None:
@@ -90,23 +157,30 @@ def picture_node(workflow: Json) -> str:
     raise ValueError("This workflow loads no picture that those of a folder could replace.")
 
 
+class FullDisk(Exception):
+    """A result could not be saved, and so could no other."""
+
+
 class Batch:
     """The pictures of a folder, shared among the servers: whoever is free takes the next."""
 
-    def __init__(self, folder: Path, out: Path, workflow: Json, patience: int) -> None:
-        self.folder, self.out, self.workflow, self.patience = folder, out, workflow, patience
+    def __init__(self, folder: Path, out: Path, workflow: Json, patience: int = 300, **options: Any) -> None:
+        self.folder, self.out, self.workflow, self.patience, self.options = folder, out, workflow, patience, options
+        self.stopped, self.full = threading.Event(), ""
         self.node, self.log, self.lock = picture_node(workflow), out / "batch.jsonl", threading.Lock()
         self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
-        for path in sorted(folder.rglob("*")):
-            ours = path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        for path in files_of(folder):
+            # A link to nothing fails by name.
+            ours = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
             if ours and out.resolve() not in path.resolve().parents:
-                content = [str(path.relative_to(folder)), (stat := path.stat()).st_size, stat.st_mtime_ns, workflow]
+                stat = path.stat() if path.exists() else path.lstat()
+                content = [str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns, workflow]
                 self.pictures[hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]] = path
         if not self.pictures:
             raise ValueError(f"No pictures in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}.")
         self.failed, self.done = list[str](), set[str]()
         for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
-            with contextlib.suppress(ValueError):  # a line that was cut off
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was cut off
                 row = json.loads(line)
                 if row["key"] in self.pictures and not row["error"] and all((out / f).is_file() for f in row["files"]):
                     self.done.add(row["key"])
@@ -117,23 +191,53 @@ class Batch:
         away = 0.0  # since when it has not answered
         while len(self.done) < len(self.pictures) and not (away and time.monotonic() - away > self.patience):
             with self.lock:
-                key = self.waiting.pop(0) if self.waiting else ""
+                key = self.waiting.pop(0) if self.waiting and not self.stopped.is_set() else ""
+            if self.stopped.is_set():
+                return
             if not key:  # another server is busy with the last ones, and may give them back
                 time.sleep(0.3)
                 continue
             try:
-                loader = {"class_type": "LoadImage", "inputs": {"image": upload(server, self.pictures[key])}}
-                outputs = run(server, {**self.workflow, self.node: loader})
-                self.note(key, server, outputs, self.save(key, server, outputs))
+                self.do(key, server)
                 away = 0.0
+            except FullDisk as error:
+                self.full = str(error)
+                self.stopped.set()
             except ConnectionError as error:
                 self.waiting.append(key)
                 if not away:
-                    print(f"{error}. Waiting for it, {self.patience} s at most.", flush=True)
+                    self.say(f"{error}. Waiting for it, {self.patience} s at most.")
                 away = away or time.monotonic()
                 time.sleep(1)
-            except Exception as error:  # whatever it is, the other pictures go on
+
+    def do(self, key: str, server: str) -> None:
+        """Send a picture, and save and note what comes back."""
+        began = time.monotonic()
+        try:
+            outputs = self.make(key, server)
+            files = self.save(key, server, outputs)
+        except (ConnectionError, FullDisk):
+            raise
+        except Exception as error:  # whatever it is, the other pictures go on
+            if not self.stopped.is_set():
                 self.note(key, server, {}, [], str(error))
+        else:
+            self.note(key, server, outputs, files, seconds=round(time.monotonic() - began, 2))
+
+    def make(self, key: str, server: str) -> Json:
+        """Send a picture, run the workflow on it, and empty what was sent with --clean: no server deletes it."""
+        path, kind = self.pictures[key], "FlowcoreExample" if describe(server, "FlowcoreExample") else "LoadImage"
+        data, place = path.read_bytes(), "temp" if self.options.get("clean") else "input"
+        if kind == "LoadImage":
+            refuse_cut_off(data)
+        name = upload(server, path.name, data, key, place)
+        loader = {"class_type": kind, "inputs": {"picture" if kind == "FlowcoreExample" else "image": name}}
+        try:
+            return run(server, {**self.workflow, self.node: loader}, self.options.get("limit", 0), self.stopped)
+        finally:
+            if place == "temp":
+                with contextlib.suppress(ConnectionError, RuntimeError):
+                    upload(server, path.name, b"\0", key, place)
 
     def save(self, key: str, server: str, outputs: Json) -> list[str]:
         """Save the files that a run has made, each whole or not at all; return their names below the folder."""
@@ -144,26 +248,50 @@ class Batch:
             if isinstance(item, dict) and item.get("type") == "output":
                 names.append(f"{stem}_{key}_{len(names) + 1:02d}{Path(item['filename']).suffix}")
                 path = self.out / names[-1]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f"{path.name}.partial")
-                partial.write_bytes(ask(f"{server}/view?{urllib.parse.urlencode(item)}"))
-                partial.replace(path)
+                partial, data = (
+                    path.with_name(f"{path.name}.partial"),
+                    ask(f"{server}/view?{urllib.parse.urlencode(item)}"),
+                )
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    partial.write_bytes(data)
+                    partial.replace(path)
+                except OSError as error:
+                    with contextlib.suppress(OSError):
+                        partial.unlink(missing_ok=True)
+                    raise FullDisk(f"{path} could not be saved: {error.strerror or error}") from None
         return names
 
-    def note(self, key: str, server: str, outputs: Json, files: list[str], error: str = "") -> None:
+    def say(self, text: str) -> None:
+        """Tell a person something."""
+        if not self.options.get("quiet"):
+            print(text, file=sys.stderr, flush=True)
+
+    def note(
+        self, key: str, server: str, outputs: Json, files: list[str], error: str = "", seconds: float | None = None
+    ) -> None:
         """Write down how a picture has ended, and say so."""
         name = self.pictures[key].relative_to(self.folder).as_posix()
+        row = {"image": name, "key": key, "server": server, "error": error, "files": files, "outputs": outputs}
+        try:
+            with self.lock, self.log.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(row))
+        except OSError as problem:
+            raise FullDisk(f"{self.log} could not be written: {problem.strerror or problem}") from None
         self.done.add(key)
         self.failed += [f"  {name}: {error}"] if error else []
-        row = {"image": name, "key": key, "server": server, "error": error, "files": files, "outputs": outputs}
-        with self.lock, self.log.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(row))
-        print(f"{name}  {server}  {f'failed: {error}' if error else ' '.join(files)}", flush=True)
+        lines = [str(self.out / file) for file in files]
+        if self.options.get("json"):
+            said = {"input": str(self.pictures[key]), "outputs": lines, "seconds": seconds}
+            lines = [json.dumps({**said, "notes": [], "error": error or None})]
+        print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+        self.say(f"{name}  {server}  {f'failed: {error}' if error else ' '.join(files)}")
 
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Run a story for every picture of a folder, on ComfyUI servers.")
+    text = "Run a story for every picture of a folder, on ComfyUI servers."
+    parser = argparse.ArgumentParser(description=text, epilog=LOSSES)
     add = parser.add_argument
     add("folder", type=Path, help="of pictures, and of folders of pictures")
     add("-o", "--out", type=Path, required=True, help="where results go")
@@ -171,6 +299,10 @@ def main() -> int:
     add("--server", action="append", help="its address; may be repeated (default: http://127.0.0.1:8188)")
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="another value; may be repeated")
     add("--wait", type=int, default=300, help="seconds to wait for a server that does not answer (default: 300)")
+    add("--limit", type=float, default=0, metavar="SECONDS", help="give a picture up that takes a server longer")
+    add("--clean", action="store_true", help="send pictures to the server's temporary folder, and empty them when done")
+    add("--json", action="store_true", help="write an object a line: input, outputs, seconds, notes, error")
+    add("--quiet", action="store_true", help="write nothing but results and errors")
     options = parser.parse_args()
     servers = [url.rstrip("/") for url in options.server or ["http://127.0.0.1:8188"]]
     try:
@@ -180,21 +312,35 @@ def main() -> int:
         workflow = json.loads((story if story.exists() else Path(options.workflow)).read_text(encoding="utf-8"))
         for setting in options.set:
             change(workflow, setting)
-        batch = Batch(options.folder, options.out, workflow, options.wait)
+        talk = {name: getattr(options, name) for name in ("limit", "clean", "json", "quiet")}
+        batch = Batch(options.folder, options.out, workflow, options.wait, **talk)
+        for server in servers:
+            with contextlib.suppress(ConnectionError):  # it may come later
+                check(workflow, [setting.partition("=")[0] for setting in options.set], server)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
-    print(f"{len(batch.pictures) - len(batch.waiting)} of {len(batch.pictures)} are done already.", flush=True)
-    for server in servers:
-        threading.Thread(target=batch.serve, args=(server,), daemon=True).start()
-    while threading.active_count() > 1:  # not join, which does not hear Ctrl-C everywhere
-        time.sleep(0.1)
+    batch.say(f"{len(batch.pictures) - len(batch.waiting)} of {len(batch.pictures)} are done already.")
+    threads = [threading.Thread(target=batch.serve, args=(server,), daemon=True) for server in servers]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):  # not join, which does not hear Ctrl-C everywhere
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        batch.stopped.set()  # each takes its run back
+        for thread in threads:
+            thread.join(10)
+        print("Stopped. Start it again to go on.", file=sys.stderr)
+        return 130
+    if batch.full:
+        print(f"{batch.full}. Nothing else is begun. Make room, and start it again to go on.", file=sys.stderr)
+        return 1
     failed = [*batch.failed, *(f"  {batch.pictures[key]}: no server is left" for key in batch.waiting)]
-    print(f"{len(failed)} of {len(batch.pictures)} could not be done.", *failed, sep="\n")
-    return 1 if failed else 0
+    if failed or not options.quiet:
+        print(f"{len(failed)} of {len(batch.pictures)} could not be done.", *failed, sep="\n", file=sys.stderr)
+    return (3 if len(failed) < len(batch.pictures) else 1) if failed else 0
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit("Stopped. Start it again to go on.")
+    sys.exit(main())
