@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import platform
 import threading
 import time
 from collections.abc import Generator
@@ -47,7 +47,7 @@ class Claims:
         try:
             claim.parent.mkdir(parents=True, exist_ok=True)
             with claim.open("x") as file:
-                json.dump({"process": os.getpid(), "host": socket.gethostname()}, file)
+                json.dump({"process": os.getpid(), "host": platform.node()}, file)
         except FileExistsError:
             return not claim.parent.is_dir()  # a file is where the folder should be
         except OSError:  # nothing can be written here, as whoever saves the file will say
@@ -66,7 +66,7 @@ class Claims:
         with contextlib.suppress(OSError):
             claim = _claim(target)
             idle, owner = time.time() - claim.stat().st_mtime, _read(claim)
-            here = owner.get("host") == socket.gethostname()
+            here = owner.get("host") == platform.node()
             if idle > ABANDONED or (here and is_gone(int(owner["process"]))):
                 claim.unlink()
 

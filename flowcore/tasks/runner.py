@@ -51,14 +51,8 @@ class Runner:
         self._notified: set[str] = set()
         self._size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
         self._advice = advice
+        self._image = image
         self.expect(0)
-        if image is not None and image.is_floating_point() and image.numel():
-            low, high = (float(value) for value in image.aminmax())
-            if low < -0.5 and high < 1.5:
-                self.notify(
-                    f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
-                    "(image + 1) / 2."
-                )
 
     def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
@@ -85,6 +79,7 @@ class Runner:
                     observed(self._observe),
                     strips,
                 ):
+                    self._check_range()
                     return task()
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
@@ -99,6 +94,17 @@ class Runner:
             self.notify(f"Out of memory: going on {less}.")
             forget_plan(keep=self._flow)
             empty_cache()
+
+    def _check_range(self) -> None:
+        image = self._image
+        if image is None or not image.is_floating_point() or not image.numel():
+            return
+        low, high = (float(value) for value in image.aminmax())
+        if low < -0.5 and high < 1.5:
+            self.notify(
+                f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
+                "(image + 1) / 2."
+            )
 
     @property
     def plan(self) -> Plan:

@@ -272,7 +272,7 @@ def test_another_architecture(tmp_path, what, suffix):
     assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
     assert "SRFlow, HCFlow, Glow by y0ast, " in message
     assert "docs/published-weights.md" in message
-    assert "Residual Flow (.pth, .pt, .safetensors)" in message
+    assert "Residual Flow, TarFlow (.pth, .pt, .safetensors)" in message
 
 
 # --- checkpoints of trainers ------------------------------------------------------------------------------------------

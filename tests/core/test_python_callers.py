@@ -191,7 +191,7 @@ def test_a_flow_refuses_batches_and_types_in_its_own_words():
 
 
 def test_help_names_the_label_that_says_nothing():
-    assert "10 of\n            ``mnist-styles``" in flowcore.sample.__doc__
+    assert "(10\n            of ``mnist-styles``)" in flowcore.sample.__doc__
     assert flowcore.load("mnist-styles").classes == 10
 
 

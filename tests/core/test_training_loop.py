@@ -399,7 +399,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(photos, tmp_pat
         run_recipe(photos, run, *few)
     with pytest.raises(FlowError, match="crop of stage"):
         run_recipe(photographs(tmp_path / "small", [(12, 12), (12, 24)]), run)
-    with pytest.raises(FlowError, match="Stopped after 1 of 3 images were decoded"):
+    with pytest.raises(FlowError, match="Stopped after 1 of 3 images were read"):
         run_recipe(photos, tmp_path / "cancelled", cancelled=lambda: True)
     assert not list(tmp_path.rglob("checkpoint.pt"))
 

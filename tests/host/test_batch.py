@@ -354,7 +354,7 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
         made = {path: path.stat().st_mtime_ns for path in out.rglob(f"*_{Path(flow).stem}_seed*.png")}
         assert len(made) == 16
         assert (out / "deep" / "er" / f"d{end}") in made
-        with Image.open(out / f"told{end}") as told:
+        with Image.open(out / f"told_jpg{end}") as told:
             assert told.size == (16 * scale, 12 * scale)
             assert told.getexif()[0x8298] == "a photographer"
             assert told.info["icc_profile"]

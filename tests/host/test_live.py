@@ -128,8 +128,9 @@ def test_no_model_is_loaded_for_a_picture(host, flows):
 def test_large_pictures_are_not_shown(host, flows):
     sizes = {"width": 272, "height": 256}
     workflow = explore("ab", flows["free-glow"])
-    for name in ("one", "two"):
-        workflow[name]["inputs"] |= sizes
+    for node in workflow.values():
+        if node["class_type"] == "FlowcoreSample":
+            node["inputs"] |= sizes
     assert host.run(workflow)["outputs"]["node"]["flowcore_live"] == []
 
 
