@@ -32,7 +32,6 @@ class PickingNode(FlowNode):
         PICKED: Places of the outputs with one item per picture; the first of them counts.
     """
 
-    IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     PICKED: ClassVar[tuple[int, ...]] = (0,)
 
@@ -66,8 +65,11 @@ class PickingNode(FlowNode):
         """Return what the canvas sent for this node and all before it, which a pick brings back there."""
         if not from_canvas(cls.hidden.extra_pnginfo):
             return {}
-        sent = before(cls.hidden.prompt, str(cls.hidden.unique_id))
-        sent[str(cls.hidden.unique_id)]["inputs"].pop("pick", None)
+        name = str(cls.hidden.unique_id)
+        sent = before(cls.hidden.prompt, name)
+        if name not in sent:  # a node that a loop has made
+            return {}
+        sent[name]["inputs"].pop("pick", None)
         return {"flowcore_sent": [sent]}
 
     @classmethod

@@ -360,7 +360,7 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
             assert told.info["icc_profile"]
             assert told.info["xmp"] == b"<x:xmpmeta/>"
         assert bits_per_channel(out / "deep" / f"fine{end}") == 16
-        assert read_provenance(out / f"told{end}")[0].seed == 3
+        assert read_provenance(out / f"told_jpg{end}")[0].seed == 3
         (out / f"a{end}").unlink()
         assert "1 made" in (info := host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"][0])
         assert "7 there already, 1 failed" in info
