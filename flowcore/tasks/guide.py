@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import FlowError, ImageError
 from ..flow import Flow
+from ..images.motion import blur
 from ..images.resize import resize
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
@@ -30,15 +31,21 @@ from .runner import Runner, validate_image
 Strength = float | Tensor
 """a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
 
+NEARBY = 9  # latents: the window of a local rms
+BOUND = 1.3  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A guide for every image, ``(B, 3, s * h, s * w)`` in [0, 1], None for the model's own; and its strength."""
+    """A guide for every image, ``(B, 3, s * h, s * w)`` in [0, 1], None for the model's own; and its strength.
+
+    If it is bounded, its latents deviate nowhere far more than those that are drawn, see ``bounded``.
+    """
 
     pictures: Tensor | None
     strength: Strength
+    bounded: bool = False
 
 
 def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) -> Strength:
@@ -61,7 +68,9 @@ def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) ->
     return value
 
 
-def prepare_guide(run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, strength: Strength) -> Guide | None:
+def prepare_guide(
+    run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, strength: Strength, bounded: bool = False
+) -> Guide | None:
     """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide.
 
     Raises:
@@ -95,7 +104,13 @@ def prepare_guide(run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, st
             f"The guide shows something else than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
             f"of the image would be {SAME_SCENE:.0f} or more. What it shows is drawn all the same."
         )
-    return Guide(pictures.expand(len(rgb), -1, -1, -1), strength)
+    return Guide(pictures.expand(len(rgb), -1, -1, -1), strength, bounded)
+
+
+def bounded(latents: Tensor, spread: Tensor | float) -> Tensor:
+    """Scale latents ``(B, C, H, W)`` down where their local rms far exceeds the ``spread`` of those that are drawn."""
+    rms = blur(latents.square().mean(1, keepdim=True), NEARBY).sqrt()
+    return latents * (BOUND * spread / rms.clamp(min=1e-6)).clamp(max=1)
 
 
 def drawn_share(a: Strength) -> Strength:

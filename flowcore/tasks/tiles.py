@@ -12,6 +12,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..device import free_memory
 from ..flow import Flow
+from ..images.motion import blur
 from ..images.resize import enlarge
 from ..images.tiling import Window, windows
 from ..inference.condition_cache import ConditionStore
@@ -20,7 +21,7 @@ from ..prior import Shape, Temperature, level_temperatures, resize_temperature_m
 from . import overflow
 from .calm_edges import edge_map
 from .gray import without_color
-from .guide import Guide, Strength, drawn_share
+from .guide import NEARBY, Guide, bounded, drawn_share
 from .options import SamplingOptions
 from .runner import Runner, images_at_once
 from .tile_size import Border, TileSize, Tiling
@@ -67,8 +68,7 @@ class TiledDecoder:
             run.device,
         )
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
-        strength = 0.0 if guide is None else guide.strength
-        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled, strength)
+        latents = Latents(plan, rgb, border, tiling.pad_map, taus, sampling, run.check_cancelled, guide)
         samples = len(taus) * sampling.samples
         at_once = run.at_once(min(samples, MAX_SAMPLES))
         result = rgb.new_empty((batch, samples, 3, height * scale, width * scale), device="cpu")
@@ -161,7 +161,7 @@ class Latents:
         taus: Sequence[Settings],
         sampling: SamplingOptions,
         check: Callable[[], None],
-        strength: Strength = 0.0,
+        guide: Guide | None = None,
     ) -> None:
         (height, width), (left, right, top, bottom) = rgb.shape[-2:], border
         self.rows, scale = height + top + bottom, plan.condition_scale
@@ -186,8 +186,13 @@ class Latents:
 
         per_level = [(level_temperatures(tau, len(self.noise), len(rgb)), calm) for tau, calm in taus]
         # how much of a guide each level keeps, and of what is drawn; an anchored flow's last level has no temperature
+        strength = 0.0 if guide is None else guide.strength
         self.strengths = [place(strength, 0.0, shape) for shape in shapes]
         drawn = [drawn_share(a) for a in self.strengths]
+        # how far the latents of a guide may deviate; those of all temperatures alike
+        bounds = per_level[0] if guide is not None and guide.bounded else ([], 0.0)
+        spreads = [place(tau, bounds[1], shape) for tau, shape in zip(bounds[0], shapes, strict=False)]
+        self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
         self.taus = [
             [place(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
             for levels, calm in per_level
@@ -212,10 +217,15 @@ class Latents:
     def guided(self, latents: Sequence[Tensor], guide: Sequence[Tensor], item: int, tile: Window) -> list[Tensor]:
         """Add what is kept of a guide's latents in a tile to those that ``crop`` returned."""
         result: list[Tensor] = []
-        for drawn, kept, a in zip(latents, guide, self.strengths, strict=True):
-            if isinstance(a, Tensor):
-                a = _crop(a[min(item, len(a) - 1), None], tile, a.shape[-2] / self.rows).to(kept)
-            result.append(drawn + a * kept)
+
+        def in_tile(a: float | Tensor) -> float | Tensor:
+            here = a[min(item, len(a) - 1), None] if isinstance(a, Tensor) else a
+            return _crop(here, tile, here.shape[-2] / self.rows).to(guide[0]) if isinstance(here, Tensor) else here
+
+        for level, (drawn, kept, a) in enumerate(zip(latents, guide, self.strengths, strict=True)):
+            if level < len(self.spreads):
+                kept = bounded(kept, in_tile(self.spreads[level]))
+            result.append(drawn + in_tile(a) * kept)
         return result
 
 

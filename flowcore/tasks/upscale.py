@@ -49,6 +49,7 @@ def upscale(
     store: ConditionStore | None = None,
     guide: Tensor | None = None,
     guide_strength: Strength | None = None,
+    guide_bounded: bool = False,
     **options: Unpack[Running],
 ) -> Tensor:
     """Enlarge images; every sample is another plausible enlargement of the same LR image.
@@ -87,6 +88,8 @@ def upscale(
             condition of its image, and a part of its latents is kept; see ``tasks.guide``.
         guide_strength: That part a, in [0, 1]: a number, or a map as of ``temperature``. 0 ignores the guide, 1 gives
             it back. None for the model's own, which its file states, or 0.5.
+        guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
+            For guides that are made from results again and again, whose detail would otherwise grow.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -120,7 +123,7 @@ def upscale(
                 "resize (bicubic)."
             )
         gray = gray_images(run, lr, rgb)
-        guides = prepare_guide(run, flow, rgb, guide, strength)
+        guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
         pictures = decoder(rgb, [settings], sampling, gray, guides)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)

@@ -211,8 +211,9 @@ def upscale_video(
                 calm = upscale(flow, frame, temperature=0.0, **settings, **first)[:, :3].to(run.device)
                 if len(past) > 1:
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
-            drawn = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
-            picture = upscale(flow, frame, guide=guide, guide_strength=strength, **drawn, **settings, **second)
+            drawn: Any = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
+            drawn |= {"guide": guide, "guide_strength": strength, "guide_bounded": True}
+            picture = upscale(flow, frame, **drawn, **settings, **second)
             result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
             result[place] = picture[0]
             past = [torch.tensor(number), *([] if calm is None else [calm, picture[:, :3].to(run.device)])]

@@ -16,7 +16,7 @@ from flowcore.images.resize import enlarge, resize
 from flowcore.inference.condition_cache import ConditionStore
 from flowcore.inference.plan import Plan, planned
 from flowcore.inference.strips import minimum_memory
-from flowcore.prior import masked_temperature
+from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
@@ -381,6 +381,16 @@ def test_the_latents_of_a_guided_picture_correlate_with_the_guide_by_its_strengt
         for kept, z in zip(own, flow.encode(result, cond), strict=True):
             assert torch.corrcoef(torch.stack([kept.flatten(), z.flatten()]))[0, 1] == pytest.approx(strength, abs=0.05)
             assert z.std() == pytest.approx(0.2, rel=0.05)
+
+
+def test_a_bounded_guide_deviates_hardly_more_than_what_is_drawn(flow):
+    lr = 0.3 + 0.4 * picture(1, 3, 12, 10)
+    cond = flow.encode_condition(lr)
+    loud = flow.inverse([4 * z for z in sample_latents(flow.latent_shapes(48, 40), 1, 0.02)], cond).detach()
+    asked = {"guide": loud, "guide_strength": 1.0, "temperature": 0.02}
+    kept, bounded = (upscale(flow, lr, **asked, guide_bounded=bound) for bound in (False, True))
+    deviations = [[float(z.detach().std()) / 0.02 for z in flow(made, cond)[0]] for made in (kept, bounded)]
+    assert min(deviations[0]) > 3 > 1.5 > max(deviations[1])
 
 
 def test_guides_are_encoded_once_per_picture_and_stand_for_themselves(flow, monkeypatch):
