@@ -1,8 +1,8 @@
 """Claims: processes and machines that share a folder of results make each picture once.
 
-A claim is a file beside the result, ``.<name>.lock``, that tells the process and its machine. It is touched as long as
-the picture is in work, so that the claim of a process that was killed can be taken over: at once on its own machine,
-elsewhere when it has not been touched for ``ABANDONED`` seconds. At worst, a picture is made twice, and the same.
+A claim is a file beside the result, ``.<name>.lock``, that names the process and its machine. It is touched while the
+picture is in work, so that the claim of a process that was killed can be taken over: at once on its own machine,
+elsewhere when it has not been touched for ``ABANDONED`` seconds. At worst, the same picture is made twice.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Claims:
 
     @staticmethod
     def clear(target: Path) -> None:
-        """Remove the claim that a process has left behind which is gone."""
+        """Remove a claim whose process is gone."""
         with contextlib.suppress(OSError):
             claim = _claim(target)
             idle, owner = time.time() - claim.stat().st_mtime, _read(claim)

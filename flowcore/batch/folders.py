@@ -72,7 +72,7 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
     without a picture is refused, and so is ``out`` as one of the folders.
     """
     found: dict[Path, Found] = {}
-    ignored = dict[Path, str]()  # and why
+    ignored = dict[Path, str]()  # file to reason
     for word in words:
         path = Path(word)
         if path.is_dir():
@@ -123,14 +123,14 @@ def _folders(top: Path, ignored: dict[Path, str]) -> Iterator[tuple[str, list[st
 
 
 def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
-    """List what matches a pattern; not by glob alone, which runs through links that lead back for ever."""
+    """List what matches a pattern; glob alone would follow links that lead back forever."""
     head, deep, rest = f"{pattern}/*".partition("**/") if pattern.endswith("**") else pattern.partition("**/")
     if not deep:
         yield from glob.iglob(pattern)
         return
     for top in glob.iglob(head or "./"):
         for here, _ in _folders(Path(top), ignored):
-            if not any(part.startswith(".") for part in Path(here).relative_to(top).parts):  # as glob has it
+            if not any(part.startswith(".") for part in Path(here).relative_to(top).parts):  # glob skips these, too
                 yield from _matching(os.path.join(glob.escape(here), rest), ignored)
 
 
@@ -212,22 +212,14 @@ def run(
     claims: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> list[tuple[Job, Exception]]:
-    """Execute all jobs whose results do not exist yet.
+    """Execute all jobs whose results do not exist yet, and return those that failed, and why.
 
-    Args:
-        made: The jobs.
-        executor: Executes the jobs that it is given, in any order; an exception that it raises ends the run, and so
-            does a ``SavingError``, after which no other results could be saved either.
-        is_done: Returns True if the results of a job exist; raises FlowError if they cannot be saved.
-        save: Saves results.
-        on_result: Called after every job with its results or its failure; with None if it was skipped.
-        whole_clips: Results depend on the frames before them in the folder: if one is missing, all are made again.
-        claims: Leave pictures to the processes that are at work on them, and wait for these. If not, ``executor`` may
-            take all jobs before it begins.
-        notify: Called with a sentence when this waits.
-
-    Returns:
-        The jobs that failed, and why.
+    ``executor`` takes jobs in any order; an exception that it raises ends the run, and so does a ``SavingError`` of
+    ``save``, after which no other results could be saved either. ``is_done`` returns True if the results of a job
+    exist, and raises FlowError if they cannot be saved. ``on_result`` is called after every job with its results or its
+    failure; with None if it was skipped. With ``whole_clips``, results depend on the frames before them in the folder:
+    if one is missing, all are made again. With ``claims``, pictures are left to the processes that are at work on them,
+    and waited for, of which ``notify`` is told; without, ``executor`` may take all jobs before it begins.
     """
     failed: list[tuple[Job, Exception]] = []
     incomplete = set[Path]()  # clips
@@ -268,7 +260,7 @@ def run(
                 elif place is None or whole_clips:  # a clip is held until the run ends
                     yield job
                 else:
-                    if not is_settled(job):  # since it was looked at first
+                    if not is_settled(job):  # another process may have finished it since the first look
                         yield job
                     held.release(place)
             if elsewhere and len(elsewhere) < len(waiting) and notify is not None:
@@ -320,7 +312,7 @@ def in_turn(
 
 
 def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
-    """Whether the results of a job exist; the error if they cannot be saved, which is true, too: none will be made."""
+    """Say whether a job's results exist; or the FlowError that forbids saving them, truthy, so the job is skipped."""
     try:
         return is_done(job)
     except FlowError as error:
@@ -339,19 +331,10 @@ def is_done(job: Job, work: Work, model: str, *, again: bool = False) -> bool:
 def targets_done(
     targets: Sequence[Path], ids: Sequence[str], size: tuple[int, int] | None, *, again: bool = False
 ) -> bool:
-    """Return True if all outputs exist, are whole, and are what would be made now.
+    """Return True if all outputs exist, are whole, of this height and width (if known), and what would be made now.
 
-    Args:
-        targets: The outputs.
-        ids: What identifies them, see ``job.picture_id``.
-        size: Height and width that they should have; None if unknown.
-        again: Whether to make everything anew.
-
-    Returns:
-        Whether nothing has to be made. Empty and damaged outputs of ours are made again.
-
-    Raises:
-        FlowError: If an output exists that something else has made; with ``again`` only if it is not one of ours.
+    Empty and damaged outputs of ours are made again, and ``again`` makes all of them. FlowError if an output exists
+    that something else has made; with ``again`` only if it is not one of ours.
     """
     done = bool(targets) and not again
     for target, id in zip(targets, ids, strict=True):

@@ -44,8 +44,8 @@ from ..tasks.video import colorize_video, upscale_video
 
 Command = Literal["upscale", "colorize", "brighten", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
-MARK = "f10c0de5"  # how the IDs of our results begin, which cameras use for IDs of their own
-COMMAND = "command"  # in place of a node's id
+MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
+COMMAND = "command"  # the node_id in the provenance of results of a batch
 SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph
 
 
@@ -59,11 +59,11 @@ class Work:
     # keyword arguments of the task. Hints are given as "points", "radius" and "lock", a palette as "colours". "frames"
     # is "video" for a clip whose frames depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    own: dict[str, Any] = field(default_factory=dict[str, Any])  # what they leave to the model, see ``left_to_model``
+    own: dict[str, Any] = field(default_factory=dict[str, Any])  # what the model states for those that are None
     seed: int = 0  # of the first sample
     samples: int = 1  # per picture; for ``score``, draws
     keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
-    by: By = "consensus"  # what best means
+    by: By = "consensus"  # criterion of ``keep``
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
     memory: ColorMemory | None = None  # photographs whose colors it takes over
     guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
@@ -139,7 +139,7 @@ class Work:
 
 
 def picture_id(payload: dict[str, Any]) -> str:
-    """Fingerprint what makes a result, as 32 hexadecimal digits that tell that it is one of ours."""
+    """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``MARK``."""
     digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
     return MARK + digest[: 32 - len(MARK)]
 
@@ -171,10 +171,9 @@ class Worker:
         notify: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[bytes]:
-        """Process the content of one picture file; ``clip`` identifies the clip of a video frame.
+        """Process the content of one picture file: a file per sample or kept sample; for ``score``, one row as JSON.
 
-        Returns:
-            A file per sample or kept sample; for ``score``, one row as JSON.
+        ``clip`` identifies the clip of a video frame.
         """
         ids = self.work.ids(picture, self.model_sha256, name)
         if self.work.command == "score":
@@ -221,7 +220,7 @@ class Worker:
             used,
             device=next(self.flow.parameters()).device,
             node_id=COMMAND,
-            # that would make the same picture
+            # the node that makes the same picture
             node="FlowcorePasteFace" if self._faces else f"Flowcore{work.command.capitalize()}",
             model=work.model,
             model_sha256=self.model_sha256,
@@ -325,9 +324,9 @@ def hints_of(settings: dict[str, Any], size: tuple[int, int]) -> Hints | None:
     """Take "points", "radius", "lock" and "colours" out of settings, as ``Hints`` of an image of this size."""
     texts: Sequence[str] = settings.pop("points", ())
     radius, lock = settings.pop("radius", 8.0), settings.pop("lock", False)
-    colours: Sequence[str] = settings.pop("colours", ())
+    colors: Sequence[str] = settings.pop("colours", ())
     points = [point for text in texts for point in parse_points(text)]
     return combine_hints(
         hints_from_points(points, size, radius=radius, lock=lock) if points else None,
-        Hints(coverage=None, chroma=None, palette=palette_from(colours), lock=False) if colours else None,
+        Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
     )

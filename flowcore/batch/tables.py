@@ -70,11 +70,9 @@ class Manifest:
 
 
 class Scores:
-    """A CSV table of scores, one row per picture, that a later run can resume.
+    """A CSV table of scores, one row per picture, that a later run can resume; the file need not exist yet.
 
-    Attributes:
-        path: The file, which need not exist yet.
-        rows: Complete rows by picture; failures and a last row that was cut off are left out.
+    ``rows`` holds the complete rows by picture; failures and a last row that was cut off are left out.
     """
 
     def __init__(self, path: Path) -> None:

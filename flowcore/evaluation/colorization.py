@@ -40,7 +40,7 @@ from .image_set import list_images, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
 KEPT = 2  # samples that are chosen automatically
-GREY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")  # also relative to gray's
+RELATIVE_TO_GRAY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")
 
 
 def evaluate_colorizer(
@@ -59,54 +59,34 @@ def evaluate_colorizer(
     only: Collection[str] | None = None,
     portraits: bool = False,
 ) -> dict[str, float]:
-    """Measure a colorizer on a folder of photographs in color.
+    """Measure a colorizer on a folder of photographs in color; several folders are one set.
 
-    Two kinds of measurements, each a mean over images unless stated otherwise, each image with seeds of its own:
+    Two kinds of measurements, each a mean over images unless stated otherwise, each image with seeds of its own (image
+    i from ``seed + i * samples`` on); of more than ``limit`` images, so many, evenly spread over the sorted names.
 
     On the grid that the model works on (chroma at a quarter of the working size; the photograph is resized so that both
-    sides are the nearest multiples that the model takes, and center-cropped): bits per dimension and coherence.
+    sides are the nearest multiples that the model takes, and center-cropped): "bits_per_dim" (uniform noise) and its
+    "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the requested temperatures),
+    see ``coherence_parts``: both are ratios of means, "global_share" over "global_share_truth", and those with
+    "_default".
 
-    On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size: everything
-    else. RMSE is ``chroma_rmse``, a number per image; the best of several is the best image, never the best pixel of
-    each. Seams are measured on these pictures, too, since they are what is seen, at the resolution of the grid.
+    On what ``colorize`` makes of the photograph's luma, rounded to 8 bits, at the photograph's own size, with K =
+    ``samples`` colorings (at least 2): "rmse" (``chroma_rmse`` of one coloring: the mean of all K), "rmse_best" (of the
+    best image, never the best pixel of each), "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature
+    0), "rmse_grey" (of no color), "diversity" (standard deviation of the K, mean over pixels and channels),
+    "colourfulness", "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is
+    washed out). "rmse_consensus" and "rmse_likelihood" are means of the first 2 of the K by these criteria, see
+    ``ranking.By``, "colourfulness_consensus" and "colourfulness_likelihood" their colorfulness. "luma_error" is the
+    largest of all pixels of all images, "luma_kept" the share of the images whose 8-bit colorings have exactly the
+    8-bit luma that went in. "rmse_of_grey", "rmse_best_of_grey" and "rmse_calm_of_grey" are sum of RMSE over sum of
+    gray's RMSE, below 1 if colors help.
 
-    Args:
-        flow: A colorizer.
-        folder: Photographs in color, at any depth; several folders are one set.
-        samples: K, colorings per image, at least 2.
-        seed: Image i takes the seeds from ``seed + i * samples`` on.
-        temperature: Of the palette; None for the model's default.
-        detail: Temperature of the detail; None for the model's default.
-        coherence: As in ``colorize``; None for the model's default.
-        working_size: Shorter side at which colors are decided; None for the model's default.
-        limit: At most so many images, evenly spread over the sorted names.
-        log: Called with a line per image.
-        skip: Called with a line for each image that cannot be read; None for ``log``.
-        only: File names to measure; None for all.
-        portraits: Whether all images are portraits, aligned as ``skin_color`` states; then their skin is measured.
-
-    Returns:
-        "images" and "samples", the numbers of both; on the grid, "bits_per_dim" (uniform noise) and its
-        "standard_error", "coherence" (all levels at temperature 1) and "coherence_default" (at the requested
-        temperatures), see ``coherence_parts``: both are ratios of means, "global_share" over "global_share_truth", and
-        those with "_default". At full size, "rmse" (of one coloring: the mean of all K), "rmse_best" (of the best),
-        "rmse_mean" (of the mean of K), "rmse_calm" (of the one at temperature 0), "rmse_grey" (of no color),
-        "diversity" (standard deviation of the K, mean over pixels and channels), "colourfulness",
-        "colourfulness_truth" and "colourfulness_gap" (the one relative to the other, minus 1: negative is washed out),
-        "rmse_consensus" and "rmse_likelihood" are means of the first 2 of the K by these criteria, see ``ranking.By``,
-        and "colourfulness_consensus" and "colourfulness_likelihood" their colorfulness,
-        "luma_error" (the largest of all pixels of all images) and "luma_kept" (share of the images whose 8-bit
-        colorings have exactly the 8-bit luma that went in). "rmse_of_grey", "rmse_best_of_grey" and
-        "rmse_calm_of_grey" are means over those of gray: sum of RMSE over sum of gray's RMSE, below 1 if colors help.
-        "seams_8", "seams_16", ... is the change of chroma across the borders of cells of so many pixels of the working
-        size, relative to the change inside, see ``seam_ratio``; "seams" is the worst of them, "seams_truth" that of the
-        photographs. "fog" is the change of chroma where luma has none over that of the photographs, see ``fog``. Of
-        portraits also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of no human skin, or
-        none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
-
-    Raises:
-        ImageError: If there is no image that can be read.
-        FlowError: If the model is not a colorizer, or another argument is out of its range.
+    Also on these pictures, since they are what is seen, at the resolution of the grid: "seams_8", "seams_16", ..., the
+    change of chroma across the borders of cells of so many pixels of the working size, relative to the change inside,
+    see ``seam_ratio``; "seams", the worst of them, "seams_truth" that of the photographs; and "fog", the change of
+    chroma where luma has none over that of the photographs, see ``fog``. With ``portraits``, all aligned as
+    ``skin_color`` states, also "skin_outside" and "skin_grey", the shares of colorings whose skin has a hue of no human
+    skin, or none, see ``skin_verdict``, and "skin_outside_truth", that of the photographs.
     """
     flow.require("colorize")
     if samples < 2 or limit < 1:
@@ -137,7 +117,7 @@ def evaluate_colorizer(
         "coherence_default": _ratio(means["global_share_default"], means["global_share_truth_default"]),
         "colourfulness_gap": _ratio(means["colourfulness"], means["colourfulness_truth"]) - 1,
         "luma_error": max(row["luma_error"] for row in rows),
-        **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in GREY},
+        **{f"{key}_of_grey": _ratio(means[key], means["rmse_grey"]) for key in RELATIVE_TO_GRAY},
         "fog": _ratio(means["fog"], means["fog_truth"]),
         **_seam_ratios(seams),
     }
@@ -152,10 +132,9 @@ def _seam_ratios(sums: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def chroma_on_grid(flow: Flow, image: Image.Image, working_size: int | None = None) -> tuple[Tensor, Condition]:
-    """Shrink an RGB photograph to the grid that a colorizer works on; of other proportions its middle.
+    """Chroma ``(1, 2, h, w)`` of an RGB photograph on the grid that a colorizer works on, and its luma's condition.
 
-    Returns:
-        Chroma ``(1, 2, h, w)``, centered on 0, and the condition of its luma.
+    Of a photograph with other proportions than the grid's, the middle.
     """
     config: Any = flow.config
     multiple = config.source_multiple

@@ -29,27 +29,11 @@ def evaluate_density(
     only: Collection[str] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Measure the bits per dimension of images under a model.
+    """Measure the bits per dimension of images under a model that has an ``image_size``: mean and standard error.
 
-    Images larger than the model's size are shrunk (antialiased) until their shorter side fits, and center-cropped.
-
-    Args:
-        flow: A model with an ``image_size``.
-        data: A folder of images at any depth; for models of digits, of the test files of MNIST.
-        dequantization: Name of the noise, as for ``score``.
-        samples: Draws per image for the importance-weighted bound; 1 for the plain bound.
-        seed: See ``score``.
-        limit: At most so many images, evenly spread over the sorted names.
-        batch: Images scored at once.
-        only: File names to measure; None for all.
-        log: Called with a line for each image that cannot be used.
-
-    Returns:
-        "images", "bits_per_dim" (mean) and "standard_error" of that mean.
-
-    Raises:
-        FlowError: If the model has no size or no such noise, or file names are given for digits, which are not files.
-        ImageError: If there is no image.
+    ``data`` is a folder of images at any depth; for models of digits, of the test files of MNIST. Images larger than
+    the model's size are shrunk (antialiased) until their shorter side fits, and center-cropped; of more than ``limit``,
+    so many, evenly spread over the sorted names. More than one of ``samples`` gives the importance-weighted bound.
     """
     labels = None
     if flow.channels == 1 and (flow.classes or any(data.glob("t10k-images-idx3-ubyte*"))):

@@ -24,10 +24,8 @@ def list_images(
 ) -> list[Path]:
     """List the images of folders, at any depth and sorted, first those of the first.
 
-    Args:
-        folders: The test set.
-        only: File names, without folders, to restrict it to; None for all.
-        limit: At most so many, evenly spread over the sorted names; None for all.
+    ``only`` has file names without folders; of more than ``limit`` images, so many, evenly spread over the sorted
+    names.
     """
     folders = [folders] if isinstance(folders, Path) else folders
     files = [file for folder in folders for file in image_files(folder)]
@@ -42,12 +40,9 @@ def list_images(
 def read_each(
     files: Sequence[Path], read: Callable[[Path], Result], log: Callable[[str], None] | None = None
 ) -> Generator[tuple[int, Path, Result], None, None]:
-    """Read the images of a test set one after the other; those for which ``read`` raises ImageError are skipped.
+    """Yield number, file and ``read(file)`` of the images of a test set, without those for which it raises ImageError.
 
     ``log``, or the process's own log, names each of these. If all were skipped, ImageError is raised at the end.
-
-    Yields:
-        The image's number among those that were read, its file, and what ``read`` returns.
     """
     skipped: list[str] = []
     for position, file in enumerate(files):

@@ -51,34 +51,20 @@ def evaluate_upscaler(
     measures: Sequence[str] = USUAL_MEASURES,
     only: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure bicubic and a model on a folder of HR images.
+    """Measure bicubic and a model on a folder of HR images, whose sides are cropped to multiples of the scale.
 
     LR images are antialiased bicubic, rounded to 8 bits; results are rounded to 8 bits; PSNR, SSIM and LPIPS are over
-    RGB and entire images. Diversity is the mean per-pixel standard deviation of the samples; the diversity score is the
-    challenge's if LPIPS is installed, and otherwise the same formula with squared differences, under another key.
+    RGB and entire images. The first sample at each temperature is measured, and all for the diversities. Diversity is
+    the mean per-pixel standard deviation of the samples; the diversity score is the challenge's, which takes 10
+    samples, if LPIPS is installed, and otherwise the same formula with squared differences, under another key.
 
-    Args:
-        flow: An upscaler.
-        folder: HR images; sides are cropped to multiples of the scale.
-        temperatures: To measure at, see ``upscale``; the first sample each for all but the diversities.
-        calm_edges: See ``upscale``.
-        samples: For the diversities of temperatures above 0; the challenge takes 10.
-        log: Called with a line per image.
-        skip: Called with a line for each image that cannot be used; None for ``log``.
-        measures: Some of ``MEASURES``. LPIPS is left out where it is missing, see ``missing_measures``.
-        only: File names to measure; None for all.
-
-    Returns:
-        Method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the requested
-        measures: "psnr", "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of bicubic, dB),
-        "diversity_score_lpips" or "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips", "false_specks"
-        (per mille) and "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original" those that
-        need no reference, and false specks, 0 by definition. Images that are too small for a measure, or for which it
-        is infinite, are left out of its mean, and the measure if all are.
-
-    Raises:
-        FlowError: If the model is not an upscaler, or there is no such measure.
-        ImageError: If there is no image that can be used.
+    The result maps a method ("bicubic", "tau 0", "tau 0.8, calm 0.75", ..., "original") to the means over images of the
+    requested ones of ``MEASURES``: "psnr", "ssim", "lr_psnr" (dB), "diversity" (1/255), "gain" (PSNR over that of
+    bicubic, dB), "diversity_score_lpips" or "diversity_score_mse" (percent), "niqe", "brisque", "piqe", "lpips",
+    "false_specks" (per mille) and "bits_per_dim" (of HR under the model, given LR; not for bicubic); for "original"
+    those that need no reference, and false specks, 0 by definition. Images that are too small for a measure, or for
+    which it is infinite, are left out of its mean, and the measure if all are; LPIPS where it is missing, see
+    ``missing_measures``.
     """
     flow.require("upscale")
     if unknown := [name for name in measures if name not in MEASURES]:

@@ -42,7 +42,11 @@ Files = Callable[[], Iterable[Path]]
 
 
 class Upscaler(nn.Module):
-    """A flow as a module from images to images."""
+    """An SRFlow as a module from images to images, at temperature 0 by default, which leaves no seams between tiles.
+
+    The seed of the noise is ``seed`` combined with the pixels of each image; the other arguments are those of
+    ``upscale``.
+    """
 
     def __init__(
         self,
@@ -54,19 +58,6 @@ class Upscaler(nn.Module):
         cancelled: Callable[[], bool] | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        """Wrap a flow.
-
-        Args:
-            flow: An SRFlow.
-            temperature: As in ``upscale``; 0 leaves no seams between tiles.
-            calm_edges: As in ``upscale``.
-            seed: Seed of the noise, combined with the pixels of each image.
-            cancelled: As in ``upscale``.
-            notify: As in ``upscale``.
-
-        Raises:
-            FlowError: If the flow is not an SRFlow, or ``calm_edges`` lies outside [0, 1].
-        """
         super().__init__()
         if "upscale" not in flow.capabilities.tasks:
             raise FlowError(
@@ -84,14 +75,7 @@ class Upscaler(nn.Module):
         return self.flow.condition_scale
 
     def forward(self, image: Tensor) -> Tensor:
-        """Upscale images.
-
-        Args:
-            image: ``(B, 3, h, w)`` in [0, 1], of any size and precision.
-
-        Returns:
-            ``(B, 3, s * h, s * w)`` in [0, 1], in the same precision and on the same device.
-        """
+        """Upscale images ``(B, 3, h, w)`` in [0, 1], and keep their precision and device."""
         options: dict[str, Any] = {"cancelled": self.cancelled, "notify": self._notify_once}
         if not self.temperature:
             return upscale(self.flow, image, temperature=0.0, **options).to(image.dtype)
@@ -120,18 +104,7 @@ class Upscaler(nn.Module):
 
 
 def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
-    """Wrap a module for programs that use upscaling models: an UPSCALE_MODEL of ComfyUI.
-
-    Args:
-        upscaler: The module.
-        architecture: spandrel's architecture; None for that of ``support``.
-
-    Returns:
-        spandrel's ``ImageModelDescriptor``: ``scale``, ``model``, ``to``, ``eval``, and a call with ``(1, 3, h, w)``.
-
-    Raises:
-        FlowError: If spandrel is not installed.
-    """
+    """Wrap a module as spandrel's ``ImageModelDescriptor``, which is ComfyUI's UPSCALE_MODEL."""
     spandrel = _spandrel()
     if architecture is None:
         architecture = support(lambda: ()).architecture
@@ -151,18 +124,10 @@ def descriptor(upscaler: Upscaler, architecture: Any = None) -> Any:
 
 
 def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
-    """Make spandrel's entry for SRFlow: our files, and published ones that need no further configuration.
+    """Make spandrel's ``ArchSupport`` for SRFlow: our files, and published ones that need no further configuration.
 
-    Args:
-        files: Lists model files. spandrel passes the tensors of our files, but not the header with their configuration,
-            which is read from the file that holds the same tensors.
-        cancelled: As in ``upscale``, for the models that are loaded.
-
-    Returns:
-        ``ArchSupport`` for ``MAIN_REGISTRY.add``.
-
-    Raises:
-        FlowError: If spandrel is not installed.
+    ``files`` lists model files: spandrel passes the tensors of our files, but not the header with their configuration,
+    which is read from the file that holds the same tensors.
     """
     spandrel = _spandrel()
 
@@ -177,7 +142,7 @@ def support(files: Files, cancelled: Callable[[], bool] | None = None) -> Any:
 
 
 def register(files: Files, cancelled: Callable[[], bool] | None = None) -> None:
-    """Add SRFlow to spandrel in this process; arguments and errors as in ``support``."""
+    """Add SRFlow to spandrel in this process, see ``support``."""
     _spandrel().MAIN_REGISTRY.add(support(files, cancelled), ignore_duplicates=True)
 
 
@@ -187,15 +152,7 @@ def detect(state: Mapping[str, Any]) -> bool:
 
 
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:
-    """Make a flow from the tensors of a file.
-
-    Args:
-        state: Tensors that ``detect`` accepts.
-        files: See ``support``.
-
-    Raises:
-        CheckpointError: If the tensors fit no known variant, or no file holds them together with a header.
-    """
+    """Make a flow from tensors that ``detect`` accepts; the header of our own is read from the file that holds them."""
     if not any(state.keys() >= names for names in OURS):
         wrong = [name for name, t in state.items() if not isinstance(t, Tensor) or _is_expanded(t)]
         if wrong:

@@ -47,16 +47,10 @@ def chroma_rmse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def global_share(residual: Tensor) -> Tensor:
-    """Share of a chroma difference that is one shift of the entire image (its DC fraction).
+    """Share of a chroma difference r, ``(B, 2, H, W)``, that is one shift of the entire image (its DC fraction).
 
-    ``HW |mean over pixels of r|^2 / sum over pixels of |r|^2``: 1 if all pixels differ alike, 1/(HW) on average for
-    independent noise.
-
-    Args:
-        residual: r, ``(B, 2, H, W)``.
-
-    Returns:
-        In [0, 1], ``(B,)``; NaN where there is no difference at all.
+    ``HW |mean over pixels of r|^2 / sum over pixels of |r|^2``, ``(B,)``: 1 if all pixels differ alike, 1/(HW) on
+    average for independent noise, NaN where there is no difference at all.
     """
     return residual.mean((2, 3)).square().sum(1) / residual.square().sum(1).mean((1, 2))
 
@@ -64,17 +58,10 @@ def global_share(residual: Tensor) -> Tensor:
 def coherence_parts(samples: Tensor, truth: Tensor) -> tuple[float, float]:
     """Compare how samples differ from each other with how the truth differs from them: globally, or in patches.
 
-    With m the mean of the samples and g ``global_share``: ``mean over samples of g(sample - m)``, and ``g(truth - m)``.
-    The coherence of many images is the mean of the first over the mean of the second. If the truth is one more draw
-    from the samples' distribution, both have the same expectation: 1 is ideal, and near 0 every patch chooses a color
-    of its own. One image says little.
-
-    Args:
-        samples: Chroma of several samples for one image, ``(N, 2, H, W)``, N at least 2.
-        truth: The image's own chroma, ``(1, 2, H, W)``.
-
-    Returns:
-        Numerator and denominator, each in [0, 1].
+    With m the mean of the samples (chroma ``(N, 2, H, W)``, N at least 2; truth ``(1, 2, H, W)``) and g
+    ``global_share``: ``mean over samples of g(sample - m)``, and ``g(truth - m)``. The coherence of many images is the
+    mean of the first over the mean of the second. If the truth is one more draw from the samples' distribution, both
+    have the same expectation: 1 is ideal, and near 0 every patch chooses a color of its own. One image says little.
     """
     mean = samples.mean(0, keepdim=True)
     return float(global_share(samples - mean).mean()), float(global_share(truth - mean))
@@ -90,23 +77,16 @@ def colorfulness(chroma: Tensor) -> Tensor:
 
 
 def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
-    """Add up changes of chroma across the borders of a grid's cells, and inside them.
+    """Add up changes of chroma across the borders of a grid's cells, and inside them, for ``seam_ratio``.
 
-    Mean ``|chroma[i + 1] - chroma[i]|``, over both channels, rows and columns, of neighboring positions in different
-    cells, and of neighbors in one cell; in both cases only neighbors with ``|luma[i + 1] - luma[i]| < FLAT``, where a
-    change of color has no edge to follow.
-
-    Args:
-        chroma: ``(B, 2, h, w)``, on the finest grid that a colorizer decides on: what is finer is interpolated.
-        luma: ``(B or 1, 1, h, w)`` in [0, 1].
-        cell: Side of a cell, in positions, at least 2; the first cell starts at the top left.
-
-    Returns:
-        ``(4,)`` float64: sum and number of changes across borders, sum and number inside cells; to be added up over
-        images, for ``seam_ratio``.
+    Sum and number of ``|chroma[i + 1] - chroma[i]|`` (mean of both channels, rows and columns) of neighboring positions
+    in different cells, then of neighbors in one cell: ``(4,)`` float64, to be added up over images. Only neighbors with
+    ``|luma[i + 1] - luma[i]| < FLAT`` count, where a change of color has no edge to follow. Chroma is ``(B, 2, h, w)``
+    on the finest grid that a colorizer decides on (what is finer is interpolated), luma ``(B or 1, 1, h, w)``; cells of
+    ``cell >= 2`` positions start at the top left.
 
     Source: the idea of Wu and Yuen, "A generalized block-edge impairment metric for video coding" (1997), applied to
-        chroma.
+    chroma.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for dim in (2, 3):
@@ -121,17 +101,11 @@ def seam_sums(chroma: Tensor, luma: Tensor, cell: int) -> Tensor:
 
 
 def seam_ratio(sums: Tensor) -> float:
-    """Ratio of the mean change across borders to that inside cells.
+    """Ratio of the mean change across borders to that inside cells, of the ``seam_sums`` of all images.
 
     A photograph knows nothing of cells: 1, or up to 1.1 where cells are so large that their borders pass through the
-    subject in the middle. Cells that disagree: more.
-
-    Args:
-        sums: Of ``seam_sums``, over all images.
-
-    Returns:
-        The ratio; infinite if chroma changes across borders only, NaN if it does not change at all, or without
-        neighbors on either side.
+    subject in the middle. Cells that disagree: more. Infinite if chroma changes across borders only; NaN if it does not
+    change at all, or without neighbors on either side.
     """
     across, across_number, inside, inside_number = sums.tolist()
     if not across_number or not inside_number:
@@ -145,13 +119,8 @@ def seam_ratio(sums: Tensor) -> float:
 def fog(chroma: Tensor, luma: Tensor) -> Tensor:
     """Measure how much color changes where luma does not: root mean square over both channels of those neighbors.
 
-    Args:
-        chroma: ``(B, 2, h, w)``, on the finest grid that a colorizer decides on.
-        luma: ``(B or 1, 1, h, w)`` in [0, 1].
-
-    Returns:
-        Per image, ``(B,)`` float64; NaN where luma changes everywhere. Relative to that of the photograph's own colors,
-        above 1 means blobs that follow no object.
+    ``(B,)`` float64, of chroma as in ``seam_sums``; NaN where luma changes everywhere. Relative to that of the
+    photograph's own colors, above 1 means blobs that follow no object.
     """
     squares, number = torch.zeros(len(chroma), dtype=torch.float64), torch.zeros(len(chroma), dtype=torch.float64)
     for dim in (2, 3):
@@ -165,11 +134,8 @@ def fog(chroma: Tensor, luma: Tensor) -> Tensor:
 def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
     """Measure the color of the skin in portraits: hue and strength of the mean chroma of ``SKIN_PATCH``.
 
-    Args:
-        chroma: ``(B, 2, H, W)`` of aligned portraits, irises at 0.45 of the height, 0.38 and 0.61 of the width.
-
-    Returns:
-        The angle of (Cb, Cr) in degrees, in [0, 360), and its length; ``(B,)`` each.
+    That is the angle of (Cb, Cr) in degrees, in [0, 360), and its length; ``(B,)`` each. Portraits are aligned: irises
+    at 0.45 of the height, 0.38 and 0.61 of the width.
     """
     top, bottom, left, right = (
         round(part * side) for part, side in zip(SKIN_PATCH, [chroma.shape[2]] * 2 + [chroma.shape[3]] * 2, strict=True)
@@ -179,11 +145,9 @@ def skin_color(chroma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def skin_verdict(chroma: Tensor) -> tuple[Tensor, Tensor]:
-    """Judge the color of the skin in portraits, see ``skin_color``.
+    """Judge the skin in portraits, see ``skin_color``: whether its hue is that of no human skin, and if it is gray.
 
-    Returns:
-        Whether its hue is that of no human skin (outside ``SKIN_HUES``), and whether it is gray (shorter than
-        ``SKIN_MIN_CHROMA``, and then not outside); ``(B,)`` bool each.
+    Outside ``SKIN_HUES``; or shorter than ``SKIN_MIN_CHROMA``, and then not outside. ``(B,)`` bool each.
     """
     hue, strength = skin_color(chroma)
     gray = strength < SKIN_MIN_CHROMA

@@ -19,11 +19,7 @@ MIN_SIDE = 32  # AlexNet's strides leave nothing of smaller images
 
 
 def lpips_missing() -> str | None:
-    """Check what LPIPS lacks on this machine, without importing or downloading anything.
-
-    Returns:
-        How to get it; None if it can be measured.
-    """
+    """Say how to get what LPIPS lacks here, importing and downloading nothing; None if it can be measured."""
     missing = [] if importlib.util.find_spec("lpips") else ["pip install lpips"]
     if not _alexnet().is_file():
         missing.append(f"AlexNet's weights in torch's cache (torchvision's {ALEXNET} in {_alexnet().parent})")
@@ -31,21 +27,10 @@ def lpips_missing() -> str | None:
 
 
 def lpips(a: Tensor, b: Tensor) -> Tensor:
-    """Learned perceptual distance: weighted differences of AlexNet's features.
-
-    Args:
-        a: ``(B, 3, H, W)`` in [0, 1], both sides at least 32.
-        b: Of the same shape.
-
-    Returns:
-        ``(B,)``, 0 for equal images, on the CPU.
-
-    Raises:
-        FlowError: If the package or the weights are missing.
-        ShapeError: If the images are too small.
+    """Learned perceptual distance, weighted differences of AlexNet's features; ``(B,)`` on the CPU, 0 for equal images.
 
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, version
-        0.1 with AlexNet: what papers on super-resolution report.
+    0.1 with AlexNet: what papers on super-resolution report.
     """
     return _distance(a, b, spatial=False).flatten()
 

@@ -18,30 +18,18 @@ DETAIL = 0.04  # the same deviation above which the original has detail of its o
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over all channels: ``-10 log10 mean (a - b)^2``.
+    """Peak signal-to-noise ratio over all channels, ``-10 log10 mean (a - b)^2``: decibels per image, ``(B,)``.
 
-    Args:
-        a: ``(B, C, H, W)`` in [0, 1].
-        b: Of the same shape.
-
-    Returns:
-        Decibels per image, ``(B,)``; infinite for equal images. (``kornia.metrics.psnr`` takes one mean over a batch.)
+    Infinite for equal images. (``kornia.metrics.psnr`` takes one mean over a batch.)
     """
     return -10 * torch.log10((a - b).square().flatten(1).mean(1))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity, 11x11 Gaussian window of std 1.5, mean over channels and pixels.
-
-    Args:
-        a: ``(B, C, H, W)`` in [0, 1].
-        b: Of the same shape.
-
-    Returns:
-        ``(B,)``, 1 for equal images.
+    """Structural similarity, 11x11 Gaussian window of std 1.5, mean over channels and pixels: ``(B,)``, 1 if equal.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity"; kornia's
-        implementation.
+    implementation.
     """
     from kornia.metrics import ssim as kornia_ssim  # a slow import that only measurements need
 
@@ -51,31 +39,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
     """PSNR between an enlargement, shrunk again by antialiased bicubic, and the LR image that it was made from.
 
-    Args:
-        sr: ``(B, C, H, W)`` in [0, 1]; in the papers ``(B, C, s * h, s * w)``.
-        lr: ``(B, C, h, w)`` in [0, 1].
-
-    Returns:
-        Decibels per image, ``(B,)``.
-
     Source: "LR-PSNR" in Lugmayr et al., "SRFlow", section 5.
     """
     return psnr(resize(sr, *lr.shape[-2:]), lr)
 
 
 def false_specks(sr: Tensor, hr: Tensor) -> Tensor:
-    """Share of isolated bright or dark pixels where the original is smooth: the powder of a flow that samples noise.
+    """Isolated bright or dark pixels where the original is smooth, per mille of the pixels, ``(B,)``: a flow's powder.
 
     A pixel is a false speck if its luma differs by more than 0.08 from the median of its 3x3 neighborhood, while within
     2 pixels of it no pixel of the original differs by more than 0.04 from its own. NIQE does not see them: it takes
     powder for texture, and improves.
-
-    Args:
-        sr: Enlargements, ``(B, 3, H, W)`` in [0, 1].
-        hr: Their originals, ``(B or 1, 3, H, W)``.
-
-    Returns:
-        Per mille of the pixels, ``(B,)``; 0 for an original itself, by definition.
 
     Source: ours.
     """
@@ -93,14 +67,7 @@ def _deviation_from_median(y: Tensor) -> Tensor:
 
 
 def diversity(samples: Tensor) -> float:
-    """Mean per-pixel standard deviation of several samples of one image.
-
-    Args:
-        samples: ``(N, C, H, W)`` in [0, 1], N at least 2.
-
-    Returns:
-        In 1/255; 0 if all samples are equal.
-    """
+    """Mean per-pixel standard deviation of samples ``(N, C, H, W)`` of one image, in 1/255; N at least 2."""
     return float(samples.std(dim=0, correction=0).mean()) * 255 if len(samples) > 1 else math.nan
 
 
@@ -110,22 +77,15 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def diversity_score(samples: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor] = squared_error) -> float:
-    """How much closer to the original the best sample at every pixel is than the best sample as a whole.
+    """How much closer to the original the best sample at every pixel is than the best sample as a whole, in percent.
 
     ``100 (global best - local best) / global best``: the global best is the least mean of the samples' distance maps,
-    the local best the mean of the least of the maps at every pixel.
-
-    Args:
-        samples: N samples of one image, ``(N, C, H, W)`` in [0, 1]. The challenge takes 10; more give a higher score.
-        hr: The original, ``(1, C, H, W)``.
-        distance: Two images ``(1, C, H, W)`` to a map ``(1, 1, H, W)``. The challenge's is ``lpips_map``; scores with
-            another distance are not comparable to it and must be labeled as such.
-
-    Returns:
-        In percent; 0 if all samples are equal, or one is the original.
+    the local best the mean of the least of the maps at every pixel; 0 if all samples are equal, or one is the original.
+    ``distance`` goes from two images to a map ``(1, 1, H, W)``. The challenge takes 10 samples (more give a higher
+    score) and ``lpips_map``; scores with another distance are not comparable to it and must be labeled as such.
 
     Source: Lugmayr et al., "NTIRE 2021 learning the super-resolution space challenge" (CVPR workshops), section 2, and
-        the challenge's program.
+    the challenge's program.
     """
     maps = torch.cat([distance(sample[None], hr) for sample in samples])  # (N, 1, H, W)
     best, local = float(maps.flatten(1).mean(1).min()), float(maps.amin(0).mean())

@@ -35,23 +35,14 @@ ACTIVE, IMPAIRED = 0.1, 0.1  # PIQE: variance above which a block counts; deviat
 def niqe(images: Tensor) -> Tensor:
     """Distance between the statistics of an image's patches and those of 125 pristine photographs.
 
-    With mean m and covariance S of 36 features over the patches, and m0, S0 those of the photographs,
-    ``sqrt((m - m0)^T ((S + S0) / 2)^-1 (m - m0))``.
-
-    Args:
-        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3, both sides at least 96, and one at least 192; cropped to
-            multiples of 96. Colors are converted to luma of 16 to 235, as in the super-resolution literature, and
-            rounded.
-
-    Returns:
-        ``(B,)``, float64, on the CPU; about 3 to 5 for good photographs, lower is better; NaN for an image without two
-        patches that are not flat.
-
-    Raises:
-        ShapeError: If an image is too small, or has other channels.
+    With mean m and covariance S of 36 features over the patches, and m0, S0 those of the photographs, ``sqrt((m - m0)^T
+    ((S + S0) / 2)^-1 (m - m0))``: ``(B,)``, float64, on the CPU, about 3 to 5 for good photographs; NaN for an image
+    without two patches that are not flat. Images have 1 or 3 channels, sides of 96 at least and one of 192; they are
+    cropped to multiples of 96, and colors are converted to luma of 16 to 235, as in the super-resolution literature,
+    and rounded.
 
     Source: Mittal, Soundararajan & Bovik, "Making a completely blind image quality analyzer", IEEE SPL 2013, with the
-        parameters of its release. Matches the published value of BasicSR's baboon, 5.7296 by MATLAB R2021a.
+    parameters of its release. Matches the published value of BasicSR's baboon, 5.7296 by MATLAB R2021a.
     """
     gray = (16 + 219 * _luma(images)).round() if images.shape[1:2] == (3,) else _gray(images)
     rows, columns = (side // NIQE_SIDE for side in gray.shape[-2:])
@@ -65,23 +56,14 @@ def niqe(images: Tensor) -> Tensor:
 
 
 def brisque(images: Tensor) -> Tensor:
-    """Predicted human rating, learned from the LIVE database of distorted photographs.
+    """Predicted human rating, learned from the LIVE database: 0 for good photographs, 100 for the worst.
 
-    36 features of the image at two sizes, and a support vector regression with radial basis functions:
-    ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, clamped to [0, 100].
-
-    Args:
-        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3, both sides at least 16. Colors are converted to luma and
-            rounded.
-
-    Returns:
-        ``(B,)``, float64, on the CPU; 0 for good photographs, 100 for the worst.
-
-    Raises:
-        ShapeError: If an image is too small, or has other channels.
+    36 features of the image at two sizes (sides of 16 at least, luma, rounded), and a support vector regression with
+    radial basis functions: ``sum over k of w_k exp(-0.05 |f - s_k|^2) + b``, clamped to [0, 100]; ``(B,)``, float64, on
+    the CPU.
 
     Source: Mittal, Moorthy & Bovik, "No-reference image quality assessment in the spatial domain", IEEE TIP 2012, with
-        the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
+    the model that OpenCV trained; its ``cv2.quality.QualityBRISQUE`` in float64.
     """
     gray = _gray(images)  # (B, 1, H, W)
     if min(images.shape[-2:]) < 16:
@@ -97,22 +79,14 @@ def brisque(images: Tensor) -> Tensor:
 
 
 def piqe(images: Tensor) -> Tensor:
-    """Share of the structured blocks of an image that are distorted, weighted by how much.
+    """Share of the structured blocks of an image that are distorted, weighted by how much: 0 to 100, and 100 if flat.
 
     Of N blocks of 16x16 whose variance v (after normalization) is above 0.1, one with a flat segment on its edge counts
-    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``.
+    ``1 - v``, a noisy one counts ``v``: ``100 (1 + sum) / (1 + N)``, more than 100 for the smallest images only;
+    ``(B,)``, float64, on the CPU.
 
-    Args:
-        images: ``(B, C, H, W)`` in [0, 1], C = 1 or 3. Colors are converted to luma and rounded.
-
-    Returns:
-        ``(B,)``, float64, on the CPU; 0 to 100 but for the smallest images, lower is better, 100 for flat images.
-
-    Raises:
-        ShapeError: If the images have other channels.
-
-    Source: Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, with
-        the constants and details of MATLAB's program and PyPI's ``pypiqe`` 1.2.
+    Source: Venkatanath et al., "Blind image quality evaluation using perception based features", NCC 2015, with the
+    constants and details of MATLAB's program and PyPI's ``pypiqe`` 1.2.
     """
     gray = _gray(images)
     height, width = gray.shape[-2:]
