@@ -27,14 +27,14 @@ class ClassConditionalConfig:
     """Configuration of a class-conditional flow; the defaults are a third of the published network.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         image_size: Height and width, or the side of a square; the model accepts no other size.
         classes: Number of labels. The label ``classes`` itself means "unlabeled".
         steps: Pairs of couplings.
         hidden: Width of their networks.
         shift: Pixel value that becomes 0.
         width: Difference in pixel value that becomes 1.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        n_bits: Bits per subpixel of the images that it models.
         grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
         styles: Names of the style directions stored with the weights.
     """
@@ -63,15 +63,7 @@ class ClassConditionalConfig:
 
 
 def class_conditional(config: ClassConditionalConfig) -> Flow[ClassConditionalConfig]:
-    """Build a class-conditional flow.
-
-    Args:
-        config: See ``ClassConditionalConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; its condition is encoded from
-        labels.
-    """
+    """Build it with random weights: images ``(B, channels, H, W)`` in [0, 1], its condition encoded from labels."""
     size = config.channels * config.image_size[0] * config.image_size[1]
     inputs, outputs = size // 2, size - size // 2
     labels = config.classes + 1

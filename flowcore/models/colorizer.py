@@ -8,7 +8,7 @@ details, given the coarser image.
 
 Source: Ardizzone, Lüth, Kruse, Rother, Köthe, "Guided Image Generation with Conditional Invertible Neural Networks"
 (2019), section 4.2 (colorization; there, one multi-scale flow with a dense tail for images of one size); Yu et al.,
-"Wavelet Flow" (2020), section 3 (the factorisation); Winkler et al., "Learning Likelihoods with Conditional Normalizing
+"Wavelet Flow" (2020), section 3 (the factorization); Winkler et al., "Learning Likelihoods with Conditional Normalizing
 Flows" (2019), section 3.1 (conditional priors). Hints and palette are ours.
 """
 
@@ -57,10 +57,10 @@ class ColorizerConfig:
         merged: Channels of the encoder's upward path.
         features: Channels of luma features per grid.
         dropout: Of the encoder, in training; see ``LumaEncoder``.
-        backbone: The encoder's pretrained network: "efficientnet-lite0", or "none".
-        predicts_chroma: Whether the encoder also predicts mean chroma; see ``LumaEncoder``.
-        residual: Whether the flow models what the prediction leaves of the chroma, so that latents of zero are the
-            prediction but for what the flow adds; needs ``predicts_chroma``.
+        backbone: The encoder's pretrained network.
+        predicts_chroma: Whether the encoder also predicts mean chroma.
+        residual: Whether the flow models the difference between the chroma and this prediction, so that latents of zero
+            are close to it; needs ``predicts_chroma``.
         smooth: Whether finer grids start from interpolated coarser ones, in the encoder and in the flow; otherwise from
             blocks, whose borders show where the flow does not remove them.
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
@@ -68,10 +68,10 @@ class ColorizerConfig:
         coherence: Recommended share of the coarsest grid's noise that similar places have in common, in [0, 1]; see
             ``tasks.coherence``.
         coherence_scales: How similar: lengths in the features, and in cells of the coarsest grid.
-        saturation: Recommended factor on the chroma of what is drawn.
+        saturation: Recommended factor on sampled chroma.
         memory: Cells of the encoder's memory of colors, see ``networks.memory``; 0 for none.
-        memory_share: Recommended share of the memory's photographs that a coloring remembers, others for every seed.
-        memory_neighbors: Recommended number of similar cells that it looks at in its part.
+        memory_share: Recommended share of the memory's photographs that a coloring uses, chosen by its seed.
+        memory_neighbors: Recommended number of similar cells that it looks up among these.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
@@ -120,7 +120,7 @@ class ColorizerConfig:
 
 
 def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
-    """Build a colorizer.
+    """Build a colorizer with random weights.
 
     Its images are chroma, ``(B, 2, H, W)``: Cb and Cr as JPEG stores them, over 255 (``color.NEUTRAL`` is gray). Its
     condition is encoded from luma at four times the size, ``(B, 1, 4H, 4W)`` in [0, 1]; or ``(B, 4, 4H, 4W)`` with
@@ -128,12 +128,6 @@ def colorizer(config: ColorizerConfig) -> Flow[ColorizerConfig]:
     palette in constant planes: whether there is one, mean Cb, mean Cr, and colorfulness (root mean square chroma), all
     times that; or ``(B, 13, 4H, 4W)`` with also what a memory recalled in constant blocks of 16 pixels, see
     ``CellMemory.look_up``. Without it, a model that has a memory looks up in all of it.
-
-    Args:
-        config: See ``ColorizerConfig``.
-
-    Returns:
-        The flow, with random weights.
     """
     encoder = LumaEncoder(
         config.widths,

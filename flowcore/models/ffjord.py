@@ -23,23 +23,22 @@ class FFJORDConfig:
     """Configuration of an FFJORD; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         scales: Number of scales; all but the last factor out half of the dimensions. 1 for a single grid.
         blocks: ODEs one after the other, before and after every squeeze.
         hidden: Widths between the convolutions of a velocity.
         strides: Of these convolutions, one more than widths: 1, 2 or -2, as many of one as of the other; empty for 1
             throughout. With a single grid only.
-        time: How they see the time: "concat", "concatsquash" or "ignore"; see ``networks.vector_field``.
-        activation: Between them: "softplus", "tanh", "elu", "relu" or "swish".
+        time: How they see the time; see ``networks.vector_field``.
+        activation: Between them.
         batch_norm: Whether a batch-norm layer and an actnorm follow the last ODE. With a single grid only.
         steps: Of the solver, for every ODE. Their number is part of the model.
         solver: "rk4" (the classical rule), "rk4_38" (the 3/8 rule), "midpoint" or "euler".
         how: What a log-determinant is: the integrated "trace", estimated where a condition gives probes; or "exact",
             the determinant of the steps, for small images; see ``transforms.ODE``.
-        alpha: Of the logit: distance of pixels from 0 and 1. 0 for no logit, but pixels less 1/2.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
-        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
-            k / (2^n_bits - 1) is the middle of its bin.
+        alpha: Of the logit: distance of pixels from 0 and 1. With 0 there is no logit; 1/2 is subtracted from pixels.
+        n_bits: Bits per subpixel of the images that it models.
+        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
 
@@ -81,14 +80,7 @@ class FFJORDConfig:
 
 
 def ffjord(config: FFJORDConfig) -> Flow[FFJORDConfig]:
-    """Build an FFJORD.
-
-    Args:
-        config: See ``FFJORDConfig``.
-
-    Returns:
-        The flow, with random weights but no velocity yet. Its images are ``(B, channels, H, W)`` in [0, 1].
-    """
+    """Build an FFJORD with a velocity of zero; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     channels = config.channels
     for _ in range(config.scales - 1):

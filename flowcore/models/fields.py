@@ -23,9 +23,9 @@ SAMPLING = (
     "memory_neighbors",
     "guide_strength",
 )
-"""Fields of any configuration that say how a model is meant to be sampled: the flow is the same with others."""
+"""Fields of any configuration that recommend how to sample: the flow itself does not depend on them."""
 OF_GUIDE = ("guide_layers", "guide_width")
-"""Fields of the network that makes a model's own guide; the flow is the same without it."""
+"""Fields of the network that makes a model's own guide: the flow itself does not depend on them."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -43,10 +43,7 @@ def short_repr(value: Any) -> str:
 class Range:
     """Bounds of a number, or of each of several, beside its field: ``Annotated[int, Range(1, 64)]``.
 
-    Attributes:
-        low: Smallest value.
-        high: Largest value.
-        open: Whether the largest value itself is too large.
+    If ``open``, ``high`` itself is too large.
     """
 
     low: float
@@ -56,7 +53,7 @@ class Range:
 
 @cache
 def annotated_types(kind: type[Any]) -> dict[str, tuple[Any, Any]]:
-    """Read the fields of a dataclass: the type of each, and what it is annotated with, or None."""
+    """Map the fields of a dataclass to their types and what these are annotated with, or None."""
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(kind):
@@ -70,12 +67,6 @@ def check_fields(config: Any) -> None:
 
     Checked are ``bool``, ``Literal``, ``tuple[str, ...]``, which are different names, and what has a ``Range``. True
     and 4.0 are no whole numbers. Other fields are the configuration's own to check.
-
-    Args:
-        config: A configuration, a frozen dataclass.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
     """
     for name, (kind, bound) in annotated_types(type(config)).items():
         value = getattr(config, name)
@@ -94,16 +85,7 @@ def check_fields(config: Any) -> None:
 
 
 def check_integer(name: str, value: Any, bound: Range) -> None:
-    """Refuse a value that is not a whole number within bounds; True and 4.0 are none.
-
-    Args:
-        name: Of the field.
-        value: Any.
-        bound: What it may be.
-
-    Raises:
-        FlowError: Naming the field, its value and what it may be.
-    """
+    """Refuse a value that is not a whole number within bounds; True and 4.0 are none."""
     if type(value) is not int or not bound.low <= value <= bound.high:
         raise FlowError(f"{name} must be a whole number from {bound.low} to {bound.high}; got {short_repr(value)}.")
 
@@ -146,18 +128,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
-    """Read the field ``image_size``: a side, or height and width, or None.
-
-    Args:
-        config: A configuration.
-        multiple: Divisor of both sides.
-
-    Returns:
-        Height and width.
-
-    Raises:
-        FlowError: If it is not a size, or not divisible.
-    """
+    """Read the field ``image_size`` as height and width, multiples of ``multiple``; one number is both; None stays."""
     value: Any = config.image_size
     if value is None:
         return None
@@ -174,14 +145,6 @@ def size_tuple(config: Any, multiple: int) -> tuple[int, int] | None:
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Ask for the nearest of some choices, as a sentence for an error message.
-
-    Args:
-        word: What was written.
-        choices: What might have been meant.
-
-    Returns:
-        " Did you mean NAME?"; "" if nothing is near.
-    """
+    """Write " Did you mean NAME?" for the nearest choice; "" if nothing is near."""
     near = difflib.get_close_matches(word[:100], list(choices), 1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -40,7 +40,7 @@ class GlowConfig:
     """Configuration of a Glow; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         levels: Squeeze scales.
         steps: Steps per level.
         hidden: Width of the networks in couplings.
@@ -52,7 +52,7 @@ class GlowConfig:
         affine_eps: Smallest scale of affine couplings; 0 in the paper.
         learned_top: Whether mean and standard deviation of the last latents are learned.
         classes: Labels that the last latents' prior depends on; 0 for none.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        n_bits: Bits per subpixel of the images that it models.
         grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
             k / (2^n_bits - 1) is the middle of its bin.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
@@ -107,14 +107,9 @@ class GlowConfig:
 
 
 def glow(config: GlowConfig) -> Flow[GlowConfig]:
-    """Build a Glow.
+    """Build a Glow with random weights; its images are ``(B, channels, H, W)`` in [0, 1].
 
-    Args:
-        config: See ``GlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition
-        is encoded from labels.
+    With ``classes``, its condition is encoded from labels.
     """
     levels: list[Level] = []
     channels = config.channels

@@ -1,8 +1,8 @@
-"""HCFlow: super-resolution and rescaling, with the LR image as what remains of the HR image on the way down.
+"""HCFlow: super-resolution and rescaling; what the flow keeps of the HR image at the end is the LR image.
 
-An unconditional trunk halves the grid and gives channels away at every level, which become latents by small flows that
-are conditioned on features of what remained. The last three channels are the flow's own LR image; their latents are its
-deviation from the given one, in units of its standard deviation, which sampling sets to zero.
+An unconditional trunk halves the grid at every level and splits channels off, which small flows turn into latents,
+conditioned on features of the channels that remain. The last three channels are the flow's own LR image; their latents
+are its deviation from the given one, in units of its standard deviation, which sampling sets to zero.
 
 Source: Liang, Lugmayr, Zhang, Danelljan, Van Gool, Timofte, "Hierarchical Conditional Flow: A Unified Framework for
 Image Super-Resolution and Image Rescaling" (ICCV 2021). The density of the LR image is taken as it is; the published
@@ -45,7 +45,7 @@ class HCFlowConfig:
     """Configuration of an HCFlow; the defaults are the published DF2K 4X network.
 
     Attributes:
-        scale: Integer factor from LR to HR: 2, 4 or 8; log2(scale) levels.
+        scale: Integer factor from LR to HR, by log2(scale) levels.
         steps: Trunk steps per level.
         detail_steps: Conditional steps per level.
         hidden: Width of the networks in trunk couplings; in rescaling, channels that each dense convolution adds.
@@ -56,9 +56,9 @@ class HCFlowConfig:
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         rescaling: Whether the LR image is the flow's own, made to be restored: Haar transforms instead of squeezes,
             trunk couplings between the coarse image and the rest without 1x1 convolutions, bounded priors.
-        temperature: Temperature at which the model is meant to be sampled; the published tests have 0.9 at 4x, 0.8 for
-            faces, and 1 for rescaling, where 0 is the mean of what can be restored.
-        calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
+        temperature: Recommended for sampling; the published tests have 0.9 at 4x, 0.8 for faces, and 1 for rescaling,
+            where 0 is the mean of what can be restored.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
 
     scale: Literal[2, 4, 8] = 4
@@ -79,7 +79,7 @@ class HCFlowConfig:
 
     @property
     def tasks(self) -> frozenset[Task]:
-        """What it is made for."""
+        """The task that it is trained for."""
         return frozenset({"rescale" if self.rescaling else "upscale"})
 
     @property
@@ -89,14 +89,9 @@ class HCFlowConfig:
 
 
 def hcflow(config: HCFlowConfig) -> Flow[HCFlowConfig]:
-    """Build an HCFlow.
+    """Build an HCFlow with random weights.
 
-    Args:
-        config: See ``HCFlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
-        from the LR image, ``(B, 3, h, w)`` in [0, 1].
+    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
     """
     levels: list[Level] = []
     channels = IMAGE
@@ -144,7 +139,7 @@ def _step(channels: int, number: int, config: HCFlowConfig) -> list[Transform]:
 
 
 def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Details:
-    """The conditional flow of the channels that a level gives away."""
+    """The conditional flow of the channels that a level splits off."""
     width, growth = config.extractor_width, config.extractor_growth
     extractor = HierarchicalExtractor(kept, deeper, config.extractor_blocks, width, growth, both=not config.rescaling)
     inputs, outputs = channels // 2 + extractor.features, 2 * (channels - channels // 2)
@@ -158,7 +153,7 @@ def _details(kept: int, channels: int, deeper: int, config: HCFlowConfig) -> Det
 
 
 def _draw_weights(flow: Flow[HCFlowConfig]) -> None:
-    """Start as published: Xavier normal times 0.1; what a dense coupling adds starts at zero."""
+    """Start as published: Xavier normal times 0.1; the output of a dense coupling starts at zero."""
     for module in flow.modules():
         if isinstance(module, (NormalizedConv, DenseConvs)):
             convs = [module] if isinstance(module, NormalizedConv) else list(module.convs)

@@ -1,10 +1,10 @@
 """LLFlow: many well-lit versions of a dark photograph.
 
 SRFlow's flow at scale 1, without splits, given an encoder of the dark photograph. The prior of its one latent is normal
-around a map of the scene's colors: with no noise at all, this mean decodes to the published picture.
+around a map of the scene's colors: with no noise at all, this mean decodes to the published result.
 
 Source: Wang, Wan, Yang, Li, Chau, Kot, "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022, arXiv
-2109.05923). The published program has no temperature; noise around the mean is ours, and what its likelihood means.
+2109.05923). The published program has no temperature; noise around the mean, and so a likelihood, are ours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LLFlowConfig:
         stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
-        temperature: Temperature at which the model is meant to be sampled; the published program has 0.
+        temperature: Recommended for sampling; the published program has 0.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"brighten"})
@@ -64,15 +64,10 @@ class LLFlowConfig:
 
 
 def llflow(config: LLFlowConfig) -> Flow[LLFlowConfig]:
-    """Build an LLFlow.
+    """Build an LLFlow with random weights; its images are well-lit, ``(B, 3, H, W)``.
 
-    Args:
-        config: See ``LLFlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are well-lit, ``(B, 3, H, W)``; its condition is encoded from the dark
-        photograph, ``(B, 3, H, W)`` in [0, 1], whose channels are equalized over all that is given; or from what
-        ``networks.low_light.network_input`` makes of it, ``(B, 6, H, W)``.
+    Its condition is encoded from the dark photograph, ``(B, 3, H, W)`` in [0, 1], whose histogram is equalized as a
+    whole; or from ``networks.low_light.network_input`` of it, ``(B, 6, H, W)``.
     """
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []

@@ -31,7 +31,7 @@ class RealNVPConfig:
     """Configuration of a Real NVP; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         scales: Number of scales; all but the last factor out half of the dimensions.
         hidden: Width of the residual networks at the first scale's checkerboards; doubles with every squeeze.
         blocks: Residual blocks per network.
@@ -39,9 +39,8 @@ class RealNVPConfig:
             the authors' program only the transformed half.
         mask_channel: Whether checkerboard networks see their mask.
         alpha: Of the logit: distance of pixels from 0 and 1.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
-        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
-            k / (2^n_bits - 1) is the middle of its bin.
+        n_bits: Bits per subpixel of the images that it models.
+        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
 
@@ -64,14 +63,7 @@ class RealNVPConfig:
 
 
 def realnvp(config: RealNVPConfig) -> Flow[RealNVPConfig]:
-    """Build a Real NVP.
-
-    Args:
-        config: See ``RealNVPConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
-    """
+    """Build a Real NVP with random weights; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     channels, hidden = config.channels, config.hidden
     for _ in range(config.scales - 1):

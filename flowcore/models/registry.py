@@ -16,12 +16,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of model.
-
-    Attributes:
-        config: Its frozen, keyword-only dataclass, of JSON types, which checks its fields.
-        build: From a configuration to a flow with random weights, whose ``architecture`` is the registered name.
-    """
+    """What ``register`` takes: the class of a configuration, and the builder of a flow from it."""
 
     config: type[Config]
     build: Callable[[Any], Flow]
@@ -35,8 +30,8 @@ def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
 
     Args:
         name: Its name in files and recipes.
-        config: See ``Architecture``.
-        build: See ``Architecture``.
+        config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
+        build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
 
     Raises:
         ValueError: If the name is taken.
@@ -47,18 +42,9 @@ def register(name: str, config: type[C], build: Callable[[C], Flow[C]]) -> None:
 
 
 def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
-    """Build a model's configuration from plain values.
+    """Build a model's configuration from plain values, as in JSON or TOML; missing fields take their defaults.
 
-    Args:
-        architecture: A registered name.
-        fields: Field name to value, as in JSON or TOML; missing fields take their defaults.
-
-    Returns:
-        The frozen configuration.
-
-    Raises:
-        CheckpointError: If the architecture or a field is unknown.
-        FlowError: If a value is not allowed.
+    CheckpointError if the architecture or a field is unknown, FlowError if a value is not allowed.
     """
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -80,13 +66,5 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
 
 
 def build(architecture: str, config: Any) -> Flow:
-    """Build a model with random weights.
-
-    Args:
-        architecture: A registered name.
-        config: From ``configure``.
-
-    Returns:
-        The flow.
-    """
+    """Build a registered model with random weights."""
     return ARCHITECTURES[architecture].build(config)

@@ -24,13 +24,13 @@ class ResidualFlowConfig:
     """Configuration of a Residual Flow; the defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         blocks: Convolutional blocks per scale.
         hidden: Width of their networks.
         full_blocks: Fully connected blocks at the end of the last scale.
         full_hidden: Width of their networks.
         kernels: Sides of the convolutions of a block; a full block has as many layers.
-        activation: "lipswish", or "elu".
+        activation: Of all networks.
         leading: Whether the network of a block begins with an activation.
         first_leading: Whether that of the very first block does.
         coefficient: Bound on the norm of every layer.
@@ -40,9 +40,8 @@ class ResidualFlowConfig:
         squeeze_first: Whether the image is squeezed before the first scale.
         first_actnorm: Whether an actnorm precedes the first block.
         alpha: Of the logit: distance of pixels from 0 and 1; 0.05 for colors and 1e-6 for digits in the paper.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
-        grid: Where pixel values lie in [0, 1]: "bins": value k fills [k, k + 1) / 2^n_bits; "levels":
-            k / (2^n_bits - 1) is the middle of its bin.
+        n_bits: Bits per subpixel of the images that it models.
+        grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
         image_size: Height and width, or the side of a square, of the training images; None if unknown.
     """
 
@@ -88,14 +87,7 @@ class ResidualFlowConfig:
 
 
 def residual_flow(config: ResidualFlowConfig) -> Flow[ResidualFlowConfig]:
-    """Build a Residual Flow.
-
-    Args:
-        config: See ``ResidualFlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1].
-    """
+    """Build a Residual Flow with random weights; its images are ``(B, channels, H, W)`` in [0, 1]."""
     levels: list[Level] = []
     height, width = config.image_size or (0, 0)
     shape = (config.channels, height, width)

@@ -15,18 +15,7 @@ LR = "an RGB source of shape (B, 3, h, w)"
 
 
 def check_source(flow: Flow[Any], source: Tensor, channels: tuple[int, ...], expected: str, multiple: int) -> None:
-    """Refuse what is no image for the condition of a flow.
-
-    Args:
-        flow: The flow.
-        source: Expected to be ``(B, C, H, W)``.
-        channels: What C may be.
-        expected: What the error says is expected.
-        multiple: Divisor of H and W.
-
-    Raises:
-        ShapeError: If it is not.
-    """
+    """Raise ShapeError unless a source is ``(B, C, H, W)``, C in ``channels``, with sides divisible by ``multiple``."""
     if source.ndim != 4 or source.shape[1] not in channels:
         raise ShapeError(f"Expected {expected}; got {tuple(source.shape)}.")
     height, width = source.shape[-2:]
@@ -39,23 +28,12 @@ def check_source(flow: Flow[Any], source: Tensor, channels: tuple[int, ...], exp
 
 
 def check_lr(flow: Flow[Any], lr: Tensor) -> None:
-    """Refuse what is no LR image, ``(B, 3, h, w)``, of an upscaler; errors as in ``check_source``."""
+    """Raise ShapeError unless an upscaler's source is an LR image, ``(B, 3, h, w)``, with sides that fit."""
     check_source(flow, lr, (3,), LR, max(1, flow.size_multiple // flow.condition_scale))
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Convert labels to weights of classes.
-
-    Args:
-        labels: Whole numbers in [0, classes), ``(B,)``; or weights already, ``(B, classes)``, returned unchanged.
-        classes: K.
-
-    Returns:
-        ``(B, K)``, float.
-
-    Raises:
-        ConditionError: If they are neither.
-    """
+    """Convert labels ``(B,)`` to float weights ``(B, K)``, and pass weights on; ConditionError if they are neither."""
     if labels.ndim == 2 and labels.shape[1] == classes:
         return labels if labels.is_floating_point() else labels.float()
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

@@ -26,14 +26,14 @@ class SRFlowConfig:
     """Configuration of an SRFlow; the defaults are the published DF2K 4X network.
 
     Attributes:
-        scale: Integer factor from LR to HR: 2, 4 or 8.
+        scale: Integer factor from LR to HR.
         levels: Squeeze scales; at most log2(scale) + 1. The deepest may work at half the LR resolution.
         steps: Conditional steps per level.
         transition_steps: Steps without injector and coupling at the start of each level.
         injector: Whether conditional steps have an affine injector. Without, only the coupling sees the condition.
         hidden: Width of the networks in injectors and couplings.
         hidden_layers: Hidden convolutions of these networks.
-        hidden_kernel: Side of those convolutions: 1 or 3.
+        hidden_kernel: Side of those convolutions.
         encoder: "rrdb" as published, or "imdn": an IMDN with an adapter, see ``networks.IMDNEncoder``.
         encoder_blocks: Blocks of the encoder.
         encoder_width: Channels of its features that are native to each level; of an RRDB encoder, also of its trunk.
@@ -45,12 +45,12 @@ class SRFlowConfig:
         residual: Whether to subtract the encoder's own enlargement from the image first.
         mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level
             from the principal axes of the first batch, the others as channel reversals.
-        temperature: Temperature at which the model is meant to be sampled; that of files which do not state one.
-        calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
+        temperature: Recommended for sampling, also with files that do not state it.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
         guide_layers: Convolutions of a network that makes a guide, see ``networks.CompactUpscaler`` and
             ``tasks.guide``; 0 for none.
         guide_width: Channels between them.
-        guide_strength: Part of the guide's latents that is meant to be kept, in [0, 1].
+        guide_strength: Recommended share of the guide's latents, in [0, 1].
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
@@ -101,14 +101,9 @@ class SRFlowConfig:
 
 
 def srflow(config: SRFlowConfig) -> Flow[SRFlowConfig]:
-    """Build an SRFlow.
+    """Build an SRFlow with random weights.
 
-    Args:
-        config: See ``SRFlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
-        from the LR image, ``(B, 3, h, w)`` in [0, 1].
+    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1].
     """
     features = config.features
     levels: list[Level] = []

@@ -30,7 +30,7 @@ class SRFlowDAConfig:
     """Configuration of an SRFlow-DA; the defaults are the published DF2K 4X network.
 
     Attributes:
-        scale: Integer factor from LR to HR: 2, 4 or 8.
+        scale: Integer factor from LR to HR.
         layers: The flow from HR to latents, a letter a layer: "s2", "s4" or "s8" squeezes by that factor, "p" is a step
             without injector and coupling (plain), "c" a conditional one, "d" splits half of the channels off.
         hidden: Width of the networks in injectors and couplings.
@@ -42,8 +42,8 @@ class SRFlowDAConfig:
         stacked_blocks: Indices of the RRDBs whose outputs are part of every level's condition.
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
-        temperature: Temperature at which the model is meant to be sampled; the published tests have 0.9.
-        calm_edges: How much lower it is meant to be at edges, in [0, 1]; see ``tasks.calm_edges``.
+        temperature: Recommended for sampling; the published tests have 0.9.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})
@@ -103,14 +103,10 @@ class SRFlowDAConfig:
 
 
 def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
-    """Build an SRFlow-DA.
+    """Build an SRFlow-DA with random weights.
 
-    Args:
-        config: See ``SRFlowDAConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded
-        from the LR image, ``(B, 3, h, w)`` in [0, 1], of any size if no squeeze goes beyond the LR grid.
+    Its images are HR, ``(B, 3, scale * h, scale * w)``; its condition is encoded from LR, ``(B, 3, h, w)`` in [0, 1],
+    of any size if no squeeze goes beyond the LR grid.
     """
     features = config.encoder_width * (1 + len(config.stacked_blocks))
     levels: list[Level] = []
@@ -146,14 +142,9 @@ def srflow_da(config: SRFlowDAConfig) -> Flow[SRFlowDAConfig]:
 
 
 def split_levels(layers: str) -> list[tuple[int, str]]:
-    """Divide the layers of a flow into levels.
+    """Divide ``SRFlowDAConfig.layers`` into levels: the grid of each, and its layers.
 
-    Args:
-        layers: As in ``SRFlowDAConfig``.
-
-    Returns:
-        Per level its grid (1 for half as many pixels a side as HR, 2 for a quarter) and its layers: a squeeze or none,
-        steps, a split or none.
+    Grid 1 has half as many pixels a side as HR, 2 a quarter; layers are a squeeze or none, steps, a split or none.
     """
     levels: list[tuple[int, str]] = []
     grid = 0

@@ -25,7 +25,7 @@ class TarFlowConfig:
     """Configuration of a TarFlow; the defaults are the published network for 256x256 pixels, without labels.
 
     Attributes:
-        channels: Image channels, 1 or 3.
+        channels: 1 or 3.
         image_size: Height and width, or the side of a square; the model accepts no other size.
         patch: Side of a patch in pixels.
         width: Of the transformers' features.
@@ -39,7 +39,7 @@ class TarFlowConfig:
         labels: Their names, or none.
         noise: Standard deviation of the Gaussian noise that the training images have, where black is -1 and white 1;
             0 for uniform dequantization.
-        n_bits: Bits per subpixel of the images that it models: 1 to 8.
+        n_bits: Bits per subpixel of the images that it models.
         grid: Where pixel values lie in [0, 1]; see ``GlowConfig``.
     """
 
@@ -74,14 +74,10 @@ class TarFlowConfig:
 
 
 def tarflow(config: TarFlowConfig) -> Flow[TarFlowConfig]:
-    """Build a TarFlow.
+    """Build a TarFlow with random weights; its images are ``(B, channels, H, W)`` in [0, 1].
 
-    Args:
-        config: See ``TarFlowConfig``.
-
-    Returns:
-        The flow, with random weights. Its images are ``(B, channels, H, W)`` in [0, 1]; with ``classes``, its condition
-        is encoded from labels. Its latents are one level, ``(B, channels * patch^2, H / patch, W / patch)``.
+    With ``classes``, its condition is encoded from labels. Its latents are one level, ``(B, channels * patch^2, H /
+    patch, W / patch)``.
     """
     height, width = (side // config.patch for side in config.image_size)
     channels = config.channels * config.patch**2

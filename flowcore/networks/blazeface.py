@@ -48,14 +48,11 @@ class BlazeFace(nn.Module):
         self.box = nn.Conv2d(channels, 4 + 2 * POINTS, 1)
 
     def forward(self, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Look for a face at every place of a grid.
+        """Look for a face at every place of the grid, in squares ``(B, 3, 192, 192)`` in [0, 1].
 
-        Args:
-            squares: ``(B, 3, 192, 192)`` in [0, 1].
-
-        Returns:
-            Logits ``(B, 2304)`` that there is one, row by row, and numbers ``(B, 2304, 16)`` in pixels: middle of its
-            box from that of the place, width, height, and the six points, likewise from the middle of the place.
+        Returns logits ``(B, 2304)`` that there is one, row by row, and numbers ``(B, 2304, 16)`` in pixels: center of
+        its box relative to that of the place, width, height, and the six points, also relative to the center of the
+        place.
         """
         x = F.relu(self.stem(_same(2 * squares - 1)))
         features: list[Tensor] = []
@@ -86,7 +83,7 @@ class Block(nn.Module):
 
 
 class Joint(nn.Module):
-    """Adds what a coarse grid knows to the next finer one."""
+    """Adds the features of a coarse grid to those of the next finer one."""
 
     def __init__(self, coarse: int, fine: int, outputs: int, blocks: int) -> None:
         super().__init__()
@@ -99,7 +96,7 @@ class Joint(nn.Module):
 
 
 def places() -> Tensor:
-    """Middles of the grid's places as x, y ``(2304, 2)``, in pixels of the square."""
+    """Centers of the grid's places as x, y ``(2304, 2)``, in pixels of the square."""
     steps = (torch.arange(GRID) + 0.5) * (SIDE / GRID)
     return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
 

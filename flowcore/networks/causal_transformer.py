@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 class CausalTransformer(nn.Module):
-    """Pre-norm transformer on a sequence of patches of one length: ``(B, T, inputs)`` to ``(B, T, outputs)``.
+    """Pre-norm transformer on a sequence of T patches: ``(B, T, inputs)`` to ``(B, T, outputs)``.
 
-    ``h = proj_in(x) + position + label``; per layer ``h += proj(attention(norm(h)))``, causal, and
-    ``h += last(gelu(first(norm(h))))``; the output is ``proj_out(h)``, which starts at 0. Without a label, there is the
-    mean over classes in its place, which is the label of equal weights.
+    ``h = proj_in(x) + position + label``; per layer ``h += proj(attention(norm(h)))``, causal, and ``h +=
+    last(gelu(first(norm(h))))``; the output is ``proj_out(h)``, which starts at 0. ``label`` is a weighted sum over the
+    classes; equal weights stand for no label. ``head`` is the width of an attention head, a divisor of ``width``;
+    ``hidden`` is the width inside the perceptrons.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1.
     """
@@ -31,18 +32,6 @@ class CausalTransformer(nn.Module):
         hidden: int,
         classes: int,
     ) -> None:
-        """Draw the weights.
-
-        Args:
-            inputs: Numbers of a patch.
-            outputs: Numbers that are predicted after every patch.
-            positions: T.
-            width: Of the features.
-            layers: Number of layers.
-            head: Width of an attention head, a divisor of ``width``.
-            hidden: Width inside the perceptrons.
-            classes: Number of labels, 0 for none.
-        """
         super().__init__()
         self.proj_in = nn.Linear(inputs, width)
         self.position = nn.Parameter(0.01 * torch.randn(positions, width))
@@ -60,15 +49,9 @@ class CausalTransformer(nn.Module):
         return self.proj_out(h)
 
     def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Begin a sequence that is not known yet.
+        """Return a function from the next patch ``(B, inputs)`` to what ``forward`` predicts after it.
 
-        Args:
-            labels: As in ``forward``.
-            temperature: Divisor of the attention's scores, ``(B,)``; None for 1.
-
-        Returns:
-            A function to call with one patch after the other, ``(B, inputs)``, and gives what ``forward`` predicts
-            after it, ``(B, outputs)``; it keeps the keys and values of the patches that it has seen.
+        It keeps the keys and values of earlier patches. ``temperature`` ``(B,)`` divides the attention's scores.
         """
         embedding = self._embedding(labels)
         caches = [_KeysAndValues(len(self.position)) for _ in self.layers]
@@ -89,7 +72,7 @@ class CausalTransformer(nn.Module):
 
 
 class _KeysAndValues:
-    """Keys and values of one layer, up to now: ``(B, heads, length, head)``."""
+    """Keys and values of one layer so far: ``(B, heads, length, head)``."""
 
     def __init__(self, positions: int) -> None:
         self.length = 0

@@ -20,13 +20,6 @@ class CompactUpscaler(nn.Module):
     """
 
     def __init__(self, scale: int, layers: int, width: int) -> None:
-        """Build the network.
-
-        Args:
-            scale: Integer factor from LR to HR.
-            layers: Number of convolutions, at least 1.
-            width: Channels between them.
-        """
         super().__init__()
         self.scale = scale
         widths = [3, *[width] * (layers - 1), 3 * scale**2]

@@ -23,15 +23,7 @@ class NormalizedConv(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, edge: Edge = "zeros", log_factor: float = 1.0
     ) -> None:
-        """Draw the weights from N(0, 0.05^2), as Glow does.
-
-        Args:
-            inputs: Channels in.
-            outputs: Channels out.
-            kernel: Side of the kernel, odd.
-            edge: What lies beyond the border; see ``convolve``. A 1x1 kernel sees no border.
-            log_factor: Of the actnorm.
-        """
+        """Draw the weights from N(0, 0.05^2), as Glow does; ``edge`` matters only if the kernel is larger than 1x1."""
         super().__init__()
         self.edge: Edge = edge if kernel > 1 else "zeros"
         self.weight = nn.Parameter(torch.randn(outputs, inputs + (self.edge == "flag"), kernel, kernel) * 0.05)
@@ -51,19 +43,13 @@ class NormalizedConv(nn.Module):
 class ScaledConv(nn.Module):
     """A 3x3 convolution with a learned scale per output channel, all zero at first ("zero convolution").
 
-    ``y = (conv(x) + bias) * exp(3 * log_scale)``.
+    ``y = (conv(x) + bias) * exp(3 * log_scale)``. With 0 inputs it is a constant and, with the edge "flag", another one
+    at the border.
 
     Source: Kingma & Dhariwal, "Glow", section 3.3 and its program.
     """
 
     def __init__(self, inputs: int, outputs: int, *, edge: Edge = "zeros") -> None:
-        """Start at zero.
-
-        Args:
-            inputs: Channels in; 0 for a constant (and, with the edge "flag", another one at the border).
-            outputs: Channels out.
-            edge: What lies beyond the border; see ``convolve``.
-        """
         super().__init__()
         self.edge: Edge = edge
         inputs += edge == "flag"
@@ -79,9 +65,11 @@ class ScaledConv(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """The usual network of a Glow coupling: 3x3, some hidden convolutions, 3x3.
+    """The usual network of a Glow coupling: 3x3, ``layers`` hidden convolutions, 3x3.
 
-    Every convolution but the last is followed by an actnorm and a ReLU; the last is a zero convolution.
+    Every convolution but the last is followed by an actnorm and a ReLU; the last is a zero convolution, or, if not
+    ``scaled``, a plain one that starts at zero. ``pooled`` adds to every position a linear map of the first hidden
+    layer's mean over all positions, which makes the whole grid the receptive field, whatever its size.
 
     Source: Kingma & Dhariwal, "Glow", section 3.3; deeper variants as in SRFlow-DA; not scaled as in normflows.
     """
@@ -99,20 +87,6 @@ class Conditioner(nn.Module):
         scaled: bool = True,
         pooled: bool = False,
     ) -> None:
-        """Build the network.
-
-        Args:
-            inputs: Channels in.
-            hidden: Channels of the hidden layers.
-            outputs: Channels out.
-            layers: Hidden convolutions between the first and the last.
-            kernel: Side of their kernels: 1 or 3.
-            edge: What lies beyond the border; see ``convolve``.
-            log_factor: Of the actnorms.
-            scaled: Whether the last convolution is a ``ScaledConv``; else a plain one that starts at zero.
-            pooled: Whether to add to every position a linear map of the first hidden layer's mean over all positions,
-                which makes the whole grid the receptive field, whatever its size.
-        """
         super().__init__()
         self.pool = nn.Linear(hidden, hidden) if pooled else None
         self.hidden = nn.ModuleList([NormalizedConv(inputs, hidden, 3, edge=edge, log_factor=log_factor)])
@@ -142,7 +116,8 @@ class Conditioner(nn.Module):
 class PlainConditioner(nn.Module):
     """The network of a coupling without actnorms: 3x3, hidden and 3x3 convolutions with biases, ReLU between.
 
-    With residual blocks, every block of hidden convolutions adds its input to its output, both after their ReLU.
+    ``residual_blocks``, a divisor of ``layers``, groups the hidden convolutions: every group adds its input to its
+    output, both after their ReLU. Only the last convolution sees ``edge``.
 
     Source: re-implementations of Glow whose checkpoints need it (the paper's is ``Conditioner``); Jo et al.,
     "SRFlow-DA", section 3.
@@ -160,18 +135,6 @@ class PlainConditioner(nn.Module):
         kernel: int = 1,
         residual_blocks: int = 0,
     ) -> None:
-        """Build the network.
-
-        Args:
-            inputs: Channels in.
-            hidden: Channels of the hidden layers.
-            outputs: Channels out.
-            edge: What lies beyond the border for the last convolution; see ``convolve``.
-            scaled: Whether the last convolution is a ``ScaledConv``; else a plain one that starts at zero.
-            layers: Hidden convolutions between the first and the last.
-            kernel: Side of their kernels: 1 or 3.
-            residual_blocks: Residual blocks that they form, a divisor of ``layers``; 0 for none.
-        """
         super().__init__()
         self.block_layers = layers // residual_blocks if residual_blocks else 0
         self.hidden = nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1)])
@@ -222,18 +185,10 @@ def start_at_zero(layer: M) -> M:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, edge: Edge) -> Tensor:
-    """Convolve on the same grid.
+    """Convolve on the same grid, with ``edge`` beyond the border: "zeros", "ones" or "flag".
 
-    Args:
-        x: ``(B, C, H, W)``.
-        weight: ``(outputs, C, k, k)``, k odd; ``(outputs, C + 1, k, k)`` for the edge "flag".
-        bias: ``(outputs,)`` or None.
-        edge: What lies beyond the border: "zeros"; "ones": the constant 1; or "flag": zeros, and an additional last
-            channel that is 1 beyond the border and 0 inside, by which a convolution can tell where it is (Glow's
-            program).
-
-    Returns:
-        ``(B, outputs, H, W)``.
+    "flag" pads with zeros and appends a channel that is 1 beyond the border and 0 inside, by which a convolution can
+    tell where it is (Glow's program); the weight then has one input channel more.
     """
     border = weight.shape[-1] // 2
     if edge == "zeros":

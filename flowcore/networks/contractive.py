@@ -60,24 +60,16 @@ ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish,
 class LipschitzConv(nn.Module):
     """A convolution with zero padding that is used as ``W / max(1, sigma / c)``, sigma its spectral norm.
 
-    A convolution whose norm is below c is left alone. Sigma is a linear function of W, ``<u, W v>`` with the leading
-    singular vectors u and v, constants that ``normalize`` measures; gradients pass through it. On a grid, u and v are
-    those of the convolution of an image of that size, zero padding included. Without a grid they are plane waves: the
-    largest norm over all frequencies bounds the convolution at every image size, by 6 to 22 % too high on small grids.
+    A convolution whose norm is below c, the ``coefficient``, stays as it is. Sigma is a linear function of W, ``<u, W
+    v>`` with the leading singular vectors u and v, constants that ``normalize`` measures; gradients pass through it. On
+    a ``grid`` (height, width), u and v are those of the convolution of an image of that size, zero padding included.
+    Without a grid they are plane waves: the largest norm over all frequencies bounds the convolution at every image
+    size, by 6 to 22 % too high on small grids.
     """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, grid: tuple[int, int] | None, coefficient: float
     ) -> None:
-        """Build the convolution with random weights; its norm is unknown until ``normalize``.
-
-        Args:
-            inputs: Channels.
-            outputs: Channels.
-            kernel: Side of the kernel, odd.
-            grid: Height and width of the images; None for any size.
-            coefficient: c.
-        """
         super().__init__()
         self.padding, self.grid, self.coefficient = kernel // 2, grid, coefficient
         bound = (inputs * kernel**2) ** -0.5
@@ -104,11 +96,9 @@ class LipschitzConv(nn.Module):
 
     @torch.no_grad()
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norm of the present weight.
+        """Measure the norm by power iteration, until sigma changes by less than ``tolerance``, relatively.
 
-        Args:
-            tolerance: Of the power iteration: it ends when sigma changes by less, relatively, and leaves everything as
-                it is if already the first step does so.
+        If the first step already changes it by less, nothing is written.
         """
         for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
             vectors, sigma = self._step()
@@ -134,10 +124,11 @@ class LipschitzConv(nn.Module):
 
 
 class ContractiveNetwork(nn.Module):
-    """Convolutions of bounded norm with activations of bounded slope between them, and perhaps one before them.
+    """Convolutions of bounded norm with activations of bounded slope between them and, if ``leading``, one before them.
 
     Its Jacobian J is a product of convolutions and diagonal matrices, so products with ``J^T`` are transposed
     convolutions and multiplications: they need no automatic differentiation, and are differentiable themselves.
+    ``coefficient`` bounds each norm, below 1; ``grid`` is as in ``LipschitzConv``.
     """
 
     def __init__(
@@ -151,17 +142,6 @@ class ContractiveNetwork(nn.Module):
         grid: tuple[int, int] | None = None,
         coefficient: float = 0.98,
     ) -> None:
-        """Build the network with random weights.
-
-        Args:
-            channels: Of input and output.
-            hidden: Channels between convolutions.
-            kernels: Side of each convolution.
-            activation: What stands between them.
-            leading: Whether one stands before the first.
-            grid: Height and width of the images; None for any size.
-            coefficient: Bound of each norm, below 1.
-        """
         super().__init__()
         widths = [channels, *[hidden] * (len(kernels) - 1), channels]
         parts: list[nn.Module] = [ACTIVATIONS[activation]()] if leading else []
@@ -186,15 +166,7 @@ class ContractiveNetwork(nn.Module):
             return [(convolution.bounded_weight(), convolution.bias) for convolution in self.convolutions()]
 
     def forward(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: ``(B, C, H, W)``.
-            weights: From ``weights``, where the network is evaluated more than once.
-
-        Returns:
-            ``(B, C, H, W)``, in the precision of ``x``, whatever autocast is in force.
-        """
+        """Evaluate the network in the precision of ``x``, whatever autocast says; pass ``weights()`` to reuse them."""
         with no_autocast(x.device):
             remaining = iter(self.weights() if weights is None else weights)
             for layer in self.layers:
@@ -202,14 +174,9 @@ class ContractiveNetwork(nn.Module):
         return x
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Evaluate the network and its Jacobian J at ``x``.
+        """Return the output at ``x`` ``(B, C, H, W)``, and the function ``e -> J^T e`` there.
 
-        Args:
-            x: ``(B, C, H, W)``.
-
-        Returns:
-            The network's output; and the function from e to ``J^T e``, of ``(B, C, H, W)``, or of ``(N, C, H, W)`` if
-            B is 1.
+        e is ``(B, C, H, W)``, or ``(N, C, H, W)`` if B is 1.
         """
         slopes: list[Tensor] = []
         weights = self.weights()

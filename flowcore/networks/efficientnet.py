@@ -47,15 +47,7 @@ class EfficientNetLite0(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, luma: Tensor) -> list[Tensor]:
-        """Compute the features.
-
-        Args:
-            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of 32.
-
-        Returns:
-            Features at strides 8, 16 and 32: ``(B, 40, H / 8, W / 8)``, ``(B, 112, H / 16, W / 16)`` and
-            ``(B, 320, H / 32, W / 32)``.
-        """
+        """Compute 40, 112 and 320 channels at strides 8, 16 and 32 of luma in [0, 1], sides multiples of 32."""
         x = F.relu6(self.stem((255 * luma - 127) / 128))  # (B, 32, H / 2, W / 2)
         features: list[Tensor] = []
         for number, stage in enumerate(self.stages):

@@ -40,21 +40,17 @@ class DistillationBlock(nn.Module):
 
 
 class IMDN(nn.Module):
-    """An upscaler that reads a window of the image around each pixel, and nothing global.
+    """An upscaler whose every output pixel reads a window of the image, and nothing global.
+
+    A factor of 8 is 4 and then twice by bicubic resize. Each convolution of a block keeps ``kept`` channels; the trunk
+    is four times as wide.
 
     Source: Hui et al. 2019, figure 2, in the form of the baseline of the NTIRE 2022 challenge on efficient
-    super-resolution: the long skip starts at the first convolution, and there is no bicubic part. So the picture
-    itself passes along the skips, which stay in float32 under autocast.
+    super-resolution: the long skip starts at the first convolution, and there is no bicubic part. The image itself
+    therefore passes along the skips, which stay in float32 under autocast.
     """
 
     def __init__(self, scale: int, blocks: int, kept: int) -> None:
-        """Build the network.
-
-        Args:
-            scale: Integer factor from LR to HR: 2, 4, or 8, which is 4 and then twice by bicubic resize.
-            blocks: Number of distillation blocks.
-            kept: Channels that each convolution of a block keeps; the trunk is four times as wide.
-        """
         super().__init__()
         self.scale, self.own_scale = scale, min(scale, 4)
         self.conv_first = conv3x3(3, 4 * kept)
@@ -79,7 +75,7 @@ class IMDN(nn.Module):
             return self.at_scale(F.pixel_shuffle(self.conv_last(trunk), self.own_scale))
 
     def at_scale(self, picture: Tensor) -> Tensor:
-        """Enlarge a picture of the network's own scale to the whole one."""
+        """Enlarge from ``own_scale``, at most 4, to ``scale``."""
         return picture if self.scale == self.own_scale else enlarge(picture, self.scale // self.own_scale)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -88,26 +84,17 @@ class IMDN(nn.Module):
 
 
 class IMDNEncoder(LREncoder):
-    """An IMDN, and an adapter that turns what it knows into the features of a flow.
+    """An IMDN, and an adapter that turns its features into those that a flow expects.
 
-    The adapter reads the trunk and the outputs of some blocks: a 1x1 convolution, two 3x3 convolutions beside the
-    identity, and for every grid that is finer than LR a 3x3 convolution, pixel shuffle and another one. ``width``
-    channels are native to each grid, and ``width`` on the LR grid are shared by all.
+    The adapter reads the trunk and the outputs of ``stacked_blocks``, in this order: a 1x1 convolution, two 3x3
+    convolutions beside the identity, and for every grid that is finer than LR a 3x3 convolution, pixel shuffle and
+    another one. ``width`` channels are native to each grid, and ``width`` on the LR grid are shared by all.
 
-    Source: ours. The features are those that a flow had of another encoder, learned as hints: Romero et al., "FitNets"
-    (2015), section 2.2; see docs/decisions/0017.
+    Source: ours. The features imitate those of the flow's original encoder: Romero et al., "FitNets" (2015), section
+    2.2; see docs/decisions/0017.
     """
 
     def __init__(self, scale: int, blocks: int, width: int, kept: int, stacked_blocks: tuple[int, ...]) -> None:
-        """Build the network.
-
-        Args:
-            scale: Integer factor from LR to HR: 2, 4 or 8.
-            blocks: Number of distillation blocks.
-            width: Native channels of every grid, and shared ones.
-            kept: Channels that each convolution of a block keeps.
-            stacked_blocks: Indices of the blocks whose outputs the adapter reads, in this order.
-        """
         super().__init__()
         self.scale = scale
         self.stacked_blocks = stacked_blocks

@@ -1,4 +1,4 @@
-"""The encoder of LLFlow: features of a dark photograph, and a map of the colors that it has where light is."""
+"""The encoder of LLFlow: features of a dark photograph, and a map of the colors that it would have in good light."""
 
 from __future__ import annotations
 
@@ -21,20 +21,13 @@ class LowLightEncoder(nn.Module):
 
     Besides the photograph it sees the chroma ``c = rgb / (r + g + b)``, which light does not change, and a map of
     noise: of the central differences of c along rows and columns, the larger one. The color map
-    ``sigmoid(conv(features))`` is an estimate of the well-lit chroma.
+    ``sigmoid(conv(features))`` is an estimate of the well-lit chroma. The RRDBs run on the grid of half the sides; the
+    outputs of ``stacked_blocks`` are part of every grid's features, in this order.
 
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022), section 3.2.
     """
 
     def __init__(self, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
-        """Build the network.
-
-        Args:
-            blocks: Number of RRDBs, on the grid of half the sides.
-            width: Channels of the trunk.
-            growth: Channels that each dense convolution adds.
-            stacked_blocks: Indices of the RRDBs whose outputs are part of every grid's features, in this order.
-        """
         super().__init__()
         self.stacked_blocks = stacked_blocks
         self.conv_first = nn.Conv2d(12, width, 3, padding=1)
@@ -45,29 +38,20 @@ class LowLightEncoder(nn.Module):
         self.conv_color = nn.Conv2d(width, 3, 1)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the features for the flow.
+        """Compute features ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8, and the color map.
 
-        Args:
-            x: As in ``by_source``.
-
-        Returns:
-            Per grid, finest first, ``(B, width * (1 + stacked), H / f, W / f)`` for f = 2, 4, 8: the native features
-            first, then the stacked blocks' outputs. And the color map ``(B, 3, H, W)``.
+        ``x`` and the color map are as in ``by_source``; the native features come first, then the stacked blocks'
+        outputs.
         """
         native, stacks, color = self.by_source(x)
         return [torch.cat(pair, dim=1) for pair in zip(native, stacks, strict=True)], color
 
     def by_source(self, x: Tensor, trunk: Trunk | None = None) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Compute native features and stacked outputs, each on its own.
+        """Compute native features and stacked outputs for f = 2, 4, 8, and the color map.
 
-        Args:
-            x: ``(B, 6, H, W)``: the logarithm of the intensities, and the equalized photograph in [0, 1]; sides are
-                multiples of 8.
-            trunk: What runs the blocks; None for ``rrdb.run_blocks``.
-
-        Returns:
-            Native features ``(B, width, H / f, W / f)`` for f = 2, 4, 8, the stacked blocks' outputs on the same grids,
-            ``(B, stacked * width, H / f, W / f)``, and the color map ``(B, 3, H, W)``.
+        ``x`` is ``(B, 6, H, W)``: the logarithm of the intensities, and the equalized photograph in [0, 1]; sides are
+        multiples of 8. Shapes: ``(B, width, H / f, W / f)``, ``(B, stacked * width, H / f, W / f)`` and ``(B, 3, H,
+        W)``. ``trunk`` runs the blocks in the place of ``run_blocks``.
         """
         light = x[:, :3].exp()
         chroma = light / (light.sum(1, keepdim=True) + EPSILON)
@@ -82,13 +66,9 @@ class LowLightEncoder(nn.Module):
 
 
 def noise_map(chroma: Tensor) -> Tensor:
-    """Measure how chroma changes from pixel to pixel, which in smooth scenes is noise.
+    """Measure how chroma ``(B, 3, H, W)`` changes from pixel to pixel, which in smooth scenes is noise.
 
-    Args:
-        chroma: ``(B, 3, H, W)``.
-
-    Returns:
-        ``max(|c[y, x+1] - c[y, x-1]|, |c[y+1, x] - c[y-1, x]|) / 2`` with zeros outside, ``(B, 3, H, W)``.
+    ``max(|c[y, x+1] - c[y, x-1]|, |c[y+1, x] - c[y-1, x]|) / 2`` with zeros outside.
     """
     padded = F.pad(chroma, (1, 1, 1, 1))
     rows = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
@@ -97,28 +77,15 @@ def noise_map(chroma: Tensor) -> Tensor:
 
 
 def network_input(rgb: Tensor) -> Tensor:
-    """Convert photographs to what the encoder sees.
-
-    Args:
-        rgb: ``(B, 3, H, W)`` in [0, 1].
-
-    Returns:
-        ``(B, 6, H, W)``: ``log(rgb + 0.001)``, and ``equalize(rgb)``.
-    """
+    """Concatenate ``log(rgb + 0.001)`` and ``equalize(rgb)`` of photographs in [0, 1]: ``(B, 6, H, W)``."""
     return torch.cat([(rgb + DARKEST).clamp_min(DARKEST).log(), equalize(rgb)], dim=1)
 
 
 def equalize(rgb: Tensor) -> Tensor:
-    """Equalize the histogram of every channel, in 8 bits.
+    """Equalize the histogram of every channel of images in [0, 1], in 8 bits.
 
     With counts n and the first occupied gray level v0, level v becomes ``255 sum_{v0 < k <= v} n_k / (N - n_v0)``,
-    rounded half to even. A channel of one level stays as it is.
-
-    Args:
-        rgb: ``(B, C, H, W)`` in [0, 1].
-
-    Returns:
-        The same shape and type, multiples of 1/255.
+    rounded half to even, over 255. A channel of one level stays as it is.
 
     Source: OpenCV's equalizeHist, which LLFlow is trained with.
     """

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 
 class LREncoder(nn.Module):
-    """Features of an LR image on every grid of a flow, and an ordinary enlargement of it.
-
-    Attributes:
-        scale: Integer factor from LR to HR.
-    """
+    """Features of an LR image on every grid of a flow, and an ordinary enlargement of it, by the integer ``scale``."""
 
     scale: int
 
@@ -27,38 +23,19 @@ class LREncoder(nn.Module):
     def forward(
         self, lr: Tensor, levels: int | Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Compute the features for the flow.
+        """Compute the features of LR images ``(B, 3, h, w)`` in [0, 1] and, on request, ``enlargement(lr)``.
 
-        Args:
-            lr: ``(B, 3, h, w)`` in [0, 1], even sides where ``levels`` includes the half-resolution grid.
-            levels: Number of grids, finest first; the first has half as many pixels a side as HR. Or the numbers of
-                those wanted: 1 for that one, 2 for the next.
-            with_enlargement: Whether to compute the enlargement as well.
-
-        Returns:
-            Per level a tensor ``(B, features, scale * h / 2^level, scale * w / 2^level)``: the native features first,
-            then what all grids share, resized by nearest neighbor. And ``enlargement(lr)``, or None.
+        ``levels`` is the number of grids, finest first, or the numbers of those wanted; grid k has ``scale / 2^k``
+        times the sides of LR, which must be even for the half-resolution grid. Each grid's features are its native
+        ones, then those that all grids share, resized by nearest neighbor.
         """
 
     @abstractmethod
     def enlargement(self, lr: Tensor) -> Tensor:
-        """Enlarge the image the ordinary way: one sharp guess, trained with L1.
-
-        Args:
-            lr: ``(B, 3, h, w)`` in [0, 1].
-
-        Returns:
-            ``(B, 3, scale * h, scale * w)``, not clamped.
-        """
+        """Enlarge ``(B, 3, h, w)`` in [0, 1] deterministically, as trained with L1; not clamped."""
 
     def by_grid(self, native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Put the features of every grid together.
-
-        Args:
-            native: Features by factor from the LR grid, of the LR grid and all that are finer and wanted.
-            shared: Features of the LR grid that are part of all grids' features.
-            wanted: Numbers of the grids.
-        """
+        """Concatenate ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, grid by grid."""
         result: list[Tensor] = []
         for level in wanted:
             if 2**level <= self.scale:

@@ -1,4 +1,4 @@
-"""The encoder of a colorizer: features of the luma and of the colors that were asked for."""
+"""The encoder of a colorizer: features of the luma, of color hints and of a palette."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LumaEncoder(nn.Module):
     """A feature pyramid of luma and hints: down to a coarse grid with a global view, and up again.
 
     Downwards, strided convolutions and residual blocks; at the coarsest grid, attention between all positions; upwards,
-    each grid adds what the coarser ones know. Hints enter at every grid, pooled to it, and the palette at every
+    each grid adds the features of the coarser ones. Hints enter at every grid, pooled to it, and the palette at every
     position. Features of a backbone are added on the way down, at strides 8, 16 and 32, and their average over the
     photograph at the coarsest grid. What a memory of colors says of similar places is added on every grid, both ways.
 
@@ -43,19 +43,14 @@ class LumaEncoder(nn.Module):
         smooth: bool = False,
         memory: int = 0,
     ) -> None:
-        """Build the network.
+        """Build the network; the backbone's weights are zero until loaded, and the memory starts without effect.
 
-        Args:
-            widths: Channels at strides 4, 8, 16, ...; from the second on, a grid each. The last is a multiple of the
-                attention's 4 heads.
-            merged: Channels of the upward path.
-            features: Channels of each grid's output, before predicted chroma, hints and palette.
-            dropout: Fraction of the channels that training hides from the coarser half of the grids. These have few
-                latents per photograph and memorize photographs first. Of the backbone's channels, too.
-            backbone: Whether there is an EfficientNet-Lite0; its weights are zero until they are loaded.
-            predicts_chroma: Whether each grid predicts its mean chroma.
-            smooth: Whether the upward path enlarges bilinearly; otherwise by repetition, which shows as blocks.
-            memory: Cells of the memory of colors; 0 for none. It needs a backbone, and starts without effect.
+        ``widths`` are channels at strides 4, 8, 16, ...: from the second on a grid each, the last a multiple of the
+        attention's 4 heads. ``merged`` are those of the upward path, ``features`` those of each grid's output before
+        predicted chroma, hints and palette. ``dropout`` hides channels of the backbone and of the coarser half of the
+        grids in training: these have few latents per photograph and memorize photographs first. ``smooth`` enlarges
+        bilinearly on the upward path; otherwise by repetition, which shows as blocks. ``memory`` is its number of
+        cells, 0 for none; it needs a backbone.
         """
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
@@ -90,18 +85,13 @@ class LumaEncoder(nn.Module):
             start_at_zero(self.recall_up)
 
     def forward(self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None) -> list[Tensor]:
-        """Encode.
+        """Compute features, predicted chroma if any, hints and palette on each grid, finest first.
 
-        Args:
-            luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
-            hints: ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0.
-            palette: ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that.
-            recalled: Of a memory, see ``CellMemory.look_up``, ``(B, 5, H / 16, W / 16)``; None to look up in all of
-                the encoder's own, if it has one.
-
-        Returns:
-            Finest first, at strides 8, 16, ...: ``(B, outputs, H / stride, W / stride)``: features, predicted chroma
-            over ``CHROMA_UNIT`` if the network predicts it, hints and palette.
+        ``luma`` is ``(B, 1, H, W)`` in [0, 1], sides multiples of ``4 * 2^grids`` and, with a backbone, of 32.
+        ``hints`` is ``(B, 3, H, W)``: coverage in [0, 1], and coverage times Cb and Cr, centered on 0. ``palette`` is
+        ``(B, 4)``: whether there is one (0 or 1), mean Cb, mean Cr and colorfulness, all times that. ``recalled`` is
+        ``(B, 5, H / 16, W / 16)``, from ``CellMemory.look_up``; None looks up in the encoder's own memory, if any.
+        Chroma is over ``CHROMA_UNIT``.
         """
         results: list[Tensor] = []
         for number, x in enumerate(self._pyramid(luma, hints, palette, recalled)):
@@ -114,17 +104,7 @@ class LumaEncoder(nn.Module):
     def predict_chroma(
         self, luma: Tensor, hints: Tensor, palette: Tensor, recalled: Tensor | None = None
     ) -> list[Tensor]:
-        """Predict mean chroma on every grid.
-
-        Args:
-            luma: See ``forward``.
-            hints: See ``forward``.
-            palette: See ``forward``.
-            recalled: See ``forward``.
-
-        Returns:
-            Finest first: Cb and Cr over ``CHROMA_UNIT``, centered on 0, ``(B, 2, H / stride, W / stride)``.
-        """
+        """Predict mean Cb and Cr over ``CHROMA_UNIT``, centered on 0, of each grid; arguments as for ``forward``."""
         assert self.chroma is not None
         grids = self._pyramid(luma, hints, palette, recalled)
         return [head(x) for head, x in zip(self.chroma, grids, strict=True)]
@@ -220,14 +200,7 @@ def _on_grid(recalled: Tensor, x: Tensor) -> Tensor:
 
 
 def split_source(source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Split a colorizer's source into luma, hints, palette and what was recalled; hints and palette may be zero.
-
-    Args:
-        source: ``(B, 1, 4, 8 or 13, H, W)``; see ``models.colorizer``.
-
-    Returns:
-        The arguments of ``LumaEncoder``.
-    """
+    """Split a colorizer's source ``(B, 1, 4, 8 or 13, H, W)`` into arguments of ``LumaEncoder``; missing are zero."""
     planes = 1 + HINT_PLANES + PALETTE_PLANES
     missing = max(0, planes - source.shape[1])
     padded = torch.cat([source, source.new_zeros(source.shape[0], missing, *source.shape[2:])], dim=1)

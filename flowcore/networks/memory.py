@@ -1,13 +1,13 @@
-"""A memory of colors: places of photographs by what a backbone sees there, with the chroma that they have.
+"""A memory of colors: what a backbone sees at places of photographs, with the chroma of these places.
 
 A cell covers 16 pixels of a photograph whose shorter side has 192. It is described by
 
     [n(f16), n(f32 enlarged), n(f8 halved) / 2, 1.05 n(mean of f32 over the photograph), luma / 2]
 
-with f8, f16 and f32 the backbone's features at strides 8, 16 and 32, and n dividing by the norm over channels; of that
-48 principal components, in 8 bits each. Similarity of two cells is the cosine between their components. A place finds
-the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, how far they are spread, and the
-highest similarity.
+with f8, f16 and f32 the backbone's features at strides 8, 16 and 32, and n dividing by the norm over channels. Of that,
+48 principal components are stored, in 8 bits each. Similarity of two cells is the cosine between their components. A
+place looks up the k most similar cells, weighted by softmax(similarity / 0.1): their mean chroma, its standard
+deviation, and the highest similarity.
 
 Source: nearest neighbors over deep features as in He et al., "Deep exemplar-based colorization" (2018), section 3, of
 many photographs instead of one.
@@ -37,14 +37,9 @@ LEVELS = 127  # of 8 bits, on either side of zero
 
 
 def describe(features: Sequence[Tensor], luma: Tensor) -> Tensor:
-    """Describe the cells of photographs.
+    """Describe the cells of photographs ``(B, 1, H, W)`` in [0, 1]: ``(B, WIDTH, H / 16, W / 16)``.
 
-    Args:
-        features: Of the backbone at strides 8, 16 and 32; see ``EfficientNetLite0``.
-        luma: ``(B, 1, H, W)`` in [0, 1], sides multiples of 32.
-
-    Returns:
-        ``(B, WIDTH, H / 16, W / 16)``.
+    ``features`` are those of ``EfficientNetLite0`` at strides 8, 16 and 32.
     """
     fine, middle, coarse = features
     size = middle.shape[2:]
@@ -69,14 +64,10 @@ class Cells(NamedTuple):
 
 
 class CellMemory(nn.Module):
-    """Cells of photographs with their chroma, to be looked up; see the module.
-
-    Attributes:
-        cells: N, how many.
-    """
+    """Cells of photographs with their chroma, to be looked up; the module's docstring has the formulas."""
 
     def __init__(self, cells: int) -> None:
-        """Make a memory of so many cells, all blank; ``load_state_dict`` or ``fill`` fill it."""
+        """Make a memory of N blank cells; ``load_state_dict`` or ``fill`` fill it."""
         super().__init__()
         self.cells = cells
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH))
@@ -86,13 +77,10 @@ class CellMemory(nn.Module):
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # its number
 
     def fill(self, described: Tensor, chroma: Tensor, photograph: Tensor, basis: CellMemory | None = None) -> None:
-        """Store cells.
+        """Store cells with their chroma ``(N, 2)``, centered on 0, and the number of the photograph of each, ``(N,)``.
 
-        Args:
-            described: ``(N, WIDTH)``, see ``describe``.
-            chroma: ``(N, 2)``, centered on 0.
-            photograph: Number of the photograph of each, ``(N,)``.
-            basis: The memory whose principal components are used; None for those of these cells.
+        ``described`` is ``(N, WIDTH)``; ``basis`` is the memory whose principal components are used, None for those of
+        these cells.
         """
         if basis is None:
             # of the second moments, around zero as cosines are, and of a size that does not grow with the cells
@@ -113,20 +101,14 @@ class CellMemory(nn.Module):
         return Cells(F.normalize(self._keys(), dim=1), chroma, self.get_buffer("photograph").long())
 
     def described(self) -> Tensor:
-        """What is left of the cells' descriptions, ``(N, WIDTH)``."""
+        """Reconstruct the cells' descriptions from their components, ``(N, WIDTH)``."""
         return self._keys() @ self.get_buffer("components")
 
     def look_up(self, described: Tensor, cells: Cells | None = None, neighbors: int = NEIGHBORS) -> Tensor:
-        """Look up what similar places look like.
+        """Look up the chroma of the cells most similar to ``described`` ``(B, WIDTH, h, w)``, among ``cells`` or all.
 
-        Args:
-            described: ``(B, WIDTH, h, w)``, see ``describe``.
-            cells: The cells to compare with; None for all.
-            neighbors: k.
-
-        Returns:
-            ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
-            similarity; zero where there is nothing to find.
+        Returns ``(B, 5, h, w)``: mean chroma (Cb, Cr) centered on 0, the standard deviation of either, and the highest
+        similarity; zero where there is nothing to find.
         """
         cells = self.all_cells() if cells is None else cells
         batch, _, height, width = described.shape
@@ -144,7 +126,7 @@ class CellMemory(nn.Module):
         return torch.stack(found).to(described)
 
     def part(self, seed: int, share: float) -> Tensor:
-        """Choose the cells of a share of the photographs at random, ``(N,)``."""
+        """Choose the cells of a random share of the photographs: a mask ``(N,)``."""
         photograph = self.get_buffer("photograph").long()
         generator = torch.Generator("cpu").manual_seed(seed ^ OTHER)
         chances = torch.rand(int(photograph.max()) + 1, generator=generator)

@@ -30,21 +30,13 @@ class TopPrior(nn.Module):
     """Prior of a flow's last latents: learned constants, a contribution of the border, and one of the label.
 
     ``raw = conv(zeros) + linear(labels)``: a zero convolution of an empty grid sees nothing but its own padding, so it
-    gives a constant per channel, and another one at the border if the padding is not zero. Starts at mean 0 and
+    gives a constant per channel and, unless ``edge`` is "zeros", another one at the border. Starts at mean 0 and
     standard deviation 1.
 
     Source: Kingma & Dhariwal's program for Glow ("learntop", "ycond").
     """
 
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
-        """Build the prior.
-
-        Args:
-            channels: C of the latents.
-            learned: Whether there are learned constants.
-            edge: Padding of their convolution. With "zeros" it has no kernel, which would see only zeros.
-            classes: Number of labels; 0 for none.
-        """
         super().__init__()
         self.channels = channels
         self.inputs = channels if edge == "ones" else 0
@@ -52,14 +44,9 @@ class TopPrior(nn.Module):
         self.by_label = ScaledLinear(classes, 2 * channels) if classes else None
 
     def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict.
+        """Predict ``(B, 2 * C, H, W)`` for latents of the shape of ``like``, and one-hot labels ``(B, K)`` or none.
 
-        Args:
-            like: ``(B, C, H, W)``; only its shape, dtype and device are read.
-            labels: One-hot ``(B, K)`` for class-conditional priors.
-
-        Returns:
-            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
+        Means are on even, log standard deviations on odd channels.
         """
         batch, _, height, width = like.shape
         raw = like.new_zeros(1, 2 * self.channels, height, width)
@@ -78,28 +65,13 @@ class TablePrior(nn.Module):
     """
 
     def __init__(self, channels: int, height: int, width: int, *, classes: int = 0) -> None:
-        """Start at mean 0 and standard deviation 1.
-
-        Args:
-            channels: C.
-            height: H.
-            width: W.
-            classes: K; 0 for one table whatever the label.
-        """
+        """Start at mean 0 and standard deviation 1; without classes, one table serves every label."""
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
         self.log_std = nn.Parameter(torch.zeros(max(classes, 1), channels, height, width))
 
     def forward(self, like: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Look up.
-
-        Args:
-            like: ``(B, any, H, W)``; only its dtype is read.
-            labels: One-hot ``(B, K)``.
-
-        Returns:
-            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
-        """
+        """Look up ``(B or 1, 2 * C, H, W)`` by one-hot labels: means on even, log standard deviations on odd."""
         tables = torch.stack([self.mean, self.log_std], dim=2).flatten(1, 2)  # (K, 2C, H, W)
         if labels is not None:
             with no_autocast(tables.device):  # a look-up gains nothing from low precision
@@ -114,27 +86,11 @@ class AnchorPrior(nn.Module):
     """
 
     def __init__(self, log_std: float) -> None:
-        """Build the prior.
-
-        Args:
-            log_std: Logarithm of the standard deviation.
-        """
         super().__init__()
         self.log_std = log_std
 
     def forward(self, like: Tensor, anchor: Tensor) -> Tensor:
-        """Return means and log standard deviations.
-
-        Args:
-            like: ``(B, C, H, W)``; only its shape and dtype are read.
-            anchor: The means, ``(B or 1, C, H, W)``.
-
-        Returns:
-            ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd channels.
-
-        Raises:
-            ConditionError: If the anchor is of another size.
-        """
+        """Return the anchor as means on even, ``log_std`` on odd channels; it must have the shape of ``like``."""
         if anchor.shape[1:] != like.shape[1:] or anchor.shape[0] not in (1, like.shape[0]):
             raise ConditionError(
                 f"The condition belongs to an LR image of shape {tuple(anchor.shape)}; got {tuple(like.shape)}. Encode "

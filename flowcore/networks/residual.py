@@ -16,14 +16,7 @@ class WeightNormConv(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
-        """Draw the directions as torch draws kernels, and start at their lengths.
-
-        Args:
-            inputs: Channels in.
-            outputs: Channels out.
-            kernel: Side of the kernel, odd; the grid keeps its size.
-            bias: Whether to add one.
-        """
+        """Draw the directions as torch draws kernels, and start at their lengths."""
         super().__init__()
         direction = nn.Conv2d(inputs, outputs, kernel).weight.detach()
         self.direction = nn.Parameter(direction)
@@ -80,22 +73,13 @@ class ResidualConditioner(nn.Module):
 
     The normalized input and its negative enter together; every block's output reaches the end by a 1x1 skip
     convolution; ``log_scale = rescale * tanh(raw)`` with a learned ``rescale`` keeps scales bounded. Shifts are on
-    even, log-scales on odd channels.
+    even, log-scales on odd channels. ``double`` doubles the normalized input, as for checkerboard masks, which blank
+    half of it.
 
     Source: Dinh et al., "Real NVP", section 3.3, section 3.7 and appendix E, and its program.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, blocks: int, double: bool, rescale: float) -> None:
-        """Build the network.
-
-        Args:
-            inputs: Channels in.
-            hidden: Channels of the residual blocks.
-            outputs: Channels of the shift, and of the log-scale.
-            blocks: Residual blocks.
-            double: Whether to double the normalized input, as for checkerboard masks, which blank half of it.
-            rescale: Initial bound of the log-scales.
-        """
         super().__init__()
         self.gain = 2 if double else 1
         self.norm_in = NetworkNorm(inputs)

@@ -20,13 +20,7 @@ class DenseConvs(nn.Module):
     """
 
     def __init__(self, inputs: int, growth: int, outputs: int) -> None:
-        """Draw the weights as ESRGAN does: Kaiming normal times 0.1, biases zero.
-
-        Args:
-            inputs: Channels in.
-            growth: Channels that each of the first four convolutions adds.
-            outputs: Channels out.
-        """
+        """Draw the weights as ESRGAN does: Kaiming normal times 0.1, biases zero; each layer adds ``growth`` maps."""
         super().__init__()
         widths = [growth] * 4 + [outputs]
         self.convs = nn.ModuleList(conv3x3(inputs + growth * k, widths[k]) for k in range(5))
@@ -72,22 +66,14 @@ class RRDBEncoder(LREncoder):
     """Features of an LR image on every grid of the flow, and an ordinary enlargement of it.
 
     Three deviations from ESRGAN, as in the published SRFlow: the long skip starts at the last block's output instead of
-    the first convolution's; the features are the activated tensors; there is a half-resolution grid.
+    the first convolution's; the features are the activated tensors; there is a half-resolution grid. The outputs of
+    ``stacked_blocks`` are part of every grid's features, in this order.
 
     Source: Lugmayr et al., "SRFlow", section 3.4. The enlargement is bicubic plus a learned residual; the published
     network also has that branch, without the bicubic part, and does not use it.
     """
 
     def __init__(self, scale: int, blocks: int, width: int, growth: int, stacked_blocks: tuple[int, ...]) -> None:
-        """Build the network.
-
-        Args:
-            scale: Integer factor from LR to HR: 2, 4 or 8.
-            blocks: Number of RRDBs.
-            width: Channels of the trunk.
-            growth: Channels that each dense convolution adds.
-            stacked_blocks: Indices of the RRDBs whose outputs are part of every grid's features, in this order.
-        """
         super().__init__()
         self.scale = scale
         self.stacked_blocks = stacked_blocks
@@ -134,16 +120,7 @@ class RRDBEncoder(LREncoder):
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, stacked_blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Run the RRDBs of an encoder.
-
-    Args:
-        blocks: The RRDBs.
-        x: ``(B, width, h, w)``.
-        stacked_blocks: Indices of those whose outputs are returned, in this order.
-
-    Returns:
-        The output of the last one, and those of the stacked ones, ``(B, stacked * width, h, w)``.
-    """
+    """Run RRDBs: the output of the last one, and those of ``stacked_blocks``, ``(B, stacked * width, h, w)``."""
     outputs: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
         x = block(x)
@@ -156,7 +133,8 @@ class HierarchicalExtractor(nn.Module):
     """Features of one level of an HCFlow, from its kept channels and the features of all deeper levels.
 
     ``f0 = conv([kept, up(deeper)...])``, ``f1 = blocks(f0)``, ``f2 = conv(blocks(f1)) + f0``; the long skip starts at
-    the first convolution, unlike SRFlow's. The features are ``[f1, f2]``, or ``f2`` alone.
+    the first convolution, unlike SRFlow's. The features are ``[f1, f2]``, ``2 * width`` channels, if ``both``, else
+    ``f2``.
 
     Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3 and its program.
     """
@@ -164,16 +142,6 @@ class HierarchicalExtractor(nn.Module):
     def __init__(
         self, kept: int, deeper: int, blocks: tuple[int, int], width: int, growth: int, *, both: bool = True
     ) -> None:
-        """Build the network.
-
-        Args:
-            kept: Channels that the level keeps.
-            deeper: Number of deeper levels.
-            blocks: RRDBs before and after the first half of the features.
-            width: Channels of the trunk.
-            growth: Channels that each dense convolution adds.
-            both: Whether the features are those of both halves, ``2 * width`` channels, or of the second.
-        """
         super().__init__()
         self.both = both
         self.features = width * (2 if both else 1)
@@ -182,15 +150,7 @@ class HierarchicalExtractor(nn.Module):
         self.conv_last = conv3x3(width, width)
 
     def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
-        """Compute the features.
-
-        Args:
-            kept: ``(B, kept, H, W)``.
-            deeper: Of the deeper levels, the next one first: ``(B, features, H / 2, W / 2)`` and so on.
-
-        Returns:
-            ``(B, features, H, W)``.
-        """
+        """Compute ``(B, features, H, W)``; ``deeper`` lists the next level first, at half the sides, and so on."""
         enlarged = [F.interpolate(f, scale_factor=2 ** (k + 1), mode="nearest") for k, f in enumerate(deeper)]
         start = self.conv_first(torch.cat([kept, *enlarged], dim=1))
         middle = self.first(start)

@@ -26,11 +26,12 @@ ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 
 
 class VectorField(nn.Module):
-    """``f(t, y)``: convolutions with an activation between, none after the last; all of them see the time t.
+    """``f(t, y)``: convolutions with an activation between, none after the last; all of them see the time t, ``()``.
 
     The derivative with respect to y is written out, layer by layer, so that it needs no second backward pass:
     ``linearized`` returns the slopes of all activations, ``derivative`` takes directions through the linear parts and
-    these slopes. Use a smooth activation: kinks cost a solver its order.
+    these slopes. Use a smooth activation: kinks cost a solver its order. ``strides`` are, per layer, 1, 2 to halve the
+    sides, or -2 to double them.
 
     Source: Grathwohl et al., "FFJORD" (2019), section 3 and appendix B.
     """
@@ -44,15 +45,7 @@ class VectorField(nn.Module):
         activation: Activation = "softplus",
         strides: Sequence[int] = (),
     ) -> None:
-        """Start with a velocity of zero everywhere.
-
-        Args:
-            channels: Of y.
-            hidden: Widths between the layers.
-            time: How a layer sees the time; see ``TimedConv``.
-            activation: Between the layers.
-            strides: Per layer 1, 2 to halve the sides, or -2 to double them; empty for 1 throughout.
-        """
+        """Start with a velocity of zero everywhere."""
         super().__init__()
         self.activation, self.slope = ACTIVATIONS[activation]
         self.multiple = 2 ** [*strides].count(2)
@@ -66,15 +59,7 @@ class VectorField(nn.Module):
                 parameter.zero_()
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Evaluate the velocity.
-
-        Args:
-            t: The time, ``()``.
-            y: ``(B, C, H, W)``.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
+        """Evaluate the velocity of y ``(B, C, H, W)``, of the same shape."""
         self._check_sides(y)
         first, *others = self._layers()
         y = first(t, y)
@@ -83,15 +68,7 @@ class VectorField(nn.Module):
         return y
 
     def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Evaluate the velocity, and what its derivative there consists of.
-
-        Args:
-            t: The time, ``()``.
-            y: ``(B, C, H, W)``.
-
-        Returns:
-            The velocity, and the slopes of all activations, for ``derivative``.
-        """
+        """Evaluate the velocity, and the slopes of all activations, for ``derivative``."""
         self._check_sides(y)
         first, *others = self._layers()
         slopes: list[Tensor] = []
@@ -102,16 +79,7 @@ class VectorField(nn.Module):
         return y, slopes
 
     def derivative(self, t: Tensor, slopes: Sequence[Tensor], v: Tensor) -> Tensor:
-        """Apply the Jacobian df/dy to directions.
-
-        Args:
-            t: The time, ``()``.
-            slopes: From ``linearized``.
-            v: K directions per item, ``(B, K, C, H, W)``.
-
-        Returns:
-            ``(B, K, C, H, W)``.
-        """
+        """Apply the Jacobian df/dy, given by ``linearized``, to K directions per item, ``(B, K, C, H, W)``."""
         batch, number = v.shape[:2]
         first, *others = self._layers()
         v = first.derivative(t, v.flatten(0, 1))
@@ -135,9 +103,8 @@ class VectorField(nn.Module):
 class TimedConv(nn.Module):
     """A convolution that sees the time: 3x3; with a stride 4x4, from 4x4 pixels to one, or with -2 the other way.
 
-    ``concat``: the time is the first input channel, beyond the border 0 like all others.
-    ``concatsquash``: ``conv(x) * sigmoid(a t + b) + c t``, with a, b and c for every output channel.
-    ``ignore``: it does not.
+    ``concat``: the time is the first input channel, beyond the border 0 like all others. ``concatsquash``: ``conv(x) *
+    sigmoid(a t + b) + c t``, with a, b and c for every output channel. ``ignore``: the time has no effect.
     """
 
     def __init__(self, inputs: int, outputs: int, *, time: TimeInput, stride: int = 1) -> None:
