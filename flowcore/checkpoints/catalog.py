@@ -16,11 +16,7 @@ def names() -> list[str]:
 
 
 def path(name: str) -> Path:
-    """Return the ``.safetensors`` file of a shipped model.
-
-    Raises:
-        CheckpointError: If there is no such model; lists those that exist.
-    """
+    """Return the ``.safetensors`` file of a shipped model; CheckpointError lists those that exist."""
     known = names()
     if name not in known:
         raise CheckpointError(

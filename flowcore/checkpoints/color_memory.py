@@ -1,7 +1,7 @@
 """Memories of colors: what ``remember`` makes, in a safetensors file.
 
 The header key ``flowcore_memory`` holds one JSON string: ``{"format", "backbone", "photographs", "provenance"}``. The
-tensors are those of ``networks.memory.CellMemory``: no picture can be made of them.
+tensors are those of ``networks.memory.CellMemory``: no photograph can be restored from them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ColorMemory:
     Attributes:
         places: The places, by what the backbone of a colorizer sees there.
         backbone: Fingerprint of that backbone, see ``backbone_sha256``.
-        provenance: What it was made from: source, licence, or whatever is known.
+        provenance: What it was made from: source, license, or whatever is known.
     """
 
     places: CellMemory
@@ -52,7 +52,7 @@ class ColorMemory:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of what it holds."""
+        """Fingerprint of its tensors."""
         return _sha256(self.places.state_dict())
 
     def save(self, path: str | Path) -> None:
@@ -94,7 +94,7 @@ class ColorMemory:
         return cls(places, header["backbone"], header["provenance"])
 
     def merge(self, other: ColorMemory) -> ColorMemory:
-        """Put two memories of one backbone together: the places of both, compared as those of this one are.
+        """Join two memories of one backbone: the places of both, with the principal components of this one.
 
         Raises:
             FlowError: If they were made with other backbones.
@@ -123,11 +123,7 @@ class ColorMemory:
 
 
 def backbone_sha256(flow: Flow) -> str:
-    """Fingerprint a colorizer's backbone, as float16: what its memories are looked up by.
-
-    Raises:
-        FlowError: If it is no colorizer, or has none.
-    """
+    """Fingerprint a colorizer's backbone, as float16: its features are the keys of memories; FlowError without one."""
     flow.require("colorize")
     if not isinstance(flow.encoder, LumaEncoder) or flow.encoder.backbone is None:
         raise FlowError(

@@ -33,20 +33,12 @@ INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch
 
 
 def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flow:
-    """Read and convert a published checkpoint.
+    """Read and convert a published checkpoint, ``.pth``, ``.pt`` or ``.safetensors``, recognized by content.
 
-    Args:
-        path: A ``.pth`` or ``.pt`` file as ``torch.save`` writes it, or a ``.safetensors`` file; recognized by content.
-            ``module.`` and similar prefixes, wrapping dictionaries and ``params_ema`` are removed.
-        overrides: Configuration fields that the file does not determine, e.g.
-            ``{"stacked_blocks": (1, 8, 15, 22)}``, or that the program mostly has otherwise.
-
-    Returns:
-        The flow, in float32 and evaluation mode, on the CPU, with its provenance.
-
-    Raises:
-        CheckpointError: If the file is missing, not a checkpoint, damaged, of another architecture, or would run code;
-            says what was found, what is supported, and which field is missing.
+    ``module.`` and similar prefixes, wrapping dictionaries and ``params_ema`` are removed. ``overrides`` are
+    configuration fields that the file does not determine, e.g. ``{"stacked_blocks": (1, 8, 15, 22)}``, or that its
+    program usually sets otherwise. The flow is in float32 and evaluation mode, on the CPU, with its provenance.
+    CheckpointError if the file is missing, not a checkpoint, damaged, of another architecture, or would run code.
     """
     path = Path(path)
     try:

@@ -19,9 +19,9 @@ from ..flow import Flow
 from ..networks.conditioner import NormalizedConv, ScaledConv
 from ..networks.residual import WeightNormConv
 
-SCALE = ".scale"  # after a kernel's name; free, since a tensor has no parts that could be called so
+SCALE = ".scale"  # suffix of a kernel's name; no tensor of a flow is called so
 BLOCK = 64  # numbers of an output channel that share a scale
-MIN_SIZE = 1024  # numbers; below, the scales and their entries in the header are most of what would be saved
+MIN_SIZE = 1024  # numbers; smaller kernels save little beside their scales and entries in the header
 
 
 def kernels(flow: Flow) -> set[str]:
@@ -41,16 +41,9 @@ def scales_shape(kernel: tuple[int, ...]) -> tuple[int, int]:
 
 
 def to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a kernel.
+    """Round a kernel ``(outputs, ...)`` to int8, with bfloat16 scales ``scales_shape(kernel.shape)``.
 
-    Scales have the precision of bfloat16. Products are then exact in float32, and what was rounded once stays as it is
-    when it is rounded again.
-
-    Args:
-        kernel: ``(outputs, ...)``.
-
-    Returns:
-        int8 of the same shape, and bfloat16 scales ``scales_shape(kernel.shape)``.
+    Products with such scales are exact in float32, so that rounding twice changes nothing.
     """
     rows = kernel.flatten(1).float()
     width = rows.shape[1]
@@ -62,11 +55,11 @@ def to_eight_bits(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
-    """Multiply a kernel of whole numbers by its scales, in float32; arguments as ``to_eight_bits`` returns them."""
+    """Multiply a kernel of whole numbers by its scales, in float32."""
     kernel, scale = values.to(torch.float32, copy=True), scale.float()
     rows = kernel.flatten(1)
     whole = rows.shape[1] // BLOCK
-    # In place, since the largest kernel may be nearly all of a file.
+    # In place, since one kernel may be most of a file.
     rows[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).mul_(scale[:, :whole, None])
     rows[:, whole * BLOCK :].mul_(scale[:, whole:])
     return kernel

@@ -1,7 +1,7 @@
 """Our file format: safetensors, with everything but the tensors as JSON in its header.
 
 The header key ``flowcore`` holds ``{"architecture", "format", "config", "provenance"}``; provenance has the source,
-sha256 of the original, licence and metrics. Reading it loads no tensor. Format 1 holds each tensor of the flow under
+sha256 of the original, license and metrics. Reading it loads no tensor. Format 1 holds each tensor of the flow under
 its name; in format 2 kernels of networks may be in 8 bits, with their scales beside them (``eight_bits.py``).
 
 Files are untrusted. Reading one is limited to a header of 4 MiB, a configuration of 8,000 tensors, 5 s, and, until
@@ -44,14 +44,7 @@ INTEGERS = ("I64", "I32", "I16", "U8")
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Header of a model file.
-
-    Attributes:
-        architecture: Name of the architecture, e.g. "srflow".
-        format: Version of this file format.
-        config: Fields of its configuration.
-        provenance: Where the weights come from: source, sha256, licence, metrics.
-    """
+    """Header of a model file: provenance is where the weights come from (source, sha256, license, metrics)."""
 
     architecture: str
     format: int
@@ -62,8 +55,7 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """Read the header of a ``.safetensors`` file in our format, without reading a tensor.
 
-    Raises:
-        CheckpointError: If the file is missing, damaged, not ours, or written by a newer flowcore.
+    CheckpointError if the file is missing, damaged, not ours, or written by a newer flowcore.
     """
     metadata = _metadata(Path(path))
     if KEY not in metadata:
@@ -97,7 +89,7 @@ def read_header(path: str | Path) -> Header:
 def read_config(path: str | Path) -> Any:
     """Read the configuration of a model from its file's header; None if it has none, as published checkpoints.
 
-    What a model is made for is its ``tasks``; architectures of plug-ins may leave them out.
+    Its ``tasks`` are those that the model was trained for; architectures of plug-ins may leave them out.
     """
     try:
         header = read_header(path)
@@ -130,8 +122,8 @@ def save(
         provenance: Provenance to record; None for ``flow.provenance``.
         dtype: Precision of the stored tensors; loading widens them again. float16 halves the file. int8 halves it
             again: large kernels of networks are stored in 8 bits, the rest in float16.
-        exact: Name of a part, such as "encoder.backbone", that stays in float32 whatever ``dtype`` says: what others
-            published is then in the file as they published it.
+        exact: Name of a part, such as "encoder.backbone", that stays in float32 whatever ``dtype`` says: published
+            weights are then stored as published.
 
     Raises:
         SavingError: If the file cannot be written; the disk may be full.
@@ -166,18 +158,8 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
     """Write a copy of a model file with other values of configuration fields; the tensors stay as they are stored.
 
     This is how a finished model gets another default, such as ``temperature`` and ``calm_edges`` of an SRFlow.
-
-    Args:
-        path: A file in our format.
-        target: The file to write, atomically; may be the same.
-        fields: Configuration fields to replace.
-
-    Returns:
-        The flow, as ``read`` returns it.
-
-    Raises:
-        CheckpointError: If the file is not ours, damaged, or its tensors do not fit the new configuration.
-        SavingError: If the file cannot be written.
+    ``target`` is written atomically and may be the same file. CheckpointError if the tensors do not fit the new
+    configuration.
     """
     path = Path(path)
     flow = read(path, dict(fields))
@@ -189,17 +171,9 @@ def reconfigure(path: str | Path, target: str | Path, fields: Mapping[str, Any])
 
 
 def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
-    """Read a model in our format, in float32, on the CPU.
+    """Read a model in our format, in float32 and evaluation mode, on the CPU; ``overrides`` replace fields.
 
-    Args:
-        path: The file.
-        overrides: Configuration fields to replace.
-
-    Returns:
-        The flow, in evaluation mode.
-
-    Raises:
-        CheckpointError: If the file is not ours, damaged, or its tensors do not fit its configuration.
+    CheckpointError if the file is not ours, damaged, or its tensors do not fit its configuration.
     """
     path = Path(path)
     header = read_header(path)
@@ -232,7 +206,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
         }
         for name in rounded:
             scale = file.get_tensor(name + SCALE)
-            if bool((scale.isfinite() & (scale <= 0)).any()):  # others make a kernel that is refused below
+            if bool((scale.isfinite() & (scale <= 0)).any()):  # non-finite ones are refused below
                 raise CheckpointError(
                     f"{name}{SCALE} in {path.name} holds scales that are not positive. The file is damaged; fetch it "
                     "again."
@@ -246,11 +220,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> Flow:
 
 
 def build_on_meta(architecture: str, config: Any) -> Flow:
-    """Build a model on torch's meta device: names and shapes of what an untrusted configuration asks for.
-
-    Raises:
-        CheckpointError: If it has more tensors than any model.
-    """
+    """Build a model on torch's meta device, for its names and shapes; CheckpointError if it has too many tensors."""
     with torch.device("meta"), _LimitedCalls():
         return build(architecture, config)
 
@@ -273,11 +243,7 @@ class _LimitedCalls(TorchFunctionMode):
 
 
 def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors with NaN or infinite values, in the name of a file.
-
-    Raises:
-        CheckpointError: Saying how many values, and where.
-    """
+    """Raise CheckpointError if tensors of the file ``name`` hold NaN or infinite values: how many, and where."""
     wrong: dict[str, int] = {}
     for key, t in tensors.items():
         # One pass without a copy; both extremes are NaN if any value is.
@@ -293,11 +259,7 @@ def refuse_nonfinite(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def refuse_no_inverse(name: str, flow: Flow) -> None:
-    """Refuse finite values without an inverse: an order that is no permutation, a singular matrix, a negative variance.
-
-    Raises:
-        CheckpointError: Naming the first.
-    """
+    """Raise CheckpointError for finite values without an inverse, such as a singular matrix or a negative variance."""
     for path, module in flow.named_modules():
         wrong = ""
         if any(t.is_meta for t in module.state_dict().values()):
@@ -321,11 +283,7 @@ def refuse_no_inverse(name: str, flow: Flow) -> None:
 
 
 def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare shapes by tensor name, in the name of a file.
-
-    Raises:
-        CheckpointError: Naming up to three differences.
-    """
+    """Raise CheckpointError if shapes by tensor name differ, in the file ``name``; it shows up to three differences."""
     differences = [
         *(f"{key} is missing" for key in expected.keys() - actual.keys()),
         *(f"{key[:100]} is not known" for key in actual.keys() - expected.keys()),
@@ -345,18 +303,7 @@ def refuse_mismatch(name: str, expected: Mapping[str, tuple[int, ...]], actual: 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path, advice: str) -> Generator[Any]:
-    """Open an untrusted safetensors file, and turn every failure into a CheckpointError.
-
-    Args:
-        path: The file.
-        advice: What to do about a damaged file; a sentence.
-
-    Yields:
-        What ``safe_open`` gives.
-
-    Raises:
-        CheckpointError: If it is not a regular safetensors file, truncated, or damaged.
-    """
+    """Open an untrusted safetensors file, and turn every failure into a CheckpointError that ends with ``advice``."""
     try:
         regular = path.is_file()
         exists = regular or path.exists()

@@ -34,25 +34,15 @@ MAX_LEVELS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsHeader:
-    """Header of a file of latents.
-
-    Attributes:
-        format: Version of this file format.
-        model_sha256: Fingerprint of their model, see ``model_sha256``.
-        model_name: Name of that model where the latents were made.
-        architecture: Its architecture, e.g. "glow".
-        shapes: ``(B, C_l, H_l, W_l)`` per level, finest first.
-        extra: Notes: label, size, seed, labels.
-        source: Shape of the small image in the file; None if there is none.
-    """
+    """Header of a file of latents."""
 
     format: int
     model_sha256: str
-    model_name: str
+    model_name: str  # where the latents were made
     architecture: str
-    shapes: tuple[tuple[int, int, int, int], ...]
-    extra: dict[str, Any]
-    source: tuple[int, int, int, int] | None = None
+    shapes: tuple[tuple[int, int, int, int], ...]  # (B, C_l, H_l, W_l), finest first
+    extra: dict[str, Any]  # notes: label, size, seed, labels
+    source: tuple[int, int, int, int] | None = None  # shape of an upscaler's LR image
 
 
 # fields that do not change the bijection
@@ -60,17 +50,14 @@ IRRELEVANT = ("styles", "dequantizer_steps", *SAMPLING)
 
 
 def model_sha256(flow: Flow) -> str:
-    """Fingerprint a model: what it computes, not how it is stored.
+    """Fingerprint a model as 64 hexadecimal digits: what it computes, not how it is stored.
 
     SHA-256 over, in this order: the architecture; the configuration's fields that differ from their defaults (so that
     fields of later versions make no difference) as JSON with sorted keys; then per tensor of the state dict, sorted by
     name: the name, the shape as JSON and the values as little-endian float32. Each text ends with a zero byte. Styles,
-    the dequantizer and how the model is meant to be sampled (``SAMPLING``) are left out: the bijection is the same.
-    Device, memory layout and file do not matter; another configuration field, or weights rounded to float16, make
-    another model.
-
-    Returns:
-        64 hexadecimal digits.
+    the dequantizer and recommendations for sampling (``SAMPLING``) are left out: the bijection is the same. Device,
+    memory layout and file do not matter; another configuration field, or weights rounded to float16, make another
+    model.
     """
     digest = hashlib.sha256()
 
@@ -103,21 +90,11 @@ def save_latents(
     extra: Mapping[str, Any] | None = None,
     source: Tensor | None = None,
 ) -> None:
-    """Write latents atomically.
+    """Write latents atomically, finest first, each ``(B, C_l, H_l, W_l)``; stored as float32.
 
-    Args:
-        path: The file, which is replaced if it exists.
-        latents: Finest first, each ``(B, C_l, H_l, W_l)``; stored as float32.
-        model: Fingerprint of their model, from ``model_sha256``.
-        architecture: Architecture of their model.
-        model_name: Name of their model, for messages; the architecture if empty.
-        extra: Notes, as JSON values: label, size, seed, labels.
-        source: For latents of an upscaler, the small image that they belong to, ``(B or 1, 3, h, w)`` in [0, 1].
-
-    Raises:
-        FlowError: If values are not finite, the fingerprint is invalid, or ``extra`` is not JSON.
-        ShapeError: If these are not latents.
-        SavingError: If the file cannot be written; the disk may be full.
+    ``model`` is the fingerprint from ``model_sha256``; ``model_name`` is for messages; ``extra`` are notes, as JSON
+    values: label, size, seed, labels; ``source`` is for latents of an upscaler the LR image, ``(B or 1, 3, h, w)`` in
+    [0, 1].
     """
     path = Path(path)
     levels = list(latents)
@@ -154,11 +131,7 @@ def save_latents(
 
 
 def read_latents_header(path: str | Path) -> LatentsHeader:
-    """Read the header of a file of latents, without reading a tensor.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, holds no latents, or was written by a newer flowcore.
-    """
+    """Read the header of a file of latents, without reading a tensor; CheckpointError if there is none that fits."""
     path = Path(path)
     with file.open_safetensors(path, "Expected latents that were saved with save_latents.") as part:
         metadata: dict[str, str] = part.metadata() or {}
@@ -176,18 +149,10 @@ def read_latents_header(path: str | Path) -> LatentsHeader:
 
 
 def load_latents(path: str | Path) -> tuple[list[Tensor], LatentsHeader, Tensor | None]:
-    """Read latents.
+    """Read latents, finest first, float32, on the CPU; their header; and an upscaler's LR image, or None.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Latents, finest first, float32, on the CPU; the header; and for latents of an upscaler the small image that they
-        belong to, ``(B or 1, 3, h, w)`` in [0, 1], else None.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, holds no latents, other tensors than its header claims, or
-            values that are not finite.
+    CheckpointError if the file is missing, damaged, or holds other tensors than its header claims, or non-finite
+    values.
     """
     path = Path(path)
     header = read_latents_header(path)

@@ -39,7 +39,7 @@ RESAVE = "torch.save(model.state_dict(), 'model.pth')."
 
 
 class _Tuple:
-    """Stands for a tuple; its own hash visits no parts."""
+    """Represents a tuple; its own hash does not visit the parts."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = parts
@@ -65,13 +65,8 @@ CALLED: dict[str, tuple[type, ...]] = {
 def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
     """Refuse a pickle that imports, allocates or computes what plain tensors do not need.
 
-    Args:
-        stream: Starts with the pickle, and is in memory or mapped: a file would allocate whatever length it claims.
-        size: Bytes of the file: what all tensors together may claim.
-        many: Whether further pickles may follow, as in old torch files.
-
-    Raises:
-        CheckpointError: Saying what is excessive.
+    ``stream`` is in memory or mapped, since a file would allocate whatever length it claims; ``size`` bytes of the file
+    bound what all tensors together may claim; ``many`` pickles may follow each other in old torch files.
     """
     interpreter = _Interpreter(size)
     try:
@@ -88,7 +83,7 @@ def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
 
 
 class _Interpreter:
-    """Has names in place of imports, ``(length,)`` of storages, ``_Tuple`` of tuples, and None of tensors."""
+    """Interprets opcodes without importing: an import is its name, a storage ``(length,)``, a tensor None."""
 
     def __init__(self, size: int) -> None:
         self.size, self.claimed, self.opcodes = size, 0, 0
@@ -96,7 +91,7 @@ class _Interpreter:
         self.imports: dict[str, None] = {}
 
     def run(self, stream: Any) -> Any:
-        """Interpret a pickle, and return what stands for its object."""
+        """Interpret a pickle, and return what represents its object."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         result = None
@@ -146,7 +141,7 @@ class _Interpreter:
             return {}
         if name in ("EMPTY_LIST", "LIST"):
             return []
-        if taken:  # it changes a dictionary or a list
+        if taken:  # it fills a dictionary or a list, and leaves it there
             return taken[0]
         return made if made is pickletools.markobject else argument
 

@@ -27,28 +27,16 @@ class SavingError(FlowError, OSError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically; its folder is created if need be.
-
-    Raises:
-        SavingError: If it cannot be written; the disk may be full.
-    """
+    """Write a file atomically, and create its folder if needed; SavingError if that fails, as on a full disk."""
     with replacing(path, len(data)) as partial:
         partial.write_bytes(data)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int | None = None) -> Generator[Path]:
-    """Replace a file atomically by one that is written inside the ``with`` block.
+    """Replace a file atomically by the temporary one, which is yielded and written inside the ``with`` block.
 
-    Args:
-        path: The file; its folder is created if need be.
-        size: Number of bytes to be written, if known, for the error message.
-
-    Yields:
-        The temporary file to write.
-
-    Raises:
-        SavingError: If it cannot be written; the disk may be full.
+    Its folder is created if needed. ``size`` in bytes is for the SavingError, as on a full disk.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -87,7 +75,7 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def is_gone(process: int) -> bool:
-    """Tell whether a process of this machine has ended; False if that is unknown, and True of this one itself."""
+    """Tell whether a process of this machine has ended; False if unknown, True for this process itself."""
     if process == os.getpid():  # a restarted container reuses the number
         return True
     if os.name != "posix":

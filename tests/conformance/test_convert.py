@@ -119,7 +119,7 @@ def test_provenance_and_saving_again(tmp_path, small_state, expected):
     assert str(tmp_path) not in flow.provenance["source"]
     assert flow.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "CC BY-NC-SA 4.0" in flow.provenance["licence"]
-    assert "check the licence of your file" in flow.provenance["licence"]
+    assert "check the license of your file" in flow.provenance["licence"]
     file.save(flow, tmp_path / "ours.safetensors")
     again = load(str(tmp_path / "ours.safetensors"))
     assert same(again, expected)

@@ -80,7 +80,7 @@ def test_files_as_the_programs_write_them_in_any_precision(tmp_path, program):
     assert program_name in flow.provenance["source"].lower()
     assert "model.pt" in flow.provenance["source"]
     assert "MIT for the program" in flow.provenance["licence"]
-    assert "check the licence of your file" in flow.provenance["licence"]
+    assert "check the license of your file" in flow.provenance["licence"]
     assert not flow.training
     state = {
         name: t if name == "data_constraint" else t.half() if t.is_floating_point() else t.to(torch.int32)

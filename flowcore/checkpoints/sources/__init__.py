@@ -17,7 +17,7 @@ from .srflow_da import SRFLOW_DA
 from .tarflow import TARFLOW
 from .y0ast import CHAIYUJIN, Y0AST
 
-# SRFlow's names are also those of its descendants, which come before it.
+# LLFlow and SRFlow-DA use SRFlow's names, too, and come before it.
 SOURCES: list[Source] = [
     LLFLOW,
     SRFLOW_DA,

@@ -1,4 +1,8 @@
-"""Checkpoints of rtqichen/ffjord, the program of FFJORD's authors: its models of images. None is published."""
+"""Checkpoints of rtqichen/ffjord, the program of FFJORD's authors: its models of images. None is published.
+
+Detected by ``(transforms.SCALE.)chain.N.odefunc.``: the numbers give scales and blocks, ``running_mean`` batch_norm,
+and the layers of the first ODE channels, hidden, strides and time. Activation, solver and alpha are not in the file.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from ...errors import CheckpointError
 from ...models.ffjord import FFJORDConfig
 from .source import SAME, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
 
-LICENCE = "MIT for the program, which publishes no weights: check the licence of your file"
+LICENSE = "MIT for the program, which publishes no weights: check the license of your file"
 
 ELEMENT = r"(?:transforms\.\d+\.)?chain\.\d+\."
 SUPPORTED = 'Supported: the layers "concat", "concatsquash" and "ignore" of models of images.'
-UNSUPPORTED = {  # what a part of a name says
+UNSUPPORTED = {  # parts of names that reveal options of the program
     r"\._hypernet\.": 'has weights made from the time (layers "hyper")',
     r"\._layer[01]\.": 'has layers of the kind "blend"',
     r"\.layer_[fg]\.": 'has gated layers ("gated")',
@@ -103,7 +107,7 @@ def _velocity(found: Checkpoint, layers: str) -> dict[str, Any]:
 
 
 def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
-    """Say where every tensor of a model comes from; ``multiscale`` is about the names, also of a single scale."""
+    """Pair every parameter of ours with the published one; ``multiscale`` names may also have a single scale."""
     for level in range(config.scales):
         published = f"transforms.{level}.chain" if multiscale else "chain"
         after = 1 if level == 0 else 0  # the logit
@@ -130,13 +134,13 @@ def _ode(ours: str, published: str, config: FFJORDConfig) -> Iterator[Origin]:
 
 
 def _before_scale(shift: Tensor, logs: Tensor) -> Tensor:
-    """Their shift comes after the scale, that of our actnorm before."""
+    """Their shift follows the scale, that of our actnorm precedes it."""
     return (shift.double() * torch.exp(-logs.double())).to(shift)
 
 
 FFJORD = Source(
     name="FFJORD",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(ELEMENT + r"odefunc\."),
     layout=_layout,
     rename=_without_wrappers,

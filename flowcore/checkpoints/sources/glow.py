@@ -18,7 +18,7 @@ from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .source import PER_CHANNEL, PER_OUTPUT, SAME, Checkpoint, Origin, missing_field, take, take_all, take_conv
 
-LICENCE = "MIT for the program; none is stated with published weights: check the licence of your file"
+LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
 # Fixed by the programs of y0ast and chaiyujin, and but for some fields by the others.
 SETTINGS = {
@@ -54,11 +54,8 @@ def steps_of(config: GlowConfig) -> Iterator[tuple[int, int, str]]:
 def lu_factors(ours: str, published: str, names: str) -> Iterator[Origin]:
     """Take a mixing held as LU factors; what its program masks out of the triangles is arbitrary and dropped.
 
-    Args:
-        ours: Our name of the mixing.
-        published: The published name.
-        names: Published names of the permutation, the signs of the diagonal, the lower factor, the upper factor, and
-            the logarithm of the diagonal, separated by spaces.
+    ``names`` are, separated by spaces, those of the permutation, the signs of the diagonal, the lower factor, the upper
+    factor, and the logarithm of the diagonal.
     """
     permutation, sign, lower, upper, log = names.split()
     yield from take_all(ours, f"{published}.", {"permutation": permutation, "sign": sign, "log_diagonal": log})

@@ -1,4 +1,9 @@
-"""The published HCFlow: upscalers for photographs and faces, and a rescaler."""
+"""The published HCFlow: upscalers for photographs and faces, and a rescaler.
+
+Detected by ``flow.levelN_condFlow.``, whose numbers give the scale, 2^levels, or the trunk's ``flow.layers.N``, which
+give steps. The first level's ``additional_flow_steps`` and ``RRDB_trunk`` give detail_steps and the extractor,
+``conv1.weight`` hidden, and ``haar_weights`` rescaling.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ TEMPERATURES = {4: 0.9, 8: 0.8}
 HAAR = re.compile(r"flow\.layers\.\d{1,4}\.haar_weights")
 SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 
-NEGATED = SAME.then(torch.neg)  # the published prior tells mean and log std; ours what is added and the log scale
+NEGATED = SAME.then(torch.neg)  # published: mean and log std; ours: shift and log scale
 
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:

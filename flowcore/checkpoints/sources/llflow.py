@@ -1,4 +1,7 @@
-"""The published LLFlow: low-light enhancement, a small network and a large one."""
+"""The published LLFlow: low-light enhancement, a small network and a large one.
+
+Detected by ``RRDB.fine_tune_color_map.`` and other convolutions of its encoder; shapes give fields as in SRFlow.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def _layers(found: Checkpoint) -> tuple[int, int]:
 
 LLFLOW = Source(
     name="LLFlow",
-    licence="LLFlow's published weights: CC BY-NC-SA 4.0, academic research only; check the licence of your file",
+    licence="LLFlow's published weights: CC BY-NC-SA 4.0, academic research only; check the license of your file",
     detect=re.compile(r"RRDB\.(fine_tune_color_map|awb_para|conv_second)\."),
     layout=_layout,
 )

@@ -1,4 +1,9 @@
-"""Published Glows of VincentStimper/normalizing-flows (normflows), as its example builds them."""
+"""Published Glows of VincentStimper/normalizing-flows (normflows), as its example builds them.
+
+Detected by ``flows.LEVEL.STEP.flows.N.``, whose numbers give levels and steps. The network of the finest level's first
+step gives hidden and coupling, ``.1.W`` mixing "conv", otherwise "lu", and the bases ``q0.0`` classes and image_size,
+which the caller gives for ``GlowBase``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
-from .glow import CHANGED, LICENCE, SETTINGS, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
+from .glow import CHANGED, LICENSE, SETTINGS, UNTRAINED, first_step, is_identity, levels_and_steps, lu_factors, steps_of
 from .source import PER_CHANNEL, SAME, Check, Checkpoint, Form, Layout, Origin, Source, missing_field, take, take_conv
 
 # Published forms of our tables (classes, C, H, W):
@@ -163,7 +168,7 @@ def _scaled(value: Tensor, logs: Tensor, by_label: Tensor | None = None) -> Tens
 
 NORMFLOWS = Source(
     name="Glow of normflows",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(rf"{STEP}\.\d+\."),
     layout=_layout,
     integers=re.compile(r".*\.(data_dep_init_done|eye)"),

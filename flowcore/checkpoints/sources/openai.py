@@ -1,4 +1,9 @@
-"""Published Glows of openai/glow, the authors' program: TensorFlow variables under their own names."""
+"""Published Glows of openai/glow, the authors' program: TensorFlow variables under their own names.
+
+Detected by ``model/LEVEL/STEP/``, whose numbers give levels and steps. ``actnorm_center/b`` gives channels,
+``f1/l_1/W`` hidden, the outputs of ``f1/l_last/W`` coupling, ``invconv/W`` or ``shuffle/indices`` mixing, ``prior/p``
+learned_top, and ``prior/y_emb/W`` classes. The caller gives n_bits.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import torch
 
 from ...models.glow import GlowConfig
 from .glow import (
-    LICENCE,
+    LICENSE,
     SETTINGS,
     alternate,
     first_step,
@@ -111,7 +116,7 @@ def _zero_conv(ours: str, published: str) -> Iterator[Origin]:
 
 OPENAI = Source(
     name="Glow by OpenAI",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(r"model/\d+/\d+/"),
     layout=_layout,
     integers=re.compile(rf".*/shuffle/indices(_inverse)?|{TRAINER.pattern}"),

@@ -1,4 +1,8 @@
-"""Published Real NVPs of chrischute/real-nvp: the paper's, without batch norm in the flow and without mask channels."""
+"""Published Real NVPs of chrischute/real-nvp: the paper's, without batch norm in the flow and without mask channels.
+
+Detected by ``flows.(next_block.)*in_couplings.``; the depth of ``next_block`` gives scales. The first ``st_net`` gives
+channels (``in_norm.weight``), hidden (``in_conv``) and blocks, and ``data_constraint`` gives alpha.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...models.realnvp import RealNVPConfig
-from .glow import LICENCE, alternate_swapped
+from .glow import LICENSE, alternate_swapped
 from .source import AS_KERNEL, PER_OUTPUT, Checkpoint, Layout, Origin, Source, State, take, take_all, take_conv
 
 # Names of weight normalization in newer versions of torch, and in older ones.
@@ -102,7 +106,7 @@ def _conv(ours: str, published: str, *, bias: bool = True) -> Iterator[Origin]:
 
 CHRISCHUTE = Source(
     name="Real NVP by chrischute",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(r"flows\.(next_block\.)*(in|out)_couplings\."),
     layout=_layout,
     integers=re.compile(r".*\.num_batches_tracked"),

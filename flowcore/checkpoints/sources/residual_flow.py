@@ -1,7 +1,11 @@
 """Checkpoints of rtqichen/residual-flows, the program of the authors of Residual Flow: its models of images.
 
-The norms of layers are measured by vectors in the file, which ``flow.normalize()`` renews where they are not of these
-weights: published files hold averaged weights, but the vectors of the last ones.
+Detected by ``transforms.SCALE.chain.N.nnet.``: the numbers give blocks and, as ``nnet.nnet``, full_blocks. The first
+block's weights give channels, squeeze_first, hidden and kernels, the length of its vector ``u`` image_size, and
+``beta`` activation "lipswish".
+
+The norms of layers are measured by vectors in the file, which ``flow.normalize()`` renews where they do not belong to
+these weights: published files hold averaged weights, but the vectors of the last ones.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from ...models.residual_flow import ResidualFlowConfig
 from .glow import UNTRAINED
 from .source import Check, Checkpoint, Form, Layout, Origin, Shape, Source, missing_field, take, take_all
 
-LICENCE = (
+LICENSE = (
     "MIT for the program; none is stated with published weights, and CIFAR-10, ImageNet and CelebA restrict use: check "
     "the license of your file"
 )
@@ -84,12 +88,12 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 
 def _blocks(found: Checkpoint, level: int, network: str) -> list[int]:
-    """Places of a scale's blocks in its chain."""
+    """Indices of a scale's blocks in its chain."""
     return sorted(found.indices(rf"transforms\.{level}\.chain\.(\d+)\.{network}"))
 
 
 def _layers(found: Checkpoint, network: str) -> list[int]:
-    """Places of a network's linear layers among its parts."""
+    """Indices of a network's linear layers among its parts."""
     layers = sorted(found.indices(re.escape(network) + r"\.(\d+)\.weight$"))
     if not layers or layers != list(range(layers[0], layers[0] + 2 * len(layers), 2)) or layers[0] > 1:
         raise CheckpointError(
@@ -132,7 +136,7 @@ def _image_size(
 
 
 def residual_flow_origins(config: ResidualFlowConfig) -> Iterator[Origin]:
-    """Say where every tensor of a model comes from."""
+    """Pair every parameter of ours with the published one."""
     assert config.image_size is not None
     last = len(config.blocks) - 1
     channels = config.channels * 4 if config.squeeze_first else config.channels
@@ -199,7 +203,7 @@ def _actnorm(ours: str, published: str) -> Iterator[Origin]:
 
 RESIDUAL_FLOW = Source(
     name="Residual Flow",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(ELEMENT + r"nnet\."),
     layout=_layout,
     integers=re.compile(r".*\.initialized"),

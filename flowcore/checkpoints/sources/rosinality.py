@@ -1,4 +1,9 @@
-"""Published Glows of rosinality/glow-pytorch."""
+"""Published Glows of rosinality/glow-pytorch.
+
+Detected by ``blocks.LEVEL.flows.STEP.``, whose numbers give levels and steps. ``actnorm.loc`` gives channels,
+``coupling.net.0.weight`` hidden, the outputs of ``coupling.net.4.conv`` coupling, and ``invconv.weight`` mixing "conv",
+otherwise "lu". The caller gives n_bits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from torch import Tensor
 from ...models.glow import GlowConfig
 from .glow import (
     CHANGED,
-    LICENCE,
+    LICENSE,
     SETTINGS,
     UNTRAINED,
     alternate,
@@ -104,7 +109,7 @@ def _zero_conv(ours: str, published: str, rows: Callable[[Tensor], Tensor] | Non
 
 ROSINALITY = Source(
     name="Glow by rosinality",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(rf"{STEP}\."),
     layout=_layout,
     integers=re.compile(r".*\.(initialized|l_mask|u_mask|l_eye)"),

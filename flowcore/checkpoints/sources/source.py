@@ -1,4 +1,4 @@
-"""What a published layout is, and how its tensors become those of one of our models."""
+"""How the keys and shapes of published checkpoints become a configuration and the tensors of one of our models."""
 
 from __future__ import annotations
 
@@ -27,15 +27,10 @@ NOTHING = re.compile(r"(?!)")
 
 @dataclass(frozen=True)
 class Form:
-    """How a published tensor is laid out.
+    """How a published tensor is laid out."""
 
-    Attributes:
-        shape: From our shape to the published one.
-        to_ours: From the published tensor to ours.
-    """
-
-    shape: Callable[[Shape], Shape]
-    to_ours: Callable[[Tensor], Tensor]
+    shape: Callable[[Shape], Shape]  # from ours to the published one
+    to_ours: Callable[[Tensor], Tensor]  # from the published tensor to ours
 
     def then(self, change: Callable[[Tensor], Tensor]) -> Form:
         """Also change values or the order of rows, in our shape."""
@@ -55,19 +50,12 @@ AS_KERNEL = Form(lambda s: (*s, 1, 1, 1), torch.flatten)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one of our tensors comes from.
-
-    Attributes:
-        ours: Its name in our model.
-        names: The published tensors that it is computed from; mostly one.
-        forms: Their layouts, in the same order.
-        combine: From these tensors, in our layout, to ours; sides of 1 are broadcast.
-    """
+    """Where one of our tensors comes from."""
 
     ours: str
-    names: Sequence[str]
-    forms: Sequence[Form]
-    combine: Callable[..., Tensor] = _identity
+    names: Sequence[str]  # the published tensors that it is computed from; mostly one
+    forms: Sequence[Form]  # of these, in the same order
+    combine: Callable[..., Tensor] = _identity  # of these, in our layout; sides of 1 are broadcast
 
 
 def take(ours: str, published: str, form: Form = SAME) -> Origin:
@@ -76,7 +64,7 @@ def take(ours: str, published: str, form: Form = SAME) -> Origin:
 
 
 def take_all(ours: str, published: str, names: Mapping[str, str], form: Form = SAME) -> Iterator[Origin]:
-    """Take tensors of one form, by the ends of our names: each from the published name ``published`` + its end."""
+    """Take tensors of one form: ``names`` maps the ends of our names to the ends of the published ones."""
     for part, name in names.items():
         yield take(f"{ours}.{part}", published + name, form)
 
@@ -88,38 +76,23 @@ def take_conv(ours: str, published: str) -> Iterator[Origin]:
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on values, where shapes do not show what is wrong.
+    """A condition on values, where shapes do not show what is wrong."""
 
-    Attributes:
-        names: Full names of the tensors that are checked.
-        holds: Returns True if such a tensor is as expected.
-        otherwise: What the error says of one that is not, after its name.
-    """
-
-    names: re.Pattern[str]
+    names: re.Pattern[str]  # matches full names
     holds: Callable[[Tensor], bool]
-    otherwise: str
+    otherwise: str  # continues the error after the name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the tensors of one checkpoint become those of one model.
-
-    Attributes:
-        architecture: Name of our architecture.
-        config: Its configuration.
-        origins: Our tensors that come from the checkpoint.
-        given: Our tensors that the checkpoint does not hold.
-        unused: Full names of published tensors that do not matter to the flow.
-        checks: Checks of values, also of unused tensors.
-    """
+    """How the tensors of one checkpoint become those of one model."""
 
     architecture: str
     config: Any
     origins: Sequence[Origin]
-    given: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    unused: re.Pattern[str] = NOTHING
-    checks: Sequence[Check] = ()
+    given: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # ours that the checkpoint does not hold
+    unused: re.Pattern[str] = NOTHING  # full names of published tensors that do not matter to the flow
+    checks: Sequence[Check] = ()  # also of unused tensors
 
 
 # --- a publisher ------------------------------------------------------------------------------------------------------
@@ -131,7 +104,7 @@ class Source:
 
     Attributes:
         name: Name of the program.
-        licence: Note on the licence of the published weights, for the provenance of converted models.
+        licence: Note on the license of the published weights, for the provenance of converted models.
         detect: Matches the start of tensor names of this layout, also in incomplete or damaged files.
         layout: From a checkpoint and configuration overrides to the layout; raises FlowError with the reason.
         integers: Full names of tensors that may hold integers or booleans.
@@ -146,20 +119,10 @@ class Source:
     rename: Callable[[State], State] = dict
 
     def convert(self, state: State, overrides: Mapping[str, Any]) -> Flow:
-        """Build our model and fill it from a checkpoint.
+        """Build our model, in float32 and evaluation mode, and fill it with copies of a checkpoint's tensors.
 
-        Names and shapes are compared on torch's meta device before anything is allocated.
-
-        Args:
-            state: The checkpoint's tensors; they are copied.
-            overrides: Configuration fields given by the caller.
-
-        Returns:
-            The flow, in float32 and evaluation mode.
-
-        Raises:
-            CheckpointError: If a tensor is missing, unknown, of another shape, or fails a check; or if an override
-                asks for more than the file holds.
+        Names and shapes are compared on torch's meta device before anything is allocated. CheckpointError if a tensor
+        is missing, unknown, of another shape, or fails a check; or if an override asks for more than the file holds.
         """
         state = self.rename(state)
         layout = self.layout(Checkpoint(self.name, state), overrides)
@@ -197,13 +160,7 @@ class Source:
 
 
 class Checkpoint:
-    """Tensors of an untrusted checkpoint, to read hyper-parameters from their names and shapes.
-
-    Attributes:
-        program: Name of the published program.
-        state: Tensors by name.
-        shapes: Shapes by name.
-    """
+    """Tensors of an untrusted checkpoint, to read hyper-parameters from their names and shapes."""
 
     def __init__(self, program: str, state: State, ignored: re.Pattern[str] = NOTHING) -> None:
         self.program, self.state = program, state
@@ -214,11 +171,7 @@ class Checkpoint:
         return Checkpoint(self.program, self.state, ignored)
 
     def shape(self, name: str, dimensions: int) -> Shape:
-        """Look up the shape of a tensor that determines a hyper-parameter.
-
-        Raises:
-            CheckpointError: If it is missing, or has another number of dimensions.
-        """
+        """Look up the shape of a tensor that determines a hyper-parameter; CheckpointError if it is not there."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != dimensions:
             problem = "it is missing" if shape is None else f"it has shape {shape}"
@@ -233,7 +186,7 @@ class Checkpoint:
         return any(re.match(pattern, name) for name in self.shapes)
 
     def indices(self, pattern: str) -> set[int]:
-        """Collect the number in the group of a pattern, cut to nine digits, over the starts of all names."""
+        """Collect the numbers in the group of a pattern, cut to nine digits, over the starts of all names."""
         matches = (re.match(pattern, name) for name in self.shapes)
         return {int(match[1][:9]) for match in matches if match}
 
@@ -242,16 +195,15 @@ class Checkpoint:
         return max(self.indices(pattern), default=-1) + 1
 
     def parts(self, pattern: str) -> set[str]:
-        """Collect what follows a pattern in all names: the tensors of a module that any one step of a file may lack."""
+        """Collect what follows a pattern, over all names: a tensor that one damaged step lacks is found in another."""
         matches = ((name, re.match(pattern, name)) for name in self.shapes)
         return {name[match.end() :] for name, match in matches if match}
 
     def layers(self, pattern: str, kinds: Mapping[str | None, str]) -> str:
         """Spell a numbered list of layers, a letter each: "s" for a squeeze, which has no tensors.
 
-        Args:
-            pattern: Matches the start of the names; its groups are the number, and the part that tells the kind.
-            kinds: From parts to letters: "c" for a coupled step, "d" for a split; other parts are of plain steps, "p".
+        The groups of ``pattern`` are the number and the part that tells the kind; ``kinds`` maps parts to letters, "c"
+        for a coupled step, "d" for a split; other parts are of plain steps, "p".
         """
         letters: dict[int, str] = {}
         for name in self.shapes:
@@ -263,17 +215,9 @@ class Checkpoint:
     def config(
         self, architecture: str, detected: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Any:
-        """Make a configuration.
+        """Make a configuration from what the file tells, the program's defaults, and the caller's overrides.
 
-        Args:
-            architecture: Name of our architecture.
-            detected: Fields that the file determines; overrides may not contradict them.
-            defaults: Fields that the program fixes, or mostly has.
-            overrides: The caller's fields.
-
-        Raises:
-            CheckpointError: If an override is unknown, or contradicts the file.
-            FlowError: If a value is not allowed.
+        CheckpointError if an override is unknown or contradicts ``detected``, FlowError if a value is not allowed.
         """
         config = configure(architecture, {**defaults, **detected, **overrides})
         for name in overrides.keys() & detected.keys():
@@ -286,11 +230,10 @@ class Checkpoint:
 
 
 def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
-    """Count levels, and the plain and coupled steps of each, in a list of layers; 0 levels if they are not alike.
+    """Count levels, and the plain and coupled steps of each; 0 levels if they are not alike.
 
-    Args:
-        layers: From ``Checkpoint.layers``: per level a squeeze, plain steps, coupled steps, and a split or none.
-        undivided: Levels at the end that have no split.
+    ``layers`` is from ``Checkpoint.layers``: per level a squeeze, plain steps, coupled steps, and a split, but for the
+    last ``undivided`` levels.
     """
     start, *levels = layers.split("s")
     parts = [re.fullmatch(r"(p*)(c*)(d?)", level) for level in levels]
@@ -304,15 +247,7 @@ def count_levels(layers: str, undivided: int) -> tuple[int, int, int]:
 
 
 def missing_field(name: str, meaning: str, python: str, word: str, consequence: str) -> CheckpointError:
-    """Make the error for a field that no tensor determines.
-
-    Args:
-        name: The field.
-        meaning: What it is, and what was seen of it.
-        python: Example of a value in Python.
-        word: The same on the command line.
-        consequence: What a wrong value does.
-    """
+    """Make the error for a field that no tensor determines, with an example in Python and as a ``word``."""
     return CheckpointError(
         f"the field {name} is missing: {meaning} Find it in the training configuration and give it, for example: "
         f"flowcore.load(..., {name}={python}) or, on the command line, --set {name}={word}. A wrong guess loads, and "

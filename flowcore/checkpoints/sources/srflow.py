@@ -1,4 +1,9 @@
-"""The published SRFlow: three upscalers, and variants of them."""
+"""The published SRFlow: three upscalers, and variants of them.
+
+Detected by ``flowUpsamplerNet.``, whose layers give levels, steps and transition_steps. The number of ``RRDB.upconvN``
+gives the scale, ``RRDB_trunk`` the encoder, and ``fFeatures.0.weight`` hidden and the number of stacked blocks. Which
+ones they are is known for the released models; the caller gives them for others.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from ...models.srflow import SRFlowConfig
 from .glow import actnorm, zero_conv
 from .source import Checkpoint, Layout, Origin, Source, count_levels, missing_field, take, take_conv
 
-# What no file tells: which encoder blocks are stacked, by (scale, blocks). The released configurations.
+# Which encoder blocks are stacked, by (scale, blocks), in the released configurations; not in the files.
 STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3, 5, 7)}
 
 # A head that the published program never reads either.
@@ -60,11 +65,8 @@ def flow_origins(
 ) -> Iterator[Origin]:
     """Pair the parameters of a flow, all of whose layers the published programs number in one list.
 
-    Args:
-        levels: Layers of each level: a squeeze ("s", perhaps with a factor) or none, plain ("p") and coupled steps
-            ("c"), a split ("d") or none.
-        network: From our name of a network and the published one to its parameters.
-        names: Published names of the networks in a coupled step, in our order.
+    Each of ``levels`` is a squeeze ("s", perhaps with a factor) or none, plain ("p") and coupled steps ("c"), a split
+    ("d") or none. ``names`` are the published networks in a coupled step, in our order.
     """
     layer = 0
     for level, layers in enumerate(levels):
@@ -151,7 +153,7 @@ def config_of(
     known: tuple[int, ...],
     overrides: Mapping[str, Any],
 ) -> Any:
-    """Make a configuration; ``condition`` channels tell the number of stacked blocks, the caller or ``known`` which."""
+    """Make a configuration: ``condition`` channels give how many blocks are stacked, the caller or ``known`` which."""
     blocks = _stacked_blocks(found, detected, condition, known, overrides.get("stacked_blocks"))
     return configure(architecture, {**detected, **overrides, "stacked_blocks": blocks})
 
@@ -195,7 +197,7 @@ def _stacked_blocks(
 
 SRFLOW = Source(
     name="SRFlow",
-    licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
+    licence="SRFlow's published weights: CC BY-NC-SA 4.0, research use only; check the license of your file",
     detect=re.compile(r"flowUpsamplerNet\."),
     layout=_layout,
 )

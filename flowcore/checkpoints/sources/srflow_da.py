@@ -1,4 +1,8 @@
-"""The published SRFlow-DA: upscalers by 4 and 8, and their variants -S, -R and -D."""
+"""The published SRFlow-DA: upscalers by 4 and 8, and their variants -S, -R and -D.
+
+Detected by SRFlow's names with a bias in the first convolution of a coupling, or with that network in three parts.
+Shapes give fields as in SRFlow; the channels after every squeeze give its factor.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from .glow import zero_conv
 from .source import Checkpoint, Layout, Origin, Source, take_conv
 from .srflow import UNUSED, config_of, encoder_fields, encoder_scale, flow_origins, layer_kinds, upscaler_origins
 
-STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; of SRFlow's at the same scale, others are stacked
+STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks others at 8x
 
 
 def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
@@ -78,7 +82,7 @@ def _config(found: Checkpoint, overrides: Mapping[str, Any]) -> SRFlowDAConfig:
 
 
 def _layers(found: Checkpoint, kinds: str) -> str:
-    """Add the factor of every squeeze, which the channels of the next step tell."""
+    """Add the factor of every squeeze, by the channels of the next step."""
     layers, channels = "", 3
     for index, kind in enumerate(kinds):
         if kind == "s":
@@ -99,7 +103,7 @@ def _layers(found: Checkpoint, kinds: str) -> str:
 
 SRFLOW_DA = Source(
     name="SRFlow-DA",
-    licence="SRFlow-DA's published weights: CC BY-NC-SA 4.0, research use only; check the licence of your file",
+    licence="SRFlow-DA's published weights: CC BY-NC-SA 4.0, research use only; check the license of your file",
     detect=re.compile(r"flowUpsamplerNet\.layers\.\d+\.affine\.(fAffine|fFeatures)(\.0\.bias$|[123]\.)"),
     layout=_layout,
 )

@@ -1,4 +1,9 @@
-"""Checkpoints of apple/ml-tarflow, the program of TarFlow's authors."""
+"""Checkpoints of apple/ml-tarflow, the program of TarFlow's authors.
+
+Detected by ``blocks.N.attn_blocks.N.``, whose numbers give blocks and layers. ``pos_embed`` gives the number of patches
+and width, ``proj_in`` channels and patch, ``proj_out`` scale, ``class_embed`` classes, and ``var`` variances. Not in
+the file: head, labels, noise, and the sides of images that are not square.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,10 @@ from ...errors import CheckpointError
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
-LICENCE = "Apple's, for research; see the repository's LICENSE and LICENSE_MODEL: check the license of your file"
+LICENSE = "Apple's, for research; see the repository's LICENSE and LICENSE_MODEL: check the license of your file"
 
 LAYER = "blocks.0.attn_blocks.0"
-# What no tensor tells of the one published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes.
+# The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
 AFHQ = (256, 8, 768, 8, 8, 3)
 AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}
 
@@ -63,7 +68,7 @@ def _layout(found: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
 
 
 def _patch(found: Checkpoint, numbers: int) -> tuple[int, int]:
-    """Channels and side of a patch of so many numbers: no square is three times another."""
+    """Channels and side of a patch of so many numbers; unique, since no square is three times another."""
     for channels in (3, 1):
         side = math.isqrt(numbers // channels)
         if numbers and channels * side**2 == numbers:
@@ -75,11 +80,11 @@ def _patch(found: Checkpoint, numbers: int) -> tuple[int, int]:
 
 
 def tarflow_origins(config: TarFlowConfig) -> Iterator[Origin]:
-    """Say where every tensor of a model comes from."""
+    """Pair every parameter of ours with the published one."""
     height, width = (side // config.patch for side in config.image_size)
     for k in range(config.blocks):
         block, network = f"blocks.{k}", f"levels.0.steps.transforms.{k}.network"
-        # the program turns positions with the sequence; ours are in the order of the sequence
+        # the program reverses positions with the sequence; ours are in its order
         yield take(f"{network}.position", f"{block}.pos_embed", SAME.then(_turned) if k % 2 else SAME)
         if config.classes:
             yield take(f"{network}.label", f"{block}.class_embed", Form(lambda s: (s[0], 1, s[1]), _without_middle))
@@ -106,7 +111,7 @@ def _without_middle(t: Tensor) -> Tensor:
 
 TARFLOW = Source(
     name="TarFlow",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(r"blocks\.\d+\.attn_blocks\.\d+\."),
     layout=_layout,
     integers=re.compile(r"blocks\.\d+\.attn_mask"),

@@ -1,4 +1,9 @@
-"""Published Glows of y0ast/Glow-PyTorch and chaiyujin/glow-pytorch: one design under two sets of names."""
+"""Published Glows of y0ast/Glow-PyTorch and chaiyujin/glow-pytorch: one design under two sets of names.
+
+Detected by ``flow.layers.N.block.`` and ``flow.layers.N.f.``; the numbers give levels and steps. Layer 1 gives channels
+(``actnorm.bias``), hidden and coupling (its network), ``invconv`` mixing, ``project_ycond`` classes, and ``prior_h``
+image_size. Without ``invconv`` the caller may have to give the permutations, which y0ast's program does not save.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...models.glow import GlowConfig
 from .glow import (
-    LICENCE,
+    LICENSE,
     SETTINGS,
     actnorm,
     alternate,
@@ -42,25 +47,15 @@ from .source import (
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """Names and pixel conventions in which the two programs differ.
-
-    Attributes:
-        grid: Where pixel values lie in [0, 1].
-        pixels: What the first level sees.
-        network: Name of a coupling's network.
-        conv: From a convolution with a scale or an actnorm to its kernel.
-        linear: From the linear map of labels to its matrix.
-        factors: Names of LU factors, see ``lu_factors``.
-        top: Name of the learned constants.
-    """
+    """Names and pixel conventions in which the two programs differ."""
 
     grid: str
     pixels: str
-    network: str
-    conv: str
-    linear: str
-    factors: str
-    top: str
+    network: str  # of a coupling
+    conv: str  # from a convolution with a scale or an actnorm to its kernel
+    linear: str  # from the linear map of labels to its matrix
+    factors: str  # see ``lu_factors``
+    top: str  # the learned constants
 
 
 Y0AST_NAMING = Naming(
@@ -170,7 +165,7 @@ def _levels_and_steps(found: Checkpoint) -> dict[str, int]:
 
 
 def _layer(config: GlowConfig, level: int, k: int) -> int:
-    """Place of a step in the layer list; after a level's last step, the place of its split."""
+    """Index of a step in the layer list; after a level's last step, that of its split."""
     return level * (config.steps + 2) + 1 + k
 
 
@@ -225,7 +220,7 @@ def _orders(permutations: Any, config: GlowConfig) -> dict[str, Tensor]:
 
 Y0AST = Source(
     name="Glow by y0ast",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(r"flow\.layers\.\d+\.block\."),
     layout=partial(_layout, Y0AST_NAMING),
     integers=SHUFFLE_INDICES,
@@ -233,7 +228,7 @@ Y0AST = Source(
 
 CHAIYUJIN = Source(
     name="Glow by chaiyujin",
-    licence=LICENCE,
+    licence=LICENSE,
     detect=re.compile(r"flow\.layers\.\d+\.f\."),
     layout=partial(_layout, CHAIYUJIN_NAMING),
     integers=SHUFFLE_INDICES,
