@@ -83,7 +83,7 @@ def refuse_excess(stream: Any, size: int, *, many: bool = False) -> None:
 
 
 class _Interpreter:
-    """Interprets opcodes without importing: an import is its name, a storage ``(length,)``, a tensor None."""
+    """Interprets opcodes symbolically: imports become names, storages ``(length,)``, tensors None."""
 
     def __init__(self, size: int) -> None:
         self.size, self.claimed, self.opcodes = size, 0, 0

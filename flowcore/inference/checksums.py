@@ -1,8 +1,8 @@
-"""Checksums of weights, to know whether a plan is still its flow's.
+r"""Checksums of weights, to know whether a plan still belongs to its flow.
 
-Neither addresses nor version counters of tensors tell: ``p.data.copy_(...)`` and writes in inference mode leave both as
-they were, and memory that was freed is used again. So the bytes themselves are read: 10 ms of processor time for the
-20 MB of ``srflow-x4``.
+Addresses and version counters of tensors are not enough: ``p.data.copy_(...)`` and writes in inference mode leave both
+as they were, and freed memory is used again. So the bytes themselves are read: 10 ms of processor time for the 20 MB of
+``srflow-x4``.
 
     python -m timeit -p -n 20 -s "import flowcore; from flowcore.inference.checksums import checksums" \
         -s "flow = flowcore.load('srflow-x4')" "checksums(flow)"
@@ -42,7 +42,7 @@ def _crc(t: Tensor) -> int:
 
 @cache
 def _sums_alike(device: torch.device) -> bool:
-    """Tell whether an accelerator computes ``_sums`` as the CPU does, so that no weights have to be copied to it."""
+    """Tell whether an accelerator computes ``_sums`` as the CPU does, so that weights need not be copied to the CPU."""
     if device.type in ("cpu", "meta"):
         return False
     words = torch.arange(-8, 8, dtype=torch.int32) * 2**27
@@ -69,7 +69,7 @@ def _sums(tensors: list[Tensor]) -> list[int]:
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    """Odd numbers of 64 bits in no order, always the same: the positions, mixed as in splitmix64."""
+    """Odd pseudorandom numbers of 64 bits, always the same: the positions, mixed as in splitmix64."""
     x = torch.arange(1, count + 1, device=device)
     for mixer in MIXERS:
         x = x * mixer

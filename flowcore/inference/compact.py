@@ -13,11 +13,7 @@ from .strips import StripBudget, strips
 
 
 class FoldedCompactUpscaler(nn.Module):
-    """``CompactUpscaler`` in strips that compute no row twice.
-
-    Attributes:
-        units: Units of work that one run reports.
-    """
+    """``CompactUpscaler`` in strips that compute no row twice."""
 
     def __init__(self, network: CompactUpscaler, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
@@ -27,7 +23,6 @@ class FoldedCompactUpscaler(nn.Module):
         self.slopes = [slope.detach().to(dtype) for slope in network.activations.parameters()]
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge images; see ``CompactUpscaler.forward``."""
         batch, _, height, width = lr.shape
         rows, streams = rows_of(lr), list[StreamedConv]()
         *convs, last = self.convs

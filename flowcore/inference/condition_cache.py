@@ -1,4 +1,4 @@
-"""Conditions of the latest images, so that another seed or temperature does not analyze them again."""
+"""Conditions of the latest images, so that another seed or temperature does not encode them again."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ class ConditionStore(RecentlyUsed[Condition]):
     """
 
     def __init__(self, budget: int = 2**30, count: int = 4) -> None:
-        """Start empty.
-
-        Args:
-            budget: Bytes that all conditions together may hold; never more than an eighth of the free memory.
-            count: Most conditions held.
-        """
+        """Start empty; all conditions together hold at most ``budget`` bytes, and an eighth of the free memory."""
         super().__init__(count, attrgetter("nbytes"))
         self.budget = budget
 

@@ -1,4 +1,4 @@
-"""Folded conditioners: what a coupling or an injector runs, strip by strip."""
+"""Folded conditioners: the networks of couplings and injectors, run strip by strip."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ class FoldedConditioner(nn.Module):
     """A conditioner of convolutions with ReLU between, folded and split; see ``networks.Conditioner``.
 
     ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term of the first convolution is computed on its own, once
-    for all samples. Of the outputs, shifts come first, then raw scales.
-
-    Attributes:
-        own: The first convolution, of what the flow holds; None if nothing of it enters.
-        condition: The same, of the condition, with the bias; None if there is no condition.
+    for all samples. ``own`` is conv_x, of the flow's channels, and ``condition`` conv_c, with the bias; either may be
+    None. Of the outputs, shifts come first, then raw scales.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class FoldedConditioner(nn.Module):
         pool: nn.Linear | None = None,
         block_layers: int = 0,
     ) -> None:
-        """Split the first convolution, of whose input channels the flow holds ``inputs``; the rest is the condition.
+        """Split the first convolution: its first ``inputs`` channels are the flow's; the rest is the condition.
 
         ``block_layers`` hidden convolutions form a residual block; 0 for none.
         """
@@ -51,7 +48,7 @@ class FoldedConditioner(nn.Module):
         self.pool = None if pool is None else (pool.weight.to(dtype, copy=True), pool.bias.to(dtype, copy=True))
         self.outputs = weights[-1].weight.shape[0]
         self.block_layers = block_layers
-        self.reach = sum(conv.weight.shape[-1] // 2 for conv in rest)  # rows beside a strip that it reads of terms
+        self.reach = sum(conv.weight.shape[-1] // 2 for conv in rest)  # rows of terms read beside a strip
         self.widest = max(conv.weight.shape[0] for conv in weights)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +58,7 @@ class FoldedConditioner(nn.Module):
     def strip(self, own: Tensor | None, terms: Rows | None, top: int, bottom: int, height: int) -> Tensor:
         """Compute the rows from ``top`` to ``bottom`` of the output, ``(B, outputs, bottom - top, W)``.
 
-        ``own`` is what the flow holds, ``(B, inputs, H, W)``; ``terms`` is the condition's term of the first
+        ``own`` are the flow's channels, ``(B, inputs, H, W)``; ``terms`` is the condition's term of the first
         convolution, of batch B or 1. Either may be None.
         """
         convs = [conv for conv in self.rest if isinstance(conv, Conv)]
@@ -90,7 +87,7 @@ class FoldedConditioner(nn.Module):
         return h
 
     def tiles(self, x: Tensor, budget: StripBudget) -> list[Tile]:
-        """Split a batch ``(B, C, H, W)`` into what goes through the network at once."""
+        """Split a batch ``(B, C, H, W)`` into tiles that run through the network one at a time."""
         batch, _, height, width = x.shape
         if self.pool is not None:
             return [(slice(batch), 0, height)]  # the mean is over the whole image
@@ -117,17 +114,16 @@ class UnsplitConditioner(nn.Module):
         return raw if self.offset is None else torch.cat([raw[:, 0::2], raw[:, 1::2] + self.offset], dim=1)
 
     def tiles(self, x: Tensor, budget: StripBudget) -> list[Tile]:
-        """Take a batch at once."""
         return [(slice(x.shape[0]), 0, x.shape[2])]
 
 
 def folded_conditioner(
     network: nn.Module, inputs: int, offset: float | None, dtype: torch.dtype, budget: StripBudget
 ) -> FoldedConditioner | UnsplitConditioner:
-    """Fold a conditioner if it is of a kind that can be, else run it as it is.
+    """Fold a conditioner if its layers allow it, else run it unchanged.
 
-    The flow holds ``inputs`` of its input channels; the rest is the condition. The offset is added to the raw scales;
-    None leaves the outputs in their order.
+    Its first ``inputs`` channels are the flow's; the rest is the condition. The offset is added to the raw scales; None
+    leaves the outputs in their order.
     """
     if isinstance(network, ResidualConditioner):
         network = FoldedResidual(network, dtype, budget)

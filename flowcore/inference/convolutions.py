@@ -1,4 +1,4 @@
-"""Convolutions of strips: of what the flow holds, and of conditioning features, which may have to be enlarged."""
+"""Convolutions of strips: of the flow's channels, and of conditioning features, which may have to be enlarged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ NHWC = torch.channels_last
 class Conv(nn.Module):
     """A convolution of a strip, in its own precision.
 
-    The weight is ``(outputs, inputs, k, k)``, k odd. An output row reads ``reach`` rows above and below. The edge is
-    what lies beyond the border; see ``networks.conditioner.convolve``. The device is where it runs; None for the
-    weight's.
+    The weight is ``(outputs, inputs, k, k)``, k odd. An output row reads ``reach`` rows above and below. ``edge`` is as
+    in ``networks.conditioner.convolve``. The device is where it runs; None for the weight's.
     """
 
     def __init__(
@@ -40,11 +39,11 @@ class Conv(nn.Module):
         self.edge: Edge = edge
 
     def reads(self, top: int, bottom: int, height: int) -> slice:
-        """The rows of an image of some height that the rows from ``top`` to ``bottom`` of the output depend on."""
+        """The input rows, of an image of ``height``, that the output's rows from ``top`` to ``bottom`` depend on."""
         return slice(max(0, top - self.reach), min(height, bottom + self.reach))
 
     def forward(self, x: Tensor, top: int, bottom: int, height: int) -> Tensor:
-        """Compute the rows from ``top`` to ``bottom``, ``(B, outputs, bottom - top, W)``, of an image of some height.
+        """Compute the rows from ``top`` to ``bottom``, ``(B, outputs, bottom - top, W)``, of an image of ``height``.
 
         ``x`` holds the rows of ``reads(top, bottom, height)``, ``(B, inputs, rows, W)``.
         """
@@ -70,12 +69,10 @@ class Conv(nn.Module):
 
 
 class StreamedConv:
-    """The rows of a convolution, and of a leaky ReLU after it, computed as they are asked for (see ``Rows``).
+    """The rows of a convolution and its leaky ReLU, each computed once, when first requested (see ``Rows``).
 
-    The slope is a number, or one of each channel.
-
-    None is computed twice: of a chain of convolutions, each of which reads a row more above and below, the earlier ones
-    run ahead of the last, and the few rows that it reads again are held.
+    In a chain of such convolutions, each reads a row more above and below. The earlier ones therefore compute more rows
+    than the last one needs, and keep those that the next strip reads again. The slope is a number, or one per channel.
     """
 
     def __init__(self, conv: Conv, source: Rows, height: int, slope: float | Tensor) -> None:
@@ -83,7 +80,7 @@ class StreamedConv:
         self.first, self.held = 0, list[Tensor]()
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Compute rows that have not been forgotten, ``(B, outputs, stop - start, W)``."""
+        """Return the rows of a range that has not been forgotten, ``(B, outputs, stop - start, W)``."""
         end = self.first + (self.held[0].shape[2] if self.held else 0)
         if stop > end:
             reads = self.conv.reads(end, stop, self.height)
@@ -94,12 +91,12 @@ class StreamedConv:
         return self.held[0][:, :, start - self.first : stop - self.first]
 
     def forget(self, first: int) -> None:
-        """Free the rows above a row."""
+        """Free the rows above ``first``."""
         self.held = [t for t in (t[:, :, first - self.first :] for t in self.held) if t.shape[2]]
         self.first = first
 
     def channels(self, first: int) -> Rows:
-        """Return the rows of the channels from one on."""
+        """Return the rows of the channels from ``first`` on."""
         return lambda start, stop: self(start, stop)[:, first:]
 
 
@@ -133,8 +130,8 @@ class ConditionConv(nn.Module):
     ) -> list[Tensor]:
         """Convolve images strip by strip; an expanded batch counts as one image.
 
-        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one. So many
-        units of work are reported on the way.
+        The outputs are divided into tensors ``(B or 1, width, H, W)`` of the given widths; by default, one. ``units``
+        of work are reported on the way.
         """
         sources, (batch, height, width) = _deduplicated(features)
         shares = list(widths) or [self.outputs]
@@ -149,7 +146,7 @@ class ConditionConv(nn.Module):
 
 
 class StreamedConditionConv:
-    """A ``ConditionConv`` computed as its rows are asked for (see ``Rows``); only the latest are held."""
+    """A ``ConditionConv`` computed when its rows are requested (see ``Rows``); only the latest are held."""
 
     def __init__(self, conv: ConditionConv, features: MultiScaleFeatures, budget: StripBudget) -> None:
         self.conv = conv
@@ -196,14 +193,11 @@ def convolve_enlarged(
 ) -> Tensor:
     """Convolve features ``(B, C, h, w)`` enlarged by nearest neighbor, 3x3, without enlarging them.
 
-    In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are
-    ``a x[i-1] + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and
-    ``a x[i] + b x[i] + c x[i+1]`` at its last. With the pairs ``s[i] = a x[i-1] + c x[i]`` these are ``s[i] + b x[i]``,
-    ``(a + b + c) x[i]`` and ``s[i+1] + b x[i]``: for f = 2 three products instead of six, and in two dimensions 9
-    instead of 36.
-
-    Returns:
-        The rows from ``top`` to ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
+    In one dimension, with the kernel ``(a, b, c)`` and the factor f, the outputs that belong to pixel i are ``a x[i-1]
+    + b x[i] + c x[i]`` at its first place, ``(a + b + c) x[i]`` in its middle and ``a x[i] + b x[i] + c x[i+1]`` at its
+    last. With the pairs ``s[i] = a x[i-1] + c x[i]`` these are ``s[i] + b x[i]``, ``(a + b + c) x[i]`` and ``s[i+1] + b
+    x[i]``: for f = 2 three products instead of six, and in two dimensions 9 instead of 36. The rows from ``top`` to
+    ``bottom``, multiples of f: ``(B, outputs, bottom - top, f * w)``.
     """
     top, bottom, height = top // factor, bottom // factor, x.shape[2]
     if top == 0 and bottom == height:
@@ -232,7 +226,7 @@ def convolve_enlarged(
 
 
 def _columns(x: Tensor, kernel: Tensor, factor: int, beyond: int) -> Tensor:
-    """The same along a row: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
+    """The same along rows: ``(B, C, rows + k - 1, w)`` and ``(outputs, C, k, 3)`` to ``(B, outputs, rows, f * w)``."""
     pairs = F.conv2d(x, kernel[..., 0::2].contiguous(memory_format=NHWC), padding=(beyond, 1))  # w + 1 columns
     own = F.conv2d(x, kernel[..., 1:2].contiguous(memory_format=NHWC), padding=(beyond, 0))
     size = (*own.shape[:3], factor * x.shape[-1])

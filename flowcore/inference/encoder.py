@@ -20,11 +20,7 @@ from .strips import StripBudget, canvas, strips
 
 
 class FoldedEncoder(nn.Module):
-    """``RRDBEncoder`` in strips, with nothing enlarged early; it shares that one's weights.
-
-    Attributes:
-        units: Units of work that one run reports.
-    """
+    """``RRDBEncoder`` in strips, with nothing enlarged early; it shares the weights."""
 
     def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
@@ -82,9 +78,6 @@ class FoldedExtractor(nn.Module):
 
     Where all images have the same input (expanded tensors), it is computed once: at the deepest level of an HCFlow all
     samples of an LR image share their features.
-
-    Attributes:
-        units: Units of work that one run reports.
     """
 
     def __init__(self, extractor: HierarchicalExtractor, dtype: torch.dtype, budget: StripBudget) -> None:
@@ -97,7 +90,6 @@ class FoldedExtractor(nn.Module):
         self.units = self.first.units + self.second.units
 
     def forward(self, kept: Tensor, deeper: Sequence[Tensor]) -> Tensor:
-        """Compute the features; see ``HierarchicalExtractor.forward``."""
         batch = len(kept)
         if batch > 1 and all(t.stride(0) == 0 for t in (kept, *deeper)):
             return self(kept[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
@@ -125,11 +117,7 @@ class FoldedExtractor(nn.Module):
 
 
 class FoldedBlocks(nn.Module):
-    """RRDBs, of three folded dense blocks each.
-
-    Attributes:
-        units: Units of work that one run reports.
-    """
+    """RRDBs, of three folded dense blocks each."""
 
     def __init__(self, blocks: nn.Module, budget: StripBudget, stacked_blocks: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -158,8 +146,8 @@ class FoldedBlocks(nn.Module):
 class FoldedDenseBlock(nn.Module):
     """A dense block in strips that compute no row twice; it shares the weights.
 
-    Each of its five convolutions sees the input and all outputs before it, and a row more above and below. So the
-    earlier ones run ahead of a strip, and the few rows of theirs that the next strip reads too are held.
+    Each of its five convolutions reads the input and all earlier outputs, and a row more above and below. The earlier
+    ones therefore compute more rows than the strip has, and keep the few that the next strip reads, too.
     """
 
     def __init__(self, block: DenseBlock, budget: StripBudget) -> None:
@@ -169,17 +157,16 @@ class FoldedDenseBlock(nn.Module):
         self.widest = 2 * sum(conv.weight.shape[0] for conv in self.convs)  # what a convolution reads, and all outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, width, h, w)`` to the same shape."""
         height = x.shape[2]
         *convs, last = (Conv(conv.weight, conv.bias, x.dtype) for conv in self.convs)
 
         def rows(earlier: Sequence[StreamedConv], start: int, stop: int) -> Tensor:
-            """Rows of the input and of the outputs before a convolution, of which the last runs ahead of the others."""
+            """Concatenate the input with all earlier outputs, computing the latest first."""
             outputs = [stream(start, stop) for stream in reversed(earlier)][::-1]
             return torch.cat([x[:, :, start:stop], *outputs], dim=1) if earlier else x[:, :, start:stop]
 
         streams: list[StreamedConv] = []
-        for conv in convs:  # a stream knows those before it only: a cycle would hold its rows until it is collected
+        for conv in convs:  # each refers to earlier ones only: a cycle would keep its rows until garbage collection
             streams.append(StreamedConv(conv, partial(rows, tuple(streams)), height, 0.2))
         result = torch.empty_like(x)
         for top, bottom in strips(height, self.budget.dense_rows(x.shape[0] * x.shape[3] * self.widest * x.itemsize)):

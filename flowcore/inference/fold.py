@@ -27,7 +27,7 @@ class PixelMap(NamedTuple):
     log_det: Tensor
 
     def then(self, second: PixelMap) -> PixelMap:
-        """Compose: first this map, then another."""
+        """Compose: first this map, then ``second``."""
         bias = second.matrix @ self.bias + second.bias
         return PixelMap(second.matrix @ self.matrix, bias, second.log_det + self.log_det)
 
@@ -85,8 +85,7 @@ def pixel_map(transform: Transform) -> PixelMap | None:
 class ConvWeights(NamedTuple):
     """A convolution in float64 on the CPU, with all that follows it up to the next ReLU folded in.
 
-    Weight ``(outputs, inputs, k, k)`` (for the edge "flag", with one input more), bias ``(outputs,)``, and what lies
-    beyond the border.
+    Weight ``(outputs, inputs, k, k)`` (for the edge "flag", with one input more), and bias ``(outputs,)``.
     """
 
     weight: Tensor
@@ -100,7 +99,7 @@ class ConvWeights(NamedTuple):
 
 
 def conv_weights(network: nn.Module) -> list[ConvWeights]:
-    """Fold a conditioner into convolutions with ReLU between; empty if it is made of anything else.
+    """Fold a conditioner into convolutions with ReLU between; empty if it has other layers.
 
     Actnorms and the factor ``exp(3 log_scale)`` of a zero convolution are multiplied into weights and biases.
     """

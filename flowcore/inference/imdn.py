@@ -19,11 +19,7 @@ from .strips import StripBudget, canvas, strips
 
 
 class FoldedIMDNEncoder(nn.Module):
-    """``IMDNEncoder`` in strips; the skips, along which the picture passes, stay in the encoder's own precision.
-
-    Attributes:
-        units: Units of work that one run reports.
-    """
+    """``IMDNEncoder`` in strips; the skips, which carry the image itself, stay in the encoder's own precision."""
 
     def __init__(self, encoder: IMDNEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
         super().__init__()
@@ -51,7 +47,7 @@ class FoldedIMDNEncoder(nn.Module):
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute features per level, on their own grids, and the enlargement or None; see ``IMDNEncoder.forward``."""
         wanted = grids_wanted(levels)
-        with no_autocast(lr.device):  # every convolution has its precision
+        with no_autocast(lr.device):  # every convolution states its own precision
             trunk, x = self._trunk(lr.to(self.own_dtype).contiguous(memory_format=NHWC))
             picture = self._picture(trunk).to(lr.dtype) if with_enlargement else None
             self._mix(x)
@@ -63,7 +59,7 @@ class FoldedIMDNEncoder(nn.Module):
         return features_by_grid(native, shared, wanted, self.scale), picture
 
     def _trunk(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """The trunk's features, in the own precision, and what the adapter gathers from it and the blocks."""
+        """The trunk's features, in its own precision, and the sum that the adapter gathers from it and the blocks."""
         first = self.first.on_canvas(lr, self.budget)
         x = first.clone()
         gathered = canvas(first.to(self.gather_trunk.weight.dtype), len(self.gather_trunk.weight)).zero_()
@@ -78,13 +74,11 @@ class FoldedIMDNEncoder(nn.Module):
         return first, F.leaky_relu_(gathered, 0.2)
 
     def _add(self, conv: Conv, x: Tensor, result: Tensor) -> None:
-        """Add a convolution of x to a tensor."""
         for top, bottom in self._strips(result):
             reads = conv.reads(top, bottom, x.shape[2])
             result[:, :, top:bottom] += conv(x[:, :, reads], top, bottom, x.shape[2])
 
     def _picture(self, trunk: Tensor) -> Tensor:
-        """The enlargement ``(B, 3, scale * h, scale * w)``."""
         batch, _, height, width = trunk.shape
         scale = self.own_scale
         result = trunk.new_empty(batch, 3, height * scale, width * scale)
@@ -94,7 +88,7 @@ class FoldedIMDNEncoder(nn.Module):
         return self.at_scale(result)
 
     def _mix(self, x: Tensor) -> None:
-        """Run the two convolutions beside the identity, in place: a strip's rows are not read again."""
+        """Run the two convolutions beside the identity, in place: rows of a strip have been read before they change."""
         (first, second), height = self.mix, x.shape[2]
         inner = StreamedConv(first, rows_of(x), height, 0.2)
         for top, bottom in self._strips(x):
@@ -129,7 +123,7 @@ class FoldedDistillation(nn.Module):
         self.fuse = Conv(*weights_of(block.fuse), dtype)
 
     def forward(self, x: Tensor) -> None:
-        """Change ``(B, 4 * kept, h, w)``: the convolutions have read a strip's rows, and run ahead of it."""
+        """Change ``(B, 4 * kept, h, w)`` in place: the convolutions have read a strip's rows before they change."""
         height, kept = x.shape[2], self.kept
         *convs, last = self.convs
         rows, streams = rows_of(x), list[StreamedConv]()

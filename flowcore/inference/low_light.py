@@ -13,11 +13,7 @@ from .strips import StripBudget
 
 
 class FoldedLowLightEncoder(nn.Module):
-    """``LowLightEncoder`` whose blocks run in strips; it shares the weights.
-
-    Attributes:
-        units: Units of work that one run reports.
-    """
+    """``LowLightEncoder`` whose blocks run in strips; it shares the weights."""
 
     def __init__(self, encoder: LowLightEncoder, budget: StripBudget) -> None:
         super().__init__()
@@ -26,7 +22,6 @@ class FoldedLowLightEncoder(nn.Module):
         self.units = self.blocks.units + 1
 
     def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
-        """Compute the features for the flow and the color map; see ``LowLightEncoder.forward``."""
         native, stacks, color = self.encoder.by_source(x, self._run_blocks)
         report(1)
         features: list[MultiScaleFeatures] = []

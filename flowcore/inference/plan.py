@@ -77,12 +77,12 @@ class Plan(Flow):
         """Fold a flow.
 
         Args:
-            flow: Its weights are copied now: the plan stays as it is, whatever is done to the flow later.
+            flow: Its weights are copied now: later changes of the flow do not change the plan.
             precision: Of conditioners and encoder. "float32": the flow's own, which may also be float64; "tf32": the
                 same, with convolutions on NVIDIA's tensor cores, which read 10 bits of mantissa (torch does so by
                 default; a plan only when asked). Latents and all that is inverted are in the flow's own in any case;
                 but only "float32" encodes.
-            strip_bytes: How large the widest tensor of a strip may be; 0 for what suits the device and its free memory.
+            strip_bytes: How large the widest tensor of a strip may be; 0 chooses for the device and its free memory.
                 Changes memory and time, not results.
 
         Raises:
@@ -159,7 +159,7 @@ class Plan(Flow):
     def precompute(
         self, features: Sequence[Tensor | MultiScaleFeatures | None]
     ) -> tuple[Tensor | MultiScaleFeatures | None, ...]:
-        """Compute what every step needs from the condition alone; called by ``Condition.prepare``."""
+        """Compute the terms of every step that depend on the condition alone; called by ``Condition.prepare``."""
         result: list[Tensor | MultiScaleFeatures | None] = []
         with self._arithmetic():
             for level, feature in zip(self.levels, features, strict=True):
@@ -192,13 +192,13 @@ class Plan(Flow):
             return super().encode(x, cond)
 
     def make_guide(self, source: Tensor) -> Tensor:
-        """Make the model's own guide of what ``encode_condition`` takes, ``(B, C, H, W)``, not clamped."""
+        """Make the model's own guide from the source of ``encode_condition``, ``(B, C, H, W)``, not clamped."""
         assert self.guide is not None
         with self._arithmetic():
             return self.guide(source)
 
     def encode_guide(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
-        """Encode in the plan's own precision: decoded in bfloat16 they give x back to 3/255, in float16 to 0.5/255."""
+        """Encode in the plan's own precision: decoding in bfloat16 restores x to 3/255, in float16 to 0.5/255."""
         with self._arithmetic():
             return super().encode(x, cond)
 
@@ -223,7 +223,7 @@ class Plan(Flow):
             return super().by_position(x, cond)
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Walk down to the LR image of an anchored flow; see ``Flow.reduce``. PrecisionError unless in float32."""
+        """Compute the LR image of an anchored flow; see ``Flow.reduce``. PrecisionError unless in float32."""
         with self._arithmetic(encodes=True):
             return super().reduce(x)
 
@@ -238,7 +238,7 @@ class Plan(Flow):
 
     @contextmanager
     def _arithmetic(self, *, encodes: bool = False) -> Generator[None, None, None]:
-        """No gradients, and the tensor cores of a GPU only where they were asked for; none to encode with."""
+        """Without gradients, and with a GPU's tensor cores only if requested, which then must not encode."""
         if encodes and self.precision != "float32":
             raise PrecisionError(
                 f"This plan runs in {self.precision}, which is for decoding latents that were drawn: what it encoded "
@@ -254,25 +254,25 @@ def _report(*_: Any) -> None:
 
 
 class PlanCache:
-    """The plans that were used last, while their flows live: two, so that two models may take turns. Thread-safe.
+    """The two plans that were used last, while their flows live, so that two models may take turns. Thread-safe.
 
     A plan is as large as its flow. So the second is kept only while both fit into an eighth of the free memory.
     """
 
     def __init__(self) -> None:
-        self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # used last, stands last
+        self._plans: weakref.WeakKeyDictionary[Flow, Plan] = weakref.WeakKeyDictionary()  # in order of use
         self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._plans)
 
     def plan(self, flow: Flow, precision: Precision) -> Plan:
-        """Return the cached plan if it is this flow's and the flow's weights are what they were, else a new one."""
+        """Return the cached plan if it is this flow's and the weights are unchanged, else a new one."""
         identity = weakref.ref(flow), precision, checksums(flow)
         with self._lock:
             plan = self._plans.pop(flow, None)
             if plan is None or plan.identity != identity:
-                plan = None  # before folding: the old plan makes room
+                plan = None  # free the old plan before folding
                 self._make_room(flow)
                 with torch.inference_mode(False):  # a plan made inside could never take gradients
                     plan = Plan(flow, precision)
@@ -281,7 +281,7 @@ class PlanCache:
             return plan
 
     def _make_room(self, flow: Flow) -> None:
-        """Drop all plans, or all but the one used last if a plan of the flow fits beside it."""
+        """Drop all plans, or all but the last used if a plan of the flow fits beside it."""
         kept = list(self._plans.items())[-1:]
         self._plans.clear()
         parts = [flow, *(plan for _, plan in kept)]
@@ -291,7 +291,7 @@ class PlanCache:
             self._plans.update(kept)
 
     def clear(self, *, keep: Flow | None = None) -> None:
-        """Free the plans, but for that of one flow."""
+        """Free all plans but that of ``keep``."""
         with self._lock:
             for flow in [flow for flow in self._plans if flow is not keep]:
                 del self._plans[flow]
@@ -303,11 +303,11 @@ PLANS = PlanCache()
 def planned(flow: Flow, precision: Precision = "float32") -> Plan:
     """Return a flow's plan: a cached one if it still matches the flow's weights, else a new one; see ``PlanCache``.
 
-    A plan is returned as it is.
+    A plan is returned unchanged.
     """
     return flow if isinstance(flow, Plan) else PLANS.plan(flow, precision)
 
 
 def forget_plan(*, keep: Flow | None = None) -> None:
-    """Free the cached plans, but for that of a flow whose plan is in use."""
+    """Free the cached plans but that of ``keep``, which is in use."""
     PLANS.clear(keep=keep)

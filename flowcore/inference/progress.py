@@ -1,4 +1,4 @@
-"""How a caller follows a running plan, and stops it."""
+"""How a caller follows and stops a running plan."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)  #
 def observed(observer: Observer) -> Generator[None, None, None]:
     """Follow every plan that the body of the ``with`` statement runs in this thread.
 
-    Args:
-        observer: Called before every convolution with 0, and after every finished unit of work (a block of the encoder,
-            a coupling or an injector) with the number of units; see ``Plan.units`` and ``Plan.encoder_units`` for how
-            many there will be. What it raises ends the run. Inside another ``observed`` it takes the other's place.
+    The observer is called before every convolution with 0, and after every finished unit of work (a block of the
+    encoder, a coupling or an injector) with the number of units; ``Plan.units`` and ``Plan.encoder_units`` say how many
+    there will be. An exception that it raises ends the run. Inside another ``observed`` it replaces that one's
+    observer.
     """
     token = _observer.set(observer)
     try:

@@ -1,4 +1,4 @@
-"""One cache for what is worth keeping between runs: conditions of images, results of nodes."""
+"""A cache for conditions of images and results of nodes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ V = TypeVar("V")
 
 
 class RecentlyUsed(Generic[V]):
-    """The values that were used last, by key; the least recently used is dropped first. Threads may share it."""
+    """The values used last, by key; the least recently used is dropped first. Threads may share it."""
 
     def __init__(self, count: int, size: Callable[[V], int] = lambda _: 0) -> None:
-        """Hold so many values at most, at least 1; ``size`` is from a value to its bytes."""
+        """Hold at most ``count`` values, at least 1; ``size`` maps a value to its bytes."""
         self.count, self._size = count, size
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = RLock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
         with self._lock:  # another thread may clear it
             return sum(map(self._size, self._values.values()))
 
@@ -30,14 +29,14 @@ class RecentlyUsed(Generic[V]):
         return len(self._values)
 
     def get(self, key: Hashable) -> V | None:
-        """Look a value up; None if it is not there any more."""
+        """Look a value up; None if it is not held."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
     def put(self, key: Hashable, value: V, budget: int = sys.maxsize) -> None:
-        """Keep a value, and drop others until all together take no more than so many bytes."""
+        """Keep a value, and drop others until all together are within ``budget`` bytes."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
@@ -45,6 +44,5 @@ class RecentlyUsed(Generic[V]):
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
-        """Drop all values."""
         with self._lock:
             self._values.clear()

@@ -17,9 +17,9 @@ PixelScale = tuple[Tensor, Tensor]
 
 
 class FoldedResidual(nn.Module):
-    """``ResidualConditioner`` with weight norms computed once, and normalizations in the convolutions beside them.
+    """``ResidualConditioner`` with weight norms computed once, and normalizations folded into convolutions.
 
-    A normalization with a convolution only after its ReLU stays a scale and a shift. The last goes into all the skip
+    A normalization between a sum and a ReLU stays a scale and a shift. The last is folded into all the skip
     convolutions, whose sum it normalizes.
     """
 

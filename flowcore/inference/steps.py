@@ -1,4 +1,4 @@
-"""Folded levels: the same transforms as in a flow, made of mixings and of affine maps that run in strips."""
+"""Folded levels: the transforms of a flow as mixings, and as affine maps that run in strips."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ from .strips import Rows, StripBudget, Tile, canvas
 
 
 class FoldedLevel(Level):
-    """A level of folded parts.
-
-    Attributes:
-        affine: Its couplings and injectors, in the data-to-latent direction.
-    """
+    """A level of folded parts; ``affine`` lists its couplings and injectors, in the data-to-latent direction."""
 
     def __init__(
         self,
@@ -63,7 +59,7 @@ class FoldedLevel(Level):
         self.affine = [part for part in self.steps.modules() if isinstance(part, FoldedAffine)]
 
     def precompute(self, features: MultiScaleFeatures) -> MultiScaleFeatures:
-        """Compute what every coupling and injector needs from the condition alone, with one convolution for all."""
+        """Compute the condition's terms of all couplings and injectors, with one convolution for all."""
         convs = [part.network.condition for part in self.affine if part.network.condition is not None]
         if not convs:
             return features
@@ -81,7 +77,7 @@ class FoldedLevel(Level):
 class FoldedStep(Chain):
     """A mixing, perhaps an injector, and a coupling, whose inverse takes a strip through all three at once.
 
-    Only the coupling reads rows beside a strip, and it comes first in the inverse: so the strip stays in the cache.
+    Only the coupling, first in the inverse, reads rows beside a strip, so the strip stays in the cache.
     """
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
@@ -94,8 +90,7 @@ class FoldedStep(Chain):
 class FoldedAffine(Transform):
     """A coupling or an injector: ``z = (x + shift) * scale``, of one half of the channels or of all, in strips.
 
-    Its network sees what the flow holds (the other half, and channels that the steps are conditioned on), and the
-    condition.
+    Its network sees channels of the flow (the other half, and those of ``ConditionOnChannels``), and the condition.
     """
 
     def __init__(
@@ -105,7 +100,7 @@ class FoldedAffine(Transform):
         number: int,
         budget: StripBudget,
     ) -> None:
-        """Take over a transform with its folded conditioner; ``number`` counts the level's couplings and injectors."""
+        """Replace a transform, with its folded conditioner; ``number`` counts the level's couplings and injectors."""
         super().__init__()
         self.network, self.number, self.budget = network, number, budget
         self.coupling = isinstance(transform, Coupling)
@@ -167,10 +162,9 @@ class FoldedAffine(Transform):
         return lambda tile: network.strip(None if own is None else own[tile[0]], terms, *tile[1:], height)
 
     def precompute(self, first: Tensor) -> ConditionTerms:
-        """Compute as much as the condition alone decides, given its term of the first convolution.
+        """Precompute what depends on the condition alone, given its term of the first convolution.
 
-        Returns:
-            That and None; or, if nothing else enters the network, None and its output.
+        Returns this term and None; or, if nothing else enters the network, None and its output.
         """
         network = self.network
         assert isinstance(network, FoldedConditioner)
@@ -189,7 +183,7 @@ class FoldedAffine(Transform):
         return shift, r.contiguous(memory_format=torch.channels_last)  # else a sigmoid takes eight times as long
 
     def _parts(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The half that conditions, and the half that is changed; an injector changes all."""
+        """The half that conditions, and the half that changes; an injector changes all channels."""
         if not self.coupling:
             return None, x
         first, second = halves(x, self.first)
@@ -200,7 +194,7 @@ class FoldedAffine(Transform):
 
 
 def _invert_in_strips(parts: Sequence[FoldedAffine], z: Tensor, cond: Any, last: Transform | None = None) -> Tensor:
-    """Take every strip through the inverses of parts, of which only the first reads rows beside it, and of a last."""
+    """Invert ``parts``, of which only the first reads rows beside a strip, and ``last``, strip by strip."""
     params = [part.affine_params(z, cond) for part in parts]
     x = canvas(z, z.shape[1])
     for tile in parts[0].network.tiles(z, parts[0].budget):
@@ -257,7 +251,7 @@ class FoldedResidual(Residual):
 
 
 class FoldedContraction(ContractiveNetwork):
-    """``ContractiveNetwork`` without what its weights are normalized by; every evaluation may be cancelled."""
+    """``ContractiveNetwork`` with normalized weights; every evaluation may be canceled."""
 
     def __init__(self, network: ContractiveNetwork, like: Tensor) -> None:
         nn.Module.__init__(self)
@@ -275,7 +269,7 @@ class FoldedContraction(ContractiveNetwork):
 
 
 class ReportingPredictor(nn.Module):
-    """A transformer in a precision of its own, which reports every patch; with gradients it keeps no activations."""
+    """A transformer in its own precision, which reports every patch; gradients recompute its activations."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -295,7 +289,7 @@ class ReportingPredictor(nn.Module):
         return lambda x: _reported(step(x.to(self._dtype)))
 
     def seconds(self, batch: int) -> float:
-        """Time the prediction of one patch of so many images: the least of a few, since the first prepares much."""
+        """Time the prediction of one patch of a batch: the least of four, since the first is slow."""
         weight = self.network.proj_in.weight
         step, patch = self.network.stepwise(None), weight.new_zeros(batch, weight.shape[1])
         times: list[float] = []
@@ -330,7 +324,7 @@ class FoldedConditionOnChannels(ConditionOnChannels):
 
 
 class SharedWhiten(Whiten):
-    """``Whiten`` that decodes what all images of a batch share (expanded latents, one anchor) once."""
+    """``Whiten`` that decodes once what all images of a batch share (expanded latents, one anchor)."""
 
     def inverse(self, z: Tensor, cond: Any = None) -> Tensor:
         if len(z) > 1 and z.stride(0) == 0 and isinstance(cond, Tensor) and (len(cond) == 1 or cond.stride(0) == 0):
@@ -339,14 +333,14 @@ class SharedWhiten(Whiten):
 
 
 class LevelFolder:
-    """Folds the levels of a flow, whose parameters are ``like``; conditioners compute in ``dtype``."""
+    """Folds the levels of a flow, with parameters like ``like``; conditioners compute in ``dtype``."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype, budget: StripBudget) -> None:
         self.like, self.dtype, self.budget = like, dtype, budget
         self.count = 0  # of couplings and injectors in this level so far
 
     def level(self, level: Level, channels: int) -> FoldedLevel:
-        """Fold a level whose steps have so many channels."""
+        """Fold a level whose steps have ``channels``."""
         self.count = 0
         steps = self._steps(level.steps, channels, 0)
         split = level.split
@@ -358,7 +352,7 @@ class LevelFolder:
         return FoldedLevel(steps, split, level.squeeze, level.downscale, self.budget, details)
 
     def _details(self, details: Details, channels: int, split: Split) -> Details:
-        """Fold what becomes of the channels that a split factors out of so many."""
+        """Fold the conditional flow of the channels that a split factors out."""
         extractor = details.extractor
         if isinstance(extractor, HierarchicalExtractor):
             extractor = FoldedExtractor(extractor, self.dtype, self.budget)
@@ -368,7 +362,7 @@ class LevelFolder:
     def _steps(self, transform: Transform, channels: int, kept: int) -> list[Transform]:
         """Fold a chain: neighbors that treat each pixel alike become mixings; mixing, injector and coupling a step.
 
-        `kept` channels of the flow enter the conditioners besides.
+        ``kept`` channels of the flow also enter the conditioners.
         """
         result: list[Transform] = []
         run: list[tuple[Transform, PixelMap]] = []  # of neighbors that treat each pixel alike
@@ -428,5 +422,5 @@ def _merge_step(parts: list[Transform]) -> None:
 
 
 def multi_scale(features: Tensor | MultiScaleFeatures) -> MultiScaleFeatures:
-    """Present features that are one tensor as features of one source."""
+    """Wrap features that are one tensor as features of one source."""
     return features if isinstance(features, MultiScaleFeatures) else MultiScaleFeatures(sources=((features, 1),))

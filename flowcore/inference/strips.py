@@ -1,7 +1,7 @@
 """Strips: images are decoded a few rows at a time, so that the wide tensors in between stay small and in the cache.
 
-A 3x3 convolution reads one row more on either side, and sees zeros beyond the image. So strips give exactly what the
-whole image gives, and need memory for their own height only.
+A 3x3 convolution reads one row more on either side, and sees zeros beyond the image. So strips give exactly the result
+of the whole image, and need memory for their own height only.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from ..device import free_memory
 
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}
-"""Of the widest tensor of a strip: what a core's cache holds; on a GPU, what keeps it busy."""
+"""Bytes of the widest tensor of a strip: they fit into a core's cache, or keep a GPU busy."""
 DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}
-"""Of all that a dense block holds of a strip: every convolution rearranges its weights, so low strips cost time."""
+"""Bytes of a dense block's tensors for a strip: every convolution repacks its weights, so low strips cost time."""
 MINIMUM_BYTES = 2**18
-"""Of both, where memory has run out."""
-MIN_ROWS = 8  # else most of the work would be the rows above and below that a strip reads besides
+"""Bytes of both inside ``minimum_memory``."""
+MIN_ROWS = 8  # lower strips mostly recompute their borders
 
 Rows = Callable[[int, int], Tensor]
 """From a first row and the row after the last to these rows of an image, ``(B or 1, C, rows, W)``."""
@@ -33,7 +33,7 @@ _minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread:
 
 @contextmanager
 def minimum_memory() -> Generator[None, None, None]:
-    """Make the strips of all plans that the body of the ``with`` statement runs in this thread as low as possible."""
+    """Make strips as low as possible in all plans that the body of the ``with`` statement runs in this thread."""
     token = _minimum.set(True)
     try:
         yield
@@ -44,11 +44,7 @@ def minimum_memory() -> Generator[None, None, None]:
 class StripBudget:
     """How much memory the tensors of a strip may take: one object for all parts of a plan.
 
-    It changes memory and time, and rounding at most.
-
-    Attributes:
-        usual_strip: ``strip`` outside of ``minimum_memory``.
-        usual_dense: ``dense`` outside of ``minimum_memory``.
+    It changes memory and time, and rounding at most. ``minimum_memory`` lowers both budgets.
     """
 
     def __init__(self, strip: int = STRIP_BYTES["cpu"], dense: int = DENSE_BYTES["cpu"]) -> None:
@@ -56,7 +52,7 @@ class StripBudget:
 
     @classmethod
     def fitting(cls, device: torch.device) -> StripBudget:
-        """Choose a budget for a device and the memory that is free on it now."""
+        """Choose a budget for a device and its free memory."""
         free = free_memory(device)
         usual = STRIP_BYTES.get(device.type, STRIP_BYTES["cpu"])
         dense = DENSE_BYTES.get(device.type, DENSE_BYTES["cpu"])
@@ -73,15 +69,15 @@ class StripBudget:
         return min(self.usual_dense, MINIMUM_BYTES) if _minimum.get() else self.usual_dense
 
     def rows(self, row_bytes: int, least: int = MIN_ROWS) -> int:
-        """Choose the height of strips, given the bytes of one row of the widest tensor, and the least that pays."""
+        """Choose the height of strips, given the bytes of a row of the widest tensor, and a minimum."""
         return max(MIN_ROWS, least, self.strip // max(1, row_bytes))
 
     def dense_rows(self, row_bytes: int) -> int:
-        """Choose the height of a dense block's strips, given the bytes of all that it holds of one row."""
+        """Choose the height of a dense block's strips, given the bytes of a row of all its tensors."""
         return max(2 * MIN_ROWS, self.dense // max(1, row_bytes))
 
     def strips(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:
-        """Split into strips of all images, given the bytes of a row of one image, and the least height that pays."""
+        """Split into strips of all images, given the bytes of a row of one image, and a minimum height."""
         return [(slice(batch), top, bottom) for top, bottom in strips(height, self.rows(batch * row_bytes, least))]
 
     def tiles(self, batch: int, height: int, row_bytes: int, least: int = MIN_ROWS) -> list[Tile]:

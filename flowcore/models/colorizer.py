@@ -115,7 +115,6 @@ class ColorizerConfig:
 
     @property
     def source_multiple(self) -> int:
-        """Divisor of the luma's sides."""
         return STRIDE * 2 ** len(self.steps)
 
 

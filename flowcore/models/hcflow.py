@@ -79,7 +79,6 @@ class HCFlowConfig:
 
     @property
     def tasks(self) -> frozenset[Task]:
-        """The task that it is trained for."""
         return frozenset({"rescale" if self.rescaling else "upscale"})
 
     @property

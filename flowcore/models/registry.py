@@ -57,7 +57,7 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Any:
     if unknown:
         raise CheckpointError(
             f"Unknown {architecture} field {', '.join(map(short_repr, unknown[:8]))}: written by a newer flowcore, or "
-            f"misspelt.{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
+            f"misspelled.{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
         )
     try:
         return config(**fields)

@@ -82,7 +82,6 @@ class ResidualFlowConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Divisor of an image's sides."""
         return 2 ** (len(self.blocks) - 1 + self.squeeze_first)
 
 

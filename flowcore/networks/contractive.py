@@ -37,7 +37,6 @@ class LipSwish(nn.Module):
         return x * torch.sigmoid(F.softplus(self.beta) * x) / 1.1
 
     def slope(self, x: Tensor) -> Tensor:
-        """Compute the derivative at ``x``, elementwise."""
         scaled = F.softplus(self.beta) * x
         gate = torch.sigmoid(scaled)
         return (gate + scaled * gate * (1 - gate)) / 1.1
@@ -50,7 +49,6 @@ class ELU(nn.Module):
         return F.elu(x)
 
     def slope(self, x: Tensor) -> Tensor:
-        """Compute the derivative at ``x``, elementwise."""
         return torch.exp(x.clamp(max=0))
 
 
@@ -152,7 +150,6 @@ class ContractiveNetwork(nn.Module):
         self.layers = nn.ModuleList(parts)
 
     def convolutions(self) -> list[LipschitzConv]:
-        """List the convolutions in order."""
         return [layer for layer in self.layers if isinstance(layer, LipschitzConv)]
 
     def normalize(self, tolerance: float = 1e-4) -> None:

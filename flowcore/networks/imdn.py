@@ -66,7 +66,6 @@ class IMDN(nn.Module):
         return first + self.conv_trunk(x), outputs
 
     def distillation_blocks(self) -> list[DistillationBlock]:
-        """Return the blocks in series."""
         return [block for block in self.blocks if isinstance(block, DistillationBlock)]
 
     def enlarge(self, trunk: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class LREncoder(nn.Module):
         """Enlarge ``(B, 3, h, w)`` in [0, 1] deterministically, as trained with L1; not clamped."""
 
     def by_grid(self, native: dict[int, Tensor], shared: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Concatenate ``native`` features, by factor from the LR grid, and ``shared`` ones of LR, grid by grid."""
+        """Join ``native`` features, by factor from the LR grid, with ``shared`` ones of LR, for every wanted grid."""
         result: list[Tensor] = []
         for level in wanted:
             if 2**level <= self.scale:

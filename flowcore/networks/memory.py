@@ -32,7 +32,7 @@ PLANES = 5  # mean chroma, its spread, similarity
 SOFTNESS = 0.1  # of the weights, in units of similarity
 NEIGHBORS = 60
 CHUNK = 32  # cells whose maximum is taken first, so that few are sorted
-OTHER = 0x5DEECE66D  # bits of a seed that differ for the part of a memory and for latents
+OTHER = 0x5DEECE66D  # flips bits of a seed, which also draws latents
 LEVELS = 127  # of 8 bits, on either side of zero
 
 
@@ -96,7 +96,6 @@ class CellMemory(nn.Module):
         self.get_buffer("photograph").copy_(photograph)
 
     def all_cells(self) -> Cells:
-        """Unpack the cells."""
         chroma = (self.get_buffer("chroma").to(self.get_buffer("scale")) - 128) / 255
         return Cells(F.normalize(self._keys(), dim=1), chroma, self.get_buffer("photograph").long())
 

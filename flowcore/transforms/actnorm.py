@@ -11,10 +11,11 @@ from .transform import Transform, require_channels
 
 
 class ActNorm(Transform):
-    """Shift and scale every channel.
+    """Shift and scale every channel; the identity at first.
 
-    With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``;
-    inverse: ``x = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel.
+    With ``s = log_factor * log_scale``: forward: ``z = (x + bias) * exp(s)``; logdet: ``H * W * sum(s)``; inverse: ``x
+    = z * exp(-s) - bias``. ``initialize`` gives its batch mean 0 and (population) variance 1 per channel, but scales
+    channels with less than ``min_variance`` as if they had it. ``log_factor`` is 3 in the program of Glow's authors.
 
     Source: Kingma & Dhariwal, "Glow", section 3.1.
     """
@@ -22,13 +23,6 @@ class ActNorm(Transform):
     uniform_logdet = True
 
     def __init__(self, channels: int, *, log_factor: float = 1.0, min_variance: float = 0.0) -> None:
-        """Start as the identity.
-
-        Args:
-            channels: C.
-            log_factor: Factor from the stored to the effective log-scale; 3 in the program of Glow's authors.
-            min_variance: Channels of the first batch with less variance are scaled as if they had this one.
-        """
         super().__init__()
         self.log_factor, self.min_variance = log_factor, min_variance
         self.bias = nn.Parameter(torch.zeros(channels))

@@ -1,4 +1,4 @@
-"""Autoregression: every position in turn is shifted and scaled by what the positions before it predict."""
+"""Autoregression: every position in turn is shifted and scaled by a prediction from the positions before it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from .transform import Transform
 
 
 class Guided(NamedTuple):
-    """Labels, and how far decoding is led to them.
+    """Labels, and classifier-free guidance towards them.
 
-    Attributes:
-        labels: Weights of the classes, ``(B or 1, K)``.
-        guidance: ``(B or 1, 4)``: weight, whether scales are guided too (1 or 0), whether the weight rises from patch
-            to patch (1 or 0), temperature of the attention without label.
+    ``labels`` are weights of the classes, ``(B or 1, K)``. ``guidance`` is ``(B or 1, 4)``: the weight, whether scales
+    are guided, too (1 or 0), whether the weight rises from patch to patch (1 or 0), and the temperature of the
+    attention without label.
     """
 
     labels: Tensor
@@ -26,7 +25,7 @@ class Guided(NamedTuple):
 
 
 class Predictor(Protocol):
-    """Predicts from every position of a sequence what follows; ``networks.CausalTransformer`` says what these do."""
+    """Predicts each next position of a sequence; ``networks.CausalTransformer`` documents the methods."""
 
     def __call__(self, x: Tensor, labels: Tensor | None) -> Tensor: ...
     def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]: ...
@@ -36,23 +35,17 @@ class Autoregression(Transform):
     """Shift and scale every position by functions of those before it, row by row from the first, or from the last.
 
     With the grid as a sequence ``x_0, ..., x_(T-1)``, ``(a_t, b_t) = network(x_0, ..., x_(t-1))``, ``a_0 = b_0 = 0``;
-    forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other:
-    ``x_t = z_t exp(a_t) + b_t``. ``cond`` is None, or weights of labels ``(B or 1, K)``.
+    forward: ``z_t = (x_t - b_t) exp(-a_t)``; logdet: ``-sum a``; inverse, one position after the other: ``x_t = z_t
+    exp(a_t) + b_t``. The network predicts ``2 C`` numbers, log-scales first; without ``scale``, C shifts, and a = 0.
+    ``cond`` is None, or weights of labels ``(B or 1, K)``.
 
-    With ``Guided`` labels the inverse takes ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
-    without label, by attention at a temperature: then it undoes no forward.
+    With ``Guided`` labels the inverse uses ``a + w (a - a')`` and ``b + w (b - b')``, where ``a', b'`` are predicted
+    without label, by attention at a temperature; it is then not the inverse of forward.
 
     Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), sections 3.1 and 3.4.
     """
 
     def __init__(self, network: nn.Module, *, scale: bool = True, reverse: bool = False) -> None:
-        """Build the transform.
-
-        Args:
-            network: A ``Predictor``; of ``2 C`` numbers, log-scales first, or with ``scale`` False of C shifts.
-            scale: Whether it scales; otherwise a = 0.
-            reverse: Whether the sequence begins with the last position.
-        """
         super().__init__()
         self.network = network
         self.scale = scale
@@ -77,7 +70,7 @@ class Autoregression(Transform):
         return self._grid(torch.stack(x, dim=1), z)
 
     def _stepwise(self, cond: Any, batch: int, last: int) -> Callable[[Tensor, int], Tensor]:
-        """Make a function from a position's data and number to what it predicts of the next."""
+        """Make a function from a position's data and number to the prediction of the next."""
         labels = self._labels(cond, batch)
         if not isinstance(cond, Guided) or labels is None:
             step = self._predictor().stepwise(labels)

@@ -28,13 +28,7 @@ class BatchNorm(Transform):
     uniform_logdet = True
 
     def __init__(self, channels: int, *, eps: float = 1e-4, momentum: float = 0.05) -> None:
-        """Start as the identity, up to eps.
-
-        Args:
-            channels: C.
-            eps: Added to the variance.
-            momentum: Weight of a batch in the running moments.
-        """
+        """Start as the identity, up to eps."""
         super().__init__()
         self.eps = eps
         self.momentum = momentum
@@ -64,12 +58,7 @@ class BatchNorm(Transform):
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running moments towards those of a batch, except by values that are not finite.
-
-        Args:
-            mean: ``(C,)``.
-            var: Population variance, ``(C,)``.
-        """
+        """Move the running moments towards those of a batch, ``(C,)`` each, except by values that are not finite."""
         if not self.updates_running:
             return
         for name, value in (("mean", mean), ("var", var)):
@@ -78,14 +67,7 @@ class BatchNorm(Transform):
             running.lerp_(torch.where(value.isfinite(), value, running), self.momentum)
 
     def batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Measure a batch and update the running moments.
-
-        Args:
-            x: ``(B, C, H, W)``.
-
-        Returns:
-            Mean and population variance, ``(C,)`` each, of the batch over all processes that share it.
-        """
+        """Measure mean and population variance over all processes that share the batch, and update the running ones."""
         moments = _moments(x, self.average)
         self.update_running(*moments)
         return moments
@@ -97,10 +79,8 @@ def batch_moments(
 ) -> Generator[None, None, None]:
     """Let every ``BatchNorm`` of a model normalize by the moments of its batch, and update its running moments.
 
-    Args:
-        model: A flow, or a network in one.
-        average: Averages a tensor over the processes that share the batch, differentiably; None for one process.
-        update: Whether to update the running moments; False where a batch is recomputed.
+    ``average`` averages a tensor over the processes that share the batch, differentiably. Do not ``update`` where a
+    batch is recomputed.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm) and not module.uses_batch]
     for norm in norms:

@@ -14,21 +14,15 @@ from .transform import Transform
 class CheckerboardCoupling(Transform):
     """Shift and scale every second pixel by what a conditioner computes from the others.
 
-    With the mask ``b`` (1 where ``(row + column) % 2 != parity``) and ``shift, log_scale = conditioner(b * x)``:
-    forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) * log_scale``;
-    inverse: ``x = b * z + (1 - b) * (z * exp(-log_scale) - shift)``.
+    With the mask ``b`` (1 where ``(row + column) % 2 != parity``) and ``shift, log_scale = conditioner(b * x)``, on
+    even and odd channels: forward: ``z = b * x + (1 - b) * (x + shift) * exp(log_scale)``; logdet: ``sum (1 - b) *
+    log_scale``; inverse: ``x = b * z + (1 - b) * (z * exp(-log_scale) - shift)``. With ``mask_channel`` the conditioner
+    also sees b.
 
     Source: Dinh et al., "Real NVP", section 3.4, with the order of operations of its program: (x + t) * exp(s).
     """
 
     def __init__(self, conditioner: nn.Module, *, parity: int, mask_channel: bool = False) -> None:
-        """Build the coupling.
-
-        Args:
-            conditioner: Network from ``(B, C, H, W)`` to ``(B, 2C, H, W)``: shift on even, log-scale on odd channels.
-            parity: 0: the top left pixel is transformed; 1: it conditions.
-            mask_channel: Whether the conditioner sees the mask as one more channel.
-        """
         super().__init__()
         self.conditioner = conditioner
         self.parity = parity

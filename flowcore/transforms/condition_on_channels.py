@@ -22,12 +22,6 @@ class ConditionOnChannels(Transform):
     """
 
     def __init__(self, kept: int, transform: Transform) -> None:
-        """Build the transform.
-
-        Args:
-            kept: Number of unchanged channels.
-            transform: f, of the ``C - kept`` other channels, which keeps their grid.
-        """
         super().__init__()
         self.kept = kept
         self.transform = transform

@@ -21,10 +21,13 @@ SIGMOID_OFFSET = 2.0  # of the raw scale for "sigmoid": a conditioner that outpu
 class Coupling(Transform):
     """Shift and scale one part of the channels by what a conditioner computes from the other part and the condition.
 
-    With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``:
-    forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``.
-    ``x1`` has ``C // 2`` channels, or as many as ``first`` says. With ``swap`` the two parts change roles: the second
-    conditions the first. ``cond`` is ``(B, Cc, H, W)``, on the grid of ``x``, or None.
+    With ``x = [x1, x2]`` and ``shift, scale = affine(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) *
+    scale]``; logdet: ``sum log scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has ``C // 2`` channels, or as
+    many as ``first`` says. With ``swap`` the two parts change roles: the second conditions the first. ``cond`` is ``(B,
+    Cc, H, W)``, on the grid of ``x``, or None.
+
+    The conditioner maps ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H, W)``, C1 the channels of ``x1``; to half as
+    many for the scaling "none". With ``swap``, ``C1`` and ``C - C1`` change places.
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -39,16 +42,6 @@ class Coupling(Transform):
         swap: bool = False,
         first: int = 0,
     ) -> None:
-        """Build the coupling.
-
-        Args:
-            conditioner: Network from ``(B, C1 + Cc, H, W)`` to ``(B, 2 * (C - C1), H, W)`` with C1 the channels of
-                ``x1``; half as many outputs for "none". With ``swap``, ``C1`` and ``C - C1`` change places.
-            eps: Added to every scale; see ``affine``.
-            scaling: How the raw scale becomes a scale; see ``affine``. "none": shift only.
-            swap: Whether the second part conditions the first.
-            first: Channels of ``x1``; 0 for half of them, rounded down.
-        """
         super().__init__()
         self.conditioner = conditioner
         self.eps = eps
@@ -97,18 +90,7 @@ def halves(x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def append_condition(x: Tensor, cond: Tensor | None) -> Tensor:
-    """Append the condition's channels to those of ``x``.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        cond: ``(B, Cc, H, W)`` or None.
-
-    Returns:
-        ``(B, C + Cc, H, W)``.
-
-    Raises:
-        ConditionError: If the grids or batch sizes differ.
-    """
+    """Append the condition's channels to those of ``x``; ConditionError if the grids or batch sizes differ."""
     if cond is None:
         return x
     if cond.shape[0] != x.shape[0] or cond.shape[2:] != x.shape[2:]:
@@ -121,25 +103,16 @@ def append_condition(x: Tensor, cond: Tensor | None) -> Tensor:
 
 
 def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid") -> tuple[Tensor, Tensor, Tensor]:
-    """Convert a conditioner's output to shift, scale and log scale.
+    """Convert a conditioner's output to shift, scale and log scale in the precision of ``like``, ``(B, C, H, W)`` each.
 
     Even channels are the shift, odd channels the raw scale r:
 
-    - "sigmoid": ``scale = sigmoid(r + 2) + eps``: a conditioner that outputs zeros is nearly the identity, and no scale
-      exceeds ``1 + eps`` (Glow, SRFlow);
+    - "sigmoid": ``scale = sigmoid(r + 2) + eps``: a conditioner that outputs zeros is nearly the identity, and scales
+      lie between eps (SRFlow: 1e-4; Glow: 0) and ``1 + eps``;
     - "atan": ``scale = exp(1.2 * 0.636 * atan(r))``, between 0.30 and 3.3 (Ardizzone et al. 2019);
     - "narrow": ``scale = exp(0.318 * atan(2 r))``, between 0.61 and 1.65 (HCFlow);
     - "exp": ``scale = exp(r)``, for conditioners that bound r themselves (Real NVP);
     - "none": all channels are the shift, ``scale = 1`` (NICE).
-
-    Args:
-        raw: ``(B, 2C, H, W)``, or ``(B, C, H, W)`` for "none"; possibly in low precision.
-        eps: The smallest scale (SRFlow: 1e-4; Glow: 0); only for "sigmoid".
-        like: A tensor of the precision of the results.
-        scaling: As above.
-
-    Returns:
-        Shift, scale and log scale, each ``(B, C, H, W)``.
     """
     raw = raw.to(like.dtype)
     if scaling == "none":
@@ -152,20 +125,14 @@ def affine(raw: Tensor, eps: float, *, like: Tensor, scaling: Scaling = "sigmoid
 
 
 def scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
-    """Convert raw scales to scales, of the same shape.
-
-    Args:
-        r: Raw scales, any shape; for "sigmoid" with ``SIGMOID_OFFSET`` already added.
-        eps: As in ``affine``.
-        scaling: As in ``affine``, but not "none".
-    """
+    """Convert raw scales to scales; for "sigmoid", ``SIGMOID_OFFSET`` is already added, and "none" has none."""
     if scaling == "sigmoid":
         return torch.sigmoid(r) + eps
     return log_scale_of(r, eps, scaling).exp()
 
 
 def log_scale_of(r: Tensor, eps: float, scaling: Scaling) -> Tensor:
-    """Convert raw scales to the logarithms of scales; arguments as in ``scale_of``."""
+    """Convert raw scales to the logarithms of scales; see ``scale_of``."""
     if scaling == "exp":
         return r
     if scaling == "atan":

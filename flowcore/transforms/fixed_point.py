@@ -10,26 +10,16 @@ from torch import Tensor
 from ..errors import FlowError
 
 ROUNDS = 2000
-PATIENCE = 50  # rounds without progress, after which an item has come as near as rounding lets it
+PATIENCE = 50  # rounds without progress, after which an item does not settle
 
 
 def fixed_point(g: Callable[[Tensor], Tensor], start: Tensor, advice: str) -> Tensor:
-    """Iterate ``x <- g(x)`` until nothing changes but rounding.
+    """Iterate a contraction ``x <- g(x)`` of ``(B, ...)`` until nothing changes but rounding.
 
     An item stops by itself, whatever the others of its batch do: when no element changes by more than 4 units of
     rounding, or when its change has come below their square root and falls no further. Items that become infinite or
-    not a number stop, too.
-
-    Args:
-        g: A contraction, item by item, of ``(B, ...)``.
-        start: ``(B, ...)``.
-        advice: What the error says can be done.
-
-    Returns:
-        ``(B, ...)``.
-
-    Raises:
-        FlowError: If an item does not settle: then g is no contraction there.
+    not a number stop, too. FlowError, which ends with ``advice``, if an item does not settle: then g is no contraction
+    there.
     """
     if start.is_meta:
         return g(start)  # without values nothing settles

@@ -43,9 +43,9 @@ class Haar(Transform):
 class InterpolatedDetails(Transform):
     """Subtract from Haar details what interpolation of the means predicts for them.
 
-    ``x = [means, details]`` are the channels of ``Haar``. Forward: ``z = [means, details - Haar(up(means / 2))]``, of
-    the latter the details, with ``up`` bicubic; logdet: 0; inverse: the sum. Where all details are 0, the image is then
-    smooth instead of made of blocks.
+    ``x = [means, details]`` are the channels of ``Haar``. Forward: ``z = [means, details - d]``, where d are the
+    details of ``Haar(up(means / 2))``, with ``up`` bicubic; logdet: 0; inverse: the sum. Where all details are 0, the
+    image is then smooth instead of made of blocks.
 
     Source: the prediction step of lifting schemes, Sweldens, "The Lifting Scheme" (1996), in two dimensions.
     """

@@ -14,21 +14,14 @@ class Injector(Transform):
     """Shift and scale all channels by what a conditioner computes from the condition.
 
     With ``shift, scale = affine(conditioner(cond))``: forward: ``z = (x + shift) * scale``; logdet: ``sum log scale``;
-    inverse: ``x = z / scale - shift``. ``cond`` is ``(B, Cc, H, W)``, on the grid of ``x``.
+    inverse: ``x = z / scale - shift``. ``cond`` is ``(B, Cc, H, W)``, on the grid of ``x``. With the scaling "exp" it
+    is a learned Gaussian prior given the condition: mean ``-shift``, standard deviation ``1 / scale``.
 
     Source: Lugmayr et al., "SRFlow", section 3.3 ("affine injector"); with "exp", the conditional prior of Winkler et
     al., "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1.
     """
 
     def __init__(self, conditioner: nn.Module, *, eps: float = 0.0, scaling: Scaling = "sigmoid") -> None:
-        """Build the injector.
-
-        Args:
-            conditioner: Network from ``(B, Cc, H, W)`` to ``(B, 2C, H, W)``.
-            eps: Added to every scale; see ``coupling.affine``.
-            scaling: How the raw scale becomes a scale; see ``coupling.affine``. With "exp" it is a learned Gaussian
-                prior given the condition: mean ``-shift``, standard deviation ``1 / scale``.
-        """
         super().__init__()
         self.conditioner = conditioner
         self.eps = eps

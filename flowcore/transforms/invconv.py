@@ -31,13 +31,6 @@ class InvertibleConv(Transform):
     uniform_logdet = True
 
     def __init__(self, channels: int, *, lu: bool = False, start: Start = "orthogonal") -> None:
-        """Draw or set the first matrix.
-
-        Args:
-            channels: C.
-            lu: Whether to store the matrix as its LU factors.
-            start: The first matrix: random orthogonal, or as the class describes.
-        """
         super().__init__()
         self.lu = lu
         self.start = start

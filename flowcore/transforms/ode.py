@@ -15,7 +15,7 @@ from .probes import Estimated, require_exact
 
 Solver = Literal["rk4", "rk4_38", "midpoint", "euler"]
 
-CHUNK = 2**22  # numbers of directions that are differentiated along at once
+CHUNK = 2**22  # numbers in all directions that are differentiated at once
 
 
 class Tableau(NamedTuple):
@@ -35,7 +35,7 @@ TABLEAUS: dict[Solver, Tableau] = {
 
 
 class Velocity(Protocol):
-    """What an ODE is made of; ``networks.VectorField`` is one, and says what these do."""
+    """The velocity f of an ODE; ``networks.VectorField`` documents the methods."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor: ...
     def linearized(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]: ...
@@ -54,8 +54,8 @@ class ODE(Estimated):
     """Follow the solution of ``dy/dt = f(t, y)`` from ``y(0) = x`` to ``z = y(T)``, with ``T = sqrt_end_time^2``.
 
     Forward: ``steps`` equal steps ``y' = y + h phi(t, y)``, h = T / steps, of a Runge-Kutta rule. Inverse: of every
-    step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which ends in the same numbers to rounding;
-    integrating backwards instead would miss them by the rule's error.
+    step, the last first, ``y = y' - h phi(t, y)`` as a fixed point, which gives the same numbers to rounding;
+    integrating backwards would differ by the error of the rule. T starts at 1.
 
     Logdet by "trace": ``integral of tr(df/dy) dt``, by the same rule. It is that of the ODE; that of the steps differs
     by the rule's error, which falls with the fourth power of h for "rk4". With a probe e in place of the trace the
@@ -72,14 +72,6 @@ class ODE(Estimated):
     def __init__(
         self, field: nn.Module, *, steps: int, solver: Solver = "rk4", how: Literal["trace", "exact"] = "trace"
     ) -> None:
-        """Build the transform; T starts at 1.
-
-        Args:
-            field: f, a ``Velocity``.
-            steps: Of the solver.
-            solver: The rule.
-            how: What logdet is.
-        """
         super().__init__()
         self.field = field
         self.steps = steps
@@ -115,25 +107,14 @@ class ODE(Estimated):
         return x
 
     def move(self, y: Tensor, number: int) -> Tensor:
-        """Make one step, without its logdet.
-
-        Args:
-            y: ``(B, C, H, W)``.
-            number: Of the step, from 0.
-        """
+        """Make step ``number``, from 0, without its logdet."""
         return y + self._increment(self._stages(y, number, 1), 1)
 
     def step(self, y: Tensor, number: int, probe: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Make one step.
+        """Make step ``number``, from 0, given a probe e ``(B, C, H, W)``, or None for an exact logdet.
 
-        Args:
-            y: ``(B, C, H, W)``.
-            number: Of the step, from 0.
-            probe: e, ``(B, C, H, W)``; None for an exact logdet.
-
-        Returns:
-            y after the step; its logdet by position, ``(B, H, W)``; and its share of the costs of the path, see
-            ``path_costs``, ``(2, B)``, zero without a probe.
+        Returns y after the step; its logdet by position, ``(B, H, W)``; and its share of the costs of the path, see
+        ``path_costs``, ``(2, B)``, zero without a probe.
         """
         stages = self._stages(y, number, 1, slopes=True)
         z = y + self._increment(stages, 1)
@@ -147,15 +128,7 @@ class ODE(Estimated):
         return z, logdet, costs
 
     def step_back(self, z: Tensor, number: int) -> Tensor:
-        """Undo one step.
-
-        Args:
-            z: ``(B, C, H, W)``, y after the step.
-            number: Of the step, from 0.
-
-        Returns:
-            y before it.
-        """
+        """Undo step ``number``, from 0."""
         start = z + self._increment(self._stages(z, number + 1, -1), -1)
         return fixed_point(
             lambda y: z - self._increment(self._stages(y, number, 1), 1),
@@ -166,7 +139,7 @@ class ODE(Estimated):
     # --- one step of the rule
 
     def _stages(self, y: Tensor, number: int, direction: int, *, slopes: bool = False) -> list[Stage]:
-        """Evaluate the velocity as a step needs it that begins at the time of step ``number``, forwards or back."""
+        """Evaluate the velocity at all stages of step ``number``, from its start, forwards or backwards."""
         h = self.sqrt_end_time.square() / self.steps
         tableau = TABLEAUS[self.solver]
         stages: list[Stage] = []
@@ -192,7 +165,7 @@ class ODE(Estimated):
         """Without a probe: the trace integral, or log|det| of the step's Jacobian; (B, H, W)."""
         batch, (channels, height, width) = len(y), y.shape[1:]
         size = y[0].numel()
-        columns: list[Tensor] = []  # of the Jacobian minus the identity; transposed, as its determinant does not mind
+        columns: list[Tensor] = []  # of the Jacobian minus the identity, transposed: its determinant is the same
         weights = self._weights(1)
         chunk = max(1, CHUNK // max(s.numel() for s in (y, *stages[0].slopes)))
         logdet = y.new_zeros(batch, height, width)
@@ -230,9 +203,8 @@ class ODE(Estimated):
 def path_costs(model: nn.Module) -> Generator[list[Tensor], None, None]:
     """Collect the costs of all paths that the ODEs of a model take inside this context, while it is trained.
 
-    Yields:
-        A list that receives, from every ODE that runs with a probe e, the integrals over time of ``|f|^2`` and of
-        ``|(df/dy) e|^2``, both per dimension: ``(2, B)``.
+    The list receives, from every ODE that runs with a probe e, the integrals over time of ``|f|^2`` and of ``|(df/dy)
+    e|^2``, both per dimension: ``(2, B)``.
 
     Source: Finlay et al., "How to train your neural ODE" (RNODE, 2020): paths that are nearly straight lines, at nearly
     constant speed, need few steps.

@@ -22,14 +22,7 @@ class Permutation(Transform):
     uniform_logdet = True
 
     def __init__(self, order: Tensor) -> None:
-        """Fix the order.
-
-        Args:
-            order: ``(C,)`` whole numbers, each of 0 to C - 1 once.
-
-        Raises:
-            FlowError: If it is no permutation.
-        """
+        """Fix the order: ``(C,)`` whole numbers, each of 0 to C - 1 once; FlowError otherwise."""
         super().__init__()
         on_meta = order.device.type == "meta"  # no values to check
         if order.ndim != 1 or not (on_meta or torch.equal(order.sort()[0], torch.arange(len(order)))):

@@ -24,14 +24,11 @@ ROWS_AT_ONCE = 256  # of a Jacobian
 class Probes:
     """Random vectors e with ``E[e e^T] = I``, from which ``e^T A e`` estimates the trace of A without bias.
 
-    Attributes:
-        vectors: One for every estimated transform of a flow, in the data-to-latent direction, in the shape of its
-            input, ``(B, C, H, W)``.
-        coefficients: For each of them, factors on the terms 1, 2, ... of its power series: ones for a truncated series;
-            ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased. Empty for
-            transforms without a series.
-        neumann: Whether gradients are those that estimate the gradient of the true logdet without bias, in one graph,
-            instead of those of the estimate.
+    ``vectors`` holds one for every estimated transform of a flow, in the data-to-latent direction, in the shape of its
+    input. ``coefficients`` are, for each of them, factors on the terms 1, 2, ... of its power series: ones for a
+    truncated series; ``1 / P(N >= k)`` where the number of terms N was drawn, which makes the estimate unbiased; empty
+    for transforms without a series. With ``neumann``, gradients estimate that of the true logdet without bias, in one
+    graph, instead of differentiating the estimate.
     """
 
     vectors: tuple[Tensor, ...]
@@ -39,34 +36,17 @@ class Probes:
     neumann: bool = False
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Probes:
-        """Apply a function to every vector."""
         return Probes(vectors=tuple(map(change, self.vectors)), coefficients=self.coefficients, neumann=self.neumann)
 
 
 class Estimated(Transform):
-    """A bijection whose logdet has no closed form: estimated with ``cond``, ``Probes``, or with None exact.
+    """A bijection whose logdet has no closed form: estimated if ``cond`` is ``Probes``, exact if it is None."""
 
-    Attributes:
-        number: Its place among the estimated transforms of its flow, which sets it, and so that of its probe.
-        has_series: Whether its estimate is a power series, with a choice of terms.
-    """
-
-    number = 0
-    has_series = True
+    number = 0  # among the estimated transforms of its flow, which sets it; and so of its probe
+    has_series = True  # whether the estimate is a power series, with a choice of terms
 
     def probe(self, x: Tensor, cond: Any) -> Tensor | None:
-        """Select this transform's probe.
-
-        Args:
-            x: Its input, ``(B, C, H, W)``.
-            cond: Probes, or None.
-
-        Returns:
-            ``(B, C, H, W)``, in the precision of ``x``; None if there are no probes.
-
-        Raises:
-            ConditionError: If the probes are of another flow, image size or batch.
-        """
+        """Select this transform's probe, in the precision of ``x``, or None; ConditionError if it does not fit."""
         if cond is None:
             return None
         if not isinstance(cond, Probes) or self.number >= len(cond.vectors):
@@ -83,17 +63,10 @@ class Estimated(Transform):
 
 
 def exact_logdet(transposed_product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Compute ``log|det J|`` of one item from its whole Jacobian, in float64.
+    """Compute ``log|det J|``, ``(1,)``, of one item ``(1, C, H, W)`` from its whole Jacobian, in float64.
 
-    Args:
-        transposed_product: From vectors e, ``(N, C, H, W)``, to ``J^T e``, each on its own.
-        x: The item, ``(1, C, H, W)``.
-
-    Returns:
-        ``(1,)``, in the precision of ``x``.
-
-    Raises:
-        ConditionError: If the Jacobian would be too large.
+    ``transposed_product`` maps N vectors e, ``(N, C, H, W)``, to ``J^T e``. ConditionError if the Jacobian would be too
+    large.
     """
     dimensions = x[0].numel()
     require_exact(dimensions)
@@ -103,7 +76,7 @@ def exact_logdet(transposed_product: Callable[[Tensor], Tensor], x: Tensor) -> T
 
 
 def require_exact(dimensions: int) -> None:
-    """Refuse an exact logdet of an item of so many dimensions; raises ConditionError."""
+    """Raise ConditionError if an item has too many dimensions for an exact logdet."""
     if dimensions > MAX_DIMENSIONS:
         raise ConditionError(
             f"An exact log-determinant of {dimensions} dimensions is out of reach; at most {MAX_DIMENSIONS} are "
@@ -115,19 +88,10 @@ def require_exact(dimensions: int) -> None:
 def draw_probes(
     shapes: list[tuple[int, int, int]], seeds: list[int], coefficients: tuple[tuple[float, ...], ...]
 ) -> Probes:
-    """Draw probes of entries +1 and -1, which have the least variance.
-
-    Args:
-        shapes: Of every estimated transform's input.
-        seeds: Of every item's own generator, on the CPU.
-        coefficients: See ``Probes``.
-
-    Returns:
-        Float32, on the CPU, for as many items as there are seeds.
-    """
+    """Draw probes of entries +1 and -1, which have the least variance; float32, on the CPU, one item per seed."""
     items: list[list[Tensor]] = []
     for seed in seeds:
-        # set apart from other noise that is drawn with the same seed
+        # differs from other noise of the same seed
         generator = torch.Generator("cpu").manual_seed((seed ^ 0x9E3779B9) % 2**64)
         items.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for shape in shapes])
     vectors = tuple(torch.stack([item[k] for item in items]) for k in range(len(shapes)))

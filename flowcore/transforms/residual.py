@@ -15,7 +15,7 @@ ADVICE = "Call flow.normalize(), which bounds the norms of its weights; if the m
 
 
 class Contraction(Protocol):
-    """What a residual block adds; ``networks.ContractiveNetwork`` is one, and says what these do."""
+    """What a residual block adds; ``networks.ContractiveNetwork`` documents the methods."""
 
     def __call__(self, x: Tensor, weights: Any = None) -> Tensor: ...
     def weights(self) -> Sequence[Any]: ...
@@ -41,11 +41,6 @@ class Residual(Estimated):
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Build the block.
-
-        Args:
-            network: g, a ``Contraction``.
-        """
         super().__init__()
         self.network = network
 
@@ -76,7 +71,7 @@ class Residual(Estimated):
         return self.encode(x)
 
     def normalize(self, tolerance: float = 1e-4) -> None:
-        """Measure the norms of the weights, which bound g; after every change of them."""
+        """Measure the norms of the weights, which bound g; needed after every change of the weights."""
         self._contraction().normalize(tolerance)
 
     def by_position(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Split: some channels (half, by default) leave as standard-normal latents; Whiten: all remaining ones do."""
+"""Split: some channels (half, by default) become standard-normal latents; Whiten: all remaining ones do."""
 
 from __future__ import annotations
 
@@ -14,34 +14,23 @@ from .transform import Transform
 class Split(Transform):
     """Factor out the second part of the channels, whitened by a prior that the first part predicts.
 
-    With ``x = [kept, rest]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels):
-    forward: ``latent = (rest - mean) * exp(-log_std)``; logdet: ``-sum log_std``;
-    inverse: ``rest = mean + exp(log_std) * latent``. Without a conditioner, mean and log_std are zero.
-    The latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``.
+    With ``x = [kept, rest]`` and ``mean, log_std = conditioner(kept)`` (even and odd channels): forward: ``latent =
+    (rest - mean) * exp(-log_std)``; logdet: ``-sum log_std``; inverse: ``rest = mean + exp(log_std) * latent``. Without
+    a conditioner, mean and log_std are zero; a ``labeled`` one also sees ``cond``, one-hot labels ``(B, classes)``. The
+    latent side is the pair ``(kept, latent)``, ``(B, K, H, W)`` and ``(B, C - K, H, W)``; K is half of the channels,
+    rounded down, unless ``kept`` says otherwise.
 
     Source: Dinh et al., "Real NVP", section 3.6; the learned prior of Kingma & Dhariwal's program for Glow.
     """
 
     def __init__(self, conditioner: nn.Module | None, *, labeled: bool = False, kept: int | None = None) -> None:
-        """Build the split.
-
-        Args:
-            conditioner: Network from ``(B, K, H, W)`` to ``(B or 1, 2 * (C - K), H, W)``; None for a standard-normal
-                prior.
-            labeled: Whether the conditioner also gets ``cond``: labels, one-hot ``(B, classes)``.
-            kept: K; None for half of the channels (rounded down).
-        """
         super().__init__()
         self.conditioner = conditioner
         self.labeled = labeled
         self.kept = kept
 
     def kept_channels(self, channels: int) -> int:
-        """Return K for C channels; the other ``C - K`` leave.
-
-        Args:
-            channels: C.
-        """
+        """Return K for C channels; the other ``C - K`` become latents."""
         return channels // 2 if self.kept is None else self.kept
 
     def inverse(self, z: tuple[Tensor, Tensor], cond: Any = None) -> Tensor:
@@ -64,20 +53,14 @@ class Split(Transform):
 class Whiten(Transform):
     """Turn the last output of a flow into standard-normal latents, by a prior that sees at most the labels.
 
-    With ``mean, log_std = prior(grid, labels)``: forward: ``z = (x - mean) * exp(-log_std)``; logdet: ``-sum log_std``;
-    inverse: ``x = mean + exp(log_std) * z``. ``cond`` is the labels, one-hot ``(B, classes)``, or None.
+    With ``mean, log_std = prior(grid, labels)``, on even and odd channels: forward: ``z = (x - mean) * exp(-log_std)``;
+    logdet: ``-sum log_std``; inverse: ``x = mean + exp(log_std) * z``. The prior may read the grid's shape, dtype and
+    device only. ``cond`` is the labels, one-hot ``(B, classes)``, or None.
 
     Source: the learned and class-conditional top prior of Kingma & Dhariwal's program for Glow.
     """
 
     def __init__(self, prior: nn.Module) -> None:
-        """Build the transform.
-
-        Args:
-            prior: Network that takes a tensor ``(B, C, H, W)``, of which it may read shape, dtype and device only, and
-                the labels, and returns ``(B or 1, 2 * C, H, W)``: means on even, log standard deviations on odd
-                channels.
-        """
         super().__init__()
         self.prior = prior
 

@@ -122,7 +122,7 @@ class Unflatten(Transform):
 
 
 def require_blocks(x: Tensor, factor: int, name: str) -> None:
-    """Refuse images that do not consist of square blocks of a side ``factor``; raises ShapeError."""
+    """Raise ShapeError unless images consist of square blocks of a side ``factor``."""
     if x.shape[-2] % factor or x.shape[-1] % factor:
         sides = "even sides" if factor == 2 else f"sides divisible by {factor}"
         raise ShapeError(f"{name} needs {sides}; got {x.shape[-2]}x{x.shape[-1]}. Pad the image to {sides}.")

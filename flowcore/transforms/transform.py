@@ -139,22 +139,13 @@ class Transform(nn.Module):
 
 
 def require_channels(x: Tensor, channels: int, name: str) -> None:
-    """Refuse data that would broadcast against parameters of so many channels; raises ShapeError."""
+    """Raise ShapeError for data that would broadcast against parameters of so many channels."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ShapeError(f"{name} takes data of shape (B, {channels}, H, W); got {tuple(x.shape)}.")
 
 
 def spread(amounts: Tensor, height: int, width: int) -> Tensor:
-    """Move amounts to a finer grid, divided evenly among its positions, or to a coarser one, added up.
-
-    Args:
-        amounts: ``(B, h, w)``.
-        height: Of the other grid, a multiple or a divisor of h.
-        width: Of the other grid, a multiple or a divisor of w.
-
-    Returns:
-        ``(B, height, width)``, with the same sum.
-    """
+    """Move amounts ``(B, h, w)`` to a finer grid, divided evenly, or to a coarser one, added up; the sum stays."""
     if amounts.shape[-2] > height or amounts.shape[-1] > width:  # after an ``Unsqueeze``
         blocks = amounts.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
         return blocks.sum((-3, -1))

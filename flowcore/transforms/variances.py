@@ -17,12 +17,11 @@ class Variances(Transform):
 
     Forward: ``z = x / sqrt(var)``; logdet: ``-sum log(var) / 2``; inverse: ``x = z sqrt(var)``.
 
-    Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1: what a flow
-    that does not scale needs.
+    Source: Zhai et al., "Normalizing flows are capable generative models" (TarFlow, 2024), section 3.1, for flows
+    without scales.
     """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
-        """Start at variances of 1."""
         super().__init__()
         self.var = nn.Parameter(torch.ones(channels, height, width))
 

@@ -328,7 +328,7 @@ def test_default_configurations_are_valid_and_frozen_and_refuse_unknown_fields()
         config = configure(architecture, {})
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, dataclasses.fields(config)[0].name, 1)
-        with pytest.raises(CheckpointError, match=f"Unknown {architecture} field 'hue'.*newer flowcore, or misspelt"):
+        with pytest.raises(CheckpointError, match=f"Unknown {architecture} field 'hue'.*newer flowcore, or misspelled"):
             configure(architecture, {"hue": 1})
 
 

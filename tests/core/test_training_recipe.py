@@ -164,7 +164,7 @@ CONSISTENT = "steps = 10\nlr_consistency = 0.5"
         ("stages = [1]\n" + HEAD, r"\[\[stages\]\]"),
         ("model = 3\n" + HEAD.split("[model]")[0] + "[[stages]]" + STAGES, r"\[model\]"),
         ("name = ", "not valid TOML"),
-        (GOOD.replace("levels = 2", "depth = 2"), "written by a newer flowcore, or misspelt"),
+        (GOOD.replace("levels = 2", "depth = 2"), "written by a newer flowcore, or misspelled"),
         *(
             (
                 COLORS.replace("crop = 32", f"crop = {crop}"),

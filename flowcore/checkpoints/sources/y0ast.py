@@ -2,7 +2,7 @@
 
 Detected by ``flow.layers.N.block.`` and ``flow.layers.N.f.``; the numbers give levels and steps. Layer 1 gives channels
 (``actnorm.bias``), hidden and coupling (its network), ``invconv`` mixing, ``project_ycond`` classes, and ``prior_h``
-image_size. Without ``invconv`` the caller may have to give the permutations, which y0ast's program does not save.
+image_size. Without ``invconv``, permutations come from ``shuffle.indices``, or from the caller.
 """
 
 from __future__ import annotations
