@@ -20,13 +20,7 @@ class Progress(Protocol):
     """What a task calls as its work advances."""
 
     def __call__(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        """Report.
-
-        Args:
-            done: Finished units of work.
-            total: All units of work.
-            preview: A finished picture, ``(3, H, W)`` in [0, 1], when there is a new one.
-        """
+        """Report finished of all units of work, with each new finished picture, ``(3, H, W)`` in [0, 1]."""
 
 
 def part_of(progress: Progress | None, start: float, share: float) -> Progress | None:

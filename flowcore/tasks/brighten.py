@@ -84,11 +84,7 @@ def brighten(
 
 
 def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
-    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures.
-
-    Raises:
-        FlowError: If the model does not brighten.
-    """
+    """Estimate the bytes that ``brighten`` works with in float32, beyond the weights and the resulting pictures."""
     flow.require("brighten")
     rows, columns = (min(n + PADDING, tile + 2 * halo) if tile else n + PADDING for n in (height, width))
     config = flow.config

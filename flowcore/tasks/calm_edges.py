@@ -18,10 +18,8 @@ def edge_map(lr: Tensor) -> Tensor:
 
     ``d = sqrt(dx^2 + dy^2)``, where dx and dy add the absolute differences of luma to both neighbors along an axis, so
     that lines as thin as a pixel count double; its maximum over 3x3 pixels, averaged over 3x3; and of that a ramp in
-    the logarithm, 0 up to ``WEAK`` and 1 from ``STRONG`` on.
-
-    Returns:
-        ``(B, 1, h, w)`` in [0, 1], float32 on the CPU, so that a seed is the same picture on every device.
+    the logarithm, 0 up to ``WEAK`` and 1 from ``STRONG`` on. ``(B, 1, h, w)``, float32 on the CPU, so that a seed is
+    the same picture on every device.
 
     Source: ours; docs/decisions/0015 compares it with other maps.
     """

@@ -25,16 +25,9 @@ def check_cast(cast: float, vivid: float) -> None:
 
 
 def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
-    """Change the cast of colorings.
+    """Change the cast of colorings ``(B, 2, h, w)``: 1 as it is; 0 that of ``calm``; -1 none; between linearly.
 
-    Args:
-        chroma: ``(B, 2, h, w)``, centered on 0.
-        calm: The coloring at temperature 0, ``(1, 2, h, w)``.
-        y: Their luma, ``(1, 1, h, w)``, in [0, 1].
-        cast: 1 as it is; 0 that of ``calm``; -1 none; between linearly.
-
-    Returns:
-        ``(B, 2, h, w)``.
+    ``calm`` is the coloring at temperature 0, ``(1, 2, h, w)``, y their luma, ``(1, 1, h, w)``.
     """
     own, theirs = _mean(chroma, y), _mean(calm, y)
     wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs

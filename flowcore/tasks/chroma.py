@@ -41,11 +41,11 @@ Change = Callable[[Condition, int, Tensor], Tensor]
 MAX_ASPECT = 4  # the longer side of a working image is at most so many times ``working_size``
 MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
 COLORED = 2 / 255  # chroma above which a picture counts as colored
-MAX_CHROMA = 0.501  # of the most colorful colors, and rounding
-TINT_SIDE = 64  # shorter side at which a tint is told from colors
-SIMILAR = 0.6, 0.85  # similarity to a memory of one's own from which on its colors count, and count fully
-ALBUM_SHARE = 0.5  # of its photographs, that every seed remembers
-MEMORY_WEIGHT = 0.03  # of its colors, beside hints
+MAX_CHROMA = 0.501  # no color in the RGB cube has more, but for rounding
+TINT_SIDE = 64  # shorter side of the image that is checked for a tint
+SIMILAR = 0.6, 0.85  # similarity at which colors of the caller's memory begin to count, and count fully
+ALBUM_SHARE = 0.5  # share of the caller's memory that every seed looks at
+MEMORY_WEIGHT = 0.03  # of colors from the caller's memory, relative to hints
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
 
 
@@ -78,7 +78,7 @@ class HintPlanes:
 
 
 class Colorization:
-    """A batch of photographs on its way through a colorizer; encoding, their own colors are used.
+    """A batch of photographs on its way through a colorizer; with ``encoding``, their own colors are used.
 
     Colors are decided as if a plain border of a photograph were not there (see ``scans``), unless these are frames.
     """
@@ -105,7 +105,7 @@ class Colorization:
         rgb, self._alpha = validate_image(image)
         self.y = color.luma(rgb)  # (B, 1, H, W)
         self._inside = [None if frames else find_border(one) for one in rgb.split(1)]
-        self._guide = fill_borders(self.y, self._inside)  # what the colors follow
+        self._guide = fill_borders(self.y, self._inside)  # the luma that colors are decided and enlarged by
         if not encoding:
             self._notify_of_scans(rgb if image.shape[1] > 1 else None)
         self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)
@@ -121,7 +121,7 @@ class Colorization:
         self.has_parts = own is not None and memory is None  # whether every seed remembers another part
         self._places = own if memory is None else copy.deepcopy(memory.places).to(run.device)
         self._cells = None if self._places is None else self._places.all_cells()
-        self._is_shown = own is not None  # whether the encoder can be shown what was recalled
+        self._is_shown = own is not None  # whether the encoder has input channels for what was recalled
 
     def temperatures(self, palette: float | None, detail: float | None) -> list[float]:
         """Choose a temperature per level, finest first; None is what the model was made for."""
@@ -139,7 +139,7 @@ class Colorization:
         return chosen
 
     def own_saturation(self, stated: float | None, latents: Sequence[Tensor] | None) -> float:
-        """The model's factor on the chroma that it draws: 1 if the caller states one, or latents."""
+        """The model's factor on the chroma that it draws; 1.0 if the caller sets saturation or passes latents."""
         return left_to_model(self.flow, {"saturation": stated, "latents": latents}).get("saturation", 1.0)
 
     def hint_planes(self, hints: Hints | None, part: slice) -> HintPlanes | None:
@@ -260,9 +260,9 @@ class Colorization:
         return decoded.images
 
     def remembered(self, part: slice, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """What a memory of one's own asks for: how much and which chroma, on the padded finest grid, for every seed.
+        """Coverage and wanted chroma on the padded finest grid, from a memory that the caller gave.
 
-        Every seed remembers its part of the photographs; without seeds, all are asked.
+        Every seed remembers its part of the photographs; without seeds, one pair comes from all.
         """
         assert self._places is not None
         assert self._cells is not None
@@ -279,7 +279,7 @@ class Colorization:
     def follow(
         self, chroma: Tensor, part: slice, cond: Condition, asked: tuple[Tensor, Tensor], steps: float
     ) -> Tensor:
-        """Spread what is asked for of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``.
+        """Spread wanted chroma of an image over its drawn chroma, ``(B, 2, h, w)``; see ``spread_hints``.
 
         ``asked`` is coverage and wanted chroma on the padded finest grid.
         """

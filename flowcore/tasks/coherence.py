@@ -29,14 +29,9 @@ JITTER = 1e-4  # variance of its own that every position has, so that the factor
 def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:
     """Factorize the covariance of the noise of a photograph: noise times the factor's transpose has it.
 
-    Args:
-        features: Of the coarsest grid, ``(1, C, h, w)``.
-        coherence: rho, in [0, 1].
-        scales: s and l.
-
-    Returns:
-        Lower triangular, with rows of length 1, ``(h * w, h * w)``, float64 on the CPU. None if the noise stays
-        independent: at coherence 0, of a single position, and of more than 4096.
+    Lower triangular, with rows of length 1, ``(h * w, h * w)``, float64 on the CPU, from the features of the coarsest
+    grid, ``(1, C, h, w)``, rho, and (s, l). None if the noise stays independent: at coherence 0, of a single position,
+    and of more than 4096.
     """
     _, channels, height, width = features.shape
     if coherence == 0 or not 1 < height * width <= MAX_POSITIONS:

@@ -28,7 +28,7 @@ from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
 from .runner import Runner, require_tensor, validate_image
 
 AT_ONCE = 8  # colorings decoded together
-MEMORY_STEPS = 20  # how far the colors of a memory of one's own spread, in positions of the finest grid
+MEMORY_STEPS = 20  # how far the colors of the caller's memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
 
 
@@ -133,7 +133,7 @@ def colorize(
                 if given is not None:
                     z = blend_latents(z, given, latents_strength, latents_levels)
                 shared = job.condition(part, planes, seeds) if seeds else cond.expand(len(group))
-                # what is locked would be met already, and not spread
+                # decode without locking, or spreading would find no difference
                 locked = None if steps else planes
                 decoded = own * job.decode_guarded(len(pictures), z, shared, locked)
                 if calm is not None:
@@ -264,7 +264,7 @@ def apply_chroma(
     y = color.luma(rgb)
     chroma = color.split(colors)[1]
     if chroma.shape[2:] != y.shape[2:]:
-        # along the edges of this luma, shrunk: the other picture's may have drifted, which is no edge
+        # guided by this luma, shrunk: that of the other picture may have drifted, and drift is no edge
         chroma = enlarge(chroma, resize_bilinear(y, chroma.shape[2:]), y)
     return merge(y, chroma * saturation, alpha, gamut)
 
@@ -274,9 +274,6 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, wo
 
     Counts the merge of one coloring at full size, and the peak at the working size: all features and one conditioner on
     the finest grid.
-
-    Raises:
-        FlowError: If the model is no colorizer.
     """
     flow.require("colorize")
     config = flow.config

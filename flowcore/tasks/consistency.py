@@ -21,18 +21,10 @@ STEP = 1.6  # shrinking an enlargement keeps 0.25 (the finest pattern) to 1 of i
 
 @torch.no_grad()
 def consistency(images: Tensor, source: Tensor) -> Tensor:
-    """Compare enlargements with their sources: ``metrics.lr_psnr``, at most 100.
+    """Compare enlargements ``(B * N, C, H, W)`` with their sources ``(B, C, h, w)``: ``metrics.lr_psnr``, at most 100.
 
-    Args:
-        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is ignored.
-        source: ``(B, C, h, w)`` in [0, 1]. Where it is the larger one, it is shrunk to the size of the images.
-
-    Returns:
-        Decibels per image, ``(B * N,)``, on the CPU; 100 for equal ones.
-
-    Raises:
-        ShapeError: If the number of images is not a multiple of the number of sources.
-        ImageError: If either is no valid image.
+    In decibels, ``(B * N,)``, on the CPU. Alpha is ignored; a source that is larger is shrunk to the size of the
+    images.
     """
     validate_image(images[:1])  # also an empty batch
     small = validate_image(source)[0].cpu()

@@ -23,21 +23,8 @@ def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, floa
     """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
 
     A messy hand is messy in all its details at once, so "messy" is also a temperature: it multiplies the latents by
-    ``exp(MESSY_RATE * strength)`` first.
-
-    Each item stops at ``MAX_DEVIATION`` along a style: beyond, the model has seen nothing. What lies there stays.
-
-    Args:
-        flow: The model; ``flow.styles`` are its directions.
-        latents: Finest first.
-        styles: Name to strength, one or one per level; negative for the opposite.
-
-    Returns:
-        The moved latents.
-
-    Raises:
-        FlowError: If the model has no such style.
-        ShapeError: If the latents are not of the size that the styles were measured at.
+    ``exp(MESSY_RATE * strength)`` first. A strength is one number, or one per level; negative for the opposite. Each
+    item stops at ``MAX_DEVIATION`` along a style: beyond, the model has seen nothing. What lies there stays.
     """
     known: dict[str, list[Tensor]] = flow.styles
     unknown = [name for name in styles if name not in known]

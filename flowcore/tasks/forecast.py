@@ -27,20 +27,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to come.
+    """What enlarging images is expected to take."""
 
-    Attributes:
-        pictures: Number of results.
-        largest: Height and width of the largest.
-        megapixels: Of all results together.
-        memory: Bytes: working memory, and all results of one image.
-        seconds: Estimated from the time that a small image took just now.
-    """
-
-    pictures: int
-    largest: Size
-    megapixels: float
-    memory: int
+    pictures: int  # number of results
+    largest: Size  # height and width
+    megapixels: float  # of all results together
+    memory: int  # bytes: working memory, and all results of one image
     seconds: float
 
     def sentence(self) -> str:
@@ -64,17 +56,7 @@ def forecast(
     precision: Precision = "float32",
     cancelled: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """Estimate what enlarging images takes.
-
-    Args:
-        flow: An upscaling or rescaling model.
-        sources: Height and width of each LR image.
-        results: Of the result of each, which may be resized.
-        samples: Per image.
-        tile: See ``upscale``.
-        precision: See ``upscale``.
-        cancelled: See ``upscale``.
-    """
+    """Estimate what enlarging images takes, from heights and widths of LR images and of results, resized or not."""
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])
@@ -93,9 +75,10 @@ def forecast(
 
 def _seconds_per_pixel(flow: Flow, samples: int, precision: Precision, cancelled: Callable[[], bool] | None) -> float:
     """Time one sample of a small image; all samples of an image share what depends on it alone."""
-    image = torch.full((1, 3, PROBE, PROBE), 0.5)  # of noise, models overflow, and would be tried six times
+    image = torch.full((1, 3, PROBE, PROBE), 0.5)  # flat gray: noise could overflow, and retries distort the timing
     task = upscale if "upscale" in flow.capabilities.tasks else restore
-    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # not timed: it is kept
+    # build the cached plan before timing
+    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))
     start = time.perf_counter()
     task(flow, image, precision=precision, cancelled=cancelled, notify=lambda _: None)
     once = time.perf_counter() - start

@@ -27,22 +27,8 @@ def harmonize(
     """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
-    are unlikely.
-
-    Args:
-        flow: An upscaling model.
-        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4.
-        strength: 0 gives the image back, 1 gives the latents the statistics of the prior.
-        per: What is normalized together; see ``latents.normalize``.
-        window: Side of the window for ``per="local"``.
-        options: How to run, see ``RunOptions``.
-
-    Returns:
-        ``(B, 3, h, w)`` in [0, 1]: the image, cut at the right and bottom to sides that the model takes.
-
-    Raises:
-        FlowError: If the model does not upscale.
-        ImageError: If the image is not usable.
+    are unlikely. At strength 0 the image comes back, cut at the right and bottom to sides that the model takes; 1 gives
+    the latents the statistics of the prior, see ``latents.normalize``.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """

@@ -67,17 +67,10 @@ class Hints:
 def hints_from_strokes(
     strokes: Tensor, mask: Tensor | None = None, *, size: tuple[int, int] | None = None, lock: bool = False
 ) -> Hints:
-    """Make hints of colored strokes; only their chroma counts.
+    """Make hints of strokes in color, ``(B, 3 or 4, H, W)`` in [0, 1], painted on anything; only their chroma counts.
 
-    Args:
-        strokes: Painted on anything, ``(B, C, H, W)`` in [0, 1], C = 3 or 4.
-        mask: Where they are painted, in [0, 1], ``(1 or B, 1, h, w)`` of any size; None for wherever the image is in
-            color, weighted by its alpha if it has one.
-        size: Height and width of the hints; None for those of the strokes.
-        lock: See ``Hints``.
-
-    Raises:
-        ImageError: If the strokes are no color image, or the mask does not fit them.
+    The mask says where, ``(1 or B, 1, h, w)`` in [0, 1], of any size; None for wherever the image is in color, weighted
+    by its alpha if it has one. ``size`` is that of the hints, None for that of the strokes.
     """
     rgb, alpha = validate_image(strokes)
     if strokes.shape[1] < 3:
@@ -101,18 +94,7 @@ def hints_from_strokes(
 def hints_from_points(
     points: Sequence[Point], size: tuple[int, int], *, radius: float = 8, lock: bool = False
 ) -> Hints:
-    """Make hints of colored discs.
-
-    Args:
-        points: Column, row and color of each. Where two discs overlap, the first counts.
-        size: Height and width of the image.
-        radius: Of the discs, in pixels; 0 for single pixels.
-        lock: See ``Hints``.
-
-    Raises:
-        ImageError: If a point lies outside the image, or a color is invalid.
-        FlowError: If the radius is negative.
-    """
+    """Make hints of colored discs at (column, row, color); where two overlap, the first counts. Radius 0: one pixel."""
     height, width = size
     if not radius >= 0 or not math.isfinite(radius):
         raise FlowError(f"The radius of a hint must be a number of pixels, at least 0; got {radius}.")
@@ -135,14 +117,7 @@ def hints_from_points(
 
 
 def parse_points(text: str) -> list[Point]:
-    """Read a list of points.
-
-    Args:
-        text: Lines "x, y, #rrggbb" (or with ";" between the points), or a JSON list ``[[x, y, "#rrggbb"], ...]``.
-
-    Raises:
-        FlowError: If a line is no point; the message quotes it.
-    """
+    """Read lines "x, y, #rrggbb" (or with ";" between the points), or a JSON list ``[[x, y, "#rrggbb"], ...]``."""
     if text.strip().startswith("["):
         try:
             parsed: Any = json.loads(text)
@@ -162,18 +137,9 @@ def parse_points(text: str) -> list[Point]:
 
 
 def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = None) -> Tensor:
-    """Make a palette, which describes the colors of a picture as a whole, of colors or of an image.
+    """Make a palette ``(1 or B, 4)``, which describes a picture as a whole, of colors in equal parts or of an image.
 
-    Args:
-        colors: Colors in equal parts.
-        image: Or an image with such colors, ``(B, 3, H, W)`` in [0, 1].
-
-    Returns:
-        ``(1 or B, 4)``, see ``color.palette_from_chroma``.
-
-    Raises:
-        FlowError: If neither or both are given.
-        ImageError: If a color or the image is invalid.
+    See ``color.palette_from_chroma``.
     """
     if (image is None) == (not colors):
         raise FlowError("A palette is made of colors or of an image: give one of the two.")
@@ -183,16 +149,9 @@ def palette_from(colors: Sequence[Color] | None = None, image: Tensor | None = N
 
 
 def combine_hints(*hints: Hints | None) -> Hints | None:
-    """Lay hints of one size over each other.
+    """Lay hints of one size over each other, the topmost first, which counts as far as it covers a pixel.
 
-    Args:
-        hints: The topmost first, which counts as far as it covers a pixel; so does the first palette. None is skipped.
-
-    Returns:
-        One set of hints, locked if one of them is; None if there is none.
-
-    Raises:
-        ShapeError: If their sizes differ.
+    So does the first palette; None is skipped. The result is locked if one of them is.
     """
     given = [hint for hint in hints if hint is not None]
     if not given:

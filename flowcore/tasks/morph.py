@@ -29,23 +29,11 @@ def morph(
     fit: Fit = "resize",
     **options: Unpack[Reporting],
 ) -> Tensor:
-    """Encode images, walk through their latents from each to the next, and decode the walk.
+    """Encode images, walk through their latents from each to the next, and decode the walk: ``(N, C, h, w)`` in [0, 1].
 
-    Args:
-        flow: An unconditional model that makes images from noise.
-        images: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4, B >= 2.
-        frames: From one image to the next, both included, at least 2.
-        mode: The path between two latents; see ``latents.interpolate``.
-        loop: Whether to walk from the last image back to the first, so that the film can be repeated.
-        fit: How images are brought to the model's size; see ``prepare_subject``.
-        options: How to run, see ``RunOptions``.
-
-    Returns:
-        ``(N, C, h, w)`` in [0, 1]; every image stands at its place, as the model takes it, and none twice.
-
-    Raises:
-        ImageError: If there is one image only.
-        FlowError: If the model does not make images from noise, or there are fewer than two frames.
+    From one image to the next are ``frames``, both included; every image stands at its place, as the model takes it
+    (see ``prepare_subject``), and none twice. ``loop`` walks from the last image back to the first, so that the film
+    repeats.
     """
     flow.require("sample")
     if len(images) < 2:

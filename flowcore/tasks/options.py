@@ -18,12 +18,7 @@ Task = TypeVar("Task", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What is drawn.
-
-    Attributes:
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Results per image, at least 1.
-    """
+    """What is drawn: ``samples`` results per image, sample s of every image with ``seed + s``."""
 
     seed: int = 0
     samples: int = 1
@@ -88,14 +83,9 @@ def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
 
 
 def runs_with(keywords: type[Reporting]) -> Callable[[Task], Task]:
-    """Show the keywords that a task takes as ``**options`` in its signature and its help, and refuse others.
+    """Show keywords of ``RunOptions``, which a task takes as ``**options``, in its signature and help; refuse others.
 
-    Args:
-        keywords: The fields of ``RunOptions`` that it takes. They replace the line of its docstring that names
-            ``options``.
-
-    Returns:
-        The decorator.
+    They replace the line of its docstring that names ``options``.
     """
     fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
     entry = re.compile(r"^ {8}(\w+): (.*\n(?: {12}.*\n)*)", re.MULTILINE)

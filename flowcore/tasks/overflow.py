@@ -32,17 +32,11 @@ where they overflow, bool ``(B, 1, H, W)``, or None for nowhere."""
 
 
 class Decoded(NamedTuple):
-    """Decoded images, and where they are not what the latents mean.
+    """Decoded images, and masks ``(B, 1, H, W)`` of where they are not what the latents mean, None for nowhere."""
 
-    Attributes:
-        images: ``(B, C, H, W)``, finite.
-        attenuated: Where latents were scaled down, bool ``(B, 1, H, W)``; None if nothing overflowed.
-        filled: Where no scale helped and the fallback was taken, bool ``(B, 1, H, W)``; None if nothing overflowed.
-    """
-
-    images: Tensor
-    attenuated: Tensor | None = None
-    filled: Tensor | None = None
+    images: Tensor  # finite
+    attenuated: Tensor | None = None  # where latents were scaled down
+    filled: Tensor | None = None  # where no scale helped, and the fallback was taken
 
 
 class Repairs:
@@ -60,12 +54,7 @@ class Repairs:
                     counts[number] += pixels
 
     def sentences(self, pixels: int, fallback: str) -> list[str]:
-        """Describe the repairs to a user.
-
-        Args:
-            pixels: Of one picture.
-            fallback: What stands where no scale helped: "left gray".
-        """
+        """Describe the repairs to a user, relative to the pixels of a picture; ``fallback`` is like "left gray"."""
         sentences: list[str] = []
         if self.attenuated:
             sentences.append(

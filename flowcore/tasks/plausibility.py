@@ -46,17 +46,8 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
 
     Where samples are draws of the colors that a photograph may have, this is the expected distance from its true ones.
     The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm.
-
-    Args:
-        images: ``(B * N, C, H, W)`` in [0, 1]: all colorings of image 0, then of image 1.
-        source: ``(B, C, H, W)``, the photographs.
-
-    Returns:
-        ``(B, N)`` on the CPU: 0 if all are alike, about 2 if they have nothing in common.
-
-    Raises:
-        ShapeError: If these are no colorings of the source.
-        ImageError: If either is no valid image.
+    ``(B, N)`` on the CPU, for ``(B * N, C, H, W)`` (all colorings of image 0, then of image 1): 0 if all are alike,
+    about 2 if they have nothing in common.
     """
     each = _colorings_per_source(images, source)
     # One by one, because a batch may fill half of the memory.
@@ -85,23 +76,8 @@ def palette_bits(
     A palette is what the coarsest grid holds, where the colors are decided; the finer ones follow luma, and their
     density says how much detail there is. All colorings of a photograph are scaled to the same colorfulness (the
     median) before, and of 4 or more the trend that is left is removed: the slope of their bits over the logarithm of
-    their own colorfulness. So neither calm nor vivid ones come first.
-
-    Args:
-        flow: The colorizer that made them, which decides at its own working size.
-        images: ``(B * N, C, H, W)`` in [0, 1]: all colorings of image 0, then of image 1.
-        source: ``(B, C, H, W)``, the photographs, of which the luma is used.
-        options: How to run, see ``RunOptions``.
-
-    Returns:
-        ``(B, N)`` on the CPU, float64, in bits of 8-bit chroma; lower is likelier. Comparable among the colorings of
-        one photograph only.
-
-    Raises:
-        FlowError: If the model is no colorizer, or memory does not suffice.
-        ShapeError: If these are no colorings of the source.
-        ImageError: If either is no valid image.
-        Cancelled: If stopped.
+    their own colorfulness. So neither calm nor vivid ones come first. ``(B, N)`` on the CPU, float64, in bits of 8-bit
+    chroma, for colorings as in ``consensus``; lower is likelier. Comparable among the colorings of one photograph only.
     """
     flow.require("colorize")
     each = _colorings_per_source(images, source)

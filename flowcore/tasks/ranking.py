@@ -24,18 +24,10 @@ of its photograph, nearest first."""
 
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
-    """Compute the standard deviation of samples at every pixel, averaged over the channels.
+    """Compute the standard deviation of samples at every pixel, averaged over the channels: ``(B, 1, H, W)``.
 
-    Args:
-        images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is ignored.
-        samples: N, at least 2; 0 if all images are samples of one.
-
-    Returns:
-        ``(B, 1, H, W)``, on the CPU. Its mean is ``metrics.diversity`` / 255.
-
-    Raises:
-        ShapeError: If there are fewer than two samples, or the number of images is not a multiple of theirs.
-        ImageError: If there is no valid image.
+    Of ``(B * N, C, H, W)``: all N samples of image 0, then of image 1; 0 samples if all are of one image. Alpha is
+    ignored. Its mean is ``metrics.diversity`` / 255.
     """
     rgb = validate_image(images)[0].cpu()
     each = samples or len(rgb)

@@ -33,13 +33,8 @@ class Runner:
     """Runs one task, again with less at once if memory runs out.
 
     Progress is counted in units: ``expect`` sets their number, ``advance`` counts finished ones, and ``stage``
-    announces units that are counted while the plan computes them.
-
-    Args:
-        flow: The model; None for a task without one.
-        options: How to run.
-        advice: What to do if memory does not suffice, naming the arguments that matter.
-        image: What the task works on, named by its size if memory does not suffice.
+    announces units that are counted while the plan computes them. ``advice`` says what to do if memory does not
+    suffice, naming the arguments that matter; ``image`` is what the task works on, and named by its size then.
     """
 
     def __init__(self, flow: Flow | None, options: RunOptions, advice: str, image: Tensor | None = None) -> None:
@@ -57,16 +52,9 @@ class Runner:
     def __call__(self, task: Callable[[], R], smaller: Callable[[], str | None] | None = None) -> R:
         """Run a task: all at once; if memory runs out, one image at a time with minimum memory; then ever smaller.
 
-        Args:
-            task: Computes the result from the start; nothing of an attempt that failed is used.
-            smaller: Called when memory runs out even with minimum memory. It makes the next attempt smaller and says
-                how ("with tiles of 64 pixels"), or returns None if that is impossible. None: there is no other way.
-
-        Returns:
-            What the task returns.
-
-        Raises:
-            FlowError: If memory does not suffice, with the advice.
+        The task computes the result from the start; nothing of an attempt that failed is used. ``smaller`` is called
+        when memory runs out even with minimum memory: it makes the next attempt smaller and says how ("with tiles of 64
+        pixels"), or returns None if that is impossible.
         """
         while True:
             self._plan = None
@@ -142,7 +130,7 @@ class Runner:
     def expect(self, total: int) -> None:
         """Start counting from 0 to so many units of work."""
         self._total = self._work = total
-        self._settled = 0, 0  # what was done, and what of the total it was reported as
+        self._settled = 0, 0  # units that were done, and the share of the total that was reported for them
         self._reported = self._done = self._end = 0
         self._weight = 0
 
@@ -155,7 +143,7 @@ class Runner:
         self._done, self._end, self._weight = self._end, self._end + units, weight
 
     def settle(self) -> None:
-        """End the current stage; if the plan has counted less than expected, the other stages make up for it."""
+        """End the current stage, and redistribute units that the plan did not use over the remaining stages."""
         missing = self._end - self._done
         self._settled = self._done, self._share()
         self._work, self._end = self._work - missing, self._done
@@ -179,7 +167,7 @@ class Runner:
                 self.options.progress(share, self._total, preview)
 
     def _share(self) -> int:
-        """Of the total, what is done."""
+        """Units of the total to report as done."""
         done, share = self._settled
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
@@ -220,17 +208,10 @@ def require_pixels(image: Tensor) -> None:
 
 
 def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Check an image that is passed to a task, and separate colors from alpha.
+    """Check an image that is passed to a task: ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if any.
 
-    Args:
-        image: ``(B, C, H, W)`` in [0, 1], float of any precision, or uint8 in [0, 255], or uint16 in [0, 65535]; values
-            outside are clamped. C is 1 (gray), 3, or 4 (with alpha).
-
-    Returns:
-        ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if there is one.
-
-    Raises:
-        ImageError: If the image has another shape or type, is empty, or holds NaN or infinity.
+    It has 1 (gray), 3 or 4 channels (with alpha), floats of any precision in [0, 1], uint8 in [0, 255] or uint16 in [0,
+    65535]; values outside are clamped. ImageError if it is of another kind, empty, or holds NaN or infinity.
     """
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):

@@ -204,22 +204,11 @@ def _weight(guidance: float | Guidance) -> float:
 
 
 def dequantized_image(flow: Flow, image: Tensor, *, seed: int = 0) -> Tensor:
-    """Add the noise of one bin to an image, which the images of the model's training have, too.
+    """Add the noise of one bin to images, which the images of the model's training have, too; image i by ``seed + i``.
 
     A model of few bits has never seen a pixel that lies exactly on a gray level: the latents of the black around a
     digit, say, are far from typical, and decoded under another label they fall apart. ``dequantization.quantize``
     removes the noise. For a model that was trained with Gaussian ``noise`` it is that.
-
-    Args:
-        flow: The model.
-        image: As in ``encode``.
-        seed: The noise of image i is drawn with ``seed + i``.
-
-    Returns:
-        ``(B, C, H, W)``, float32 (float64 if the flow is), on the device of the image.
-
-    Raises:
-        ImageError: As in ``encode``.
     """
     pixels = check_image(flow, image)
     bins, sigma = quantization(flow), getattr(flow.config, "noise", 0.0) / 2  # of images in [0, 1]

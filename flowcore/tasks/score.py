@@ -191,10 +191,10 @@ def _score(
     complexity: bool,
     estimate: _Estimate | None,
 ) -> Score:
-    quantised = quantization(flow)
+    bins = quantization(flow)
     dequantizer = _dequantizer(flow, dequantization)
     notes: list[str] = []
-    k = _integers(flow, image, quantised, notes)  # (B, C, H, W)
+    k = _integers(flow, image, bins, notes)  # (B, C, H, W)
     images, channels, height, width = k.shape
     dimensions = channels * height * width
     samples = _draws_per_image(sampling.samples, noise, k)
@@ -210,7 +210,7 @@ def _score(
     inside = True
     batch = run.at_once(images_at_once(height, width))
     seeds = image_seeds(sampling.seed, k)
-    draws = dequantized_batches(k, quantised, dequantizer, samples=samples, seed=seeds, batch=batch, noise=noise)
+    draws = dequantized_batches(k, bins, dequantizer, samples=samples, seed=seeds, batch=batch, noise=noise)
     for chunk in draws:
         x = chunk.x.to(run.device, run.dtype)
         for probe in range(probes):
@@ -228,7 +228,7 @@ def _score(
                 prior = [log_density(z).cpu().double().flatten(1).sum(1) for z in latents]
                 density = torch.stack(prior, 1)[:, :, None]  # (N, levels, 1)
                 log_p = density.flatten(1).sum(1) + logdet.cpu().double()
-            log_bins = log_p + dimensions * math.log(quantised.width)
+            log_bins = log_p + dimensions * math.log(bins.width)
             weights[chunk.items, chunk.draws, probe] = log_bins - chunk.log_q
             levels.index_add_(0, chunk.items, density.flatten(2).sum(2) / probes)
         inside = inside and bool(chunk.inside.all())
@@ -266,15 +266,15 @@ def _score(
         mean=per_dim * weights.mean(1),
         spread=(per_dim * weights).std(1) if samples > 1 else torch.full_like(bits, math.nan),
         effective_samples=effective_samples(weights),
-        log_prob=bound - dimensions * math.log(quantised.width),
+        log_prob=bound - dimensions * math.log(bins.width),
         per_level=level_bits,
-        constant=-math.log2(quantised.width),
+        constant=-math.log2(bins.width),
         map=pixel_bits if maps else None,
         complexity=compressed,
         complexity_corrected=None if compressed is None else bits - compressed,
         notes=tuple(notes),
-        n_bits=quantised.n_bits,
-        grid=quantised.grid,
+        n_bits=bins.n_bits,
+        grid=bins.grid,
         dequantization=dequantizer.name,
         samples=samples,
         seed=sampling.seed,
@@ -286,14 +286,9 @@ def _score(
 
 
 def image_seeds(seed: int, integers: Tensor) -> list[int]:
-    """Derive a seed for each image from its content, so that neither its place in a batch nor other images matter.
+    """Derive a seed for each image: ``seed`` plus 64 bits of the SHA-256 of its integers (0 to 255), modulo 2^64.
 
-    Args:
-        seed: In [0, 2^64).
-        integers: k, ``(B, C, H, W)``, whole numbers from 0 to 255.
-
-    Returns:
-        ``seed`` plus 64 bits of the image's SHA-256, modulo 2^64.
+    So neither its place in a batch nor other images matter.
     """
     contents = [item.to("cpu", torch.uint8).contiguous().numpy().tobytes() for item in integers]
     digests = [hashlib.sha256(content).digest()[:8] for content in contents]
@@ -301,13 +296,7 @@ def image_seeds(seed: int, integers: Tensor) -> list[int]:
 
 
 def ranking_key(bits: float, corrected: float | None, enlarged: bool) -> tuple[bool, bool, float]:
-    """Sort key of a ranking, likeliest first: corrected bits if there are any; enlarged images come last, unranked.
-
-    Args:
-        bits: Bits per dimension.
-        corrected: ``complexity_corrected``, if it was computed.
-        enlarged: Whether the image was enlarged before, which makes any image likelier.
-    """
+    """Sort key, likeliest first, by corrected bits if any; enlarged images, which are all likelier, come last."""
     value = bits if corrected is None else corrected
     return enlarged, not math.isfinite(value), value
 
@@ -353,13 +342,7 @@ def lossless_bits(integers: Tensor) -> float:
     """Measure how many bits an image takes after lossless compression, beyond a flat image of its size.
 
     The least over Pillow's optimized PNG, lossless WebP and lossless JPEG 2000 of ``8 * (bytes - bytes of black)``, at
-    least 0. The compressors see exactly the integers given. Other versions of them differ by a few per mille.
-
-    Args:
-        integers: k, ``(C, H, W)``, whole numbers from 0 to 255.
-
-    Returns:
-        Bits.
+    least 0, of whole numbers ``(C, H, W)`` from 0 to 255. Other versions of the compressors differ by a few per mille.
 
     Source: Serra et al., "Input complexity and out-of-distribution detection with likelihood-based generative models",
     section 3, with more compressors and without their containers.
@@ -412,7 +395,7 @@ def _dequantizer(flow: Flow, dequantization: Dequantization | Dequantizer) -> De
     return own
 
 
-def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[str]) -> Tensor:
+def _integers(flow: Flow, image: Tensor, bins: Quantization, notes: list[str]) -> Tensor:
     """Convert an image to the integers and channels of the model, with a note on every change."""
     if image.ndim != 4:
         raise ImageError(f"Expected images of shape (B, C, H, W); got {tuple(image.shape)}.")
@@ -432,7 +415,7 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
     if image.is_floating_point() and image.isfinite().all():
         refuse_integer_range(image)
     image = image.float() / LARGEST[torch.uint16] if image.dtype == torch.uint16 else image
-    k, off = to_integers(image.cpu().contiguous(), quantised.n_bits)  # another layout would round differently
+    k, off = to_integers(image.cpu().contiguous(), bins.n_bits)  # another layout would round differently
     furthest = float(off.max())
     if furthest > 0.5 + OFF_GRID:
         notes.append("Values outside [0, 1] were clamped.")
@@ -441,9 +424,9 @@ def _integers(flow: Flow, image: Tensor, quantised: Quantization, notes: list[st
             f"The image is not on the 8-bit grid (off it by up to {furthest:.2g} of a step) and was rounded to it: it "
             "was probably resized, filtered or blended before, which changes its score."
         )
-    if quantised.n_bits < 8:
+    if bins.n_bits < 8:
         notes.append(
-            f"Scored at {quantised.n_bits} bits: {2**quantised.n_bits} values per channel. Such numbers do not compare "
+            f"Scored at {bins.n_bits} bits: {2**bins.n_bits} values per channel. Such numbers do not compare "
             "with 8-bit ones."
         )
     return k

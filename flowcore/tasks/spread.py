@@ -34,18 +34,11 @@ def spread_hints(
     steps: float,
     check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Continue what hints ask for beyond what was drawn.
+    """Continue what hints ask for beyond what was drawn: ``(B, 2, h, w)``, to be added to the drawn chroma.
 
-    Args:
-        missing: Wanted minus drawn chroma, ``(B, 2, h, w)``; ignored where nothing is covered.
-        coverage: Of the hints, in [0, 1], ``(1 or B, 1, h, w)``.
-        features: Standardized, ``(1, C, h, w)``.
-        luma: In [0, 1], ``(1, 1, h, w)``.
-        steps: How far, in positions, above 0.
-        check: Called as the work advances; what it raises ends it.
-
-    Returns:
-        What to add to the chroma, ``(B, 2, h, w)``, float32.
+    ``missing`` is wanted minus drawn chroma, ignored where nothing is covered. Coverage and luma are in [0, 1],
+    features standardized, ``(1, C, h, w)``; ``steps`` is above 0. ``check`` is called as the work advances; what it
+    raises ends it.
     """
     affinities = [_affinity(features.float(), luma.float(), *offset) for offset in NEIGHBORS]
     held = MET * coverage.float() + 1 / steps**2

@@ -25,17 +25,11 @@ Fit = Literal["resize", "crop"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """Images as a model takes them, and what it is conditioned on.
+    """Images as a model takes them, and what it is conditioned on."""
 
-    Attributes:
-        pixels: ``(B, C, H, W)`` in [0, 1].
-        labels: ``(B,)``, for models with labels; else None.
-        source: Small images, ``(1 or B, 3, h, w)`` in [0, 1], for upscaling models; else None.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None
-    source: Tensor | None
+    pixels: Tensor  # (B, C, H, W) in [0, 1]
+    labels: Tensor | None  # (B,)
+    source: Tensor | None  # small images of upscaling models, (1 or B, 3, h, w) in [0, 1]
 
     def condition(self, flow: Flow, **options: Unpack[Reporting]) -> Condition | None:
         """Encode the labels or small images; see ``condition_for``."""
@@ -53,24 +47,11 @@ def prepare_subject(
 ) -> Subject:
     """Convert images of any size to the channels and a size that a model takes, and collect its condition's source.
 
-    Args:
-        flow: Any model but a colorizer.
-        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped, values outside are clamped.
-        fit: "resize": resize to cover the model's own size, and crop the middle. "crop": only crop, to the largest size
-            that the model takes. Models without a size of their own always crop.
-        label: What all the images show, for models with labels; -1 for none.
-        source: For upscaling models the small images that belong to these, ``(1 or B, C, h, w)``; None shrinks the
-            images themselves.
-        notify: Called with a sentence when an argument is ignored or replaced.
-
-    Returns:
-        What can be encoded.
-
-    Raises:
-        FlowError: If the model is a colorizer.
-        ImageError: If the batch is empty, or an image is too small or has a wrong number of channels.
-        ConditionError: If the label is missing.
-        ShapeError: If the source does not fit the image.
+    ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
+    model takes, as do models without a size of their own. Alpha is dropped, values outside [0, 1] are clamped.
+    ``label`` is what all the images show, -1 for none; ``source`` are for upscaling models the small images that belong
+    to these, ``(1 or B, C, h, w)``, None shrinks the images themselves. ``notify`` is told when an argument is ignored
+    or replaced.
     """
     refuse_colorizer(flow)
     upscales = flow.capabilities.source == "low_resolution"
@@ -119,18 +100,7 @@ def condition_for(
 ) -> Condition | None:
     """Encode the labels or small images that a flow is conditioned on, as the tasks do: in strips, without gradients.
 
-    Args:
-        flow: Any model.
-        labels: ``(B,)``, for models with labels.
-        source: ``(1 or B, 3, h, w)`` in [0, 1], for upscaling models.
-        options: How to run, see ``RunOptions``.
-
-    Returns:
-        The condition for ``encode``, ``decode`` and ``score``; None for unconditional models.
-
-    Raises:
-        FlowError: If memory does not suffice.
-        Cancelled: If stopped.
+    None for unconditional models.
     """
     given = labels if flow.classes else source
     if given is None:

@@ -27,7 +27,7 @@ from .runner import Runner, images_at_once
 from .tile_size import Border, TileSize, Tiling
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
-ANALYSIS = 4  # a unit of encoding takes as long as so many of decoding a sample: srflow-x4, 72x48, one core
+ANALYSIS = 4  # encoder's cost per unit of progress, relative to decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 
 Index = tuple[EllipsisType, slice, slice]

@@ -95,8 +95,8 @@ def read_attribute_table(
 ) -> AttributeTable:
     """Read a table of attributes: tab-separated text with a line of column names.
 
-    Column ``file`` holds paths of images relative to the table's folder. Images whose names, without folders, are in
-    ``held_out`` are left out, or with ``keep`` all others; and so are those of which no attribute is known.
+    Column ``file`` holds paths of images relative to the table's folder. Left out are images of which no attribute is
+    known, and those whose names, without folders, are in ``held_out``, or with ``keep`` all others.
     """
     paths: list[Path] = []
     values: list[list[float]] = []
@@ -136,20 +136,10 @@ def read_attribute_table(
 
 @torch.no_grad()
 def measure_attributes(flow: Flow, table: AttributeTable, *, log: Callable[[str], None] | None = None) -> Flow:
-    """Measure the directions of attributes, and add them to a model as styles; a mirrored image shows the same.
+    """Measure the directions of attributes, and add them to an unconditional model as styles.
 
-    Args:
-        flow: An unconditional model that knows the size of its images.
-        table: Images and their attributes; images are resized to cover the model's size, and cropped to it.
-        log: Called with a line on each attribute.
-
-    Returns:
-        The same model with ``styles``. At gain 1, a strength of 1 adds what images differ by on average when the
-        attribute is one standard deviation higher.
-
-    Raises:
-        FlowError: If the model is conditioned or of any size, or an attribute does not vary.
-        ImageError: If an image cannot be read.
+    Images are resized to cover the model's size, and cropped to it; a mirrored image shows the same. At gain 1, a
+    strength of 1 adds what images differ by on average when the attribute is one standard deviation higher.
     """
     if flow.condition_encoder is not None or flow.image_size is None:
         raise FlowError(

@@ -40,24 +40,22 @@ class RunState:
 class Checkpoints:
     """The two checkpoints of a run: ``checkpoint.pt``, the newest, and ``checkpoint.previous.pt``, the one before it.
 
-    While steps are not finite, the previous one stays what it is: the last good one. Each is written to a temporary
-    file, flushed to the disk and then renamed.
+    While steps are not finite, the previous one stays the last good one. ``fingerprint`` is that of the run's recipe.
     """
 
     def __init__(self, run: Path, fingerprint: str) -> None:
-        """Take the run's folder and the fingerprint of its recipe; a checkpoint of another recipe is refused."""
         self.newest, self.previous = run / "checkpoint.pt", run / "checkpoint.previous.pt"
         self.fingerprint = fingerprint
         self._newest_is_good = False
 
     def write(
-        self, flow: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer | None, state: RunState
+        self, flow: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer | None, state: RunState
     ) -> None:
         """Write the newest checkpoint; the one that was the newest becomes the previous one, if it is good."""
         content = {
             "flow": flow.state_dict(),
             "average": average.state_dict(),
-            "optimiser": None if optimiser is None else optimiser.state_dict(),
+            "optimiser": None if optimizer is None else optimizer.state_dict(),
             "progress": vars(state).copy(),
             "recipe": self.fingerprint,
         }

@@ -29,11 +29,10 @@ class ColorPhotographs(Photographs):
     recall: Recall | None = None  # of the model that is trained, if it has a memory
 
     def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Cut the crops of one step; arguments as for ``Photographs.batch``, with the side of the luma as ``crop``.
+        """Cut the crops of one step, see ``Photographs.batch``; ``crop`` is the side of the luma.
 
-        Returns:
-            Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with
-            a memory to recall from ``(B, 13, crop, crop)``.
+        Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
+        memory to recall from ``(B, 13, crop, crop)``.
         """
         rgb = super().batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
         y, chroma = split(rgb)

@@ -95,22 +95,11 @@ def draw_degradation(rng: np.random.Generator, strength: float = 1.0) -> Degrada
 def degrade(
     image: np.ndarray, scale: int, top: int, left: int, side: int, way: Degradation, rng: np.random.Generator
 ) -> np.ndarray:
-    """Make a crop of the LR image of a photograph.
+    """Make a crop ``(side, side, 3)`` of the LR image of a photograph; rows, columns and sides are in LR pixels.
 
     It degrades more than it returns, complete JPEG blocks and the reach of blur and kernels around them, so that crops
-    have no border effects; beyond its own border a photograph is padded symmetrically.
-
-    Args:
-        image: HR, ``(H, W, 3)``, uint8; sides are multiples of the scale.
-        scale: Factor between HR and LR.
-        top: Row of the crop, in LR pixels.
-        left: Its column, likewise.
-        side: Its side, likewise.
-        way: The degradation.
-        rng: Of the noise.
-
-    Returns:
-        ``(side, side, 3)``, uint8.
+    have no border effects; beyond its own border a photograph, whose sides are multiples of the scale, is padded
+    symmetrically.
     """
     above, before = way.grid if way.quality is not None else (0, 0)
     rows, columns = (GRID * math.ceil((n + side) / GRID) if way.quality is not None else side for n in (above, before))
@@ -136,18 +125,11 @@ def degrade(
 
 
 def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photograph a picture again in little light.
+    """Photograph a picture ``(H, W, 3)`` of uint8 again in little light.
 
     Linear light is multiplied by a gain, in half of the pictures by one that varies softly. Photon noise, whose
-    variance is proportional to the light that is left, and the sensor's read noise are those of a camera that keeps
-    its settings; then come gamma, 8 bits, and in half of the pictures JPEG.
-
-    Args:
-        image: ``(H, W, 3)``, uint8.
-        rng: Of everything that is drawn.
-
-    Returns:
-        The same shape, uint8.
+    variance is proportional to the light that is left, and the sensor's read noise are those of a camera that keeps its
+    settings; then come gamma, 8 bits, and in half of the pictures JPEG.
     """
     uneven, compressed, quality, photon, read = rng.random(5).tolist()
     gain = math.log(MIN_GAIN) + rng.random() * math.log(MAX_GAIN / MIN_GAIN)

@@ -16,7 +16,9 @@ from ..errors import ImageError
 class Digits:
     """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
 
-    The digits of a training step are a function of (seed, step) alone.
+    The last ones are held out for validation. With ``labeled``, the share ``unlabelled`` of the others has the label
+    "not given", which is the number of classes; without, batches have no labels. The digits of a training step are a
+    function of (seed, step) alone.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
@@ -24,11 +26,6 @@ class Digits:
     skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabelled: float = 0.0) -> None:
-        """Hold the last digits out for validation.
-
-        With ``labeled``, label a share of the others as "not given", which is the number of classes; without, batches
-        have no labels.
-        """
         self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
@@ -39,11 +36,9 @@ class Digits:
     def batch(
         self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Draw the digits of one step; arguments as for ``Photographs.batch``, but digits are never cropped.
+        """Draw digits ``(B, 1, 28, 28)`` of one step in [0, 1], never cropped, and their labels ``(B,)``, if labeled.
 
-        Returns:
-            Images ``(B, 1, 28, 28)``, float32 in [0, 1], and labels ``(B,)``; held-out digits all have theirs. None for
-            labels unless ``labeled``.
+        Held-out digits all have theirs.
         """
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = rng.choice(self.held_out if held_out else self.training, size)

@@ -64,8 +64,7 @@ class Distributed:
 def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, None]:
     """Join the processes that torchrun started, if any: on "cpu" by gloo, on "cuda" by nccl with a GPU each.
 
-    Yields:
-        This process's place, and its device, e.g. "cuda:1".
+    It yields this process's place, and its device, e.g. "cuda:1".
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:

@@ -47,8 +47,7 @@ def find_images(folders: Path | Sequence[Path]) -> list[ImageSource]:
 
     None is opened, nor are archives inside folders. They are sorted by name within each folder. With several folders,
     names begin with the folder's number and name (``2-holiday/a.jpg``), and an image that is in two of them is listed
-    once. An image file stands for itself. A folder or archive that does not exist, is damaged or has no images is
-    refused.
+    once. A folder or archive that does not exist, is damaged or has no images is refused.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
@@ -119,16 +118,10 @@ def folder_stamp(folder: Path) -> str:
 
 
 def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
-    """Check that a folder holds something to train on.
+    """Say what is wrong with a folder, or file, to train on; None if nothing is.
 
-    Only as far as the first such file, and never for ever: a server waits for the answer.
-
-    Args:
-        folder: The folder, which exists, or a file.
-        digits: True for files of MNIST, which lie directly in it; False for images, at any depth; None for both.
-
-    Returns:
-        What is wrong, in a sentence; None if nothing is.
+    ``digits`` asks for files of MNIST directly in it, else for images at any depth; None accepts both. It looks as far
+    as the first such file, and at ``MAX_SEARCHED`` things at most: a server waits for the answer.
     """
     sought = (
         "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
@@ -153,10 +146,8 @@ def decode_each(
 ) -> Generator[tuple[ImageSource, Result | None, str], None, None]:
     """Decode images, several at a time in threads, and call ``process`` with each, upright and RGB.
 
-    Only a few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
-
-    Yields:
-        In the order of the images: the source; the result, None if it could not be decoded; and the reason why not.
+    It yields, in the order of the images: the source; the result, None if it could not be decoded; and why not. Only a
+    few are in memory at once, see ``MAX_PIXELS_IN_FLIGHT``. What ``process`` raises ends the iteration.
     """
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     pending: deque[tuple[ImageSource, int, Future[tuple[Result | None, str]]]] = deque()
@@ -186,10 +177,7 @@ def decode_each(
 
 @contextmanager
 def strict_decoding() -> Generator[None, None, None]:
-    """Silence Pillow's warnings, and make it raise on truncated files.
-
-    Both are settings of the process, which other code may have changed; they are restored at the end.
-    """
+    """Silence Pillow's warnings, and make it raise on truncated files; both are settings of the process."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

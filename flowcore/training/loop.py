@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import filecmp
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.file import read, read_header, save
+from ..checkpoints.file import read
 from ..device import has_bfloat16
 from ..errors import FlowError
 from ..models import build
@@ -29,14 +27,15 @@ from ..networks import Conditioner
 from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, copy_file, restore
 from .colors import ColorPhotographs
-from .data import open_data
+from .data import count_images, open_data
 from .distributed import Distributed
 from .objective import initialize_flow, pretrained_backbone
 from .pace import Pace
-from .pixel_cache import Entry
 from .recall import Recall, fill_memories
 from .recipe import Recipe, Stage, fingerprint
+from .results import START_FILE, Result, Results
 from .run_log import RunLog
+from .schedule import Schedule
 from .stage import (
     Diverged,
     Run,
@@ -48,39 +47,12 @@ from .stage import (
     running_moments,
     unchanged_moments,
 )
-from .start import (
-    became_worse,
-    load_encoder,
-    load_weights,
-    loss_of_quality,
-    shipped_with_backbone,
-    take_sampling_defaults,
-)
+from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults
 from .validate import validate
 
 MAX_RETREATS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
 LOG_EVERY = 20  # seconds between progress lines
-START_FILE = "start.safetensors"  # in the run folder: the model that the run started from
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run has come to at the end of a call of ``train``."""
-
-    model: Path  # the model file
-    steps: int  # made in this call and those before
-    total: int  # of the whole run
-    new_steps: int  # that this call made
-    skipped: int  # that changed nothing because they were not finite
-    minutes: float  # of training, in this call and those before
-    better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
-    verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has reached its end."""
-        return self.steps >= self.total
 
 
 def train(
@@ -98,36 +70,26 @@ def train(
     cancelled: Callable[[], bool] | None = None,
     distributed: Distributed | None = None,
 ) -> Result:
-    """Run a recipe to its end, resuming from the checkpoint in the run folder if there is one.
+    """Run a recipe to its end, resuming from the checkpoint in the folder ``run`` if there is one.
 
-    Args:
-        recipe: What to train.
-        data: What to train on: a folder or ZIP archive of images, or several; see ``open_data``.
-        run: Folder for the checkpoints, the model file, sample sheets, logs and the decoded photographs.
-        device: Torch device.
-        start: A model file whose weights to start from; its configuration must be the recipe's, but for the encoder
-            where ``encoder_from`` names another. It is measured before the first step, the stages and rates are those
-            that the recipe has for it (``start_stages``, ``start_rate``), and the model file holds the better of the
-            two: the start, or what was trained.
-        encoder_from: A model file whose encoder to start from; or, for an encoder with a backbone, the file of the
-            backbone alone, as ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes those of
-            the shipped model that has the backbone.
-        stop_after: Stop, with a checkpoint, after this many steps in all; None for the recipe's end.
-        minutes: Shorten all stages so that a new run ends, with the decay of its rate, in this time, preparation and
-            measurements included; a run that was begun so keeps to the minutes of every later call, too. Any other
-            run stops, with a checkpoint, when this call has taken them. None for the recipe's own length.
-        log: Called with every line of progress; None for the standard error stream.
-        progress: Called after every step, and with every sample sheet, ``(3, H, W)``.
-        cancelled: Called after every layer; if it returns True, or raises, the run stops within a step, with the
-            checkpoint of the step before and without measuring the model. Several processes stop after a step.
-        distributed: This process's place among those that train together; None if it is alone.
+    ``data`` is a folder or ZIP archive of images, or several, see ``open_data``; ``run`` is for the checkpoints, the
+    model file, sample sheets, logs and the decoded photographs.
 
-    Returns:
-        What the run has come to; its model file is ``run/model.safetensors``.
+    ``start`` is a model file whose weights to start from, with the recipe's configuration, but for the encoder where
+    ``encoder_from`` names another. It is measured before the first step, the stages and rates are those that the recipe
+    has for it (``start_stages``, ``start_rate``), and the model file holds the better of the two: the start, or what
+    was trained. ``encoder_from`` is a model file whose encoder to start from; or, for an encoder with a backbone, the
+    file of the backbone alone, as ``benchmarks/read_efficientnet.py`` writes it. None for such an encoder takes those
+    of the shipped model that has the backbone.
 
-    Raises:
-        FlowError: If a stage does not suit the data or the model, the run folder belongs to another recipe, a batch
-            does not fit into memory, or steps are repeatedly not finite.
+    The run stops, with a checkpoint, after ``stop_after`` steps in all. ``minutes`` shortens all stages so that a new
+    run ends, with the decay of its rate, in this time, preparation and measurements included; a run that was begun so
+    keeps to the minutes of every later call, too; any other run stops, with a checkpoint, when this call has taken
+    them.
+
+    ``progress`` is called after every step, and with every sample sheet, ``(3, H, W)``. ``cancelled`` is called after
+    every layer; if it returns True, or raises, the run stops within a step, with the checkpoint of the step before and
+    without measuring the model. Several processes stop after a step.
     """
     devices = [torch.device(device)] if device.startswith("cuda") else []
     if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
@@ -140,14 +102,13 @@ def train(
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         is_new = not run.exists()
         try:
-            trainer = _Trainer(
-                recipe, data, run, device, log, progress, cancelled, distributed or Distributed(), deadline
-            )
+            processes = distributed or Distributed()
+            trainer = _Trainer(recipe, data, run, device, log, progress, cancelled, processes, deadline)
         except FlowError:
-            if is_new:  # a run that is refused leaves nothing
+            if is_new:  # a run that is refused leaves nothing behind
                 shutil.rmtree(run, ignore_errors=True)
             raise
-        # one of several processes must not leave the others waiting in the middle of a step
+        # several processes stop together, after a step: one that stopped within it would leave the others waiting
         asked = None if trainer.distributed.is_active else cancelled
         try:
             with interruptible([trainer.flow, trainer.average], asked):
@@ -177,8 +138,7 @@ class _Trainer(Run):
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.progress, self.cancelled = folder, progress, cancelled
-        self.model_file, self.start_file = folder / "model.safetensors", folder / START_FILE
-        self.worse_file = folder / "worse.safetensors"  # what was trained, while the start is better
+        self.results = Results(folder)
         self.checkpoints = Checkpoints(folder, fingerprint(recipe))
         state, lines = RunState(), list[str]()
         self.content = self.checkpoints.read(lines.append)
@@ -188,10 +148,8 @@ class _Trainer(Run):
         for line in lines:
             log.line(line)
         opened = open_data(recipe, data, folder / "cache", self._while_decoding)
-        log.line(
-            f"{_photographs(list(opened.training))} to train on, {_photographs(list(opened.held_out))} held out, "
-            f"{len(opened.skipped)} skipped"
-        )
+        training, held_out = count_images([*opened.training]), count_images([*opened.held_out])
+        log.line(f"{training} to train on, {held_out} held out, {len(opened.skipped)} skipped")
         for name in opened.skipped:
             log.line(f"skipped {name}")
         torch.manual_seed(recipe.seed)
@@ -200,7 +158,8 @@ class _Trainer(Run):
             check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
         super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
-        self.optimiser_state: dict[str, Any] | None = None
+        self.schedule = Schedule(recipe, state)
+        self.optimizer_state: dict[str, Any] | None = None
         self.was_cancelled = False
         self.pace = Pace(deadline, self._mean)
 
@@ -228,8 +187,8 @@ class _Trainer(Run):
                 self.log.line("remembering places of the photographs to train on")
                 fill_memories([self.flow, self.average], self.data, self._while_decoding)
             self.data.recall = Recall(self.flow, self.data)
-        if any(stage.teacher_weight for stage in self._whole_stages()):
-            self.teacher = read(start or self.start_file).to(self.device, memory_format=torch.channels_last)
+        if any(stage.teacher_weight for stage in self.schedule.whole()):
+            self.teacher = read(start or self.results.start).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
         self.average.requires_grad_(False).eval()
@@ -239,10 +198,10 @@ class _Trainer(Run):
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and resumed is None:
             self._measure_start()
-        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self._total():
+        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.schedule.total():
             self._plan()
-        if self._total() < sum(stage.steps for stage in self._whole_stages()):
-            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self._stages())
+        if self.schedule.total() < sum(stage.steps for stage in self.schedule.whole()):
+            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.schedule.stages())
             self.log.line(f"shortened to fit the time, steps: {lengths}")
         if self.recipe.compile:
             for module in self.flow.modules():
@@ -251,14 +210,14 @@ class _Trainer(Run):
 
     def _resume(self, content: dict[str, Any], start: Path | None) -> None:
         state = self.state
-        self.optimiser_state = restore(content, self.flow, self.average, state)
+        self.optimizer_state = restore(content, self.flow, self.average, state)
         if start is not None and not f"{state.origin},".startswith(f", starting from {start.stem},"):
             raise FlowError(
                 f"{self.folder} holds a run that did not start from {start.stem}. Choose another --run folder, or "
                 "leave out --start to go on with that run."
             )
         if state.start:
-            take_sampling_defaults([self.flow, self.average], self.start_file)
+            take_sampling_defaults([self.flow, self.average], self.results.start)
         self.log.line(f"resuming after step {state.step}")
 
     def _load(self, start: Path | None, encoder_from: Path | None) -> None:
@@ -269,7 +228,7 @@ class _Trainer(Run):
             take_sampling_defaults([self.flow, self.average], start)
             state.initialised, state.rate, state.origin = True, self.recipe.start_rate, f", starting from {start.stem}"
             if self.distributed.is_main:
-                copy_file(start, self.start_file)
+                copy_file(start, self.results.start)
         if encoder_from is not None:
             part = load_encoder(self.flow, encoder_from)
             state.origin += f", with the {part} of {encoder_from.stem}"
@@ -286,37 +245,37 @@ class _Trainer(Run):
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.state.start
         start += [{} for _ in self.recipe.stages_from_start()]
-        for number, stage in enumerate(self._stages()):
+        for number, stage in enumerate(self.schedule.stages()):
             if not self.distributed.is_main:
                 continue
             start[number], sheet = self._measure(stage)
             if self.progress is not None and sheet is not None:
-                self.progress(0, self._total(), sheet)
+                self.progress(0, self.schedule.total(), sheet)
         self.pace.closing = (time.monotonic() - begin) / len(start)
 
     def _plan(self) -> None:
         """Give every stage as many steps as fit into the time."""
         state = self.state
-        whole = [stage.steps for stage in self._whole_stages()]
-        number = self._number_of(state.step + 1)
+        whole = [stage.steps for stage in self.schedule.whole()]
+        number = self.schedule.number_of(state.step + 1)
         self.pace.trial = self._seconds_per_step(number)
-        first = sum(stage.steps for stage in self._stages()[:number])
+        first = sum(stage.steps for stage in self.schedule.stages()[:number])
         state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, state.step - first)
 
     def _seconds_per_step(self, number: int) -> list[float]:
         """Time the gradient of every stage, the encoder's included, from the present one on."""
         result: list[float] = []
-        for k, stage in enumerate(self._stages()):
+        for k, stage in enumerate(self.schedule.stages()):
             seconds = 0.0
             if k >= number:
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 with unchanged_moments(self.flow):
-                    for _ in range(2):  # the first one also makes what later ones use again
+                    for _ in range(2):  # the first one also warms up what later ones reuse
                         self._stop_if_cancelled("while a step was timed, before the first one")
                         begin = time.monotonic()
                         runner.gradient(*runner.batch(0)).item()
                         seconds = time.monotonic() - begin
-                runner.optimiser.zero_grad(set_to_none=True)
+                runner.optimizer.zero_grad(set_to_none=True)
             result.append(max(self._mean(seconds), 1e-9))
         return result
 
@@ -325,35 +284,6 @@ class _Trainer(Run):
         return self.distributed.mean(torch.tensor(value, device=self.device)).item()
 
     # --- stages
-
-    def _whole_stages(self) -> tuple[Stage, ...]:
-        """The stages that this run trains, at the recipe's length."""
-        return self.recipe.stages_from_start() if self.state.start else self.recipe.stages
-
-    def _stages(self) -> list[Stage]:
-        """The same at the length of this run."""
-        stages = self._whole_stages()
-        return [
-            dataclasses.replace(
-                stage, steps=steps, warmup=min(stage.warmup, max(1, round(stage.warmup * steps / stage.steps)))
-            )
-            for stage, steps in zip(stages, self.state.stage_steps or [s.steps for s in stages], strict=True)
-        ]
-
-    def _total(self) -> int:
-        return sum(stage.steps for stage in self._stages())
-
-    def _number_of(self, step: int) -> int:
-        """The number of the stage that a step belongs to."""
-        first, stages = 0, self._stages()
-        for number, stage in enumerate(stages):
-            first += stage.steps
-            if step <= first:
-                return number
-        return len(stages) - 1
-
-    def _stage_of(self, step: int) -> Stage:
-        return self._stages()[self._number_of(step)]
 
     def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
@@ -365,20 +295,21 @@ class _Trainer(Run):
             except Diverged:
                 self._go_back()
         state = self.state
-        if self.distributed.is_main and not self.was_cancelled and not self._is_published():
-            self._publish(self._stage_of(state.step))
+        if self.distributed.is_main and not self.was_cancelled and not self.results.is_of(state.step):
+            self._publish(self.schedule.stage_of(state.step))
         self.distributed.barrier()
         self.log.line(
-            f"{state.step} of {self._total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} minutes: "
-            f"{self.model_file}{'' if finished else '; run again to go on'}"
+            f"{state.step} of {self.schedule.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
+            f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
         )
-        better, verdict = self._verdict() if state.start and self.distributed.is_main else (None, "")
+        compared = state.start and self.distributed.is_main
+        better, verdict = self.results.verdict(self._start_metrics()) if compared else (None, "")
         if verdict:
             self.log.line(verdict)
         return Result(
-            model=self.model_file,
+            model=self.results.model,
             steps=state.step,
-            total=self._total(),
+            total=self.schedule.total(),
             new_steps=state.step - before,
             skipped=state.skipped,
             minutes=state.seconds / 60,
@@ -390,25 +321,25 @@ class _Trainer(Run):
         """Run the stages from the present step on; return True if all of them are finished."""
         state, first = self.state, 0
         limit = math.inf if stop_after is None else stop_after
-        for number in range(len(self._stages())):
-            stage = self._stages()[number]
+        for number in range(len(self.schedule.stages())):
+            stage = self.schedule.stages()[number]
             if first <= state.step < min(first + stage.steps, limit):
                 if state.step == first:
                     self._begin_stage(stage)
                 if not self._run_stage(number, StageRunner(self, stage, first), limit):
                     return False
-                self.optimiser_state = None
-            first += self._stages()[number].steps
-        return state.step == self._total()
+                self.optimizer_state = None
+            first += self.schedule.stages()[number].steps
+        return state.step == self.schedule.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
         state, every = self.state, self.recipe.checkpoint_every
-        share = self._total() / sum(stage.steps for stage in self._whole_stages())
+        share = self.schedule.total() / sum(stage.steps for stage in self.schedule.whole())
         if share < 1:
             every = max(min(every, 25), round(every * share))
-        if self.optimiser_state is not None:
-            runner.resume(self.optimiser_state)
+        if self.optimizer_state is not None:
+            runner.resume(self.optimizer_state)
         runner.fit_into_memory()
         data_wait, started, logged, logged_step = 0.0, time.monotonic(), time.monotonic(), state.step
         with ThreadPoolExecutor(1, "flowcore-data") as loader:
@@ -459,7 +390,7 @@ class _Trainer(Run):
             initialize_flow(self.flow, x.to(self.device), source, self.recipe.seed)
             self.state.initialised = True
         self.average.load_state_dict(self.flow.state_dict())
-        self.optimiser_state = None
+        self.optimizer_state = None
         if self.distributed.is_main:  # a good checkpoint to go back to
             self.checkpoints.write(self.flow, self.average, None, self.state)
 
@@ -471,7 +402,7 @@ class _Trainer(Run):
         reason: str | BaseException | None = None
         try:
             if self.progress is not None:
-                self.progress(state.step, self._total())
+                self.progress(state.step, self.schedule.total())
             if self.cancelled is not None and self.cancelled():
                 reason = "cancelled"
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
@@ -490,15 +421,15 @@ class _Trainer(Run):
             return  # it takes the mean over the processes
         done = state.step - runner.first
         self.pace.count(number, done)
-        whole = [stage.steps for stage in self._whole_stages()]
+        whole = [stage.steps for stage in self.schedule.whole()]
         state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
-        runner.stage = self._stages()[number]  # with another number of steps, so that its rate decays otherwise
+        runner.stage = self.schedule.stages()[number]  # of another length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
         state, patience = self.state, self.recipe.patience
         self.distributed.barrier()
-        stage, step = self._stage_of(state.step), state.step
+        stage, step = self.schedule.stage_of(state.step), state.step
         content = self.checkpoints.read(self.log.line, good=True)
         retreats = state.retreats + 1
         if content is None or retreats > MAX_RETREATS:
@@ -507,7 +438,7 @@ class _Trainer(Run):
                 f"{stage.name} ({stage.learning_rate}); a checkpoint, if there is one, is in {self.folder}."
             )
         rate, skipped = state.rate / 2, state.skipped
-        self.optimiser_state = restore(content, self.flow, self.average, state)
+        self.optimizer_state = restore(content, self.flow, self.average, state)
         state.rate, state.retreats, state.skipped = rate, retreats, skipped
         self.log.line(
             f"{patience} steps in a row were not finite, the last at step {step}: back to step {state.step}, with "
@@ -522,7 +453,7 @@ class _Trainer(Run):
         begin, reason = time.monotonic(), None
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
-            self.checkpoints.write(self.flow, self.average, runner.optimiser, self.state)
+            self.checkpoints.write(self.flow, self.average, runner.optimizer, self.state)
             try:
                 self._publish(runner.stage, measured)
             except Stopped as stopped:
@@ -544,17 +475,9 @@ class _Trainer(Run):
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        if self._start_metrics() and not measured:  # nothing tells which is better: what has been measured stays
-            if not self.model_file.exists():
-                copy_file(self.start_file, self.model_file)
-        elif became_worse(self._start_metrics(), metrics):
-            save(self.average, self.worse_file, provenance=provenance)
-            copy_file(self.start_file, self.model_file)
-        else:
-            save(self.average, self.model_file, provenance=provenance)
-            self.worse_file.unlink(missing_ok=True)
+        self.results.publish(self.average, provenance, self._start_metrics(), measured=measured)
         if self.progress is not None and sheet is not None:
-            self.progress(state.step, self._total(), sheet)
+            self.progress(state.step, self.schedule.total(), sheet)
 
     def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
         """Measure the averaged weights on held-out images, if there are any, and write the sample sheet and curve."""
@@ -573,43 +496,4 @@ class _Trainer(Run):
     def _start_metrics(self) -> dict[str, float]:
         """What the present stage measured of the model that the run started from; nothing if it began anew."""
         start = self.state.start
-        return start[self._number_of(self.state.step)] if start else {}
-
-    def _is_published(self) -> bool:
-        files = [file for file in (self.worse_file, self.model_file) if file.exists()]
-        return self.model_file in files and any(
-            read_header(file).provenance.get("steps") == self.state.step for file in files
-        )
-
-    def _verdict(self) -> tuple[bool | None, str]:
-        """Compare what was trained with what it started from: whether it is better, and a sentence."""
-        start = self._start_metrics()
-        if not start:
-            return None, (
-                "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
-            )
-        file = self.worse_file if self.worse_file.exists() else self.model_file
-        if file == self.model_file and filecmp.cmp(file, self.start_file, shallow=False):
-            return None, f"stopped before it was measured, so {file.name} is the start"
-        metrics = read_header(file).provenance["metrics"]
-        values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
-        worse = became_worse(start, metrics)
-        if worse:
-            return False, (
-                f"worse than the start {worse} ({values}): {self.model_file.name} is the start; what was trained is "
-                f"{self.worse_file}"
-            )
-        change, *others = (loss_of_quality(name, start, metrics) for name in start)
-        if change == 0:
-            return False, f"as good as the start ({values})"
-        lost = ", ".join(name for name, loss in zip([*start][1:], others, strict=True) if loss > 0)
-        return True, f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
-
-
-def _photographs(entries: Sequence[Any]) -> str:
-    """Count photographs, however many sizes there are of each; or digits."""
-    names = {entry.name for entry in entries if isinstance(entry, Entry)}
-    if not names:
-        return f"{len(entries)} images"
-    sizes = f" in {len(entries)} sizes" if len(entries) > len(names) else ""
-    return f"{len(names)} photograph{'' if len(names) == 1 else 's'}{sizes}"
+        return start[self.schedule.number_of(self.state.step)] if start else {}

@@ -54,15 +54,11 @@ class NamedRun:
             return None
 
     def open(self, settings: Record, *, restart: bool) -> Record:
-        """Resume the run, or begin it; refuse other settings, and to replace a model file that it has not made.
+        """Resume the run, or begin it with the settings asked for; return its record.
 
-        Args:
-            settings: A new record with the settings asked for.
-            restart: Begin again; what the earlier run made is moved into its folder ``earlier``, which has room for
-                one run. Decoded images stay.
-
-        Returns:
-            The record of the run that goes on or begins.
+        Other settings are refused, and so is to replace a model file that the run has not made. ``restart`` begins
+        again; what the earlier run made is moved into its folder ``earlier``, which has room for one run. Decoded
+        images stay.
         """
         record = self.record()
         self._refuse_to_overwrite(record)

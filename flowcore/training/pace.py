@@ -10,20 +10,13 @@ UNMEASURED = 0.1  # share of the time that is kept for the last checkpoint, befo
 
 
 class Pace:
-    """Fits the steps that are left of a run into the time that is left.
-
-    Attributes:
-        deadline: When the run is to end, as ``time.monotonic`` tells it; infinity for no limit.
-        trial: Seconds per step of every stage, as tried before the first step; of stages in the past, any number.
-        closing: Seconds of a checkpoint with its measurements, such as the one at the end; None before the first.
-    """
+    """Fits the steps that are left of a run into the time that is left; ``mean`` averages over its processes."""
 
     def __init__(self, deadline: float, mean: Callable[[float], float]) -> None:
-        """Take the deadline, and a function that averages a number over the processes of the run."""
-        self.deadline, self._mean = deadline, mean
-        self.trial: list[float] = []
-        self.closing: float | None = None
-        self._stage, self._first, self._done = -1, 0, 0  # steps of the stage when it was first seen, and when last
+        self.deadline, self._mean = deadline, mean  # the deadline as ``time.monotonic`` tells it, or infinity
+        self.trial: list[float] = []  # seconds per step of every stage, as tried before the first step
+        self.closing: float | None = None  # seconds of a checkpoint with its measurements
+        self._stage, self._first, self._done = -1, 0, 0  # steps of the stage at its first and last ``count``
         self._begun, self._now = 0.0, 0.0
 
     @property

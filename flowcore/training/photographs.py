@@ -21,17 +21,14 @@ from .recipe import Recipe, held_out_names
 class Photographs:
     """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones.
 
-    With realistic degradation LR crops are made anew every time, with blur, noise and JPEG; HR crops stay the same.
-    The crops of a training step are a function of (seed, step) alone: that is what makes resuming exact.
+    The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded. With realistic
+    degradation LR crops are made anew every time, with blur, noise and JPEG; HR crops stay the same. The crops of a
+    training step are a function of (seed, step) alone: that is what makes resuming exact.
     """
 
     def __init__(
         self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
     ) -> None:
-        """Open the images, see ``open_pixel_cache``, and hold some out of training.
-
-        The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded.
-        """
         held_out = held_out_names(recipe.held_out)
         self.cache = open_pixel_cache(folders, cache, recipe, progress)
         self.recipe = recipe
@@ -65,22 +62,14 @@ class Photographs:
     def batch(
         self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Cut the crops of one step, rotated and mirrored at random.
+        """Cut the crops of one step, rotated and mirrored at random, from the training or the held-out photographs.
 
-        Args:
-            size: B.
-            crop: Side of the HR crops, a multiple of the scale.
-            seed: Of the run.
-            step: Number of the step.
-            held_out: Whether to cut from the held-out photographs.
-
-        Returns:
-            HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light
-            models the dark crop for LR; of others with scale 1 None.
+        HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
+        the dark crop for LR; of others with scale 1 None.
         """
         rng = np.random.default_rng([seed, step, int(held_out)])
         chosen = self._choose(size, crop, held_out, rng)
-        # of its own for the degradation, so that HR crops do not depend on it
+        # the degradation has a generator of its own, so that HR crops do not depend on it
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
         paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"

@@ -30,7 +30,7 @@ class Recall:
 
     def __init__(self, flow: Flow, data: Photographs) -> None:
         """Take the memory of a model that was filled with the photographs to train on."""
-        # of its own, since it is asked by the thread that makes batches
+        # a copy, since the thread that makes batches uses it while the model trains
         self.encoder, self.memory = _encoder_and_memory(copy.deepcopy(flow))
         self.cells = self.memory.all_cells()
         self.numbers = {name: number for number, name in enumerate(_names(data))}
@@ -42,10 +42,9 @@ class Recall:
 
     @torch.no_grad()
     def __call__(self, y: Tensor, names: Sequence[str], rng: np.random.Generator | None) -> Tensor:
-        """Look up crops of luma ``(B, 1, H, W)``; those of other photographs, without ``rng``, in all of the memory.
+        """Look up crops of luma ``(B, 1, H, W)``, see ``CellMemory.look_up``: ``(B, 5, H / 16, W / 16)``.
 
-        Returns:
-            ``(B, 5, H / 16, W / 16)``, see ``CellMemory.look_up``.
+        Without ``rng``, crops of photographs that are not trained on are looked up in all of the memory.
         """
         described = self.encoder.describe(y)
         if rng is None:

@@ -182,17 +182,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: A TOML file, or the name of one of flowcore's recipes, e.g. "srflow-x4".
-
-    Returns:
-        The recipe.
-
-    Raises:
-        FlowError: Naming the key and the choices.
-    """
+    """Read and check a recipe: a TOML file, or the name of one of flowcore's, e.g. "srflow-x4"."""
     path = Path(path)
     included = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
     if not path.exists() and included.exists():
@@ -260,10 +250,7 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def held_out_names(source: str) -> frozenset[str]:
-    """Read the names of the files that are held out of training, without folders; see ``Recipe.held_out``.
-
-    Lines that begin with # are comments.
-    """
+    """Read ``Recipe.held_out``: names of files, without folders, a line each; lines that begin with # are comments."""
     if not source:
         return frozenset()
     path = HELD_OUT if source == "standard" else Path(source)

@@ -27,10 +27,7 @@ class RunLog:
     """Writes what happens in a run into its folder, and to TensorBoard if it is installed."""
 
     def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
-        """Open the files, and drop rows after this step, which a run left that was killed.
-
-        Without ``write_line``, lines go to the standard error stream.
-        """
+        """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
         self.run, self.write_line, self.enabled = run, write_line, enabled
         self.history, self.held_out = run / "history.csv", run / "held_out.csv"
         self.board: Any = None
@@ -79,11 +76,7 @@ class RunLog:
         draw_curve(read_rows(self.history), read_rows(self.held_out), self.run / "curve.png")
 
     def sheet(self, step: int, columns: Sequence[Tensor]) -> Tensor:
-        """Save columns of images, ``(B, C, H, W)`` in [0, 1], C = 1 or 3, each as ``sheets/NNNNNN.png``.
-
-        Returns:
-            The sheet, ``(3, B * H, columns * W)``, in [0, 1], on the CPU.
-        """
+        """Save columns of images, ``(B, 1 or 3, H, W)`` in [0, 1], as ``sheets/NNNNNN.png``: ``(3, h, w)``."""
         rows = torch.cat([c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns], dim=3)
         sheet = torch.cat(list(rows), dim=1)
         with replacing(self.run / "sheets" / f"{step:06d}.png") as partial:

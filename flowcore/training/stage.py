@@ -74,7 +74,7 @@ class StageRunner:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         kind = torch.optim.AdamW if stage.optimiser == "adamw" else torch.optim.Adam
         self.fused = supports_fused_optimizer(torch.device(self.device))
-        self.optimiser = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
+        self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._wrap()
         # counted on the device, so that no step waits for it
@@ -90,10 +90,10 @@ class StageRunner:
         """Number of the stage's last step, counted over all stages."""
         return self.first + self.stage.steps
 
-    def resume(self, optimiser_state: dict[str, Any]) -> None:
+    def resume(self, optimizer_state: dict[str, Any]) -> None:
         """Load the optimizer's state from a checkpoint."""
-        self.optimiser.load_state_dict(optimiser_state)
-        for group in self.optimiser.param_groups:
+        self.optimizer.load_state_dict(optimizer_state)
+        for group in self.optimizer.param_groups:
             group["fused"] = self.fused  # the checkpoint may come from another device
 
     def read_counters(self) -> None:
@@ -158,9 +158,9 @@ class StageRunner:
         """Make one optimizer step, which changes nothing if loss or gradient are not finite."""
         if self._freeze_encoder():
             self.module = self._wrap()
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group["factor"]
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         # for dropout, which must differ between processes
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
         try:
@@ -176,9 +176,9 @@ class StageRunner:
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip or math.inf)
         finite = loss.isfinite() & self.norm.isfinite()
         if self.fused:  # it skips the update by itself, without reading the flag off the device
-            self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         if self.fused or bool(finite):
-            self.optimiser.step()
+            self.optimizer.step()
         self.flow.normalize(NORM_TOLERANCE)
         self._update_average(finite)
         self.skipped += ~finite
@@ -261,7 +261,7 @@ class StageRunner:
 
         def step(items: int) -> None:
             self.gradient(*(None if t is None else _repeat_to(t, items) for t in images))  # pyright: ignore[reportArgumentType]
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
 
         with unchanged_moments(self.flow):
             fits, each = largest_batch(step, round(USABLE * free), per_process)
@@ -278,9 +278,9 @@ class StageRunner:
 
 @contextmanager
 def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
-    """Ask whether to stop after every layer of models, and at its gradient, while the body of the statement runs.
+    """Ask after every layer of models, and at its gradient, whether to stop, while the body of the statement runs.
 
-    Where ``cancelled`` returns True, or raises, ``Stopped`` ends the body. The models carry hooks meanwhile.
+    Where ``cancelled`` returns True, or raises, ``Stopped`` ends the body.
     """
     if cancelled is None:
         yield

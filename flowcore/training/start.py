@@ -60,18 +60,15 @@ def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
 
 
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
-    """Decide whether a model became worse than the one that it started from.
+    """Say in which measure, and by how much, a model became worse than the one that it started from; "" if it did not.
 
     It did if the loss of held-out images is higher, which is their first measure, or if the picture at temperature 0
     has become much worse: the likelihood alone may still rise while pictures lose.
-
-    Returns:
-        In which measure, and by how much; "" if it did not, or ``start`` is empty, as nothing was held out.
     """
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
         loss = loss_of_quality(name, start, metrics)
-        if not loss <= limit:  # as no comparison with NaN holds
+        if not loss <= limit:  # true for NaN, too
             return f"by {loss:.4g} in {name}"
     return ""
 
@@ -104,8 +101,7 @@ def shipped_with_backbone(config: Any) -> Path | None:
 def load_encoder(flow: Flow, path: Path, *, backbone_alone: bool = False) -> str:
     """Load the encoder of a model file, or the file of a backbone; where the rest is of another size, that alone.
 
-    Returns:
-        What was taken: "encoder" or "backbone".
+    It says what was taken: "encoder" or "backbone".
     """
     encoder, backbone = flow.encoder, pretrained_backbone(flow)
     try:

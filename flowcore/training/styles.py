@@ -28,18 +28,12 @@ BATCH = 500  # images encoded at once
 
 
 def attributes(images: Tensor) -> Tensor:
-    """Measure how digits are written.
+    """Measure how digits ``(B, 1, H, W)`` in [0, 1] are written, ink is 1: ``(B, 4)``, in the order of ``STYLES``.
 
     - bold: width of the stroke, twice the ink over the length of its outline;
     - wide: horizontal standard deviation of the ink, in pixels;
     - slanted: how many pixels the ink leans to the right per pixel upwards;
     - messy: length of the outline over that of the same digit, smoothed.
-
-    Args:
-        images: ``(B, 1, H, W)`` in [0, 1], ink is 1.
-
-    Returns:
-        ``(B, 4)``, in the order of ``STYLES``.
     """
     ink = images[:, 0].double().clamp(0, 1)
     mass = ink.sum((1, 2)).clamp_min(1e-6)
@@ -59,14 +53,8 @@ def attributes(images: Tensor) -> Tensor:
 def measure_styles(flow: Flow, images: Tensor, labels: Tensor, *, log: Callable[[str], None] | None = None) -> Flow:
     """Measure the directions of ``STYLES`` on labeled images, and add them to a class-conditional model.
 
-    Args:
-        flow: The model.
-        images: ``(N, 1, H, W)`` in [0, 1].
-        labels: ``(N,)``, whole numbers below the model's number of classes.
-        log: Called with a line on the variance of each attribute that the latents explain linearly.
-
-    Returns:
-        The same model with ``styles``; strengths are in standard deviations of the attribute within a digit.
+    Strengths are in standard deviations of the attribute within a digit. The lines of ``log`` say how much of the
+    variance of each attribute the latents explain linearly.
     """
     if not isinstance(flow.config, ClassConditionalConfig):
         raise FlowError(f"Styles are measured on class_conditional models; got a {flow.architecture} model.")

@@ -36,7 +36,7 @@ WITHOUT_PENALTIES: dict[str, Any] = {
     "balanced": False,
     "calm_weight": 0.0,
     "color_weight": 0.0,
-    "series_terms": 0,  # 20, of which none is left to chance
+    "series_terms": 0,  # fixed at 20 terms, none of them random
     "kinetic_weight": 0.0,
     "jacobian_weight": 0.0,
 }
@@ -50,12 +50,9 @@ Validation = tuple[dict[str, float], list[Tensor]]
 
 @torch.no_grad()
 def validate(flow: Flow, data: Data, recipe: Recipe, stage: Stage, *, device: str, precision: str) -> Validation:
-    """Measure a model on held-out images.
+    """Measure a model on held-out images: metrics, the loss first, and columns of crops, ``(B, C, H, W)``.
 
     The precision is for the loss alone, so that it compares with that of training.
-
-    Returns:
-        Metrics, the loss first; and images of some of the crops, ``(B, C, H, W)`` each, one entry per column.
     """
     kind = flow.capabilities.source
     size = recipe.evaluate or CROPS.get(kind, 256)

@@ -289,7 +289,7 @@ def train_groups(checkpoint, made):
     optimiser = checkpoint["optimiser"]
     flow = build("colorizer", made.model)
     run = Run(made, None, flow, flow, RunState(), None, "cpu", Distributed())
-    groups = StageRunner(run, made.stages[0], 0).optimiser
+    groups = StageRunner(run, made.stages[0], 0).optimizer
     groups.load_state_dict(optimiser)
     return [len(group["params"]) for group in groups.param_groups]
 
