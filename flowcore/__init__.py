@@ -5,7 +5,7 @@
 Reading order, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.
-2. ``flow.py``: levels of steps between an image and a list of standard-normal latents.
+2. ``level.py``, ``flow.py``: levels of steps between an image and a list of standard-normal latents.
 3. ``prior.py``, ``latents.py``: drawing latents, and operations on them.
 4. ``likelihood.py``, ``dequantization.py``: log densities of images of integers, in bits per dimension.
 5. ``networks/``, ``condition.py``: what is not invertible, and the features of an image that condition a flow.

@@ -24,15 +24,10 @@ nothing else enters its network, the network's output."""
 
 @dataclass(frozen=True, kw_only=True)
 class MultiScaleFeatures:
-    """Features of one level on several grids; those that are to be enlarged stay small.
+    """Features of one level on several grids; those that are to be enlarged stay small."""
 
-    Attributes:
-        sources: Features ``(B, C_i, H / factor, W / factor)`` and factors; their channels are concatenated.
-        precomputed: Per coupling and injector of the level, in the data-to-latent direction, what it computes from the
-            features alone; None unless prepared.
-    """
-
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...]  # (B, C_i, H / factor, W / factor); their channels are concatenated
+    # per coupling and injector of the level, in the data-to-latent direction, if prepared
     precomputed: tuple[ConditionTerms, ...] | None = None
 
     def merged(self) -> Tensor:

@@ -35,13 +35,12 @@ Grid = Literal["bins", "levels"]
 class Quantization:
     """Where a model expects the integers of an image: ``x = (k + u + shift) * width``, u in [0, 1).
 
-    Attributes:
-        n_bits: Bits per subpixel, 1 to 8: k is in {0, ..., 2^n_bits - 1}.
-        grid: "bins": ``x = (k + u) / 2^n_bits``, bins side by side from 0 to 1. "levels": ``x = (k + u - 1/2) /
-            (2^n_bits - 1)``, bins centered on the gray levels of ordinary images, the first on 0 and the last on 1.
+    On the grid "bins": ``x = (k + u) / 2^n_bits``, bins side by side from 0 to 1. On "levels":
+    ``x = (k + u - 1/2) / (2^n_bits - 1)``, bins centered on the gray levels of ordinary images, the first on 0 and the
+    last on 1.
     """
 
-    n_bits: int = 8
+    n_bits: int = 8  # per subpixel, 1 to 8: k is in {0, ..., 2^n_bits - 1}
     grid: Grid = "bins"
 
     def __post_init__(self) -> None:
@@ -61,15 +60,7 @@ class Quantization:
         return 0.0 if self.grid == "bins" else -0.5
 
     def place(self, k: Tensor, u: Tensor) -> Tensor:
-        """Map integers and their noise to image units: ``(k + u + shift) * width``.
-
-        Args:
-            k: Integers as floats, ``(B, C, H, W)``.
-            u: Noise of the same shape.
-
-        Returns:
-            ``(B, C, H, W)``, in the precision of ``u``.
-        """
+        """Map integers and their noise to image units: ``(k + u + shift) * width``, in the noise's precision."""
         return (k.to(u) + u + self.shift) * self.width
 
 
@@ -81,15 +72,8 @@ def quantization(flow: Flow) -> Quantization:
 def quantize(flow: Flow, x: Tensor) -> Tensor:
     """Undo dequantization: replace every value by the gray level in whose bin it lies.
 
-    ``k = floor(x / width - shift)``, as ``k / (2^n_bits - 1)``. A sample contains the noise that its model was trained
-    with; at few bits that noise is visible as grain, and this removes it.
-
-    Args:
-        flow: The model.
-        x: ``(B, C, H, W)``, as ``flow.inverse`` returns it.
-
-    Returns:
-        The same shape, in [0, 1].
+    ``k = floor(x / width - shift)``, as ``k / (2^n_bits - 1)``, in [0, 1]. A sample contains the noise that its model
+    was trained with; at few bits that noise is visible as grain, and this removes it.
     """
     bins = quantization(flow)
     highest = 2**bins.n_bits - 1
@@ -99,18 +83,9 @@ def quantize(flow: Flow, x: Tensor) -> Tensor:
 def to_integers(image: Tensor, n_bits: int = 8) -> tuple[Tensor, Tensor]:
     """Convert an image to the integers that a discrete probability is about, and measure how much that rounds.
 
-    ``k = floor(round(255 x) / 2^(8 - n_bits))``; values outside [0, 1] count as 0 or 1.
-
-    Args:
-        image: ``(B, C, H, W)``, uint8, or float in [0, 1].
-        n_bits: Bits to keep, 1 to 8.
-
-    Returns:
-        k as floats, ``(B, C, H, W)``, float64 for float64 images, else float32; and the largest distance of 255 x from
-        its integer, ``(B,)``: 0 on the 8-bit grid, up to 1/2 off it, more outside [0, 1].
-
-    Raises:
-        ImageError: If the image is neither uint8 nor float, or contains NaN or infinities.
+    ``k = floor(round(255 x) / 2^(8 - n_bits))``, as floats, of uint8 or of floats in [0, 1]; values outside count as 0
+    or 1. Then the largest distance of 255 x from its integer, ``(B,)``: 0 on the 8-bit grid, up to 1/2 off it, more
+    outside [0, 1].
     """
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ImageError(f"Expected an image of uint8, or of floats in [0, 1]; got {image.dtype}. Convert it to uint8.")
@@ -138,14 +113,8 @@ def _scale_to_255(image: Tensor) -> Tensor:
 def dequantize(x: Tensor, bins: int, noise: Tensor | torch.Generator | None = None) -> Tensor:
     """Spread every pixel uniformly over one bin centered on it: ``x + (u - 0.5) / bins``, u uniform in [0, 1).
 
-    Args:
-        x: Image, ``(B, C, H, W)`` in [0, 1].
-        bins: Number of bins in [0, 1]; SRFlow uses 32, on purpose wider than the 8-bit step: it keeps densities
-            bounded.
-        noise: u, shaped like ``x``, or a CPU generator to draw it from; None for torch's own.
-
-    Returns:
-        The noisy image, same shape, up to half a bin outside [0, 1].
+    SRFlow uses 32 bins, on purpose wider than the 8-bit step: it keeps densities bounded. ``noise`` is u, or a CPU
+    generator to draw it from; None for torch's own.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; SRFlow, section 4.1.
     """
@@ -169,27 +138,11 @@ class Dequantizer(Protocol):
     """Name of the distribution, as a score reports it."""
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw the random numbers of one draw.
-
-        Args:
-            shape: Of the image, ``(..., C, H, W)``.
-            generator: On the CPU; None for torch's own.
-
-        Returns:
-            Random numbers of that shape, float32, on the CPU.
-        """
+        """Draw the random numbers of one draw for images ``(..., C, H, W)``: float32, on the CPU."""
         ...
 
     def draw(self, image: Tensor, noise: Tensor | torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw u from q(u | k).
-
-        Args:
-            image: k, integers as floats, ``(B, C, H, W)``.
-            noise: What ``noise`` returned, or a generator to take it from; None for torch's own.
-
-        Returns:
-            u, ``(B, C, H, W)`` in [0, 1), and ``log q(u | k)`` in nats, ``(B,)``.
-        """
+        """Draw u from q(u | k) with what ``noise`` returned or a generator; and ``log q(u | k)`` in nats, ``(B,)``."""
         ...
 
 
@@ -214,24 +167,17 @@ class Uniform:
 class Gaussian(Uniform):
     """Gaussian noise around the middle of the bin, truncated to it.
 
-    Per subpixel, with ``z = (u - 1/2) / std`` and standard-normal density phi and distribution function Phi,
-    ``log q = log phi(z) - log std - log[Phi(1 / (2 std)) - Phi(-1 / (2 std))]``, and the bracket is
-    ``erf(1 / (2 sqrt(2) std))``. Drawn by inverting the distribution function at a uniform number r:
-    ``u = 1/2 + sqrt(2) std erfinv((2 r - 1) erf(1 / (2 sqrt(2) std)))``, in float64.
+    Per subpixel, with ``z = (u - 1/2) / std`` and standard-normal density phi and distribution function Phi, ``log q =
+    log phi(z) - log std - log[Phi(1 / (2 std)) - Phi(-1 / (2 std))]``, and the bracket is ``erf(1 / (2 sqrt(2) std))``.
+    Drawn by inverting the distribution function at a uniform number r: ``u = 1/2 + sqrt(2) std erfinv((2 r - 1) erf(1 /
+    (2 sqrt(2) std)))``, in float64.
 
-    Gaussian noise that is not truncated leaks into neighboring bins and gives no bound.
+    ``std`` is that before truncation, in bins. Uniform noise is the limit of large ones; the default costs a smooth
+    density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18. Gaussian noise that is not truncated
+    leaks into neighboring bins and gives no bound.
     """
 
     def __init__(self, std: float = 0.5) -> None:
-        """Set the spread.
-
-        Args:
-            std: Standard deviation before truncation, in bins. Uniform noise is the limit of large ones; the default
-                costs a smooth density 0.015 bits per dimension more than uniform noise, 0.25 costs 0.18.
-
-        Raises:
-            FlowError: If it is not a positive number.
-        """
         if not (math.isfinite(std) and std > 0):
             raise FlowError(f"std must be a positive number, in bins; got {std}.")
         self.std = std
@@ -283,17 +229,6 @@ class VariationalDequantizer(Transform):
     CONTRAST = 4.0  # gray levels that are a large contrast
 
     def __init__(self, channels: int, *, n_bits: int = 8, hidden: int = 32, steps: int = 4) -> None:
-        """Build the noise flow.
-
-        Args:
-            channels: C, of the image.
-            n_bits: Bits of the integers that it is conditioned on.
-            hidden: Channels of the conditioners' hidden layers.
-            steps: Steps of g, at least 1.
-
-        Raises:
-            FlowError: If there are no steps, or ``n_bits`` is out of its range.
-        """
         super().__init__()
         if steps < 1:
             raise FlowError(f"A variational dequantizer has at least 1 step; got {steps}.")
@@ -314,11 +249,7 @@ class VariationalDequantizer(Transform):
         torch.nn.init.constant_(self._last_actnorm().log_scale, math.log(self.SPREAD) - shrinkage)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map normal noise ``(B, C, H, W)`` to noise of one bin, given integers as floats of that shape; see the class.
-
-        Raises:
-            ShapeError: If the sides are odd, or the shapes differ.
-        """
+        """Map normal noise ``(B, C, H, W)`` to noise of one bin, given integers as floats of that shape."""
         t, logdet = self.flow(self.squeeze(x)[0], self._features(cond, x))  # (B, 4C, H/2, W/2)
         slope = F.logsigmoid(t) + F.logsigmoid(-t) + math.log1p(-2 * self.MARGIN)
         u = self.MARGIN + (1 - 2 * self.MARGIN) * torch.sigmoid(t)
@@ -380,21 +311,13 @@ def _random_numbers(dequantizer: Dequantizer, image: Tensor, noise: Tensor | tor
 
 @dataclass(frozen=True)
 class DequantizedBatch:
-    """A batch of dequantized images.
+    """A batch of N dequantized images."""
 
-    Attributes:
-        items: Index of each one's image, ``(N,)``.
-        draws: Index of the draw of that image, ``(N,)``.
-        x: In image units, float64, ``(N, C, H, W)``, on the CPU.
-        log_q: Density of the noise, nats, float64, ``(N,)``, on the CPU.
-        inside: Whether all of the noise lies in [0, 1), ``(N,)``.
-    """
-
-    items: Tensor
-    draws: Tensor
-    x: Tensor
-    log_q: Tensor
-    inside: Tensor
+    items: Tensor  # index of each one's image, (N,)
+    draws: Tensor  # index of the draw of that image, (N,)
+    x: Tensor  # in image units, float64, (N, C, H, W), on the CPU
+    log_q: Tensor  # density of the noise, nats, float64, (N,), on the CPU
+    inside: Tensor  # whether all of the noise lies in [0, 1), (N,)
 
 
 @torch.no_grad()
@@ -408,19 +331,12 @@ def dequantized_batches(
     batch: int = 16,
     noise: Tensor | None = None,
 ) -> Iterator[DequantizedBatch]:
-    """Draw noise for images several times each: all draws of image 0, then of image 1; so many draws at a time.
+    """Draw noise for images several times each: all draws of image 0, then of image 1; ``batch`` draws at a time.
 
-    Every image has its own CPU generator, from which its draws are taken one after the other: a draw depends neither on
-    the batch size, nor on the other images, nor on how many draws follow.
-
-    Args:
-        k: Integers as floats, ``(B, C, H, W)``.
-        bins: Of the model.
-        dequantizer: Distribution of the noise.
-        samples: Draws per image.
-        seed: Image i draws with ``seed + i``; or a seed for each image.
-        batch: Draws per batch.
-        noise: ``(samples, B, C, H, W)``, used instead of the generators' random numbers; sets ``samples``.
+    Every image has its own CPU generator (of ``seed + i``, or a seed for each image), from which its draws are taken
+    one after the other: a draw depends neither on the batch size, nor on the other images, nor on how many draws
+    follow. ``noise``, ``(samples, B, C, H, W)``, is used instead of the generators' random numbers, and sets
+    ``samples``.
     """
     if noise is not None:
         samples = noise.shape[0]

@@ -41,11 +41,7 @@ EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fe
 
 
 def check_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, e.g. "cpu" or "cuda:1".
-
-    Raises:
-        FlowError: If torch knows no such device, or this machine has none.
-    """
+    """Return the device of a name, e.g. "cpu" or "cuda:1"; FlowError if torch or this machine has none."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -238,11 +234,9 @@ def float32_arithmetic(*, tf32_convolutions: bool = False) -> AbstractContextMan
     """Compute in float32 what is in float32, whatever the process has been set to; restore the settings at the end.
 
     Another program may have allowed TF32, which keeps 10 bits of the mantissa, or bfloat16 for convolutions or for
-    matrix products: on NVIDIA's and Intel's GPUs, and on CPUs. The settings are the process's. So while several threads
-    compute, TF32 is allowed only if all of them allow it, and the innermost context of a thread holds.
-
-    Args:
-        tf32_convolutions: Whether the convolutions of an NVIDIA GPU may use TF32 nevertheless.
+    matrix products: on NVIDIA's and Intel's GPUs, and on CPUs. ``tf32_convolutions`` allows TF32 on NVIDIA's GPUs
+    nevertheless. The settings are the process's. So while several threads compute, TF32 is allowed only if all of them
+    allow it, and the innermost context of a thread holds.
     """
     return _FLOAT32.held(tf32_convolutions)
 
@@ -333,8 +327,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def actual_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
     """Return the precision that a choice means on a device: the preferred one for "auto".
 
-    What a device does not gain from or cannot do is "float32": "float16" on a CPU, "tf32" elsewhere than on an NVIDIA
-    GPU.
+    "float32" where it gains nothing: for "float16" on a CPU, for "tf32" elsewhere than on an NVIDIA GPU.
     """
     if precision == "auto":
         return preferred_precision(device)

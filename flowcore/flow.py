@@ -5,31 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol
+from dataclasses import Field
+from typing import Any, ClassVar, Generic, Protocol
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from .capabilities import SUITABLE_MODELS, UNGUIDED, Capabilities, Task
 from .condition import Condition, MultiScaleFeatures
 from .errors import ConditionError, FlowError, PrecisionError, ShapeError
-from .prior import Shape, Temperature, log_density, log_prob, sample_latents
-from .transforms import Chain, Estimated, Guided, Residual, Split, Squeeze, Transform, batch_moments, spread
+from .level import Level
+from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
+from .transforms import Estimated, Guided, Residual, Transform, batch_moments, spread
 
 WIDE = (torch.float32, torch.float64)  # in which a flow is invertible
-Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
-Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
-SUITABLE_MODELS: dict[Task, str] = {
-    "upscale": "a model that enlarges images, such as srflow-x4",
-    "colorize": "a colorizer, such as color-photos",
-    "sample": "a model that makes images from latents alone, such as glow-photos",
-    "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
-    "brighten": "a low-light model: a published LLFlow (docs/published-weights.md says where its authors keep it)",
-}
-
-
-UNGUIDED = "Guidance is for models with labels that were made for it, such as TarFlow"
 
 
 class Config(Protocol):
@@ -39,66 +29,6 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config, default=Any)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capabilities:
-    """What a model can do and what it needs, as stated by its builder.
-
-    Attributes:
-        source: What its condition is encoded from: nothing, a low-resolution image, luma with hints, labels, or a dark
-            photograph.
-        tasks: The tasks that it is made for. Any flow encodes, decodes and scores, given its condition.
-        floats_per_pixel: Peak working memory of its networks in floats, per pixel of the image; 0 if it is negligible.
-        guided: Whether decoding can be led to the labels; see ``condition.Guidance``.
-    """
-
-    source: Source
-    tasks: frozenset[Task]
-    floats_per_pixel: float = 0.0
-    guided: bool = False
-
-
-class Level(nn.Module):
-    """One grid of a flow: squeeze, steps, and a split unless all channels continue."""
-
-    def __init__(
-        self,
-        steps: Sequence[Transform],
-        split: Split | None,
-        *,
-        squeeze: Transform | None = None,
-        downscale: int = 2,
-        details: Details | None = None,
-    ) -> None:
-        """Build the level.
-
-        Args:
-            steps: In the data-to-latent direction.
-            split: Factors out some of the channels as latents; None if all continue.
-            squeeze: The first transform; None for ``Squeeze``, an empty ``Chain()`` for none.
-            downscale: Factor by which squeeze and steps together reduce the sides: 2, 1, or 0 for a reduction to a
-                single position.
-            details: Turns the channels that the split factored out into latents; None if they are latents already.
-        """
-        super().__init__()
-        self.squeeze = Squeeze() if squeeze is None else squeeze
-        self.steps = Chain(*steps)
-        self.split = split
-        self.downscale = downscale
-        self.details = details
-
-    def shape(self, channels: int, height: int, width: int) -> Shape:
-        """Compute channels and sides after squeeze and steps.
-
-        Args:
-            channels: C.
-            height: H.
-            width: W.
-        """
-        if self.downscale == 0:
-            return channels * height * width, 1, 1
-        return channels * self.downscale**2, height // self.downscale, width // self.downscale
 
 
 class Flow(Transform, Generic[C]):
@@ -112,6 +42,12 @@ class Flow(Transform, Generic[C]):
     Attributes:
         estimated: Whether its log-determinant has no closed form, so that ``forward`` takes probes for an estimate (see
             ``likelihood.with_probes``); without them it is exact, which is for small images.
+
+    >>> flow = flowcore.load("glow-photos")
+    >>> x = torch.rand(2, 3, 64, 64)
+    >>> latents, logdet = flow(x)
+    >>> torch.allclose(flow.inverse(latents), x, atol=1e-4), flow.log_prob(x).shape
+    (True, torch.Size([2]))
 
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
@@ -163,20 +99,12 @@ class Flow(Transform, Generic[C]):
         """
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.channels = channels
-        self.config = config
-        self.architecture = architecture
-        self.capabilities = capabilities
-        self.prelude = prelude
-        self.top = top
-        self.encoder = encoder
-        self.condition_scale = condition_scale
-        self.classes = classes
+        self.config, self.architecture, self.capabilities = config, architecture, capabilities
+        self.channels, self.condition_scale, self.classes = channels, condition_scale, classes
+        self.prelude, self.top, self.encoder = prelude, top, encoder
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.fixed_size = fixed_size
-        self.dequantizer = dequantizer
-        self.guide = guide
-        self.anchored = anchored
+        self.dequantizer, self.guide, self.anchored = dequantizer, guide, anchored
         self.provenance: dict[str, Any] = {}
         self.condition_encoder = condition_encoder
         self._style_names = tuple(styles)
@@ -213,15 +141,9 @@ class Flow(Transform, Generic[C]):
     def _walk(
         self, x: Tensor, cond: Condition | None, apply: Callable[[Transform, Tensor, Any], tuple[Any, Any]]
     ) -> tuple[list[Tensor], list[tuple[int, Any]]]:
-        """Take images to latents, part by part.
+        """Take images to latents, finest first, and list the shares of all parts, each with the number of its latent.
 
-        Args:
-            x: As in ``forward``.
-            cond: As in ``forward``.
-            apply: From a part, its data and its condition to its latent, and its share of the logdet in any form.
-
-        Returns:
-            Latents, finest first; and the shares of all parts, each with the number of the latent that it goes with.
+        ``apply`` goes from a part, its data and its condition to its latent, and its share of the logdet in any form.
         """
         self._check_image(x)
         given = self._check_condition(cond, x.shape[0])
@@ -297,23 +219,12 @@ class Flow(Transform, Generic[C]):
         return x if self.prelude is None else self.prelude.inverse(x)
 
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
-        """Evaluate the log density: that of the latents under the prior plus the log-determinant.
+        """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
 
-        A flow with batch norms (Real NVP) normalizes by the moments of this batch, which the running moments follow,
-        where it trains: in training mode, with gradients. Otherwise the running moments serve, as they do in
-        ``forward`` whatever the mode.
-
-        Args:
-            x: As in ``forward``.
-            cond: As in ``forward``.
-
-        Returns:
-            Nats per image, ``(B,)``, at temperature 1; ``likelihood.bits_per_dim`` converts them.
-
-        Raises:
-            ShapeError: As in ``forward``.
-            PrecisionError: As in ``forward``.
-            ConditionError: As in ``forward``.
+        Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. A flow with
+        batch norms (Real NVP) normalizes by the moments of this batch, which the running moments follow, where it
+        trains: in training mode, with gradients. Otherwise the running moments serve, as they do in ``forward``
+        whatever the mode.
         """
         with batch_moments(self) if self.training and torch.is_grad_enabled() else nullcontext():
             latents, logdet = self(x, cond)
@@ -358,15 +269,11 @@ class Flow(Transform, Generic[C]):
         return self._walk(x, cond, lambda part, data, own: (part.encode(data, own), None))[0]
 
     def by_position(self, x: Tensor, cond: Condition | None = None) -> tuple[list[Tensor], list[Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Encode images, with the log density resolved by level and pixel.
+        """Encode images, with the log density resolved by level and pixel; arguments and errors are ``forward``'s.
 
         Every level's share is the logdet of its grid plus the prior of its latents. Contributions without a position
         (an actnorm, a 1x1 convolution) are spread evenly, those of a coarse position evenly over its pixels. Receptive
         fields overlap, so this shows where the model finds the image likely, not why.
-
-        Args:
-            x: As in ``forward``.
-            cond: As in ``forward``.
 
         Returns:
             Latents, finest first, and for each the log density in nats by pixel, ``(B, H, W)``; the sum over all levels
@@ -388,8 +295,7 @@ class Flow(Transform, Generic[C]):
     def normalize(self, tolerance: float = 1e-4) -> None:
         """Measure the norms that keep residual blocks invertible; after every change of their weights.
 
-        Args:
-            tolerance: Relative change of a norm below which its measurement ends.
+        A measurement ends when the relative change of a norm is below ``tolerance``.
         """
         for part in self.levels.modules():
             if isinstance(part, Residual):
@@ -401,17 +307,10 @@ class Flow(Transform, Generic[C]):
         return math.prod(max(1, level.downscale) for level in self._levels())
 
     def latent_shapes(self, height: int, width: int) -> list[Shape]:
-        """Compute the shapes of an image's latents.
-
-        Args:
-            height: Of the image (HR for upscalers), a multiple of ``size_multiple``.
-            width: Of the image, a multiple of ``size_multiple``.
-
-        Returns:
-            ``(C_l, H_l, W_l)``, finest first.
+        """Compute the shapes of an image's latents, ``(C_l, H_l, W_l)``, finest first; of the HR image for upscalers.
 
         Raises:
-            ShapeError: If the model does not accept images of that size.
+            ShapeError: If the model does not accept images of that size, such as no multiples of ``size_multiple``.
         """
         self._check_sides(height, width)
         shapes: list[Shape] = []
@@ -425,10 +324,7 @@ class Flow(Transform, Generic[C]):
         return [*shapes, (channels, height, width)]
 
     def sides(self, size: int | Sequence[int] | None) -> tuple[int, int]:
-        """Return height and width of images to make.
-
-        Args:
-            size: Both, or the side of a square; None for ``image_size``.
+        """Return height and width of images to make: both, the side of a square, or None for ``image_size``.
 
         Raises:
             FlowError: If there is no size, or it is none.
@@ -465,9 +361,6 @@ class Flow(Transform, Generic[C]):
 
     def require(self, task: Task) -> None:
         """Check that the model is made for a task.
-
-        Args:
-            task: The task.
 
         Raises:
             FlowError: If it is not, naming a model that is.
@@ -597,40 +490,3 @@ class Flow(Transform, Generic[C]):
         batches = [z.shape[0] for z in latents]
         if len(set(batches)) > 1:
             raise ShapeError(f"Expected latents of one batch; got {batches} items, finest level first.")
-
-
-class Details(nn.Module):
-    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
-
-    Unlike the prior of a split it runs when the way down is complete, from the deepest level up: its features are those
-    of the level's kept channels and of all deeper levels.
-
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
-    """
-
-    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
-        """Build it.
-
-        Args:
-            extractor: Network from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list
-                that begins with the next one, ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``.
-            transform: Of the channels factored out, conditioned on the features.
-        """
-        super().__init__()
-        self.extractor = extractor
-        self.transform = transform
-
-
-def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size, which may be the side of a square.
-
-    Args:
-        size: A whole number, or two.
-
-    Raises:
-        FlowError: If it is neither.
-    """
-    chosen = (size, size) if isinstance(size, int) else tuple(size)
-    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
-        raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
-    return chosen

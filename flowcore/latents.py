@@ -118,21 +118,10 @@ def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequen
 
 
 def scale(latents: Sequence[Tensor], temperature: float | Sequence[float]) -> list[Tensor]:
-    """Multiply by a temperature: ``tau_l z_l``.
+    """Multiply by a temperature, one or one per level: ``tau_l z_l``.
 
     For latents that were drawn at temperature 1 this is what ``sample_latents`` does; for those of an encoded image it
     makes the image calmer (below 1) or livelier (above).
-
-    Args:
-        latents: Finest first.
-        temperature: tau >= 0: one, or one per level, finest first.
-
-    Returns:
-        The scaled latents.
-
-    Raises:
-        FlowError: If a temperature is negative or not finite.
-        ShapeError: If the number of temperatures is not that of levels.
     """
     checked = _check(latents)
     taus = _per_level(temperature, len(checked), "temperatures")
@@ -148,25 +137,12 @@ def vary(
     *,
     temperature: float | Sequence[float] = 1.0,
 ) -> list[Tensor]:
-    """Make a variation: rotate the latents towards fresh noise.
+    """Make a variation: rotate the latents toward fresh noise.
 
     ``cos(theta) z + sin(theta) tau e``, with e standard normal and ``theta = strength pi / 2``. If z is tau N(0, I) and
-    independent of e, so is the result, at every strength: a variation is as probable as the original.
-
-    Args:
-        latents: Finest first.
-        seed: Of the fresh noise: item i draws with ``seed + i``, as in ``sample_latents``. Not the seed that the
-            latents themselves were drawn with.
-        strength: In [0, 1], one or one per level: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
-        temperature: tau of the fresh noise, one or one per level; give the one that the latents were drawn with.
-
-    Returns:
-        The variation.
-
-    Raises:
-        FlowError: If the strength lies outside [0, 1], the seed is that of the latents, or ``sample_latents`` refuses
-            an argument.
-        ShapeError: If the number of values is not that of levels.
+    independent of e, so is the result, at every strength: a variation is as probable as the original. So
+    ``temperature`` is the one that the latents were drawn with, and ``seed`` (item i draws e with ``seed + i``) another
+    one. A strength, one or one per level, is in [0, 1]: 0 changes nothing (bit for bit), 1 leaves only the fresh noise.
     """
     checked = _check(latents)
     strengths = _per_level(strength, len(checked), "strengths")
@@ -234,30 +210,16 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
 
 @dataclass(frozen=True, kw_only=True)
 class LevelStatistics:
-    """Statistics of one level of latents, to compare with what the prior expects.
+    """Statistics of one level of latents per item, ``(B,)``, to compare with what the prior expects."""
 
-    Attributes:
-        mean: Per item, ``(B,)``; 0 is expected.
-        std: Population standard deviation per item, ``(B,)``; 1 is expected.
-        radius: ``|z| / sqrt(D)`` per item, ``(B,)``; 1 is expected, with a standard deviation of ``1 / sqrt(2 D)``.
-        dimensions: D, the size of this level of one item.
-    """
-
-    mean: Tensor
-    std: Tensor
-    radius: Tensor
-    dimensions: int
+    mean: Tensor  # 0 is expected
+    std: Tensor  # of the population; 1 is expected
+    radius: Tensor  # |z| / sqrt(D); 1 is expected, with a standard deviation of 1 / sqrt(2 D)
+    dimensions: int  # D, of one item
 
 
 def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
-    """Measure mean, standard deviation and norm of every level, in float64.
-
-    Args:
-        latents: Finest first.
-
-    Returns:
-        Per level, finest first.
-    """
+    """Measure mean, standard deviation and norm of every level, in float64."""
     result: list[LevelStatistics] = []
     for z in _check(latents):
         flat = float64(z).flatten(1)  # (B, D)
@@ -270,20 +232,10 @@ def statistics(latents: Sequence[Tensor]) -> list[LevelStatistics]:
 
 
 def attribute_direction(positives: Iterable[Sequence[Tensor]], negatives: Iterable[Sequence[Tensor]]) -> Direction:
-    """Find the direction of an attribute: mean latents with it minus mean latents without it.
+    """Find the direction of an attribute: mean latents with it minus mean latents without it, float32, on the CPU.
 
-    Both are read batch by batch, so that a generator over a folder needs the memory of one batch.
-
-    Args:
-        positives: Batches of latents of images that have the attribute (smiling, bold, wide).
-        negatives: Batches of latents of images that do not.
-
-    Returns:
-        The direction, float32, on the CPU; ``add(latents, direction, 1)`` moves from one mean to the other.
-
-    Raises:
-        FlowError: If one side is empty, or contains values that are not finite.
-        ShapeError: If the latents are incompatible.
+    Both are read batch by batch, so that a generator over a folder needs the memory of one batch. ``add(latents,
+    direction, 1)`` moves from one mean to the other.
 
     Source: Kingma & Dhariwal, "Glow", section 6, whose program also multiplies by 1.6; here that is the strength of
     ``add``.
@@ -310,20 +262,7 @@ def _mean(side: str, batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def add(latents: Sequence[Tensor], direction: Sequence[Tensor], strength: float | Sequence[float]) -> list[Tensor]:
-    """Move along a direction: ``z_l + strength_l d_l``.
-
-    Args:
-        latents: Finest first.
-        direction: Of the same shapes, of batch 1 or as many as the latents.
-        strength: One, or one per level; negative moves the other way. 0 changes nothing (bit for bit).
-
-    Returns:
-        The moved latents.
-
-    Raises:
-        FlowError: If a strength is not finite.
-        ShapeError: If the two are incompatible, or the number of strengths is not that of levels.
-    """
+    """Move along a direction: ``z_l + strength_l d_l``; negative strengths move the other way, 0 changes no bit."""
     pairs = _pairs(latents, direction)
     strengths = _per_level(strength, len(pairs), "strengths")
     return [z.clone() if s == 0 else z + s * d for (z, d), s in zip(pairs, strengths, strict=True)]

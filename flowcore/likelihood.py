@@ -42,13 +42,8 @@ def log_prob(flow: Flow, x: Tensor, cond: Any = None) -> Tensor:
 def bits_per_dim(log_probs: Tensor, dimensions: int, bin_width: float = 1.0) -> Tensor:
     """Convert a log density to bits per dimension: ``-(log_prob + D log(bin_width)) / (D log 2)``.
 
-    Args:
-        log_probs: Nats per image, ``(B,)``.
-        dimensions: D, the number of subpixels: ``C * H * W``.
-        bin_width: Quantization step in image units, 1/256 for 8 bits; 1 for the bare density.
-
-    Returns:
-        ``(B,)``.
+    D is the number of subpixels, ``C * H * W``; ``bin_width`` the quantization step in image units, 1/256 for 8 bits,
+    or 1 for the bare density.
     """
     return -(log_probs + dimensions * math.log(bin_width)) / (dimensions * math.log(2))
 
@@ -61,19 +56,11 @@ def log_weight(
     dequantizer: Dequantizer | None = None,
     noise: Tensor | torch.Generator | None = None,
 ) -> Tensor:
-    """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``; differentiable, also in the dequantizer.
+    """Evaluate one draw per image: ``w = log p_bins(k + u) - log q(u | k)``, in nats; dequantizers get gradients.
 
-    The mean of ``-w / (D log 2)`` is the loss that trains a flow and its variational dequantizer together.
-
-    Args:
-        flow: The model.
-        k: Integers as floats, ``(B, C, H, W)``, on the flow's device; see ``dequantization.to_integers``.
-        cond: The model's condition.
-        dequantizer: None for uniform noise.
-        noise: Random numbers of the draw, or a CPU generator to take them from; None for torch's own.
-
-    Returns:
-        Nats per image, ``(B,)``.
+    The mean of ``-w / (D log 2)`` is the loss that trains a flow and its variational dequantizer together. ``k`` are
+    integers as floats, see ``dequantization.to_integers``; without a dequantizer the noise is uniform, and ``noise``
+    has the random numbers of the draw, or a CPU generator to take them from.
     """
     bins = quantization(flow)
     u, log_q = (dequantizer or Uniform()).draw(k, noise)
@@ -83,16 +70,10 @@ def log_weight(
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
-    """Bound log P by several draws: ``logsumexp(w) - log(number of draws)``, in float64.
+    """Bound log P by several draws w, ``(..., draws)``: ``logsumexp(w) - log(number of draws)``, in float64.
 
     With one draw it is the plain bound w, whose mean over draws is the evidence lower bound (ELBO). Its expectation
     never falls with the number of draws and tends to log P.
-
-    Args:
-        log_weights: w in nats, ``(..., draws)``.
-
-    Returns:
-        Nats, ``(...)``.
 
     Source: Burda et al., "Importance weighted autoencoders", section 3 and theorem 1.
     """
@@ -104,26 +85,15 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
     Near the number of draws, all of them count alike, and more would change little; near 1, a single draw decides, and
     the bound is not tight.
-
-    Args:
-        log_weights: w in nats, ``(..., draws)``.
-
-    Returns:
-        From 1 to the number of draws, ``(...)``.
     """
     w = float64(log_weights)
     return torch.exp(2 * torch.logsumexp(w, -1) - torch.logsumexp(2 * w, -1))
 
 
 def select_items(cond: Any, items: Tensor) -> Any:
-    """Select some items of a condition's batch.
+    """Select items of a condition's batch by index, of a tensor ``(B, ...)``, a ``Condition``, a nest of these or None.
 
-    Args:
-        cond: A tensor ``(B, ...)``, a ``Condition``, a nest of them, or None. A batch of one serves every item.
-        items: Indices, ``(N,)``.
-
-    Returns:
-        The same structure with batch N.
+    A batch of one serves every item.
     """
     if isinstance(cond, Tensor):
         return cond.expand(len(items), *cond.shape[1:]) if cond.shape[0] == 1 else cond[items.to(cond.device)]
@@ -139,20 +109,9 @@ def select_items(cond: Any, items: Tensor) -> Any:
 def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0, *, terms: int = 20) -> Condition:
     """Draw probes, and make a condition with which ``forward`` and ``by_position`` estimate the log-determinant.
 
-    It holds nothing else: estimated flows are unconditional.
-
-    Args:
-        flow: A flow whose log-determinant has no closed form.
-        shape: Of the images, ``(B, C, H, W)``.
-        seed: Item i has its own generator, seeded with ``seed + i``; or a seed for each item.
-        terms: Of every power series, which leaves out those that follow.
-
-    Returns:
-        The condition; its probes have entries +1 and -1, and are on the CPU.
-
-    Raises:
-        ConditionError: If the log-determinant of this flow is not estimated.
-        ShapeError: If the model does not accept images of that size.
+    It holds nothing else: estimated flows are unconditional. Probes have entries +1 and -1; item i has its own
+    generator, seeded with ``seed + i`` (or a seed for each item). Every power series has ``terms``, and leaves out
+    those that follow.
     """
     batch, _, height, width = shape
     seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
@@ -167,17 +126,7 @@ def series_coefficients(flow: Flow, terms: int = 20) -> tuple[tuple[float, ...],
 
 
 def probe_shapes(flow: Flow, height: int, width: int) -> list[Shape]:
-    """Compute the shapes of the probes of an image: those of the inputs of all estimated steps.
-
-    Args:
-        flow: As in ``with_probes``.
-        height: Of the image.
-        width: Of the image.
-
-    Raises:
-        ConditionError: If the log-determinant of this flow is not estimated.
-        ShapeError: If the model does not accept images of that size.
-    """
+    """Compute the shapes of the probes of an image: those of the inputs of all estimated steps."""
     flow.require_probes()
     flow.latent_shapes(height, width)  # refuses sizes
     shapes: list[Shape] = []

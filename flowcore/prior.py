@@ -22,15 +22,16 @@ Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 ``(1 or n, 1, h, w)`` of any resolution that covers the whole image."""
 
 
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size, which may be the side of a square; FlowError if it is no size."""
+    chosen = (size, size) if isinstance(size, int) else tuple(size)
+    if len(chosen) != 2 or any(type(side) is not int for side in chosen):
+        raise FlowError(f"size must be (height, width), or the side of a square, in whole pixels; got {size!r}.")
+    return chosen
+
+
 def log_prob(latents: Sequence[Tensor]) -> Tensor:
-    """Evaluate the standard-normal log density: ``sum over all elements of -(z^2 + log(2 pi)) / 2``.
-
-    Args:
-        latents: Finest first, each ``(B, C_l, H_l, W_l)``.
-
-    Returns:
-        Nats per image, ``(B,)``.
-    """
+    """Evaluate the standard-normal log density in nats, ``(B,)``: ``sum over all z of -(z^2 + log(2 pi)) / 2``."""
     return torch.stack([log_density(z).flatten(1).sum(1) for z in latents]).sum(0)
 
 
@@ -48,28 +49,16 @@ def sample_latents(
     anchored: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
-    """Draw latents: ``tau * N(0, 1)``.
+    """Draw latents of the shapes ``(C_l, H_l, W_l)``, finest first: ``tau * N(0, 1)``, each ``(n, C_l, H_l, W_l)``.
 
     All draws are float32 from generators on the CPU, over the whole image, so that a seed means the same image on every
-    device, at every batch position and at every tile size.
+    device, at every batch position and at every tile size. Item i has its own generator, seeded with ``seed + i``. On
+    the CPU torch reads 32 bits of a seed: seeds that differ by a multiple of 2^32 give the same noise.
 
-    Args:
-        shapes: ``(C_l, H_l, W_l)`` per level, finest first, as ``flow.latent_shapes`` returns them.
-        n: Number of items.
-        temperature: Standard deviation tau: one for all levels, or one per level; a number, or a map of 1 or ``n``
-            items that is resized to each level. 0 gives the mode of the latents.
-        seed: Item i has its own generator, seeded with ``seed + i``. On the CPU torch reads 32 bits of a seed: seeds
-            that differ by a multiple of 2^32 give the same noise.
-        anchored: As the flow's attribute says: whether the last latents are a deviation that is not sampled. They are
-            zero, take no temperature and no draw, and are an expanded single item.
-        check: Called every few million draws, which take seconds for large images; what it raises ends it.
-
-    Returns:
-        Latents, finest first, each ``(n, C_l, H_l, W_l)``, float32, on the CPU.
-
-    Raises:
-        FlowError: If a temperature is negative or not finite, the seed lies outside [0, 2^64), or n is less than 1.
-        ShapeError: If the number of temperatures is not that of levels.
+    A temperature tau is one for all levels, or one per level; a number, or a map of 1 or ``n`` items that is resized to
+    each level. 0 gives the mode of the latents. ``anchored`` is the flow's attribute: then the last latents are a
+    deviation that is not sampled; they are zero, take no temperature and no draw, and are an expanded single item.
+    ``check`` is called every few million draws, which take seconds for large images; what it raises ends it.
     """
     if anchored:
         still = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)

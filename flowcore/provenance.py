@@ -50,35 +50,20 @@ class ProvenanceError(FlowError):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What one node did to make pictures.
+    """What one node did to make pictures."""
 
-    Attributes:
-        node_id: The node's id in its workflow.
-        node: The node's class, e.g. "FlowcoreUpscale".
-        model: Name of the model.
-        model_sha256: Fingerprint of the model.
-        architecture: Architecture of the model.
-        temperature: See the tasks.
-        seed: Sample s uses ``seed + s``.
-        samples: Pictures per image.
-        settings: All other values given to the node.
-        sources: Shape and fingerprint of every image or mask given to the node.
-        pictures: Fingerprints of all pictures that it made, as 8-bit files; see ``fingerprint``.
-        version: Version of flowcore.
-    """
-
-    node_id: str
-    node: str
-    model: str
+    node_id: str  # in its workflow
+    node: str  # the node's class, e.g. "FlowcoreUpscale"
+    model: str  # its name
     model_sha256: str
     architecture: str
     temperature: float
-    seed: int
-    samples: int = 1
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    sources: dict[str, Any] = field(default_factory=dict[str, Any])
-    pictures: tuple[str, ...] = ()
-    version: str = ""
+    seed: int  # sample s uses ``seed + s``
+    samples: int = 1  # pictures per image
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # all other values given to the node
+    sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``source`` of every image or mask given to it
+    pictures: tuple[str, ...] = ()  # ``fingerprint`` of all pictures that it made
+    version: str = ""  # of flowcore
 
     @staticmethod
     def of(values: dict[str, Any], *, device: torch.device, **fields: Any) -> Provenance:
@@ -98,11 +83,7 @@ class Provenance:
 
     @staticmethod
     def from_json(raw: Any) -> Provenance:
-        """Validate one untrusted entry; fields added by a newer flowcore are dropped.
-
-        Raises:
-            ProvenanceError: If a field is missing or has an invalid value.
-        """
+        """Validate one untrusted entry, or raise ProvenanceError; fields added by a newer flowcore are dropped."""
         if not isinstance(raw, dict):
             raise ProvenanceError(f"an entry of the recipe is a {type(raw).__name__}; expected an object with fields.")
         values: dict[str, Any] = {}
@@ -164,16 +145,9 @@ def _shown(value: Any) -> str:
 
 
 def read(path: str | Path) -> list[Provenance]:
-    """Read the provenance in a PNG or EXR file.
+    """Read the provenance in a PNG or EXR file: one entry per node that took part, in the order in which they ran.
 
-    Args:
-        path: The file.
-
-    Returns:
-        One entry per node that took part, at least one, in the order in which they ran.
-
-    Raises:
-        ProvenanceError: If the file cannot be read, is neither, or has no valid provenance.
+    ProvenanceError if the file cannot be read, is neither, or has no valid provenance.
     """
     name, text = Path(path).name[:100], _text(Path(path), KEY)
     if text is None:
@@ -202,15 +176,8 @@ def read(path: str | Path) -> list[Provenance]:
 def describe(path: str | Path) -> list[dict[str, Any]]:
     """Describe what made a picture: its provenance or, if it was made through ComfyUI's API, the nodes in its prompt.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The entries of its provenance as JSON types; without any, "node_id", "node" and "settings" of every node of
-        flowcore in the prompt, where a list of a node and a number is a link.
-
-    Raises:
-        ProvenanceError: If there is neither; see ``read``.
+    Of the prompt, "node_id", "node" and "settings" of every node of flowcore, where a list of a node and a number is a
+    link. ProvenanceError if there is neither.
     """
     if _text(Path(path), KEY) is None and (prompt := _text(Path(path), "prompt")) is not None:
         with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # of another program
@@ -297,14 +264,9 @@ def _decoded(kind: bytes, content: bytes, name: str) -> str:
 
 
 def fingerprint(picture: Tensor) -> str:
-    """Fingerprint a picture as an 8-bit file stores it.
+    """Fingerprint a picture ``(C, H, W)``, C = 1, 3 or 4, as an 8-bit file stores it: 12 hexadecimal digits.
 
-    Args:
-        picture: ``(1, C, H, W)`` in [0, 1], C = 3 or 4, or uint8. Gray counts as three channels, alpha is ignored, and
-            values are truncated as ComfyUI does.
-
-    Returns:
-        12 hexadecimal digits.
+    Gray counts as three channels, alpha is ignored, and values are truncated as ComfyUI does.
     """
     pixels = picture[:3].expand(3, -1, -1)
     if pixels.dtype != torch.uint8:
@@ -325,18 +287,10 @@ def select(entries: Sequence[Provenance], picture: str) -> Provenance:
 
 
 def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str, Path]]) -> tuple[str, Flow]:
-    """Find the model of a picture by its name, or, if that is another model now, by its fingerprint.
+    """Find the model of a picture by its name or, if that is another model now, by its fingerprint; and its name now.
 
-    Args:
-        entry: The picture's provenance.
-        named: The file with the model's name; None if there is none.
-        others: Names and files of all models.
-
-    Returns:
-        The model's present name, and the model.
-
-    Raises:
-        ProvenanceError: If no such model is found.
+    ``named`` is the file with the model's name, ``others`` are names and files of all models. ProvenanceError if none
+    of them is the model.
     """
     seen = ""
     if named is not None:

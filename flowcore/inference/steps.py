@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..condition import ConditionTerms, MultiScaleFeatures
 from ..errors import ConditionError
-from ..flow import Details, Level
+from ..level import Details, Level
 from ..networks import CausalTransformer, ContractiveNetwork, HierarchicalExtractor
 from ..networks.contractive import LipschitzConv
 from ..transforms import (

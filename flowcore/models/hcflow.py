@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from ..condition import Condition
-from ..flow import Capabilities, Details, Flow, Level, Task
+from ..flow import Capabilities, Flow, Level, Task
+from ..level import Details
 from ..networks import AnchorPrior, Conditioner, DenseConvs, HierarchicalExtractor, ScaledConv
 from ..networks.conditioner import NormalizedConv
 from ..transforms import (

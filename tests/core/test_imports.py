@@ -25,7 +25,7 @@ ROWS = [
     {"errors", "device"},
     {"transforms"},
     {"networks", "testing"},
-    {"flow", "condition", "prior", "latents", "likelihood", "dequantization"},
+    {"flow", "level", "capabilities", "condition", "prior", "latents", "likelihood", "dequantization"},
     {"inference", "models"},
     {"checkpoints", "tasks"},
     {"provenance", "integrations"},
