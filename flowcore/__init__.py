@@ -2,6 +2,19 @@
 
     image -> task -> flow (+ condition) -> latents -> flow -> image
 
+>>> flow, small = flowcore.load("srflow-x4"), torch.rand(1, 3, 12, 16)
+>>> flowcore.upscale(flow, small, temperature=0.8, seed=1).shape
+torch.Size([1, 3, 48, 64])
+>>> flowcore.temperature_grid(flow, small, [0.0, 0.5, 0.8]).shape
+torch.Size([3, 3, 48, 64])
+>>> flowcore.upscale_video(flow, torch.rand(2, 3, 12, 16)).shape
+torch.Size([2, 3, 48, 64])
+>>> flowcore.colorize_video(flowcore.load("color-photos"), torch.rand(2, 1, 48, 64)).shape
+torch.Size([2, 3, 48, 64])
+>>> flowcore.Plan(flow).encode_condition(small).batch  # the flow folded, as tasks run it
+1
+>>> flowcore.save(flow, "mine.safetensors", provenance={"source": "my own"})
+
 Reading order, for someone who wants to learn how flows work:
 
 1. ``transforms/transform.py``: the law that every bijection obeys; then the bijections, one to a file.

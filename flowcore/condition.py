@@ -57,6 +57,10 @@ class Guidance:
     What is predicted with the label is moved away from what is predicted without, by ``weight`` times the difference.
     This is another map than the one that encodes: guided latents decode to another image, and do not come back.
 
+    >>> flow = flowcore.load("tarflow.safetensors")
+    >>> flowcore.sample(flow, 2, labels=1, guidance=flowcore.Guidance(2.0, annealed=True)).shape[0]
+    2
+
     Attributes:
         weight: 0 for none; 1 to 3 are usual.
         scale: Whether log-scales are guided, too, or shifts alone.
@@ -81,6 +85,11 @@ class Guidance:
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """Conditioning features for a flow, computed once per source image.
+
+    >>> flow = flowcore.load("srflow-x4")
+    >>> cond = flow.encode_condition(torch.rand(1, 3, 16, 16))
+    >>> flow.sample(3, cond.expand(3), size=64).shape
+    torch.Size([3, 3, 64, 64])
 
     Attributes:
         features: Per level, finest first, what its steps see: ``(B, C_l, H_l, W_l)``, or features on several grids;

@@ -56,6 +56,12 @@ def interpolate(
     slerp falls back to linear where the arc is undefined: at angles below ``MIN_ANGLE`` (no difference), within
     ``OPPOSITE`` of half a turn, and for a zero vector. norm does not rescale a vanishing m.
 
+    >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
+    >>> [len(z) for z in flowcore.interpolate(a, b, [0.3, 0.7])]
+    [1, 1]
+    >>> all(torch.equal(*pair) for pair in zip(flowcore.interpolate(a, b, 1.0), b))
+    True
+
     Args:
         a: Latents at t = 0.
         b: Latents at t = 1.
@@ -91,6 +97,11 @@ def mix_levels(a: Sequence[Tensor], b: Sequence[Tensor], weights: float | Sequen
     ``sqrt(1 - w) a + sqrt(w) b``, which is standard normal again when a and b are independent standard normals. For
     similar latents (two neighbors of an interpolation, an image and its variation) that formula exaggerates what they
     share; use ``interpolate`` with one t per level.
+
+    >>> a, b = [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)], [torch.randn(1, 6, 8, 8), torch.randn(1, 12, 4, 4)]
+    >>> fine, coarse = flowcore.mix_levels(a, b, [0.0, 1.0])
+    >>> torch.equal(fine, a[0]), torch.equal(coarse, b[1])
+    (True, True)
 
     Args:
         a: Latents at weight 0.
@@ -174,6 +185,10 @@ def normalize(latents: Sequence[Tensor], strength: float = 1.0, per: Per = "leve
     Where a channel has fewer than ``MIN_POSITIONS`` positions (the deepest levels of small images), "channel" and
     "local" use the statistics of the level: those of a single number would erase it. A standard deviation below
     ``MIN_STD`` counts as that.
+
+    >>> (z,) = flowcore.normalize([5 + 2 * torch.randn(1, 12, 8, 8)])
+    >>> bool(z.mean().abs() < 1e-5), bool((z.std(correction=0) - 1).abs() < 1e-5)
+    (True, True)
 
     Args:
         latents: Finest first.

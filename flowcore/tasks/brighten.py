@@ -39,6 +39,10 @@ def brighten(
     The histogram that the model sees is that of the whole photograph, also in tiles. Noise is drawn for the whole
     photograph and cropped, so a seed gives the same picture whatever the batch position and the device.
 
+    >>> flow = flowcore.load("llflow.safetensors")
+    >>> flowcore.brighten(flow, 0.1 * torch.rand(1, 3, 40, 56)).shape
+    torch.Size([1, 3, 40, 56])
+
     Args:
         flow: A low-light model, such as an LLFlow.
         image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 or uint16; values outside

@@ -57,6 +57,10 @@ def colorize(
 ) -> Tensor:
     """Color photographs; every sample is another plausible coloring with the same luma.
 
+    >>> flow = flowcore.load("color-photos")
+    >>> flowcore.colorize(flow, torch.rand(1, 1, 48, 64), samples=2).shape
+    torch.Size([2, 3, 48, 64])
+
     Args:
         flow: A colorizer.
         image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision, uint8 in [0, 255] or uint16 in
@@ -166,6 +170,11 @@ def encode_colors(
 ) -> list[Tensor]:
     """Encode the colors that pictures have.
 
+    >>> flow, image = flowcore.load("color-photos"), torch.rand(1, 3, 48, 64)
+    >>> latents = flowcore.encode_colors(flow, image)
+    >>> flowcore.decode_colors(flow, latents, image).shape
+    torch.Size([1, 3, 48, 64])
+
     Args:
         flow: A colorizer.
         image: In color, ``(B, C, H, W)``, C = 3 or 4; see ``colorize``.
@@ -197,6 +206,11 @@ def encode_colors(
 def decode_colors(flow: Flow, latents: Sequence[Tensor], image: Tensor, **options: Any) -> Tensor:
     """Decode latents to colors on the luma of a picture.
 
+    >>> flow, image = flowcore.load("color-photos"), torch.rand(1, 3, 48, 64)
+    >>> latents = flowcore.encode_colors(flow, image)
+    >>> flowcore.decode_colors(flow, latents, image, saturation=1.2).shape
+    torch.Size([1, 3, 48, 64])
+
     Args:
         flow: A colorizer.
         latents: From ``encode_colors``, finest first, 1 or B items of any size.
@@ -217,6 +231,10 @@ def transfer_palette(
     flow: Flow, image: Tensor, reference: Tensor, *, strength: float = 1.0, levels: int = 2, **options: Any
 ) -> Tensor:
     """Color a picture like another one, with the coarse latents of the other's colors.
+
+    >>> flow, reference = flowcore.load("color-photos"), torch.rand(1, 3, 40, 40)
+    >>> flowcore.transfer_palette(flow, torch.rand(1, 1, 48, 64), reference, strength=0.8).shape
+    torch.Size([1, 3, 48, 64])
 
     Args:
         flow: A colorizer.
@@ -241,6 +259,9 @@ def apply_chroma(
     luma_from: Tensor, colors_from: Tensor, *, saturation: float = 1.0, gamut: Gamut = "compress"
 ) -> Tensor:
     """Put the colors of one picture on the luma of another, exactly; repairs the luma that other colorizers changed.
+
+    >>> flowcore.apply_chroma(torch.rand(1, 1, 48, 64), torch.rand(1, 3, 24, 32)).shape
+    torch.Size([1, 3, 48, 64])
 
     Args:
         luma_from: ``(B, C, H, W)``, C = 1, 3 or 4; see ``colorize``. Alpha is kept.

@@ -54,6 +54,10 @@ def match_source(
     set5, set14 and kodak, and of the sample photograph. ``FLOWCORE_PICTURES=FOLDER pytest -s
     tests/core/test_consistency.py -k shipped_model`` measures it.
 
+    >>> small, large = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)
+    >>> flowcore.match_source(large, small, iterations=5).shape
+    torch.Size([1, 3, 32, 32])
+
     Args:
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is kept.
         source: ``(B, C, h, w)`` in [0, 1], no larger than the images.

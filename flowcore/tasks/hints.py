@@ -29,6 +29,11 @@ STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, whe
 class Hints:
     """Which colors are wanted, and where.
 
+    >>> flow, gray = flowcore.load("color-photos"), torch.rand(1, 1, 64, 64)
+    >>> palette = flowcore.Hints(palette=torch.tensor([[0.1, -0.1, 0.05, 0.05]]))
+    >>> flowcore.colorize(flow, gray, hints=palette).shape
+    torch.Size([1, 3, 64, 64])
+
     Attributes:
         coverage: Where, in [0, 1], ``(1 or B, 1, H, W)``; None for nowhere.
         chroma: The chroma wanted there, centered on 0, ``(1 or B, 2, H, W)``; ignored where coverage is 0.

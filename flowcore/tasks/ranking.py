@@ -49,6 +49,11 @@ def ranked(
 ) -> tuple[Tensor, Tensor]:
     """Sort the samples of every image, best first.
 
+    >>> samples, source = torch.rand(4, 3, 32, 32), torch.rand(1, 3, 8, 8)
+    >>> scores, order = flowcore.ranked(samples, source)
+    >>> samples[order[0, :2]].shape  # the best two
+    torch.Size([2, 3, 32, 32])
+
     Args:
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1.
         source: ``(B, C, h, w)``, what they were made from: small images, or the photographs that were colored.

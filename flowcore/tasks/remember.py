@@ -44,6 +44,11 @@ def remember(
     A place of 16 pixels of a photograph whose shorter side has 192 is kept as 48 bytes of what the model's backbone
     sees there, and two of color: no picture can be made of them.
 
+    >>> flow = flowcore.load("color-photos")
+    >>> memory = flowcore.remember(flow, torch.rand(1, 3, 64, 96))
+    >>> flowcore.colorize(flow, torch.rand(1, 1, 48, 64), memory=memory).shape
+    torch.Size([1, 3, 48, 64])
+
     Args:
         flow: A colorizer with a backbone, such as color-photos.
         photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a folder, whose

@@ -35,6 +35,10 @@ def shrink(
 ) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
+    >>> flow = flowcore.load("hcflow-rescaling.safetensors")
+    >>> flowcore.shrink(flow, torch.rand(1, 3, 48, 64)).shape
+    torch.Size([1, 3, 12, 16])
+
     Args:
         flow: A rescaling model.
         image: ``(B, C, H, W)`` in [0, 1], any size from 1x1, float of any precision or uint8 in [0, 255]; values
@@ -98,6 +102,11 @@ def restore(
     **options: Unpack[Running],
 ) -> Tensor:
     """Restore photographs from the small pictures that ``shrink`` made of them.
+
+    >>> flow = flowcore.load("hcflow-rescaling.safetensors")
+    >>> small = flowcore.shrink(flow, torch.rand(1, 3, 45, 64))
+    >>> flowcore.restore(flow, small, size=(45, 64)).shape
+    torch.Size([1, 3, 45, 64])
 
     Args:
         flow: The rescaling model that shrank them; another gives a wrong picture.

@@ -50,6 +50,10 @@ def sample(
 
     In another precision than float32 ``decode`` of the same latents gives slightly other images.
 
+    >>> flow = flowcore.load("glow-photos")
+    >>> flowcore.sample(flow, 2, size=(32, 48), temperature=0.8, seed=1).shape
+    torch.Size([2, 3, 32, 48])
+
     Args:
         flow: An unconditional model, or one that is conditioned on labels.
         n: Number of images.
@@ -117,6 +121,11 @@ def encode(
     Runs in the flow's own precision, whatever autocast is in force: the latents of a lower one would not decode to the
     same image.
 
+    >>> flow, image = flowcore.load("glow-photos"), torch.rand(1, 3, 32, 48)
+    >>> latents = flowcore.encode(flow, image)
+    >>> torch.allclose(flowcore.decode(flow, latents), image, atol=1e-4)
+    True
+
     Args:
         flow: The model.
         image: ``(B, C, H, W)`` of a size that the model takes: float in [0, 1], not clamped, or uint8, divided by 255.
@@ -158,6 +167,12 @@ def decode(
     Runs in the flow's own precision, whatever autocast is in force. Where the model overflows, the latents are decoded
     at a lower temperature, see ``overflow``; everywhere else this is the exact inverse of ``encode``,
     unless there is guidance or noise is removed.
+
+    >>> flow = flowcore.load("glow-photos")
+    >>> latents = flowcore.encode(flow, torch.rand(2, 3, 32, 48))
+    >>> between = flowcore.interpolate([z[:1] for z in latents], [z[1:] for z in latents], 0.5)
+    >>> flowcore.decode(flow, between, clamp=True).shape
+    torch.Size([1, 3, 32, 48])
 
     Args:
         flow: The model.

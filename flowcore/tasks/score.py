@@ -49,6 +49,10 @@ class Score:
     All tensors are float64 and on the CPU. Two scores compare only if the model, ``n_bits``, ``grid``,
     ``dequantization``, ``samples``, ``bound`` and, where there are probes, ``probes`` and ``terms`` are the same.
 
+    >>> score = flowcore.score(flowcore.load("glow-photos"), torch.rand(1, 3, 32, 32))
+    >>> torch.allclose(score.per_level.sum(1), score.bits_per_dim)
+    True
+
     Attributes:
         bits_per_dim: Importance-weighted bound from all draws, ``(B,)``. Lower is likelier.
         mean: Mean of the single-draw bounds (the ELBO), ``(B,)``; never below ``bits_per_dim``.
@@ -132,6 +136,10 @@ def score(
     Every image has its own random generator, seeded with ``seed`` and its content (see ``image_seeds``), which makes
     its draws one after the other: neither the batch, nor the place there, nor the number of draws changes a draw. Runs
     in the precision of the flow's parameters.
+
+    >>> result = flowcore.score(flowcore.load("glow-photos"), torch.rand(2, 3, 32, 32), samples=3)
+    >>> result.bits_per_dim.shape, bool((result.mean >= result.bits_per_dim).all())
+    (torch.Size([2]), True)
 
     Args:
         flow: The model.

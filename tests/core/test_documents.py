@@ -1,13 +1,16 @@
 """Facts in the documents: the walk-through runs, links lead somewhere, commands exist, bounds are those of the code."""
 
 import doctest
+import functools
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import torch
+from builders import build_tiny, build_upscaler
 
 import flowcore
 from flowcore.checkpoints import file
@@ -126,3 +129,41 @@ def test_bounds_are_those_of_the_code():
     for document in ("docs/reliability.md", "SECURITY.md"):
         bounds = re.findall(r"([\d,]+) tensors", (ROOT / document).read_text())
         assert {int(bound.replace(",", "")) for bound in bounds} == {file.MAX_TENSORS}, document
+
+
+# What the examples in docstrings load by name, with few and random weights: architecture and fields.
+LOADED: dict[str, tuple[str, dict[str, Any]]] = {
+    "glow-photos": ("glow", {}),
+    "color-photos": (
+        "colorizer",
+        {"steps": (1, 1, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "backbone": "efficientnet-lite0"},
+    ),
+    "hcflow-rescaling.safetensors": ("hcflow", {"rescaling": True}),
+    "llflow.safetensors": ("llflow", {}),
+    "tarflow.safetensors": ("tarflow", {"classes": 3}),
+}
+
+
+@functools.cache
+def load_tiny(name):
+    if name == "srflow-x4":
+        return build_upscaler(4)
+    architecture, fields = LOADED[name]
+    return build_tiny(architecture, **fields)
+
+
+def test_examples_of_public_names_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flowcore, "load", load_tiny)
+    runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder()
+    named, code = {name: getattr(flowcore, name) for name in ["__doc__", *sorted(flowcore.__all__)]}, ""
+    named["__doc__"] = type("flowcore", (), {"__doc__": flowcore.__doc__})
+    for name, thing in named.items():
+        for part in finder.find(thing, name, module=False, globs={"flowcore": flowcore, "torch": torch}):
+            code += "".join(example.source for example in part.examples)
+            assert runner.run(part).failed == 0, part.name
+    shown = set(re.findall(r"flowcore\.(\w+)", code))
+    # made by, or for, more than a line; and find_faces, which takes seconds whatever the image
+    elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source"}
+    behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
+    assert behaves - shown - elsewhere == {"Condition", "Flow", "Score"}  # which other names return

@@ -1,0 +1,29 @@
+"""What models can do: the tasks that they are made for, and what their condition is encoded from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["none", "low_resolution", "luma", "labels", "low_light"]
+Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
+SUITABLE_MODELS: dict[Task, str] = {
+    "upscale": "a model that enlarges images, such as srflow-x4",
+    "colorize": "a colorizer, such as color-photos",
+    "sample": "a model that makes images from latents alone, such as glow-photos",
+    "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
+    "brighten": "a low-light model: a published LLFlow (docs/published-weights.md says where its authors keep it)",
+}
+
+
+UNGUIDED = "Guidance is for models with labels that were made for it, such as TarFlow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model can do and what it needs, as stated by its builder. Any flow encodes, decodes and scores."""
+
+    source: Source  # what its condition is encoded from; "luma" has hints, too, "low_light" is a dark photograph
+    tasks: frozenset[Task]  # that it is made for
+    floats_per_pixel: float = 0.0  # peak working memory of its networks, per pixel of the image; 0 if negligible
+    guided: bool = False  # whether decoding can be led to the labels; see ``condition.Guidance``

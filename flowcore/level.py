@@ -1,0 +1,58 @@
+"""Level: one grid of a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from .prior import Shape
+from .transforms import Chain, Split, Squeeze, Transform
+
+
+class Level(nn.Module):
+    """One grid of a flow: squeeze, steps, and a split unless all channels continue.
+
+    ``squeeze`` is ``Squeeze`` for None, an empty ``Chain()`` for none. ``downscale`` is the factor by which squeeze and
+    steps together reduce the sides: 2, 1, or 0 for a reduction to a single position. ``details`` turn the channels that
+    the split factored out into latents, if they are none already.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Transform],
+        split: Split | None,
+        *,
+        squeeze: Transform | None = None,
+        downscale: int = 2,
+        details: Details | None = None,
+    ) -> None:
+        super().__init__()
+        self.squeeze = Squeeze() if squeeze is None else squeeze
+        self.steps = Chain(*steps)
+        self.split = split
+        self.downscale = downscale
+        self.details = details
+
+    def shape(self, channels: int, height: int, width: int) -> Shape:
+        """Compute channels and sides after squeeze and steps."""
+        if self.downscale == 0:
+            return channels * height * width, 1, 1
+        return channels * self.downscale**2, height // self.downscale, width // self.downscale
+
+
+class Details(nn.Module):
+    """What becomes of the channels that a level factors out, given all that the coarser levels hold.
+
+    Unlike the prior of a split it runs when the way down is complete, from the deepest level up. ``extractor`` goes
+    from the kept channels ``(B, K, H, W)`` and the features of all deeper levels, a list that begins with the next one,
+    ``(B, F, H/2, W/2)``, to features ``(B, F, H, W)``; the transform of the channels factored out is conditioned on
+    them.
+
+    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
+    """
+
+    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.transform = transform
