@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -84,22 +85,30 @@ class PickingNode(FlowNode):
 
 def before(prompt: dict[str, Any], node_id: str) -> dict[str, dict[str, Any]]:
     """Find a node and all nodes before it in a prompt: each one's class, and its inputs but for the wires."""
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
+    for name, kind, values in nodes_before(prompt, node_id):
+        plain = {key: value for key, value in values.items() if not isinstance(value, list)}
+        found[name] = {"class_type": kind, "inputs": plain}
+    return found
+
+
+def nodes_before(prompt: dict[str, Any], node_id: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Walk through a node and all nodes before it in a prompt, which may hold anything: name, class, and inputs."""
+    seen: set[str] = set()
     waiting = [node_id]
     while waiting:
         name = waiting.pop()
         node = prompt.get(name)
-        if name in found or not isinstance(node, dict):
+        if name in seen or not isinstance(node, dict):
             continue
+        seen.add(name)
         values = node.get("inputs")
         values = values if isinstance(values, dict) else {}
-        plain = {key: value for key, value in values.items() if not isinstance(value, list)}
-        found[name] = {"class_type": node.get("class_type"), "inputs": plain}
-        waiting += [value[0] for value in values.values() if is_wire(value)]
-    return found
+        yield name, node.get("class_type"), values
+        waiting += [value[0] for value in values.values() if _is_wire(value)]
 
 
-def is_wire(value: Any) -> bool:
+def _is_wire(value: Any) -> bool:
     """Whether an input of a prompt comes from another node."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 

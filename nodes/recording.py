@@ -15,7 +15,7 @@ from torch import Tensor
 from ..flowcore import provenance
 from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from .host.compat import log
-from .picking import PickingNode, describe, is_wire
+from .picking import PickingNode, describe, nodes_before
 from .sockets import FlowModel
 
 MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
@@ -146,19 +146,10 @@ def _subject(entry: dict[str, Any]) -> tuple[Any, Any]:
 def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
     """Fingerprint a node with its inputs and all nodes before it; `digests` keeps those of single nodes."""
     found: dict[str, str] = {}
-    waiting = [node_id]
-    while waiting:
-        name = waiting.pop()
-        node = prompt.get(name)
-        if name in found or not isinstance(node, dict):
-            continue
-        values = node.get("inputs")
-        values = values if isinstance(values, dict) else {}
+    for name, kind, values in nodes_before(prompt, node_id):
         if name not in digests:
             # The host makes 1.0 of 1 where a number need not be whole.
             plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
-            text = json.dumps([node.get("class_type"), plain], sort_keys=True)
-            digests[name] = hashlib.sha256(text.encode()).hexdigest()
+            digests[name] = hashlib.sha256(json.dumps([kind, plain], sort_keys=True).encode()).hexdigest()
         found[name] = digests[name]
-        waiting += [value[0] for value in values.values() if is_wire(value)]
     return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()

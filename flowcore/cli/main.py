@@ -14,13 +14,13 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import FlowError
-from . import make, measure, models, train
+from . import coloring, make, measure, models, train
 from .output import QUIET, SomeFailed
 
 COMMANDS = {
     "upscale": (make.add_upscale, "enlarge photographs"),
-    "colorize": (make.add_colorize, "color black-and-white photographs, in many ways"),
-    "remember": (make.add_remember, "remember the colors of photographs, for colorize to color others alike"),
+    "colorize": (coloring.add_colorize, "color black-and-white photographs, in many ways"),
+    "remember": (coloring.add_remember, "remember the colors of photographs, for colorize to color others alike"),
     "brighten": (make.add_brighten, "brighten dark photographs, in one picture or many exposures"),
     "shrink": (make.add_shrink, "make small pictures of photographs, which restore brings back"),
     "restore": (make.add_restore, "bring photographs back from the small pictures that shrink made"),

@@ -18,7 +18,7 @@ from ...errors import CheckpointError
 from ...models.tarflow import TarFlowConfig
 from .source import SAME, Checkpoint, Form, Layout, Origin, Source, take, take_conv
 
-LICENSE = "Apple's, for research; see the repository's LICENSE and LICENSE_MODEL: check the license of your file"
+LICENSE = "unknown; see the license files of apple/ml-tarflow, and check that of your file"
 
 LAYER = "blocks.0.attn_blocks.0"
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
