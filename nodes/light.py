@@ -39,6 +39,7 @@ class FlowcoreBrighten(RecordingNode):
         mask: Annotated[Tensor | None, partial(io.Mask.Input, optional=True)],
         outside: Annotated[float, widgets.temperature(0.0, optional=True)],
         pick: Annotated[int, widgets.pick],
+        exposure: Annotated[float, widgets.slider(0.0, -4.0, 4.0, 0.1, optional=True)],
     ) -> Any:
         notes, pixels = cls.notes(), from_image(image)
         count, _, height, width = pixels.shape
@@ -56,6 +57,7 @@ class FlowcoreBrighten(RecordingNode):
             samples=samples,
             tile=tile,
             precision=precision,
+            exposure=exposure,
             **notes.follow(Progress(pixels)),
         )
         if samples > 1 and temperature == 0 and (mask is None or outside == 0):

@@ -33,6 +33,7 @@ class PickingNode(FlowNode):
         PICKED: Places of the outputs with one item per picture; the first of them counts.
     """
 
+    IS_OUTPUT_NODE = True  # it shows its pictures, whether or not they go on
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     PICKED: ClassVar[tuple[int, ...]] = (0,)
 

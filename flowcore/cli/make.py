@@ -55,6 +55,8 @@ def add_brighten(command: argparse.ArgumentParser) -> None:
     option = command.add_argument
     text = "0 is the picture that the model expects, above come other exposures (default: what the model's file states)"
     option("--temperature", type=float, help=text)
+    text = "stops by which the results are lighter than the model draws them, -4 to 4 (default: 0)"
+    option("--exposure", type=float, default=0.0, metavar="STOPS", help=text)
     _add_draws(command, "exposures per image", tiles="pixels")
     add_precision(command)
     add_file_format(command)
@@ -179,7 +181,10 @@ def _brighten(options: argparse.Namespace) -> None:
 
     flow = load_model(options, "brighten")
     settings = resolve(flow, {"temperature": options.temperature})
-    _make_samples(options, flow, "brighten", "light_tau{temperature:g}".format(**settings), settings)
+    label = "light_tau{temperature:g}".format(**settings)
+    if options.exposure:
+        settings, label = settings | {"exposure": options.exposure}, f"{label}_exposure{options.exposure:g}"
+    _make_samples(options, flow, "brighten", label, settings)
 
 
 def _shrink(options: argparse.Namespace) -> None:

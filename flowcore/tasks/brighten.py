@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
@@ -18,6 +21,8 @@ from .tile_size import Border, Tiling
 from .tiles import STRIPS, TiledDecoder
 
 PADDING = 16  # pixels that are added to a side, or what lacks to a multiple of it: what the published program does
+GAMMA = 2.2  # of the curve between light and pixels
+MAX_EXPOSURE = 4  # stops
 HALO = 64  # pixels read around a tile
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
 
@@ -32,6 +37,7 @@ def brighten(
     samples: int = 1,
     tile: int = 0,
     halo: int = HALO,
+    exposure: float = 0.0,
     **options: Unpack[Running],
 ) -> Tensor:
     """Brighten dark photographs; above temperature 0, every sample is another exposure of the same scene.
@@ -56,6 +62,7 @@ def brighten(
         tile: Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest tile
             that fits. Tiles differ from the whole image by what lies beyond ``halo``.
         halo: Pixels read around every tile.
+        exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
         options: How to run, see ``RunOptions``.
 
     Returns:
@@ -73,6 +80,8 @@ def brighten(
     """
     flow.require("brighten")
     sampling = SamplingOptions(seed=seed, samples=samples)
+    if not (math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE):
+        raise FlowError(f"exposure must lie in -{MAX_EXPOSURE} to {MAX_EXPOSURE} stops; got {exposure}.")
     tau = resolve(flow, {"temperature": temperature})["temperature"]
     run = Runner(flow, RunOptions(**options), ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, tile, halo)
@@ -80,9 +89,10 @@ def brighten(
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
         gray = gray_images(run, image, rgb)
-        return with_alpha(
-            with_channels_of(image, decoder(rgb, [(tau, 0.0)], sampling, gray), gray).to(image.device), alpha
-        )
+        pictures = decoder(rgb, [(tau, 0.0)], sampling, gray)
+        if exposure:
+            pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
+        return with_alpha(with_channels_of(image, pictures, gray).to(image.device), alpha)
 
     return run(task, decoder.tiles.halve)
 

@@ -100,6 +100,11 @@ def test_gray_stays_gray_and_channels_are_equalized(flow):
     assert levels.max() == 255
 
 
+def test_a_stop_doubles_the_light(flow):
+    plain, lighter = (flowcore.brighten(flow, dark(), exposure=stops) for stops in (0.0, 1.0))
+    torch.testing.assert_close(lighter**2.2, (2 * plain**2.2).clamp(max=1), atol=1e-5, rtol=0)
+
+
 def test_progress_and_refusals(flow):
     seen = []
     flowcore.brighten(flow, dark(), samples=2, progress=lambda done, total, preview=None: seen.append((done, total)))
@@ -111,7 +116,7 @@ def test_progress_and_refusals(flow):
         flowcore.upscale(flow, dark())
     with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_subject(flow, dark(), fit="resize", label=-1, source=None, notify=print)
-    for wrong in ({"samples": 0}, {"tile": -1}, {"temperature": -1.0}):
+    for wrong in ({"samples": 0}, {"tile": -1}, {"temperature": -1.0}, {"exposure": 5.0}):
         with pytest.raises(FlowError, match="(?i)" + next(iter(wrong))):
             flowcore.brighten(flow, dark(), **wrong)
     assert memory_required(flow, 2000, 3000, tile=256) < memory_required(flow, 2000, 3000)

@@ -29,6 +29,7 @@ THUMBNAIL = 640
 TITLES = {
     "upscale": "Upscale a photo by super resolution",
     "photo": "Upscale a bad JPEG photo",
+    "clean-up": "Remove noise and JPEG blocks",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
     "grid": "Compare upscale temperatures",
@@ -67,6 +68,7 @@ NAMED = {
 APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
+    "clean-up": {"photo": ("picture",), "upscale": ("guide_strength", "seed")},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
@@ -90,6 +92,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Stories whose thumbnail is the picture that they start from, and the first three that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
+SOURCES["clean-up"] = SOURCES["photo"]
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg") | dict.fromkeys(
     ("colourings", "strokes"), "house.jpg"

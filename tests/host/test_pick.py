@@ -98,6 +98,12 @@ def test_what_a_file_states_anew_makes_new_pictures(host, flows, kind, stated):
     assert host.run(several(flows, kind, **asked))["outputs"]["show"]["rows"] == before["show"]["rows"]
 
 
+def test_a_node_with_a_gallery_runs_alone(host, flows):
+    alone = several(flows, "FlowcoreUpscale")
+    del alone["show"]
+    assert len(host.run(alone)["outputs"]["node"]["flowcore_gallery"]) > 2
+
+
 def test_the_canvas_gets_what_a_run_was_sent_with(host, flows):
     """Of the node and all before it, so that a pick of this run brings it back; scripts get none of it."""
     workflow = several(flows, "FlowcoreUpscale", seed=81, pick=2)

@@ -256,8 +256,9 @@ def test_a_prompt_of_thousands_of_our_nodes_does_not_stop_the_server(host, photo
     """It is looked at before the host looks at it, and while the server answers nobody else."""
     inputs = ({"image": [str(k - 1), 0], "seed": [[[k]]], "text": "x" * 1000} for k in range(20_000))
     prompt = {str(k): {"class_type": "FlowcoreUpscale", "inputs": values} for k, values in enumerate(inputs)}
+    prompt["unknown"] = {"class_type": "NoSuchNode", "inputs": {}}  # the host refuses it without a look at the others
     for node in (prompt, {"1": {"class_type": ["FlowcoreUpscale"], "inputs": {"image": ["1", 0]}}}):
-        with pytest.raises(urllib.error.HTTPError):  # nothing in it is an output
+        with pytest.raises(urllib.error.HTTPError):
             host.post("/prompt", {"prompt": node, "extra_data": {"extra_pnginfo": {"workflow": {}}}})
     assert "flowcore could not" not in host.server.console()
     assert len(run_from_canvas(host, upscale(photo=photo, model_name=flows["small-srflow"], seed=41))) == 1

@@ -180,6 +180,7 @@ RESULTS = {
     "train": (1, (224, 256)),  # the sheet of Flow Train; what Flow Sample makes is shown, not saved
     "painted": (1, (96, 64)),
     "grid": (1, ANY),
+    "clean-up": (1, (24, 16)),
     "second-opinion": (1, (200, 136)),
     "best-of": (2, (96, 64)),
     "faces": (4, (1280, 808)),
