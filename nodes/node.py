@@ -1,7 +1,7 @@
 """The base class of our nodes: words from the English locale, and values that are what the schema says.
 
-The host checks typed values only, and not all of them: NaN is neither below a minimum nor above a maximum, 0.3.75
-accepts anything as a choice, and what arrives through a wire is not checked at all. So `FlowNode.execute` validates
+The host checks typed values only, and not all of them: NaN is neither below a minimum nor above a maximum, and what
+arrives through a wire is not checked at all. So `FlowNode.execute` validates
 every value, fills in the defaults of inputs that a script left out, and calls the node's `run`.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from ..flowcore import FlowError
-from .host.compat import io, make
+from .host.compat import io
 from .host.paths import input_path
 from .host.ui import Notes, show_text
 from .sockets import SOCKETS, shown
@@ -80,8 +80,7 @@ class FlowNode(io.ComfyNode):
         for place, described in enumerate(cls.OUTPUTS):
             described.display_name = words["outputs"][str(place)]["name"]
             described.tooltip = words["outputs"][str(place)]["tooltip"]
-        return make(
-            io.Schema,
+        return io.Schema(
             node_id=node_id,
             display_name=words["display_name"],
             category=f"flowcore/{cls.MENU or cls.__module__.rpartition('.')[2]}",

@@ -24,7 +24,7 @@ from ..flowcore.tasks.model_defaults import resolve
 from ..flowcore.tasks.upscale import memory_required, target_size
 from ..flowcore.tasks.video import STEADINESS
 from . import widgets
-from .host.compat import curve_input, curve_values, io, log
+from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
 from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
@@ -289,7 +289,7 @@ class FlowcoreTemperatureCurve(FlowNode):
     @classmethod
     def run(
         cls,
-        curve: Annotated[Any, curve_input],
+        curve: Annotated[Any, partial(io.Curve.Input, optional=True, socketless=False)],
         fine: Annotated[float, widgets.temperature(0.6)],
         coarse: Annotated[float, widgets.temperature(0.9)],
         levels: Annotated[int, widgets.integer(2, 1, 8)],

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..flowcore import ConditionError, FlowError
-from .host.compat import gradient_slider, io, make
+from .host.compat import io
 
 COLD, MILD, HOT = [36, 92, 201], [236, 232, 220], [214, 62, 38]
 OWN, OWN_COLOR = -0.1, [128, 128, 128]  # the left end of sliders that can follow the model; anything below 0 does
@@ -32,13 +32,12 @@ def temperature(default: float, *, own: bool = False, **fields: Any) -> Input:
     stops = [(0.0, OWN_COLOR), (zero, OWN_COLOR)] if own else []
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return partial(
-        make,
         io.Float.Input,
         default=default,
         min=OWN if own else 0.0,
         max=MAX_TEMPERATURE,
         step=0.01,
-        display_mode=gradient_slider(),
+        display_mode=io.NumberDisplay.gradient_slider,
         gradient_stops=[{"offset": round(offset, 4), "color": color} for offset, color in stops],
         **fields,
     )
@@ -59,17 +58,17 @@ def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
         **fields: More fields of the host's input, as in all of these.
     """
     upper = 0xFFFFFFFFFFFFFFFF
-    return partial(make, io.Int.Input, default=default, min=0, max=upper, control_after_generate=control, **fields)
+    return partial(io.Int.Input, default=default, min=0, max=upper, control_after_generate=control, **fields)
 
 
 def integer(default: int, lower: int, upper: int, **fields: Any) -> Input:
     """Describe a whole number."""
-    return partial(make, io.Int.Input, default=default, min=lower, max=upper, **fields)
+    return partial(io.Int.Input, default=default, min=lower, max=upper, **fields)
 
 
 def number(default: float, lower: float, upper: float, step: float, **fields: Any) -> Input:
     """Describe a number."""
-    return partial(make, io.Float.Input, default=default, min=lower, max=upper, step=step, **fields)
+    return partial(io.Float.Input, default=default, min=lower, max=upper, step=step, **fields)
 
 
 def slider(default: float, lower: float, upper: float, step: float = 0.01, **fields: Any) -> Input:
@@ -80,7 +79,7 @@ def slider(default: float, lower: float, upper: float, step: float = 0.01, **fie
 def choice(*options: str, **fields: Any) -> Input:
     """Describe a choice; its default is the first option unless another is stated."""
     fields.setdefault("default", options[0])
-    return partial(make, io.Combo.Input, options=list(options), **fields)
+    return partial(io.Combo.Input, options=list(options), **fields)
 
 
 class FileNames(list[str]):
@@ -91,9 +90,7 @@ def file_choice(options: Callable[[], list[str]], facts: Callable[[], dict[str, 
     """Describe a choice among files, which are listed anew for every schema; the page gets the `facts`, too."""
 
     def describe(name: str) -> Any:
-        described = make(io.Combo.Input, name, options=FileNames(options()), **fields)
-        described.extra_dict = facts()  # host 0.3.75 takes them in no other way
-        return described
+        return io.Combo.Input(name, options=FileNames(options()), extra_dict=facts(), **fields)
 
     return describe
 
@@ -112,8 +109,8 @@ pick = integer(0, 0, MAX_ITEMS, optional=True)  # of every `PickingNode`
 precision = choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
 samples = integer(1, 1, 64, optional=True)
 saturation = slider(1.0, 0.0, 3.0, optional=True)
-switch = partial(make, io.Boolean.Input, default=False, optional=True)
-text = partial(make, io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
+switch = partial(io.Boolean.Input, default=False, optional=True)
+text = partial(io.String.Input, default="", optional=True)  # labels, points, or one temperature per level
 tile = integer(0, 0, 4096, optional=True, advanced=True)
 window = integer(9, 5, 255, step=2, optional=True, advanced=True)  # of `per` = local
 working_size = integer(0, 0, 4096, step=16, optional=True, advanced=True)

@@ -88,7 +88,7 @@ def freed_device() -> Generator[str, None, None]:
 
 def to_host_image(image: torch.Tensor) -> torch.Tensor:
     """Move a result to the device and dtype in which the host passes images between nodes."""
-    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else image.dtype
+    dtype = management.intermediate_dtype()
     return image.to(device=management.intermediate_device(), dtype=dtype)
 
 

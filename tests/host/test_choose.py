@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from talk import array, graph, loader, newer, picture, refusal, report, shows
+from talk import array, graph, loader, picture, refusal, report, shows
 
 PHOTO = picture(fill="photo", height=8, width=12)
 
@@ -73,7 +73,7 @@ def curve(**inputs):
     return graph(curve=("FlowcoreTemperatureCurve", asked), **shows(text="curve.0"))
 
 
-CURVES = [  # without points it is a line, which old hosts have, too
+CURVES = [
     ({}, "0.2, 0.6, 1"),
     ({"levels": 1}, "0.2"),
     ({"fine": 1.0, "coarse": 0.0, "levels": 2}, "1, 0"),
@@ -84,10 +84,9 @@ CURVES = [  # without points it is a line, which old hosts have, too
 
 
 def test_a_curve_leads_from_fine_to_coarse(host):
-    curves = newer(host.version, "0.16.0")
-    for inputs, text in CURVES if curves else CURVES[:3]:
+    for inputs, text in CURVES:
         assert host.run(curve(**inputs))["outputs"]["text"]["text"] == [text]
-    for value in ("up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}) if curves else ():
+    for value in ("up", 7, {"points": "x"}, {"points": [[0, "high"]]}, {}, {"points": [[0, 1e9]]}):
         refusal(host, curve(curve=value), "curve must")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import comfyui
+import pytest
 from record_golden import GOLDEN, changes, kept, shipped, versions
 from stories import on_canvas
 from test_workflows import RESULTS, STORIES, canonical, known, run_small, to_api
@@ -75,21 +76,20 @@ def opens(*arguments, path):
     )
 
 
-def test_a_host_without_v3_nodes_logs_one_readable_error(tmp_path):
-    """Such a host never calls the entry point: before 0.3.48 there was none."""
+@pytest.mark.parametrize("version", [None, "0.3.75", "0.19.9"])
+def test_an_old_host_logs_one_readable_error(tmp_path, version):
+    """Hosts before 0.3.48 never call the entry point, and have no number."""
     (tmp_path / "folder_paths.py").touch()
-    for part in (None, "comfy_api", "comfy_api/v0_0_1"):
-        if part:
-            (tmp_path / part).mkdir()
-            (tmp_path / "comfy_api" / "__init__.py").touch()
-        done = opens(path=tmp_path)
-        assert done.returncode == 0
-        assert all(line.startswith("ERROR flowcore") for line in done.stderr.splitlines())
-        assert f"flowcore needs ComfyUI >= {FLOOR}; this one has no V3 nodes" in done.stderr
-        called = opens("call", path=tmp_path)
-        assert called.returncode == 1
-        assert f"ImportError: flowcore needs ComfyUI >= {FLOOR}" in called.stderr
-        assert "ModuleNotFoundError" not in called.stderr
+    if version:
+        (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    done = opens(path=tmp_path)
+    assert done.returncode == 0
+    assert all(line.startswith("ERROR flowcore") for line in done.stderr.splitlines())
+    assert f"flowcore needs ComfyUI >= {FLOOR}; this one is older" in done.stderr
+    called = opens("call", path=tmp_path)
+    assert called.returncode == 1
+    assert f"ImportError: flowcore needs ComfyUI >= {FLOOR}" in called.stderr
+    assert "ModuleNotFoundError" not in called.stderr
 
 
 def test_without_a_host_the_import_is_silent():

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_golden import GOLDEN
 from small_flows import USED_BY
-from talk import graph, loader, newer, picture, upscale
+from talk import graph, loader, picture, upscale
 
 import flowcore
 
@@ -164,7 +164,7 @@ WRONG = ["fitting"] * 12 + ["value"] * 5 + ["text", "text", "wire", "wire", "gon
 EXTRA = ["zzz", "cls", "self", "", "a.b", "\0"]
 SHAPES = [None, [], 5, "FlowcoreSample", {"inputs": {}}, {"_meta": None}]
 SHAPES += [{"class_type": kind} for kind in (*SCHEMAS, "Nothing", "", None, 5, [], {})]
-UNREAD = [{"inputs": []}, {"inputs": None}]  # of a node that no output needs they end the queue's thread of 0.3.75
+UNREAD = [{"inputs": []}, {"inputs": None}]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,8 +250,6 @@ def good(host, flows, photo, folder_of_photos):
     (data,) = host.pictures(host.wait(run))
     (given / "made.png").write_bytes(data)
     made = {kind: good_prompt(kind) for kind in SCHEMAS if kind != "FlowcoreColorMemory"}  # it needs a real backbone
-    if not newer(host.version, "0.16.0"):  # hosts before that have no curves
-        made["FlowcoreTemperatureCurve"]["node"]["inputs"].pop("curve")
     saved = host.run(made["FlowcoreSaveLatents"])["outputs"]["node"]["latents"][0]
     kept = given / "kept.safetensors"
     kept.write_bytes((host.server.base / "output" / saved["subfolder"] / saved["filename"]).read_bytes())

@@ -6,7 +6,7 @@ import json
 import re
 
 import comfyui
-from talk import inputs, newer, options
+from talk import inputs, options
 
 # test_for_ever.py compares the live schemas with it.
 GOLDEN = json.loads((comfyui.ROOT / "tests" / "golden" / "object_info.json").read_text())
@@ -17,7 +17,7 @@ def test_the_pack_loads_without_complaint(host):
     assert "IMPORT FAILED): " not in console
     (seconds,) = re.findall(rf"(\d+\.\d+) seconds: .*{comfyui.PACK_NAME}", console)
     print(f"ComfyUI {host.version} loads the pack in {seconds} s")  # noqa: T201
-    assert ("flowcore needs ComfyUI >= 0.20.0" in console) == (not newer(host.version, "0.20.0"))
+    assert "flowcore needs ComfyUI" not in console
 
 
 def test_every_input_has_a_tooltip_and_every_node_a_place_in_the_menu(host):
@@ -28,25 +28,20 @@ def test_every_input_has_a_tooltip_and_every_node_a_place_in_the_menu(host):
         assert info["description"]
         assert all(properties.get("tooltip") for _, _, properties in inputs(info))
         assert all(info["output_tooltips"])
-        if newer(host.version, "0.11.0"):
-            assert info["search_aliases"]
-        if newer(host.version, "0.20.0"):
-            essential = name in ("FlowcoreUpscale", "FlowcoreColorize")
-            assert info["essentials_category"] == ("Image Tools" if essential else None)
+        assert info["search_aliases"]
+        essential = name in ("FlowcoreUpscale", "FlowcoreColorize")
+        assert info["essentials_category"] == ("Image Tools" if essential else None)
 
 
-def test_temperature_is_a_gradient_slider_where_the_host_has_one(host):
+def test_temperature_is_a_gradient_slider(host):
     info = host.get_json("/object_info/FlowcoreUpscale")["FlowcoreUpscale"]
     temperature = info["input"]["required"]["temperature"][1]
     own = -0.1  # the model's own, at the left end
     assert [temperature[key] for key in ("default", "min", "max", "step")] == [own, own, 1.5, 0.01]
-    if newer(host.version, "0.15.0"):
-        assert temperature["display"] == "gradientslider"
-        _, _, cold, *_, hot = (stop["color"] for stop in temperature["gradient_stops"])  # gray before 0
-        assert cold[2] > cold[0]
-        assert hot[0] > hot[2]
-    else:
-        assert temperature["display"] == "slider"
+    assert temperature["display"] == "gradientslider"
+    _, _, cold, *_, hot = (stop["color"] for stop in temperature["gradient_stops"])  # gray before 0
+    assert cold[2] > cold[0]
+    assert hot[0] > hot[2]
 
 
 def test_shipped_models_come_first_and_files_of_all_folders_follow(host):
