@@ -12,6 +12,7 @@ from . import (
     loaders,
     painting,
     sampling,
+    saving,
     training,
     upscaling,
 )
@@ -35,6 +36,7 @@ NODES = [
         light,
         faces,
         folders,
+        saving,
         training,
         painting,
     )

@@ -239,7 +239,12 @@ class FlowcoreExample(FileNode):
     """A picture, a batch, a film or a folder of pictures to try things with; or a file of the input folder."""
 
     ALIASES = ("example", "sample image", "demo picture", "test image", "photograph", "load image", "flow")
-    OUTPUTS = (io.Image.Output("image"), io.Mask.Output("mask"), io.String.Output("folder"))
+    OUTPUTS = (
+        io.Image.Output("image"),
+        io.Mask.Output("mask"),
+        io.String.Output("folder"),
+        io.String.Output("source"),
+    )
     REPORTS = False
 
     @classmethod
@@ -267,7 +272,9 @@ class FlowcoreExample(FileNode):
             pixels = _pan(pixels, *FILMS[picture])
         # Beside a file that was dropped lies whatever else was: it stands for itself.
         among_others = picture not in PICTURES and "/" not in picture
-        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], str(path if among_others else path.parent))
+        source = "" if picture in PICTURES else picture
+        folder = str(path if among_others else path.parent)
+        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], folder, source)
 
 
 @lru_cache(maxsize=len(PICTURES))

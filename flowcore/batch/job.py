@@ -28,6 +28,7 @@ from ..flow import Flow
 from ..images import files
 from ..images.color import NEUTRAL
 from ..images.files import DecodedImage, Format
+from ..images.metadata import losses
 from ..images.rounding import to_uint8, truncate_16_bits
 from ..provenance import KEY, Provenance, fingerprint, source
 from ..tasks import Progress
@@ -185,10 +186,6 @@ class Worker:
         if notify is not None:
             for note in photograph.notes:
                 notify(note)
-        small = work.command == "shrink"  # whose pictures have 8 bits by the method
-        if notify is not None and photograph.bits > bits and (small or work.bits is None):
-            holds = "a small picture" if small else f"a {work.format} file"
-            notify(f"It has {photograph.bits} bits per channel; {holds} holds {bits}.")
         sampling: dict[str, Any] = {"seed": work.seed, "samples": work.samples, **work.settings}
         following: Any = {"progress": progress, "notify": notify, "cancelled": cancelled}
         sampling |= following
@@ -230,8 +227,11 @@ class Worker:
         )
         text[KEY] = json.dumps([provenance.to_json()])
         options: dict[str, Any] = {"format": work.format, "bits": bits, "quality": work.quality, "text": text}
-        if notify is not None and not files.fits_profile(photograph.metadata, pictures.shape[1]):
-            notify("Its gray color profile does not fit a result of several channels, and is left out.")
+        # the pictures of ``shrink`` have 8 bits by the method, others where that was asked for
+        before = photograph.bits if work.command == "shrink" or work.bits is None else bits
+        if notify is not None:
+            for loss in losses(photograph.metadata, pictures.shape[1], before, bits):
+                notify(loss)
         if len(pictures) > 1 and work.command == "upscale" and work.carries:
             options |= {"later": pictures[1:], "times": files.frame_times(picture)}
             pictures = pictures[:1]

@@ -426,13 +426,9 @@ def _encode_with_pillow(
     options: dict[str, Any] = {"exif": b"Exif\0\0" + _tiff_directory(tags)} if tags else {}
     options |= {"icc_profile": metadata.icc} if metadata.icc else {}
     options |= {"dpi": metadata.dpi} if metadata.dpi and format != "webp" else {}
+    text = more.pop("text")
     if format == "png":
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in more.pop("text").items():
-            chunks.add_itxt(key, value)
-        if metadata.xmp:
-            chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
-        options["pnginfo"] = chunks
+        options["pnginfo"] = _texts(text, metadata)
     else:
         options |= {"xmp": metadata.xmp} if metadata.xmp else {}
         options["quality"] = quality or QUALITY[format]
@@ -448,6 +444,15 @@ def _encode_with_pillow(
     return file.getvalue()
 
 
+def _texts(text: dict[str, str], metadata: Metadata) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)  # as tEXt if it can be: what most programs look for
+    if metadata.xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    return chunks
+
+
 def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[str, str]) -> bytes:
     """Write a PNG of 16 bits: its rows filtered by what is above them (filter 2), and deflated."""
     height, width, channels = pixels.shape
@@ -459,11 +464,7 @@ def _png16(pixels: Pixels, metadata: Metadata, tags: dict[int, Any], text: dict[
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata.icc)))
     if metadata.dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(n / 0.0254) for n in metadata.dpi), 1)))
-    international = dict(text) | (
-        {"XML:com.adobe.xmp": metadata.xmp.decode("utf-8", "replace")} if metadata.xmp else {}
-    )
-    for key, value in international.items():
-        chunks.append((b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()))
+    chunks += [(kind, body) for kind, body, *_ in _texts(text, metadata).chunks]
     if tags:
         chunks.append((b"eXIf", _tiff_directory(tags)))
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]

@@ -40,6 +40,14 @@ def fits_profile(metadata: Metadata, channels: int) -> bool:
     return metadata.icc is None or space(metadata.icc) == ("GRAY" if channels == 1 else "RGB")
 
 
+def losses(metadata: Metadata, channels: int, before: int, after: int) -> list[str]:
+    """Say what a result of so many channels cannot keep of its file, of so many bits per channel before and after."""
+    said = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
+    if not fits_profile(metadata, channels):
+        said.append("Its gray color profile does not fit a result of several channels, and is left out.")
+    return said
+
+
 def tags_and_orientation(opened: Image.Image) -> tuple[dict[int, Any], int]:
     """The tags without the orientation, and the orientation."""
     try:

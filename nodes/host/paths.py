@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Literal
@@ -113,15 +114,16 @@ def _resolve(folder: str, name: str) -> Path | None:
         return None
 
 
-def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, dict[str, str]]:
     """Choose the next free name in the output folder, as the host's own saving nodes do.
 
     Neither `..`, nor an absolute path, nor a link inside the output folder leads out of it. The output folder itself
     may be a link.
 
     Args:
-        prefix: Sub-folders and beginning of the name; may hold the host's %date% words.
+        prefix: Sub-folders and beginning of the name; may hold the host's words, such as %year% and %width%.
         suffix: End of the name.
+        size: Height and width of a picture.
 
     Returns:
         The path, whose folder exists, and its record for the history.
@@ -133,13 +135,14 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
             "slashes."
         )
     try:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base, *reversed(size))
     except (OSError, RecursionError) as error:  # too long, too deep, or a file where a folder should be
         raise FlowError(
             f"Cannot save under `{prefix[:80]}` in the output folder: {getattr(error, 'strerror', None) or error}. "
             "Choose another name."
         ) from error
-    file = f"{name}_{counter:05}_{suffix}"
+    names = (f"{name}_{number:05}_{suffix}" for number in itertools.count(counter))
+    file = next(file for file in names if not os.path.lexists(os.path.join(folder, file)))  # the host miscounts "x/"
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import secrets
@@ -153,6 +154,13 @@ def canvas_picture(picture: torch.Tensor, pnginfo: Any) -> dict[str, list[Any]]:
     except OSError as error:  # the run is done, and its result is safe
         log.warning("The picture is not shown under the brush: %s", error)
     return {"flowcore_canvas": saved}
+
+
+def png_texts(hidden: Any) -> dict[str, str]:
+    """Return what the host writes into PNG files as text: a node's hidden `prompt`, and all of its `extra_pnginfo`."""
+    more = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
+    values = {} if args.disable_metadata else {"prompt": hidden.prompt, **more}
+    return {name: json.dumps(value) for name, value in values.items() if value is not None}
 
 
 def from_canvas(pnginfo: Any) -> bool:

@@ -129,7 +129,7 @@ def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):  # 
     stored = truncate_16_bits(files.read((tmp_path / "a.png").read_bytes(), "x").pixels[0])
     assert fingerprint(stored) in read_provenance(tmp_path / "a.png")[0].pictures
     said = capsys.readouterr().err
-    assert said.count("deep.png: It has 16 bits per channel; a webp file holds 8.") == 1
+    assert said.count("deep.png: It has 16 bits per channel, and its result has 8.") == 1
     assert said.count("bits per channel") == 1
     assert said.count("were there already") == 4
 

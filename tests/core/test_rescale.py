@@ -130,7 +130,7 @@ def test_the_command_line_shrinks_and_restores(flow, tmp_path, capsys):
     assert "there already" in capsys.readouterr().err
     Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(tmp_path / "deep.png")
     assert main(["shrink", str(tmp_path / "deep.png"), "-o", str(tmp_path / "out"), *model]) == 0
-    assert "It has 16 bits per channel; a small picture holds 8." in capsys.readouterr().err
+    assert "It has 16 bits per channel, and its result has 8." in capsys.readouterr().err
     (tmp_path / "bad.png").write_bytes(b"text")
     assert main(["shrink", str(tmp_path / "bad.png"), "-o", str(tmp_path / "out"), *model]) == 1
     assert main(["shrink", str(tmp_path / "a.png"), "--model", "srflow-x4", "--device", "cpu"]) == 1

@@ -1,0 +1,157 @@
+"""Save Flow Picture: what a file held is in the files that were made of it."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from client import RunError
+from PIL import Image, ImageCms
+from small_flows import flow
+from talk import graph, loader, noise, picture, refusal
+
+from flowcore.batch.job import Work, Worker
+from flowcore.images import files
+from flowcore.images.metadata import Metadata
+
+AUTHOR = 0x013B
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+METADATA = Metadata({AUTHOR: "a photographer"}, b"<x:xmpmeta/>", PROFILE, (240.0, 240.0))
+
+
+def deep(channels=4):
+    """A picture of 16 bits, of which 8 would lose the lower ones."""
+    steps = torch.randint(0, 65536, (channels, 12, 16), generator=torch.Generator().manual_seed(1))
+    return steps / 65535
+
+
+def put(host, name, data):
+    """Put a file into the input folder."""
+    (host.server.base / "input" / name).write_bytes(data)
+    return name
+
+
+def saved(host, workflow, /, **canvas):
+    """Run a workflow and return the names and the contents of the files that it has saved."""
+    entry = host.wait(host.queue(workflow, extra_pnginfo=canvas), timeout=120)
+    return [image["filename"] for image in entry["outputs"]["save"]["images"]], host.pictures(entry)
+
+
+def saving(name, **asked):
+    """A workflow that saves a file of the input folder as it is."""
+    values = {"images": "photo.0", "filename_prefix": "kept/k", "format": "png", "bits": "source"}
+    values |= {"source": "photo.3", "mask": "photo.1"} | asked
+    return graph(photo=("FlowcoreExample", {"picture": name}), save=("FlowcoreSave", values))
+
+
+def same_metadata(data):
+    """Whether a file has the metadata of this module."""
+    found = files.read(data, "a file").metadata
+    kept = (found.exif.get(AUTHOR), found.xmp, found.icc, tuple(round(n) for n in found.dpi or ()))
+    return kept == ("a photographer", METADATA.xmp, PROFILE, (240, 240))
+
+
+def test_bits_alpha_and_metadata_of_an_enlarged_picture_are_those_of_the_command_line(host, flows):
+    data = files.encode(deep(), METADATA, bits=16)
+    put(host, "deep.png", data)
+    asked = {"image": "photo.0", "model": "model.0", "temperature": 0.8, "seed": 5, "calm_edges": 0.0}
+    workflow = graph(
+        saving("deep.png", images="upscale.0"), model=loader(flows["small-srflow"]), upscale=("FlowcoreUpscale", asked)
+    )
+    workflow["save"]["inputs"]["images"] = ["upscale", 0]
+    (made,) = saved(host, workflow)[1]
+    settings = {"temperature": 0.8, "calm_edges": 0.0}
+    work = Work(command="upscale", model="m", scale=2, seed=5, samples=1, bits=None, settings=settings)
+    (wanted,) = Worker(work, flow("small-srflow"))(data, "deep.png")
+    assert files.bits_per_channel(made) == 16
+    assert same_metadata(made)
+    pixels = files.read(made, "made").pixels
+    assert pixels.shape == (1, 4, 24, 32)
+    torch.testing.assert_close(pixels, files.read(wanted, "wanted").pixels, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "webp"])
+def test_a_file_that_is_saved_as_it_is_keeps_everything(host, format):
+    bits = 16 if format in files.DEEP else 8
+    original = deep() if bits == 16 else files.to_uint8(deep()) / 255
+    name = put(
+        host, f"whole{files.SUFFIXES[format]}", files.encode(original, METADATA, format=format, bits=bits, quality=100)
+    )
+    (made,) = saved(host, saving(name, format=format, quality=100))[1]
+    assert torch.equal(files.read(made, "made").pixels, files.read(files.encode(original, bits=bits), "a").pixels)
+    assert files.bits_per_channel(made) == bits
+    assert same_metadata(made)
+
+
+def test_gray_files_stay_gray_with_their_profile(host):
+    gray = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"RGB ", b"GRAY", 1)
+    put(host, "gray.png", files.encode(deep(1), Metadata(icc=gray), bits=16))
+    (made,) = saved(host, saving("gray.png"))[1]
+    kept = files.read(made, "made")
+    assert kept.gray
+    assert kept.metadata.icc == gray
+    assert torch.equal(kept.pixels[0, :1], deep(1))
+
+
+def test_each_picture_has_the_metadata_of_its_own_source(host):
+    for name, author in (("one.jpg", "one"), ("two.jpg", "two")):
+        put(host, name, files.encode(deep(3), Metadata({AUTHOR: author}), format="jpeg"))
+    values = {"images": "four.0", "filename_prefix": "kept/n%batch_num%", "format": "jpeg", "bits": "source"}
+    four = picture(fill="noise", batch=4, height=6, width=8)
+    workflow = graph(four=four, save=("FlowcoreSave", values | {"source": "one.jpg\ntwo.jpg"}))
+    names, made = saved(host, workflow)
+    assert names == [f"n{k}_00001_.jpg" for k in range(4)]
+    assert [Image.open(io.BytesIO(data)).getexif()[AUTHOR] for data in made] == ["one", "one", "two", "two"]
+    workflow["save"]["inputs"]["source"] += "\none.jpg"
+    refusal(host, workflow, "source names 3 pictures, and 4 came")
+
+
+@pytest.mark.parametrize("bits", ["8", "16"])
+def test_png_files_hold_workflow_and_provenance(host, flows, bits):
+    drawn = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 40}
+    workflow = graph(
+        model=loader(flows["small-digits"]),
+        sample=("FlowcoreSample", drawn),
+        save=("FlowcoreSave", {"images": "sample.0", "filename_prefix": "told", "format": "png", "bits": bits}),
+    )
+    canvas = {"nodes": [{"title": "\u2713"}]}
+    *_, last = saved(host, workflow, workflow=canvas)[1]
+    texts = Image.open(io.BytesIO(last)).text
+    assert json.loads(texts["workflow"]) == canvas
+    assert json.loads(texts["prompt"]).keys() == workflow.keys()
+    put(host, "told.png", last)
+    recipe = graph(recipe=("FlowcoreLoadRecipe", {"image": "told.png"}), show=("PreviewAny", {"source": "recipe.2"}))
+    told = host.run(recipe)["outputs"]["recipe"]
+    assert told["seed"] == [42]
+    assert "was changed" not in told["text"][0]
+
+
+def test_no_file_is_replaced(host):
+    values = {"images": "two.0", "format": "png", "bits": "8"}
+    for prefix in ("never/", "never/b%batch_num%", "never/%width%x%height%"):
+        seen = set()
+        for number in range(2):  # the host would begin anew where a prefix ends in a slash
+            two = picture(fill=f"noise{number}", batch=2, height=6, width=8)
+            names, made = saved(host, graph(two=two, save=("FlowcoreSave", values | {"filename_prefix": prefix})))
+            assert not seen & set(names)
+            seen |= set(names)
+            for data, wanted in zip(made, noise(2, 3, 6, 8, number=number), strict=True):
+                assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), (255 * wanted).round().permute(1, 2, 0))
+        assert len(seen) == 4
+    assert "8x6_00004_.png" in seen
+
+
+def test_what_cannot_be_saved_is_refused_before_the_work(host):
+    put(host, "clear.png", files.encode(deep()))
+    for asked, said in (
+        ({"source": "nobody.png"}, "source: there is no picture 'nobody.png' in the input folder"),
+        ({"source": "../clear.png"}, "source: there is no picture"),
+        ({"format": "jpeg", "bits": "16"}, "16 bits per channel go into PNG and TIFF"),
+    ):
+        with pytest.raises(RunError, match=said):
+            host.queue(saving("clear.png", **asked))
+    refusal(host, saving("clear.png", format="jpeg"), "alpha channel, which a JPEG file cannot hold")
+    refusal(host, saving("clear.png", filename_prefix="../out"), "must stay inside the output folder")
