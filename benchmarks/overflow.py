@@ -23,7 +23,7 @@ from torch import Tensor
 import flowcore
 from flowcore.evaluation.image_set import read_cropped
 from flowcore.flow import Flow
-from flowcore.images.files import image_files
+from flowcore.images.folders import image_files
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import planned
 from flowcore.prior import sample_latents

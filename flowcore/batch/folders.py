@@ -22,6 +22,7 @@ from ..checkpoints.writing import SavingError, write_atomic
 from ..errors import FlowError
 from ..images import files
 from ..images.files import IMAGE_SUFFIXES
+from ..images.folders import walk_files, walk_folders
 from ..tasks import Progress
 from .claims import Claims
 from .job import MARK, Work, Worker
@@ -78,7 +79,7 @@ def find(words: Sequence[str], out: Path | None = None, notify: Callable[[str], 
         if path.is_dir():
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is read, and cannot hold the results, too. Name another folder for them.")
-            above, paths, problem = path, _walk(path, ignored), f"No images in {word}"
+            above, paths, problem = path, walk_files(path, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not path.exists():
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
             paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"
@@ -106,22 +107,6 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts if part]
 
 
-def _walk(folder: Path, ignored: dict[Path, str]) -> Iterator[Path]:
-    """List the files of a folder at any depth, links included, and why others are not listed."""
-    return (Path(here, name) for here, names in _folders(folder, ignored) for name in names)
-
-
-def _folders(top: Path, ignored: dict[Path, str]) -> Iterator[tuple[str, list[str]]]:
-    """List the folders of a folder at any depth, itself and linked ones included, with the names of their files."""
-
-    def skip(error: OSError) -> None:
-        ignored[Path(error.filename).absolute()] = "a folder that cannot be opened"
-
-    for here, folders, names in os.walk(top, followlinks=True, onerror=skip):
-        folders[:] = [name for name in folders if not _leads_back(Path(here, name), ignored)]
-        yield here, names
-
-
 def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
     """List what matches a pattern; glob alone would follow links that lead back forever."""
     head, deep, rest = f"{pattern}/*".partition("**/") if pattern.endswith("**") else pattern.partition("**/")
@@ -129,20 +114,9 @@ def _matching(pattern: str, ignored: dict[Path, str]) -> Iterator[str]:
         yield from glob.iglob(pattern)
         return
     for top in glob.iglob(head or "./"):
-        for here, _ in _folders(Path(top), ignored):
+        for here, _ in walk_folders(Path(top), ignored):
             if not any(part.startswith(".") for part in Path(here).relative_to(top).parts):  # glob skips these, too
                 yield from _matching(os.path.join(glob.escape(here), rest), ignored)
-
-
-def _leads_back(folder: Path, ignored: dict[Path, str]) -> bool:
-    """Whether a folder is a link to one of the folders on the way to it, or to one that holds these."""
-    if not folder.is_symlink():
-        return False
-    real, way = folder.resolve(), [above.resolve() for above in folder.absolute().parents]
-    back = any(real == above or real in above.parents for above in way)
-    if back:
-        ignored[folder.absolute()] = "a link that leads back"
-    return back
 
 
 def _kind(path: Path) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import FlowError, ImageError
 from ..flow import Flow
-from ..images.files import fit, image_files, read_bytes, read_rgb
+from ..images.files import fit, read_bytes, read_rgb
+from ..images.folders import image_files
 
 Result = TypeVar("Result")
 

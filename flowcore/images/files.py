@@ -270,16 +270,6 @@ def is_whole(data: bytes) -> bool:
     return _read_from(data, lambda opened: opened.load()) is not None
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the image files of a folder, at any depth, sorted; ImageError if there are none."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files:
-        raise ImageError(
-            f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
-        )
-    return files
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 _STRICT = threading.RLock()

@@ -15,6 +15,7 @@ from ..checkpoints.color_memory import ColorMemory, backbone_sha256
 from ..errors import FlowError, ImageError
 from ..flow import Flow
 from ..images import color, files
+from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, SIDE, CellMemory
@@ -134,7 +135,7 @@ def _each(photographs: Photographs, run: Runner) -> tuple[int, Iterator[tuple[st
         path = Path(photographs).expanduser()
         if not path.exists():
             raise ImageError(f"There is no folder or file {path} to remember.")
-        found = files.image_files(path) if path.is_dir() else [path]
+        found = image_files(path) if path.is_dir() else [path]
         return len(found), _read(found, run)
     batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
     if not batches:

@@ -18,7 +18,8 @@ from typing import TypeVar
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..images.files import IMAGE_SUFFIXES, decode_rgb, image_files
+from ..images.files import IMAGE_SUFFIXES, decode_rgb
+from ..images.folders import image_files, walk_folders
 
 MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bombs, which other code may have changed
 MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
@@ -111,8 +112,7 @@ def folder_stamp(folder: Path) -> str:
     digest = hashlib.sha256()
     if folder.is_file():
         digest.update(f"{folder} {folder.stat().st_mtime_ns}\n".encode())
-    for path, folders, _ in os.walk(folder):
-        folders.sort()
+    for path, _ in walk_folders(folder, {}):
         digest.update(f"{path} {os.stat(path).st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -129,7 +129,8 @@ def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
         else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
     )
     files = 0
-    for number, path in enumerate([folder] if folder.is_file() else folder.rglob("*")):
+    inside = (Path(here, name) for here, names in walk_folders(folder, {}) for name in (*names, ""))
+    for number, path in enumerate([folder] if folder.is_file() else inside):
         if number == MAX_SEARCHED:
             return f"the first {number} things in {folder} are no {sought}. Choose a folder inside it."
         is_image = digits is not True and path.suffix.lower() in IMAGE_SUFFIXES

@@ -23,11 +23,12 @@ from PIL import Image, ImageFile
 
 from flowcore.errors import ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
+from flowcore.images.folders import image_files
 from flowcore.images.resize import shrink
 from flowcore.training import image_sources
 from flowcore.training.colors import ColorPhotographs
 from flowcore.training.data import open_data
-from flowcore.training.image_sources import find_images, folder_stamp
+from flowcore.training.image_sources import find_images, folder_problem, folder_stamp
 from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import held_out_names, parse_recipe, read_recipe
 
@@ -530,6 +531,23 @@ def test_images_in_folders_below_are_found_and_other_files_ignored(folder, tmp_p
     data = opened(folder, tmp_path)
     assert len({e.name for e in data.training}) == 4
     assert data.skipped == []
+
+
+def test_linked_folders_are_followed_and_what_is_left_out_is_named(folder, tmp_path, caplog):
+    flat(tmp_path / "elsewhere", [9])
+    before, stamp = len(image_files(folder)), folder_stamp(folder)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    found = image_files(folder)
+    assert len(found) == before + 1
+    assert folder / "linked" / "00.png" in found
+    assert "linked/back, a link that leads back." in caplog.text
+    assert "gone.png, a broken link." in caplog.text
+    assert folder_problem(tmp_path / "elsewhere" / "back", digits=False) is None
+    linked = folder_stamp(folder)
+    flat(tmp_path / "elsewhere" / "deeper", [9])
+    assert len({stamp, linked, folder_stamp(folder)}) == 3
 
 
 def test_photographs_smaller_than_the_crop_are_not_drawn(tmp_path):
