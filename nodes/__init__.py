@@ -51,7 +51,7 @@ def extension() -> Extension:
     read_prompt = partial(PROVENANCE_LOG.read_prompt, kinds=recording)
     routes = [
         lambda: post(ROUTE, LIVE.prepare),
-        lambda: show_as_inputs(loaders.PICTURES, loaders.preview),
+        lambda: show_as_inputs(loaders.is_batch, loaders.preview),
         lambda: when_asked_to_free(free_kept),
     ]
     on_start = [register_srflow, lambda: on_prompt(read_prompt), *routes]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,36 +182,34 @@ class FlowcoreColorMemory(FlowNode):
 
     ALIASES = ("color memory", "album", "reference colors", "exemplar", "family photos", "remember", "color transfer")
     OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
+    IS_INPUT_LIST = True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
-        return folder_stamp(Path(inside("input", folder))) if folder.strip() else ""
+    def fingerprint_inputs(cls, folder: Sequence[str | None] = (), **_: Any) -> list[str]:
+        return [folder_stamp(Path(inside("input", name))) for name in folder if name and name.strip()]
 
     @classmethod
     def run(
         cls,
-        model: Annotated[FlowModel, flow_model("colorize")],
-        images: Annotated[Tensor | None, partial(io.Image.Input, optional=True)],
-        folder: Annotated[str, widgets.text],
-        memory: Annotated[ColorMemory | None, partial(FLOW_MEMORY.Input, optional=True)],
+        model: Annotated[list[FlowModel], flow_model("colorize")],
+        images: Annotated[list[Tensor] | None, partial(io.Image.Input, optional=True)],
+        folder: Annotated[list[str], widgets.text],
+        memory: Annotated[list[ColorMemory] | None, partial(FLOW_MEMORY.Input, optional=True)],
     ) -> Any:
         notes = cls.notes()
-        given: list[Any] = [] if images is None else [from_image(images)]
-        if folder.strip():
-            given.append(Path(inside("input", folder)))
-        if not given and memory is None:
+        known: list[ColorMemory] = [*(memory or [])]
+        given: list[Any] = [[from_image(batch) for batch in images]] if images else []
+        given += [Path(inside("input", name)) for name in folder if name.strip()]
+        if not given and not known:
             raise FlowError(
                 "A memory needs photographs in color: connect images, or name a folder in the input folder."
             )
-        flow = model.load(REMEMBERING)
-        options = notes.follow()
-        for photographs in given:
-            made = flowcore.remember(flow, photographs, **options)
-            memory = made if memory is None else memory.merge(made)
-        assert memory is not None
-        memory.check(flow)
-        lines = [f"{memory.places.cells} places of {memory.photographs} photographs"]
-        return io.NodeOutput(memory, ui={"text": ["\n".join([*lines, *notes.lines])]})
+        flow = model[0].load(REMEMBERING)
+        known += [flowcore.remember(flow, photographs, **notes.follow()) for photographs in given]
+        every = reduce(ColorMemory.merge, known)
+        every.check(flow)
+        lines = [f"{every.places.cells} places of {every.photographs} photographs"]
+        return io.NodeOutput(every, ui={"text": ["\n".join([*lines, *notes.lines])]})
 
 
 class FlowcoreEncodeColor(FlowNode):

@@ -267,31 +267,32 @@ class FlowcoreLatentExplorer(LiveNode):
 
 
 class FlowcoreMorph(FlowNode):
-    """A film through a batch of pictures."""
+    """A film through a batch or a list of pictures."""
 
     ALIASES = ("morph", "morphing", "animation", "film", "transition", "blend photographs", "glow", "tween")
     OUTPUTS = (io.Image.Output("film"),)
+    IS_INPUT_LIST = True
 
     @classmethod
     def run(
         cls,
-        images: Annotated[Tensor, io.Image.Input],
-        model: Annotated[FlowModel, flow_model("sample")],
-        frames: Annotated[int, widgets.integer(24, 2, 512)],
-        loop: Annotated[bool, partial(widgets.switch, default=True)],
-        mode: Annotated[material.Mode, partial(widgets.mode, optional=True)],
-        fit: Annotated[Fit, partial(widgets.fit, advanced=True)],
+        images: Annotated[list[Tensor], io.Image.Input],
+        model: Annotated[list[FlowModel], flow_model("sample")],
+        frames: Annotated[list[int], widgets.integer(24, 2, 512)],
+        loop: Annotated[list[bool], partial(widgets.switch, default=True)],
+        mode: Annotated[list[material.Mode], partial(widgets.mode, optional=True)],
+        fit: Annotated[list[Fit], partial(widgets.fit, advanced=True)],
     ) -> Any:
-        notes, flow, count = cls.notes(), model.flow, len(images) * frames
-        size = flow.image_size if fit == "resize" and flow.image_size else (images.shape[1], images.shape[2])
+        notes, flow, count = cls.notes(), model[0].flow, sum(map(len, images)) * frames[0]
+        size = flow.image_size if fit[0] == "resize" and flow.image_size else (images[0].shape[1], images[0].shape[2])
         check_memory(count, 3 * math.prod(size), "frames need", "Lower frames, or pass fewer images.")
         film = morph(
-            model.load(memory_required(flow, count, *size)),
-            from_image(images).cpu(),
-            frames=frames,
-            mode=mode,
-            loop=loop,
-            fit=fit,
+            model[0].load(memory_required(flow, count, *size)),
+            [from_image(batch).cpu() for batch in images],
+            frames=frames[0],
+            mode=mode[0],
+            loop=loop[0],
+            fit=fit[0],
             **notes.follow(),
         )
         return io.NodeOutput(to_image(film), ui=notes.ui)

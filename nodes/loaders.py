@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +15,22 @@ from torch import Tensor
 from .. import flowcore
 from ..flowcore import ImageError, provenance
 from ..flowcore.checkpoints import catalog, read_config
-from ..flowcore.images.files import frame_count, read, read_frames
+from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
 from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
 from ..flowcore.tasks.passes import label_names
 from . import widgets
 from .host.compat import io
-from .host.paths import input_files, input_path, input_pictures, model_files, model_folders, model_path
+from .host.paths import (
+    input_files,
+    input_folders,
+    input_path,
+    input_pictures,
+    model_files,
+    model_folders,
+    model_path,
+    pictures_in,
+)
 from .host.ui import png
 from .live import side_by_side
 from .node import TEXTS, FileNode, file_fingerprint
@@ -227,8 +237,11 @@ PICTURES: dict[str, list[str]] = {
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}
 
 
+SHOWN, THUMBNAIL = 64, 256  # pictures in the preview of a folder, and the longer side of each
+TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+
 EXAMPLES = widgets.file_choice(
-    lambda: [*PICTURES, *input_pictures()],
+    lambda: [*PICTURES, *input_pictures(), *input_folders()],
     lambda: {"flowcore_files": PICTURES, "flowcore_films": sorted(FILMS)},
     default="photograph",
     upload=io.UploadType.image,
@@ -236,12 +249,12 @@ EXAMPLES = widgets.file_choice(
 
 
 class FlowcoreExample(FileNode):
-    """A picture, a batch, a film or a folder of pictures to try things with; or a file of the input folder."""
+    """A picture, a batch, a film or a folder to try things with; or a file or folder of the input folder."""
 
     ALIASES = ("example", "sample image", "demo picture", "test image", "photograph", "load image", "flow")
     OUTPUTS = (
-        io.Image.Output("image"),
-        io.Mask.Output("mask"),
+        io.Image.Output("image", is_output_list=True),
+        io.Mask.Output("mask", is_output_list=True),
         io.String.Output("folder"),
         io.String.Output("source"),
     )
@@ -254,7 +267,8 @@ class FlowcoreExample(FileNode):
     @classmethod
     def missing(cls, name: Any) -> str:
         return (
-            f"there is no file {shown(name)} in the input folder. Upload it, or choose one that is there or one of: "
+            f"there is no file {shown(name)} in the input folder, nor a folder of pictures. Upload it, or choose one "
+            f"that is there or one of: "
             f"{', '.join(PICTURES)}."
         )
 
@@ -267,31 +281,51 @@ class FlowcoreExample(FileNode):
 
     @classmethod
     def run(cls, picture: Annotated[str, EXAMPLES], path: Path) -> Any:
-        pixels = torch.cat([_read_with_alpha(file) for file in _files(picture)])  # (B, 4, H, W)
+        files = _files(picture)
+        values = [4 * math.prod(upright_size(file) or ()) for file in files]
+        check_memory(len(files), max(values), "pictures need", "Choose a folder of fewer or smaller ones.")
+        every = [_read_with_alpha(file) for file in files]  # each (B, 4, H, W)
+        if len({pixels.shape[2:] for pixels in every}) == 1:
+            every = [torch.cat(every)]
         if picture in FILMS:
-            pixels = _pan(pixels, *FILMS[picture])
+            every = [_pan(every[0], *FILMS[picture])]
         # Beside a file that was dropped lies whatever else was: it stands for itself.
-        among_others = picture not in PICTURES and "/" not in picture
-        source = "" if picture in PICTURES else picture
-        folder = str(path if among_others else path.parent)
-        return io.NodeOutput(to_image(pixels[:, :3]), 1 - pixels[:, 3], folder, source)
+        is_file = path == input_path(picture)
+        return io.NodeOutput(
+            [to_image(pixels[:, :3]) for pixels in every],
+            [1 - pixels[:, 3] for pixels in every],
+            str(path if is_file and "/" not in picture else path.parent),
+            picture if is_file else "",
+        )
 
 
-@lru_cache(maxsize=len(PICTURES))
+def is_batch(name: str) -> bool:
+    """Whether `preview` shows a picture of the menu, and not the host: one of ours, or a folder."""
+    return name in PICTURES or (input_path(name) is None and bool(pictures_in(name)))
+
+
 def preview(name: str) -> tuple[bytes, str]:
-    """Return what the page shows of one of our pictures, and the type of that file: of a batch, all of it."""
-    files = _files(name)
-    if len(files) > 1:
-        return png(side_by_side(torch.cat([_read_with_alpha(file) for file in files]))), "image/png"
-    return files[0].read_bytes(), "image/png" if files[0].suffix == ".png" else "image/jpeg"
+    """Return what the page shows of one of our pictures or of a folder, and the type of that file."""
+    return _preview(*_files(name)[:SHOWN])
+
+
+@lru_cache(maxsize=2 * len(PICTURES))
+def _preview(*files: Path) -> tuple[bytes, str]:
+    if len(files) == 1 and files[0].suffix in TYPES:
+        return files[0].read_bytes(), TYPES[files[0].suffix]
+    pictures = [read_rgb(file.read_bytes(), file.name) for file in files]
+    sizes = {picture.size for picture in pictures}
+    wide, high = sizes.pop() if len(sizes) == 1 else (THUMBNAIL, THUMBNAIL)
+    height, width = (max(1, round(side * min(1, THUMBNAIL / max(wide, high)))) for side in (high, wide))
+    return png(side_by_side(torch.stack([fit(picture, (height, width), 3) for picture in pictures]) / 255)), "image/png"
 
 
 def _files(picture: str) -> list[Path]:
-    """Find the files of a picture: ours, or the one of that name in the input folder; none if there is none."""
+    """Find the files of a picture: ours, or the file or folder of that name in the input folder."""
     if picture in PICTURES:
         return [FOLDER / name for name in PICTURES[picture]]
     path = input_path(picture)
-    return [] if path is None else [path]
+    return pictures_in(picture) if path is None else [path]
 
 
 def _read_with_alpha(file: Path) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ log = logging.getLogger("flowcore")
 @runs_with(Reporting)
 def morph(
     flow: Flow,
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     *,
     frames: int = 24,
     mode: Mode = "slerp",
@@ -33,14 +34,23 @@ def morph(
 
     From one image to the next are ``frames``, both included; every image stands at its place, as the model takes it
     (see ``prepare_subject``), and none twice. ``loop`` walks from the last image back to the first, so that the film
-    repeats.
+    repeats. ``images`` may be a list
+    of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
-    if len(images) < 2:
+    batches = [images] if isinstance(images, Tensor) else images
+    if sum(map(len, batches)) < 2:
         raise ImageError("A morph needs two images or more; got one. Pass a batch, such as two images in Batch Images.")
     if frames < 2:
         raise FlowError(f"frames must be at least 2; got {frames}. Both images count: 2 is the images alone.")
-    pixels = prepare_subject(flow, images, fit=fit, notify=options.get("notify") or log.warning).pixels
+    notify = options.get("notify") or log.warning
+    fitted = [prepare_subject(flow, batch, fit=fit, notify=notify).pixels for batch in batches]
+    if len({batch.shape[2:] for batch in fitted}) > 1:
+        raise ImageError(
+            "A morph needs images of one size, or a model with a size of its own, such as glow-photos, and fit resize. "
+            "Resize the images to one size first."
+        )
+    pixels = torch.cat(fitted)
     pairs = [(k, k + 1) for k in range(len(pixels) - 1)] + ([(len(pixels) - 1, 0)] if loop else [])
     steps = frames - 1
     encoding = len(pixels) / (len(pixels) + steps * len(pairs))  # share of the work

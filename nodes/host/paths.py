@@ -12,6 +12,7 @@ from typing import Literal
 import folder_paths
 
 from ...flowcore import FlowError
+from ...flowcore.images.files import IMAGE_SUFFIXES
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
@@ -92,6 +93,21 @@ def input_pictures() -> list[str]:
     base = folder_paths.get_input_directory()
     files = [name for name in os.listdir(base) if os.path.isfile(os.path.join(base, name))]
     return sorted(folder_paths.filter_files_content_types(files, ["image"]))
+
+
+def input_folders() -> list[str]:
+    """List the folders of the input folder, and those in them, that hold a picture."""
+    base = Path(folder_paths.get_input_directory())
+    folders = (place for depth in ("*/", "*/*/") for place in base.glob(depth))
+    return sorted(name for place in folders if pictures_in(name := place.relative_to(base).as_posix()))
+
+
+def pictures_in(name: str) -> list[Path]:
+    """List the pictures directly in a folder of the input folder, sorted; none if there is no such folder in it."""
+    folder = _resolve(folder_paths.get_input_directory(), name) if name else None
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def input_path(name: str) -> Path | None:

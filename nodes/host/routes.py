@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,10 +52,10 @@ def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
     server.routes.post(path)(handler)
 
 
-def show_as_inputs(names: Collection[str], read: Callable[[str], tuple[bytes, str]]) -> None:
+def show_as_inputs(is_ours: Callable[[str], bool], read: Callable[[str], tuple[bytes, str]]) -> None:
     """Show pictures of ours where the frontend shows files of the input folder: on nodes, in menus and in App mode.
 
-    It asks for all of them at /view. `read` returns the contents and the type of the file of a name.
+    It asks for all of them at /view. `read` returns the contents and the type of the file of a name that is ours.
     """
 
     async def answer(name: str) -> Any:  # not in the server's own thread, which decoding would hold up
@@ -64,8 +64,10 @@ def show_as_inputs(names: Collection[str], read: Callable[[str], tuple[bytes, st
 
     def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
         asked = request.rel_url.query
-        ours = asked.get("filename") in names and asked.get("type") == "input" and not asked.get("subfolder")
-        return answer(asked["filename"]) if ours and request.path in ("/view", "/api/view") else handler(request)
+        if request.path not in ("/view", "/api/view") or asked.get("type") != "input":
+            return handler(request)
+        name = "/".join(filter(None, (asked.get("subfolder"), asked.get("filename"))))
+        return answer(name) if is_ours(name) else handler(request)
 
     _before_handlers(serve)
 

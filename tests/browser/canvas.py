@@ -165,18 +165,19 @@ class Canvas:
             self.page.mouse.move(*place, steps=steps)
         self.page.mouse.up()
 
-    def drop(self, picture: bytes, name: str, place: tuple[float, float]) -> None:
-        """Drop a PNG file on a place of the page."""
+    def drop(self, picture: bytes, names: str, place: tuple[float, float]) -> None:
+        """Drop a PNG file on a place of the page; of several names, as many."""
         self.page.evaluate(
-            """async ([bytes, name, x, y]) => {
+            """async ([bytes, names, x, y]) => {
                 const data = new DataTransfer(), at = document.elementFromPoint(x, y);
-                data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+                for (const name of names.split(' '))
+                    data.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
                 for (const kind of ['dragenter', 'dragover', 'drop']) {
                     at.dispatchEvent(new DragEvent(kind,
                         {bubbles: true, cancelable: true, dataTransfer: data, clientX: x, clientY: y}));
                     await new Promise(done => setTimeout(done, 100));
                 } }""",
-            [list(picture), name, *place],
+            [list(picture), names, *place],
         )
 
     def sent(self, kind: str) -> dict[str, Any]:

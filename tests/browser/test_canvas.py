@@ -371,6 +371,25 @@ def test_a_picture_is_dropped_on_the_story_and_on_its_app(canvases, host, vue):
         page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
 
 
+@RENDERERS
+def test_several_pictures_that_are_dropped_become_a_folder(canvases, served, vue):
+    canvas, page = canvases(vue=vue), canvases(vue=vue).page
+    canvas.open(story("morph"))
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(picture, "PNG")
+    left, top, right, _ = canvas.bounds("FlowcoreMorph")
+    canvas.drop(picture.getvalue(), "one.png two.png", ((left + right) / 2, top + 45))
+    shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').imgs?.[0].naturalWidth == 80"
+    if vue:
+        shown = "() => [...document.images].some(i => i.src.includes('subfolder=flowcore') && i.naturalWidth == 80)"
+    page.wait_for_function(shown)
+    canvas.shot("dropped-several")
+    folder = canvas.sent("FlowcoreExample")["picture"]
+    assert folder.startswith("flowcore/one ")
+    names = sorted(file.name for file in (served.base / "input" / folder).iterdir())
+    assert names == ["0001 one.png", "0002 two.png"]
+
+
 WHERE = """() => {
     const v = document.querySelector('.flowcore-viewer'), r = v.getBoundingClientRect(), k = r.width / v.offsetWidth;
     const [before, after] = ['before', 'after'].map(c => v.querySelector(`.${c} img`));

@@ -39,6 +39,15 @@ def test_every_image_stands_in_the_film_once(loop):
     assert [facts[0] for facts in seen] == sorted(facts[0] for facts in seen)
 
 
+def test_images_of_different_sizes_stand_in_a_film_of_the_models_size():
+    flow = build_tiny("glow", seed=3, image_size=16)
+    film = morph(flow, [images(1, 20, 16), images(2, 16, 24)], frames=2)
+    assert film.shape == (3, 3, 16, 16)
+    torch.testing.assert_close(film[1:2], images(2, 16, 24)[:1, ..., 4:20], atol=1e-4, rtol=0)
+    with pytest.raises(ImageError, match="needs images of one size"):
+        morph(flow, [images(1, 20, 16), images(2, 16, 24)], fit="crop")
+
+
 def test_what_makes_no_film_is_refused():
     with pytest.raises(ImageError, match="two images or more"):
         morph(glow(), images(1, 16, 16))

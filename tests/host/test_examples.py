@@ -78,6 +78,28 @@ def test_a_picture_of_ones_own_is_taken_as_load_image_takes_it(host):
         host.run(workflow)
 
 
+def test_a_folder_of_ones_own_is_a_batch_or_a_list_where_sizes_differ(host):
+    folder = host.server.base / "input" / "flowcore" / "holiday"
+    folder.mkdir(parents=True)
+    for k in range(3):
+        Image.new("RGB", (8, 6), (60 * k, 0, 0)).save(folder / f"{k}.png")
+    workflow = graph(
+        own=("FlowcoreExample", {"picture": "flowcore/holiday"}), image=report("own.0"), **shows(folder="own.2")
+    )
+    outputs = host.run(workflow)["outputs"]
+    batch = pixels(outputs["image"])
+    assert batch.shape == (3, 3, 6, 8)
+    assert (255 * batch[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120]
+    assert folder.samefile(outputs["folder"]["text"][0])
+    assert "flowcore/holiday" in options(host.get_json("/object_info/FlowcoreExample")["FlowcoreExample"], "picture")
+    asked = {"type": "input", "subfolder": "flowcore", "filename": "holiday"}
+    with Image.open(io.BytesIO(host.get(f"/api/view?{urlencode(asked)}"))) as shown:
+        assert shown.size == (24, 6)
+
+    Image.new("RGB", (4, 10), (255, 0, 0)).save(folder / "3.png")
+    assert host.run(workflow)["outputs"]["image"]["shape"] == 3 * [1, 6, 8, 3] + [1, 10, 4, 3]
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host, suffix):
     first, *others = [Image.new("RGB", (9, 7), (60 * k, 0, 0)) for k in range(4)]

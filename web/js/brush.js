@@ -31,40 +31,34 @@ const LOOK = `<style>
 .flowcore-brush-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }
 .flowcore-brush-tools button {
   width: 26px; height: 26px; padding: 4px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;
-  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); line-height: 0; flex: none;
-}
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); line-height: 0; flex: none; }
 .flowcore-brush-tools button:hover:enabled { border-color: var(--descrip-text, #999); }
 .flowcore-brush-tools button:disabled { opacity: 0.35; cursor: default; }
 .flowcore-brush-tools button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); color: #fff; }
 .flowcore-brush-tools button.swatch { width: 18px; height: 18px; padding: 0; border-radius: 50%; border-color: #0006; }
-.flowcore-brush-tools svg { width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2;
-  stroke-linecap: round; stroke-linejoin: round; }
-.flowcore-brush-tools input[type="color"] { width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px;
-  background: none; cursor: pointer; flex: none; }
-.flowcore-brush-tools input[type="range"] { flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px;
-  accent-color: var(--p-primary-color, #4a90e2); }
+.flowcore-brush-tools svg {
+  width: 100%; height: 100%; fill: none; stroke: currentColor; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
+.flowcore-brush-tools input[type="color"] {
+  width: 34px; height: 26px; padding: 0; border: 0; border-radius: 6px; background: none; cursor: pointer; flex: none; }
+.flowcore-brush-tools input[type="range"] {
+  flex: 1 1 40px; min-width: 40px; max-width: 160px; height: 18px; margin: 0 2px; accent-color: var(--p-primary-color, #4a90e2); }
 .flowcore-brush-tools input.amount { appearance: none; border-radius: 9px; }
-.flowcore-brush-tools input.amount::-webkit-slider-thumb { appearance: none; width: 14px; height: 18px; border-radius: 7px;
-  background: #fff; border: 2px solid #333; }
-.flowcore-brush-tools input.amount::-moz-range-thumb { width: 10px; height: 14px; border-radius: 7px; background: #fff;
-  border: 2px solid #333; }
+.flowcore-brush-tools input.amount::-webkit-slider-thumb {
+  appearance: none; width: 14px; height: 18px; border-radius: 7px; background: #fff; border: 2px solid #333; }
+.flowcore-brush-tools input.amount::-moz-range-thumb {
+  width: 10px; height: 14px; border-radius: 7px; background: #fff; border: 2px solid #333; }
 .flowcore-brush-tools i { flex: 1; }
-.flowcore-brush-board {
-  position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
-  background: var(--comfy-input-bg, #222); cursor: none; outline-offset: -2px;
-}
+.flowcore-brush-board { position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden; border-radius: 6px; touch-action: none;
+  background: var(--comfy-input-bg, #222); cursor: none; outline-offset: -2px; }
 .flowcore-brush-board.pick { cursor: crosshair; }
 .flowcore-brush-board.empty { cursor: default; }
 .flowcore-brush-board img, .flowcore-brush-board canvas {
-  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none;
-}
+  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
 .flowcore-brush-board.color img { filter: grayscale(1); }
 .flowcore-brush-board.color canvas { opacity: 0.85; }
 .flowcore-brush-board.amount canvas { opacity: 0.6; }
-.flowcore-brush-board u {
-  position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
-  box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0;
-}
+.flowcore-brush-board u { position: absolute; box-sizing: border-box; border-radius: 50%; border: 1.5px solid #fff; pointer-events: none;
+  box-shadow: 0 0 0 1px #000a, inset 0 0 0 1px #000a; transform: translate(-50%, -50%); opacity: 0; }
 .flowcore-brush-board:hover u { opacity: 1; }
 .flowcore-brush-board.pick u { display: none; }
 .flowcore-brush-board p { position: absolute; inset: 0; pointer-events: none; }

@@ -47,6 +47,10 @@ export function sharpen(image, url) {
 
 export const FULL_SCREEN = "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5";
 
+/** Post JSON to the server. */
+export const post = (path, body, more = {}) =>
+  api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), ...more });
+
 /** Whether a node is one of ours. */
 export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith("Flowcore"));
 

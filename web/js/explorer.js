@@ -12,36 +12,25 @@ const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01]
 const LOOK = `<style>
 .flowcore-pad { container-type: size; }
 .flowcore-pad section {
-  --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px);
-  height: 100%; display: grid; gap: 6px; align-content: center; justify-content: center;
-  grid-template: "a pad b" auto "c pad d" auto / var(--corner) var(--side) var(--corner);
-}
-.flowcore-pad section > div {
-  grid-area: pad; position: relative; width: var(--side); height: var(--side); box-sizing: border-box;
+  --corner: min(72px, 22cqw); --side: min(100cqh, 100cqw - 2 * var(--corner) - 12px); height: 100%; display: grid; gap: 6px;
+  align-content: center; justify-content: center; grid-template: "a pad b" auto "c pad d" auto / var(--corner) var(--side) var(--corner); }
+.flowcore-pad section > div { grid-area: pad; position: relative; width: var(--side); height: var(--side); box-sizing: border-box;
   border: 1px solid var(--border-color, #555); border-radius: 8px; cursor: crosshair; touch-action: none;
   --line: transparent calc(50% - 0.5px), var(--border-color, #555) 0, transparent calc(50% + 0.5px);
-  background: linear-gradient(to right, var(--line)), linear-gradient(to bottom, var(--line)),
-    var(--comfy-input-bg, #222);
-}
+  background: linear-gradient(to right, var(--line)), linear-gradient(to bottom, var(--line)), var(--comfy-input-bg, #222); }
 .flowcore-pad section > div:has(img) { background: var(--comfy-input-bg, #222); }
-.flowcore-pad b {
-  position: relative; width: var(--corner); height: var(--corner); box-sizing: border-box; overflow: hidden;
+.flowcore-pad b { position: relative; width: var(--corner); height: var(--corner); box-sizing: border-box; overflow: hidden;
   border: 1px solid var(--border-color, #555); border-radius: 6px; background: var(--comfy-input-bg, #222);
-  font: 600 12px/18px sans-serif; color: var(--input-text, #ddd); pointer-events: none;
-}
+  font: 600 12px/18px sans-serif; color: var(--input-text, #ddd); pointer-events: none; }
 .flowcore-pad b.open { opacity: 0.3; }
 .flowcore-pad b.open img { display: none; }
 .flowcore-pad b:nth-of-type(n + 3) { align-self: end; }
 .flowcore-pad b span { position: absolute; left: 0; top: 0; padding: 0 6px; }
 .flowcore-pad b:has(img) span { border-bottom-right-radius: 5px; color: #fff; background: rgba(0, 0, 0, 0.55); }
 .flowcore-pad img {
-  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; border-radius: 6px; pointer-events: none;
-}
-.flowcore-pad i {
-  position: absolute; z-index: 1; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%;
-  border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6);
-  pointer-events: none;
-}
+  position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; border-radius: 6px; pointer-events: none; }
+.flowcore-pad i { position: absolute; z-index: 1; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%;
+  border: 2px solid #fff; background: var(--p-primary-color, #4a90e2); box-shadow: 0 0 4px rgba(0, 0, 0, 0.6); pointer-events: none; }
 </style>`;
 
 app.registerExtension({

@@ -3,7 +3,7 @@
 // none of this. All that its run was sent with comes back, so that the host finds that run again and computes nothing.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, areaOf, label, make, picks, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
+import { after, areaOf, label, make, picks, post, redraw, say, set, sharpen, widgetOf, wired } from "./canvas.js";
 import { addressOf, choiceOf, onChoice } from "./picture.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 import { show as tell } from "./text.js";
@@ -16,15 +16,12 @@ const SAVING = "flowcore_save"; // the node that saves a picture, on no canvas
 const LOOK = `<style>
 .flowcore-area > .flowcore-viewer { flex: 1 1 0; }
 .flowcore-gallery {
-  flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px;
-  grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr));
-}
+  flex: none; max-height: 108px; overflow-y: auto; display: grid; gap: 4px; grid: auto-flow / repeat(auto-fit, minmax(60px, 1fr)); }
 .flowcore-gallery p { grid-column: 1 / -1; margin: 0; font: 11px/1.2 sans-serif; color: var(--descrip-text, #999); }
 .flowcore-gallery:empty { display: none; }
 .flowcore-gallery button {
   position: relative; height: 52px; padding: 0; border: 2px solid transparent; border-radius: 6px; overflow: hidden; cursor: pointer;
-  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px;
-}
+  background: var(--comfy-input-bg, #222); line-height: 0; min-width: 0; outline-offset: -2px; }
 .flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
 .flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
 .flowcore-gallery:has([aria-pressed="true"]) button[aria-pressed="false"] img { opacity: 0.45; }
@@ -32,9 +29,8 @@ const LOOK = `<style>
 .flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
 .flowcore-gallery span {
   position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;
-  border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55);
-  text-overflow: ellipsis; white-space: nowrap;
-}
+  border-top-right-radius: 5px; font: 10px/1.2 sans-serif; color: #fff; background: rgba(0, 0, 0, 0.55); text-overflow: ellipsis;
+  white-space: nowrap; }
 /* Previews are shown in the viewer; Nodes 2.0 would show them below it, too. */
 [data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size,
 [data-node-id]:has(.flowcore-viewer) img.pointer-events-none.contain-size + div { display: none; }
@@ -306,8 +302,7 @@ async function save(node, { filename, number }) {
     };
     api.addEventListener("executed", saved);
     const body = { prompt: nodes, extra_data: extra, client_id: api.clientId, front: true, partial_execution_targets: [SAVING] };
-    const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-    if ((await api.fetchApi("/prompt", post)).ok) return;
+    if ((await post("/prompt", body)).ok) return;
   }
   tell(node, await say("gone"));
 }

@@ -1,7 +1,7 @@
 // Pictures of what a node would make of other numbers, asked of the server while they are dragged. The server answers
 // between runs, for a node that has run, and refuses otherwise: then nothing new is shown.
 import { api } from "../../../scripts/api.js";
-import { after } from "./canvas.js";
+import { after, post } from "./canvas.js";
 import { onResult } from "./runs.js";
 
 const KEY = "flowcore_live"; // in a node's output: the name of its run on the server
@@ -84,12 +84,7 @@ export class Live {
     this.#sent = sent;
     let status, picture;
     try {
-      const answer = await api.fetchApi("/flowcore/live", {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ run, values }),
-        signal: sent.abort.signal,
-      });
+      const answer = await post("/flowcore/live", { run, values }, { signal: sent.abort.signal });
       if (answer.ok) picture = await answer.blob();
       status = answer.status;
     } catch {

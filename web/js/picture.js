@@ -2,17 +2,51 @@
 // after a run. A picture that is dropped on a node of ours goes where its picture comes from.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { after, isOurs, widgetOf } from "./canvas.js";
+import { after, isOurs, set, widgetOf } from "./canvas.js";
 
 app.registerExtension({
   name: "flowcore.picture",
   nodeCreated(node) {
+    if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
     const input = isOurs(node) && node.inputs?.find(({ type }) => type === "IMAGE")?.name;
     if (!input) return;
     for (const event of ["onDragOver", "onDragDrop"])
       node[event] = (...dropped) => originOf(node, input)?.[event]?.(...dropped) ?? false;
   },
 });
+
+/** Let several files, or a folder, that are dropped on Flow Example become a folder of the input folder, which it shows. */
+function takeSeveral(node) {
+  const one = node.onDragDrop;
+  node.onDragDrop = async function (event) {
+    const { items = [], files = [] } = event.dataTransfer ?? {};
+    const folders = [...items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
+    const given = [...files].filter(({ type }) => type.startsWith("image/")); // after this the drop is forgotten
+    const pictures = [...given, ...(await Promise.all(folders.map(picturesIn))).flat()];
+    if (pictures.length < 2 && !folders.length) return one?.apply(this, arguments);
+    if (!pictures.length) return false;
+    const name = (folders[0]?.name ?? pictures[0].name.replace(/\.\w+$/, "")).replace(/[^\p{L}\p{N} _-]/gu, "_");
+    const folder = `flowcore/${name} ${new Date().toISOString().replace(/\D/g, "").slice(0, 14)}`; // never one that is there
+    for (const [number, file] of pictures.entries()) {
+      const body = new FormData(); // numbered, since names of several folders may be alike, and sorting them keeps their order
+      body.append("image", file, `${String(number + 1).padStart(4, "0")} ${file.name}`);
+      body.append("subfolder", folder);
+      await api.fetchApi("/upload/image", { method: "POST", body });
+    }
+    const choice = choiceOf(node);
+    choice.options.values.push(folder);
+    set(node, choice, folder);
+    return true;
+  };
+}
+
+/** The pictures in a folder that was dropped, and in those in it. */
+async function picturesIn(entry) {
+  const [reader, found] = [entry.createReader?.(), []];
+  if (!reader) return [await new Promise((...ends) => entry.file(...ends))].filter(({ type }) => type.startsWith("image/"));
+  for (let part; (part = await new Promise((...ends) => reader.readEntries(...ends))).length; ) found.push(...part);
+  return (await Promise.all(found.sort((a, b) => (a.name < b.name ? -1 : 1)).map(picturesIn))).flat();
+}
 
 /** The address of a picture in one of the host's folders. */
 export const addressOf = ({ filename, subfolder = "", type = "input" }) =>
@@ -25,7 +59,8 @@ export function pictureAt(node, name) {
   const file = choiceOf(origin)?.value;
   if (["LoadImage", "FlowcoreExample"].includes(origin.type) && typeof file === "string" && file) {
     const { flowcore_files: ours, flowcore_films: films } = origin.constructor.nodeData?.input?.required?.picture?.[1] ?? {};
-    if (films?.includes(file) || ours?.[file]?.length > 1) return undefined; // the page shows another, or all of them
+    // Of films, batches and folders the page shows another picture, or all of them.
+    if (films?.includes(file) || (ours?.[file] ? ours[file].length > 1 : !/\.\w+( \[\w+\])?$/.test(file))) return undefined;
     const cut = file.lastIndexOf("/"); // what may stand behind the name, as in "a.png [output]", is for the host
     return addressOf({ filename: file.slice(cut + 1), subfolder: file.slice(0, Math.max(0, cut)) });
   }

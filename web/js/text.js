@@ -6,11 +6,9 @@ import { isHere, nodeAt, onResult } from "./runs.js";
 
 const LOOK = `<style>
 .flowcore-text {
-  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; border-radius: 6px;
-  user-select: text; cursor: text;
-  font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
-  white-space: pre-line; word-break: normal; overflow-wrap: break-word;
-}
+  flex: 1 1 0; min-height: 0; box-sizing: border-box; padding: 6px 8px; overflow-y: auto; border-radius: 6px; user-select: text;
+  cursor: text; font: 12px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); white-space: pre-line;
+  word-break: normal; overflow-wrap: break-word; }
 .flowcore-text:empty { display: none; }
 .flowcore-gallery ~ .flowcore-text { flex: none; max-height: 64px; }
 .flowcore-gallery ~ .flowcore-text.failed { max-height: 50%; }

@@ -10,49 +10,39 @@ const BLOCKS = 4; // from so many on, pixels are shown as squares
 const LOOK = `<style>
 .flowcore-viewer {
   position: relative; overflow: hidden; border-radius: 6px; background: #161616; touch-action: none; user-select: none;
-  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box;
-}
+  outline-offset: -2px; cursor: zoom-in; min-height: 0; box-sizing: border-box; }
 .flowcore-viewer img { position: absolute; max-width: none; max-height: none; pointer-events: none; }
 .flowcore-viewer img.blocks { image-rendering: pixelated; }
 .flowcore-viewer .after, .flowcore-viewer .before { position: absolute; inset: 0; pointer-events: none; }
 .flowcore-viewer hr {
-  position: absolute; top: 0; bottom: 0; width: 2px; margin: 0 0 0 -1px; border: 0; overflow: visible;
-  background: #fff; opacity: 0.9; box-shadow: 0 0 3px rgba(0, 0, 0, 0.7); pointer-events: none;
-}
+  position: absolute; top: 0; bottom: 0; width: 2px; margin: 0 0 0 -1px; border: 0; overflow: visible; background: #fff; opacity: 0.9;
+  box-shadow: 0 0 3px rgba(0, 0, 0, 0.7); pointer-events: none; }
 .flowcore-viewer hr::after {
   content: ""; position: absolute; left: -8px; top: 50%; width: 18px; height: 18px; margin-top: -9px; border-radius: 50%;
-  box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45);
-}
+  box-sizing: border-box; border: 2px solid #fff; background: rgba(0, 0, 0, 0.45); }
 .flowcore-viewer.line { cursor: ew-resize; }
 .flowcore-viewer.pan { cursor: grabbing; }
-.flowcore-viewer .bar {
-  position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none;
-}
+.flowcore-viewer .bar { position: absolute; left: 6px; right: 6px; display: flex; gap: 4px; align-items: center; pointer-events: none; }
 .flowcore-viewer .bar.names { top: 6px; justify-content: space-between; }
 .flowcore-viewer .bar.tools { bottom: 6px; justify-content: center; opacity: 0; transition: opacity 0.15s; }
 .flowcore-viewer:hover .bar.tools, .flowcore-viewer:focus-within .bar.tools, .flowcore-viewer.full .bar.tools { opacity: 1; }
 .flowcore-viewer select, .flowcore-viewer .bar button {
-  pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0;
-  box-sizing: border-box; border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff;
-  background: rgba(0, 0, 0, 0.6); white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
-}
+  pointer-events: auto; cursor: pointer; height: 22px; min-width: 22px; max-width: 46%; padding: 0 6px; margin: 0; box-sizing: border-box;
+  border: 0; border-radius: 5px; font: 11px/22px sans-serif; color: #fff; background: rgba(0, 0, 0, 0.6); white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; }
 .flowcore-viewer select { appearance: none; text-align: center; }
 .flowcore-viewer select option { color: #fff; background: #222; }
 .flowcore-viewer select:hover, .flowcore-viewer .bar button:hover { background: rgba(0, 0, 0, 0.85); }
 .flowcore-viewer .bar button[aria-pressed="true"] { background: var(--p-primary-color, #4a90e2); }
 .flowcore-viewer .bar svg {
-  display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none;
-}
+  display: block; height: 14px; margin: 0 auto; fill: none; stroke: currentColor; stroke-width: 2; pointer-events: none; }
 .flowcore-viewer .hidden, .flowcore-viewer.single .previous, .flowcore-viewer.single .next, .flowcore-viewer.single .choose {
-  display: none;
-}
+  display: none; }
 .flowcore-viewer.full {
-  position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0;
-  background: #111; pointer-events: auto;
-}
+  position: fixed; inset: 0; width: 100vw; height: 100vh; margin: 0; padding: 0; border: 0; border-radius: 0; background: #111;
+  pointer-events: auto; }
 .flowcore-viewer.full select, .flowcore-viewer.full .bar button {
-  height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px;
-}
+  height: 30px; min-width: 30px; font: 14px/30px sans-serif; padding: 0 10px; }
 .flowcore-viewer .close { display: none; }
 .flowcore-viewer.full .close { display: block; }
 .flowcore-viewer.full .open { display: none; }
