@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
+from .file import read_header
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 NETWORKS = {"face-finder"}  # shipped beside the models, and no flow
@@ -23,3 +27,16 @@ def path(name: str) -> Path:
             f"There is no shipped model {name!r}; choose {' or '.join(known) or 'a file: none is shipped'}."
         )
     return FOLDER / f"{name}.safetensors"
+
+
+def is_for_damaged(provenance: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on photographs with the noise and blocks of people's own, as its recipe says."""
+    return 'degradation = "realistic"' in str(provenance.get("recipe", ""))
+
+
+@cache
+def for_damaged(scale: int) -> str | None:
+    """Name the shipped model that enlarges such photographs so many times; None if there is none."""
+    headers = {name: read_header(path(name)) for name in names()}
+    made = (name for name, header in headers.items() if is_for_damaged(header.provenance))
+    return next((name for name in made if headers[name].config.get("scale") == scale), None)

@@ -18,6 +18,7 @@ from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
 from ..prior import Temperature
 from . import consistency
+from .choose import advise
 from .gray import gray_images, with_channels_of
 from .guide import Strength, own_strength, prepare_guide
 from .model_defaults import resolve
@@ -122,6 +123,8 @@ def upscale(
                 f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
                 "resize (bicubic)."
             )
+        if not guide_bounded:  # a frame of a clip, of which the first is enough
+            advise(run, flow, rgb)
         gray = gray_images(run, lr, rgb)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
         pictures = decoder(rgb, [settings], sampling, gray, guides)
@@ -188,6 +191,7 @@ def temperature_grid(
 
     def task() -> Tensor:
         rgb = validate_image(lr)[0]
+        advise(run, flow, rgb)
         gray = gray_images(run, lr, rgb)
         guides = prepare_guide(run, flow, rgb, guide, strength)
         return with_channels_of(lr, decoder(rgb, settings, sampling, gray, guides), gray).to(lr.device)

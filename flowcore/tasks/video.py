@@ -17,6 +17,7 @@ from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature, sample_latents
+from .choose import advise
 from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors
 from .coherence import share_noise
 from .colorize import ADVICE, AT_ONCE
@@ -204,7 +205,10 @@ def upscale_video(
         result: Tensor | None = None  # made whole at once: a film fills memory
         for place, frame in enumerate(frames.split(1)):
             number = int(past[0]) + 1 if past else 0
+            if not number:
+                advise(run, flow, validate_image(frame)[0])
             settings: Any = {"calm_edges": calm_edges, "tile": tile, "halo": halo, "store": ConditionStore(count=1)}
+            settings |= {"guide_bounded": True}
             first, second = (part_of_run(options, (place + k / 2) / len(frames), 0.5 / len(frames)) for k in (0, 1))
             calm, guide, strength = None, None, None
             if steadiness:
@@ -212,7 +216,7 @@ def upscale_video(
                 if len(past) > 1:
                     guide, strength = _moved(calm, past[1], past[2], flow.condition_scale, steadiness)
             drawn: Any = {"temperature": temperature, "seed": (drawing.seed + number) % 2**64}
-            drawn |= {"guide": guide, "guide_strength": strength, "guide_bounded": True}
+            drawn |= {"guide": guide, "guide_strength": strength}
             picture = upscale(flow, frame, **drawn, **settings, **second)
             result = picture.new_empty(len(frames), *picture.shape[1:]) if result is None else result
             result[place] = picture[0]

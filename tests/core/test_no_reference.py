@@ -1,13 +1,17 @@
-"""NIQE, BRISQUE and PIQE against the programs that their numbers in the literature come from."""
+"""NIQE, BRISQUE and PIQE against the programs that their numbers in the literature come from; blocks and noise."""
 
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowcore.errors import ShapeError
 from flowcore.quality.no_reference import brisque, niqe, piqe
+from flowcore.tasks.choose import describe_damage
 
 from .pictures_to_measure import PICTURES
 
@@ -69,3 +73,48 @@ def test_unsuitable_images_raise_readable_errors():
     assert np.isfinite(float(niqe(tensor(PICTURES["leaves"]())[..., :96, :192])))
     with pytest.raises(ShapeError, match="BRISQUE needs sides of 16"):
         brisque(torch.rand(1, 3, 15, 90))
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """96 crops of 64x64 of twelve photographs of the pack, shrunk to half: as uint8 arrays."""
+    pictures = Path(__file__).parents[2] / "workflows" / "pictures"
+    names = ["lake", "desert", "canyon", "original", *(f"bread/{k:02}" for k in range(1, 9))]
+    found = []
+    for name in names:
+        with Image.open(pictures / f"{name}.jpg") as opened:
+            half = np.asarray(opened.convert("RGB").resize((opened.width // 2, opened.height // 2), Image.BICUBIC))
+        found += [half[top : top + 64, left : left + 64] for top in (0, 50) for left in (0, 18, 37, 56)]
+    return found
+
+
+def told(crops):
+    """How many of some crops are said to be damaged."""
+    return sum(bool(describe_damage(torch.tensor(crop.copy()).permute(2, 0, 1) / 255)) for crop in crops)
+
+
+def stored(crop, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(crop).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def noisy(crop, rng):
+    return (crop + rng.normal(0, 8, crop.shape)).clip(0, 255).round().astype(np.uint8)
+
+
+def test_of_clean_photographs_no_damage_is_told(crops):
+    assert len(crops) == 96
+    assert told(crops) == 0
+
+
+def test_blocks_of_jpeg_are_told_with_their_quality(crops):
+    damaged = [stored(crop, 50) for crop in crops]
+    assert told(damaged) >= 92
+    cut = torch.tensor(damaged[0][3:, 5:].copy()).permute(2, 0, 1) / 255
+    assert describe_damage(cut) == "JPEG blocks (about quality 50)"
+
+
+def test_noise_is_told(crops):
+    rng = np.random.default_rng(0)
+    assert told([noisy(crop, rng) for crop in crops]) >= 90

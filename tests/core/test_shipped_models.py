@@ -77,6 +77,16 @@ def test_the_model_of_damaged_photographs_takes_the_damage_away(flow, damage):
     assert all(after > before + 0.8 for before, after in zip(plain, restored, strict=True))
 
 
+def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo):
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(photo)[0].permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=50)
+    damaged, said = pixels(buffer.getvalue()), []
+    options = {"temperature": 0.0, "notify": said.append}
+    for model, picture in ((flow, photo), (flowcore.load("srflow-x4-photo"), damaged), (flow, damaged)):
+        flowcore.upscale(model, picture, **options)
+    assert said == ["This picture has JPEG blocks (about quality 50); srflow-x4-photo is made for it."]
+
+
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey():
     flow = flowcore.load("color-photos")
     rgb = pixels(PHOTO.read_bytes())
