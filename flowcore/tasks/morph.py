@@ -34,8 +34,7 @@ def morph(
 
     From one image to the next are ``frames``, both included; every image stands at its place, as the model takes it
     (see ``prepare_subject``), and none twice. ``loop`` walks from the last image back to the first, so that the film
-    repeats. ``images`` may be a list
-    of images of any sizes, where the model has a size of its own.
+    repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
     batches = [images] if isinstance(images, Tensor) else images
