@@ -226,7 +226,7 @@ class VariationalDequantizer(Transform):
     name = "variational"
     MARGIN = 2.0**-20  # a above
     SPREAD = 1.75  # standard deviation of t at the start
-    CONTRAST = 4.0  # gray levels that are a large contrast
+    CONTRAST = 4.0  # gray levels by which a contrast is divided
 
     def __init__(self, channels: int, *, n_bits: int = 8, hidden: int = 32, steps: int = 4) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ OUT_OF_MEMORY = (  # how CUDA, Apple and Intel, Linux, Windows, DirectML, and th
     "status_memory_error",
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
-CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux, which limit containers
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux limits containers by these
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -70,7 +70,7 @@ def free_memory(device: torch.device | str) -> int | None:
         return None
     free, total = module.mem_get_info(device)
     if getattr(module.get_device_properties(device), "is_integrated", False):
-        free = max(free, _free_main_memory() or 0)  # one memory for all, of which the driver does not count file caches
+        free = max(free, _free_main_memory() or 0)  # memory shared with the CPU; the driver counts file caches as used
     allocated = module.memory_allocated(device)
     cached = module.memory_reserved(device) - allocated
     if hasattr(module, "get_per_process_memory_fraction"):
@@ -100,7 +100,7 @@ def _free_in_control_groups() -> list[int]:
                 counted = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
                 cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)
                 free.append(max(0, most - max(0, used - cached)))
-            except (OSError, ValueError):  # no such group in this container; "max", which is no limit
+            except (OSError, ValueError):  # OSError: no such group in this container; ValueError: "max", no limit
                 pass
             folder = folder.parent
     return free
@@ -225,7 +225,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def _has_autocast(device_type: str) -> bool:
     try:
         torch.autocast(device_type, enabled=False)
-    except (RuntimeError, AssertionError):  # no such type; a backend without what autocast needs of it
+    except (RuntimeError, AssertionError):  # torch has no autocast for this device
         return False
     return True
 

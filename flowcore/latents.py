@@ -30,8 +30,8 @@ Per = Literal["level", "channel", "local"]
 
 MIN_ANGLE = 1e-6  # radians; below, an arc and its chord are the same to 1e-12
 OPPOSITE = 1e-3  # radians short of half a turn; beyond, the plane of the arc is rounding noise
-MIN_STD = 1e-3  # of latents that should have 1: a flatter level has nothing to stretch
-MIN_POSITIONS = 16  # statistics of fewer numbers say little, and of a single one that its std is 0
+MIN_STD = 1e-3  # least standard deviation that latents are divided by
+MIN_POSITIONS = 16  # fewer numbers have no meaningful mean and standard deviation
 
 
 # --- mixing two lists -------------------------------------------------------------------------------------------------

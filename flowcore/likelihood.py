@@ -128,7 +128,7 @@ def series_coefficients(flow: Flow, terms: int = 20) -> tuple[tuple[float, ...],
 def probe_shapes(flow: Flow, height: int, width: int) -> list[Shape]:
     """Compute the shapes of the probes of an image: those of the inputs of all estimated steps."""
     flow.require_probes()
-    flow.latent_shapes(height, width)  # refuses sizes
+    flow.latent_shapes(height, width)  # raises ShapeError for a size that does not fit
     shapes: list[Shape] = []
     at: Shape = (flow.channels, height, width)
     for level in flow.levels:

@@ -15,7 +15,7 @@ from .errors import FlowError, ShapeError
 
 Shape = tuple[int, int, int]
 
-AT_ONCE = 2**22  # draws between two moments at which a caller can stop them; a multiple of 16
+AT_ONCE = 2**22  # draws between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map
@@ -71,7 +71,7 @@ def sample_latents(
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
     if n < 1:
         raise FlowError(f"The number of samples must be at least 1; got {n}.")
-    # whatever torch's defaults are
+    # explicit, whatever torch's default type and device are
     levels = [torch.empty(n, *shape, dtype=torch.float32, device="cpu") for shape in shapes]
     for i in range(n):
         generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)

@@ -34,14 +34,14 @@ VERSION = "0.1.0"  # of flowcore
 KEY = "flowcore"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXR = b"\x76\x2f\x31\x01"
-NAMED = ("temperature", "seed", "samples")  # values with a field of their own
+NAMED = ("temperature", "seed", "samples")  # settings that are fields of ``Provenance``
 MAX_TEXT = 4 * 2**20  # bytes; an entry has about a thousand
 MAX_SCAN = 256 * 2**20  # bytes of a file
 MAX_CHUNKS = 1_000_000
 MAX_ENTRIES = 64
 MAX_PICTURES = 4096
 MAX_NAME = 200  # characters
-DIGITS = 12  # of a fingerprint, where people read it
+DIGITS = 12  # hexadecimal, of a shortened fingerprint
 
 
 class ProvenanceError(FlowError):
@@ -180,7 +180,7 @@ def describe(path: str | Path) -> list[dict[str, Any]]:
     link. ProvenanceError if there is neither.
     """
     if _text(Path(path), KEY) is None and (prompt := _text(Path(path), "prompt")) is not None:
-        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # of another program
+        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):  # no ComfyUI prompt
             nodes = [(id, node["class_type"], node["inputs"]) for id, node in json.loads(prompt).items()]
             ours = [entry for entry in nodes if str(entry[1]).startswith("Flowcore")]
             if ours:
@@ -243,7 +243,7 @@ def _find_attribute(file: BinaryIO, key: str) -> str | None:
 def _decoded(kind: bytes, content: bytes, name: str) -> str:
     compressed, encoding = kind == b"zTXt", "latin-1"
     if kind == b"zTXt":
-        content = content[1:]  # the method, of which there is one
+        content = content[1:]  # skip the compression method; PNG has only one
     if kind == b"iTXt":
         compressed, encoding = content[:1] == b"\1", "utf-8"
         content = content[2:].split(b"\0", 2)[-1]  # after the language, and the keyword in it
@@ -299,7 +299,7 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
             return entry.model, flow
         seen = model_sha256(flow)
     for name, path in others:
-        # Reading a header is cheap. Files without one would have to be converted first: they are skipped.
+        # reading a header is cheap; files without one would have to be converted first, and are skipped
         if path != named and is_ours(path):
             try:
                 if read_header(path).architecture != entry.architecture:

@@ -20,7 +20,7 @@ from .runner import Runner, validate_image, with_alpha
 from .tile_size import Border, Tiling
 from .tiles import STRIPS, TiledDecoder
 
-PADDING = 16  # pixels that are added to a side, or what lacks to a multiple of it: what the published program does
+PADDING = 16  # sides are padded to the next multiple, by 16 if they are one, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
 MAX_EXPOSURE = 4  # stops
 HALO = 64  # pixels read around a tile

@@ -23,7 +23,7 @@ from ..device import float64
 from ..flow import Flow
 
 MAX_POSITIONS = 4096  # a factor takes the cube of their number
-JITTER = 1e-4  # variance of its own that every position has, so that the factor exists
+JITTER = 1e-4  # added to the diagonal, so that the Cholesky factor exists
 
 
 def coherent_factor(features: Tensor, coherence: float, scales: tuple[float, float]) -> Tensor | None:

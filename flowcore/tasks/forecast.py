@@ -18,7 +18,7 @@ from .tile_size import TileSize
 from .tiles import ANALYSIS
 from .upscale import HALO, TILING, memory_required, upscale
 
-NOTEWORTHY = 16  # megapixels of all results, from which on a forecast is worth the seconds that it takes
+NOTEWORTHY = 16  # megapixels of all results; for fewer, the forecast costs more than it tells
 PROBE = 64  # side of the LR image whose enlargement is timed
 PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a copy in which it is rounded, resized or handed on
 

@@ -22,7 +22,7 @@ from .runner import Runner, images_at_once, require_tensor, to_float
 Labels = int | str | Sequence[int | str] | Tensor
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
-NOTEWORTHY = 1024  # patches, one after the other, from which on it is worth saying how long they take
+NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
 
 

@@ -36,8 +36,8 @@ from .runner import Runner, validate_image
 
 SIDE = 64  # shorter side at which colorings are compared
 LEAST = 1e-3  # colorfulness below which a picture is gray, and hues are noise
-MOST_SCALING = 4.0  # of chroma, to equal colorfulness
-ENOUGH = 4  # colorings from which on the trend by colorfulness is removed
+MOST_SCALING = 4.0  # largest factor on chroma when colorfulness is equalized
+ENOUGH = 4  # least number of colorings whose trend by colorfulness is removed
 
 
 @torch.no_grad()

@@ -49,9 +49,9 @@ def prepare_subject(
 
     ``fit`` "resize" covers the model's own size and crops the middle; "crop" only crops, to the largest size that the
     model takes, as do models without a size of their own. Alpha is dropped, values outside [0, 1] are clamped.
-    ``label`` is what all the images show, -1 for none; ``source`` are for upscaling models the small images that belong
-    to these, ``(1 or B, C, h, w)``, None shrinks the images themselves. ``notify`` is told when an argument is ignored
-    or replaced.
+    ``label`` is what all the images show, -1 for none; ``source`` has, for upscaling models, the small images that
+    belong to these, ``(1 or B, C, h, w)``; None shrinks the images themselves. ``notify`` is told when an argument is
+    ignored or replaced.
     """
     refuse_colorizer(flow)
     upscales = flow.capabilities.source == "low_resolution"

@@ -7,7 +7,7 @@ value is known, and what is not known of them counts as average. Images of one s
 compared with each other only, or the direction would hold what tells the sources apart: walls, light, the camera.
 
 There are more latents than images, so most of what a plain mean difference holds is the chance of which images there
-are. Each place of a level is shrunk towards zero by the share that chance explains around it, after James & Stein: what
+are. Each place of a level is shrunk toward zero by the share that chance explains around it, after James & Stein: what
 remains adds up, and a smile stays at the mouth.
 
 Source: Kingma & Dhariwal, "Glow" (NeurIPS 2018), section 5.2, takes plain mean differences, of 30,000 faces; W. James &

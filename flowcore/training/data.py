@@ -31,7 +31,7 @@ def open_data(recipe: Recipe, data: Path | Sequence[Path], cache: Path, progress
         if not isinstance(data, Path):
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
         labeled = getattr(recipe.model, "classes", 0) > 0
-        return Digits(data, validation=recipe.validation, labeled=labeled, unlabelled=recipe.unlabelled)
+        return Digits(data, validation=recipe.validation, labeled=labeled, unlabeled=recipe.unlabelled)
     if not isinstance(recipe.model, ColorizerConfig):
         return Photographs(data, cache, recipe, progress)
     colors = ColorPhotographs(data, cache, recipe, progress)

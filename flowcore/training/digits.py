@@ -16,7 +16,7 @@ from ..errors import ImageError
 class Digits:
     """Labeled gray images of the files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, gzipped or not.
 
-    The last ones are held out for validation. With ``labeled``, the share ``unlabelled`` of the others has the label
+    The last ones are held out for validation. With ``labeled``, the share ``unlabeled`` of the others has the label
     "not given", which is the number of classes; without, batches have no labels. The digits of a training step are a
     function of (seed, step) alone.
 
@@ -25,11 +25,11 @@ class Digits:
 
     skipped: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabelled: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, validation: int = 0, labeled: bool = True, unlabeled: float = 0.0) -> None:
         self.images = read_idx(folder, "train-images-idx3-ubyte")  # (N, 28, 28)
         self.labels = read_idx(folder, "train-labels-idx1-ubyte")
         self.classes = int(self.labels.max()) + 1
-        self.labeled, self.unlabelled = labeled, unlabelled
+        self.labeled, self.unlabeled = labeled, unlabeled
         count = len(self.images) - min(validation, len(self.images) - 1)
         self.training, self.held_out = np.arange(count), np.arange(count, len(self.images))
 
@@ -44,7 +44,7 @@ class Digits:
         chosen = rng.choice(self.held_out if held_out else self.training, size)
         labels = self.labels[chosen].astype(np.int64)
         if not held_out:
-            labels[rng.random(size) < self.unlabelled] = self.classes
+            labels[rng.random(size) < self.unlabeled] = self.classes
         images = torch.from_numpy(self.images[chosen])[:, None].float() / 255
         return images, torch.from_numpy(labels) if self.labeled else None
 

@@ -35,7 +35,6 @@ from .recall import Recall, fill_memories
 from .recipe import Recipe, Stage, fingerprint
 from .results import START_FILE, Result, Results
 from .run_log import RunLog
-from .schedule import Schedule
 from .stage import (
     Diverged,
     Run,
@@ -47,6 +46,7 @@ from .stage import (
     running_moments,
     unchanged_moments,
 )
+from .stages import Stages
 from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults
 from .validate import validate
 
@@ -158,7 +158,7 @@ class _Trainer(Run):
             check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
         super().__init__(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
-        self.schedule = Schedule(recipe, state)
+        self.stages = Stages(recipe, state)
         self.optimizer_state: dict[str, Any] | None = None
         self.was_cancelled = False
         self.pace = Pace(deadline, self._mean)
@@ -187,7 +187,7 @@ class _Trainer(Run):
                 self.log.line("remembering places of the photographs to train on")
                 fill_memories([self.flow, self.average], self.data, self._while_decoding)
             self.data.recall = Recall(self.flow, self.data)
-        if any(stage.teacher_weight for stage in self.schedule.whole()):
+        if any(stage.teacher_weight for stage in self.stages.whole()):
             self.teacher = read(start or self.results.start).to(self.device, memory_format=torch.channels_last)
         for model in (self.flow, self.average):
             model.to(device=self.device, memory_format=torch.channels_last)
@@ -198,10 +198,10 @@ class _Trainer(Run):
             self.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and resumed is None:
             self._measure_start()
-        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.schedule.total():
+        if self.pace.is_limited and (state.stage_steps or not state.step) and state.step < self.stages.total():
             self._plan()
-        if self.schedule.total() < sum(stage.steps for stage in self.schedule.whole()):
-            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.schedule.stages())
+        if self.stages.total() < sum(stage.steps for stage in self.stages.whole()):
+            lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in self.stages.shortened())
             self.log.line(f"shortened to fit the time, steps: {lengths}")
         if self.recipe.compile:
             for module in self.flow.modules():
@@ -245,27 +245,27 @@ class _Trainer(Run):
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.state.start
         start += [{} for _ in self.recipe.stages_from_start()]
-        for number, stage in enumerate(self.schedule.stages()):
+        for number, stage in enumerate(self.stages.shortened()):
             if not self.distributed.is_main:
                 continue
             start[number], sheet = self._measure(stage)
             if self.progress is not None and sheet is not None:
-                self.progress(0, self.schedule.total(), sheet)
+                self.progress(0, self.stages.total(), sheet)
         self.pace.closing = (time.monotonic() - begin) / len(start)
 
     def _plan(self) -> None:
         """Give every stage as many steps as fit into the time."""
         state = self.state
-        whole = [stage.steps for stage in self.schedule.whole()]
-        number = self.schedule.number_of(state.step + 1)
+        whole = [stage.steps for stage in self.stages.whole()]
+        number = self.stages.number_of(state.step + 1)
         self.pace.trial = self._seconds_per_step(number)
-        first = sum(stage.steps for stage in self.schedule.stages()[:number])
+        first = sum(stage.steps for stage in self.stages.shortened()[:number])
         state.stage_steps = self.pace.fit(state.stage_steps or whole, whole, number, state.step - first)
 
     def _seconds_per_step(self, number: int) -> list[float]:
         """Time the gradient of every stage, the encoder's included, from the present one on."""
         result: list[float] = []
-        for k, stage in enumerate(self.schedule.stages()):
+        for k, stage in enumerate(self.stages.shortened()):
             seconds = 0.0
             if k >= number:
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
@@ -296,10 +296,10 @@ class _Trainer(Run):
                 self._go_back()
         state = self.state
         if self.distributed.is_main and not self.was_cancelled and not self.results.is_of(state.step):
-            self._publish(self.schedule.stage_of(state.step))
+            self._publish(self.stages.at(state.step))
         self.distributed.barrier()
         self.log.line(
-            f"{state.step} of {self.schedule.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
+            f"{state.step} of {self.stages.total()} steps, {state.skipped} skipped, {state.seconds / 60:.1f} "
             f"minutes: {self.results.model}{'' if finished else '; run again to go on'}"
         )
         compared = state.start and self.distributed.is_main
@@ -309,7 +309,7 @@ class _Trainer(Run):
         return Result(
             model=self.results.model,
             steps=state.step,
-            total=self.schedule.total(),
+            total=self.stages.total(),
             new_steps=state.step - before,
             skipped=state.skipped,
             minutes=state.seconds / 60,
@@ -321,21 +321,21 @@ class _Trainer(Run):
         """Run the stages from the present step on; return True if all of them are finished."""
         state, first = self.state, 0
         limit = math.inf if stop_after is None else stop_after
-        for number in range(len(self.schedule.stages())):
-            stage = self.schedule.stages()[number]
+        for number in range(len(self.stages.shortened())):
+            stage = self.stages.shortened()[number]
             if first <= state.step < min(first + stage.steps, limit):
                 if state.step == first:
                     self._begin_stage(stage)
                 if not self._run_stage(number, StageRunner(self, stage, first), limit):
                     return False
                 self.optimizer_state = None
-            first += self.schedule.stages()[number].steps
-        return state.step == self.schedule.total()
+            first += self.stages.shortened()[number].steps
+        return state.step == self.stages.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
         state, every = self.state, self.recipe.checkpoint_every
-        share = self.schedule.total() / sum(stage.steps for stage in self.schedule.whole())
+        share = self.stages.total() / sum(stage.steps for stage in self.stages.whole())
         if share < 1:
             every = max(min(every, 25), round(every * share))
         if self.optimizer_state is not None:
@@ -402,7 +402,7 @@ class _Trainer(Run):
         reason: str | BaseException | None = None
         try:
             if self.progress is not None:
-                self.progress(state.step, self.schedule.total())
+                self.progress(state.step, self.stages.total())
             if self.cancelled is not None and self.cancelled():
                 reason = "cancelled"
         except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
@@ -421,15 +421,15 @@ class _Trainer(Run):
             return  # it takes the mean over the processes
         done = state.step - runner.first
         self.pace.count(number, done)
-        whole = [stage.steps for stage in self.schedule.whole()]
+        whole = [stage.steps for stage in self.stages.whole()]
         state.stage_steps = self.pace.fit(state.stage_steps, whole, number, done)
-        runner.stage = self.schedule.stages()[number]  # of another length, to which its rate decays
+        runner.stage = self.stages.shortened()[number]  # of another length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""
         state, patience = self.state, self.recipe.patience
         self.distributed.barrier()
-        stage, step = self.schedule.stage_of(state.step), state.step
+        stage, step = self.stages.at(state.step), state.step
         content = self.checkpoints.read(self.log.line, good=True)
         retreats = state.retreats + 1
         if content is None or retreats > MAX_RETREATS:
@@ -477,7 +477,7 @@ class _Trainer(Run):
         }
         self.results.publish(self.average, provenance, self._start_metrics(), measured=measured)
         if self.progress is not None and sheet is not None:
-            self.progress(state.step, self.schedule.total(), sheet)
+            self.progress(state.step, self.stages.total(), sheet)
 
     def _measure(self, stage: Stage) -> tuple[dict[str, float], Tensor | None]:
         """Measure the averaged weights on held-out images, if there are any, and write the sample sheet and curve."""
@@ -496,4 +496,4 @@ class _Trainer(Run):
     def _start_metrics(self) -> dict[str, float]:
         """What the present stage measured of the model that the run started from; nothing if it began anew."""
         start = self.state.start
-        return start[self.schedule.number_of(self.state.step)] if start else {}
+        return start[self.stages.number_of(self.state.step)] if start else {}

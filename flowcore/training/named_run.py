@@ -27,7 +27,7 @@ class Record:
 
     recipe: str  # its name
     fingerprint: str  # of what decides the weights
-    minutes: float  # budget at the start
+    minutes: float  # that the run was given when it began
     start: str  # name of the model whose weights it started from
     saved: str = ""  # digest of the model file that runs of this name have published; empty if none
     ours: bool = False  # whether this run has published it, and not one before a restart

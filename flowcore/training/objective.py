@@ -154,12 +154,12 @@ class Likelihood(nn.Module):
 
     The noise is the one that the model's configuration names: ``quant_bins`` (SRFlow, wider than the 8-bit step on
     purpose), Gaussian ``noise`` (TarFlow), otherwise that of its own bins, from a variational dequantizer where it has
-    one. Keys of the stage ask for
-    more. With ``balanced``, the mean over levels of each level's own bits per dimension, with uniform noise. With
-    ``calm_weight``, that times ``calm_error`` is added; with ``color_weight``, that times ``color_error`` of samples;
-    with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD, see ``path_costs``, summed
-    over its ODEs. A log-determinant without a closed form is estimated from a probe per image; as a series, of
-    ``series_terms`` terms and a number drawn from Poisson(2), with Neumann's gradient; with 0 of 20.
+    one. Keys of the stage ask for more. With ``balanced``, the mean over levels of each level's own bits per dimension,
+    with uniform noise. With ``calm_weight``, that times ``calm_error`` is added; with ``color_weight``, that times
+    ``color_error`` of samples; with ``kinetic_weight`` and ``jacobian_weight``, the costs of the paths of an FFJORD,
+    see ``path_costs``, summed over its ODEs. A log-determinant without a closed form is estimated from a probe per
+    image; as a series, of ``series_terms`` terms and a number more that is drawn from Poisson(2), with Neumann's
+    gradient; with ``series_terms`` 0, of 20 terms.
 
     Source: Theis et al., "A note on the evaluation of generative models", section 3.1; Glow, section 3.
     """

@@ -25,7 +25,7 @@ Objective = Literal["l1", "chroma", "likelihood", "rescale"]
 Sampling = Literal["area", "photograph"]
 Schedule = Literal["constant", "cosine", "halving"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Optimiser = Literal["adamw", "adam"]
+Optimizer = Literal["adamw", "adam"]
 Recompute = Literal["auto", "always", "never"]
 
 Count = Annotated[int, Range(1, math.inf)]
@@ -63,16 +63,15 @@ class Stage:
 
     name: str  # shown in the progress line
     # "l1" trains the encoder as an ordinary upscaler, on the mean absolute error of its enlargement, or a low-light
-    # model on that of its picture at temperature 0; "chroma" trains a
-    # colorizer's encoder on the mean squared error of the chroma that it predicts; "likelihood" trains the flow, on
-    # bits per dimension of dequantized HR images; "rescale" trains a rescaling model to shrink images and to restore
-    # them, see ``objective.Rescaling``
+    # model on that of its picture at temperature 0; "chroma" trains a colorizer's encoder on the mean squared error of
+    # the chroma that it predicts; "likelihood" trains the flow, on bits per dimension of dequantized HR images;
+    # "rescale" trains a rescaling model to shrink images and to restore them, see ``objective.Rescaling``
     objective: Objective
     steps: Count  # of the optimizer
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
     learning_rate: float = 5e-4  # peak rate of the optimizer
-    optimiser: Optimiser = "adamw"  # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
+    optimiser: Optimizer = "adamw"  # or "adam", whose weight decay is part of the gradient; betas 0.9 and 0.99
     # "constant", "cosine" (to 1 % of the peak), or "halving" (at 50, 75, 90 and 95 % of the stage, as published)
     schedule: Schedule = "cosine"
     warmup: int = 100  # steps over which the rate rises from 0

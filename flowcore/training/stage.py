@@ -77,7 +77,7 @@ class StageRunner:
         self.optimizer = kind(self._parameter_groups(), stage.learning_rate, betas=(0.9, 0.99), fused=self.fused)
         self._freeze_encoder()
         self.module = self._wrap()
-        # counted on the device, so that no step waits for it
+        # counters on the device, so that no step waits for it
         self.skipped = torch.tensor(self.state.skipped, device=self.device)
         self.bad = torch.tensor(self.state.bad, device=self.device)
         wide = torch.float64 if supports_float64(torch.device(self.device)) else torch.float32
@@ -161,7 +161,7 @@ class StageRunner:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        # for dropout, which must differ between processes
+        # dropout must differ between processes
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.distributed.rank)
         try:
             loss = self.gradient(x, source, noise)
@@ -188,7 +188,7 @@ class StageRunner:
 
     @torch.no_grad()
     def _update_average(self, finite: Tensor) -> None:
-        """Move the average towards the weights, unless the update was skipped."""
+        """Move the average toward the weights, unless the update was skipped."""
         done = self.state.step - self.first
         decay = min(self.recipe.ema, (1 + done) / (10 + done))
         weight = (1 - decay) * finite.float()

@@ -213,7 +213,7 @@ def test_digits_are_read_as_written(tmp_path, zipped):
 
 
 def test_batches_of_digits_are_a_function_of_seed_and_step(tmp_path):
-    read = Digits(write_mnist(tmp_path, 40), validation=8, unlabelled=0.5)
+    read = Digits(write_mnist(tmp_path, 40), validation=8, unlabeled=0.5)
     one, two = read.batch(16, 28, 1, 2), read.batch(16, 28, 1, 2)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[0], read.batch(16, 28, 1, 3)[0])

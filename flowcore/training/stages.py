@@ -8,8 +8,8 @@ from .checkpoint import RunState
 from .recipe import Recipe, Stage
 
 
-class Schedule:
-    """The stages of a recipe at the length of a run, as its state has it."""
+class Stages:
+    """The stages of a recipe, at the length that the state of a run gives them."""
 
     def __init__(self, recipe: Recipe, state: RunState) -> None:
         self._recipe, self._state = recipe, state
@@ -18,8 +18,8 @@ class Schedule:
         """The stages that the run trains, at the recipe's length."""
         return self._recipe.stages_from_start() if self._state.start else self._recipe.stages
 
-    def stages(self) -> list[Stage]:
-        """The same at the length of the run, each with a warmup in proportion."""
+    def shortened(self) -> list[Stage]:
+        """The same at the length of the run, with warmups in proportion."""
         whole = self.whole()
         return [
             dataclasses.replace(
@@ -30,17 +30,17 @@ class Schedule:
 
     def total(self) -> int:
         """Steps of all stages."""
-        return sum(stage.steps for stage in self.stages())
+        return sum(stage.steps for stage in self.shortened())
 
     def number_of(self, step: int) -> int:
         """The number of the stage that a step belongs to."""
-        first, stages = 0, self.stages()
+        first, stages = 0, self.shortened()
         for number, stage in enumerate(stages):
             first += stage.steps
             if step <= first:
                 return number
         return len(stages) - 1
 
-    def stage_of(self, step: int) -> Stage:
+    def at(self, step: int) -> Stage:
         """The stage that a step belongs to."""
-        return self.stages()[self.number_of(step)]
+        return self.shortened()[self.number_of(step)]
