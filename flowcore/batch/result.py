@@ -22,16 +22,10 @@ def encode_like(
     text: dict[str, str],
     notify: Callable[[str], None],
 ) -> bytes:
-    """Encode a picture with the metadata of the file that it was made of, if that is known; gray if both are.
+    """Encode a picture ``(C, H, W)`` in [0, 1] with the metadata of the file that it was made of; gray if both are.
 
-    Args:
-        original: That file.
-        picture: ``(C, H, W)`` in [0, 1], C = 1, 3 or 4.
-        format: See ``files.encode``.
-        bits: Per channel; None for those of the original, where the format can hold them.
-        quality: See ``files.encode``.
-        text: For PNG; provenance in it, which knows the picture as the host would store it, knows the file afterwards.
-        notify: Called with a sentence about what the file cannot hold.
+    ``bits`` None takes those of the original, where the format can hold them. Provenance in ``text``, for PNG, knows
+    the picture as the host would store it, and the file afterward. ``notify`` is told what the file cannot hold.
     """
     actual = original.bits if original and format in DEEP else 8
     chosen = bits or actual

@@ -29,19 +29,14 @@ NOISE, LOUD = 4.5, 40.0  # deviations, of 255, between which noise is told; abov
 
 
 def jpeg_quality(image: Tensor) -> float | None:
-    """Estimate the quality at which a photograph was stored as JPEG, also where it was cut out of one.
+    """Estimate the quality, 1 to 100, at which a photograph was stored as JPEG, also where it was cut out of one.
 
     In one of the 64 grids of 8x8 pixels most coefficients of the cosine transform are 0 and the others near multiples
-    of the quantization steps; the quality is that whose table has these steps.
-
-    Args:
-        image: ``(1 or 3, H, W)`` in [0, 1].
-
-    Returns:
-        1 to 100; None where there is no grid: in files that were never stored so, or were resized since.
+    of the quantization steps; the quality is that whose table has these steps. None where there is no grid: in files
+    that were never stored so, or were resized since.
 
     Source: Fan & de Queiroz, "Identification of bitmap compression history", IEEE TIP 2003: the idea; the search is
-        ours.
+    ours.
     """
     if min(image.shape[-2:]) < LEAST:
         return None
@@ -63,9 +58,6 @@ def noise_level(image: Tensor) -> float:
 
     Noise fills all directions of the space of small patches, and what photographs show only some: the smallest
     eigenvalues of the covariance of calm patches are the variance of the noise.
-
-    Args:
-        image: ``(1 or 3, H, W)`` in [0, 1].
 
     Source: Liu, Tanaka & Okutomi, "Noise level estimation using weak textured patches", ICIP 2012: the idea.
     """
