@@ -96,12 +96,12 @@ class FlowcoreUpscale(RecordingNode):
         advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
         check_memory(len(pixels) * samples, 3 * largest, "pictures need", advice)
         # Room for a tile of ordinary size; asking for the whole picture would push every other model out.
-        flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE))
+        guided = guide is not None
+        flow = model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=guided))
         if len(pixels) * samples * math.prod(size) >= NOTEWORTHY * 1e6:
             sources, results = [(height, width)] * len(pixels), [size] * len(pixels)
-            coming = forecast(
-                flow, sources, results, samples=samples, tile=tile, precision=precision, cancelled=stop_if_cancelled
-            ).sentence()
+            how: Any = {"tile": tile, "precision": precision, "guided": guided, "cancelled": stop_if_cancelled}
+            coming = forecast(flow, sources, results, samples=samples, **how).sentence()
             log.info("Flow Upscale: %s", coming)
             cls.show(coming)
         drawn = levels or tau
@@ -199,7 +199,7 @@ class FlowcoreUpscaleVideo(RecordingNode):
         size = target_size(model.flow, height, width)
         check_memory(len(pixels), 3 * math.prod(size), "pictures need", "Pass fewer or smaller frames.")
         pictures = flowcore.upscale_video(
-            model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE)),
+            model.load(memory_required(model.flow, height, width, tile or ORDINARY_TILE, guided=steadiness > 0)),
             pixels,
             temperature=widgets.own_or(temperature),
             calm_edges=widgets.own_or(calm_edges),

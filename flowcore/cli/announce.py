@@ -41,8 +41,8 @@ def announce(
     sources, results = [source for _, source, _ in coming], [result for *_, result in coming]
     if options.ray or options.ray_address:  # how fast other machines are is unknown
         return refused
-    tile, precision = work.settings["tile"], work.settings["precision"]
-    expected = forecast(flow, sources, results, samples=work.samples, tile=tile, precision=precision)
+    how = {name: work.settings[name] for name in ("tile", "precision", "steadiness") if name in work.settings}
+    expected = forecast(flow, sources, results, samples=work.samples, guided=work.guide is not None, **how)
     log(expected.sentence())
     return refused
 

@@ -21,7 +21,7 @@ class CompactUpscaler(nn.Module):
 
     def __init__(self, scale: int, layers: int, width: int) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.width = scale, width
         widths = [3, *[width] * (layers - 1), 3 * scale**2]
         self.convs = nn.ModuleList(conv3x3(*pair) for pair in pairwise(widths))
         self.activations = nn.ModuleList(nn.PReLU(width) for _ in range(layers - 1))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..device import actual_precision
 from ..flow import Flow
@@ -17,12 +20,15 @@ from .rescale import restore
 from .tile_size import TileSize
 from .tiles import ANALYSIS
 from .upscale import HALO, TILING, memory_required, upscale
+from .video import upscale_video
 
 NOTEWORTHY = 16  # megapixels of all results; for fewer, the forecast costs more than it tells
 PROBE = 64  # side of the LR image whose enlargement is timed
 PICTURE_BYTES = 2 * 4 * 3  # per pixel: a float32 picture, and a copy in which it is rounded, resized or handed on
 
 Size = tuple[int, int]
+
+log = logging.getLogger("flowcore")
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,22 @@ def forecast(
     samples: int = 1,
     tile: int = 0,
     precision: Precision = "float32",
+    guided: bool = False,
+    steadiness: float | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Forecast:
-    """Estimate what enlarging images takes, from heights and widths of LR images and of results, resized or not."""
+    """Estimate what enlarging images takes, from heights and widths of LR images and of results, resized or not.
+
+    ``guided`` says that a guide stands beside the images; ``steadiness`` that they are frames of clips.
+    """
     areas = [height * width for height, width in results]
     device = next(flow.parameters()).device
     rows, columns = max(sources, key=lambda size: size[0] * size[1])
     tiles = TileSize(tile, HALO, TILING)
-    side = tiles.choose(max(rows, columns), lambda side: memory_required(flow, rows, columns, side), device)
-    working = memory_required(flow, rows, columns, side)
-    per_pixel = _seconds_per_pixel(flow, samples, precision, cancelled)
+    needed = partial(memory_required, flow, rows, columns, guided=guided or bool(steadiness))
+    working = needed(tiles.choose(max(rows, columns), needed, device))
+    trial = _Trial(flow, precision, cancelled)
+    per_pixel = trial.of_frames(steadiness) if steadiness else trial.of_samples(samples, guided)
     return Forecast(
         pictures=samples * len(results),
         largest=max(results, key=lambda size: size[0] * size[1]),
@@ -73,14 +85,31 @@ def forecast(
     )
 
 
-def _seconds_per_pixel(flow: Flow, samples: int, precision: Precision, cancelled: Callable[[], bool] | None) -> float:
-    """Time one sample of a small image; all samples of an image share what depends on it alone."""
-    image = torch.full((1, 3, PROBE, PROBE), 0.5)  # flat gray: noise could overflow, and retries distort the timing
-    task = upscale if "upscale" in flow.capabilities.tasks else restore
-    # build the cached plan before timing
-    plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))
-    start = time.perf_counter()
-    task(flow, image, precision=precision, cancelled=cancelled, notify=lambda _: None)
-    once = time.perf_counter() - start
-    shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
-    return once * (shared + samples * plan.units) / (shared + plan.units) / PROBE**2
+class _Trial:
+    """Seconds per pixel, from enlarging a small image."""
+
+    def __init__(self, flow: Flow, precision: Precision, cancelled: Callable[[], bool] | None) -> None:
+        self.flow, self.options = flow, {"precision": precision, "cancelled": cancelled, "notify": log.debug}
+        self.image = torch.full((1, 3, PROBE, PROBE), 0.5)  # flat gray: noise could overflow
+        self.plan = planned(flow, actual_precision(precision, next(flow.parameters()).device))  # not timed
+
+    def of_samples(self, samples: int, guided: bool) -> float:
+        """Time one sample; all samples of an image share what depends on it, and on its guide, alone."""
+        plan = self.plan
+        own = plan.guide_units + plan.units if self.flow.guide is not None else 0
+        task = upscale if "upscale" in self.flow.capabilities.tasks else restore
+        once = self._time(task)
+        shared = ANALYSIS * (plan.encoder_units + plan.prepare_units)
+        guide = plan.units if guided else own
+        return once * (shared + guide + samples * plan.units) / (shared + own + plan.units)
+
+    def of_frames(self, steadiness: float) -> float:
+        """Time a frame with one before it: two enlargements, the guide's pass and the motion."""
+        task = partial(upscale_video, steadiness=steadiness, before=list[Tensor]())
+        self._time(task)
+        return self._time(task)
+
+    def _time(self, task: Callable[..., Tensor]) -> float:
+        start = time.perf_counter()
+        task(self.flow, self.image, **self.options)
+        return (time.perf_counter() - start) / PROBE**2

@@ -23,7 +23,8 @@ class Tiling:
     sides: tuple[int, ...]  # of tiles, to choose from, largest first
     smallest: int  # side below which a tile is mostly halo
     unit: str  # what sides are counted in, for messages
-    memory: Callable[[Flow, Size, Size, int, int], int]  # bytes, by size of image and padded image, side and halo
+    memory: Callable[[Flow, Size, Size, int, int, bool], int]
+    """Bytes, by size of image and padded image, side, halo, and whether there is a guide."""
     border: Callable[[int, int, int], Border]  # to add to a height and width, so that a number divides both
     pad: Callable[[Tensor, Border], Tensor]  # adds it to images
     pad_map: Callable[[Tensor, Border], Tensor]  # adds it to maps of temperatures

@@ -62,9 +62,10 @@ class TiledDecoder:
         multiple = plan.size_multiple // scale or 1
         left, right, top, bottom = border = tiling.border(height, width, multiple)
         rows, columns = height + top + bottom, width + left + right
+        sizes, guided = ((height, width), (rows, columns)), guide is not None
         side = self.tiles.choose(
             max(rows, columns),
-            lambda side: tiling.memory(self._flow, (height, width), (rows, columns), side, self._halo),
+            lambda side: tiling.memory(self._flow, *sizes, side, self._halo, guided),
             run.device,
         )
         tiles = windows(rows, columns, tile=side // multiple * multiple, halo=self._halo, multiple=multiple)
@@ -76,20 +77,20 @@ class TiledDecoder:
         weight = ANALYSIS if tiling.shares else 1
         analysis = weight * (plan.encoder_units + (plan.prepare_units if tiling.shares else 0))
         passes = samples if tiling.shares else -(-samples // at_once)
-        passes += guide is not None
+        passes += guided
         own_guide = guide is not None and guide.pictures is None
         guides = batch * plan.guide_units if own_guide else 0
         run.expect(guides + batch * len(tiles) * (analysis + passes * plan.units + samples))
         for item, pictures in enumerate(result):
             padded = tiling.pad(rgb[item, None], border)
             seen = tiling.encoder_input(padded)
-            guiding = None if guide is None else self._guide(guide, rgb, item)
+            guiding = None if guide is None else self._guide(guide, rgb, item, border)
             for tile in tiles:
                 run.stage(analysis, weight)
                 source = _crop(padded, tile)
                 cond = self._condition(_crop(seen, tile).to(run.dtype), reused=samples > at_once)
                 run.settle()
-                kept = None if guiding is None else self._kept(guiding, border, tile, cond)
+                kept = None if guiding is None else self._kept(guiding, tile, cond)
                 inner, outer = _without_halo(tile, scale, border, height, width)
                 each = at_once
                 if cond.prepared:  # to show every sample as soon as it is ready
@@ -110,26 +111,29 @@ class TiledDecoder:
                         image = image.clamp(0, 1)
                         pictures[number][outer] = without_color(image) if gray and gray[item] else image
                         run.advance(preview=pictures[number] if tile is tiles[-1] else None)
+                    del z, decoded, images
+                del cond, kept  # or the next tile would have to fit beside this one
         for sentence in repairs.sentences(height * scale * width * scale, tiling.filled):
             run.notify(sentence)
         self.tiles.finish()
         return result.flatten(0, 1)
 
-    def _guide(self, guide: Guide, rgb: Tensor, item: int) -> Tensor:
-        """Return the guide of an image, ``(1, 3, s * h, s * w)``, which a model makes of the whole image."""
-        if guide.pictures is not None:
-            return guide.pictures[item, None]
-        run = self._run
-        run.stage(run.plan.guide_units)
-        made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp(0, 1).to(rgb)
-        run.settle()
-        return made
-
-    def _kept(self, picture: Tensor, border: Border, tile: Window, cond: Condition) -> list[Tensor]:
-        """Encode a guide ``(1, 3, s * h, s * w)`` in a tile, which is padded as the image is."""
+    def _guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
+        """Return the guide of an image, which a model makes of the whole image; padded as the image is."""
         run, scale = self._run, self._flow.condition_scale
+        if guide.pictures is not None:
+            made = guide.pictures[item, None]
+        else:
+            run.stage(run.plan.guide_units)
+            made = run.plan.make_guide(rgb[item, None].to(run.device, run.dtype)).clamp_(0, 1).to(rgb)
+            run.settle()
         left, right, top, bottom = (side * scale for side in border)
-        x = _crop(self._tiling.pad(picture, (left, right, top, bottom)), tile, scale)
+        return self._tiling.pad(made, (left, right, top, bottom)) if any(border) else made
+
+    def _kept(self, picture: Tensor, tile: Window, cond: Condition) -> list[Tensor]:
+        """Encode a padded guide in a tile."""
+        run = self._run
+        x = _crop(picture, tile, self._flow.condition_scale)
         run.stage(run.plan.units)
         latents = run.plan.encode_guide(x.to(run.device, run.dtype), cond)
         run.settle()

@@ -12,10 +12,12 @@ from typing_extensions import Unpack
 from ..errors import FlowError
 from ..flow import Flow
 from ..images.resize import resize
+from ..inference.compact import IN_FLIGHT
 from ..inference.condition_cache import ConditionStore
-from ..inference.strips import DENSE_BYTES
+from ..inference.strips import DENSE_BYTES, MIN_ROWS
 from ..models.hcflow import HCFlowConfig
 from ..models.srflow import SRFlowConfig
+from ..networks.compact import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
 from .choose import advise
@@ -236,12 +238,16 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
     return size
 
 
-def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1) -> int:
+def memory_required(
+    flow: Flow, height: int, width: int, tile: int = 0, halo: int = HALO, samples: int = 1, *, guided: bool = False
+) -> int:
     """Estimate the bytes that ``upscale`` works with in float32, beyond the weights and the resulting pictures.
 
     Counts what is held for the whole image or tile at the widest moment, the end of level 1 (in small images a dense
     block of the encoder): the features of all levels, for every sample that is computed at once its latents and the
-    image before and after a step; and the strips, which do not grow with the image.
+    image before and after a step; and the strips, which do not grow with the image. With a guide, which is ``guided``
+    or the model's own, that is held for the whole image, and its latents for the tile; the network that makes it runs
+    before, in strips of the whole image.
 
     Raises:
         FlowError: If the model does not upscale.
@@ -249,9 +255,14 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     if flow.capabilities.source != "low_resolution":
         flow.require("upscale")
     rows, columns = (min(n, tile + 2 * halo) if tile else n for n in (height, width))
+    network = flow.guide if isinstance(flow.guide, CompactUpscaler) else None
+    pictures = 4 * 3 * flow.condition_scale**2
+    cropped = 1 if (rows, columns) == (height, width) else 2  # its latents, and of tiles the crop that is encoded
+    guide = pictures * (height * width + cropped * rows * columns) if guided or network is not None else 0
+    making = 0 if network is None else pictures * height * width + _network_bytes(network, height, width)
     config = flow.config
     if isinstance(config, HCFlowConfig):
-        return _hcflow_bytes(config, rows, columns, samples) + STRIPS
+        return _hcflow_bytes(config, rows, columns, samples) + guide + STRIPS
     on_imdn = isinstance(config, SRFlowConfig) and config.encoder == "imdn"
     shared = config.encoder_width * (1 if on_imdn else len(config.stacked_blocks))
     native = sum((config.scale / 2**level) ** 2 for level in config.grids)
@@ -259,7 +270,18 @@ def memory_required(flow: Flow, height: int, width: int, tile: int = 0, halo: in
     decoding = 4 * (config.encoder_width * native + hr) * rows * columns
     block = 24 * config.encoder_growth if on_imdn else 8 * config.encoder_growth + 6 * config.encoder_width
     dense = 4 * block * rows * columns
-    return round(4 * shared * rows * columns + max(decoding, min(dense, DENSE_BYTES["cuda"]))) + STRIPS
+    working = 4 * shared * rows * columns + max(decoding, min(dense, DENSE_BYTES["cuda"])) + guide
+    return round(max(working, making)) + STRIPS
+
+
+def _network_bytes(network: CompactUpscaler, height: int, width: int) -> int:
+    """What the network of a guide holds of an image beside pictures; see ``FoldedCompactUpscaler``.
+
+    The rows of a strip, and those that the first layer is ahead of the last; and two of every layer.
+    """
+    layers, row = len(network.convs), 4 * width * network.width
+    rows = max(2 * MIN_ROWS, DENSE_BYTES["cuda"] // (IN_FLIGHT * row)) + layers
+    return row * (IN_FLIGHT * min(height, rows) + 2 * layers)
 
 
 def _hcflow_bytes(config: HCFlowConfig, rows: int, columns: int, samples: int) -> int:
@@ -301,7 +323,7 @@ TILING = Tiling(
     sides=(1024, 768, 512, 384, 256, 192, 128, 96, 64),
     smallest=32,
     unit="LR pixels",
-    memory=lambda flow, _, padded, tile, halo: memory_required(flow, *padded, tile, halo),
+    memory=lambda flow, _, padded, tile, halo, guided: memory_required(flow, *padded, tile, halo, guided=guided),
     border=border,
     pad=pad,
     pad_map=lambda tau, border: F.pad(tau, border, mode="replicate"),

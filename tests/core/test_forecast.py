@@ -1,5 +1,6 @@
 """Large results: size, memory and time are said before the first step, and very large ones are asked about."""
 
+import itertools
 import re
 import sys
 import types
@@ -47,6 +48,22 @@ def test_it_counts_what_is_to_come(monkeypatch):
     work = (shared + 4 * plan.units) / (shared + plan.units)
     assert coming.seconds == pytest.approx(0.5 * work / 16**2 * (100 * 50 + 30 * 20))
     assert coming.sentence().startswith("8 pictures of up to 200x400, 0 megapixels in all, will take about ")
+
+
+def test_it_counts_the_passes_of_guides(monkeypatch):
+    monkeypatch.setattr(task, "PROBE", 16)
+    flow, sizes = build_upscaler(**SMALL), ([(100, 50)], [(400, 200)])
+    units, encode = list[int](), Plan.encode_guide
+    monkeypatch.setattr(Plan, "encode_guide", lambda *args: units.append(1) or encode(*args))
+    monkeypatch.setattr(task, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))
+    alone, guided = (forecast(flow, *sizes, guided=guide) for guide in (False, True))
+    plan = planned(flow)
+    shared = 4 * (plan.encoder_units + plan.prepare_units)
+    assert guided.seconds / alone.seconds == pytest.approx((shared + 2 * plan.units) / (shared + plan.units))
+    assert guided.memory - alone.memory == 2 * 4 * 3 * 400 * 200
+    assert units == []
+    forecast(flow, *sizes, steadiness=0.9)
+    assert units == [1]  # a second frame is what is timed
 
 
 @pytest.mark.parametrize("name", ["srflow-x4", "srflow-x8"])

@@ -16,8 +16,9 @@ from flowcore.errors import CheckpointError, FlowError
 from flowcore.images.resize import enlarge
 from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, CompactUpscaler, IMDNEncoder
+from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
-from flowcore.training.memory import recomputable_modules
+from flowcore.training.memory import PeakMemory, recomputable_modules
 from flowcore.training.start import load_encoder, load_weights
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
@@ -160,6 +161,22 @@ def test_a_guide_is_the_same_in_strips_of_any_size(dtype):
     assert torch.equal(*made)
     assert torch.allclose(made[0], flow.guide(lr), atol=1e-5 if dtype == "float32" else 1e-2)
     assert float((made[0] - enlarge(lr, 4)).abs().max()) > 0.01
+
+
+@torch.no_grad()
+def test_the_network_of_a_guide_holds_a_few_rows_of_every_layer():
+    """Measured: 1.2 MB beside the picture, where all layers of the whole image have 18 MB."""
+    flow = tiny(guide_layers=34, guide_width=16)
+    plan = Plan(flow)
+    plan.budget.usual_dense = 1
+    with PeakMemory() as memory:
+        picture = plan.make_guide(image(130, 64))
+    assert memory.peak - picture.nbytes < 2e6
+    plan = Plan(wide := tiny(guide_layers=34, guide_width=256))
+    with PeakMemory() as memory:
+        plan.make_guide(image(60, 20))
+    assert memory.peak < memory_required(wide, 60, 20) - STRIPS < 4 * memory.peak
+    assert memory_required(wide, 60, 20) > 2 * memory_required(tiny(), 60, 20) - STRIPS
 
 
 def test_a_model_draws_with_the_guide_that_it_carries():

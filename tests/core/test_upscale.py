@@ -22,6 +22,7 @@ from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
 from flowcore.tasks.options import SamplingOptions
 from flowcore.tasks.tiles import Latents
+from flowcore.training.memory import PeakMemory
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,28 @@ def test_memory_estimate_grows_with_the_image_and_falls_with_tiles(flow):
     small, large = (task.memory_required(flow, n, 64) - task.STRIPS for n in (64, 128))
     assert large == pytest.approx(2 * small, rel=1e-6)
     assert task.memory_required(flow, 2048, 2048, tile=64) < task.memory_required(flow, 2048, 2048) / 10
+
+
+@pytest.mark.parametrize(("tile", "height"), [(0, 40), (32, 96)])
+def test_the_memory_of_a_guide_is_counted(flow, tile, height):
+    """Measured: what a guide adds as the image grows, two more pictures; with tiles, one, for the whole image."""
+
+    def measured(height: int, **options: Any) -> int:
+        lr = 0.3 + 0.4 * picture(1, 3, height, 48)
+        with PeakMemory() as memory:
+            upscale(flow, lr, tile=tile, temperature=0.1, **options)
+        return memory.peak
+
+    sizes, added = (height, 2 * height), list[int]()
+    planned(flow)  # not measured: it is kept
+    for rows in sizes:
+        guide = picture(1, 3, 4 * rows, 192)
+        added.append(measured(rows, guide=guide) - measured(rows))
+    counted = [
+        task.memory_required(flow, rows, 48, tile, guided=True) - task.memory_required(flow, rows, 48, tile)
+        for rows in sizes
+    ]
+    assert added[1] - added[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
 
 
 # --- maps of temperatures ---------------------------------------------------------------------------------------------
