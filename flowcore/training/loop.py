@@ -47,7 +47,7 @@ from .stage import (
     unchanged_moments,
 )
 from .stages import Stages
-from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults
+from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults, with_guide_of
 from .validate import validate
 
 MAX_RETREATS = 6
@@ -467,15 +467,16 @@ class _Trainer(Run):
         """Measure the averaged weights unless there is no time to, and write model, sample sheet and curve."""
         state = self.state
         metrics, sheet = self._measure(stage) if measured else ({}, None)
+        flow, of_guide = with_guide_of(self.average, self.results.start)
         provenance = {
             "source": f"trained by flowcore, recipe {self.recipe.name}{state.origin}",
-            "licence": self.recipe.licence,
+            "licence": self.recipe.licence + of_guide,
             "steps": state.step,
             "minutes": round(state.seconds / 60, 1),
             "recipe": self.recipe.text,
             "metrics": metrics,
         }
-        self.results.publish(self.average, provenance, self._start_metrics(), measured=measured)
+        self.results.publish(flow, provenance, self._start_metrics(), measured=measured)
         if self.progress is not None and sheet is not None:
             self.progress(state.step, self.stages.total(), sheet)
 

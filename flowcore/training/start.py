@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the bes
 def load_weights(flow: Flow, path: Path, *, other_encoder: bool = False) -> None:
     """Load all weights of a model of the same configuration; with ``other_encoder`` all but an encoder of another.
 
-    A dequantizer or a guide, which are no part of the bijection, may be new or left behind.
+    A dequantizer or a guide, which are no part of the bijection, may be new or left behind; see ``with_guide_of``.
     """
     other = read(path)
     expected, actual = dataclasses.asdict(flow.config), dataclasses.asdict(other.config)
@@ -57,6 +58,23 @@ def take_sampling_defaults(flows: Sequence[Flow], path: Path) -> None:
     config = read_header(path).config
     for flow in flows:
         flow.config = dataclasses.replace(flow.config, **{name: config[name] for name in SAMPLING if name in config})
+
+
+def with_guide_of(flow: Flow, start: Path) -> tuple[Flow, str]:
+    """Copy a flow with the guide of the model that it started from, which is not trained.
+
+    Returns:
+        It, and the guide's part of that model's license; the flow itself and "" if there is no start, or no guide.
+    """
+    other = read(start) if start.exists() else None
+    if other is None or other.guide is None or flow.guide is not None:
+        return flow, ""
+    copied = copy.deepcopy(flow)
+    copied.guide = other.guide.to(next(flow.parameters()).device)
+    of_guide = {name: getattr(other.config, name) for name in OF_GUIDE}
+    copied.config = dataclasses.replace(flow.config, **of_guide)
+    _, found, licence = str(read_header(start).provenance.get("licence", "")).partition("; guide: ")
+    return copied, found + licence
 
 
 def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from flowcore.networks import IMDN, CompactUpscaler, IMDNEncoder
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
 from flowcore.training.memory import PeakMemory, recomputable_modules
-from flowcore.training.start import load_encoder, load_weights
+from flowcore.training.start import load_encoder, load_weights, take_sampling_defaults, with_guide_of
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
 GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, of half of both networks
@@ -197,12 +197,18 @@ def test_a_model_draws_with_the_guide_that_it_carries():
 
 
 def test_a_training_may_start_from_a_model_with_a_guide(tmp_path):
-    save(flow := guided(), tmp_path / "guided.safetensors")
+    licence = {"licence": "MIT; guide: another, BSD"}
+    save(flow := guided(), tmp_path / "guided.safetensors", provenance=licence)
     assert torch.equal(read(tmp_path / "guided.safetensors").guide.convs[0].weight, flow.guide.convs[0].weight)
     other = tiny(seed=5)
     load_weights(other, tmp_path / "guided.safetensors")
     assert other.guide is None
     assert all(torch.equal(flow.state_dict()[name], t) for name, t in other.state_dict().items())
+    take_sampling_defaults([other], tmp_path / "guided.safetensors")
+    kept, of_guide = with_guide_of(other, tmp_path / "guided.safetensors")
+    assert (kept.config, of_guide) == (flow.config, "; guide: another, BSD")
+    assert all(torch.equal(flow.state_dict()[name], t) for name, t in kept.state_dict().items())
+    assert with_guide_of(other, tmp_path / "none.safetensors") == (other, "")
 
 
 def test_an_output_of_the_guide_sees_as_many_pixels_as_there_are_convolutions():
