@@ -72,7 +72,7 @@ class FlowcoreFolder(FlowNode):
         names = [f"_{end}_seed{seed}" for seed in work.seeds()]
 
         def results(picture: str) -> list[str]:
-            start, frame = split_name(picture, ".png")
+            start, frame = split_name(picture)
             return [f"{start}{name}{frame}.png" for name in names]
 
         todo = jobs(find([str(source)], out, notes), out, results)

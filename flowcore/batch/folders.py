@@ -46,6 +46,7 @@ class Job:
 
     source: Path
     targets: tuple[Path, ...] = ()
+    problem: str = ""  # why it cannot be done
 
 
 @dataclass(frozen=True)
@@ -145,31 +146,33 @@ def jobs(found: Sequence[Found], out: Path, names: Callable[[str], list[str]]) -
         Job(one.path, tuple(out / path.parent / name for name in names(path.name)))
         for one, path in zip(found, inside, strict=True)
     ]
-    check_targets(made)
-    return made
+    return check_targets(made)
 
 
-def split_name(name: str, suffix: str) -> tuple[str, str]:
-    """Split the name of a picture into what names of its results, of a suffix, begin with, and end in.
+def split_name(name: str) -> tuple[str, str]:
+    """Split the name of a picture into what names of its results begin with, its stem, and the number of a frame.
 
-    They end in the number of a frame, so that frames stay a sequence. They begin with the rest of the stem, and the
-    picture's own suffix if it is another than theirs: a name does not depend on which other pictures there are.
+    They end in that, so that frames stay a sequence. A name does not depend on which other pictures there are.
     """
-    stem, own = Path(name).stem, Path(name).suffix
-    frame = FRAME.fullmatch(stem)
-    start, end = (frame[1], frame[2]) if frame else (stem, "")
-    return start + ("" if own == suffix else own.replace(".", "_")), end
+    frame = FRAME.fullmatch(Path(name).stem)
+    return (frame[1], frame[2]) if frame else (Path(name).stem, "")
 
 
-def check_targets(made: Sequence[Job]) -> None:
-    """Refuse results that would overwrite a picture or each other."""
-    sources = {job.source.resolve() for job in made}
-    targets = Counter(target.resolve() for job in made for target in job.targets)
-    for target, times in targets.items():
-        if target in sources:
-            raise FlowError(f"The result would overwrite {target}. Name another folder, or file, for it.")
-        if times > 1:
-            raise FlowError(f"{times} results would be {target}. Give the pictures different names.")
+def check_targets(made: Sequence[Job]) -> list[Job]:
+    """Refuse results that would overwrite a picture; of pictures with one name, all but the first are to fail."""
+    sources, taken, checked = {job.source.resolve() for job in made}, dict[Path, Path](), list[Job]()
+    for job in made:
+        targets = [target.resolve() for target in job.targets]
+        for target in targets:
+            if target in sources:
+                raise FlowError(f"The result would overwrite {target}. Name another folder, or file, for it.")
+        first = next((taken[target] for target in targets if target in taken), None)
+        if first is not None:
+            said = f"Its results would have the names of those of {first.name}. Rename it, or add {{suffix}} to --name."
+            job = Job(job.source, problem=said)
+        taken |= dict.fromkeys(targets, first or job.source)
+        checked.append(job)
+    return checked
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -288,7 +291,7 @@ def in_turn(
 def state_of(job: Job, is_done: Callable[[Job], bool]) -> bool | FlowError:
     """Say whether a job's results exist; or the FlowError that forbids saving them, truthy, so the job is skipped."""
     try:
-        return is_done(job)
+        return FlowError(job.problem) if job.problem else is_done(job)
     except FlowError as error:
         return error
 

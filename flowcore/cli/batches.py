@@ -181,7 +181,7 @@ def _result_names(
     options: argparse.Namespace, name: str, suffix: str, names: Callable[[str], list[str]], sample_names: list[str]
 ) -> list[str]:
     """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them."""
-    path, (start, frame) = Path(name), folders.split_name(name, suffix)
+    path, (start, frame) = Path(name), folders.split_name(name)
     if options.name is None:
         start, frame = (path.stem, "") if getattr(options, "frames", "") == "video" else (start, frame)
         return [f"{one}{frame}{suffix}" for one in names(start)]

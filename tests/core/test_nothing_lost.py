@@ -74,10 +74,10 @@ def test_names_tell_what_made_them(models, photo, tmp_path, monkeypatch):
     assert names(out) == [
         "photo_one_tau0.3_calm0.5_seed0.png",
         "photo_one_tau0.8_bfloat16_seed0.png",
+        "photo_one_tau0.8_seed0.jpg",
         "photo_one_tau0.8_seed0.png",
         "photo_one_tau0.8_seed7.png",
         "photo_one_tau0.8_seed8.png",
-        "photo_png_one_tau0.8_seed0.jpg",
         "photo_two_tau0.8_seed0.png",
     ]
     samples = ["--samples", "2", "--out", str(tmp_path / "samples")]
