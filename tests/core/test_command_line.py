@@ -1,5 +1,6 @@
 """The command line, run as people run it: words in, files and sentences out."""
 
+import importlib
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from flowcore.transforms import ActNorm
 
 from .digits import write_mnist
 
+ROOT = Path(__file__).parents[2]
 RECIPE = """
 name = "tiny"
 architecture = "srflow"
@@ -83,6 +85,13 @@ def pixels(path: Path) -> torch.Tensor:
 def near(path, expected):
     """Whether a file holds these pixels, but for the rounding to 8 bits."""
     assert (pixels(path) - expected[:3]).abs().max() <= 0.51 / 255
+
+
+def test_the_console_script_names_a_function_that_runs(monkeypatch, capsys):
+    ((module, function),) = re.findall(r'^flowcore = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    monkeypatch.setattr(sys, "argv", ["flowcore", "inspect", "mnist-styles"])
+    assert getattr(importlib.import_module(module), function)() == 0
+    assert "class_conditional" in capsys.readouterr().out
 
 
 def test_upscale_names_samples(model, tmp_path, capsys):

@@ -127,6 +127,25 @@ def test_the_page_shows_examples_as_it_shows_files_of_the_input_folder(host):
         seen("photograph", "output")
 
 
+def test_examples_are_opened_outside_the_event_loop_and_stay_at_hand(host):
+    def opened():
+        seen = host.run(graph(opened=("FlowcoreTestOpened", {})))["outputs"]["opened"]
+        return seen["in_loop"][0], seen["elsewhere"][0]
+
+    def view(name):
+        return host.get(f"/api/view?{urlencode({'filename': name, 'type': 'input'})}")
+
+    view("ten photographs")
+    in_loop, elsewhere = opened()
+    assert in_loop == 0
+    assert elsewhere >= 10
+    for k in range(40):  # more than are kept
+        with pytest.raises(HTTPError):
+            view(f"nobody{k}.png")
+    view("ten photographs")
+    assert opened() == (0, elsewhere)
+
+
 def test_a_morph_goes_through_all_pictures_and_back(host, flows):
     asked = {"images": "three.0", "model": "model.0", "frames": 3, "loop": True, "fit": "crop"}
     workflow = graph(

@@ -114,6 +114,15 @@ def test_the_next_question_stops_the_one_before(host):
     assert live(host, run, x=0.5).shape == (64, 64, 3)
 
 
+def test_freed_memory_is_free_of_runs_of_a_model_that_was_offloaded_before(host, flows):
+    run = explored(host)
+    live(host, run)
+    host.run(graph(offload=("FlowcoreTestOffload", {})))
+    host.forget()
+    live(host, explored(host))  # the model is there again
+    assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
+
+
 def test_no_model_is_loaded_for_a_picture(host, flows):
     run = explored(host)
     live(host, run)

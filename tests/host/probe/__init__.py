@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,24 @@ class TestOffload(FreshReport):
 
         comfy.model_management.unload_all_models()
         return {"ui": {}}
+
+
+OPENED: dict[bool, int] = {True: 0, False: 0}  # files of the pack's pictures: whether in the thread of the event loop
+
+
+def _count_opened(event, arguments):
+    if event == "open" and "/workflows/" in str(arguments[0]) and str(arguments[0]).endswith((".jpg", ".png")):
+        OPENED[threading.current_thread() is threading.main_thread()] += 1
+
+
+sys.addaudithook(_count_opened)
+
+
+class TestOpened(FreshReport):
+    """Puts into the history how many times pictures of the pack were opened, in the event loop and elsewhere."""
+
+    def run(self):
+        return {"ui": {"in_loop": [OPENED[True]], "elsewhere": [OPENED[False]]}}
 
 
 class TestLoop(Node, image="IMAGE", model="FLOW_MODEL", passes="INT"):
