@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +20,7 @@ import urllib.parse
 from pathlib import Path
 
 import batch
+import numpy as np
 import pytest
 from batch import picture_node
 from client import RunError
@@ -210,6 +213,37 @@ def test_damaged_files_and_broken_links_are_never_done(host, flows, folder, tmp_
     batch.refuse_cut_off((tmp_path / "whole.jpg").read_bytes())
 
 
+def test_loops_and_folders_that_cannot_be_opened_are_named(folder, monkeypatch):
+    (folder / "deep" / "back").symlink_to("..")
+    scan, said = os.scandir, []
+
+    def refuse(place):
+        if str(place).endswith("er"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert {path.name for path in batch.files_of(folder, said.append)} == {"a.png", "b.png", "e.jpeg", "a.jpg", "c.png"}
+    assert said == [
+        f"A link that leads back, left out: {folder / 'deep' / 'back'}",
+        f"Cannot be opened: [Errno 13] Permission denied: '{folder / 'deep' / 'er'}'",
+    ]
+
+
+def test_results_keep_bits_and_metadata_of_their_pictures(host, flows, tmp_path):
+    tags = Image.Exif()
+    tags[0x8298] = "a photographer"
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((6, 8), 700, np.uint16)).save(tmp_path / "in" / "fine.png", exif=tags)
+    words = ("--server", host.url, "--set", f"model.model_name={flows['small-srflow']}", "--set", "upscale.samples=1")
+    assert run(tmp_path / "in", tmp_path / "out", *words, "--clean").returncode == 0
+    (made,) = (tmp_path / "out").glob("*.png")
+    assert bits_per_channel(made) == 16
+    with Image.open(made) as opened:
+        assert opened.size == (16, 12)
+        assert opened.getexif()[0x8298] == "a photographer"
+
+
 def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
     def full(self, _):
         Path(self).touch()
@@ -265,7 +299,9 @@ def test_the_last_picture_of_a_server_that_dies_goes_to_another(folder, tmp_path
     monkeypatch.setattr(batch, "describe", lambda server, kind: {"input": {}})
     monkeypatch.setattr(batch, "run", stand_in)
     (tmp_path / "out").mkdir()
-    shared = batch.Batch(folder, tmp_path / "out", {"photo": {"class_type": "LoadImage", "inputs": {}}}, patience=0)
+    switches = dict.fromkeys(("clean", "json", "quiet"), False)
+    options = argparse.Namespace(folder=folder, out=tmp_path / "out", wait=0, limit=0, **switches)
+    shared = batch.Batch(options, {"photo": {"class_type": "LoadImage", "inputs": {}}})
     threads = [threading.Thread(target=shared.serve, args=(server,)) for server in ("dying", "alive")]
     for thread in threads:
         thread.start()
@@ -354,13 +390,13 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
         made = {path: path.stat().st_mtime_ns for path in out.rglob(f"*_{Path(flow).stem}_seed*.png")}
         assert len(made) == 16
         assert (out / "deep" / "er" / f"d{end}") in made
-        with Image.open(out / f"told_jpg{end}") as told:
+        with Image.open(out / f"told{end}") as told:
             assert told.size == (16 * scale, 12 * scale)
             assert told.getexif()[0x8298] == "a photographer"
             assert told.info["icc_profile"]
             assert told.info["xmp"] == b"<x:xmpmeta/>"
         assert bits_per_channel(out / "deep" / f"fine{end}") == 16
-        assert read_provenance(out / f"told_jpg{end}")[0].seed == 3
+        assert read_provenance(out / f"told{end}")[0].seed == 3
         (out / f"a{end}").unlink()
         assert "1 made" in (info := host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"][0])
         assert "7 there already, 1 failed" in info

@@ -10,6 +10,7 @@ The paths of results go to stdout, all else to stderr. It exits with 3 if a part
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,12 +20,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LOSSES = """Pictures are loaded by Flow Example where the server has it, which reads all 16 bits and refuses damaged
-files; a host's own Load Image reads 8 bits, and fills in what is missing. A host's own Save Image writes 8 bits,
-without alpha, color profile and EXIF: `python -m flowcore`, and Flow Folder, keep all of these."""
+LOSSES = """A server with flowcore loads pictures by Flow Example and saves results by Save Flow Picture: 16 bits, color
+profile, EXIF, XMP and resolution are kept, and damaged files refused. A host's own Load Image reads 8 bits and fills in
+what is missing, and its Save Image writes 8 bits without the rest. Alpha is kept where a story gives Save Flow Picture
+the mask; `python -m flowcore` and Flow Folder keep it always."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 Json = dict[str, Any]
 
@@ -57,29 +60,23 @@ def upload(server: str, name: str, data: bytes, key: str, kind: str) -> str:
     return f"{answer['subfolder']}/{answer['name']}{' [temp]' if kind == 'temp' else ''}"
 
 
-def cancel(server: str, id: str) -> None:
-    """Take a run out of a server's queue, or stop it."""
-    with contextlib.suppress(ConnectionError, RuntimeError):
-        ask(f"{server}/queue", json.dumps({"delete": [id]}).encode())
-        if id in [item[1] for item in json.loads(ask(f"{server}/queue"))["queue_running"]]:
-            ask(f"{server}/interrupt", json.dumps({"prompt_id": id}).encode())
-
-
 def run(server: str, workflow: Json, limit: float = 0, stopped: threading.Event | None = None) -> Json:
     """Queue a workflow, wait until it has ended, at most so many seconds of work, and return what its nodes put out."""
     # Without a client_id, old hosts leave out what they have at hand; recipes of our nodes need extra_pnginfo.
     body = {"prompt": workflow, "client_id": "batch", "extra_data": {"extra_pnginfo": {}}}
     id, missing, began = json.loads(ask(f"{server}/prompt", json.dumps(body).encode()))["prompt_id"], 0, 0.0
     while id not in (history := json.loads(ask(f"{server}/history/{id}"))):
-        queue = json.loads(ask(f"{server}/queue"))
-        missing = 0 if id in [item[1] for items in queue.values() for item in items] else missing + 1
+        queue = {item[1]: kind for kind, items in json.loads(ask(f"{server}/queue")).items() for item in items}
+        missing = 0 if id in queue else missing + 1
         if missing > 5:  # between the queue and the history it is in neither, for a moment
             raise ConnectionError(f"{server} has lost a run; was it restarted?")
-        if id in [item[1] for item in queue["queue_running"]]:
-            began = began or time.monotonic()
+        began = began or (time.monotonic() if queue.get(id) == "queue_running" else 0.0)
         late = limit and began and time.monotonic() - began > limit
         if late or (stopped and stopped.is_set()):
-            cancel(server, id)
+            with contextlib.suppress(ConnectionError, RuntimeError):  # take it out of the queue, or stop it
+                ask(f"{server}/queue", json.dumps({"delete": [id]}).encode())
+                if id in [item[1] for item in json.loads(ask(f"{server}/queue"))["queue_running"]]:
+                    ask(f"{server}/interrupt", json.dumps({"prompt_id": id}).encode())
             raise RuntimeError(f"it took longer than {limit:g} s" if late else "stopped")
         time.sleep(0.3)
     for kind, data in history[id].get("status", {}).get("messages", []):
@@ -96,48 +93,61 @@ def refuse_cut_off(data: bytes) -> None:
         raise RuntimeError("the file is cut off")
 
 
+@functools.cache
 def describe(server: str, kind: str) -> Json:
     """What a server knows of a kind of node; nothing if it has none."""
     return json.loads(ask(f"{server}/object_info/{urllib.parse.quote(kind)}")).get(kind, {})
 
 
-def check(workflow: Json, settings: list[str], server: str) -> None:
+def adapt(workflow: Json, node: str, name: str, ours: bool) -> Json:
+    """Load a picture by a node of a workflow; if a server has our nodes, by them, and save by them; see LOSSES."""
+    if not ours:
+        return {**workflow, node: {"class_type": "LoadImage", "inputs": {"image": name}}}
+    made: Json = {**workflow, node: {"class_type": "FlowcoreExample", "inputs": {"picture": name}}}
+    for id, saving in made.items():
+        if saving["class_type"] in ("SaveImage", "FlowcoreSave"):
+            inputs = {"format": "png", "bits": "source", **saving["inputs"]}
+            source = wire if isinstance(wire := inputs.get("source"), list) else name
+            made[id] = {"class_type": "FlowcoreSave", "inputs": {**inputs, "source": source}}
+    return made
+
+
+def check(workflow: Json, places: list[tuple[str, str]], server: str) -> None:
     """ValueError if a server lacks a node, or one of the inputs or values that were set."""
     for id, node in workflow.items():
-        known = describe(server, kind := node["class_type"]).get("input")
+        known = describe(server, node["class_type"]).get("input")
         if known is None:
-            raise ValueError(f"{server} has no node {kind}.")
+            raise ValueError(f"{server} has no node {node['class_type']}.")
         inputs = {**known.get("required", {}), **known.get("optional", {})}
-        for key in [place.rpartition(".")[2] for place in settings if place.rpartition(".")[0] == id]:
+        for key in [key for place, key in places if place == id]:
             if key not in inputs:
                 raise ValueError(f"{id} has no input {key!r}, but {', '.join(inputs)}.")
             (kind, *more), value = inputs[key], node["inputs"][key]
-            if isinstance(value, list):  # a wire
-                continue
             limits = more[0] if more else {}
-            choices = kind if isinstance(kind, list) else limits.get("options") or []
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if choices and value not in choices:
+            choices = kind if isinstance(kind, list) else limits.get("options")
+            low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
+            if choices and value not in choices and not isinstance(value, list):  # a wire
                 raise ValueError(f"{id}.{key} is one of {', '.join(map(str, choices))}; got {value!r}.")
-            if kind in ("INT", "FLOAT"):
-                low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
-                if not number or not low <= value <= high:
-                    raise ValueError(f"{id}.{key} is a number from {low} to {high}; got {value!r}.")
+            number = type(value) in (int, float) and low <= value <= high
+            if kind in ("INT", "FLOAT") and not number and not isinstance(value, list):
+                raise ValueError(f"{id}.{key} is a number from {low} to {high}; got {value!r}.")
 
 
-def files_of(folder: Path) -> list[Path]:
-    """List the files of a folder at any depth, linked folders included, but not those that lead back."""
+def files_of(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """List the files of a folder at any depth, linked folders included; say what is left out."""
     found = list[Path]()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: say(f"Cannot be opened: {e}")):
         way = [os.path.realpath(p) for p in (here, *Path(os.path.abspath(here)).parents)]
-        real = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
-        folders[:] = [n for n in folders if not any(f"{w}/".startswith(f"{real[n]}/") for w in way)]
+        for path in [Path(here, name) for name in folders]:
+            if any(f"{above}/".startswith(f"{os.path.realpath(path)}/") for above in way):
+                say(f"A link that leads back, left out: {path}")
+                folders.remove(path.name)
         found += [Path(here, name) for name in names]
     return sorted(found)
 
 
-def change(workflow: Json, setting: str) -> None:
-    """Set an input of a workflow: `NODE.INPUT=VALUE`, the value as JSON or else as it stands."""
+def change(workflow: Json, setting: str) -> tuple[str, str]:
+    """Set an input of a workflow: `NODE.INPUT=VALUE`, the value as JSON or else as it stands; return node and input."""
     place, _, value = setting.partition("=")
     node, _, key = place.rpartition(".")
     if node not in workflow or not value:
@@ -145,6 +155,7 @@ def change(workflow: Json, setting: str) -> None:
     with contextlib.suppress(ValueError):
         value = json.loads(value)
     workflow[node]["inputs"][key] = value
+    return node, key
 
 
 def picture_node(workflow: Json) -> str:
@@ -157,19 +168,16 @@ def picture_node(workflow: Json) -> str:
     raise ValueError("This workflow loads no picture that those of a folder could replace.")
 
 
-class FullDisk(Exception):
-    """A result could not be saved, and so could no other."""
-
-
 class Batch:
     """The pictures of a folder, shared among the servers: whoever is free takes the next."""
 
-    def __init__(self, folder: Path, out: Path, workflow: Json, patience: int = 300, **options: Any) -> None:
-        self.folder, self.out, self.workflow, self.patience, self.options = folder, out, workflow, patience, options
-        self.stopped, self.full = threading.Event(), ""
-        self.node, self.log, self.lock = picture_node(workflow), out / "batch.jsonl", threading.Lock()
+    def __init__(self, options: argparse.Namespace, workflow: Json) -> None:
+        self.options, self.workflow, folder, out = options, workflow, options.folder, options.out
+        self.node, self.log = picture_node(workflow), out / "batch.jsonl"
+        self.stopped, self.lock, self.full = threading.Event(), threading.Lock(), ""
+        self.failed, self.done = list[str](), set[str]()
         self.pictures: dict[str, Path] = {}  # by a key that says what is to be made, and of which content
-        for path in files_of(folder):
+        for path in files_of(folder, self.say):
             # A link to nothing fails by name.
             ours = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
             if ours and out.resolve() not in path.resolve().parents:
@@ -178,7 +186,6 @@ class Batch:
                 self.pictures[hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]] = path
         if not self.pictures:
             raise ValueError(f"No pictures in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}.")
-        self.failed, self.done = list[str](), set[str]()
         for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
             with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was cut off
                 row = json.loads(line)
@@ -189,103 +196,87 @@ class Batch:
     def serve(self, server: str) -> None:
         """Let a server work until nothing is left, or until it has been away for too long."""
         away = 0.0  # since when it has not answered
-        while len(self.done) < len(self.pictures) and not (away and time.monotonic() - away > self.patience):
-            with self.lock:
-                key = self.waiting.pop(0) if self.waiting and not self.stopped.is_set() else ""
-            if self.stopped.is_set():
+        while len(self.done) < len(self.pictures) and not self.stopped.is_set():
+            if away and time.monotonic() - away > self.options.wait:
                 return
-            if not key:  # another server is busy with the last ones, and may give them back
+            try:
+                key = self.waiting.pop(0)
+            except IndexError:  # another server is busy with the last ones, and may give them back
                 time.sleep(0.3)
                 continue
             try:
                 self.do(key, server)
                 away = 0.0
-            except FullDisk as error:
-                self.full = str(error)
-                self.stopped.set()
             except ConnectionError as error:
                 self.waiting.append(key)
                 if not away:
-                    self.say(f"{error}. Waiting for it, {self.patience} s at most.")
+                    self.say(f"{error}. Waiting for it, {self.options.wait} s at most.")
                 away = away or time.monotonic()
                 time.sleep(1)
+            except OSError as error:  # a file could not be written, and so could no other
+                self.full = f"{error.filename or self.log} could not be saved: {error.strerror or error}"
+                self.stopped.set()
 
     def do(self, key: str, server: str) -> None:
-        """Send a picture, and save and note what comes back."""
-        began = time.monotonic()
+        """Make what is to be made of a picture, save it, and note how that has ended."""
+        began, path, outputs, made, problem = time.monotonic(), self.pictures[key], {}, dict[str, bytes](), ""
+        inside = path.relative_to(self.options.folder)
         try:
-            outputs = self.make(key, server)
-            files = self.save(key, server, outputs)
-        except (ConnectionError, FullDisk):
+            outputs = self.make(path, key, server)
+            items = [item for output in outputs.values() for value in output.values() for item in value]
+            for item in [item for item in items if isinstance(item, dict) and item.get("type") == "output"]:
+                name = f"{inside.with_suffix('')}_{key}_{len(made) + 1:02d}{Path(item['filename']).suffix}"
+                made[Path(name).as_posix()] = ask(f"{server}/view?{urllib.parse.urlencode(item)}")
+        except ConnectionError:
             raise
         except Exception as error:  # whatever it is, the other pictures go on
-            if not self.stopped.is_set():
-                self.note(key, server, {}, [], str(error))
-        else:
-            self.note(key, server, outputs, files, seconds=round(time.monotonic() - began, 2))
+            if self.stopped.is_set():
+                return
+            made, problem = {}, str(error) or type(error).__name__
+        for name, data in made.items():
+            save(self.options.out / name, data)
+        row = {"image": inside.as_posix(), "key": key, "server": server, "error": problem, "files": [*made]}
+        with self.lock, self.log.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps({**row, "outputs": outputs}))
+        self.failed += [f"  {row['image']}: {problem}"] if problem else []
+        lines = [str(self.options.out / name) for name in made]
+        if self.options.json:
+            seconds = None if problem else round(time.monotonic() - began, 2)
+            told = {"input": str(path), "outputs": lines, "seconds": seconds, "notes": [], "error": problem or None}
+            lines = [json.dumps(told)]
+        print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+        self.say(f"{row['image']}  {server}  {f'failed: {problem}' if problem else ' '.join(made)}")
+        self.done.add(key)
 
-    def make(self, key: str, server: str) -> Json:
+    def make(self, path: Path, key: str, server: str) -> Json:
         """Send a picture, run the workflow on it, and empty what was sent with --clean: no server deletes it."""
-        path, kind = self.pictures[key], "FlowcoreExample" if describe(server, "FlowcoreExample") else "LoadImage"
-        data, place = path.read_bytes(), "temp" if self.options.get("clean") else "input"
-        if kind == "LoadImage":
+        data, place = path.read_bytes(), "temp" if self.options.clean else "input"
+        if not (ours := bool(describe(server, "FlowcoreSave"))):
             refuse_cut_off(data)
         name = upload(server, path.name, data, key, place)
-        loader = {"class_type": kind, "inputs": {"picture" if kind == "FlowcoreExample" else "image": name}}
         try:
-            return run(server, {**self.workflow, self.node: loader}, self.options.get("limit", 0), self.stopped)
+            workflow = adapt(self.workflow, self.node, name, ours)
+            return run(server, workflow, self.options.limit, self.stopped)
         finally:
             if place == "temp":
                 with contextlib.suppress(ConnectionError, RuntimeError):
                     upload(server, path.name, b"\0", key, place)
 
-    def save(self, key: str, server: str, outputs: Json) -> list[str]:
-        """Save the files that a run has made, each whole or not at all; return their names below the folder."""
-        items = [item for output in outputs.values() for value in output.values() for item in value]
-        stem = self.pictures[key].relative_to(self.folder).with_suffix("").as_posix()
-        names = list[str]()
-        for item in items:
-            if isinstance(item, dict) and item.get("type") == "output":
-                names.append(f"{stem}_{key}_{len(names) + 1:02d}{Path(item['filename']).suffix}")
-                path = self.out / names[-1]
-                partial, data = (
-                    path.with_name(f"{path.name}.partial"),
-                    ask(f"{server}/view?{urllib.parse.urlencode(item)}"),
-                )
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    partial.write_bytes(data)
-                    partial.replace(path)
-                except OSError as error:
-                    with contextlib.suppress(OSError):
-                        partial.unlink(missing_ok=True)
-                    raise FullDisk(f"{path} could not be saved: {error.strerror or error}") from None
-        return names
-
     def say(self, text: str) -> None:
         """Tell a person something."""
-        if not self.options.get("quiet"):
+        if not self.options.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def note(
-        self, key: str, server: str, outputs: Json, files: list[str], error: str = "", seconds: float | None = None
-    ) -> None:
-        """Write down how a picture has ended, and say so."""
-        name = self.pictures[key].relative_to(self.folder).as_posix()
-        row = {"image": name, "key": key, "server": server, "error": error, "files": files, "outputs": outputs}
-        try:
-            with self.lock, self.log.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(row))
-        except OSError as problem:
-            raise FullDisk(f"{self.log} could not be written: {problem.strerror or problem}") from None
-        self.done.add(key)
-        self.failed += [f"  {name}: {error}"] if error else []
-        lines = [str(self.out / file) for file in files]
-        if self.options.get("json"):
-            said = {"input": str(self.pictures[key]), "outputs": lines, "seconds": seconds}
-            lines = [json.dumps({**said, "notes": [], "error": error or None})]
-        print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
-        self.say(f"{name}  {server}  {f'failed: {error}' if error else ' '.join(files)}")
+
+def save(path: Path, data: bytes) -> None:
+    """Save a file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -310,13 +301,11 @@ def main() -> int:
             raise ValueError(f"Expected addresses such as http://127.0.0.1:8188; got {' '.join(servers)}.")
         story = Path(__file__).with_name(f"{options.workflow}.json")
         workflow = json.loads((story if story.exists() else Path(options.workflow)).read_text(encoding="utf-8"))
-        for setting in options.set:
-            change(workflow, setting)
-        talk = {name: getattr(options, name) for name in ("limit", "clean", "json", "quiet")}
-        batch = Batch(options.folder, options.out, workflow, options.wait, **talk)
+        places = [change(workflow, setting) for setting in options.set]
+        batch = Batch(options, workflow)
         for server in servers:
             with contextlib.suppress(ConnectionError):  # it may come later
-                check(workflow, [setting.partition("=")[0] for setting in options.set], server)
+                check(workflow, places, server)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
