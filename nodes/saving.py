@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -17,7 +18,7 @@ from . import widgets
 from .host.compat import io
 from .host.paths import input_path, output_path
 from .host.ui import png_texts
-from .node import FlowNode, file_fingerprint
+from .node import FlowNode
 from .sockets import from_image, from_mask, shown
 
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
@@ -41,8 +42,8 @@ class FlowcoreSave(FlowNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[Any]:
-        return [file_fingerprint(file) for file in _files(source or "")]
+    def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[str]:
+        return [hashlib.sha256(read_bytes(file)).hexdigest() for file in _files(source or "")]  # as Flow Example
 
     @classmethod
     def run(

@@ -119,7 +119,7 @@ def test_freed_memory_is_free_of_runs_of_a_model_that_was_offloaded_before(host,
     live(host, run)
     host.run(graph(offload=("FlowcoreTestOffload", {})))
     host.forget()
-    live(host, explored(host))  # the model is there again
+    assert until(lambda: ask(host, {"run": explored(host), "values": {}})[0] == 200, 60)  # the model is there again
     assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
 
 
