@@ -159,8 +159,11 @@ def _summary(order: list[int], corrected: list[float], enlarged: list[bool]) -> 
     if len(ranked) > 1:
         return f"Most usual for this model: image {ranked[0]}. Most unusual: image {ranked[-1]}."
     if corrected[ranked[0]] < 0:
-        return "Usual for this model: it expects the picture better than a lossless compressor does."
-    return "Unusual for this model: it expects the picture no better than a lossless compressor does."
+        return (
+            "As a whole usual for this model, which expects the picture better than a lossless compressor does; the "
+            "heat map shows parts that are not."
+        )
+    return "Unusual for this model, which expects the picture no better than a lossless compressor does."
 
 
 def _table(

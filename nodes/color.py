@@ -42,7 +42,16 @@ REMEMBERING = 2**28  # bytes that one photograph takes
 class FlowcoreColorize(RecordingNode):
     """All colorings of the first image, then of the second; or those of a clip."""
 
-    ALIASES = ("colorize", "colourize", "colorise", "black and white", "restore old photo", "color", "ddcolor")
+    ALIASES = (
+        "colorize",
+        "colourize",
+        "colorise",
+        "colorization",
+        "black and white",
+        "restore old photo",
+        "color",
+        "ddcolor",
+    )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"),)
 

@@ -27,7 +27,7 @@ NO_FACE = (
 class FlowcoreAlignFace(FlowNode):
     """The faces that are found, or those at pairs of eye points; web/js/eyes.js shows and changes them."""
 
-    ALIASES = ("align face", "crop face", "face crop", "face detailer", "portrait", "eyes", "face alignment")
+    ALIASES = ("align face", "crop face", "face crop", "face detailer", "face restore", "portrait", "eyes")
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"))
 
     @classmethod
@@ -70,7 +70,7 @@ class FlowcoreAlignFace(FlowNode):
 class FlowcorePasteFace(FlowNode):
     """Faces back in their pictures."""
 
-    ALIASES = ("paste face", "put face back", "blend face", "composite face", "face detailer", "uncrop")
+    ALIASES = ("paste face", "put face back", "blend face", "composite face", "face restore", "uncrop")
     OUTPUTS = (io.Image.Output("pasted"),)
     REPORTS = False
 

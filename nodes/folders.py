@@ -31,7 +31,16 @@ class FlowcoreFolder(FlowNode):
     """Every picture of a folder, with its metadata; what is there already is skipped."""
 
     MENU = "batch"
-    ALIASES = ("folder", "batch", "directory", "bulk", "upscale folder", "colorize folder", "exif", "load images")
+    ALIASES = (
+        "folder",
+        "batch folder",
+        "directory",
+        "bulk",
+        "upscale folder",
+        "colorize folder",
+        "exif",
+        "load images",
+    )
     OUTPUTS = (io.String.Output("info"),)
     IS_OUTPUT_NODE = True
 
@@ -49,6 +58,8 @@ class FlowcoreFolder(FlowNode):
         seed: Annotated[int, widgets.seed(control=False)],
         samples: Annotated[int, widgets.samples],
     ) -> Any:
+        if not folder.strip():
+            raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
         notes, progress, count = cls.notes(), Progress(), Counter[str]()
         source, out = inside("input", folder), inside("output", subfolder)
         if not os.path.isdir(source):

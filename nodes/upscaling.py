@@ -18,6 +18,7 @@ from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
+from ..flowcore.tasks.choose import model_for_damaged
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_defaults import resolve
@@ -59,6 +60,8 @@ class FlowcoreUpscale(RecordingNode):
         "temperature",
         "restore old photo",
         "sharpen",
+        "dejpeg",
+        "denoise",
     )
     ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
@@ -127,19 +130,25 @@ class FlowcoreUpscale(RecordingNode):
         edges = f", {calm:g} calmer at edges" if calm else ""
         stated = [] if levels else [f"temperature {tau:g}{edges}"]
         stated += [f"guided, {strength:g}"] if strength else []
-        lines = [*notes.lines, *stated, f"shrunk again, {_distance(worst)} from the input"]
+        lines = [*notes.lines, *stated, f"shrunk to the input's size: {_distance(worst)} from the input"]
         return io.NodeOutput(
             to_image(pictures),
             worst,
             ui=gallery(pictures, seeds_in_turn(seed, samples, len(pictures)), notes, cls.hidden.extra_pnginfo, pixels)
             | {"text": lines, "consistency": [worst], "each": each, "temperature": [tau], "calm_edges": [calm]}
-            | {"guide_strength": [strength]},
+            | {"guide_strength": [strength], "flowcore_better": _better_model(model, notes)},
         )
 
     @classmethod
     def picked(cls, output: Any, place: int) -> tuple[Any, ...]:
         images, _ = super().picked(output, place)
         return images, output.ui["each"][place]
+
+
+def _better_model(model: FlowModel, notes: Notes) -> list[str]:
+    """Return the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
+    name = model_for_damaged(model.flow)
+    return [name] if name and any(f"; {name} is made for it" in line for line in notes.lines) else []
 
 
 def _distance(decibels: float) -> str:
@@ -161,8 +170,8 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
     """Make a map of the temperature, or one per level, that holds where a mask is white."""
     if not bool(mask.any()):
         notes(
-            f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: "
-            "right-click Load Image, Open in MaskEditor."
+            f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature shall hold: in "
+            "Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
         )
     if isinstance(inside, list):
         return [masked_temperature(mask, tau, outside) for tau in inside]
@@ -210,7 +219,11 @@ class FlowcoreUpscaleVideo(RecordingNode):
             **notes.follow(Progress(pixels)),
         )
         facts = seeds_in_turn(seed, len(pictures), len(pictures))
-        return io.NodeOutput(to_image(pictures), ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels))
+        return io.NodeOutput(
+            to_image(pictures),
+            ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels)
+            | {"flowcore_better": _better_model(model, notes)},
+        )
 
 
 class FlowcoreTemperatureGrid(PickingNode):
@@ -276,7 +289,7 @@ class FlowcoreTemperatureGrid(PickingNode):
             [tau for tau, _ in each],
             [k for _, k in each],
             ui=gallery(pictures, facts, notes, cls.hidden.extra_pnginfo, pixels)
-            | {"temperatures": taus, "seeds": drawn},
+            | {"temperatures": taus, "seeds": drawn, "flowcore_better": _better_model(model, notes)},
         )
 
 
@@ -310,7 +323,7 @@ class FlowcoreMatchSource(FlowNode):
         notes, pixels, small = cls.notes(), from_image(images), from_image(source)
         matched = flowcore.match_source(pixels, small, **notes.follow())
         before, after = (float(consistency(each, small).min()) for each in (pixels, matched))
-        text = f"shrunk again, {_distance(after)} from the source; before, {_distance(before)}"
+        text = f"Shrunk to the source's size: {_distance(after)} from the source; before, {_distance(before)}"
         return io.NodeOutput(
             to_image(matched), after, ui={"text": [text, *notes.lines], "before": [before], "consistency": [after]}
         )
@@ -326,7 +339,7 @@ class FlowcoreAsUpscaleModel(FlowNode):
     def run(
         cls,
         model: Annotated[FlowModel, flow_model("upscale")],
-        temperature: Annotated[float, widgets.temperature(0.0, own=True)],
+        temperature: Annotated[float, widgets.temperature(widgets.OWN, own=True)],
         seed: Annotated[int, widgets.seed()],
         calm_edges: Annotated[float, widgets.calm_edges],
     ) -> Any:

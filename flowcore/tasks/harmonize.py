@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..flow import Flow
+from ..images.resize import pad_symmetric
 from ..latents import Per, normalize
 from .options import Reporting, part_of_run, runs_with
 from .sample import decode, encode
@@ -27,16 +28,17 @@ def harmonize(
     """Encode an image under its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
-    are unlikely. At strength 0 the image comes back, cut at the right and bottom to sides that the model takes; 1 gives
-    the latents the statistics of the prior, see ``latents.normalize``.
+    are unlikely. At strength 0 the image comes back; 1 gives the latents the statistics of the prior, see
+    ``latents.normalize``. Inside, the image is padded by reflection to sides that the model takes.
 
     Source: Lugmayr et al., "SRFlow" (2020), sections 4.3 (content transfer) and 4.4 (restoration).
     """
     flow.require("upscale")
     step = math.lcm(flow.condition_scale, flow.size_multiple)
-    height, width = (side // step * step for side in image.shape[-2:])
-    subject = prepare_subject(flow, image[..., : height or None, : width or None], fit="crop", notify=lambda _: None)
+    height, width = image.shape[-2:]
+    padded = pad_symmetric(image, (0, -width % step, 0, -height % step)) if image.numel() else image
+    subject = prepare_subject(flow, padded, fit="crop", notify=lambda _: None)
     cond = subject.condition(flow, **options)
     latents = encode(flow, subject.pixels, cond, **part_of_run(options, 0, 0.5))
     ordered = normalize(latents, strength, per, window=window)
-    return decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)
+    return decode(flow, ordered, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]

@@ -22,6 +22,9 @@ fewest first (of colorings: for their palettes, see ``plausibility``); or how fa
 of its photograph, nearest first."""
 
 
+LEVEL = 0.1  # dB of consistency within which no sample is the better one
+
+
 @torch.no_grad()
 def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     """Compute the standard deviation of samples at every pixel, averaged over the channels: ``(B, 1, H, W)``.
@@ -85,6 +88,11 @@ def ranked(
                 "colorings."
             )
         scores = consistency(rgb, small).view(-1, each)
+        spread = float((scores.amax(1) - scores.amin(1)).nan_to_num(nan=0.0).max())
+        if each > 1 and spread < LEVEL:
+            (options.get("notify") or log.warning)(
+                f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye."
+            )
         return scores, torch.argsort(scores, dim=1, descending=True, stable=True)
     if flow is None:
         raise FlowError(

@@ -302,6 +302,17 @@ def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvases, vue):
     assert canvas.overlapping() == []
 
 
+def test_one_click_takes_the_model_for_a_damaged_photograph(canvases):
+    canvas = canvases(vue=False)
+    canvas.open(story("photo"))
+    canvas.move("FlowcoreLoadModel", "model_name", "srflow-x4")
+    canvas.move("FlowcoreUpscale", "samples", 1)
+    canvas.run()
+    canvas.page.get_by_text("Use srflow-x4-photo").click()
+    assert canvas.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
+    assert canvas.page.get_by_text("Use srflow-x4-photo").count() == 0
+
+
 @RENDERERS
 def test_training_is_cancelled_by_the_button(canvases, vue):
     canvas, page = canvases(vue=vue), canvases(vue=vue).page

@@ -56,8 +56,10 @@ def test_the_most_consistent_come_first_and_equal_ones_keep_their_order():
     assert order.tolist() == [[1, 2, 0]] * 2
     assert (scores[:, 1] > scores[:, 2]).all()
     assert (scores[:, 2] > scores[:, 0]).all()
-    source = torch.rand(1, 3, 4, 4)
-    assert ranked(enlarge(source, 2).clamp(0, 1).repeat(5, 1, 1, 1), source)[1].tolist() == [[0, 1, 2, 3, 4]]
+    source, said = torch.rand(1, 3, 4, 4), []
+    level = enlarge(source, 2).clamp(0, 1).repeat(5, 1, 1, 1)
+    assert ranked(level, source, notify=said.append)[1].tolist() == [[0, 1, 2, 3, 4]]
+    assert said == ["The samples are level: their consistency differs by 0 dB. Choose likelihood, or by eye."]
 
 
 def test_the_likeliest_come_first(flow):

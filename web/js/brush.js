@@ -126,7 +126,7 @@ class Brush {
     this.board.addEventListener("pointerdown", (event) => this.down(event));
     this.board.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) this.board.addEventListener(end, (event) => this.up(event));
-    this.watch = new ResizeObserver(() => this.resize(this.size));
+    this.watch = new ResizeObserver(() => (this.resize(this.size), this.look())); // in a closed subgraph it has no size
     this.watch.observe(this.board);
     label(this.board, "paint");
     say("unpainted").then((text) => (this.hint.textContent = text));
@@ -136,21 +136,15 @@ class Brush {
   colorInput() {
     this.well = make("input", { type: "color", value: this.color, oninput: () => this.take(this.well.value) });
     label(this.well, "color");
-    this.swatches = SWATCHES.map((color) => {
-      const onclick = () => this.take(swatch.dataset.color);
-      const swatch = make("button", { type: "button", className: "swatch", onclick });
-      return this.tint(swatch, color);
-    });
+    const onclick = ({ currentTarget }) => this.take(currentTarget.dataset.color);
+    this.swatches = SWATCHES.map((color) => this.tint(make("button", { type: "button", className: "swatch", onclick }), color));
     return [this.well, ...this.swatches];
   }
 
   amountInput() {
     const slider = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.amount, className: "amount" });
     slider.style.background = `linear-gradient(to right, ${heat(0)}, ${heat(0.55)} 55%, ${heat(1)})`;
-    slider.addEventListener("input", () => {
-      this.amount = Number(slider.value);
-      if (this.tool === "erase") this.choose("brush");
-    });
+    slider.oninput = () => ((this.amount = Number(slider.value)), this.tool === "erase" && this.choose("brush"));
     label(slider, "amount");
     return [slider];
   }
@@ -174,11 +168,8 @@ class Brush {
   }
 
   read() {
-    if (format(this.strokes) !== (this.painting.value ?? "")) {
-      this.strokes = parse(this.painting.value);
-      this.past = [];
-      this.undone = [];
-    }
+    const { value } = this.painting;
+    if (format(this.strokes) !== (value ?? "")) [this.strokes, this.past, this.undone] = [parse(value), [], []];
     this.show(pictureAt(this.node, "image") ?? this.last);
     this.look();
   }
@@ -199,11 +190,9 @@ class Brush {
   // --- tools
 
   use(name) {
-    if (name === "undo") this.restore(this.past, this.undone);
-    else if (name === "redo") this.restore(this.undone, this.past);
-    else if (name === "clear") this.change([]);
-    else if (name === "whole") this.enlarge();
-    else this.choose(name);
+    const [back, again] = [() => this.restore(this.past, this.undone), () => this.restore(this.undone, this.past)];
+    const acts = { undo: back, redo: again, clear: () => this.change([]), whole: () => this.enlarge() };
+    (acts[name] ?? (() => this.choose(name)))();
     this.board.focus({ preventScroll: true });
   }
 

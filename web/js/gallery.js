@@ -130,7 +130,7 @@ function told(key, value = "") {
 
 /** What stands on its thumbnail. */
 function caption({ seed, temperature, image, score }) {
-  return [image, temperature, seed, score].filter((part) => part !== undefined).join(" · ");
+  return [image, temperature, seed > 99999 ? `…${String(seed).slice(-4)}` : seed, score].filter((part) => part !== undefined).join(" · ");
 }
 
 function attach(node) {
@@ -187,9 +187,8 @@ function preview(node, blob, first) {
   working.add(gallery);
   if (gallery.made.length >= SHOWN) return; // as many as are there afterwards
   const url = URL.createObjectURL(blob);
-  if (begins) {
-    gallery.source = url;
-  } else {
+  if (begins) gallery.source = url;
+  else {
     gallery.made.push(url);
     const made = thumbnail(url, "");
     made.disabled = true; // until all are there

@@ -28,11 +28,7 @@ export class Live {
   #urls = new Map(); // place to the address of its picture
   #timer;
 
-  /**
-   * @param node the node
-   * @param begun called when the node has run: it asks for what it wants to see
-   * @param show called with a place and the address of its picture
-   */
+  /** Of a node: `begun` is called when it has run, and asks; `show` with a place and the address of its picture. */
   constructor(node, begun, show) {
     Object.assign(this, { begun, show });
     every.set(node, this);

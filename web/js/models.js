@@ -3,8 +3,10 @@
 // what models are for.
 import { app } from "../../../scripts/app.js";
 import { after, language, refresh, set, texts, widgetOf, wired } from "./canvas.js";
+import { isOpening } from "./frontend.js";
 import { onChoice, originOf } from "./picture.js";
-import { show } from "./text.js";
+import { onResult } from "./runs.js";
+import { offer, show } from "./text.js";
 
 const TASKS = "flowcore_tasks"; // of the menu: model to tasks; of an input: the tasks one of which it needs
 const FACTS = "flowcore_facts"; // of the menu: model to what its file states
@@ -23,7 +25,7 @@ app.registerExtension({
       set: (values) => (every = values),
     });
     after(node, "onConnectionsChange", () => {
-      const opening = app.configuringGraph; // what a workflow says stays as it is
+      const opening = isOpening();
       queueMicrotask(() => { // when the wire is there
         const usable = offered(node, every);
         if (!opening && !usable.includes(menu.value) && !wired(node, menu.name)) {
@@ -44,6 +46,13 @@ app.registerExtension({
     for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, tell);
     tell();
   },
+});
+
+// One click takes the model that is made for such a picture.
+onResult((node, { flowcore_better: better, text }) => {
+  const loader = better?.[0] && originOf(node, "model"), menu = loader && widgetOf(loader, "model_name");
+  if (text && menu && !wired(loader, menu.name) && menu.value !== better[0])
+    offer(node, "switch", { name: better[0] }, () => set(loader, menu, better[0]));
 });
 
 /** What models are for: shipped ones have texts of their own, files those of their tasks; nothing where no task is stated. */

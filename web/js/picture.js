@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, isOurs, set, widgetOf } from "./canvas.js";
+import { shownBy } from "./frontend.js";
 
 app.registerExtension({
   name: "flowcore.picture",
@@ -64,7 +65,7 @@ export function pictureAt(node, name) {
     const cut = file.lastIndexOf("/"); // what may stand behind the name, as in "a.png [output]", is for the host
     return addressOf({ filename: file.slice(cut + 1), subfolder: file.slice(0, Math.max(0, cut)) });
   }
-  const shown = app.nodeOutputs?.[String(origin.id)]?.images?.[0];
+  const shown = shownBy(origin);
   return shown && addressOf(shown);
 }
 
@@ -75,6 +76,10 @@ export const choiceOf = (node) => node && (widgetOf(node, "image") ?? widgetOf(n
 export function originOf(node, name) {
   const input = node.inputs?.find((each) => each.name === name);
   const link = node.graph?.getLink(input?.link);
+  if (link && link.origin_id === node.graph.inputNode?.id) { // into a subgraph: of the first node that stands for it
+    const outside = app.rootGraph.nodes.find(({ subgraph }) => subgraph === node.graph);
+    return outside && originOf(outside, node.graph.inputs[link.origin_slot]?.name);
+  }
   const origin = link && node.graph.getNodeById(link.origin_id);
   return origin?.type === "Reroute" ? originOf(origin, origin.inputs[0]?.name) : origin;
 }

@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { after, isOurs } from "./canvas.js";
+import { origin } from "./frontend.js";
 
 let running; // id of the run that the server's last messages were about
 let asking; // a node of the workflow whose run waits for the server's answer: the run may be quicker than that
@@ -15,9 +16,8 @@ api.addEventListener("promptQueued", () => (asking = undefined));
 
 /** Whether a run is of the workflow on the canvas, as far as the page knows: it may have been queued before a reload. */
 export function isHere(run = running) {
-  const { _p: stores, workflow } = app.extensionManager;
-  const origin = stores?._s?.get("execution")?.jobIdToSessionWorkflowPath?.get(run); // if this page has queued it
-  return origin ? origin === workflow?.activeWorkflow?.path : !asking || nodes().includes(asking);
+  const from = origin(run);
+  return from ? from === app.extensionManager.workflow?.activeWorkflow?.path : !asking || nodes().includes(asking);
 }
 
 const listeners = [];

@@ -2,6 +2,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { AREA, areaOf, isOurs, make, say, widgetOf } from "./canvas.js";
+import { onStop } from "./frontend.js";
 import { isHere, nodeAt, onResult } from "./runs.js";
 
 const LOOK = `<style>
@@ -41,20 +42,21 @@ app.registerExtension({
     api.addEventListener("execution_start", () => {
       if (failed) show(failed, "");
     });
-    for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
-      api.addEventListener(end, stopped);
-    }
+    for (const end of ["interrupted", "error", "success"]) api.addEventListener(`execution_${end}`, stopped);
     api.addEventListener("flowcore.text", ({ detail }) => {
       if (isHere(detail.prompt_id)) show(nodeAt(detail.node), detail.text);
     });
-    // The page does not say that it was asked to stop.
-    new PerformanceObserver((asked) => {
-      if (asked.getEntries().some(({ name }) => /\/(interrupt|cancel)$/.test(name))) stop();
-    }).observe({ type: "resource" });
+    onStop(stop);
   },
 });
 
 onResult((node, { text }) => text && show(node, [text].flat().join("\n")));
+
+/** Offer something below the text of a node, until it is taken or the text is another. */
+export async function offer(node, key, values, act) {
+  const button = make("button", { type: "button", onclick: () => (button.remove(), act()) }, await say(key, values));
+  boxOf(node).append(" ", button);
+}
 
 async function stop() {
   const node = nodeAt(executing);

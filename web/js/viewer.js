@@ -50,11 +50,7 @@ const LOOK = `<style>
 
 /** A viewer of pictures `{name, url, source}`; `source` is the URL of what a picture was made of, or missing. */
 export class Viewer {
-  /**
-   * @param {(place: number) => void} onPick - Called when a picture is picked here.
-   * @param {(place: number) => void} onShow - Called when another picture is shown.
-   * @param {(place: number) => void} onSave - Called when the picture that is shown is to be saved.
-   */
+  /** Called with the place of a picture: `onPick` when it is picked here, `onShow` when it is shown, `onSave` to save it. */
   constructor(onPick, onShow, onSave) {
     this.pictures = [];
     this.left = null; // "source", the place of a picture, or null: nothing is compared
@@ -113,13 +109,12 @@ export class Viewer {
 
   /** Show other pictures; what was compared and where it was seen stays, as far as there is such a picture. */
   show(pictures, right = this.right) {
-    const first = !this.pictures.length;
+    const hadSource = this.pictures.some((picture) => picture.source);
     this.pictures = pictures;
     this.right = Math.min(Math.max(0, right), pictures.length - 1);
     const hasSource = pictures.some((picture) => picture.source);
-    if (first || (this.left === "source" && !hasSource) || this.left >= pictures.length) {
-      this.left = hasSource ? "source" : null;
-    }
+    const begins = this.left === null && !hadSource; // where there was none to choose, as in a run before a reload
+    if (begins || (this.left === "source" && !hasSource) || this.left >= pictures.length) this.left = hasSource ? "source" : null;
     this.update();
   }
 
@@ -139,8 +134,7 @@ export class Viewer {
     if (front.getAttribute("src") !== after.url) front.src = after.url;
     this.compared = Boolean(before);
     const every = this.pictures.map((picture, place) => new Option(picture.name, place));
-    const extra = [new Option("–", "")];
-    if (after.source) extra.push(new Option(after.sourceName, "source"));
+    const extra = [new Option("–", ""), ...(after.source ? [new Option(after.sourceName, "source")] : [])];
     this.choices[0].replaceChildren(...extra, ...every);
     this.choices[0].value = String(this.left ?? "");
     this.choices[1].replaceChildren(...every.map((made) => made.cloneNode(true)));
@@ -215,12 +209,8 @@ export class Viewer {
     this.y = within(this.y, h, height);
     for (const layer of this.layers) {
       const image = layer.firstElementChild;
-      Object.assign(image.style, {
-        left: `${(width - w) / 2 + this.x}px`,
-        top: `${(height - h) / 2 + this.y}px`,
-        width: `${w}px`,
-        height: `${h}px`,
-      });
+      const [left, top] = [(width - w) / 2 + this.x, (height - h) / 2 + this.y];
+      Object.assign(image.style, { left: `${left}px`, top: `${top}px`, width: `${w}px`, height: `${h}px` });
       // A smaller source is seen enlarged the ordinary way.
       image.classList.toggle("blocks", scale * this.shrunk() >= BLOCKS && image.naturalWidth >= wide);
     }
@@ -295,9 +285,7 @@ export class Viewer {
     element.addEventListener("dblclick", (event) => event.stopPropagation());
     element.addEventListener("keydown", (event) => this.key(event));
     element.addEventListener("keyup", (event) => {
-      if (event.key !== " " || !this.alone) return;
-      this.alone = false;
-      this.place();
+      if (event.key === " " && this.alone) (this.alone = false), this.place();
     });
   }
 
@@ -312,7 +300,6 @@ export class Viewer {
       ArrowDown: () => this.stepLeft(1),
       ArrowUp: () => this.stepLeft(-1),
       "+": () => this.zoomTo(this.zoom * 1.5, width / 2, height / 2),
-      "=": () => this.zoomTo(this.zoom * 1.5, width / 2, height / 2),
       "-": () => this.zoomTo(this.zoom / 1.5, width / 2, height / 2),
       0: () => this.fit(),
       1: () => this.actual(),
@@ -320,12 +307,9 @@ export class Viewer {
       Enter: () => this.pictures.length > 1 && this.onPick(this.right),
       s: () => this.onSave(this.right),
       Escape: this.full && (() => this.close()),
-      " ": () => {
-        this.alone = this.compared;
-        this.place();
-      },
+      " ": () => ((this.alone = this.compared), this.place()),
     };
-    const act = acts[event.key];
+    const act = acts[event.key === "=" ? "+" : event.key];
     if (act || this.full) event.stopPropagation(); // the canvas below has keys of its own
     if (!act) return;
     event.preventDefault();
