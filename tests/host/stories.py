@@ -66,7 +66,7 @@ NAMED = {
 }
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
-    "upscale": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples")},
+    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "clean-up": {"photo": ("picture",), "upscale": ("guide_strength", "seed")},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
