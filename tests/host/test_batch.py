@@ -381,6 +381,10 @@ def mine(host, flows, folder):
     shutil.rmtree(host.server.base / "output" / "made", ignore_errors=True)
 
 
+def test_flow_folder_takes_no_empty_name_for_the_whole_input_folder(host, flows):
+    refusal(host, in_folder(" ", subfolder="made"), "name a folder in ComfyUI's input folder")
+
+
 def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
     for flow, scale in (("small-srflow.safetensors", 2), ("small-color.safetensors", 1)):
         info, *said = host.run(in_folder(flow=flow, samples=2))["outputs"]["folder"]["text"]
