@@ -232,6 +232,7 @@ PICTURES: dict[str, list[str]] = {
     "bad JPEG": ["pictures/parrots.jpg"],
     "group photograph": ["pictures/group.png"],
     "small film": ["pictures/canyon.jpg"],
+    "dark photograph": ["pictures/dark.jpg"],
 }
 # Of a film, how many frames, their height and width, and the height at which the picture is panned over.
 FILMS = {"black-and-white film": (16, (192, 336), 192), "small film": (12, (72, 96), 96)}

@@ -44,6 +44,14 @@ def sampled(flow: Flow, **options: object) -> Tensor:
     return flowcore.sample(flow, 2, seed=7, temperature=0.7, labels=labels, **options)
 
 
+def brightened(flow: Flow, **options: object) -> Tensor:
+    return flowcore.brighten(flow, photo(64, 80) / 4, **options)
+
+
+def rescaled(flow: Flow, **options: object) -> Tensor:
+    return flowcore.restore(flow, flowcore.shrink(flow, photo(64, 80), **options), **options)
+
+
 MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4": upscaled,
     "srflow-x4-photo": upscaled,
@@ -54,6 +62,8 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "glow-faces": sampled,
     "realnvp-photos": sampled,
     "mnist-styles": sampled,
+    "brighten-photos": brightened,
+    "rescale-x4": rescaled,
 }
 
 

@@ -54,7 +54,9 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name):
 
 
 def test_all_of_them_together_are_small():
-    from_noise = [name for name in catalog.names() if not name.startswith(("srflow-", "color-"))]
+    from_noise = [
+        name for name in catalog.names() if not name.startswith(("srflow-", "color-", "brighten-", "rescale-"))
+    ]
     assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 26_000_000
     assert catalog.path("color-photos").stat().st_size <= 16_000_000
     assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 75_000_000
@@ -75,6 +77,22 @@ def test_the_model_of_damaged_photographs_takes_the_damage_away(flow, damage):
         for model in (flow, flowcore.load("srflow-x4-photo"))
     )
     assert all(after > before + 0.8 for before, after in zip(plain, restored, strict=True))
+
+
+def test_a_dark_photograph_becomes_light(photo):
+    dark = as_stored(
+        photo * 0.12 ** (1 / 2.2) + 0.01 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
+    )
+    light = flowcore.brighten(flowcore.load("brighten-photos"), dark)
+    assert psnr(light, photo) > psnr(dark, photo) + 6
+
+
+def test_a_photograph_comes_back_from_a_sixteenth_of_its_pixels(flow, photo):
+    model = flowcore.load("rescale-x4")
+    small, ordinary = flowcore.shrink(model, photo), as_stored(shrink(photo, 4))
+    assert psnr(small, ordinary) > 30
+    enlarged = flowcore.upscale(flow, ordinary, temperature=0.0)
+    assert psnr(flowcore.restore(model, small), photo) > psnr(enlarged, photo) + 2
 
 
 def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo):

@@ -30,6 +30,8 @@ TITLES = {
     "upscale": "Upscale a photo by super resolution",
     "photo": "Upscale a bad JPEG photo",
     "clean-up": "Remove noise and JPEG blocks",
+    "night": "Brighten a dark photo",
+    "thumbnail": "Shrink a photo and bring it back",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
     "grid": "Compare upscale temperatures",
@@ -56,6 +58,7 @@ NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
+    "thumbnail": {"ordinary": "ordinary"},
     "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
     "faces": {
         "body_model": "model_photographs",
@@ -69,6 +72,8 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "clean-up": {"photo": ("picture",), "upscale": ("guide_strength", "seed")},
+    "night": {"photo": ("picture",), "light": ("exposure",)},
+    "thumbnail": {"photo": ("picture",)},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
@@ -92,7 +97,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Stories whose thumbnail is the picture that they start from, and the first three that they make.
 SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
-SOURCES["clean-up"] = SOURCES["photo"]
+SOURCES |= {"clean-up": SOURCES["photo"], "night": "pictures/dark.jpg"}
 SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
 SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg") | dict.fromkeys(
     ("colourings", "strokes"), "house.jpg"
