@@ -7,7 +7,8 @@ What a hint asks for beyond the colors that were drawn is continued over the pic
 
 with h the difference at a hint and c its coverage, f the encoder's C features, y the luma and p the place. So it is the
 hint's where it is painted, passes to neighbors that look alike, hardly crosses an edge, and fades over some ``steps``
-positions of the finest grid where there is none.
+positions of the finest grid where there is none. Continued in the same way, 1 at every hint becomes how far hints
+reach; d is divided by it, at least by ``HELD``: so a color holds to the end of a thing instead of fading on the way.
 
 Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
 coloring to start from; the features, the fading and that it corrects a draw are ours.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
 FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t
+HELD = 0.5  # of a hint's reach, from which on its color is whole
 MET = 100.0  # weight of meeting a hint
 ITERATIONS = 150
 
@@ -40,6 +42,15 @@ def spread_hints(
     features standardized, ``(1, C, h, w)``; ``steps`` is above 0. ``check`` is called as the work advances; what it
     raises ends it.
     """
+    asked = torch.cat([missing, torch.ones_like(missing[:, :1])], dim=1)
+    field = minimize(asked, coverage, features, luma, steps, check)
+    return field[:, :-1] / field[:, -1:].clamp_min(HELD)
+
+
+def minimize(
+    asked: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
+) -> Tensor:
+    """Minimize the energy above for each channel of what is asked for, ``(B, C, h, w)``."""
     affinities = [_affinity(features.float(), luma.float(), *offset) for offset in NEIGHBORS]
     held = MET * coverage.float() + 1 / steps**2
     diagonal = held + sum(
@@ -54,7 +65,7 @@ def spread_hints(
             result = result + difference - _shift(difference, -dy, -dx)
         return result
 
-    return _conjugate_gradient(apply, MET * coverage.float() * missing.float(), diagonal)
+    return _conjugate_gradient(apply, MET * coverage.float() * asked.float(), diagonal)
 
 
 def _affinity(features: Tensor, luma: Tensor, dy: int, dx: int) -> Tensor:

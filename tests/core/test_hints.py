@@ -16,7 +16,7 @@ from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.tasks import chroma
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
-from flowcore.tasks.spread import MET, NEIGHBORS, spread_hints
+from flowcore.tasks.spread import MET, NEIGHBORS, minimize, spread_hints
 
 from .colorings import (
     WANTED,
@@ -318,10 +318,18 @@ def test_a_hint_fills_its_thing_and_stops_at_its_edge():
     assert near[..., 0, 7].max() < 0.07 < near[..., 5, 5].min() + 0.02
 
 
-def test_what_is_added_minimizes_the_energy():
+def test_a_hint_holds_to_the_end_of_its_thing():
+    """Of a thing as long as the steps over which an unpainted color fades: the far end has it to a tenth."""
+    features, coverage = torch.zeros(1, 4, 6, 20), torch.zeros(1, 1, 6, 20)
+    coverage[..., :2] = 1
+    missing = torch.full((1, 2, 6, 20), 0.1)
+    assert spread_hints(missing, coverage, features, 0.5 + 0 * coverage, 20)[..., -1].min() > 0.09
+
+
+def test_what_is_continued_minimizes_the_energy():
     missing, coverage, features, luma = two_things()
     luma = luma + 0.02 * torch.randn(luma.shape, generator=torch.Generator().manual_seed(0))
-    d = spread_hints(missing, coverage, features, luma, 5.0).double().requires_grad_()
+    d = minimize(missing, coverage, features, luma, 5.0, lambda: None).double().requires_grad_()
     energy = (MET * coverage * (d - missing).square()).sum() + d.square().sum() / 5.0**2
     for dy, dx in NEIGHBORS:
         here = [(slice(max(0, -k), side - max(0, k))) for k, side in ((dy, 12), (dx, 16))]
