@@ -45,11 +45,7 @@ def sampled(flow: Flow, **options: object) -> Tensor:
 
 
 def brightened(flow: Flow, **options: object) -> Tensor:
-    return flowcore.brighten(flow, photo(64, 80) / 4, **options)
-
-
-def rescaled(flow: Flow, **options: object) -> Tensor:
-    return flowcore.restore(flow, flowcore.shrink(flow, photo(64, 80), **options), **options)
+    return flowcore.brighten(flow, photo(64, 80) / 4, seed=7, samples=2, temperature=0.8, **options)
 
 
 MAKERS: dict[str, Callable[..., Tensor]] = {
@@ -63,7 +59,6 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "realnvp-photos": sampled,
     "mnist-styles": sampled,
     "brighten-photos": brightened,
-    "rescale-x4": rescaled,
 }
 
 

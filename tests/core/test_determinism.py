@@ -107,6 +107,8 @@ def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
     if name in UPSCALERS:
         small = golden.photo(160 // flow.condition_scale, 144 // flow.condition_scale)
         run, options = flowcore.upscale, {"temperature": 0.8}
+    elif "brighten" in flow.capabilities.tasks:
+        small, run, options = golden.photo(64, 80) / 4, flowcore.brighten, {"temperature": 0.8}
     else:
         small = flowcore.images.color.luma(golden.photo(64, 80))
         run, options = flowcore.colorize, {}
