@@ -32,7 +32,7 @@ Strength = float | Tensor
 """a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""
 
 NEARBY = 9  # latents: the window of a local rms
-BOUND = 1.5  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
+BOUND = 1.2  # of that rms; less blurs films in the long run, more lets specks grow in what is out of focus
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 

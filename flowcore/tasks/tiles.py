@@ -193,9 +193,9 @@ class Latents:
         strength = 0.0 if guide is None else guide.strength
         self.strengths = [place(strength, 0.0, shape) for shape in shapes]
         drawn = [drawn_share(a) for a in self.strengths]
-        # how far the latents of a guide may deviate; those of all temperatures alike
-        bounds = per_level[0] if guide is not None and guide.bounded else ([], 0.0)
-        spreads = [place(tau, bounds[1], shape) for tau, shape in zip(bounds[0], shapes, strict=False)]
+        # how far the latents of a guide may deviate, at edges too; those of all temperatures alike
+        bounds = per_level[0][0] if guide is not None and guide.bounded else []
+        spreads = [place(tau, 0.0, shape) for tau, shape in zip(bounds, shapes, strict=False)]
         self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]
         self.taus = [
             [place(tau, calm, shape) * share for tau, shape, share in zip(levels, shapes, drawn, strict=False)]
