@@ -35,6 +35,7 @@ ID = "flowcore-srflow"
 # No other architecture has all of these names: two tensors of an encoder, of RRDBs or an IMDN, and one of our flow.
 FLOW = "levels.0.steps.transforms.0.transforms.0.log_scale"
 OURS = [{FLOW, f"{part}.conv_first.weight", f"{part}.conv_trunk.weight"} for part in ("encoder", "encoder.backbone")]
+LOW_LIGHT = "encoder.conv_color.weight"  # but for an LLFlow, which has this one, too
 PUBLISHED = "flowUpsamplerNet.layers."
 UPSCALERS = ("srflow", "srflow_da")
 
@@ -148,7 +149,8 @@ def register(files: Files, cancelled: Callable[[], bool] | None = None) -> None:
 
 def detect(state: Mapping[str, Any]) -> bool:
     """Return True if the names are those of an SRFlow, ours or published: loading it succeeds or says what is wrong."""
-    return any(state.keys() >= names for names in OURS) or any(name.startswith(PUBLISHED) for name in state)
+    ours = LOW_LIGHT not in state and any(state.keys() >= names for names in OURS)
+    return ours or any(name.startswith(PUBLISHED) for name in state)
 
 
 def flow_of(state: Mapping[str, Any], files: Files) -> Flow:

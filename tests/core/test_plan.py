@@ -335,6 +335,8 @@ def shipped(name):
     if flow.architecture == "colorizer":
         y = nn.functional.interpolate(color.luma(photo[:, :, 20:84, 84:148]), scale_factor=2)
         return flow, torch.cat([y, y.flip(3)], 3), sample_latents(flow.latent_shapes(32, 64), 1, 0.8, 3)
+    if flow.architecture == "llflow":
+        return flow, photo[:, :, 20:52, 84:132] / 4, sample_latents(flow.latent_shapes(32, 48), 1, 0.8, 3)
     height, width = flow.image_size
     if flow.architecture == "class_conditional":
         return flow, torch.tensor([3]), sample_latents(flow.latent_shapes(height, width), 1, 0.8, 3)
@@ -356,12 +358,12 @@ def test_a_shipped_model_and_its_plan_decode_the_same_picture(name):
     assert float((decoded(Plan(flow), source, latents) - expected).abs().max()) <= 1e-5
 
 
-# Measured against float64 on these pictures, at most 0.0125 and 0.0027 in bfloat16, and 0.0014 and 0.0003 in float16:
+# Measured against float64 on these pictures, at most 0.0125 and 0.0027 in bfloat16, and 0.0014 and 0.0006 in float16:
 # where the latents are a picture's own, which low precision is not for; of latents that were drawn, bfloat16 misses by
 # 0.0068 and 0.0009.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "most", "usual"), [("bfloat16", 0.02, 0.004), ("float16", 0.003, 0.0006)], ids=["bf16", "fp16"]
+    ("precision", "most", "usual"), [("bfloat16", 0.02, 0.004), ("float16", 0.003, 0.0008)], ids=["bf16", "fp16"]
 )
 @pytest.mark.parametrize("name", catalog.names())
 def test_a_shipped_model_in_low_precision_is_close(name, precision, most, usual):

@@ -178,7 +178,7 @@ def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_
         ("upscale.temperature=99", "upscale.temperature is a number from"),
         ("upscale.samples=many", "upscale.samples is a number from 1"),
         ("upscale.precision=float8", "upscale.precision is one of float32"),
-        ("model.model_name=nobody", "model.model_name is one of color-photos"),
+        ("model.model_name=nobody", "model.model_name is one of brighten-photos"),
     ):
         refused = run(folder, tmp_path / "out", "--server", host.url, "--set", setting)
         assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr

@@ -65,4 +65,4 @@ def test_exposures_that_are_all_alike_are_mentioned_and_other_models_refused(hos
     text = host.run(story(samples=2))["outputs"]["brighten"]["text"][0]
     assert "At temperature 0 all samples are the same picture" in text
     workflow = graph(story(), model=loader("small-srflow.safetensors"))
-    refusal(host, workflow, "brighten needs a low-light model", "docs/published-weights.md")
+    refusal(host, workflow, "brighten needs a low-light model", "brighten-photos")
