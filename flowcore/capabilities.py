@@ -11,7 +11,7 @@ SUITABLE_MODELS: dict[Task, str] = {
     "upscale": "a model that enlarges images, such as srflow-x4",
     "colorize": "a colorizer, such as color-photos",
     "sample": "a model that makes images from latents alone, such as glow-photos",
-    "rescale": "a model that shrinks images and restores them, such as HCFlow's Rescaling_DF2K_X4",
+    "rescale": "a model that shrinks images and restores them, such as rescale-x4",
     "brighten": "a low-light model, such as brighten-photos",
 }
 

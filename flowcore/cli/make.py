@@ -94,16 +94,16 @@ def add_faces(command: argparse.ArgumentParser) -> None:
 
 
 def _add_rescaling(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
-    add_pictures(command, run, model=None)
+    add_pictures(command, run, model="rescale-x4")
     command.set_defaults(format="png", quality=None)
-    command.epilog = "The results are PNG files. The model is one for rescaling, such as Rescaling_DF2K_X4_HCFlow.pth."
+    command.epilog = "The results are PNG files."
 
 
 def add_pictures(
     command: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], None],
     *,
-    model: str | None = "srflow-x4",
+    model: str = "srflow-x4",
     out: str | None = None,
 ) -> None:
     """Add what all commands share that make pictures of pictures."""

@@ -22,16 +22,13 @@ CALM_EDGES = (
 MAX_MEGAPIXELS = 100  # of a result; more are asked about
 
 
-def add_model(command: argparse.ArgumentParser, default: str | None = "srflow-x4", *, repeatable: bool = False) -> None:
-    if default is None:  # no model of this kind is shipped
-        command.add_argument("--model", required=True, help="a model file; docs/published-weights.md lists some")
-    else:
-        command.add_argument(
-            "--model",
-            default=None if repeatable else default,
-            action="append" if repeatable else "store",
-            help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
-        )
+def add_model(command: argparse.ArgumentParser, default: str = "srflow-x4", *, repeatable: bool = False) -> None:
+    command.add_argument(
+        "--model",
+        default=None if repeatable else default,
+        action="append" if repeatable else "store",
+        help=f"a model file, or a shipped model by name{', repeatable' * repeatable} (default: {default})",
+    )
     add_fields(command)
     add_device(command)
 

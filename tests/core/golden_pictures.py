@@ -48,6 +48,10 @@ def brightened(flow: Flow, **options: object) -> Tensor:
     return flowcore.brighten(flow, photo(64, 80) / 4, seed=7, samples=2, temperature=0.8, **options)
 
 
+def rescaled(flow: Flow, **options: object) -> Tensor:
+    return flowcore.restore(flow, flowcore.shrink(flow, photo(64, 80), **options), **options)
+
+
 MAKERS: dict[str, Callable[..., Tensor]] = {
     "srflow-x4": upscaled,
     "srflow-x4-photo": upscaled,
@@ -59,6 +63,7 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "realnvp-photos": sampled,
     "mnist-styles": sampled,
     "brighten-photos": brightened,
+    "rescale-x4": rescaled,
 }
 
 

@@ -107,6 +107,11 @@ def test_the_place_in_a_batch_changes_nothing(name, flow, pictures):
     if name in UPSCALERS:
         small = golden.photo(160 // flow.condition_scale, 144 // flow.condition_scale)
         run, options = flowcore.upscale, {"temperature": 0.8}
+    elif "rescale" in flow.capabilities.tasks:
+        small = flowcore.shrink(flow, golden.photo(64, 80))
+        batch = torch.cat([small.flip(-1), small])
+        assert difference(flowcore.restore(flow, batch)[1:], pictures) < 1e-5
+        return
     elif "brighten" in flow.capabilities.tasks:
         small, run, options = golden.photo(64, 80) / 4, flowcore.brighten, {"temperature": 0.8}
     else:

@@ -337,6 +337,9 @@ def shipped(name):
         return flow, torch.cat([y, y.flip(3)], 3), sample_latents(flow.latent_shapes(32, 64), 1, 0.8, 3)
     if flow.architecture == "llflow":
         return flow, photo[:, :, 20:52, 84:132] / 4, sample_latents(flow.latent_shapes(32, 48), 1, 0.8, 3)
+    if flow.architecture == "hcflow":
+        small = flowcore.shrink(flow, photo[:, :, 20:52, 84:132])
+        return flow, small, sample_latents(flow.latent_shapes(32, 48), 1, 0.0, 3)
     height, width = flow.image_size
     if flow.architecture == "class_conditional":
         return flow, torch.tensor([3]), sample_latents(flow.latent_shapes(height, width), 1, 0.8, 3)

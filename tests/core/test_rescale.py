@@ -69,7 +69,7 @@ def test_previews_cancelling_and_refusals(flow):
         shrink(flow, picture(1, 3, 8, 8), cancelled=lambda: True)
     with pytest.raises(flowcore.Cancelled):
         restore(flow, picture(1, 3, 2, 2), cancelled=lambda: True)
-    with pytest.raises(FlowError, match=r"rescale needs .*Rescaling_DF2K_X4; got a srflow model"):
+    with pytest.raises(FlowError, match=r"rescale needs .*rescale-x4; got a srflow model"):
         shrink(flowcore.load("srflow-x4"), picture(1, 3, 8, 8))
     with pytest.raises(FlowError, match="got a hcflow model"):
         restore(build_hcflow(), picture(1, 3, 2, 2))

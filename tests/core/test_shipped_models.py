@@ -54,7 +54,7 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name):
 
 
 def test_all_of_them_together_are_small():
-    from_noise = [name for name in catalog.names() if not name.startswith(("srflow-", "color-", "brighten-"))]
+    from_noise = [name for name in catalog.names() if not name.startswith(("srflow-", "color-", "brighten-", "rescale-"))]
     assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 26_000_000
     assert catalog.path("color-photos").stat().st_size <= 16_000_000
     assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 75_000_000
@@ -83,6 +83,14 @@ def test_a_dark_photograph_becomes_light(photo):
     )
     light = flowcore.brighten(flowcore.load("brighten-photos"), dark)
     assert psnr(light, photo) > psnr(dark, photo) + 6
+
+
+def test_a_photograph_comes_back_from_a_sixteenth_of_its_pixels(flow, photo):
+    model = flowcore.load("rescale-x4")
+    small, ordinary = flowcore.shrink(model, photo), as_stored(shrink(photo, 4))
+    assert psnr(small, ordinary) > 30
+    enlarged = flowcore.upscale(flow, ordinary, temperature=0.0)
+    assert psnr(flowcore.restore(model, small), photo) > psnr(enlarged, photo) + 0.5
 
 
 def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo):

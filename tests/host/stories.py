@@ -31,6 +31,7 @@ TITLES = {
     "photo": "Upscale a bad JPEG photo",
     "clean-up": "Remove noise and JPEG blocks",
     "night": "Brighten a dark photo",
+    "thumbnail": "Shrink a photo and bring it back",
     "second-opinion": "Guide an upscale by another upscaler",
     "painted": "Upscale with painted temperature",
     "grid": "Compare upscale temperatures",
@@ -57,6 +58,7 @@ NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
     "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
+    "thumbnail": {"ordinary": "ordinary"},
     "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
     "faces": {
         "body_model": "model_photographs",
@@ -71,6 +73,7 @@ APP: dict[str, dict[str, tuple[str, ...]]] = {
     "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("temperature", "seed", "samples")},
     "clean-up": {"photo": ("picture",), "upscale": ("guide_strength", "seed")},
     "night": {"photo": ("picture",), "light": ("exposure",)},
+    "thumbnail": {"photo": ("picture",)},
     "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
     "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},

@@ -182,6 +182,7 @@ RESULTS = {
     "grid": (1, ANY),
     "clean-up": (1, (24, 16)),
     "night": (1, (24, 16)),
+    "thumbnail": (1, (56, 16)),
     "second-opinion": (1, (200, 136)),
     "best-of": (2, (96, 64)),
     "faces": (4, (1280, 808)),
