@@ -54,7 +54,9 @@ def test_every_shipped_model_is_small_and_says_where_it_comes_from(name):
 
 
 def test_all_of_them_together_are_small():
-    from_noise = [name for name in catalog.names() if not name.startswith(("srflow-", "color-", "brighten-", "rescale-"))]
+    from_noise = [
+        name for name in catalog.names() if not name.startswith(("srflow-", "color-", "brighten-", "rescale-"))
+    ]
     assert sum(catalog.path(name).stat().st_size for name in from_noise) <= 26_000_000
     assert catalog.path("color-photos").stat().st_size <= 16_000_000
     assert sum(catalog.path(name).stat().st_size for name in catalog.names()) <= 75_000_000
