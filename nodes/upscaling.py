@@ -18,7 +18,7 @@ from ..flowcore.inference.plan import forget_plan
 from ..flowcore.integrations.spandrel import Upscaler, descriptor, register
 from ..flowcore.prior import Temperature, masked_temperature
 from ..flowcore.tasks import Precision
-from ..flowcore.tasks.choose import model_for_damaged
+from ..flowcore.tasks.choose import advised
 from ..flowcore.tasks.consistency import consistency
 from ..flowcore.tasks.forecast import NOTEWORTHY, forecast
 from ..flowcore.tasks.model_defaults import resolve
@@ -146,9 +146,8 @@ class FlowcoreUpscale(RecordingNode):
 
 
 def _better_model(model: FlowModel, notes: Notes) -> list[str]:
-    """Return the model that a run's notes recommend, if any, to which web/js/models.js switches at a click."""
-    name = model_for_damaged(model.flow)
-    return [name] if name and any(f"; {name} is made for it" in line for line in notes.lines) else []
+    """What the page gets of a model that a run's notes recommend, to which web/js/models.js switches at a click."""
+    return [name] if (name := advised(model.flow, notes.lines)) else []
 
 
 def _distance(decibels: float) -> str:

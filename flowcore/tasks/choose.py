@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..checkpoints import catalog
@@ -11,6 +13,7 @@ from .runner import Runner
 
 BLOCKY = 80  # quality of JPEG up to which blocks are told
 MANY = 4  # images of a batch that are looked at
+MADE = "; {} is made for it."
 
 
 def model_for_damaged(flow: Flow) -> str | None:
@@ -26,8 +29,14 @@ def advise(run: Runner, flow: Flow, images: Tensor) -> None:
     for number, image in enumerate(images[:MANY] if name else [], start=1):
         if found := describe_damage(image):
             which = f"Picture {number}" if len(images) > 1 else "This picture"
-            run.notify(f"{which} has {found}; {name} is made for it.")
+            run.notify(f"{which} has {found}" + MADE.format(name))
             return
+
+
+def advised(flow: Flow, notes: Sequence[str]) -> str | None:
+    """Return the model that the notes of a run with a flow recommend, if any."""
+    name = model_for_damaged(flow)
+    return name if name and any(note.endswith(MADE.format(name)) for note in notes) else None
 
 
 def describe_damage(image: Tensor) -> str:

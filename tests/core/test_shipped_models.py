@@ -19,6 +19,7 @@ from flowcore.likelihood import log_prob
 from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness
 from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
+from flowcore.tasks.choose import advised
 from flowcore.tasks.directions import apply_style
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.upscale import sampling_settings
@@ -103,6 +104,7 @@ def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo
     for model, picture in ((flow, photo), (flowcore.load("srflow-x4-photo"), damaged), (flow, damaged)):
         flowcore.upscale(model, picture, **options)
     assert said == ["This picture has JPEG blocks (about quality 50); srflow-x4-photo is made for it."]
+    assert [advised(flow, notes) for notes in (said, ["Another note."])] == ["srflow-x4-photo", None]
 
 
 def test_colourings_are_various_and_colourful_and_one_of_them_is_nearer_than_grey():
