@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -98,16 +99,19 @@ def input_pictures() -> list[str]:
 def input_folders() -> list[str]:
     """List the folders of the input folder, and those in them, that hold a picture."""
     base = Path(folder_paths.get_input_directory())
-    folders = (place for depth in ("*/", "*/*/") for place in base.glob(depth))
-    return sorted(name for place in folders if pictures_in(name := place.relative_to(base).as_posix()))
+    names = (place.relative_to(base).as_posix() for depth in ("*/", "*/*/") for place in base.glob(depth))
+    return sorted(name for name in names if next(_pictures_in(name), None))  # the first one is enough
 
 
 def pictures_in(name: str) -> list[Path]:
     """List the pictures directly in a folder of the input folder, sorted; none if there is no such folder in it."""
+    return sorted(_pictures_in(name))
+
+
+def _pictures_in(name: str) -> Iterator[Path]:
     folder = _resolve(folder_paths.get_input_directory(), name) if name else None
-    if folder is None or not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if folder is not None and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        yield from (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def input_path(name: str) -> Path | None:
