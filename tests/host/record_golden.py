@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -68,9 +69,14 @@ def served() -> dict[str, Any]:
         return kept(Client(server.url).get_json("/object_info"), comfyui.PACK_NAME)
 
 
-def as_text(schemas: dict[str, Any]) -> str:
-    """Schemas as the golden file holds them."""
-    return json.dumps(schemas, indent=1) + "\n"
+def as_text(kept: dict[str, Any]) -> str:
+    """Write what is kept as JSON, an innermost list or object that fits in one line."""
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda m: _one_line(m[0]), json.dumps(kept, indent=1)) + "\n"
+
+
+def _one_line(text: str) -> str:
+    flat = re.sub(r"\s*\n\s*", " ", text)
+    return flat if len(flat) <= 120 else text
 
 
 def _input(name: str, required: bool, kind: Any, properties: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def record_workflows(replace: bool) -> None:
             if not old or old[-1][1] != now:
                 number = max(1, len(old) + (not replace))
                 path = RELEASED / place / f"{story}.{number}.json"
-                path.write_text(json.dumps(now, indent=1) + "\n")
+                path.write_text(as_text(now))
                 sys.stdout.write(f"{path}\n")
 
 
