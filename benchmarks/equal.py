@@ -40,7 +40,7 @@ from flowcore import device
 from flowcore.checkpoints import catalog
 from flowcore.checkpoints.latents_file import model_sha256
 from flowcore.tasks import brighten, colorize, sample, upscale
-from flowcore.tasks.tile_size import TileSize
+from flowcore.tasks.tiles import TileSize
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 

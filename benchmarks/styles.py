@@ -38,7 +38,7 @@ from flowcore.flow import Flow
 from flowcore.images.color import luma
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.prior import sample_latents
-from flowcore.tasks.directions import apply_style
+from flowcore.tasks.sample import apply_style
 from flowcore.training.attributes import FACES, parse_attribute, read_attribute_table, read_images
 from flowcore.training.recipe import held_out_names
 from flowcore.training.styles import STYLES, attributes

@@ -21,7 +21,7 @@ from .host.memory import free_kept
 from .host.routes import post, show_as_inputs, when_asked_to_free
 from .live import LIVE, ROUTE
 from .node import FlowNode
-from .recording import PROVENANCE_LOG, RecordingNode
+from .picking import PROVENANCE_LOG, RecordingNode
 from .upscaling import register_srflow
 
 NODES = [

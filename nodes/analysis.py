@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..flowcore import ShapeError
-from ..flowcore.images.heat_map import heat_map
+from ..flowcore.images.contact_sheet import heat_map
 from ..flowcore.tasks import score as task
 from ..flowcore.tasks.colorize import memory_required as colorizer_memory
 from ..flowcore.tasks.ranking import By, diversity_map, ranked
@@ -22,8 +22,7 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Progress, finite, gallery, of_image
 from .node import FlowNode
-from .picking import PickingNode
-from .recording import PROVENANCE_LOG
+from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FlowModel, flow_model, from_image, to_image
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 of 1000 pixels exceeds it at temperature 0.8

@@ -23,7 +23,7 @@ from .host.memory import stop_if_cancelled
 from .host.paths import inside
 from .host.ui import Progress, gallery, seeds_in_turn
 from .node import FlowNode
-from .recording import RecordingNode
+from .picking import RecordingNode
 from .sockets import (
     FLOW_HINTS,
     FLOW_LATENTS,

@@ -15,10 +15,8 @@ from torch import Tensor
 from ..flowcore import CheckpointError, FlowError
 from ..flowcore import latents as material
 from ..flowcore.checkpoints.latents_file import LatentsHeader, load_latents, read_latents_header, save_latents
-from ..flowcore.tasks.directions import apply_style
-from ..flowcore.tasks.harmonize import harmonize
-from ..flowcore.tasks.morph import morph
-from ..flowcore.tasks.sample import encode, memory_required
+from ..flowcore.tasks.morph import harmonize, morph
+from ..flowcore.tasks.sample import apply_style, encode, memory_required
 from ..flowcore.tasks.subject import Fit, prepare_subject
 from . import widgets
 from .host.compat import io

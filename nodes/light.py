@@ -14,7 +14,7 @@ from ..flowcore.tasks.brighten import memory_required
 from . import widgets
 from .host.compat import io
 from .host.ui import Progress, gallery, seeds_in_turn
-from .recording import RecordingNode
+from .picking import RecordingNode
 from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 
 ORDINARY_TILE = 1024  # pixels

@@ -18,7 +18,7 @@ from ..flowcore.checkpoints import catalog, read_config
 from ..flowcore.images.files import fit, frame_count, read, read_frames, read_rgb, upright_size
 from ..flowcore.images.rounding import truncate_16_bits
 from ..flowcore.provenance import ProvenanceError
-from ..flowcore.tasks.passes import label_names
+from ..flowcore.tasks.subject import label_names
 from . import widgets
 from .host.compat import io
 from .host.paths import (

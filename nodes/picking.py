@@ -1,20 +1,27 @@
-"""Nodes that make several pictures, of which one may be picked. What they made last is kept: another pick is free."""
+"""Nodes that make several pictures, of which one may be picked, and that write into its PNG file what made it.
+
+What they made last is kept: another pick is free.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..flowcore import FlowError, provenance
 from ..flowcore.device import free_memory
 from ..flowcore.inference.recently_used import RecentlyUsed
+from ..flowcore.provenance import KEY, MAX_ENTRIES, MAX_PICTURES, Provenance
 from ..flowcore.tasks.model_defaults import resolve
-from .host.compat import io
+from .host.compat import io, log
 from .host.memory import on_free
 from .host.ui import from_canvas
 from .node import FlowNode
@@ -152,3 +159,140 @@ def describe(value: Any) -> Any:
         parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
         return {name: describe(part) for name, part in parts.items() if part is not None}
     return value if value is None or provenance.is_plain(value) else {"kind": type(value).__name__}
+
+
+MAX_REMEMBERED = 64  # prompts, and pictures, whose provenance is kept
+
+
+class RecordingNode(PickingNode):
+    """A node that writes the provenance of the pictures in its first output: of all, whichever is picked.
+
+    It goes into the hidden `extra_pnginfo`, which the host writes into every PNG file, and which does not
+    decide whether a node runs again.
+    """
+
+    @classmethod
+    def finished(cls, values: dict[str, Any], output: Any) -> None:
+        try:
+            PROVENANCE_LOG.write(cls.hidden, cls.define_schema().node_id, values, output.args[0])
+        except Exception:  # the picture is worth more than its provenance
+            log.exception("flowcore could not write the provenance of a picture")
+
+
+class ProvenanceLog:
+    """The provenance of the last runs, for prompts in which the host reuses a result.
+
+    A node whose result is cached does not run, and its pictures may be saved again. So the provenance of a run is also
+    written into all prompts in which the node has the same inputs, including those in the queue.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by node and pictures
+        self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
+
+    def write(self, hidden: Any, kind: str, values: dict[str, Any], images: Tensor) -> None:
+        """Write the provenance of a run into its prompt, and into those with the same inputs.
+
+        Args:
+            hidden: The node's hidden inputs.
+            kind: Its node id in the schema.
+            values: Its other inputs.
+            images: Its pictures, (B, H, W, C).
+        """
+        node_id = str(hidden.unique_id)
+        entry = _provenance(node_id, kind, values, images).to_json()
+        if isinstance(hidden.extra_pnginfo, dict):
+            _put(hidden.extra_pnginfo, node_id, entry)
+        if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
+            return
+        mark = _fingerprint(hidden.prompt, node_id, {})
+        with self._lock:
+            key = (mark, *entry.get("pictures", ()))  # over a list, a node runs several times
+            self._written[key] = entry
+            self._written.move_to_end(key)
+            while len(self._written) > MAX_REMEMBERED:
+                self._written.popitem(last=False)
+            for other, name, pnginfo in self._posted:
+                if other == mark:
+                    _put(pnginfo, name, entry)
+
+    def seeds(self, images: Tensor) -> list[int | None]:
+        """Return the seed that made each of some pictures, (B, H, W, C), as far as the runs are remembered."""
+        with self._lock:
+            entries = [*reversed(self._written.values())]
+        known: dict[str, int] = {}
+        for entry in entries:
+            for number, mark in enumerate(entry["pictures"]):
+                known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
+        return [known.get(provenance.fingerprint(image)) for image in images.permute(0, 3, 1, 2)]
+
+    def read_prompt(self, body: Any, kinds: set[str]) -> None:
+        """Write what is known of nodes of some kinds into a posted prompt, whose body may be anything."""
+        prompt, extra = (body.get("prompt"), body.get("extra_data")) if isinstance(body, dict) else (None, None)
+        pnginfo = extra.get("extra_pnginfo") if isinstance(extra, dict) else None
+        if not isinstance(prompt, dict) or not isinstance(pnginfo, dict):
+            return
+        ours = [
+            name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in kinds
+        ]
+        if isinstance(held := pnginfo.get(KEY), list):  # of a canvas that has opened a picture
+            pnginfo[KEY] = [e for e in held[-MAX_ENTRIES:] if isinstance(e, dict) and e.get("node_id") not in ours]
+        digests: dict[str, str] = {}
+        for node_id in ours[:MAX_ENTRIES]:  # the host waits for us
+            try:
+                mark = _fingerprint(prompt, node_id, digests)
+            except RecursionError:  # nested values, which the host refuses next
+                continue
+            with self._lock:
+                for entry in [entry for (node, *_), entry in self._written.items() if node == mark]:
+                    _put(pnginfo, node_id, entry)
+                self._posted.append((mark, node_id, pnginfo))
+
+
+PROVENANCE_LOG = ProvenanceLog()
+
+
+def _provenance(node_id: str, kind: str, values: dict[str, Any], images: Tensor) -> Provenance:
+    model: FlowModel = values["model"]
+    pictures = images.permute(0, 3, 1, 2)
+    return Provenance.of(
+        values,
+        device=torch.device(model.patcher.load_device),
+        node_id=node_id,
+        node=kind,
+        model=model.name,
+        model_sha256=model.sha256,
+        architecture=model.flow.architecture,
+        sources={name: describe(value) for name, value in values.items() if name != "model" and _is_source(value)},
+        pictures=tuple(provenance.fingerprint(picture) for picture in pictures[:MAX_PICTURES]),
+    )
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, (Tensor, list)) or dataclasses.is_dataclass(value)
+
+
+def _put(pnginfo: dict[str, Any], node_id: str, entry: dict[str, Any]) -> None:
+    """Put the provenance of a node into the `extra_pnginfo` of a prompt, in place of one of the same pictures."""
+    before = pnginfo.get(KEY)
+    others = before if isinstance(before, list) else []
+    entry = {**entry, "node_id": node_id}
+    others = [other for other in others if isinstance(other, dict) and _subject(other) != _subject(entry)]
+    pnginfo[KEY] = [*others, entry][-MAX_ENTRIES:]
+
+
+def _subject(entry: dict[str, Any]) -> tuple[Any, Any]:
+    return entry.get("node_id"), entry.get("pictures")
+
+
+def _fingerprint(prompt: dict[str, Any], node_id: str, digests: dict[str, str]) -> str:
+    """Fingerprint a node with its inputs and all nodes before it; `digests` keeps those of single nodes."""
+    found: dict[str, str] = {}
+    for name, kind, values in nodes_before(prompt, node_id):
+        if name not in digests:
+            # The host makes 1.0 of 1 where a number need not be whole.
+            plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
+            digests[name] = hashlib.sha256(json.dumps([kind, plain], sort_keys=True).encode()).hexdigest()
+        found[name] = digests[name]
+    return hashlib.sha256(json.dumps([node_id, found], sort_keys=True).encode()).hexdigest()

@@ -14,11 +14,11 @@ from ..flowcore import ConditionError, Flow, FlowError, dequantization
 from ..flowcore.images.contact_sheet import contact_sheet
 from ..flowcore.latents import scale, statistics
 from ..flowcore.prior import sample_latents
-from ..flowcore.tasks.passes import label_names
 from ..flowcore.tasks.sample import decode, dequantized_image, encode, memory_required, sample
 from ..flowcore.tasks.subject import (
     Fit,
     condition_for,
+    label_names,
     prepare_subject,
     refuse_colorizer,
     size_of_latents,
@@ -29,7 +29,7 @@ from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.ui import Notes, Progress, finite, gallery, seeds_in_turn
 from .node import FlowNode
-from .recording import RecordingNode
+from .picking import RecordingNode
 from .sockets import FLOW_LATENTS, FlowModel, Latents, check_memory, flow_model, from_image, to_image
 
 

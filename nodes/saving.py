@@ -13,7 +13,7 @@ from ..flowcore import FlowError
 from ..flowcore.batch.result import encode_like
 from ..flowcore.checkpoints.writing import write_atomic
 from ..flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
-from ..flowcore.tasks.runner import validate_image, with_alpha
+from ..flowcore.tasks.intake import validate_image, with_alpha
 from . import widgets
 from .host.compat import io
 from .host.paths import input_path, output_path

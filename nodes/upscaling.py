@@ -30,8 +30,7 @@ from .host.memory import load_to_device, on_release, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
 from .host.ui import Notes, Progress, gallery, of_image, seeds_in_turn
 from .node import FlowNode
-from .picking import PickingNode
-from .recording import RecordingNode
+from .picking import PickingNode, RecordingNode
 from .sampling import grid_outputs
 from .sockets import FlowModel, check_memory, flow_model, from_image, from_mask, to_image
 

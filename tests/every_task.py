@@ -17,11 +17,11 @@ from flowcore.inference.plan import forget_plan
 from flowcore.latents import attribute_direction
 from flowcore.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
-from flowcore.tasks.directions import apply_style
-from flowcore.tasks.harmonize import harmonize
 from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.morph import harmonize
 from flowcore.tasks.ranking import diversity_map, ranked
 from flowcore.tasks.rescale import restore, shrink
+from flowcore.tasks.sample import apply_style
 from flowcore.tasks.score import score
 
 Result = Tensor | Iterable[Tensor]

@@ -255,7 +255,7 @@ def _make_samples(
 
 def _sample(options: argparse.Namespace) -> None:
     from .. import load, sample
-    from ..tasks.passes import label_number
+    from ..tasks.subject import label_number
     from .batches import describe, seed_names
 
     flow = load(options.model, options.device, **parse_fields(options.set))
@@ -339,7 +339,7 @@ def _save(
     from ..images.files import encode
     from ..images.rounding import to_uint8
     from ..provenance import KEY, MAX_PICTURES, Provenance, fingerprint
-    from ..tasks.duration import duration
+    from ..tasks import duration
     from .batches import named_format, numbered
 
     start, sha = time.monotonic(), model_sha256(flow)

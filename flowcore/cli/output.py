@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..errors import FlowError
 from ..images.files import upright_size
-from ..tasks.duration import duration
+from ..tasks import duration
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Made

@@ -30,8 +30,7 @@ from ..quality.color_metrics import (
     seam_sums,
     skin_verdict,
 )
-from ..tasks.chroma import clamp_level, schedule, working_sides
-from ..tasks.coherence import share_noise
+from ..tasks.chroma import clamp_level, schedule, share_noise, working_sides
 from ..tasks.colorize import colorize
 from ..tasks.model_defaults import resolve
 from ..tasks.ranking import By, ranked

@@ -14,8 +14,18 @@ from ..errors import FlowError, ShapeError
 from ..flow import Flow
 from ..images.resize import enlarge, shrink
 from ..images.rounding import as_stored, to_uint8
-from ..quality.lpips import lpips, lpips_map, lpips_missing
-from ..quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, squared_error, ssim
+from ..quality.metrics import (
+    diversity,
+    diversity_score,
+    false_specks,
+    lpips,
+    lpips_map,
+    lpips_missing,
+    lr_psnr,
+    psnr,
+    squared_error,
+    ssim,
+)
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale

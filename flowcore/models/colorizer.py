@@ -66,7 +66,7 @@ class ColorizerConfig:
         working_size: Shorter side of the luma, in pixels, at which colors are decided.
         temperatures: Recommended temperatures of palette (the coarsest grid) and detail (the finest).
         coherence: Recommended share of the coarsest grid's noise that similar places have in common, in [0, 1]; see
-            ``tasks.coherence``.
+            ``tasks.chroma``.
         coherence_scales: How similar: lengths in the features, and in cells of the coarsest grid.
         saturation: Recommended factor on sampled chroma.
         memory: Cells of the encoder's memory of colors, see ``networks.memory``; 0 for none.

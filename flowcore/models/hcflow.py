@@ -59,7 +59,7 @@ class HCFlowConfig:
             trunk couplings between the coarse image and the rest without 1x1 convolutions, bounded priors.
         temperature: Recommended for sampling; the published tests have 0.9 at 4x, 0.8 for faces, and 1 for rescaling,
             where 0 is the mean of what can be restored.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
     """
 
     scale: Literal[2, 4, 8] = 4

@@ -46,7 +46,7 @@ class SRFlowConfig:
         mixing: How 1x1 convolutions start: "orthogonal" at random as published, or "principal": the first of each level
             from the principal axes of the first batch, the others as channel reversals.
         temperature: Recommended for sampling, also with files that do not state it.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
         guide_layers: Convolutions of a network that makes a guide, see ``networks.CompactUpscaler`` and
             ``tasks.guide``; 0 for none.
         guide_width: Channels between them.

@@ -43,7 +43,7 @@ class SRFlowDAConfig:
         affine_eps: Smallest scale of injectors and couplings.
         quant_bins: Width of the dequantization noise in training is 1 / quant_bins.
         temperature: Recommended for sampling; the published tests have 0.9.
-        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``tasks.calm_edges``.
+        calm_edges: Recommended reduction of the temperature at edges, in [0, 1]; see ``upscale``.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({"upscale"})

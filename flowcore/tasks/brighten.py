@@ -12,13 +12,11 @@ from ..flow import Flow
 from ..images.resize import pad_symmetric
 from ..inference.strips import DENSE_BYTES
 from ..networks.low_light import network_input
-from .gray import gray_images, with_channels_of
+from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .model_defaults import resolve
-from .options import Running, RunOptions, SamplingOptions, runs_with
-from .passes import MAX_DEVIATION
-from .runner import Runner, validate_image, with_alpha
-from .tile_size import Border, Tiling
-from .tiles import STRIPS, TiledDecoder
+from .runner import Runner, Running, RunOptions, SamplingOptions, runs_with
+from .sample import MAX_DEVIATION
+from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 PADDING = 16  # sides are padded to the next multiple, by 16 if they are one, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
@@ -88,7 +86,7 @@ def brighten(
 
     def task() -> Tensor:
         rgb, alpha = validate_image(image)
-        gray = gray_images(run, image, rgb)
+        gray = gray_images(image, rgb, run.notify)
         pictures = decoder(rgb, [(tau, 0.0)], sampling, gray)
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)

@@ -6,6 +6,7 @@ merging it with the luma happen at the size of the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,20 @@ from ..images import color
 from ..images.resize import resize_bilinear
 from ..networks.luma import STRIDE
 from ..prior import sample_latents
-from .cast import change_cast, check_cast, make_vivid
-from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, enlarge, merge, working_sides
-from .coherence import share_noise
+from .chroma import (
+    Colorization,
+    Gamut,
+    blend_latents,
+    check_blend,
+    check_colors,
+    enlarge,
+    merge,
+    share_noise,
+    working_sides,
+)
 from .hints import Hints
-from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
-from .runner import Runner, require_tensor, validate_image
+from .intake import require_tensor, validate_image
+from .runner import Batching, Runner, Running, RunOptions, SamplingOptions, runs_with
 
 AT_ONCE = 8  # colorings decoded together
 MEMORY_STEPS = 20  # how far the colors of the caller's memory spread, in positions of the finest grid
@@ -70,7 +79,7 @@ def colorize(
             was made for.
         detail: Standard deviation of the finest latents; those between follow geometrically. None likewise.
         coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
-            belongs together gets one color; see ``coherence``. 0 draws every place for itself. None likewise.
+            belongs together gets one color; see ``coherent_factor``. 0 draws every place for itself. None likewise.
         seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
         samples: Colorings per image, at least 1.
         saturation: Factor on the chroma, before the colors are fitted into the gamut. None for that of what the model
@@ -78,7 +87,7 @@ def colorize(
         working_size: Shorter side in pixels at which colors are decided; None for the model's own.
         hints: Colors that are wanted.
         hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
-            the working size each; they stop at its edges, see ``spread``. 0: only what the model makes of the hints.
+            the working size each; they stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
         latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
         latents_strength: Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.
         latents_levels: How many of the coarsest levels are taken over; 0 for all.
@@ -100,7 +109,7 @@ def colorize(
         ShapeError: If hints or latents do not fit.
         Cancelled: If stopped.
 
-    Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherence`` and ``spread``.
+    Source: Ardizzone et al. 2019, section 4.2 (sampling); see also ``coherent_factor`` and ``spread_hints``.
     """
     drawing = SamplingOptions(seed=seed, samples=samples)
     if hint_steps < 0:
@@ -303,3 +312,39 @@ def memory_required(flow: Flow, height: int, width: int, samples: int = 1, *, wo
     encoder = positions * (STRIDE**2 + 8 * config.widths[0])
     conditioner = min(samples, AT_ONCE) * positions / 4 * (3 * config.hidden[0] + 2 * config.features + 40)
     return round(4 * (encoder + conditioner + 24 * height * width))
+
+
+def check_cast(cast: float, vivid: float) -> None:
+    """Raise FlowError if either is out of its range."""
+    if not -1 <= cast <= 1:
+        raise FlowError(
+            f"cast must lie in [-1, 1]: 1 as drawn, 0 that of the calmest coloring, -1 no cast at all; got {cast}."
+        )
+    if not (math.isfinite(vivid) and vivid >= 0):
+        raise FlowError(f"vivid must be a finite number >= 0, 1 for as drawn; got {vivid}.")
+
+
+def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
+    """Change the cast of colorings ``(B, 2, h, w)``: 1 as it is; 0 that of ``calm``; -1 none; between linearly.
+
+    With w = y (1 - y), which is large in midtones and 0 in black and white, and m the mean chroma weighted by w: a
+    multiple of w is added, so that m becomes what is asked for. Black and white keep their color.
+    ``calm`` is the coloring at temperature 0, ``(1, 2, h, w)``, y their luma, ``(1, 1, h, w)``.
+    """
+    own, theirs = _mean(chroma, y), _mean(calm, y)
+    wanted = theirs + cast * (own - theirs) if cast >= 0 else (1 + cast) * theirs
+    weight = y * (1 - y)
+    met = weight.square().sum() / weight.sum().clamp_min(1e-6)  # the weighted mean of the weight itself
+    return chroma + (wanted - own) * weight / met.clamp_min(1e-6)
+
+
+def make_vivid(chroma: Tensor, y: Tensor, vivid: float) -> Tensor:
+    """Move chroma ``(B, 2, h, w)`` away from its mean by a factor; of luma ``(1, 1, h, w)``."""
+    weight = (4 * y * (1 - y)).clamp(0, 1)
+    return chroma + (vivid - 1) * weight * (chroma - _mean(chroma, y))
+
+
+def _mean(chroma: Tensor, y: Tensor) -> Tensor:
+    """The mean chroma of midtones, (B, 2, 1, 1)."""
+    weight = y * (1 - y)
+    return (weight * chroma).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)

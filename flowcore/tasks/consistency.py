@@ -9,8 +9,8 @@ from typing_extensions import Unpack
 from ..errors import ShapeError
 from ..images.resize import resize
 from ..quality.metrics import lr_psnr
-from .options import Reporting, RunOptions, runs_with
-from .runner import Runner, validate_image
+from .intake import validate_image
+from .runner import Reporting, Runner, RunOptions, runs_with
 
 GOAL = 60.0  # dB; half a step of 8 bits, 1/510, would be 54
 STOP_DB = 70.0  # dB at which iterations end early

@@ -18,8 +18,8 @@ from ..errors import FlowError
 from ..images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ..images.resize import resize
 from ..networks.blazeface import SIDE, BlazeFace, places
-from .options import Reporting, RunOptions, runs_with
-from .runner import Runner, validate_image
+from .intake import validate_image
+from .runner import Reporting, Runner, RunOptions, runs_with
 
 SMALLEST = 12  # pixels of a box that is found in a square of as many pixels as the network reads
 DOUBLINGS = 2  # at least: the whole, halves, and quarters of the longest side

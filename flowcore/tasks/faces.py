@@ -28,8 +28,8 @@ from ..images.faces import (
 )
 from ..images.resize import resize
 from .face_finder import SMALLEST, find_faces
-from .options import Reporting, Running, part_of_run, runs_with
-from .runner import validate_image, with_alpha
+from .intake import validate_image, with_alpha
+from .runner import Reporting, Running, part_of_run, runs_with
 from .upscale import upscale
 
 Eyes = tuple[Point, Point]

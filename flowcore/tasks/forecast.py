@@ -14,11 +14,9 @@ from torch import Tensor
 from ..device import actual_precision
 from ..flow import Flow
 from ..inference.plan import planned
-from . import Precision
-from .duration import duration
+from . import Precision, duration
 from .rescale import restore
-from .tile_size import TileSize
-from .tiles import ANALYSIS
+from .tiles import ANALYSIS, TileSize
 from .upscale import HALO, TILING, memory_required, upscale
 from .video import upscale_video
 

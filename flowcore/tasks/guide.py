@@ -25,8 +25,9 @@ from ..images.motion import blur
 from ..images.resize import resize
 from ..prior import number_or_map
 from ..quality.metrics import lr_psnr
+from .intake import validate_image
 from .model_defaults import resolve
-from .runner import Runner, validate_image
+from .runner import Runner
 
 Strength = float | Tensor
 """a, in [0, 1]: a number, or a map ``(1 or B, 1, any height, any width)`` that covers the image."""

@@ -1,11 +1,11 @@
-"""Hints: which colors are wanted where, made from strokes, points or a palette."""
+"""Hints: which colors are wanted where, from strokes, points or a palette; and how they spread over things."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
-from .runner import validate_image
+from .intake import validate_image
 
 Color = str | Sequence[float]
 """Such as "#e0b080", or red, green and blue in [0, 1]."""
@@ -203,3 +203,97 @@ def _chroma_of(wanted: Color) -> Tensor:
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
         raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {wanted!r}.')
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()
+
+
+NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four see these from their side
+FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t
+HELD = 0.5  # of a hint's reach, from which on its color is whole
+MET = 100.0  # weight of meeting a hint
+ITERATIONS = 150
+
+
+def spread_hints(
+    missing: Tensor,
+    coverage: Tensor,
+    features: Tensor,
+    luma: Tensor,
+    steps: float,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Continue what hints ask for beyond what was drawn: ``(B, 2, h, w)``, to be added to the drawn chroma.
+
+    ``missing`` is wanted minus drawn chroma, ignored where nothing is covered. Coverage and luma are in [0, 1],
+    features standardized, ``(1, C, h, w)``; ``steps`` is above 0. ``check`` is called as the work advances; what it
+    raises ends it. The result is the field d that minimizes
+
+        100 sum_i c_i |d_i - h_i|^2 + sum_ij a_ij |d_i - d_j|^2 + sum_i |d_i|^2 / steps^2
+        a_ij = exp(-|f_i - f_j|^2 / (2 s^2 C) - (y_i - y_j)^2 / (2 t^2)) / |p_i - p_j|^2,    j one of 8 neighbors of i
+
+    with h the difference at a hint and c its coverage, f the C features, y the luma and p the place: the hint's where
+    it is painted, alike in neighbors that look alike, and fading over some ``steps`` positions. Continued in the same
+    way, 1 at every hint becomes how far hints reach; d is divided by it, at least by ``HELD``: so a color holds to the
+    end of a thing.
+
+    Source: Levin, Lischinski and Weiss, "Colorization using Optimization" (SIGGRAPH 2004), for luma alone and without a
+    coloring to start from; the features, the fading and that it corrects a draw are ours.
+    """
+    asked = torch.cat([missing, torch.ones_like(missing[:, :1])], dim=1)
+    field = minimize(asked, coverage, features, luma, steps, check)
+    return field[:, :-1] / field[:, -1:].clamp_min(HELD)
+
+
+def minimize(
+    asked: Tensor, coverage: Tensor, features: Tensor, luma: Tensor, steps: float, check: Callable[[], None]
+) -> Tensor:
+    """Minimize the energy above for each channel of what is asked for, ``(B, C, h, w)``."""
+    affinities = [_affinity(features.float(), luma.float(), *offset) for offset in NEIGHBORS]
+    held = MET * coverage.float() + 1 / steps**2
+    diagonal = held + sum(
+        weight + _shift(weight, -dy, -dx) for weight, (dy, dx) in zip(affinities, NEIGHBORS, strict=True)
+    )
+
+    def apply(d: Tensor) -> Tensor:
+        check()
+        result = held * d
+        for weight, (dy, dx) in zip(affinities, NEIGHBORS, strict=True):
+            difference = weight * (d - _shift(d, dy, dx))
+            result = result + difference - _shift(difference, -dy, -dx)
+        return result
+
+    return _conjugate_gradient(apply, MET * coverage.float() * asked.float(), diagonal)
+
+
+def _affinity(features: Tensor, luma: Tensor, dy: int, dx: int) -> Tensor:
+    """How alike each position and a neighbor are, in [0, 1], ``(1, 1, h, w)``; 0 where the neighbor is outside."""
+    unlike = (_shift(features, dy, dx) - features).square().mean(1, keepdim=True) / (2 * FEATURE_SCALE**2)
+    darker = (_shift(luma, dy, dx) - luma).square() / (2 * LUMA_SCALE**2)
+    weight = torch.exp(-unlike - darker) / (dy * dy + dx * dx)
+    if dy:
+        weight[..., -1:, :] = 0
+    if dx:
+        weight[..., -1 if dx > 0 else 0] = 0
+    return weight
+
+
+def _shift(t: Tensor, dy: int, dx: int) -> Tensor:
+    """At each position the value dy below and dx to the right; beyond the border that of the other side."""
+    return t.roll((-dy, -dx), (-2, -1))
+
+
+def _conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor) -> Tensor:
+    """Solve ``apply(x) = b`` for each item, from 0, preconditioned by the diagonal; as many steps for every batch."""
+    x, rest = torch.zeros_like(b), b
+    scaled = rest / diagonal
+    direction, size = scaled, _dot(rest, scaled)
+    for _ in range(ITERATIONS):
+        image = apply(direction)
+        length = size / _dot(direction, image).clamp_min(1e-30)
+        x, rest = x + length * direction, rest - length * image
+        scaled = rest / diagonal
+        before, size = size, _dot(rest, scaled)
+        direction = scaled + size / before.clamp_min(1e-30) * direction
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2, 3), keepdim=True)

@@ -1,24 +1,143 @@
-"""Ranking: how much samples differ and where, and which of them is best."""
+"""Ranking: how much samples differ and where, and which of them is best.
+
+The log density of a coloring does not tell by itself. A density depends on the coordinates, and in those of chroma it
+is highest where all colors are near gray: sorted by it, colorings come out in the order of their colorfulness. Both
+criteria for colorings leave the colorfulness out. With the first ``color-photos`` on 29 test photographs, the best 2 of
+every 8 colorings by log density had 0.65 to 0.72 of the mean colorfulness and, scaled to the same one, 1.01 of the mean
+RMSE or more; those by ``palette_bits`` 0.98 and 0.98, those by ``consensus`` 0.96 and 0.96. ``python -m flowcore eval``
+measures both, as ``rmse_likelihood`` and ``rmse_consensus``.
+
+Source: ours. That densities rank differently in other coordinates: Le Lan & Dinh, "Perfect density models cannot
+guarantee anomaly detection" (2021). The least expected distance: minimum Bayes risk decoding, Kumar & Byrne (2004).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..condition import Condition
+from ..dequantization import quantization
+from ..device import float64
 from ..errors import FlowError, ShapeError
 from ..flow import Flow
+from ..images import color
+from ..images.color import NEUTRAL
+from ..images.resize import limit_shorter_side
+from ..quality.color_metrics import colorfulness
+from .chroma import Colorization
+from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
-from .options import Reporting, part_of_run, runs_with
-from .plausibility import consensus, palette_bits
-from .runner import log, validate_image
+from .intake import validate_image
+from .runner import Reporting, Runner, RunOptions, log, part_of_run, runs_with
 from .score import score
+
+SIDE = 64  # shorter side at which colorings are compared
+LEAST = 1e-3  # colorfulness below which a picture is gray, and hues are noise
+MOST_SCALING = 4.0  # largest factor on chroma when colorfulness is equalized
+ENOUGH = 4  # least number of colorings whose trend by colorfulness is removed
+
+
+@torch.no_grad()
+def consensus(images: Tensor, source: Tensor) -> Tensor:
+    """Compute how far each coloring is from the other ones: the mean of ``|a - b|^2 / (|a| |b|)`` of their chroma.
+
+    Where samples are draws of the colors that a photograph may have, this is the expected distance from its true ones.
+    The distance is relative, so that twice as colorful is as far as half as colorful; a plain one prefers the calm.
+    ``(B, N)`` on the CPU, for ``(B * N, C, H, W)`` (all colorings of image 0, then of image 1): 0 if all are alike,
+    about 2 if they have nothing in common.
+    """
+    each = _colorings_per_source(images, source)
+    # One by one, because a batch may fill half of the memory.
+    chroma = (color.split(validate_image(one[None])[0])[1] for one in images)
+    small = [limit_shorter_side(one, SIDE).cpu().double() for one in chroma]
+    return torch.stack([relative_distance(part) for part in torch.cat(small).flatten(1).split(each)])
+
+
+def relative_distance(x: Tensor) -> Tensor:
+    """Compute the mean of ``|a - b|^2 / (|a| |b|)`` over all others, of chroma ``(N, 2 * pixels)``: ``(N,)``."""
+    length = x.norm(dim=1).clamp_min(LEAST * (x.shape[1] / 2) ** 0.5)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # 0 on the diagonal
+    return (distance / (length[:, None] * length)).sum(1) / max(1, len(x) - 1)
+
+
+@torch.no_grad()
+@runs_with(Reporting)
+def palette_bits(
+    flow: Flow,
+    images: Tensor,
+    source: Tensor,
+    **options: Unpack[Reporting],
+) -> Tensor:
+    """Compute how many bits per dimension a colorizer needs for the palettes of colorings, given the luma.
+
+    A palette is what the coarsest grid holds, where the colors are decided; the finer ones follow luma, and their
+    density says how much detail there is. All colorings of a photograph are scaled to the same colorfulness (the
+    median) before, and of 4 or more the trend that is left is removed: the slope of their bits over the logarithm of
+    their own colorfulness. So neither calm nor vivid ones come first. ``(B, N)`` on the CPU, float64, in bits of 8-bit
+    chroma, for colorings as in ``consensus``; lower is likelier. Comparable among the colorings of one photograph only.
+    """
+    flow.require("colorize")
+    each = _colorings_per_source(images, source)
+    run = Runner(flow, RunOptions(**options), ADVICE, source)
+
+    def task() -> Tensor:
+        job = Colorization(run, flow, source, None, encoding=True)
+        at_once = run.at_once(AT_ONCE)
+        run.expect(len(job.y) + len(images))
+        rows: list[Tensor] = []
+        for number in range(len(job.y)):
+            cond = job.condition(slice(number, number + 1), None)
+            colorings = images[number * each : (number + 1) * each].split(1)
+            chroma = torch.cat([job.chroma_on_grid(one, slice(number, number + 1)) for one in colorings])
+            strength = float64(colorfulness(chroma))
+            scale = (strength.median() / strength.clamp_min(LEAST)).clamp(1 / MOST_SCALING, MOST_SCALING)
+            chroma = chroma * scale.to(chroma)[:, None, None, None]
+            bits: list[Tensor] = []
+            for part in chroma.split(at_once):
+                bits.append(_bits_of_coarsest(run, flow, part + NEUTRAL, cond.expand(len(part))))
+                run.advance(len(part))
+            rows.append(without_trend(torch.cat(bits), strength.clamp_min(LEAST).log().cpu()))
+        return torch.stack(rows)
+
+    return run(task)
+
+
+def _bits_of_coarsest(run: Runner, flow: Flow, x: Tensor, cond: Condition) -> Tensor:
+    """Bits per dimension of the coarsest latents, of chroma x as the flow has it, (N,)."""
+    latents, shares = run.plan.by_position(x, cond)
+    dimensions = latents[-1][0].numel()
+    log_prob = float64(shares[-1]).flatten(1).sum(1)
+    if flow.prelude is not None and len(shares) > 1:  # its density belongs to all levels by their dimensions
+        log_prob = log_prob + float64(flow.prelude(x)[1]) * dimensions / x[0].numel()
+    return (-(log_prob / dimensions + math.log(quantization(flow).width)) / math.log(2)).cpu()
+
+
+def without_trend(bits: Tensor, strength: Tensor) -> Tensor:
+    """Remove from bits ``(N,)`` what depends linearly on strengths ``(N,)``; from fewer than 4 nothing."""
+    centered = strength - strength.mean()
+    variance = centered.square().sum()
+    if len(bits) < ENOUGH or not bits.isfinite().all() or not variance > 1e-12:
+        return bits
+    return bits - (centered * bits).sum() / variance * centered
+
+
+def _colorings_per_source(images: Tensor, source: Tensor) -> int:
+    if images.ndim != 4 or source.ndim != 4 or images.shape[-2:] != source.shape[-2:]:
+        raise ShapeError(
+            f"Expected colorings of their source's own size; got {tuple(images.shape)} for {tuple(source.shape)}. Give "
+            "the photographs that were colored as source."
+        )
+    return samples_per_source(images, source)
+
 
 By = Literal["consistency", "likelihood", "consensus"]
 """How nearly a sample shrinks to its source, in dB, most first; or how many bits per dimension the model needs for it,
-fewest first (of colorings: for their palettes, see ``plausibility``); or how far a coloring is from the other colorings
+fewest first (of colorings: for their palettes, see ``palette_bits``); or how far a coloring is from the other colorings
 of its photograph, nearest first."""
 
 

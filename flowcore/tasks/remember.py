@@ -19,8 +19,8 @@ from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..networks import LumaEncoder
 from ..networks.memory import CELL, SIDE, CellMemory
-from .options import Reporting, RunOptions, runs_with
-from .runner import Runner, validate_image
+from .intake import validate_image
+from .runner import Reporting, Runner, RunOptions, runs_with
 from .scans import find_border, is_tinted
 
 MULTIPLE = 32  # of the sides that a backbone takes

@@ -17,9 +17,9 @@ from ..images.resize import resize
 from ..images.rounding import as_stored
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature
+from .intake import validate_image, with_alpha
 from .model_defaults import resolve
-from .options import Reporting, Running, RunOptions, SamplingOptions, runs_with
-from .runner import Runner, validate_image, with_alpha
+from .runner import Reporting, Runner, Running, RunOptions, SamplingOptions, runs_with
 from .tiles import TiledDecoder
 from .upscale import HALO, TILING, border, pad
 

@@ -2,28 +2,133 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import logging
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ..device import Precision, actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
-from ..errors import FlowError, ImageError
+from ..device import Precision as DevicePrecision
+from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
+from ..errors import FlowError
 from ..flow import Flow
-from ..images.resize import resize
 from ..inference.plan import Plan, forget_plan, planned
 from ..inference.progress import observed
 from ..inference.strips import minimum_memory
-from . import Cancelled
-from .options import RunOptions
+from . import Cancelled, Precision, Progress, part_of
+from .intake import require_tensor
+
+Task = TypeVar("Task", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What is drawn: ``samples`` results per image, sample s of every image with ``seed + s``."""
+
+    seed: int = 0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise FlowError(f"samples must be at least 1; got {self.samples}.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise FlowError(f"A seed must be a whole number in [0, 2^64); got {self.seed!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a task runs; none of it changes the result beyond rounding, but for a lower precision.
+
+    Attributes:
+        precision: Of encoder and conditioners; the flow itself stays in float32. On a CPU float16 becomes float32.
+            "auto": the device's fastest, see ``device.preferred_precision``. "tf32": float32 on an NVIDIA GPU's tensor
+            cores; elsewhere the same as float32.
+        batch: Images or samples that go through the flow at once; None or 0 chooses by their size.
+        progress: Called with ``(done, total, preview)`` as the work advances; a preview with every finished picture.
+        cancelled: Asked before every network layer; returns True (or raises) to stop.
+        notify: Called with a sentence when something is done otherwise than asked; None logs it.
+    """
+
+    precision: Precision = "float32"
+    batch: int | None = None
+    progress: Progress | None = None
+    cancelled: Callable[[], bool] | None = None
+    notify: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise FlowError(f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}.")
+        if self.batch is not None and self.batch < 0:
+            raise FlowError(f"batch must not be negative; got {self.batch}. 0 chooses by the image's size.")
+
+
+class Reporting(TypedDict, total=False):
+    """The fields of ``RunOptions`` that every task takes as keywords."""
+
+    progress: Progress | None
+    cancelled: Callable[[], bool] | None
+    notify: Callable[[str], None] | None
+
+
+class Batching(Reporting, total=False):
+    """Those of exact tasks on batches."""
+
+    batch: int | None
+
+
+class Running(Batching, total=False):
+    """Those of tasks that may compute in a lower precision."""
+
+    precision: Precision
+
+
+def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
+    """Give one task among several its part of the progress; see ``part_of``."""
+    return {**options, "progress": part_of(options.get("progress"), start, share)}
+
+
+def runs_with(keywords: type[Reporting]) -> Callable[[Task], Task]:
+    """Show keywords of ``RunOptions``, which a task takes as ``**options``, in its signature and help; refuse others.
+
+    They replace the line of its docstring that names ``options``.
+    """
+    fields = [field for field in dataclasses.fields(RunOptions) if field.name in keywords.__annotations__]
+    entry = re.compile(r"^ {8}(\w+): (.*\n(?: {12}.*\n)*)", re.MULTILINE)
+    meanings = dict(entry.findall(RunOptions.__doc__ or ""))
+    lines = "".join(f"        {field.name}: {meanings[field.name]}" for field in fields)
+
+    def decorate(task: Task) -> Task:
+        signature = inspect.signature(task)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shown = [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in fields
+        ]
+        known = {parameter.name for parameter in [*own, *shown]}
+
+        @functools.wraps(task)
+        def checked(*args: Any, **given: Any) -> Any:
+            for name in given.keys() - known:
+                raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
+            return task(*args, **given)
+
+        checked.__signature__ = signature.replace(parameters=[*own, *shown])  # pyright: ignore[reportAttributeAccessIssue]
+        checked.__doc__ = (task.__doc__ or "").replace("        options: How to run, see ``RunOptions``.\n", lines)
+        return cast(Task, checked)
+
+    return decorate
+
 
 R = TypeVar("R")
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
-LARGEST = {torch.uint8: 255, torch.uint16: 65535}  # value of integers, white
 MAX_AT_ONCE = 64  # more than this is no faster
 
 log = logging.getLogger("flowcore")
@@ -171,7 +276,7 @@ class Runner:
         done, share = self._settled
         return share + (self._total - share) * (self._done - done) // max(1, self._work - done)
 
-    def _precision(self) -> Precision:
+    def _precision(self) -> DevicePrecision:
         precision = self.options.precision
         if precision == "float16" and self.device.type == "cpu":
             self.notify("float16 is many times slower than float32 on a CPU: going on in float32.")
@@ -185,71 +290,3 @@ class Runner:
 def images_at_once(height: int, width: int) -> int:
     """Choose how many images of a size go through a flow together unless the caller says."""
     return max(1, min(MAX_AT_ONCE, PIXELS_AT_ONCE // max(1, height * width)))
-
-
-def require_tensor(image: object) -> None:
-    """Refuse what is no tensor as an ImageError, and say how to make one of it."""
-    if isinstance(image, Tensor):
-        return
-    kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
-    how = {
-        "numpy": "torch.from_numpy(array).permute(2, 0, 1)[None], of an array (H, W, C) of uint8, or floats in [0, 1]",
-        "PIL": "torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None], of an RGB image",
-    }.get(kind.split(".")[0], "flowcore.images.files.read(content, name).pixels, of the bytes of an image file")
-    raise ImageError(f"Expected images as a tensor (B, C, H, W); got {kind}. Make one: {how}.")
-
-
-def require_pixels(image: Tensor) -> None:
-    """Refuse a batch without images, or images without pixels, as an ImageError."""
-    if 0 in image.shape:
-        raise ImageError(
-            f"The batch is empty or an image has no pixels, {tuple(image.shape)}. Pass at least one image."
-        )
-
-
-def validate_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Check an image that is passed to a task: ``(B, 3, H, W)`` float32 in [0, 1], and alpha ``(B, 1, H, W)`` if any.
-
-    It has 1 (gray), 3 or 4 channels (with alpha), floats of any precision in [0, 1], uint8 in [0, 255] or uint16 in [0,
-    65535]; values outside are clamped. ImageError if it is of another kind, empty, or holds NaN or infinity.
-    """
-    require_tensor(image)
-    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
-        raise ImageError(f"Expected images of shape (B, C, H, W), C = 1, 3 or 4; got {tuple(image.shape)}.")
-    image = to_float(image, torch.float32).clamp(0, 1)
-    return image[:, :3].expand(-1, 3, -1, -1), image[:, 3:] if image.shape[1] == 4 else None
-
-
-def with_alpha(pictures: Tensor, alpha: Tensor | None) -> Tensor:
-    """Append the alpha of B images, if they have any, to pictures ``(B * N, 3, H, W)``, by a bicubic resize."""
-    if alpha is None:
-        return pictures
-    alpha = resize(alpha, *pictures.shape[-2:]).clamp(0, 1)
-    return torch.cat([pictures, alpha.repeat_interleave(len(pictures) // len(alpha), 0)], dim=1)
-
-
-def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert images of at least one pixel, uint8, uint16 or finite float in [0, 1], to a float type; no clamping."""
-    require_pixels(image)
-    if image.dtype not in LARGEST and not image.is_floating_point():
-        raise ImageError(f"Expected images of uint8 or uint16, or float in [0, 1]; got {image.dtype}. Convert them.")
-    image = image.to(dtype) / LARGEST[image.dtype] if image.dtype in LARGEST else image.to(dtype)
-    wrong = int((~image.isfinite()).sum())
-    if wrong:
-        raise ImageError(
-            f"The image holds {wrong} values that are not finite numbers (NaN or infinity). Fix the node or file "
-            "that it comes from."
-        )
-    refuse_integer_range(image)
-    return image
-
-
-def refuse_integer_range(image: Tensor) -> None:
-    """Refuse floats in [0, 255] or [0, 65535], which would be white: brighter on average than white, none negative."""
-    low, high = (float(value) for value in image.aminmax())
-    if low >= 0 and 4 < high <= 65536 and float(image.mean()) > 1:
-        largest = 255 if high <= 256 else 65535  # bfloat16 rounds up
-        raise ImageError(
-            f"The image's floats go from {low:g} to {high:g}; expected [0, 1], and these look like [0, {largest}]. "
-            f"Divide them by {largest}, or convert them to uint{8 if largest == 255 else 16}."
-        )

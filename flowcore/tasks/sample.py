@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,17 +19,138 @@ from typing_extensions import Unpack
 from ..condition import Condition, Guidance
 from ..dequantization import quantization, quantize, to_integers
 from ..device import require_full_precision
-from ..errors import ConditionError
+from ..errors import ConditionError, FlowError, ImageError
 from ..flow import UNGUIDED, Flow
+from ..inference.steps import ReportingPredictor
+from ..latents import add, scale
+from ..likelihood import select_items
 from ..prior import sample_latents
-from . import upscale
-from .directions import apply_style
-from .options import Batching, Running, RunOptions, SamplingOptions, runs_with
-from .passes import ADVICE, Labels, Passes, check_image, check_labels, check_latents
-from .runner import Runner, images_at_once
-from .subject import size_of_latents
+from . import duration, overflow, upscale
+from .runner import Batching, Runner, Running, RunOptions, SamplingOptions, images_at_once, runs_with
+from .subject import Labels, check_image, check_labels, check_latents, size_of_latents
 
 LARGE = 2**28  # bytes of weights
+MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
+NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
+ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
+
+
+class Passes:
+    """Passes through the plan of a task, ``count`` in all; an image that is encoded and decoded makes two."""
+
+    def __init__(self, run: Runner, count: int) -> None:
+        require_full_precision(run.dtype)
+        self.run = run
+        self._repairs = overflow.Repairs()
+        upscales = run.plan.capabilities.source == "low_resolution"
+        self._max_deviation = upscale.MAX_DEVIATION if upscales else MAX_DEVIATION
+        run.expect(count * (run.plan.units + 1))
+
+    def batches(self, images: int, pixels: int) -> Iterator[slice]:
+        """Divide images of so many pixels into batches, and count the layers of each batch as they run."""
+        at_once = self.run.at_once(images_at_once(1, pixels))
+        for start in range(0, images, at_once):
+            part = slice(start, min(images, start + at_once))
+            count = part.stop - part.start
+            self.run.stage(count * self.run.plan.units, count)
+            yield part
+
+    def announce(self, images: int, pixels: int, memory: int, *, guided: bool) -> None:
+        """Say what decoding patch by patch will take, from the time of a few patches; nothing if that is little."""
+        plan = self.run.plan
+        predictors = [part for part in plan.modules() if isinstance(part, ReportingPredictor)]
+        if not predictors or plan.units < NOTEWORTHY:
+            return
+        at_once = min(images, self.run.at_once(images_at_once(1, pixels)))
+        seconds = predictors[0].seconds((1 + guided) * at_once) * plan.units * -(-images // at_once)
+        self.run.notify(
+            f"{images} pictures, each of {plan.units} patches one after the other, will take about "
+            f"{memory / 1e9:.1f} GB of memory beside the model and {duration(seconds)}."
+        )
+
+    def finish(self, images: int, pictures: Tensor | None = None) -> None:
+        """End a pass of a batch, and show the pictures."""
+        for i in range(images):
+            self.run.advance(preview=None if pictures is None else pictures[i])
+
+    def encode(self, pixels: Tensor, cond: Condition | None) -> list[Tensor]:
+        """Encode images, and refuse those whose latents are not finite."""
+        encoded: list[list[Tensor]] = []
+        for part in self.batches(len(pixels), pixels[0, 0].numel()):
+            x = pixels[part]
+            own = self.condition_of(cond, part, len(pixels))
+            latents = self.run.plan.encode(x.to(self.run.device), own)
+            refuse_nonfinite(latents, x, part.start)
+            encoded.append([z.to(pixels.device) for z in latents])
+            self.finish(len(x))
+        return [torch.cat(level) for level in zip(*encoded, strict=True)]
+
+    def decode(self, latents: Sequence[Tensor], cond: Condition | None, *, denoise: bool = False) -> Tensor:
+        """Decode latents to finite images, not clamped."""
+        count = len(latents[0])
+        decoded: list[Tensor] = []
+        for part in self.batches(count, sum(z[0].numel() for z in latents) // self.run.plan.channels):
+            own = self.condition_of(cond, part, count)
+            pictures = self.decode_batch([z[part] for z in latents], own, part.start, denoise=denoise)
+            decoded.append(pictures.to(latents[0].device))
+            self.finish(len(pictures), pictures.clamp(0, 1))
+        return self.report(torch.cat(decoded))
+
+    def decode_batch(
+        self, latents: Sequence[Tensor], cond: Condition | None, first: int, *, denoise: bool = False
+    ) -> Tensor:
+        """Decode one batch to finite images, whose first has the number ``first``; see ``overflow``.
+
+        With ``denoise``, the noise that the model was trained with is removed: ``x + sigma^2 grad log p(x)``.
+
+        Source: Zhai et al., TarFlow (2024), section 3.2: Tweedie's formula.
+        """
+        decoder = overflow.bounded_decoder(self.run.plan, cond, self._max_deviation)
+        latents = [z.to(self.run.device, self.run.dtype) for z in latents]
+        gray = torch.full((1, self.run.plan.channels, 1, 1), 0.5)
+        decoded = overflow.decode_with_backoff(decoder, latents, lambda: gray)
+        self._repairs.add(first, decoded.attenuated, decoded.filled)
+        sigma = getattr(self.run.plan.config, "noise", 0.0) / 2  # of images in [0, 1]
+        if not (denoise and sigma):
+            return decoded.images
+        plain = None if cond is None else replace(cond, guidance=None)
+        return decoded.images + sigma**2 * self.run.plan.gradient(decoded.images, plain)
+
+    def report(self, images: Tensor) -> Tensor:
+        """Tell the caller where the model overflowed; hands the images on."""
+        for sentence in self._repairs.sentences(images[0, 0].numel(), "left gray"):
+            self.run.notify(sentence)
+        return images
+
+    def condition_of(self, cond: Condition | None, part: slice, count: int) -> Condition | None:
+        """Select the condition of some of ``count`` images; one image's serves every image."""
+        if cond is None:
+            return None
+        if cond.batch not in (1, count):
+            raise ConditionError(
+                f"The condition is of {cond.batch} images; got {count}. Encode the condition of the same images, or of "
+                "one for all."
+            )
+        selected: Condition = select_items(cond, torch.arange(part.start, part.stop))
+        return selected.map_tensors(lambda t: t.to(self.run.device, self.run.dtype))
+
+    def encode_labels(self, labels: Tensor | None) -> Condition | None:
+        """Encode labels as a condition, in the model's precision; None for models without labels."""
+        if labels is None:
+            return None
+        return self.run.plan.encode_condition(labels.to(self.run.device)).map_tensors(lambda t: t.to(self.run.dtype))
+
+
+def refuse_nonfinite(latents: Sequence[Tensor], pixels: Tensor, first: int) -> None:
+    """Raise ImageError if the latents of an image are not finite; the first image has the number ``first``."""
+    finite = torch.stack([z.isfinite().flatten(1).all(1) for z in latents]).all(0)  # (B,)
+    if not finite.all():
+        i = int((~finite).nonzero()[0])
+        low, high = float(pixels[i].min()), float(pixels[i].max())
+        raise ImageError(
+            f"Image {first + i} has no finite latents: the model is unstable there, or does not reach it. Its values "
+            f"go from {low:.3g} to {high:.3g}; expected are 0 to 1. Clamp it, or choose another image."
+        )
 
 
 @runs_with(Running)
@@ -250,3 +373,46 @@ def memory_required(flow: Flow, images: int, height: int, width: int) -> int:
     weights = sum(t.nbytes for t in flow.parameters())
     working = 4 * at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel)
     return round(working) + (weights if weights > LARGE else 0)
+
+
+MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
+
+# How far along a style latents go, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
+# beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
+MAX_STYLE = 5.0
+
+
+def apply_style(flow: Flow, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]) -> list[Tensor]:
+    """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
+
+    A messy hand is messy in all its details at once, so "messy" is also a temperature: it multiplies the latents by
+    ``exp(MESSY_RATE * strength)`` first. A strength is one number, or one per level; negative for the opposite. Each
+    item stops at ``MAX_STYLE`` along a style: beyond, the model has seen nothing. What lies there stays.
+    """
+    known: dict[str, list[Tensor]] = flow.styles
+    unknown = [name for name in styles if name not in known]
+    if unknown:
+        raise FlowError(
+            f"This model has no style {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(sorted(known)) or 'none at all'}."
+        )
+    messy = styles.get("messy", 0.0)
+    strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
+    result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])
+    for name, strength in styles.items():
+        result = _bounded(result, add(result, known[name], strength), known[name])
+    return result
+
+
+def _bounded(start: Sequence[Tensor], end: list[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
+    """Shorten the way from start to end, of every item, so that it stays within MAX_STYLE along a direction."""
+    length = math.sqrt(sum(float(d.square().sum()) for d in direction))
+    if not length:
+        return end
+    first, last = (
+        torch.stack([(z * d).flatten(1).sum(1) for z, d in zip(levels, direction, strict=True)]).sum(0) / length
+        for levels in (start, end)
+    )  # (B,)
+    bound = first.abs().clamp_min(MAX_STYLE)
+    share = ((last.clamp(-bound, bound) - first) / (last - first)).nan_to_num(1.0)  # 1: all of the way
+    return [torch.lerp(x, y, share.view(-1, *[1] * (x.dim() - 1))) for x, y in zip(start, end, strict=True)]

@@ -32,8 +32,8 @@ from ..flow import Flow
 from ..likelihood import effective_samples, importance_weighted, select_items, with_probes
 from ..prior import log_density
 from ..transforms import Estimated, NoPositionsError
-from .options import Batching, RunOptions, SamplingOptions, runs_with
-from .runner import LARGEST, Runner, images_at_once, refuse_integer_range, require_pixels
+from .intake import LARGEST, refuse_integer_range, require_pixels
+from .runner import Batching, Runner, RunOptions, SamplingOptions, images_at_once, runs_with
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +18,11 @@ from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from ..flow import Flow
 from ..images.color import luma
 from ..images.resize import shrink
-from .options import Reporting, RunOptions, runs_with
-from .runner import Runner, require_pixels
+from .intake import require_pixels, require_tensor, to_float
+from .runner import Reporting, Runner, RunOptions, runs_with
 
 Fit = Literal["resize", "crop"]
+Labels = int | str | Sequence[int | str] | Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -194,3 +196,71 @@ def _crop_pair(flow: Flow, pixels: Tensor, source: Tensor) -> tuple[Tensor, Tens
             "larger image."
         )
     return pixels[..., : factor * height, : factor * width], source[..., :height, :width]
+
+
+def check_labels(flow: Flow, labels: Labels | None, n: int) -> Tensor | None:
+    """Convert labels to integers (n,) or weights (n, classes); whether they exist is for the model to check."""
+    if not flow.classes:
+        if labels is not None:
+            raise ConditionError(f"This {flow.architecture} model is not conditioned on labels. Leave them out.")
+        return None
+    names = label_names(flow)
+    known = f"labels 0 to {flow.classes - 1}" + (f" ({', '.join(names)})" if names else "")
+    if labels is None:
+        raise ConditionError(f"This model is conditioned on {known}; got none. Say what to show.")
+    if not isinstance(labels, Tensor):
+        several = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+        if any(isinstance(label, str) for label in several):
+            labels = [label_number(flow, label) for label in several]
+    tensor = torch.as_tensor(labels)
+    numbers = tensor.ndim < 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
+    weights = tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[1] == flow.classes
+    if not (numbers or weights) or not tensor.numel():
+        raise ConditionError(
+            f"This model is conditioned on {known}: expected one whole number, several, or weights of shape (n, "
+            f"{flow.classes}); got a {str(tensor.dtype).removeprefix('torch.')} tensor of shape {tuple(tensor.shape)}."
+        )
+    if numbers:
+        tensor = tensor.long().reshape(-1)
+    if len(tensor) == n:
+        return tensor
+    if len(tensor) != 1:
+        raise ConditionError(f"Got {len(tensor)} labels for {n} images. Give one for all, or one per image.")
+    return tensor.expand(n, *tensor.shape[1:])
+
+
+def label_names(flow: Flow) -> tuple[str, ...]:
+    """Return the names of a model's labels; none if it has none."""
+    return getattr(flow.config, "labels", ())
+
+
+def label_number(flow: Flow, label: int | str) -> int:
+    """Return the number of a label, which may be its name; ConditionError if there is none of that name."""
+    names = [name.lower() for name in label_names(flow)]
+    word = str(label).strip().lower()
+    if word in names:
+        return names.index(word)
+    if not re.fullmatch(r"-?[0-9]{1,9}", word):
+        numbers = f"0 to {flow.classes - 1}"
+        raise ConditionError(f"This model knows the labels {', '.join([*names, numbers])}; got {word[:60]!r}.")
+    return int(word)
+
+
+def check_image(flow: Flow, image: Tensor) -> Tensor:
+    """Convert images that the flow takes, uint8 or float in [0, 1], to its precision; values are not clamped."""
+    require_tensor(image)
+    if image.ndim != 4 or image.shape[1] != flow.channels:
+        hint = " Convert color to gray first." if flow.channels == 1 and image.ndim == 4 else ""
+        raise ShapeError(f"Expected images of shape (B, {flow.channels}, H, W); got {tuple(image.shape)}.{hint}")
+    pixels = to_float(image, next(flow.parameters()).dtype)
+    flow.latent_shapes(*pixels.shape[-2:])  # raises ShapeError for a size that does not fit
+    return pixels
+
+
+def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
+    """Check that latents are a list of one batch; whether they are this model's is for the flow to check."""
+    levels = [] if isinstance(latents, Tensor) else list(latents)
+    if not levels or any(z.ndim != 4 or z.shape[0] != levels[0].shape[0] or 0 in z.shape for z in levels):
+        shapes = [tuple(z.shape) for z in latents]
+        raise ShapeError(f"Expected a list of latents of one batch, finest first, each (B, C, H, W); got {shapes}.")
+    return levels

@@ -2,36 +2,146 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from types import EllipsisType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..condition import Condition
 from ..device import free_memory
+from ..errors import FlowError
 from ..flow import Flow
+from ..images.color import luma
 from ..images.motion import blur
 from ..images.resize import enlarge
-from ..images.tiling import Window, windows
 from ..inference.condition_cache import ConditionStore
 from ..inference.plan import Plan
 from ..prior import Shape, Temperature, level_temperatures, resize_temperature_map, sample_latents
 from . import overflow
-from .calm_edges import edge_map
-from .gray import without_color
 from .guide import NEARBY, Guide, bounded, drawn_share
-from .options import SamplingOptions
-from .runner import Runner, images_at_once
-from .tile_size import Border, TileSize, Tiling
+from .intake import without_color
+from .runner import Runner, SamplingOptions, images_at_once
+
+
+@dataclass(frozen=True)
+class Window:
+    """A tile, and the larger area (the halo) that is read to compute it. Rows and columns in pixels, ends exclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    halo_top: int
+    halo_bottom: int
+    halo_left: int
+    halo_right: int
+
+
+def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Window]:
+    """Cover an image with tiles that do not overlap, each with a halo that does, row by row.
+
+    Args:
+        height: Of the image, a multiple of ``multiple``.
+        width: Of the image, a multiple of ``multiple``.
+        tile: Largest side of a tile, without its halo.
+        halo: Pixels read on every side of a tile, less at the image's border.
+        multiple: All edges are multiples of this, so that every tile is squeezed on the image's own grid.
+
+    Raises:
+        FlowError: If the tile is smaller than ``multiple`` or the halo negative.
+    """
+    if tile < multiple or halo < 0:
+        raise FlowError(
+            f"A tile must be at least {multiple} pixels and its halo at least 0; got tile {tile}, halo {halo}."
+        )
+    rows, columns = (_axis(n, tile, halo, multiple) for n in (height, width))
+    return [
+        Window(top, bottom, left, right, halo_top, halo_bottom, halo_left, halo_right)
+        for top, bottom, halo_top, halo_bottom in rows
+        for left, right, halo_left, halo_right in columns
+    ]
+
+
+def _axis(n: int, tile: int, halo: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """Divide one axis into equal tiles: (start, end, start with halo, end with halo)."""
+    units, largest = n // multiple, tile // multiple
+    count = -(-units // largest)
+    edges = [units * k // count * multiple for k in range(count + 1)]
+    reach = -(-halo // multiple) * multiple
+    return [(a, b, max(0, a - reach), min(n, b + reach)) for a, b in pairwise(edges)]
+
+
+Size = tuple[int, int]  # height and width
+Border = tuple[int, int, int, int]  # pixels to add left, right, above and below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a task decodes in tiles; lengths are in pixels of the image that the model is given."""
+
+    sides: tuple[int, ...]  # of tiles, to choose from, largest first
+    smallest: int  # side below which a tile is mostly halo
+    unit: str  # what sides are counted in, for messages
+    memory: Callable[[Flow, Size, Size, int, int, bool], int]
+    """Bytes, by size of image and padded image, side, halo, and whether there is a guide."""
+    border: Callable[[int, int, int], Border]  # to add to a height and width, so that a number divides both
+    pad: Callable[[Tensor, Border], Tensor]  # adds it to images
+    pad_map: Callable[[Tensor, Border], Tensor]  # adds it to maps of temperatures
+    encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
+    max_deviation: float  # from 0.5, beyond which a value is an overflow
+    filled: str  # what stands where the model overflows at any temperature, for messages
+    shares: bool  # whether samples share a prepared condition, and progress counts each of them
+
+
+class TileSize:
+    """The largest side that a task's tiles may have, from one attempt of its ``Runner`` to the next."""
+
+    def __init__(self, tile: int, halo: int, tiling: Tiling) -> None:
+        if tile < 0 or halo < 0:
+            raise FlowError(
+                f"tile and halo must not be negative; got tile {tile}, halo {halo}. Tile 0 chooses by free memory."
+            )
+        self._sides, self._smallest, self._unit = tiling.sides, tiling.smallest, tiling.unit
+        self._side = max(tile, tiling.smallest) if tile else 0  # 0: not chosen yet
+        self._longest = 0  # side of the images while there are tiles to compute, else 0
+
+    def choose(self, longest: int, memory: Callable[[int], int], device: torch.device) -> int:
+        """Return the side; if it was not asked for, the whole image or the largest one that half of free memory holds.
+
+        ``longest`` is the longer side of the images; ``memory`` says how many bytes tiles of a side need on the device.
+        """
+        self._longest = longest
+        if not self._side:
+            free = free_memory(device)
+            budget = 2 * 2**30 if free is None else free // 2
+            sides = [longest, *(side for side in self._sides if side < longest)]
+            self._side = next((side for side in sides if memory(side) <= budget), sides[-1])
+        return self._side
+
+    def finish(self) -> None:
+        """Note that all tiles are computed: smaller ones would not help what comes after."""
+        self._longest = 0
+
+    def halve(self) -> str | None:
+        """Halve it for the next attempt; see ``smaller`` of ``Runner``."""
+        if not self._longest or self._side <= self._smallest:
+            return None
+        self._side = max(self._smallest, min(self._side, self._longest) // 2)
+        return f"with tiles of {self._side} {self._unit}. Set tile to {self._side} to start there"
+
 
 STRIPS = 2**26  # bytes that strips take at most, whatever the image
 ANALYSIS = 4  # encoder's cost per unit of progress, relative to decoding: srflow-x4, 72x48, one core
 MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would share little more
 
 Index = tuple[EllipsisType, slice, slice]
-Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``calm_edges``
+Settings = tuple[Temperature, float]  # temperature, and how much lower it is at edges: see ``edge_map``
 
 
 class TiledDecoder:
@@ -256,3 +366,25 @@ def _without_halo(tile: Window, scale: int, border: Border, height: int, width: 
         return ..., rows, columns
 
     return index(tile.halo_top, tile.halo_left), index(above, left)
+
+
+WEAK, STRONG = 0.08, 0.4  # luma's differences to its neighbors between which the temperature falls
+
+
+def edge_map(lr: Tensor) -> Tensor:
+    """Find the edges of images ``(B, 3, h, w)`` in [0, 1]: 0 in smooth places and weak texture, 1 at strong edges.
+
+    ``d = sqrt(dx^2 + dy^2)``, where dx and dy add the absolute differences of luma to both neighbors along an axis, so
+    that lines as thin as a pixel count double; its maximum over 3x3 pixels, averaged over 3x3; and of that a ramp in
+    the logarithm, 0 up to ``WEAK`` and 1 from ``STRONG`` on. ``(B, 1, h, w)``, float32 on the CPU, so that a seed is
+    the same picture on every device.
+
+    Source: ours; docs/decisions/0015 compares it with other maps.
+    """
+    y = F.pad(luma(lr.to("cpu", torch.float32)), (1, 1, 1, 1), mode="replicate")
+    center = y[..., 1:-1, 1:-1]
+    dx = (y[..., 1:-1, 2:] - center).abs() + (y[..., 1:-1, :-2] - center).abs()
+    dy = (y[..., 2:, 1:-1] - center).abs() + (y[..., :-2, 1:-1] - center).abs()
+    strongest = F.max_pool2d((dx.square() + dy.square()).sqrt(), 3, stride=1, padding=1)
+    nearby = F.avg_pool2d(F.pad(strongest, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return (nearby.clamp_min(WEAK) / WEAK).log().div(math.log(STRONG / WEAK)).clamp(0, 1)

@@ -21,13 +21,11 @@ from ..networks.compact import CompactUpscaler
 from ..prior import Temperature
 from . import consistency
 from .choose import advise
-from .gray import gray_images, with_channels_of
 from .guide import Strength, own_strength, prepare_guide
+from .intake import gray_images, validate_image, with_alpha, with_channels_of
 from .model_defaults import resolve
-from .options import Running, RunOptions, SamplingOptions, runs_with
-from .runner import Runner, validate_image, with_alpha
-from .tile_size import Border, Tiling
-from .tiles import STRIPS, TiledDecoder
+from .runner import Runner, Running, RunOptions, SamplingOptions, runs_with
+from .tiles import STRIPS, Border, TiledDecoder, Tiling
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 MAX_DEVIATION = 2.0  # from 0.5: temperature 1 stays within 1.6, overflows do not: docs/decisions/0013
@@ -127,7 +125,7 @@ def upscale(
             )
         if not guide_bounded:  # a frame of a clip, of which the first is enough
             advise(run, flow, rgb)
-        gray = gray_images(run, lr, rgb)
+        gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength, guide_bounded)
         pictures = decoder(rgb, [settings], sampling, gray, guides)
         if size != tuple(pictures.shape[-2:]):
@@ -194,7 +192,7 @@ def temperature_grid(
     def task() -> Tensor:
         rgb = validate_image(lr)[0]
         advise(run, flow, rgb)
-        gray = gray_images(run, lr, rgb)
+        gray = gray_images(lr, rgb, run.notify)
         guides = prepare_guide(run, flow, rgb, guide, strength)
         return with_channels_of(lr, decoder(rgb, settings, sampling, gray, guides), gray).to(lr.device)
 

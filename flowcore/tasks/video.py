@@ -18,12 +18,11 @@ from ..images.resize import shrink
 from ..inference.condition_cache import ConditionStore
 from ..prior import Temperature, sample_latents
 from .choose import advise
-from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors
-from .coherence import share_noise
+from .chroma import Colorization, Gamut, blend_latents, check_blend, check_colors, share_noise
 from .colorize import ADVICE, AT_ONCE
 from .hints import Hints
-from .options import Running, RunOptions, SamplingOptions, part_of_run, runs_with
-from .runner import Runner, validate_image
+from .intake import validate_image
+from .runner import Runner, Running, RunOptions, SamplingOptions, part_of_run, runs_with
 from .upscale import ADVICE as UPSCALE_ADVICE
 from .upscale import HALO, upscale
 

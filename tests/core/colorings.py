@@ -11,8 +11,7 @@ from flowcore import Hints
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.tasks import chroma
-from flowcore.tasks.options import RunOptions
-from flowcore.tasks.runner import Runner
+from flowcore.tasks.runner import Runner, RunOptions
 from flowcore.testing import perturbed
 
 from .photographs import photograph

@@ -12,7 +12,7 @@ import flowcore
 from flowcore.checkpoints import save
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
-from flowcore.tasks.directions import apply_style
+from flowcore.tasks.sample import apply_style
 from flowcore.training.attributes import (
     measure_attributes,
     parse_attribute,

@@ -20,7 +20,7 @@ from flowcore.flow import Flow
 from flowcore.integrations.spandrel import Upscaler
 from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
-from flowcore.tasks.calm_edges import edge_map
+from flowcore.tasks.tiles import edge_map
 from flowcore.tasks.upscale import sampling_settings
 from flowcore.training.start import load_weights
 

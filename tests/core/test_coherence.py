@@ -7,7 +7,7 @@ import torch
 
 from flowcore import FlowError, colorize, colorize_video, encode_colors
 from flowcore.models import configure
-from flowcore.tasks.coherence import coherent_factor, make_coherent
+from flowcore.tasks.chroma import coherent_factor, make_coherent
 
 from .colorings import colored, gray, tiny_colorizer
 

@@ -15,7 +15,7 @@ from flowcore.checkpoints.file import read, save
 from flowcore.images import color
 from flowcore.models import build, configure
 from flowcore.networks.memory import COMPONENTS, WIDTH, CellMemory, _largest
-from flowcore.tasks.cast import change_cast, make_vivid
+from flowcore.tasks.colorize import change_cast, make_vivid
 
 SEEING = {"backbone": "efficientnet-lite0", "predicts_chroma": True, "residual": True, "smooth": True}
 THREE = {"steps": (1, 1, 1), "hidden": (4, 4, 4), "widths": (4, 4, 4, 8), "merged": 8, "features": 2}

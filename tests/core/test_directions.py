@@ -9,8 +9,7 @@ import torch
 from builders import build_tiny
 
 from flowcore.errors import FlowError, ShapeError
-from flowcore.tasks.directions import MESSY_RATE, apply_style
-from flowcore.tasks.sample import encode
+from flowcore.tasks.sample import MESSY_RATE, apply_style, encode
 
 from .generators import close, condition, images, make
 

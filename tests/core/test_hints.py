@@ -15,8 +15,17 @@ from flowcore.condition import Condition
 from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.tasks import chroma
-from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
-from flowcore.tasks.spread import MET, NEIGHBORS, minimize, spread_hints
+from flowcore.tasks.hints import (
+    MET,
+    NEIGHBORS,
+    combine_hints,
+    hints_from_points,
+    hints_from_strokes,
+    minimize,
+    palette_from,
+    parse_points,
+    spread_hints,
+)
 
 from .colorings import (
     WANTED,

@@ -20,8 +20,18 @@ from flowcore.quality.color_metrics import (
     skin_color,
     skin_verdict,
 )
-from flowcore.quality.lpips import ALEXNET, lpips, lpips_map, lpips_missing
-from flowcore.quality.metrics import diversity, diversity_score, false_specks, lr_psnr, psnr, ssim
+from flowcore.quality.metrics import (
+    ALEXNET,
+    diversity,
+    diversity_score,
+    false_specks,
+    lpips,
+    lpips_map,
+    lpips_missing,
+    lr_psnr,
+    psnr,
+    ssim,
+)
 
 
 def test_psnr_of_a_constant_difference_and_ssim_of_noise():

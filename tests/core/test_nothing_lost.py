@@ -20,7 +20,7 @@ from flowcore.cli.output import ProgressBar
 from flowcore.images import files
 from flowcore.images.rounding import to_uint8
 from flowcore.provenance import fingerprint, read
-from flowcore.tasks.duration import duration
+from flowcore.tasks import duration
 
 from .digits import write_mnist
 from .test_command_line import photograph

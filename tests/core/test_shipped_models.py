@@ -20,8 +20,8 @@ from flowcore.prior import sample_latents
 from flowcore.quality.color_metrics import chroma_rmse, colorfulness
 from flowcore.quality.metrics import diversity, false_specks, lr_psnr, psnr
 from flowcore.tasks.choose import advised
-from flowcore.tasks.directions import apply_style
 from flowcore.tasks.hints import hints_from_points
+from flowcore.tasks.sample import apply_style
 from flowcore.tasks.upscale import sampling_settings
 from flowcore.training.attributes import read_images
 from flowcore.training.styles import STYLES, attributes

@@ -12,7 +12,7 @@ import flowcore
 from flowcore.cli.main import main
 from flowcore.errors import ConditionError, FlowError
 from flowcore.inference.plan import Plan
-from flowcore.tasks import passes
+from flowcore.tasks import sample as sampling
 from flowcore.tasks.sample import dequantized_image, memory_required
 from flowcore.testing import check
 from flowcore.training.objective import Likelihood
@@ -141,7 +141,7 @@ def test_memory_and_time_are_said_beforehand_where_they_matter(monkeypatch):
     said = []
     flowcore.sample(tiny(), 2, notify=said.append)
     assert said == []
-    monkeypatch.setattr(passes, "NOTEWORTHY", 1)
+    monkeypatch.setattr(sampling, "NOTEWORTHY", 1)
     flowcore.sample(tiny(), 2, notify=said.append)
     assert len(said) == 1
     assert said[0].startswith("2 pictures, each of 48 patches one after the other, will take about 0.0 GB of memory")

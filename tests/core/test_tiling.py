@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowcore.errors import FlowError
-from flowcore.images.tiling import windows
+from flowcore.tasks.tiles import windows
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from flowcore.prior import masked_temperature, sample_latents
 from flowcore.quality.metrics import lr_psnr
 from flowcore.tasks import Cancelled
 from flowcore.tasks import upscale as task
-from flowcore.tasks.options import SamplingOptions
+from flowcore.tasks.runner import SamplingOptions
 from flowcore.tasks.tiles import Latents
 from flowcore.training.memory import PeakMemory
 

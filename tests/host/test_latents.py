@@ -14,8 +14,7 @@ from flowcore import latents as material
 from flowcore.checkpoints.latents_file import load_latents, model_sha256, save_latents
 from flowcore.images.color import luma
 from flowcore.prior import sample_latents
-from flowcore.tasks.directions import apply_style
-from flowcore.tasks.sample import encode
+from flowcore.tasks.sample import apply_style, encode
 
 GLOW = "small-glow.safetensors"
 DIGITS = "small-digits.safetensors"
