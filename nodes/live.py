@@ -64,11 +64,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
     """The latest runs, by the names under which the page asks."""
 
     def keep(self, node: type[LiveNode], values: dict[str, Any], made: Latents) -> list[str]:
-        """Keep the values of a run, but for its model.
-
-        Returns:
-            The name under which the page asks; none if a picture would be too large.
-        """
+        """Keep the values of a run, but for its model; return the name for the page, none if a picture is too large."""
         count = min(MAX_ITEMS, MAX_VALUES // sum(level[0].numel() for level in made.levels))
         if count == 0:
             return []
@@ -84,8 +80,7 @@ class LiveRuns(RecentlyUsed[LiveRun]):
     def prepare(self, body: Any) -> Callable[[], Answer]:
         """Register a request, `{"run": name, "values": {input: number}}` or anything else, and cancel earlier ones.
 
-        Returns:
-            What answers the request.
+        What is returned answers it.
         """
         name, given = (body.get("run"), body.get("values")) if isinstance(body, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(given, dict):

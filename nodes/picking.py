@@ -192,14 +192,7 @@ class ProvenanceLog:
         self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
 
     def write(self, hidden: Any, kind: str, values: dict[str, Any], images: Tensor) -> None:
-        """Write the provenance of a run into its prompt, and into those with the same inputs.
-
-        Args:
-            hidden: The node's hidden inputs.
-            kind: Its node id in the schema.
-            values: Its other inputs.
-            images: Its pictures, (B, H, W, C).
-        """
+        """Write the provenance of a run, its pictures (B, H, W, C), into its prompt, and those with the same inputs."""
         node_id = str(hidden.unique_id)
         entry = _provenance(node_id, kind, values, images).to_json()
         if isinstance(hidden.extra_pnginfo, dict):

@@ -173,15 +173,7 @@ def to_image(pixels: Tensor) -> Tensor:
 
 
 def from_mask(mask: Tensor, items: int) -> Tensor:
-    """Convert a MASK of the host, one or as many as there are images.
-
-    Args:
-        mask: (B, H, W) or (H, W), of any size.
-        items: Number of images.
-
-    Returns:
-        (1 or items, 1, H, W) float32 in [0, 1], on the CPU.
-    """
+    """Convert a MASK of the host, (B, H, W) or (H, W), to (1 or items, 1, H, W) float32 in [0, 1] on the CPU."""
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or mask.shape[0] not in (1, items) or 0 in mask.shape:
         raise ImageError(
@@ -194,14 +186,7 @@ def from_mask(mask: Tensor, items: int) -> Tensor:
 
 
 def check_memory(count: int, values: int, what: str, advice: str) -> None:
-    """Refuse a result that does not fit into main memory, before any of it is computed.
-
-    Args:
-        count: Number of pictures, or of other things.
-        values: Numbers in each.
-        what: Name of the things, with the verb: "pictures need".
-        advice: What to do about it.
-    """
+    """Refuse a count of things, such as "pictures need", of so many values each, that do not fit into main memory."""
     required, free = COPIES * 4 * count * values, free_memory("cpu")
     if free is not None and required > free:
         raise FlowError(f"{count} {what} {required / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. {advice}")

@@ -49,13 +49,9 @@ def own_or(value: float) -> float | None:
 
 
 def seed(default: int = 0, *, control: bool = True, **fields: Any) -> Input:
-    """Describe the number `seed`.
+    """Describe the number `seed`, which with `control` the canvas may change after every run.
 
-    Args:
-        default: Its default.
-        control: Whether the canvas may change it after every run. False must be stated, too: the frontend adds the
-            control to whatever is called seed.
-        **fields: More fields of the host's input, as in all of these.
+    False must be stated, too: the frontend adds the control to whatever is called seed.
     """
     upper = 0xFFFFFFFFFFFFFFFF
     return partial(io.Int.Input, default=default, min=0, max=upper, control_after_generate=control, **fields)
@@ -146,12 +142,7 @@ def temperature_list(text: str) -> list[float]:
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int] | None:
-    """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down; or one of the `names`. None if there are none.
-
-    Raises:
-        FlowError: If the text is not a list of labels, or names more than 4096.
-        ConditionError: If the model, which knows so many `classes`, has no such label.
-    """
+    """Parse labels, such as "7", "3, 5" or "0-9"; "9-0" counts down; or one of the `names`. None if there are none."""
     result, lower = list[int](), [name.lower() for name in names]
     for word in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text).strip(" ,;\n\t")):
         if not word:

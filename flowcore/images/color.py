@@ -22,52 +22,22 @@ NEUTRAL = 128 / 255  # chroma 0 as stored in 8 bits
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Compute luma.
-
-    Args:
-        rgb: ``(B, 3, H, W)``.
-
-    Returns:
-        Y, ``(B, 1, H, W)``; in [0, 1] for RGB in [0, 1].
-
-    Raises:
-        ShapeError: If there are not three channels.
-    """
+    """Compute the luma of RGB: ``(B, 3, H, W)`` to ``(B, 1, H, W)``, in [0, 1] for RGB in [0, 1]."""
     red, green, blue = _channels(rgb)
     return RED * red + GREEN * green + BLUE * blue
 
 
 def split(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert RGB to luma and chroma.
-
-    Args:
-        rgb: ``(B, 3, H, W)``.
-
-    Returns:
-        Luma ``(B, 1, H, W)`` and chroma (Cb, Cr) ``(B, 2, H, W)``.
-
-    Raises:
-        ShapeError: If there are not three channels.
-    """
+    """Convert RGB ``(B, 3, H, W)`` to luma ``(B, 1, H, W)`` and chroma (Cb, Cr) ``(B, 2, H, W)``."""
     red, _, blue = _channels(rgb)
     y = luma(rgb)
     return y, torch.cat([(blue - y) / (2 * (1 - BLUE)), (red - y) / (2 * (1 - RED))], dim=1)
 
 
 def merge(y: Tensor, chroma: Tensor) -> Tensor:
-    """Convert luma and chroma to RGB: the exact inverse of ``split``.
+    """Convert luma ``(B, 1, H, W)`` and chroma ``(B, 2, H, W)`` to RGB: the exact inverse of ``split``.
 
     Only a quarter of all (Y, Cb, Cr) are in gamut, so the result may lie outside [0, 1]; see ``compress``.
-
-    Args:
-        y: Luma ``(B, 1, H, W)``.
-        chroma: ``(B, 2, H, W)``.
-
-    Returns:
-        ``(B, 3, H, W)``, whose luma is y.
-
-    Raises:
-        ShapeError: If the shapes do not match.
     """
     if y.ndim != 4 or y.shape[1] != 1 or chroma.ndim != 4 or chroma.shape[1] != 2 or y.shape[2:] != chroma.shape[2:]:
         raise ShapeError(
@@ -81,16 +51,6 @@ def compress(y: Tensor, chroma: Tensor) -> Tensor:
     """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue.
 
     ``rgb = y + k d``, with d the offset of the color from gray and k <= 1 the largest factor that keeps rgb in [0, 1].
-
-    Args:
-        y: Luma in [0, 1], ``(B, 1, H, W)``.
-        chroma: ``(B, 2, H, W)``.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1], whose luma is y.
-
-    Raises:
-        ShapeError: If the shapes do not match.
     """
     offset = merge(y, chroma) - y
     room = torch.where(offset > 0, 1 - y, y)
@@ -100,37 +60,16 @@ def compress(y: Tensor, chroma: Tensor) -> Tensor:
 
 
 def clip(y: Tensor, chroma: Tensor) -> Tensor:
-    """Convert luma and chroma to RGB and clamp, as most programs do; out of gamut this changes luma and hue.
-
-    Args:
-        y: Luma in [0, 1], ``(B, 1, H, W)``.
-        chroma: ``(B, 2, H, W)``.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-
-    Raises:
-        ShapeError: If the shapes do not match.
-    """
+    """Convert luma and chroma to RGB and clamp, as most programs do; out of gamut this changes luma and hue."""
     return merge(y, chroma).clamp(0, 1)
 
 
 def enlarge_chroma(chroma: Tensor, small_luma: Tensor, y: Tensor) -> Tensor:
-    """Enlarge chroma to the size of an image, guided by its luma.
+    """Enlarge chroma ``(B, 2, h, w)`` to the size of an image with the luma y, ``(B or 1, 1, H, W)``, guided by it.
 
     ``bicubic(chroma) + a * (y - bicubic(small_luma))``, with a the slope of the ridge regression (0.01) of chroma on
     luma in each 3x3 neighborhood of the small grid: where color varies with brightness, it gains the luma's detail.
-
-    Args:
-        chroma: ``(B, 2, h, w)``.
-        small_luma: The luma at the same small size, ``(B or 1, 1, h, w)``.
-        y: The luma at the size of the result, ``(B or 1, 1, H, W)``.
-
-    Returns:
-        ``(B, 2, H, W)``.
-
-    Raises:
-        ShapeError: If chroma and small luma have different sizes.
+    ``small_luma`` is that luma at the size of the chroma.
 
     Source: the local linear model of He, Sun, Tang, "Guided Image Filtering" (2013), section 3.1, for the residual of a
     bicubic enlargement.
@@ -158,11 +97,7 @@ def palette_from_chroma(chroma: Tensor) -> Tensor:
 
 
 def parse_color(text: str) -> tuple[float, float, float]:
-    """Parse a color of the web, "#e0b080" or "#eb8", with or without "#", to red, green and blue in [0, 1].
-
-    Raises:
-        ImageError: If the text is not such a color.
-    """
+    """Parse a color of the web, "#e0b080" or "#eb8", with or without "#", to red, green and blue in [0, 1]."""
     digits = text.strip().removeprefix("#")
     if not re.fullmatch(r"[0-9a-fA-F]{3}|[0-9a-fA-F]{6}", digits):
         raise ImageError(f"Expected a color such as #e0b080; got {text.strip()[:40]!r}. Write it as # and 6 digits.")

@@ -23,19 +23,9 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Lay images out in a labeled grid.
+    """Lay images ``(rows * columns, 3, H, W)`` in [0, 1] out in a labeled grid, row by row: ``(3, height, width)``.
 
-    Args:
-        images: ``(rows * columns, 3, H, W)`` in [0, 1]: the first row from left to right, then the second.
-        rows: The labels of the rows.
-        columns: The labels of the columns.
-
-    Returns:
-        ``(3, height, width)`` float32 in [0, 1], on the CPU. Images are shrunk if the sheet would exceed 8192 pixels,
-        and small ones are enlarged to make room for labels.
-
-    Raises:
-        ShapeError: If there are not rows * columns images.
+    Images are shrunk if the sheet would exceed 8192 pixels, and small ones are enlarged to make room for labels.
     """
     if len(images) != len(rows) * len(columns):
         raise ShapeError(
@@ -106,14 +96,7 @@ COLORS = (
 
 
 def heat_map(maps: Tensor) -> Tensor:
-    """Color maps by a perceptually uniform scale, dark for 0 and bright for 1.
-
-    Args:
-        maps: (B, H, W) in [0, 1].
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
-    """
+    """Color maps ``(B, H, W)`` in [0, 1] by a perceptually uniform scale, dark for 0: ``(B, 3, H, W)``."""
     table = torch.tensor(COLORS) / 255  # (10, 3)
     place = maps * (len(COLORS) - 1)
     below = place.floor().clamp(max=len(COLORS) - 2).long()

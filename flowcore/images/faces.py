@@ -103,11 +103,7 @@ class FacePlace:
         return (points.double() - corner) @ axes.T / self.side**2
 
     def scaled(self, height: int, width: int) -> FacePlace:
-        """Return the same place in an enlarged or shrunk copy of the picture.
-
-        Raises:
-            ShapeError: If the copy has other proportions.
-        """
+        """Return the same place in an enlarged or shrunk copy of the picture."""
         x, y = width / self.width, height / self.height
         if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):
             raise ShapeError(
@@ -138,9 +134,7 @@ class FacePlace:
 def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> FacePlace:
     """Find the place of a face from its eyes, in any order, so a head may lean by up to 90 degrees.
 
-    Raises:
-        ImageError: If an eye is not in the picture, they are too close to each other, or more than half of the crop
-            lies outside.
+    ImageError if an eye is not in the picture, they are too close, or more than half of the crop lies outside.
     """
     for x, y in (one_eye, other_eye):
         if not (0 <= x <= width and 0 <= y <= height):  # nor NaN
@@ -166,15 +160,8 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
 def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tensor:
     """Cut a face out of a picture ``(B, C, H, W)`` in [0, 1], upright: bicubic, antialiased where the face shrinks.
 
-    Beyond the picture's edge, the edge is continued.
-
-    Args:
-        picture: Of the size that ``place`` states.
-        place: Where the face is.
-        size: Side of the result in pixels; None for about as many as the face has in the picture.
-
-    Raises:
-        ShapeError: If the picture has another size.
+    Beyond the picture's edge, the edge is continued. ``size`` is the side of the result; None for about as many pixels
+    as the face has in the picture.
     """
     _check_size(picture, place)
     size = max(1, round(place.side)) if size is None else size
@@ -198,19 +185,11 @@ def looks_like_face(picture: Tensor, place: FacePlace) -> bool:
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:
-    """Paste a face where it was cut out, blended at its border.
+    """Paste a face ``(B or 1, C or 1, S, S)`` where it was cut out, blended at its border.
 
-    Args:
-        picture: ``(1 or B, C, H, W)`` in [0, 1]: the picture that it was cut out of, or that enlarged or shrunk.
-        face: ``(B or 1, C or 1, S, S)`` in [0, 1], of any side S.
-        place: Where the face was.
-        feather: Width of the border over which the face fades in, as a share of the face's side, up to 0.5.
-
-    Returns:
-        ``(B, C, H, W)`` in [0, 1]. Outside the crop, the picture bit for bit. Alpha is the picture's.
-
-    Raises:
-        ShapeError: If the picture has other proportions, the face is no square, or their numbers do not fit.
+    ``picture`` is ``(1 or B, C, H, W)``: the one that it was cut out of, or that enlarged or shrunk; outside the crop
+    and in its alpha it stays bit for bit. ``feather`` is the width of the border over which the face fades in, as a
+    share of the face's side, up to 0.5.
     """
     place = place.scaled(*picture.shape[-2:])
     if face.ndim != 4 or face.shape[-1] != face.shape[-2]:
@@ -241,19 +220,7 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
 
 
 def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]:
-    """Read two eyes that are marked by a dot each.
-
-    Args:
-        mask: ``(h, w)``, the dots above 0.5; of any size, stretched over the picture.
-        height: Of the picture.
-        width: Of the picture.
-
-    Returns:
-        The middle of each dot, in pixels of the picture.
-
-    Raises:
-        ImageError: If there are not two dots.
-    """
+    """Read the middles of two dots, one on each eye, above 0.5 in a mask ``(h, w)`` stretched over the picture."""
     rows, columns = torch.nonzero(mask > 0.5, as_tuple=True)
     points = torch.stack([columns + 0.5, rows + 0.5], -1).double()
     groups: list[Tensor] = []
@@ -274,14 +241,7 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
 
 
 def eyes_from_landmarks(points: Sequence[Sequence[float]]) -> tuple[Point, Point]:
-    """Read the eyes from the points of a face mesh: the irises, or the middle between the corners of each eye.
-
-    Args:
-        points: ``(x, y)`` of the 478 points of MediaPipe's mesh, in pixels; or of its 468 without irises.
-
-    Raises:
-        ImageError: If there are fewer points.
-    """
+    """Read the eyes from MediaPipe's mesh: of 478 points the irises; of 468 the middles between their corners."""
     if len(points) < 468:
         raise ImageError(f"A face mesh has 478 points, or 468 without irises; got {len(points)}.")
     groups = ((468,), (473,)) if len(points) >= 478 else ((33, 133), (362, 263))

@@ -83,18 +83,7 @@ class DecodedImage:
 
 
 def read(data: bytes, name: str) -> DecodedImage:
-    """Decode an image file.
-
-    Args:
-        data: The file's contents.
-        name: The file's name, for error messages.
-
-    Returns:
-        The image; the first of several frames.
-
-    Raises:
-        ImageError: If it cannot be decoded.
-    """
+    """Decode the contents of an image file, of several frames the first; ImageError, with its name, if it cannot be."""
     with _opened(data, name) as opened:
         pixels = _decode(opened, data)
         metadata = Metadata(

@@ -37,9 +37,7 @@ def walk_files(folder: Path, left_out: dict[Path, str]) -> Iterator[Path]:
 def walk_folders(top: Path, left_out: dict[Path, str]) -> Iterator[tuple[str, list[str]]]:
     """List the folders of a folder at any depth, itself and linked ones included, with the names of their files.
 
-    Args:
-        top: The folder.
-        left_out: Gets what is not listed, and why: links that lead back, and folders that cannot be opened.
+    ``left_out`` gets what is not listed, and why: links that lead back, and folders that cannot be opened.
     """
 
     def skip(error: OSError) -> None:

@@ -30,13 +30,7 @@ def estimate_motion(picture: Tensor, other: Tensor) -> Tensor:
         sum over q of w(q - p) (picture(q) - other(q + d(q)) - g(q) (d'(p) - d(q)))^2 + stiffness |d'(p) - (w * d)(p)|^2
 
     so motions of neighbors agree, as far as texture allows, and fill what has none.
-
-    Args:
-        picture: ``(1, C, H, W)`` in [0, 1]; the colors count alike.
-        other: As ``picture``.
-
-    Returns:
-        ``(1, 2, H, W)`` float; exactly 0 between equal pictures.
+    Pictures are ``(1, C, H, W)`` in [0, 1], and the colors count alike; the motion between equal pictures is exactly 0.
 
     Source: Le Besnerais & Champagnat, "Dense optical flow by iterative local window registration" (ICIP 2005). The pull
     to the neighbors' mean is ours.
@@ -94,14 +88,9 @@ def sample_at(image: Tensor, motion: Tensor) -> Tensor:
 
 
 def move(image: Tensor, motion: Tensor) -> Tensor:
-    """Read an image at ``p + d(p)`` with Lanczos' kernel of 6 taps, which blurs less than bicubic; not clamped.
+    """Read an image ``(1, C, H, W)`` at ``p + d(p)`` with Lanczos' kernel of 6 taps, which blurs less than bicubic.
 
-    Args:
-        image: ``(1, C, H, W)``; beyond its border it is reflected.
-        motion: ``(1, 2, H, W)``.
-
-    Returns:
-        ``(1, C, H, W)``; the image's own values where the motion is whole pixels.
+    Not clamped; beyond its border the image is reflected. Where the motion is whole pixels, its own values return.
     """
     height, width = image.shape[-2:]
     x = (torch.arange(width, device=image.device) + motion[0, 0]).clamp(0, width - 1)  # (H, W)

@@ -20,17 +20,9 @@ PADDING = 4  # pixels of the coarser grid; the kernel reaches 2
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
-    """Shrink by an integer factor: antialiased bicubic, as LR images are made.
+    """Shrink ``(B, C, H, W)`` by an integer factor: antialiased bicubic, as LR images are made.
 
-    Args:
-        image: ``(B, C, H, W)``, float, H and W multiples of ``factor``.
-        factor: At least 1.
-
-    Returns:
-        ``(B, C, H / factor, W / factor)``, not clamped: bicubic overshoots at edges.
-
-    Raises:
-        ShapeError: If a side is not a multiple of the factor.
+    H and W are multiples of the factor. Not clamped: bicubic overshoots at edges.
     """
     height, width = image.shape[-2:]
     if height % factor or width % factor:
@@ -41,32 +33,16 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:
-    """Enlarge by an integer factor: bicubic, the baseline of every paper.
-
-    Args:
-        image: ``(B, C, h, w)``, float.
-        factor: At least 1.
-
-    Returns:
-        ``(B, C, factor * h, factor * w)``, not clamped.
-    """
+    """Enlarge ``(B, C, h, w)`` by an integer factor: bicubic, the baseline of every paper; not clamped."""
     height, width = image.shape[-2:]
     return _resize(image, PADDING, (height * factor, width * factor), PADDING * factor)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize to any size: bicubic, antialiased when shrinking.
+    """Resize ``(B, C, H, W)`` to any size: bicubic, antialiased when shrinking; not clamped.
 
     If both sides change by the same integer factor this is ``enlarge`` or ``shrink``. Otherwise torch truncates the
     kernel at the border, which affects two pixels of the coarser grid.
-
-    Args:
-        image: ``(B, C, H, W)``, float.
-        height: Of the result, at least 1.
-        width: Of the result, at least 1.
-
-    Returns:
-        ``(B, C, height, width)``, not clamped.
     """
     before, after = image.shape[-2:], (height, width)
     for new, old, change in ((after, before, enlarge), (before, after, shrink)):

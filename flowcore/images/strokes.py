@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import FlowError
 from .color import parse_color
 
-MOST_POINTS = 100_000  # of all strokes together
+MAX_POINTS = 100_000  # of all strokes together
 EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
 
 
@@ -44,15 +44,7 @@ class Stroke:
 
 
 def parse_strokes(text: str) -> list[Stroke]:
-    """Read strokes.
-
-    Args:
-        text: As above; empty for none.
-
-    Raises:
-        FlowError: If it is no list of strokes; the message names the first that is none.
-        ImageError: If a color is none.
-    """
+    """Read strokes from a text as above, empty for none; the error names the first that is none."""
     if not text.strip():
         return []
     try:
@@ -62,26 +54,18 @@ def parse_strokes(text: str) -> list[Stroke]:
     if not isinstance(parsed, list):
         raise FlowError(f"Strokes are a JSON list such as {EXAMPLE}; got {text.strip()[:60]!r}.")
     strokes = [_parse_stroke(entry, number) for number, entry in enumerate(parsed, start=1)]
-    if sum(len(stroke.points) for stroke in strokes) > MOST_POINTS:
-        raise FlowError(f"The strokes have more than {MOST_POINTS} points. Leave out points that lie close together.")
+    if sum(len(stroke.points) for stroke in strokes) > MAX_POINTS:
+        raise FlowError(f"The strokes have more than {MAX_POINTS} points. Leave out points that lie close together.")
     return strokes
 
 
 def paint_colors(
     strokes: Sequence[Stroke], size: tuple[int, int], *, cancelled: Callable[[], bool] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Paint strokes of color on nothing.
+    """Paint strokes of color, the lowest first, whose edges fade over one pixel, on nothing of a height and width.
 
-    Args:
-        strokes: The lowest first. Edges fade over one pixel.
-        size: Height and width of the picture.
-        cancelled: Asked before every segment of a stroke; raises to stop.
-
-    Returns:
-        Coverage ``(1, 1, H, W)`` in [0, 1], and the color there, ``(1, 3, H, W)``, 0 where coverage is.
-
-    Raises:
-        FlowError: If a stroke has an amount and no color.
+    ``cancelled`` is asked before every segment, and raises to stop. Coverage ``(1, 1, H, W)`` in [0, 1], and the color
+    there, ``(1, 3, H, W)``, 0 where coverage is.
     """
     planes = torch.zeros(4, *size)  # coverage, and the color times it
     for number, stroke in enumerate(strokes, start=1):
@@ -101,20 +85,7 @@ def paint_mask(
     ground: float = 0.0,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Paint strokes of amounts on a ground.
-
-    Args:
-        strokes: The lowest first; an eraser brings the ground back.
-        size: Height and width of the picture.
-        ground: Amount where there is no stroke, in [0, 1].
-        cancelled: Asked before every segment of a stroke; raises to stop.
-
-    Returns:
-        ``(1, H, W)`` in [0, 1].
-
-    Raises:
-        FlowError: If a stroke has a color and no amount.
-    """
+    """Paint strokes of amounts on a ground in [0, 1], which an eraser brings back: ``(1, H, W)``."""
     mask = torch.full((1, *size), float(ground))
     for number, stroke in enumerate(strokes, start=1):
         if stroke.color is not None:

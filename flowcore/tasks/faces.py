@@ -45,19 +45,10 @@ def align_faces(
 ) -> tuple[Tensor, tuple[FacePlace, ...]]:
     """Cut the faces at pairs of eye points out of every image; see ``images.faces``.
 
-    Args:
-        image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped.
-        eyes: The irises of every image's faces, of any number of them; or those of one image, for all.
-        size: Side of the results; 0 for as many pixels as the largest face has. Then faces are windows of the images'
-            own pixels, which models enlarge far better than resampled ones; only those that lie are turned.
-        notify: Called with a sentence on what is not as those faces that models learn from.
-
-    Returns:
-        ``(N, 3, size, size)`` in [0, 1], all of image 0, then of image 1; and where each was.
-
-    Raises:
-        ImageError: If an image or a point is not usable, or there are no faces.
-        ShapeError: If there are eyes neither of one image nor of every image.
+    ``eyes`` are the irises of every image's faces; or those of one image, for all. ``size`` is the side of the results,
+    0 for as many pixels as the largest face has: then faces are windows of the images' own pixels, which models enlarge
+    far better than resampled ones; only those that lie are turned. ``notify`` is told what is not as the faces that
+    models learn from. ``(N, 3, size, size)`` in [0, 1], all of image 0, then of image 1; and where each was.
     """
     pixels, _ = validate_image(image)
     if len(eyes) not in (1, len(pixels)):
@@ -104,13 +95,9 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
 def found_eyes(
     image: Tensor, *, smallest: float = 0, number: int = 0, **options: Unpack[Reporting]
 ) -> list[list[Eyes]]:
-    """Find faces, see ``find_faces``, and return the eyes of every image's.
+    """Find faces, see ``find_faces``, and return the eyes of every image's: at most a number, the largest; 0 for all.
 
-    Args:
-        image: ``(B, C, H, W)`` in [0, 1].
-        smallest: Side in pixels of the smallest face that counts, hair included.
-        number: How many of each image at most, the largest first; 0 for all.
-        options: How to run, see ``RunOptions``.
+    ``smallest`` is the side in pixels of the smallest face that counts, hair included.
     """
     boxes = max(SMALLEST, smallest / 2)  # a box has three fifths of the side, more or less
     return [
@@ -120,22 +107,12 @@ def found_eyes(
 
 
 def paste_faces(image: Tensor, faces: Tensor, places: Sequence[FacePlace], *, feather: float = 0.15) -> Tensor:
-    """Paste faces where they were cut out, all of a picture's into it.
+    """Paste faces where they were cut out, all of a picture's into it: all samples of picture 0, then of picture 1.
 
-    Args:
-        image: The pictures that they were cut out of, ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4, or those enlarged;
-            or as many samples of each.
-        faces: ``(N, C, S, S)``, C = 1, 3 or 4: all samples of face 0, then of face 1. If N is no multiple of the
-            places, some were picked: each goes where the picture looks most like it.
-        places: Of every face.
-        feather: Width of the soft border, as a share of the face's side.
-
-    Returns:
-        ``(M, 3, H, W)`` in [0, 1], with alpha if the pictures have it: all samples of picture 0, then of picture 1.
-
-    Raises:
-        ImageError: If an image is not usable.
-        ShapeError: If numbers or proportions do not fit.
+    ``image`` are the pictures that they were cut out of, ``(B, C, H, W)``, or those enlarged, or as many samples of
+    each. ``faces`` are ``(N, C, S, S)``: all samples of face 0, then of face 1; if N is no multiple of the places, some
+    were picked, and each goes where the picture looks most like it. ``feather`` is the width of the soft border, as a
+    share of the face's side.
     """
     pixels, alpha = validate_image(image)
     cut, _ = validate_image(faces)
@@ -176,29 +153,11 @@ def restore_faces(
     tile: int = 0,
     **options: Unpack[Running],
 ) -> Tensor:
-    """Enlarge photographs, and the faces that are found in them by a model of faces.
+    """Enlarge photographs by a model at its own temperature, and the faces that are found in them by a model of faces.
 
-    Args:
-        flow: An upscaling model of photographs, at its own temperature.
-        face_flow: One of faces, such as ``srflow-faces-x8``.
-        image: ``(B, C, h, w)`` in [0, 1], C = 1, 3 or 4, whose alpha is enlarged by a bicubic resize.
-        temperature: Of the faces; None for their model's own.
-        seed: In [0, 2^64). Sample s of every face is drawn with ``seed + s``; the rest of the picture with ``seed``.
-        samples: Pictures per image, which differ in their faces.
-        factor: Total enlargement.
-        smallest: Side in pixels of the smallest face that counts, hair included.
-        number: How many faces of each image at most, the largest first; 0 for all.
-        tile: See ``upscale``.
-        options: How to run, see ``RunOptions``.
-
-    Returns:
-        ``(B * samples, C or 3, factor * h, factor * w)`` in [0, 1]: all samples of image 0, then of image 1. An image
-        without a face is enlarged as it is, and ``notify`` is called.
-
-    Raises:
-        ImageError: If an image is not usable.
-        FlowError: As in ``upscale``.
-        Cancelled: If stopped.
+    Sample s of every face is drawn with ``seed + s``, at the faces' temperature, None for their model's own; the rest
+    of the picture with ``seed``. ``smallest`` and ``number`` as in ``found_eyes``; ``factor`` is the total enlargement.
+    All samples of image 0, then of image 1. An image without a face is enlarged as it is, and ``notify`` is called.
     """
     notify, reporting = options.get("notify"), {name: options.get(name) for name in ("cancelled", "notify")}
     drawing: Any = {"seed": seed, "tile": tile}
@@ -227,20 +186,11 @@ def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> 
 def eyes_from_meshes(
     frames: Sequence[Any], number: int = 1, *, smallest: float = 0, notify: Notify | None = None
 ) -> list[list[Eyes]]:
-    """Choose faces in every image by their size, and read their eyes from their meshes.
+    """Choose faces in every image by their size, and read their irises from their meshes.
 
-    Args:
-        frames: For every image the faces that were found in it: mappings with ``landmarks_xy``, the points of
-            MediaPipe's face mesh in pixels.
-        number: Which face; 1 for the largest, 0 for all.
-        smallest: Side in pixels of the smallest face that counts.
-        notify: Called with a sentence if there are others, or a face is seen from the side.
-
-    Returns:
-        The irises of every image's faces.
-
-    Raises:
-        ImageError: If an image has no such face; where all are asked for, it may have none.
+    ``frames`` are for every image mappings with ``landmarks_xy``, the points of MediaPipe's face mesh in pixels.
+    ``number`` says which face, 1 for the largest; ImageError if there is none. 0 for all; there may be none.
+    ``notify`` is told of others, and of a face that is seen from the side.
     """
     eyes: list[list[Eyes]] = []
     for frame in frames:

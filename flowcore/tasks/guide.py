@@ -50,12 +50,7 @@ class Guide:
 
 
 def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) -> Strength:
-    """Check a strength; where it is None, fill in the model's own, see ``left_to_model``.
-
-    Raises:
-        FlowError: If the strength lies outside [0, 1].
-        ShapeError: If a map has another shape.
-    """
+    """Check a strength; where it is None, fill in the model's own, see ``left_to_model``."""
     strength = resolve(flow, {"guide": guide, "guide_strength": strength})["guide_strength"]
     assert strength is not None
     images = len(strength) if isinstance(strength, Tensor) and strength.ndim else 1
@@ -72,12 +67,7 @@ def own_strength(flow: Flow, guide: Tensor | None, strength: Strength | None) ->
 def prepare_guide(
     run: Runner, flow: Flow, rgb: Tensor, guide: Tensor | None, strength: Strength, bounded: bool = False
 ) -> Guide | None:
-    """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide.
-
-    Raises:
-        ImageError: If it is no valid image, or neither one nor one per image.
-        ShapeError: If there is a map neither for one nor for every image.
-    """
+    """Check a guide of images ``(B, 3, h, w)``, and bring it to the size that the model draws; None for no guide."""
     if not (strength.any() if isinstance(strength, Tensor) else strength):
         return None
     number_or_map(strength, len(rgb), "guide strengths")

@@ -44,17 +44,9 @@ class Window:
 
 
 def windows(height: int, width: int, *, tile: int, halo: int, multiple: int) -> list[Window]:
-    """Cover an image with tiles that do not overlap, each with a halo that does, row by row.
+    """Cover an image with tiles of at most a side that do not overlap, each with a halo that does, row by row.
 
-    Args:
-        height: Of the image, a multiple of ``multiple``.
-        width: Of the image, a multiple of ``multiple``.
-        tile: Largest side of a tile, without its halo.
-        halo: Pixels read on every side of a tile, less at the image's border.
-        multiple: All edges are multiples of this, so that every tile is squeezed on the image's own grid.
-
-    Raises:
-        FlowError: If the tile is smaller than ``multiple`` or the halo negative.
+    Height, width and all edges are multiples of ``multiple``, so that every tile is squeezed on the image's own grid.
     """
     if tile < multiple or halo < 0:
         raise FlowError(

@@ -202,11 +202,7 @@ def temperature_grid(
 def sampling_settings(
     flow: Flow, temperature: Temperature | None = None, calm_edges: float | None = None
 ) -> tuple[Temperature, float]:
-    """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``.
-
-    Raises:
-        FlowError: If the model does not upscale, or ``calm_edges`` lies outside [0, 1].
-    """
+    """Fill in what a model's file states where temperature or ``calm_edges`` are None; see ``upscale``."""
     flow.require("upscale")
     own = resolve(flow, {"temperature": temperature, "calm_edges": calm_edges})
     if not 0 <= own["calm_edges"] <= 1:
@@ -220,9 +216,6 @@ def target_size(flow: Flow, height: int, width: int, factor: float = 0.0, longes
     """Compute height and width of the pictures that ``upscale`` returns for an LR image; see there.
 
     They have the proportions of the LR image as nearly as whole pixels allow.
-
-    Raises:
-        FlowError: If factor or side is out of its range.
     """
     if not (math.isfinite(factor) and factor >= 0) or longest_side < 0:
         raise FlowError(
@@ -246,9 +239,6 @@ def memory_required(
     image before and after a step; and the strips, which do not grow with the image. With a guide, which is ``guided``
     or the model's own, that is held for the whole image, and its latents for the tile; the network that makes it runs
     before, in strips of the whole image.
-
-    Raises:
-        FlowError: If the model does not upscale.
     """
     if flow.capabilities.source != "low_resolution":
         flow.require("upscale")

@@ -38,12 +38,7 @@ class Extension(ComfyExtension):
 
 
 def curve_values(curve: Any, positions: list[float]) -> list[float]:
-    """Evaluate a curve at some positions in [0, 1].
-
-    Args:
-        curve: As the canvas, a script or a node of the host sends it; None for the straight line from 0 to 1.
-        positions: Where to evaluate it.
-    """
+    """Evaluate a curve, as the canvas, a script or a node sends it, at positions in [0, 1]; None: a straight line."""
     if curve is None:
         return positions
     try:

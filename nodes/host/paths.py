@@ -138,15 +138,8 @@ def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tup
     """Choose the next free name in the output folder, as the host's own saving nodes do.
 
     Neither `..`, nor an absolute path, nor a link inside the output folder leads out of it. The output folder itself
-    may be a link.
-
-    Args:
-        prefix: Sub-folders and beginning of the name; may hold the host's words, such as %year% and %width%.
-        suffix: End of the name.
-        size: Height and width of a picture.
-
-    Returns:
-        The path, whose folder exists, and its record for the history.
+    may be a link. The prefix may hold sub-folders and the host's words, such as %year% and %width%, for which `size` is
+    height and width of a picture. Returns the path, whose folder exists, and its record for the history.
     """
     base = os.path.realpath(folder_paths.get_output_directory())
     if _resolve(base, prefix) is None:

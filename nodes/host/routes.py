@@ -21,12 +21,10 @@ Answer = tuple[int, bytes]  # a status of HTTP, and a PNG file if that is 200
 
 
 def post(path: str, prepare: Callable[[Any], Callable[[], Answer]]) -> None:
-    """Answer what pages of the host post to a path, also below /api.
+    """Answer what pages of the host post to a path such as "/flowcore/live", also below /api.
 
-    Args:
-        path: Such as "/flowcore/live".
-        prepare: Called with the body's JSON as soon as it has come, in the server's own thread. What it returns is
-            called in a thread of its own, one at a time.
+    `prepare` is called with the body's JSON as soon as it has come, in the server's own thread. What it returns is
+    called in a thread of its own, one at a time.
     """
     server = getattr(PromptServer, "instance", None)
     if server is None:

@@ -99,17 +99,11 @@ def gallery(
     pnginfo: Any,
     sources: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Save what the canvas shows of a run's pictures, where a click on one picks it.
+    """Save what the canvas shows of a run's pictures (N, C, H, W), where a click on one picks it: the node's `ui`.
 
-    Args:
-        pictures: (N, C, H, W) in [0, 1].
-        facts: Of every picture: its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js.
-        notes: Messages of the run.
-        pnginfo: The hidden `extra_pnginfo`, in which the canvas sends its workflow. Scripts get thumbnails only.
-        sources: (B, C, h, w), what the pictures were made of: N / B of each.
-
-    Returns:
-        The node's `ui`. Always with the same keys: the host joins those of a list of runs.
+    `facts` has of every picture its `seed`, and what else the canvas is to show or to know, see web/js/gallery.js. In
+    the hidden `pnginfo` the canvas sends its workflow; scripts get thumbnails only. `sources` (B, C, h, w) are what the
+    pictures were made of, N / B of each. Always with the same keys: the host joins those of a list of runs.
     """
     shown: list[dict[str, Any]] = []
     large = from_canvas(pnginfo)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowcore import FlowError, ImageError
-from flowcore.images.strokes import MOST_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
+from flowcore.images.strokes import MAX_POINTS, Stroke, paint_colors, paint_mask, parse_strokes
 
 RED = (1.0, 0.0, 0.0)
 
@@ -107,8 +107,8 @@ def test_text_that_is_no_strokes_is_refused_with_the_stroke(text, words):
 def test_what_does_not_fit_the_use_is_refused_and_painting_can_be_stopped():
     with pytest.raises(ImageError, match="#e0b080"):
         parse_strokes('[{"color": "red", "size": 0.1, "points": [[0, 0]]}]')
-    with pytest.raises(FlowError, match=str(MOST_POINTS)):
-        parse_strokes(json.dumps([{"erase": True, "size": 0.1, "points": [[0, 0]] * (MOST_POINTS + 1)}]))
+    with pytest.raises(FlowError, match=str(MAX_POINTS)):
+        parse_strokes(json.dumps([{"erase": True, "size": 0.1, "points": [[0, 0]] * (MAX_POINTS + 1)}]))
     with pytest.raises(FlowError, match="Stroke 1 has an amount"):
         paint_colors([stroke((0, 0), amount=1.0)], (4, 4))
     with pytest.raises(FlowError, match="Stroke 2 has a color"):
