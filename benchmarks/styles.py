@@ -39,9 +39,8 @@ from flowcore.images.color import luma
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.prior import sample_latents
 from flowcore.tasks.sample import apply_style
-from flowcore.training.attributes import FACES, parse_attribute, read_attribute_table, read_images
 from flowcore.training.recipe import held_out_names
-from flowcore.training.styles import STYLES, attributes
+from flowcore.training.styles import FACES, STYLES, attributes, parse_attribute, read_attribute_table, read_images
 
 from .measure import arguments, as_image
 

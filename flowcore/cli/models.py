@@ -114,10 +114,9 @@ def _styles(options: argparse.Namespace) -> None:
 
     from .. import load
     from ..checkpoints.file import save
-    from ..training.attributes import FACES, measure_attributes, parse_attribute, read_attribute_table
-    from ..training.digits import Digits
+    from ..training.data import Digits
     from ..training.recipe import held_out_names
-    from ..training.styles import measure_styles
+    from ..training.styles import FACES, measure_attributes, measure_styles, parse_attribute, read_attribute_table
 
     _check_target(options.target, again=options.again)
     flow = load(options.model)

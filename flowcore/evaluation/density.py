@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import FlowError
 from ..flow import Flow
 from ..tasks.score import Dequantization, score
-from ..training.digits import read_idx
+from ..training.data import read_idx
 from .image_set import list_images, read_each, read_upright, resize_to_own
 
 

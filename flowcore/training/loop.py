@@ -26,12 +26,11 @@ from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
 from .checkpoint import Checkpoints, RunState, copy_file, restore
-from .colors import ColorPhotographs
 from .data import count_images, open_data
 from .distributed import Distributed
 from .objective import initialize_flow, pretrained_backbone
 from .pace import Pace
-from .recall import Recall, fill_memories
+from .photographs import ColorPhotographs, Recall, fill_memories
 from .recipe import Recipe, Stage, fingerprint
 from .results import START_FILE, Result, Results
 from .run_log import RunLog

@@ -13,7 +13,7 @@ from flowcore.checkpoints import save
 from flowcore.cli.main import main
 from flowcore.errors import FlowError
 from flowcore.tasks.sample import apply_style
-from flowcore.training.attributes import (
+from flowcore.training.styles import (
     measure_attributes,
     parse_attribute,
     read_attribute_table,

@@ -14,7 +14,7 @@ import flowcore
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.images import files
-from flowcore.training.pixel_cache import open_pixel_cache
+from flowcore.training.image_sources import open_pixel_cache
 
 from .photographs import recipe_of_photographs
 

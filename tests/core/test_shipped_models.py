@@ -23,8 +23,7 @@ from flowcore.tasks.choose import advised
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.sample import apply_style
 from flowcore.tasks.upscale import sampling_settings
-from flowcore.training.attributes import read_images
-from flowcore.training.styles import STYLES, attributes
+from flowcore.training.styles import STYLES, attributes, read_images
 
 PHOTO = Path(__file__).parents[2] / "workflows" / "photo.png"
 

@@ -16,7 +16,7 @@ from flowcore.errors import FlowError, ImageError
 from flowcore.evaluation.density import evaluate_density
 from flowcore.evaluation.tables import density_table
 from flowcore.models import build, configure
-from flowcore.training.digits import Digits, read_idx
+from flowcore.training.data import Digits, read_idx
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
 from flowcore.training.photographs import Photographs
