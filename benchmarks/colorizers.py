@@ -47,9 +47,8 @@ from torch import Tensor
 
 import flowcore
 from flowcore.checkpoints.latents_file import model_sha256
-from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
+from flowcore.evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 from flowcore.evaluation.image_set import list_images, read_cropped
-from flowcore.evaluation.tables import colorizer_table
 from flowcore.flow import Flow
 from flowcore.images import color
 from flowcore.images.resize import resize_bilinear

@@ -16,8 +16,8 @@ from ..flowcore import FlowError
 from ..flowcore.checkpoints.file import read_header
 from ..flowcore.images.files import IMAGE_SUFFIXES, read
 from ..flowcore.training.image_sources import find_images, folder_problem, folder_stamp
-from ..flowcore.training.named_run import NamedRun, Record
 from ..flowcore.training.recipe import RECIPES, Recipe, fingerprint, read_recipe
+from ..flowcore.training.run_folder import NamedRun, Record
 from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled

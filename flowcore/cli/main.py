@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import FlowError
-from . import coloring, make, measure, models, train
+from . import coloring, make, measure, models
 from .output import QUIET, SomeFailed
 
 COMMANDS = {
@@ -30,7 +30,7 @@ COMMANDS = {
     "score": (measure.add_score, "rank images by the bits that a model needs for them"),
     "convert": (models.add_convert, "write a public checkpoint, or a model of ours, as a flowcore model file"),
     "inspect": (models.add_inspect, "show the header of a model file, or how a PNG image was made"),
-    "train": (train.add_train, "train a model on a folder of photographs"),
+    "train": (models.add_train, "train a model on a folder of photographs"),
     "styles": (models.add_styles, "measure style directions on digits or faces, and store them in a model"),
     "eval": (measure.add_eval, "measure models of one kind on folders of images"),
 }

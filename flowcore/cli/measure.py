@@ -82,6 +82,7 @@ def _score(options: argparse.Namespace) -> None:
     from ..batch.job import Work
     from ..batch.tables import Scores
     from ..checkpoints.latents_file import model_sha256
+    from ..evaluation.image_set import markdown
     from ..tasks.score import ranking_key
     from .batches import executor, finish, load_model
 
@@ -120,14 +121,14 @@ def _score(options: argparse.Namespace) -> None:
         rows.values(), key=lambda row: ranking_key(row["bits_per_dim"], row["complexity_corrected"], row["enlarged"])
     )
     titles = ("image", "bits per dimension", "spread", "minus those of a lossless file", "scored")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines: list[list[str]] = []
     for row in ranked:
         spread, corrected = (
             "" if row[name] is None else f"{row[name]:.4f}" for name in ("spread", "complexity_corrected")
         )
         scored = next((note for note in row["notes"] if note.startswith("Scored: ")), "").removeprefix("Scored: ")
-        lines.append(f"| {row['image']} | {row['bits_per_dim']:.4f} | {spread} | {corrected} | {scored} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+        lines.append([row["image"], f"{row['bits_per_dim']:.4f}", spread, corrected, scored])
+    sys.stdout.write(markdown(list(titles), lines) + "\n")
     if options.json:
         _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
     if table is not None:
@@ -211,8 +212,7 @@ def _label(model: str, folder: Path, flows: dict[str, Flow]) -> str:
 def _eval_upscalers(
     options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
 ) -> tuple[str, dict[str, Any]]:
-    from ..evaluation.tables import upscaler_table
-    from ..evaluation.upscaling import evaluate_upscaler
+    from ..evaluation.upscaling import evaluate_upscaler, upscaler_table
 
     results = {
         _label(model, folder, flows): evaluate_upscaler(
@@ -243,8 +243,7 @@ def _measures(options: argparse.Namespace) -> list[str]:
 def _eval_colorizers(
     options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
 ) -> tuple[str, dict[str, Any]]:
-    from ..evaluation.colorization import PORTRAIT_SAMPLES, evaluate_colorizer
-    from ..evaluation.tables import colorizer_table
+    from ..evaluation.colorization import PORTRAIT_SAMPLES, colorizer_table, evaluate_colorizer
 
     sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}
     if options.together:
@@ -273,8 +272,7 @@ def _eval_colorizers(
 def _eval_densities(
     options: argparse.Namespace, flows: dict[str, Flow], skip: Callable[[str], None]
 ) -> tuple[str, dict[str, Any]]:
-    from ..evaluation.density import evaluate_density
-    from ..evaluation.tables import density_table
+    from ..evaluation.density import density_table, evaluate_density
 
     settings: dict[str, Any] = {"dequantization": options.dequantization, "samples": options.samples or 1}
     settings |= {"only": _only(options), **_limit(options)}

@@ -35,11 +35,38 @@ from ..tasks.colorize import colorize
 from ..tasks.model_defaults import resolve
 from ..tasks.ranking import By, ranked
 from ..tasks.score import score
-from .image_set import list_images, read_each, read_upright
+from .image_set import list_images, markdown, read_each, read_upright
 
 PORTRAIT_SAMPLES = 20  # usual number of colorings of a portrait: wrong skin is rarer than one in eight
 KEPT = 2  # samples that are chosen automatically
 RELATIVE_TO_GRAY = ("rmse", "rmse_best", "rmse_calm", "rmse_consensus", "rmse_likelihood")
+
+COLUMNS = {
+    "bits_per_dim": ("bits/dim", ".3f"),
+    "coherence": ("coherence, tau 1", ".3f"),
+    "coherence_default": ("coherence", ".3f"),
+    "rmse": ("RMSE of 1", ".4f"),
+    "rmse_best": ("best of K", ".4f"),
+    "rmse_mean": ("mean of K", ".4f"),
+    "rmse_calm": ("tau 0", ".4f"),
+    "rmse_grey": ("gray", ".4f"),
+    "diversity": ("diversity", ".4f"),
+    "colourfulness": ("colorfulness", ".4f"),
+    "colourfulness_truth": ("truth", ".4f"),
+    "colourfulness_gap": ("gap", "+.0%"),
+    "luma_error": ("luma error", ".1e"),
+    "luma_kept": ("8-bit luma kept", ".0%"),
+    "rmse_of_grey": ("RMSE of 1 / gray", ".2f"),
+    "rmse_best_of_grey": ("best of K / gray", ".2f"),
+    "rmse_calm_of_grey": ("tau 0 / gray", ".2f"),
+    "rmse_consensus_of_grey": ("2 of K by consensus / gray", ".2f"),
+    "rmse_likelihood_of_grey": ("2 of K by likelihood / gray", ".2f"),
+    "fog": ("fog", ".2f"),
+    "seams": ("seams", ".2f"),
+    "seams_truth": ("seams of truth", ".2f"),
+    "skin_outside": ("not skin", ".1%"),  # these two of portraits only
+    "skin_grey": ("gray skin", ".1%"),
+}
 
 
 def evaluate_colorizer(
@@ -120,6 +147,26 @@ def evaluate_colorizer(
         "fog": _ratio(means["fog"], means["fog_truth"]),
         **_seam_ratios(seams),
     }
+
+
+def colorizer_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Format results of colorizers: set name to model name to what ``evaluate_colorizer`` returned."""
+    counts = sorted({round(row["samples"]) for models in results.values() for row in models.values()})
+    number = "/".join(map(str, counts)) or "K"
+    present = {key for models in results.values() for row in models.values() for key in row}
+    columns = {key: column for key, column in COLUMNS.items() if key in present}
+    titles = [title.replace("of K", f"of {number}") for title, _ in columns.values()]
+    rows = [
+        [
+            name,
+            f"{row['images']:.0f}",
+            model,
+            *(format(row[key], style) if key in row else "-" for key, (_, style) in columns.items()),
+        ]
+        for name, models in results.items()
+        for model, row in models.items()
+    ]
+    return markdown(["set", "images", "model", *titles], rows)
 
 
 def _seam_ratios(sums: Tensor) -> dict[str, float]:

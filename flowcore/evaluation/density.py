@@ -14,7 +14,7 @@ from ..errors import FlowError
 from ..flow import Flow
 from ..tasks.score import Dequantization, score
 from ..training.data import read_idx
-from .image_set import list_images, read_each, read_upright, resize_to_own
+from .image_set import list_images, markdown, read_each, read_upright, resize_to_own
 
 
 def evaluate_density(
@@ -55,6 +55,15 @@ def evaluate_density(
         "bits_per_dim": float(bits.mean()),
         "standard_error": float(bits.std()) / len(bits) ** 0.5 if len(bits) > 1 else math.nan,
     }
+
+
+def density_table(results: dict[str, dict[str, float]]) -> str:
+    """Format densities: set name to what ``evaluate_density`` returned."""
+    rows = [
+        [name, f"{row['images']:.0f}", f"{row['bits_per_dim']:.4f}", f"{row['standard_error']:.4f}"]
+        for name, row in results.items()
+    ]
+    return markdown(["set", "images", "bits per dimension", "standard error"], rows)
 
 
 def _test_digits(folder: Path, limit: int, *, labeled: bool) -> tuple[Tensor, Tensor | None]:

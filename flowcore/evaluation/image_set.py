@@ -1,4 +1,4 @@
-"""The images of a test set, and reading them as models take them."""
+"""The images of a test set, reading them as models take them, and tables of results."""
 
 from __future__ import annotations
 
@@ -79,3 +79,8 @@ def read_cropped(file: Path, multiple: int) -> Tensor:
             f"It is too small: expected sides of at least {multiple}; got {array.shape[1]}x{array.shape[0]}."
         )
     return torch.from_numpy(array[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def markdown(titles: list[str], rows: list[list[str]]) -> str:
+    """Format a table in Markdown."""
+    return "\n".join([f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(r)} |" for r in rows)])

@@ -29,7 +29,7 @@ from ..quality.metrics import (
 from ..quality.no_reference import brisque, niqe, piqe
 from ..tasks.score import score
 from ..tasks.upscale import sampling_settings, upscale
-from .image_set import list_images, read_cropped, read_each
+from .image_set import list_images, markdown, read_cropped, read_each
 
 MEASURES = (
     "psnr",
@@ -47,6 +47,22 @@ MEASURES = (
 )
 USUAL_MEASURES = MEASURES[:-1]  # bits_per_dim costs as much as all the others together
 OF_ORIGINALS = ("niqe", "brisque", "piqe", "false_specks")  # what an original can be measured in, too
+
+COLUMNS = {  # key of the results: title and format. Readers rely on the order: append.
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "lr_psnr": ("LR-PSNR", ".2f"),
+    "diversity": ("diversity", ".2f"),
+    "gain": ("gain", "+.2f"),
+    "diversity_score_lpips": ("diversity score (LPIPS)", ".2f"),
+    "diversity_score_mse": ("diversity score (MSE)", ".2f"),
+    "niqe": ("NIQE", ".2f"),
+    "brisque": ("BRISQUE", ".2f"),
+    "piqe": ("PIQE", ".2f"),
+    "lpips": ("LPIPS", ".4f"),
+    "bits_per_dim": ("bits/dim", ".4f"),
+    "false_specks": ("false specks, per mille", ".2f"),
+}
 
 
 def evaluate_upscaler(
@@ -174,3 +190,25 @@ def _forget_infinite(of_this: dict[str, dict[str, float]]) -> list[str]:
 def _mean_of_measured(rows: list[dict[str, float]], key: str) -> float:
     values = [row[key] for row in rows if not math.isnan(row[key])]
     return sum(values) / len(values) if values else math.nan
+
+
+def upscaler_table(results: dict[str, dict[str, dict[str, float]]], measures: Sequence[str] | None = None) -> str:
+    """Format results of upscalers: set name to what ``evaluate_upscaler`` returned.
+
+    A column of ``measures``, those that were requested, says "missing" if nothing has it.
+    """
+    present = {key for methods in results.values() for row in methods.values() for key in row}
+    requested = {"diversity_score_mse" if name == "diversity_score" else name for name in measures or ()}
+    if "diversity_score_lpips" in present:
+        requested.discard("diversity_score_mse")
+    columns = {key: column for key, column in COLUMNS.items() if key in present | requested}
+    rows = [
+        [name, method]
+        + [
+            format(row[key], style) if key in row else "-" if key in present or method == "original" else "missing"
+            for key, (_, style) in columns.items()
+        ]
+        for name, methods in results.items()
+        for method, row in methods.items()
+    ]
+    return markdown(["set", "method", *(title for title, _ in columns.values())], rows)

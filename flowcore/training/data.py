@@ -6,22 +6,315 @@ thread; ``training``, ``held_out`` and ``skipped`` list what there is.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FlowError, ImageError
+from ..flow import Flow
+from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..models.colorizer import ColorizerConfig
+from ..networks import LumaEncoder
+from ..networks.luma import STRIDE
+from ..networks.memory import CELL, NEIGHBORS, SIDE, CellMemory
 from ..tasks import Progress
-from .image_sources import Entry
-from .photographs import ColorPhotographs, Photographs, is_gray
-from .recipe import Recipe
+from ..tasks.remember import cells_of
+from .degradation import darken, degrade, draw_degradation
+from .image_sources import Entry, describe, open_pixel_cache
+from .recipe import Recipe, held_out_names
+
+
+class Photographs:
+    """Crops of 8-bit images; for upscalers pairs of HR and LR crops, for low-light models of bright and dark ones.
+
+    The recipe says at which sizes images are used, what is held out, and how crops are cut and degraded. With realistic
+    degradation LR crops are made anew every time, with blur, noise and JPEG; HR crops stay the same. The crops of a
+    training step are a function of (seed, step) alone: that is what makes resuming exact.
+    """
+
+    def __init__(
+        self, folders: Path | Sequence[Path], cache: Path, recipe: Recipe, progress: Progress | None = None
+    ) -> None:
+        held_out = held_out_names(recipe.held_out)
+        self.cache = open_pixel_cache(folders, cache, recipe, progress)
+        self.recipe = recipe
+        self.skipped = self.cache.skipped
+        names = sorted({entry.name for entry in self.cache.entries})
+        held = {name for name in names if PurePosixPath(name).name in held_out}
+        if not held:
+            count = min(recipe.validation, max(1, len(names) // 2), len(names) - 1)
+            held = {names[round(k * len(names) / count)] for k in range(count)}
+        if len(held) == len(names):
+            raise ImageError(
+                f"All {len(names)} images in {describe(folders)} are on the list of images that are held out of "
+                "training. Add others, or leave held_out out of the recipe."
+            )
+        self.training = [entry for entry in self.cache.entries if entry.name not in held]
+        self.held_out = [entry for entry in self.cache.entries if entry.name in held]
+        self._candidates = lru_cache(maxsize=None)(self._list_candidates)
+
+    def leave_out(self, unsuitable: Callable[[np.ndarray], bool], reason: str) -> None:
+        """Leave out the images that a predicate of their pixels, ``(H, W, 3)`` uint8, is true for."""
+        by_name: dict[str, bool] = {}
+        for entry in self.cache.entries:
+            if entry.name not in by_name:
+                by_name[entry.name] = unsuitable(self.cache.images(entry)[0])
+        self.skipped += [f"{name}: {reason}" for name, out in by_name.items() if out]
+        self.training = [entry for entry in self.training if not by_name[entry.name]]
+        self.held_out = [entry for entry in self.held_out if not by_name[entry.name]]
+        if not self.training:
+            raise ImageError(f"No image is left to train on: each one {reason}. Add others.")
+
+    def batch(
+        self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cut the crops of one step, rotated and mirrored at random, from the training or the held-out photographs.
+
+        HR ``(B, 3, crop, crop)`` and LR ``(B, 3, crop / scale, crop / scale)``, float32 in [0, 1]; of low-light models
+        the dark crop for LR; of others with scale 1 None.
+        """
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        chosen = self._choose(size, crop, held_out, rng)
+        # the degradation has a generator of its own, so that HR crops do not depend on it
+        degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
+        pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
+        paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
+        return _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
+
+    def names(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> list[str]:
+        """Name the photographs that the crops of a step are cut from; arguments as for ``batch``."""
+        rng = np.random.default_rng([seed, step, int(held_out)])
+        return [entry.name for entry in self._choose(size, crop, held_out, rng)]
+
+    def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
+        """List the training or held-out images whose sides are both at least as long as the crop."""
+        return self._candidates(crop, held_out)[0]
+
+    def _choose(self, size: int, crop: int, held_out: bool, rng: np.random.Generator) -> list[Entry]:
+        entries, probabilities = self._candidates(crop, held_out)
+        return [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
+
+    def _list_candidates(self, crop: int, held_out: bool) -> tuple[list[Entry], np.ndarray]:
+        """Images to cut from, and their probabilities."""
+        entries = [e for e in (self.held_out if held_out else self.training) if min(e.height, e.width) >= crop]
+        # all sizes of a photograph are equally likely
+        if self.recipe.sampling == "photograph":
+            sizes = Counter(e.name for e in entries)
+            weights = np.array([1 / sizes[e.name] for e in entries])
+        else:
+            weights = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
+        return entries, weights / weights.sum() if entries else weights
+
+    def _crop(
+        self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hr, lr = self.cache.images(entry)
+        recipe, s = self.recipe, self.recipe.scale
+        small = crop // s
+        top = int(rng.integers(0, lr.shape[0] - small + 1))
+        left = int(rng.integers(0, lr.shape[1] - small + 1))
+        turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
+        if recipe.degradation == "realistic" and s > 1:
+            way = draw_degradation(degradation_rng, recipe.degradation_strength)
+            lr = degrade(hr, s, top, left, small, way, degradation_rng)
+        else:
+            lr = lr[top : top + small, left : left + small]
+        hr = hr[top * s : top * s + crop, left * s : left * s + crop]
+        if recipe.degradation == "dark":
+            lr = darken(hr, degradation_rng)
+        hr, lr = (np.rot90(x, turn) for x in (hr, lr))
+        return (hr[:, ::-1], lr[:, ::-1]) if mirror else (hr, lr)
+
+
+def _to_batch(crops: list[np.ndarray]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(crops))  # (B, H, W, 3) uint8
+    return stacked.permute(0, 3, 1, 2).float().div_(255)  # stays channels-last in memory
+
+
+# --- of colorizers ----------------------------------------------------------------------------------------------------
+
+GRAY = 0.008  # standard deviation of a channel's difference from gray, below which a photograph counts as uncolored
+
+
+class ColorPhotographs(Photographs):
+    """Crops of photographs for colorizers: chroma, and the luma and hints to predict it from.
+
+    Hints and palettes are taken from the crop's own colors, for a share of the crops each. Luma and chroma are varied
+    as old photographs and cameras do: exposure, contrast and grain of the luma alone, saturation and white balance of
+    the chroma alone. Held-out crops are not varied and have no hints.
+    """
+
+    hinted = 0.5  # share of the crops that have hints
+    palettes = 0.1  # likewise
+    recall: Recall | None = None  # of the model that is trained, if it has a memory
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Cut the crops of one step, see ``Photographs.batch``; ``crop`` is the side of the luma.
+
+        Chroma as a colorizer takes it, ``(B, 2, crop / 4, crop / 4)``, and its source ``(B, 8, crop, crop)``; with a
+        memory to recall from ``(B, 13, crop, crop)``.
+        """
+        rgb = super().batch(size, crop, seed, step, held_out=held_out)[0].contiguous()
+        y, chroma = split(rgb)
+        rng = np.random.default_rng([seed, step, int(held_out), 1])
+        if not held_out:
+            chroma = _vary_chroma(chroma, rng)
+            y = _vary_luma(luma(merge(y, chroma).clamp_(0, 1)), rng)
+        coarse = F.avg_pool2d(chroma, STRIDE)  # (B, 2, crop / 4, crop / 4)
+        source = torch.zeros(size, 8, crop, crop)  # luma, 3 planes of hints, 4 of the palette
+        source[:, :1] = y
+        for i in range(0 if held_out else size):
+            if rng.random() < self.hinted:
+                source[i, 1:4] = _draw_hints(coarse[i], rng)
+            if rng.random() < self.palettes:
+                source[i, 4:] = palette_from_chroma(coarse[i : i + 1])[0][:, None, None]
+        if self.recall is not None:
+            names = self.names(size, crop, seed, step, held_out=held_out)
+            recalled = self.recall(y, names, None if held_out else rng)
+            blocks = recalled.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+            source = torch.cat([source, blocks], dim=1)
+        return coarse + NEUTRAL, source
+
+
+def is_gray(pixels: np.ndarray) -> bool:
+    """Tell whether an image, ``(H, W, 3)`` uint8, has one tint at most, as scans of old photographs do."""
+    sample = pixels[::8, ::8].astype(np.float32) / 255
+    differences = sample - sample.mean(2, keepdims=True)
+    return float(differences.std((0, 1)).max()) < GRAY
+
+
+def _vary_chroma(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary saturation by up to a fifth, and white balance slightly."""
+    size = len(chroma)
+    saturation = torch.from_numpy(rng.uniform(0.8, 1.2, (size, 1, 1, 1))).float()
+    balance = torch.from_numpy(rng.normal(0, 0.008, (size, 2, 1, 1))).float()
+    return chroma * saturation + balance
+
+
+def _vary_luma(y: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary exposure and contrast; add grain to a third of the crops."""
+    size = len(y)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (size, 1, 1, 1))).float()
+
+    y = y.clamp(0, 1).pow_(uniform(0.8, 1.25)).mul_(uniform(0.9, 1.0)).add_(uniform(0, 0.08))
+    noise = torch.from_numpy(rng.standard_normal(y.shape, dtype=np.float32))
+    return y.add_(noise.mul_(uniform(-0.1, 0.05).clamp_min(0))).clamp_(0, 1)
+
+
+def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
+    """Paint 1 to 16 squares of the image's own colors: coverage and chroma, (3, H, W) at the size of the luma."""
+    height, width = chroma.shape[1:]
+    largest = min(6, height, width)
+    planes = torch.zeros(3, height, width)
+    for _ in range(int(2 ** rng.uniform(0, 4))):
+        side = int(rng.integers(1, largest + 1))
+        top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        planes[0, rows, columns] = 1
+        planes[1:, rows, columns] = chroma[:, rows, columns].mean((1, 2), keepdim=True)
+    return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+SERIES = 0.95  # similarity of entire photographs from which on they count as one series
+PARTS = ((1.0, 0.1), (0.15, 0.6), (0.04, 0.3))  # share of the photographs that a step looks at, and how often
+
+
+class Recall:
+    """Looks up crops in a memory, each in that of all other photographs and series.
+
+    Every step looks at another part of the memory, of another size, as samples do and as smaller memories are.
+    """
+
+    def __init__(self, flow: Flow, data: Photographs) -> None:
+        """Take the memory of a model that was filled with the photographs to train on."""
+        # a copy, since the thread that makes batches uses it while the model trains
+        self.encoder, self.memory = _encoder_and_memory(copy.deepcopy(flow))
+        self.cells = self.memory.all_cells()
+        self.numbers = {name: number for number, name in enumerate(_names(data))}
+        means = torch.zeros(len(self.numbers), self.cells.keys.shape[1])
+        means.index_add_(0, self.cells.photograph, self.cells.keys)
+        means = F.normalize(means, dim=1)
+        self.series = means @ means.T > SERIES  # (photographs, photographs)
+        self.series.fill_diagonal_(True)
+
+    @torch.no_grad()
+    def __call__(self, y: Tensor, names: Sequence[str], rng: np.random.Generator | None) -> Tensor:
+        """Look up crops of luma ``(B, 1, H, W)``, see ``CellMemory.look_up``: ``(B, 5, H / 16, W / 16)``.
+
+        Without ``rng``, crops of photographs that are not trained on are looked up in all of the memory.
+        """
+        described = self.encoder.describe(y)
+        if rng is None:
+            return self.memory.look_up(described, self.cells)
+        shares, chances = zip(*PARTS, strict=True)
+        share = float(rng.choice(shares, p=chances))
+        neighbors = round(NEIGHBORS * share**0.58)  # 20 at 0.15
+        part = self.cells.among(self.memory.part(int(rng.integers(2**62)), share))
+        found: list[Tensor] = []
+        for one, name in zip(described.split(1), names, strict=True):
+            others = ~self.series[self.numbers[name]][part.photograph]
+            found.append(self.memory.look_up(one, part.among(others), neighbors))
+        return torch.cat(found)
+
+
+@torch.no_grad()
+def fill_memories(flows: Sequence[Flow], data: Photographs, progress: Progress | None = None) -> None:
+    """Fill the memory of copies of a colorizer with as many cells as it has, as many of every training photograph."""
+    encoder, memory = _encoder_and_memory(flows[0])
+    names, total = _names(data), memory.cells
+    if total < len(names):
+        raise FlowError(
+            f"memory must be at least the number of photographs to train on, {len(names)}, so that each has a cell in "
+            f"it; got {total}."
+        )
+    nearest: dict[str, tuple[int, int]] = {}  # of a photograph in several sizes
+    for place, entry in enumerate(data.training):
+        found = abs(min(entry.height, entry.width) - SIDE), place
+        nearest[entry.name] = min(nearest.get(entry.name, found), found)
+    rng = np.random.default_rng(0)
+    described, chroma, photograph = list[Tensor](), list[Tensor](), list[int]()
+    for number, name in enumerate(names):
+        pixels = data.cache.images(data.training[nearest[name][1]])[0]
+        rgb = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
+        features, colors = cells_of(encoder, rgb)
+        count = (number + 1) * total // len(names) - number * total // len(names)
+        chosen = torch.from_numpy(rng.choice(len(features), count, replace=count > len(features)))
+        described.append(features[chosen])
+        chroma.append(colors[chosen])
+        photograph += [number] * count
+        if progress is not None:
+            progress(number + 1, len(names))
+    memory.fill(torch.cat(described), torch.cat(chroma), torch.tensor(photograph))
+    for flow in flows[1:]:
+        _encoder_and_memory(flow)[1].load_state_dict(memory.state_dict())
+
+
+def _encoder_and_memory(flow: Flow) -> tuple[LumaEncoder, CellMemory]:
+    encoder = flow.encoder
+    assert isinstance(encoder, LumaEncoder)
+    assert encoder.memory is not None
+    return encoder, encoder.memory
+
+
+def _names(data: Photographs) -> list[str]:
+    return sorted({entry.name for entry in data.training})
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
 
 
 class Digits:

@@ -25,33 +25,29 @@ from ..errors import FlowError
 from ..models import build
 from ..networks import Conditioner
 from ..tasks import Progress
-from .checkpoint import Checkpoints, RunState, copy_file, restore
-from .data import count_images, open_data
-from .distributed import Distributed
-from .objective import initialize_flow, pretrained_backbone
-from .pace import Pace
-from .photographs import ColorPhotographs, Recall, fill_memories
-from .recipe import Recipe, Stage, fingerprint
-from .results import START_FILE, Result, Results
-from .run_log import RunLog
-from .stage import (
-    Diverged,
-    Run,
-    StageRunner,
-    Stopped,
-    check_stage,
-    interruptible,
-    put_back,
-    running_moments,
-    unchanged_moments,
+from .checkpoint import (
+    Checkpoints,
+    RunState,
+    copy_file,
+    load_encoder,
+    load_weights,
+    restore,
+    shipped_with_backbone,
+    take_sampling_defaults,
+    with_guide_of,
 )
-from .stages import Stages
-from .start import load_encoder, load_weights, shipped_with_backbone, take_sampling_defaults, with_guide_of
+from .data import ColorPhotographs, Recall, count_images, fill_memories, open_data
+from .objective import initialize_flow, pretrained_backbone
+from .pace import Pace, Stages
+from .recipe import Recipe, Stage, fingerprint
+from .run_folder import START_FILE, Result, Results, RunLog
+from .stage import Distributed, Diverged, Run, StageRunner, check_stage, unchanged_moments
 from .validate import validate
 
 MAX_RETREATS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it
 LOG_EVERY = 20  # seconds between progress lines
+CANCELLED = "cancelled"
 
 
 def train(
@@ -86,9 +82,8 @@ def train(
     keeps to the minutes of every later call, too; any other run stops, with a checkpoint, when this call has taken
     them.
 
-    ``progress`` is called after every step, and with every sample sheet, ``(3, H, W)``. ``cancelled`` is called after
-    every layer; if it returns True, or raises, the run stops within a step, with the checkpoint of the step before and
-    without measuring the model. Several processes stop after a step.
+    ``progress`` is called after every step, and with every sample sheet, ``(3, H, W)``. So is ``cancelled``; if it
+    returns True, or raises, the run stops with a checkpoint, without measuring the model.
     """
     devices = [torch.device(device)] if device.startswith("cuda") else []
     if start is None and not (run / START_FILE).exists() and any(stage.teacher_weight for stage in recipe.stages):
@@ -107,19 +102,23 @@ def train(
             if is_new:  # a run that is refused leaves nothing behind
                 shutil.rmtree(run, ignore_errors=True)
             raise
-        # several processes stop together, after a step: one that stopped within it would leave the others waiting
-        asked = None if trainer.distributed.is_active else cancelled
         try:
-            with interruptible([trainer.flow, trainer.average], asked):
-                trainer.prepare(start, encoder_from)
-                return trainer.train(stop_after)
-        except Stopped as stopped:  # before the first step of a stage, whose checkpoint is written
-            trainer.log.line(f"stopped: before step {trainer.state.step + 1}")
-            if isinstance(stopped.reason, BaseException):
-                raise stopped.reason from None
-            raise FlowError(f"Stopped before step {trainer.state.step + 1}: run again to go on.") from None
+            trainer.prepare(start, encoder_from)
+            return trainer.train(stop_after)
+        except Stopped as stop:
+            if stop.raised is not None:
+                raise stop.raised from None
+            raise FlowError(f"Stopped {stop}: run again to go on.") from None
         finally:
             trainer.log.close()
+
+
+class Stopped(Exception):
+    """Why a run stops before its end; ``raised`` is what the caller raised to stop it, to be raised again."""
+
+    def __init__(self, reason: str, raised: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.raised = raised
 
 
 class _Trainer(Run):
@@ -163,11 +162,8 @@ class _Trainer(Run):
         self.pace = Pace(deadline, self._mean)
 
     def _while_decoding(self, done: int, total: int, preview: Tensor | None = None) -> None:
-        self._stop_if_cancelled(f"after {done} of {total} images were read: nothing has been trained yet")
-
-    def _stop_if_cancelled(self, when: str) -> None:
         if self.cancelled is not None and self.cancelled():
-            raise FlowError(f"Stopped {when}.")
+            raise FlowError(f"Stopped after {done} of {total} images were read: nothing has been trained yet.")
 
     # --- before the first step
 
@@ -247,6 +243,7 @@ class _Trainer(Run):
         for number, stage in enumerate(self.stages.shortened()):
             if not self.distributed.is_main:
                 continue
+            self._stop_before_step()
             start[number], sheet = self._measure(stage)
             if self.progress is not None and sheet is not None:
                 self.progress(0, self.stages.total(), sheet)
@@ -270,7 +267,7 @@ class _Trainer(Run):
                 runner = StageRunner(self, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 with unchanged_moments(self.flow):
                     for _ in range(2):  # the first one also warms up what later ones reuse
-                        self._stop_if_cancelled("while a step was timed, before the first one")
+                        self._stop_before_step()
                         begin = time.monotonic()
                         runner.gradient(*runner.batch(0)).item()
                         seconds = time.monotonic() - begin
@@ -287,6 +284,7 @@ class _Trainer(Run):
     def train(self, stop_after: int | None) -> Result:
         """Run the remaining stages, going back to a checkpoint where steps are not finite."""
         before = self.state.step
+        self._stop_before_step()
         while True:
             try:
                 finished = self._run_stages(stop_after)
@@ -348,34 +346,27 @@ class _Trainer(Run):
                 batch = upcoming.result()
                 data_wait += time.monotonic() - begin
                 upcoming = loader.submit(runner.batch, state.step + 1)
-                moments = running_moments(self.flow)
-                try:
-                    runner.step(*batch)
-                    state.step += 1
-                    reason = self._interruption(number, runner, limit)
-                except Stopped as stopped:  # nothing of the step counts
-                    put_back(moments)
-                    reason = stopped.reason
+                runner.step(*batch)
+                state.step += 1
+                stop = self._reason_to_stop(number, runner, limit)
                 is_last = state.step == min(runner.end, limit)
-                due = state.step % every == 0 or is_last or reason is not None
+                due = state.step % every == 0 or is_last or stop is not None
                 if due or state.step % SYNC_EVERY == 0:
                     runner.read_counters()
                 now = time.monotonic()
-                if (due or now - logged > LOG_EVERY) and state.step > logged_step:
+                if due or now - logged > LOG_EVERY:
                     seconds = max(now - logged, 1e-9)
                     runner.log_progress((state.step - logged_step) / seconds, data_wait / seconds)
                     logged, logged_step, data_wait = now, state.step, 0.0
                 if due:
                     state.seconds += time.monotonic() - started
-                    stopping = reason == "cancelled" or isinstance(reason, BaseException)
-                    stopped = self._checkpoint(runner, measured=not stopping)
-                    self.was_cancelled = stopping or stopped is not None
-                    reason = stopped or reason
+                    self.was_cancelled = str(stop) == CANCELLED
+                    self._checkpoint(runner)
                     started = logged = time.monotonic()
-                if isinstance(reason, BaseException):
-                    raise reason
-                if reason is not None:
-                    self.log.line(f"stopped: {reason}")
+                if stop is not None:
+                    if stop.raised is not None:
+                        raise stop.raised
+                    self.log.line(f"stopped: {stop}")
                     return is_last
         return True
 
@@ -393,25 +384,34 @@ class _Trainer(Run):
         if self.distributed.is_main:  # a good checkpoint to go back to
             self.checkpoints.write(self.flow, self.average, None, self.state)
 
-    def _interruption(self, number: int, runner: StageRunner, limit: float) -> str | BaseException | None:
-        """Fit the stage into the time, and ask whether to stop after a step: a reason, or what the caller raised."""
+    def _asked_to_stop(self, *, after_step: bool = False) -> Stopped | None:
+        try:
+            if after_step and self.progress is not None:
+                self.progress(self.state.step, self.stages.total())
+            return Stopped(CANCELLED) if self.cancelled is not None and self.cancelled() else None
+        except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
+            return Stopped(CANCELLED, raised)
+
+    def _stop_before_step(self) -> None:
+        """Raise Stopped if the caller asks for it; several processes stop together, after a step."""
+        stop = None if self.distributed.is_active else self._asked_to_stop()
+        if stop is not None:
+            when = f"before step {self.state.step + 1}"
+            self.log.line(f"stopped: {when}")
+            raise Stopped(when, stop.raised)
+
+    def _reason_to_stop(self, number: int, runner: StageRunner, limit: float) -> Stopped | None:
+        """Fit the stage into the time, report the step, and tell whether to stop after it."""
         state = self.state
         if self.pace.is_limited and state.stage_steps:
             self._keep_pace(number, runner)
-        reason: str | BaseException | None = None
-        try:
-            if self.progress is not None:
-                self.progress(state.step, self.stages.total())
-            if self.cancelled is not None and self.cancelled():
-                reason = "cancelled"
-        except BaseException as raised:  # the host's own interruption, to be raised again after the checkpoint
-            reason = raised
-        if self.pace.is_over and not state.stage_steps and state.step < min(runner.end, limit):
-            reason = reason or "the time is up"
+        stop = self._asked_to_stop(after_step=True)
+        if stop is None and self.pace.is_over and not state.stage_steps and state.step < min(runner.end, limit):
+            stop = Stopped("the time is up")
         if self.distributed.is_active:  # now and then, because it waits for the device
             due = state.step % SYNC_EVERY == 0
-            return (reason or "cancelled") if due and self.distributed.any(reason is not None, self.device) else None
-        return reason
+            return (stop or Stopped(CANCELLED)) if due and self.distributed.any(stop is not None, self.device) else None
+        return stop
 
     def _keep_pace(self, number: int, runner: StageRunner) -> None:
         """Change the length of the run, now that more of its pace is known."""
@@ -447,24 +447,19 @@ class _Trainer(Run):
 
     # --- results
 
-    def _checkpoint(self, runner: StageRunner, *, measured: bool) -> str | BaseException | None:
-        """Write all files; return why the measurements were stopped, if they were."""
-        begin, reason = time.monotonic(), None
+    def _checkpoint(self, runner: StageRunner) -> None:
+        """Write all files."""
+        begin = time.monotonic()
         self.average.normalize()  # before it is written, so that a resumed run has the same
         if self.distributed.is_main:
             self.checkpoints.write(self.flow, self.average, runner.optimizer, self.state)
-            try:
-                self._publish(runner.stage, measured)
-            except Stopped as stopped:
-                self._publish(runner.stage, measured=False)
-                reason = stopped.reason
+            self._publish(runner.stage)
         self.pace.closing = time.monotonic() - begin
         self.distributed.barrier()
-        return reason
 
-    def _publish(self, stage: Stage, measured: bool = True) -> None:
-        """Measure the averaged weights unless there is no time to, and write model, sample sheet and curve."""
-        state = self.state
+    def _publish(self, stage: Stage) -> None:
+        """Measure the averaged weights unless the caller waits, and write model, sample sheet and curve."""
+        state, measured = self.state, not self.was_cancelled
         metrics, sheet = self._measure(stage) if measured else ({}, None)
         flow, of_guide = with_guide_of(self.average, self.results.start)
         provenance = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+import os
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,11 +21,10 @@ from ..flow import Flow
 from ..transforms import ODE, BatchNorm, InvertibleConv, batch_moments
 from .checkpoint import RunState
 from .data import Data
-from .distributed import Distributed
 from .memory import largest_batch, recompute_activations
 from .objective import Likelihood, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
-from .run_log import RunLog
+from .run_folder import RunLog
 
 NORM_TOLERANCE = 1e-3  # of weights after a step: one or two iterations from where the last step ended
 USABLE = 0.8  # share of the free memory that a batch may take
@@ -30,14 +32,6 @@ USABLE = 0.8  # share of the free memory that a batch may take
 
 class Diverged(Exception):
     """Too many consecutive steps were not finite."""
-
-
-class Stopped(Exception):
-    """The caller asked to stop in the middle of work; ``reason`` is for the log, or what is to be raised again."""
-
-    def __init__(self, reason: str | BaseException) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 @dataclass
@@ -277,57 +271,15 @@ class StageRunner:
 
 
 @contextmanager
-def interruptible(models: list[nn.Module], cancelled: Callable[[], bool] | None) -> Generator[None, None, None]:
-    """Ask after every layer of models, and at its gradient, whether to stop, while the body of the statement runs.
-
-    Where ``cancelled`` returns True, or raises, ``Stopped`` ends the body.
-    """
-    if cancelled is None:
-        yield
-        return
-
-    def check(*_: Any) -> None:
-        try:
-            stop = cancelled()
-        except BaseException as raised:  # the host's own interruption, which is no Exception in newer ones
-            raise Stopped(raised) from None
-        if stop:
-            raise Stopped("cancelled")
-
-    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-        check()
-        if isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(check)
-
-    layers = [m for model in models for m in model.modules() if not list(m.children())]
-    handles = [layer.register_forward_hook(watch) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def running_moments(flow: Flow) -> list[tuple[Tensor, Tensor]]:
-    """The running moments of a flow, which a step changes before its end, and their values now."""
-    norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
-    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-
-
-def put_back(moments: list[tuple[Tensor, Tensor]]) -> None:
-    """Give running moments the values that ``running_moments`` noted."""
-    for moment, value in moments:
-        moment.copy_(value)
-
-
-@contextmanager
 def unchanged_moments(flow: Flow) -> Generator[None, None, None]:
     """Undo what trial steps do to running moments."""
-    moments = running_moments(flow)
+    norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
+    before = [(moment, moment.clone()) for norm in norms for moment in norm.buffers()]
     try:
         yield
     finally:
-        put_back(moments)
+        for moment, value in before:
+            moment.copy_(value)
 
 
 def check_stage(stage: Stage, recipe: Recipe, data: Data, flow: Flow) -> None:
@@ -383,3 +335,72 @@ def _schedule(stage: Stage, done: int) -> float:
     if stage.schedule == "halving":
         return warmup * 0.5 ** sum(part >= p for p in (0.5, 0.75, 0.9, 0.95))
     return warmup
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+# Data-parallel training: every process takes its share of every batch. Start them with
+# ``torchrun --nproc-per-node N -m flowcore train ...``. All processes read the same data and the same run folder (on
+# several machines, a shared one); only the main process writes.
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process among those that train together; by default it is alone."""
+
+    rank: int = 0  # number of this process, from 0
+    world_size: int = 1  # number of processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and logs."""
+        return self.rank == 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is more than one process."""
+        return self.world_size > 1
+
+    def shard(self, batch: int) -> slice:
+        """Select this process's share of a batch; all shares must be equal, for the mean over processes."""
+        if batch % self.world_size:
+            raise FlowError(
+                f"A batch of {batch} cannot be shared equally by {self.world_size} processes. Start a number of "
+                f"processes that divides {batch}, or change the recipe's batch."
+            )
+        each = batch // self.world_size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Average a tensor over the processes, differentiably."""
+        return differentiable.all_reduce(value) / self.world_size if self.is_active else value
+
+    def any(self, condition: bool, device: str) -> bool:
+        """Return True in every process if the condition holds in one of them."""
+        return bool(self.mean(torch.tensor(float(condition), device=device)) > 0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.is_active:
+            dist.barrier()
+
+
+@contextmanager
+def init_distributed(device: str) -> Generator[tuple[Distributed, str], None, None]:
+    """Join the processes that torchrun started, if any: on "cpu" by gloo, on "cuda" by nccl with a GPU each.
+
+    It yields this process's place, and its device, e.g. "cuda:1".
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Distributed(), device
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Distributed(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()

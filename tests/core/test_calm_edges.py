@@ -22,7 +22,7 @@ from flowcore.prior import resize_temperature_map
 from flowcore.provenance import read as read_provenance
 from flowcore.tasks.tiles import edge_map
 from flowcore.tasks.upscale import sampling_settings
-from flowcore.training.start import load_weights
+from flowcore.training.checkpoint import load_weights
 
 from .test_command_line import photograph
 

@@ -14,10 +14,9 @@ from flowcore import FlowError, ImageError
 from flowcore.checkpoints.file import save
 from flowcore.cli.main import main
 from flowcore.evaluation import colorization, upscaling
-from flowcore.evaluation.colorization import evaluate_colorizer
+from flowcore.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.evaluation.density import evaluate_density
-from flowcore.evaluation.tables import colorizer_table, upscaler_table
-from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures
+from flowcore.evaluation.upscaling import MEASURES, USUAL_MEASURES, evaluate_upscaler, missing_measures, upscaler_table
 from flowcore.images.color import NEUTRAL, compress, luma, merge, split
 from flowcore.images.resize import enlarge, shrink
 from flowcore.quality.color_metrics import chroma_rmse, global_share

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flowcore import load
 from flowcore.checkpoints.file import save
-from flowcore.cli import announce
+from flowcore.cli import batches
 from flowcore.cli.main import main
 from flowcore.images import files
 from flowcore.inference.plan import Plan, planned
@@ -26,7 +26,7 @@ SMALL = {"steps": 1, "hidden": 4, "encoder_blocks": 1, "stacked_blocks": (0,)}
 @pytest.fixture
 def words(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "PROBE", 16)
-    monkeypatch.setattr(announce, "NOTEWORTHY", 0.01)  # megapixels: what is large here is said of 64x48 pixels
+    monkeypatch.setattr(batches, "NOTEWORTHY", 0.01)  # megapixels: what is large here is said of 64x48 pixels
     save(build_upscaler(**SMALL), tmp_path / "model.safetensors", provenance={"licence": "CC0", "source": "a test"})
     for name, size in (("a.png", (16, 12)), ("b.png", (60, 50))):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -92,11 +92,11 @@ def test_the_size_of_an_image_is_read_from_its_header(tmp_path, monkeypatch):
     Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("A whole file was read."))
     work = types.SimpleNamespace(size_of=lambda _: (200, 240))
-    assert announce._sizes(work, tmp_path / "a.png") == ((50, 60), (200, 240))
+    assert batches._sizes(work, tmp_path / "a.png") == ((50, 60), (200, 240))
 
 
 def test_small_results_are_made_without_a_word_and_the_limit_is_stated(words, monkeypatch, capsys):
-    monkeypatch.setattr(announce, "NOTEWORTHY", 16)
+    monkeypatch.setattr(batches, "NOTEWORTHY", 16)
     assert main(words) == 0
     assert "will take" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -120,7 +120,7 @@ def test_more_megapixels_are_asked_about(words, tmp_path, monkeypatch, capsys, a
 def test_where_nobody_can_be_asked_the_others_are_made(words, tmp_path, monkeypatch, capsys):
     """Below what is noteworthy in total, too."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
-    monkeypatch.setattr(announce, "NOTEWORTHY", 16)
+    monkeypatch.setattr(batches, "NOTEWORTHY", 16)
     assert main([*words, "--max-megapixels", "0.04"]) == 3
     assert f"{tmp_path / 'in' / 'b.png'}: A result would have 240x200 pixels" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a_model_tau0.8_seed0.png"]
@@ -130,7 +130,7 @@ def test_where_nobody_can_be_asked_the_others_are_made(words, tmp_path, monkeypa
 
 
 def test_a_disk_that_is_too_small_is_asked_about(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(announce.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
     assert main(words) == 1
     assert f"and 0.0 GB are free in {tmp_path / 'out'}" in capsys.readouterr().err

@@ -18,8 +18,8 @@ from flowcore.inference.plan import Plan
 from flowcore.networks import IMDN, CompactUpscaler, IMDNEncoder
 from flowcore.tasks.upscale import STRIPS, memory_required
 from flowcore.testing import perturbed
+from flowcore.training.checkpoint import load_encoder, load_weights, take_sampling_defaults, with_guide_of
 from flowcore.training.memory import PeakMemory, recomputable_modules
-from flowcore.training.start import load_encoder, load_weights, take_sampling_defaults, with_guide_of
 
 RECORDING = Path(__file__).parents[1] / "conformance" / "imdn.safetensors"  # of the published program, in float64
 GUIDE = RECORDING.with_name("realesr_general.safetensors")  # likewise, of half of both networks

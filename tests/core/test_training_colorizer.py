@@ -25,13 +25,11 @@ from flowcore.models import build
 from flowcore.networks.efficientnet import EfficientNetLite0
 from flowcore.networks.luma import split_source
 from flowcore.training.checkpoint import RunState
-from flowcore.training.data import open_data
-from flowcore.training.distributed import Distributed
+from flowcore.training.data import ColorPhotographs, Recall, fill_memories, open_data
 from flowcore.training.loop import train
 from flowcore.training.objective import calm_error, initialize_flow, make_objective
-from flowcore.training.photographs import ColorPhotographs, Recall, fill_memories
 from flowcore.training.recipe import parse_recipe
-from flowcore.training.stage import Run, StageRunner
+from flowcore.training.stage import Distributed, Run, StageRunner
 
 from .photographs import photographs
 from .test_training_loop import assert_same_run, content
@@ -309,8 +307,8 @@ def test_a_model_remembers_the_photographs_that_it_is_trained_on(photos, backbon
 
 
 def test_a_crop_never_finds_its_own_photograph(photos, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("flowcore.training.photographs.PARTS", ((1.0, 1.0),))
-    monkeypatch.setattr("flowcore.training.photographs.SERIES", 2.0)
+    monkeypatch.setattr("flowcore.training.data.PARTS", ((1.0, 1.0),))
+    monkeypatch.setattr("flowcore.training.data.SERIES", 2.0)
     made = remembering_recipe(0.0)
     flow, data = build("colorizer", made.model).eval(), open_data(made, photos, tmp_path)
     flow.encoder.backbone.load_state_dict(backbone[1])

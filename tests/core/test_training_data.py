@@ -26,9 +26,8 @@ from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.folders import image_files
 from flowcore.images.resize import shrink
 from flowcore.training import image_sources
-from flowcore.training.data import open_data
+from flowcore.training.data import ColorPhotographs, Photographs, open_data
 from flowcore.training.image_sources import find_images, folder_problem, folder_stamp
-from flowcore.training.photographs import ColorPhotographs, Photographs
 from flowcore.training.recipe import held_out_names, parse_recipe, read_recipe
 
 from .photographs import photograph, photographs, recipe_of_photographs

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flowcore.images.resize import shrink
+from flowcore.training.data import Photographs
 from flowcore.training.degradation import (
     GRID,
     MAX_BLUR,
@@ -23,7 +24,6 @@ from flowcore.training.degradation import (
     degrade,
     draw_degradation,
 )
-from flowcore.training.photographs import Photographs
 
 from .photographs import photograph, photographs, recipe_of_photographs
 

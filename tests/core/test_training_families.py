@@ -13,13 +13,11 @@ from builders import build_tiny
 import flowcore
 from flowcore.dequantization import VariationalDequantizer, to_integers
 from flowcore.errors import FlowError, ImageError
-from flowcore.evaluation.density import evaluate_density
-from flowcore.evaluation.tables import density_table
+from flowcore.evaluation.density import density_table, evaluate_density
 from flowcore.models import build, configure
-from flowcore.training.data import Digits, read_idx
+from flowcore.training.data import Digits, Photographs, read_idx
 from flowcore.training.loop import train
 from flowcore.training.objective import make_objective
-from flowcore.training.photographs import Photographs
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.styles import STYLES, attributes, measure_styles
 from flowcore.transforms import BatchNorm
@@ -110,17 +108,6 @@ def test_a_stopped_run_goes_on_to_the_same_parameters(architecture, images, tmp_
     assert once.keys() == twice.keys()
     for name, value in once.items():
         assert torch.equal(value, twice[name]), name
-
-
-def test_a_step_asks_at_every_layer_whether_to_stop(architecture, images, tmp_path):
-    asked, steps = [0], []
-
-    def count():
-        asked[0] += 1
-        return False
-
-    train(recipe(architecture, 2), images, tmp_path, cancelled=count, progress=lambda *_: steps.append(asked[0]))
-    assert steps[1] - steps[0] > 8
 
 
 def test_batch_norm_measures_in_training_only(data, tmp_path):

@@ -12,7 +12,7 @@ from flowcore.training import loop, pace
 from flowcore.training.data import open_data
 from flowcore.training.pace import Pace
 from flowcore.training.recipe import parse_recipe
-from flowcore.training.run_log import read_rows
+from flowcore.training.run_folder import read_rows
 from flowcore.training.stage import StageRunner
 from flowcore.training.validate import validate
 

@@ -1,0 +1,401 @@
+"""What a run writes into its folder: log, tables, curve and sheets; model files; and the name it is published under.
+
+The log is ``log.txt``, ``history.csv``, ``held_out.csv``, ``curve.png``, ``sheets/``, and TensorBoard's files.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import filecmp
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..checkpoints.file import read_header, save
+from ..checkpoints.writing import replacing, write_atomic
+from ..errors import FlowError
+from ..flow import Flow
+from ..images.rounding import to_uint8
+from .checkpoint import copy_file
+
+TRAINING = ("step", "stage", "unit", "loss", "rate", "gradient_norm", "steps_per_second", "data_wait", "skipped")
+HELD_OUT = ("step", "stage", "measure", "value")
+WIDTH, HEIGHT = 960, 480  # pixels of a panel of the curve
+MARGIN = 56
+
+
+class RunLog:
+    """Writes what happens in a run into its folder, and to TensorBoard if it is installed."""
+
+    def __init__(self, run: Path, write_line: Callable[[str], None] | None, *, step: int, enabled: bool = True) -> None:
+        """Open the files, and drop the rows of a killed run after this step; without ``write_line``, use stderr."""
+        self.run, self.write_line, self.enabled = run, write_line, enabled
+        self.history, self.held_out = run / "history.csv", run / "held_out.csv"
+        self.board: Any = None
+        if not enabled:
+            return
+        for path, columns in ((self.history, TRAINING), (self.held_out, HELD_OUT)):
+            rows = [row for row in read_rows(path) if int(row["step"]) <= step]
+            with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows([row[column] for column in columns] for row in rows)
+        try:
+            board = importlib.import_module("torch.utils.tensorboard")
+        except ImportError:
+            return
+        self.board = board.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def line(self, text: str) -> None:
+        """Write a line, with the time."""
+        if not self.enabled:
+            return
+        stamped = f"{time.strftime('%H:%M:%S')} {text}"
+        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(stamped + "\n")
+        if self.write_line is not None:
+            self.write_line(stamped)
+        else:
+            sys.stderr.write(stamped + "\n")
+            sys.stderr.flush()
+
+    def training(self, **row: Any) -> None:
+        """Append a row to ``history.csv``, with a value for every column."""
+        if not self.enabled:
+            return
+        _append(self.history, TRAINING, row)
+        if self.board is not None:
+            for name in ("loss", "rate", "gradient_norm", "steps_per_second"):
+                self.board.add_scalar(f"{row['stage']}/{name}", row[name], row["step"])
+
+    def validation(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
+        """Append a row per metric to ``held_out.csv``, and draw ``curve.png``."""
+        for name, value in metrics.items():
+            _append(self.held_out, HELD_OUT, {"step": step, "stage": stage, "measure": name, "value": value})
+            if self.board is not None:
+                self.board.add_scalar(f"{stage}/{name}", value, step)
+        draw_curve(read_rows(self.history), read_rows(self.held_out), self.run / "curve.png")
+
+    def sheet(self, step: int, columns: Sequence[Tensor]) -> Tensor:
+        """Save columns of images, ``(B, 1 or 3, H, W)`` in [0, 1], as ``sheets/NNNNNN.png``: ``(3, h, w)``."""
+        rows = torch.cat([c.clamp(0, 1).cpu().float().expand(-1, 3, -1, -1) for c in columns], dim=3)
+        sheet = torch.cat(list(rows), dim=1)
+        with replacing(self.run / "sheets" / f"{step:06d}.png") as partial:
+            Image.fromarray(to_uint8(sheet).permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG")
+        return sheet
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a table, without a last line that was cut off when the process was killed."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdecimal()]
+
+
+def _append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow([row[column] for column in columns])
+
+
+def draw_curve(training: Sequence[Mapping[str, str]], held_out: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Draw the loss of every stage against its steps, a panel per stage, with dots for the held-out images.
+
+    It takes the rows of ``history.csv`` and ``held_out.csv``, where the first measure of a step is its loss.
+    """
+    stages = list(dict.fromkeys(row["stage"] for row in training))
+    image = Image.new("RGB", (WIDTH * max(1, len(stages)), HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    for number, stage in enumerate(stages):
+        rows = [row for row in training if row["stage"] == stage]
+        line = [(int(row["step"]), float(row["loss"])) for row in rows]
+        losses = {int(row["step"]): float(row["value"]) for row in reversed(held_out) if row["stage"] == stage}
+        _draw_panel(draw, number * WIDTH, f"{stage}: {rows[0]['unit']}", line, sorted(losses.items()))
+    with replacing(path) as partial:
+        image.save(partial, "PNG")
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    title: str,
+    line: Sequence[tuple[int, float]],
+    dots: Sequence[tuple[int, float]],
+) -> None:
+    """Draw one stage. The first, large losses are cut off: all above twice the range of the later half."""
+    finite = [(x, y) for x, y in [*line, *dots] if abs(y) < float("inf")]
+    if not finite:
+        return
+    xs, ys = [x for x, _ in finite], [y for _, y in finite]
+    later = ys[len(line) // 2 :] or ys
+    low = min(ys)
+    high = min(max(ys), max(later) + 2 * (max(later) - low) + 1e-9)
+
+    def place(point: tuple[int, float]) -> tuple[float, float]:
+        across = (point[0] - min(xs)) / max(1, max(xs) - min(xs))
+        up = (min(point[1], high) - low) / max(high - low, 1e-12)
+        return left + MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
+
+    frame = [left + MARGIN, MARGIN, left + WIDTH - MARGIN, HEIGHT - MARGIN]
+    draw.rectangle(frame, outline="#999999")
+    for k in range(5):
+        value = low + (high - low) * k / 4
+        y = place((min(xs), value))[1]
+        draw.line([frame[0], y, frame[2], y], fill="#e5e5e5")
+        draw.text((left + 4, y - 6), f"{value:.4g}", fill="#444444")
+    draw.text((frame[0], HEIGHT - MARGIN + 8), f"step {min(xs)}", fill="#444444")
+    draw.text((frame[2] - 70, HEIGHT - MARGIN + 8), f"step {max(xs)}", fill="#444444")
+    draw.text((frame[0], MARGIN - 20), f"{title}; line: training, dots: held out", fill="#000000")
+    if len(line) > 1:
+        draw.line([place(point) for point in line], fill="#1f6fb4", width=2)
+    for point in dots:
+        x, y = place(point)
+        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill="#d1495b")
+
+
+# --- model files ------------------------------------------------------------------------------------------------------
+
+START_FILE = "start.safetensors"  # in the run folder: the model that the run started from
+TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run has come to at the end of a call of ``train``."""
+
+    model: Path  # the model file
+    steps: int  # made in this call and those before
+    total: int  # of the whole run
+    new_steps: int  # that this call made
+    skipped: int  # that changed nothing because they were not finite
+    minutes: float  # of training, in this call and those before
+    better_than_start: bool | None  # by measurements; None if it started from none, or nothing could be measured
+    verdict: str  # the comparison with that model, in a sentence; empty if the run started from none
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.steps >= self.total
+
+
+class Results:
+    """The model files of a run: what it started from, the better of the two, and what was trained if it is worse."""
+
+    def __init__(self, folder: Path) -> None:
+        self.start, self.model, self.worse = (
+            folder / name for name in (START_FILE, "model.safetensors", "worse.safetensors")
+        )
+
+    def publish(
+        self, flow: Flow, provenance: dict[str, Any], start: Mapping[str, float], *, measured: bool = True
+    ) -> None:
+        """Write a model with its metrics; where the start, which measured ``start``, is better, beside that one."""
+        if start and not measured:  # nothing tells which is better: what has been measured stays
+            if not self.model.exists():
+                copy_file(self.start, self.model)
+        elif became_worse(start, provenance["metrics"]):
+            save(flow, self.worse, provenance=provenance)
+            copy_file(self.start, self.model)
+        else:
+            save(flow, self.model, provenance=provenance)
+            self.worse.unlink(missing_ok=True)
+
+    def is_of(self, step: int) -> bool:
+        """Whether the files are those of a step."""
+        files = [file for file in (self.worse, self.model) if file.exists()]
+        return self.model in files and any(read_header(file).provenance.get("steps") == step for file in files)
+
+    def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
+        """Compare what was trained with what it started from, which measured ``start``: is it better, in a sentence."""
+        if not start:
+            return None, (
+                "no held-out image is as large as a crop, so nothing tells whether this is better than the start"
+            )
+        file = self.worse if self.worse.exists() else self.model
+        if file == self.model and filecmp.cmp(file, self.start, shallow=False):
+            return None, f"stopped before it was measured, so {file.name} is the start"
+        metrics = read_header(file).provenance["metrics"]
+        values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
+        worse = became_worse(start, metrics)
+        if worse:
+            return False, (
+                f"worse than the start {worse} ({values}): {self.model.name} is the start; what was trained is "
+                f"{self.worse}"
+            )
+        change, *others = (loss_of_quality(name, start, metrics) for name in start)
+        if change == 0:
+            return False, f"as good as the start ({values})"
+        lost = ", ".join(name for name, loss in zip([*start][1:], others, strict=True) if loss > 0)
+        return True, f"better than the start by {-change:.4g} ({values})" + (f", but not in {lost}" if lost else "")
+
+
+def became_worse(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
+    """Say in which measure, and by how much, a model became worse than the one that it started from; "" if it did not.
+
+    It did if the loss of held-out images is higher, which is their first measure, or if the picture at temperature 0
+    has become much worse: the likelihood alone may still rise while pictures lose.
+    """
+    limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
+    for name, limit in limits.items():
+        loss = loss_of_quality(name, start, metrics)
+        if not loss <= limit:  # true for NaN, too
+            return f"by {loss:.4g} in {name}"
+    return ""
+
+
+def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str, float]) -> float:
+    """How much worse a measure is: of signal-to-noise ratios a fall, of losses and errors a rise; NaN if missing."""
+    change = metrics.get(name, math.nan) - start[name]
+    return -change if "psnr" in name else change
+
+
+# --- a run under a name -----------------------------------------------------------------------------------------------
+
+CHECKPOINT, MODEL, RECORD = "checkpoint.pt", "model.safetensors", "node.json"
+EARLIER = "earlier"
+NOT_SET_ASIDE = ("cache", EARLIER)
+
+
+@dataclass
+class Record:
+    """What is remembered of a run besides the trainer's own files."""
+
+    recipe: str  # its name
+    fingerprint: str  # of what decides the weights
+    minutes: float  # that the run was given when it began
+    start: str  # name of the model whose weights it started from
+    saved: str = ""  # digest of the model file that runs of this name have published; empty if none
+    ours: bool = False  # whether this run has published it, and not one before a restart
+    finished: bool = False  # whether the run has reached its end
+
+
+class NamedRun:
+    """The folder of a run, and the model file that it is published as."""
+
+    def __init__(self, folder: Path, target: Path, find: Callable[[], Path | None]) -> None:
+        """Name a run, which need not exist: the trainer's folder, and the model file that it is published as.
+
+        ``find`` returns the file that a loader finds under the name of the target, wherever it is.
+        """
+        self.folder = folder
+        self.target = target
+        self._find = find
+
+    def record(self) -> Record | None:
+        """Read the record; None if there is no run."""
+        try:
+            return Record(**json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def open(self, settings: Record, *, restart: bool) -> Record:
+        """Resume the run, or begin it with the settings asked for; return its record.
+
+        Other settings are refused, and so is to replace a model file that the run has not made. ``restart`` begins
+        again; what the earlier run made is moved into its folder ``earlier``, which has room for one run. Decoded
+        images stay.
+        """
+        record = self.record()
+        self._refuse_to_overwrite(record)
+        if restart and self.folder.exists():
+            settings.saved = "" if record is None else record.saved
+            self._set_aside()
+            record = None
+        elif record is not None and not (self.folder / CHECKPOINT).exists():
+            settings.saved, record = record.saved, None  # it stopped before its first step
+        elif record is not None:
+            self._refuse_other_settings(record, settings)
+        record = record or settings
+        self._write(record)
+        return record
+
+    def publish(self, record: Record) -> None:
+        """Copy the model to the target, atomically, unless a foreign file is there now, and write the record."""
+        model = self.folder / MODEL
+        if model.exists():
+            digest = _digest(model)
+            if not self.target.exists() or _digest(self.target) != digest:
+                self._refuse_to_overwrite(record)
+                copy_file(model, self.target)
+            record.saved, record.ours = digest, True
+        self._write(record)
+
+    def state(self) -> str:
+        """Return what changes whenever there is more to train: "gone" if the finished model file was removed."""
+        record = self.record()
+        if record is None or not (self.folder / CHECKPOINT).exists():
+            return ""
+        if record.finished:
+            return "gone" if self._find() is None else ""
+        return str((self.folder / CHECKPOINT).stat().st_mtime_ns)
+
+    def history(self) -> list[dict[str, str]]:
+        """Read the trainer's history, a row per logged step."""
+        return read_rows(self.folder / "history.csv")
+
+    def last_sheet(self) -> Path | None:
+        """Return the newest sheet of samples, if there is one."""
+        return max((self.folder / "sheets").glob("*.png"), key=lambda path: int(path.stem), default=None)
+
+    def _write(self, record: Record) -> None:
+        text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+        write_atomic(self.folder / RECORD, text.encode())
+
+    def _set_aside(self) -> None:
+        earlier = self.folder / EARLIER
+        shutil.rmtree(earlier, ignore_errors=True)
+        earlier.mkdir()
+        for item in list(self.folder.iterdir()):
+            if item.name not in NOT_SET_ASIDE:
+                os.replace(item, earlier / item.name)
+
+    def _refuse_to_overwrite(self, record: Record | None) -> None:
+        found = self._find()
+        if found is not None and found.resolve() != self.target.resolve():
+            raise FlowError(f"There is a model {self.target.name} in {found.parent} already. Choose another name.")
+        if self.target.exists() and (record is None or _digest(self.target) != record.saved):
+            raise FlowError(
+                f"models/flows has a model {self.target.name} that is not the one that the runs in {self.folder} have "
+                "made. It is not overwritten: choose another name, or move the file away."
+            )
+
+    def _refuse_other_settings(self, record: Record, settings: Record) -> None:
+        changes = [
+            f"{field} {getattr(record, field)} (now {getattr(settings, field)})"
+            for field in ("recipe", "minutes", "start")
+            if getattr(record, field) != getattr(settings, field)
+        ]
+        if not changes and record.fingerprint != settings.fingerprint:
+            changes = [f"another content of the recipe {record.recipe}"]
+        if changes:
+            raise FlowError(
+                f"The run {self.folder.name} was begun with {', '.join(changes)}, and keeps that to its end. Set it "
+                f"back to go on, set restart to begin anew, or choose another name (with {self.target.name} as start, "
+                f"to build on it). What it has made so far is {self.target.name} in Load Flow Model."
+            )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
